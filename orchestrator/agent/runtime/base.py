@@ -1,0 +1,91 @@
+"""The contract between the agent and whatever runs a container."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.agent.images.config import LocalImage
+from orchestrator.model.specs import TaskSpec
+
+
+class RuntimeFailure(Exception):
+    """The container could not be made or driven; the text is one line for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """All that a container is made from. `id` is the task's id, so every action is idempotent."""
+
+    id: str
+    name: str
+    """What the user calls it, such as `web.3`."""
+    spec: TaskSpec
+    image: LocalImage
+    netns: Path | None
+    """The bind-mounted network namespace to join; None: an empty one of its own."""
+    address: str = ""
+    """Its IP on the default network, for /etc/hosts."""
+    hostname: str = ""
+    nameservers: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A running container's first process, identified so that a reused pid is noticed."""
+
+    pid: int
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a container ended."""
+
+    code: int
+    """0 to 255; 128 + n when signal n ended it; -1 when its monitor was lost and nobody knows."""
+    oom_killed: bool
+    finished_at: float
+    message: str = ""
+    """More than the code says, such as `the container's monitor died`."""
+
+
+class Runtime(Protocol):
+    """Makes, starts, watches and removes containers. Every method may be called again after a
+    crash at any point and goes on from what is there."""
+
+    async def create(self, container: Container) -> None:
+        """Mount the root, write the bundle, start the monitor, create the container."""
+        ...
+
+    async def start(self, container_id: str) -> Started:
+        """Start the created container's process. A running one is left as it is."""
+        ...
+
+    async def adopt(self, container_id: str) -> Started | Exit | None:
+        """What is there of a container made by an earlier agent: running, ended, or nothing that
+        can be used (then it must be removed)."""
+        ...
+
+    async def wait(self, container_id: str) -> Exit:
+        """Until the container has ended, however it does, its monitor's death included."""
+        ...
+
+    async def kill(self, container_id: str, signal: int) -> None:
+        """Send a signal to the container's first process; SIGKILL goes to every process in it.
+        Succeeds when it has ended."""
+        ...
+
+    async def remove(self, container_id: str) -> None:
+        """Kill what is left and remove container, mounts, folders, cgroups. Idempotent."""
+        ...
+
+    async def list(self) -> frozenset[str]:
+        """Ids of all containers of which anything is left on this node."""
+        ...
+
+    def log_path(self, container_id: str) -> Path:
+        """The newest log file; rotated ones stand beside it as `.1`, `.2`, …"""
+        ...

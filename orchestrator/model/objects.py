@@ -1,0 +1,184 @@
+"""What the store keeps. `meta.revision` is the store's revision of the object as read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from orchestrator.model.specs import Resources, ServiceSpec, TaskSpec
+from orchestrator.model.states import TaskState
+
+
+class NodeState(IntEnum):
+    """What the managers know of a node's health."""
+
+    UNKNOWN = 0
+    """Not heard of since this leader's term began."""
+    READY = 1
+    DOWN = 2
+
+
+class Availability(IntEnum):
+    """What its operator allows a node to do."""
+
+    ACTIVE = 0
+    PAUSE = 1
+    """Keeps what runs, takes nothing new."""
+    DRAIN = 2
+    """Its tasks go elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDescription:
+    """What an agent reports of its host."""
+
+    hostname: str = ""
+    address: str = ""
+    """The host's address on the underlay, without prefix length."""
+    resources: Resources = field(default_factory=Resources)
+    kernel: str = ""
+    os: str = ""
+    arch: str = ""
+    cgroup: str = ""
+    """`v1`, `v2` or `hybrid`."""
+    runtime: str = ""
+    """Name and version, such as `crun 1.21`."""
+    version: str = ""
+    """Of Orc."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Given to the agent on its own command line."""
+    blob_port: int = 0
+    """TCP port at which the node serves its image blobs to other nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A host that runs tasks."""
+
+    id: str = ""
+    created_at: float = 0.0
+    role: str = "worker"
+    availability: Availability = Availability.ACTIVE
+    labels: dict[str, str] = field(default_factory=dict)
+    """Set by operators; over those of the description."""
+    description: NodeDescription = field(default_factory=NodeDescription)
+    state: NodeState = NodeState.UNKNOWN
+    state_since: float = 0.0
+    message: str = ""
+    """Why the node is in its state, in the user's words."""
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A declared service. `spec_version` grows with each change of `spec.task`."""
+
+    id: str = ""
+    created_at: float = 0.0
+    updated_at: float = 0.0
+    spec: ServiceSpec = field(default_factory=ServiceSpec)
+    spec_version: int = 1
+    image_digest: str = ""
+    """The manifest digest that `spec.task.container.image` was resolved to."""
+    removed: bool = False
+    """The user removed it; it goes once its tasks have ended."""
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStatus:
+    """What was observed of a task."""
+
+    state: TaskState = TaskState.NEW
+    at: float = 0.0
+    """When it was observed."""
+    message: str = ""
+    """The reason, in the user's words: why it waits, failed or was refused."""
+    exit_code: int = 0
+    oom_killed: bool = False
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    pid: int = 0
+    addresses: dict[str, str] = field(default_factory=dict)
+    """Network name → IP address, no prefix length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One container, one-shot, bound to one node for life."""
+
+    id: str = ""
+    created_at: float = 0.0
+    service_id: str = ""
+    service_name: str = ""
+    slot: int = 0
+    """The replica's number, kept across replacements."""
+    spec: TaskSpec = field(default_factory=TaskSpec)
+    spec_version: int = 0
+    image_digest: str = ""
+    node_id: str = ""
+    desired_state: TaskState = TaskState.RUNNING
+    status: TaskStatus = field(default_factory=TaskStatus)
+    not_before: float = 0.0
+    """The earliest time at which it may be started (restart delay)."""
+    attempt: int = 0
+    """How many tasks of this slot failed in a row before this one."""
+    revision: int = 0
+
+    @property
+    def name(self) -> str:
+        """What a user calls it, such as `web.3`."""
+        return f"{self.service_name}.{self.slot}"
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network and the slice of it that each node has."""
+
+    id: str = ""
+    name: str = ""
+    created_at: float = 0.0
+    driver: str = "overlay"
+    subnet: str = ""
+    node_prefix: int = 24
+    """Prefix length of a node's slice."""
+    vni: int = 0
+    slices: dict[str, str] = field(default_factory=dict)
+    """Node id → its subnet."""
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that some node has. Identified by the digest of its manifest."""
+
+    id: str = ""
+    names: tuple[str, ...] = ()
+    """Full names with tag, such as `hello:1`."""
+    config_digest: str = ""
+    size: int = 0
+    """Bytes of all blobs, compressed as they are stored."""
+    layers: tuple[str, ...] = ()
+    created_at: float = 0.0
+    nodes: tuple[str, ...] = ()
+    """Ids of the nodes that have it, sorted."""
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The one object of cluster-wide settings."""
+
+    id: str = ""
+    created_at: float = 0.0
+    ca_certificate: str = ""
+    """PEM."""
+    worker_token: str = ""
+    manager_token: str = ""
+    node_timeout: float = 5.0
+    """Seconds of silence after which a node is down."""
+    network_cidr: str = "10.128.0.0/14"
+    revision: int = 0
+
+
+Object = Node | Service | Task | Network | Image | Cluster

@@ -1,0 +1,148 @@
+"""User intent. A spec is stored as given and never edited by the system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+SHARES_PER_CORE = 1024
+"""CPU weight of one core, as in cgroup v1's `cpu.shares`."""
+
+DEFAULT_SHARES = 128
+"""What a task counts when it asks for nothing, so that nothing is free."""
+
+DEFAULT_MEMORY = 64 << 20
+"""Bytes of memory that a task counts when it asks for nothing."""
+
+
+class RestartCondition(IntEnum):
+    """When a finished task is replaced."""
+
+    ANY = 0
+    ON_FAILURE = 1
+    NONE = 2
+
+
+class ServiceMode(IntEnum):
+    """How the number of a service's tasks is found."""
+
+    REPLICATED = 0
+    GLOBAL = 1
+
+
+class Protocol(IntEnum):
+    """Transport of a published port."""
+
+    TCP = 0
+    UDP = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """An amount of CPU (shares) and memory (bytes); 0 is "not said"."""
+
+    shares: int = 0
+    memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PortSpec:
+    """A container port published on the node where the task runs."""
+
+    published: int = 0
+    target: int = 0
+    protocol: Protocol = Protocol.TCP
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """What runs: image, process and its surroundings."""
+
+    image: str = ""
+    entrypoint: tuple[str, ...] = ()
+    """Replaces the image's entrypoint when not empty."""
+    command: tuple[str, ...] = ()
+    """Replaces the image's command when not empty."""
+    env: tuple[str, ...] = ()
+    """`KEY=value` entries over those of the image."""
+    user: str = ""
+    workdir: str = ""
+    hostname: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    stop_signal: str = ""
+    """Name such as `SIGTERM`; empty: the image's, else SIGTERM."""
+    stop_grace: float = 10.0
+    """Seconds between the stop signal and SIGKILL."""
+    read_only: bool = False
+    pids_limit: int = 0
+    """Most processes in the container; 0: the node's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """When and how fast a finished task is replaced (Docker's `--restart-*`)."""
+
+    condition: RestartCondition = RestartCondition.ANY
+    delay: float = 5.0
+    """Seconds before a replacement starts; grows with each failure in a row (back-off)."""
+    max_attempts: int = 0
+    """Most restarts of a slot within `window`; 0: no limit."""
+    window: float = 0.0
+    """Seconds over which attempts are counted; 0: forever."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatePolicy:
+    """How an update replaces tasks."""
+
+    parallelism: int = 1
+    """Slots replaced at a time; 0: all at once."""
+    delay: float = 0.0
+    """Seconds between two batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """All that one task is made from. A change here means new tasks."""
+
+    container: ContainerSpec = field(default_factory=ContainerSpec)
+    reservation: Resources = field(default_factory=Resources)
+    """What the scheduler counts."""
+    limit: Resources = field(default_factory=Resources)
+    """What the kernel enforces: memory as a hard limit, shares as a CPU quota (1024 a core)."""
+    shares: int = 0
+    """CPU weight that the kernel gets (`--cpu-shares`); 0: the reservation, else the default."""
+    ports: tuple[PortSpec, ...] = ()
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
+    networks: tuple[str, ...] = ()
+    """Names of networks; empty: the cluster's default network."""
+    force: int = 0
+    """Raised to replace tasks although nothing else changed."""
+
+    @property
+    def counted(self) -> Resources:
+        """What the scheduler counts for a task of this spec: the reservation, else what the
+        kernel is told, else the defaults."""
+        return Resources(
+            shares=self.reservation.shares or self.shares or DEFAULT_SHARES,
+            memory=self.reservation.memory or self.limit.memory or DEFAULT_MEMORY,
+        )
+
+    @property
+    def weight(self) -> int:
+        """The CPU weight that the kernel gets, in shares."""
+        return self.shares or self.reservation.shares or DEFAULT_SHARES
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """What a user declares: a name, what to run, and how many of it."""
+
+    name: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    mode: ServiceMode = ServiceMode.REPLICATED
+    replicas: int = 1
+    task: TaskSpec = field(default_factory=TaskSpec)
+    update: UpdatePolicy = field(default_factory=UpdatePolicy)
+    constraints: tuple[str, ...] = ()
+    """Placement rules such as `node.labels.zone==a`; all must hold."""

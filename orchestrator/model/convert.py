@@ -1,0 +1,205 @@
+"""Dataclasses to protobuf messages and back: the only place where the two meet.
+
+Each dataclass of `specs` and `objects` has a message of the same name with the same fields in
+`orchestrator.pb.types_pb2`. A converter a class is derived once, on first use, from the type
+hints, so that a new field is one line in the dataclass and one in the proto (a test compares
+them).
+
+Two rules keep a round trip exact. A nested message is always sent, also when empty, and one that
+is absent reads as the dataclass' own default: a client that says nothing of `restart` gets the
+default policy, not one of zeros. And bytes are deterministic (map keys sorted), so that equal
+objects are equal in the store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from enum import IntEnum
+from functools import cache
+from operator import attrgetter
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from google.protobuf.message import DecodeError, Message
+
+from orchestrator.model import objects, specs
+from orchestrator.pb import types_pb2
+
+T = TypeVar("T")
+
+
+class ConvertError(ValueError):
+    """A message or dataclass that has no counterpart: an unknown enum number, a value out of
+    range, broken bytes."""
+
+
+def to_proto(obj: Any) -> Any:
+    """The message for a dataclass of the model, its `revision` included.
+
+    Raises ConvertError when a value does not fit its field, TypeError for a foreign class.
+    """
+    converter = _converter(type(obj))
+    message = converter.message()
+    try:
+        converter.write(obj, message)
+    except (TypeError, ValueError) as error:
+        raise ConvertError(f"cannot write a {type(obj).__name__}: {error}") from error
+    return message
+
+
+def from_proto(message: Message) -> Any:
+    """The dataclass for a message of `types_pb2`.
+
+    Raises ConvertError for an enum number that this version does not know.
+    """
+    return _converter(_class_of(message.DESCRIPTOR.name)).read(message)
+
+
+def encode(obj: Any) -> bytes:
+    """The bytes that the store keeps. `revision` is left out: it is the store's to give."""
+    message: Message = to_proto(obj)
+    if "revision" in message.DESCRIPTOR.fields_by_name:
+        message.ClearField("revision")
+    return message.SerializeToString(deterministic=True)
+
+
+def decode(cls: type[T], data: bytes, revision: int = 0) -> T:
+    """The object that `encode` made `data` from, with the store's `revision` in it.
+
+    Raises ConvertError when `data` is no such object; a `revision` for a class that has none is
+    a TypeError.
+    """
+    converter = _converter(cls)
+    message = converter.message()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise ConvertError(f"these bytes are not a {cls.__name__}: {error}") from error
+    if revision:
+        if not converter.has_revision:
+            raise TypeError(f"a {cls.__name__} has no revision")
+        message.revision = revision
+    result: T = converter.read(message)
+    return result
+
+
+class _Converter:
+    """How one class is written and read, as lists that are walked for each object."""
+
+    def __init__(self, cls: type) -> None:
+        self.message: Callable[[], Any] = getattr(types_pb2, cls.__name__)
+        self._cls = cls
+        self._plain: list[str] = []
+        """Set as they are, unless zero."""
+        self._repeated: list[str] = []
+        self._maps: list[str] = []
+        self._nested: list[tuple[int, str, _Converter]] = []
+        self._lists: list[tuple[str, _Converter]] = []
+        self._reads: list[tuple[int, Callable[[Any], Any]]] = []
+        """Position of a field → what makes its value from the message's."""
+        hints = get_type_hints(cls)
+        names = [field.name for field in dataclasses.fields(cls)]
+        for position, name in enumerate(names):
+            self._add(position, name, hints[name])
+        self.has_revision = "revision" in names
+        self._get_all = attrgetter(*names)
+
+    def _add(self, position: int, name: str, hint: Any) -> None:
+        origin, arguments = get_origin(hint), get_args(hint)
+        if origin is tuple and dataclasses.is_dataclass(arguments[0]):
+            item = _converter(arguments[0])
+            read = item.read
+            self._lists.append((name, item))
+            self._reads.append((position, lambda values: tuple(map(read, values))))
+        elif origin is tuple:
+            self._repeated.append(name)
+            self._reads.append((position, tuple))
+        elif origin is dict:
+            self._maps.append(name)
+            self._reads.append((position, dict))
+        elif dataclasses.is_dataclass(hint):
+            self._nested.append((position, name, _converter(hint)))  # type: ignore[arg-type]
+        else:
+            self._plain.append(name)
+            if issubclass(hint, IntEnum):
+                self._reads.append((position, _enum_reader(self._cls, name, hint)))
+
+    def write(self, obj: Any, message: Any) -> None:
+        for name in self._plain:
+            if value := getattr(obj, name):
+                setattr(message, name, value)
+        for name in self._repeated:
+            if value := getattr(obj, name):
+                getattr(message, name).extend(value)
+        for name in self._maps:
+            if value := getattr(obj, name):
+                getattr(message, name).update(value)
+        for _, name, converter in self._nested:
+            nested = getattr(message, name)
+            nested.SetInParent()
+            converter.write(getattr(obj, name), nested)
+        for name, converter in self._lists:
+            target = getattr(message, name)
+            for item in getattr(obj, name):
+                converter.write(item, target.add())
+
+    def read(self, message: Any) -> Any:
+        values = list(self._get_all(message))
+        for position, read in self._reads:
+            values[position] = read(values[position])
+        for position, name, converter in self._nested:
+            nested = values[position]
+            values[position] = (
+                converter.read(nested) if message.HasField(name) else converter.default()
+            )
+        return self._cls(*values)
+
+    def default(self) -> Any:
+        return self._cls()
+
+
+def _enum_reader(cls: type, name: str, enum: type[IntEnum]) -> Callable[[int], IntEnum]:
+    members = {int(member): member for member in enum}
+
+    def read(number: int) -> IntEnum:
+        try:
+            return members[number]
+        except KeyError:
+            raise ConvertError(
+                f"{cls.__name__}.{name} is {number}, which is no {enum.__name__} that this "
+                "version knows; is the other side newer?"
+            ) from None
+
+    return read
+
+
+def _converter(cls: type) -> _Converter:
+    made = _made.get(cls)
+    if made is None:
+        if _classes().get(cls.__name__) is not cls:
+            raise TypeError(f"{cls!r} is not a class of the model that has a message")
+        made = _made[cls] = _Converter(cls)
+    return made
+
+
+def _class_of(name: str) -> type:
+    try:
+        return _classes()[name]
+    except KeyError:
+        raise TypeError(f"the message {name} has no class in the model") from None
+
+
+_made: dict[type, _Converter] = {}
+"""What `_converter` has derived so far."""
+
+
+@cache
+def _classes() -> dict[str, type]:
+    return {
+        name: value
+        for module in (specs, objects)
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and dataclasses.is_dataclass(value)
+        and hasattr(types_pb2, name)
+    }

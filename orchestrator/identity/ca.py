@@ -1,0 +1,184 @@
+"""The cluster's certificate authority: ECDSA P-256, X.509 (RFC 5280)."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+CA_LIFETIME = dt.timedelta(days=3650)
+LIFETIME = dt.timedelta(days=365)
+"""Of every certificate that the CA signs."""
+
+_SKEW = dt.timedelta(minutes=5)
+"""Certificates begin this long ago, so that hosts with slow clocks accept them."""
+
+MANAGER_NAME = "manager.orc"
+"""DNS name in every manager's certificate; clients insist on it, whatever address they dial."""
+
+NODE_NAME = "node.orc"
+"""DNS name in every node's certificate, for its blob server."""
+
+_DNS_NAMES = {"manager": MANAGER_NAME, "worker": NODE_NAME}
+
+
+class BadRequest(Exception):
+    """A certificate signing request that cannot be honoured; one line for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A certificate and its private key, both PEM."""
+
+    certificate: str
+    key: str
+
+
+def digest(certificate_pem: str) -> str:
+    """SHA-256 of the certificate's DER form, as hex."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+    return hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ).decode()
+
+
+def _subject(common_name: str, role: str, cluster_id: str) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, role),
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, cluster_id),
+        ]
+    )
+
+
+def new_ca(cluster_id: str, now: dt.datetime) -> KeyPair:
+    """A fresh self-signed CA for one cluster."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _subject("orc-ca", "ca", cluster_id)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SKEW)
+        .not_valid_after(now + CA_LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(
+            x509.KeyUsage(
+                digital_signature=False,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                key_cert_sign=True,
+                crl_sign=True,
+                encipher_only=False,
+                decipher_only=False,
+            ),
+            critical=True,
+        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return KeyPair(certificate.public_bytes(serialization.Encoding.PEM).decode(), _pem(key))
+
+
+def new_request() -> tuple[str, str]:
+    """A fresh key and a signing request for it, both PEM: (key, request). The subject is the
+    CA's to choose, so the request carries none."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([]))
+        .sign(key, hashes.SHA256())
+    )
+    return _pem(key), request.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def sign(
+    ca: KeyPair,
+    request_pem: str,
+    *,
+    common_name: str,
+    role: str,
+    cluster_id: str,
+    now: dt.datetime,
+    addresses: Sequence[str] = (),
+) -> str:
+    """The PEM certificate for a signing request. Only the public key is taken from the request;
+    who its holder is, the caller decides. Raises `BadRequest`."""
+    try:
+        request = x509.load_pem_x509_csr(request_pem.encode())
+        signed = request.is_signature_valid
+    except (ValueError, InvalidSignature) as error:
+        raise BadRequest(f"the certificate request cannot be read: {error}") from error
+    public_key = request.public_key()
+    if not signed or not isinstance(public_key, ec.EllipticCurvePublicKey):
+        raise BadRequest("the certificate request must be signed with an ECDSA key")
+    names: list[x509.GeneralName] = [
+        x509.IPAddress(ipaddress.ip_address(address)) for address in addresses
+    ]
+    if dns := _DNS_NAMES.get(role):
+        names.append(x509.DNSName(dns))
+    issuer = x509.load_pem_x509_certificate(ca.certificate.encode())
+    key = serialization.load_pem_private_key(ca.key.encode(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(_subject(common_name, role, cluster_id))
+        .issuer_name(issuer.subject)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SKEW)
+        .not_valid_after(now + LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(
+            x509.ExtendedKeyUsage(
+                [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+            ),
+            critical=False,
+        )
+    )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    certificate = builder.sign(key, hashes.SHA256())
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def issue(
+    ca: KeyPair,
+    *,
+    common_name: str,
+    role: str,
+    cluster_id: str,
+    now: dt.datetime,
+    addresses: Sequence[str] = (),
+) -> KeyPair:
+    """A fresh key with a certificate for it."""
+    key, request = new_request()
+    certificate = sign(
+        ca,
+        request,
+        common_name=common_name,
+        role=role,
+        cluster_id=cluster_id,
+        now=now,
+        addresses=addresses,
+    )
+    return KeyPair(certificate, key)

@@ -1,0 +1,78 @@
+"""The identity folder of a host: its certificate, its key (0600), and what it belongs to."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+class NoIdentity(Exception):
+    """The folder holds no identity; one line that says how to get one."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIdentity:
+    """What a joined host knows of itself (`node.json`)."""
+
+    node_id: str
+    cluster_id: str
+    role: str
+    address: str
+    managers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerIdentity:
+    """What a manager knows of itself (`manager.json`)."""
+
+    manager_id: str
+    cluster_id: str
+    address: str
+    port: int
+    """Of the control API; the join port is the next one."""
+    network_cidr: str
+    worker_token: str
+    manager_token: str
+    """Secrets of the first tokens; the store has those in force."""
+
+
+def write_private(path: Path, text: str, mode: int = 0o600) -> None:
+    """Write a file that nobody else may read, whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_identity(path: Path, identity: NodeIdentity | ManagerIdentity) -> None:
+    """Write `node.json` or `manager.json`."""
+    write_private(path, json.dumps(asdict(identity), indent=2) + "\n")
+
+
+def read_manager(data_dir: Path) -> ManagerIdentity:
+    """The manager that lives in `data_dir`. Raises `NoIdentity`."""
+    try:
+        fields = json.loads((data_dir / "manager.json").read_text())
+    except FileNotFoundError:
+        raise NoIdentity(
+            f"there is no cluster in {data_dir}; run 'orc cluster init' first"
+        ) from None
+    return ManagerIdentity(**fields)
+
+
+def read_node(data_dir: Path) -> NodeIdentity:
+    """The node that lives in `data_dir`. Raises `NoIdentity`."""
+    try:
+        fields = json.loads((data_dir / "node.json").read_text())
+    except FileNotFoundError:
+        raise NoIdentity(
+            f"this host has not joined a cluster (nothing in {data_dir}); "
+            "run 'orc cluster join --token TOKEN ADDRESS' first"
+        ) from None
+    return NodeIdentity(**{**fields, "managers": tuple(fields["managers"])})

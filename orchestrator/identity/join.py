@@ -1,0 +1,125 @@
+"""A host's way into the cluster: trust the manager by the token, be trusted by its secret."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from dataclasses import dataclass
+
+import grpc
+
+from orchestrator.identity import ca, token
+from orchestrator.identity.tls import channel_options
+from orchestrator.pb import identity_pb2, identity_pb2_grpc
+
+_TIMEOUT = 10.0
+"""Seconds for each of the three steps."""
+
+
+class JoinRefused(Exception):
+    """The host did not get in; one line that says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What a host got: keys and certificates are PEM."""
+
+    node_id: str
+    role: str
+    cluster_id: str
+    managers: tuple[str, ...]
+    ca_certificate: str
+    certificate: str
+    key: str
+    own_address: str
+    """This host's address on the way to the manager."""
+
+
+def _split(address: str, default_port: int) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host:
+        return address, default_port
+    if not port.isdigit():
+        raise JoinRefused(f"'{address}' is not an address; write HOST:PORT, such as 10.0.0.1:7421")
+    return host, int(port)
+
+
+def _presented(host: str, port: int) -> tuple[str, str]:
+    """The certificate that the other end shows, whoever it is, and our own address towards it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((host, port), timeout=_TIMEOUT) as raw,
+            context.wrap_socket(raw) as tls,
+        ):
+            der = tls.getpeercert(binary_form=True)
+            own = str(tls.getsockname()[0])
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        raise JoinRefused(
+            f"cannot reach a manager at {host}:{port}: {reason}; "
+            f"is 'orc manager' running there, and is port {port} open?"
+        ) from error
+    if der is None:
+        raise JoinRefused(f"the server at {host}:{port} shows no certificate")
+    return ssl.DER_cert_to_PEM_cert(der), own
+
+
+def join(address: str, token_text: str, hostname: str) -> Joined:
+    """Join the cluster whose manager's join port is at `address` (HOST[:PORT]).
+
+    Raises `JoinRefused` and `token.BadToken`.
+    """
+    wanted = token.parse(token_text)
+    host, port = _split(address, 7421)
+    shown, own_address = _presented(host, port)
+    target = f"{host}:{port}"
+    # The first call trusts just the certificate that was shown: all it asks for is the CA's
+    # certificate, which the token's digest then proves right or wrong.
+    with grpc.secure_channel(
+        target, grpc.ssl_channel_credentials(shown.encode()), options=channel_options()
+    ) as channel:
+        try:
+            reply = identity_pb2_grpc.JoinStub(channel).GetCa(
+                identity_pb2.GetCaRequest(), timeout=_TIMEOUT
+            )
+        except grpc.RpcError as error:
+            raise JoinRefused(
+                f"the server at {target} is not an Orc manager's join port ({error.details()})"
+            ) from error
+    try:
+        matches = ca.digest(reply.ca_certificate) == wanted.ca_digest
+    except ValueError:
+        matches = False
+    if not matches:
+        raise JoinRefused(
+            f"the manager at {target} is not of the cluster that this token is for (its CA "
+            "differs); check the address, and that nobody stands between"
+        )
+    key, request = ca.new_request()
+    with grpc.secure_channel(
+        target,
+        grpc.ssl_channel_credentials(reply.ca_certificate.encode()),
+        options=channel_options(),
+    ) as channel:
+        try:
+            signed = identity_pb2_grpc.JoinStub(channel).Sign(
+                identity_pb2.SignRequest(secret=wanted.secret, csr=request, hostname=hostname),
+                timeout=_TIMEOUT,
+            )
+        except grpc.RpcError as error:
+            raise JoinRefused(str(error.details())) from error
+    return Joined(
+        node_id=signed.node_id,
+        role=signed.role,
+        cluster_id=signed.cluster_id,
+        managers=tuple(signed.managers),
+        ca_certificate=reply.ca_certificate,
+        certificate=signed.certificate,
+        key=key,
+        own_address=own_address,
+    )

@@ -1,0 +1,112 @@
+"""Which role may call which RPC: one table, enforced before any handler runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from orchestrator.identity.tls import Identity, peer_identity
+
+log = logging.getLogger(__name__)
+
+ALLOWED: dict[str, frozenset[str]] = {
+    "orchestrator.v1.Control": frozenset({"admin"}),
+    "orchestrator.v1.Dispatch": frozenset({"worker"}),
+    "orchestrator.v1.Blobs": frozenset({"worker", "manager"}),
+}
+"""Service → roles that may call it. What is not here needs no certificate (see `OPEN`) or is
+refused."""
+
+OPEN = frozenset({"orchestrator.v1.Join"})
+"""Services for hosts that have no certificate yet."""
+
+
+def may_call(identity: Identity | None, service: str, cluster_id: str) -> str:
+    """Why `identity` may not call `service`, in the user's words; empty when it may."""
+    if service in OPEN:
+        return ""
+    roles = ALLOWED.get(service)
+    if roles is None:
+        return f"nobody may call {service}"
+    if identity is None:
+        return "this needs a certificate of the cluster"
+    if identity.cluster_id != cluster_id:
+        return "this certificate is of another cluster"
+    if identity.role not in roles:
+        return f"a certificate with the role '{identity.role}' may not call {service}"
+    return ""
+
+
+class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses each call that the table does not allow, and logs it."""
+
+    def __init__(self, cluster_id: str) -> None:
+        self._cluster_id = cluster_id
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler: Any = await continuation(details)
+        if handler is None:
+            return None
+        method = str(details.method)
+        service = method.strip("/").partition("/")[0]
+
+        async def check(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            identity = peer_identity(context)
+            refusal = may_call(identity, service, self._cluster_id)
+            if refusal:
+                log.warning(
+                    "call refused",
+                    extra={
+                        "method": method,
+                        "peer": context.peer(),
+                        "identity": identity.id if identity else "none",
+                        "role": identity.role if identity else "none",
+                        "reason": refusal,
+                    },
+                )
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, refusal)
+
+        return _guarded(handler, check)
+
+
+def _guarded(
+    handler: Any, check: Callable[[grpc.aio.ServicerContext[Any, Any]], Awaitable[None]]
+) -> Any:
+    """The same handler, behind `check`. A handler is unary or streaming on its answer's side;
+    what its request is makes no difference here."""
+    streams = handler.response_streaming
+    inner = (
+        (handler.stream_stream or handler.unary_stream)
+        if streams
+        else (handler.stream_unary or handler.unary_unary)
+    )
+
+    async def unary(request: Any, context: Any) -> Any:
+        await check(context)
+        return await inner(request, context)
+
+    async def stream(request: Any, context: Any) -> Any:
+        await check(context)
+        async for item in inner(request, context):
+            yield item
+
+    make = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[handler.request_streaming, streams]
+    return make(
+        stream if streams else unary,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )

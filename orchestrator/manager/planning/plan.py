@@ -1,0 +1,120 @@
+"""What a decision is: changes, and what must still be true when they are written.
+
+A `Plan` is data. The manager's shell turns it into guarded transactions: every object in
+`changes` (its `before`) and in `requires` must still have the revision that was read, or nothing
+of it is written and the decision is made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from orchestrator.model.objects import Object, Task
+from orchestrator.model.states import Owner, TaskState, is_terminal, may_move
+
+
+class IllegalChange(Exception):
+    """A plan wants what the rules of a task's life forbid: a defect of the planner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One object created (`before` is None), updated, or deleted (`after` is None)."""
+
+    before: Object | None
+    after: Object | None
+
+    def __post_init__(self) -> None:
+        before, after = self.before, self.after
+        if before is None and after is None:
+            raise IllegalChange("a change needs an object")
+        if before is not None and after is not None:
+            if type(before) is not type(after):
+                raise IllegalChange(f"{before.id}: a change cannot make another kind of object")
+            if before.id != after.id:
+                raise IllegalChange(f"{before.id}: a change cannot rename it to {after.id}")
+
+    @property
+    def subject(self) -> Object:
+        """The object as it will be, or as it was if it goes."""
+        subject = self.after if self.after is not None else self.before
+        assert subject is not None  # __post_init__ saw to it
+        return subject
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one decision wants written. Legal by construction: see `check_change`.
+
+    The changes of a service are ordered by slot, with what stops a slot's old task directly
+    before what starts its new one, so that a plan too large for one transaction may be cut
+    between slots.
+    """
+
+    changes: tuple[Change, ...] = ()
+    requires: tuple[Object, ...] = ()
+    """Objects that were merely read and must not have changed: the service, a placement's node."""
+    requeue_at: float | None = None
+    """When to decide again although nothing has changed (seconds since the epoch)."""
+    reason: str = ""
+    """What the plan is about, for the log and for `orc plan`."""
+
+    def __post_init__(self) -> None:
+        for change in self.changes:
+            check_change(change)
+
+
+def check_change(change: Change) -> None:
+    """Raise `IllegalChange` unless the manager may make this change.
+
+    Only tasks have rules: the move must be the manager's by the table of states, desired_state
+    only grows, a task's node is for life, and a task is deleted only when it has ended or never
+    reached a node.
+    """
+    before, after = change.before, change.after
+    if isinstance(after, Task):
+        if before is None:
+            _check_birth(after)
+        elif isinstance(before, Task):
+            _check_move(before, after)
+    elif isinstance(before, Task) and _may_be_running(before):
+        raise IllegalChange(f"task {before.id} is deleted while it may be running")
+
+
+def earliest(*times: float | None) -> float | None:
+    """The earliest of some points in time, of which any may be None ("never")."""
+    return min((time for time in times if time is not None), default=None)
+
+
+def requeue(plans: Iterable[Plan]) -> float | None:
+    """When the first of these plans wants to be made again."""
+    return earliest(*(plan.requeue_at for plan in plans))
+
+
+def _may_be_running(task: Task) -> bool:
+    return task.status.state >= TaskState.ASSIGNED and not is_terminal(task.status.state)
+
+
+def _check_birth(task: Task) -> None:
+    if task.status.state not in (TaskState.NEW, TaskState.PENDING, TaskState.ASSIGNED):
+        raise IllegalChange(f"task {task.id} is born {task.status.state.name}")
+    if task.status.state is TaskState.ASSIGNED and not task.node_id:
+        raise IllegalChange(f"task {task.id} is assigned to no node")
+
+
+def _check_move(before: Task, after: Task) -> None:
+    source, target = before.status.state, after.status.state
+    if source is not target and not may_move(Owner.MANAGER, source, target):
+        raise IllegalChange(
+            f"task {before.id}: the manager may not move it from {source.name} to {target.name}"
+        )
+    if after.desired_state < before.desired_state:
+        raise IllegalChange(
+            f"task {before.id}: its desired state would shrink from"
+            f" {before.desired_state.name} to {after.desired_state.name}"
+        )
+    if before.node_id and after.node_id != before.node_id:
+        raise IllegalChange(f"task {before.id} is bound to node {before.node_id} for life")
+    if target is TaskState.ASSIGNED and not after.node_id:
+        raise IllegalChange(f"task {before.id} is assigned to no node")

@@ -117,8 +117,9 @@ class _Converter:
         elif origin is dict:
             self._maps.append(name)
             self._reads.append((position, dict))
-        elif dataclasses.is_dataclass(hint):
-            self._nested.append((position, name, _converter(hint)))  # type: ignore[arg-type]
+        elif hint in _classes().values():
+            nested: type = hint
+            self._nested.append((position, name, _converter(nested)))
         else:
             self._plain.append(name)
             if issubclass(hint, IntEnum):
@@ -173,12 +174,12 @@ def _enum_reader(cls: type, name: str, enum: type[IntEnum]) -> Callable[[int], I
     return read
 
 
-def _converter(cls: type) -> _Converter:
+def _converter(cls: Any) -> _Converter:
     made = _made.get(cls)
     if made is None:
-        if _classes().get(cls.__name__) is not cls:
+        if cls not in _classes().values():
             raise TypeError(f"{cls!r} is not a class of the model that has a message")
-        made = _made[cls] = _Converter(cls)
+        _made[cls] = made = _Converter(cls)
     return made
 
 
@@ -189,7 +190,7 @@ def _class_of(name: str) -> type:
         raise TypeError(f"the message {name} has no class in the model") from None
 
 
-_made: dict[type, _Converter] = {}
+_made: dict[Any, _Converter] = {}
 """What `_converter` has derived so far."""
 
 
@@ -199,7 +200,5 @@ def _classes() -> dict[str, type]:
         name: value
         for module in (specs, objects)
         for name, value in vars(module).items()
-        if isinstance(value, type)
-        and dataclasses.is_dataclass(value)
-        and hasattr(types_pb2, name)
+        if isinstance(value, type) and dataclasses.is_dataclass(value) and hasattr(types_pb2, name)
     }

@@ -152,9 +152,7 @@ def _task(number: int) -> Task:
         slot=number,
         spec=TaskSpec(container=container, ports=(PortSpec(8080, 80),), networks=("orc",)),
         node_id="n" * 25,
-        status=TaskStatus(
-            state=TaskState.RUNNING, at=2.0, pid=77, addresses={"orc": "10.128.1.7"}
-        ),
+        status=TaskStatus(state=TaskState.RUNNING, at=2.0, pid=77, addresses={"orc": "10.128.1.7"}),
     )
 
 

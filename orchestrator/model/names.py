@@ -1,0 +1,170 @@
+"""Names: images by Docker's rules, services as DNS labels, ids, and what a typo was meant to be.
+
+Image syntax follows the reference grammar of the distribution project
+(https://pkg.go.dev/github.com/distribution/reference); the form that is kept is Docker's familiar
+one, so `docker.io/library/hello` and `hello` are the same image, `hello:latest`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_DOMAIN = re.compile(
+    r"(?:(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
+    r"(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
+)
+_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
+_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+_DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9a-fA-F]{32,}")
+_SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?")
+_HOSTNAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?")
+_ID = re.compile(r"[0-9a-z]{25}")
+_HUB = ("docker.io", "index.docker.io")
+_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageName:
+    """A parsed image name. `tag` is `latest` where neither tag nor digest was given."""
+
+    registry: str = ""
+    """`HOST[:PORT]`; empty: none was named."""
+    repository: str = ""
+    tag: str = ""
+    digest: str = ""
+
+    @property
+    def name(self) -> str:
+        """Registry and repository, without tag and digest."""
+        return f"{self.registry}/{self.repository}" if self.registry else self.repository
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"{self.name}{tag}{digest}"
+
+
+def parse_image(text: str) -> ImageName:
+    """Split an image name. Raises ValueError with one line that says what is wrong with it."""
+    rest, at, digest = text.partition("@")
+    if at:
+        _check_digest(text, digest)
+    registry, repository = _split_registry(rest)
+    repository, colon, tag = repository.partition(":")
+    if colon:
+        _check_tag(text, tag)
+    _check_repository(text, registry, repository)
+    if registry in _HUB:
+        registry, repository = "", repository.removeprefix("library/")
+    return ImageName(registry, repository, tag or ("" if digest else "latest"), digest)
+
+
+def _split_registry(text: str) -> tuple[str, str]:
+    first, slash, rest = text.partition("/")
+    if slash and (any(c in first for c in ".:[") or first == "localhost" or first != first.lower()):
+        return first, rest
+    return "", text
+
+
+def _check_digest(text: str, digest: str) -> None:
+    if not _DIGEST.fullmatch(digest) or (
+        digest.startswith("sha256:") and not _SHA256.fullmatch(digest)
+    ):
+        raise ValueError(
+            f"image name {text!r} has a bad digest {digest!r}; "
+            "a digest is sha256: and 64 hexadecimal digits"
+        )
+
+
+def _check_tag(text: str, tag: str) -> None:
+    if not _TAG.fullmatch(tag):
+        what = "an empty tag" if not tag else f"a bad tag {tag[:40]!r}"
+        raise ValueError(
+            f"image name {text!r} has {what}; a tag is letters, digits, '_', '.' and '-', "
+            "at most 128 of them"
+        )
+
+
+def _check_repository(text: str, registry: str, repository: str) -> None:
+    if not repository:
+        raise ValueError(f"image name {text!r} has no repository; write such as hello:1")
+    if registry and not _DOMAIN.fullmatch(registry):
+        if "." in registry or ":" in registry:
+            raise ValueError(f"image name {text!r} has a bad registry {registry!r}")
+        raise ValueError(_upper_case(text))
+    for part in repository.split("/"):
+        if _COMPONENT.fullmatch(part):
+            continue
+        if not part:
+            raise ValueError(f"image name {text!r} has an empty part between slashes")
+        if _COMPONENT.fullmatch(part.lower()):
+            raise ValueError(_upper_case(text))
+        raise ValueError(
+            f"image name {text!r} has a bad part {part!r}; a name is lower-case letters and "
+            "digits, with single '.', '_' or '-' between them"
+        )
+    if len(registry) + len(repository) > 255:
+        raise ValueError(f"image name {text[:40]!r}… is longer than 255 characters")
+    if not registry and re.fullmatch(r"[0-9a-f]{64}", repository):
+        raise ValueError(f"image name {text!r} looks like an id; write sha256: before a digest")
+
+
+def _upper_case(text: str) -> str:
+    return f"image name {text!r} has upper-case letters; write {text.lower()!r}"
+
+
+def check_name(text: str, what: str = "name") -> None:
+    """Refuse a name that cannot be a DNS label (RFC 1123, with `_` as stacks use it).
+
+    Raises ValueError with the user's words.
+    """
+    if not text:
+        raise ValueError(f"the {what} is empty")
+    if len(text) > 63:
+        raise ValueError(f"{what} {text[:20]!r}… has {len(text)} characters; 63 are the most")
+    if not _LABEL.fullmatch(text):
+        raise ValueError(
+            f"{what} {text!r} is not a DNS label; use lower-case letters, digits, '-' and '_', "
+            "with a letter or digit at both ends"
+        )
+
+
+def check_hostname(text: str) -> None:
+    """Refuse what the kernel or a resolver would not take as a host's name (RFC 1123)."""
+    if len(text) > 63 or not _HOSTNAME.fullmatch(text):
+        raise ValueError(
+            f"hostname {text!r} is not valid; use letters, digits, '-' and '.', at most 63"
+        )
+
+
+def id_from(random: bytes) -> str:
+    """An id of 25 characters from at least 16 random bytes."""
+    number = int.from_bytes(random, "big")
+    digits = []
+    for _ in range(25):
+        number, digit = divmod(number, 36)
+        digits.append(_ALPHABET[digit])
+    return "".join(digits)
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` has the form of a whole id."""
+    return _ID.fullmatch(text) is not None
+
+
+def short_id(text: str) -> str:
+    """What of an id is shown in a table: 12 characters, of a digest its first 12 digits."""
+    return text.removeprefix("sha256:")[:12]
+
+
+def near_miss(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `word` was most likely meant to be, if one is close enough."""
+    known = list(candidates)
+    lowered = {candidate.lower(): candidate for candidate in reversed(known)}
+    if close := difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6):
+        return lowered[close[0]]
+    return None

@@ -1,0 +1,208 @@
+"""What a valid service is. Pure; the CLI asks before it sends, the manager before it stores.
+
+Only what is wrong whatever the cluster looks like is refused here. Whether a name is taken, a
+network exists or a node has the room is for the manager and its scheduler.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Mapping
+from math import isfinite
+
+from orchestrator.model.names import check_hostname, check_name, parse_image
+from orchestrator.model.specs import (
+    ContainerSpec,
+    PortSpec,
+    Resources,
+    RestartPolicy,
+    ServiceMode,
+    ServiceSpec,
+    TaskSpec,
+)
+from orchestrator.model.units import format_memory
+
+MIN_MEMORY = 6 << 20
+"""Bytes; below this a container cannot start (Docker's own limit)."""
+
+MIN_SHARES = 2
+MAX_SHARES = 262144
+"""The kernel's range of a CPU weight (`cpu.shares`, kernel/sched/sched.h)."""
+
+MIN_LIMIT_SHARES = 11
+"""The least CPU limit: the kernel takes no quota below 1 ms in 100 ms."""
+
+MAX_REPLICAS = 100_000
+
+_CONSTRAINT = re.compile(r"\s*([\w./-]+)\s*(==|!=)\s*(\S.*?)\s*", re.ASCII)
+_CONSTRAINT_KEYS = (
+    "node.id",
+    "node.hostname",
+    "node.role",
+    "node.platform.os",
+    "node.platform.arch",
+)
+
+
+class InvalidSpec(ValueError):
+    """A spec that cannot be run. `str()` is one line for the user; `field` is where it is."""
+
+    def __init__(self, field: str, words: str) -> None:
+        super().__init__(words)
+        self.field = field
+        """Path in the spec, such as `task.limit.memory`."""
+
+
+def validate_service(spec: ServiceSpec) -> None:
+    """Raise InvalidSpec for the first thing in `spec` that is wrong."""
+    _guard("name", check_name, spec.name, "service name")
+    _labels("labels", spec.labels)
+    if spec.replicas < 0:
+        raise InvalidSpec("replicas", f"replicas {spec.replicas} is negative; 0 is the least")
+    if spec.replicas > MAX_REPLICAS and spec.mode is ServiceMode.REPLICATED:
+        raise InvalidSpec("replicas", f"replicas {spec.replicas} is over {MAX_REPLICAS}, the most")
+    validate_task(spec.task)
+    _not_negative("update.parallelism", spec.update.parallelism, "update parallelism")
+    _not_negative("update.delay", spec.update.delay, "update delay")
+    for text in spec.constraints:
+        _constraint(text)
+
+
+def validate_task(spec: TaskSpec) -> None:
+    """Raise InvalidSpec for the first thing in a task's spec that is wrong; paths begin with
+    `task.`."""
+    _container(spec.container)
+    _resources(spec)
+    _ports(spec.ports)
+    _restart(spec.restart)
+    for name in spec.networks:
+        _guard("task.networks", check_name, name, "network name")
+    if len(set(spec.networks)) < len(spec.networks):
+        raise InvalidSpec("task.networks", "a network is named twice")
+
+
+def known_signal(text: str) -> bool:
+    """Whether `text` names a signal: `SIGTERM`, `TERM`, `15`, `RTMIN+3`."""
+    if text.isdecimal() and text.isascii():
+        return 1 <= int(text) <= signal.NSIG - 1
+    name = text.upper().removeprefix("SIG")
+    base, plus, offset = name.partition("+")
+    if base == "RTMIN" and plus:
+        return offset.isdecimal() and int(offset) <= signal.SIGRTMAX - signal.SIGRTMIN
+    return f"SIG{name}" in signal.Signals.__members__
+
+
+def _container(spec: ContainerSpec) -> None:
+    where = "task.container"
+    _guard(f"{where}.image", _image, spec.image)
+    for entry in spec.env:
+        key, equals, _ = entry.partition("=")
+        if not equals or not key:
+            raise InvalidSpec(f"{where}.env", f"env {entry!r} is not of the form KEY=value")
+    for name in ("command", "entrypoint", "env"):
+        if any("\0" in text for text in getattr(spec, name)):
+            raise InvalidSpec(f"{where}.{name}", f"{name} contains a NUL character")
+    _labels(f"{where}.labels", spec.labels)
+    if spec.workdir and (not spec.workdir.startswith("/") or "\0" in spec.workdir):
+        raise InvalidSpec(
+            f"{where}.workdir", f"workdir {spec.workdir!r} is not an absolute path; begin with '/'"
+        )
+    if re.search(r"\s|\0", spec.user) or spec.user.count(":") > 1:
+        raise InvalidSpec(
+            f"{where}.user", f"user {spec.user!r} is not of the form USER[:GROUP], names or ids"
+        )
+    if spec.hostname:
+        _guard(f"{where}.hostname", check_hostname, spec.hostname)
+    if spec.stop_signal and not known_signal(spec.stop_signal):
+        raise InvalidSpec(
+            f"{where}.stop_signal",
+            f"stop signal {spec.stop_signal!r} is unknown; write such as SIGTERM or SIGINT",
+        )
+    _not_negative(f"{where}.stop_grace", spec.stop_grace, "stop grace period")
+    _not_negative(f"{where}.pids_limit", spec.pids_limit, "pids limit")
+
+
+def _image(text: str) -> None:
+    if not text:
+        raise ValueError("no image is named; write such as hello:1")
+    parse_image(text)
+
+
+def _resources(spec: TaskSpec) -> None:
+    _shares("task.shares", spec.shares, "cpu shares", MIN_SHARES)
+    _shares("task.reservation.shares", spec.reservation.shares, "cpu reservation", MIN_SHARES)
+    _shares("task.limit.shares", spec.limit.shares, "cpu limit", MIN_LIMIT_SHARES)
+    _memory("task.reservation.memory", spec.reservation, "memory reservation")
+    _memory("task.limit.memory", spec.limit, "memory limit")
+    if 0 < spec.limit.memory < spec.reservation.memory:
+        raise InvalidSpec(
+            "task.limit.memory",
+            f"memory limit {format_memory(spec.limit.memory)} is below the reservation of "
+            f"{format_memory(spec.reservation.memory)}; raise the limit or reserve less",
+        )
+
+
+def _shares(field: str, shares: int, what: str, least: int) -> None:
+    if shares and shares < least:
+        raise InvalidSpec(field, f"{what} of {shares} shares must be at least {least}")
+    if shares > MAX_SHARES:
+        raise InvalidSpec(field, f"{what} of {shares} shares is over {MAX_SHARES}, the most")
+
+
+def _memory(field: str, resources: Resources, what: str) -> None:
+    if resources.memory and resources.memory < MIN_MEMORY:
+        size = format_memory(resources.memory) if resources.memory > 0 else str(resources.memory)
+        raise InvalidSpec(field, f"{what} {size} must be at least 6MiB")
+
+
+def _ports(ports: tuple[PortSpec, ...]) -> None:
+    seen = set()
+    for port in ports:
+        for what, number in (("published", port.published), ("target", port.target)):
+            if not 1 <= number <= 65535:
+                raise InvalidSpec("task.ports", f"{what} port {number} is not in 1-65535")
+        protocol = port.protocol.name.lower()
+        if (port.published, protocol) in seen:
+            raise InvalidSpec("task.ports", f"port {port.published}/{protocol} is published twice")
+        seen.add((port.published, protocol))
+
+
+def _restart(policy: RestartPolicy) -> None:
+    _not_negative("task.restart.delay", policy.delay, "restart delay")
+    _not_negative("task.restart.max_attempts", policy.max_attempts, "restart max attempts")
+    _not_negative("task.restart.window", policy.window, "restart window")
+
+
+def _constraint(text: str) -> None:
+    match = _CONSTRAINT.fullmatch(text)
+    if match is None:
+        raise InvalidSpec(
+            "constraints",
+            f"constraint {text!r} is not of the form KEY==VALUE or KEY!=VALUE, "
+            "such as node.labels.zone==a",
+        )
+    key = match[1]
+    if key not in _CONSTRAINT_KEYS and not re.fullmatch(r"node\.labels\..+", key):
+        raise InvalidSpec(
+            "constraints",
+            f"constraint {text!r} asks for {key!r}; known are "
+            f"{', '.join(_CONSTRAINT_KEYS)} and node.labels.NAME",
+        )
+
+
+def _labels(field: str, labels: Mapping[str, str]) -> None:
+    if any(not key.strip() for key in labels):
+        raise InvalidSpec(field, "a label has no name; write KEY=value")
+
+
+def _not_negative(field: str, value: float, what: str) -> None:
+    if value < 0 or not isfinite(value):
+        raise InvalidSpec(field, f"{what} {value:g} is not valid; 0 is the least")
+
+
+def _guard(field: str, check: Callable[..., None], *arguments: str) -> None:
+    try:
+        check(*arguments)
+    except ValueError as error:
+        raise InvalidSpec(field, str(error)) from None

@@ -28,8 +28,19 @@ class LeaseLost(StoreError):
     """The lease has expired or was revoked."""
 
 
+class Compacted(StoreError):
+    """The revision asked for is no longer in the store's history: list again."""
+
+
 class Conflict(StoreError):
-    """A guard of a transaction did not hold: what was read has changed. Recompute, never patch."""
+    """A guard of a transaction did not hold: what was read has changed. Recompute, never patch.
+
+    `keys` are those whose guards failed, so that a caller can tell a lost term from a lost race.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        super().__init__(f"changed in the meantime: {', '.join(keys)}")
+        self.keys = tuple(keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +55,25 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A condition of a transaction.
+    """A condition of a transaction: exactly one of the two revisions is set and compared.
 
-    `mod_revision` 0 asserts that the key does not exist. With `create_revision` set, that is
-    compared instead (an election key keeps its create revision while it is renewed).
+    0 asserts that the key does not exist. `create_revision` is for keys that are written while
+    they are held (an election key keeps its create revision for the whole term).
     """
 
     key: str
     mod_revision: int | None = None
     create_revision: int | None = None
 
+    def __post_init__(self) -> None:
+        if (self.mod_revision is None) == (self.create_revision is None):
+            raise ValueError(f"guard of {self.key}: set mod_revision or create_revision, not both")
+
 
 @dataclass(frozen=True, slots=True)
 class Put:
+    """Write a key. With `lease`, the key is deleted when that lease ends."""
+
     key: str
     value: bytes
     lease: int = 0
@@ -64,6 +81,8 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
+    """Delete a key; one that does not exist is no error and no write."""
+
     key: str
 
 
@@ -95,10 +114,6 @@ class Batch:
     events: tuple[Event, ...]
 
 
-class Compacted(StoreError):
-    """The revision asked for is no longer in the store's history: list again."""
-
-
 class Kv(Protocol):
     """What Orc asks of a key-value store. All methods raise `StoreError` subclasses only."""
 
@@ -113,8 +128,10 @@ class Kv(Protocol):
     async def txn(self, guards: Sequence[Guard], ops: Sequence[Op]) -> int:
         """Apply all `ops` atomically if all `guards` hold; the revision of the write.
 
-        Raises `Conflict` when a guard fails (nothing is written). At most `max_txn_ops` guards
-        and as many ops.
+        Raises `Conflict` when a guard fails, `LeaseLost` when a `Put` names a lease that is gone;
+        nothing is written then. At most `max_txn_ops` guards and as many ops; one op a key.
+        After `StoreUnavailable` the transaction may or may not have happened: read again. When
+        the ops change nothing (no ops, deletes of what is not there), the current revision.
         """
         ...
 
@@ -128,13 +145,15 @@ class Kv(Protocol):
     ) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
         """Changes under `prefix` from `start_revision` on, in order, one `Batch` a revision.
 
-        The stream survives reconnects and endpoint changes without a gap or a double. It raises
-        `Compacted` if the history needed is gone.
+        `start_revision` is at least 1, usually that of a `Snapshot` plus 1. The stream survives
+        reconnects and endpoint changes without a gap or a double, for as long as it takes. It
+        raises `Compacted` if the history needed is gone. Cancelling a wait for the next batch
+        loses nothing: the next wait goes on from there.
         """
         ...
 
     async def grant(self, ttl: float) -> int:
-        """A new lease of `ttl` seconds; its id."""
+        """A new lease of at least `ttl` seconds; its id. etcd takes whole seconds, 2 or more."""
         ...
 
     async def keepalive(self, lease: int) -> float:

@@ -1,0 +1,409 @@
+"""The etcd member that a manager runs for itself where no endpoints are given.
+
+It listens on loopback only and trusts only a CA in its own data folder. It is kept outside the
+manager's life: in a session of its own, so that a manager that is killed does not take it along;
+the next manager on the same data folder finds it running and adopts it.
+
+How it is found: no pid file, which could be missing or stale after a kill between two lines, but
+a look through /proc for an etcd whose command line and working directory are ours. That no two
+managers do so on one folder is a file lock's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from orchestrator.manager.store.background import background
+from orchestrator.manager.store.etcd import EtcdKv
+from orchestrator.manager.store.etcdtls import EtcdTls, MemberTls, ensure_member_tls
+from orchestrator.manager.store.kv import StoreError, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+MAX_TXN_OPS = 4096
+MAX_REQUEST_BYTES = 16 << 20
+QUOTA_BYTES = 4 << 30
+HISTORY = "10m"
+"""How long etcd keeps history; a watch is never further behind than its reconnect takes."""
+
+READY_WITHIN = 30.0
+"""Seconds until a started member must answer (a large log is replayed first)."""
+
+STOP_WITHIN = 5.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+FIRST_BACKOFF = 0.1
+LONGEST_BACKOFF = 5.0
+STEADY_AFTER = 10.0
+"""Seconds of life after which a death is a new story, with the first back-off again."""
+
+
+class EtcdMember:
+    """A running etcd, kept running while the `async with` lasts.
+
+    Raises StoreError on entry: no etcd binary, data folder in use, or etcd's own reason for not
+    starting.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        binary: str = "etcd",
+        client_port: int | None = None,
+        peer_port: int | None = None,
+    ) -> None:
+        """`data_dir` is made if missing. Ports that are not given are picked and remembered."""
+        self._folder = data_dir.absolute()
+        self._binary = binary
+        self._given = (client_port, peer_port)
+        self._stack = AsyncExitStack()
+        self._command: tuple[str, ...] = ()
+        self._process: _Process | None = None
+        self._ports = (0, 0)
+        self._tls: MemberTls | None = None
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where clients find it; valid inside the `async with`."""
+        return (f"https://127.0.0.1:{self._ports[0]}",)
+
+    @property
+    def tls(self) -> EtcdTls:
+        """What clients need to be let in; valid inside the `async with`."""
+        assert self._tls is not None
+        return self._tls.client
+
+    @property
+    def max_txn_ops(self) -> int:
+        return MAX_TXN_OPS
+
+    @property
+    def pid(self) -> int:
+        """The process that runs now; another one after a restart."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def __aenter__(self) -> EtcdMember:
+        async with self._stack as stack:
+            binary = _find(self._binary)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            stack.enter_context(_Lock(self._folder / "lock"))
+            self._tls = ensure_member_tls(self._folder / "tls", dt.datetime.now(dt.UTC))
+            orphan = _find_orphan(self._folder)
+            self._ports = _ports(self._folder / "ports.json", self._given, orphan is not None)
+            self._command = self._arguments(binary, self._tls.server)
+            if orphan is not None and (self._tls.renewed_ca or orphan.command != self._command):
+                log.info("etcd %d runs with other settings: restarting it", orphan.pid)
+                await orphan.stop()
+                orphan = None
+            if orphan is not None:
+                log.info("adopted etcd %d", orphan.pid)
+            self._process = orphan or _start(self._command, self._folder)
+            stack.push_async_callback(self._stop)
+            await self._ready()
+            await stack.enter_async_context(background(self._supervise()))
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        return await self._stack.__aexit__(kind, error, trace)
+
+    def _arguments(self, binary: str, tls: EtcdTls) -> tuple[str, ...]:
+        client = f"https://127.0.0.1:{self._ports[0]}"
+        peer = f"https://127.0.0.1:{self._ports[1]}"
+        rotation = {"maxsize": 10, "maxage": 0, "maxbackups": 1, "localtime": False}
+        return (
+            binary,
+            "--name=orc",
+            f"--data-dir={self._folder / 'data'}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=orc={peer}",
+            f"--cert-file={tls.cert}",
+            f"--key-file={tls.key}",
+            f"--trusted-ca-file={tls.ca}",
+            "--client-cert-auth",
+            f"--peer-cert-file={tls.cert}",
+            f"--peer-key-file={tls.key}",
+            f"--peer-trusted-ca-file={tls.ca}",
+            "--peer-client-cert-auth",
+            "--tls-min-version=TLS1.3",
+            f"--max-txn-ops={MAX_TXN_OPS}",
+            f"--max-request-bytes={MAX_REQUEST_BYTES}",
+            f"--quota-backend-bytes={QUOTA_BYTES}",
+            # With itself alone to hear from, a short timeout costs no false election, and a
+            # restarted member leads after 0.25 to 0.5 s instead of 1 to 2 s.
+            "--heartbeat-interval=50",
+            "--election-timeout=250",
+            "--auto-compaction-mode=periodic",
+            f"--auto-compaction-retention={HISTORY}",
+            "--grpc-keepalive-min-time=1s",
+            "--enable-grpc-gateway=false",
+            "--logger=zap",
+            f"--log-outputs={self._folder / 'etcd.log'}",
+            "--enable-log-rotation",
+            f"--log-rotation-config-json={json.dumps(rotation)}",
+        )
+
+    async def _ready(self) -> None:
+        """Wait for a linearizable read; StoreError with etcd's reason if it ends before."""
+        assert self._process is not None
+        async with EtcdKv(self.endpoints, self.tls, timeout=0.5) as kv:
+            for _ in range(int(READY_WITHIN / 0.5)):
+                try:
+                    await kv.get("ready")
+                    return
+                except StoreUnavailable as error:
+                    failure = error
+                if self._process.ended:
+                    raise StoreError(f"etcd does not start: {_last_words(self._folder)}")
+        raise StoreError(
+            f"etcd did not get ready within {READY_WITHIN:g} s ({failure}); "
+            f"see {self._folder / 'etcd.log'}"
+        )
+
+    async def _supervise(self) -> None:
+        """Start etcd again whenever it ends."""
+        loop = asyncio.get_running_loop()
+        backoff = FIRST_BACKOFF
+        while True:
+            assert self._process is not None
+            since = loop.time()
+            await self._process.wait()
+            if loop.time() - since >= STEADY_AFTER:
+                backoff = FIRST_BACKOFF
+            log.warning("etcd %d ended: %s", self._process.pid, self._cause(self._process))
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, LONGEST_BACKOFF)
+            try:
+                fresh = _start(self._command, self._folder)
+            except OSError as error:  # its binary is being upgraded, or memory is short
+                log.error("cannot start etcd: %s", error)
+                continue
+            os.close(self._process.pidfd)
+            self._process = fresh
+
+    def _cause(self, process: _Process) -> str:
+        if process.child is None:
+            return "its status went to another parent"
+        if process.child.returncode < 0:
+            return f"killed by {signal.Signals(-process.child.returncode).name}"
+        return f"status {process.child.returncode}, {_last_words(self._folder)}"
+
+    async def _stop(self) -> None:
+        assert self._process is not None
+        await self._process.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """An etcd, our child or adopted, held by a pidfd that no other process can come to mean."""
+
+    pid: int
+    pidfd: int
+    command: tuple[str, ...]
+    child: subprocess.Popen[bytes] | None
+
+    @property
+    def ended(self) -> bool:
+        if self.child is not None:
+            return self.child.poll() is not None
+        try:
+            signal.pidfd_send_signal(self.pidfd, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    async def wait(self) -> None:
+        """Until it has ended (and, a child, is reaped)."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        loop.add_reader(self.pidfd, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self.pidfd)
+        if self.child is not None:
+            self.child.wait()
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL for one that does not obey; closes the pidfd."""
+        try:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+            try:
+                async with asyncio.timeout(STOP_WITHIN):
+                    await self.wait()
+            except TimeoutError:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+                await self.wait()
+        finally:
+            os.close(self.pidfd)
+
+
+class _Lock:
+    """An exclusive lock on a file, given back by the kernel when its holder dies."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = -1
+
+    def __enter__(self) -> _Lock:
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise StoreError(
+                f"another manager runs on {self._path.parent}: stop it, or use another data folder"
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+
+def _find(binary: str) -> str:
+    found = shutil.which(binary)
+    if found is None:
+        raise StoreError(
+            f"{binary} is not installed: apt install etcd-server, or give --etcd-endpoints"
+        )
+    return found
+
+
+def _start(command: tuple[str, ...], folder: Path) -> _Process:
+    """Start etcd in a session of its own, so that neither Ctrl-C nor our death reaches it."""
+    # Variables such as ETCD_NAME would be settings; nothing but the command line shall count.
+    environment = {name: text for name, text in os.environ.items() if name[:5] != "ETCD_"}
+    with (folder / "etcd.err").open("wb") as errors:
+        child = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            start_new_session=True,
+        )
+    return _Process(child.pid, os.pidfd_open(child.pid), command, child)
+
+
+def _find_orphan(folder: Path) -> _Process | None:
+    """The etcd that an earlier manager left running on this data folder."""
+    for pid in _pids():
+        if not _is_ours(pid, folder):
+            continue
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        if _is_ours(pid, folder):  # still, so the pidfd means the process that was looked at
+            return _Process(pid, pidfd, _command_of(pid), None)
+        os.close(pidfd)
+    return None
+
+
+def _pids() -> Iterator[int]:
+    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+
+
+def _is_ours(pid: int, folder: Path) -> bool:
+    """By argument, and by the folder itself: the same path may be another one elsewhere."""
+    if f"--data-dir={folder / 'data'}" not in _command_of(pid):
+        return False
+    try:
+        return Path(f"/proc/{pid}/cwd").samefile(folder)
+    except OSError:
+        return False
+
+
+def _command_of(pid: int) -> tuple[str, ...]:
+    """Its arguments; empty for one that is gone or a zombie."""
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ()
+    return tuple(part.decode(errors="replace") for part in line.split(b"\0")[:-1])
+
+
+def _ports(memory: Path, given: tuple[int | None, int | None], running: bool) -> tuple[int, int]:
+    """Client and peer port: as given, else as remembered if free (or ours), else picked."""
+    try:
+        known = json.loads(memory.read_text())
+        remembered = (int(known["client"]), int(known["peer"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        remembered = (0, 0)
+    chosen: list[int] = []
+    for wanted, last in zip(given, remembered, strict=True):
+        if wanted is not None:
+            chosen.append(wanted)
+        elif last and (running or _free(last)):
+            chosen.append(last)
+        else:
+            chosen.append(_free_port())
+    ports = (chosen[0], chosen[1])
+    if ports != remembered:
+        fresh = memory.with_suffix(".new")
+        fresh.write_text(json.dumps({"client": ports[0], "peer": ports[1]}))
+        fresh.replace(memory)
+    return ports
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _last_words(folder: Path) -> str:
+    """The reason that etcd gave for its end, as short as it can be found."""
+    for line in reversed(_tail(folder / "etcd.log")):
+        with suppress(ValueError, KeyError, TypeError):
+            entry = json.loads(line)
+            if entry["level"] in ("fatal", "panic", "error"):
+                return f"{entry.get('error') or entry['msg']} (see {folder / 'etcd.log'})"
+    words = [line for line in _tail(folder / "etcd.err") if line.strip()]
+    return words[-1] if words else f"no reason in {folder / 'etcd.log'}"
+
+
+def _tail(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 16_384))
+            return file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,70 @@
+"""Runs an etcd member in a process of its own, for tests that share it or kill its supervisor.
+
+As a script: `kvhost.py DATA_DIR` prints the member as one JSON line and ends when its standard
+input does, so a test run that is killed takes the member along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.manager.store.etcdtls import EtcdTls
+from orchestrator.manager.store.member import EtcdMember
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A supervisor that runs, and the member that it had at its start."""
+
+    process: subprocess.Popen[bytes]
+    endpoints: tuple[str, ...]
+    tls: EtcdTls
+    max_txn_ops: int
+    etcd_pid: int
+    data_dir: Path
+
+
+@contextmanager
+def hosted(data_dir: Path) -> Iterator[Host]:
+    """A supervisor with a ready member; ended (unless the test killed it) with the block."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(data_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline() or b"{}")
+        assert said, "the supervisor did not start"
+        yield Host(
+            process,
+            tuple(said["endpoints"]),
+            EtcdTls(*map(Path, said["tls"])),
+            said["max_txn_ops"],
+            said["pid"],
+            data_dir,
+        )
+    finally:
+        process.communicate()
+
+
+async def main(data_dir: Path) -> None:
+    async with EtcdMember(data_dir) as member:
+        tls = member.tls
+        said = {
+            "endpoints": member.endpoints,
+            "tls": [str(tls.ca), str(tls.cert), str(tls.key)],
+            "max_txn_ops": member.max_txn_ops,
+            "pid": member.pid,
+        }
+        print(json.dumps(said), flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1])))

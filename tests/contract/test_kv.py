@@ -1,0 +1,451 @@
+"""What Orc relies on from its store, asserted of the one in memory and of a real etcd."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from kvhost import Host, hosted
+
+from orchestrator.manager.store.etcd import PAGE, EtcdKv
+from orchestrator.manager.store.etcdtls import EtcdTls, ensure_member_tls
+from orchestrator.manager.store.kv import (
+    Batch,
+    Compacted,
+    Conflict,
+    Delete,
+    Guard,
+    Kv,
+    LeaseLost,
+    Put,
+    StoreError,
+    StoreUnavailable,
+)
+from orchestrator.manager.store.memory import MemoryKv
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    with hosted(tmp_path_factory.mktemp("etcd")) as host:
+        yield host
+
+
+@pytest.fixture
+async def etcd(host: Host) -> AsyncIterator[EtcdKv]:
+    async with EtcdKv(host.endpoints, host.tls, max_txn_ops=host.max_txn_ops) as kv:
+        yield kv
+
+
+@dataclass
+class Store:
+    """A store under test, with the means to let time pass in it (a real one needs none)."""
+
+    kv: MemoryKv | EtcdKv
+    advance: Callable[[float], None]
+
+
+@pytest.fixture(params=["memory", "etcd"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    if request.param == "memory":
+        now = [100.0]
+        kv = MemoryKv(lambda: now[0])
+
+        def advance(seconds: float) -> None:
+            now[0] += seconds
+            kv.tick()
+
+        yield Store(kv, advance)
+        return
+    host: Host = request.getfixturevalue("host")
+    async with EtcdKv(host.endpoints, host.tls, max_txn_ops=host.max_txn_ops) as real:
+        yield Store(real, lambda seconds: None)
+
+
+@pytest.fixture
+def kv(store: Store) -> Kv:
+    return store.kv
+
+
+@pytest.fixture
+def at() -> str:
+    """A prefix of this test alone."""
+    return f"/test/{uuid.uuid4().hex}/"
+
+
+async def next_of(changes: AsyncIterator[Batch]) -> Batch:
+    async with asyncio.timeout(15):
+        return await anext(changes)
+
+
+# Reads and transactions.
+
+
+async def test_a_key_keeps_its_create_revision_and_gets_a_new_mod_revision(kv: Kv, at: str) -> None:
+    assert await kv.get(at + "a") is None
+    first = await kv.txn([], [Put(at + "a", b"1")])
+    second = await kv.txn([], [Put(at + "a", b"2")])
+    assert second == first + 1
+    entry = await kv.get(at + "a")
+    assert entry is not None
+    assert (entry.value, entry.create_revision, entry.mod_revision) == (b"2", first, second)
+    await kv.txn([], [Delete(at + "a")])
+    assert await kv.get(at + "a") is None
+
+
+async def test_a_list_is_sorted_whole_and_at_one_revision(kv: Kv, at: str) -> None:
+    revision = await kv.txn([], [Put(at + name, name.encode()) for name in ("b", "a", "c/d")])
+    await kv.txn([], [Put(at[:-1] + "0", b"next to the prefix")])
+    snapshot = await kv.list(at)
+    assert [entry.key for entry in snapshot.entries] == [at + "a", at + "b", at + "c/d"]
+    assert {entry.mod_revision for entry in snapshot.entries} == {revision}
+    assert snapshot.revision == revision + 1
+
+
+async def test_a_list_may_be_larger_than_grpcs_4_mib_and_longer_than_a_page(
+    kv: Kv, at: str
+) -> None:
+    for start in range(0, PAGE + 100, 100):
+        await kv.txn([], [Put(f"{at}{n:06}", b"x" * 4000) for n in range(start, start + 100)])
+    snapshot = await kv.list(at)
+    assert [entry.key for entry in snapshot.entries] == [f"{at}{n:06}" for n in range(PAGE + 100)]
+    assert sum(len(entry.value) for entry in snapshot.entries) > 8 << 20
+    await kv.txn([], [Delete(entry.key) for entry in snapshot.entries[:100]])
+
+
+@pytest.mark.parametrize(
+    ("guard", "holds"),
+    [
+        (lambda key, at, made: Guard(key, mod_revision=at), True),
+        (lambda key, at, made: Guard(key, mod_revision=made), False),
+        (lambda key, at, made: Guard(key, mod_revision=0), False),
+        (lambda key, at, made: Guard(key, create_revision=made), True),
+        (lambda key, at, made: Guard(key, create_revision=at), False),
+        (lambda key, at, made: Guard(key, create_revision=0), False),
+        (lambda key, at, made: Guard(key + "-none", mod_revision=0), True),
+        (lambda key, at, made: Guard(key + "-none", create_revision=0), True),
+        (lambda key, at, made: Guard(key + "-none", mod_revision=at), False),
+        (lambda key, at, made: Guard(key + "-none", create_revision=made), False),
+    ],
+)
+async def test_guards(
+    kv: Kv, at: str, guard: Callable[[str, int, int], Guard], holds: bool
+) -> None:
+    made = await kv.txn([], [Put(at + "a", b"1")])
+    modified = await kv.txn([], [Put(at + "a", b"2")])
+    condition = guard(at + "a", modified, made)
+    if holds:
+        assert await kv.txn([condition], [Put(at + "b", b"")]) == modified + 1
+        return
+    with pytest.raises(Conflict) as conflict:
+        await kv.txn([condition], [Put(at + "b", b"")])
+    assert conflict.value.keys == (condition.key,)
+
+
+async def test_a_conflict_writes_nothing_and_names_what_failed(kv: Kv, at: str) -> None:
+    revision = await kv.txn([], [Put(at + "a", b"1"), Put(at + "b", b"1")])
+    with pytest.raises(Conflict, match=at + "b") as conflict:
+        await kv.txn(
+            [Guard(at + "a", mod_revision=revision), Guard(at + "b", mod_revision=revision - 1)],
+            [Put(at + "a", b"2"), Delete(at + "b"), Put(at + "c", b"2")],
+        )
+    assert conflict.value.keys == (at + "b",)
+    snapshot = await kv.list(at)
+    assert [(entry.key, entry.value) for entry in snapshot.entries] == [
+        (at + "a", b"1"),
+        (at + "b", b"1"),
+    ]
+    assert snapshot.revision == revision
+
+
+async def test_a_transaction_that_changes_nothing_is_no_revision(kv: Kv, at: str) -> None:
+    revision = await kv.txn([], [Put(at + "a", b"1")])
+    assert await kv.txn([Guard(at + "a", mod_revision=revision)], []) == revision
+    assert await kv.txn([], [Delete(at + "none")]) == revision
+    assert await kv.txn([], [Put(at + "a", b"1"), Delete(at + "none")]) == revision + 1
+
+
+@pytest.mark.parametrize(
+    "second", [lambda key: Put(key, b"2"), lambda key: Delete(key)], ids=["put", "delete"]
+)
+async def test_a_key_twice_in_one_transaction_is_refused(
+    kv: Kv, at: str, second: Callable[[str], Put | Delete]
+) -> None:
+    with pytest.raises(StoreError):
+        await kv.txn([], [Put(at + "a", b"1"), second(at + "a")])
+    assert await kv.get(at + "a") is None
+
+
+async def test_as_many_operations_as_promised_and_no_more(kv: Kv, at: str) -> None:
+    most = kv.max_txn_ops
+    keys = [f"{at}{n}" for n in range(most + 1)]
+    await kv.txn([Guard(key, mod_revision=0) for key in keys[:most]], [Put(keys[0], b"")])
+    await kv.txn([], [Put(key, b"") for key in keys[:most]])
+    with pytest.raises(StoreError, match=str(most)):
+        await kv.txn([], [Put(key, b"") for key in keys])
+    with pytest.raises(StoreError, match=str(most)):
+        await kv.txn([Guard(key, mod_revision=0) for key in keys], [])
+
+
+# Watches.
+
+
+async def test_a_watch_gives_each_revision_once_and_whole(kv: Kv, at: str) -> None:
+    start = await kv.txn([], [Put(at + "a", b"1")])
+    made = await kv.txn([], [Put(f"{at}{n:03}", b"") for n in range(100)])
+    mixed = await kv.txn([], [Put(at + "000", b"2"), Delete(at + "001"), Put(at + "new", b"")])
+    async with kv.watch(at, start + 1) as changes:
+        batch = await next_of(changes)
+        assert batch.revision == made
+        assert {event.key for event in batch.events} == {f"{at}{n:03}" for n in range(100)}
+        batch = await next_of(changes)
+        assert batch.revision == mixed
+        found = {event.key: event.entry for event in batch.events}
+        assert found.keys() == {at + "000", at + "001", at + "new"}
+        assert found[at + "001"] is None
+        changed = found[at + "000"]
+        assert changed is not None
+        assert (changed.value, changed.create_revision, changed.mod_revision) == (b"2", made, mixed)
+        later = await kv.txn([], [Delete(at + "new")])
+        assert (await next_of(changes)).revision == later
+
+
+async def test_a_watch_sees_its_prefix_alone(kv: Kv, at: str) -> None:
+    start = await kv.txn([], [Put(at + "x", b"")])
+    async with kv.watch(at + "in/", start + 1) as changes:
+        await kv.txn([], [Put(at + "out", b"")])
+        revision = await kv.txn([], [Put(at + "in/a", b""), Put(at + "out", b"2")])
+        batch = await next_of(changes)
+    assert batch.revision == revision
+    assert [event.key for event in batch.events] == [at + "in/a"]
+
+
+async def test_a_revision_larger_than_any_message_is_still_one_batch(kv: Kv, at: str) -> None:
+    start = await kv.txn([], [Put(at + "start", b"")])
+    async with kv.watch(at, start + 1) as changes:
+        revision = await kv.txn([], [Put(f"{at}{n}", b"x" * 150_000) for n in range(100)])
+        batch = await next_of(changes)
+    assert batch.revision == revision
+    assert len(batch.events) == 100
+    await kv.txn([], [Delete(event.key) for event in batch.events])
+
+
+async def test_a_cancelled_wait_loses_nothing(kv: Kv, at: str) -> None:
+    start = await kv.txn([], [Put(at + "a", b"1")])
+    async with kv.watch(at, start + 1) as changes:
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await anext(changes)
+        revision = await kv.txn([], [Put(at + "a", b"2")])
+        assert (await next_of(changes)).revision == revision
+
+
+async def test_a_watch_from_compacted_history_says_so(store: Store, at: str) -> None:
+    kv = store.kv
+    start = await kv.txn([], [Put(at + "a", b"1")])
+    last = await kv.txn([], [Put(at + "a", b"2")])
+    last = await kv.txn([], [Put(at + "a", b"3")])
+    await kv.compact(last)
+    async with kv.watch(at, start) as changes:
+        with pytest.raises(Compacted):
+            await next_of(changes)
+    with pytest.raises(Compacted):
+        await kv.compact(start)
+
+
+async def test_a_watch_starts_at_1_or_later(kv: Kv, at: str) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        kv.watch(at, 0)
+
+
+# Leases.
+
+
+async def test_an_expired_lease_deletes_its_keys_in_one_revision(store: Store, at: str) -> None:
+    kv = store.kv
+    lease = await kv.grant(0.5)
+    revision = await kv.txn(
+        [], [Put(at + "a", b"", lease), Put(at + "b", b"", lease), Put(at + "c", b"")]
+    )
+    async with kv.watch(at, revision + 1) as changes:
+        store.advance(10)
+        batch = await next_of(changes)
+    assert {(event.key, event.entry) for event in batch.events} == {
+        (at + "a", None),
+        (at + "b", None),
+    }
+    assert [entry.key for entry in (await kv.list(at)).entries] == [at + "c"]
+
+
+async def test_keepalive_renews_and_fails_once_the_lease_is_gone(store: Store, at: str) -> None:
+    kv = store.kv
+    lease = await kv.grant(3)
+    await kv.txn([], [Put(at + "a", b"", lease)])
+    store.advance(2)
+    assert await kv.keepalive(lease) == 3
+    store.advance(2)
+    assert await kv.get(at + "a") is not None
+    await kv.revoke(lease)
+    assert await kv.get(at + "a") is None
+    with pytest.raises(LeaseLost):
+        await kv.keepalive(lease)
+    await kv.revoke(lease)
+
+
+async def test_a_put_on_a_dead_lease_writes_nothing(kv: Kv, at: str) -> None:
+    lease = await kv.grant(10)
+    await kv.revoke(lease)
+    with pytest.raises(LeaseLost):
+        await kv.txn([], [Put(at + "a", b""), Put(at + "b", b"", lease)])
+    assert (await kv.list(at)).entries == ()
+
+
+async def test_a_key_written_without_its_lease_outlives_it(kv: Kv, at: str) -> None:
+    lease = await kv.grant(10)
+    await kv.txn([], [Put(at + "a", b"1", lease)])
+    await kv.txn([], [Put(at + "a", b"2")])
+    await kv.revoke(lease)
+    assert await kv.get(at + "a") is not None
+
+
+# Only etcd can fail so.
+
+
+async def test_a_watch_goes_on_over_a_kill_of_etcd(host: Host, etcd: EtcdKv, at: str) -> None:
+    revisions = [await etcd.txn([], [Put(at + "n", b"0")])]
+    async with etcd.watch(at, revisions[0]) as changes:
+        assert (await next_of(changes)).revision == revisions[0]
+        os.kill(etcd_pid(host), signal.SIGKILL)
+        while len(revisions) < 4:
+            try:
+                entry = await etcd.get(at + "n")
+                assert entry is not None
+                revisions.append(
+                    await etcd.txn(
+                        [Guard(at + "n", mod_revision=entry.mod_revision)],
+                        [Put(at + "n", str(len(revisions)).encode())],
+                    )
+                )
+            except StoreUnavailable:
+                continue
+        for revision in revisions[1:]:
+            assert (await next_of(changes)).revision == revision
+
+
+async def test_a_quiet_watch_is_not_overtaken_by_compaction(
+    host: Host, etcd: EtcdKv, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.manager.store.etcd.PROGRESS_INTERVAL", 0.02)
+    start = await etcd.txn([], [Put(at + "quiet", b"")])
+    async with etcd.watch(at + "quiet", start + 1) as changes, asyncio.TaskGroup() as group:
+        waiting = group.create_task(next_of(changes))
+        last = [await etcd.txn([], [Put(at + "loud", b"")]) for _ in range(100)][-1]
+        await asyncio.sleep(0.5)  # 25 times the interval in which the watch moves on
+        await etcd.compact(last)
+        os.kill(etcd_pid(host), signal.SIGKILL)
+        while True:
+            try:
+                await etcd.txn([], [Put(at + "quiet", b"2")])
+                break
+            except StoreUnavailable:
+                continue
+        assert (await waiting).revision > last
+
+
+async def test_a_frozen_member_costs_one_deadline(host: Host, at: str) -> None:
+    pid = etcd_pid(host)
+    async with EtcdKv(host.endpoints, host.tls, timeout=0.3) as kv:
+        await kv.txn([], [Put(at + "a", b"1")])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(StoreUnavailable, match=r"may or may not.*no answer within 0\.3 s"):
+                await kv.txn([], [Put(at + "a", b"2")])
+            with pytest.raises(StoreUnavailable, match=r"no answer within 0\.3 s"):
+                await kv.get(at + "a")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_dead_first_endpoint_is_passed_over(host: Host, at: str) -> None:
+    dead = f"https://127.0.0.1:{unused_port()}"
+    async with EtcdKv([dead, *host.endpoints], host.tls) as kv:
+        revision = await kv.txn([], [Put(at + "a", b"1")])
+        async with kv.watch(at, revision) as changes:
+            assert (await next_of(changes)).revision == revision
+
+
+async def test_a_mute_first_endpoint_is_passed_over(host: Host, at: str) -> None:
+    """It accepts the connection and never says a word, as a frozen or firewalled host."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"https://127.0.0.1:{mute.getsockname()[1]}"
+        async with EtcdKv([url, *host.endpoints], host.tls, timeout=0.5) as kv:
+            revision = await kv.txn([], [Put(at + "a", b"1")])
+            assert revision > 0
+
+
+async def test_nobody_there(host: Host) -> None:
+    url = f"https://127.0.0.1:{unused_port()}"
+    async with EtcdKv([url], host.tls, timeout=0.2) as kv:
+        for operation in (kv.get("a"), kv.txn([], [Put("a", b"")]), kv.grant(1), kv.keepalive(1)):
+            with pytest.raises(StoreUnavailable) as failure:
+                await operation
+            assert str(failure.value) == (
+                f"etcd at {url} does not answer: "
+                "connection refused (is it running? check --etcd-endpoints)"
+            )
+
+
+async def test_an_etcd_of_an_unknown_ca_is_refused(host: Host, tmp_path: Path) -> None:
+    other = ensure_member_tls(tmp_path, datetime.now(UTC)).client
+    tls = EtcdTls(other.ca, host.tls.cert, host.tls.key)
+    async with EtcdKv(host.endpoints, tls, timeout=0.3) as kv:
+        with pytest.raises(StoreUnavailable, match=f"not signed by the CA in {other.ca}"):
+            await kv.get("a")
+
+
+async def test_a_client_of_an_unknown_ca_is_refused(host: Host, tmp_path: Path) -> None:
+    other = ensure_member_tls(tmp_path, datetime.now(UTC)).client
+    tls = EtcdTls(host.tls.ca, other.cert, other.key)
+    async with EtcdKv(host.endpoints, tls, timeout=0.3) as kv:
+        with pytest.raises(StoreUnavailable, match=f"refuses the certificate in {other.cert}"):
+            await kv.get("a")
+
+
+@pytest.mark.parametrize(
+    ("flags", "accepted"),
+    [(["-tls1_3"], True), (["-tls1_2"], False)],
+)
+def test_tls_1_3_only(host: Host, flags: list[str], accepted: bool) -> None:
+    address = host.endpoints[0].removeprefix("https://")
+    client = ["-CAfile", host.tls.ca, "-cert", host.tls.cert, "-key", host.tls.key]
+    done = subprocess.run(
+        ["openssl", "s_client", "-connect", address, "-brief", *client, *flags],
+        input=b"",
+        capture_output=True,
+        check=False,
+    )
+    assert (b"Verification: OK" in done.stderr) is accepted
+    assert (b"protocol version" in done.stderr) is not accepted
+
+
+def etcd_pid(host: Host) -> int:
+    """The member's process as of now: the child of its supervisor."""
+    children = Path(f"/proc/{host.process.pid}/task/{host.process.pid}/children")
+    while not (pids := children.read_text().split()):
+        continue
+    return int(pids[0])
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

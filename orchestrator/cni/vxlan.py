@@ -1,0 +1,115 @@
+"""The tunnel device of a network, and its peers in the kernel."""
+
+from __future__ import annotations
+
+import errno
+from ipaddress import IPv4Address, IPv4Interface
+
+from . import netlink, peers
+from .errors import CniError, Code
+from .netlink import Link, RouteEntry, Vxlan
+from .peers import Entry, Forward, Neighbour, Peer
+from .rtnetlink import NetlinkError, Request, RouteSocket
+
+OVERHEAD = 50  # bytes: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
+DEFAULT_PORT = 4789  # RFC 7348
+GONE = frozenset({errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL})
+
+
+def underlay(sock: RouteSocket, address: IPv4Address) -> Link:
+    """The interface that has this host's own `address`; raises `CniError` if none has."""
+    for index, present in netlink.addresses(sock):
+        if present.ip == address:
+            link = netlink.get_link(sock, index=index)
+            if link is not None:
+                return link
+    raise CniError(
+        Code.INVALID_CONFIG,
+        f"no interface of this host has the address {address}: give the node an address that"
+        " the other nodes reach it by",
+    )
+
+
+def refused(name: str, vni: int, error: NetlinkError) -> CniError:
+    """The kernel's refusal to make a VXLAN device, in the user's words."""
+    if error.errno in (errno.EOPNOTSUPP, errno.ENODEV):
+        return CniError(
+            Code.KERNEL_LACKS,
+            "this kernel has no VXLAN: load the module vxlan, or use a kernel built with"
+            " CONFIG_VXLAN",
+            str(error),
+        )
+    if error.errno == errno.EPERM:
+        return CniError(Code.IO_FAILURE, "networks need root (CAP_NET_ADMIN)", str(error))
+    if error.errno == errno.EEXIST:
+        return CniError(
+            Code.INVALID_CONFIG,
+            f"another VXLAN device already uses VNI {vni} on this host: remove it"
+            " (ip -d link show type vxlan), or choose another VNI",
+            str(error),
+        )
+    return CniError(Code.IO_FAILURE, f"VXLAN device {name}: {error.strerror}", str(error))
+
+
+def difference(link: Link, wanted: Vxlan) -> str:
+    """Why an existing device cannot be mended into the wanted one; empty if it can."""
+    if link.kind != "vxlan" or link.vxlan is None:
+        return f"it is a {link.kind or 'physical'} device"
+    if link.vxlan != wanted:
+        return f"it has {link.vxlan}"
+    return ""
+
+
+def ensure(sock: RouteSocket, name: str, me: Peer, mtu: int, vni: int, port: int) -> Link:
+    """Have the tunnel device exist with these properties, up, with its address; return it.
+
+    What differs and can be changed is changed in place. A device that differs in what cannot be is
+    made anew, without its peers: the caller puts those next, at every pass.
+    """
+    mac = peers.vtep_mac(me.subnet)
+    wanted = Vxlan(vni=vni, local=me.address, port=port, learning=False)
+    link = netlink.get_link(sock, name)
+    if link is not None and difference(link, wanted):
+        netlink.delete_link(sock, link.index)
+        link = None
+    if link is None:
+        try:
+            netlink.create_vxlan(sock, name, mac, mtu, wanted)
+        except NetlinkError as error:
+            raise refused(name, vni, error) from error
+        link = netlink.get_link(sock, name)
+        if link is None:
+            raise CniError(Code.TRY_AGAIN_LATER, f"VXLAN device {name} vanished while being made")
+    if not link.up or link.mtu != mtu or link.mac != mac:
+        sock.execute(netlink.link_request(link.index, mtu=mtu, mac=mac))
+    netlink.ensure_addresses(sock, link.index, {IPv4Interface((peers.vtep_address(me.subnet), 32))})
+    return link
+
+
+def present_entries(sock: RouteSocket, index: int) -> frozenset[Entry]:
+    """All entries that the kernel has on the device."""
+    entries: list[Entry] = list(netlink.routes(sock, index))
+    entries += [Neighbour(address, mac) for address, mac in netlink.neighbours(sock, index)]
+    entries += [Forward(mac, host) for mac, host in netlink.forwarding(sock, index)]
+    return frozenset(entries)
+
+
+def _request(index: int, entry: Entry, *, remove: bool = False) -> Request:
+    match entry:
+        case RouteEntry():
+            return netlink.route_request(index, entry, remove=remove)
+        case Neighbour():
+            return netlink.neighbour_request(index, entry.address, entry.mac, remove=remove)
+        case Forward():
+            return netlink.forwarding_request(index, entry.mac, entry.host, remove=remove)
+
+
+def apply_peers(sock: RouteSocket, index: int, wanted: frozenset[Entry]) -> int:
+    """Bring the device's entries to the wanted ones; return how many had to be changed."""
+    operations = peers.diff(wanted, present_entries(sock, index))
+    removals = [_request(index, entry, remove=True) for entry in operations.remove]
+    for outcome in sock.attempt(removals):
+        if outcome is not None and outcome.errno not in GONE:
+            raise outcome
+    sock.execute(*[_request(index, entry) for entry in operations.put])
+    return len(operations.remove) + len(operations.put)

@@ -1,0 +1,24 @@
+"""The `orc` command: what a user types, turned into calls of a manager's Control service.
+
+The command line is a promise: where Docker has a command or flag for a thing, ours has the same
+name, short form and meaning. Everything that shows something has `--format table|json`, `-q` and
+`--filter`; errors are one line on stderr that says what is wrong and what to do.
+
+A file a noun (`node`, `service`, `image`, `network`, `cluster`, `contexts`), and beside them:
+
+- `main`: the root group. It knows every command's name and summary as data and imports a noun's
+  module only when it is called for, so that `orc --help` and completion are quick. That is also
+  how commands of other packages (`orc manager`, `orc agent`, `orc dev`) come in.
+- `groups`: that lazy group, near misses of command names, and errors as one line with the exit
+  statuses 0 done, 1 refused or failed, 2 usage, 3 not converged in time.
+- `client`: a channel with mutual TLS to the first manager that answers, and gRPC errors in the
+  user's words. `context`: where the addresses and certificates of clusters are kept.
+- `spec_flags` and `spec_edit`: a service's flags to a spec, for `create` and for `update`.
+  `wait`: the lines that a user sees until a service has converged.
+- `output`: tables, JSON, filters. `rows`: objects as the dicts that both are made from.
+- `build_context`: a folder as a tar stream that honours `.dockerignore`.
+- `completion`: names of nodes and services that live in the cluster, for the shell.
+
+Startup time is a feature: nothing here imports rich, and gRPC only once a manager is called.
+There is no asyncio: one command makes one call, or follows one stream.
+"""

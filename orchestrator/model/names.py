@@ -22,9 +22,7 @@ _DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9a-fA-F]{32,}")
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?")
-_ID = re.compile(r"[0-9a-z]{25}")
 _HUB = ("docker.io", "index.docker.io")
-_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,21 +137,6 @@ def check_hostname(text: str) -> None:
         raise ValueError(
             f"hostname {text!r} is not valid; use letters, digits, '-' and '.', at most 63"
         )
-
-
-def id_from(random: bytes) -> str:
-    """An id of 25 characters from at least 16 random bytes."""
-    number = int.from_bytes(random, "big")
-    digits = []
-    for _ in range(25):
-        number, digit = divmod(number, 36)
-        digits.append(_ALPHABET[digit])
-    return "".join(digits)
-
-
-def is_id(text: str) -> bool:
-    """Whether `text` has the form of a whole id."""
-    return _ID.fullmatch(text) is not None
 
 
 def short_id(text: str) -> str:

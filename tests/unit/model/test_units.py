@@ -33,7 +33,9 @@ def test_memory(text: str, size: int) -> None:
     assert units.parse_memory(text) == size
 
 
-@pytest.mark.parametrize("text", ["12q", "", "m", "-5m", "1..5m", "1e3", "\u0663m", "64 m x", "nan"])
+@pytest.mark.parametrize(
+    "text", ["12q", "", "m", "-5m", "1..5m", "1e3", "\u0663m", "64 m x", "nan"]
+)
 def test_memory_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size") as error:
         units.parse_memory(text)

@@ -1,0 +1,155 @@
+"""Click, made ours: lazily imported commands, near misses, one-line errors, exit statuses."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from orchestrator.model.names import near_miss
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+
+class CliError(click.ClickException):
+    """Refused or failed: its text is one line for the user. Exit status 1."""
+
+
+class NotConverged(CliError):
+    """The service did not get to what was asked for in time. Exit status 3."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Lazy:
+    """A command that is imported when it is called: `target` is `module:attribute`."""
+
+    name: str
+    target: str
+    summary: str
+
+    def load(self) -> click.Command:
+        module, _, attribute = self.target.partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+
+def example(*lines: str) -> str:
+    """The epilog of a command's help: one or more example lines."""
+    head = "Example:" if len(lines) == 1 else "Examples:"
+    return "\b\n" + "\n".join([head, *(f"  {line}" for line in lines)])
+
+
+class OrcGroup(click.Group):
+    """A group whose commands are defined here or named as `Lazy`, listed in sections."""
+
+    def __init__(
+        self, *args: Any, sections: Sequence[tuple[str, Sequence[Lazy]]] = (), **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._sections = sections
+        self._lazy = {lazy.name: lazy for _, group in sections for lazy in group}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self._lazy, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if lazy := self._lazy.get(cmd_name):
+            return lazy.load()
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            meant = near_miss(args[0], self.list_commands(ctx))
+            hint = f"; did you mean '{ctx.command_path} {meant}'?" if meant else ""
+            raise click.UsageError(f"'{ctx.command_path} {args[0]}' is no command{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Widths over all sections, so that the summaries stand in one column.
+        own = [
+            (name, command.get_short_help_str(80))
+            for name in super().list_commands(ctx)
+            if (command := super().get_command(ctx, name)) and not command.hidden
+        ]
+        sections = [
+            (title, [(lazy.name, lazy.summary) for lazy in group])
+            for title, group in self._sections
+        ]
+        if own:
+            sections.append(("Commands", own))
+        width = max(len(name) for _, rows in sections for name, _ in rows)
+        for title, rows in sections:
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), text) for name, text in rows])
+
+
+class RootGroup(OrcGroup):
+    """The `orc` command itself: turns what is raised below it into one line and a status."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run, and exit with a status of the page above; never a traceback, unless the
+        environment has ORC_DEBUG."""
+        try:
+            result = super().main(args, "orc", "_ORC_COMPLETE", standalone_mode=False, **extra)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader went away (`orc node ls | head -1`): not an error. Nothing may be
+            # written to the pipe again, not even by the interpreter's last flush.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except click.exceptions.Abort:
+            sys.exit(INTERRUPTED)
+        except Exception as error:
+            if os.environ.get("ORC_DEBUG"):
+                raise
+            click.echo(f"orc: {error_line(error)}", err=True)
+            sys.exit(error.exit_code if isinstance(error, click.ClickException) else 1)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def error_line(error: Exception) -> str:
+    """What is wrong and what to do, as one line."""
+    if isinstance(error, click.UsageError):
+        text = _usage_words(error)
+    elif isinstance(error, click.ClickException):
+        text = error.format_message()
+    else:
+        text = f"{type(error).__name__}: {error}; set ORC_DEBUG=1 to see where"
+    return " ".join(text.split())
+
+
+def _usage_words(error: click.UsageError) -> str:
+    path = error.ctx.command_path if error.ctx else "orc"
+    if isinstance(error, click.NoSuchOption):
+        meant = near_miss(error.option_name, error.possibilities or ())
+        hint = f"did you mean {meant}?" if meant else f"see '{path} --help'"
+        return f"'{path}' has no option {error.option_name}; {hint}"
+    if isinstance(error, click.MissingParameter):
+        name = error.param.make_metavar(error.ctx) if error.param and error.ctx else ""
+        if isinstance(error.param, click.Option):
+            name = max(error.param.opts, key=len)
+        return f"{name} is missing; see '{path} --help'"
+    if isinstance(error, click.BadParameter):
+        message = error.message.rstrip(".")
+        if isinstance(error.param, click.Option):
+            return f"{max(error.param.opts, key=len)}: {message}"
+        return message
+    return error.format_message().rstrip(".")

@@ -1,0 +1,162 @@
+"""Blobs from node to node: the server side of `Blobs.Get`, and a fetcher over several sources."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+import grpc
+import grpc.aio
+
+from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.store import Fetch
+from orchestrator.pb import blobs_pb2, blobs_pb2_grpc
+
+CHUNK = 1 << 20
+"""Bytes in a message."""
+
+_STALL = 5.0
+"""Seconds without a byte after which a source is given up."""
+
+ChannelFactory = Callable[[str], grpc.aio.Channel]
+"""Opens a channel to `HOST:PORT`, with the credentials of the caller's choice."""
+
+
+class BlobService(blobs_pb2_grpc.BlobsServicer):  # type: ignore[misc]
+    """Serves the blobs of a store, read-only."""
+
+    def __init__(self, blob_path: Callable[[str], Path | None]) -> None:
+        """`blob_path`: where the blob of a digest is, such as `ImageStore.blob_path`."""
+        self._blob_path = blob_path
+
+    async def Get(
+        self,
+        request: blobs_pb2.GetBlobRequest,
+        context: grpc.aio.ServicerContext[blobs_pb2.GetBlobRequest, blobs_pb2.BlobChunk],
+    ) -> AsyncIterator[blobs_pb2.BlobChunk]:
+        """The blob's bytes from the offset on."""
+        try:
+            path = self._blob_path(request.digest)
+            file = path.open("rb") if path is not None else None
+        except ImageError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except FileNotFoundError:
+            file = None
+        if file is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no blob {request.digest} here")
+        with file:
+            total = file.seek(0, 2)
+            if not 0 <= request.offset <= total:
+                await context.abort(
+                    grpc.StatusCode.OUT_OF_RANGE, f"offset {request.offset} is not in 0..{total}"
+                )
+            file.seek(request.offset)
+            yield blobs_pb2.BlobChunk(total=total, data=await asyncio.to_thread(file.read, CHUNK))
+            while data := await asyncio.to_thread(file.read, CHUNK):
+                yield blobs_pb2.BlobChunk(data=data)
+
+
+def fetch_from(
+    sources: Sequence[str],
+    channel_factory: ChannelFactory,
+    rng: random.Random,
+    stall: float = _STALL,
+) -> Fetch:
+    """A fetcher that takes a blob from one of `sources` (`HOST:PORT`), in an order drawn from
+    `rng` for each blob, so that many nodes spread over many sources.
+
+    Where a source breaks off, says nothing for `stall` seconds, or lacks the blob, the next one
+    goes on at the same byte. The digest is verified; what was wrong is fetched anew. It raises
+    `ImageError`, which names each source and what was the matter with it.
+    """
+
+    async def fetch(digest: str, destination: Path) -> None:
+        order = rng.sample(sources, len(sources))
+        failures: dict[str, str] = {}
+        with destination.open("wb") as file:
+            transfer = _Transfer(digest, file, stall)
+            progress = True
+            while progress:
+                before = transfer.received
+                for source in order:
+                    try:
+                        async with channel_factory(source) as channel:
+                            await transfer.resume(channel)
+                        return
+                    except grpc.aio.AioRpcError as error:
+                        failures[source] = _words(error)
+                    except TimeoutError:
+                        failures[source] = f"silent for {stall:g} s"
+                    except _Wrong as error:
+                        failures[source] = str(error)
+                # All have failed once; those that gave some of it may have come back.
+                progress = transfer.received > before
+        tried = ", ".join(f"{source} ({failures[source]})" for source in order)
+        raise ImageError(f"cannot get blob {digest} from any node: {tried or 'none has it'}")
+
+    return fetch
+
+
+class _Wrong(Exception):
+    """A source sent what it should not."""
+
+
+class _Transfer:
+    """One blob on its way into a file."""
+
+    def __init__(self, digest: str, file: IO[bytes], stall: float) -> None:
+        self._digest = digest
+        self._file = file
+        self._stall = stall
+        self._hash = hashlib.sha256()
+        self.received = 0
+
+    async def resume(self, channel: grpc.aio.Channel) -> None:
+        """Take the rest of the blob from this source, all of it, and verify the whole."""
+        request = blobs_pb2.GetBlobRequest(digest=self._digest, offset=self.received)
+        call = blobs_pb2_grpc.BlobsStub(channel).Get(request)
+        total: int | None = None
+        try:
+            while True:
+                async with asyncio.timeout(self._stall):
+                    chunk = await call.read()
+                if chunk is grpc.aio.EOF:  # type: ignore[attr-defined]
+                    break
+                total = chunk.total if total is None else total
+                if self.received + len(chunk.data) > total:
+                    self._restart()
+                    raise _Wrong("it sent more than it announced")
+                await asyncio.to_thread(self._take, chunk.data)
+        finally:
+            call.cancel()
+        if self.received != total:
+            raise _Wrong("it broke off")
+        if f"sha256:{self._hash.hexdigest()}" != self._digest:
+            self._restart()
+            raise _Wrong("what it sent is damaged")
+        self._file.flush()
+
+    def _take(self, data: bytes) -> None:
+        self._hash.update(data)
+        self._file.write(data)
+        self.received += len(data)
+
+    def _restart(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._hash = hashlib.sha256()
+        self.received = 0
+
+
+def _words(error: grpc.aio.AioRpcError) -> str:
+    match error.code():
+        case grpc.StatusCode.NOT_FOUND:
+            return "does not have it"
+        case grpc.StatusCode.UNAVAILABLE:
+            return "cannot be reached"
+        case code:
+            return f"{code.name.lower().replace('_', ' ')}: {error.details()}"

@@ -1,0 +1,122 @@
+"""Which images a node has, and by which names: the store's index, one small JSON file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.manifest import ConfigFile, Manifest
+from orchestrator.agent.images.names import hex_of
+from orchestrator.model.objects import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is told of an image and what it is made of."""
+
+    digest: str
+    config_digest: str
+    size: int
+    """Bytes of all blobs."""
+    diff_ids: tuple[str, ...]
+    created_at: float
+    blobs: frozenset[str]
+    """Digests of all blobs, the manifest among them."""
+
+    @classmethod
+    def of(cls, digest: str, size: int, manifest: Manifest, config: ConfigFile) -> Self:
+        """The record of a manifest of `size` bytes and its config."""
+        sizes = {part.digest: part.size for part in (manifest.config, *manifest.layers)}
+        return cls(
+            digest=digest,
+            config_digest=manifest.config.digest,
+            size=size + sum(sizes.values()),
+            diff_ids=config.diff_ids,
+            created_at=config.created_at,
+            blobs=frozenset((digest, *sizes)),
+        )
+
+
+class Catalog:
+    """Images and names in memory. A name belongs to one image."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, Record] = {}
+        self._names: dict[str, str] = {}
+
+    def has(self, digest: str) -> bool:
+        """Whether the image is here."""
+        return digest in self._records
+
+    def named(self, name: str) -> str | None:
+        """The digest of the image with this full name."""
+        return self._names.get(name)
+
+    def record(self, digest: str) -> Record:
+        """The record of an image that is here."""
+        return self._records[digest]
+
+    def image(self, digest: str) -> Image:
+        """An image that is here, as it is reported."""
+        record = self._records[digest]
+        return Image(
+            id=digest,
+            names=tuple(sorted(n for n, owner in self._names.items() if owner == digest)),
+            config_digest=record.config_digest,
+            size=record.size,
+            layers=record.diff_ids,
+            created_at=record.created_at,
+        )
+
+    def images(self) -> tuple[Image, ...]:
+        """All images, sorted by id."""
+        return tuple(self.image(digest) for digest in sorted(self._records))
+
+    def add(self, record: Record, names: tuple[str, ...]) -> None:
+        """Add an image and give it names, which others lose."""
+        self._records[record.digest] = record
+        self._names.update(dict.fromkeys(names, record.digest))
+
+    def drop(self, digest: str) -> None:
+        """Forget an image and its names."""
+        self._records.pop(digest, None)
+        for name in [name for name, owner in self._names.items() if owner == digest]:
+            del self._names[name]
+
+    def drop_name(self, name: str) -> None:
+        """Take a name from its image."""
+        del self._names[name]
+
+    def needed(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Digits of the digests of all blobs, and of all layers, that some image is made of."""
+        records = self._records.values()
+        return (
+            frozenset(hex_of(blob) for record in records for blob in record.blobs),
+            frozenset(hex_of(layer) for record in records for layer in record.diff_ids),
+        )
+
+    def dump(self) -> bytes:
+        """The file's content."""
+        document = {"version": 1, "images": sorted(self._records), "names": self._names}
+        return json.dumps(document, sort_keys=True, indent=1).encode()
+
+
+def read_index(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Digests of the images and name → digest, as the file has them; both empty without a file.
+
+    Raises `ImageError` for a file that this version cannot read.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+        if document["version"] != 1:
+            raise ImageError(f"{path} was written by a newer version: upgrade the agent")
+        return list(document["images"]), dict(document["names"])
+    except FileNotFoundError:
+        return [], {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ImageError(
+            f"{path} is damaged ({error!r}): remove it, and load images anew"
+        ) from error

@@ -1,0 +1,117 @@
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from orchestrator.agent.images.errors import ImageError
+
+_CHUNK = 1 << 20
+
+
+class Scratch:
+    """A folder of half-made things on the same file system as what they become."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def clear(self) -> None:
+        """Remove what an earlier run left, and see that the folder exists."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        for left in self._root.iterdir():
+            remove_tree(left)
+
+    def path(self) -> Path:
+        """A new name."""
+        return self._root / uuid.uuid4().hex
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """A new folder, removed at the end if it is still there."""
+        path = self.path()
+        path.mkdir()
+        try:
+            yield path
+        finally:
+            remove_tree(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; succeeds when it is gone."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    shutil.rmtree(path, onerror=_raise_unless_gone)
+
+
+def _raise_unless_gone(_function: object, _path: str, info: object) -> None:
+    error = info[1] if isinstance(info, tuple) else info
+    if isinstance(error, BaseException) and not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def publish(made: Path, final: Path) -> None:
+    """Give a whole, flushed file or folder its final name, durably."""
+    made.rename(final)
+    flush_folder(final.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_verified(source: IO[bytes], target: Path, digest: str, size: int) -> None:
+    """Copy and flush a blob. Raises `ImageError` when its size or digest is another."""
+    found = hashlib.sha256()
+    count = 0
+    with target.open("wb") as out:
+        while chunk := source.read(_CHUNK):
+            found.update(chunk)
+            count += len(chunk)
+            out.write(chunk)
+        out.flush()
+        os.fsync(out.fileno())
+    _compare(digest, f"sha256:{found.hexdigest()}", size, count)
+
+
+def verify(path: Path, digest: str, size: int | None) -> None:
+    """Raises `ImageError` when the file is not the blob `digest` of `size` bytes (None: any)."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256")
+        count = file.tell()
+    _compare(digest, f"sha256:{found.hexdigest()}", count if size is None else size, count)
+
+
+def flush_file(path: Path) -> None:
+    """Make a file's content durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, data: bytes, scratch: Scratch) -> None:
+    """Replace a file's content: at any moment it is the old or the new one."""
+    made = scratch.path()
+    with made.open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    publish(made, path)
+
+
+def _compare(digest: str, found: str, size: int, count: int) -> None:
+    if count != size:
+        raise ImageError(f"blob {digest} is damaged: it has {count} bytes instead of {size}")
+    if found != digest:
+        raise ImageError(f"blob {digest} is damaged: its digest is {found}")

@@ -1,0 +1,15 @@
+"""What can go wrong with an image, in the user's words."""
+
+from __future__ import annotations
+
+
+class ImageError(Exception):
+    """The image cannot be used, stored or found; the text is one line for the user."""
+
+
+class BuildError(ImageError):
+    """An instruction of a Dockerfile failed; the text names its line."""
+
+
+class ImageInUse(ImageError):
+    """The image cannot be removed now, because a container is made from it."""

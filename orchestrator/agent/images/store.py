@@ -1,0 +1,367 @@
+"""The images of one node: blobs and unpacked layers by digest, and an index of names."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from orchestrator.agent.images import disk
+from orchestrator.agent.images.archive import MAX_DOCUMENT, ArchivedImage, open_archive, read_images
+from orchestrator.agent.images.catalog import Catalog, Record, read_index
+from orchestrator.agent.images.config import LocalImage
+from orchestrator.agent.images.errors import ImageError, ImageInUse
+from orchestrator.agent.images.flight import Flights
+from orchestrator.agent.images.manifest import (
+    ConfigFile,
+    Descriptor,
+    Index,
+    Manifest,
+    Platform,
+    check_platform,
+    choose,
+    node_platform,
+    parse_config,
+    parse_manifest,
+)
+from orchestrator.agent.images.names import full_name, hex_of, is_digest
+from orchestrator.agent.images.unpack import unpack_layer
+from orchestrator.model.objects import Image
+
+log = logging.getLogger(__name__)
+
+Fetch = Callable[[str, Path], Awaitable[None]]
+"""Brings the blob of a digest into a file that does not exist yet. Raises `ImageError`."""
+
+_PARALLEL = 3
+"""Blobs of one image that are fetched or unpacked at a time."""
+
+
+class ImageStore:
+    """The content-addressed image store under `root`, which no other process may use meanwhile.
+
+    An async context manager. `changed` is set whenever `inventory()` has become another one; the
+    one who reports it clears it first.
+    """
+
+    def __init__(self, root: Path, platform: Platform | None = None) -> None:
+        """`platform`: for which images are taken; None: this machine's."""
+        self._root = root
+        self._blobs = root / "blobs" / "sha256"
+        self._layers = root / "layers"
+        self._index = root / "index.json"
+        self._scratch = disk.Scratch(root / "tmp")
+        self._platform = platform or node_platform()
+        self._catalog = Catalog()
+        self._saving = asyncio.Lock()
+        self._flights: Flights[str, None] = Flights()
+        self._ready: dict[str, LocalImage] = {}
+        self._busy = 0
+        self._garbage = False
+        self._closing = AsyncExitStack()
+        self.changed = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self._lock(stack)
+            await asyncio.to_thread(self._open)
+            await stack.enter_async_context(self._flights)
+            self._closing = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._closing.__aexit__(kind, error, trace)
+
+    def inventory(self) -> tuple[Image, ...]:
+        """All images of this node, sorted by id; `nodes` is left for the manager to fill."""
+        return self._catalog.images()
+
+    def resolve(self, reference: str) -> str | None:
+        """The manifest digest of an image here, by its name or digest; None if it is not here.
+
+        Raises `ImageError` for what is neither a name nor a digest.
+        """
+        digest = reference if is_digest(reference) else reference.partition("@")[2]
+        if digest:
+            return digest if hex_of(digest) and self._catalog.has(digest) else None
+        return self._catalog.named(full_name(reference))
+
+    def blob_path(self, digest: str) -> Path | None:
+        """The file of a blob, whole and not to be written to; None if it is not here."""
+        path = self._blobs / hex_of(digest)
+        return path if path.exists() else None
+
+    async def load(self, archive: Path, name: str = "") -> Image:
+        """Take in an image archive: a tar, compressed or not, or a folder in the OCI layout.
+
+        `name` is given to its image instead of the archive's own names. Of several images all
+        are taken and the first is returned. Raises `ImageError`, and then nothing has changed.
+        """
+        given = full_name(name) if name else ""
+        async with self._working():
+            try:
+                with self._scratch.folder() as folder:
+                    images = await asyncio.to_thread(self._take, archive, folder)
+                if given and len(images) > 1:
+                    raise ImageError(
+                        f"{archive.name} holds {len(images)} images, so no single name can be given"
+                    )
+                records = [await asyncio.to_thread(self._record, i.digest) for i in images]
+            except BaseException:
+                self._garbage = True
+                raise
+            for image, record in zip(images, records, strict=True):
+                self._catalog.add(record, (given,) if given else image.names)
+            first = self._catalog.image(images[0].digest)
+            await self._save()
+        return first
+
+    async def ensure(self, digest: str, fetch: Fetch) -> LocalImage:
+        """The image of a manifest digest, ready to run: what is missing is fetched and unpacked.
+
+        Callers that want the same blobs or layers meanwhile share the work. Raises `ImageError`;
+        what was complete by then is kept for the next attempt.
+        """
+        hex_of(digest)
+        if (ready := self._ready.get(digest)) is not None:
+            return ready
+        async with self._working():
+            await self._fetched(digest, None, fetch)
+            parsed = await asyncio.to_thread(self._manifest, digest)
+            while not isinstance(parsed, Manifest):
+                chosen = choose(parsed.manifests, self._platform)
+                digest = chosen.digest
+                await self._fetched(digest, chosen.size, fetch)
+                parsed = await asyncio.to_thread(self._manifest, digest)
+            await self._fetched(parsed.config.digest, parsed.config.size, fetch)
+            config = await asyncio.to_thread(self._config, parsed)
+            check_platform(config, self._platform)
+            slots = asyncio.Semaphore(_PARALLEL)
+
+            async def layer(descriptor: Descriptor, diff_id: str) -> None:
+                async with slots:
+                    await self._unpacked(descriptor, diff_id, fetch)
+
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for descriptor, diff_id in zip(parsed.layers, config.diff_ids, strict=True):
+                        tasks.create_task(layer(descriptor, diff_id))
+            except ExceptionGroup as group:
+                raise group.exceptions[0] from None
+            local = LocalImage(
+                digest=digest,
+                layers=tuple(self._layers / hex_of(d) for d in config.diff_ids),
+                config=config.process,
+            )
+            record = await asyncio.to_thread(self._record, digest)
+            # From here to the end of the method, nobody can have removed it in between.
+            self._ready[digest] = local
+            if not self._catalog.has(digest):
+                self._catalog.add(record, ())
+                await self._save()
+            return local
+
+    async def tag(self, reference: str, name: str) -> None:
+        """Give an image here another name, which any other image loses. Raises `ImageError`."""
+        digest = self._require(reference)
+        self._catalog.add(self._catalog.record(digest), (full_name(name),))
+        await self._save()
+
+    async def remove(self, reference: str, in_use: Collection[str] = ()) -> None:
+        """Remove a name, and with its last name the image and all that no other image needs.
+
+        By its digest, an image goes with all of its names. `in_use`: the digests from which
+        there are containers. Raises `ImageInUse` for those, `ImageError` for what is not here.
+        """
+        digest = self._require(reference)
+        names = self._catalog.image(digest).names
+        by_digest = is_digest(reference) or "@" in reference
+        if not by_digest and len(names) > 1:
+            self._catalog.drop_name(full_name(reference))
+        elif digest in in_use:
+            raise ImageInUse(
+                f"image {reference} is used by a container on this node: remove that first"
+            )
+        else:
+            self._catalog.drop(digest)
+            self._ready.pop(digest, None)
+            self._garbage = True
+        await self._save()
+        async with self._working():
+            pass  # sweeps, unless others are at work: then the last of them does
+
+    def _require(self, reference: str) -> str:
+        digest = self.resolve(reference)
+        if digest is None:
+            raise ImageError(f"no such image on this node: {reference}")
+        return digest
+
+    # -- opening ---------------------------------------------------------------------------------
+
+    def _lock(self, stack: AsyncExitStack) -> None:
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = stack.enter_context((self._root / "lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ImageError(f"another process uses the image store {self._root}") from None
+
+    def _open(self) -> None:
+        self._scratch.clear()
+        for folder in (self._blobs, self._layers):
+            folder.mkdir(parents=True, exist_ok=True)
+        digests, names = read_index(self._index)
+        for digest in digests:
+            try:
+                record = self._record(digest)
+            except (ImageError, OSError) as error:
+                log.warning("image %s is dropped, its blobs are not whole: %s", digest, error)
+            else:
+                owned = tuple(name for name, owner in names.items() if owner == digest)
+                self._catalog.add(record, owned)
+        _remove_all(self._hide_garbage())
+
+    async def _save(self) -> None:
+        """Write the index down and tell of it. What is written last is newest."""
+        async with self._saving:
+            data = self._catalog.dump()
+            await asyncio.to_thread(disk.write_atomically, self._index, data, self._scratch)
+        self.changed.set()
+
+    # -- blobs and layers ------------------------------------------------------------------------
+
+    def _take(self, archive: Path, folder: Path) -> tuple[ArchivedImage, ...]:
+        with open_archive(archive, folder) as files:
+            images = read_images(files, self._platform, archive)
+            for image in images:
+                for content in image.contents:
+                    final = self._blobs / hex_of(content.digest)
+                    if final.exists():
+                        continue
+                    made = self._scratch.path()
+                    try:
+                        if content.data:
+                            disk.write_atomically(final, content.data, self._scratch)
+                            continue
+                        with files.open(content.path) as source:
+                            disk.write_verified(source, made, content.digest, content.size)
+                        disk.publish(made, final)
+                    finally:
+                        made.unlink(missing_ok=True)
+        return images
+
+    async def _fetched(self, digest: str, size: int | None, fetch: Fetch) -> None:
+        if self.blob_path(digest) is None:
+            await self._flights.run(digest, partial(self._fetch, digest, size, fetch))
+
+    async def _fetch(self, digest: str, size: int | None, fetch: Fetch) -> None:
+        made = self._scratch.path()
+        try:
+            await fetch(digest, made)
+            await asyncio.to_thread(disk.verify, made, digest, size)
+            await asyncio.to_thread(disk.flush_file, made)
+            disk.publish(made, self._blobs / hex_of(digest))
+        finally:
+            made.unlink(missing_ok=True)
+
+    async def _unpacked(self, layer: Descriptor, diff_id: str, fetch: Fetch) -> None:
+        await self._fetched(layer.digest, layer.size, fetch)
+        if not (self._layers / hex_of(diff_id)).exists():
+            key = f"layer {diff_id}"
+            await self._flights.run(key, partial(self._unpack, layer, diff_id, fetch))
+
+    async def _unpack(self, layer: Descriptor, diff_id: str, fetch: Fetch) -> None:
+        blob = self._blobs / hex_of(layer.digest)
+        final = self._layers / hex_of(diff_id)
+        if final.exists():
+            return
+        for again in (False, True):
+            with self._scratch.folder() as made:
+                made.chmod(0o755)
+                try:
+                    await unpack_layer(blob, made, diff_id)
+                except ImageError:
+                    if again or not await asyncio.to_thread(self._rotten, blob, layer):
+                        raise
+                else:
+                    disk.publish(made, final)
+                    return
+            # The disk has damaged the blob since it was verified: get it once more.
+            blob.unlink(missing_ok=True)
+            await self._fetched(layer.digest, layer.size, fetch)
+
+    def _rotten(self, blob: Path, layer: Descriptor) -> bool:
+        try:
+            disk.verify(blob, layer.digest, layer.size)
+        except ImageError:
+            return True
+        return False
+
+    # -- reading what is there -------------------------------------------------------------------
+
+    def _read(self, digest: str) -> bytes:
+        with (self._blobs / hex_of(digest)).open("rb") as file:
+            data = file.read(MAX_DOCUMENT + 1)
+        if len(data) > MAX_DOCUMENT:
+            raise ImageError(f"blob {digest} is over {MAX_DOCUMENT >> 20} MiB, so no manifest")
+        return data
+
+    def _manifest(self, digest: str) -> Manifest | Index:
+        return parse_manifest(self._read(digest))
+
+    def _config(self, manifest: Manifest) -> ConfigFile:
+        config = parse_config(self._read(manifest.config.digest))
+        if len(config.diff_ids) != len(manifest.layers):
+            raise ImageError("the image's manifest and config disagree on the number of layers")
+        return config
+
+    def _record(self, digest: str) -> Record:
+        manifest = parse_manifest(self._read(digest))
+        if not isinstance(manifest, Manifest):
+            raise ImageError(f"{digest} is an index, not an image")
+        config = self._config(manifest)
+        for part in (manifest.config, *manifest.layers):
+            there = (self._blobs / hex_of(part.digest)).stat().st_size
+            if there != part.size:
+                raise ImageError(f"blob {part.digest} has {there} bytes instead of {part.size}")
+        return Record.of(digest, len(self._read(digest)), manifest, config)
+
+    # -- garbage ---------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _working(self) -> AsyncIterator[None]:
+        """While blobs are being collected, those that no image needs yet must stay."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if self._garbage and not self._busy:
+                await asyncio.to_thread(_remove_all, self._hide_garbage())
+
+    def _hide_garbage(self) -> list[Path]:
+        """Take all blobs and layers that no image needs out of the store, each at once and whole,
+        to where they may be removed slowly. Only while nobody is at work."""
+        self._garbage = False
+        hidden = []
+        for folder, needed in zip((self._blobs, self._layers), self._catalog.needed(), strict=True):
+            for path in folder.iterdir():
+                if path.name not in needed:
+                    hidden.append(path.rename(self._scratch.path()))
+        return hidden
+
+
+def _remove_all(paths: list[Path]) -> None:
+    for path in paths:
+        disk.remove_tree(path)

@@ -1,0 +1,399 @@
+"""A program: verify, decompress and unpack one layer, with its root in the folder it fills.
+
+    python -I -S untar.py FOLDER DIFF_ID < BLOB
+
+Two processes, so that both cores work: the first decompresses and hashes and never looks at what
+it reads; the second changes its root into FOLDER and makes what the tar says. It is standalone
+(standard library only) because it starts for every layer. On failure it prints one line and exits
+with status 1; FOLDER then holds rubbish that the caller throws away.
+
+DIFF_ID `-` takes a tar that is no layer (a build context): nothing is verified, and whiteouts
+are names like any other.
+
+Layer rules: OCI image-spec, layer.md. Overlay's marks: kernel, filesystems/overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import sys
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+CHUNK = 1 << 20
+_WHITEOUT = ".wh."
+_OPAQUE = ".wh..wh..opq"
+_XATTR = "SCHILY.xattr."
+
+_Made = TypeVar("_Made")
+
+
+class BadLayer(Exception):
+    """The layer cannot be unpacked; the text is for the user."""
+
+
+class Source(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Forward:
+    """A pipe as tarfile wants it: it knows its position and can skip ahead."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._position = 0
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int) -> bytes:
+        data = self._source.read(size)
+        self._position += len(data)
+        return data
+
+    def seek(self, target: int) -> None:
+        while self._position < target:
+            if not self.read(min(CHUNK, target - self._position)):
+                raise BadLayer("the layer ends in the middle of a file")
+
+
+class Unpacker:
+    """Makes files in the current root, which must hold nothing that it may not overwrite."""
+
+    def __init__(self, layer: bool) -> None:
+        self._layer = layer
+        self._folders: dict[str, tuple[str, int]] = {}
+
+    def run(self, source: Source) -> None:
+        """Unpack the whole tar and read the source to its end."""
+        reader = Forward(source)
+        try:
+            archive = tarfile.TarFile(
+                fileobj=reader,  # type: ignore[arg-type]
+                encoding="utf-8",
+                errors="surrogateescape",
+            )
+            member = archive.firstmember  # type: ignore[attr-defined]
+            while member is not None:
+                self._member(member, reader)
+                reader.seek(archive.offset)
+                try:
+                    # Not next(): that takes a broken header for the end of the archive.
+                    member = tarfile.TarInfo.fromtarfile(archive)
+                except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
+                    member = None
+        except (tarfile.TarError, ValueError, OverflowError) as error:
+            raise BadLayer(f"the layer is not a valid tar: {error}") from error
+        # Making files in a folder changes its time, so these come last.
+        for path, (_, time) in self._folders.items():
+            if os.path.isdir(path) and not os.path.islink(path):
+                os.utime(path, ns=(time, time), follow_symlinks=False)
+        while reader.read(CHUNK):
+            pass
+
+    def _member(self, member: tarfile.TarInfo, reader: Forward) -> None:
+        path = os.path.normpath("/" + member.name).replace("//", "/")
+        try:
+            name = os.path.basename(path)
+            if self._layer and name.startswith(_WHITEOUT):
+                self._whiteout(os.path.dirname(path), name)
+            elif path == "/" and not member.isdir():
+                raise BadLayer("the layer's root is not a folder")
+            else:
+                self._make(path, member, reader)
+        except OSError as error:
+            raise BadLayer(f"cannot make {member.name!r}: {error.strerror}") from error
+
+    def _make(self, path: str, member: tarfile.TarInfo, reader: Forward) -> None:
+        mode = member.mode & 0o7777
+        if member.isdir():
+            self._folder(path)
+        elif member.issym():
+            self._place(path, lambda: os.symlink(member.linkname, path))
+        elif member.islnk():
+            target = os.path.normpath("/" + member.linkname).replace("//", "/")
+            if target != path:
+                self._place(path, lambda: os.link(target, path, follow_symlinks=False))
+            return
+        elif member.isfifo() or member.ischr() or member.isblk():
+            kind = (
+                stat.S_IFIFO
+                if member.isfifo()
+                else stat.S_IFCHR
+                if member.ischr()
+                else stat.S_IFBLK
+            )
+            device = 0 if member.isfifo() else os.makedev(member.devmajor, member.devminor)
+            self._place(path, lambda: os.mknod(path, kind | 0o600, device))
+        elif member.type in tarfile.REGULAR_TYPES or member.type == tarfile.GNUTYPE_SPARSE:
+            self._file(path, member, reader)
+            return
+        else:
+            raise BadLayer(f"{member.name!r} is of a kind that no layer has: {member.type!r}")
+        time = _nanoseconds(member)
+        os.chown(path, member.uid, member.gid, follow_symlinks=False)
+        if not member.issym():
+            os.chmod(path, mode)
+        self._xattrs(path, member)
+        if member.isdir():
+            self._folders[path] = (member.name, time)
+        else:
+            os.utime(path, ns=(time, time), follow_symlinks=False)
+
+    def _file(self, path: str, member: tarfile.TarInfo, reader: Forward) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = self._place(path, lambda: os.open(path, flags, 0o600))
+        try:
+            # A file whose holes were left out says where its pieces go.
+            pieces: Any = member.sparse if member.sparse is not None else [(0, member.size)]
+            for offset, size in pieces:
+                while size > 0:
+                    data = reader.read(min(CHUNK, size))
+                    if not data:
+                        raise BadLayer(f"the layer ends in the middle of {member.name!r}")
+                    size -= len(data)
+                    view = memoryview(data)
+                    while view:
+                        written = os.pwrite(fd, view, offset)
+                        offset += written
+                        view = view[written:]
+            if member.sparse is not None:
+                os.ftruncate(fd, member.size)
+            os.fchown(fd, member.uid, member.gid)
+            os.fchmod(fd, member.mode & 0o7777)
+            self._xattrs(fd, member)
+            time = _nanoseconds(member)
+            os.utime(fd, ns=(time, time))
+        finally:
+            os.close(fd)
+
+    def _folder(self, path: str) -> None:
+        try:
+            os.mkdir(path, 0o755)
+        except FileNotFoundError:
+            self._parents(path)
+            self._folder(path)
+        except NotADirectoryError:
+            self._parents(path)
+            self._folder(path)
+        except FileExistsError:
+            found = os.lstat(path)
+            if not stat.S_ISDIR(found.st_mode):
+                os.unlink(path)
+                os.mkdir(path, 0o755)
+                if self._layer and _is_whiteout(found):
+                    # It was removed below and made anew here: nothing from below shows through.
+                    _make_opaque(path)
+
+    def _place(self, path: str, make: Callable[[], _Made]) -> _Made:
+        """Make something that is no folder, in place of whatever the layer had there before."""
+        try:
+            return make()
+        except (FileNotFoundError, NotADirectoryError):
+            self._parents(path)
+        except FileExistsError:
+            _remove(path)
+            return make()
+        try:
+            return make()
+        except FileExistsError:
+            _remove(path)
+            return make()
+
+    def _parents(self, path: str) -> None:
+        """Make the folders above `path` that the tar has not listed."""
+        folder = ""
+        for part in path.split("/")[1:-1]:
+            folder += "/" + part
+            try:
+                if not stat.S_ISDIR(os.stat(folder).st_mode):
+                    self._folder_in_place_of_whiteout(folder)
+            except FileNotFoundError:
+                os.mkdir(folder, 0o755)
+
+    def _folder_in_place_of_whiteout(self, folder: str) -> None:
+        if not (self._layer and _is_whiteout(os.lstat(folder))):
+            raise BadLayer(f"{folder!r} is a file and a folder in one layer")
+        self._folder(folder)
+
+    def _whiteout(self, folder: str, name: str) -> None:
+        self._parents(folder + "/x")
+        if name == _OPAQUE:
+            _make_opaque(folder)
+        elif not name.startswith(_WHITEOUT + _WHITEOUT):  # others are AUFS's own book-keeping
+            hidden = os.path.join(folder, name.removeprefix(_WHITEOUT))
+            if os.path.basename(hidden) in ("", ".", ".."):
+                raise BadLayer(f"{name!r} removes nothing that has a name")
+            try:
+                os.mknod(hidden, stat.S_IFCHR, 0)
+            except FileExistsError:
+                # A whiteout speaks of the layers below. What this layer has there stays, and a
+                # folder no longer shows what is under it.
+                if stat.S_ISDIR(os.lstat(hidden).st_mode):
+                    _make_opaque(hidden)
+
+    def _xattrs(self, target: str | int, member: tarfile.TarInfo) -> None:
+        for key, text in member.pax_headers.items():
+            if not key.startswith(_XATTR):
+                continue
+            name = key.removeprefix(_XATTR)
+            if name.startswith("trusted.overlay."):
+                continue  # these would steer the overlay mount, not the file
+            value = text.encode("utf-8", "surrogateescape")
+            try:
+                if isinstance(target, int):
+                    os.setxattr(target, name, value)
+                else:
+                    os.setxattr(target, name, value, follow_symlinks=False)
+            except OSError as error:
+                # Labels of a security module or a file system that is not here mean nothing
+                # here; a lost capability would make a program fail later and elsewhere.
+                if name == "security.capability" or error.errno not in (
+                    errno.ENOTSUP,
+                    errno.EPERM,
+                    errno.EINVAL,
+                ):
+                    raise
+
+
+def _is_whiteout(found: os.stat_result) -> bool:
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+
+
+def _make_opaque(folder: str) -> None:
+    os.setxattr(folder, "trusted.overlay.opaque", b"y")
+
+
+def _remove(path: str) -> None:
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def _nanoseconds(member: tarfile.TarInfo) -> int:
+    """The time of change. The PAX text is exact, tarfile's float of it is not."""
+    text = member.pax_headers.get("mtime")
+    if text is None:
+        return int(member.mtime) * 1_000_000_000
+    whole, _, fraction = text.partition(".")
+    part = int(fraction[:9].ljust(9, "0")) if fraction else 0
+    return int(whole or "0") * 1_000_000_000 + (-part if whole.startswith("-") else part)
+
+
+def content(blob: int) -> Iterator[bytes]:
+    """The uncompressed content of a blob (an open, seekable file), in pieces of at most `CHUNK`."""
+    magic = os.pread(blob, 4, 0)
+    if magic[:2] == b"\x1f\x8b":
+        return _gunzip(blob)
+    if magic == b"\x28\xb5\x2f\xfd":
+        return _unzstd(blob)
+    if magic[:3] == b"BZh" or magic == b"\xfd7zX":
+        raise BadLayer("the layer is compressed by bzip2 or xz; use gzip, zstd or none")
+    return iter(lambda: os.read(blob, CHUNK), b"")
+
+
+def _gunzip(blob: int) -> Iterator[bytes]:
+    inflate = zlib.decompressobj(31)
+    data = b""
+    try:
+        while data or (data := os.read(blob, CHUNK // 4)):
+            if inflate.eof:
+                # Another gzip member follows, or padding.
+                data = data.lstrip(b"\0")
+                if not data:
+                    continue
+                inflate = zlib.decompressobj(31)
+            piece = inflate.decompress(data, CHUNK)
+            data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
+            if piece:
+                yield piece
+    except zlib.error as error:
+        raise BadLayer(f"the layer's gzip data is broken: {error}") from error
+    if not inflate.eof:
+        raise BadLayer("the layer's gzip data ends too early")
+
+
+def _unzstd(blob: int) -> Iterator[bytes]:
+    import subprocess  # late: it costs 10 ms, and few layers need it
+
+    try:
+        child = subprocess.Popen(["zstd", "-dcq"], stdin=blob, stdout=subprocess.PIPE)
+    except FileNotFoundError as error:
+        raise BadLayer("the layer is compressed by zstd: install the package zstd") from error
+    assert child.stdout is not None
+    with child:
+        yield from iter(lambda: child.stdout.read(CHUNK), b"")  # type: ignore[union-attr]
+    if child.returncode:
+        raise BadLayer("the layer's zstd data is broken")
+
+
+def _feed(blob: int, pipe: int, diff_id: str, parent: int) -> None:
+    """Decompress into the pipe, and check at the end that it was the layer that was meant."""
+    digest = hashlib.sha256()
+    for piece in content(blob):
+        if os.getppid() != parent:
+            raise BadLayer("the agent is gone")
+        digest.update(piece)
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(pipe, view) :]
+    found = f"sha256:{digest.hexdigest()}"
+    if diff_id not in ("-", found):
+        raise BadLayer(f"the layer's content is {found}, but the image's config says {diff_id}")
+
+
+def _unpack(folder: str, pipe: int, layer: bool) -> None:
+    os.chroot(folder)
+    os.chdir("/")
+    with open(pipe, "rb", buffering=CHUNK) as source:
+        Unpacker(layer).run(source)
+
+
+def _attempt(step: Callable[[], None]) -> int:
+    try:
+        step()
+    except BadLayer as error:
+        print(error, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        pass  # the other process has failed and says why
+    except OSError as error:
+        print(f"cannot unpack: {error.strerror}", file=sys.stderr, flush=True)
+    else:
+        return 0
+    return 1
+
+
+def main(folder: str, diff_id: str) -> int:
+    """The whole program; its exit status."""
+    parent = os.getppid()
+    os.umask(0)
+    target = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    outlet, inlet = os.pipe()
+    fcntl.fcntl(inlet, fcntl.F_SETPIPE_SZ, CHUNK)
+    child = os.fork()
+    if child == 0:
+        os.close(inlet)
+        os.close(0)
+        os.close(target)
+        os._exit(_attempt(lambda: _unpack(folder, outlet, diff_id != "-")))
+    os.close(outlet)
+    status = _attempt(lambda: _feed(0, inlet, diff_id, parent))
+    os.close(inlet)
+    status |= os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+    if status == 0 and diff_id != "-":
+        # One flush for all files of the layer, before its name promises that it is whole.
+        ctypes.CDLL(None).syncfs(target)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2]))

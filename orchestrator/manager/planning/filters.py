@@ -1,0 +1,120 @@
+"""Which nodes can take a task, and the words for those that cannot.
+
+A filter says which rows pass and why the others do not, so that a rule and its message are born
+together. `filters_for` gives those that apply to a demand, in the order in which a user would
+ask: is the node there, may it take tasks, do the rules allow it, is there room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.manager.planning.constraints import parse_constraint
+from orchestrator.manager.planning.nodetable import Demand, NodeTable, Port
+from orchestrator.manager.planning.resources import BoolArray, fits
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Availability, Network, NodeState
+from orchestrator.model.specs import Protocol
+
+DEFAULT_NETWORK = "default"
+"""Name of the network of tasks that name none."""
+
+NO_NODES = "no suitable node (the cluster has no nodes; join one with orc cluster join)"
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One rule on nodes."""
+
+    check: Callable[[NodeTable], BoolArray]
+    """True for each row that passes."""
+    explain: str
+    """What is wrong with a node that does not pass, in the user's words."""
+
+
+def filters_for(view: ClusterView, demand: Demand) -> Iterator[Filter]:
+    """The rules that apply to this demand. Raises `ConstraintError` for one that is unreadable."""
+    yield from _ALWAYS
+    for text in demand.constraints:
+        yield _constraint(text)
+    for name in demand.networks or (DEFAULT_NETWORK,):
+        network = view.network_by_name(name)
+        if network is not None:
+            yield _slice(network)
+    for port in demand.ports:
+        yield _port(port)
+    shares, memory = demand.resources.shares, demand.resources.memory
+    yield Filter(lambda table: fits(table.free_shares, shares), "insufficient shares")
+    yield Filter(lambda table: fits(table.free_memory, memory), "insufficient memory")
+
+
+def impossible(view: ClusterView, demand: Demand) -> str | None:
+    """Why no node at all can take it, whatever its room; None if some might."""
+    if not view.nodes:
+        return NO_NODES
+    for name in demand.networks:
+        if view.network_by_name(name) is None:
+            return f"network {name} does not exist"
+    if demand.image_digest:
+        image = view.images.get(demand.image_digest)
+        holders = image.nodes if image else ()
+        if not any(id in view.nodes and view.nodes[id].state is NodeState.READY for id in holders):
+            return f"no node that is up has image {demand.image}"
+    return None
+
+
+def candidates(table: NodeTable, demand: Demand) -> BoolArray:
+    """The rows that come into question at all: one for a task that is meant for one node."""
+    if not demand.node_id:
+        return np.ones(len(table.nodes), dtype=np.bool_)
+    return _mask(table, {table.row[demand.node_id]} if demand.node_id in table.row else set())
+
+
+def explain(rejects: Sequence[tuple[str, int]]) -> str:
+    """The user's text for counts of refused nodes, such as
+    `no suitable node (2 nodes: insufficient memory; 1 node: down)`."""
+    ordered = sorted((item for item in rejects if item[1]), key=lambda item: -item[1])
+    if not ordered:
+        return "no suitable node (its node is gone)"
+    parts = (f"{count} {'node' if count == 1 else 'nodes'}: {why}" for why, count in ordered)
+    return f"no suitable node ({'; '.join(parts)})"
+
+
+_ALWAYS = (
+    Filter(lambda table: table.state != NodeState.DOWN, "down"),
+    Filter(lambda table: table.state != NodeState.UNKNOWN, "not heard of yet"),
+    Filter(lambda table: table.availability != Availability.PAUSE, "paused"),
+    Filter(lambda table: table.availability != Availability.DRAIN, "drained"),
+)
+
+
+def _constraint(text: str) -> Filter:
+    rule = parse_constraint(text)
+    return Filter(
+        lambda table: np.array([rule.met_by(node) for node in table.nodes], dtype=np.bool_),
+        f"constraint {text} not met",
+    )
+
+
+def _slice(network: Network) -> Filter:
+    return Filter(
+        lambda table: np.array([node.id in network.slices for node in table.nodes], dtype=np.bool_),
+        f"no subnet of network {network.name} left for it",
+    )
+
+
+def _port(port: Port) -> Filter:
+    number, protocol = port
+    name = "udp" if protocol is Protocol.UDP else "tcp"
+    return Filter(
+        lambda table: ~_mask(table, table.ports.get(port, set())), f"port {number}/{name} in use"
+    )
+
+
+def _mask(table: NodeTable, rows: set[int]) -> BoolArray:
+    mask = np.zeros(len(table.nodes), dtype=np.bool_)
+    mask[list(rows)] = True
+    return mask

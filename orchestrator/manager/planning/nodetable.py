@@ -1,0 +1,113 @@
+"""The nodes as arrays, for one scheduling pass: a row a node, in the order of their ids."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.manager.planning.resources import IntArray, occupies
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Task
+from orchestrator.model.specs import Protocol, Resources
+from orchestrator.model.states import TaskState
+
+Port = tuple[int, Protocol]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a task asks of a node. Tasks with equal demands are placed together."""
+
+    service_id: str
+    resources: Resources
+    ports: tuple[Port, ...] = ()
+    constraints: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    image: str = ""
+    image_digest: str = ""
+    node_id: str = ""
+    """The only node that will do (global services); empty: any."""
+
+    @staticmethod
+    def of(view: ClusterView, task: Task) -> Demand:
+        """The demand of a task, with the constraints of its service as they are now."""
+        service = view.services.get(task.service_id)
+        return Demand(
+            service_id=task.service_id,
+            resources=task.spec.counted,
+            ports=published(task),
+            constraints=service.spec.constraints if service else (),
+            networks=task.spec.networks,
+            image=task.spec.container.image,
+            image_digest=task.image_digest,
+            node_id=task.node_id,
+        )
+
+
+def published(task: Task) -> tuple[Port, ...]:
+    """The ports that the task takes on its node."""
+    return tuple((port.published, port.protocol) for port in task.spec.ports if port.published)
+
+
+class NodeTable:
+    """Arrays over the nodes of a view; `place` keeps them true while a pass goes on."""
+
+    def __init__(self, view: ClusterView) -> None:
+        self.nodes = tuple(view.nodes[id] for id in sorted(view.nodes))
+        self.row = {node.id: row for row, node in enumerate(self.nodes)}
+        resources = [node.description.resources for node in self.nodes]
+        self.total_shares = _ints([amount.shares for amount in resources])
+        self.total_memory = _ints([amount.memory for amount in resources])
+        self.free_shares = self.total_shares.copy()
+        self.free_memory = self.total_memory.copy()
+        self.tasks = np.zeros(len(self.nodes), dtype=np.int64)
+        self.state = _ints([node.state for node in self.nodes])
+        self.availability = _ints([node.availability for node in self.nodes])
+        self.ports: dict[Port, set[int]] = {}
+        """Which rows have a published port in use."""
+        self._active: dict[str, Counter[int]] = {}
+        self._counts: dict[str, IntArray] = {}
+        self._load(view)
+
+    def _load(self, view: ClusterView) -> None:
+        shares, memory, tasks = ([0] * len(self.nodes) for _ in range(3))
+        for row, node in enumerate(self.nodes):
+            for task in view.tasks_of_node(node.id).values():
+                if not occupies(task):
+                    continue
+                counted = task.spec.counted
+                shares[row] += counted.shares
+                memory[row] += counted.memory
+                tasks[row] += 1
+                if task.desired_state <= TaskState.RUNNING:
+                    self._active.setdefault(task.service_id, Counter())[row] += 1
+                for port in published(task):
+                    self.ports.setdefault(port, set()).add(row)
+        self.free_shares -= _ints(shares)
+        self.free_memory -= _ints(memory)
+        self.tasks += _ints(tasks)
+
+    def tasks_of_service(self, service_id: str) -> IntArray:
+        """How many tasks of the service each node has that are not being stopped."""
+        counts = self._counts.get(service_id)
+        if counts is None:
+            counts = np.zeros(len(self.nodes), dtype=np.int64)
+            for row, count in self._active.get(service_id, Counter()).items():
+                counts[row] = count
+            self._counts[service_id] = counts
+        return counts
+
+    def place(self, row: int, demand: Demand) -> None:
+        """Count a task of this demand on the node."""
+        self.free_shares[row] -= demand.resources.shares
+        self.free_memory[row] -= demand.resources.memory
+        self.tasks[row] += 1
+        self.tasks_of_service(demand.service_id)[row] += 1
+        for port in demand.ports:
+            self.ports.setdefault(port, set()).add(row)
+
+
+def _ints(values: list[int]) -> IntArray:
+    return np.array(values, dtype=np.int64)

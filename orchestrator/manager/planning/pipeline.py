@@ -1,0 +1,175 @@
+"""One pass of planning: slices, reconciling, placing; a plan a service.
+
+A pass looks only at what something happened to (`Dirty`). Its cost is that of the dirty
+services, of the tasks that wait, and of the nodes' loads if anything is to be placed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from orchestrator.manager.planning.allocator import allocate_slices
+from orchestrator.manager.planning.global_ import reconcile_global
+from orchestrator.manager.planning.plan import Change, Plan, earliest, requeue
+from orchestrator.manager.planning.removal import remove
+from orchestrator.manager.planning.replicated import give_up_lost, reconcile_replicated
+from orchestrator.manager.planning.scheduler import Placement, schedule
+from orchestrator.manager.planning.slots import Draft, ended, waits
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Image, Network, Node, Object, Service, Task
+from orchestrator.model.specs import ServiceMode
+
+
+@dataclass(frozen=True, slots=True)
+class Dirty:
+    """What has happened since the last pass. Passes coalesce: `a | b` is both."""
+
+    services: frozenset[str] = field(default_factory=frozenset)
+    """Ids of services of which the spec or a task has changed."""
+    nodes_changed: bool = False
+    """A node came, went, or changed its state, availability, labels or size; or a network did."""
+    capacity_freed: bool = False
+    """A task ended, or an image arrived: what waits may fit now."""
+    timer: bool = False
+    """The time that a pass asked for (`requeue_at`) has come."""
+
+    def __or__(self, other: Dirty) -> Dirty:
+        return Dirty(
+            self.services | other.services,
+            self.nodes_changed or other.nodes_changed,
+            self.capacity_freed or other.capacity_freed,
+            self.timer or other.timer,
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.services or self.nodes_changed or self.capacity_freed or self.timer)
+
+
+EVERYTHING = Dirty(nodes_changed=True, capacity_freed=True, timer=True)
+"""What a new leader starts with."""
+
+
+def dirty_of(changes: Iterable[Change]) -> Dirty:
+    """What these changes of the store make dirty."""
+    services: set[str] = set()
+    nodes = freed = False
+    for change in changes:
+        match change.subject:
+            case Task() as task:
+                if task.service_id:
+                    services.add(task.service_id)
+                freed = freed or change.after is None or ended(task)
+            case Service() as service:
+                services.add(service.id)
+            case Node() | Network():
+                nodes = True
+            case Image():
+                freed = True
+            case _:
+                pass
+    return Dirty(frozenset(services), nodes, freed)
+
+
+def plan(
+    view: ClusterView, dirty: Dirty, now: float, new_id: Callable[[], str]
+) -> tuple[list[Plan], float | None]:
+    """What should be written now, and when to look again if nothing happens before.
+
+    The plans stand in the order in which they should be written; each may fail by itself. The
+    time is the earliest known to this pass: a caller keeps the earliest that it was told until
+    that has passed, and then calls with `timer` set.
+    """
+    slices = allocate_slices(view) if dirty.nodes_changed else ()
+    drafts: dict[str, Draft] = {}
+    for id in sorted(_services_to_reconcile(view, dirty)):
+        drafts[id] = _reconcile(view, id, now, new_id)
+    ahead = view.evolve(slices)
+    ahead = ahead.evolve(change for draft in drafts.values() for change in draft.changes())
+    placements: dict[str, list[Node]] = {}
+    for decision in schedule(ahead, _waiting(ahead, dirty, now), now):
+        task = decision.task
+        draft = drafts.get(task.service_id)
+        if draft is None:
+            draft = drafts[task.service_id] = _draft(view, task.service_id, now, new_id)
+        if isinstance(decision, Placement):
+            draft.assign(task, decision.node.id)
+            placements.setdefault(task.service_id, []).append(decision.node)
+        else:
+            draft.keep_waiting(task, decision.reason)
+    plans = [Plan(slices, reason="networks: slices of nodes")] if slices else []
+    for id in sorted(drafts):
+        finished = _finish(drafts[id], placements.get(id, []))
+        if finished.changes:
+            plans.append(finished)
+    held = (task.not_before for task in ahead.pending.values() if task.not_before > now)
+    asked = (draft.requeue_at for draft in drafts.values())
+    return plans, earliest(requeue(plans), *asked, *held)
+
+
+def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
+    services = set(dirty.services)
+    if dirty.nodes_changed:
+        services |= view.services.keys()
+    if dirty.timer:
+        services |= {id for id, item in view.services.items() if item.spec.update.delay > 0}
+    return services - {""}
+
+
+def _draft(view: ClusterView, service_id: str, now: float, new_id: Callable[[], str]) -> Draft:
+    return Draft(view.services.get(service_id), view.tasks_of_service(service_id), now, new_id)
+
+
+def _reconcile(view: ClusterView, service_id: str, now: float, new_id: Callable[[], str]) -> Draft:
+    draft = _draft(view, service_id, now, new_id)
+    service = draft.service
+    if service is None or service.removed:
+        give_up_lost(view, draft)
+        remove(draft)
+    elif service.spec.mode is ServiceMode.GLOBAL:
+        reconcile_global(view, service, draft)
+    else:
+        reconcile_replicated(view, service, draft)
+    return draft
+
+
+def _waiting(ahead: ClusterView, dirty: Dirty, now: float) -> Iterable[Task]:
+    """The waiting tasks worth a try: those of dirty services, those whose delay is over, and all
+    of them if there may be room."""
+    everything = dirty.nodes_changed or dirty.capacity_freed
+    for task in ahead.pending.values():
+        service = ahead.services.get(task.service_id)
+        if task.service_id and (service is None or service.removed):
+            continue
+        if everything or task.service_id in dirty.services or 0 < task.not_before <= now:
+            yield task
+
+
+def _finish(draft: Draft, placements: Iterable[Node]) -> Plan:
+    changes = draft.changes()
+    requires: dict[str, Object] = {node.id: node for node in placements}
+    read: list[Object] = [requires[id] for id in sorted(requires)]
+    if draft.service is not None and not draft.service_gone:
+        read.insert(0, draft.service)
+    held = (
+        task.not_before
+        for task in draft.tasks.values()
+        if waits(task) and task.not_before > draft.now
+    )
+    return Plan(
+        changes,
+        tuple(read),
+        requeue_at=earliest(draft.requeue_at, *held),
+        reason=_summary(draft, changes),
+    )
+
+
+def _summary(draft: Draft, changes: Iterable[Change]) -> str:
+    counts = {"new": 0, "changed": 0, "forgotten": 0}
+    for change in changes:
+        kind = (
+            "new" if change.before is None else "forgotten" if change.after is None else "changed"
+        )
+        counts[kind] += 1
+    name = draft.service.spec.name if draft.service else "tasks of a service that is gone"
+    return f"{name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)

@@ -1,0 +1,63 @@
+"""How far a service is on its way to what its spec says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.manager.planning.accounting import running_tasks
+from orchestrator.manager.planning.replicated import welcome
+from orchestrator.manager.planning.restart import finished
+from orchestrator.manager.planning.slots import Slot, ended, is_current, slots_of
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import NodeState, Service
+from orchestrator.model.specs import ServiceMode
+from orchestrator.model.states import TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Tasks wanted and running, and whether nothing is left to do."""
+
+    desired: int
+    running: int
+    converged: bool
+
+
+def progress(view: ClusterView, service_id: str) -> Progress:
+    """The progress of a service.
+
+    It has converged when each slot that it should have runs a task of the present spec, or has
+    done its work, and nothing else of it runs any more. One that is removed, or unknown, has
+    converged when it has no task left.
+    """
+    service = view.services.get(service_id)
+    tasks = view.tasks_of_service(service_id)
+    running = running_tasks(view, service_id)
+    if service is None or service.removed:
+        return Progress(0, running, converged=not tasks)
+    slots = [slot for slot in slots_of(tasks).values() if slot.kept]
+    arrived = sum(_arrived(service, slot) for slot in slots)
+    live = sum(not ended(task) for task in tasks.values())
+    at_work = sum(not slot.vacant for slot in slots)
+    desired = wanted(view, service)
+    return Progress(
+        desired, running, converged=arrived == len(slots) == desired and live == at_work
+    )
+
+
+def wanted(view: ClusterView, service: Service) -> int:
+    """How many tasks the service should have."""
+    if service.spec.mode is ServiceMode.REPLICATED:
+        return service.spec.replicas
+    return sum(
+        node.state is not NodeState.DOWN and welcome(node, service) for node in view.nodes.values()
+    )
+
+
+def _arrived(service: Service, slot: Slot) -> bool:
+    if not is_current(service, slot.newest):
+        return False
+    task = slot.runnable
+    if task is None:
+        return finished(service, slot)
+    return task.status.state is TaskState.RUNNING

@@ -1,0 +1,46 @@
+"""What tasks take from their node. The rule of "does it fit" exists once, here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.model.objects import Task
+from orchestrator.model.specs import Resources
+from orchestrator.model.states import TaskState, is_terminal
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+def occupies(task: Task) -> bool:
+    """Whether the task takes room on its node.
+
+    From its assignment until it has ended: also while it is being stopped, since the kernel has
+    not given anything back yet.
+    """
+    return task.status.state >= TaskState.ASSIGNED and not is_terminal(task.status.state)
+
+
+@overload
+def fits(free: int, wanted: int) -> bool: ...
+@overload
+def fits(free: IntArray, wanted: int) -> BoolArray: ...
+def fits(free: int | IntArray, wanted: int) -> bool | BoolArray:
+    """Whether `wanted` of one resource (shares or bytes) fits into what is free: of one node, or
+    of each node of an array."""
+    return free >= wanted
+
+
+def reserved(tasks: Iterable[Task]) -> Resources:
+    """What these tasks take from their node: the sum over those that occupy it."""
+    shares = memory = 0
+    for task in tasks:
+        if occupies(task):
+            counted = task.spec.counted
+            shares += counted.shares
+            memory += counted.memory
+    return Resources(shares, memory)

@@ -1,0 +1,106 @@
+"""Whether and when a slot is filled again after its task has ended.
+
+The restart policy governs tasks that ended by themselves, or that were lost with their node.
+What the manager itself stopped (an update, a drained node) is replaced whatever the policy.
+
+**Back-off.** The first restart comes `delay` after the end; each further one in a row doubles
+it, up to five minutes (or `delay`, if that is longer). With a delay of 0 the second restart
+waits one second, so that a crash loop is never a busy loop. A task that ran for ten seconds ends
+the row: ten seconds is long enough that restarting at `delay` costs little, and short enough
+that a service which works and then fails is not taken for one that never worked. A COMPLETE that
+comes sooner counts as well: a loop of successes is a loop.
+
+A task lost with its node says nothing about itself: its replacement starts at once, and a new
+row with it.
+
+All of this is read from the tasks themselves (`attempt`, `not_before`), so that a new leader
+decides the same.
+"""
+
+from __future__ import annotations
+
+from orchestrator.manager.planning.slots import Slot, Start, ended
+from orchestrator.model.objects import Service, Task
+from orchestrator.model.specs import RestartCondition, RestartPolicy
+from orchestrator.model.states import TaskState
+
+SETTLED = 10.0
+"""Seconds of running after which a task no longer counts as one of a row of failures."""
+
+LONGEST_DELAY = 300.0
+"""Seconds at which back-off stops growing."""
+
+_LEAST_STEP = 0.5
+"""Seconds that back-off starts from when the policy's delay is less."""
+
+
+def decide(service: Service, slot: Slot, now: float) -> Start | None:
+    """How to fill a slot whose newest task has ended by itself or was lost; None: leave it so."""
+    policy, task = service.spec.task.restart, slot.newest
+    if task.status.state is TaskState.ORPHANED:
+        return Start() if policy.condition is not RestartCondition.NONE else None
+    if task.desired_state > TaskState.RUNNING:
+        return Start()
+    if not _wanted(policy, task) or _exhausted(policy, slot):
+        return None
+    attempt = 1 if _ran(task) >= SETTLED else task.attempt + 1
+    delay = backoff(policy, attempt)
+    message = f"restarting in {delay:g} s (attempt {attempt + 1})" if delay > 0 else ""
+    return Start(not_before=now + delay if delay > 0 else 0.0, attempt=attempt, message=message)
+
+
+def backoff(policy: RestartPolicy, attempt: int) -> float:
+    """Seconds to wait before the restart number `attempt` (from 1) in a row."""
+    if attempt <= 1:
+        return policy.delay
+    base = max(policy.delay, _LEAST_STEP)
+    return min(base * 2.0 ** min(attempt - 1, 64), max(LONGEST_DELAY, policy.delay))
+
+
+def finished(service: Service, slot: Slot) -> bool:
+    """Whether the slot has done its work: its task COMPLETEd and is not to run again."""
+    policy, task = service.spec.task.restart, slot.newest
+    return (
+        slot.vacant
+        and task.status.state is TaskState.COMPLETE
+        and task.desired_state <= TaskState.RUNNING
+        and (not _wanted(policy, task) or _exhausted(policy, slot))
+    )
+
+
+def history(policy: RestartPolicy) -> int:
+    """How many tasks of a slot must be remembered to count restarts."""
+    return policy.max_attempts + 1 if policy.max_attempts else 0
+
+
+def _wanted(policy: RestartPolicy, task: Task) -> bool:
+    match policy.condition:
+        case RestartCondition.ANY:
+            return True
+        case RestartCondition.ON_FAILURE:
+            return task.status.state is not TaskState.COMPLETE
+        case RestartCondition.NONE:
+            return False
+
+
+def _exhausted(policy: RestartPolicy, slot: Slot) -> bool:
+    """Whether the slot used up its restarts. Counted back from the end of the newest task, so
+    that the answer does not change while time passes."""
+    if not policy.max_attempts:
+        return False
+    newest = slot.newest
+    since = newest.status.at - policy.window if policy.window else float("-inf")
+    restarts = sum(
+        task.attempt > 0 and task.created_at >= since and task.spec_version == newest.spec_version
+        for task in slot.tasks
+        if ended(task)
+    )
+    return restarts >= policy.max_attempts
+
+
+def _ran(task: Task) -> float:
+    """Seconds that the task ran; 0 if it never did."""
+    status = task.status
+    if not status.started_at:
+        return 0.0
+    return (status.finished_at or status.at) - status.started_at

@@ -1,0 +1,136 @@
+"""Where tasks go: filter, then spread.
+
+Among the nodes that can take a task, the one with the fewest tasks of its service wins, then the
+one least loaded with it (the larger of its shares' and its memory's fraction), then the one with
+the fewest tasks, then the lowest id. Tasks with the same demand are placed together: filters and
+scores are array operations over all nodes once a demand, and after each placement only the row
+of the chosen node is scored anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from orchestrator.manager.planning.constraints import ConstraintError
+from orchestrator.manager.planning.filters import (
+    Filter,
+    candidates,
+    explain,
+    filters_for,
+    impossible,
+)
+from orchestrator.manager.planning.nodetable import Demand, NodeTable
+from orchestrator.manager.planning.resources import IntArray, fits
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Node, Task
+
+_LOAD_BITS, _TASK_BITS = 22, 20
+"""A score is one integer: tasks of the service, load in units of 2^-20, tasks of the node."""
+_LOAD_UNIT = 1 << 20
+_NEVER = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A task and the node it should run on."""
+
+    task: Task
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaced:
+    """A task that no node can take now, and why, in the user's words."""
+
+    task: Task
+    reason: str
+
+
+def schedule(view: ClusterView, pending: Iterable[Task], now: float) -> list[Placement | Unplaced]:
+    """A decision for each of the `pending` tasks that are due; those held back are left out.
+
+    Older tasks choose first; a task that fits nowhere does not hold up those behind it.
+    """
+    due = sorted(
+        (task for task in pending if task.not_before <= now),
+        key=lambda task: (task.created_at, task.service_id, task.slot, task.id),
+    )
+    if not due:
+        return []
+    table = NodeTable(view)
+    decided: list[Placement | Unplaced] = []
+    for demand, alike in groupby(due, key=lambda task: Demand.of(view, task)):
+        decided += _place(view, table, demand, alike)
+    return decided
+
+
+def _place(
+    view: ClusterView, table: NodeTable, demand: Demand, tasks: Iterable[Task]
+) -> Iterable[Placement | Unplaced]:
+    reason = impossible(view, demand)
+    if reason is not None:
+        return [Unplaced(task, reason) for task in tasks]
+    try:
+        filters = tuple(filters_for(view, demand))
+    except ConstraintError as error:
+        return [Unplaced(task, str(error)) for task in tasks]
+    passing = candidates(table, demand)
+    for rule in filters:
+        passing &= rule.check(table)
+    scores = np.where(passing, _score(table, demand, slice(None)), _NEVER)
+    decided: list[Placement | Unplaced] = []
+    for task in tasks:
+        row = int(scores.argmin())
+        if scores[row] == _NEVER:
+            reason = reason or explain(_rejects(table, demand, filters))
+            decided.append(Unplaced(task, reason))
+            continue
+        table.place(row, demand)
+        scores[row] = _NEVER if demand.ports else _score_again(table, demand, row)
+        decided.append(Placement(task, table.nodes[row]))
+    return decided
+
+
+def _score_again(table: NodeTable, demand: Demand, row: int) -> int:
+    """The rank of a node that has just been given a task of this demand."""
+    if not (
+        fits(int(table.free_shares[row]), demand.resources.shares)
+        and fits(int(table.free_memory[row]), demand.resources.memory)
+    ):
+        return _NEVER
+    return int(_score(table, demand, slice(row, row + 1))[0])
+
+
+def _score(table: NodeTable, demand: Demand, rows: slice) -> IntArray:
+    """The rank of each node for one more task of this demand; less is better."""
+    load = np.maximum(
+        _fraction(table.total_shares[rows], table.free_shares[rows], demand.resources.shares),
+        _fraction(table.total_memory[rows], table.free_memory[rows], demand.resources.memory),
+    )
+    ranked: IntArray = (
+        (table.tasks_of_service(demand.service_id)[rows] << (_LOAD_BITS + _TASK_BITS))
+        + (load << _TASK_BITS)
+        + table.tasks[rows]
+    )
+    return ranked
+
+
+def _fraction(total: IntArray, free: IntArray, wanted: int) -> IntArray:
+    """The part of a resource in use once `wanted` more is taken, in units of 2^-20, at most 2."""
+    used = (total - free + wanted) / np.maximum(total, 1)
+    return (np.minimum(used, 2.0) * _LOAD_UNIT).astype(np.int64)
+
+
+def _rejects(table: NodeTable, demand: Demand, filters: Iterable[Filter]) -> list[tuple[str, int]]:
+    """How many nodes each filter refuses; a node counts for the first that refuses it."""
+    left = candidates(table, demand)
+    counts: list[tuple[str, int]] = []
+    for rule in filters:
+        passing = rule.check(table)
+        counts.append((rule.explain, int(np.count_nonzero(left & ~passing))))
+        left &= passing
+    return counts

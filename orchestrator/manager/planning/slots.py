@@ -1,0 +1,245 @@
+"""A service's tasks by slot, and the draft in which a decision about them grows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from orchestrator.manager.planning.plan import Change, earliest
+from orchestrator.model.objects import Service, Task, TaskStatus
+from orchestrator.model.states import TaskState, is_terminal
+
+
+def placed(task: Task) -> bool:
+    """Whether the task has ever been given to a node."""
+    return bool(task.node_id) and not waits(task)
+
+
+def waits(task: Task) -> bool:
+    """Whether the task waits for a node."""
+    return task.status.state <= TaskState.PENDING
+
+
+def ended(task: Task) -> bool:
+    """Whether the task has ended for good."""
+    return is_terminal(task.status.state)
+
+
+def is_current(service: Service, task: Task) -> bool:
+    """Whether the task is made from what the service declares now.
+
+    All of the task's spec counts but the restart policy, which is read from the service when it
+    is needed, so that a change of it restarts nothing.
+    """
+    wanted = service.spec.task
+    if task.image_digest != service.image_digest:
+        return False
+    return task.spec == wanted or replace(task.spec, restart=wanted.restart) == wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A replica's number and the tasks that have filled it, oldest first (at least one)."""
+
+    number: int
+    tasks: tuple[Task, ...]
+
+    @property
+    def newest(self) -> Task:
+        return self.tasks[-1]
+
+    @property
+    def vacant(self) -> bool:
+        """Whether every task of it has ended."""
+        return all(ended(task) for task in self.tasks)
+
+    @property
+    def runnable(self) -> Task | None:
+        """The one task that may run, if there is one."""
+        for task in self.tasks:
+            if not ended(task) and task.desired_state <= TaskState.RUNNING:
+                return task
+        return None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the slot goes on once its tasks have ended."""
+        return any(task.desired_state < TaskState.REMOVE for task in self.tasks)
+
+
+def slots_of(tasks: Mapping[str, Task]) -> dict[int, Slot]:
+    """A service's tasks by slot, in ascending order of the slots' numbers."""
+    groups: dict[int, list[Task]] = {}
+    for task in tasks.values():
+        groups.setdefault(task.slot, []).append(task)
+    for group in groups.values():
+        group.sort(key=lambda task: (task.created_at, task.id))
+    return {number: Slot(number, tuple(groups[number])) for number in sorted(groups)}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a slot is filled anew."""
+
+    not_before: float = 0.0
+    attempt: int = 0
+    message: str = ""
+    node_id: str = ""
+    """The only node that will do; empty: any."""
+
+
+class Draft:
+    """The tasks of one service as a decision would leave them.
+
+    Only legal changes can be drafted, and what a draft does twice it does once.
+    """
+
+    def __init__(
+        self,
+        service: Service | None,
+        tasks: Mapping[str, Task],
+        now: float,
+        new_id: Callable[[], str],
+    ) -> None:
+        self.service = service
+        self.now = now
+        self.requeue_at: float | None = None
+        self.service_gone = False
+        """The service's last task has gone, and so it goes too."""
+        self._before = tasks
+        self._tasks = dict(tasks)
+        self._touched: set[str] = set()
+        self._new_id = new_id
+        self._slots: dict[int, Slot] | None = None
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        return self._tasks
+
+    def slots(self) -> Mapping[int, Slot]:
+        """All slots by number, in ascending order."""
+        if self._slots is None:
+            self._slots = slots_of(self._tasks)
+        return self._slots
+
+    def kept_slots(self) -> list[Slot]:
+        """The slots that go on, in ascending order."""
+        return [slot for slot in self.slots().values() if slot.kept]
+
+    def free_numbers(self, count: int) -> list[int]:
+        """The lowest `count` slot numbers (from 1) that are neither kept nor still running."""
+        taken = {slot.number for slot in self.slots().values() if slot.kept or not slot.vacant}
+        free: list[int] = []
+        number = 1
+        while len(free) < count:
+            if number not in taken:
+                free.append(number)
+            number += 1
+        return free
+
+    def create(self, service: Service, number: int, start: Start) -> None:
+        """Fill a slot with a new task, which waits for its node.
+
+        Times of creation grow within a slot even if clocks do not, so that "newest" is certain.
+        """
+        old = self.slots().get(number)
+        created_at = self.now
+        if old is not None:
+            created_at = max(created_at, math.nextafter(old.newest.created_at, math.inf))
+        self._put(
+            Task(
+                id=self._new_id(),
+                created_at=created_at,
+                service_id=service.id,
+                service_name=service.spec.name,
+                slot=number,
+                spec=service.spec.task,
+                spec_version=service.spec_version,
+                image_digest=service.image_digest,
+                node_id=start.node_id,
+                desired_state=TaskState.RUNNING,
+                status=TaskStatus(TaskState.PENDING, at=self.now, message=start.message),
+                not_before=start.not_before,
+                attempt=start.attempt,
+            )
+        )
+
+    def assign(self, task: Task, node_id: str) -> None:
+        """Give a waiting task its node."""
+        status = TaskStatus(TaskState.ASSIGNED, at=self.now)
+        self._put(replace(task, node_id=node_id, status=status))
+
+    def keep_waiting(self, task: Task, reason: str) -> None:
+        """Say why a task still waits; nothing is written if that has been said already."""
+        if task.status.state is not TaskState.PENDING or task.status.message != reason:
+            status = replace(task.status, state=TaskState.PENDING, at=self.now, message=reason)
+            self._put(replace(task, status=status))
+
+    def stop(self, task: Task, desired: TaskState, reason: str = "") -> None:
+        """Order a task to end: SHUTDOWN when its slot goes on, REMOVE when it does not.
+
+        One that never had a node ends here and now.
+        """
+        if ended(task):
+            return
+        if waits(task):
+            if desired is TaskState.REMOVE:
+                self.delete(task)
+                return
+            status = TaskStatus(TaskState.SHUTDOWN, at=self.now, message=reason)
+            self._put(replace(task, desired_state=desired, status=status))
+        elif task.desired_state < desired:
+            self._put(replace(task, desired_state=desired))
+
+    def give_up(self, task: Task, reason: str) -> None:
+        """The task's node is lost: nobody knows what became of it, and it must stop if it lives."""
+        status = replace(task.status, state=TaskState.ORPHANED, at=self.now, message=reason)
+        desired = max(task.desired_state, TaskState.SHUTDOWN)
+        self._put(replace(task, desired_state=desired, status=status))
+
+    def delete(self, task: Task) -> None:
+        """Forget a task that has ended or never had a node.
+
+        One that this very draft has given up stays until that is written.
+        """
+        before = self._before.get(task.id)
+        if before is not None and not (ended(before) or waits(before)):
+            return
+        del self._tasks[task.id]
+        self._touched.add(task.id)
+        self._slots = None
+
+    def abandon(self, slot: Slot) -> None:
+        """Give a slot up: stop what runs, forget what has ended."""
+        for task in slot.tasks:
+            if ended(task):
+                self.delete(task)
+            else:
+                self.stop(task, TaskState.REMOVE)
+
+    def look_again(self, at: float | None) -> None:
+        self.requeue_at = earliest(self.requeue_at, at)
+
+    def changes(self) -> tuple[Change, ...]:
+        """What differs from before: by slot, within a slot stops before starts, then by age."""
+        changed = [
+            Change(self._before.get(id), self._tasks.get(id))
+            for id in self._touched
+            if self._before.get(id) is not self._tasks.get(id)
+        ]
+        changed.sort(key=_order)
+        if self.service_gone and self.service is not None:
+            changed.append(Change(self.service, None))
+        return tuple(changed)
+
+    def _put(self, task: Task) -> None:
+        self._tasks[task.id] = task
+        self._touched.add(task.id)
+        self._slots = None
+
+
+def _order(change: Change) -> tuple[int, bool, float, str]:
+    task = change.subject
+    assert isinstance(task, Task)
+    return (task.slot, change.before is None, task.created_at, task.id)

@@ -1,0 +1,35 @@
+"""What agents report of their tasks, checked before it is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Task, TaskStatus
+from orchestrator.model.states import Owner, is_terminal, may_move
+
+
+def ingest(
+    view: ClusterView, node_id: str, reports: Mapping[str, TaskStatus]
+) -> tuple[Change, ...]:
+    """The changes that a node's reports make, by task id.
+
+    Left out, since reports are repeated and reordered: what is not news, what is older than what
+    is known, tasks that are gone or were given up, and tasks of other nodes.
+    """
+    tasks = view.tasks_of_node(node_id)
+    return tuple(
+        Change(tasks[id], replace(tasks[id], status=reports[id]))
+        for id in sorted(reports)
+        if id in tasks and is_news(tasks[id], reports[id])
+    )
+
+
+def is_news(task: Task, reported: TaskStatus) -> bool:
+    """Whether an agent's report changes what is known of the task, by the table of states."""
+    known = task.status
+    if known.state is not reported.state:
+        return may_move(Owner.AGENT, known.state, reported.state)
+    return not is_terminal(known.state) and reported.at >= known.at and reported != known

@@ -27,8 +27,14 @@ class Host:
     endpoints: tuple[str, ...]
     tls: EtcdTls
     max_txn_ops: int
-    etcd_pid: int
-    data_dir: Path
+    first_pid: int
+
+    def etcd_pid(self) -> int:
+        """The member's process as of now: the child of its supervisor."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        while not (pids := children.read_text().split()):
+            continue
+        return int(pids[0])
 
 
 @contextmanager
@@ -47,7 +53,6 @@ def hosted(data_dir: Path) -> Iterator[Host]:
             EtcdTls(*map(Path, said["tls"])),
             said["max_txn_ops"],
             said["pid"],
-            data_dir,
         )
     finally:
         process.communicate()

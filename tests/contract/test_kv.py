@@ -228,13 +228,18 @@ async def test_a_watch_sees_its_prefix_alone(kv: Kv, at: str) -> None:
     assert [event.key for event in batch.events] == [at + "in/a"]
 
 
-async def test_a_revision_larger_than_any_message_is_still_one_batch(kv: Kv, at: str) -> None:
+async def test_revisions_that_etcd_sends_in_fragments_are_whole_batches(kv: Kv, at: str) -> None:
+    """Read from history, they come in one answer, which etcd cuts up anywhere above 16 MiB."""
     start = await kv.txn([], [Put(at + "start", b"")])
+    revisions = [
+        await kv.txn([], [Put(f"{at}{n:03}", b"x" * 130_000) for n in range(120)]) for _ in range(3)
+    ]
     async with kv.watch(at, start + 1) as changes:
-        revision = await kv.txn([], [Put(f"{at}{n}", b"x" * 150_000) for n in range(100)])
-        batch = await next_of(changes)
-    assert batch.revision == revision
-    assert len(batch.events) == 100
+        for revision in revisions:
+            batch = await next_of(changes)
+            assert batch.revision == revision
+            assert [event.key for event in batch.events] == [f"{at}{n:03}" for n in range(120)]
+            assert {event.mod_revision for event in batch.events} == {revision}
     await kv.txn([], [Delete(event.key) for event in batch.events])
 
 
@@ -324,7 +329,7 @@ async def test_a_watch_goes_on_over_a_kill_of_etcd(host: Host, etcd: EtcdKv, at:
     revisions = [await etcd.txn([], [Put(at + "n", b"0")])]
     async with etcd.watch(at, revisions[0]) as changes:
         assert (await next_of(changes)).revision == revisions[0]
-        os.kill(etcd_pid(host), signal.SIGKILL)
+        os.kill(host.etcd_pid(), signal.SIGKILL)
         while len(revisions) < 4:
             try:
                 entry = await etcd.get(at + "n")
@@ -351,7 +356,7 @@ async def test_a_quiet_watch_is_not_overtaken_by_compaction(
         last = [await etcd.txn([], [Put(at + "loud", b"")]) for _ in range(100)][-1]
         await asyncio.sleep(0.5)  # 25 times the interval in which the watch moves on
         await etcd.compact(last)
-        os.kill(etcd_pid(host), signal.SIGKILL)
+        os.kill(host.etcd_pid(), signal.SIGKILL)
         while True:
             try:
                 await etcd.txn([], [Put(at + "quiet", b"2")])
@@ -362,7 +367,7 @@ async def test_a_quiet_watch_is_not_overtaken_by_compaction(
 
 
 async def test_a_frozen_member_costs_one_deadline(host: Host, at: str) -> None:
-    pid = etcd_pid(host)
+    pid = host.etcd_pid()
     async with EtcdKv(host.endpoints, host.tls, timeout=0.3) as kv:
         await kv.txn([], [Put(at + "a", b"1")])
         os.kill(pid, signal.SIGSTOP)
@@ -435,14 +440,6 @@ def test_tls_1_3_only(host: Host, flags: list[str], accepted: bool) -> None:
     )
     assert (b"Verification: OK" in done.stderr) is accepted
     assert (b"protocol version" in done.stderr) is not accepted
-
-
-def etcd_pid(host: Host) -> int:
-    """The member's process as of now: the child of its supervisor."""
-    children = Path(f"/proc/{host.process.pid}/task/{host.process.pid}/children")
-    while not (pids := children.read_text().split()):
-        continue
-    return int(pids[0])
 
 
 def unused_port() -> int:

@@ -10,9 +10,8 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 from typing import Any
 
 import grpc
@@ -92,13 +91,8 @@ class EtcdKv:
         await self._channels.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._channels.__aexit__(kind, error, trace)
+    async def __aexit__(self, *_: object) -> None:
+        await self._channels.__aexit__()
 
     @property
     def max_txn_ops(self) -> int:
@@ -131,9 +125,12 @@ class EtcdKv:
             start = page.kvs[-1].key + b"\0"
 
     async def _range(self, request: Any) -> Any:
+        return await self._ask(lambda stubs: stubs.kv.Range, request, repeatable=True)
+
+    async def _ask(self, method: Callable[[_Stubs], Any], request: Any, *, repeatable: bool) -> Any:
         return await self._channels.call(
-            lambda stubs: stubs.kv.Range(request, timeout=self._timeout, metadata=_METADATA),
-            repeatable=True,
+            lambda stubs: method(stubs)(request, timeout=self._timeout, metadata=_METADATA),
+            repeatable=repeatable,
         )
 
     async def txn(self, guards: Sequence[Guard], ops: Sequence[Op]) -> int:
@@ -149,10 +146,7 @@ class EtcdKv:
             # On failure, read what the guards are about, to name those that do not hold.
             failure=[_read_revisions(guard) for guard in guards],
         )
-        answer = await self._channels.call(
-            lambda stubs: stubs.kv.Txn(request, timeout=self._timeout, metadata=_METADATA),
-            repeatable=False,
-        )
+        answer = await self._ask(lambda stubs: stubs.kv.Txn, request, repeatable=False)
         if not answer.succeeded:
             raise Conflict(
                 [
@@ -199,22 +193,14 @@ class EtcdKv:
     async def revoke(self, lease: int) -> None:
         request = rpc_pb2.LeaseRevokeRequest(ID=lease)
         try:
-            await self._channels.call(
-                lambda stubs: stubs.lease.LeaseRevoke(
-                    request, timeout=self._timeout, metadata=_METADATA
-                ),
-                repeatable=True,
-            )
+            await self._ask(lambda stubs: stubs.lease.LeaseRevoke, request, repeatable=True)
         except LeaseLost:
             return
 
     async def compact(self, revision: int) -> None:
         """Forget the history before `revision`. Members do so by themselves; for tests."""
         request = rpc_pb2.CompactionRequest(revision=revision, physical=True)
-        await self._channels.call(
-            lambda stubs: stubs.kv.Compact(request, timeout=self._timeout, metadata=_METADATA),
-            repeatable=False,
-        )
+        await self._ask(lambda stubs: stubs.kv.Compact, request, repeatable=False)
 
 
 class _Watch:
@@ -241,12 +227,7 @@ class _Watch:
     async def __aenter__(self) -> _Watch:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._drop()
 
     def __aiter__(self) -> _Watch:
@@ -376,17 +357,13 @@ def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
 
 
 def _compare(guard: Guard) -> Any:
-    if guard.create_revision is not None:
-        return rpc_pb2.Compare(
-            result=rpc_pb2.Compare.EQUAL,
-            target=rpc_pb2.Compare.CREATE,
-            key=guard.key.encode(),
-            create_revision=guard.create_revision,
-        )
+    created = guard.create_revision is not None
     return rpc_pb2.Compare(
         result=rpc_pb2.Compare.EQUAL,
-        target=rpc_pb2.Compare.MOD,
+        target=rpc_pb2.Compare.CREATE if created else rpc_pb2.Compare.MOD,
         key=guard.key.encode(),
+        # None leaves a field of the target's union alone.
+        create_revision=guard.create_revision,
         mod_revision=guard.mod_revision,
     )
 

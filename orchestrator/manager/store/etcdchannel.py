@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -102,12 +101,7 @@ class EtcdChannels(Generic[S]):
         self._peers = tuple(peers)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for peer in self._peers:
             await peer.channel.close(None)
 
@@ -197,7 +191,12 @@ class EtcdChannels(Generic[S]):
 
 def _target(url: str, tls: EtcdTls | None) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+    try:
+        port = parts.port or 2379
+    except ValueError:
+        port = 0
+    bare = parts.path in ("", "/") and not parts.query
+    if parts.scheme not in ("http", "https") or not (parts.hostname and port and bare):
         raise StoreError(
             f"etcd endpoint {url!r} is not a URL such as https://10.0.0.1:2379 "
             "(check --etcd-endpoints)"
@@ -206,7 +205,8 @@ def _target(url: str, tls: EtcdTls | None) -> str:
         raise StoreError(f"etcd endpoint {url} needs a CA file, a certificate and a key")
     if parts.scheme == "http" and tls is not None:
         raise StoreError(f"etcd endpoint {url} is not https, but etcd certificates are given")
-    return parts.netloc if parts.port else f"{parts.netloc}:2379"
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{host}:{port}"
 
 
 def _credentials(tls: EtcdTls) -> grpc.ChannelCredentials:

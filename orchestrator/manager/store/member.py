@@ -2,11 +2,8 @@
 
 It listens on loopback only and trusts only a CA in its own data folder. It is kept outside the
 manager's life: in a session of its own, so that a manager that is killed does not take it along;
-the next manager on the same data folder finds it running and adopts it.
-
-How it is found: no pid file, which could be missing or stale after a kill between two lines, but
-a look through /proc for an etcd whose command line and working directory are ours. That no two
-managers do so on one folder is a file lock's work.
+the next manager on the same data folder finds it running and adopts it (`etcdprocess`). That no
+two managers do so at the same time is a file lock's work.
 """
 
 from __future__ import annotations
@@ -20,15 +17,13 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from orchestrator.manager.store.background import background
 from orchestrator.manager.store.etcd import EtcdKv
+from orchestrator.manager.store.etcdprocess import EtcdProcess, find_orphan, start
 from orchestrator.manager.store.etcdtls import EtcdTls, MemberTls, ensure_member_tls
 from orchestrator.manager.store.kv import StoreError, StoreUnavailable
 
@@ -42,9 +37,6 @@ HISTORY = "10m"
 
 READY_WITHIN = 30.0
 """Seconds until a started member must answer (a large log is replayed first)."""
-
-STOP_WITHIN = 5.0
-"""Seconds between SIGTERM and SIGKILL."""
 
 FIRST_BACKOFF = 0.1
 LONGEST_BACKOFF = 5.0
@@ -73,7 +65,7 @@ class EtcdMember:
         self._given = (client_port, peer_port)
         self._stack = AsyncExitStack()
         self._command: tuple[str, ...] = ()
-        self._process: _Process | None = None
+        self._process: EtcdProcess | None = None
         self._ports = (0, 0)
         self._tls: MemberTls | None = None
 
@@ -104,7 +96,7 @@ class EtcdMember:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             stack.enter_context(_Lock(self._folder / "lock"))
             self._tls = ensure_member_tls(self._folder / "tls", dt.datetime.now(dt.UTC))
-            orphan = _find_orphan(self._folder)
+            orphan = find_orphan(self._folder)
             self._ports = _ports(self._folder / "ports.json", self._given, orphan is not None)
             self._command = self._arguments(binary, self._tls.server)
             if orphan is not None and (self._tls.renewed_ca or orphan.command != self._command):
@@ -113,7 +105,7 @@ class EtcdMember:
                 orphan = None
             if orphan is not None:
                 log.info("adopted etcd %d", orphan.pid)
-            self._process = orphan or _start(self._command, self._folder)
+            self._process = orphan or start(self._command, self._folder)
             stack.push_async_callback(self._stop)
             await self._ready()
             await stack.enter_async_context(background(self._supervise()))
@@ -198,14 +190,14 @@ class EtcdMember:
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, LONGEST_BACKOFF)
             try:
-                fresh = _start(self._command, self._folder)
+                fresh = start(self._command, self._folder)
             except OSError as error:  # its binary is being upgraded, or memory is short
                 log.error("cannot start etcd: %s", error)
                 continue
             os.close(self._process.pidfd)
             self._process = fresh
 
-    def _cause(self, process: _Process) -> str:
+    def _cause(self, process: EtcdProcess) -> str:
         if process.child is None:
             return "its status went to another parent"
         if process.child.returncode < 0:
@@ -215,53 +207,6 @@ class EtcdMember:
     async def _stop(self) -> None:
         assert self._process is not None
         await self._process.stop()
-
-
-@dataclass(frozen=True, slots=True)
-class _Process:
-    """An etcd, our child or adopted, held by a pidfd that no other process can come to mean."""
-
-    pid: int
-    pidfd: int
-    command: tuple[str, ...]
-    child: subprocess.Popen[bytes] | None
-
-    @property
-    def ended(self) -> bool:
-        if self.child is not None:
-            return self.child.poll() is not None
-        try:
-            signal.pidfd_send_signal(self.pidfd, 0)
-        except ProcessLookupError:
-            return True
-        return False
-
-    async def wait(self) -> None:
-        """Until it has ended (and, a child, is reaped)."""
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        loop.add_reader(self.pidfd, ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(self.pidfd)
-        if self.child is not None:
-            self.child.wait()
-
-    async def stop(self) -> None:
-        """SIGTERM, and SIGKILL for one that does not obey; closes the pidfd."""
-        try:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
-            try:
-                async with asyncio.timeout(STOP_WITHIN):
-                    await self.wait()
-            except TimeoutError:
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-                await self.wait()
-        finally:
-            os.close(self.pidfd)
 
 
 class _Lock:
@@ -293,61 +238,6 @@ def _find(binary: str) -> str:
             f"{binary} is not installed: apt install etcd-server, or give --etcd-endpoints"
         )
     return found
-
-
-def _start(command: tuple[str, ...], folder: Path) -> _Process:
-    """Start etcd in a session of its own, so that neither Ctrl-C nor our death reaches it."""
-    # Variables such as ETCD_NAME would be settings; nothing but the command line shall count.
-    environment = {name: text for name, text in os.environ.items() if name[:5] != "ETCD_"}
-    with (folder / "etcd.err").open("wb") as errors:
-        child = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=errors,
-            stderr=errors,
-            start_new_session=True,
-        )
-    return _Process(child.pid, os.pidfd_open(child.pid), command, child)
-
-
-def _find_orphan(folder: Path) -> _Process | None:
-    """The etcd that an earlier manager left running on this data folder."""
-    for pid in _pids():
-        if not _is_ours(pid, folder):
-            continue
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        if _is_ours(pid, folder):  # still, so the pidfd means the process that was looked at
-            return _Process(pid, pidfd, _command_of(pid), None)
-        os.close(pidfd)
-    return None
-
-
-def _pids() -> Iterator[int]:
-    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
-
-
-def _is_ours(pid: int, folder: Path) -> bool:
-    """By argument, and by the folder itself: the same path may be another one elsewhere."""
-    if f"--data-dir={folder / 'data'}" not in _command_of(pid):
-        return False
-    try:
-        return Path(f"/proc/{pid}/cwd").samefile(folder)
-    except OSError:
-        return False
-
-
-def _command_of(pid: int) -> tuple[str, ...]:
-    """Its arguments; empty for one that is gone or a zombie."""
-    try:
-        line = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return ()
-    return tuple(part.decode(errors="replace") for part in line.split(b"\0")[:-1])
 
 
 def _ports(memory: Path, given: tuple[int | None, int | None], running: bool) -> tuple[int, int]:

@@ -1,0 +1,196 @@
+"""Three members, one of which is frozen while it serves us; and elections over real leases."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from kvhost import Host, hosted
+
+from orchestrator.manager.store.election import Election, LeadershipLost
+from orchestrator.manager.store.etcd import EtcdKv
+from orchestrator.manager.store.kv import Put, StoreUnavailable
+
+
+@dataclass
+class Cluster:
+    endpoints: list[str]
+    members: list[subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
+    urls = [f"http://127.0.0.1:{probe.getsockname()[1]}" for probe in probes]
+    for probe in probes:
+        probe.close()
+    clients, peers = urls[:3], urls[3:]
+    members = [
+        subprocess.Popen(
+            # A test run that is killed takes them along.
+            [
+                *("setpriv", "--pdeathsig", "KILL", "etcd", f"--name=m{n}"),
+                f"--data-dir={tmp_path / str(n)}",
+                f"--listen-client-urls={client}",
+                f"--advertise-client-urls={client}",
+                f"--listen-peer-urls={peer}",
+                f"--initial-advertise-peer-urls={peer}",
+                "--initial-cluster=" + ",".join(f"m{n}={url}" for n, url in enumerate(peers)),
+                "--heartbeat-interval=50",
+                "--election-timeout=300",
+                "--log-level=error",
+            ]
+        )
+        for n, (client, peer) in enumerate(zip(clients, peers, strict=True))
+    ]
+    try:
+        yield Cluster(clients, members)
+    finally:
+        for member in members:
+            member.kill()
+            member.wait()
+
+
+async def persistent(kv: EtcdKv, ops: list[Put]) -> int:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await kv.txn([], ops)
+            except StoreUnavailable:
+                continue
+
+
+@pytest.mark.parametrize("ill", [signal.SIGSTOP, signal.SIGKILL], ids=["frozen", "killed"])
+async def test_an_ill_member_is_left(
+    cluster: Cluster, ill: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.manager.store.etcd.PROGRESS_INTERVAL", 0.1)
+    monkeypatch.setattr("orchestrator.manager.store.etcd.WATCH_SILENCE", 0.5)
+    async with EtcdKv(cluster.endpoints, None, timeout=0.5) as kv:
+        start = await persistent(kv, [Put("/a", b"0")])
+        async with kv.watch("/", start + 1) as changes:
+            expected = await persistent(kv, [Put("/a", b"1")])
+            while (await anext(changes)).revision < expected:
+                continue
+            in_use = cluster.endpoints.index(kv._channels.current.url)
+            cluster.members[in_use].send_signal(ill)
+            since = time.monotonic()
+            last = await persistent(kv, [Put("/a", b"2")])
+            seen = []
+            async with asyncio.timeout(10):
+                while not seen or seen[-1] < last:
+                    seen.append((await anext(changes)).revision)
+            # A deadline, an election among the others if it was the leader, the watch's silence.
+            assert time.monotonic() - since < 5
+            assert seen == list(range(expected + 1, last + 1))
+
+
+async def test_a_member_without_a_quorum_refuses_in_words(cluster: Cluster) -> None:
+    async with EtcdKv(cluster.endpoints, None, timeout=1) as kv:
+        await persistent(kv, [Put("/a", b"0")])
+        for member in cluster.members[:2]:
+            member.kill()
+            member.wait()
+
+        async def until_refused() -> None:
+            async with asyncio.timeout(20):
+                while True:
+                    await kv.get("/a")
+
+        with pytest.raises(StoreUnavailable, match=r"no answer within 1 s|no leader"):
+            await until_refused()
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    with hosted(tmp_path_factory.mktemp("etcd")) as host:
+        yield host
+
+
+@pytest.fixture
+async def kv(host: Host) -> AsyncIterator[EtcdKv]:
+    async with EtcdKv(host.endpoints, host.tls) as kv:
+        yield kv
+
+
+async def test_a_term_outlives_a_short_restart_of_etcd(host: Host, kv: EtcdKv) -> None:
+    election = Election(kv, "/restart", "a", ttl=3)
+    async with election.term() as term:
+        os.kill(host.etcd_pid(), signal.SIGKILL)
+        killed = time.monotonic()
+        async with asyncio.timeout(10):
+            # Renewed by etcd after it was killed: the deadline counts from when that was sent.
+            while term.deadline < killed + 3:
+                with suppress(StoreUnavailable):
+                    await kv.get("/restarted")
+        await kv.txn([term.guard], [Put("/restarted", b"")])
+        assert await election.leader() == "a"
+
+
+class Wire:
+    """A TCP proxy that can fall silent."""
+
+    def __init__(self, target: str) -> None:
+        self._host, self._port = target.removeprefix("https://").split(":")
+        self._open = asyncio.Event()
+        self._open.set()
+
+    def cut(self) -> None:
+        self._open.clear()
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._copy(reader, far_writer))
+            group.create_task(self._copy(far_reader, writer))
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                await self._open.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+async def test_a_leader_that_is_cut_off_stops_before_the_next_one_starts(
+    host: Host, kv: EtcdKv
+) -> None:
+    wire = Wire(host.endpoints[0])
+    elected = asyncio.Event()
+    ended: list[str] = []
+
+    async def lead(election: Election) -> None:
+        async with election.term():
+            elected.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append("a")
+
+    async def lose(election: Election) -> None:
+        with pytest.raises(LeadershipLost, match="could not be renewed"):
+            await lead(election)
+
+    async with await asyncio.start_server(wire.carry, "127.0.0.1", 0) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with (
+            asyncio.timeout(15),
+            EtcdKv([url], host.tls, timeout=0.5) as own,
+            asyncio.TaskGroup() as group,
+        ):
+            group.create_task(lose(Election(own, "/cut", "a", ttl=2)))
+            await elected.wait()
+            wire.cut()
+            async with Election(kv, "/cut", "b", ttl=2).term() as term:
+                assert ended, "the first still leads"
+                await kv.txn([term.guard], [Put("/led", b"")])

@@ -1,0 +1,166 @@
+"""The etcd member that a manager runs for itself, against Debian's etcd."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kvhost import hosted
+
+from orchestrator.manager.store.etcd import EtcdKv
+from orchestrator.manager.store.etcdprocess import find_orphan
+from orchestrator.manager.store.kv import Put, StoreError, StoreUnavailable
+from orchestrator.manager.store.member import EtcdMember
+
+PREFIX = "orc-member-test-"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leftovers() -> None:
+    """End what a killed run left behind: orphans are what these tests make."""
+    for folder in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
+        owner = folder.name.removeprefix(PREFIX).split("-")[0]
+        if not Path(f"/proc/{owner}").exists():
+            remove(folder)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+    yield made
+    assert find_orphan(made / "etcd") is None, "an etcd was left running"
+    remove(made)
+
+
+def remove(folder: Path) -> None:
+    if (orphan := find_orphan(folder / "etcd")) is not None:
+        signal.pidfd_send_signal(orphan.pidfd, signal.SIGKILL)
+        os.close(orphan.pidfd)
+    shutil.rmtree(folder)
+
+
+async def value(kv: EtcdKv, key: str) -> bytes:
+    """What is stored, as soon as etcd answers."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                entry = await kv.get(key)
+            except StoreUnavailable:
+                continue
+            assert entry is not None
+            return entry.value
+
+
+async def test_a_killed_etcd_is_back_with_its_data(folder: Path) -> None:
+    async with EtcdMember(folder / "etcd") as member, EtcdKv(member.endpoints, member.tls) as kv:
+        await kv.txn([], [Put("a", b"1")])
+        lease = await kv.grant(3)
+        for _ in range(2):
+            killed = member.pid
+            os.kill(killed, signal.SIGKILL)
+            assert await value(kv, "a") == b"1"
+            assert member.pid != killed
+        assert await kv.keepalive(lease) == 3, "a lease outlives a short restart"
+
+
+async def test_the_data_and_the_address_survive_a_stop(folder: Path) -> None:
+    async with EtcdMember(folder / "etcd") as member, EtcdKv(member.endpoints, member.tls) as kv:
+        endpoints = member.endpoints
+        await kv.txn([], [Put("a", b"1")])
+    async with EtcdMember(folder / "etcd") as member, EtcdKv(endpoints, member.tls) as kv:
+        assert member.endpoints == endpoints
+        assert await value(kv, "a") == b"1"
+
+
+async def test_a_remembered_port_that_is_taken_is_replaced(folder: Path) -> None:
+    async with EtcdMember(folder / "etcd") as member:
+        port = int(member.endpoints[0].rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", port)):
+        async with EtcdMember(folder / "etcd") as member:
+            assert member.endpoints != (f"https://127.0.0.1:{port}",)
+
+
+async def test_the_next_manager_adopts_the_etcd_of_a_killed_one(folder: Path) -> None:
+    with hosted(folder / "etcd") as host:
+        async with EtcdKv(host.endpoints, host.tls) as kv:
+            revision = await kv.txn([], [Put("a", b"1")])
+            async with kv.watch("a", revision + 1) as changes:
+                host.process.kill()
+                host.process.wait()
+                await kv.txn([], [Put("a", b"2")])  # nobody supervises, the store does not mind
+                async with EtcdMember(folder / "etcd") as member:
+                    assert member.pid == host.first_pid
+                    assert member.endpoints == host.endpoints
+                    await kv.txn([], [Put("a", b"3")])
+                    async with asyncio.timeout(5):
+                        seen = [(await anext(changes)).revision for _ in range(2)]
+                    assert seen == [revision + 1, revision + 2]
+                    os.kill(member.pid, signal.SIGKILL)
+                    assert await value(kv, "a") == b"3"
+                    assert member.pid != host.first_pid
+
+
+async def test_an_adopted_etcd_with_other_settings_is_restarted(folder: Path) -> None:
+    with hosted(folder / "etcd") as host:
+        host.process.kill()
+        host.process.wait()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    async with EtcdMember(folder / "etcd", client_port=port) as member:
+        assert member.pid != host.first_pid
+        assert member.endpoints == (f"https://127.0.0.1:{port}",)
+
+
+async def test_one_manager_a_folder(folder: Path) -> None:
+    async with EtcdMember(folder / "etcd") as first:
+        with pytest.raises(StoreError, match="another manager runs on"):
+            async with EtcdMember(folder / "etcd"):
+                pass
+        async with EtcdKv(first.endpoints, first.tls) as kv:
+            assert await kv.get("a") is None
+
+
+async def test_the_body_s_own_failure_comes_out_as_it_is(folder: Path) -> None:
+    with pytest.raises(LookupError, match="mine"):
+        async with EtcdMember(folder / "etcd"):
+            raise LookupError("mine")
+
+
+async def test_without_etcd_the_package_is_named(folder: Path) -> None:
+    with pytest.raises(StoreError, match="no-etcd is not installed: apt install etcd-server"):
+        async with EtcdMember(folder / "etcd", binary="no-etcd"):
+            pass
+
+
+async def test_etcd_s_reason_for_not_starting_is_passed_on(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(StoreError, match=r"does not start: .*address already in use"):
+            async with EtcdMember(folder / "etcd", client_port=port):
+                pass
+
+
+async def test_it_listens_on_loopback_and_keeps_others_out_of_its_folder(folder: Path) -> None:
+    async with EtcdMember(folder / "etcd") as member:
+        assert (folder / "etcd").stat().st_mode & 0o777 == 0o700
+        assert listening(member.pid) == {"0100007F"}
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses, in the kernel's hexadecimal, on which a process accepts TCP."""
+    links = (os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
+    inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
+    lines = [
+        line.split()
+        for family in ("tcp", "tcp6")
+        for line in Path("/proc/net", family).read_text().splitlines()[1:]
+    ]
+    return {line[1].split(":")[0] for line in lines if line[3] == "0A" and line[9] in inodes}

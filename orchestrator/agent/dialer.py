@@ -1,0 +1,106 @@
+"""Which manager to dial, and when: the loop around `session.py`.
+
+All managers that are known are tried in turn, in random order, with a back-off that grows to eight
+seconds and is jittered, so that a thousand agents do not come back in step. The newest list of
+managers is kept on disk: the ones that the node joined by may be long gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+
+import grpc
+
+from orchestrator.agent.session import Redirected, Session, SessionEnded
+from orchestrator.agent.statedb import StateDb
+from orchestrator.pb import dispatch_pb2
+
+log = logging.getLogger(__name__)
+
+BACKOFF_FIRST, BACKOFF_MOST = 0.1, 8.0
+"""Seconds between attempts, from the first failure on."""
+_REDIRECTS = 3
+"""Redirects in a row that are followed at once; from then on they count as failures."""
+
+Dial = Callable[[str], grpc.aio.Channel]
+
+
+def backoff(attempt: int, unit: float) -> float:
+    """Seconds to wait after the failure number `attempt` (1 and up) in a row: doubled and capped;
+    `unit` from 0 to 1 chooses between half of that and all of it."""
+    most: float = min(BACKOFF_FIRST * 2.0 ** min(attempt - 1, 16), BACKOFF_MOST)
+    return most * (0.5 + unit / 2)
+
+
+class Dialer:
+    """Keeps the node in session with one manager after another."""
+
+    def __init__(
+        self,
+        *,
+        db: StateDb,
+        joined_by: Sequence[str],
+        dial: Dial,
+        new_session: Callable[[], Session],
+        rng: random.Random,
+    ) -> None:
+        """`joined_by` are the managers (HOST:PORT) that the node knows from joining."""
+        self._db = db
+        self._joined_by = tuple(joined_by)
+        self._dial = dial
+        self._new_session = new_session
+        self._rng = rng
+        self._session: Session | None = None
+        self.connected_to = ""
+        """HOST:PORT of the manager that has welcomed this node; empty without a session."""
+
+    def report_images(self) -> None:
+        """Send the image inventory, now or when there is a session."""
+        if self._session is not None:
+            self._session.report_images()
+
+    async def run(self) -> None:
+        """Dial until cancelled."""
+        failures = redirects = 0
+        queue: list[str] = []
+        while True:
+            queue = queue or self._candidates()
+            address = queue.pop(0)
+            end = await self._hold(address)
+            if self.connected_to:
+                failures = redirects = 0
+                self.connected_to = ""
+            if isinstance(end, Redirected):
+                queue.insert(0, end.leader)
+                redirects += 1
+                if redirects <= _REDIRECTS:
+                    continue
+            failures += 1
+            delay = backoff(failures, self._rng.random())
+            log.warning(
+                "no session: %s", end, extra={"manager": address, "retry_in": f"{delay:.2f}"}
+            )
+            await asyncio.sleep(delay)
+
+    async def _hold(self, address: str) -> SessionEnded:
+        def welcomed(welcome: dispatch_pb2.Welcome) -> None:
+            self.connected_to = address
+            if welcome.managers:
+                self._db.put_managers(welcome.managers)
+            log.info("session opened", extra={"manager": address})
+
+        self._session = self._new_session()
+        try:
+            async with self._dial(address) as channel:
+                return await self._session.run(channel, welcomed)
+        finally:
+            self._session = None
+
+    def _candidates(self) -> list[str]:
+        """Every known manager once: the newest list shuffled, then what the node joined by."""
+        newest = list(self._db.managers())
+        self._rng.shuffle(newest)
+        return newest + [manager for manager in self._joined_by if manager not in newest]

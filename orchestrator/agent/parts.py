@@ -1,0 +1,47 @@
+"""What the agent's core needs of the parts that do the work, as protocols.
+
+The real ones are `imagesource.ClusterImages`, `networks.Networks` and `runtime.crun.CrunRuntime`;
+tests bring scripted ones. Each method may be called again after a crash at any point.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from orchestrator.agent.images.config import LocalImage
+from orchestrator.agent.keptlogs import KeptLogs
+from orchestrator.agent.networks import Connected
+from orchestrator.agent.runtime.base import Runtime
+from orchestrator.model.specs import PortSpec
+
+
+class Images(Protocol):
+    """Makes images ready to run from (`imagesource.ClusterImages`)."""
+
+    async def prepare(self, name: str, digest: str, sources: Sequence[str]) -> LocalImage:
+        """The image that `digest` names, fetched from one of `sources` (HOST:PORT) if this node
+        lacks it; `name` is what the user called it. Raises ImageError."""
+        ...
+
+
+class Network(Protocol):
+    """Connects containers (`networks.Networks`)."""
+
+    async def attach(self, container_id: str, ports: Sequence[PortSpec]) -> Connected: ...
+
+    async def detach(self, container_id: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a runner acts with."""
+
+    runtime: Runtime
+    images: Images
+    network: Network
+    logs: KeptLogs
+    boot_id: str
+    clock: Callable[[], float] = field(default=time.time)

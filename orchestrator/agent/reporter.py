@@ -1,0 +1,71 @@
+"""Statuses on their way to the manager: the newest of each task, repeated until acknowledged.
+
+A start passes six states in some 20 ms. The reporter keeps one status a task, so a report holds
+whatever is newest at the instant at which the session sends it: no timer, no queue, and no older
+state behind a newer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from orchestrator.model.objects import TaskStatus
+
+
+class Reporter:
+    """What the manager does not know yet. `wake` is called whenever there is more to send."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._newest: dict[str, TaskStatus] = {}
+        self._unsent: set[str] = set()
+        self._sent: dict[str, int] = {}
+        """Task → sequence of the last report that held it, until that is acknowledged."""
+        self._sequence = 0
+
+    def put(self, task_id: str, status: TaskStatus) -> None:
+        """Report `status`, unless a later state of this task is known: states only grow."""
+        known = self._newest.get(task_id)
+        if known is not None and (known == status or known.state > status.state):
+            return
+        self._newest[task_id] = status
+        self._unsent.add(task_id)
+        self._wake()
+
+    def forget(self, task_id: str) -> None:
+        """Say nothing more of a task that is no longer assigned."""
+        self._newest.pop(task_id, None)
+        self._unsent.discard(task_id)
+        self._sent.pop(task_id, None)
+
+    def restart(self) -> None:
+        """Begin with everything again: a new session knows nothing of the old one."""
+        self._unsent = set(self._newest)
+        self._sent.clear()
+        if self._unsent:
+            self._wake()
+
+    def retry(self) -> None:
+        """Send again what was sent and is not acknowledged."""
+        if self._sent:
+            self._unsent.update(self._sent)
+            self._wake()
+
+    def take(self) -> tuple[int, Mapping[str, TaskStatus]] | None:
+        """The next report (its sequence, status by task id), or None when there is nothing."""
+        if not self._unsent:
+            return None
+        self._sequence += 1
+        report = {task_id: self._newest[task_id] for task_id in sorted(self._unsent)}
+        self._sent.update(dict.fromkeys(report, self._sequence))
+        self._unsent.clear()
+        return self._sequence, report
+
+    def acknowledge(self, sequence: int) -> None:
+        """The manager keeps every report up to `sequence`."""
+        self._sent = {task: sent for task, sent in self._sent.items() if sent > sequence}
+
+    @property
+    def unacknowledged(self) -> frozenset[str]:
+        """Ids of tasks whose newest status the manager has not confirmed."""
+        return frozenset(self._unsent | self._sent.keys())

@@ -1,0 +1,222 @@
+"""One session of the node with a manager: hello, orders, statuses, heartbeats.
+
+Everything goes over one stream that the agent opens, so a node behind NAT works. One coroutine
+writes to it: it sends what is newest (statuses, images) the moment it is woken, and a heartbeat
+when the period is over. Any doubt, such as a diff that does not chain or a manager that falls
+silent, ends the session, and the next one (`dialer.py` opens it) begins with everything: all
+statuses and images from here, the full set from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from orchestrator.agent.reporter import Reporter
+from orchestrator.agent.worker import Worker
+from orchestrator.model.convert import to_proto
+from orchestrator.model.objects import Image, NodeDescription
+from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+WELCOME_LIMIT = 5.0
+"""Seconds from dialling to the manager's welcome."""
+ACK_LIMIT = 5.0
+"""Seconds without an acknowledgement after which reports are sent again."""
+_DEFAULT_PERIOD = 1.0
+"""Seconds between heartbeats where the welcome does not say."""
+
+OpenTunnel = Callable[[grpc.aio.Channel, dispatch_pb2.OpenTunnel], Coroutine[None, None, None]]
+
+
+class SessionEnded(Exception):
+    """A session is over; the text says why. Another is to be opened."""
+
+
+class Redirected(SessionEnded):
+    """The manager does not lead; `leader` is the HOST:PORT of the one that does."""
+
+    def __init__(self, leader: str) -> None:
+        super().__init__(f"the leader is {leader}")
+        self.leader = leader
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a session tells of this node."""
+
+    describe: Callable[[], NodeDescription]
+    boot_id: str
+    images: Callable[[], Iterable[Image]]
+
+
+class Session:
+    """One session on one channel."""
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        worker: Worker,
+        reporter: Reporter,
+        wake: asyncio.Event,
+        open_tunnel: OpenTunnel,
+    ) -> None:
+        """`wake` is set by whoever has something to send. `open_tunnel` must keep its errors to
+        itself."""
+        self._node = node
+        self._worker = worker
+        self._reporter = reporter
+        self._wake = wake
+        self._open_tunnel = open_tunnel
+        self._images_changed = True
+        self._period = _DEFAULT_PERIOD
+        self._version: int | None = None
+        """Of the assignment set as the last message left it; None before the full set."""
+        self._progress = 0.0
+        """Loop time of the last acknowledgement or report."""
+
+    def report_images(self) -> None:
+        """Send the image inventory again."""
+        self._images_changed = True
+        self._wake.set()
+
+    async def run(
+        self, channel: grpc.aio.Channel, welcomed: Callable[[dispatch_pb2.Welcome], None]
+    ) -> SessionEnded:
+        """Hold the session until it ends, which is what is returned; `welcomed` is called when it
+        has begun."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                call = dispatch_pb2_grpc.DispatchStub(channel).Session()
+                welcomed(await self._greet(call))
+                self._reporter.restart()
+                group.create_task(self._send(call), name="session sender")
+                while True:
+                    await self._take(await _read(call), channel, group)
+        except (SessionEnded, grpc.RpcError, TimeoutError) as error:
+            return _ended(error)
+        except BaseExceptionGroup as several:
+            expected, bugs = several.split((SessionEnded, grpc.RpcError, TimeoutError))
+            if bugs is not None or expected is None:
+                raise
+            return _ended(_leaf(expected))
+
+    async def _greet(self, call: Any) -> dispatch_pb2.Welcome:
+        hello = dispatch_pb2.Hello(
+            description=to_proto(self._node.describe()), boot_id=self._node.boot_id
+        )
+        async with asyncio.timeout(WELCOME_LIMIT):
+            await call.write(dispatch_pb2.AgentMessage(hello=hello))
+            message = await _read(call)
+        if message.HasField("redirect"):
+            raise _redirected(message.redirect)
+        if not message.HasField("welcome"):
+            raise SessionEnded("the manager did not say welcome first")
+        self._period = message.welcome.heartbeat_period or _DEFAULT_PERIOD
+        return message.welcome
+
+    async def _take(
+        self,
+        message: dispatch_pb2.ManagerMessage,
+        channel: grpc.aio.Channel,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        match message.WhichOneof("kind"):
+            case "assignments":
+                self._assign(message.assignments)
+            case "ack":
+                self._reporter.acknowledge(message.ack.sequence)
+                self._progress = asyncio.get_running_loop().time()
+            case "open":
+                group.create_task(self._open_tunnel(channel, message.open), name="tunnel")
+            case "redirect":
+                raise _redirected(message.redirect)
+            case other:
+                log.info("ignored a message of an unknown kind", extra={"kind": other})
+
+    def _assign(self, order: dispatch_pb2.Assignments) -> None:
+        if not order.full and order.applies_to != self._version:
+            raise SessionEnded(
+                f"an assignment for set {order.applies_to} came, but this node is at"
+                f" {self._version}"
+            )
+        networks = list(order.networks) if order.full or order.networks else None
+        self._worker.apply(order.tasks, order.removed_tasks, networks, full=order.full)
+        self._version = order.results_in
+
+    async def _send(self, call: Any) -> None:
+        loop = asyncio.get_running_loop()
+        beat = loop.time() + self._period
+        while True:
+            self._wake.clear()
+            if (report := self._reporter.take()) is not None:
+                sequence, statuses = report
+                message = dispatch_pb2.StatusReport(sequence=sequence)
+                for task_id, status in statuses.items():
+                    message.statuses[task_id].CopyFrom(to_proto(status))
+                await call.write(dispatch_pb2.AgentMessage(statuses=message))
+                self._progress = loop.time()
+            if self._images_changed:
+                self._images_changed = False
+                images = dispatch_pb2.ImageReport(images=map(to_proto, self._node.images()))
+                await call.write(dispatch_pb2.AgentMessage(images=images))
+            try:
+                async with asyncio.timeout_at(beat):
+                    await self._wake.wait()
+            except TimeoutError:
+                await call.write(dispatch_pb2.AgentMessage(heartbeat=dispatch_pb2.Heartbeat()))
+                # A suspended process does not make up for the beats that it missed.
+                beat = max(beat, loop.time() - self._period) + self._period
+                if loop.time() - self._progress > ACK_LIMIT:
+                    self._reporter.retry()
+
+
+async def _read(call: Any) -> dispatch_pb2.ManagerMessage:
+    message = await call.read()
+    if not isinstance(message, dispatch_pb2.ManagerMessage):  # grpc.aio.EOF
+        raise SessionEnded(
+            _words(await call.code(), await call.details()) or "the manager closed the session"
+        )
+    return message
+
+
+def _redirected(redirect: dispatch_pb2.Redirect) -> SessionEnded:
+    if redirect.leader:
+        return Redirected(redirect.leader)
+    return SessionEnded("this manager does not lead and knows none that does")
+
+
+def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The most telling of several: a SessionEnded, else the first."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop()
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        else:
+            leaves.append(error)
+    return next((leaf for leaf in leaves if isinstance(leaf, SessionEnded)), leaves[-1])
+
+
+def _ended(error: BaseException) -> SessionEnded:
+    if isinstance(error, SessionEnded):
+        return error
+    if isinstance(error, grpc.aio.AioRpcError):
+        return SessionEnded(_words(error.code(), error.details()) or "the session broke off")
+    if isinstance(error, TimeoutError):
+        return SessionEnded(f"no answer within {WELCOME_LIMIT:g} seconds")
+    return SessionEnded(f"the session broke off ({error})")
+
+
+def _words(code: grpc.StatusCode, details: str | None) -> str:
+    if code is grpc.StatusCode.OK:
+        return ""
+    return f"{code.name.lower().replace('_', ' ')}: {details}" if details else code.name.lower()

@@ -1,0 +1,132 @@
+"""All tasks of the node: takes assignments, writes them down, then lets a runner drive each.
+
+A full set is the truth: what is recorded and not in it goes. Containers that no record knows
+(from a lost state file, or of a node that was removed and joined anew) are removed after the first
+full set, never before: until a manager has spoken, nobody decides anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from orchestrator.agent.parts import Parts
+from orchestrator.agent.reporter import Reporter
+from orchestrator.agent.runner import TaskRunner
+from orchestrator.agent.statedb import Record, StateDb
+from orchestrator.pb import dispatch_pb2
+
+log = logging.getLogger(__name__)
+
+STARTS_AT_A_TIME = 8
+"""Containers that are being made at once. A start is mostly waiting for conmon and crun; measured
+on 2 cores the rate no longer grows from about 8 on, and the latency of each only suffers."""
+
+
+class Worker:
+    """Drives every assigned task; an async context manager. Leaving it stops the driving, not the
+    containers."""
+
+    def __init__(
+        self, parts: Parts, db: StateDb, reporter: Reporter, *, starts: int = STARTS_AT_A_TIME
+    ) -> None:
+        self._parts = parts
+        self._db = db
+        self._reporter = reporter
+        self._gate = asyncio.Semaphore(starts)
+        self._runners: dict[str, TaskRunner] = {}
+        self._swept = False
+        self._group = asyncio.TaskGroup()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        records = self._db.records()
+        self._parts.logs.retain(records)
+        await self._group.__aenter__()
+        for record in records.values():
+            self._begin(record.assigned, record)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await self._group.__aexit__(kind, error, trace)
+
+    @property
+    def runners(self) -> Mapping[str, TaskRunner]:
+        """The tasks that this node has, by id."""
+        return self._runners
+
+    def holders(self) -> frozenset[str]:
+        """Ids of the tasks of which anything may be in this host's kernel."""
+        return frozenset(task_id for task_id, runner in self._runners.items() if runner.holds)
+
+    def apply(
+        self,
+        tasks: Sequence[dispatch_pb2.AssignedTask],
+        removed: Sequence[str],
+        networks: Sequence[dispatch_pb2.AssignedNetwork] | None,
+        *,
+        full: bool,
+    ) -> None:
+        """Write an assignment down, then act on it: `tasks` are new or changed, `removed` go,
+        `networks` is the complete list or None; with `full`, whatever is not in `tasks` goes."""
+        self._db.put_assignments(tasks, networks, self._parts.boot_id)
+        for assigned in tasks:
+            runner = self._runners.get(assigned.task.id)
+            if runner is None:
+                self._begin(assigned, None)
+            else:
+                runner.order(assigned)
+        if full:
+            removed = list(self._runners.keys() - {assigned.task.id for assigned in tasks})
+        for task_id in removed:
+            if (runner := self._runners.get(task_id)) is not None:
+                runner.order(None)
+        if full and not self._swept:
+            self._swept = True
+            self._spawn(self._sweep(), "sweep")
+
+    def _begin(self, assigned: dispatch_pb2.AssignedTask, record: Record | None) -> None:
+        runner = TaskRunner(
+            assigned,
+            record,
+            parts=self._parts,
+            db=self._db,
+            reporter=self._reporter,
+            gate=self._gate,
+        )
+        self._runners[runner.id] = runner
+        self._spawn(self._drive(runner), f"task {runner.id}")
+
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = self._group.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _drive(self, runner: TaskRunner) -> None:
+        await runner.run()
+        self._db.forget(runner.id)
+        self._reporter.forget(runner.id)
+        self._parts.logs.forget(runner.id)
+        del self._runners[runner.id]
+
+    async def _sweep(self) -> None:
+        """Remove containers that are nobody's."""
+        for container_id in sorted(await self._parts.runtime.list()):
+            if container_id in self._runners:
+                continue
+            log.warning("removing a container that is not assigned", extra={"task": container_id})
+            try:
+                await self._parts.runtime.remove(container_id)
+                await self._parts.network.detach(container_id)
+            except Exception:
+                log.exception("cannot remove it", extra={"task": container_id})

@@ -1,0 +1,228 @@
+"""Scripted parts for tests of the agent's core: everything that happens is written down, and a
+test waits for what it expects instead of sleeping."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from orchestrator.agent.images.config import ImageConfig, LocalImage
+from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.keptlogs import KeptLogs
+from orchestrator.agent.network import NetworkError
+from orchestrator.agent.networks import Connected
+from orchestrator.agent.parts import Parts
+from orchestrator.agent.reporter import Reporter
+from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
+from orchestrator.model.convert import to_proto
+from orchestrator.model.objects import Task, TaskStatus
+from orchestrator.model.specs import ContainerSpec, PortSpec, TaskSpec
+from orchestrator.model.states import TaskState
+from orchestrator.pb import dispatch_pb2
+
+NOW = 1000.0
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop turn until `condition` holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - the loop itself is what is waited for
+            await asyncio.sleep(0)
+
+
+def task(
+    task_id: str = "t1", desired: TaskState = TaskState.RUNNING, spec: TaskSpec | None = None
+) -> Task:
+    spec = spec or TaskSpec(container=ContainerSpec(image="hello:1"))
+    return Task(
+        id=task_id,
+        service_name="web",
+        slot=1,
+        spec=spec,
+        image_digest="sha256:" + "0" * 64,
+        desired_state=desired,
+    )
+
+
+def assigned(
+    task_id: str = "t1",
+    desired: TaskState = TaskState.RUNNING,
+    spec: TaskSpec | None = None,
+) -> dispatch_pb2.AssignedTask:
+    return dispatch_pb2.AssignedTask(
+        task=to_proto(task(task_id, desired, spec)), image_sources=["10.0.0.2:7423"]
+    )
+
+
+class FakeRuntime:
+    """Containers in memory, which outlive the agent that made them as real ones do."""
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.made: dict[str, Container] = {}
+        self.running: dict[str, Started] = {}
+        self.ended: dict[str, Exit] = {}
+        self.calls: list[tuple[str, str]] = []
+        self.signals: list[tuple[str, int]] = []
+        self.deaf: set[str] = set()
+        """Containers that only SIGKILL ends."""
+        self.failures: dict[tuple[str, str], Exception] = {}
+        """(method, container) → what it raises, once."""
+        self.hold: dict[str, asyncio.Event] = {}
+        """Method → it waits for this first."""
+        self.active = self.most_active = 0
+        self._next_pid = 100
+        self._changed = asyncio.Condition()
+
+    async def _called(self, method: str, container_id: str) -> None:
+        self.calls.append((method, container_id))
+        if (error := self.failures.pop((method, container_id), None)) is not None:
+            raise error
+        if (held := self.hold.get(method)) is not None:
+            await held.wait()
+
+    async def create(self, container: Container) -> None:
+        self.active += 1
+        self.most_active = max(self.most_active, self.active)
+        try:
+            await self._called("create", container.id)
+        finally:
+            self.active -= 1
+        self.made[container.id] = container
+
+    async def start(self, container_id: str) -> Started:
+        await self._called("start", container_id)
+        if container_id not in self.made:
+            raise RuntimeFailure("no such container")
+        if container_id not in self.running:
+            self._next_pid += 1
+            self.running[container_id] = Started(self._next_pid, NOW)
+            live = self.log_path(container_id)
+            live.parent.mkdir(parents=True, exist_ok=True)
+            live.write_text(f"log of {container_id}\n")
+        return self.running[container_id]
+
+    async def adopt(self, container_id: str) -> Started | Exit | None:
+        await self._called("adopt", container_id)
+        return self.ended.get(container_id) or self.running.get(container_id)
+
+    async def wait(self, container_id: str) -> Exit:
+        await self._called("wait", container_id)
+        async with self._changed:
+            await self._changed.wait_for(lambda: container_id in self.ended)
+        return self.ended[container_id]
+
+    async def kill(self, container_id: str, signal: int) -> None:
+        await self._called("kill", container_id)
+        self.signals.append((container_id, signal))
+        if signal == 9 or container_id not in self.deaf:
+            await self.end(container_id, Exit(128 + signal, False, NOW))
+
+    async def remove(self, container_id: str) -> None:
+        await self._called("remove", container_id)
+        self.lose(container_id)
+
+    async def list(self) -> frozenset[str]:
+        return frozenset(self.made)
+
+    def log_path(self, container_id: str) -> Path:
+        return self.logs / container_id / "log"
+
+    async def end(self, container_id: str, exit: Exit) -> None:
+        """A container ends by itself."""
+        self.running.pop(container_id, None)
+        async with self._changed:
+            self.ended[container_id] = exit
+            self._changed.notify_all()
+
+    def lose(self, container_id: str) -> None:
+        """Nothing is left of a container, as after a reboot."""
+        for kept in (self.made, self.running, self.ended):
+            kept.pop(container_id, None)
+
+    def did(self, method: str) -> list[str]:
+        return [container for called, container in self.calls if called == method]
+
+
+class FakeImages:
+    def __init__(self) -> None:
+        self.config = ImageConfig(stop_signal="SIGINT")
+        self.missing = False
+        self.hold: asyncio.Event | None = None
+        self.cancelled = 0
+
+    async def prepare(self, name: str, digest: str, sources: Sequence[str]) -> LocalImage:
+        if self.hold is not None:
+            try:
+                await self.hold.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        if self.missing:
+            raise ImageError(f"no node has the image {name}")
+        return LocalImage(digest, (Path("/layers/a"),), self.config)
+
+
+class FakeNetwork:
+    def __init__(self) -> None:
+        self.attached: dict[str, str] = {}
+        self.taken: set[int] = set()
+
+    async def attach(self, container_id: str, ports: Sequence[PortSpec]) -> Connected:
+        for port in ports:
+            if port.published in self.taken:
+                raise NetworkError(f"port {port.published} is in use on this node")
+        self.attached.setdefault(container_id, f"10.128.0.{len(self.attached) + 2}")
+        return Connected(Path(f"/netns/{container_id}"), {"orc": self.attached[container_id]})
+
+    async def detach(self, container_id: str) -> None:
+        self.attached.pop(container_id, None)
+
+
+class Host:
+    """What stays when the agent's process dies: the kernel, the disk, the boot."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runtime = FakeRuntime(folder / "runtime")
+        self.images = FakeImages()
+        self.network = FakeNetwork()
+        self.boot_id = "boot-1"
+
+    def parts(self) -> Parts:
+        return Parts(
+            runtime=self.runtime,
+            images=self.images,
+            network=self.network,
+            logs=KeptLogs(self.folder / "logs"),
+            boot_id=self.boot_id,
+            clock=lambda: NOW,
+        )
+
+    def reboot(self) -> None:
+        for container_id in [*self.runtime.made]:
+            self.runtime.lose(container_id)
+        self.network.attached.clear()
+        self.boot_id += "+"
+
+
+class Reports:
+    """A reporter that a test reads: every status that could have been sent, in order."""
+
+    def __init__(self) -> None:
+        self.reporter = Reporter(lambda: None)
+        self.seen: dict[str, list[TaskStatus]] = {}
+        put = self.reporter.put
+
+        def record(task_id: str, status: TaskStatus) -> None:
+            put(task_id, status)
+            self.seen.setdefault(task_id, []).append(status)
+
+        self.reporter.put = record  # type: ignore[method-assign]
+
+    def state(self, task_id: str = "t1") -> TaskState | None:
+        return self.seen[task_id][-1].state if task_id in self.seen else None
+
+    def last(self, task_id: str = "t1") -> TaskStatus:
+        return self.seen[task_id][-1]

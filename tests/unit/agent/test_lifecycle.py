@@ -1,0 +1,124 @@
+"""Every way through a task's life, as a table."""
+
+from __future__ import annotations
+
+import pytest
+from agentfakes import NOW, task
+
+from orchestrator.agent.lifecycle import Observed, Step, explain, fail, next_step, settle
+from orchestrator.agent.runtime.base import Exit, Started
+from orchestrator.model.objects import TaskStatus
+from orchestrator.model.states import TERMINAL, TaskState
+
+RUNS = Started(7, NOW)
+ENDED = Exit(0, False, NOW)
+EARLIER = {"looked": False, "confirmed": False}
+
+STEPS = [
+    # desired, recorded state, observed, step
+    ("RUNNING", "ACCEPTED", Observed(), Step.PREPARE),
+    ("RUNNING", "PREPARING", Observed(), Step.PREPARE),
+    ("RUNNING", "READY", Observed(prepared=True), Step.START),
+    ("RUNNING", "STARTING", Observed(RUNS, prepared=True), Step.RUN),
+    ("RUNNING", "RUNNING", Observed(RUNS, prepared=True), Step.WATCH),
+    ("RUNNING", "RUNNING", Observed(ENDED, prepared=True), Step.SETTLE),
+    ("RUNNING", "COMPLETE", Observed(), Step.RELEASE),
+    ("RUNNING", "COMPLETE", Observed(released=True), Step.REST),
+    # prepared, but not to be started yet
+    ("READY", "READY", Observed(prepared=True), Step.REST),
+    # told to stop, however far it got
+    ("SHUTDOWN", "ACCEPTED", Observed(), Step.SETTLE),
+    ("SHUTDOWN", "READY", Observed(prepared=True), Step.SETTLE),
+    ("SHUTDOWN", "RUNNING", Observed(RUNS), Step.STOP),
+    ("REMOVE", "RUNNING", Observed(RUNS), Step.STOP),
+    ("REMOVE", "RUNNING", Observed(ENDED), Step.SETTLE),
+    ("REMOVE", "SHUTDOWN", Observed(), Step.RELEASE),
+    ("REMOVE", "FAILED", Observed(released=True), Step.REST),
+    # the agent was restarted
+    ("RUNNING", "ASSIGNED", Observed(**EARLIER), Step.ADOPT),
+    ("RUNNING", "RUNNING", Observed(**EARLIER), Step.ADOPT),
+    ("SHUTDOWN", "RUNNING", Observed(**EARLIER), Step.ADOPT),
+    ("RUNNING", "COMPLETE", Observed(**EARLIER), Step.RELEASE),
+    ("RUNNING", "RUNNING", Observed(RUNS, confirmed=False), Step.WATCH),
+    ("RUNNING", "STARTING", Observed(RUNS, confirmed=False), Step.RUN),
+    ("RUNNING", "STARTING", Observed(ENDED, confirmed=False), Step.SETTLE),
+    # what may have run and is not there was lost; it is never run again ...
+    ("RUNNING", "RUNNING", Observed(confirmed=False), Step.SETTLE),
+    ("RUNNING", "STARTING", Observed(confirmed=False), Step.SETTLE),
+    # ... and what never ran waits until a manager still wants it
+    ("RUNNING", "ASSIGNED", Observed(confirmed=False), Step.REST),
+    ("RUNNING", "READY", Observed(confirmed=False), Step.REST),
+    ("RUNNING", "READY", Observed(), Step.PREPARE),
+    # the host was rebooted: what ran starts again, without a manager
+    ("RUNNING", "RUNNING", Observed(rebooted=True, confirmed=False), Step.PREPARE),
+    ("RUNNING", "RUNNING", Observed(rebooted=True, confirmed=False, prepared=True), Step.START),
+    ("SHUTDOWN", "RUNNING", Observed(rebooted=True, confirmed=False), Step.SETTLE),
+]
+
+
+@pytest.mark.parametrize(("desired", "state", "observed", "step"), STEPS)
+def test_next_step(desired: str, state: str, observed: Observed, step: Step) -> None:
+    status = TaskStatus(state=TaskState[state], pid=7)
+    assert next_step(task(desired=TaskState[desired]), status, observed) is step
+
+
+def test_a_container_that_was_started_again_is_recorded_anew() -> None:
+    status = TaskStatus(state=TaskState.RUNNING, pid=6)
+    assert next_step(task(), status, Observed(RUNS)) is Step.RUN
+
+
+ENDS = [
+    # desired, recorded state, container, state, message
+    ("RUNNING", "RUNNING", Exit(0, False, 5), "COMPLETE", ""),
+    ("RUNNING", "RUNNING", Exit(3, False, 5), "FAILED", "exit status 3"),
+    ("RUNNING", "RUNNING", Exit(137, False, 5), "FAILED", "killed by signal 9 (SIGKILL)"),
+    ("RUNNING", "RUNNING", Exit(137, True, 5), "FAILED", "out of memory"),
+    ("RUNNING", "RUNNING", Exit(0, True, 5), "FAILED", "out of memory"),
+    ("RUNNING", "RUNNING", Exit(-1, False, 5), "FAILED", "ended; its exit status was not seen"),
+    ("RUNNING", "RUNNING", Exit(-1, False, 5, "its monitor died"), "FAILED", "its monitor died"),
+    ("RUNNING", "RUNNING", None, "FAILED", "lost over a restart of the node"),
+    ("SHUTDOWN", "RUNNING", Exit(143, False, 5), "SHUTDOWN", ""),
+    ("SHUTDOWN", "RUNNING", Exit(0, False, 5), "SHUTDOWN", ""),
+    ("SHUTDOWN", "PREPARING", None, "SHUTDOWN", "stopped before it started"),
+    ("REMOVE", "RUNNING", None, "SHUTDOWN", "stopped; how it ended was not seen"),
+]
+
+
+@pytest.mark.parametrize(("desired", "state", "container", "ended", "message"), ENDS)
+def test_settle(desired: str, state: str, container: Exit | None, ended: str, message: str) -> None:
+    before = TaskStatus(state=TaskState[state], pid=7, started_at=2, addresses={"orc": "10.1.0.2"})
+    order = task(desired=TaskState[desired])
+    after = settle(order, before, Observed(container), NOW)
+    assert after.state is TaskState[ended]
+    assert after.message == message
+    assert after.state in TERMINAL
+    assert after.started_at == 2
+    assert after.pid == 0
+    assert after.addresses == {}
+    if container is not None:
+        assert (after.exit_code, after.finished_at) == (container.code, 5)
+
+
+@pytest.mark.parametrize(
+    ("desired", "state", "ended"),
+    [
+        ("RUNNING", "ACCEPTED", "REJECTED"),
+        ("RUNNING", "PREPARING", "REJECTED"),
+        ("RUNNING", "READY", "FAILED"),
+        ("RUNNING", "STARTING", "FAILED"),
+        ("RUNNING", "RUNNING", "FAILED"),
+        ("SHUTDOWN", "PREPARING", "SHUTDOWN"),
+        ("REMOVE", "RUNNING", "SHUTDOWN"),
+    ],
+)
+def test_how_far_it_got_decides_between_rejected_and_failed(
+    desired: str, state: str, ended: str
+) -> None:
+    order = task(desired=TaskState[desired])
+    status = fail(order, TaskStatus(state=TaskState[state]), "no such image", NOW)
+    assert (status.state, status.message) == (TaskState[ended], "no such image")
+
+
+def test_the_reason_of_an_oom_kill_names_the_limit() -> None:
+    assert explain(Exit(137, True, 0), 64 << 20) == "out of memory (limit 64MiB)"
+    assert explain(Exit(200, False, 0), 0) == "exit status 200"

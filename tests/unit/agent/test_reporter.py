@@ -1,0 +1,81 @@
+"""Statuses reach the manager at least once, newest first, never backwards."""
+
+from __future__ import annotations
+
+from orchestrator.agent.reporter import Reporter
+from orchestrator.model.objects import TaskStatus
+from orchestrator.model.states import TaskState
+
+STARTING = TaskStatus(state=TaskState.STARTING)
+RUNNING = TaskStatus(state=TaskState.RUNNING)
+FAILED = TaskStatus(state=TaskState.FAILED)
+
+
+class Woken:
+    count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+def test_a_report_holds_the_newest_status_of_each_task() -> None:
+    wake = Woken()
+    reporter = Reporter(wake)
+    reporter.put("a", STARTING)
+    reporter.put("a", RUNNING)
+    reporter.put("b", STARTING)
+    assert wake.count == 3
+    assert reporter.take() == (1, {"a": RUNNING, "b": STARTING})
+    assert reporter.take() is None
+
+
+def test_a_status_never_goes_backwards_nor_repeats() -> None:
+    wake = Woken()
+    reporter = Reporter(wake)
+    reporter.put("a", RUNNING)
+    reporter.put("a", STARTING)
+    reporter.put("a", RUNNING)
+    assert wake.count == 1
+    assert reporter.take() == (1, {"a": RUNNING})
+
+
+def test_what_is_not_acknowledged_is_sent_again() -> None:
+    reporter = Reporter(Woken())
+    reporter.put("a", RUNNING)
+    reporter.take()
+    reporter.put("b", RUNNING)
+    reporter.take()
+    reporter.acknowledge(1)
+    assert reporter.unacknowledged == {"b"}
+    reporter.retry()
+    assert reporter.take() == (3, {"b": RUNNING})
+    reporter.acknowledge(3)
+    reporter.retry()
+    assert reporter.take() is None
+
+
+def test_an_acknowledgement_of_an_older_report_does_not_cover_a_newer_status() -> None:
+    reporter = Reporter(Woken())
+    reporter.put("a", RUNNING)
+    reporter.take()
+    reporter.put("a", FAILED)
+    reporter.take()
+    reporter.acknowledge(1)
+    assert reporter.unacknowledged == {"a"}
+
+
+def test_a_new_session_is_told_everything() -> None:
+    reporter = Reporter(Woken())
+    reporter.put("a", RUNNING)
+    reporter.take()
+    reporter.acknowledge(1)
+    reporter.restart()
+    assert reporter.take() == (2, {"a": RUNNING})
+
+
+def test_a_forgotten_task_is_not_reported() -> None:
+    reporter = Reporter(Woken())
+    reporter.put("a", RUNNING)
+    reporter.forget("a")
+    reporter.restart()
+    assert reporter.take() is None

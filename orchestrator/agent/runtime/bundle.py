@@ -1,0 +1,157 @@
+"""The two folders of a container, and the records in them that make every step resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.agent.runtime import conmon
+from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
+from orchestrator.agent.runtime.identity import ProcessIdentity, identify
+from orchestrator.agent.runtime.overlay import ensure_unmounted
+
+_IDENTITY = "identity"
+_STARTED = "started"
+_RESULT = "result"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The two processes of a created container, recorded once both exist."""
+
+    boot: str
+    container: ProcessIdentity
+    monitor: ProcessIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Where everything of one container is. No record is ever half-written."""
+
+    run: Path
+    """The OCI bundle; does not outlive a reboot."""
+    state: Path
+    """The writable layer, the logs, and the files for `/etc`."""
+
+    @property
+    def root(self) -> Path:
+        """The mount point of the container's root."""
+        return self.run / "rootfs"
+
+    @property
+    def upper(self) -> Path:
+        """The writable layer."""
+        return self.state / "upper"
+
+    @property
+    def work(self) -> Path:
+        """The overlay's own scratch folder."""
+        return self.state / "work"
+
+    @property
+    def log(self) -> Path:
+        """The newest log file."""
+        return self.state / conmon.LOG
+
+    def exists(self) -> bool:
+        """Whether anything of it is there."""
+        return os.path.lexists(self.run) or os.path.lexists(self.state)
+
+    def ensure(self) -> None:
+        """Make the folders."""
+        for folder in (self.run, self.root, self.state, self.upper, self.work):
+            folder.mkdir(exist_ok=True, mode=0o755 if folder == self.upper else 0o700)
+        (self.run / conmon.STATE_LINK).symlink_to(self.state)
+
+    def write_texts(self, config: str, etc: Mapping[str, str]) -> None:
+        """Write what the OCI runtime reads and mounts."""
+        for name, text in etc.items():
+            (self.state / name).write_text(text)
+        (self.run / "config.json").write_text(config)
+
+    def identity(self) -> Identity | None:
+        """Who the container is, None before it is created."""
+        record = self._read(_IDENTITY)
+        if record is None:
+            return None
+        return Identity(
+            record["boot"],
+            ProcessIdentity(**record["container"]),
+            ProcessIdentity(**record["monitor"]),
+        )
+
+    def write_identity(self, identity: Identity) -> None:
+        """Record that the container is created."""
+        self._write(_IDENTITY, asdict(identity))
+
+    def started(self) -> Started | None:
+        """How it was started, None before."""
+        record = self._read(_STARTED)
+        return None if record is None else Started(**record)
+
+    def write_started(self, started: Started) -> None:
+        """Record that the container's own program was let run."""
+        self._write(_STARTED, asdict(started))
+
+    def result(self) -> Exit | None:
+        """How it ended, as once decided; None before."""
+        record = self._read(_RESULT)
+        return None if record is None else Exit(**record)
+
+    def write_result(self, ended: Exit) -> None:
+        """Record how it ended. From now on that is the answer."""
+        self._write(_RESULT, asdict(ended))
+
+    def exit_status(self) -> tuple[int, float] | None:
+        """What the monitor wrote: the status, and when (seconds of the epoch)."""
+        try:
+            with open(self.run / conmon.EXIT) as file:
+                return int(file.read()), os.fstat(file.fileno()).st_mtime
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def first_process(self) -> ProcessIdentity | None:
+        """The container's living first process, as far as the records can tell."""
+        if identity := self.identity():
+            return identity.container if identity.container.alive() else None
+        pid = conmon.read_pid(self.run / conmon.CONTAINER_PID)
+        return identify(pid) if pid else None
+
+    def discard(self) -> None:
+        """Unmount the root and remove both folders. Raises RuntimeFailure."""
+        ensure_unmounted(self.root)
+        try:
+            # Not by a recursive removal, which would empty a layer were it still mounted.
+            self.root.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise RuntimeFailure(
+                f"the container's root {self.root} is still in use ({error.strerror})"
+            ) from error
+        # The folder with the processes' records goes last: until then `remove` can find them.
+        for folder in (self.state, self.run):
+            shutil.rmtree(folder, ignore_errors=False, onerror=_tolerate_missing)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            record: dict[str, Any] = json.loads((self.run / name).read_bytes())
+        except FileNotFoundError:
+            return None
+        return record
+
+    def _write(self, name: str, record: Mapping[str, Any]) -> None:
+        temporary = self.run / f".{name}"
+        temporary.write_text(json.dumps(record))
+        temporary.replace(self.run / name)
+
+
+def _tolerate_missing(_function: object, _path: str, failure: Any) -> None:
+    error: BaseException = failure[1]
+    if not isinstance(error, FileNotFoundError):
+        raise error

@@ -1,0 +1,135 @@
+"""conmon, the monitor of one container: its command line, its files and its messages.
+
+Source: conmon(8) and the behaviour of version 2.1. Worth knowing of it:
+- it forks and lets its caller go at once; the first process writes the pid file of the second;
+- it reports on `_OCI_SYNCPIPE`, as a line of JSON, the container's pid once `create` is done, or -1
+  with what the OCI runtime printed on stderr;
+- it starts work when a byte comes over `_OCI_STARTPIPE`, so that it can be put in a cgroup before;
+- `--persist-dir` gets `exit` (the status, written whole) and `oom`; a second `oom` goes to its
+  working folder, so that must be the bundle;
+- `--log-path` is cut at a colon, so it is given relative to the bundle;
+- at `--log-size-max` it replaces the log by an empty one and what was in it is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.agent.runtime.identity import ProcessIdentity, identify
+
+CONTAINER_PID = "pid"
+MONITOR_PID = "conmon.pid"
+EXIT = "exit"
+OOM = "oom"
+CONTROL = "ctl"
+ATTACH = "attach"
+STATE_LINK = "state"
+"""A symbolic link in the bundle to the container's other folder, where the log is."""
+LOG = "log"
+
+_REOPEN_LOG = b"2 0 0\n"
+
+
+def command(
+    conmon: str,
+    bundle: Path,
+    container_id: str,
+    name: str,
+    runtime: str,
+    runtime_root: Path,
+    log_limit: int,
+) -> list[str]:
+    """The argv to monitor a container; to be run with the bundle as the working folder.
+
+    `log_limit`: bytes at which conmon itself starts the log anew, as nobody else did.
+    """
+    return [
+        conmon,
+        "--api-version",
+        f"--cid={container_id}",
+        f"--cuuid={container_id}",
+        f"--name={name}",
+        f"--runtime={runtime}",
+        "--runtime-arg=--root",
+        f"--runtime-arg={runtime_root}",
+        f"--bundle={bundle}",
+        "--persist-dir=.",
+        f"--container-pidfile={CONTAINER_PID}",
+        f"--conmon-pidfile={MONITOR_PID}",
+        f"--log-path=k8s-file:{STATE_LINK}/{LOG}",
+        f"--log-size-max={log_limit}",
+        "--log-level=error",
+        "--no-sync-log",
+        "--full-attach",
+    ]
+
+
+def environment(sync_fd: int, start_fd: int, path: str) -> Mapping[str, str]:
+    """The environment of conmon: nothing of the agent's own gets to it."""
+    return {
+        "PATH": path,
+        "TZ": "UTC",
+        "_OCI_SYNCPIPE": str(sync_fd),
+        "_OCI_STARTPIPE": str(start_fd),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What conmon says of `create`."""
+
+    pid: int
+    """The container's first process; -1 when it could not be made."""
+    message: str = ""
+    """What the OCI runtime printed then."""
+
+
+def parse_report(line: bytes) -> Report | None:
+    """The message on the sync pipe; None when conmon ended without one."""
+    try:
+        message = json.loads(line)
+        return Report(int(message["data"]), str(message.get("message", "")))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def read_pid(path: Path) -> int | None:
+    """The content of a pid file; None when it is not there or not finished."""
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def find_monitor(bundle: Path, container_id: str) -> ProcessIdentity | None:
+    """The living conmon of a bundle, told by its command line and not by the pid file alone."""
+    pid = read_pid(bundle / MONITOR_PID)
+    found = identify(pid) if pid else None
+    if found is None:
+        return None
+    try:
+        argv = Path(f"/proc/{found.pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return found if f"--cid={container_id}".encode() in argv else None
+
+
+def reopen_log(bundle: Path) -> bool:
+    """Tell conmon to begin a new log file; False when there is no conmon that listens.
+
+    It does so in its own time: then a new `log` appears, and the old file gets nothing more.
+    """
+    try:
+        fd = os.open(bundle / CONTROL, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.write(fd, _REOPEN_LOG) == len(_REOPEN_LOG)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)

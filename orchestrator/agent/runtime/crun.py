@@ -1,0 +1,461 @@
+"""Containers by crun, or another program with runc's command line, each under a conmon."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from orchestrator.agent.runtime import conmon, oci, spawn
+from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
+from orchestrator.agent.runtime.bundle import Bundle, Identity
+from orchestrator.agent.runtime.cgroups import MONITORS, CgroupMode, Cgroups, Hierarchy, detect
+from orchestrator.agent.runtime.failures import explain, known_failure
+from orchestrator.agent.runtime.host import read_node_facts
+from orchestrator.agent.runtime.identity import ProcessIdentity, boot_id, identify
+from orchestrator.agent.runtime.logs import LogLimits, last_line, rotate
+from orchestrator.agent.runtime.overlay import mount_overlay
+from orchestrator.agent.runtime.rootfs import check_architecture, read_image_files
+from orchestrator.agent.runtime.seccomp import (
+    DEFAULT_PROFILE,
+    SeccompProfile,
+    go_architecture,
+    load_profile,
+)
+
+logger = logging.getLogger(__name__)
+
+MONITOR_DIED = "the container's monitor died"
+OUT_OF_MEMORY = "it used more memory than its limit, and the kernel killed it"
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_CREATE_TIMEOUT = 60.0
+"""Seconds after which a `create` is given up: a disk that hangs must not hold the agent."""
+_ENDING = 5.0
+"""Seconds that killed processes get to be gone."""
+_ROTATION_INTERVAL = 2.0
+"""Seconds between two looks at the sizes of logs."""
+_BACKSTOP = 10
+"""With no agent to rotate it, a log may grow to this many times its size."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A monitor that is watched: its pidfd, and what comes of it."""
+
+    pidfd: int
+    ended: asyncio.Future[Exit]
+
+
+class CrunRuntime:
+    """The `Runtime` of a real node; an async context manager. See the package for the whole.
+
+    Leaving it stops nothing that runs. All work for one id is done one call after the other, but
+    for `wait` and `kill`, which go beside.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        run_dir: Path,
+        *,
+        cgroup_parent: str = "/orc",
+        runtime: str = "crun",
+        monitor: str = "conmon",
+        seccomp_profile: Path = DEFAULT_PROFILE,
+        log_limits: LogLimits | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`run_dir` should be on a tmpfs, `state_dir` on a disk that overlay can write to; both
+        are made. `runtime` and `monitor` are names or paths of the programs."""
+        self._state = state_dir.absolute()
+        self._containers = run_dir.absolute() / "containers"
+        self._records = run_dir.absolute() / "crun"
+        self._parent = "/" + cgroup_parent.strip("/")
+        self._runtime, self._monitor = runtime, monitor
+        self._profile_path = seccomp_profile
+        self._limits = log_limits or LogLimits()
+        self._clock = clock
+        self._watched: dict[str, _Watched] = {}
+        self._stack = AsyncExitStack()
+        self._cgroups: Cgroups
+        self._facts: oci.NodeFacts
+        self._profile: SeccompProfile
+        self._monitors: Path | None
+        self._boot = ""
+
+    async def __aenter__(self) -> Self:
+        """Raises RuntimeFailure when the node cannot run containers, with what it lacks."""
+        self._runtime = _program(self._runtime)
+        self._monitor = _program(self._monitor)
+        hierarchy = detect()
+        _check_mode(hierarchy)
+        self._cgroups = Cgroups(hierarchy, self._parent)
+        self._monitors = self._cgroups.ensure_monitors()
+        self._facts = read_node_facts(hierarchy)
+        self._profile = load_profile(
+            self._profile_path,
+            frozenset(oci.DEFAULT_CAPABILITIES),
+            go_architecture(os.uname().machine),
+            _kernel_version(),
+        )
+        self._boot = boot_id()
+        for folder in (self._state, self._containers, self._records):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o711)
+        group = await self._stack.enter_async_context(asyncio.TaskGroup())
+        rotation = group.create_task(self._rotate_logs())
+        self._stack.callback(rotation.cancel)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for container_id in list(self._watched):
+            self._forget(container_id)
+        await self._stack.__aexit__(kind, error, trace)
+
+    async def create(self, container: Container) -> None:
+        """Mount the root, write the bundle, start the monitor, create the container.
+
+        A created one is left as it is; half of one is removed and made anew. What fails leaves
+        nothing behind. Raises RuntimeFailure.
+        """
+        bundle = self._bundle(container.id)
+        if bundle.exists():
+            identity = bundle.identity()
+            if identity is not None and (self._lives(identity) or bundle.exit_status()):
+                return
+            await self.remove(container.id)
+        try:
+            async with asyncio.timeout(_CREATE_TIMEOUT):
+                await self._create(container, bundle)
+        except TimeoutError as error:
+            await self.remove(container.id)
+            raise RuntimeFailure(
+                f"the container was not made within {_CREATE_TIMEOUT:.0f} s; is the disk stuck?"
+            ) from error
+        except (RuntimeFailure, OSError) as error:
+            await self.remove(container.id)
+            if isinstance(error, RuntimeFailure):
+                raise
+            raise RuntimeFailure(f"the container could not be made: {error}") from error
+
+    async def _create(self, container: Container, bundle: Bundle) -> None:
+        bundle.ensure()
+        mount_overlay(container.image.layers, bundle.upper, bundle.work, bundle.root)
+        document = oci.config(
+            container,
+            self._facts,
+            oci.Places(bundle.root, bundle.state, self._cgroups.path(container.id)),
+            read_image_files(bundle.root),
+        )
+        process = document["process"]
+        check_architecture(
+            bundle.root, process["args"][0], process["env"], process["cwd"], os.uname().machine
+        )
+        bundle.write_texts(
+            oci.render(document, self._profile), oci.etc_files(container, self._facts)
+        )
+        report = await self._start_monitor(container, bundle)
+        pid = identify(report.pid)
+        monitor = conmon.find_monitor(bundle.run, container.id)
+        if pid is None or monitor is None:
+            raise RuntimeFailure("the container ended while it was made; was it killed?")
+        bundle.write_identity(Identity(self._boot, pid, monitor))
+        self._watch(container.id, monitor)
+
+    async def _start_monitor(self, container: Container, bundle: Bundle) -> conmon.Report:
+        """Run conmon until it has created the container. Raises RuntimeFailure."""
+        argv = conmon.command(
+            self._monitor,
+            bundle.run,
+            container.id,
+            container.name,
+            self._runtime,
+            self._records,
+            self._limits.size * _BACKSTOP,
+        )
+        with spawn.descriptors() as owned:
+            sync_read, sync_write = owned.pipe()
+            start_read, start_write = owned.pipe()
+            stderr = owned.memory_file()
+            process = spawn.spawn(
+                argv,
+                stderr=stderr,
+                cwd=bundle.run,
+                env=conmon.environment(
+                    sync_write, start_read, os.environ.get("PATH", oci.DEFAULT_PATH)
+                ),
+                pass_fds=(sync_write, start_read),
+            )
+            try:
+                owned.close(sync_write)
+                owned.close(start_read)
+                if self._monitors is not None:
+                    self._monitors.write_text(str(process.pid))
+                os.write(start_write, b"1")
+                line = await spawn.read_line(sync_read)
+            finally:
+                # conmon goes on without its first process, which ends at once but must not be
+                # cut short: it writes the pid file by which the other is found.
+                owned.close(start_write)
+                status = process.wait()
+            report = conmon.parse_report(line)
+            if report is None:
+                reason = spawn.read_text(stderr) or f"conmon ended with status {status}"
+                raise RuntimeFailure(explain(reason, "made"))
+        if report.pid < 0:
+            raise RuntimeFailure(explain(report.message, "made"))
+        return report
+
+    async def start(self, container_id: str) -> Started:
+        """Start the created container's process. Raises RuntimeFailure when there is none."""
+        bundle = self._bundle(container_id)
+        if (started := bundle.started()) is not None:
+            return started
+        identity = bundle.identity()
+        if identity is None:
+            raise RuntimeFailure(f"container {container_id} has not been created on this node")
+        status, stderr = await spawn.run([*self._command(), "start", container_id])
+        if status != 0 and not await self._has_run(container_id, bundle):
+            raise RuntimeFailure(explain(stderr, "started"))
+        started = Started(identity.container.pid, self._clock())
+        bundle.write_started(started)
+        return started
+
+    async def adopt(self, container_id: str) -> Started | Exit | None:
+        """See `Runtime.adopt`. One that was created and not started is nothing that can be used."""
+        bundle = self._bundle(container_id)
+        if (ended := bundle.result()) is not None:
+            return ended
+        identity = bundle.identity()
+        if identity is None:
+            return None
+        if identity.boot != self._boot and bundle.exit_status() is None:
+            return None
+        if not self._lives(identity):
+            return self._decide(container_id)
+        started = bundle.started()
+        if started is None:
+            # Either it was not started, or the agent ended before it could write that down.
+            if not await self._has_run(container_id, bundle):
+                return None
+            started = Started(identity.container.pid, self._clock())
+            bundle.write_started(started)
+        self._watch(container_id, identity.monitor)
+        return started
+
+    async def wait(self, container_id: str) -> Exit:
+        """Until the container has ended. Raises RuntimeFailure when there is none."""
+        if container_id not in self._watched:
+            bundle = self._bundle(container_id)
+            if (ended := bundle.result()) is not None:
+                return ended
+            identity = bundle.identity()
+            if identity is None:
+                raise RuntimeFailure(f"container {container_id} does not exist on this node")
+            self._watch(container_id, identity.monitor)
+        return await asyncio.shield(self._watched[container_id].ended)
+
+    async def kill(self, container_id: str, signal_number: int) -> None:
+        """Send a signal; one that has ended, or never was, is no error."""
+        bundle = self._bundle(container_id)
+        if signal_number == signal.SIGKILL:
+            self._kill_all(container_id, bundle)
+        elif (identity := bundle.identity()) is not None:
+            _send(identity.container, signal_number)
+
+    async def remove(self, container_id: str) -> None:
+        """Kill what is left and remove every trace. Raises RuntimeFailure when something stays."""
+        bundle = self._bundle(container_id)
+        self._kill_all(container_id, bundle)
+        await self._end_monitor(container_id, bundle)
+        if (self._records / container_id).exists():
+            await spawn.run([*self._command(), "delete", "--force", container_id])
+        await self._clear_cgroup(container_id)
+        await asyncio.to_thread(self._discard, container_id, bundle)
+        self._forget(container_id)
+
+    async def list(self) -> frozenset[str]:
+        """Ids of which there is a folder, a record of the OCI runtime, or a cgroup."""
+        found = self._cgroups.ids()
+        for folder in (self._state, self._containers, self._records):
+            found.update(entry.name for entry in os.scandir(folder))
+        return frozenset(name for name in found if _ID.fullmatch(name))
+
+    def log_path(self, container_id: str) -> Path:
+        """The newest log file; rotated ones stand beside it as `.1`, `.2`, …"""
+        return self._bundle(container_id).log
+
+    async def purge(self) -> None:
+        """Remove every container and the cgroups they had in common: the node leaves for good."""
+        for container_id in await self.list():
+            await self.remove(container_id)
+        self._cgroups.remove_parent()
+
+    def _bundle(self, container_id: str) -> Bundle:
+        if not _ID.fullmatch(container_id) or container_id == MONITORS:
+            raise RuntimeFailure(f"`{container_id}` cannot be a container's id")
+        return Bundle(self._containers / container_id, self._state / container_id)
+
+    def _command(self) -> tuple[str, ...]:
+        return (self._runtime, "--root", str(self._records))
+
+    def _lives(self, identity: Identity) -> bool:
+        return identity.boot == self._boot and identity.monitor.alive()
+
+    async def _has_run(self, container_id: str, bundle: Bundle) -> bool:
+        """Whether the container's own program has been let run, where no record says so."""
+        if bundle.exit_status() is not None:
+            return True
+        status = await spawn.output([*self._command(), "state", container_id])
+        return re.search(r'"status"\s*:\s*"(running|paused|stopped)"', status) is not None
+
+    def _watch(self, container_id: str, monitor: ProcessIdentity) -> None:
+        """See the monitor's end, also when it is over already."""
+        if container_id in self._watched:
+            return
+        loop = asyncio.get_running_loop()
+        watched = _Watched(-1, loop.create_future())
+        self._watched[container_id] = watched
+        if (pidfd := monitor.open()) is None:
+            watched.ended.set_result(self._decide(container_id))
+            return
+        watched.pidfd = pidfd
+        loop.add_reader(pidfd, self._monitor_ended, container_id)
+
+    def _monitor_ended(self, container_id: str) -> None:
+        watched = self._watched[container_id]
+        self._close(watched)
+        if not watched.ended.done():
+            watched.ended.set_result(self._decide(container_id))
+
+    def _decide(self, container_id: str) -> Exit:
+        """How a container with no monitor has ended; recorded, so that it is decided once."""
+        bundle = self._bundle(container_id)
+        if (ended := bundle.result()) is not None:
+            return ended
+        status = bundle.exit_status()
+        oom_killed = self._cgroups.oom_kills(container_id) > 0
+        if status is None:
+            self._kill_all(container_id, bundle)
+            ended = Exit(-1, oom_killed, self._clock(), MONITOR_DIED)
+        else:
+            code, finished_at = status
+            # One that lost a child for memory and went on to end well was not killed by that.
+            oom_killed = oom_killed and code != 0
+            message = OUT_OF_MEMORY if oom_killed else ""
+            if code == 1:
+                message = message or known_failure(last_line(bundle.log)) or ""
+            ended = Exit(code, oom_killed, finished_at, message)
+        if bundle.run.exists():
+            bundle.write_result(ended)
+        return ended
+
+    def _forget(self, container_id: str) -> None:
+        if (watched := self._watched.pop(container_id, None)) is not None:
+            self._close(watched)
+            watched.ended.cancel()
+
+    def _close(self, watched: _Watched) -> None:
+        if watched.pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(watched.pidfd)
+            os.close(watched.pidfd)
+            watched.pidfd = -1
+
+    def _kill_all(self, container_id: str, bundle: Bundle) -> None:
+        """SIGKILL to the first process, with which its PID namespace ends, and to the cgroup."""
+        identity = bundle.identity()
+        if identity is not None and identity.boot == self._boot:
+            _send(identity.container, signal.SIGKILL)
+        self._cgroups.kill(container_id)
+
+    async def _end_monitor(self, container_id: str, bundle: Bundle) -> None:
+        """Let conmon see its container's end, write it down and go; kill it if it does not."""
+        monitor = conmon.find_monitor(bundle.run, container_id)
+        if monitor is None or (pidfd := monitor.open()) is None:
+            return
+        try:
+            async with asyncio.timeout(_ENDING):
+                await spawn.readable(pidfd)
+        except TimeoutError:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            await spawn.readable(pidfd)
+        finally:
+            os.close(pidfd)
+        # What `wait` returns must not depend on whether it is served before the files are gone.
+        watched = self._watched.get(container_id)
+        if watched is not None and not watched.ended.done():
+            self._monitor_ended(container_id)
+
+    async def _clear_cgroup(self, container_id: str) -> None:
+        """Remove the cgroup; killed processes leave it only when they are gone."""
+        pause = 0.001
+        deadline = asyncio.get_running_loop().time() + _ENDING
+        while not self._cgroups.remove(container_id):
+            if asyncio.get_running_loop().time() > deadline:
+                raise RuntimeFailure(
+                    f"processes of container {container_id} cannot be killed; "
+                    "they may hang on a disk or a network file system"
+                )
+            self._cgroups.kill(container_id)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.1)
+
+    def _discard(self, container_id: str, bundle: Bundle) -> None:
+        bundle.discard()
+        shutil.rmtree(self._records / container_id, ignore_errors=True)
+
+    async def _rotate_logs(self) -> None:
+        while True:
+            await asyncio.sleep(_ROTATION_INTERVAL)
+            for container_id in list(self._watched):
+                bundle = self._bundle(container_id)
+                try:
+                    rotate(bundle.log, self._limits, lambda run=bundle.run: conmon.reopen_log(run))
+                except OSError as error:
+                    logger.warning("log of %s cannot be rotated: %s", container_id, error)
+
+
+def _send(process: ProcessIdentity, signal_number: int) -> None:
+    if (pidfd := process.open()) is None:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal_number)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(pidfd)
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise RuntimeFailure(f"`{name}` is not installed on this node; install it, or say where")
+    return os.path.abspath(found)
+
+
+def _kernel_version() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int(re.match(r"\d*", minor)[0] or 0)  # type: ignore[index]
+
+
+def _check_mode(hierarchy: Hierarchy) -> None:
+    if hierarchy.mode is CgroupMode.HYBRID:
+        raise RuntimeFailure(
+            "this host mounts both cgroup versions, and the agent has not hidden one from itself; "
+            "enter_private_mounts must come first"
+        )

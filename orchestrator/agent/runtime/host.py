@@ -1,0 +1,60 @@
+"""The facts of this node that a container's configuration depends on."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+from orchestrator.agent.runtime.cgroups import CgroupMode, Hierarchy
+from orchestrator.agent.runtime.oci import NodeFacts
+
+_RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
+"""The second names the real servers where the first names only systemd's local stub."""
+
+
+def read_node_facts(hierarchy: Hierarchy) -> NodeFacts:
+    """Read them from the kernel and `/etc`."""
+    nameservers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    for path in _RESOLVERS:
+        try:
+            nameservers, search = parse_resolver(path.read_text())
+        except OSError:
+            continue
+        if nameservers:
+            break
+    return NodeFacts(
+        swap_accounting=_swap_accounting(hierarchy),
+        oom_score_adj=max(0, int(Path("/proc/self/oom_score_adj").read_text())),
+        nameservers=nameservers,
+        search=search,
+    )
+
+
+def parse_resolver(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Name servers and search domains of a resolv.conf(5); servers that only the host itself
+    reaches (loopback) are left out, since a container has a loopback of its own."""
+    nameservers: list[str] = []
+    search: tuple[str, ...] = ()
+    for line in text.splitlines():
+        keyword, *values = line.split()[:7] or [""]
+        if keyword == "nameserver" and values and not _is_loopback(values[0]):
+            nameservers.append(values[0])
+        elif keyword in ("search", "domain"):
+            search = tuple(values)
+    return tuple(nameservers), search
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return True
+
+
+def _swap_accounting(hierarchy: Hierarchy) -> bool:
+    if hierarchy.mode is CgroupMode.V2:
+        return True
+    return (
+        hierarchy.memory is not None and (hierarchy.memory / "memory.memsw.limit_in_bytes").exists()
+    )

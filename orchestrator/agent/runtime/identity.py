@@ -1,0 +1,50 @@
+"""Which process a pid means: pid and start time, so that a reused pid is noticed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """A process, for as long as this boot lasts."""
+
+    pid: int
+    start: int
+    """Clock ticks from the boot to its start: field 22 of `/proc/PID/stat`, proc(5)."""
+
+    def alive(self) -> bool:
+        """Whether this very process runs (a zombie does not)."""
+        return identify(self.pid) == self
+
+    def open(self) -> int | None:
+        """A pidfd of this process, None when it has ended. The caller closes it."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except (ProcessLookupError, OSError):
+            return None
+        # Checked after the pidfd is there: from now on it cannot come to mean another process.
+        if self.alive():
+            return fd
+        os.close(fd)
+        return None
+
+
+def identify(pid: int) -> ProcessIdentity | None:
+    """The process that has this pid now; None when there is none, or only its zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field is the program's name in parentheses, and may itself hold any character.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return ProcessIdentity(pid, int(fields[19]))
+
+
+def boot_id() -> str:
+    """A random name of this boot of the kernel; processes and mounts do not outlive it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

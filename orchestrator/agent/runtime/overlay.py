@@ -1,0 +1,85 @@
+"""A container's root: shared read-only layers below, a writable layer of its own on top."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.mounts import mount, unmount
+
+MOUNT_DATA_LIMIT = 4095
+"""Bytes of options that mount(2) takes: a page, with its final zero."""
+
+_SPECIAL = frozenset('\\,:"')
+
+
+def mount_overlay(layers: Sequence[Path], upper: Path, work: Path, target: Path) -> None:
+    """Mount an overlay root; `layers` are the lowest first. All folders exist.
+
+    The mount is `volatile`: the upper layer goes with the container, so neither a container's
+    fsync nor the unmount waits until all of the disk's cache is written.
+
+    Raises RuntimeFailure.
+    """
+    if not layers:
+        raise RuntimeFailure("the image has no layers")
+    with ExitStack() as opened:
+        lower = _plain(layers, upper, work) or _through_descriptors(layers, opened)
+        data = f"lowerdir={lower},upperdir={upper},workdir={work},volatile"
+        if len(os.fsencode(data)) > MOUNT_DATA_LIMIT:
+            raise RuntimeFailure(f"the image has too many layers ({len(layers)})")
+        try:
+            mount("overlay", target, "overlay", 0, data)
+        except OSError as error:
+            raise RuntimeFailure(_explain(error)) from error
+
+
+def _plain(layers: Sequence[Path], upper: Path, work: Path) -> str | None:
+    """The layers as `lowerdir` names them, None when that is too long or would need quoting."""
+    lower = ":".join(str(layer) for layer in reversed(layers))
+    room = MOUNT_DATA_LIMIT - len(os.fsencode(f"{upper}{work}")) - 64
+    if len(os.fsencode(lower)) > room or any(_SPECIAL & set(str(path)) for path in layers):
+        return None
+    return lower
+
+
+def _through_descriptors(layers: Sequence[Path], opened: ExitStack) -> str:
+    """The layers by open descriptors, which have short names however long the paths are."""
+    names: list[str] = []
+    for layer in reversed(layers):
+        try:
+            fd = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise RuntimeFailure(
+                f"the image's layer {layer.name} is not on this node any more"
+            ) from error
+        opened.callback(os.close, fd)
+        names.append(f"/proc/self/fd/{fd}")
+    return ":".join(names)
+
+
+def _explain(error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return "a layer of the image is not on this node any more"
+    if error.errno == errno.ENODEV:
+        return "this kernel has no overlay file system; load it with `modprobe overlay`"
+    if error.errno == errno.ELOOP:
+        return "the image has the same layer twice"
+    return f"the container's root cannot be mounted ({error.strerror})"
+
+
+def ensure_unmounted(target: Path) -> None:
+    """Unmount all that is mounted at `target`, however often; fine when nothing is."""
+    while True:
+        try:
+            unmount(target)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT):
+                return
+            raise RuntimeFailure(
+                f"the container's root cannot be unmounted ({error.strerror})"
+            ) from error

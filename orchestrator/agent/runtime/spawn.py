@@ -1,0 +1,145 @@
+"""Starting short-lived helper commands fast from an event loop.
+
+`asyncio.create_subprocess_exec` makes pipes, transports and a watcher for each process. What runs
+here needs none of that: stderr goes to a file in memory, and the end is seen through a pidfd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+_MOST_READ = 8192
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    stderr: int,
+    stdout: int = subprocess.DEVNULL,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a command with nothing on stdin. The caller reaps it. Raises OSError."""
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        cwd=cwd,
+        env=env,
+        pass_fds=pass_fds,
+    )
+
+
+async def reap(process: subprocess.Popen[bytes]) -> int:
+    """The exit status of a process started here (negative: the signal that ended it).
+
+    When cancelled the process is killed, and reaped all the same.
+    """
+    status = process.poll()
+    if status is not None:
+        return status
+    fd = os.pidfd_open(process.pid)
+    try:
+        await readable(fd)
+    except asyncio.CancelledError:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        os.close(fd)
+    return process.wait()
+
+
+async def readable(fd: int) -> None:
+    """Until a descriptor can be read from; a pidfd can when its process has ended."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, _settle, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def run(argv: Sequence[str]) -> tuple[int, str]:
+    """Run a command to its end: exit status and the beginning of what it wrote on stderr."""
+    with descriptors() as owned:
+        stderr = owned.memory_file()
+        status = await reap(spawn(argv, stderr=stderr))
+        return status, read_text(stderr)
+
+
+async def output(argv: Sequence[str]) -> str:
+    """Run a command to its end: the beginning of what it wrote on stdout."""
+    with descriptors() as owned:
+        stdout = owned.memory_file()
+        await reap(spawn(argv, stderr=subprocess.DEVNULL, stdout=stdout))
+        return read_text(stdout)
+
+
+async def read_line(fd: int) -> bytes:
+    """The first line that comes over a pipe, or what there was when its writers closed it."""
+    os.set_blocking(fd, False)
+    received = b""
+    while b"\n" not in received:
+        await readable(fd)
+        if not (part := os.read(fd, _MOST_READ)):
+            break
+        received += part
+    return received
+
+
+def read_text(fd: int) -> str:
+    """The beginning of a file made by `Descriptors.memory_file`."""
+    return os.pread(fd, _MOST_READ, 0).decode(errors="replace").strip()
+
+
+class Descriptors:
+    """File descriptors that are closed together, each at most once."""
+
+    def __init__(self) -> None:
+        self._open: set[int] = set()
+
+    def pipe(self) -> tuple[int, int]:
+        """A pipe: read end, write end."""
+        ends = os.pipe2(os.O_CLOEXEC)
+        self._open.update(ends)
+        return ends
+
+    def memory_file(self) -> int:
+        """A file without a name, for what a command writes."""
+        fd = os.memfd_create("output", os.MFD_CLOEXEC)
+        self._open.add(fd)
+        return fd
+
+    def close(self, fd: int) -> None:
+        """Close one before the others."""
+        self._open.remove(fd)
+        os.close(fd)
+
+    def close_all(self) -> None:
+        """Close those that are still open."""
+        while self._open:
+            os.close(self._open.pop())
+
+
+@contextmanager
+def descriptors() -> Iterator[Descriptors]:
+    """Descriptors that live as long as a block."""
+    owned = Descriptors()
+    try:
+        yield owned
+    finally:
+        owned.close_all()

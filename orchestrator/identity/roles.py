@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -40,7 +41,7 @@ def may_call(identity: Identity | None, service: str, cluster_id: str) -> str:
     return ""
 
 
-class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Refuses each call that the table does not allow, and logs it."""
 
     def __init__(self, cluster_id: str) -> None:
@@ -84,7 +85,7 @@ def _guarded(
     """The same handler, behind `check`. A handler is unary or streaming on its answer's side;
     what its request is makes no difference here."""
     streams = handler.response_streaming
-    inner = (
+    inner: Any = (
         (handler.stream_stream or handler.unary_stream)
         if streams
         else (handler.stream_unary or handler.unary_unary)
@@ -94,10 +95,13 @@ def _guarded(
         await check(context)
         return await inner(request, context)
 
-    async def stream(request: Any, context: Any) -> Any:
+    async def stream(request: Any, context: Any) -> None:
         await check(context)
-        async for item in inner(request, context):
-            yield item
+        if inspect.isasyncgenfunction(inner):
+            async for item in inner(request, context):
+                await context.write(item)
+        else:
+            await inner(request, context)
 
     make = {
         (False, False): grpc.unary_unary_rpc_method_handler,

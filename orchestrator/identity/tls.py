@@ -90,5 +90,5 @@ def _identity(pem: bytes) -> Identity | None:
 
 def peer_identity(context: grpc.aio.ServicerContext[Any, Any]) -> Identity | None:
     """Who calls, by the certificate that the handshake verified; None without one."""
-    pems = context.auth_context().get("x509_pem_cert")
+    pems = list(context.auth_context().get("x509_pem_cert") or ())
     return _identity(bytes(pems[0])) if pems else None

@@ -201,10 +201,12 @@ class Draft:
     def delete(self, task: Task) -> None:
         """Forget a task that has ended or never had a node.
 
-        One that this very draft has given up stays until that is written.
+        One that this very draft has given up stays until that is written; it is marked REMOVE, so
+        that it goes with the next pass.
         """
         before = self._before.get(task.id)
         if before is not None and not (ended(before) or waits(before)):
+            self._put(replace(task, desired_state=TaskState.REMOVE))
             return
         del self._tasks[task.id]
         self._touched.add(task.id)

@@ -38,6 +38,9 @@ HISTORY = "10m"
 READY_WITHIN = 30.0
 """Seconds until a started member must answer (a large log is replayed first)."""
 
+ADOPT_WITHIN = 5.0
+"""Seconds that an etcd found running has to answer before it is restarted."""
+
 FIRST_BACKOFF = 0.1
 LONGEST_BACKOFF = 5.0
 STEADY_AFTER = 10.0
@@ -103,11 +106,15 @@ class EtcdMember:
                 log.info("etcd %d runs with other settings: restarting it", orphan.pid)
                 await orphan.stop()
                 orphan = None
+            if orphan is not None and not await self._answers(orphan, ADOPT_WITHIN):
+                log.warning("etcd %d runs but does not answer: restarting it", orphan.pid)
+                await orphan.stop()
+                orphan = None
             if orphan is not None:
                 log.info("adopted etcd %d", orphan.pid)
             self._process = orphan or start(self._command, self._folder)
             stack.push_async_callback(self._stop)
-            await self._ready()
+            await self._ready(self._process)
             await stack.enter_async_context(background(self._supervise()))
             self._stack = stack.pop_all()
         return self
@@ -159,22 +166,26 @@ class EtcdMember:
             f"--log-rotation-config-json={json.dumps(rotation)}",
         )
 
-    async def _ready(self) -> None:
-        """Wait for a linearizable read; StoreError with etcd's reason if it ends before."""
-        assert self._process is not None
-        async with EtcdKv(self.endpoints, self.tls, timeout=0.5) as kv:
-            for _ in range(int(READY_WITHIN / 0.5)):
-                try:
-                    await kv.get("ready")
-                    return
-                except StoreUnavailable as error:
-                    failure = error
-                if self._process.ended:
-                    raise StoreError(f"etcd does not start: {_last_words(self._folder)}")
+    async def _ready(self, process: EtcdProcess) -> None:
+        """Wait until it serves; StoreError with etcd's reason if it does not."""
+        if await self._answers(process, READY_WITHIN):
+            return
+        if process.ended:
+            raise StoreError(f"etcd does not start: {_last_words(self._folder)}")
         raise StoreError(
-            f"etcd did not get ready within {READY_WITHIN:g} s ({failure}); "
-            f"see {self._folder / 'etcd.log'}"
+            f"etcd did not get ready within {READY_WITHIN:g} s; see {self._folder / 'etcd.log'}"
         )
+
+    async def _answers(self, process: EtcdProcess, within: float) -> bool:
+        """Whether a linearizable read succeeds before the time or the process ends."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + within
+        async with EtcdKv(self.endpoints, self.tls, timeout=0.5) as kv:
+            while loop.time() < end and not process.ended:
+                with suppress(StoreUnavailable):
+                    await kv.get("ready")
+                    return True
+        return False
 
     async def _supervise(self) -> None:
         """Start etcd again whenever it ends."""

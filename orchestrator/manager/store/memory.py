@@ -89,9 +89,9 @@ class MemoryKv:
                 f"a transaction of {most} operations is larger than the store takes "
                 f"({self._max_txn_ops}): split it"
             )
+        _refuse_duplicates(ops)
         if broken := [guard.key for guard in guards if not self._holds(guard)]:
             raise Conflict(broken)
-        _refuse_duplicates(ops)
         for op in ops:
             if isinstance(op, Put) and op.lease and op.lease not in self._leases:
                 raise LeaseLost("the lease has expired or was revoked")

@@ -1,0 +1,92 @@
+"""`orc cluster init` and `orc cluster join`: what is run on the host itself, once."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from pathlib import Path
+
+import click
+
+from orchestrator.cli.context import Context, save_context
+from orchestrator.cli.groups import CliError, example
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise CliError(
+            f"'{text}' is not an IP address; give this host's own, which the other hosts reach"
+        ) from None
+
+
+def _network(text: str) -> str:
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError as error:
+        raise CliError(f"'{text}' is not a network: {error}; write 10.128.0.0/14") from None
+    if network.prefixlen > 22 or network.version != 4:
+        raise CliError(f"the network {text} is too small for more than a node or two; use a /16")
+    return str(network)
+
+
+@click.command(epilog=example("orc cluster init --advertise 192.168.1.10"))
+@click.option("--advertise", required=True, help="This host's address, which other hosts reach.")
+@click.option("--listen-port", default=7420, show_default=True, help="Control port; joins: +1.")
+@click.option(
+    "--network", default="10.128.0.0/14", show_default=True, help="Range of container addresses."
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/lib/orc/manager"),
+    show_default=True,
+)
+@click.option("--context", "name", default="default", show_default=True, help="Name for 'orc'.")
+def init(advertise: str, listen_port: int, network: str, data_dir: Path, name: str) -> None:
+    """Make this host a cluster's first manager: a CA, certificates, and your admin context."""
+    from orchestrator.identity.setup import AlreadyThere, init_cluster
+
+    address = _address(advertise)
+    try:
+        identity, authority, admin = init_cluster(data_dir, address, listen_port, _network(network))
+    except AlreadyThere as error:
+        raise CliError(str(error)) from None
+    except PermissionError as error:
+        raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
+    endpoint = f"{address}:{listen_port}"
+    save_context(Context(name, (endpoint,), authority, admin.certificate, admin.key))
+    click.echo(f"Cluster {identity.cluster_id} is set up in {data_dir}.")
+    click.echo(f"Start its manager:  orc manager --data-dir {data_dir}")
+    click.echo("Then add nodes:     orc cluster token worker   (prints the command to run there)")
+
+
+@click.command(epilog=example("orc cluster join --token ORC-1-… 192.168.1.10:7421"))
+@click.option("--token", required=True, help="As 'orc cluster token worker' prints it.")
+@click.option("--address", default="", help="This host's own address, if it has several.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/lib/orc/agent"),
+    show_default=True,
+)
+@click.argument("manager", metavar="ADDRESS")
+def join(token: str, address: str, data_dir: Path, manager: str) -> None:
+    """Make this host a node of the cluster whose manager is at ADDRESS (HOST[:PORT])."""
+    from orchestrator.identity.join import JoinRefused
+    from orchestrator.identity.join import join as join_cluster
+    from orchestrator.identity.setup import AlreadyThere, check_new_node, store_node
+    from orchestrator.identity.token import BadToken
+
+    own = _address(address) if address else ""
+    try:
+        check_new_node(data_dir)
+        joined = join_cluster(manager, token, socket.gethostname())
+        identity = store_node(data_dir, joined, own)
+    except (AlreadyThere, JoinRefused, BadToken) as error:
+        raise CliError(str(error)) from None
+    except PermissionError as error:
+        raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
+    click.echo(f"This host is node {identity.node_id} now, at {identity.address}.")
+    click.echo(f"Start its agent:  orc agent --data-dir {data_dir}")

@@ -1,0 +1,75 @@
+"""Calls about the cluster as a whole, and its networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from orchestrator import __version__
+from orchestrator.identity.token import JoinToken, new_secret
+from orchestrator.manager.api.context import Calls, answering
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.refusal import invalid, unavailable
+from orchestrator.manager.store.commit import commit
+from orchestrator.model.convert import to_proto
+from orchestrator.model.objects import Cluster, NodeState
+from orchestrator.model.states import TaskState
+from orchestrator.pb import control_pb2
+
+
+class ClusterCalls(Calls):
+    """`orc cluster info|token`, `orc network ls`."""
+
+    def _cluster(self) -> Cluster:
+        cluster = self.api.view.cluster
+        if cluster is None:
+            raise unavailable("the manager has not read its store yet; try again in a moment")
+        return cluster
+
+    def _token(self, secret: str) -> str:
+        return str(JoinToken(self.api.ca_digest, secret))
+
+    @answering
+    async def GetCluster(self, request: Any, context: Any) -> Any:
+        cluster, view, identity = self._cluster(), self.api.view, self.api.identity
+        leader = self.api.leader()
+        return control_pb2.ClusterInfo(
+            id=cluster.id,
+            created_at=cluster.created_at,
+            version=__version__,
+            network_cidr=cluster.network_cidr,
+            node_timeout=cluster.node_timeout,
+            managers=[
+                control_pb2.ManagerInfo(
+                    id=identity.manager_id,
+                    address=f"{identity.address}:{identity.port}",
+                    leader=leader == identity.manager_id,
+                )
+            ],
+            nodes=len(view.nodes),
+            nodes_ready=sum(n.state is NodeState.READY for n in view.nodes.values()),
+            services=sum(not s.removed for s in view.services.values()),
+            tasks_running=sum(t.status.state is TaskState.RUNNING for t in view.tasks.values()),
+            worker_token=self._token(cluster.worker_token),
+            manager_token=self._token(cluster.manager_token),
+            join_address=f"{identity.address}:{identity.port + 1}",
+        )
+
+    @answering
+    async def RotateToken(self, request: Any, context: Any) -> Any:
+        cluster, secret = self._cluster(), new_secret()
+        match request.role:
+            case "worker":
+                after = replace(cluster, worker_token=secret)
+            case "manager":
+                after = replace(cluster, manager_token=secret)
+            case other:
+                raise invalid(f"there is no token for the role '{other}'; say worker or manager")
+        revision = await commit(self.api.kv, [Change(cluster, after)])
+        await self.api.cache.wait_for(revision)
+        return control_pb2.TokenReply(token=self._token(secret))
+
+    @answering
+    async def ListNetworks(self, request: Any, context: Any) -> Any:
+        networks = sorted(self.api.view.networks.values(), key=lambda n: n.name)
+        return control_pb2.ListNetworksReply(networks=[to_proto(n) for n in networks])

@@ -1,0 +1,108 @@
+"""What every call of the control API needs, and how its errors become one line for the user."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from orchestrator.identity.files import ManagerIdentity
+from orchestrator.manager.dispatcher import Dispatcher
+from orchestrator.manager.inbox import Inbox
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.refusal import Refusal
+from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.kv import Conflict, Kv, StoreError
+from orchestrator.manager.tunnels import Tunnels
+from orchestrator.model.convert import ConvertError
+from orchestrator.model.validate import InvalidSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiContext:
+    """The manager's parts as the API sees them."""
+
+    kv: Kv
+    cache: Cache
+    dispatcher: Dispatcher
+    tunnels: Tunnels
+    inbox: Inbox
+    identity: ManagerIdentity
+    ca_digest: str
+    leader: Callable[[], str]
+    """Identity of the leading manager; empty when nobody leads."""
+    now: Callable[[], float]
+    new_id: Callable[[], str]
+
+    @property
+    def view(self) -> ClusterView:
+        """The newest snapshot."""
+        return self.cache.view
+
+
+class Calls:
+    """Base of the groups of calls; see the package's page."""
+
+    def __init__(self, api: ApiContext) -> None:
+        self.api = api
+
+
+def hostnames(view: ClusterView) -> dict[str, str]:
+    """Node id → hostname."""
+    return {node.id: node.description.hostname for node in view.nodes.values()}
+
+
+def _status(error: Exception) -> tuple[grpc.StatusCode, str]:
+    match error:
+        case Refusal():
+            return error.code, error.text
+        case InvalidSpec() | ConvertError():
+            return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+        case Conflict():
+            return grpc.StatusCode.ABORTED, "somebody else changed it meanwhile; try again"
+        case StoreError():
+            return grpc.StatusCode.UNAVAILABLE, f"the cluster's store is away: {error}"
+        case _:
+            log.exception("a call failed", exc_info=error)
+            return grpc.StatusCode.INTERNAL, f"the manager failed: {error!r}; see its log"
+
+
+Method = Callable[..., Awaitable[Any]] | Callable[..., AsyncIterator[Any]]
+
+
+def answering(method: Method) -> Any:
+    """Make a call's exceptions its gRPC status, with one line for the user as the details."""
+    if inspect.isasyncgenfunction(method):
+
+        @functools.wraps(method)
+        async def stream(self: Calls, request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                async for item in method(self, request, context):
+                    yield item
+            except Exception as error:
+                await context.abort(*_status(_single(error)))
+
+        return stream
+
+    @functools.wraps(method)
+    async def unary(self: Calls, request: Any, context: Any) -> Any:
+        try:
+            return await method(self, request, context)  # type: ignore[misc]
+        except Exception as error:
+            await context.abort(*_status(_single(error)))
+
+    return unary
+
+
+def _single(error: Exception) -> Exception:
+    """The cause inside a task group's exception."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,102 @@
+"""Calls about images: they live on nodes, so each goes through a tunnel to one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.manager.api.context import Calls, answering, hostnames
+from orchestrator.manager.lookup import find_node
+from orchestrator.manager.refusal import invalid, precondition
+from orchestrator.manager.tunnels import Tunnel
+from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.names import parse_image
+from orchestrator.model.objects import Availability, Image, Node, NodeState
+from orchestrator.pb import control_pb2, dispatch_pb2
+
+
+class ImageCalls(Calls):
+    """`orc images`, `orc load`, `orc build`."""
+
+    @answering
+    async def ListImages(self, request: Any, context: Any) -> Any:
+        view = self.api.view
+        images = sorted(view.images.values(), key=lambda i: (-i.created_at, i.id))
+        return control_pb2.ListImagesReply(
+            images=[to_proto(image) for image in images], hostnames=hostnames(view)
+        )
+
+    @answering
+    async def LoadImage(self, request: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for progress in self._on_a_node(request, "load"):
+            yield progress
+
+    @answering
+    async def BuildImage(self, request: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for progress in self._on_a_node(request, "build"):
+            yield progress
+
+    async def _on_a_node(self, uploads: AsyncIterator[Any], work: str) -> AsyncIterator[Any]:
+        """Stream an upload to a node, its lines back, and at last the image that came of it."""
+        uploads = aiter(uploads)
+        first = await anext(uploads, None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise invalid("an upload begins with its header")
+        header = first.header
+        if header.name:
+            try:
+                header.name = str(parse_image(header.name))
+            except ValueError as error:
+                raise invalid(str(error)) from None
+        node = self._choose(header.node)
+        order = dispatch_pb2.OpenTunnel(**{work: header})
+        async with self.api.tunnels.open(
+            node.id, node.description.hostname, order, self.api.dispatcher.push
+        ) as tunnel:
+            sender = asyncio.ensure_future(_send(uploads, tunnel))
+            try:
+                async for frame in tunnel.frames():
+                    match frame.WhichOneof("kind"):
+                        case "line":
+                            yield control_pb2.ImageProgress(line=frame.line)
+                        case "result":
+                            image = await self._result(node, frame.result)
+                            yield control_pb2.ImageProgress(image=to_proto(image))
+            finally:
+                sender.cancel()
+
+    async def _result(self, node: Node, result: Any) -> Image:
+        if result.error:
+            raise precondition(result.error)
+        image = from_proto(result.image)
+        self.api.inbox.tag(node.id, image)
+        async with self.api.cache.subscribe() as feed:
+            while True:
+                known = self.api.view.images.get(image.id)
+                if known and node.id in known.nodes and set(image.names) <= set(known.names):
+                    return replace(known)
+                await feed.next()
+
+    def _choose(self, word: str) -> Node:
+        """The node asked for, else the connected one with the fewest tasks."""
+        view, dispatcher = self.api.view, self.api.dispatcher
+        if word:
+            return find_node(view, word)
+        ready = [
+            node
+            for node in view.nodes.values()
+            if node.state is NodeState.READY
+            and node.availability is Availability.ACTIVE
+            and dispatcher.connected(node.id)
+        ]
+        if not ready:
+            raise precondition("no node is ready to take an image; see 'orc node ls'")
+        return min(ready, key=lambda n: (len(view.tasks_of_node(n.id)), n.description.hostname))
+
+
+async def _send(uploads: AsyncIterator[Any], tunnel: Tunnel) -> None:
+    async for upload in uploads:
+        await tunnel.send(dispatch_pb2.Frame(data=upload.data))
+    await tunnel.send(dispatch_pb2.Frame(eof=True))

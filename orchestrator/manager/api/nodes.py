@@ -1,0 +1,64 @@
+"""Calls about nodes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.manager.api.context import Calls, answering
+from orchestrator.manager.lookup import find_node
+from orchestrator.manager.planning.accounting import node_usage
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.refusal import not_found, precondition
+from orchestrator.manager.store.commit import commit
+from orchestrator.model.convert import to_proto
+from orchestrator.model.objects import Availability, NodeState
+from orchestrator.pb import control_pb2
+
+
+class NodeCalls(Calls):
+    """`orc node ls|inspect|update|rm`."""
+
+    @answering
+    async def ListNodes(self, request: Any, context: Any) -> Any:
+        view = self.api.view
+        nodes = sorted(view.nodes.values(), key=lambda n: (n.description.hostname, n.id))
+        rows = []
+        for node in nodes:
+            usage = node_usage(view, node.id)
+            rows.append(
+                control_pb2.NodeRow(
+                    node=to_proto(node), reserved=to_proto(usage.reserved), tasks=usage.tasks
+                )
+            )
+        return control_pb2.ListNodesReply(nodes=rows)
+
+    @answering
+    async def UpdateNode(self, request: Any, context: Any) -> Any:
+        node = find_node(self.api.view, request.node)
+        missing = [key for key in request.label_rm if key not in node.labels]
+        if missing:
+            raise not_found(f"node {request.node} has no label '{missing[0]}'")
+        labels = {k: v for k, v in node.labels.items() if k not in set(request.label_rm)}
+        labels.update(request.label_add)
+        availability = node.availability
+        if request.HasField("availability"):
+            availability = Availability(request.availability)
+        after = replace(node, labels=labels, availability=availability)
+        if after != node:
+            revision = await commit(self.api.kv, [Change(node, after)])
+            await self.api.cache.wait_for(revision)
+        return to_proto(self.api.view.nodes.get(node.id, after))
+
+    @answering
+    async def RemoveNode(self, request: Any, context: Any) -> Any:
+        node = find_node(self.api.view, request.node)
+        if node.state is NodeState.READY and not request.force:
+            raise precondition(
+                f"node {node.description.hostname} is up; stop 'orc agent' there first, "
+                "or use --force (its containers end when it next looks)"
+            )
+        revision = await commit(self.api.kv, [Change(node, None)])
+        await self.api.cache.wait_for(revision)
+        self.api.dispatcher.end(node.id, "this node was removed from the cluster")
+        return control_pb2.RemoveNodeReply()

@@ -1,0 +1,181 @@
+"""Calls about services and their tasks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.manager.api.context import Calls, answering, hostnames
+from orchestrator.manager.lookup import find_image, find_node, find_service
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.progress import progress
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.refusal import aborted, invalid, not_found, taken
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.keys import name_key
+from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
+from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.names import parse_image
+from orchestrator.model.objects import Service
+from orchestrator.model.specs import ServiceSpec
+from orchestrator.model.validate import validate_service
+from orchestrator.pb import control_pb2
+
+
+def image_digest(view: ClusterView, spec: ServiceSpec) -> str:
+    """The digest that the spec's image name stands for now. Raises Refusal."""
+    name = parse_image(spec.task.container.image)
+    return find_image(view, name.digest or str(name)).id
+
+
+def check_networks(view: ClusterView, spec: ServiceSpec) -> None:
+    """Raise Refusal unless every network of the spec exists."""
+    for name in spec.task.networks:
+        if view.network_by_name(name) is None:
+            raise not_found(f"no network '{name}'; see 'orc network ls'")
+
+
+class ServiceCalls(Calls):
+    """`orc service …`."""
+
+    @answering
+    async def CreateService(self, request: Any, context: Any) -> Any:
+        api = self.api
+        spec = from_proto(request.spec)
+        validate_service(spec)
+        check_networks(api.view, spec)
+        name = spec.name
+        if (there := api.view.service_by_name(name)) is not None and not there.removed:
+            raise taken(
+                f"there is a service '{name}' already; choose another name, "
+                f"or change it with 'orc service update {name}'"
+            )
+        now = api.now()
+        service = Service(
+            id=api.new_id(),
+            created_at=now,
+            updated_at=now,
+            spec=spec,
+            image_digest=image_digest(api.view, spec),
+        )
+        key = name_key(Service, name)
+        try:
+            revision = await commit(
+                api.kv,
+                [Change(None, service)],
+                guards=[Guard(key, mod_revision=0)],
+                ops=[Put(key, service.id.encode())],
+            )
+        except Conflict:
+            raise taken(f"there is a service '{name}' already; choose another name") from None
+        await api.cache.wait_for(revision)
+        return to_proto(replace(service, revision=revision))
+
+    @answering
+    async def UpdateService(self, request: Any, context: Any) -> Any:
+        api = self.api
+        service = find_service(api.view, request.service)
+        if request.revision and request.revision != service.revision:
+            raise aborted(
+                f"service '{service.spec.name}' was changed by somebody else meanwhile; "
+                f"look at 'orc service inspect {service.spec.name}' and try again"
+            )
+        spec = from_proto(request.spec)
+        if spec.name != service.spec.name:
+            raise invalid("a service cannot be renamed; create another and remove this one")
+        if spec.mode is not service.spec.mode:
+            raise invalid("a service's mode cannot be changed; create another service")
+        validate_service(spec)
+        check_networks(api.view, spec)
+        digest = service.image_digest
+        image_named = spec.task.container.image != service.spec.task.container.image
+        if image_named or spec.task.force != service.spec.task.force:
+            digest = image_digest(api.view, spec)
+        changed = spec.task != service.spec.task or digest != service.image_digest
+        after = replace(
+            service,
+            spec=spec,
+            updated_at=api.now(),
+            spec_version=service.spec_version + changed,
+            image_digest=digest,
+        )
+        revision = await commit(api.kv, [Change(service, after)])
+        await api.cache.wait_for(revision)
+        return to_proto(replace(after, revision=revision))
+
+    @answering
+    async def RemoveService(self, request: Any, context: Any) -> Any:
+        api = self.api
+        service = find_service(api.view, request.service)
+        after = replace(service, removed=True, updated_at=api.now())
+        revision = await commit(
+            api.kv, [Change(service, after)], ops=[Delete(name_key(Service, service.spec.name))]
+        )
+        await api.cache.wait_for(revision)
+        return control_pb2.RemoveServiceReply(id=service.id)
+
+    @answering
+    async def ListServices(self, request: Any, context: Any) -> Any:
+        view = self.api.view
+        if request.service:
+            services = [find_service(view, request.service)]
+        else:
+            live = (s for s in view.services.values() if not s.removed)
+            services = sorted(live, key=lambda s: s.spec.name)
+        rows = []
+        for service in services:
+            state = progress(view, service.id)
+            rows.append(
+                control_pb2.ServiceRow(
+                    service=to_proto(service), running=state.running, desired=state.desired
+                )
+            )
+        return control_pb2.ListServicesReply(services=rows)
+
+    @answering
+    async def ListTasks(self, request: Any, context: Any) -> Any:
+        view = self.api.view
+        tasks = view.tasks
+        if request.service:
+            tasks = view.tasks_of_service(find_service(view, request.service).id)
+        if request.node:
+            node = find_node(view, request.node)
+            tasks = {id: task for id, task in tasks.items() if task.node_id == node.id}
+        ordered = sorted(
+            tasks.values(), key=lambda t: (t.service_name, t.slot, -t.created_at, t.id)
+        )
+        return control_pb2.ListTasksReply(
+            tasks=[to_proto(task) for task in ordered], hostnames=hostnames(view)
+        )
+
+    @answering
+    async def WatchService(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        service_id = find_service(self.api.view, request.service).id
+        async with self.api.cache.subscribe() as feed:
+            while True:
+                picture = self._picture(service_id)
+                yield picture
+                if picture.removed:
+                    return
+                await feed.next()
+
+    def _picture(self, service_id: str) -> Any:
+        view = self.api.view
+        service = view.services.get(service_id)
+        if service is None:
+            return control_pb2.ServiceProgress(removed=True)
+        state = progress(view, service_id)
+        return control_pb2.ServiceProgress(
+            service=to_proto(service),
+            tasks=[
+                to_proto(task)
+                for _, task in sorted(
+                    view.tasks_of_service(service_id).items(),
+                    key=lambda item: (item[1].slot, item[1].created_at),
+                )
+            ],
+            desired=state.desired,
+            converged=state.converged,
+            hostnames=hostnames(view),
+        )

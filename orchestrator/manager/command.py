@@ -1,0 +1,75 @@
+"""`orc manager`: a manager in the foreground, as a systemd unit runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/lib/orc/manager"),
+    show_default=True,
+    help="Folder that 'orc cluster init' made.",
+)
+@click.option(
+    "--etcd-endpoints",
+    metavar="URL,URL…",
+    default="",
+    help="Use this etcd instead of a member of the manager's own.",
+)
+@click.option("--etcd-cacert", type=click.Path(path_type=Path), help="CA of that etcd.")
+@click.option("--etcd-cert", type=click.Path(path_type=Path), help="Client certificate for it.")
+@click.option("--etcd-key", type=click.Path(path_type=Path), help="Key of that certificate.")
+@click.option(
+    "--node-timeout",
+    type=click.FloatRange(min=1.0),
+    help="Seconds of silence after which a node is down (5 at first).",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+def manager(
+    data_dir: Path,
+    etcd_endpoints: str,
+    etcd_cacert: Path | None,
+    etcd_cert: Path | None,
+    etcd_key: Path | None,
+    node_timeout: float | None,
+    log_level: str,
+) -> None:
+    """Run a manager in the foreground.
+
+    Example: orc manager --data-dir /var/lib/orc/manager
+    """
+    # Imported here, so that `orc manager --help` needs neither gRPC nor NumPy.
+    from orchestrator import log
+    from orchestrator.identity.files import NoIdentity
+    from orchestrator.manager.daemon import CannotServe, ManagerSettings, serve
+    from orchestrator.manager.store.etcdtls import EtcdTls
+    from orchestrator.manager.store.kv import StoreError
+    from orchestrator.process import run_until_signalled
+
+    log.setup(log_level)
+    tls = None
+    if etcd_cacert or etcd_cert or etcd_key:
+        if not (etcd_cacert and etcd_cert and etcd_key):
+            raise click.UsageError(
+                "--etcd-cacert, --etcd-cert and --etcd-key go together; give all three"
+            )
+        tls = EtcdTls(etcd_cacert, etcd_cert, etcd_key)
+    endpoints = tuple(part.strip() for part in etcd_endpoints.split(",") if part.strip())
+    settings = ManagerSettings(data_dir, endpoints, tls, node_timeout)
+    try:
+        run_until_signalled(serve(settings))
+    except* (CannotServe, NoIdentity, StoreError) as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise click.ClickException(str(error)) from None

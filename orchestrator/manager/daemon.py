@@ -1,0 +1,224 @@
+"""The manager's process: the store, the cache, the servers, and a term while it leads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import grpc
+
+from orchestrator.identity import ca
+from orchestrator.identity.ca import KeyPair
+from orchestrator.identity.files import ManagerIdentity, read_manager
+from orchestrator.identity.roles import RoleGuard
+from orchestrator.identity.setup import new_id
+from orchestrator.identity.tls import join_credentials, server_credentials
+from orchestrator.manager.api import ApiContext, ControlApi
+from orchestrator.manager.dispatcher import Dispatcher
+from orchestrator.manager.inbox import Inbox
+from orchestrator.manager.joining import Joining
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.election import Election, LeadershipLost
+from orchestrator.manager.store.etcd import EtcdKv
+from orchestrator.manager.store.etcdtls import EtcdTls
+from orchestrator.manager.store.keys import LEADER
+from orchestrator.manager.store.kv import Conflict, Kv
+from orchestrator.manager.store.member import EtcdMember
+from orchestrator.manager.term import Term
+from orchestrator.manager.tunnels import Tunnels
+from orchestrator.model.objects import Cluster, Network
+from orchestrator.pb import control_pb2_grpc, dispatch_pb2_grpc, identity_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+DEFAULT_NETWORK = "default"
+DEFAULT_VNI = 4096
+
+_SERVER_OPTIONS = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # A restarted manager must get its ports back at once, and never share them.
+    ("grpc.so_reuseport", 0),
+]
+
+
+class CannotServe(Exception):
+    """The manager cannot start; one line that says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerSettings:
+    """What `orc manager` was told."""
+
+    data_dir: Path
+    etcd_endpoints: tuple[str, ...] = ()
+    etcd_tls: EtcdTls | None = None
+    node_timeout: float | None = None
+    """Seconds of silence after which a node is down; None: as stored (5 at first)."""
+
+
+@asynccontextmanager
+async def _store(settings: ManagerSettings) -> AsyncIterator[Kv]:
+    async with AsyncExitStack() as stack:
+        if settings.etcd_endpoints:
+            kv = EtcdKv(settings.etcd_endpoints, settings.etcd_tls)
+        else:
+            member = await stack.enter_async_context(EtcdMember(settings.data_dir / "etcd"))
+            kv = EtcdKv(member.endpoints, member.tls, max_txn_ops=member.max_txn_ops)
+        yield await stack.enter_async_context(kv)
+
+
+async def _found(
+    kv: Kv, cache: Cache, identity: ManagerIdentity, settings: ManagerSettings
+) -> None:
+    """Write what a fresh cluster begins with, and settings that were given anew."""
+    certificate = (settings.data_dir / "ca.pem").read_text()
+    cluster = cache.view.cluster
+    now = time.time()
+    changes: list[Change] = []
+    if cluster is None:
+        fresh = Cluster(
+            id=identity.cluster_id,
+            created_at=now,
+            ca_certificate=certificate,
+            worker_token=identity.worker_token,
+            manager_token=identity.manager_token,
+            node_timeout=settings.node_timeout or Cluster().node_timeout,
+            network_cidr=identity.network_cidr,
+        )
+        network = Network(
+            id=new_id(),
+            name=DEFAULT_NETWORK,
+            created_at=now,
+            subnet=identity.network_cidr,
+            vni=DEFAULT_VNI,
+        )
+        changes = [Change(None, fresh), Change(None, network)]
+    elif cluster.id != identity.cluster_id:
+        raise CannotServe(
+            f"the store holds the cluster {cluster.id}, but {settings.data_dir} belongs to "
+            f"{identity.cluster_id}; check --etcd-endpoints and --data-dir"
+        )
+    elif settings.node_timeout and settings.node_timeout != cluster.node_timeout:
+        changes = [Change(cluster, replace(cluster, node_timeout=settings.node_timeout))]
+    if changes:
+        try:
+            await cache.wait_for(await commit(kv, changes))
+        except Conflict:
+            log.info("another manager founded the cluster at the same time")
+
+
+class Manager:
+    """One manager's parts."""
+
+    def __init__(self, settings: ManagerSettings, identity: ManagerIdentity, kv: Kv) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._kv = kv
+        self.cache = Cache(kv)
+        self._inbox = Inbox(time.time)
+        self._tunnels = Tunnels(new_id)
+        self._leader = ""
+        self._address = f"{identity.address}:{identity.port}"
+        self._dispatcher = Dispatcher(
+            self.cache, self._inbox, self._tunnels, lambda: self._address, self._managers
+        )
+
+    def _managers(self) -> list[str]:
+        return [self._address]
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises CannotServe."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.cache.follow())
+            await self.cache.wait_for(1)
+            await _found(self._kv, self.cache, self._identity, self._settings)
+            server = self._server()
+            await server.start()
+            log.info(
+                "serving",
+                extra={"address": self._address, "manager": self._identity.manager_id},
+            )
+            try:
+                await self._lead()
+            finally:
+                await server.stop(0.2)
+
+    def _server(self) -> grpc.aio.Server:
+        folder, identity = self._settings.data_dir, self._identity
+        authority = KeyPair((folder / "ca.pem").read_text(), (folder / "ca.key").read_text())
+        server = grpc.aio.server(
+            interceptors=[RoleGuard(identity.cluster_id)], options=_SERVER_OPTIONS
+        )
+        context = ApiContext(
+            kv=self._kv,
+            cache=self.cache,
+            dispatcher=self._dispatcher,
+            tunnels=self._tunnels,
+            inbox=self._inbox,
+            identity=identity,
+            ca_digest=ca.digest(authority.certificate),
+            leader=lambda: self._leader,
+            now=time.time,
+            new_id=new_id,
+        )
+        control_pb2_grpc.add_ControlServicer_to_server(ControlApi(context), server)
+        dispatch_pb2_grpc.add_DispatchServicer_to_server(self._dispatcher, server)
+        joining = Joining(self._kv, self.cache, authority, self._managers, time.time, new_id)
+        identity_pb2_grpc.add_JoinServicer_to_server(joining, server)
+        certificate, key = folder / "manager.pem", folder / "manager.key"
+        for port, credentials in (
+            (identity.port, server_credentials(folder / "ca.pem", certificate, key)),
+            (identity.port + 1, join_credentials(certificate, key)),
+        ):
+            try:
+                server.add_secure_port(f"{identity.address}:{port}", credentials)
+            except RuntimeError as error:
+                raise CannotServe(
+                    f"cannot listen on {identity.address}:{port}: is another manager running, "
+                    "or is that not this host's address?"
+                ) from error
+        return server
+
+    async def _lead(self) -> None:
+        """Campaign, lead, and campaign again when the term is lost."""
+        election = Election(self._kv, LEADER, self._identity.manager_id)
+        while True:
+            try:
+                async with election.term() as won:
+                    self._inbox.clear()
+                    self._leader = self._identity.manager_id
+                    term = Term(
+                        self._kv,
+                        self.cache,
+                        self._inbox,
+                        fence=won.guard,
+                        started_at=time.time(),
+                        now=time.time,
+                        new_id=new_id,
+                    )
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(self._dispatcher.run())
+                        group.create_task(term.run(won.revision))
+            except LeadershipLost as lost:
+                log.warning("leadership lost", extra={"reason": lost})
+            finally:
+                self._leader = ""
+
+
+async def serve(settings: ManagerSettings) -> None:
+    """Run a manager until cancelled. Raises CannotServe, NoIdentity, StoreError."""
+    identity = read_manager(settings.data_dir)
+    async with _store(settings) as kv:
+        await Manager(settings, identity, kv).run()

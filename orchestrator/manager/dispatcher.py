@@ -1,0 +1,283 @@
+"""The leader's end of every agent's session.
+
+A session begins with the node's whole set of assignments and goes on with diffs that chain; what
+was sent is compared with the cache, so a missed wake-up costs nothing. Heartbeats stay in memory.
+Statuses go through the inbox and are acknowledged when they are in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+
+from orchestrator.identity.tls import peer_identity
+from orchestrator.manager.inbox import Inbox
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.refusal import unavailable
+from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.tunnels import Tunnels
+from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.objects import NodeState, Task
+from orchestrator.model.states import TaskState
+from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_PERIOD = 1.0
+"""Seconds between two heartbeats of an agent; `node_timeout` is five of them by default."""
+
+
+class _Ended(Exception):
+    """The session is over; the reason is its text."""
+
+
+class NodeSession:
+    """One agent's session: what it was sent, and what it is yet to be told."""
+
+    def __init__(self, node_id: str) -> None:
+        self.node_id = node_id
+        self.ended = ""
+        self._messages: deque[Any] = deque()
+        self._sent: dict[str, TaskState] = {}
+        self._sent_networks: list[Any] | None = None
+        self._sequence = 0
+        self._looked_at: ClusterView | None = None
+        self.wake = asyncio.Event()
+
+    def push(self, message: Any) -> None:
+        """Queue a `ManagerMessage` that is not an assignment."""
+        self._messages.append(message)
+        self.wake.set()
+
+    def end(self, reason: str) -> None:
+        """Make the session end."""
+        self.ended = self.ended or reason
+        self.wake.set()
+
+    def messages(self, view: ClusterView) -> list[Any]:
+        """Everything to send now: queued messages, then what changed in the assignments."""
+        out = list(self._messages)
+        self._messages.clear()
+        if view is not self._looked_at:
+            assignments = self._difference(view)
+            if assignments is not None:
+                out.append(dispatch_pb2.ManagerMessage(assignments=assignments))
+            self._looked_at = view
+        return out
+
+    def _difference(self, view: ClusterView) -> Any | None:
+        full = self._sequence == 0
+        wanted = assigned(view, self.node_id)
+        added = [
+            task
+            for task_id, task in sorted(wanted.items())
+            if self._sent.get(task_id) is not task.desired_state
+        ]
+        removed = sorted(self._sent.keys() - wanted.keys())
+        networks = _networks(view, self.node_id)
+        networks_changed = networks != self._sent_networks
+        if not (full or added or removed or networks_changed):
+            return None
+        for task in added:
+            self._sent[task.id] = task.desired_state
+        for task_id in removed:
+            del self._sent[task_id]
+        self._sent_networks = networks
+        self._sequence += 1
+        return dispatch_pb2.Assignments(
+            full=full,
+            applies_to=self._sequence - 1,
+            results_in=self._sequence,
+            tasks=[
+                dispatch_pb2.AssignedTask(task=to_proto(task), image_sources=_sources(view, task))
+                for task in added
+            ],
+            removed_tasks=removed,
+            networks=networks if networks_changed or full else [],
+        )
+
+
+def assigned(view: ClusterView, node_id: str) -> dict[str, Task]:
+    """The tasks that a node must know of: all of its own, those that have ended included for as
+    long as they are in the store (the node keeps their logs), but none that was given up."""
+    return {
+        task_id: task
+        for task_id, task in view.tasks_of_node(node_id).items()
+        if task.status.state is not TaskState.ORPHANED
+    }
+
+
+def _sources(view: ClusterView, task: Task) -> list[str]:
+    image = view.images.get(task.image_digest)
+    found = []
+    for node_id in image.nodes if image else ():
+        node = view.nodes.get(node_id)
+        if node and node_id != task.node_id and node.state is NodeState.READY:
+            found.append(f"{node.description.address}:{node.description.blob_port}")
+    return found
+
+
+def _networks(view: ClusterView, node_id: str) -> list[Any]:
+    out = []
+    for network in sorted(view.networks.values(), key=lambda n: n.id):
+        if node_id not in network.slices:
+            continue
+        peers = [
+            dispatch_pb2.NetworkPeer(subnet=subnet, address=peer.description.address)
+            for peer_id, subnet in sorted(network.slices.items())
+            if peer_id != node_id and (peer := view.nodes.get(peer_id)) and peer.description.address
+        ]
+        out.append(
+            dispatch_pb2.AssignedNetwork(
+                id=network.id,
+                name=network.name,
+                vni=network.vni,
+                cluster_cidr=network.subnet,
+                subnet=network.slices[node_id],
+                peers=peers,
+            )
+        )
+    return out
+
+
+class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
+    """Serves agents. Sessions are taken only while `leading`; else the agent is sent on."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        inbox: Inbox,
+        tunnels: Tunnels,
+        leader_address: Callable[[], str],
+        managers: Callable[[], list[str]],
+    ) -> None:
+        self._cache = cache
+        self._inbox = inbox
+        self._tunnels = tunnels
+        self._leader_address = leader_address
+        self._managers = managers
+        self._sessions: dict[str, NodeSession] = {}
+        self.leading = False
+
+    async def run(self) -> None:
+        """Lead: take sessions, and wake them at each change. Ends them all when cancelled."""
+        self.leading = True
+        try:
+            async with self._cache.subscribe() as feed:
+                while True:
+                    await feed.next()
+                    for session in self._sessions.values():
+                        session.wake.set()
+        finally:
+            self.leading = False
+            for session in self._sessions.values():
+                session.end("this manager leads no longer")
+
+    def push(self, node_id: str, message: Any) -> None:
+        """Send a `ManagerMessage` to a node. Raises Refusal when it has no session."""
+        session = self._sessions.get(node_id)
+        if session is None:
+            node = self._cache.view.nodes.get(node_id)
+            name = node.description.hostname if node else node_id
+            raise unavailable(f"node {name} is not connected; see 'orc node ls'")
+        session.push(message)
+
+    def connected(self, node_id: str) -> bool:
+        """Whether the node has a session here."""
+        return node_id in self._sessions
+
+    def end(self, node_id: str, reason: str) -> None:
+        """End the node's session, if it has one."""
+        if (session := self._sessions.get(node_id)) is not None:
+            session.end(reason)
+
+    async def Session(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
+        identity = peer_identity(context)
+        assert identity is not None  # the role guard saw to it
+        if not self.leading:
+            leader = self._leader_address()
+            await context.write(
+                dispatch_pb2.ManagerMessage(redirect=dispatch_pb2.Redirect(leader=leader))
+            )
+            return
+        node_id = identity.id
+        if node_id not in self._cache.view.nodes:
+            log.warning("session of a removed node refused", extra={"node": node_id})
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "this node was removed from the cluster; remove its data folder and join anew",
+            )
+        requests = aiter(request_iterator)
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("kind") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a session begins with a hello")
+            return
+        session = NodeSession(node_id)
+        if (older := self._sessions.get(node_id)) is not None:
+            older.end("a newer session of this node began")
+        self._sessions[node_id] = session
+        self._inbox.hello(node_id, from_proto(first.hello.description))
+        session.push(
+            dispatch_pb2.ManagerMessage(
+                welcome=dispatch_pb2.Welcome(
+                    heartbeat_period=HEARTBEAT_PERIOD, managers=self._managers()
+                )
+            )
+        )
+        log.info("session began", extra={"node": node_id, "peer": context.peer()})
+        reason = "the agent closed it"
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._listen(session, requests))
+                group.create_task(self._speak(session, context))
+        except* _Ended as ended:
+            reason = str(ended.exceptions[0])
+        finally:
+            if self._sessions.get(node_id) is session:
+                del self._sessions[node_id]
+            log.info("session ended", extra={"node": node_id, "reason": reason})
+
+    async def _listen(self, session: NodeSession, requests: AsyncIterator[Any]) -> None:
+        node_id = session.node_id
+        async for message in requests:
+            match message.WhichOneof("kind"):
+                case "heartbeat":
+                    self._inbox.hear(node_id)
+                case "statuses":
+                    self._take_statuses(session, message.statuses)
+                case "images":
+                    images = tuple(from_proto(image) for image in message.images.images)
+                    self._inbox.inventory(node_id, images)
+        raise _Ended("the agent closed it")
+
+    def _take_statuses(self, session: NodeSession, report: Any) -> None:
+        statuses = {id: from_proto(status) for id, status in report.statuses.items()}
+        sequence = report.sequence
+
+        def acknowledge() -> None:
+            session.push(dispatch_pb2.ManagerMessage(ack=dispatch_pb2.StatusAck(sequence=sequence)))
+
+        self._inbox.statuses(session.node_id, statuses, acknowledge)
+
+    async def _speak(self, session: NodeSession, context: Any) -> None:
+        while not session.ended:
+            session.wake.clear()
+            for message in session.messages(self._cache.view):
+                await context.write(message)
+            await session.wake.wait()
+        raise _Ended(session.ended)
+
+    async def Tunnel(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
+        identity = peer_identity(context)
+        assert identity is not None  # the role guard saw to it
+        metadata = dict(context.invocation_metadata() or ())
+        tunnel = self._tunnels.find(str(metadata.get("orc-tunnel", "")), identity.id)
+        if tunnel is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "nobody waits for this tunnel any more")
+            return
+        await tunnel.carry(request_iterator, context)

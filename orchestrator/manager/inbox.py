@@ -1,0 +1,100 @@
+"""What agents said since the leader last looked, newest word of each winning.
+
+The dispatcher fills it, the leader's loop empties it: that is how a thousand reports become one
+transaction. Nothing here is acknowledged to an agent before the loop has committed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from orchestrator.model.objects import Image, NodeDescription, TaskStatus
+
+
+@dataclass(slots=True)
+class Reports:
+    """One loop's worth of reports, by node id."""
+
+    hellos: dict[str, NodeDescription] = field(default_factory=dict)
+    statuses: dict[str, dict[str, TaskStatus]] = field(default_factory=dict)
+    """Node id → task id → newest status."""
+    inventories: dict[str, tuple[Image, ...]] = field(default_factory=dict)
+    """Node id → all images it has."""
+    tagged: list[tuple[str, Image]] = field(default_factory=list)
+    """(node id, image with the names just given to it), in order."""
+    acknowledge: list[Callable[[], None]] = field(default_factory=list)
+    """Called once the reports are committed."""
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.hellos or self.statuses or self.inventories or self.tagged or self.acknowledge
+        )
+
+    def absorb(self, older: Reports) -> None:
+        """Put back what could not be committed; what has come since is newer and wins."""
+        self.hellos = {**older.hellos, **self.hellos}
+        self.inventories = {**older.inventories, **self.inventories}
+        self.statuses = {
+            node: {**older.statuses.get(node, {}), **self.statuses.get(node, {})}
+            for node in {**older.statuses, **self.statuses}
+        }
+        self.tagged = older.tagged + self.tagged
+        self.acknowledge = older.acknowledge + self.acknowledge
+
+
+class Inbox:
+    """Reports under collection, and when each node was last heard of (in memory only: a new
+    leader gives every node a fresh grace)."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._reports = Reports()
+        self.heard: dict[str, float] = {}
+        """Node id → when its agent last said anything."""
+        self.on_report: Callable[[], None] = lambda: None
+        """Called at each report; the loop's alarm clock."""
+
+    def hear(self, node_id: str) -> None:
+        """Any sign of life."""
+        self.heard[node_id] = self._now()
+
+    def hello(self, node_id: str, description: NodeDescription) -> None:
+        """A session began."""
+        self.hear(node_id)
+        self._reports.hellos[node_id] = description
+        self.on_report()
+
+    def statuses(
+        self, node_id: str, statuses: dict[str, TaskStatus], acknowledge: Callable[[], None]
+    ) -> None:
+        """Statuses of tasks; `acknowledge` is called when they are in the store."""
+        self.hear(node_id)
+        self._reports.statuses.setdefault(node_id, {}).update(statuses)
+        self._reports.acknowledge.append(acknowledge)
+        self.on_report()
+
+    def inventory(self, node_id: str, images: tuple[Image, ...]) -> None:
+        """All images that the node has."""
+        self.hear(node_id)
+        self._reports.inventories[node_id] = images
+        self.on_report()
+
+    def tag(self, node_id: str, image: Image) -> None:
+        """The node got an image under new names, which are now this image's in the cluster."""
+        self._reports.tagged.append((node_id, image))
+        self.on_report()
+
+    def take(self) -> Reports:
+        """All reports so far; the inbox is empty after it."""
+        taken, self._reports = self._reports, Reports()
+        return taken
+
+    def put_back(self, reports: Reports) -> None:
+        """Return reports that could not be committed."""
+        self._reports.absorb(reports)
+
+    def clear(self) -> None:
+        """Forget everything: another term begins, agents will say it all again."""
+        self._reports = Reports()
+        self.heard = {}

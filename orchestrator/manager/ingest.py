@@ -1,0 +1,94 @@
+"""Reports of agents as changes: pure, and deaf to what the table of states forbids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from orchestrator.manager.inbox import Reports
+from orchestrator.manager.planning.liveness import node_up
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Image, Task, TaskStatus
+from orchestrator.model.states import Owner, is_terminal, may_move
+
+
+def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:
+    """What the reports change. Reports about what is gone, of a task that another node has, or
+    backwards in a task's life change nothing (the sender is behind, and will learn)."""
+    changes: list[Change] = []
+    changes.extend(_hellos(view, reports, now))
+    changes.extend(_statuses(view, reports))
+    view = view.evolve(changes)
+    for node_id, images in sorted(reports.inventories.items()):
+        found = list(_inventory(view, node_id, images))
+        changes.extend(found)
+        view = view.evolve(found)
+    for node_id, image in reports.tagged:
+        found = list(_tag(view, node_id, image))
+        changes.extend(found)
+        view = view.evolve(found)
+    return changes
+
+
+def _hellos(view: ClusterView, reports: Reports, now: float) -> Iterator[Change]:
+    for node_id, description in sorted(reports.hellos.items()):
+        node = view.nodes.get(node_id)
+        if node is None:
+            continue
+        after = node_up(node, description, now)
+        if after is not node:
+            yield Change(node, after)
+
+
+def _statuses(view: ClusterView, reports: Reports) -> Iterator[Change]:
+    for node_id, statuses in sorted(reports.statuses.items()):
+        for task_id, status in sorted(statuses.items()):
+            task = view.tasks.get(task_id)
+            if task is None or task.node_id != node_id:
+                continue
+            if _is_news(task, status):
+                yield Change(task, replace(task, status=status))
+
+
+def _is_news(task: Task, status: TaskStatus) -> bool:
+    current = task.status
+    if status.state is current.state:
+        return not is_terminal(current.state) and status != current and status.at >= current.at
+    return may_move(Owner.AGENT, current.state, status.state)
+
+
+def _inventory(view: ClusterView, node_id: str, images: tuple[Image, ...]) -> Iterator[Change]:
+    present = {image.id: image for image in images}
+    for image in view.images.values():
+        if node_id in image.nodes and image.id not in present:
+            nodes = tuple(n for n in image.nodes if n != node_id)
+            # An image that no node has is gone; its names go with it.
+            yield Change(image, replace(image, nodes=nodes) if nodes else None)
+    for image in images:
+        known = view.images.get(image.id)
+        if known is None:
+            # A name that another image has in the cluster stays with that one.
+            names = tuple(n for n in image.names if view.image_by_name(n) is None)
+            yield Change(None, replace(image, names=names, nodes=(node_id,), revision=0))
+        elif node_id not in known.nodes:
+            nodes = tuple(sorted({*known.nodes, node_id}))
+            yield Change(known, replace(known, nodes=nodes))
+
+
+def _tag(view: ClusterView, node_id: str, image: Image) -> Iterator[Change]:
+    for other in list(view.images.values()):
+        if other.id != image.id and set(other.names) & set(image.names):
+            names = tuple(n for n in other.names if n not in image.names)
+            yield Change(other, replace(other, names=names))
+    known = view.images.get(image.id)
+    if known is None:
+        yield Change(None, replace(image, nodes=(node_id,), revision=0))
+        return
+    after = replace(
+        known,
+        names=tuple(sorted({*known.names, *image.names})),
+        nodes=tuple(sorted({*known.nodes, node_id})),
+    )
+    if after != known:
+        yield Change(known, after)

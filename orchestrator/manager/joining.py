@@ -1,0 +1,96 @@
+"""The join port: where a host without a certificate gets one for its token."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hmac
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from orchestrator.identity import ca
+from orchestrator.identity.ca import KeyPair
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.kv import Kv, StoreError
+from orchestrator.model.objects import Node, NodeDescription
+from orchestrator.pb import identity_pb2, identity_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+
+class Joining(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
+    """Hands out the CA's certificate, and node certificates for the right secret."""
+
+    def __init__(
+        self,
+        kv: Kv,
+        cache: Cache,
+        authority: KeyPair,
+        managers: Callable[[], list[str]],
+        now: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._kv = kv
+        self._cache = cache
+        self._authority = authority
+        self._managers = managers
+        self._now = now
+        self._new_id = new_id
+
+    async def GetCa(self, request: Any, context: Any) -> Any:
+        return identity_pb2.GetCaReply(ca_certificate=self._authority.certificate)
+
+    async def Sign(self, request: Any, context: Any) -> Any:
+        cluster = self._cache.view.cluster
+        if cluster is None:
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, "the manager is starting; try again in a moment"
+            )
+            return None
+        if not hmac.compare_digest(request.secret.encode(), cluster.worker_token.encode()):
+            log.warning(
+                "join refused",
+                extra={"peer": context.peer(), "hostname": request.hostname, "reason": "token"},
+            )
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "this join token is not valid (any more); "
+                "get the present one with 'orc cluster token worker'",
+            )
+        now = self._now()
+        node_id = self._new_id()
+        try:
+            certificate = ca.sign(
+                self._authority,
+                request.csr,
+                common_name=node_id,
+                role="worker",
+                cluster_id=cluster.id,
+                now=dt.datetime.fromtimestamp(now, dt.UTC),
+            )
+        except ca.BadRequest as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        node = Node(
+            id=node_id,
+            created_at=now,
+            state_since=now,
+            message="joined, but its agent has not been heard of yet",
+            description=NodeDescription(hostname=request.hostname),
+        )
+        try:
+            revision = await commit(self._kv, [Change(None, node)])
+        except StoreError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the store is away: {error}")
+        await self._cache.wait_for(revision)
+        log.info("node joined", extra={"node": node_id, "hostname": request.hostname})
+        return identity_pb2.SignReply(
+            certificate=certificate,
+            node_id=node_id,
+            role="worker",
+            cluster_id=cluster.id,
+            managers=self._managers(),
+        )

@@ -1,0 +1,74 @@
+"""From what a user typed (a name, an id, the beginning of one) to the object that is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.refusal import invalid, not_found
+from orchestrator.model.names import near_miss
+from orchestrator.model.objects import Image, Node, Service, Task
+
+T = TypeVar("T")
+
+
+def _pick(
+    kind: str, word: str, by_id: Mapping[str, T], by_name: Iterable[tuple[str, T]], listing: str
+) -> T:
+    """Exact id, else exact name, else unique id prefix. Raises Refusal with a near miss."""
+    if not word:
+        raise invalid(f"say which {kind}; see '{listing}'")
+    if word in by_id:
+        return by_id[word]
+    names = list(by_name)
+    named = [item for name, item in names if name == word]
+    if len(named) > 1:
+        raise invalid(f"there are {len(named)} {kind}s called '{word}'; use the id ('{listing}')")
+    if named:
+        return named[0]
+    begun = [item for identifier, item in by_id.items() if identifier.startswith(word)]
+    if len(begun) == 1:
+        return begun[0]
+    if begun:
+        raise invalid(f"'{word}' begins the ids of {len(begun)} {kind}s; use more of it")
+    guess = near_miss(word, [name for name, _ in names])
+    hint = f"did you mean '{guess}'?" if guess else f"see '{listing}'"
+    raise not_found(f"no {kind} '{word}'; {hint}")
+
+
+def find_service(view: ClusterView, word: str) -> Service:
+    """The service meant by `word`; those being removed count no more."""
+    live = {id: service for id, service in view.services.items() if not service.removed}
+    names = ((service.spec.name, service) for service in live.values())
+    return _pick("service", word, live, names, "orc service ls")
+
+
+def find_node(view: ClusterView, word: str) -> Node:
+    """The node meant by `word`: id, hostname or the beginning of an id."""
+    names = ((node.description.hostname, node) for node in view.nodes.values())
+    return _pick("node", word, view.nodes, names, "orc node ls")
+
+
+def find_tasks(view: ClusterView, word: str) -> list[Task]:
+    """The tasks of a service, or the one task, meant by `word`."""
+    service = view.service_by_name(word)
+    if service is not None and not service.removed:
+        return list(view.tasks_of_service(service.id).values())
+    named = [task for task in view.tasks.values() if task.name == word]
+    if named:
+        return [max(named, key=lambda task: task.created_at)]
+    begun = [task for id, task in view.tasks.items() if id.startswith(word)]
+    if len(begun) == 1 and len(word) >= 3:
+        return begun
+    return list(view.tasks_of_service(find_service(view, word).id).values())
+
+
+def find_image(view: ClusterView, name: str) -> Image:
+    """The image that some node has under this full name or digest."""
+    image = view.image_by_name(name) or view.images.get(name)
+    if image is not None:
+        return image
+    guess = near_miss(name, [name for image in view.images.values() for name in image.names])
+    hint = f"did you mean '{guess}'?" if guess else "put it there with 'orc build' or 'orc load'"
+    raise not_found(f"no image '{name}' in this cluster; {hint}")

@@ -1,0 +1,66 @@
+"""Plans and API writes as guarded transactions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.store.keys import object_key
+from orchestrator.manager.store.kv import Delete, Guard, Kv, Op, Put
+from orchestrator.model.convert import encode
+from orchestrator.model.objects import Object
+
+
+async def commit(
+    kv: Kv,
+    changes: Sequence[Change],
+    requires: Iterable[Object] = (),
+    *,
+    fence: Guard | None = None,
+    guards: Sequence[Guard] = (),
+    ops: Sequence[Op] = (),
+) -> int:
+    """Write `changes`, each guarded by the revision that was read; the revision of the last write.
+
+    `requires` are objects that were read and must not have changed, `fence` is the leader's key,
+    `guards` and `ops` go along with the first transaction as they are (name keys). One
+    transaction if the store takes that many operations; else several, in the order of the
+    changes, each guarded in full: a plan may be cut between slots. Raises `Conflict` when a
+    guard fails; transactions before it stay.
+    """
+    revision = 0
+    changed = {object_key(change.subject) for change in changes}
+    shared = [fence] if fence is not None else []
+    read = {object_key(item): item.revision for item in requires}
+    shared.extend(
+        Guard(key, mod_revision=mod) for key, mod in sorted(read.items()) if key not in changed
+    )
+    room = kv.max_txn_ops - max(len(shared) + len(guards), len(ops))
+    if room < 1:
+        raise ValueError(f"{len(shared)} guards leave no room in a transaction")
+    for chunk in _chunks(changes, room):
+        revision = await kv.txn(
+            [*shared, *guards, *(_guard(change) for change in chunk)],
+            [*ops, *(_op(change) for change in chunk)],
+        )
+        guards = ops = ()
+    return revision
+
+
+def _chunks(changes: Sequence[Change], size: int) -> Iterator[Sequence[Change]]:
+    if not changes:
+        yield ()
+    for start in range(0, len(changes), size):
+        yield changes[start : start + size]
+
+
+def _guard(change: Change) -> Guard:
+    before = change.before
+    return Guard(
+        object_key(change.subject), mod_revision=before.revision if before is not None else 0
+    )
+
+
+def _op(change: Change) -> Op:
+    key = object_key(change.subject)
+    return Delete(key) if change.after is None else Put(key, encode(change.after))

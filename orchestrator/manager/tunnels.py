@@ -1,0 +1,125 @@
+"""Streams between a client's call and one node, over a connection that the agent opens.
+
+The manager orders a tunnel through the node's session; the agent dials back with the tunnel's id
+and frames flow both ways, a few at a time: a slow reader slows the sender, never the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from orchestrator.manager.refusal import unavailable
+from orchestrator.pb import dispatch_pb2
+
+_DEPTH = 16
+"""Frames in flight a direction."""
+
+OPEN_TIMEOUT = 5.0
+"""Seconds in which the agent must have dialled back."""
+
+
+class Tunnel:
+    """One stream to one node."""
+
+    def __init__(self, node_id: str, node_name: str) -> None:
+        self.node_id = node_id
+        self.node_name = node_name
+        self._to_agent: asyncio.Queue[Any | None] = asyncio.Queue(_DEPTH)
+        self._from_agent: asyncio.Queue[Any | None] = asyncio.Queue(_DEPTH)
+        self._joined = asyncio.Event()
+        self._closed = asyncio.Event()
+
+    async def send(self, frame: Any) -> None:
+        """Send a `Frame` to the agent; waits while too many are in flight. Frames for a tunnel
+        that has ended go nowhere."""
+        await self._put(self._to_agent, frame)
+
+    async def frames(self) -> AsyncIterator[Any]:
+        """The agent's frames, up to the end of its side. Raises Refusal if the agent does not
+        dial back, or vanishes before its last word."""
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                await self._joined.wait()
+        except TimeoutError:
+            raise unavailable(f"node {self.node_name} does not answer; see 'orc node ls'") from None
+        while True:
+            frame = await self._from_agent.get()
+            if frame is None:
+                raise unavailable(f"the connection to node {self.node_name} broke")
+            yield frame
+            if frame.WhichOneof("kind") == "result":
+                return
+
+    async def carry(self, requests: AsyncIterator[Any], context: Any) -> None:
+        """The agent's call: pump frames both ways until one side is done."""
+        self._joined.set()
+        async with asyncio.TaskGroup() as group:
+            outward = group.create_task(self._outward(context))
+            try:
+                async for frame in requests:
+                    await self._put(self._from_agent, frame)
+            finally:
+                outward.cancel()
+                await self._put(self._from_agent, None)
+
+    async def _outward(self, context: Any) -> None:
+        while (frame := await self._to_agent.get()) is not None:
+            await context.write(frame)
+
+    async def _put(self, queue: asyncio.Queue[Any | None], item: Any | None) -> None:
+        """Put, unless the other end has gone and nobody will ever take it."""
+        if self._closed.is_set():
+            return
+        put = asyncio.ensure_future(queue.put(item))
+        closed = asyncio.ensure_future(self._closed.wait())
+        try:
+            await asyncio.wait({put, closed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            put.cancel()
+            closed.cancel()
+
+    def close(self) -> None:
+        """The client is done: whoever waits to send gives up."""
+        self._closed.set()
+        if self._to_agent.full():
+            self._to_agent.get_nowait()
+        self._to_agent.put_nowait(None)
+
+
+class Tunnels:
+    """The tunnels under way, by id."""
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        self._new_id = new_id
+        self._open: dict[str, Tunnel] = {}
+
+    @asynccontextmanager
+    async def open(
+        self,
+        node_id: str,
+        node_name: str,
+        order: Any,
+        push: Callable[[str, Any], None],
+    ) -> AsyncIterator[Tunnel]:
+        """Order a tunnel of `node_id`. `order` is an `OpenTunnel` without its id; `push` hands a
+        `ManagerMessage` to the node's session and raises Refusal when it has none."""
+        identifier = self._new_id()
+        tunnel = Tunnel(node_id, node_name)
+        message = dispatch_pb2.OpenTunnel()
+        message.CopyFrom(order)
+        message.id = identifier
+        self._open[identifier] = tunnel
+        try:
+            push(node_id, dispatch_pb2.ManagerMessage(open=message))
+            yield tunnel
+        finally:
+            del self._open[identifier]
+            tunnel.close()
+
+    def find(self, identifier: str, node_id: str) -> Tunnel | None:
+        """The tunnel that was ordered of this node under this id."""
+        tunnel = self._open.get(identifier)
+        return tunnel if tunnel is not None and tunnel.node_id == node_id else None

@@ -176,18 +176,19 @@ def _oci_images(files: Files, wanted: Platform) -> tuple[ArchivedImage, ...]:
     if not isinstance(index, Index):
         raise ImageError("the archive's index.json is not an index")
     by_config = _docker_names(files)
-    # Entries of one name are one image for several platforms.
-    groups: dict[str, list[Descriptor]] = {}
+    # Entries with one name and platforms of their own are one image; all others are one each.
+    groups: dict[tuple[str, str], list[Descriptor]] = {}
     for descriptor in index.manifests:
-        groups.setdefault(descriptor.name, []).append(descriptor)
+        key = (descriptor.name, "" if descriptor.platform else descriptor.digest)
+        groups.setdefault(key, []).append(descriptor)
     found: dict[str, ArchivedImage] = {}
-    for name, candidates in groups.items():
-        for descriptor in candidates if len(candidates) == 1 else [choose(candidates, wanted)]:
-            image = _oci_image(files, descriptor, wanted, by_config)
-            names = {*image.names, *_names([name] if set(name) & set(":/") else [])}
-            if image.digest in found:
-                names |= set(found[image.digest].names)
-            found[image.digest] = ArchivedImage(image.digest, tuple(sorted(names)), image.contents)
+    for (name, _), candidates in groups.items():
+        image = _oci_image(files, choose(candidates, wanted), wanted, by_config)
+        # A tag alone, as `skopeo copy … oci:FOLDER:TAG` leaves it, is not a name.
+        names = {*image.names, *_names([name] if set(name) & set(":/") else [])}
+        if image.digest in found:
+            names |= set(found[image.digest].names)
+        found[image.digest] = ArchivedImage(image.digest, tuple(sorted(names)), image.contents)
     return tuple(found.values())
 
 

@@ -34,7 +34,8 @@ class Flights(Generic[K, V]):
     ) -> None:
         for flight in list(self._flying.values()):
             flight.task.cancel()
-        await self._tasks.__aexit__(kind, error, trace)
+        # The caller's error, if any, is the caller's: it does not become one of a group.
+        await self._tasks.__aexit__(None, None, None)
 
     async def run(self, key: K, work: Callable[[], Awaitable[V]]) -> V:
         """The result of `work` for `key`, joined if it is under way. Raises what it raises."""

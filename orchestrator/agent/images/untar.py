@@ -326,7 +326,9 @@ def _unzstd(blob: int) -> Iterator[bytes]:
     import subprocess  # late: it costs 10 ms, and few layers need it
 
     try:
-        child = subprocess.Popen(["zstd", "-dcq"], stdin=blob, stdout=subprocess.PIPE)
+        child = subprocess.Popen(
+            ["zstd", "-dcq"], stdin=blob, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
     except FileNotFoundError as error:
         raise BadLayer("the layer is compressed by zstd: install the package zstd") from error
     assert child.stdout is not None

@@ -1,0 +1,274 @@
+"""Unpacking a layer: what a file is must come out, and nothing may get out."""
+
+# ruff: noqa: ASYNC221, ASYNC240 (a test may block its own loop)
+
+from __future__ import annotations
+
+import gzip
+import os
+import stat
+import subprocess
+import tarfile
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from imagekit import digest_of, entry, folder, hardlink, symlink, tar
+
+from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.unpack import unpack_context, unpack_layer
+
+pytestmark = pytest.mark.root
+
+Unpack = Callable[..., Awaitable[Path]]
+
+
+@pytest.fixture
+def unpack(tmp_path: Path) -> Unpack:
+    async def run(data: bytes, blob: bytes | None = None) -> Path:
+        file, into = tmp_path / "blob", tmp_path / "deep" / "layer"
+        file.write_bytes(data if blob is None else blob)
+        into.mkdir(parents=True)
+        await unpack_layer(file, into, digest_of(data))
+        return into
+
+    return run
+
+
+def is_whiteout(path: Path) -> bool:
+    found = path.lstat()
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+
+
+def is_opaque(path: Path) -> bool:
+    return "trusted.overlay.opaque" in os.listxattr(path)
+
+
+async def test_what_a_file_is_comes_out(unpack: Unpack) -> None:
+    capability = bytes.fromhex("0100000200040000000000000000000000000000")
+    root = await unpack(
+        tar(
+            folder("./", mode=0o711),
+            folder("d", mode=0o1777, owner=(5, 6), mtime=5.25),
+            entry("d/f", b"text", mode=0o4755, owner=(1234, 70000), mtime=1_700_000_000.123456),
+            entry("d/cap", b"x", xattrs={"security.capability": capability}),
+            entry(
+                "d/x", b"x", xattrs={"user.note": b"\x00\xff\n=", "trusted.overlay.redirect": b"/"}
+            ),
+            symlink("d/s", "/nowhere/at all"),
+            hardlink("h", "d/f"),
+            entry("null", kind=tarfile.CHRTYPE, device=(1, 3), mode=0o666),
+            entry("disk", kind=tarfile.BLKTYPE, device=(8, 1), mode=0o660, owner=(0, 6)),
+            entry("fifo", kind=tarfile.FIFOTYPE, mode=0o600),
+            entry("a/b/c", b"deep"),
+            entry("n" * 200 + "/" + "ü" * 100, b"long"),
+        )
+    )
+    assert stat.S_IMODE(root.stat().st_mode) == 0o711
+    sub, file = (root / "d").stat(), (root / "d/f").stat()
+    assert (stat.S_IMODE(sub.st_mode), sub.st_uid, sub.st_gid) == (0o1777, 5, 6)
+    assert sub.st_mtime_ns == 5_250_000_000
+    assert (stat.S_IMODE(file.st_mode), file.st_uid, file.st_gid) == (0o4755, 1234, 70000)
+    assert file.st_mtime_ns // 1000 == 1_700_000_000_123456
+    assert os.getxattr(root / "d/cap", "security.capability") == capability
+    assert os.getxattr(root / "d/x", "user.note") == b"\x00\xff\n="
+    assert os.listxattr(root / "d/x") == ["user.note"]
+    assert os.readlink(root / "d/s") == "/nowhere/at all"
+    assert (root / "h").stat().st_ino == file.st_ino
+    null, block = (root / "null").lstat(), (root / "disk").lstat()
+    assert stat.S_ISCHR(null.st_mode)
+    assert (null.st_rdev, stat.S_IMODE(null.st_mode)) == (os.makedev(1, 3), 0o666)
+    assert stat.S_ISBLK(block.st_mode)
+    assert (block.st_rdev, block.st_gid) == (os.makedev(8, 1), 6)
+    assert stat.S_ISFIFO((root / "fifo").lstat().st_mode)
+    assert (root / "a/b/c").read_bytes() == b"deep"
+    assert (root / ("n" * 200) / ("ü" * 100)).read_bytes() == b"long"
+
+
+@pytest.mark.parametrize("form", ["plain", "gzip", "gzip in two members", "zstd"])
+async def test_each_compression(unpack: Unpack, form: str) -> None:
+    data = tar(entry("f", bytes(range(256)) * 20_000))
+    match form:
+        case "plain":
+            blob = data
+        case "gzip":
+            blob = gzip.compress(data)
+        case "zstd":
+            blob = subprocess.run(["zstd", "-qc"], input=data, capture_output=True).stdout
+        case _:
+            blob = gzip.compress(data[:100_001]) + gzip.compress(data[100_001:]) + bytes(512)
+    root = await unpack(data, blob)
+    assert (root / "f").read_bytes() == bytes(range(256)) * 20_000
+
+
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+async def test_holes_stay_holes(unpack: Unpack, tmp_path: Path, form: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    with (source / "f").open("wb") as file:
+        file.seek(5 << 20)
+        file.write(b"middle")
+        file.truncate(50 << 20)
+    command = ["tar", "-C", source, "--sparse", f"--format={form}", "-cf", "-", "."]
+    root = await unpack(subprocess.run(command, capture_output=True, check=True).stdout)
+    with (root / "f").open("rb") as file:
+        assert file.seek(0, os.SEEK_END) == 50 << 20
+        file.seek(5 << 20)
+        assert file.read(7) == b"middle\0"
+    assert (root / "f").stat().st_blocks * 512 < 1 << 20
+
+
+async def test_whiteouts_become_overlays_marks(unpack: Unpack) -> None:
+    root = await unpack(
+        tar(
+            folder("a"),
+            entry("a/.wh.gone"),
+            entry("implied/.wh.too"),
+            entry("b/.wh..wh..opq"),
+            entry("b/new", b"1"),
+            entry("c/.wh..wh.plnk"),
+            entry(".wh.top"),
+        )
+    )
+    assert is_whiteout(root / "a/gone")
+    assert is_whiteout(root / "implied/too")
+    assert is_whiteout(root / "top")
+    assert is_opaque(root / "b")
+    assert (root / "b/new").read_bytes() == b"1"
+    assert list((root / "c").iterdir()) == []
+
+
+async def test_what_is_removed_and_made_anew_in_one_layer_hides_what_is_below(
+    unpack: Unpack,
+) -> None:
+    root = await unpack(
+        tar(
+            entry(".wh.before"),
+            folder("before"),
+            folder("after"),
+            entry(".wh.after"),
+            entry(".wh.implied"),
+            entry("implied/file", b"1"),
+            entry(".wh.file"),
+            entry("file", b"2"),
+            entry("file2", b"3"),
+            entry(".wh.file2"),
+        )
+    )
+    for name in ("before", "after", "implied"):
+        assert is_opaque(root / name), name
+    assert (root / "implied/file").read_bytes() == b"1"
+    assert (root / "file").read_bytes() == b"2"
+    assert (root / "file2").read_bytes() == b"3"
+
+
+async def test_the_last_entry_of_a_name_wins(unpack: Unpack) -> None:
+    root = await unpack(
+        tar(
+            entry("f", b"1"),
+            hardlink("old", "f"),
+            entry("f", b"2"),
+            folder("d"),
+            entry("d/in", b""),
+            symlink("d", "f"),
+            symlink("e", "f"),
+            folder("e", mtime=7),
+            hardlink("f", "f"),
+        )
+    )
+    assert (root / "f").read_bytes() == b"2"
+    assert (root / "old").read_bytes() == b"1"
+    assert os.readlink(root / "d") == "f"
+    assert (root / "e").is_dir()
+    assert not (root / "e").is_symlink()
+
+
+ESCAPES = {
+    "dots": [entry("../../escaped", b"evil"), entry("a/../../../escaped", b"evil")],
+    "absolute": [entry("/escaped", b"evil")],
+    "absolute symlink": [symlink("out", "{top}"), entry("out/escaped", b"evil")],
+    "relative symlink": [symlink("out", "../../../.."), entry("out/escaped", b"evil")],
+    "symlink for a parent's parent": [
+        symlink("a", ".."),
+        symlink("b", "a/../.."),
+        entry("b/escaped", b"evil"),
+    ],
+    "write through a file's symlink": [symlink("f", "{top}/victim"), entry("f", b"evil")],
+    "hardlink": [hardlink("h", "{top}/victim"), entry("h", b"evil")],
+    "hardlink by dots": [hardlink("h", "../../victim"), entry("h", b"evil")],
+    "hardlink by symlink": [symlink("s", "{top}/victim"), hardlink("h", "s"), entry("h", b"evil")],
+    "whiteout": [entry("../../.wh.victim"), entry("../../.wh..wh..opq")],
+    "whiteout by symlink": [symlink("out", "{top}"), entry("out/.wh.victim")],
+    "opaque by symlink": [symlink("out", "{top}"), entry("out/.wh..wh..opq")],
+    "whiteout of dots": [entry(".wh..."), entry(".wh..")],
+    "folder's mode by symlink": [symlink("out", "{top}"), folder("out/", mode=0o777)],
+    "through proc": [entry("proc/self/root/../../escaped", b"evil")],
+    "write to a device": [
+        entry("null", kind=tarfile.CHRTYPE, device=(1, 3)),
+        entry("null", b"evil"),
+    ],
+    "the root as a file": [symlink("./", "{top}")],
+}
+
+
+@pytest.mark.parametrize("trick", ESCAPES)
+async def test_nothing_gets_out(tmp_path: Path, unpack: Unpack, trick: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("innocent")
+    tmp_path.chmod(0o700)
+    entries = []
+    for info, data in ESCAPES[trick]:
+        info.linkname = info.linkname.format(top=tmp_path)
+        entries.append((info, data))
+    with suppress(ImageError):  # either it is refused or it happens inside
+        await unpack(tar(*entries))
+    assert victim.read_text() == "innocent"
+    assert victim.stat().st_nlink == 1
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["blob", "deep", "victim"]
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["layer"]
+    assert not os.listxattr(tmp_path)
+    assert not os.listxattr(tmp_path / "deep")
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :]
+
+
+TAR = tar(entry("f", b"x" * 10_000), entry("g", b"y"))
+
+
+@pytest.mark.parametrize(
+    ("data", "blob", "words"),
+    [
+        (TAR, gzip.compress(TAR)[:-20], "gzip data ends too early"),
+        (TAR, flipped(gzip.compress(TAR), 60), "gzip data is broken"),
+        (TAR, b"\x28\xb5\x2f\xfd" + b"rubbish" * 9, "zstd data is broken"),
+        (TAR, b"BZh91AY", "bzip2"),
+        (TAR, flipped(TAR, 700), "the image's config says"),
+        (TAR[:6000], TAR[:6000], "ends in the middle of 'f'"),
+        (flipped(TAR, 10_800), flipped(TAR, 10_800), "not a valid tar"),
+        (b"rubbish" * 200, b"rubbish" * 200, "not a valid tar"),
+        (tar(hardlink("h", "lacking")), None, "cannot make 'h': No such file"),
+        (tar(entry("f", b"1"), entry("f/g", b"2")), None, "is a file and a folder"),
+        (tar(entry("n" * 300, b"1")), None, "File name too long"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_broken_layer_is_one_clear_error(
+    unpack: Unpack, data: bytes, blob: bytes | None, words: str
+) -> None:
+    with pytest.raises(ImageError, match=words) as caught:
+        await unpack(data, blob)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_build_context_is_confined_too_and_keeps_every_name(tmp_path: Path) -> None:
+    (tmp_path / "c.tar").write_bytes(tar(entry(".wh.file", b"kept"), entry("../out", b"in")))
+    into = tmp_path / "context"
+    into.mkdir()
+    await unpack_context(tmp_path / "c.tar", into)
+    assert (into / ".wh.file").read_bytes() == b"kept"
+    assert (into / "out").read_bytes() == b"in"
+    assert not (tmp_path / "out").exists()

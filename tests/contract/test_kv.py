@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -320,6 +321,80 @@ async def test_a_key_written_without_its_lease_outlives_it(kv: Kv, at: str) -> N
     await kv.txn([], [Put(at + "a", b"2")])
     await kv.revoke(lease)
     assert await kv.get(at + "a") is not None
+
+
+# Both at once: the one in memory is only worth something if it answers as etcd does.
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_memory_and_etcd_give_the_same_answers(etcd: EtcdKv, at: str, seed: int) -> None:
+    dice = random.Random(seed)
+    stores: list[Kv] = [MemoryKv(lambda: 0.0), etcd]
+    for _ in range(10):  # so that no revision asked for below is 0 by accident
+        starts = [await kv.txn([], [Put(at + "start", b"")]) for kv in stores]
+    leases = [await kv.grant(60) for kv in stores]
+    keys = [at + name for name in "abcd"]
+
+    def choose() -> Callable[[int, int], tuple[list[Guard], list[Put | Delete]]]:
+        """Guards at revisions since the start, and operations; some of them make no sense."""
+        guards = [
+            (key, dice.choice(("mod_revision", "create_revision")), dice.choice((0, None)))
+            for key in dice.sample(keys, dice.choice((0, 0, 1, 1, 2)))
+        ]
+        ages = [dice.randrange(-8, 1) for _ in guards]
+        ops = [
+            (dice.choice(keys), dice.choice(("put", "put", "lease", "delete")), dice.randbytes(2))
+            for _ in range(dice.randrange(4))
+        ]
+
+        def build(now: int, lease: int) -> tuple[list[Guard], list[Put | Delete]]:
+            return [
+                Guard(key, **{kind: now + age if fixed is None else fixed})
+                for (key, kind, fixed), age in zip(guards, ages, strict=True)
+            ], [
+                Delete(key)
+                if verb == "delete"
+                else Put(key, value, lease if verb == "lease" else 0)
+                for key, verb, value in ops
+            ]
+
+        return build
+
+    outcomes: list[list[object]] = [[], []]
+    now = list(starts)
+    for _ in range(80):
+        build = choose()
+        for n, kv in enumerate(stores):
+            try:
+                now[n] = await kv.txn(*build(now[n], leases[n]))
+                outcomes[n].append(now[n] - starts[n])
+            except Conflict as conflict:
+                outcomes[n].append(conflict.keys)
+            except StoreError as error:
+                outcomes[n].append(type(error))
+    for n, kv in enumerate(stores):
+        await kv.revoke(leases[n])
+        end = await kv.txn([], [Put(at + "end", b"")])
+        snapshot = await kv.list(at)
+        outcomes[n].append(
+            [
+                (e.key, e.value, e.mod_revision - starts[n], e.create_revision - starts[n])
+                for e in snapshot.entries[:-1]
+                if e.key != at + "start"
+            ]
+        )
+        async with kv.watch(at, starts[n] + 1) as changes:
+            while (batch := await next_of(changes)).revision < end:
+                outcomes[n].append(
+                    (
+                        batch.revision - starts[n],
+                        [(event.key, event.entry and event.entry.value) for event in batch.events],
+                    )
+                )
+    for memory, real in zip(*outcomes, strict=True):
+        assert memory == real
+    kinds = {type(outcome) for outcome in outcomes[0]}
+    assert kinds == {int, tuple, type, list}, "each kind of outcome was seen"
 
 
 # Only etcd can fail so.

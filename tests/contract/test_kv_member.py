@@ -119,6 +119,17 @@ async def test_an_adopted_etcd_with_other_settings_is_restarted(folder: Path) ->
         assert member.endpoints == (f"https://127.0.0.1:{port}",)
 
 
+async def test_a_frozen_orphan_is_restarted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.manager.store.member.ADOPT_WITHIN", 0.5)
+    monkeypatch.setattr("orchestrator.manager.store.etcdprocess.STOP_WITHIN", 0.1)
+    with hosted(folder / "etcd") as host:
+        os.kill(host.first_pid, signal.SIGSTOP)
+        host.process.kill()
+        host.process.wait()
+    async with EtcdMember(folder / "etcd") as member:
+        assert member.pid != host.first_pid
+
+
 async def test_one_manager_a_folder(folder: Path) -> None:
     async with EtcdMember(folder / "etcd") as first:
         with pytest.raises(StoreError, match="another manager runs on"):

@@ -78,8 +78,7 @@ class OrcGroup(click.Group):
         # Widths over all sections, so that the summaries stand in one column.
         own = [
             (name, command.get_short_help_str(80))
-            for name in super().list_commands(ctx)
-            if (command := super().get_command(ctx, name)) and not command.hidden
+            for name, command in sorted(self.commands.items())
         ]
         sections = [
             (title, [(lazy.name, lazy.summary) for lazy in group])

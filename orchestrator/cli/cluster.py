@@ -1,0 +1,82 @@
+"""`orc cluster`: what the cluster is, and how hosts join it."""
+
+from __future__ import annotations
+
+import click
+
+from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.groups import Lazy, OrcGroup, example
+from orchestrator.cli.output import format_option, moment, print_fields, print_json
+from orchestrator.model.units import format_duration
+from orchestrator.pb import control_pb2
+
+_HOSTS = (
+    Lazy("init", "orchestrator.cli.membership:init", "Make this host a cluster's first manager"),
+    Lazy("join", "orchestrator.cli.membership:join", "Make this host a node of a cluster"),
+)
+
+
+@click.group(
+    cls=OrcGroup, sections=[("On the host itself", _HOSTS)], epilog=example("orc cluster info")
+)
+def cluster() -> None:
+    """Set up a cluster, join it, see what it is."""
+
+
+@cluster.command(epilog=example("orc cluster info"))
+@format_option()
+@pass_client
+def info(client: Client, form: str) -> None:
+    """Show the cluster's managers, nodes and settings."""
+    reply = client.call("GetCluster", control_pb2.GetClusterRequest())
+    if form == "json":
+        print_json(
+            {
+                "id": reply.id,
+                "created_at": moment(reply.created_at),
+                "version": reply.version,
+                "network_cidr": reply.network_cidr,
+                "node_timeout": reply.node_timeout,
+                "managers": [
+                    {"id": each.id, "address": each.address, "leader": each.leader}
+                    for each in reply.managers
+                ],
+                "nodes": reply.nodes,
+                "nodes_ready": reply.nodes_ready,
+                "services": reply.services,
+                "tasks_running": reply.tasks_running,
+                "join_address": reply.join_address,
+            }
+        )
+        return
+    print_fields(
+        [
+            ("ID", reply.id),
+            ("Created at", moment(reply.created_at) or ""),
+            ("Version", reply.version),
+            *(
+                ("Manager", f"{each.address} ({each.id}){', leader' if each.leader else ''}")
+                for each in reply.managers
+            ),
+            ("Nodes", f"{reply.nodes} ({reply.nodes_ready} ready)"),
+            ("Services", str(reply.services)),
+            ("Tasks running", str(reply.tasks_running)),
+            ("Network", reply.network_cidr),
+            ("Node is down after", format_duration(reply.node_timeout)),
+            ("Nodes join at", reply.join_address),
+        ]
+    )
+
+
+@cluster.command(epilog=example("orc cluster token worker", "orc cluster token --rotate worker"))
+@click.argument("role", type=click.Choice(["worker", "manager"]))
+@click.option("--rotate", is_flag=True, help="Make a new token; the old one is worth nothing.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the token only.")
+@pass_client
+def token(client: Client, role: str, rotate: bool, quiet: bool) -> None:
+    """Print the command with which a host joins."""
+    reply = client.call("GetCluster", control_pb2.GetClusterRequest())
+    text = reply.worker_token if role == "worker" else reply.manager_token
+    if rotate:
+        text = client.call("RotateToken", control_pb2.RotateTokenRequest(role=role)).token
+    click.echo(text if quiet else f"orc cluster join --token {text} {reply.join_address}")

@@ -1,0 +1,54 @@
+"""Progress on a terminal: a line a task, redrawn in place. Imported only where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from orchestrator.cli.wait import overall, task_text, waiting_reasons, waiting_text
+from orchestrator.model.objects import Task
+from orchestrator.model.states import TaskState
+
+_COLOURS = {TaskState.RUNNING: "green", TaskState.PENDING: "yellow"}
+
+
+class LiveView:
+    """Redraws the service's picture in place; what does not fit the terminal is counted."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._live = Live(console=self._console, refresh_per_second=12, transient=False)
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._live.__exit__(*error)
+
+    def show(self, progress: Any, tasks: list[Task], hostnames: Mapping[str, str]) -> None:
+        """Draw a new picture of the service."""
+        name = progress.service.spec.name
+        lines = [Text(f"{name}: {overall(progress)}", style="bold")]
+        lines += [
+            Text(waiting_text(name, reason, count), style="yellow")
+            for reason, count in waiting_reasons(tasks).items()
+        ]
+        wanted = [task for task in tasks if task.desired_state <= TaskState.RUNNING]
+        room = max(1, self._console.height - len(lines) - 2)
+        if len(wanted) > room:
+            # What runs is the least news.
+            wanted.sort(key=lambda task: task.status.state is TaskState.RUNNING)
+        shown = sorted(wanted[:room], key=lambda task: (task.slot, task.created_at))
+        width = max((len(task.name) for task in shown), default=0)
+        for task in shown:
+            line = Text(f"{task.name:{width}}  ", no_wrap=True, overflow="ellipsis")
+            style = _COLOURS.get(task.status.state, "cyan")
+            lines.append(line.append(task_text(task, hostnames), style=style))
+        if len(wanted) > room:
+            lines.append(Text(f"… and {len(wanted) - room} more"))
+        self._live.update(Group(*lines))

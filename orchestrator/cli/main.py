@@ -1,0 +1,65 @@
+"""The root command: every command's name and summary as data, its module on demand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from orchestrator import __version__
+from orchestrator.cli.groups import Lazy, RootGroup, example
+
+SECTIONS = (
+    (
+        "Clusters and nodes",
+        (
+            Lazy("dev", "orchestrator.dev.command:dev", "A real cluster on this one machine"),
+            Lazy("cluster", "orchestrator.cli.cluster:cluster", "Set up and join a cluster"),
+            Lazy("node", "orchestrator.cli.node:node", "Hosts of the cluster"),
+            Lazy("context", "orchestrator.cli.contexts:context", "Which cluster orc speaks to"),
+        ),
+    ),
+    (
+        "What runs",
+        (Lazy("service", "orchestrator.cli.service:service", "Replicated and global services"),),
+    ),
+    (
+        "Images and networks",
+        (
+            Lazy("build", "orchestrator.cli.image:build", "Build an image from a Dockerfile"),
+            Lazy("images", "orchestrator.cli.image:images", "List the images of all nodes"),
+            Lazy("load", "orchestrator.cli.image:load", "Load an image from an archive"),
+            Lazy("network", "orchestrator.cli.network:network", "Networks of the cluster"),
+        ),
+    ),
+    (
+        "Daemons and the rest",
+        (
+            Lazy("manager", "orchestrator.manager.command:manager", "Run a manager (foreground)"),
+            Lazy("agent", "orchestrator.agent.command:agent", "Run this node's agent (foreground)"),
+            Lazy("version", "orchestrator.cli.system:version", "Versions of orc and the manager"),
+            Lazy("completion", "orchestrator.cli.system:completion", "Completion for your shell"),
+        ),
+    ),
+)
+
+
+@click.group(
+    cls=RootGroup,
+    sections=SECTIONS,
+    epilog=example("orc dev up", "orc service create --name web --replicas 6 -p 8080:80 hello:1"),
+)
+@click.option("--context", "context_name", metavar="NAME", help="The cluster to speak to.")
+@click.version_option(__version__, prog_name="orc", message="orc %(version)s")
+def orc(context_name: str | None) -> None:
+    """Orc runs containers on many hosts as one: services with replicas that are kept alive, every
+    container with an address that all hosts reach."""
+
+
+def main(**extra: Any) -> None:
+    """The entry point of the `orc` command."""
+    orc.main(**extra)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""`orc node`: the hosts of the cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from orchestrator.cli import completion
+from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.groups import CliError, OrcGroup, example
+from orchestrator.cli.output import (
+    format_option,
+    listing_options,
+    print_fields,
+    print_json,
+    print_list,
+    public,
+)
+from orchestrator.cli.rows import node_columns, node_row, task_columns, task_rows
+from orchestrator.cli.spec_flags import pairs
+from orchestrator.model.names import near_miss
+from orchestrator.model.objects import Availability
+from orchestrator.model.units import format_cores, format_memory
+from orchestrator.pb import control_pb2
+
+
+@click.group(cls=OrcGroup, epilog=example("orc node ls"))
+def node() -> None:
+    """Hosts of the cluster: list them, label them, take them out of use."""
+
+
+@node.command("ls", epilog=example("orc node ls --filter role=worker --format json"))
+@listing_options("id", "name", "role", "state", "availability", "label")
+@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@pass_client
+def list_nodes(
+    client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]], no_trunc: bool
+) -> None:
+    """List the nodes, with what is reserved on each."""
+    rows = [node_row(message) for message in _nodes(client)]
+    rows.sort(key=lambda row: (row["hostname"], row["id"]))
+    print_list(rows, node_columns(no_trunc), form=form, quiet=quiet, filters=filters)
+
+
+@node.command(epilog=example("orc node inspect node1"))
+@click.argument("nodes", nargs=-1, required=True, shell_complete=completion.nodes)
+@format_option("json")
+@click.option("--pretty", is_flag=True, help="The same as --format table.")
+@pass_client
+def inspect(client: Client, nodes: tuple[str, ...], form: str, pretty: bool) -> None:
+    """Show all that is known of nodes."""
+    known = _nodes(client)
+    rows = [node_row(_find(known, name)) for name in nodes]
+    if form == "json" and not pretty:
+        print_json([public(row) for row in rows])
+        return
+    for index, row in enumerate(rows):
+        if index:
+            click.echo()
+        cores, memory = format_cores(row["shares_total"]), format_memory(row["memory_total"])
+        reserved = format_cores(row["shares_reserved"]), format_memory(row["memory_reserved"])
+        print_fields(
+            [
+                ("ID", row["id"]),
+                ("Hostname", row["hostname"]),
+                ("Role", row["role"]),
+                ("Status", row["state"].capitalize()),
+                ("Why", row["message"]),
+                ("Availability", row["availability"].capitalize()),
+                ("Address", row["address"]),
+                ("Labels", ", ".join(f"{k}={v}" for k, v in sorted(row["labels"].items()))),
+                ("Resources", f"{cores} cores, {memory}"),
+                ("Reserved", f"{reserved[0]} cores, {reserved[1]}"),
+                ("Tasks", str(row["tasks"])),
+                ("System", f"{row['os']}, kernel {row['kernel']}, {row['arch']}"),
+                ("Cgroups", row["cgroup"]),
+                ("Runtime", row["runtime"]),
+                ("Version", row["version"]),
+                ("Joined at", row["created_at"] or ""),
+            ]
+        )
+
+
+@node.command(epilog=example("orc node ps node1"))
+@click.argument("nodes", nargs=-1, required=True, shell_complete=completion.nodes)
+@listing_options("id", "name", "desired-state", "state")
+@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@pass_client
+def ps(
+    client: Client,
+    nodes: tuple[str, ...],
+    form: str,
+    quiet: bool,
+    filters: Mapping[str, Sequence[str]],
+    no_trunc: bool,
+) -> None:
+    """List the tasks of nodes."""
+    rows = []
+    for name in nodes:
+        reply = client.call("ListTasks", control_pb2.ListTasksRequest(node=name))
+        rows += task_rows(reply.tasks, reply.hostnames, time.time())
+    print_list(rows, task_columns(no_trunc), form=form, quiet=quiet, filters=filters)
+
+
+@node.command(
+    epilog=example(
+        "orc node update --availability drain node1", "orc node update --label-add zone=a node1"
+    )
+)
+@click.argument("name", metavar="NODE", shell_complete=completion.nodes)
+@click.option(
+    "--availability",
+    type=click.Choice([each.name.lower() for each in Availability]),
+    help="active: takes tasks; pause: keeps what runs; drain: its tasks go elsewhere.",
+)
+@click.option("--label-add", multiple=True, metavar="KEY=VALUE", help="Set a label; repeatable.")
+@click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label; repeatable.")
+@pass_client
+def update(
+    client: Client,
+    name: str,
+    availability: str | None,
+    label_add: tuple[str, ...],
+    label_rm: tuple[str, ...],
+) -> None:
+    """Change a node's availability or labels."""
+    if availability is None and not label_add and not label_rm:
+        raise click.UsageError("nothing to change; give --availability, --label-add or --label-rm")
+    request = control_pb2.UpdateNodeRequest(
+        node=name, label_add=pairs("label", label_add), label_rm=label_rm
+    )
+    if availability is not None:
+        request.availability = Availability[availability.upper()].value  # type: ignore[assignment]
+    client.call("UpdateNode", request)
+    click.echo(name)
+
+
+@node.command(epilog=example("orc node rm node3"))
+@click.argument("nodes", nargs=-1, required=True, shell_complete=completion.nodes)
+@click.option("--force", "-f", is_flag=True, help="Remove a node although it is not down.")
+@pass_client
+def rm(client: Client, nodes: tuple[str, ...], force: bool) -> None:
+    """Remove nodes from the cluster."""
+    for name in nodes:
+        client.call("RemoveNode", control_pb2.RemoveNodeRequest(node=name, force=force))
+        click.echo(name)
+
+
+def _nodes(client: Client) -> Sequence[Any]:
+    nodes: Sequence[Any] = client.call("ListNodes", control_pb2.ListNodesRequest()).nodes
+    return nodes
+
+
+def _find(rows: Sequence[Any], name: str) -> Any:
+    """By id or hostname, else by the one id that begins so."""
+    exact = [row for row in rows if name in (row.node.id, row.node.description.hostname)]
+    found = exact or [row for row in rows if row.node.id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CliError(f"{name!r} is more than one node; write a whole id of 'orc node ls'")
+    meant = near_miss(name, [row.node.description.hostname for row in rows])
+    hint = f"did you mean {meant!r}?" if meant else "'orc node ls' shows those there are"
+    raise CliError(f"no node {name!r}; {hint}")

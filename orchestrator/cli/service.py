@@ -1,0 +1,156 @@
+"""`orc service`: what a user declares, and what became of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from orchestrator.cli import completion
+from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.groups import OrcGroup, example
+from orchestrator.cli.logs import logs
+from orchestrator.cli.output import (
+    Row,
+    format_option,
+    listing_options,
+    print_fields,
+    print_json,
+    print_list,
+)
+from orchestrator.cli.rows import (
+    port_text,
+    service_columns,
+    service_document,
+    service_row,
+    task_columns,
+    task_rows,
+)
+from orchestrator.cli.service_change import create, scale, update
+from orchestrator.model.units import format_cores, format_duration, format_memory
+from orchestrator.pb import control_pb2
+
+
+@click.group(
+    cls=OrcGroup,
+    epilog=example("orc service create --name web --replicas 6 -p 8080:80 hello:1"),
+)
+def service() -> None:
+    """Services: a declared number of containers that is kept alive."""
+
+
+for _command in (create, update, scale, logs):
+    service.add_command(_command)
+
+
+@service.command("ls", epilog=example("orc service ls --filter name=web"))
+@listing_options("id", "name", "mode", "label")
+@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@pass_client
+def list_services(
+    client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]], no_trunc: bool
+) -> None:
+    """List the services, with how many of their tasks run."""
+    reply = client.call("ListServices", control_pb2.ListServicesRequest())
+    rows = sorted(map(service_row, reply.services), key=lambda row: row["name"])
+    print_list(rows, service_columns(no_trunc), form=form, quiet=quiet, filters=filters)
+
+
+@service.command(epilog=example("orc service ps web", "orc service ps web --format json"))
+@click.argument("services", nargs=-1, required=True, shell_complete=completion.services)
+@listing_options("id", "name", "node", "desired-state", "state")
+@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@pass_client
+def ps(
+    client: Client,
+    services: tuple[str, ...],
+    form: str,
+    quiet: bool,
+    filters: Mapping[str, Sequence[str]],
+    no_trunc: bool,
+) -> None:
+    """List the tasks of services, newest of each replica first."""
+    rows: list[Row] = []
+    for name in services:
+        reply = client.call("ListTasks", control_pb2.ListTasksRequest(service=name))
+        rows += task_rows(reply.tasks, reply.hostnames, time.time())
+    print_list(rows, task_columns(no_trunc), form=form, quiet=quiet, filters=filters)
+
+
+@service.command(epilog=example("orc service inspect web", "orc service inspect --pretty web"))
+@click.argument("services", nargs=-1, required=True, shell_complete=completion.services)
+@format_option("json")
+@click.option("--pretty", is_flag=True, help="The same as --format table.")
+@pass_client
+def inspect(client: Client, services: tuple[str, ...], form: str, pretty: bool) -> None:
+    """Show services with their whole specs."""
+    messages = [
+        message
+        for name in services
+        for message in client.call(
+            "ListServices", control_pb2.ListServicesRequest(service=name)
+        ).services
+    ]
+    if form == "json" and not pretty:
+        print_json(list(map(service_document, messages)))
+        return
+    for index, message in enumerate(messages):
+        if index:
+            click.echo()
+        print_fields(_fields(service_document(message), message.desired))
+
+
+def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
+    spec, task = document["spec"], document["spec"]["task"]
+    container, restart, update = task["container"], task["restart"], spec["update"]
+    return [
+        ("ID", document["id"]),
+        ("Name", spec["name"]),
+        ("Labels", _pairs(spec["labels"])),
+        ("Mode", spec["mode"]),
+        ("Running", f"{document['running']} of {desired}"),
+        ("Image", container["image"]),
+        ("Digest", document["image_digest"]),
+        ("Entrypoint", " ".join(container["entrypoint"])),
+        ("Command", " ".join(container["command"])),
+        ("Env", ", ".join(container["env"])),
+        ("User", container["user"]),
+        ("Workdir", container["workdir"]),
+        ("Container labels", _pairs(container["labels"])),
+        ("Constraints", ", ".join(spec["constraints"])),
+        ("Networks", ", ".join(task["networks"])),
+        ("Ports", ", ".join(map(port_text, task["ports"]))),
+        ("Reserved", _resources(task["reservation"])),
+        ("Limit", _resources(task["limit"])),
+        ("CPU shares", str(task["shares"] or "")),
+        ("Restart", f"{restart['condition']}, delay {format_duration(restart['delay'])}"),
+        (
+            "Update",
+            f"{update['parallelism']} at a time, delay {format_duration(update['delay'])}",
+        ),
+        ("Created at", document["created_at"] or ""),
+        ("Updated at", document["updated_at"] or ""),
+    ]
+
+
+def _pairs(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def _resources(resources: Mapping[str, Any]) -> str:
+    shares, memory = resources["shares"], resources["memory"]
+    parts = [f"{format_cores(shares)} cores" if shares else ""]
+    parts.append(format_memory(memory) if memory else "")
+    return ", ".join(filter(None, parts))
+
+
+@service.command(epilog=example("orc service rm web"))
+@click.argument("services", nargs=-1, required=True, shell_complete=completion.services)
+@pass_client
+def rm(client: Client, services: tuple[str, ...]) -> None:
+    """Remove services; their tasks are stopped in the background."""
+    for name in services:
+        client.call("RemoveService", control_pb2.RemoveServiceRequest(service=name))
+        click.echo(name)

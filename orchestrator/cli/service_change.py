@@ -1,0 +1,218 @@
+"""`orc service create`, `update` and `scale`: the commands that change what runs, and wait."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import click
+
+from orchestrator.cli import completion
+from orchestrator.cli.client import Client, Refused, pass_client
+from orchestrator.cli.groups import CliError, example
+from orchestrator.cli.spec_edit import edit_options, edited, scaled
+from orchestrator.cli.spec_flags import (
+    DURATION,
+    apply_settings,
+    checked,
+    checked_image,
+    environment,
+    pairs,
+    ports,
+    setting_options,
+)
+from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.names import parse_image
+from orchestrator.model.objects import Service
+from orchestrator.model.specs import ServiceMode, ServiceSpec
+from orchestrator.pb import control_pb2
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+CONFLICTS = 5
+"""How often an edit is made anew on a newer spec before we give up."""
+
+
+def wait_options(function: F) -> F:
+    """`--detach`, `--quiet` and `--timeout` of a command that waits for convergence."""
+    function = click.option(
+        "--timeout",
+        type=DURATION,
+        default="2m",
+        show_default=True,
+        help="How long to wait for it to run; then the exit status is 3.",
+    )(function)
+    function = click.option("--quiet", "-q", is_flag=True, help="No progress.")(function)
+    return click.option("--detach", "-d", is_flag=True, help="Do not wait.")(function)
+
+
+@click.command(
+    context_settings={"allow_interspersed_args": False},
+    epilog=example(
+        "orc service create --name web --replicas 6 -p 8080:80 hello:1",
+        "orc service create --name job --restart-condition none hello:1 echo hi",
+    ),
+)
+@click.option("--name", help="The service's name; else one is made from the image's.")
+@click.option(
+    "--mode",
+    type=click.Choice([mode.name.lower() for mode in ServiceMode]),
+    default="replicated",
+    show_default=True,
+    help="A number of tasks, or one on each node.",
+)
+@click.option(
+    "--publish", "-p", multiple=True, metavar="PUBLISHED:TARGET[/udp]", help="Publish a port."
+)
+@click.option("--network", multiple=True, metavar="NAME", help="A network to be on; repeatable.")
+@click.option(
+    "--env", "-e", multiple=True, metavar="KEY[=value]", help="Set a variable; repeatable."
+)
+@click.option("--env-file", multiple=True, metavar="FILE", help="Variables, one a line.")
+@click.option(
+    "--label", "-l", multiple=True, metavar="KEY=value", help="Label of the service; repeatable."
+)
+@click.option(
+    "--container-label", multiple=True, metavar="KEY=value", help="Label of its containers."
+)
+@click.option(
+    "--constraint", multiple=True, metavar="RULE", help="Only nodes such as node.labels.zone==a."
+)
+@click.option("--read-only", is_flag=True, help="Mount the container's root read-only.")
+@setting_options
+@wait_options
+@click.argument("image", shell_complete=completion.images)
+@click.argument("command", nargs=-1)
+@pass_client
+def create(client: Client, **values: Any) -> None:
+    """Create a service from an image, and wait until it runs."""
+    spec = new_spec(values)
+    request = control_pb2.CreateServiceRequest(spec=to_proto(spec))
+    _wait(client, [client.call("CreateService", request)], values)
+
+
+def new_spec(values: dict[str, Any]) -> ServiceSpec:
+    """The spec that the flags of `create` describe. Raises a usage error for a bad one."""
+    mode = ServiceMode[values["mode"].upper()]
+    if mode is ServiceMode.GLOBAL and values["replicas"] is not None:
+        raise click.UsageError("a global service has a task on each node; it takes no --replicas")
+    image = checked_image(values["image"])
+    name = values["name"] if values["name"] is not None else _name_for(image)
+    spec = apply_settings(ServiceSpec(name=name, mode=mode), values)
+    container = replace(
+        spec.task.container,
+        image=image,
+        command=values["command"],
+        env=environment(values["env"], values["env_file"]),
+        labels=pairs("container label", values["container_label"]),
+        read_only=values["read_only"],
+    )
+    task = replace(
+        spec.task,
+        container=container,
+        ports=ports(values["publish"]),
+        networks=tuple(dict.fromkeys(values["network"])),
+    )
+    return checked(
+        replace(
+            spec,
+            task=task,
+            labels=pairs("label", values["label"]),
+            constraints=values["constraint"],
+        )
+    )
+
+
+def _name_for(image: str) -> str:
+    """A name for who gave none: the image's, and a little chance so that it is not taken."""
+    base = re.sub("[^a-z0-9]+", "-", parse_image(image).repository.rpartition("/")[2])
+    return f"{base[:50]}-{secrets.token_hex(3)}"
+
+
+@click.command(
+    epilog=example(
+        "orc service update --image hello:2 web", "orc service update --env-add LEVEL=debug web"
+    )
+)
+@edit_options
+@setting_options
+@wait_options
+@click.argument("service", shell_complete=completion.services)
+@pass_client
+def update(client: Client, **values: Any) -> None:
+    """Change a service, and wait until it runs as changed."""
+    changed = _change(client, values["service"], lambda spec: edited(spec, values))
+    _wait(client, [changed], values)
+
+
+@click.command(epilog=example("orc service scale web=12", "orc service scale web=3 api=5"))
+@wait_options
+@click.argument(
+    "scales",
+    metavar="SERVICE=REPLICAS...",
+    nargs=-1,
+    required=True,
+    shell_complete=completion.scales,
+)
+@pass_client
+def scale(client: Client, scales: tuple[str, ...], **values: Any) -> None:
+    """Set the number of replicas of services, and wait until they run."""
+    wanted = [_scale(text) for text in scales]
+    changed = [
+        _change(client, name, partial(scaled, replicas=replicas)) for name, replicas in wanted
+    ]
+    _wait(client, changed, values)
+
+
+def _scale(text: str) -> tuple[str, int]:
+    name, equals, number = text.partition("=")
+    try:
+        if not name or not equals:
+            raise ValueError
+        replicas = int(number)
+    except ValueError:
+        raise click.UsageError(
+            f"{text!r} is not of the form SERVICE=REPLICAS, such as web=6"
+        ) from None
+    # The same words as for any other spec, and before anything is changed.
+    if replicas < 0:
+        raise click.UsageError(f"replicas {replicas} is negative; 0 is the least")
+    return name, replicas
+
+
+def _change(client: Client, name: str, edit: Callable[[ServiceSpec], ServiceSpec]) -> Any:
+    """Read a service, edit its spec and store it; once more if somebody else was faster."""
+    for _ in range(CONFLICTS):
+        request = control_pb2.ListServicesRequest(service=name)
+        rows = client.call("ListServices", request).services
+        if not rows:
+            raise CliError(f"no service '{name}'; 'orc service ls' shows those there are")
+        service: Service = from_proto(rows[0].service)
+        spec = checked(edit(service.spec))
+        update = control_pb2.UpdateServiceRequest(
+            service=service.id, spec=to_proto(spec), revision=service.revision
+        )
+        try:
+            return client.call("UpdateService", update)
+        except Refused as refused:
+            if not refused.conflict:
+                raise
+    raise CliError(f"service '{name}' is being changed by others all the time; try again")
+
+
+def _wait(client: Client, services: list[Any], values: dict[str, Any]) -> None:
+    """Print the ids (of what was created) or names, and wait for each unless told not to."""
+    for service in services:
+        click.echo(service.id)
+    if values["detach"]:
+        return
+    from orchestrator.cli.wait import until_converged
+
+    for service in services:
+        until_converged(
+            client, service.spec.name, service.revision, values["timeout"], values["quiet"]
+        )

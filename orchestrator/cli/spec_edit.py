@@ -1,0 +1,144 @@
+"""What `service update` does to a spec: the `-add` and `-rm` flags.
+
+Pure: an edit is applied again to a newer spec when somebody else was faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import click
+
+from orchestrator.cli.spec_flags import (
+    WORDS,
+    apply_settings,
+    checked_image,
+    environment,
+    pairs,
+    ports,
+    with_value,
+)
+from orchestrator.model.specs import PortSpec, Protocol, ServiceMode, ServiceSpec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_LISTS = (
+    ("env", "KEY[=value]", "KEY", "environment variable"),
+    ("label", "KEY=value", "KEY", "label of the service"),
+    ("container-label", "KEY=value", "KEY", "label of its containers"),
+    (
+        "publish",
+        "PORTS",
+        "PORT",
+        "published port (PUBLISHED:TARGET; removed by target or the same)",
+    ),
+    ("constraint", "RULE", "RULE", "placement rule such as node.labels.zone==a"),
+    ("network", "NAME", "NAME", "network"),
+)
+
+
+def edit_options(function: F) -> F:
+    """Add the flags of an update that are not of SETTINGS."""
+    for name, added, removed, what in reversed(_LISTS):
+        function = click.option(
+            f"--{name}-rm", multiple=True, metavar=removed, help=f"Remove a {what}; repeatable."
+        )(function)
+        function = click.option(
+            f"--{name}-add", multiple=True, metavar=added, help=f"Add a {what}; repeatable."
+        )(function)
+    function = click.option(
+        "--read-only/--no-read-only", default=None, help="Whether the root is read-only."
+    )(function)
+    function = click.option("--args", "arguments", type=WORDS, help="The command's new words.")(
+        function
+    )
+    function = click.option("--image", metavar="IMAGE", help="Run this image from now on.")(
+        function
+    )
+    return click.option("--force", is_flag=True, help="Replace tasks although nothing changed.")(
+        function
+    )
+
+
+def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
+    """The spec with an update's flags applied. Raises a usage error for what cannot be."""
+    if values["replicas"] is not None and spec.mode is ServiceMode.GLOBAL:
+        raise click.UsageError("a global service has a task on each node; it takes no --replicas")
+    spec = apply_settings(spec, values)
+    container = spec.task.container
+    container = replace(
+        container,
+        env=_without(environment([*container.env, *values["env_add"]]), values["env_rm"]),
+        labels=_labels(
+            container.labels, values["container_label_add"], values["container_label_rm"]
+        ),
+    )
+    if values["image"] is not None:
+        container = replace(container, image=checked_image(values["image"]))
+    if values["arguments"] is not None:
+        container = replace(container, command=values["arguments"])
+    if values["read_only"] is not None:
+        container = replace(container, read_only=values["read_only"])
+    task = replace(
+        spec.task,
+        container=container,
+        ports=_ports(spec.task.ports, values["publish_add"], values["publish_rm"]),
+        networks=_list(spec.task.networks, values["network_add"], values["network_rm"]),
+        force=spec.task.force + int(values["force"]),
+    )
+    return replace(
+        spec,
+        task=task,
+        labels=_labels(spec.labels, values["label_add"], values["label_rm"]),
+        constraints=_list(spec.constraints, values["constraint_add"], values["constraint_rm"]),
+    )
+
+
+def scaled(spec: ServiceSpec, replicas: int) -> ServiceSpec:
+    """The spec with another number of replicas."""
+    if spec.mode is ServiceMode.GLOBAL:
+        raise click.UsageError(f"service '{spec.name}' is global: a task on each node, no replicas")
+    result: ServiceSpec = with_value(spec, "replicas", replicas)
+    return result
+
+
+def _without(entries: tuple[str, ...], keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(entry for entry in entries if entry.partition("=")[0] not in keys)
+
+
+def _labels(
+    labels: Mapping[str, str], add: tuple[str, ...], remove: tuple[str, ...]
+) -> dict[str, str]:
+    merged = {**labels, **pairs("label", add)}
+    return {key: value for key, value in merged.items() if key not in remove}
+
+
+def _list(
+    entries: tuple[str, ...], add: tuple[str, ...], remove: tuple[str, ...]
+) -> tuple[str, ...]:
+    kept = [entry for entry in entries if entry not in remove]
+    return tuple(dict.fromkeys([*kept, *add]))
+
+
+def _ports(
+    entries: tuple[PortSpec, ...], add: tuple[str, ...], remove: tuple[str, ...]
+) -> tuple[PortSpec, ...]:
+    """Removal is by target port as Docker has it (`80`, `80/udp`), or by the whole entry. An
+    added port takes the place of one that is published at the same number."""
+    kept = [port for port in entries if not any(_is_port(port, text) for text in remove)]
+    added = ports(add)
+    taken = {(port.published, port.protocol) for port in added}
+    return (*(port for port in kept if (port.published, port.protocol) not in taken), *added)
+
+
+def _is_port(port: PortSpec, text: str) -> bool:
+    if ":" in text or "=" in text:
+        return port in ports([text])
+    number, _, protocol = text.partition("/")
+    if not number.isdecimal():
+        raise click.BadParameter(f"port {text!r} is not a number, such as 80 or 80/udp")
+    return port.target == int(number) and port.protocol is Protocol.__members__.get(
+        (protocol or "tcp").upper()
+    )

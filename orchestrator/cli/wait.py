@@ -1,0 +1,184 @@
+"""What a user sees until a service has converged.
+
+Progress goes to stderr, so that stdout holds the id alone: on a terminal a line a task that is
+redrawn in place, elsewhere a plain line for each change. That tasks cannot be placed is said at
+once, and once for each reason; the wait goes on, as room may come.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import click
+
+from orchestrator.cli.client import Client, ManagerLost
+from orchestrator.cli.groups import INTERRUPTED, CliError, NotConverged
+from orchestrator.cli.output import word
+from orchestrator.cli.rows import task_error
+from orchestrator.model.convert import from_proto
+from orchestrator.model.objects import Task
+from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.units import format_duration
+from orchestrator.pb import control_pb2
+
+RECONNECT_PAUSE = 0.5
+"""Seconds before a lost manager is called again."""
+
+
+class _View(Protocol):
+    def show(self, progress: Any, tasks: list[Task], hostnames: Mapping[str, str]) -> None: ...
+
+
+def until_converged(
+    client: Client, name: str, revision: int, timeout: float, quiet: bool = False
+) -> None:
+    """Show a service's progress, unless `quiet`, until it has converged.
+
+    `revision` is that of the service as we wrote it: what a manager says of an older one is not
+    the answer. Raises NotConverged with the reasons after `timeout` seconds, CliError if the
+    service was removed. Ctrl-C detaches: it says so and exits.
+    """
+    deadline = time.monotonic() + timeout
+    last = None
+    try:
+        with _view(quiet) as view:
+            for progress in _pictures(client, name, deadline):
+                last = progress
+                if progress.removed:
+                    raise CliError(f"service '{name}' was removed meanwhile")
+                tasks = [from_proto(task) for task in progress.tasks]
+                view.show(progress, tasks, progress.hostnames)
+                if progress.converged and progress.service.revision >= revision:
+                    break
+    except KeyboardInterrupt:
+        click.echo(
+            f"orc: detached; service '{name}' goes on by itself, see 'orc service ps {name}'",
+            err=True,
+        )
+        sys.exit(INTERRUPTED)
+    except TimeoutError:
+        raise NotConverged(_reasons(name, last, timeout)) from None
+    if not quiet:
+        click.echo(f"{name}: {overall(last)}, converged", err=True)
+
+
+def _pictures(client: Client, name: str, deadline: float) -> Iterator[Any]:
+    """Each ServiceProgress until the deadline (TimeoutError), whatever becomes of managers."""
+    told = False
+    while (left := deadline - time.monotonic()) > 0:
+        request = control_pb2.WatchServiceRequest(service=name)
+        try:
+            yield from client.stream("WatchService", request, timeout=left)
+        except ManagerLost as lost:
+            if not told:
+                click.echo(f"{name}: {lost.message}; trying again", err=True)
+            told = True
+        # A stream that ended, or broke, is opened again: a manager may just be restarting.
+        client.close()
+        time.sleep(min(RECONNECT_PAUSE, max(0.0, deadline - time.monotonic())))
+    raise TimeoutError
+
+
+def _view(quiet: bool) -> AbstractContextManager[_View]:
+    if quiet:
+        return nullcontext(_NoView())
+    if sys.stderr.isatty():
+        from orchestrator.cli.live import LiveView
+
+        return LiveView()
+    return nullcontext(PlainView())
+
+
+class _NoView:
+    def show(self, progress: Any, tasks: list[Task], hostnames: Mapping[str, str]) -> None:
+        """Nothing: the user asked for none."""
+
+
+class PlainView:
+    """One line for each change of a task, and for each new reason to wait."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, str] = {}
+        self._reasons: set[str] = set()
+        self._first = True
+
+    def show(self, progress: Any, tasks: list[Task], hostnames: Mapping[str, str]) -> None:
+        for task in sorted(tasks, key=lambda task: (task.slot, task.created_at)):
+            text = task_text(task, hostnames)
+            old = self._first and is_terminal(task.status.state)
+            if self._shown.get(task.id) != text and not old and not is_waiting(task):
+                click.echo(f"{task.name}  {text}", err=True)
+            self._shown[task.id] = text
+        self._first = False
+        for reason, count in waiting_reasons(tasks).items():
+            if reason not in self._reasons:
+                self._reasons.add(reason)
+                click.echo(waiting_text(progress.service.spec.name, reason, count), err=True)
+
+
+def task_text(task: Task, hostnames: Mapping[str, str]) -> str:
+    """Such as `running on node2` or `failed on node1: exit status 3`."""
+    where = hostnames.get(task.node_id, task.node_id)
+    error = task_error(task)
+    return (
+        word(task.status.state)
+        + (f" on {where}" if where else "")
+        + (f": {error}" if error else "")
+    )
+
+
+def is_waiting(task: Task) -> bool:
+    """Whether a task is wanted, and waits for a node with a reason."""
+    return (
+        task.status.state is TaskState.PENDING
+        and bool(task.status.message)
+        and task.desired_state <= TaskState.RUNNING
+    )
+
+
+def waiting_reasons(tasks: list[Task]) -> Counter[str]:
+    """Why tasks wait for a node → how many of them."""
+    return Counter(task.status.message for task in tasks if is_waiting(task))
+
+
+def waiting_text(name: str, reason: str, count: int) -> str:
+    what = "1 task waits" if count == 1 else f"{count} tasks wait"
+    return f"{name}: {what}: {reason}"
+
+
+def _running(progress: Any) -> int:
+    return sum(
+        task.status.state == TaskState.RUNNING and task.desired_state <= TaskState.RUNNING
+        for task in progress.tasks
+    )
+
+
+def overall(progress: Any) -> str:
+    return f"{_running(progress)} of {progress.desired} running"
+
+
+def _reasons(name: str, progress: Any, timeout: float) -> str:
+    """Why a service has not converged, as one line."""
+    time_text, hint = format_duration(timeout), f"see 'orc service ps {name}'"
+    if progress is None:
+        return f"service '{name}' has not converged in {time_text}: no manager answered; {hint}"
+    tasks = [from_proto(task) for task in progress.tasks]
+    wanted = [task for task in tasks if task.desired_state <= TaskState.RUNNING]
+    reasons = Counter(
+        f"{word(task.status.state)}: {task_error(task)}" for task in wanted if task_error(task)
+    )
+    # What failed before the tasks that are being tried now tells why those may not run either.
+    if not reasons:
+        reasons = Counter(
+            f"failed: {task_error(task)}" for task in tasks if task.status.state is TaskState.FAILED
+        )
+    why = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+    return (
+        f"service '{name}' has not converged in {time_text}: {overall(progress)}"
+        f"{'; ' + why if why else ''}; it goes on in the background, {hint}"
+    )

@@ -79,7 +79,7 @@ def add(host: Host, conf: NetConf, attachment: Attachment) -> dict[str, Any]:
     """
     link = netlink.get_link(host.sock, conf.bridge)
     if link is None:
-        raise CniError(Code.TRY_AGAIN_LATER, f"network {conf.name} is not set up on this host")
+        raise CniError(Code.NOT_AVAILABLE, f"network {conf.name} is not set up on this host")
     with namespaces.opened(attachment.netns) as namespace:
         key = _key(conf, attachment)
         before = host.ipam.lease(key)

@@ -84,7 +84,6 @@ def connect(sock: RouteSocket, bridge: Link, cable: Cable, namespace: int) -> Li
     pair = VethPair(
         host=cable.host,
         master=bridge.index,
-        alias=f"{cable.container_id}/{cable.ifname}",
         inside=cable.ifname,
         inside_mac=cable.mac,
         mtu=bridge.mtu,
@@ -103,8 +102,8 @@ def connect(sock: RouteSocket, bridge: Link, cable: Cable, namespace: int) -> Li
                 raise CniError(
                     Code.TRY_AGAIN_LATER, f"interface {cable.host} vanished while being made"
                 )
-            if cable.published:
-                sock.execute(netlink.hairpin_request(host.index))
+            label = f"{cable.container_id}/{cable.ifname}"
+            sock.execute(netlink.port_request(host.index, label, hairpin=cable.published))
         except BaseException:
             disconnect(sock, cable.host)
             raise
@@ -116,8 +115,7 @@ def _take_over(sock: RouteSocket, within: RouteSocket, pair: VethPair, namespace
     host = netlink.get_link(sock, pair.host)
     inside = netlink.get_link(within, pair.inside)
     if inside is not None:
-        ours = host is not None and host.peer == inside.index and host.alias == pair.alias
-        if not ours or host is None:
+        if host is None or host.peer != inside.index:
             raise CniError(
                 Code.INTERFACE_IN_USE,
                 f"the container already has an interface {pair.inside} that is not from here:"

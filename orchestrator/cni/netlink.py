@@ -77,7 +77,6 @@ class Link:
     up: bool
     master: int = 0
     peer: int = 0
-    alias: str = ""
     vxlan: Vxlan | None = None
 
 
@@ -140,7 +139,6 @@ def _link(body: bytes) -> Link:
         up=bool(flags & IFF_UP),
         master=_number(found.get(IFLA_MASTER)),
         peer=_number(found.get(IFLA_LINK)),
-        alias=_string(found.get(IFLA_IFALIAS)),
         vxlan=vxlan,
     )
 
@@ -202,7 +200,6 @@ class VethPair:
 
     host: str
     master: int
-    alias: str
     inside: str
     inside_mac: str
     mtu: int
@@ -220,7 +217,6 @@ def create_veth(sock: RouteSocket, pair: VethPair, namespace: int) -> None:
     head = (
         _ifinfo(0, IFF_UP, IFF_UP)
         + text(IFLA_IFNAME, pair.host)
-        + text(IFLA_IFALIAS, pair.alias)
         + u32(IFLA_MTU, pair.mtu)
         + u32(IFLA_MASTER, pair.master)
     )
@@ -239,11 +235,12 @@ def link_request(index: int, *, mtu: int = 0, mac: str = "", master: int = 0) ->
     return Request(RTM_NEWLINK, body)
 
 
-def hairpin_request(index: int) -> Request:
-    """Let a bridge send a frame out of the port that it came in by."""
-    port = attribute(IFLA_BRPORT_MODE, b"\1")
+def port_request(index: int, alias: str, *, hairpin: bool) -> Request:
+    """Label a port of a bridge; `hairpin` lets a frame out by the port that it came in by."""
+    port = attribute(IFLA_BRPORT_MODE, bytes([hairpin]))
     info = text(IFLA_INFO_SLAVE_KIND, "bridge") + attribute(IFLA_INFO_SLAVE_DATA, port)
-    return Request(RTM_NEWLINK, _ifinfo(index) + attribute(IFLA_LINKINFO, info))
+    body = _ifinfo(index) + text(IFLA_IFALIAS, alias) + attribute(IFLA_LINKINFO, info)
+    return Request(RTM_NEWLINK, body)
 
 
 def set_loopback_up(sock: RouteSocket) -> None:

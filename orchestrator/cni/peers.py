@@ -7,6 +7,7 @@ comes back, one that nobody wants goes, and a lost message loses nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -94,15 +95,15 @@ def desired(me: Peer, peers: Iterable[Peer]) -> frozenset[Entry]:
     return frozenset(entries)
 
 
-def _key(entry: Entry) -> object:
-    """What the kernel replaces: two entries with one key cannot both exist."""
+def _key(entry: Entry) -> tuple[object, ...]:
+    """What the kernel replaces an entry by."""
     match entry:
         case RouteEntry():
-            return (entry.destination, entry.metric)
+            return ("route", entry.destination, entry.metric)
         case Neighbour():
-            return entry.address
+            return ("neighbour", entry.address)
         case Forward():
-            return entry.mac
+            return ("forward", entry.mac)
 
 
 def _dependency(entry: Entry) -> tuple[int, str]:
@@ -119,17 +120,15 @@ def diff(wanted: frozenset[Entry], present: frozenset[Entry]) -> Operations:
     """What turns `present` into `wanted`. Entries in both are left alone.
 
     An entry that a wanted one replaces is not removed first, so its traffic is not interrupted.
-    A MAC with several hosts is the exception, as replacing would keep all but one of them.
+    Where a hand has appended a second one with the same key, replacing would keep one of them: then
+    all that are unwanted are removed.
     """
     kept = {_key(entry) for entry in wanted}
-    hosts: dict[str, int] = {}
-    for entry in present:
-        if isinstance(entry, Forward):
-            hosts[entry.mac] = hosts.get(entry.mac, 0) + 1
+    count = Counter(_key(entry) for entry in present)
 
     def obsolete(entry: Entry) -> bool:
-        several = isinstance(entry, Forward) and hosts[entry.mac] > 1
-        return several or _key(entry) not in kept
+        key = _key(entry)
+        return key not in kept or count[key] > 1
 
     remove = sorted(filter(obsolete, present - wanted), key=_dependency, reverse=True)
     put = sorted(wanted - present, key=_dependency)

@@ -16,7 +16,7 @@ LINE_LIMIT = 16 << 20  # bytes of an answer
 ATTEMPTS = 2
 COMMAND = (sys.executable, "-m", "orchestrator.cni.helper")
 EXIT_SECONDS = 2.0
-INTERNAL, TRY_AGAIN_LATER = 999, 11
+NOT_AVAILABLE, INTERNAL = 50, 999
 
 
 class NetworkError(Exception):
@@ -77,7 +77,7 @@ class HelperProcess:
                         " it was restarted"
                     ) from None
                 except (ConnectionError, EOFError):
-                    await self._kill()
+                    await self._stop()
             raise NetworkError(f"the network helper died twice while it did: {op}")
 
     async def _exchange(self, op: str, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .helper import COMMAND, TRY_AGAIN_LATER, HelperProcess, NetworkError
+from .helper import COMMAND, NOT_AVAILABLE, HelperProcess, NetworkError
 
 REQUEST_SECONDS = 30.0
 CNI_VERSION = "1.1.0"
@@ -145,9 +145,9 @@ class NodeNetwork:
         try:
             result = await self._helper.request("attach", body)
         except NetworkError as error:
-            if error.code != TRY_AGAIN_LATER:
+            if error.code != NOT_AVAILABLE:
                 raise
-            # Somebody removed the bridge since the last pass, or two changed one thing at once.
+            # Somebody removed the bridge since the last pass.
             await self.apply(config)
             result = await self._helper.request("attach", body)
         return _attachment(container_id, config, result)
@@ -176,7 +176,7 @@ class NodeNetwork:
     def _configured(self) -> NetworkConfig:
         if self._config is None:
             raise NetworkError(
-                "this node has no network yet: it gets one from a manager", TRY_AGAIN_LATER
+                "this node has no network yet: it gets one from a manager", NOT_AVAILABLE
             )
         return self._config
 

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,6 +140,29 @@ def make_host(folder: Path, name: str, address: str = "192.0.2.11") -> NsHost:
     return host
 
 
+def wait_for(true: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait for what the kernel does on its own, soon."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "the kernel did not get there in time"
+        time.sleep(0.01)
+
+
+def answers(one: NsHost, two: NsHost) -> bool:
+    """Whether a packet between two hosts arrives."""
+    with (
+        socket_in(two.netns, socket.SOCK_DGRAM) as receiver,
+        socket_in(one.netns, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind((two.address, 0))
+        receiver.settimeout(0.02)
+        sender.sendto(b"?", receiver.getsockname())
+        try:
+            return receiver.recv(1) == b"?"
+        except TimeoutError:
+            return False
+
+
 def make_hosts(folder: Path, count: int) -> list[NsHost]:
     """Hosts h1... at 192.0.2.11..., and a router 192.0.2.1 beyond which is 198.51.100.1."""
     folder.mkdir(parents=True)
@@ -167,4 +191,7 @@ def make_hosts(folder: Path, count: int) -> list[NsHost]:
         )  # fmt: skip
         hosts.append(host)
     router.shell("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
+    for host in hosts[1:]:
+        # The kernel may take a second to notice that a cable was plugged in.
+        wait_for(lambda host=host: answers(router, host))  # type: ignore[misc]
     return hosts

@@ -5,4 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "cni"))
 
-from nshosts import *  # noqa: F403
+from nsfixtures import host, hosts, netns_folder
+
+__all__ = ["host", "hosts", "netns_folder"]

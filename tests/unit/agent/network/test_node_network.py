@@ -1,0 +1,479 @@
+"""Nodes made of namespaces, and the packets between their containers."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+from nshosts import NsHost, reach, socket_in, wait_for
+
+from orchestrator.agent.network import (
+    NetworkConfig,
+    NetworkError,
+    NodeNetwork,
+    Peer,
+    PortMapping,
+)
+from orchestrator.cni import namespaces, vxlan
+from orchestrator.cni.errors import Code
+from orchestrator.cni.rtnetlink import NetlinkError
+
+pytestmark = pytest.mark.root
+
+IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
+BEYOND = "198.51.100.1"
+
+
+def subnet(number: int) -> str:
+    return f"10.128.{number}.0/24"
+
+
+def config(host: NsHost, number: int, peers: tuple[Peer, ...] = ()) -> NetworkConfig:
+    return NetworkConfig(
+        id="net1",
+        name="default",
+        vni=7,
+        cluster_cidr="10.128.0.0/14",
+        subnet=subnet(number),
+        mtu=0,
+        node_address=host.address,
+        peers=peers,
+    )
+
+
+def node(host: NsHost, **more: float) -> NodeNetwork:
+    return NodeNetwork(host.state, host.run, command=host.helper, **more)
+
+
+class Cluster:
+    """Three nodes that know each other; `router` is outside of the cluster."""
+
+    def __init__(self, hosts: list[NsHost], networks: list[NodeNetwork]) -> None:
+        self.router, *self.hosts = hosts
+        self.networks = networks
+        self.peers = tuple(Peer(subnet(n), host.address) for n, host in enumerate(self.hosts))
+
+    async def apply(self, number: int, peers: tuple[Peer, ...] | None = None) -> None:
+        wanted = config(self.hosts[number], number, self.peers if peers is None else peers)
+        await self.networks[number].apply(wanted)
+
+
+@pytest.fixture
+async def cluster(hosts: list[NsHost]) -> AsyncIterator[Cluster]:
+    async with AsyncExitStack() as stack:
+        networks = [await stack.enter_async_context(node(host)) for host in hosts[1:]]
+        made = Cluster(hosts, networks)
+        for number in range(3):
+            await made.apply(number)
+        yield made
+        for number in range(3):
+            await made.apply(number)
+            await networks[number].remove()
+
+
+@pytest.fixture
+async def single(host: NsHost) -> AsyncIterator[NodeNetwork]:
+    async with node(host) as network:
+        await network.apply(config(host, 0))
+        yield network
+
+
+def cables(host: NsHost) -> list[str]:
+    """The cables' ends on the host."""
+    return [link["ifname"] for link in host.ip("link", "show", "type", "veth")]
+
+
+# -- connectivity --------------------------------------------------------------------------------
+
+
+async def test_containers_and_hosts_reach_each_other(cluster: Cluster) -> None:
+    one, two, three = cluster.hosts
+    a = await cluster.networks[0].attach("a")
+    b = await cluster.networks[1].attach("b")
+    c = await cluster.networks[1].attach("c")
+    assert (a.address, b.address, c.address) == ("10.128.0.2", "10.128.1.2", "10.128.1.3")
+    assert reach(b.netns, a.netns, b.address, 80) == a.address, "over VXLAN, the source is kept"
+    assert reach(a.netns, b.netns, a.address, 80) == b.address
+    assert reach(c.netns, b.netns, c.address, 80) == b.address, "over the bridge"
+    assert reach(a.netns, one.netns, a.address, 80) == "10.128.0.1", "from its own host"
+    assert reach(b.netns, one.netns, b.address, 80) == "10.128.0.1", "from another host"
+    assert reach(a.netns, three.netns, a.address, 80) == "10.128.2.1"
+    assert reach(two.netns, b.netns, two.address, 80) == b.address, "a container reaches its host"
+
+
+async def test_what_leaves_the_network_is_masqueraded(cluster: Cluster) -> None:
+    a = await cluster.networks[0].attach("a")
+    assert reach(cluster.router.netns, a.netns, BEYOND, 80) == cluster.hosts[0].address
+    assert reach(cluster.hosts[1].netns, a.netns, cluster.hosts[1].address, 80) == (
+        cluster.hosts[0].address
+    )
+
+
+async def test_the_mtu_fits_the_tunnel(cluster: Cluster) -> None:
+    a = await cluster.networks[0].attach("a")
+    b = await cluster.networks[1].attach("b")
+    with (
+        socket_in(b.netns, socket.SOCK_DGRAM) as receiver,
+        socket_in(a.netns, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind(("0.0.0.0", 9))
+        sender.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+        sender.sendto(b"x" * (1450 - 28), (b.address, 9))
+        assert len(receiver.recv(2000)) == 1450 - 28, "a full packet, not to be fragmented"
+        with pytest.raises(OSError, match="Message too long") as caught:
+            sender.sendto(b"x" * (1450 - 27), (b.address, 9))
+        assert caught.value.errno == errno.EMSGSIZE
+
+
+async def test_published_ports(cluster: Cluster) -> None:
+    one, two, _ = cluster.hosts
+    published = [PortMapping(8080, 80), PortMapping(8081, 81, host_ip="127.0.0.1")]
+    a = await cluster.networks[0].attach("a", published)
+    neighbour = await cluster.networks[0].attach("neighbour")
+    b = await cluster.networks[1].attach("b")
+    for who, client in {
+        "another host": two.netns,
+        "outside": cluster.router.netns,
+        "the host itself": one.netns,
+        "a container of another host": b.netns,
+        "a neighbour": neighbour.netns,
+        "the container itself": a.netns,
+    }.items():
+        assert reach(a.netns, client, one.address, 8080, 80), who
+    assert reach(a.netns, two.netns, one.address, 8080, 80) == two.address, "the client is seen"
+    assert reach(a.netns, one.netns, "127.0.0.1", 8080, 80)
+    assert reach(a.netns, one.netns, "127.0.0.1", 8081, 81)
+    with pytest.raises(ConnectionRefusedError):
+        reach(a.netns, two.netns, one.address, 8081, 81)
+    await cluster.networks[0].detach("a")
+    with pytest.raises(ConnectionRefusedError):
+        reach(neighbour.netns, two.netns, one.address, 8080, 80)
+
+
+async def test_udp_ports(cluster: Cluster) -> None:
+    one, two, _ = cluster.hosts
+    a = await cluster.networks[0].attach("a", [PortMapping(5300, 53, "udp")])
+    with (
+        socket_in(a.netns, socket.SOCK_DGRAM) as server,
+        socket_in(two.netns, socket.SOCK_DGRAM) as client,
+    ):
+        server.bind(("0.0.0.0", 53))
+        client.sendto(b"question", (one.address, 5300))
+        data, peer = server.recvfrom(100)
+        assert (data, peer[0]) == (b"question", two.address)
+        server.sendto(b"answer", peer)
+        assert client.recvfrom(100) == (b"answer", (one.address, 5300))
+
+
+# -- attach and detach ---------------------------------------------------------------------------
+
+
+async def test_attach_again_is_the_same(single: NodeNetwork, host: NsHost) -> None:
+    first = await single.attach("a", [PortMapping(80, 80)])
+    assert namespaces.exists(first.netns)
+    assert await single.attach("a", [PortMapping(80, 80)]) == first
+    assert len(cables(host)) == 1
+    await single.check("a")
+    moved = await single.attach("a", [PortMapping(81, 80)])
+    assert moved.address == first.address
+    listed = host.shell("nft", "list", "map", "ip", "orc", "published")
+    assert "tcp . 81" in listed
+    assert "tcp . 80 :" not in listed
+
+
+async def test_detach_leaves_nothing(single: NodeNetwork, host: NsHost) -> None:
+    a = await single.attach("a", [PortMapping(80, 80)])
+    await single.detach("a")
+    assert not namespaces.exists(a.netns)
+    wait_for(lambda: not cables(host))
+    assert "tcp . 80" not in host.shell("nft", "list", "map", "ip", "orc", "published")
+    await single.detach("a")
+    await single.detach("never-was")
+    with pytest.raises(NetworkError, match="container a has no address"):
+        await single.check("a")
+
+
+async def test_a_stray_process_cannot_use_the_address(single: NodeNetwork, host: NsHost) -> None:
+    a = await single.attach("a")
+    with socket_in(a.netns) as stray:  # holds the namespace
+        stray.bind((a.address, 80))
+        stray.listen()
+        await single.detach("a")
+        with socket_in(host.netns) as client:
+            client.settimeout(0.2)
+            with pytest.raises((TimeoutError, OSError)):
+                client.connect((a.address, 80))
+        await single.collect([])
+        assert cables(host) == []
+
+
+async def test_a_stopped_container_is_connected_again(single: NodeNetwork, host: NsHost) -> None:
+    for _ in range(3):
+        a = await single.attach("a")
+        await single.detach("a")
+    a = await single.attach("a")
+    assert a.address == "10.128.0.5"
+    assert reach(a.netns, host.netns, a.address, 80) == "10.128.0.1"
+
+
+async def test_a_port_in_use(single: NodeNetwork, host: NsHost) -> None:
+    await single.attach("a", [PortMapping(80, 80)])
+    with pytest.raises(NetworkError, match=r"port 80/tcp .* by container a") as caught:
+        await single.attach("b", [PortMapping(80, 8080)])
+    assert caught.value.code == Code.PORT_IN_USE
+    assert not (host.run / "netns" / "b").exists(), "rolled back"
+    assert len(cables(host)) == 1
+    with pytest.raises(NetworkError, match="protocol 'icmp'"):
+        await single.attach("b", [PortMapping(81, 81, "icmp")])
+
+
+async def test_collect(single: NodeNetwork, host: NsHost) -> None:
+    keep = await single.attach("keep", [PortMapping(80, 80)])
+    gone = await single.attach("gone", [PortMapping(81, 80)])
+    host.shell("ip", "link", "add", "orcvstray", "type", "veth")
+    host.shell("ip", "link", "set", "orcvstray", "master", "orcbr7")
+    await single.collect(["keep"])
+    assert not namespaces.exists(gone.netns)
+    assert len(cables(host)) == 1
+    listed = host.shell("nft", "list", "map", "ip", "orc", "published")
+    assert "tcp . 80" in listed
+    assert "tcp . 81" not in listed
+    assert reach(keep.netns, host.netns, keep.address, 80)
+
+
+async def test_after_a_reboot_leases_are_collected(single: NodeNetwork, host: NsHost) -> None:
+    a = await single.attach("a")
+    # A reboot empties the run folder and the kernel, and keeps the state folder.
+    host.shell("ip", "link", "del", "orcbr7")
+    namespaces.remove(Path(a.netns))
+    await single.apply(config(host, 0))
+    await single.collect([])
+    await single.attach("b")
+    with pytest.raises(NetworkError):
+        await single.check("a")
+
+
+# -- level-triggered -----------------------------------------------------------------------------
+
+
+async def test_what_is_removed_by_hand_comes_back(cluster: Cluster) -> None:
+    one = cluster.hosts[0]
+    a = await cluster.networks[0].attach("a", [PortMapping(8080, 80)])
+    b = await cluster.networks[1].attach("b")
+    for damage in (
+        ["ip", "route", "del", subnet(1)],
+        ["ip", "neigh", "del", "10.128.1.0", "dev", "orcvx7"],
+        ["bridge", "fdb", "del", "02:76:0a:80:01:00", "dev", "orcvx7"],
+        ["ip", "neigh", "replace", "10.128.1.0", "lladdr", "02:00:00:00:00:01", "dev", "orcvx7"],
+        ["ip", "link", "set", "orcvx7", "down"],
+        ["ip", "link", "del", "orcvx7"],
+        ["nft", "delete", "table", "ip", "orc"],
+        ["ip", "addr", "flush", "dev", "orcbr7"],
+        ["sysctl", "-qw", "net.ipv4.ip_forward=0"],
+    ):
+        one.shell(*damage)
+        await cluster.apply(0)
+        assert reach(b.netns, a.netns, b.address, 80) == a.address, damage
+        assert reach(a.netns, cluster.hosts[1].netns, one.address, 8080, 80), damage
+
+
+async def test_peers_come_and_go(cluster: Cluster) -> None:
+    one = cluster.hosts[0]
+
+    def entries() -> tuple[int, int, int]:
+        routes = [r for r in one.ip("route", "show", "dev", "orcvx7") if "gateway" in r]
+        neighbours = one.ip("neigh", "show", "dev", "orcvx7")
+        forwards = one.shell("bridge", "fdb", "show", "dev", "orcvx7").splitlines()
+        return len(routes), len(neighbours), len([line for line in forwards if " dst " in line])
+
+    assert entries() == (2, 2, 2)
+    one.shell("bridge", "fdb", "append", "00:00:00:00:00:00", "dst", "192.0.2.99", "dev", "orcvx7")
+    one.shell("ip", "route", "add", "10.131.0.0/24", "dev", "orcvx7")
+    await cluster.apply(0, cluster.peers[:2])
+    assert entries() == (1, 1, 1)
+    await cluster.apply(0, ())
+    assert entries() == (0, 0, 0)
+    many = tuple(
+        Peer(f"10.{129 + n // 250}.{n % 250}.0/24", str(IPv4Address("192.0.2.0") + n % 250))
+        for n in range(500)
+    )
+    await cluster.apply(0, many)
+    assert entries() == (500, 500, 500)
+
+
+async def test_a_moved_peer_is_followed(cluster: Cluster) -> None:
+    a = await cluster.networks[0].attach("a")
+    two, three = cluster.hosts[1:]
+    await cluster.networks[2].remove()
+    moved = (cluster.peers[0], Peer(subnet(1), three.address))
+    await cluster.networks[1].remove()
+    await cluster.networks[2].apply(config(three, 1, moved))
+    b = await cluster.networks[2].attach("b")
+    await cluster.apply(0, moved)
+    assert b.address == "10.128.1.2"
+    assert reach(b.netns, a.netns, b.address, 80) == a.address
+    assert not [link for link in two.ip("link") if link["ifname"].startswith("orc")]
+
+
+async def test_a_different_device_is_made_anew(cluster: Cluster) -> None:
+    one = cluster.hosts[0]
+    one.shell("ip", "link", "del", "orcvx7")
+    one.shell(
+        "ip", "link", "add", "orcvx7", "type", "vxlan", "id", "8", "dstport", "4789",
+        "local", one.address,
+    )  # fmt: skip
+    await cluster.apply(0)
+    (link,) = one.ip("link", "show", "orcvx7")
+    data = link["linkinfo"]["info_data"]
+    assert (data["id"], data["port"], data["learning"]) == (7, 4789, False)
+    assert (link["mtu"], link["address"]) == (1450, "02:76:0a:80:00:00")
+
+
+async def test_a_missing_bridge_is_mended_by_attach(single: NodeNetwork, host: NsHost) -> None:
+    host.shell("ip", "link", "del", "orcbr7")
+    a = await single.attach("a")
+    assert reach(a.netns, host.netns, a.address, 80) == "10.128.0.1"
+
+
+async def test_foreign_rules_are_untouched(single: NodeNetwork, host: NsHost) -> None:
+    foreign = "table ip foreign {\n\tchain c {\n\t\ttcp dport 1 accept\n\t}\n}\n"
+    host.shell("nft", "-f", "-", stdin=foreign)
+    await single.attach("a", [PortMapping(80, 80)])
+    await single.apply(config(host, 0))
+    await single.collect([])
+    assert host.shell("nft", "list", "table", "ip", "foreign") == foreign
+    await single.remove()
+    assert host.shell("nft", "list", "ruleset") == foreign
+    assert [link["ifname"] for link in host.ip("link")] == ["lo", "uplink"]
+
+
+# -- the helper ----------------------------------------------------------------------------------
+
+
+async def test_a_killed_helper_leaks_and_doubles_nothing(single: NodeNetwork, host: NsHost) -> None:
+    given: dict[str, str] = {}
+    for number in range(40):
+        name = f"c{number}"
+        async with asyncio.TaskGroup() as group:
+            adding = group.create_task(single.attach(name, [PortMapping(1000 + number, 80)]))
+            if number % 2:
+                # At a different point of each attachment.
+                await asyncio.sleep(number * 0.00008)
+                pid = single.helper_pid
+                if pid is not None:
+                    os.kill(pid, signal.SIGKILL)
+        given[name] = adding.result().address
+    assert len(set(given.values())) == 40
+    kept = [f"c{number}" for number in range(0, 40, 4)]
+    await single.collect(kept)
+    assert len(cables(host)) == len(kept)
+    assert sorted(path.name for path in (host.run / "netns").iterdir()) == sorted(kept)
+    for name in kept:
+        await single.check(name)
+    listed = host.shell("nft", "list", "map", "ip", "orc", "published")
+    assert listed.count("tcp . ") == len(kept)
+    await single.collect([])
+    assert cables(host) == []
+
+
+async def test_a_cancelled_caller_disturbs_nobody(single: NodeNetwork) -> None:
+    for number in range(10):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.0005):
+                await single.attach(f"cancelled{number}")
+        attached = await single.attach(f"c{number}")
+        assert attached.container_id in attached.netns
+
+
+async def test_many_at_once(single: NodeNetwork, host: NsHost) -> None:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(single.attach(f"c{number}")) for number in range(50)]
+    assert len({task.result().address for task in tasks}) == 50
+    assert len(cables(host)) == 50
+
+
+async def test_a_helper_that_hangs_is_replaced(host: NsHost) -> None:
+    async with NodeNetwork(
+        host.state, host.run, timeout=0.1, command=("sh", "-c", "exec sleep 60")
+    ) as network:
+        with pytest.raises(NetworkError, match=r"did not answer within 0\.1 s"):
+            await network.apply(config(host, 0))
+        assert network.helper_pid is None
+
+
+async def test_a_helper_that_cannot_live(host: NsHost) -> None:
+    async with NodeNetwork(host.state, host.run, command=("false",)) as network:
+        with pytest.raises(NetworkError, match="died twice"):
+            await network.apply(config(host, 0))
+    async with NodeNetwork(host.state, host.run, command=("/nowhere",)) as network:
+        with pytest.raises(NetworkError, match="cannot be started: No such file"):
+            await network.apply(config(host, 0))
+
+
+def test_the_helper_leaves_with_its_agent(host: NsHost) -> None:
+    command = [*host.helper, str(host.state), str(host.run)]
+    done = subprocess.run(command, input=b"not json\n", capture_output=True, timeout=5)
+    assert done.returncode == 0
+    assert b"not a request of the helper" in done.stdout
+
+
+async def test_before_the_first_configuration(host: NsHost) -> None:
+    async with node(host) as network:
+        with pytest.raises(NetworkError, match="no network yet"):
+            await network.attach("a")
+
+
+def test_the_agent_stays_free_of_netlink() -> None:
+    code = "import sys, orchestrator.agent.network; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert not [name for name in loaded.split() if name.startswith("orchestrator.cni")]
+
+
+# -- words for the user --------------------------------------------------------------------------
+
+
+async def test_an_address_that_is_not_here(host: NsHost) -> None:
+    elsewhere = NsHost(host.netns, "203.0.113.5", host.state, host.run)
+    async with node(host) as network:
+        with pytest.raises(NetworkError, match=r"no interface .* address 203\.0\.113\.5"):
+            await network.apply(config(elsewhere, 0))
+
+
+async def test_peers_that_overlap(single: NodeNetwork, host: NsHost) -> None:
+    peers = (Peer("10.128.1.0/24", "192.0.2.1"), Peer("10.128.1.0/25", "192.0.2.2"))
+    with pytest.raises(NetworkError, match="must not overlap"):
+        await single.apply(config(host, 0, peers))
+
+
+async def test_a_vni_in_use(single: NodeNetwork, host: NsHost) -> None:
+    host.shell("ip", "link", "del", "orcvx7")
+    host.shell(
+        "ip", "link", "add", "other", "type", "vxlan", "id", "7", "dstport", "4789",
+        "local", host.address,
+    )  # fmt: skip
+    with pytest.raises(NetworkError, match="another VXLAN device already uses VNI 7"):
+        await single.apply(config(host, 0))
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (errno.EOPNOTSUPP, Code.KERNEL_LACKS, "this kernel has no VXLAN: load the module vxlan"),
+        (errno.EPERM, Code.IO_FAILURE, "networks need root"),
+        (errno.EEXIST, Code.INVALID_CONFIG, "VNI 7"),
+        (errno.ENOMEM, Code.IO_FAILURE, "VXLAN device orcvx7: Cannot allocate memory"),
+    ],
+)
+def test_what_the_kernel_refuses(number: int, code: Code, words: str) -> None:
+    error = vxlan.refused("orcvx7", 7, NetlinkError(number, os.strerror(number)))
+    assert (error.code, words in str(error)) == (code, True)

@@ -7,4 +7,13 @@ Imports point one way: cli → model; manager, agent → model; never manager �
 none of them.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+# gRPC's core reads these when it is imported, so they are set before anything of ours can be.
+# Its Python API cannot set a lowest TLS version; all keys of a cluster are ECDSA, so with this
+# suite alone TLS 1.2 finds none in common, and TLS 1.3, whose suites are set apart, is left.
+os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES256-GCM-SHA384")
+# A fork in a daemon full of gRPC's threads only ever leads to exec.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -109,9 +109,6 @@ class Client:
     def _open(self) -> Any:
         if self._stub is not None:
             return self._stub
-        # Insist on TLS 1.3: our keys are ECDSA, so no suite of TLS 1.2 is left. gRPC's core
-        # reads this when it first makes credentials.
-        os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES256-GCM-SHA384")
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         endpoint = self._reachable()
         import grpc

@@ -11,9 +11,9 @@ and goes on only if that certificate has the digest that the token names; so a f
 never learns the secret. It then sends the secret with a signing request over TLS verified
 against that CA, and gets a certificate for a fresh node id.
 
-gRPC's Python API cannot set a lowest TLS version. All keys here are ECDSA, so `tls` leaves gRPC
-only a TLS 1.2 cipher suite that needs an RSA key: a TLS 1.2 handshake finds no suite in common
-and fails, and TLS 1.3, whose suites are set apart, is all that is left.
+gRPC's Python API cannot set a lowest TLS version. All keys here are ECDSA, so the top package
+leaves gRPC only a TLS 1.2 cipher suite that needs an RSA key: a TLS 1.2 handshake finds no suite
+in common and fails, and TLS 1.3, whose suites are set apart, is all that is left.
 
 Files: `ca` (make, sign), `token`, `tls` (credentials, the peer of a call), `roles` (the guard of
 every server), `files` (the identity folder, keys 0600), `join` (the host's side), `commands`

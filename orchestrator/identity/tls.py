@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-# Read by gRPC's core when it first makes credentials. All our keys are ECDSA, so this suite can
-# never be agreed on and TLS 1.2 with it; see the package's page.
-os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES256-GCM-SHA384")
-# A fork in a daemon full of gRPC threads only ever leads to exec.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 
@@ -66,6 +59,7 @@ def channel_options(peer_name: str = MANAGER_NAME) -> list[tuple[str, Any]]:
         ("grpc.keepalive_timeout_ms", 2000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", 64 << 20),
+        ("grpc.enable_http_proxy", 0),
     ]
 
 

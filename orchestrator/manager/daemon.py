@@ -130,6 +130,8 @@ class Manager:
         self._inbox = Inbox(time.time)
         self._tunnels = Tunnels(new_id)
         self._leader = ""
+        self.serving = asyncio.Event()
+        """Set once the ports are open."""
         self._address = f"{identity.address}:{identity.port}"
         self._dispatcher = Dispatcher(
             self.cache, self._inbox, self._tunnels, lambda: self._address, self._managers
@@ -146,6 +148,7 @@ class Manager:
             await _found(self._kv, self.cache, self._identity, self._settings)
             server = self._server()
             await server.start()
+            self.serving.set()
             log.info(
                 "serving",
                 extra={"address": self._address, "manager": self._identity.manager_id},

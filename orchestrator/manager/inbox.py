@@ -26,22 +26,6 @@ class Reports:
     acknowledge: list[Callable[[], None]] = field(default_factory=list)
     """Called once the reports are committed."""
 
-    def __bool__(self) -> bool:
-        return bool(
-            self.hellos or self.statuses or self.inventories or self.tagged or self.acknowledge
-        )
-
-    def absorb(self, older: Reports) -> None:
-        """Put back what could not be committed; what has come since is newer and wins."""
-        self.hellos = {**older.hellos, **self.hellos}
-        self.inventories = {**older.inventories, **self.inventories}
-        self.statuses = {
-            node: {**older.statuses.get(node, {}), **self.statuses.get(node, {})}
-            for node in {**older.statuses, **self.statuses}
-        }
-        self.tagged = older.tagged + self.tagged
-        self.acknowledge = older.acknowledge + self.acknowledge
-
 
 class Inbox:
     """Reports under collection, and when each node was last heard of (in memory only: a new
@@ -89,10 +73,6 @@ class Inbox:
         """All reports so far; the inbox is empty after it."""
         taken, self._reports = self._reports, Reports()
         return taken
-
-    def put_back(self, reports: Reports) -> None:
-        """Return reports that could not be committed."""
-        self._reports.absorb(reports)
 
     def clear(self) -> None:
         """Forget everything: another term begins, agents will say it all again."""

@@ -1,0 +1,288 @@
+"""Who may do what: a real manager's ports, real TLS, and certificates of every wrong kind."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import socket
+import ssl
+import stat
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from orchestrator.identity import ca, token
+from orchestrator.identity.ca import KeyPair
+from orchestrator.identity.files import ManagerIdentity
+from orchestrator.identity.join import Joined, JoinRefused, join
+from orchestrator.identity.setup import AlreadyThere, init_cluster, store_node
+from orchestrator.identity.tls import channel_options
+from orchestrator.manager.daemon import Manager, ManagerSettings
+from orchestrator.manager.store.memory import MemoryKv
+from orchestrator.pb import control_pb2, control_pb2_grpc, dispatch_pb2, dispatch_pb2_grpc
+
+
+@dataclass
+class Running:
+    """A manager with a memory store, on free loopback ports."""
+
+    folder: Path
+    identity: ManagerIdentity
+    authority: KeyPair
+    admin: KeyPair
+    manager: Manager
+
+    @property
+    def token(self) -> str:
+        return str(
+            token.JoinToken(ca.digest(self.authority.certificate), self.identity.worker_token)
+        )
+
+    def issue(self, role: str, *, name: str = "x", cluster: str = "", days: int = 0) -> KeyPair:
+        return ca.issue(
+            self.authority,
+            common_name=name,
+            role=role,
+            cluster_id=cluster or self.identity.cluster_id,
+            now=dt.datetime.now(dt.UTC) + dt.timedelta(days=days),
+        )
+
+    def channel(self, pair: KeyPair | None, *, root: str = "") -> grpc.aio.Channel:
+        root = root or self.authority.certificate
+        credentials = grpc.ssl_channel_credentials(
+            root.encode(),
+            pair.key.encode() if pair else None,
+            pair.certificate.encode() if pair else None,
+        )
+        return grpc.aio.secure_channel(
+            f"127.0.0.1:{self.identity.port}", credentials, options=channel_options()
+        )
+
+    async def join(self, text: str) -> Joined:
+        address = f"127.0.0.1:{self.identity.port + 1}"
+        return await asyncio.to_thread(join, address, text, "host-1")
+
+
+def _two_free_ports() -> int:
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            with suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", port + 1))
+                return port
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    folder = tmp_path / "manager"
+    identity, certificate, admin = init_cluster(
+        folder, "127.0.0.1", _two_free_ports(), "10.128.0.0/14"
+    )
+    authority = KeyPair(certificate, (folder / "ca.key").read_text())
+    kv = MemoryKv(asyncio.get_running_loop().time)
+    manager = Manager(ManagerSettings(folder), identity, kv)
+    running = Running(folder, identity, authority, admin, manager)
+    served = asyncio.create_task(manager.run())
+    try:
+        await manager.serving.wait()
+        yield running
+    finally:
+        served.cancel()
+        with suppress(asyncio.CancelledError):
+            await served
+
+
+async def info(channel: grpc.aio.Channel) -> Any:
+    stub = control_pb2_grpc.ControlStub(channel)
+    return await stub.GetCluster(control_pb2.GetClusterRequest(), timeout=5)
+
+
+async def hello(channel: grpc.aio.Channel) -> list[str]:
+    """Begin a session; the kinds of the first two messages that come back."""
+    call = dispatch_pb2_grpc.DispatchStub(channel).Session(timeout=5)
+    await call.write(dispatch_pb2.AgentMessage(hello=dispatch_pb2.Hello()))
+    kinds = []
+    while len(kinds) < 2:
+        message = await call.read()
+        if message is grpc.aio.EOF:
+            raise grpc.aio.AioRpcError(
+                await call.code(),
+                await call.initial_metadata(),
+                await call.trailing_metadata(),
+                await call.details(),
+            )
+        kinds.append(message.WhichOneof("kind"))
+    call.cancel()
+    return kinds
+
+
+async def test_an_administrator_may_use_the_control_api(running: Running) -> None:
+    async with running.channel(running.admin) as channel:
+        reply = await info(channel)
+    assert reply.id == running.identity.cluster_id
+    assert reply.worker_token == running.token
+
+
+async def test_keys_are_for_their_owner_only(running: Running, tmp_path: Path) -> None:
+    joined = await running.join(running.token)
+    store_node(tmp_path / "node", joined, "")
+    for key in (
+        running.folder / "ca.key",
+        running.folder / "manager.key",
+        running.folder / "manager.json",
+        tmp_path / "node" / "node.key",
+    ):
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600, key
+
+
+async def test_a_host_joins_and_may_hold_a_session(running: Running) -> None:
+    joined = await running.join(running.token)
+    assert (joined.role, joined.cluster_id) == ("worker", running.identity.cluster_id)
+    assert joined.managers == (f"127.0.0.1:{running.identity.port}",)
+    async with running.channel(KeyPair(joined.certificate, joined.key)) as channel:
+        assert await hello(channel) == ["welcome", "assignments"]
+
+
+@pytest.mark.parametrize("role", ["worker", "manager", "stranger"])
+async def test_only_administrators_may_use_the_control_api(
+    running: Running, role: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running.channel(running.issue(role)) as channel:
+        with (
+            caplog.at_level(logging.WARNING),
+            pytest.raises(grpc.aio.AioRpcError) as refused,
+        ):
+            await info(channel)
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert f"the role '{role}' may not call" in (refused.value.details() or "")
+    assert "call refused" in caplog.text
+
+
+async def test_an_administrator_cannot_pose_as_a_node(running: Running) -> None:
+    async with running.channel(running.admin) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await hello(channel)
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_node_that_was_removed_is_refused(running: Running) -> None:
+    # Its certificate is in order, but the store knows no such node.
+    async with running.channel(running.issue("worker", name="gone")) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await hello(channel)
+    assert "was removed from the cluster" in (refused.value.details() or "")
+
+
+async def test_a_certificate_of_another_cluster_is_refused(running: Running) -> None:
+    # Signed by the right CA, so that the handshake passes: the subject decides.
+    async with running.channel(running.issue("admin", cluster="other")) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await info(channel)
+    assert "another cluster" in (refused.value.details() or "")
+
+
+async def test_foreign_expired_and_missing_certificates_fail_the_handshake(
+    running: Running,
+) -> None:
+    now = dt.datetime.now(dt.UTC)
+    foreign = ca.issue(
+        ca.new_ca(running.identity.cluster_id, now),
+        common_name="admin",
+        role="admin",
+        cluster_id=running.identity.cluster_id,
+        now=now,
+    )
+    expired = running.issue("admin", days=-ca.LIFETIME.days - 1)
+    for pair in (foreign, expired, None):
+        async with running.channel(pair) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await info(channel)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_false_manager_is_refused_by_clients(running: Running) -> None:
+    other = ca.new_ca("other", dt.datetime.now(dt.UTC))
+    async with running.channel(running.admin, root=other.certificate) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await info(channel)
+    assert "CERTIFICATE_VERIFY_FAILED" in (refused.value.details() or "")
+
+
+async def test_a_node_cannot_pose_as_a_manager(running: Running) -> None:
+    # A node's certificate lacks the managers' DNS name that every client insists on.
+    from cryptography import x509
+
+    joined = await running.join(running.token)
+    certificate = x509.load_pem_x509_certificate(joined.certificate.encode())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [ca.NODE_NAME]
+
+
+async def test_a_wrong_secret_is_refused_and_logged(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = str(token.JoinToken(ca.digest(running.authority.certificate), token.new_secret()))
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(JoinRefused, match="not valid"),
+    ):
+        await running.join(wrong)
+    assert "join refused" in caplog.text
+
+
+async def test_a_token_for_another_cluster_never_tells_its_secret(running: Running) -> None:
+    with pytest.raises(JoinRefused, match="its CA differs"):
+        await running.join(str(token.JoinToken("0" * 64, running.identity.worker_token)))
+
+
+async def test_a_rotated_token_is_worth_nothing(running: Running) -> None:
+    async with running.channel(running.admin) as channel:
+        reply = await control_pb2_grpc.ControlStub(channel).RotateToken(
+            control_pb2.RotateTokenRequest(role="worker")
+        )
+    with pytest.raises(JoinRefused, match="any more"):
+        await running.join(running.token)
+    assert (await running.join(reply.token)).role == "worker"
+
+
+def test_what_is_not_a_token_is_said_to_be_none() -> None:
+    with pytest.raises(token.BadToken, match="ORC-1-"):
+        join("127.0.0.1:1", "SWMTKN-1-abc", "host")
+
+
+def test_nobody_at_the_address() -> None:
+    text = str(token.JoinToken("0" * 64, token.new_secret()))
+    with pytest.raises(JoinRefused, match="is 'orc manager' running there"):
+        join("127.0.0.1:1", text, "host")
+
+
+async def test_a_second_cluster_in_one_folder_is_refused(running: Running) -> None:
+    with pytest.raises(AlreadyThere, match="already"):
+        init_cluster(running.folder, "127.0.0.1", 7420, "10.128.0.0/14")
+
+
+async def test_tls_below_1_3_is_refused(running: Running) -> None:
+    def handshake(version: ssl.TLSVersion, port: int) -> str | None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.maximum_version = version
+        context.set_alpn_protocols(["h2"])
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=5) as raw,
+            context.wrap_socket(raw) as tls,
+        ):
+            return tls.version()
+
+    join_port = running.identity.port + 1
+    assert await asyncio.to_thread(handshake, ssl.TLSVersion.TLSv1_3, join_port) == "TLSv1.3"
+    for port in (join_port, running.identity.port):
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await asyncio.to_thread(handshake, ssl.TLSVersion.TLSv1_2, port)

@@ -1,0 +1,103 @@
+"""Reports of agents as changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.manager.inbox import Reports
+from orchestrator.manager.ingest import ingest
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Image, Node, NodeDescription, NodeState, Task, TaskStatus
+from orchestrator.model.states import TaskState
+
+NODE = Node(id="n1", description=NodeDescription(hostname="one", address="10.0.0.1"))
+
+
+def task(state: TaskState, **more: object) -> Task:
+    return Task(id="t1", service_id="s", node_id="n1", status=TaskStatus(state=state), **more)  # type: ignore[arg-type]
+
+
+def after(view: ClusterView, reports: Reports, now: float = 100.0) -> ClusterView:
+    return view.evolve(ingest(view, reports, now))
+
+
+@pytest.mark.parametrize(
+    ("current", "reported", "stored"),
+    [
+        (TaskState.ASSIGNED, TaskState.RUNNING, TaskState.RUNNING),
+        (TaskState.RUNNING, TaskState.FAILED, TaskState.FAILED),
+        (TaskState.RUNNING, TaskState.PREPARING, TaskState.RUNNING),
+        (TaskState.FAILED, TaskState.RUNNING, TaskState.FAILED),
+        (TaskState.ORPHANED, TaskState.RUNNING, TaskState.ORPHANED),
+        (TaskState.RUNNING, TaskState.ORPHANED, TaskState.RUNNING),
+    ],
+)
+def test_a_status_is_taken_only_forward(
+    current: TaskState, reported: TaskState, stored: TaskState
+) -> None:
+    view = ClusterView.of([NODE, task(current)])
+    reports = Reports(statuses={"n1": {"t1": TaskStatus(state=reported, at=5.0)}})
+    assert after(view, reports).tasks["t1"].status.state is stored
+
+
+def test_a_node_cannot_speak_for_the_task_of_another() -> None:
+    view = ClusterView.of([NODE, replace(NODE, id="n2"), task(TaskState.RUNNING)])
+    reports = Reports(statuses={"n2": {"t1": TaskStatus(state=TaskState.FAILED)}})
+    assert ingest(view, reports, 1.0) == []
+
+
+def test_a_running_task_may_report_more_of_itself() -> None:
+    view = ClusterView.of([NODE, task(TaskState.RUNNING)])
+    status = TaskStatus(state=TaskState.RUNNING, at=7.0, pid=42)
+    assert after(view, Reports(statuses={"n1": {"t1": status}})).tasks["t1"].status == status
+
+
+def test_the_same_report_again_changes_nothing() -> None:
+    view = ClusterView.of([NODE, task(TaskState.RUNNING)])
+    reports = Reports(statuses={"n1": {"t1": TaskStatus(state=TaskState.RUNNING)}})
+    assert ingest(view, reports, 1.0) == []
+
+
+def test_a_hello_makes_the_node_ready_and_is_idempotent() -> None:
+    view = ClusterView.of([replace(NODE, state=NodeState.DOWN, message="no heartbeat")])
+    reports = Reports(hellos={"n1": NodeDescription(hostname="one", address="10.0.0.9")})
+    ready = after(view, reports).nodes["n1"]
+    assert (ready.state, ready.state_since, ready.message) == (NodeState.READY, 100.0, "")
+    assert ready.description.address == "10.0.0.9"
+    assert ingest(ClusterView.of([ready]), reports, 200.0) == []
+
+
+def test_a_hello_of_a_removed_node_changes_nothing() -> None:
+    assert ingest(ClusterView(), Reports(hellos={"n9": NodeDescription()}), 1.0) == []
+
+
+def test_an_inventory_adds_and_withdraws_a_node() -> None:
+    gone = Image(id="sha256:a", names=("a:1",), nodes=("n1",))
+    shared = Image(id="sha256:b", names=("b:1",), nodes=("n1", "n2"))
+    view = ClusterView.of([NODE, gone, shared])
+    new = Image(id="sha256:c", names=("c:1", "b:1"))
+    images = after(view, Reports(inventories={"n1": (new,)})).images
+    assert "sha256:a" not in images
+    assert images["sha256:b"].nodes == ("n2",)
+    # The name b:1 is taken in the cluster, and stays where it is.
+    assert (images["sha256:c"].names, images["sha256:c"].nodes) == (("c:1",), ("n1",))
+
+
+def test_a_tag_moves_the_name_in_the_whole_cluster() -> None:
+    old = Image(id="sha256:a", names=("web:1", "web:old"), nodes=("n1", "n2"))
+    view = ClusterView.of([NODE, old])
+    new = Image(id="sha256:b", names=("web:1",))
+    images = after(view, Reports(tagged=[("n1", new)])).images
+    assert images["sha256:a"].names == ("web:old",)
+    assert (images["sha256:b"].names, images["sha256:b"].nodes) == (("web:1",), ("n1",))
+
+
+def test_changes_are_applied_to_what_was_read() -> None:
+    view = ClusterView.of([NODE, task(TaskState.ASSIGNED)])
+    reports = Reports(statuses={"n1": {"t1": TaskStatus(state=TaskState.RUNNING)}})
+    (change,) = ingest(view, reports, 1.0)
+    assert isinstance(change, Change)
+    assert change.before is view.tasks["t1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import re
@@ -12,7 +13,6 @@ from orchestrator import __version__
 from orchestrator.model.objects import NodeDescription
 from orchestrator.model.specs import SHARES_PER_CORE, Resources
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MEMINFO = Path("/proc/meminfo")
 _OS_RELEASE = Path("/etc/os-release")
 
@@ -47,9 +47,17 @@ def describe(
     )
 
 
-def boot_id() -> str:
-    """Names this boot of the host (random(4)): no container outlives a change of it."""
-    return _BOOT_ID.read_text().strip()
+async def runtime_version(program: str) -> str:
+    """Name and version of an OCI runtime, such as `crun 1.21`; its name if it does not tell."""
+    process = await asyncio.create_subprocess_exec(
+        program,
+        "--version",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    output, _ = await process.communicate()
+    first = output.decode(errors="replace").partition("\n")[0]
+    return first.replace(" version ", " ").strip() or Path(program).name
 
 
 def total_memory(meminfo: str) -> int:

@@ -16,6 +16,7 @@ from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.runtime.base import Runtime
 from orchestrator.model.specs import PortSpec
+from orchestrator.pb import dispatch_pb2
 
 
 class Images(Protocol):
@@ -29,6 +30,8 @@ class Images(Protocol):
 
 class Network(Protocol):
     """Connects containers (`networks.Networks`)."""
+
+    def order(self, networks: Sequence[dispatch_pb2.AssignedNetwork]) -> None: ...
 
     async def attach(self, container_id: str, ports: Sequence[PortSpec]) -> Connected: ...
 

@@ -69,6 +69,10 @@ class TaskRunner:
         self._assigned = True
         self._scope: asyncio.Timeout | None = None
         self._prepared: _Prepared | None = None
+        self.begun = asyncio.Event()
+        """Set once it runs or has ended."""
+        self.ended = asyncio.Event()
+        """Set once it has ended."""
         if record is None:
             self._status = TaskStatus(state=TaskState.ACCEPTED, at=parts.clock())
             self._observed = Observed()
@@ -79,6 +83,7 @@ class TaskRunner:
             self._observed = Observed(
                 looked=False, released=record.released, rebooted=rebooted, confirmed=False
             )
+        self._mark()
         reporter.put(self.id, self._status)
 
     @property
@@ -294,6 +299,7 @@ class TaskRunner:
         """Write a status down, then report it; a last one only when all is released."""
         self._db.put_status(self.id, status, self._parts.boot_id)
         self._status = status
+        self._mark()
         if is_terminal(status.state):
             log.info(
                 "%s: %s",
@@ -303,6 +309,12 @@ class TaskRunner:
             )
         else:
             self._reporter.put(self.id, status)
+
+    def _mark(self) -> None:
+        if self._status.state >= TaskState.RUNNING:
+            self.begun.set()
+        if is_terminal(self._status.state):
+            self.ended.set()
 
     @asynccontextmanager
     async def _until_new_order(self) -> AsyncIterator[None]:

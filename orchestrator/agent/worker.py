@@ -45,6 +45,7 @@ class Worker:
     async def __aenter__(self) -> Self:
         records = self._db.records()
         self._parts.logs.retain(records)
+        self._parts.network.order(self._db.networks())
         await self._group.__aenter__()
         for record in records.values():
             self._begin(record.assigned, record)
@@ -80,6 +81,8 @@ class Worker:
         """Write an assignment down, then act on it: `tasks` are new or changed, `removed` go,
         `networks` is the complete list or None; with `full`, whatever is not in `tasks` goes."""
         self._db.put_assignments(tasks, networks, self._parts.boot_id)
+        if networks is not None:
+            self._parts.network.order(networks)
         for assigned in tasks:
             runner = self._runners.get(assigned.task.id)
             if runner is None:

@@ -168,6 +168,10 @@ class FakeNetwork:
     def __init__(self) -> None:
         self.attached: dict[str, str] = {}
         self.taken: set[int] = set()
+        self.ordered: list[dispatch_pb2.AssignedNetwork] = []
+
+    def order(self, networks: Sequence[dispatch_pb2.AssignedNetwork]) -> None:
+        self.ordered = list(networks)
 
     async def attach(self, container_id: str, ports: Sequence[PortSpec]) -> Connected:
         for port in ports:

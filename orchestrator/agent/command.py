@@ -1,0 +1,146 @@
+"""`orc agent`: the command line of the daemon.
+
+Nothing heavy is imported here before the process has entered its private mount namespace: that
+takes a single-threaded process, and gRPC starts threads.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from orchestrator.model.specs import Resources
+from orchestrator.model.units import parse_memory
+
+
+def _labels(texts: tuple[str, ...]) -> dict[str, str]:
+    labels = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"'{text}' is not KEY=VALUE", param_hint="--label")
+        labels[key] = value
+    return labels
+
+
+def _memory(context: click.Context, parameter: click.Parameter, text: str) -> int:
+    try:
+        return parse_memory(text, "--memory") if text else 0
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command("agent")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/orc/agent"),
+    show_default=True,
+    help="Identity, state, images and logs; survives a reboot.",
+)
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    default=Path("/run/orc"),
+    show_default=True,
+    help="Sockets, bundles and mounts of what runs; emptied by a reboot.",
+)
+@click.option(
+    "--cgroup-parent",
+    default="/orc",
+    show_default=True,
+    help="The cgroup under which containers are made.",
+)
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="A label of this node.")
+@click.option(
+    "--runtime", default="crun", show_default=True, help="An OCI runtime like crun or runc."
+)
+@click.option(
+    "--shares",
+    type=click.IntRange(min=1),
+    help="CPU shares to offer, 1024 a core.  [default: all cores]",
+)
+@click.option(
+    "--memory",
+    default="",
+    metavar="SIZE",
+    callback=_memory,
+    help="Memory to offer, such as 2g.  [default: all]",
+)
+@click.option(
+    "--blob-port",
+    type=click.IntRange(0, 65535),
+    default=7423,
+    show_default=True,
+    help="Port at which other nodes get images from this one; 0: any.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+def agent(
+    data_dir: Path,
+    run_dir: Path,
+    cgroup_parent: str,
+    labels: tuple[str, ...],
+    runtime: str,
+    shares: int | None,
+    memory: int,
+    blob_port: int,
+    log_level: str,
+) -> None:
+    """Run this host's node agent in the foreground.
+
+    The host must have joined a cluster. SIGTERM ends the agent and leaves its containers running;
+    the next one takes them over.
+
+    Example: orc agent --label zone=a
+    """
+    from orchestrator import log
+    from orchestrator.agent.runtime.base import RuntimeFailure
+    from orchestrator.agent.runtime.mounts import enter_private_mounts
+    from orchestrator.agent.settings import Settings
+    from orchestrator.identity.files import NoIdentity, read_node
+
+    if os.geteuid() != 0:
+        raise click.ClickException("orc agent makes containers, so it must run as root; try sudo")
+    try:
+        identity = read_node(data_dir)
+    except NoIdentity as error:
+        raise click.ClickException(str(error)) from error
+    log.setup(log_level)
+    settings = Settings(
+        identity=identity,
+        data_dir=data_dir.absolute(),
+        run_dir=run_dir.absolute(),
+        cgroup_parent=cgroup_parent,
+        labels=_labels(labels),
+        runtime=runtime,
+        offered=Resources(shares=shares or 0, memory=memory),
+        blob_port=blob_port,
+    )
+    try:
+        enter_private_mounts(_some_monitor(run_dir.absolute() / "containers"))
+    except RuntimeFailure as error:
+        raise click.ClickException(str(error)) from error
+
+    from orchestrator.agent.daemon import AgentFailure, main
+
+    try:
+        main(settings)
+    except AgentFailure as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _some_monitor(bundles: Path) -> int | None:
+    """The pid of the monitor of any container that runs; None where none does."""
+    from orchestrator.agent.runtime.conmon import find_monitor
+
+    for bundle in sorted(bundles.glob("*")):
+        if (monitor := find_monitor(bundle, bundle.name)) is not None:
+            return monitor.pid
+    return None

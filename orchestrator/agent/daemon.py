@@ -1,0 +1,204 @@
+"""The agent's process: what it is made of, in which order it comes up, and how it ends.
+
+Everything with a lifetime is entered on one stack and every loop runs in one TaskGroup. SIGTERM and
+SIGINT cancel the whole and the process ends with status 0; containers run on. What the host lacks
+is an `AgentFailure`, one line; a bug in a loop is a traceback and status 1, so that the supervisor
+starts the agent anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from orchestrator.agent import describe
+from orchestrator.agent.dialer import Dialer
+from orchestrator.agent.images.blobs import BlobService
+from orchestrator.agent.images.build import Builder
+from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.imagesource import ClusterImages
+from orchestrator.agent.keptlogs import KeptLogs
+from orchestrator.agent.network import NetworkError, NodeNetwork
+from orchestrator.agent.networks import Networks
+from orchestrator.agent.parts import Parts
+from orchestrator.agent.reporter import Reporter
+from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.cgroups import detect
+from orchestrator.agent.runtime.crun import CrunRuntime
+from orchestrator.agent.runtime.identity import boot_id
+from orchestrator.agent.session import Node, Session
+from orchestrator.agent.settings import Settings
+from orchestrator.agent.statedb import StateDb, StateDbError
+from orchestrator.agent.tunnels import Tunnels
+from orchestrator.agent.worker import Worker
+from orchestrator.identity.roles import RoleGuard
+from orchestrator.identity.tls import (
+    MANAGER_NAME,
+    NODE_NAME,
+    channel_credentials,
+    channel_options,
+    server_credentials,
+)
+from orchestrator.pb import blobs_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+
+class AgentFailure(Exception):
+    """The agent cannot work on this host; one line that says why and what to do."""
+
+
+def main(settings: Settings) -> None:
+    """Run the agent until a signal ends it. Raises AgentFailure."""
+    asyncio.run(_until_signalled(settings))
+
+
+async def _until_signalled(settings: Settings) -> None:
+    loop = asyncio.get_running_loop()
+    signalled = False
+    owner = asyncio.current_task()
+    assert owner is not None
+
+    def end() -> None:
+        nonlocal signalled
+        if not signalled:
+            signalled = True
+            owner.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    try:
+        await run(settings)
+    except asyncio.CancelledError:
+        if not signalled:
+            raise
+        log.info("ended by a signal; containers run on", extra={"node": settings.identity.node_id})
+
+
+async def run(settings: Settings) -> None:
+    """Be this host's agent until cancelled. Raises AgentFailure."""
+    identity, data = settings.identity, settings.data_dir
+    rng = random.Random()
+    async with AsyncExitStack() as stack:
+        try:
+            db = stack.enter_context(StateDb(data / "state.db"))
+            store = await stack.enter_async_context(ImageStore(data / "images"))
+            runtime = await stack.enter_async_context(
+                CrunRuntime(
+                    data / "containers",
+                    settings.run_dir,
+                    cgroup_parent=settings.cgroup_parent,
+                    runtime=settings.runtime,
+                )
+            )
+            network = await stack.enter_async_context(
+                NodeNetwork(data / "network", settings.run_dir)
+            )
+            server, blob_port = await _serve_blobs(settings, store)
+        except (StateDbError, ImageError, RuntimeFailure, NetworkError) as error:
+            raise AgentFailure(str(error)) from error
+        stack.push_async_callback(server.stop, None)
+        wake = asyncio.Event()
+        reporter = Reporter(wake.set)
+        networks = Networks(network, identity.address, lambda: worker.holders())
+        kept = KeptLogs(data / "logs")
+        dial = _Dial(settings)
+        parts = Parts(
+            runtime=runtime,
+            images=ClusterImages(store, dial.node, f"{identity.address}:{blob_port}", rng),
+            network=networks,
+            logs=kept,
+            boot_id=boot_id(),
+        )
+        worker = Worker(parts, db, reporter)
+        tunnels = Tunnels(
+            runners=worker.runners,
+            log_path=lambda task_id: kept.find(task_id, runtime.log_path(task_id)),
+            images=store,
+            builder=Builder(store, data / "build"),
+            scratch=data / "uploads",
+        )
+        description = describe.describe(
+            address=identity.address,
+            blob_port=blob_port,
+            cgroup=detect().mode.value,
+            runtime=await describe.runtime_version(settings.runtime),
+            labels=settings.labels,
+            offered=settings.offered,
+        )
+        node = Node(lambda: description, parts.boot_id, store.inventory)
+        dialer = Dialer(
+            db=db,
+            joined_by=identity.managers,
+            dial=dial.manager,
+            new_session=lambda: Session(
+                node, worker=worker, reporter=reporter, wake=wake, open_tunnel=tunnels.open
+            ),
+            rng=rng,
+        )
+        log.info(
+            "agent started",
+            extra={"node": identity.node_id, "address": identity.address, "blob_port": blob_port},
+        )
+        async with worker, asyncio.TaskGroup() as group:
+            group.create_task(networks.run(), name="networks")
+            group.create_task(_report_images(store, dialer), name="images")
+            group.create_task(dialer.run(), name="dialer")
+
+
+async def _report_images(store: ImageStore, dialer: Dialer) -> None:
+    while True:
+        await store.changed.wait()
+        store.changed.clear()
+        dialer.report_images()
+
+
+async def _serve_blobs(settings: Settings, store: ImageStore) -> tuple[grpc.aio.Server, int]:
+    """Serve this node's image blobs to others of the cluster: the server and its port."""
+    address = f"{settings.identity.address}:{settings.blob_port}"
+    server = grpc.aio.server(
+        interceptors=[RoleGuard(settings.identity.cluster_id)],
+        options=[("grpc.so_reuseport", 0)],
+    )
+    blobs_pb2_grpc.add_BlobsServicer_to_server(BlobService(store.blob_path), server)
+    data = settings.data_dir
+    credentials = server_credentials(data / "ca.pem", data / "node.pem", data / "node.key")
+    try:
+        port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise AgentFailure(
+            f"cannot serve images at {address}; does another agent run here, and is it this host's"
+            " address? --blob-port 0 takes any free port"
+        ) from error
+    await server.start()
+    return server, port
+
+
+class _Dial:
+    """Opens channels with the node's certificate."""
+
+    def __init__(self, settings: Settings) -> None:
+        data: Path = settings.data_dir
+        self._credentials = channel_credentials(
+            data / "ca.pem", data / "node.pem", data / "node.key"
+        )
+
+    def manager(self, address: str) -> grpc.aio.Channel:
+        # With a pool of its own a channel does not inherit the back-off of the one before.
+        own: list[tuple[str, Any]] = [("grpc.use_local_subchannel_pool", 1)]
+        return grpc.aio.secure_channel(
+            address, self._credentials, options=channel_options(MANAGER_NAME) + own
+        )
+
+    def node(self, address: str) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(
+            address, self._credentials, options=channel_options(NODE_NAME)
+        )

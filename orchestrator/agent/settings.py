@@ -1,0 +1,29 @@
+"""What one agent process is told at its start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.identity.files import NodeIdentity
+from orchestrator.model.specs import Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The agent's configuration: folders are absolute."""
+
+    identity: NodeIdentity
+    data_dir: Path
+    """Survives a reboot."""
+    run_dir: Path
+    """Emptied by a reboot."""
+    cgroup_parent: str
+    labels: Mapping[str, str]
+    runtime: str
+    """Name or path of the OCI runtime's program."""
+    offered: Resources
+    """What the node offers; 0: what the host has."""
+    blob_port: int
+    """TCP port at which other nodes get images from this one; 0: any free one."""

@@ -1,0 +1,253 @@
+"""What a manager asks for beside the session: logs, loading an image, building one.
+
+For each `OpenTunnel` the agent opens a stream of its own to the manager that asked, on the same
+connection. A tunnel waits for its own slow reader only; and whatever goes wrong in it is said in
+its last frame, in one line, and ends nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+
+from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.runner import TaskRunner
+from orchestrator.agent.runtime import logs
+from orchestrator.model.convert import to_proto
+from orchestrator.model.objects import Image
+from orchestrator.pb import control_pb2, dispatch_pb2, dispatch_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+_LONGEST_LINE = 1 << 16
+"""Bytes of a log line that are put together from its parts before it is sent."""
+_WAITING_LINES = 10_000
+"""Lines of a build's output that wait for a slow reader; the oldest go first."""
+
+
+class Loader(Protocol):
+    """What is needed of `images.store.ImageStore`."""
+
+    async def load(self, archive: Path, name: str = "") -> Image: ...
+
+
+class ImageBuilder(Protocol):
+    """What is needed of `images.build.Builder`."""
+
+    async def build(
+        self,
+        context: Path,
+        name: str,
+        progress: Callable[[str], None],
+        *,
+        dockerfile: str = "",
+        build_args: Mapping[str, str] | None = None,
+        no_cache: bool = False,
+    ) -> Image: ...
+
+
+class TunnelFailure(Exception):
+    """What was asked for cannot be done; one line for the user."""
+
+
+class Tunnels:
+    """Serves the tunnels of one node."""
+
+    def __init__(
+        self,
+        *,
+        runners: Mapping[str, TaskRunner],
+        log_path: Callable[[str], Path],
+        images: Loader,
+        builder: ImageBuilder,
+        scratch: Path,
+    ) -> None:
+        """`log_path` finds a task's newest log file; `scratch` is a folder for what is uploaded,
+        and nobody else's."""
+        self._runners = runners
+        self._log_path = log_path
+        self._images = images
+        self._builder = builder
+        self._scratch = scratch
+        scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for left in scratch.iterdir():
+            left.unlink()
+
+    async def open(self, channel: grpc.aio.Channel, order: dispatch_pb2.OpenTunnel) -> None:
+        """Do what `order` says over a stream of its own. Keeps its errors to itself."""
+        call = dispatch_pb2_grpc.DispatchStub(channel).Tunnel(metadata=(("orc-tunnel", order.id),))
+        try:
+            async with _while_open(call):
+                result = await self._served(call, order)
+                await call.write(dispatch_pb2.Frame(result=result))
+            await call.done_writing()
+            # The manager ends the stream when it has taken all of it.
+            await call.code()
+        except (grpc.RpcError, asyncio.InvalidStateError, _HungUp) as error:
+            log.info("a tunnel was closed early: %s", _reason(error), extra={"tunnel": order.id})
+        finally:
+            call.cancel()
+
+    async def _served(self, call: Any, order: dispatch_pb2.OpenTunnel) -> dispatch_pb2.TunnelResult:
+        kind = order.WhichOneof("order")
+        try:
+            match kind:
+                case "logs":
+                    await self._send_logs(call, order.logs)
+                    return dispatch_pb2.TunnelResult()
+                case "load":
+                    async with self._upload(call) as archive:
+                        image = await self._images.load(archive, order.load.name)
+                case "build":
+                    async with self._upload(call) as context:
+                        image = await self._build(call, context, order.build)
+                case _:
+                    raise TunnelFailure("this node is too old for what was asked of it")
+        except (TunnelFailure, ImageError) as error:
+            return dispatch_pb2.TunnelResult(error=str(error))
+        except OSError as error:
+            return dispatch_pb2.TunnelResult(error=_reason(error))
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            raise
+        except Exception as error:
+            log.exception("a tunnel failed", extra={"tunnel": order.id, "order": kind})
+            return dispatch_pb2.TunnelResult(error=f"internal error of the agent: {error}")
+        return dispatch_pb2.TunnelResult(image=to_proto(image))
+
+    async def _send_logs(self, call: Any, order: dispatch_pb2.LogsOrder) -> None:
+        runner = self._runners.get(order.task_id)
+        if runner is None:
+            raise TunnelFailure(f"this node has no task {order.task_id}")
+        if order.follow:
+            await runner.begun.wait()
+        parts: dict[str, bytes] = {}
+        records = logs.read(
+            self._log_path(order.task_id),
+            tail=order.tail if order.tail >= 0 else None,
+            since=order.since or None,
+            follow=order.follow,
+            ended=runner.ended,
+        )
+        async for record in records:
+            line = parts.pop(record.stream, b"") + record.line
+            if record.partial and len(line) < _LONGEST_LINE:
+                parts[record.stream] = line
+                continue
+            frame = control_pb2.LogRecord(
+                task_id=order.task_id,
+                task_name=runner.task.name,
+                stderr=record.stream == "stderr",
+                at=record.time,
+                line=line,
+            )
+            await call.write(dispatch_pb2.Frame(log=frame))
+
+    @asynccontextmanager
+    async def _upload(self, call: Any) -> AsyncIterator[Path]:
+        """A file with all that the other end sends, for as long as the block lasts."""
+        with tempfile.NamedTemporaryFile(dir=self._scratch) as file:
+            while True:
+                frame = await call.read()
+                if not isinstance(frame, dispatch_pb2.Frame):  # grpc.aio.EOF
+                    raise TunnelFailure("the upload broke off; try again")
+                if frame.data:
+                    await asyncio.to_thread(file.write, frame.data)
+                if frame.eof:
+                    break
+            await asyncio.to_thread(file.flush)
+            yield Path(file.name)
+
+    async def _build(self, call: Any, context: Path, order: control_pb2.ImageHeader) -> Image:
+        lines = _Lines()
+        failure: ImageError | None = None
+        async with asyncio.TaskGroup() as group:
+            group.create_task(lines.send(call))
+            try:
+                image = await self._builder.build(
+                    context,
+                    order.name,
+                    lines.put,
+                    dockerfile=order.dockerfile,
+                    build_args=dict(order.build_args),
+                    no_cache=order.no_cache,
+                )
+            except ImageError as error:
+                failure = error
+            finally:
+                lines.close()
+        if failure is not None:
+            raise failure
+        return image
+
+
+class _Lines:
+    """A build's output on its way to a reader that may be slow."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[str] = deque(maxlen=_WAITING_LINES)
+        self._news = asyncio.Event()
+        self._closed = False
+
+    def put(self, line: str) -> None:
+        """Take a line, without waiting."""
+        self._waiting.append(line)
+        self._news.set()
+
+    def close(self) -> None:
+        """There will be no more."""
+        self._closed = True
+        self._news.set()
+
+    async def send(self, call: Any) -> None:
+        """Send all lines until closed, or until nobody reads them any more."""
+        try:
+            while self._waiting or not self._closed:
+                while self._waiting:
+                    await call.write(dispatch_pb2.Frame(line=self._waiting.popleft()))
+                self._news.clear()
+                if not self._closed:
+                    await self._news.wait()
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            return
+
+
+class _HungUp(Exception):
+    """The other end has closed the stream."""
+
+
+@asynccontextmanager
+async def _while_open(call: Any) -> AsyncIterator[None]:
+    """Cut the block short, with `_HungUp`, when the other end closes the stream."""
+    inside = True
+    try:
+        async with asyncio.timeout(None) as scope:
+
+            def hung_up(_: object) -> None:
+                if inside:
+                    scope.reschedule(asyncio.get_running_loop().time())
+
+            call.add_done_callback(hung_up)
+            try:
+                yield
+            finally:
+                inside = False
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise _HungUp("the other end has closed it") from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return str(error.details())
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror.lower()} on this node"
+    return str(error) or type(error).__name__

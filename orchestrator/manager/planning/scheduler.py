@@ -83,14 +83,18 @@ def _place(
         passing &= rule.check(table)
     scores = np.where(passing, _score(table, demand, slice(None)), _NEVER)
     decided: list[Placement | Unplaced] = []
+    chosen: int | None = None
     for task in tasks:
+        if chosen is not None:
+            scores[chosen] = _NEVER if demand.ports else _score_again(table, demand, chosen)
+            chosen = None
         row = int(scores.argmin())
         if scores[row] == _NEVER:
             reason = reason or explain(_rejects(table, demand, filters))
             decided.append(Unplaced(task, reason))
             continue
         table.place(row, demand)
-        scores[row] = _NEVER if demand.ports else _score_again(table, demand, row)
+        chosen = row
         decided.append(Placement(task, table.nodes[row]))
     return decided
 

@@ -1,0 +1,229 @@
+"""Short ways to say what a cluster looks like, and a world in which planning is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of, plan
+from orchestrator.manager.planning.plan import Change, Plan
+from orchestrator.manager.planning.statuses import ingest
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import (
+    Availability,
+    Node,
+    NodeDescription,
+    NodeState,
+    Object,
+    Service,
+    Task,
+    TaskStatus,
+)
+from orchestrator.model.specs import (
+    ContainerSpec,
+    PortSpec,
+    Resources,
+    RestartCondition,
+    RestartPolicy,
+    ServiceMode,
+    ServiceSpec,
+    TaskSpec,
+    UpdatePolicy,
+)
+from orchestrator.model.states import TaskState
+
+MIB = 1 << 20
+GIB = 1 << 30
+NOW = 1_000.0
+
+ANY, ON_FAILURE, NONE = (
+    RestartCondition.ANY,
+    RestartCondition.ON_FAILURE,
+    RestartCondition.NONE,
+)
+
+
+def node(
+    id: str = "n1",
+    *,
+    shares: int = 4096,
+    memory: int = 8 * GIB,
+    state: NodeState = NodeState.READY,
+    availability: Availability = Availability.ACTIVE,
+    labels: dict[str, str] | None = None,
+    **fields: Any,
+) -> Node:
+    return Node(
+        id=id,
+        state=state,
+        availability=availability,
+        labels=labels or {},
+        description=NodeDescription(
+            hostname=f"host-{id}", resources=Resources(shares, memory), os="linux", arch="x86_64"
+        ),
+        **fields,
+    )
+
+
+def task_spec(
+    *,
+    image: str = "web:1",
+    shares: int = 0,
+    memory: int = 0,
+    ports: Iterable[int] = (),
+    restart: RestartPolicy | None = None,
+    **fields: Any,
+) -> TaskSpec:
+    return TaskSpec(
+        container=ContainerSpec(image=image),
+        reservation=Resources(shares, memory),
+        ports=tuple(PortSpec(port, 80) for port in ports),
+        restart=restart or RestartPolicy(delay=5.0),
+        **fields,
+    )
+
+
+def service(
+    name: str = "web",
+    replicas: int = 1,
+    *,
+    spec: TaskSpec | None = None,
+    update: UpdatePolicy | None = None,
+    constraints: Iterable[str] = (),
+    mode: ServiceMode = ServiceMode.REPLICATED,
+    **fields: Any,
+) -> Service:
+    return Service(
+        id=f"{name}-id",
+        spec=ServiceSpec(
+            name=name,
+            mode=mode,
+            replicas=replicas,
+            task=spec or task_spec(),
+            update=update or UpdatePolicy(),
+            constraints=tuple(constraints),
+        ),
+        **fields,
+    )
+
+
+def task(
+    id: str,
+    state: TaskState = TaskState.RUNNING,
+    *,
+    node_id: str = "",
+    slot: int = 1,
+    of: Service | None = None,
+    spec: TaskSpec | None = None,
+    message: str = "",
+    **fields: Any,
+) -> Task:
+    of = of or service()
+    return Task(
+        id=id,
+        service_id=of.id,
+        service_name=of.spec.name,
+        slot=slot,
+        spec=spec or of.spec.task,
+        node_id=node_id,
+        status=TaskStatus(state, message=message),
+        **fields,
+    )
+
+
+class World:
+    """A cluster whose plans are written as they are made; time stands until it is moved."""
+
+    def __init__(self, *objects: Object) -> None:
+        self.now = NOW
+        self.view = ClusterView.of(objects)
+        self.dirty: Dirty = EVERYTHING
+        self.requeue_at: float | None = None
+        self._ids = 0
+
+    def new_id(self) -> str:
+        self._ids += 1
+        return f"t{self._ids:03}"
+
+    def write(self, *changes: Change) -> None:
+        self.view = self.view.evolve(changes)
+        self.dirty |= dirty_of(changes)
+
+    def put(self, item: Object) -> None:
+        """Create or change an object, as a user or an operator does."""
+        self.write(Change(self._stored(item.id), item))
+
+    def drop(self, item: Object) -> None:
+        self.write(Change(item, None))
+
+    def _stored(self, id: str) -> Object | None:
+        return self.view.nodes.get(id) or self.view.services.get(id) or self.view.images.get(id)
+
+    def plan(self) -> list[Plan]:
+        """One pass over what is dirty, written."""
+        dirty, self.dirty = self.dirty, Dirty()
+        plans, self.requeue_at = plan(self.view, dirty, self.now, self.new_id)
+        for made in plans:
+            self.write(*made.changes)
+        return plans
+
+    def settle(self) -> None:
+        """Plan until nothing is left to do."""
+        for _ in range(20):
+            if not self.plan():
+                return
+        raise AssertionError("planning never comes to rest")
+
+    def pass_time(self, seconds: float) -> None:
+        """Move the clock, and plan if that was asked for."""
+        self.now += seconds
+        if self.requeue_at is not None and self.requeue_at <= self.now:
+            self.dirty |= Dirty(timer=True)
+        self.settle()
+
+    def report(self, item: Task, state: TaskState, **fields: Any) -> None:
+        """Its agent reports a state of the task."""
+        status = TaskStatus(state, at=self.now, **fields)
+        if state is TaskState.RUNNING:
+            status = replace(status, started_at=self.now)
+        elif item.status.started_at:
+            status = replace(status, started_at=item.status.started_at, finished_at=self.now)
+        changes = ingest(self.view, item.node_id, {item.id: status})
+        assert changes, f"the report of {state.name} was not taken"
+        self.write(*changes)
+
+    def obey(self) -> None:
+        """All agents do as they are told, at once, and planning goes on until all is quiet."""
+        for _ in range(50):
+            self.settle()
+            busy = False
+            for item in list(self.view.tasks.values()):
+                if not TaskState.ASSIGNED <= item.status.state <= TaskState.RUNNING:
+                    continue
+                if item.desired_state > TaskState.RUNNING:
+                    self.report(item, TaskState.SHUTDOWN)
+                    busy = True
+                elif item.status.state < TaskState.RUNNING:
+                    self.report(item, TaskState.RUNNING)
+                    busy = True
+            if not busy:
+                return
+        raise AssertionError("agents and planner never come to rest")
+
+    def tasks(self, state: TaskState | None = None) -> list[Task]:
+        """Tasks (in this state), by slot and age."""
+        found = (t for t in self.view.tasks.values() if state is None or t.status.state is state)
+        return sorted(found, key=lambda t: (t.service_name, t.slot, t.created_at, t.id))
+
+    def task(self, slot: int = 1) -> Task:
+        """The newest task of a slot."""
+        return [item for item in self.tasks() if item.slot == slot][-1]
+
+    def slots_on(self) -> dict[str, list[int]]:
+        """Node → slots of the tasks that live on it."""
+        found: dict[str, list[int]] = {}
+        for item in self.tasks():
+            if TaskState.ASSIGNED <= item.status.state <= TaskState.RUNNING:
+                found.setdefault(item.node_id, []).append(item.slot)
+        return found

@@ -17,6 +17,7 @@ import pytest
 from nshosts import NsHost, reach, socket_in
 
 from orchestrator.cni import namespaces, plugin
+from orchestrator.cni.bridge import veth_name
 from orchestrator.cni.errors import Code
 
 
@@ -159,6 +160,13 @@ def test_it_starts_without_the_rest_of_orc() -> None:
     ours = {name for name in modules if name.startswith("orchestrator.")}
     assert all(name.startswith("orchestrator.cni") for name in ours)
     assert not {"grpc", "click", "pyroute2", "asyncio"} & set(modules)
+
+
+def test_names_of_cables_fit_and_differ() -> None:
+    ids = [f"{prefix}{number}" for prefix in ("c", "task-web.") for number in range(5000)]
+    names = {veth_name(container, ifname) for container in ids for ifname in ("eth0", "eth1")}
+    assert len(names) == 20_000
+    assert {len(name) for name in names} == {15}
 
 
 def test_a_terminal_is_told_what_this_is(

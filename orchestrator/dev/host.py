@@ -96,9 +96,14 @@ class Host:
 
         Raises DevError with the reason why it did not come up.
         """
-        pid = self.pid()
-        if pid is not None:
-            return pid
+        pid = self.pid() or self._start_init()
+        self._await_init()
+        underlay.ensure_plugged(cluster, self.plan, pid)
+        if self.partitioned:
+            underlay.ensure_partition(pid, self.partitioned_with())
+        return pid
+
+    def _start_init(self) -> int:
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.directory / init.LOCK).touch(mode=0o600)
         done = subprocess.run(
@@ -112,14 +117,23 @@ class Host:
             env=environment(),
             check=False,
         )
+        # Ours may have found the lock taken, by the init of an `up` that was interrupted.
         pid = self.pid()
-        if done.returncode != 0 or pid is None:
+        if pid is None:
             reason = (done.stderr.strip() or "its init ended").splitlines()[-1]
             raise DevError(f"host {self.plan.name} did not come up: {reason}")
-        underlay.plug(cluster, self.plan, pid)
-        if self._partition.exists():
-            underlay.ensure_partition(pid, self.partitioned_with())
         return pid
+
+    def _await_init(self, within: float = 5.0) -> None:
+        deadline = time.monotonic() + within
+        while True:
+            try:
+                self.daemons()
+                return
+            except DevError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def power_off(self, within: float = 10.0) -> None:
         """A power loss: everything in it ends at once. The disk stays; so does a partition.

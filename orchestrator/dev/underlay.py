@@ -7,7 +7,7 @@ can then be read, and tried, by hand.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -48,10 +48,19 @@ def routes() -> list[IPv4Network]:
     return parse_routes(run(["ip", "-j", "-4", "route", "show", "table", "all"]))
 
 
+def _is_whole(cluster: str) -> bool:
+    """Whether the last step of `ensure_switch` was done, and its cable is still there."""
+    try:
+        ports = run(["ip", "-n", _switch(cluster), "-br", "link", "show", "master", BRIDGE])
+    except DevError:
+        return False
+    return any(line.startswith(f"{UPLINK}@") for line in ports.splitlines())
+
+
 def ensure_switch(plan: ClusterPlan) -> None:
     """Make the switch and the machine's cable to it, whole or not at all."""
     link, switch = link_name(plan.name), _switch(plan.name)
-    if _switch_exists(plan.name) and Path("/sys/class/net", link).exists():
+    if exists(plan.name) and _is_whole(plan.name):
         return
     remove_switch(plan.name)
     run(["ip", "netns", "add", switch])
@@ -72,14 +81,26 @@ def ensure_switch(plan: ClusterPlan) -> None:
 def remove_switch(cluster: str) -> None:
     """Remove the switch and the machine's cable; what is gone already is no error."""
     link, switch = link_name(cluster), _switch(cluster)
-    if Path("/sys/class/net", link).exists():
-        run(["ip", "link", "del", link])
-    if _switch_exists(cluster):
-        run(["ip", "netns", "del", switch])
+    _remove(lambda: Path("/sys/class/net", link).exists(), ["ip", "link", "del", link])
+    _remove(lambda: _switch_exists(cluster), ["ip", "netns", "del", switch])
 
 
-def plug(plan: ClusterPlan, host: HostPlan, init_pid: int) -> None:
-    """Give a freshly booted host its cable (`eth0`), address and default route."""
+def _remove(is_there: Callable[[], bool], argv: Sequence[str]) -> None:
+    """Remove what is there. It may go by itself meanwhile, as its namespace is cleaned up."""
+    if not is_there():
+        return
+    try:
+        run(argv)
+    except DevError:
+        if is_there():
+            raise
+
+
+def ensure_plugged(plan: ClusterPlan, host: HostPlan, init_pid: int) -> None:
+    """Give a host its cable (`eth0`), address and default route."""
+    # The route comes last, and goes with the cable.
+    if run(["nsenter", "-t", str(init_pid), "-n", "ip", "-4", "route", "show", "default"]):
+        return
     unplug(host)
     switch = _switch(plan.name)
     run(
@@ -96,11 +117,15 @@ def plug(plan: ClusterPlan, host: HostPlan, init_pid: int) -> None:
 
 def unplug(host: HostPlan) -> None:
     """Remove a host's cable, at the switch's end, if there is one."""
-    if not _switch_exists(host.cluster):
-        return
-    ports = run(["ip", "-n", _switch(host.cluster), "-br", "link", "show", "type", "veth"])
-    if any(line.split("@")[0] == host.name for line in ports.splitlines()):
-        run(["ip", "-n", _switch(host.cluster), "link", "del", host.name])
+    switch = _switch(host.cluster)
+
+    def is_there() -> bool:
+        if not _switch_exists(host.cluster):
+            return False
+        ports = run(["ip", "-n", switch, "-br", "link", "show", "type", "veth"])
+        return any(line.split("@")[0] == host.name for line in ports.splitlines())
+
+    _remove(is_there, ["ip", "-n", switch, "link", "del", host.name])
 
 
 def ensure_partition(init_pid: int, reachable: Iterable[IPv4Address]) -> None:

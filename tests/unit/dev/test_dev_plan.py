@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.dev.plan import (
+    UNDERLAYS,
+    ClusterPlan,
+    DevError,
+    check_name,
+    check_size,
+    choose_subnet,
+    is_host_cgroup,
+    link_name,
+    parse_routes,
+)
+
+PLAN = ClusterPlan("dev", IPv4Network("10.213.7.0/24"), 1, 3, "/root", None)
+
+
+def test_hosts_have_names_addresses_and_one_daemon_each() -> None:
+    assert [(h.name, str(h.address), h.daemon, h.cgroup) for h in PLAN.hosts] == [
+        ("manager1", "10.213.7.11", "manager", "orc-dev-manager1"),
+        ("node1", "10.213.7.21", "agent", "orc-dev-node1"),
+        ("node2", "10.213.7.22", "agent", "orc-dev-node2"),
+        ("node3", "10.213.7.23", "agent", "orc-dev-node3"),
+    ]
+    assert PLAN.hosts[0].mac == "02:0d:0a:d5:07:0b"
+    assert str(PLAN.gateway) == "10.213.7.1"
+
+
+def test_the_largest_cluster_fits_its_subnet() -> None:
+    check_size(1, 200)
+    hosts = ClusterPlan("dev", PLAN.subnet, 1, 200, "/root", None).hosts
+    assert len({host.address for host in hosts}) == 201
+    assert all(host.address in PLAN.subnet for host in hosts)
+
+
+def test_a_record_reads_back() -> None:
+    assert ClusterPlan.from_json(PLAN.to_json()) == PLAN
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"name": "dev", "subnet": "x"}'])
+def test_a_broken_record_is_an_error_that_the_caller_expects(text: str) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        ClusterPlan.from_json(text)
+
+
+def test_an_unknown_host_names_those_there_are() -> None:
+    with pytest.raises(DevError, match=r"no host 'node9'.*manager1, node1, node2, node3"):
+        PLAN.host("node9")
+
+
+@pytest.mark.parametrize("name", ["dev", "e2e-4711", "a", "a" * 20])
+def test_names_that_may_be(name: str) -> None:
+    assert check_name(name) == name
+    assert len(link_name(name)) <= 15
+
+
+@pytest.mark.parametrize("name", ["", "Dev", "-a", "a-", "a/b", "..", "a" * 21, "a b"])
+def test_names_that_may_not_be(name: str) -> None:
+    with pytest.raises(DevError, match="invalid cluster name"):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("managers", "nodes", "says"),
+    [(3, 3, "--managers 3"), (0, 3, "--managers 0"), (1, 0, "--nodes 0"), (1, 201, "--nodes 201")],
+)
+def test_sizes_that_cannot_be_had(managers: int, nodes: int, says: str) -> None:
+    with pytest.raises(DevError, match=says):
+        check_size(managers, nodes)
+
+
+def test_a_host_cgroup_is_told_from_those_of_a_cluster_with_a_longer_name() -> None:
+    assert is_host_cgroup("dev", "orc-dev-node12")
+    assert is_host_cgroup("dev", "orc-dev-manager1")
+    assert not is_host_cgroup("dev", "orc-dev-node1-node1")
+    assert not is_host_cgroup("dev", "orc-dev-b-node1")
+    assert not is_host_cgroup("a.c", "orc-abc-node1")
+
+
+_subnets = st.lists(
+    st.integers(0, 255).map(lambda i: list(UNDERLAYS.subnets(new_prefix=24))[i]), max_size=40
+)
+
+
+@given(_subnets)
+def test_a_chosen_subnet_is_free_and_stays_the_same(taken: list[IPv4Network]) -> None:
+    chosen = choose_subnet("dev", taken)
+    assert chosen == choose_subnet("dev", taken)
+    assert chosen.subnet_of(UNDERLAYS)
+    assert not any(chosen.overlaps(network) for network in taken)
+    assert not chosen.overlaps(IPv4Network("10.128.0.0/14"))
+
+
+def test_wide_routes_count_as_taken_and_none_left_is_said() -> None:
+    half = IPv4Network("10.213.0.0/17")
+    assert choose_subnet("dev", [half]).subnet_of(IPv4Network("10.213.128.0/17"))
+    with pytest.raises(DevError, match="no free /24"):
+        choose_subnet("dev", [IPv4Network("10.0.0.0/8")])
+
+
+def test_routes_are_read_without_the_default() -> None:
+    text = '[{"dst":"default","dev":"eth0"},{"dst":"192.0.2.0/24"},{"dst":"127.0.0.1"}]'
+    assert parse_routes(text) == [IPv4Network("192.0.2.0/24"), IPv4Network("127.0.0.1/32")]
+    assert parse_routes("") == []

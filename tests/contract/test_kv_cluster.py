@@ -69,9 +69,8 @@ async def persistent(kv: EtcdKv, ops: list[Put]) -> int:
                 continue
 
 
-@pytest.mark.parametrize("ill", [signal.SIGSTOP, signal.SIGKILL], ids=["frozen", "killed"])
-async def test_an_ill_member_is_left(
-    cluster: Cluster, ill: signal.Signals, monkeypatch: pytest.MonkeyPatch
+async def test_a_frozen_member_is_left_and_a_lonely_one_refuses_in_words(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.manager.store.etcd.PROGRESS_INTERVAL", 0.1)
     monkeypatch.setattr("orchestrator.manager.store.etcd.WATCH_SILENCE", 0.5)
@@ -82,7 +81,7 @@ async def test_an_ill_member_is_left(
             while (await anext(changes)).revision < expected:
                 continue
             in_use = cluster.endpoints.index(kv._channels.current.url)
-            cluster.members[in_use].send_signal(ill)
+            cluster.members[in_use].send_signal(signal.SIGSTOP)
             since = time.monotonic()
             last = await persistent(kv, [Put("/a", b"2")])
             seen = []
@@ -92,21 +91,14 @@ async def test_an_ill_member_is_left(
             # A deadline, an election among the others if it was the leader, the watch's silence.
             assert time.monotonic() - since < 5
             assert seen == list(range(expected + 1, last + 1))
-
-
-async def test_a_member_without_a_quorum_refuses_in_words(cluster: Cluster) -> None:
-    async with EtcdKv(cluster.endpoints, None, timeout=1) as kv:
-        await persistent(kv, [Put("/a", b"0")])
-        for member in cluster.members[:2]:
-            member.kill()
-            member.wait()
+        cluster.members[cluster.endpoints.index(kv._channels.current.url)].kill()
 
         async def until_refused() -> None:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(10):
                 while True:
                     await kv.get("/a")
 
-        with pytest.raises(StoreUnavailable, match=r"no answer within 1 s|no leader"):
+        with pytest.raises(StoreUnavailable, match=r"no answer within 0\.5 s|no leader"):
             await until_refused()
 
 

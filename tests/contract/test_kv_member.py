@@ -130,6 +130,29 @@ async def test_a_frozen_orphan_is_restarted(folder: Path, monkeypatch: pytest.Mo
         assert member.pid != host.first_pid
 
 
+async def test_a_binary_that_is_away_for_a_moment_is_waited_for(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As while its package is upgraded."""
+    debians = shutil.which("etcd")
+    assert debians is not None
+    binary = folder / "binary"
+    binary.symlink_to(debians)
+    async with (
+        EtcdMember(folder / "etcd", binary=str(binary)) as member,
+        EtcdKv(member.endpoints, member.tls, timeout=0.2) as kv,
+    ):
+        await kv.txn([], [Put("a", b"1")])
+        binary.unlink()
+        os.kill(member.pid, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            while "cannot start etcd" not in caplog.text:
+                with pytest.raises(StoreUnavailable):
+                    await kv.get("a")
+        binary.symlink_to(debians)
+        assert await value(kv, "a") == b"1"
+
+
 async def test_one_manager_a_folder(folder: Path) -> None:
     async with EtcdMember(folder / "etcd") as first:
         with pytest.raises(StoreError, match="another manager runs on"):

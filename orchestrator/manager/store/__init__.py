@@ -21,7 +21,8 @@ under the simulator, on a clock that the test moves.
   looks well, costs one deadline, then all calls move to the next endpoint (`etcdchannel`).
 
 **`member`** is the etcd that a manager runs where none is given: on loopback, with a CA of its own
-(`etcdtls`), restarted when it dies, left alone when the manager dies, adopted by the next one.
+(`etcdtls`), restarted when it dies, left alone when the manager dies, found and adopted by the
+next one (`etcdprocess`).
 A cluster of one machine and one of three have the same store, so they have the same failures.
 
 **`election`** decides who plans. A term is a lease and a key; the key's create revision is the

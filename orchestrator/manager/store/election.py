@@ -108,6 +108,7 @@ class Election:
 
     async def campaign(self) -> Term:
         """Wait until elected, through any outage of the store. Nothing renews the lease yet."""
+        said = ""
         while True:
             try:
                 before = await self._kv.list(self._key)
@@ -123,7 +124,9 @@ class Election:
             except Compacted:
                 continue
             except StoreError as error:
-                log.warning("cannot campaign: %s", error)
+                if str(error) != said:  # an outage is long, its cause the same
+                    said = str(error)
+                    log.warning("cannot campaign: %s", error)
                 await self._sleep(RETRY)
 
     def _holder(self, snapshot: Snapshot) -> Entry | None:

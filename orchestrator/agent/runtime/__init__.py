@@ -2,8 +2,9 @@
 
 **Containers outlive everything.** For each container there is one conmon: a small C program that
 is the parent of the container's first process, holds its output, writes its log, and when it ends
-writes the exit status to a file. conmon detaches from the agent at once and sits in a cgroup of its
-own, so that the agent may be killed, upgraded or restarted at any time. An agent that comes back
+writes the exit status to a file. conmon detaches from the agent at once, so that the agent may be
+killed, upgraded or restarted at any time (a service manager must be told to kill the agent alone:
+systemd's `KillMode=process`). An agent that comes back
 finds the conmons by files, checks that each pid still is the process it was (pid and start time in
 the same boot, `identity`), and watches it through a pidfd, as the first agent did. No container is
 restarted, no exit status is lost.
@@ -30,9 +31,9 @@ image leads out of it.
 **Everything in a container ends with it.** Each container has a PID namespace, whose first process
 takes all others with it, and a cgroup, through which what is left is found. SIGKILL goes to both.
 
-**Fast.** Making and starting a container is one mount call, five small files and three execs (conmon,
-`crun create`, `crun start`). What a quick system call does is done at once, and not in a thread;
-state that a file tells is not asked of crun; the seccomp profile, the biggest part of the
+**Fast.** Making and starting a container is one mount call, a few small files and three execs
+(conmon, `crun create`, `crun start`). What a quick system call does is done at once, and not in a
+thread; state that a file tells is not asked of crun; the seccomp profile, the biggest part of the
 configuration, is turned into JSON once.
 
 **cgroups.** Version 2, version 1 and both at once (`hybrid`) are told apart by `cgroups`. crun

@@ -16,9 +16,6 @@ from pathlib import Path
 
 from orchestrator.agent.runtime.base import RuntimeFailure
 
-MONITORS = "conmon"
-"""The cgroup of all monitors, beside those of the containers."""
-
 _ROOT = Path("/sys/fs/cgroup")
 
 
@@ -111,7 +108,6 @@ class Cgroups:
                     found.update(entry.name for entry in entries if entry.is_dir())
             except FileNotFoundError:
                 continue
-        found.discard(MONITORS)
         return found
 
     def pids(self, container_id: str) -> list[int]:
@@ -171,7 +167,7 @@ class Cgroups:
 
     def remove_parent(self) -> bool:
         """Remove the parent and all that is empty below it; False when something still runs."""
-        gone = all([self.remove(name) for name in (*self.ids(), MONITORS)])
+        gone = all([self.remove(name) for name in self.ids()])
         for root in self.hierarchy.roots:
             folder = self._folder(root, "")
             # A parent of several parts, such as `/orc/node-1`, goes part by part while empty.
@@ -184,19 +180,6 @@ class Cgroups:
                     break
                 folder = folder.parent
         return gone
-
-    def ensure_monitors(self) -> Path | None:
-        """The file that takes a monitor's pid into a cgroup that no end of the agent's service
-        touches: the tree that systemd uses. None where there is no such tree."""
-        if self.hierarchy.mode is CgroupMode.V2:
-            root = _ROOT
-        else:
-            root = _ROOT / "systemd"
-            if not (root / "cgroup.procs").exists():
-                return None
-        folder = self._folder(root, MONITORS)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / "cgroup.procs"
 
 
 def _tree(folder: Path) -> Iterator[Path]:

@@ -4,7 +4,9 @@ Source: conmon(8) and the behaviour of version 2.1. Worth knowing of it:
 - it forks and lets its caller go at once; the first process writes the pid file of the second;
 - it reports on `_OCI_SYNCPIPE`, as a line of JSON, the container's pid once `create` is done, or -1
   with what the OCI runtime printed on stderr;
-- it starts work when a byte comes over `_OCI_STARTPIPE`, so that it can be put in a cgroup before;
+- it stays in the cgroup of who starts it. Moving it to one of its own takes some 3 ms (the kernel
+  waits for all CPUs), a fifth of a container's start; so a service manager must be told to kill the
+  agent alone (systemd: `KillMode=process`);
 - `--persist-dir` gets `exit` (the status, written whole) and `oom`; a second `oom` goes to its
   working folder, so that must be the bundle;
 - `--log-path` is cut at a colon, so it is given relative to the bundle;
@@ -15,10 +17,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.agent.runtime import spawn
 from orchestrator.agent.runtime.identity import ProcessIdentity, identify
 
 CONTAINER_PID = "pid"
@@ -68,16 +71,6 @@ def command(
     ]
 
 
-def environment(sync_fd: int, start_fd: int, path: str) -> Mapping[str, str]:
-    """The environment of conmon: nothing of the agent's own gets to it."""
-    return {
-        "PATH": path,
-        "TZ": "UTC",
-        "_OCI_SYNCPIPE": str(sync_fd),
-        "_OCI_STARTPIPE": str(start_fd),
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class Report:
     """What conmon says of `create`."""
@@ -95,6 +88,34 @@ def parse_report(line: bytes) -> Report | None:
         return Report(int(message["data"]), str(message.get("message", "")))
     except (ValueError, KeyError, TypeError):
         return None
+
+
+async def launch(argv: Sequence[str], bundle: Path) -> Report:
+    """Start a monitor and wait until it has created its container, or could not.
+
+    Cancelled, it leaves a monitor that goes on, and can be found by its pid file.
+    """
+    with spawn.descriptors() as owned:
+        sync_read, sync_write = owned.pipe()
+        stderr = owned.memory_file()
+        path = os.environ.get("PATH", os.defpath)
+        process = spawn.spawn(
+            argv,
+            stderr=stderr,
+            cwd=bundle,
+            # Nothing of the agent's own environment gets to conmon.
+            env={"PATH": path, "TZ": "UTC", "_OCI_SYNCPIPE": str(sync_write)},
+            pass_fds=(sync_write,),
+        )
+        try:
+            owned.close(sync_write)
+            line = await spawn.read_line(sync_read)
+        finally:
+            # The first process ends at once, but must not be cut short: it writes the pid file.
+            status = process.wait()
+        if (report := parse_report(line)) is not None:
+            return report
+        return Report(-1, spawn.read_text(stderr) or f"conmon ended with status {status}")
 
 
 def read_pid(path: Path) -> int | None:

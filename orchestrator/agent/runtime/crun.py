@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,9 +20,14 @@ from typing import Self
 from orchestrator.agent.runtime import conmon, oci, spawn
 from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.bundle import Bundle, Identity
-from orchestrator.agent.runtime.cgroups import MONITORS, CgroupMode, Cgroups, Hierarchy, detect
+from orchestrator.agent.runtime.cgroups import Cgroups, detect
 from orchestrator.agent.runtime.failures import explain, known_failure
-from orchestrator.agent.runtime.host import read_node_facts
+from orchestrator.agent.runtime.host import (
+    check_mode,
+    find_program,
+    kernel_version,
+    read_node_facts,
+)
 from orchestrator.agent.runtime.identity import ProcessIdentity, boot_id, identify
 from orchestrator.agent.runtime.logs import LogLimits, last_line, rotate
 from orchestrator.agent.runtime.overlay import mount_overlay
@@ -91,23 +97,21 @@ class CrunRuntime:
         self._cgroups: Cgroups
         self._facts: oci.NodeFacts
         self._profile: SeccompProfile
-        self._monitors: Path | None
         self._boot = ""
 
     async def __aenter__(self) -> Self:
         """Raises RuntimeFailure when the node cannot run containers, with what it lacks."""
-        self._runtime = _program(self._runtime)
-        self._monitor = _program(self._monitor)
+        self._runtime = find_program(self._runtime)
+        self._monitor = find_program(self._monitor)
         hierarchy = detect()
-        _check_mode(hierarchy)
+        check_mode(hierarchy)
         self._cgroups = Cgroups(hierarchy, self._parent)
-        self._monitors = self._cgroups.ensure_monitors()
         self._facts = read_node_facts(hierarchy)
         self._profile = load_profile(
             self._profile_path,
             frozenset(oci.DEFAULT_CAPABILITIES),
             go_architecture(os.uname().machine),
-            _kernel_version(),
+            kernel_version(),
         )
         self._boot = boot_id()
         for folder in (self._state, self._containers, self._records):
@@ -169,16 +173,6 @@ class CrunRuntime:
         bundle.write_texts(
             oci.render(document, self._profile), oci.etc_files(container, self._facts)
         )
-        report = await self._start_monitor(container, bundle)
-        pid = identify(report.pid)
-        monitor = conmon.find_monitor(bundle.run, container.id)
-        if pid is None or monitor is None:
-            raise RuntimeFailure("the container ended while it was made; was it killed?")
-        bundle.write_identity(Identity(self._boot, pid, monitor))
-        self._watch(container.id, monitor)
-
-    async def _start_monitor(self, container: Container, bundle: Bundle) -> conmon.Report:
-        """Run conmon until it has created the container. Raises RuntimeFailure."""
         argv = conmon.command(
             self._monitor,
             bundle.run,
@@ -188,38 +182,15 @@ class CrunRuntime:
             self._records,
             self._limits.size * _BACKSTOP,
         )
-        with spawn.descriptors() as owned:
-            sync_read, sync_write = owned.pipe()
-            start_read, start_write = owned.pipe()
-            stderr = owned.memory_file()
-            process = spawn.spawn(
-                argv,
-                stderr=stderr,
-                cwd=bundle.run,
-                env=conmon.environment(
-                    sync_write, start_read, os.environ.get("PATH", oci.DEFAULT_PATH)
-                ),
-                pass_fds=(sync_write, start_read),
-            )
-            try:
-                owned.close(sync_write)
-                owned.close(start_read)
-                if self._monitors is not None:
-                    self._monitors.write_text(str(process.pid))
-                os.write(start_write, b"1")
-                line = await spawn.read_line(sync_read)
-            finally:
-                # conmon goes on without its first process, which ends at once but must not be
-                # cut short: it writes the pid file by which the other is found.
-                owned.close(start_write)
-                status = process.wait()
-            report = conmon.parse_report(line)
-            if report is None:
-                reason = spawn.read_text(stderr) or f"conmon ended with status {status}"
-                raise RuntimeFailure(explain(reason, "made"))
+        report = await conmon.launch(argv, bundle.run)
         if report.pid < 0:
             raise RuntimeFailure(explain(report.message, "made"))
-        return report
+        pid = identify(report.pid)
+        monitor = conmon.find_monitor(bundle.run, container.id)
+        if pid is None or monitor is None:
+            raise RuntimeFailure("the container ended while it was made; was it killed?")
+        bundle.write_identity(Identity(self._boot, pid, monitor))
+        self._watch(container.id, monitor)
 
     async def start(self, container_id: str) -> Started:
         """Start the created container's process. Raises RuntimeFailure when there is none."""
@@ -307,7 +278,7 @@ class CrunRuntime:
         self._cgroups.remove_parent()
 
     def _bundle(self, container_id: str) -> Bundle:
-        if not _ID.fullmatch(container_id) or container_id == MONITORS:
+        if not _ID.fullmatch(container_id):
             raise RuntimeFailure(f"`{container_id}` cannot be a container's id")
         return Bundle(self._containers / container_id, self._state / container_id)
 
@@ -425,7 +396,7 @@ class CrunRuntime:
             for container_id in list(self._watched):
                 bundle = self._bundle(container_id)
                 try:
-                    rotate(bundle.log, self._limits, lambda run=bundle.run: conmon.reopen_log(run))
+                    rotate(bundle.log, self._limits, partial(conmon.reopen_log, bundle.run))
                 except OSError as error:
                     logger.warning("log of %s cannot be rotated: %s", container_id, error)
 
@@ -439,23 +410,3 @@ def _send(process: ProcessIdentity, signal_number: int) -> None:
         return
     finally:
         os.close(pidfd)
-
-
-def _program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise RuntimeFailure(f"`{name}` is not installed on this node; install it, or say where")
-    return os.path.abspath(found)
-
-
-def _kernel_version() -> tuple[int, int]:
-    major, minor = os.uname().release.split(".")[:2]
-    return int(major), int(re.match(r"\d*", minor)[0] or 0)  # type: ignore[index]
-
-
-def _check_mode(hierarchy: Hierarchy) -> None:
-    if hierarchy.mode is CgroupMode.HYBRID:
-        raise RuntimeFailure(
-            "this host mounts both cgroup versions, and the agent has not hidden one from itself; "
-            "enter_private_mounts must come first"
-        )

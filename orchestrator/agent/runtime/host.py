@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import re
+import shutil
 from pathlib import Path
 
+from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.cgroups import CgroupMode, Hierarchy
 from orchestrator.agent.runtime.oci import NodeFacts
 
@@ -58,3 +62,26 @@ def _swap_accounting(hierarchy: Hierarchy) -> bool:
     return (
         hierarchy.memory is not None and (hierarchy.memory / "memory.memsw.limit_in_bytes").exists()
     )
+
+
+def find_program(name: str) -> str:
+    """The absolute path of a program. Raises RuntimeFailure when it is not installed."""
+    found = shutil.which(name)
+    if found is None:
+        raise RuntimeFailure(f"`{name}` is not installed on this node; install it, or say where")
+    return os.path.abspath(found)
+
+
+def kernel_version() -> tuple[int, int]:
+    """The running kernel's major and minor number."""
+    numbers = re.findall(r"\d+", os.uname().release)
+    return int(numbers[0]), int(numbers[1])
+
+
+def check_mode(hierarchy: Hierarchy) -> None:
+    """Raise RuntimeFailure on a host with both cgroup versions, which crun refuses."""
+    if hierarchy.mode is CgroupMode.HYBRID:
+        raise RuntimeFailure(
+            "this host mounts both cgroup versions, and the agent has not hidden one from itself; "
+            "enter_private_mounts must come first"
+        )

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from orchestrator.agent.runtime.spawn import readable
 
@@ -293,7 +293,7 @@ class _Watch:
 
     async def changed(self, ended: asyncio.Event | None) -> None:
         """Until there is news since the last call, or `ended` is set."""
-        waits = [asyncio.ensure_future(readable(self._fd))]
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(readable(self._fd))]
         if ended is not None:
             waits.append(asyncio.ensure_future(ended.wait()))
         try:

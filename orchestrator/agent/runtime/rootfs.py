@@ -104,9 +104,9 @@ def check_architecture(
 ) -> None:
     """Refuse a program that is made for another kind of machine, before it is run.
 
-    `program` is looked up in the PATH of `env` as execvp(3) does. Anything that is not found, or not ELF, is
-    left to the OCI runtime to judge; so is everything on a host that runs foreign programs by
-    binfmt_misc. Raises RuntimeFailure.
+    `program` is looked up in the PATH of `env` as execvp(3) does. Anything that is not found, or
+    not ELF, is left to the OCI runtime to judge; so is everything on a host that runs foreign
+    programs by binfmt_misc. Raises RuntimeFailure.
     """
     native = _ELF_MACHINES.get(machine)
     if native is None or _emulates():

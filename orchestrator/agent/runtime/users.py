@@ -40,7 +40,7 @@ def resolve_user(wanted: str, passwd: str, group: str) -> User:
             break
     else:
         if number is None:
-            raise RuntimeFailure(f"the image has no user `{name}`; give a user id, or add the user")
+            raise RuntimeFailure(f"the image has no user `{name}`; give an id, or add the user")
         uid = number
     if colon and group_name:
         return User(uid, _resolve_group(group_name, group), (), home)

@@ -1,0 +1,177 @@
+"""A scripted runtime for tests: what a container does is said before it is made."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
+from orchestrator.agent.runtime.crun import MONITOR_DIED, OUT_OF_MEMORY
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """How one container behaves."""
+
+    run_for: float | None = None
+    """Seconds until it ends by itself; None: it runs until it is killed."""
+    exit_code: int = 0
+    oom_killed: bool = False
+    ignores: frozenset[int] = frozenset()
+    """Signals that do not end it."""
+    fail_at: str = ""
+    """The step that raises: `create`, `start`, `kill` or `remove`."""
+    failure: str = "scripted failure"
+    """The text of that error."""
+
+
+@dataclass(slots=True)
+class FakeContainer:
+    """A container as it stands on a fake node."""
+
+    container: Container
+    started: Started | None = None
+    ended: Exit | None = None
+    ends_at: float | None = None
+
+
+@dataclass(slots=True)
+class FakeNode:
+    """What outlives a runtime, as kernel and disk do: share it between two for a restart."""
+
+    logs: Path
+    containers: dict[str, FakeContainer] = field(default_factory=dict)
+    scripts: dict[str, Script] = field(default_factory=dict)
+    """By container id; one without a script runs until it is killed."""
+    pids: int = 1000
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def script(self, container_id: str) -> Script:
+        """The script of a container."""
+        return self.scripts.get(container_id, Script())
+
+    def end(
+        self, container_id: str, code: int, *, oom_killed: bool = False, message: str = ""
+    ) -> None:
+        """End a container now, as if it did so itself."""
+        found = self.containers[container_id]
+        if found.ended is None:
+            text = message or (OUT_OF_MEMORY if oom_killed else "")
+            found.ended = Exit(code, oom_killed, time.time(), text)
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def lose_monitor(self, container_id: str) -> None:
+        """What happens when conmon is killed."""
+        self.end(container_id, -1, message=MONITOR_DIED)
+
+    def reboot(self) -> None:
+        """All processes and mounts are gone; the folders on disk stay, so ids are still listed."""
+        for found in self.containers.values():
+            found.started = found.ended = found.ends_at = None
+
+
+class FakeRuntime:
+    """A `Runtime` on a `FakeNode`."""
+
+    def __init__(self, node: FakeNode, *, clock: Callable[[], float] = time.time) -> None:
+        self._node = node
+        self._clock = clock
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing that runs is stopped."""
+
+    def _step(self, container_id: str, step: str) -> None:
+        script = self._node.script(container_id)
+        if script.fail_at == step:
+            raise RuntimeFailure(script.failure)
+
+    async def create(self, container: Container) -> None:
+        """See `Runtime.create`."""
+        self._step(container.id, "create")
+        self._node.containers.setdefault(container.id, FakeContainer(container))
+
+    async def start(self, container_id: str) -> Started:
+        """See `Runtime.start`."""
+        self._step(container_id, "start")
+        found = self._node.containers.get(container_id)
+        if found is None:
+            raise RuntimeFailure(f"container {container_id} has not been created on this node")
+        if found.started is None:
+            self._node.pids += 1
+            found.started = Started(self._node.pids, self._clock())
+            run_for = self._node.script(container_id).run_for
+            if run_for is not None:
+                found.ends_at = asyncio.get_running_loop().time() + run_for
+        return found.started
+
+    async def adopt(self, container_id: str) -> Started | Exit | None:
+        """See `Runtime.adopt`."""
+        found = self._node.containers.get(container_id)
+        if found is None:
+            return None
+        self._run_out(container_id, found)
+        return found.ended or found.started
+
+    async def wait(self, container_id: str) -> Exit:
+        """See `Runtime.wait`."""
+        found = self._node.containers.get(container_id)
+        if found is None:
+            raise RuntimeFailure(f"container {container_id} does not exist on this node")
+        loop = asyncio.get_running_loop()
+        while found.ended is None:
+            self._run_out(container_id, found)
+            if found.ended is not None:
+                break
+            left = None if found.ends_at is None else max(0.0, found.ends_at - loop.time())
+            try:
+                async with asyncio.timeout(left):
+                    await self._node.changed.wait()
+            except TimeoutError:
+                continue
+        return found.ended
+
+    def _run_out(self, container_id: str, found: FakeContainer) -> None:
+        if found.ends_at is not None and asyncio.get_running_loop().time() >= found.ends_at:
+            script = self._node.script(container_id)
+            self._node.end(container_id, script.exit_code, oom_killed=script.oom_killed)
+
+    async def kill(self, container_id: str, signal_number: int) -> None:
+        """See `Runtime.kill`. A signal that is not ignored ends the container."""
+        self._step(container_id, "kill")
+        found = self._node.containers.get(container_id)
+        if found is None or found.ended is not None:
+            return
+        ignored = signal_number in self._node.script(container_id).ignores
+        # As for any first process of a PID namespace: only SIGKILL ends one that has not begun.
+        if signal_number == signal.SIGKILL or (found.started is not None and not ignored):
+            self._node.end(container_id, 128 + signal_number)
+
+    async def remove(self, container_id: str) -> None:
+        """See `Runtime.remove`."""
+        self._step(container_id, "remove")
+        if container_id in self._node.containers:
+            self._node.end(container_id, 128 + signal.SIGKILL)
+            del self._node.containers[container_id]
+
+    async def list(self) -> frozenset[str]:
+        """See `Runtime.list`."""
+        return frozenset(self._node.containers)
+
+    def log_path(self, container_id: str) -> Path:
+        """See `Runtime.log_path`. Tests write to it what they want to be read."""
+        return self._node.logs / container_id / "log"

@@ -167,7 +167,7 @@ class Tunnels:
 
     async def _build(self, call: Any, context: Path, order: control_pb2.ImageHeader) -> Image:
         lines = _Lines()
-        failure: ImageError | None = None
+        failure: Exception | None = None
         async with asyncio.TaskGroup() as group:
             group.create_task(lines.send(call))
             try:
@@ -179,7 +179,7 @@ class Tunnels:
                     build_args=dict(order.build_args),
                     no_cache=order.no_cache,
                 )
-            except ImageError as error:
+            except Exception as error:  # raised below, outside of the group
                 failure = error
             finally:
                 lines.close()

@@ -1,0 +1,285 @@
+"""The agent against a manager over real gRPC: full sets, diffs, gaps, losses, redirects."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from agentfakes import NOW, Host, assigned, until
+from managerstub import Conversation, manager_stub
+
+from orchestrator.agent import dialer as dialer_module
+from orchestrator.agent import session as session_module
+from orchestrator.agent.dialer import Dialer, backoff
+from orchestrator.agent.reporter import Reporter
+from orchestrator.agent.runtime.base import Exit
+from orchestrator.agent.session import Node, Session
+from orchestrator.agent.statedb import StateDb
+from orchestrator.agent.worker import Worker
+from orchestrator.model.objects import Image, NodeDescription
+from orchestrator.model.states import TaskState
+from orchestrator.pb import dispatch_pb2
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialer_module, "BACKOFF_FIRST", 0.001)
+    monkeypatch.setattr(dialer_module, "BACKOFF_MOST", 0.01)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+class Agent:
+    def __init__(self, worker: Worker, db: StateDb, dialer: Dialer) -> None:
+        self.worker = worker
+        self.db = db
+        self.dialer = dialer
+        self.images: list[Image] = [Image(id="sha256:1", names=("hello:1",))]
+        self.tunnels: list[dispatch_pb2.OpenTunnel] = []
+
+
+@asynccontextmanager
+async def agent(host: Host, *managers: str) -> AsyncIterator[Agent]:
+    """An agent's core and its session; the process dies with the block."""
+    wake = asyncio.Event()
+    reporter = Reporter(wake.set)
+
+    async def open_tunnel(channel: Any, order: dispatch_pb2.OpenTunnel) -> None:
+        made.tunnels.append(order)
+
+    with StateDb(host.folder / "state.db") as db:
+        worker = Worker(host.parts(), db, reporter)
+        node = Node(
+            lambda: NodeDescription(hostname="host-1", blob_port=7423),
+            host.boot_id,
+            lambda: made.images,
+        )
+        dialer = Dialer(
+            db=db,
+            joined_by=managers,
+            dial=lambda address: grpc.aio.insecure_channel(
+                address, options=[("grpc.use_local_subchannel_pool", 1)]
+            ),
+            new_session=lambda: Session(
+                node, worker=worker, reporter=reporter, wake=wake, open_tunnel=open_tunnel
+            ),
+            rng=random.Random(1),
+        )
+        made = Agent(worker, db, dialer)
+        async with worker, asyncio.TaskGroup() as group:
+            running = group.create_task(dialer.run())
+            yield made
+            running.cancel()
+
+
+async def reports(session: Conversation, task_id: str, state: TaskState) -> None:
+    await until(lambda: session.states().get(task_id) == state)
+
+
+async def test_a_session_from_hello_to_running(host: Host) -> None:
+    async with manager_stub() as manager, agent(host, manager.address) as a:
+        session = await manager.session()
+        assert session.hello.description.hostname == "host-1"
+        assert session.hello.description.blob_port == 7423
+        assert session.hello.boot_id == host.boot_id
+        await session.welcome()
+        network = dispatch_pb2.AssignedNetwork(id="n", name="orc", subnet="10.128.0.0/24")
+        await session.full(assigned(), networks=[network])
+        await reports(session, "t1", TaskState.RUNNING)
+        await until(lambda: session.images)
+        assert [image.id for image in session.images[0].images] == ["sha256:1"]
+        assert host.network.ordered == a.db.networks() == [network]
+        await until(lambda: session.heartbeats >= 2)
+
+
+async def test_diffs_chain(host: Host) -> None:
+    async with manager_stub() as manager, agent(host, manager.address):
+        session = await manager.session()
+        await session.welcome()
+        await session.full(assigned("t1"), version=7)
+        await session.diff(assigned("t2"), applies_to=7)
+        await session.diff(removed=["t1"], applies_to=8)
+        await reports(session, "t2", TaskState.RUNNING)
+        await until(lambda: list(host.runtime.running) == ["t2"])
+
+
+async def test_a_gap_reopens_the_session(host: Host) -> None:
+    async with manager_stub() as manager, agent(host, manager.address):
+        session = await manager.session()
+        await session.welcome()
+        await session.full(assigned("t1"), version=1)
+        await reports(session, "t1", TaskState.RUNNING)
+        await session.diff(assigned("t2"), applies_to=2)
+        again = await manager.session()
+        await again.welcome()
+        # The new session is told everything, though the old one had acknowledged it.
+        await reports(again, "t1", TaskState.RUNNING)
+        assert "t2" not in host.runtime.made
+        await again.full(assigned("t1"), assigned("t2"), version=3)
+        await reports(again, "t2", TaskState.RUNNING)
+        assert host.runtime.did("create").count("t1") == 1
+
+
+async def test_a_diff_before_the_full_set_reopens_the_session(host: Host) -> None:
+    async with manager_stub() as manager, agent(host, manager.address):
+        session = await manager.session()
+        await session.welcome()
+        await session.diff(assigned(), applies_to=0)
+        await manager.session()
+        assert host.runtime.made == {}
+
+
+async def test_containers_run_while_no_manager_answers(host: Host) -> None:
+    async with manager_stub() as first, agent(host, first.address) as a:
+        async with manager_stub() as second:
+            second.silent = True
+            session = await first.session()
+            await session.welcome(managers=[first.address, second.address])
+            await session.full(assigned("t1"), assigned("t2"))
+            await reports(session, "t1", TaskState.RUNNING)
+            await reports(session, "t2", TaskState.RUNNING)
+            first.refuse = "not now"
+            session.over.set()
+            await until(lambda: not a.dialer.connected_to)
+            assert set(host.runtime.running) == {"t1", "t2"}
+            await host.runtime.end("t2", Exit(3, False, NOW))
+            await until(lambda: "t2" not in host.runtime.made)
+        first.refuse = ""
+        again = await first.session()
+        await again.welcome()
+        await reports(again, "t1", TaskState.RUNNING)
+        await reports(again, "t2", TaskState.FAILED)
+        assert again.statuses[0].statuses["t2"].message == "exit status 3"
+
+
+async def test_a_redirect_is_followed(host: Host) -> None:
+    async with manager_stub() as follower, manager_stub() as leader:
+        follower.redirect_to = leader.address
+        async with agent(host, follower.address) as a:
+            session = await leader.session()
+            await session.welcome(managers=[leader.address])
+            await session.full()
+            await until(lambda: a.dialer.connected_to == leader.address)
+            assert follower.dialled == 1
+        # The newest list is kept: the next agent goes to the leader first.
+        async with agent(host, follower.address):
+            await leader.session()
+            assert follower.dialled == 1
+
+
+async def test_two_that_point_at_each_other_are_not_hammered(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dialer_module, "BACKOFF_FIRST", 60.0)
+    monkeypatch.setattr(dialer_module, "BACKOFF_MOST", 60.0)
+    async with manager_stub() as one, manager_stub() as two:
+        one.redirect_to, two.redirect_to = two.address, one.address
+        async with agent(host, one.address):
+            await until(lambda: any("retry_in" in record.__dict__ for record in caplog.records))
+            assert one.dialled + two.dialled == 4
+
+
+async def test_a_manager_that_knows_no_leader_is_left(host: Host) -> None:
+    async with manager_stub() as one:
+        one.redirect_to = ""
+        async with agent(host, one.address):
+            await until(lambda: one.dialled >= 2)
+            one.redirect_to = None
+            await one.session()
+
+
+async def test_a_manager_that_says_nothing_is_left(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "WELCOME_LIMIT", 0.05)
+    async with manager_stub() as manager, agent(host, manager.address):
+        await manager.session()
+        await manager.session()
+
+
+async def test_what_is_not_acknowledged_is_repeated(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "ACK_LIMIT", 0.02)
+    async with manager_stub() as manager, agent(host, manager.address):
+        session = await manager.session()
+        session.acknowledge = False
+        await session.welcome(period=0.01)
+        await session.full(assigned())
+        await reports(session, "t1", TaskState.RUNNING)
+        count = len(session.statuses)
+        await until(lambda: len(session.statuses) >= count + 2)
+        last = session.statuses[-1]
+        assert last.sequence == len(session.statuses)
+        assert last.statuses["t1"].state == TaskState.RUNNING
+        await session.say(ack=dispatch_pb2.StatusAck(sequence=last.sequence))
+
+
+async def test_new_images_are_reported(host: Host) -> None:
+    async with manager_stub() as manager, agent(host, manager.address) as a:
+        session = await manager.session()
+        await session.welcome()
+        await until(lambda: session.images)
+        a.images.append(Image(id="sha256:2"))
+        a.dialer.report_images()
+        await until(lambda: len(session.images) == 2)
+        assert [image.id for image in session.images[1].images] == ["sha256:1", "sha256:2"]
+
+
+async def test_a_tunnel_is_opened_on_order(host: Host) -> None:
+    async with manager_stub() as manager, agent(host, manager.address) as a:
+        session = await manager.session()
+        await session.welcome()
+        await session.say(open=dispatch_pb2.OpenTunnel(id="x"))
+        await until(lambda: [order.id for order in a.tunnels] == ["x"])
+
+
+async def test_a_restarted_agent_reports_what_it_knows(host: Host) -> None:
+    async with manager_stub() as manager:
+        async with agent(host, manager.address):
+            session = await manager.session()
+            await session.welcome()
+            await session.full(assigned("t1"), assigned("t2"))
+            await reports(session, "t1", TaskState.RUNNING)
+            await reports(session, "t2", TaskState.RUNNING)
+        await host.runtime.end("t2", Exit(0, False, NOW))
+        async with agent(host, manager.address):
+            session = await manager.session()
+            await session.welcome()
+            await session.full(assigned("t1"), assigned("t2"))
+            await reports(session, "t1", TaskState.RUNNING)
+            await reports(session, "t2", TaskState.COMPLETE)
+            assert host.runtime.did("start") == ["t1", "t2"]
+
+
+def test_the_back_off_grows_to_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialer_module, "BACKOFF_FIRST", 0.1)
+    monkeypatch.setattr(dialer_module, "BACKOFF_MOST", 8.0)
+    assert [backoff(n, 1.0) for n in (1, 2, 3, 7, 8, 1000)] == [0.1, 0.2, 0.4, 6.4, 8.0, 8.0]
+    assert [backoff(n, 0.0) for n in (1, 8)] == [0.05, 4.0]
+
+
+async def test_a_bug_in_an_order_ends_the_daemon(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    async with manager_stub() as manager:
+        with pytest.raises(BaseExceptionGroup) as caught:  # noqa: PT012
+            async with agent(host, manager.address) as a:
+                monkeypatch.setattr(a.worker, "apply", broken)
+                session = await manager.session()
+                await session.welcome()
+                await session.full(assigned())
+                await asyncio.get_running_loop().create_future()
+        assert caught.group_contains(ZeroDivisionError)

@@ -1,0 +1,237 @@
+"""Logs, loads and builds over a tunnel of real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from agentfakes import NOW, Host, Reports, assigned, until
+from managerstub import ManagerStub, TunnelEnd, manager_stub
+
+from orchestrator.agent.images.errors import BuildError, ImageError
+from orchestrator.agent.runtime.base import Exit
+from orchestrator.agent.statedb import StateDb
+from orchestrator.agent.tunnels import Tunnels
+from orchestrator.agent.worker import Worker
+from orchestrator.model.objects import Image
+from orchestrator.model.states import TaskState
+from orchestrator.pb import control_pb2, dispatch_pb2
+
+STAMP = "2025-11-24T12:34:56.100000000+00:00"
+
+
+class FakeImages:
+    """A store and a builder that take what they get."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[str, bytes]] = []
+        self.error: Exception | None = None
+
+    async def load(self, archive: Path, name: str = "") -> Image:
+        if self.error is not None:
+            raise self.error
+        self.taken.append((name, archive.read_bytes()))  # noqa: ASYNC240
+        return Image(id="sha256:1", names=(name,))
+
+    async def build(
+        self,
+        context: Path,
+        name: str,
+        progress: Callable[[str], None],
+        *,
+        dockerfile: str = "",
+        build_args: Mapping[str, str] | None = None,
+        no_cache: bool = False,
+    ) -> Image:
+        progress(f"STEP 1: FROM {dockerfile or 'Dockerfile'}")
+        progress(f"{dict(build_args or {})} {no_cache}")
+        return await self.load(context, name)
+
+
+class Agent:
+    def __init__(self, host: Host, manager: ManagerStub, worker: Worker, reports: Reports) -> None:
+        self.host = host
+        self.manager = manager
+        self.worker = worker
+        self.reports = reports
+        self.images = FakeImages()
+        self.tunnels = Tunnels(
+            runners=worker.runners,
+            log_path=lambda task: host.parts().logs.find(task, host.runtime.log_path(task)),
+            images=self.images,
+            builder=self.images,
+            scratch=host.folder / "uploads",
+        )
+
+    @asynccontextmanager
+    async def tunnel(self, order: dispatch_pb2.OpenTunnel) -> AsyncIterator[TunnelEnd]:
+        """Order a tunnel; at the end of the block the agent has let it go."""
+        async with (
+            grpc.aio.insecure_channel(self.manager.address) as channel,
+            asyncio.TaskGroup() as group,
+        ):
+            group.create_task(self.tunnels.open(channel, order))
+            yield await self.manager.tunnel(order.id)
+
+    async def runs(self, text: str) -> None:
+        """Have task t1 run, with this log."""
+        self.worker.apply([assigned()], [], [], full=True)
+        await until(lambda: self.reports.state() is TaskState.RUNNING)
+        self.host.runtime.log_path("t1").write_text(text)
+
+    def say(self, text: str) -> None:
+        with self.host.runtime.log_path("t1").open("a") as file:
+            file.write(text)
+
+
+@pytest.fixture
+async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
+    host, reports = Host(tmp_path), Reports()
+    with StateDb(tmp_path / "state.db") as db:
+        async with (
+            manager_stub() as manager,
+            Worker(host.parts(), db, reports.reporter) as worker,
+        ):
+            yield Agent(host, manager, worker, reports)
+
+
+def logs(follow: bool = False, tail: int = -1, task_id: str = "t1") -> dispatch_pb2.OpenTunnel:
+    order = dispatch_pb2.LogsOrder(task_id=task_id, follow=follow, tail=tail)
+    return dispatch_pb2.OpenTunnel(id="x", logs=order)
+
+
+def lines(frames: list[dispatch_pb2.Frame]) -> list[bytes]:
+    return [frame.log.line for frame in frames if frame.HasField("log")]
+
+
+async def test_logs_of_a_running_task(agent: Agent) -> None:
+    await agent.runs(f"{STAMP} stdout F one\n{STAMP} stderr F two\n")
+    async with agent.tunnel(logs()) as tunnel:
+        frames = await tunnel.frames()
+    first, second, last = frames
+    assert (first.log.line, first.log.stderr, first.log.task_name) == (b"one", False, "web.1")
+    assert (second.log.line, second.log.stderr) == (b"two", True)
+    assert first.log.at == pytest.approx(1763987696.1)
+    assert last.result.error == ""
+
+
+async def test_the_last_lines_and_lines_in_parts(agent: Agent) -> None:
+    await agent.runs(f"{STAMP} stdout F one\n{STAMP} stdout P tw\n{STAMP} stdout F o\n")
+    async with agent.tunnel(logs(tail=1)) as tunnel:
+        assert lines(await tunnel.frames()) == [b"two"]
+
+
+async def test_following_ends_with_the_task(agent: Agent) -> None:
+    await agent.runs(f"{STAMP} stdout F one\n")
+    async with agent.tunnel(logs(follow=True)) as tunnel:
+        assert (await tunnel.frame()).log.line == b"one"
+        agent.say(f"{STAMP} stdout F two\n")
+        assert (await tunnel.frame()).log.line == b"two"
+        await agent.host.runtime.end("t1", Exit(0, False, NOW))
+        assert (await tunnel.frames())[-1].result.error == ""
+
+
+async def test_following_ends_when_the_reader_leaves(agent: Agent) -> None:
+    await agent.runs(f"{STAMP} stdout F one\n")
+    async with agent.tunnel(logs(follow=True)) as tunnel:
+        assert (await tunnel.frame()).log.line == b"one"
+        tunnel.closed.set()
+
+
+async def test_the_log_of_an_ended_task(agent: Agent) -> None:
+    await agent.runs(f"{STAMP} stderr F why it died\n")
+    await agent.host.runtime.end("t1", Exit(1, False, NOW))
+    await until(lambda: agent.reports.state() is TaskState.FAILED)
+    assert not agent.host.runtime.log_path("t1").exists()
+    async with agent.tunnel(logs(follow=True)) as tunnel:
+        assert lines(await tunnel.frames()) == [b"why it died"]
+
+
+async def test_logs_of_a_task_that_is_not_here(agent: Agent) -> None:
+    async with agent.tunnel(logs(task_id="t9")) as tunnel:
+        (last,) = await tunnel.frames()
+    assert last.result.error == "this node has no task t9"
+
+
+async def test_an_image_is_loaded(agent: Agent) -> None:
+    header = control_pb2.ImageHeader(name="hello:1")
+    async with agent.tunnel(dispatch_pb2.OpenTunnel(id="x", load=header)) as tunnel:
+        await tunnel.send(data=b"first ")
+        await tunnel.send(data=b"second")
+        await tunnel.send(eof=True)
+        (last,) = await tunnel.frames()
+    assert agent.images.taken == [("hello:1", b"first second")]
+    assert list(last.result.image.names) == ["hello:1"]
+    assert list((agent.host.folder / "uploads").iterdir()) == []
+
+
+async def test_an_image_that_cannot_be_loaded(agent: Agent) -> None:
+    agent.images.error = ImageError("this is no image archive")
+    async with agent.tunnel(
+        dispatch_pb2.OpenTunnel(id="x", load=control_pb2.ImageHeader())
+    ) as tunnel:
+        await tunnel.send(data=b"x")
+        await tunnel.send(eof=True)
+        (last,) = await tunnel.frames()
+    assert last.result.error == "this is no image archive"
+    assert not last.result.HasField("image")
+
+
+async def test_an_upload_that_breaks_off_takes_nothing(agent: Agent) -> None:
+    async with agent.tunnel(
+        dispatch_pb2.OpenTunnel(id="x", load=control_pb2.ImageHeader())
+    ) as tunnel:
+        await tunnel.send(data=b"half")
+        tunnel.closed.set()
+    assert agent.images.taken == []
+    assert list((agent.host.folder / "uploads").iterdir()) == []
+
+
+async def test_an_image_is_built(agent: Agent) -> None:
+    header = control_pb2.ImageHeader(
+        name="hello:1", dockerfile="web.Dockerfile", build_args={"A": "1"}, no_cache=True
+    )
+    async with agent.tunnel(dispatch_pb2.OpenTunnel(id="x", build=header)) as tunnel:
+        await tunnel.send(data=b"context")
+        await tunnel.send(eof=True)
+        frames = await tunnel.frames()
+    assert [frame.line for frame in frames[:-1]] == [
+        "STEP 1: FROM web.Dockerfile",
+        "{'A': '1'} True",
+    ]
+    assert frames[-1].result.image.id == "sha256:1"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (BuildError("Dockerfile:2: RUN false: exit status 1"), "Dockerfile:2: RUN false: exit"),
+        (OSError(28, "No space left on device"), "no space left on device on this node"),
+        (ZeroDivisionError("oops"), "internal error of the agent: oops"),
+    ],
+)
+async def test_a_build_that_fails(agent: Agent, error: Exception, words: str) -> None:
+    agent.images.error = error
+    async with agent.tunnel(
+        dispatch_pb2.OpenTunnel(id="x", build=control_pb2.ImageHeader(name="a"))
+    ) as tunnel:
+        await tunnel.send(eof=True)
+        frames = await tunnel.frames()
+    assert frames[-1].result.error.startswith(words)
+
+
+async def test_what_an_agent_does_not_know(agent: Agent) -> None:
+    async with agent.tunnel(dispatch_pb2.OpenTunnel(id="x")) as tunnel:
+        (last,) = await tunnel.frames()
+    assert "too old" in last.result.error
+
+
+async def test_uploads_of_a_dead_agent_are_removed(agent: Agent) -> None:
+    left = agent.host.folder / "uploads" / "left"
+    left.write_bytes(b"x")
+    Agent(agent.host, agent.manager, agent.worker, agent.reports)
+    assert not left.exists()

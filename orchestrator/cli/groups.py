@@ -108,12 +108,6 @@ class RootGroup(OrcGroup):
         environment has ORC_DEBUG."""
         try:
             result = super().main(args, "orc", "_ORC_COMPLETE", standalone_mode=False, **extra)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # The reader went away (`orc node ls | head -1`): not an error. Nothing may be
-            # written to the pipe again, not even by the interpreter's last flush.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
         except click.exceptions.Abort:
             sys.exit(INTERRUPTED)
         except Exception as error:

@@ -1,0 +1,88 @@
+"""A scripted manager behind real mutual TLS, and `orc` run against it as a user does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from click.testing import CliRunner, Result
+from scripted_manager import Authority, Manager, Script, servicer
+
+from orchestrator.cli.context import Context, save_context
+from orchestrator.cli.main import orc
+from orchestrator.pb import control_pb2_grpc
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of contexts."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("ORC_CONTEXT", raising=False)
+    monkeypatch.delenv("ORC_DEBUG", raising=False)
+    return tmp_path / "config" / "orc"
+
+
+@pytest.fixture(scope="session")
+def listening(authority: Authority) -> Iterator[Manager]:
+    script = Script()
+    server = grpc.server(ThreadPoolExecutor(8))
+    pair, admin = authority.issue("manager"), authority.issue("admin")
+    control_pb2_grpc.add_ControlServicer_to_server(servicer(script), server)
+    port = server.add_secure_port(
+        "127.0.0.1:0",
+        grpc.ssl_server_credentials(
+            [(pair.key.encode(), pair.certificate.encode())], authority.pem.encode(), True
+        ),
+    )
+    server.start()
+    context = Context("test", (f"127.0.0.1:{port}",), authority.pem, admin.certificate, admin.key)
+    yield Manager(script, port, context, server)
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def manager(listening: Manager, config: Path) -> Iterator[Manager]:
+    """The scripted manager, with its context in use and nothing scripted yet."""
+    save_context(listening.context)
+    yield listening
+    listening.script.answers.clear()
+    listening.script.requests.clear()
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(config: Path) -> Run:
+    """Run `orc` with these words; what it prints and its exit status are the result's."""
+
+    def invoke(*words: str, **options: Any) -> Result:
+        result = CliRunner().invoke(orc, list(words), **options)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def refused(run: Run) -> Callable[..., str]:
+    """Run `orc` where it must fail with `status` and one line, which is returned."""
+
+    def invoke(*words: str, status: int = 1, **options: Any) -> str:
+        result = run(*words, **options)
+        assert (result.exit_code, result.stdout) == (status, ""), result.output
+        assert result.stderr.startswith("orc: ")
+        assert result.stderr.count("\n") == 1
+        return result.stderr.removeprefix("orc: ").rstrip("\n")
+
+    return invoke

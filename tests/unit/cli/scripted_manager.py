@@ -1,0 +1,145 @@
+"""A manager that answers what a test tells it to, and certificates for it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from orchestrator.cli.context import Context
+from orchestrator.pb import control_pb2_grpc
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A certificate and its key, PEM."""
+
+    certificate: str
+    key: str
+
+
+class Authority:
+    """A CA for one test run."""
+
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._certificate = self._make("test CA", self._key, ca=True)
+        self.pem = self._certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+    def issue(self, name: str, expired: bool = False) -> Pair:
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._make(name, key, expired=expired)
+        return Pair(
+            certificate.public_bytes(serialization.Encoding.PEM).decode(),
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            ).decode(),
+        )
+
+    def _make(
+        self, name: str, key: ec.EllipticCurvePrivateKey, ca: bool = False, expired: bool = False
+    ) -> x509.Certificate:
+        now = dt.datetime.now(dt.UTC)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(days=2))
+            .not_valid_after(now + dt.timedelta(days=-1 if expired else 1))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+            )
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                critical=False,
+            )
+        )
+        if not ca:
+            names = x509.SubjectAlternativeName([x509.DNSName("manager.orc")])
+            builder = builder.add_extension(names, critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+
+class Refusal(Exception):
+    """What a scripted method raises to answer with a status."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.code = code
+
+
+@dataclass
+class Script:
+    """The manager's answers: a message, a Refusal, or a function of the request; for a stream a
+    list of messages and refusals, or a generator function."""
+
+    answers: dict[str, Any] = field(default_factory=dict)
+    requests: list[tuple[str, Any]] = field(default_factory=list)
+    """(method, request or list of requests), as received."""
+
+    def request(self, method: str) -> Any:
+        """The last request of a method."""
+        return [request for name, request in self.requests if name == method][-1]
+
+
+def servicer(script: Script) -> Any:
+    base = control_pb2_grpc.ControlServicer
+    methods: dict[str, Callable[..., Any]] = {}
+    streams = {"WatchService", "Logs", "LoadImage", "BuildImage"}
+    for name, _ in inspect.getmembers(base, inspect.isfunction):
+        methods[name] = _stream(script, name) if name in streams else _unary(script, name)
+    return type("Scripted", (base,), methods)()
+
+
+def _unary(script: Script, name: str) -> Callable[..., Any]:
+    def method(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+        script.requests.append((name, request))
+        answer = script.answers[name]
+        try:
+            if callable(answer):
+                answer = answer(request)
+            if isinstance(answer, Refusal):
+                raise answer
+        except Refusal as refusal:
+            context.abort(refusal.code, str(refusal))
+        return answer
+
+    return method
+
+
+def _stream(script: Script, name: str) -> Callable[..., Any]:
+    def method(self: Any, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        received = list(request) if name in ("LoadImage", "BuildImage") else request
+        script.requests.append((name, received))
+        answer = script.answers[name]
+        for message in answer(received) if callable(answer) else answer:
+            if isinstance(message, Refusal):
+                context.abort(message.code, str(message))
+            yield message
+
+    return method
+
+
+@dataclass
+class Manager:
+    """A running scripted manager and the context that reaches it."""
+
+    script: Script
+    port: int
+    context: Context
+    server: Any

@@ -1,0 +1,293 @@
+"""`orc node`, `orc network`, `orc cluster`, `orc images`: tables, JSON keys, filters, requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from orchestrator.pb import control_pb2 as pb
+
+Run = Callable[..., Result]
+Refused = Callable[..., str]
+MIB = 1 << 20
+
+
+def node_row(number: int, **node: Any) -> Any:
+    return {
+        "node": {
+            "id": f"abcdefghijkl{number}",
+            "role": "worker",
+            "labels": {"zone": f"z{number}"},
+            "state": "NODE_READY",
+            "description": {
+                "hostname": f"node{number}",
+                "address": f"10.0.0.{number}",
+                "resources": {"shares": 2048, "memory": 1024 * MIB},
+                "version": "0.1.0",
+                "labels": {"disk": "ssd", "zone": "overridden"},
+                "cgroup": "v2",
+            },
+            **node,
+        },
+        "reserved": {"shares": 512, "memory": 64 * MIB},
+        "tasks": 3,
+    }
+
+
+NODES = pb.ListNodesReply(
+    nodes=[
+        node_row(2, state="NODE_DOWN", availability="AVAILABILITY_DRAIN", message="silent"),
+        node_row(1, role="manager"),
+    ]
+)
+
+
+@pytest.fixture
+def nodes(manager: Any) -> Any:
+    manager.script.answers["ListNodes"] = NODES
+    return manager.script
+
+
+def test_node_table(nodes: Any, run: Run) -> None:
+    result = run("node", "ls")
+    assert (result.exit_code, result.stderr) == (0, "")
+    heading, first, second = result.stdout.splitlines()
+    columns = "ID HOSTNAME STATUS AVAILABILITY ROLE ADDRESS TASKS CPUS MEMORY VERSION"
+    assert heading.split() == columns.split()
+    assert first.split("   ")[0] == "abcdefghijkl"
+    for text in ("node1", "Ready", "Active", "10.0.0.1", "0.5 / 2", "64MiB / 1GiB", "0.1.0"):
+        assert text in first
+    assert "Down" in second
+    assert "Drain" in second
+    assert "abcdefghijkl2" in run("node", "ls", "--no-trunc").stdout
+
+
+def test_node_json_keys(nodes: Any, run: Run) -> None:
+    rows = json.loads(run("node", "ls", "--format", "json").stdout)
+    promised = {
+        "id": "abcdefghijkl1",
+        "hostname": "node1",
+        "role": "manager",
+        "availability": "active",
+        "state": "ready",
+        "address": "10.0.0.1",
+        "shares_total": 2048,
+        "shares_reserved": 512,
+        "memory_total": 1024 * MIB,
+        "memory_reserved": 64 * MIB,
+        "tasks": 3,
+        "version": "0.1.0",
+        "labels": {"disk": "ssd", "zone": "z1"},
+    }
+    assert rows[0].items() >= promised.items()
+    assert not any(key.startswith("_") for key in rows[0])
+
+
+@pytest.mark.parametrize(
+    ("filters", "ids"),
+    [
+        ([], ["abcdefghijkl1", "abcdefghijkl2"]),
+        (["role=worker"], ["abcdefghijkl2"]),
+        (["state=Ready"], ["abcdefghijkl1"]),
+        (["availability=drain"], ["abcdefghijkl2"]),
+        (["name=node"], ["abcdefghijkl1", "abcdefghijkl2"]),
+        (["name=node1", "name=node2"], ["abcdefghijkl1", "abcdefghijkl2"]),
+        (["name=node1", "role=worker"], []),
+        (["label=zone"], ["abcdefghijkl1", "abcdefghijkl2"]),
+        (["label=zone=z2"], ["abcdefghijkl2"]),
+        (["id=abcdefghijkl1"], ["abcdefghijkl1"]),
+    ],
+)
+def test_node_filters(nodes: Any, run: Run, filters: list[str], ids: list[str]) -> None:
+    words = [word for each in filters for word in ("--filter", each)]
+    assert run("node", "ls", "-q", *words).stdout.split() == ids
+
+
+def test_node_inspect(nodes: Any, run: Run, refused: Refused) -> None:
+    (document,) = json.loads(run("node", "inspect", "node2").stdout)
+    assert document["message"] == "silent"
+    assert document["cgroup"] == "v2"
+    assert json.loads(run("node", "inspect", "abcdefghijkl1").stdout)[0]["hostname"] == "node1"
+    pretty = run("node", "inspect", "--pretty", "node2", "node1").stdout
+    assert "Why:          silent" in pretty
+    assert "Resources:    2 cores, 1GiB" in pretty
+    assert refused("node", "inspect", "nod1") == "no node 'nod1'; did you mean 'node1'?"
+    assert "more than one node" in refused("node", "inspect", "abc")
+    assert "'orc node ls' shows" in refused("node", "inspect", "zzz")
+
+
+def test_node_update(manager: Any, run: Run, refused: Refused) -> None:
+    manager.script.answers["UpdateNode"] = pb.ListNodesReply().nodes.add().node
+    words = ["--availability", "drain", "--label-add", "zone=a", "--label-rm", "disk"]
+    assert run("node", "update", *words, "node1").stdout == "node1\n"
+    request = manager.script.request("UpdateNode")
+    assert request == pb.UpdateNodeRequest(
+        node="node1",
+        availability="AVAILABILITY_DRAIN",
+        label_add={"zone": "a"},
+        label_rm=["disk"],
+    )
+    run("node", "update", "--label-add", "x", "node1")
+    assert not manager.script.request("UpdateNode").HasField("availability")
+    run("node", "update", "--availability", "active", "node1")
+    assert manager.script.request("UpdateNode").HasField("availability")
+    assert "nothing to change" in refused("node", "update", "node1", status=2)
+
+
+def test_node_rm(manager: Any, run: Run) -> None:
+    manager.script.answers["RemoveNode"] = pb.RemoveNodeReply()
+    assert run("node", "rm", "--force", "node1", "node2").stdout == "node1\nnode2\n"
+    assert manager.script.request("RemoveNode") == pb.RemoveNodeRequest(node="node2", force=True)
+
+
+def test_node_ps(manager: Any, run: Run) -> None:
+    manager.script.answers["ListTasks"] = pb.ListTasksReply(
+        tasks=[{"id": "t1", "service_name": "web", "slot": 1, "node_id": "n1"}],
+        hostnames={"n1": "node1"},
+    )
+    (row,) = json.loads(run("node", "ps", "node1", "--format", "json").stdout)
+    assert (row["name"], row["node"]) == ("web.1", "node1")
+    assert manager.script.request("ListTasks") == pb.ListTasksRequest(node="node1")
+
+
+# --- networks
+
+
+@pytest.fixture
+def networks(manager: Any) -> Any:
+    manager.script.answers["ListNetworks"] = pb.ListNetworksReply(
+        networks=[
+            {
+                "id": "net1",
+                "name": "default",
+                "driver": "overlay",
+                "subnet": "10.128.0.0/14",
+                "vni": 4097,
+                "slices": {"abcdefghijkl2": "10.128.2.0/24", "abcdefghijkl1": "10.128.1.0/24"},
+            },
+            {"id": "net2", "name": "back", "driver": "overlay", "subnet": "10.99.0.0/16"},
+        ]
+    )
+    manager.script.answers["ListNodes"] = NODES
+    manager.script.answers["ListServices"] = pb.ListServicesReply(
+        services=[
+            {"service": {"spec": {"name": "web"}}},
+            {"service": {"spec": {"name": "db", "task": {"networks": ["back"]}}}},
+        ]
+    )
+    return manager.script
+
+
+def test_network_ls(networks: Any, run: Run) -> None:
+    assert run("network", "ls").stdout.splitlines()[2].split() == [
+        "net1",
+        "default",
+        "overlay",
+        "10.128.0.0/14",
+        "4097",
+    ]
+    rows = json.loads(run("network", "ls", "--format", "json", "--filter", "name=def").stdout)
+    promised = {
+        "id": "net1",
+        "name": "default",
+        "driver": "overlay",
+        "subnet": "10.128.0.0/14",
+        "vni": 4097,
+        "internal": False,
+        "encrypted": False,
+    }
+    assert [row.items() >= promised.items() for row in rows] == [True]
+    assert run("network", "ls", "-q").stdout.split() == ["net2", "net1"]
+
+
+def test_network_inspect(networks: Any, run: Run, refused: Refused) -> None:
+    default, back = json.loads(run("network", "inspect", "default", "back").stdout)
+    assert default["services"] == [{"name": "web", "vip": None}]
+    assert back["services"] == [{"name": "db", "vip": None}]
+    assert default["nodes"] == [
+        {"id": "abcdefghijkl1", "hostname": "node1", "subnet": "10.128.1.0/24"},
+        {"id": "abcdefghijkl2", "hostname": "node2", "subnet": "10.128.2.0/24"},
+    ]
+    assert "Node node2: 10.128.2.0/24" in run("network", "inspect", "--pretty", "net1").stdout
+    assert refused("network", "inspect", "defalt") == (
+        "no network 'defalt'; did you mean 'default'?"
+    )
+
+
+# --- cluster
+
+
+def test_cluster_info_and_tokens(manager: Any, run: Run, refused: Refused) -> None:
+    manager.script.answers["GetCluster"] = pb.ClusterInfo(
+        id="c1",
+        created_at=60,
+        version="0.1.0",
+        node_timeout=5,
+        managers=[{"id": "m1", "address": "10.0.0.1:7420", "leader": True}],
+        nodes=3,
+        nodes_ready=2,
+        worker_token="ORC-w",
+        manager_token="ORC-m",
+        join_address="10.0.0.1:7421",
+    )
+    manager.script.answers["RotateToken"] = pb.TokenReply(token="ORC-new")
+    text = run("cluster", "info").stdout
+    assert "10.0.0.1:7420 (m1), leader" in text
+    assert "3 (2 ready)" in text
+    document = json.loads(run("cluster", "info", "--format", "json").stdout)
+    assert document["created_at"] == "1970-01-01T00:01:00.000Z"
+    assert document["managers"][0]["leader"] is True
+    assert not {"worker_token", "manager_token"} & document.keys()
+    line = "orc cluster join --token ORC-w 10.0.0.1:7421\n"
+    assert run("cluster", "token", "worker").stdout == line
+    assert run("cluster", "token", "-q", "manager").stdout == "ORC-m\n"
+    assert run("cluster", "token", "--rotate", "-q", "worker").stdout == "ORC-new\n"
+    assert manager.script.request("RotateToken").role == "worker"
+    assert "is not one of 'worker', 'manager'" in refused("cluster", "token", "x", status=2)
+
+
+# --- images
+
+
+def test_images(manager: Any, run: Run) -> None:
+    digest, config = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
+    manager.script.answers["ListImages"] = pb.ListImagesReply(
+        images=[
+            {
+                "id": digest,
+                "names": ["hello:1", "reg:5000/hello:2"],
+                "config_digest": config,
+                "size": 4_070_000,
+                "layers": [config],
+                "created_at": 5,
+                "nodes": ["n1", "n9"],
+            },
+            {"id": config, "size": 5, "created_at": 4},
+        ],
+        hostnames={"n1": "node1"},
+    )
+    lines = run("images").stdout.splitlines()
+    assert lines[0].split() == ["REPOSITORY", "TAG", "IMAGE", "ID", "CREATED", "SIZE", "NODES"]
+    assert lines[1].startswith("hello ")
+    assert lines[1].endswith("4.07MB   node1, n9")
+    assert "abababababab" in lines[1]
+    assert lines[2].startswith("reg:5000/hello   2 ")
+    assert lines[3].startswith("<none>           <none> ")
+    rows = json.loads(run("images", "--format", "json").stdout)
+    promised = {
+        "id": digest,
+        "repository": "hello",
+        "tag": "1",
+        "digest": digest,
+        "size": 4_070_000,
+        "nodes": ["node1", "n9"],
+        "layers": [config],
+    }
+    assert rows[0].items() >= promised.items()
+    assert run("images", "-q").stdout.split() == [digest, config]
+    assert run("images", "-q", "--filter", "reference=hello:1").stdout.split() == [digest]
+    assert "DIGEST" in run("images", "--digests").stdout

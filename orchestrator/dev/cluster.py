@@ -172,7 +172,9 @@ class DevCluster:
     def _ensure_manager(self, plan: ClusterPlan, manager: Host) -> None:
         address = str(manager.plan.address)
         flags = ["--data-dir", str(manager.data), "--advertise", address, "--context", plan.name]
-        self._once(plan, manager, ["cluster", "init", *flags])
+        # A new context becomes the current one by itself.
+        if not self._once(plan, manager, ["cluster", "init", *flags]):
+            self._orc(plan, "context", "use", plan.name)
         self._start_daemon(manager)
 
     def _ensure_agent(self, plan: ClusterPlan, node: Host, manager: Host, token: str) -> None:
@@ -182,17 +184,21 @@ class DevCluster:
         self._once(plan, node, ["cluster", "join", *flags, to])
         self._start_daemon(node)
 
-    def _once(self, plan: ClusterPlan, host: Host, arguments: Sequence[str]) -> None:
-        """Run an `orc` command in a host that must succeed exactly once in its disk's life."""
+    def _once(self, plan: ClusterPlan, host: Host, arguments: Sequence[str]) -> bool:
+        """Run an `orc` command in a host that must succeed exactly once in its disk's life.
+
+        False if it did so before.
+        """
         marker = host.directory / "enrolled"
         if marker.exists():
-            return
+            return False
         # What an interrupted attempt left is half of something.
         shutil.rmtree(host.data)
         host.data.mkdir(mode=0o700)
         argv = host.enter([*self._command, *arguments])
         _run(argv, _user_environment(plan), f"orc {' '.join(arguments[:2])}")
         marker.touch()
+        return True
 
     def _start_daemon(self, host: Host) -> None:
         command = [*self._command, host.plan.daemon, "--data-dir", str(host.data)]

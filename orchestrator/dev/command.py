@@ -20,7 +20,13 @@ P = ParamSpec("P")
 
 _COLUMNS = ("host", "role", "address", "state", "pid", "daemon", "daemon_state", "restarts")
 
-_name = click.option("--name", default="dev", show_default=True, help="The dev cluster's name.")
+_name = click.option(
+    "--name",
+    default="dev",
+    show_default=True,
+    envvar="ORC_DEV_NAME",
+    help="The dev cluster's name.",
+)
 
 
 def _words(act: Callable[P, None]) -> Callable[P, None]:

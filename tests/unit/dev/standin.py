@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
             os.environ["ORC_CONTEXT"] = option(rest, "--context")
             context().parent.mkdir(parents=True, exist_ok=True)
             context().write_text(json.dumps({"hosts": str(data.parent.parent)}))
+            (context().parent.parent / "current").write_text(os.environ["ORC_CONTEXT"])
         case ["cluster", "token", "worker", "-q"]:
             print("TOKEN")
         case ["cluster", "join", *rest]:
@@ -61,6 +62,8 @@ def main(arguments: list[str]) -> int:
             hosts = Path(json.loads(context().read_text())["hosts"])
             ready = [path.parent.parent.name for path in hosts.glob("node*/data/ready")]
             print(json.dumps([{"hostname": name, "state": "ready"} for name in ready]))
+        case ["context", "use", name]:
+            (context().parent.parent / "current").write_text(name)
         case ["context", "rm", name]:
             os.environ["ORC_CONTEXT"] = name
             context().unlink()

@@ -59,6 +59,16 @@ def test_up_again_keeps_what_runs_and_adds_nodes(cluster: DevCluster) -> None:
     assert cluster.up(1, 1, quiet).nodes == 2
 
 
+def test_up_makes_its_context_the_current_one_each_time(
+    make_cluster: Callable[[], DevCluster],
+) -> None:
+    one, other = make_cluster(), make_cluster()
+    one.up(1, 1, quiet)
+    other.up(1, 1, quiet)
+    one.up(1, 1, quiet)
+    assert (context(one).parent.parent / "current").read_text() == one.name
+
+
 def test_down_leaves_no_trace_and_twice_is_fine(cluster: DevCluster) -> None:
     cluster.up(1, 1, quiet)
     assert traces(cluster.name)

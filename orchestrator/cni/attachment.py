@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from . import bridge, namespaces, netlink, overlay, peers, portmap, results, vxlan
 from .bridge import Cable
-from .config import NetConf, address_in
+from .config import NetConf, PortMapping, address_in
 from .errors import CniError, Code
 from .ipam import Ipam, Key, Lease
 from .nft import Nftables
@@ -122,10 +122,10 @@ def retire(host: Host, conf: NetConf, attachment: Attachment) -> None:
     namespaces.remove(Path(attachment.netns))
 
 
-def _withdraw(host: Host, lease: Lease, kept: Collection[Any] = ()) -> None:
-    targets = [(port, lease.address) for port in lease.ports if port not in kept]
-    if targets:
-        portmap.withdraw(host.nft, targets)
+def _withdraw(host: Host, lease: Lease, kept: Collection[PortMapping] = ()) -> None:
+    ports = [port for port in lease.ports if port not in kept]
+    if ports:
+        portmap.withdraw(host.nft, ports)
 
 
 def _dismantle(host: Host, lease: Lease) -> None:
@@ -176,13 +176,23 @@ def status(host: Host, conf: NetConf) -> None:
 
 def collect(host: Host, conf: NetConf, valid: Collection[tuple[str, str]]) -> None:
     """Remove every attachment of the network that is not in `valid` (container, interface)."""
-    for lease in host.ipam.leases(conf.name):
-        if (lease.key.container, lease.key.ifname) not in valid:
-            _dismantle(host, lease)
-    held = {bridge.veth_name(lease.key.container, lease.key.ifname) for lease in host.ipam.leases()}
-    for end in bridge.cables(host.sock, conf.bridge):
-        if end.name not in held:
-            netlink.delete_link(host.sock, end.index)
+    stale, kept = [], set()
+    for lease in host.ipam.leases():
+        identity = (lease.key.container, lease.key.ifname)
+        if lease.key.network == conf.name and identity not in valid:
+            stale.append(lease)
+            _withdraw(host, lease)
+        else:
+            kept.add(bridge.veth_name(*identity))
+    ends = {end.name: end.index for end in bridge.cables(host.sock, conf.bridge)}
+    for lease in stale:
+        name = bridge.veth_name(lease.key.container, lease.key.ifname)
+        unplugged = None if name in ends else netlink.get_link(host.sock, name)
+        if unplugged is not None:
+            ends[name] = unplugged.index
+    netlink.delete_links(host.sock, [index for name, index in ends.items() if name not in kept])
+    for lease in stale:
+        host.ipam.release(lease.key)
 
 
 def apply(host: Host, conf: NetConf) -> None:

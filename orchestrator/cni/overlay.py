@@ -40,8 +40,7 @@ def ensure(sock: RouteSocket, nft: Nftables, conf: NetConf) -> Link:
 def remove(sock: RouteSocket, nft: Nftables, conf: NetConf, *, last: bool) -> None:
     """Remove the network's devices and rules; with the `last` network goes the table."""
     names = [conf.bridge, *([conf.overlay.device] if conf.overlay else [])]
-    for port in bridge.cables(sock, conf.bridge):
-        netlink.delete_link(sock, port.index)
+    netlink.delete_links(sock, [port.index for port in bridge.cables(sock, conf.bridge)])
     for name in names:
         link = netlink.get_link(sock, name)
         if link is not None:

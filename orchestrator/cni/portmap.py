@@ -128,14 +128,13 @@ def publish(nft: Nftables, targets: Iterable[Target]) -> None:
         raise _failed("published ports", error) from error
 
 
-def withdraw(nft: Nftables, targets: Iterable[Target]) -> None:
-    """Publish these no more; what is not published, or to another target, stays as it is."""
-    for port, address in targets:
-        element = f"{{ {_key(port)} : {address} . {port.container_port} }}"
+def withdraw(nft: Nftables, ports: Iterable[PortMapping]) -> None:
+    """Publish these no more, whatever they lead to; what is not published is fine."""
+    for port in ports:
         try:
-            nft.run(f"delete element {TABLE} {_map(port)} {element}")
+            nft.run(f"delete element {TABLE} {_map(port)} {{ {_key(port)} }}")
         except NftError as error:
-            if GONE not in str(error) and TAKEN not in str(error):
+            if GONE not in str(error):
                 raise _failed(f"published port {port}", error) from error
 
 

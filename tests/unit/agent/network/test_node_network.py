@@ -24,9 +24,9 @@ from orchestrator.agent.network import (
     Peer,
     PortMapping,
 )
-from orchestrator.cni import namespaces, vxlan
+from orchestrator.cni import namespaces, netlink, vxlan
 from orchestrator.cni.errors import Code
-from orchestrator.cni.rtnetlink import NetlinkError
+from orchestrator.cni.rtnetlink import NetlinkError, text
 
 pytestmark = pytest.mark.root
 
@@ -135,8 +135,17 @@ async def test_the_mtu_fits_the_tunnel(cluster: Cluster) -> None:
         assert caught.value.errno == errno.EMSGSIZE
 
 
-async def test_published_ports(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "net.bridge.bridge-nf-call-iptables=1",  # bridged packets pass our rules too
+        "net.bridge.bridge-nf-call-iptables=0",
+        "net.ipv4.conf.all.rp_filter=1",
+    ],
+)
+async def test_published_ports(cluster: Cluster, setting: str) -> None:
     one, two, _ = cluster.hosts
+    one.shell("sysctl", "-qw", setting)
     published = [PortMapping(8080, 80), PortMapping(8081, 81, host_ip="127.0.0.1")]
     a = await cluster.networks[0].attach("a", published)
     neighbour = await cluster.networks[0].attach("neighbour")
@@ -249,6 +258,18 @@ async def test_collect(single: NodeNetwork, host: NsHost) -> None:
     assert "tcp . 80" in listed
     assert "tcp . 81" not in listed
     assert reach(keep.netns, host.netns, keep.address, 80)
+
+
+async def test_collecting_many(single: NodeNetwork, host: NsHost) -> None:
+    for number in range(30):
+        await single.attach(f"c{number}", [PortMapping(1000 + number, 80)])
+    host.shell("ip", "link", "set", cables(host)[0], "nomaster")
+    await single.collect(["c7"])
+    assert len(cables(host)) == 1
+    await single.check("c7")
+    await single.collect([])
+    assert cables(host) == []
+    assert host.shell("nft", "list", "map", "ip", "orc", "published").count("tcp . ") == 0
 
 
 async def test_after_a_reboot_leases_are_collected(single: NodeNetwork, host: NsHost) -> None:
@@ -463,6 +484,15 @@ async def test_a_vni_in_use(single: NodeNetwork, host: NsHost) -> None:
     )  # fmt: skip
     with pytest.raises(NetworkError, match="another VXLAN device already uses VNI 7"):
         await single.apply(config(host, 0))
+
+
+def test_what_an_older_kernel_says(host: NsHost) -> None:
+    with namespaces.opened(host.netns) as within, namespaces.route_socket(within) as sock:
+        name = text(netlink.IFLA_IFNAME, "x0")
+        with pytest.raises(NetlinkError) as caught:
+            netlink._create(sock, netlink._ifinfo() + name, "a-kind-that-is-not-compiled-in")
+    refused = vxlan.refused("orcvx7", 7, caught.value)
+    assert str(refused).startswith("this kernel has no VXLAN: load the module vxlan")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""What no plan may contain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from builders import node, service, task
+
+from orchestrator.manager.planning.pipeline import Dirty, dirty_of
+from orchestrator.manager.planning.plan import Change, IllegalChange, Plan, earliest
+from orchestrator.model.objects import Object, TaskStatus
+from orchestrator.model.states import TaskState
+
+RUNNING = task("t", node_id="a")
+WAITING = task("t", TaskState.PENDING)
+
+
+def moved(state: TaskState, **fields: object) -> Object:
+    return replace(RUNNING, status=TaskStatus(state), **fields)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (None, None, "needs an object"),
+        (node("t"), RUNNING, "another kind"),
+        (RUNNING, replace(RUNNING, id="u"), "cannot rename"),
+        (RUNNING, None, "may be running"),
+        (RUNNING, moved(TaskState.FAILED), "may not move it from RUNNING to FAILED"),
+        (RUNNING, moved(TaskState.ASSIGNED), "may not move it from RUNNING to ASSIGNED"),
+        (moved(TaskState.FAILED), RUNNING, "may not move it from FAILED to RUNNING"),
+        (RUNNING, replace(RUNNING, node_id="b"), "for life"),
+        (
+            replace(RUNNING, desired_state=TaskState.REMOVE),
+            replace(RUNNING, desired_state=TaskState.SHUTDOWN),
+            "shrink from REMOVE to SHUTDOWN",
+        ),
+        (None, RUNNING, "born RUNNING"),
+        (None, task("t", TaskState.ASSIGNED), "assigned to no node"),
+        (WAITING, task("t", TaskState.ASSIGNED), "assigned to no node"),
+    ],
+)
+def test_illegal(before: Object | None, after: Object | None, words: str) -> None:
+    with pytest.raises(IllegalChange, match=words):
+        Plan((Change(before, after),))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, WAITING),
+        (None, task("t", TaskState.ASSIGNED, node_id="a")),
+        (WAITING, task("t", TaskState.ASSIGNED, node_id="a")),
+        (WAITING, None),
+        (RUNNING, replace(RUNNING, desired_state=TaskState.REMOVE)),
+        (RUNNING, moved(TaskState.ORPHANED)),
+        (moved(TaskState.FAILED), None),
+        (node("a"), None),
+    ],
+)
+def test_legal(before: Object | None, after: Object | None) -> None:
+    assert Plan((Change(before, after),)).changes[0].subject is (after or before)
+
+
+def test_earliest() -> None:
+    assert earliest() is None
+    assert earliest(None, 3.0, None, 2.0) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("change", "dirty"),
+    [
+        (Change(None, RUNNING), Dirty(frozenset({"web-id"}))),
+        (Change(RUNNING, moved(TaskState.FAILED)), Dirty(frozenset({"web-id"}), False, True)),
+        (Change(RUNNING, None), Dirty(frozenset({"web-id"}), False, True)),
+        (Change(None, service()), Dirty(frozenset({"web-id"}))),
+        (Change(node("a"), None), Dirty(nodes_changed=True)),
+    ],
+)
+def test_what_a_change_makes_dirty(change: Change, dirty: Dirty) -> None:
+    assert dirty_of([change]) == dirty
+    assert dirty | Dirty() == dirty
+    assert dirty
+    assert not Dirty()

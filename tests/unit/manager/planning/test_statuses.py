@@ -1,0 +1,50 @@
+"""What is believed of an agent's report."""
+
+from __future__ import annotations
+
+import pytest
+from builders import node, task
+
+from orchestrator.manager.planning.statuses import ingest
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Task, TaskStatus
+from orchestrator.model.states import TaskState
+
+
+def taken(known: Task, reported: TaskStatus, by: str = "a") -> bool:
+    view = ClusterView.of([node("a"), node("b"), known])
+    changes = ingest(view, by, {known.id: reported})
+    for change in changes:
+        assert isinstance(change.after, Task)
+        assert change.after.status == reported
+    return bool(changes)
+
+
+@pytest.mark.parametrize(
+    ("known", "reported", "believed"),
+    [
+        (TaskState.ASSIGNED, TaskState.ACCEPTED, True),
+        (TaskState.ASSIGNED, TaskState.RUNNING, True),
+        (TaskState.RUNNING, TaskState.FAILED, True),
+        (TaskState.RUNNING, TaskState.STARTING, False),
+        (TaskState.FAILED, TaskState.RUNNING, False),
+        (TaskState.FAILED, TaskState.SHUTDOWN, False),
+        (TaskState.ORPHANED, TaskState.RUNNING, False),
+        (TaskState.RUNNING, TaskState.ORPHANED, False),
+        (TaskState.PENDING, TaskState.RUNNING, False),
+    ],
+)
+def test_moves(known: TaskState, reported: TaskState, believed: bool) -> None:
+    assert taken(task("t", known, node_id="a"), TaskStatus(reported, at=1.0)) is believed
+
+
+def test_news_within_a_state() -> None:
+    running = task("t", node_id="a")
+    assert taken(running, TaskStatus(TaskState.RUNNING, at=1.0, addresses={"default": "10.0.0.2"}))
+    assert not taken(running, running.status)
+    assert not taken(running, TaskStatus(TaskState.RUNNING, at=-1.0, message="late"))
+
+
+def test_a_node_speaks_only_for_its_own_tasks() -> None:
+    assert not taken(task("t", node_id="a"), TaskStatus(TaskState.FAILED, at=1.0), by="b")
+    assert ingest(ClusterView.of([node("a")]), "a", {"gone": TaskStatus(TaskState.FAILED)}) == ()

@@ -1,0 +1,76 @@
+"""A real dev cluster for the end-to-end tests: one per run, with a name and contexts of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from devcluster import ORC, Cluster, eventually
+
+CLUSTERS = Path("/var/lib/orc-dev")
+
+
+def _environment(config: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ORC_", "XDG_"))}
+    return {**kept, "XDG_CONFIG_HOME": str(config), "HOME": str(config), "COLUMNS": "200"}
+
+
+def _remove_leftovers(env: Mapping[str, str]) -> None:
+    """Take down what runs whose process is gone left behind."""
+    for folder in CLUSTERS.glob("e2e-*"):
+        owner = re.fullmatch(r"e2e-(\d+)(-.*)?", folder.name)
+        if owner and not Path("/proc", owner[1]).exists():
+            subprocess.run([ORC, "dev", "down", "--name", folder.name], env=env, check=True)
+
+
+@pytest.fixture(scope="session")
+def spare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Cluster]]:
+    """Makes further clusters, not up yet, for tests of a cluster's own life. All are removed."""
+    env = _environment(tmp_path_factory.mktemp("config"))
+    made: list[Cluster] = []
+
+    def make(suffix: str) -> Cluster:
+        made.append(Cluster(f"{_name()}-{suffix}", env))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.dev("down")
+
+
+def _name() -> str:
+    """Of this run. CI gives one, so as to remove it when the run itself is killed."""
+    return os.environ.get("ORC_E2E_NAME", f"e2e-{os.getpid()}")
+
+
+@pytest.fixture(scope="session")
+def session_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The cluster of this run: one manager, three nodes, up."""
+    env = _environment(tmp_path_factory.mktemp("config"))
+    _remove_leftovers(env)
+    cluster = Cluster(_name(), env)
+    cluster.dev("down")
+    try:
+        cluster.dev("up")
+        yield cluster
+    finally:
+        cluster.dev("down")
+
+
+@pytest.fixture
+def cluster(session_cluster: Cluster) -> Iterator[Cluster]:
+    """The run's cluster, healthy; afterwards without services, and healthy again."""
+    yield session_cluster
+    session_cluster.heal()
+    for host, row in session_cluster.status().items():
+        if row["state"] == "off" or row["daemon_state"] != "running":
+            session_cluster.start(host)
+    session_cluster.await_ready()
+    services = [service["name"] for service in session_cluster.json("service", "ls")]
+    if services:
+        session_cluster.orc("service", "rm", *services)
+        eventually(lambda: not session_cluster.json("service", "ls"), within=30.0)

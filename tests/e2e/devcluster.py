@@ -1,0 +1,161 @@
+"""A dev cluster as a test sees it: what a user can do to it, and what a disaster can."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+ORC = str(Path(sys.executable).with_name("orc"))
+
+
+def eventually(ask: Callable[[], T], within: float, every: float = 0.05) -> T:
+    """Ask until the answer is true, and return it.
+
+    An AssertionError of `ask` counts as not yet, so that the last one says what is still wrong.
+    """
+    deadline = time.monotonic() + within
+    while True:
+        wrong: AssertionError | None = None
+        answer: T | None = None
+        try:
+            answer = ask()
+            if answer:
+                return answer
+        except AssertionError as error:
+            wrong = error
+        if time.monotonic() > deadline:
+            raise wrong or AssertionError(f"still {answer!r} after {within} s")
+        time.sleep(every)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a user can do to a cluster, and what a disaster can."""
+
+    name: str
+    env: Mapping[str, str] = field(repr=False)
+
+    def orc(
+        self, *arguments: str, ok: bool = True, within: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `orc`. It must succeed, unless `ok` is False, and end within so many seconds."""
+        done = subprocess.run(
+            [ORC, *arguments],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=within,
+            check=False,
+        )
+        if ok:
+            assert done.returncode == 0, f"orc {' '.join(arguments)}: {done.stderr or done.stdout}"
+        return done
+
+    def refused(self, *arguments: str) -> str:
+        """Run `orc`, which must refuse in one line on stderr; return that line."""
+        done = self.orc(*arguments, ok=False)
+        assert done.returncode != 0, f"orc {' '.join(arguments)} was not refused: {done.stdout}"
+        lines = done.stderr.strip().splitlines()
+        assert len(lines) == 1, done.stderr
+        assert "Traceback" not in done.stderr
+        return lines[0]
+
+    def json(self, *arguments: str) -> Any:
+        """Run `orc … --format json` and return the document."""
+        return json.loads(self.orc(*arguments, "--format", "json").stdout)
+
+    def dev(self, verb: str, *arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run `orc dev VERB` on this cluster."""
+        return self.orc("dev", verb, "--name", self.name, *arguments, ok=ok)
+
+    def exec(self, node: str, *command: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command on a host."""
+        return self.dev("exec", node, *command, ok=ok)
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """`orc dev status`, by host."""
+        rows = json.loads(self.dev("status", "--format", "json").stdout)
+        return {row["host"]: row for row in rows}
+
+    def kill9(self, host: str, what: str | int) -> None:
+        """SIGKILL on a host to a pid of its own numbering, its `daemon`, or by exact name."""
+        if what == "daemon":
+            what = self.status()[host]["daemon_pid"]
+        if isinstance(what, int):
+            self.exec(host, "kill", "-9", str(what))
+        else:
+            self.exec(host, "pkill", "-9", "-x", what)
+
+    def stop(self, host: str) -> None:
+        self.dev("stop", host)
+
+    def start(self, host: str) -> None:
+        self.dev("start", host)
+
+    def power_off(self, host: str) -> None:
+        self.dev("kill", host)
+
+    def partition(self, *hosts: str) -> None:
+        self.dev("partition", *hosts)
+
+    def heal(self) -> None:
+        self.dev("heal")
+
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """`orc node ls`, by hostname."""
+        return {node["hostname"]: node for node in self.json("node", "ls")}
+
+    def tasks(self, service: str) -> list[dict[str, Any]]:
+        """All tasks of a service, past ones too."""
+        rows: list[dict[str, Any]] = self.json("service", "ps", service)
+        return rows
+
+    def running(self, service: str) -> list[dict[str, Any]]:
+        """The tasks of a service that run and shall."""
+        return [
+            task
+            for task in self.tasks(service)
+            if task["state"] == task["desired_state"] == "running"
+        ]
+
+    def await_running(self, service: str, count: int, within: float = 30.0) -> list[dict[str, Any]]:
+        """Wait until exactly so many tasks of a service run, and return them."""
+
+        def ask() -> list[dict[str, Any]]:
+            tasks = self.running(service)
+            assert len(tasks) == count, self.tasks(service)
+            return tasks
+
+        if count == 0:
+            eventually(lambda: not self.running(service), within)
+            return []
+        return eventually(ask, within)
+
+    def await_ready(self, *hosts: str, within: float = 20.0) -> None:
+        """Wait until nodes (all, if none is named) are ready."""
+
+        def ask() -> bool:
+            nodes = self.nodes()
+            wanted = hosts or nodes
+            states = {host: nodes[host]["state"] for host in wanted if host in nodes}
+            assert set(states) == set(wanted), states
+            assert set(states.values()) == {"ready"}, states
+            return True
+
+        eventually(ask, within)
+
+    def in_task(
+        self, task: Mapping[str, Any], *command: str, ok: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program of a task's image in its mount and network namespaces."""
+        enter = ("nsenter", "-t", str(task["pid"]), "-n", "-m", "--", *command)
+        return self.exec(task["node"], *enter, ok=ok)

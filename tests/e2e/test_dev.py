@@ -1,0 +1,118 @@
+"""`orc dev …` with the real daemons: up, down, and what can be done to a host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from devcluster import Cluster, eventually
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+
+def remains(name: str) -> list[str]:
+    """Every trace of a dev cluster on this machine."""
+    found = [str(p) for p in Path("/run/netns").glob(f"orcdev-{name}")]
+    found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"*/orc-{name}-*")]
+    found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"orc-{name}-*")]
+    found += [str(p) for p in Path("/var/lib/orc-dev").glob(name)]
+    found += [m for m in Path("/proc/self/mountinfo").read_text().splitlines() if name in m]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            mounts = (process / "mountinfo").read_text()
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue  # it ended meanwhile
+        if f"/orc-dev/{name}/" in mounts or f"/orc-dev/{name}/".encode() in command:
+            found.append(f"process {process.name}: {command!r}")
+    return found
+
+
+def links() -> set[str]:
+    return set(os.listdir("/sys/class/net"))
+
+
+def test_a_cluster_comes_up_ready_and_goes_without_a_trace(
+    spare_cluster: Callable[[str], Cluster],
+) -> None:
+    before = links()
+    spare = spare_cluster("x")
+    spare.dev("up", "--nodes", "1")
+    assert spare.nodes()["node1"]["state"] == "ready"
+    assert spare.orc("context", "ls").stdout.count(spare.name) == 1
+    assert remains(spare.name)
+    assert "1 nodes ready" in spare.dev("up", "--nodes", "1").stdout
+    spare.dev("up", "--nodes", "2")
+    assert spare.nodes().keys() == {"node1", "node2"}
+
+    # Whatever state it is in.
+    spare.kill9("node1", "daemon")
+    spare.kill9("manager1", "etcd")
+    spare.power_off("node2")
+    assert "removed" in spare.dev("down").stdout
+    assert remains(spare.name) == []
+    assert links() == before
+    assert "is not up" in spare.dev("down").stdout
+    assert "no cluster" in spare.refused("node", "ls")
+
+
+def test_hosts_are_hosts(cluster: Cluster) -> None:
+    assert cluster.exec("node1", "hostname").stdout.strip() == "node1"
+    boot_ids = {
+        cluster.exec(host, "cat", "/proc/sys/kernel/random/boot_id").stdout
+        for host in ("manager1", "node1", "node2")
+    }
+    assert len(boot_ids) == 3
+    assert cluster.exec("node2", "orc", "--help").returncode == 0
+    assert cluster.exec("node2", "sh", "-c", "exit 7", ok=False).returncode == 7
+
+
+def test_a_host_that_lost_power_is_down_and_comes_back(cluster: Cluster) -> None:
+    cluster.power_off("node3")
+    assert cluster.status()["node3"]["state"] == "off"
+    eventually(lambda: cluster.nodes()["node3"]["state"] == "down", within=15.0)
+    assert "is off: 'orc dev start node3'" in cluster.dev("exec", "node3", "true", ok=False).stderr
+    cluster.start("node3")
+    cluster.await_ready("node3", within=15.0)
+
+
+def test_a_stopped_agent_is_down_and_a_killed_one_is_restarted(cluster: Cluster) -> None:
+    first = cluster.status()["node1"]["daemon_pid"]
+    cluster.kill9("node1", "daemon")
+
+    def restarted() -> bool:
+        row = cluster.status()["node1"]
+        return row["daemon_state"] == "running" and row["daemon_pid"] != first
+
+    eventually(restarted, within=5.0)
+    cluster.stop("node1")
+    assert cluster.status()["node1"]["daemon_state"] == "stopped"
+    eventually(lambda: cluster.nodes()["node1"]["state"] == "down", within=15.0)
+    cluster.start("node1")
+    cluster.await_ready("node1", within=15.0)
+
+
+def test_a_partitioned_node_is_down_until_it_is_healed(cluster: Cluster) -> None:
+    cluster.partition("node2")
+    assert cluster.status()["node2"]["partitioned"]
+    eventually(lambda: cluster.nodes()["node2"]["state"] == "down", within=15.0)
+    cluster.heal()
+    assert not cluster.status()["node2"]["partitioned"]
+    cluster.await_ready("node2", within=15.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("kill", "node9"), "no host 'node9'"),
+        (("up", "--managers", "3"), "--managers 3 is not possible yet"),
+        (("up", "--nodes", "-1"), "--nodes -1 is out of range"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    cluster: Cluster, arguments: tuple[str, ...], says: str
+) -> None:
+    verb, *rest = arguments
+    assert says in cluster.refused("dev", verb, "--name", cluster.name, *rest)

@@ -64,6 +64,8 @@ class Client:
         self._tried: list[str] = []
         """Endpoints that failed, with the reason, until one has answered."""
         self._endpoints = list(context.endpoints)
+        self._spoke = False
+        """Whether a manager has answered: then the certificates are right."""
 
     def __enter__(self) -> Client:
         return self
@@ -84,7 +86,9 @@ class Client:
         while True:
             stub = self._open()
             try:
-                return getattr(stub, method)(request, timeout=timeout)
+                reply = getattr(stub, method)(request, timeout=timeout)
+                self._spoke = True
+                return reply
             except grpc.RpcError as error:
                 self._next_or_raise(error, timeout)
 
@@ -98,7 +102,9 @@ class Client:
 
         messages = getattr(self._open(), method)(request, timeout=timeout)
         try:
-            yield from messages
+            for message in messages:
+                self._spoke = True
+                yield message
         except grpc.RpcError as error:
             if timeout is not None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise TimeoutError from None
@@ -164,12 +170,11 @@ class Client:
 
     def _next_or_raise(self, error: grpc.RpcError, timeout: float) -> None:
         """Go on to the next endpoint if this one never spoke gRPC with us; else raise."""
-        if not _connecting(error):
+        if self._spoke or not _connecting(error):
             self._raise(error, timeout)
-        if problem := _tls_problem(self._endpoints[0], self._context):
-            self.close()
-            raise problem
         self.close()
+        if problem := _tls_problem(self._endpoints[0], self._context):
+            raise problem
         self._skip("no answer")
         if not self._endpoints:
             raise self._unreachable()
@@ -182,11 +187,11 @@ class Client:
         if code is grpc.StatusCode.CANCELLED:
             self.close()
             raise ManagerLost(f"the manager at {endpoint} ended the call; try again")
-        if code is grpc.StatusCode.UNAVAILABLE and _is_transport(details):
+        if _connecting(error):
             self.close()
-            problem = _tls_problem(endpoint, self._context) if _connecting(error) else None
+            problem = None if self._spoke else _tls_problem(endpoint, self._context)
             raise problem or ManagerLost(
-                f"the connection to the manager at {endpoint} broke; is it still running? try again"
+                f"the connection to the manager at {endpoint} broke; is it still running?"
             )
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise ManagerLost(

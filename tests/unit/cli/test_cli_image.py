@@ -1,0 +1,245 @@
+"""`orc build` and `orc load`: the stream that is sent, `.dockerignore`, progress, errors."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from click.testing import Result
+from scripted_manager import Refusal
+
+from orchestrator.cli import build_context
+from orchestrator.cli.bar import with_bar
+from orchestrator.cli.build_context import is_ignored, parse_rules
+from orchestrator.pb import control_pb2 as pb
+
+Run = Callable[..., Result]
+Refused = Callable[..., str]
+DIGEST = "sha256:" + "ab" * 32
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "context"
+    (root / "sub" / "deep").mkdir(parents=True)
+    (root / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
+    (root / "run.sh").write_text("#!/bin/sh\n")
+    (root / "run.sh").chmod(0o755)
+    (root / "sub" / "keep.log").write_text("keep")
+    (root / "sub" / "drop.log").write_text("drop")
+    (root / "sub" / "deep" / "data").write_bytes(os.urandom(600_000))
+    (root / "link").symlink_to("run.sh")
+    (root / "ümlaut").write_text("u")
+    return root
+
+
+def untar(data: bytes) -> dict[str, tarfile.TarInfo]:
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return {member.name: member for member in tar.getmembers()}
+
+
+def names(folder: Path, dockerfile: str = "Dockerfile") -> set[str]:
+    return set(untar(b"".join(build_context.stream(folder, folder / dockerfile))))
+
+
+def test_stream_is_the_folder(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(folder / "socket"))
+    pieces = list(build_context.stream(folder, folder / "Dockerfile"))
+    data = b"".join(pieces)
+    assert max(map(len, pieces)) <= build_context.CHUNK
+    members = untar(data)
+    assert set(members) == {
+        "Dockerfile",
+        "run.sh",
+        "link",
+        "sub",
+        "sub/deep",
+        "sub/deep/data",
+        "sub/drop.log",
+        "sub/keep.log",
+        "ümlaut",
+    }
+    assert members["run.sh"].mode == 0o755
+    assert members["link"].linkname == "run.sh"
+    assert {(member.uid, member.gid, member.uname) for member in members.values()} == {(0, 0, "")}
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        content = tar.extractfile("sub/deep/data")
+        assert content is not None
+        assert content.read() == (folder / "sub/deep/data").read_bytes()
+    assert data == b"".join(build_context.stream(folder, folder / "Dockerfile"))
+
+
+def test_dockerignore_leaves_out(folder: Path) -> None:
+    (folder / ".dockerignore").write_text(
+        "# rules\n\nDockerfile\n**/*.log\n!sub/keep.log\n/sub/deep/\n"
+    )
+    assert names(folder) == {
+        ".dockerignore",
+        "Dockerfile",
+        "link",
+        "run.sh",
+        "sub",
+        "sub/keep.log",
+        "ümlaut",
+    }
+
+
+def test_dockerfile_in_an_ignored_folder_is_sent(folder: Path) -> None:
+    (folder / ".dockerignore").write_text("*\n")
+    (folder / "sub" / "Other").write_text("FROM scratch\n")
+    assert names(folder, "sub/Other") == {".dockerignore", "sub/Other"}
+
+
+def test_dockerfile_from_outside_is_sent_beside(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "Outside"
+    outside.write_text("FROM scratch\n")
+    members = untar(b"".join(build_context.stream(folder, outside)))
+    assert members[".orc.Dockerfile"].size == 13
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "ignored"),
+    [
+        ("*.log", "a.log", True),
+        ("*.log", "sub/a.log", False),
+        ("*/a.log", "sub/a.log", True),
+        ("**/a.log", "a.log", True),
+        ("**/a.log", "x/y/a.log", True),
+        ("sub", "sub/deep/x", True),
+        ("./sub/", "sub/x", True),
+        ("/sub", "sub", True),
+        ("su?", "sub", True),
+        ("su?", "su/b", False),
+        ("[a-c]x", "bx", True),
+        ("[^a]x", "ax", False),
+        ("a.b", "axb", False),
+        (r"a\*b", "a*b", True),
+        (r"a\*b", "axb", False),
+        ("sub/**", "sub/x/y", True),
+        (".", "x", False),
+        ("*\n!x", "x", False),
+        ("*\n!x\nx", "x", True),
+        ("sub\n!sub/x", "sub/x", False),
+        ("sub\n!sub/x", "sub/y", True),
+    ],
+)
+def test_dockerignore_rules(pattern: str, path: str, ignored: bool) -> None:
+    assert is_ignored(path, parse_rules(pattern)) is ignored
+
+
+def test_a_file_that_shrinks_does_not_break_the_stream(folder: Path) -> None:
+    (folder / "zz-grows").write_bytes(b"x" * 1000)
+    stream = build_context.stream(folder, folder / "Dockerfile")
+    pieces = []
+    for piece in stream:
+        pieces.append(piece)
+        if b"zz-grows" in piece[:100]:
+            (folder / "zz-grows").write_bytes(b"x")
+    assert untar(b"".join(pieces))["zz-grows"].size == 1000
+
+
+# --- orc build
+
+
+def image(*names: str) -> Any:
+    return pb.ImageProgress(image={"id": DIGEST, "names": names, "size": 4_070_000})
+
+
+def test_build(manager: Any, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROM_US", "here")
+    manager.script.answers["BuildImage"] = [pb.ImageProgress(line="STEP 1"), image("hello:1")]
+    words = ["--build-arg", "A=1", "--build-arg", "FROM_US", "--node", "node2", "--no-cache"]
+    result = run("build", "-t", "hello:1", *words, str(folder))
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "built hello:1 (abababababab, 4.07MB)\n"
+    assert result.stderr == "STEP 1\n"
+    header, *rest = manager.script.request("BuildImage")
+    assert header.header == pb.ImageHeader(
+        name="hello:1",
+        node="node2",
+        dockerfile="Dockerfile",
+        build_args={"A": "1", "FROM_US": "here"},
+        no_cache=True,
+    )
+    assert "sub/deep/data" in untar(b"".join(message.data for message in rest))
+    quiet = run("build", "-q", "-t", "hello", str(folder))
+    assert (quiet.stdout, quiet.stderr) == (DIGEST + "\n", "")
+    assert manager.script.request("BuildImage")[0].header.name == "hello:latest"
+
+
+def test_build_errors(manager: Any, refused: Refused, folder: Path) -> None:
+    assert "upper-case letters" in refused("build", "-t", "Hello", str(folder), status=2)
+    assert "/none is not a folder" in refused("build", "-t", "a", "/none")
+    assert "there is no /none/D; write one" in refused(
+        "build", "-t", "a", "-f", "/none/D", str(folder)
+    )
+    assert "build argument '=x' is not" in refused(
+        "build", "-t", "a", "--build-arg", "=x", str(folder), status=2
+    )
+    (folder / ".dockerignore").write_text("[z-a]\n")
+    assert refused("build", "-t", "a", str(folder)) == ".dockerignore has the bad pattern '[z-a]'"
+    assert manager.script.requests == []
+
+
+def test_failed_build(manager: Any, run: Run, folder: Path) -> None:
+    line = "the build failed: step 2 exited with status 1"
+    manager.script.answers["BuildImage"] = [
+        pb.ImageProgress(line="STEP 2"),
+        Refusal(grpc.StatusCode.FAILED_PRECONDITION, line),
+    ]
+    result = run("build", "-t", "a", str(folder))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"STEP 2\norc: {line}\n"
+
+
+def test_a_file_that_cannot_be_read(
+    manager: Any, refused: Refused, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanished(*_: Any) -> Any:
+        yield b"x"
+        raise FileNotFoundError(2, "No such file or directory", "sub/x")
+
+    monkeypatch.setattr(build_context, "stream", vanished)
+    manager.script.answers["BuildImage"] = [image()]
+    line = refused("build", "-t", "a", str(folder))
+    assert line == "cannot read sub/x: No such file or directory"
+
+
+# --- orc load
+
+
+def test_load(manager: Any, run: Run, tmp_path: Path) -> None:
+    archive = tmp_path / "a.tar"
+    archive.write_bytes(b"x" * 600_000)
+    manager.script.answers["LoadImage"] = [image("hello:1", "hello:2")]
+    result = run("load", "-i", str(archive))
+    assert result.stdout == "loaded hello:1, hello:2 (abababababab, 4.07MB)\n"
+    header, *rest = manager.script.request("LoadImage")
+    assert header.header == pb.ImageHeader()
+    assert b"".join(message.data for message in rest) == archive.read_bytes()
+    assert run("load", "-q", "-t", "x", str(archive)).stdout == DIGEST + "\n"
+    assert manager.script.request("LoadImage")[0].header.name == "x:latest"
+    assert run("load", input=b"piped").exit_code == 0
+    assert manager.script.request("LoadImage")[1].data == b"piped"
+
+
+def test_load_errors(manager: Any, refused: Refused, tmp_path: Path) -> None:
+    assert refused("load", "/none.tar") == "cannot read /none.tar: no such file or directory"
+    assert "the archive is given twice" in refused("load", "-i", "a", "b", status=2)
+    line = "this is neither an OCI nor a Docker archive"
+    manager.script.answers["LoadImage"] = [Refusal(grpc.StatusCode.INVALID_ARGUMENT, line)]
+    assert refused("load", input=b"x") == line
+    manager.script.answers["LoadImage"] = []
+    assert "ended the upload without an image" in refused("load", input=b"x")
+
+
+def test_bar_passes_the_pieces_on() -> None:
+    assert list(with_bar([b"a", b"bc"], 3, "loading")) == [b"a", b"bc"]

@@ -23,9 +23,11 @@ class Conversation:
         self.heartbeats = 0
         self.acknowledge = True
         self.over = asyncio.Event()
+        self._speaking = asyncio.Lock()
 
     async def say(self, **kind: Any) -> None:
-        await self._context.write(dispatch_pb2.ManagerMessage(**kind))
+        async with self._speaking:  # gRPC takes one write at a time
+            await self._context.write(dispatch_pb2.ManagerMessage(**kind))
 
     async def welcome(self, period: float = 0.05, managers: Iterable[str] = ()) -> None:
         await self.say(

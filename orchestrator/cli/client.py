@@ -51,7 +51,7 @@ _TRANSPORT_WORDS = (
 
 
 class ManagerLost(CliError):
-    """No manager can be reached, or the connection to one broke."""
+    """No manager can be reached or can serve; trying again may help."""
 
 
 class Client:
@@ -202,7 +202,9 @@ class Client:
             raise CliError(
                 f"the manager at {endpoint} does not know this command; is it of an older version?"
             )
-        if code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL):
+        if code is grpc.StatusCode.UNAVAILABLE:
+            raise ManagerLost(details or f"the manager at {endpoint} cannot serve; try again")
+        if code is grpc.StatusCode.UNKNOWN:
             raise CliError(f"the manager at {endpoint} failed: {details}; see its log")
         refused = Refused(details or f"the manager refused: {code.name.lower()}")
         refused.conflict = code is grpc.StatusCode.ABORTED

@@ -22,6 +22,9 @@ from orchestrator.cli.rows import network_columns, network_row
 from orchestrator.model.names import near_miss
 from orchestrator.pb import control_pb2
 
+DEFAULT = "default"
+"""The network that every cluster has."""
+
 
 @click.group(cls=OrcGroup, epilog=example("orc network ls"))
 def network() -> None:
@@ -53,8 +56,7 @@ def inspect(client: Client, networks: tuple[str, ...], form: str, pretty: bool) 
     nodes = client.call("ListNodes", control_pb2.ListNodesRequest()).nodes
     hostnames = {row.node.id: row.node.description.hostname for row in nodes}
     services = client.call("ListServices", control_pb2.ListServicesRequest()).services
-    only = len(known) == 1
-    rows = [_document(message, hostnames, services, only) for message in found]
+    rows = [_document(message, hostnames, services) for message in found]
     if form == "json" and not pretty:
         print_json(rows)
         return
@@ -74,12 +76,8 @@ def inspect(client: Client, networks: tuple[str, ...], form: str, pretty: bool) 
         )
 
 
-def _document(
-    message: Any, hostnames: Mapping[str, str], services: Sequence[Any], only: bool
-) -> Row:
-    """A network with the services on it; one that names no network is on the default one, which
-    is known to be this one if it is the `only` one or called so."""
-    default = only or message.name == "default"
+def _document(message: Any, hostnames: Mapping[str, str], services: Sequence[Any]) -> Row:
+    """A network with the services on it; a service that names none is on the default one."""
     nodes = [
         {"id": node, "hostname": hostnames.get(node, node), "subnet": subnet}
         for node, subnet in message.slices.items()
@@ -90,7 +88,7 @@ def _document(
         "services": [
             {"name": spec.name, "vip": None}
             for spec in sorted(specs, key=lambda spec: spec.name)
-            if (message.name in spec.task.networks or (default and not spec.task.networks))
+            if message.name in (spec.task.networks or (DEFAULT,))
         ],
         "nodes": sorted(nodes, key=lambda node: node["hostname"]),
     }

@@ -387,7 +387,8 @@ def test_proxy_of_the_environment_is_not_used(
         ("UNAUTHENTICATED", "this needs a certificate of the cluster", None),
         ("RESOURCE_EXHAUSTED", "", "the manager refused: resource_exhausted"),
         ("UNIMPLEMENTED", "Method not found!", "does not know this command; is it of an older"),
-        ("INTERNAL", "boom", "failed: boom; see its log"),
+        ("INTERNAL", "the manager failed: KeyError('x'); see its log", None),
+        ("UNKNOWN", "boom", "failed: boom; see its log"),
     ],
 )
 def test_what_a_manager_answers(

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -442,6 +448,44 @@ def test_ctrl_c_detaches(server: Any, run: Run, monkeypatch: pytest.MonkeyPatch)
     assert result.stderr == (
         "orc: detached; service 'web' goes on by itself, see 'orc service ps web'\n"
     )
+
+
+def test_a_store_that_restarts_is_waited_for(server: Any, run: Run) -> None:
+    away = Refusal(grpc.StatusCode.UNAVAILABLE, "the cluster's store is away: no leader")
+    answers = [[away], [progress([task(1, "RUNNING")], 1, True)]]
+    server.answers["WatchService"] = lambda _: answers.pop(0)
+    result = run(*CREATE)
+    assert result.exit_code == 0
+    assert result.stderr.startswith("web: the cluster's store is away: no leader; trying again\n")
+
+
+def test_ctrl_c_on_a_terminal(server: Any) -> None:
+    """The real command on a real terminal: progress in place, and detached by SIGINT."""
+    release = threading.Event()
+
+    def answer(request: Any) -> Iterator[Any]:
+        yield progress([task(1, "STARTING")], 2)
+        release.wait(30)
+
+    server.answers["WatchService"] = answer
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "orchestrator.cli.main", *CREATE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        shown, pressed = b"", False
+        with contextlib.suppress(OSError):  # EIO: the other end was closed
+            while data := os.read(ours, 4096):
+                shown += data
+                if b"starting on node1" in shown and not pressed:
+                    process.send_signal(signal.SIGINT)
+                    pressed = True
+        assert process.wait() == 130
+        assert process.stdout is not None
+        assert process.stdout.read() == b"svc1\n"
+    release.set()
+    os.close(ours)
+    assert b"web: 0 of 2 running" in shown
+    assert b"orc: detached; service 'web' goes on by itself, see 'orc service ps web'" in shown
 
 
 def test_a_line_a_task_on_a_terminal() -> None:

@@ -19,7 +19,7 @@ What is pure, what acts
     `rtnetlink`   the wire format and a blocking socket; `netlink` typed links, addresses, routes
     `namespaces`  named network namespaces, made without fork
     `bridge` `vxlan` `overlay`   `ensure_*`: create, tolerate, compare, mend
-    `nft` `portmap`   our one nftables table: masquerade and published ports
+    `nft` `portmap` `conntrack`   our one nftables table: masquerade and published ports
     `attachment`  ADD, DEL, CHECK, STATUS, GC over all of these
     `plugin`      the command `orc-cni`;  `helper` the same functions, kept warm for the agent
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from . import bridge, namespaces, netlink, overlay, peers, portmap, results, vxlan
+from . import bridge, conntrack, namespaces, netlink, overlay, peers, portmap, results, vxlan
 from .bridge import Cable
 from .config import NetConf, PortMapping, address_in
 from .errors import CniError, Code
@@ -92,6 +92,7 @@ def add(host: Host, conf: NetConf, attachment: Attachment) -> dict[str, Any]:
             end = bridge.connect(host.sock, link, cable, namespace)
             if lease.ports:
                 portmap.publish(host.nft, [(port, lease.address) for port in lease.ports])
+                _forget_flows(lease.ports)
         except BaseException:
             if before is None:
                 _dismantle(host, lease)
@@ -126,6 +127,11 @@ def _withdraw(host: Host, lease: Lease, kept: Collection[PortMapping] = ()) -> N
     ports = [port for port in lease.ports if port not in kept]
     if ports:
         portmap.withdraw(host.nft, ports)
+        _forget_flows(ports)
+
+
+def _forget_flows(ports: Collection[PortMapping]) -> None:
+    conntrack.forget_udp({port.host_port for port in ports if port.protocol == "udp"})
 
 
 def _dismantle(host: Host, lease: Lease) -> None:

@@ -156,7 +156,8 @@ def abandon(sock: RouteSocket, host: str, ifname: str, mac: str, namespace: int)
 
     Cutting it would wait for all of the kernel's readers, 30 ms each time; the kernel removes the
     devices of dead namespaces by itself, many at once. Until then, and for as long as a stray
-    process holds the namespace, nothing may answer at the address, which is free from now on.
+    process holds the namespace, nothing may answer at the address, which is free from now on, nor
+    make the bridge believe that the address' MAC is still there.
     """
     with namespaces.route_socket(namespace) as within:
         inside = netlink.get_link(within, ifname)
@@ -164,7 +165,9 @@ def abandon(sock: RouteSocket, host: str, ifname: str, mac: str, namespace: int)
             netlink.ensure_addresses(within, inside.index, set())
     link = netlink.get_link(sock, host)
     if link is not None:
-        sock.attempt([netlink.forget_request(link.index, mac)])
+        mute = netlink.mute_request(link.index)
+        # Refused if a hand has unplugged the cable, or if nothing was learned: both are fine.
+        sock.attempt([mute, netlink.forget_request(link.index, mac)])
 
 
 def cables(sock: RouteSocket, name: str) -> list[Link]:

@@ -36,7 +36,8 @@ IFF_UP = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 20, 27, 28, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
-IFLA_BRPORT_MODE = 4
+IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING = 1, 4, 8
+BR_STATE_DISABLED, BR_STATE_FORWARDING = 0, 3
 VETH_INFO_PEER = 1
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 4, 7, 15
 RTEXT_FILTER_SKIP_STATS = 8
@@ -237,12 +238,29 @@ def link_request(index: int, *, mtu: int = 0, mac: str = "", master: int = 0) ->
     return Request(RTM_NEWLINK, body)
 
 
-def port_request(index: int, alias: str, *, hairpin: bool) -> Request:
-    """Label a port of a bridge; `hairpin` lets a frame out by the port that it came in by."""
-    port = attribute(IFLA_BRPORT_MODE, bytes([hairpin]))
+def _port(index: int, more: bytes, port: bytes) -> Request:
     info = text(IFLA_INFO_SLAVE_KIND, "bridge") + attribute(IFLA_INFO_SLAVE_DATA, port)
-    body = _ifinfo(index) + text(IFLA_IFALIAS, alias) + attribute(IFLA_LINKINFO, info)
-    return Request(RTM_NEWLINK, body)
+    return Request(RTM_NEWLINK, _ifinfo(index) + more + attribute(IFLA_LINKINFO, info))
+
+
+def port_request(index: int, alias: str, *, hairpin: bool) -> Request:
+    """Label a port of a bridge and open it, also one that was muted.
+
+    `hairpin` lets a frame out by the port that it came in by.
+    """
+    return _port(
+        index,
+        text(IFLA_IFALIAS, alias),
+        attribute(IFLA_BRPORT_STATE, bytes([BR_STATE_FORWARDING]))
+        + attribute(IFLA_BRPORT_LEARNING, b"\1")
+        + attribute(IFLA_BRPORT_MODE, bytes([hairpin])),
+    )
+
+
+def mute_request(index: int) -> Request:
+    """Let a bridge pass and learn nothing at a port any more."""
+    state = attribute(IFLA_BRPORT_STATE, bytes([BR_STATE_DISABLED]))
+    return _port(index, b"", state + attribute(IFLA_BRPORT_LEARNING, b"\0"))
 
 
 def set_loopback_up(sock: RouteSocket) -> None:

@@ -114,11 +114,11 @@ def refusal(flags: int, body: bytes) -> NetlinkError | None:
     return NetlinkError(-code, words)
 
 
-class RouteSocket:
-    """A NETLINK_ROUTE socket of the network namespace in which it was opened, for good."""
+class NetlinkSocket:
+    """A netlink socket of the network namespace in which it was opened, for good."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    def __init__(self, protocol: int) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
         self._socket.bind((0, 0))
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
@@ -204,3 +204,10 @@ class RouteSocket:
                         raise error
                     return bodies, consistent
                 bodies.append(body)
+
+
+class RouteSocket(NetlinkSocket):
+    """A socket for links, addresses, routes and neighbours."""
+
+    def __init__(self) -> None:
+        super().__init__(socket.NETLINK_ROUTE)

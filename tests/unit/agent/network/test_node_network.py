@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -184,6 +185,20 @@ async def test_udp_ports(cluster: Cluster) -> None:
         assert client.recvfrom(100) == (b"answer", (one.address, 5300))
 
 
+async def test_a_udp_client_that_never_stops_follows_the_port(cluster: Cluster) -> None:
+    one, two, _ = cluster.hosts
+    network = cluster.networks[0]
+    with socket_in(two.netns, socket.SOCK_DGRAM) as client:
+        client.sendto(b"too early", (one.address, 5300))
+        for name in ("first", "second"):
+            serving = await network.attach(name, [PortMapping(5300, 53, "udp")])
+            with socket_in(serving.netns, socket.SOCK_DGRAM) as server:
+                server.bind(("0.0.0.0", 53))
+                client.sendto(name.encode(), (one.address, 5300))
+                assert server.recv(100) == name.encode()
+            await network.detach(name)
+
+
 # -- attach and detach ---------------------------------------------------------------------------
 
 
@@ -198,6 +213,15 @@ async def test_attach_again_is_the_same(single: NodeNetwork, host: NsHost) -> No
     listed = host.shell("nft", "list", "map", "ip", "orc", "published")
     assert "tcp . 81" in listed
     assert "tcp . 80 :" not in listed
+
+
+async def test_attach_after_half_a_detach(single: NodeNetwork, host: NsHost) -> None:
+    a = await single.attach("a")
+    (end,) = cables(host)
+    host.shell("bridge", "link", "set", "dev", end, "state", "0", "learning", "off")
+    NsHost(Path(a.netns), "", host.state, host.run).shell("ip", "addr", "flush", "dev", "eth0")
+    assert await single.attach("a") == a
+    assert reach(a.netns, host.netns, a.address, 80) == "10.128.0.1"
 
 
 async def test_detach_leaves_nothing(single: NodeNetwork, host: NsHost) -> None:
@@ -233,6 +257,22 @@ async def test_a_stopped_container_is_connected_again(single: NodeNetwork, host:
     a = await single.attach("a")
     assert a.address == "10.128.0.5"
     assert reach(a.netns, host.netns, a.address, 80) == "10.128.0.1"
+
+
+async def test_an_address_is_usable_the_moment_it_is_reused(host: NsHost) -> None:
+    small = replace(config(host, 0), subnet="10.128.0.0/29")
+    async with node(host) as network:
+        await network.apply(small)
+        for number in range(4):
+            await network.attach(f"c{number}")
+        for number in range(5):
+            last = await network.attach(f"last{number}")
+            assert last.address == "10.128.0.6"
+            assert reach(last.netns, host.netns, last.address, 80) == "10.128.0.1"
+            if number == 4:
+                with pytest.raises(NetworkError, match="all 5 addresses"):
+                    await network.attach("one-too-many")
+            await network.detach(f"last{number}")
 
 
 async def test_a_port_in_use(single: NodeNetwork, host: NsHost) -> None:

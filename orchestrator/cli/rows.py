@@ -144,7 +144,11 @@ def task_row(task: Task, hostnames: Mapping[str, str]) -> Row:
 
 
 def _has_exit_code(task: Task) -> bool:
-    return is_terminal(task.status.state) and task.status.started_at > 0
+    """Whether its process ran and ended: what never started has no exit status."""
+    status = task.status
+    if status.state is TaskState.COMPLETE or status.exit_code:
+        return True
+    return is_terminal(status.state) and status.started_at > 0
 
 
 def task_error(task: Task) -> str:

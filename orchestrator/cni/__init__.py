@@ -16,7 +16,8 @@ What is pure, what acts
     `peers`       desired entries and their difference to what the kernel has (pure)
     `config`      a network configuration, parsed and validated (pure)
     `ipam`        addresses and published ports of this node, in one SQLite file
-    `rtnetlink`   the wire format and a blocking socket; `netlink` typed links, addresses, routes
+    `rtnetlink`   the wire format and a blocking socket
+    `netlink` `routing`   links and addresses; routes, neighbours, forwarding entries: typed
     `namespaces`  named network namespaces, made without fork
     `bridge` `vxlan` `overlay`   `ensure_*`: create, tolerate, compare, mend
     `nft` `portmap` `conntrack`   our one nftables table: masquerade and published ports

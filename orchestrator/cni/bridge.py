@@ -6,9 +6,10 @@ import errno
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from . import namespaces, netlink, peers
+from . import namespaces, netlink, peers, routing
 from .errors import CniError, Code
-from .netlink import Link, RouteEntry, VethPair
+from .netlink import Link, VethPair
+from .routing import RouteEntry
 from .rtnetlink import NetlinkError, RouteSocket
 
 VETH_PREFIX = "orcv"
@@ -141,7 +142,7 @@ def _configure(within: RouteSocket, cable: Cable, mtu: int) -> None:
         netlink.link_request(netlink.LOOPBACK),
         netlink.address_request(inside.index, cable.address),
         netlink.link_request(inside.index, mtu=mtu),
-        netlink.route_request(inside.index, RouteEntry(ANYWHERE, cable.gateway, NOWHERE)),
+        routing.route_request(inside.index, RouteEntry(ANYWHERE, cable.gateway, NOWHERE)),
     )
 
 
@@ -167,7 +168,7 @@ def abandon(sock: RouteSocket, host: str, ifname: str, mac: str, namespace: int)
     if link is not None:
         mute = netlink.mute_request(link.index)
         # Refused if a hand has unplugged the cable, or if nothing was learned: both are fine.
-        sock.attempt([mute, netlink.forget_request(link.index, mac)])
+        sock.attempt([mute, routing.forget_request(link.index, mac)])
 
 
 def cables(sock: RouteSocket, name: str) -> list[Link]:
@@ -198,7 +199,7 @@ def deviation(sock: RouteSocket, within: RouteSocket, bridge: str, cable: Cable)
         return f"interface {cable.ifname} has the MAC {inside.mac} instead of {cable.mac}"
     if (inside.index, cable.address) not in netlink.addresses(within, inside.index):
         return f"interface {cable.ifname} has lost the address {cable.address}"
-    ways = netlink.routes(within, inside.index)
+    ways = routing.routes(within, inside.index)
     if not any(w.destination == ANYWHERE and w.gateway == cable.gateway for w in ways):
         return f"the container has lost its default route by {cable.gateway}"
     return ""

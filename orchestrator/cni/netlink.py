@@ -1,4 +1,4 @@
-"""Links, addresses, routes, neighbours and forwarding entries, typed.
+"""Links and addresses, typed; `routing` has what hangs on them.
 
 Reads return what the kernel has, as plain values. Writes come in two shapes: functions that act
 at once, and functions named `*_request` that return a message, so that callers can batch them.
@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface
 
 from .rtnetlink import (
     NLM_F_CREATE,
@@ -29,8 +29,6 @@ from .rtnetlink import (
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 
 IFF_UP = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
@@ -42,17 +40,10 @@ VETH_INFO_PEER = 1
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 4, 7, 15
 RTEXT_FILTER_SKIP_STATS = 8
 IFA_ADDRESS, IFA_LOCAL = 1, 2
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
-RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST, RTNH_F_ONLINK = 254, 2, 4, 1, 4
-NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
-NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 0x02, 0x04
-AF_BRIDGE = 7
 LOOPBACK = 1
 
 IFINFO = struct.Struct("=BxHiII")
 IFADDR = struct.Struct("=BBBBI")
-RTMSG = struct.Struct("=BBBBBBBBI")
-NDMSG = struct.Struct("=BxxxiHBB")
 
 DOOMED = 0x6F7263  # the group of links that are removed together
 NAME_LIMIT = 15  # IFNAMSIZ without its terminating zero
@@ -83,17 +74,6 @@ class Link:
     vxlan: Vxlan | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RouteEntry:
-    """A route of the main table: `destination` by `gateway` (0.0.0.0: none), from `source`."""
-
-    destination: IPv4Network
-    gateway: IPv4Address
-    source: IPv4Address
-    metric: int = 0
-    onlink: bool = False
-
-
 def mac_text(raw: bytes) -> str:
     """Six bytes as `02:76:0a:80:03:00`."""
     return raw.hex(":")
@@ -104,11 +84,13 @@ def mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
-def _number(raw: bytes | None) -> int:
+def number(raw: bytes | None) -> int:
+    """A 32-bit attribute; 0 if it is absent."""
     return struct.unpack("=I", raw)[0] if raw else 0
 
 
-def _address(raw: bytes | None) -> IPv4Address:
+def ipv4(raw: bytes | None) -> IPv4Address:
+    """An address attribute; 0.0.0.0 if it is absent."""
     return IPv4Address(raw or 0)
 
 
@@ -128,8 +110,8 @@ def _link(body: bytes) -> Link:
     if kind == "vxlan":
         data = attributes(info.get(IFLA_INFO_DATA, b""))
         vxlan = Vxlan(
-            vni=_number(data.get(IFLA_VXLAN_ID)),
-            local=_address(data.get(IFLA_VXLAN_LOCAL)),
+            vni=number(data.get(IFLA_VXLAN_ID)),
+            local=ipv4(data.get(IFLA_VXLAN_LOCAL)),
             port=int.from_bytes(data.get(IFLA_VXLAN_PORT, b""), "big"),
             learning=any(data.get(IFLA_VXLAN_LEARNING, b"")),
         )
@@ -138,10 +120,10 @@ def _link(body: bytes) -> Link:
         name=_string(found.get(IFLA_IFNAME)),
         kind=kind,
         mac=mac_text(found.get(IFLA_ADDRESS, b"")),
-        mtu=_number(found.get(IFLA_MTU)),
+        mtu=number(found.get(IFLA_MTU)),
         up=bool(flags & IFF_UP),
-        master=_number(found.get(IFLA_MASTER)),
-        peer=_number(found.get(IFLA_LINK)),
+        master=number(found.get(IFLA_MASTER)),
+        peer=number(found.get(IFLA_LINK)),
         vxlan=vxlan,
     )
 
@@ -320,106 +302,3 @@ def ensure_addresses(sock: RouteSocket, index: int, wanted: set[IPv4Interface]) 
         if outcome is not None and outcome.errno != errno.EADDRNOTAVAIL:
             raise outcome
     sock.execute(*missing)
-
-
-# -- routes, neighbours, forwarding entries ------------------------------------------------------
-
-
-def routes(sock: RouteSocket, index: int) -> list[RouteEntry]:
-    """The routes of the main table by that interface, except those that the kernel made itself."""
-    head = RTMSG.pack(socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
-    body = head + u32(RTA_OIF, index) + u32(RTA_TABLE, RT_TABLE_MAIN)
-    found = []
-    for answer in sock.dump(Request(RTM_GETROUTE, body)):
-        _, length, _, _, _, protocol, _, _, flags = RTMSG.unpack_from(answer)
-        if protocol == RTPROT_KERNEL:
-            continue
-        parts = attributes(answer, RTMSG.size)
-        found.append(
-            RouteEntry(
-                destination=IPv4Network((parts.get(RTA_DST, b"\0\0\0\0"), length)),
-                gateway=_address(parts.get(RTA_GATEWAY)),
-                source=_address(parts.get(RTA_PREFSRC)),
-                metric=_number(parts.get(RTA_PRIORITY)),
-                onlink=bool(flags & RTNH_F_ONLINK),
-            )
-        )
-    return found
-
-
-def route_request(index: int, route: RouteEntry, *, remove: bool = False) -> Request:
-    """Put a route by that interface into the main table (in place of one to the same), or out."""
-    flags = RTNH_F_ONLINK if route.onlink and not remove else 0
-    # 255 (RT_SCOPE_NOWHERE) matches any scope on removal; 253 is a route to a neighbour.
-    scope = 255 if remove else 0 if int(route.gateway) else 253
-    body = RTMSG.pack(
-        socket.AF_INET,
-        route.destination.prefixlen,
-        0,
-        0,
-        RT_TABLE_MAIN,
-        0 if remove else RTPROT_STATIC,
-        scope,
-        0 if remove else RTN_UNICAST,
-        flags,
-    )
-    body += attribute(RTA_DST, route.destination.network_address.packed) + u32(RTA_OIF, index)
-    if int(route.gateway):
-        body += attribute(RTA_GATEWAY, route.gateway.packed)
-    if int(route.source):
-        body += attribute(RTA_PREFSRC, route.source.packed)
-    if route.metric:
-        body += u32(RTA_PRIORITY, route.metric)
-    if remove:
-        return Request(RTM_DELROUTE, body)
-    return Request(RTM_NEWROUTE, body, NLM_F_CREATE | NLM_F_REPLACE)
-
-
-def neighbours(sock: RouteSocket, index: int) -> list[tuple[IPv4Address, str]]:
-    """(address, MAC) of the permanent neighbour entries of that interface."""
-    body = NDMSG.pack(socket.AF_INET, 0, 0, 0, 0) + u32(NDA_IFINDEX, index)
-    found = []
-    for answer in sock.dump(Request(RTM_GETNEIGH, body)):
-        _, _, state, _, _ = NDMSG.unpack_from(answer)
-        parts = attributes(answer, NDMSG.size)
-        if state & NUD_PERMANENT and NDA_LLADDR in parts:
-            found.append((_address(parts[NDA_DST]), mac_text(parts[NDA_LLADDR])))
-    return found
-
-
-def forwarding(sock: RouteSocket, index: int) -> list[tuple[str, IPv4Address]]:
-    """(MAC, remote host) of the forwarding entries of that VXLAN device."""
-    found = []
-    for answer in sock.dump(Request(RTM_GETNEIGH, NDMSG.pack(AF_BRIDGE, index, 0, 0, 0))):
-        _, owner, _, _, _ = NDMSG.unpack_from(answer)
-        parts = attributes(answer, NDMSG.size)
-        if owner == index and NDA_LLADDR in parts and len(parts.get(NDA_DST, b"")) == 4:
-            found.append((mac_text(parts[NDA_LLADDR]), _address(parts[NDA_DST])))
-    return found
-
-
-def neighbour_request(
-    index: int, address: IPv4Address, mac: str, *, remove: bool = False
-) -> Request:
-    """State for good which MAC an address has, or forget it."""
-    head = NDMSG.pack(socket.AF_INET, index, NUD_PERMANENT, 0, 0)
-    body = head + attribute(NDA_DST, address.packed)
-    if remove:
-        return Request(RTM_DELNEIGH, body)
-    body += attribute(NDA_LLADDR, mac_bytes(mac))
-    return Request(RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)
-
-
-def forwarding_request(index: int, mac: str, host: IPv4Address, *, remove: bool = False) -> Request:
-    """State for good behind which host a MAC is, or forget it."""
-    head = NDMSG.pack(AF_BRIDGE, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF, 0)
-    body = head + attribute(NDA_LLADDR, mac_bytes(mac)) + attribute(NDA_DST, host.packed)
-    if remove:
-        return Request(RTM_DELNEIGH, body)
-    return Request(RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)
-
-
-def forget_request(index: int, mac: str) -> Request:
-    """Make a bridge forget that it learned a MAC at the port with that index."""
-    head = NDMSG.pack(AF_BRIDGE, index, 0, NTF_MASTER, 0)
-    return Request(RTM_DELNEIGH, head + attribute(NDA_LLADDR, mac_bytes(mac)))

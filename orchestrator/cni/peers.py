@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from .netlink import RouteEntry
+from .routing import RouteEntry
 
 
 @dataclass(frozen=True, slots=True, order=True)

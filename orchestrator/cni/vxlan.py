@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 from ipaddress import IPv4Address, IPv4Interface
 
-from . import netlink, peers
+from . import netlink, peers, routing
 from .errors import CniError, Code
-from .netlink import Link, RouteEntry, Vxlan
+from .netlink import Link, Vxlan
 from .peers import Entry, Forward, Neighbour, Peer
+from .routing import RouteEntry
 from .rtnetlink import NetlinkError, Request, RouteSocket
 
 OVERHEAD = 50  # bytes: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
@@ -88,20 +89,20 @@ def ensure(sock: RouteSocket, name: str, me: Peer, mtu: int, vni: int, port: int
 
 def present_entries(sock: RouteSocket, index: int) -> frozenset[Entry]:
     """All entries that the kernel has on the device."""
-    entries: list[Entry] = list(netlink.routes(sock, index))
-    entries += [Neighbour(address, mac) for address, mac in netlink.neighbours(sock, index)]
-    entries += [Forward(mac, host) for mac, host in netlink.forwarding(sock, index)]
+    entries: list[Entry] = list(routing.routes(sock, index))
+    entries += [Neighbour(address, mac) for address, mac in routing.neighbours(sock, index)]
+    entries += [Forward(mac, host) for mac, host in routing.forwarding(sock, index)]
     return frozenset(entries)
 
 
 def _request(index: int, entry: Entry, *, remove: bool = False) -> Request:
     match entry:
         case RouteEntry():
-            return netlink.route_request(index, entry, remove=remove)
+            return routing.route_request(index, entry, remove=remove)
         case Neighbour():
-            return netlink.neighbour_request(index, entry.address, entry.mac, remove=remove)
+            return routing.neighbour_request(index, entry.address, entry.mac, remove=remove)
         case Forward():
-            return netlink.forwarding_request(index, entry.mac, entry.host, remove=remove)
+            return routing.forwarding_request(index, entry.mac, entry.host, remove=remove)
 
 
 def apply_peers(sock: RouteSocket, index: int, wanted: frozenset[Entry]) -> int:

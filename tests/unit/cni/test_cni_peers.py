@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cni.netlink import RouteEntry
 from orchestrator.cni.peers import (
     Entry,
     Forward,
@@ -19,6 +18,7 @@ from orchestrator.cni.peers import (
     diff,
     vtep_mac,
 )
+from orchestrator.cni.routing import RouteEntry
 
 ME = Peer(IPv4Network("10.128.0.0/24"), IPv4Address("192.0.2.10"))
 

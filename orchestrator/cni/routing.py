@@ -1,0 +1,140 @@
+"""Routes, neighbours and forwarding entries of one interface, typed; see `netlink`."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from .netlink import ipv4, mac_bytes, mac_text, number
+from .rtnetlink import (
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    Request,
+    RouteSocket,
+    attribute,
+    attributes,
+    u32,
+)
+
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
+RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST, RTNH_F_ONLINK = 254, 2, 4, 1, 4
+NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
+NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 0x02, 0x04
+AF_BRIDGE = 7
+RTMSG = struct.Struct("=BBBBBBBBI")
+NDMSG = struct.Struct("=BxxxiHBB")
+
+
+@dataclass(frozen=True, slots=True)
+class RouteEntry:
+    """A route of the main table: `destination` by `gateway` (0.0.0.0: none), from `source`."""
+
+    destination: IPv4Network
+    gateway: IPv4Address
+    source: IPv4Address
+    metric: int = 0
+    onlink: bool = False
+
+
+def routes(sock: RouteSocket, index: int) -> list[RouteEntry]:
+    """The routes of the main table by that interface, except those that the kernel made itself."""
+    head = RTMSG.pack(socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
+    body = head + u32(RTA_OIF, index) + u32(RTA_TABLE, RT_TABLE_MAIN)
+    found = []
+    for answer in sock.dump(Request(RTM_GETROUTE, body)):
+        _, length, _, _, _, protocol, _, _, flags = RTMSG.unpack_from(answer)
+        if protocol == RTPROT_KERNEL:
+            continue
+        parts = attributes(answer, RTMSG.size)
+        found.append(
+            RouteEntry(
+                destination=IPv4Network((parts.get(RTA_DST, b"\0\0\0\0"), length)),
+                gateway=ipv4(parts.get(RTA_GATEWAY)),
+                source=ipv4(parts.get(RTA_PREFSRC)),
+                metric=number(parts.get(RTA_PRIORITY)),
+                onlink=bool(flags & RTNH_F_ONLINK),
+            )
+        )
+    return found
+
+
+def route_request(index: int, route: RouteEntry, *, remove: bool = False) -> Request:
+    """Put a route by that interface into the main table (in place of one to the same), or out."""
+    flags = RTNH_F_ONLINK if route.onlink and not remove else 0
+    # 255 (RT_SCOPE_NOWHERE) matches any scope on removal; 253 is a route to a neighbour.
+    scope = 255 if remove else 0 if int(route.gateway) else 253
+    body = RTMSG.pack(
+        socket.AF_INET,
+        route.destination.prefixlen,
+        0,
+        0,
+        RT_TABLE_MAIN,
+        0 if remove else RTPROT_STATIC,
+        scope,
+        0 if remove else RTN_UNICAST,
+        flags,
+    )
+    body += attribute(RTA_DST, route.destination.network_address.packed) + u32(RTA_OIF, index)
+    if int(route.gateway):
+        body += attribute(RTA_GATEWAY, route.gateway.packed)
+    if int(route.source):
+        body += attribute(RTA_PREFSRC, route.source.packed)
+    if route.metric:
+        body += u32(RTA_PRIORITY, route.metric)
+    if remove:
+        return Request(RTM_DELROUTE, body)
+    return Request(RTM_NEWROUTE, body, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def neighbours(sock: RouteSocket, index: int) -> list[tuple[IPv4Address, str]]:
+    """(address, MAC) of the permanent neighbour entries of that interface."""
+    body = NDMSG.pack(socket.AF_INET, 0, 0, 0, 0) + u32(NDA_IFINDEX, index)
+    found = []
+    for answer in sock.dump(Request(RTM_GETNEIGH, body)):
+        _, _, state, _, _ = NDMSG.unpack_from(answer)
+        parts = attributes(answer, NDMSG.size)
+        if state & NUD_PERMANENT and NDA_LLADDR in parts:
+            found.append((ipv4(parts[NDA_DST]), mac_text(parts[NDA_LLADDR])))
+    return found
+
+
+def forwarding(sock: RouteSocket, index: int) -> list[tuple[str, IPv4Address]]:
+    """(MAC, remote host) of the forwarding entries of that VXLAN device."""
+    found = []
+    for answer in sock.dump(Request(RTM_GETNEIGH, NDMSG.pack(AF_BRIDGE, index, 0, 0, 0))):
+        _, owner, _, _, _ = NDMSG.unpack_from(answer)
+        parts = attributes(answer, NDMSG.size)
+        if owner == index and NDA_LLADDR in parts and len(parts.get(NDA_DST, b"")) == 4:
+            found.append((mac_text(parts[NDA_LLADDR]), ipv4(parts[NDA_DST])))
+    return found
+
+
+def neighbour_request(
+    index: int, address: IPv4Address, mac: str, *, remove: bool = False
+) -> Request:
+    """State for good which MAC an address has, or forget it."""
+    head = NDMSG.pack(socket.AF_INET, index, NUD_PERMANENT, 0, 0)
+    body = head + attribute(NDA_DST, address.packed)
+    if remove:
+        return Request(RTM_DELNEIGH, body)
+    body += attribute(NDA_LLADDR, mac_bytes(mac))
+    return Request(RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def forwarding_request(index: int, mac: str, host: IPv4Address, *, remove: bool = False) -> Request:
+    """State for good behind which host a MAC is, or forget it."""
+    head = NDMSG.pack(AF_BRIDGE, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF, 0)
+    body = head + attribute(NDA_LLADDR, mac_bytes(mac)) + attribute(NDA_DST, host.packed)
+    if remove:
+        return Request(RTM_DELNEIGH, body)
+    return Request(RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def forget_request(index: int, mac: str) -> Request:
+    """Make a bridge forget that it learned a MAC at the port with that index."""
+    head = NDMSG.pack(AF_BRIDGE, index, 0, NTF_MASTER, 0)
+    return Request(RTM_DELNEIGH, head + attribute(NDA_LLADDR, mac_bytes(mac)))

@@ -15,12 +15,14 @@ from orchestrator.model.specs import Resources
 from orchestrator.model.units import parse_memory
 
 
-def _labels(texts: tuple[str, ...]) -> dict[str, str]:
+def _labels(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, str]:
     labels = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not key or not equals:
-            raise click.BadParameter(f"'{text}' is not KEY=VALUE", param_hint="--label")
+            raise click.BadParameter(f"'{text}' is not KEY=VALUE")
         labels[key] = value
     return labels
 
@@ -53,7 +55,14 @@ def _memory(context: click.Context, parameter: click.Parameter, text: str) -> in
     show_default=True,
     help="The cgroup under which containers are made.",
 )
-@click.option("--label", "labels", multiple=True, metavar="K=V", help="A label of this node.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="K=V",
+    callback=_labels,
+    help="A label of this node; may be given several times.",
+)
 @click.option(
     "--runtime", default="crun", show_default=True, help="An OCI runtime like crun or runc."
 )
@@ -86,7 +95,7 @@ def agent(
     data_dir: Path,
     run_dir: Path,
     cgroup_parent: str,
-    labels: tuple[str, ...],
+    labels: dict[str, str],
     runtime: str,
     shares: int | None,
     memory: int,
@@ -118,7 +127,7 @@ def agent(
         data_dir=data_dir.absolute(),
         run_dir=run_dir.absolute(),
         cgroup_parent=cgroup_parent,
-        labels=_labels(labels),
+        labels=labels,
         runtime=runtime,
         offered=Resources(shares=shares or 0, memory=memory),
         blob_port=blob_port,

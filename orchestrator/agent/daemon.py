@@ -57,8 +57,23 @@ class AgentFailure(Exception):
 
 
 def main(settings: Settings) -> None:
-    """Run the agent until a signal ends it. Raises AgentFailure."""
-    asyncio.run(_until_signalled(settings))
+    """Run the agent until a signal ends it. Raises AgentFailure; exits with 1 on a bug."""
+    try:
+        asyncio.run(_until_signalled(settings))
+    except AgentFailure:
+        raise
+    except Exception as error:
+        if (failure := _failure_in(error)) is not None:
+            raise failure from None
+        log.critical("a bug ends the agent; containers run on", exc_info=error)
+        raise SystemExit(1) from None
+
+
+def _failure_in(error: BaseException) -> AgentFailure | None:
+    """The failure that task groups have wrapped on its way out, if there is nothing else."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, AgentFailure) else None
 
 
 async def _until_signalled(settings: Settings) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC240 - nothing else runs meanwhile
 """A whole agent process on a real kernel, against a scripted manager over mutual TLS.
 
 Run as `unshare --net --mount python realnode.py FOLDER`: in there nothing that it makes outlives

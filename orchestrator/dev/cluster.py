@@ -137,7 +137,7 @@ class DevCluster:
             say(f"manager at {manager.plan.address}:{API_PORT}, context {plan.name!r}")
             _parallel(lambda node: self._ensure_agent(plan, node, manager, token), workers)
             self._await_nodes(plan, workers, deadline)
-            say(f"{len(workers)} nodes ready")
+            say("1 node ready" if len(workers) == 1 else f"{len(workers)} nodes ready")
         return plan
 
     def _ensure_plan(self, managers: int, nodes: int) -> ClusterPlan:
@@ -218,12 +218,14 @@ class DevCluster:
     def _await_nodes(self, plan: ClusterPlan, workers: Sequence[Host], deadline: float) -> None:
         names = {worker.plan.name for worker in workers if not worker.partitioned}
 
-        def ask() -> bool | None:
+        def ask() -> bool:
             nodes: list[dict[str, Any]] = json.loads(
                 self._orc(plan, "node", "ls", "--format", "json")
             )
             ready = {n["hostname"] for n in nodes if str(n["state"]).lower() == "ready"}
-            return names <= ready or None
+            if names <= ready:
+                return True
+            raise DevError(f"waiting for {', '.join(sorted(names - ready))}")
 
         _await(ask, deadline, workers, "not every node is ready")
 

@@ -18,6 +18,9 @@ from orchestrator.dev.plan import DevError
 
 P = ParamSpec("P")
 
+# As shells have it: 128 + SIGINT.
+_INTERRUPTED = 130
+
 _COLUMNS = ("host", "role", "address", "state", "pid", "daemon", "daemon_state", "restarts")
 
 _name = click.option(
@@ -27,6 +30,11 @@ _name = click.option(
     envvar="ORC_DEV_NAME",
     help="The dev cluster's name.",
 )
+
+
+def _example(line: str) -> str:
+    """The epilog of a command's help."""
+    return f"\b\nExample:\n  {line}"
 
 
 def _words(act: Callable[P, None]) -> Callable[P, None]:
@@ -44,22 +52,20 @@ def _words(act: Callable[P, None]) -> Callable[P, None]:
         except DevError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
-            raise click.ClickException(
-                "interrupted: 'orc dev up' goes on from here, 'orc dev down' removes it"
-            ) from None
+            click.echo(
+                "interrupted: 'orc dev up' goes on from here, 'orc dev down' removes it", err=True
+            )
+            raise click.exceptions.Exit(_INTERRUPTED) from None
 
     return wrapped
 
 
-@click.group()
+@click.group(epilog=_example("orc dev up && orc node ls"))
 def dev() -> None:
-    """A cluster of real hosts, made of namespaces on this machine.
-
-    Example: orc dev up && orc node ls
-    """
+    """A cluster of real hosts, made of namespaces on this machine."""
 
 
-@dev.command()
+@dev.command(epilog=_example("orc dev up --nodes 5"))
 @click.option("--nodes", default=3, show_default=True, help="How many nodes (agents).")
 @click.option("--managers", default=1, show_default=True, help="How many managers.")
 @_name
@@ -68,8 +74,6 @@ def up(nodes: int, managers: int, name: str) -> None:
     """Start a cluster, or what of it is missing, and wait until it is ready.
 
     Its admin context becomes the current one. More nodes than before are added.
-
-    Example: orc dev up --nodes 5
     """
     cluster = DevCluster(name)
     plan = cluster.up(managers, nodes, click.echo)
@@ -77,55 +81,48 @@ def up(nodes: int, managers: int, name: str) -> None:
         click.echo(f"it has {plan.nodes} nodes already; none is removed")
 
 
-@dev.command()
+@dev.command(epilog=_example("orc dev down"))
 @_name
 @_words
 def down(name: str) -> None:
-    """Remove a cluster with everything in it, whatever state it is in.
-
-    Example: orc dev down
-    """
+    """Remove a cluster with everything in it, whatever state it is in."""
     removed = DevCluster(name).down()
     click.echo(f"dev cluster {name!r} removed" if removed else f"dev cluster {name!r} is not up")
 
 
-@dev.command()
+@dev.command(epilog=_example("orc dev status --format json"))
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
 @_name
 @_words
 def status(form: str, name: str) -> None:
-    """Show each host, its address and its daemon.
-
-    Example: orc dev status --format json
-    """
+    """Show each host, its address and its daemon."""
     rows = DevCluster(name).status()
     click.echo(
         json.dumps([asdict(row) for row in rows], indent=2) if form == "json" else _table(rows)
     )
 
 
-@dev.command()
+@dev.command(epilog=_example("orc dev shell node1"))
 @click.argument("node")
 @_name
 @_words
 def shell(node: str, name: str) -> None:
-    """Open a shell on a host.
-
-    Example: orc dev shell node1
-    """
+    """Open a shell on a host."""
     _enter(name, node, (os.environ.get("SHELL", "/bin/sh"), "-i"))
 
 
-@dev.command("exec", context_settings={"ignore_unknown_options": True})
+@dev.command(
+    "exec",
+    # All that stands after the host is the command's.
+    context_settings={"allow_interspersed_args": False},
+    epilog=_example("orc dev exec node1 ip -brief address"),
+)
 @_name
 @click.argument("node")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @_words
 def exec_(node: str, command: tuple[str, ...], name: str) -> None:
-    """Run a command on a host, with its exit status. Options of `orc` come before the host.
-
-    Example: orc dev exec node1 ip -brief address
-    """
+    """Run a command on a host, with its exit status. Options stand before the host."""
     _enter(name, node, command)
 
 
@@ -136,62 +133,47 @@ def _enter(name: str, node: str, command: tuple[str, ...]) -> None:
     os.execvpe(argv[0], argv, environment(keep))
 
 
-@dev.command()
+@dev.command(epilog=_example("orc dev stop node1"))
 @click.argument("node")
 @_name
 @_words
 def stop(node: str, name: str) -> None:
-    """Stop a host's daemon; its containers run on.
-
-    Example: orc dev stop node1
-    """
+    """Stop a host's daemon; its containers run on."""
     DevCluster(name).stop(node)
 
 
-@dev.command()
+@dev.command(epilog=_example("orc dev start node1"))
 @click.argument("node")
 @_name
 @_words
 def start(node: str, name: str) -> None:
-    """Boot a host that is off, and start its daemon if it is stopped.
-
-    Example: orc dev start node1
-    """
+    """Boot a host that is off, and start its daemon if it is stopped."""
     DevCluster(name).start(node)
 
 
-@dev.command()
+@dev.command(epilog=_example("orc dev kill node1 && orc dev start node1"))
 @click.argument("node")
 @_name
 @_words
 def kill(node: str, name: str) -> None:
-    """Cut a host's power: everything on it ends at once, its disk stays.
-
-    Example: orc dev kill node1 && orc dev start node1
-    """
+    """Cut a host's power: everything on it ends at once, its disk stays."""
     DevCluster(name).kill(node)
 
 
-@dev.command()
+@dev.command(epilog=_example("orc dev partition node2 node3"))
 @click.argument("nodes", metavar="NODE...", nargs=-1, required=True)
 @_name
 @_words
 def partition(nodes: tuple[str, ...], name: str) -> None:
-    """Cut hosts off from the others; those named still reach each other.
-
-    Example: orc dev partition node2 node3
-    """
+    """Cut hosts off from the others; those named still reach each other."""
     DevCluster(name).partition(nodes)
 
 
-@dev.command()
+@dev.command(epilog=_example("orc dev heal"))
 @_name
 @_words
 def heal(name: str) -> None:
-    """End all partitions.
-
-    Example: orc dev heal
-    """
+    """End all partitions."""
     DevCluster(name).heal()
 
 

@@ -21,6 +21,7 @@ import ctypes
 import fcntl
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -215,6 +216,9 @@ def take_lock(path: Path) -> int:
 def _furnish(directory: Path, hostname: str) -> None:
     """Give the new namespaces what a host has of its own; nothing shows on the machine."""
     socket.sethostname(hostname)
+    # A daemon holds a few files per container: as many as its unit allows on a real host.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _mount("none", "/", None, MS_REC | MS_PRIVATE)
     _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     _mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")

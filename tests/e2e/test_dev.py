@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,9 +44,17 @@ def test_a_cluster_comes_up_ready_and_goes_without_a_trace(
     assert spare.nodes()["node1"]["state"] == "ready"
     assert spare.orc("context", "ls").stdout.count(spare.name) == 1
     assert remains(spare.name)
-    assert "1 nodes ready" in spare.dev("up", "--nodes", "1").stdout
+    assert "1 node ready" in spare.dev("up", "--nodes", "1").stdout
     spare.dev("up", "--nodes", "2")
     assert spare.nodes().keys() == {"node1", "node2"}
+
+    # The machine reboots: no host and no switch is there, only the disks.
+    identity = spare.nodes()["node1"]["id"]
+    for host in ("node1", "node2", "manager1"):
+        spare.power_off(host)
+    subprocess.run(["ip", "netns", "del", f"orcdev-{spare.name}"], check=True)
+    spare.dev("up", "--nodes", "2")
+    assert spare.nodes()["node1"]["id"] == identity
 
     # Whatever state it is in.
     spare.kill9("node1", "daemon")
@@ -65,7 +74,8 @@ def test_hosts_are_hosts(cluster: Cluster) -> None:
         for host in ("manager1", "node1", "node2")
     }
     assert len(boot_ids) == 3
-    assert cluster.exec("node2", "orc", "--help").returncode == 0
+    assert "Show this message" in cluster.exec("node2", "orc", "--help").stdout
+    assert cluster.exec("node2", "echo", "--name", "x").stdout == "--name x\n"
     assert cluster.exec("node2", "sh", "-c", "exit 7", ok=False).returncode == 7
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of, plan
-from orchestrator.manager.planning.plan import Change, Plan
+from orchestrator.manager.planning.plan import Change, Plan, earliest
 from orchestrator.manager.planning.statuses import ingest
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.objects import (
@@ -161,9 +161,10 @@ class World:
         return self.view.nodes.get(id) or self.view.services.get(id) or self.view.images.get(id)
 
     def plan(self) -> list[Plan]:
-        """One pass over what is dirty, written."""
+        """One pass over what is dirty, written; the earliest time asked for is kept."""
         dirty, self.dirty = self.dirty, Dirty()
-        plans, self.requeue_at = plan(self.view, dirty, self.now, self.new_id)
+        plans, again_at = plan(self.view, dirty, self.now, self.new_id)
+        self.requeue_at = earliest(self.requeue_at, again_at)
         for made in plans:
             self.write(*made.changes)
         return plans
@@ -180,6 +181,7 @@ class World:
         self.now += seconds
         if self.requeue_at is not None and self.requeue_at <= self.now:
             self.dirty |= Dirty(timer=True)
+            self.requeue_at = None
         self.settle()
 
     def report(self, item: Task, state: TaskState, **fields: Any) -> None:

@@ -184,7 +184,8 @@ def test_every_cluster_comes_to_rest_once_there_is_room(view: ClusterView) -> No
         world.obey()
     for id, declared in world.view.services.items():
         assert not declared.removed
-        assert progress(world.view, id).converged or _given_up(world, declared)
+        at_rest = progress(world.view, id)
+        assert at_rest.converged or _given_up(world, declared), (at_rest, world.tasks())
 
 
 def _given_up(world: World, declared: Service) -> bool:

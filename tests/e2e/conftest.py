@@ -12,6 +12,7 @@ import pytest
 from devcluster import ORC, Cluster, eventually
 
 CLUSTERS = Path("/var/lib/orc-dev")
+HELLO = Path(__file__).parents[2] / "charts" / "hello"
 
 
 def _environment(config: Path) -> dict[str, str]:
@@ -73,4 +74,15 @@ def cluster(session_cluster: Cluster) -> Iterator[Cluster]:
     services = [service["name"] for service in session_cluster.json("service", "ls")]
     if services:
         session_cluster.orc("service", "rm", *services)
-        eventually(lambda: not session_cluster.json("service", "ls"), within=30.0)
+    # Their tasks go after them; the next test finds all of each node free.
+    eventually(
+        lambda: not any(node["tasks"] for node in session_cluster.json("node", "ls")), within=30.0
+    )
+
+
+@pytest.fixture(scope="session")
+def hello(session_cluster: Cluster) -> str:
+    """The demo's web image, built in the cluster; its name."""
+    subprocess.run([HELLO / "prepare"], check=True)
+    session_cluster.orc("build", "-t", "hello:1", str(HELLO))
+    return "hello:1"

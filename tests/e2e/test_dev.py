@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from devcluster import Cluster, eventually
+from devcluster import ORC, Cluster, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -65,6 +65,26 @@ def test_a_cluster_comes_up_ready_and_goes_without_a_trace(
     assert links() == before
     assert "is not up" in spare.dev("down").stdout
     assert "no cluster" in spare.refused("node", "ls")
+
+
+def test_the_demo_shows_what_it_promises(spare_cluster: Callable[[str], Cluster]) -> None:
+    spare = spare_cluster("d")
+    path = f"{Path(ORC).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [Path(__file__).parents[2] / "scripts" / "demo"],
+        env={**spare.env, "ORC_DEV_NAME": spare.name, "PATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    commands = [line[2:] for line in done.stdout.splitlines() if line.startswith("$ ")]
+    assert commands[:2] == ["orc dev up", "orc node ls"]
+    assert commands[-1] == "orc service ps hello"
+    assert "Hello from" in done.stdout
+    assert len(spare.running("hello")) == 12
 
 
 def test_hosts_are_hosts(cluster: Cluster) -> None:

@@ -1,0 +1,159 @@
+"""Bad input: one clear line each, and nothing changed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from devcluster import ORC, Cluster, eventually
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nosuch:9"], ["no image 'nosuch:9'", "orc build"]),
+        (["hello:2"], ["no image 'hello:2'", "did you mean 'hello:1'"]),
+        (["Hello:1"], ["'Hello:1'"]),
+        (["hello:1:2"], ["hello:1:2"]),
+        (["--replicas", "-1", "hello:1"], ["-1"]),
+        (["--limit-memory", "12q", "hello:1"], ["12q", "64m"]),
+        (["--reserve-memory", "1k", "hello:1"], ["6"]),
+        (["--cpu-shares", "0", "hello:1"], ["shares", "0"]),
+        (["--reserve-cpu", "x", "hello:1"], ["'x'"]),
+        (["--publish", "99999:80", "hello:1"], ["99999"]),
+        (["--publish", "eighty", "hello:1"], ["eighty"]),
+        (["--env", "=x", "hello:1"], ["=x"]),
+        (["--network", "nowhere", "hello:1"], ["no network 'nowhere'", "orc network ls"]),
+        (["--restart-condition", "sometimes", "hello:1"], ["sometimes"]),
+        (["--constraint", "node.labels", "hello:1"], ["node.labels"]),
+        (["--stop-signal", "SIGNOPE", "hello:1"], ["SIGNOPE"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_service_that_makes_no_sense(
+    cluster: Cluster, hello: str, arguments: list[str], words: list[str]
+) -> None:
+    line = cluster.refused("service", "create", "--name", "bad", *arguments)
+    for word in words:
+        assert word in line, line
+    assert cluster.json("service", "ls") == []
+
+
+def test_names_that_are_taken_or_wrong(cluster: Cluster, hello: str) -> None:
+    cluster.orc("service", "create", "--name", "web", hello)
+    before = cluster.json("service", "inspect", "web")
+    assert "a service 'web' already" in cluster.refused("service", "create", "--name", "web", hello)
+    assert "Web Site" in cluster.refused("service", "create", "--name", "Web Site", hello)
+    assert cluster.json("service", "inspect", "web") == before
+
+
+def test_a_near_miss_is_suggested(cluster: Cluster, hello: str) -> None:
+    cluster.orc("service", "create", "--name", "frontend", hello)
+    for command in (["ps"], ["inspect"], ["rm"], ["logs"], ["update", "--env-add", "A=1"]):
+        line = cluster.refused("service", *command, "frontned")
+        assert "did you mean 'frontend'" in line, line
+    assert "did you mean 'frontend'" in cluster.refused("service", "scale", "frontned=2")
+    assert "no service 'zzz'; see 'orc service ls'" in cluster.refused("service", "ps", "zzz")
+    assert "did you mean 'node1'" in cluster.refused("node", "inspect", "nod1")
+    assert "service" in cluster.refused("servcie", "ls")
+
+
+def test_a_port_that_is_in_use_waits_with_its_reason(cluster: Cluster, hello: str) -> None:
+    cluster.orc("service", "create", "--name", "a", "--replicas", "3", "-p", "18081:80", hello)
+    done = cluster.orc(
+        "service", "create", "--name", "b", "-p", "18081:80", "--timeout", "2s", hello, ok=False
+    )
+    assert done.returncode == 3
+    (task,) = cluster.tasks("b")
+    assert task["state"] == "pending"
+    assert "no suitable node (3 nodes: port 18081/tcp in use)" in task["error"]
+    assert "port 18081/tcp in use" in done.stdout + done.stderr
+    # It is placed the moment it fits.
+    cluster.orc("service", "rm", "a")
+    cluster.await_running("b", 1)
+
+
+def test_a_full_cluster_says_what_is_missing(cluster: Cluster, hello: str) -> None:
+    total = min(node["memory_total"] for node in cluster.nodes().values())
+    over = str(total * 6 // 10)
+    done = cluster.orc(
+        "service", "create", "--name", "big", "--replicas", "4", "--reserve-memory", over,
+        "--timeout", "3s", hello, ok=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    waiting = [task for task in cluster.tasks("big") if task["state"] == "pending"]
+    assert [t["error"] for t in waiting] == ["no suitable node (3 nodes: insufficient memory)"]
+    for node in cluster.nodes().values():
+        assert node["memory_reserved"] <= node["memory_total"]
+    cluster.orc("service", "scale", "big=3")
+    assert len(cluster.running("big")) == 3
+
+
+def test_an_unreachable_manager_is_named_with_what_to_check(
+    cluster: Cluster, hello: str, tmp_path: Path
+) -> None:
+    cluster.stop("manager1")
+    line = cluster.refused("node", "ls")
+    assert ":7420" in line
+    assert "is 'orc manager' running there" in line
+
+
+def test_no_cluster_at_all(tmp_path: Path) -> None:
+    env = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run([ORC, "node", "ls"], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "orc dev up" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "command", [["dev", "up"], ["agent"], ["dev", "down"]], ids=lambda c: " ".join(c)
+)
+def test_not_root(command: list[str], tmp_path: Path) -> None:
+    env = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    program = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", ORC, *command]
+    done = subprocess.run(program, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done
+    assert "root" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_wrong_token_and_a_second_join(cluster: Cluster) -> None:
+    address = cluster.json("cluster", "info")["join_address"]
+    token = cluster.orc("cluster", "token", "worker", "-q").stdout.strip()
+    for wrong, words in (
+        (token[:-1] + ("a" if token[-1] != "a" else "b"), "not valid"),
+        ("ORC-1-" + "0" * 64 + token[-31:], "its CA differs"),
+        ("SWMTKN-1-x", "not a join token"),
+    ):
+        done = cluster.exec(
+            "node1", ORC, "cluster", "join", "--token", wrong, "--data-dir", "/run/x", address,
+            ok=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert words in done.stderr
+    assert "node.json" not in cluster.exec("node1", "ls", "/run/x", ok=False).stdout
+    assert len(cluster.nodes()) == 3
+
+
+def test_an_agent_that_never_joined(cluster: Cluster) -> None:
+    done = cluster.exec("node1", ORC, "agent", "--data-dir", "/run/nothing", ok=False)
+    assert done.returncode == 1
+    assert "orc cluster join --token" in done.stderr
+
+
+def test_a_removed_node_is_turned_away(cluster: Cluster) -> None:
+    cluster.dev("up", "--nodes", "4")
+    try:
+        assert "is up" in cluster.refused("node", "rm", "node4")
+        cluster.power_off("node4")
+        eventually(lambda: cluster.nodes()["node4"]["state"] == "down", within=15)
+        cluster.orc("node", "rm", "node4")
+        assert set(cluster.nodes()) == {"node1", "node2", "node3"}
+        assert "node4" not in str(cluster.json("network", "inspect", "default"))
+    finally:
+        cluster.power_off("node4")

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import resource
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from orchestrator.agent.images import disk
+from orchestrator.agent.images.buildah import Buildah, Progress, limits
 from orchestrator.agent.images.errors import BuildError, ImageError
 from orchestrator.agent.images.manifest import OCI_MANIFEST
 from orchestrator.agent.images.names import full_name
@@ -25,11 +25,7 @@ from orchestrator.agent.images.unpack import unpack_context
 from orchestrator.model.objects import Image
 
 _FROM = re.compile(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)", re.IGNORECASE | re.MULTILINE)
-_FAILED_STEP = re.compile(r'building at STEP "(.*?)": (.*)$', re.DOTALL)
-_LINE_LIMIT = 64 << 10
-
-Progress = Callable[[str], None]
-"""Is told each line of the build's output, without its newline."""
+_FAILED_STEP = re.compile(r'building at STEP "(.*)": (.*)$')
 
 
 class Builder:
@@ -38,10 +34,12 @@ class Builder:
     def __init__(self, store: ImageStore, root: Path) -> None:
         """`root`: a folder of the agent's own, for buildah's storage and temporary files."""
         self._store = store
-        self._root = root
         self._scratch = disk.Scratch(root / "tmp")
-        self._ready = asyncio.Lock()
-        self._cleared = False
+        self._buildah = Buildah(root / "storage")
+        self._turn = asyncio.Lock()
+        self._building = 0
+        # An earlier agent may have been killed in the middle of one.
+        self._cut_off = True
 
     async def build(
         self,
@@ -59,46 +57,53 @@ class Builder:
         Raises `BuildError` when an instruction fails, with its line; `ImageError` for the rest.
         """
         name = full_name(name)
-        async with self._ready:
-            if not self._cleared:
-                await asyncio.to_thread(self._scratch.clear)
-                self._cleared = True
-        with self._scratch.folder() as work:
+        async with self._place() as work:
             folder = work / "context"
             folder.mkdir()
             await unpack_context(context, folder)
             file = _find_dockerfile(folder, dockerfile)
             text = file.read_text(errors="replace")
             await self._lend(text, work)
+            # Not the user's name: it would take that from another build's image.
             tag = f"localhost/orc-build:{work.name}"
-            try:
-                await self._bud(file, folder, tag, progress, build_args or {}, no_cache, text)
-                layout = work / "image"
-                await self._buildah(work, None, "push", "--quiet", tag, f"oci:{layout}:image")
-                return await self._store.load(layout, name)
-            finally:
-                # The layers stay: they are the cache.
-                await asyncio.shield(self._buildah(work, None, "untag", tag, check=False))
+            options = ["--isolation=chroot", "--layers", "--force-rm", *limits()]
+            options += ["--retry=1", "--retry-delay=1s", f"--file={file}", f"--tag={tag}"]
+            options += [f"--build-arg={key}={value}" for key, value in (build_args or {}).items()]
+            if no_cache:
+                options.append("--no-cache")
 
-    async def _bud(
-        self,
-        file: Path,
-        folder: Path,
-        tag: str,
-        progress: Progress,
-        build_args: Mapping[str, str],
-        no_cache: bool,
-        text: str,
-    ) -> None:
-        arguments = ["bud", "--isolation", "chroot", "--layers", "--force-rm", *_limits()]
-        arguments += [f"--build-arg={key}={value}" for key, value in build_args.items()]
-        if no_cache:
-            arguments.append("--no-cache")
-        arguments += ["--file", str(file), "--tag", tag, str(folder)]
+            def tell(line: str) -> None:
+                if tag not in line:
+                    progress(line)
+
+            try:
+                await self._buildah.run(work, "bud", *options, str(folder), progress=tell)
+            except ImageError as error:
+                raise _explain(str(error), file.relative_to(folder.resolve()), text) from error
+            layout = work / "image"
+            await self._buildah.run(work, "push", "--quiet", tag, f"oci:{layout}:image")
+            # The layers stay: they are the cache.
+            await self._buildah.run(work, "untag", tag)
+            return await self._store.load(layout, name)
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[Path]:
+        """A folder for one build. What builds that were cut off left goes when no other runs."""
+        async with self._turn:
+            if self._cut_off and not self._building:
+                await asyncio.to_thread(self._scratch.clear)
+                with self._scratch.folder() as work:
+                    await self._buildah.run(work, "rm", "--all")
+                self._cut_off = False
+            self._building += 1
         try:
-            await self._buildah(folder.parent, lambda line: _pass(line, tag, progress), *arguments)
-        except ImageError as error:
-            raise _explain(str(error), file.relative_to(folder), text) from error
+            with self._scratch.folder() as work:
+                yield work
+        except asyncio.CancelledError:
+            self._cut_off = True
+            raise
+        finally:
+            self._building -= 1
 
     async def _lend(self, text: str, work: Path) -> None:
         """Give buildah's storage those images of the node that the Dockerfile starts from."""
@@ -107,100 +112,37 @@ class Builder:
                 digest = self._store.resolve(reference)
             except ImageError:
                 continue  # a variable, a stage or nonsense: buildah's to judge
-            if digest is None or (manifest := self._store.blob_path(digest)) is None:
+            manifest = self._store.blob_path(digest) if digest else None
+            if manifest is None:
                 continue
-            layout = work / f"lent-{digest.removeprefix('sha256:')}"
-            layout.mkdir(exist_ok=True)
-            (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-            entry = {
-                "mediaType": json.loads(manifest.read_bytes()).get("mediaType", OCI_MANIFEST),
-                "digest": digest,
-                "size": manifest.stat().st_size,
-                "annotations": {"org.opencontainers.image.ref.name": "image"},
-            }
-            (layout / "index.json").write_text(
-                json.dumps({"schemaVersion": 2, "manifests": [entry]})
-            )
-            if not (layout / "blobs").exists():
-                (layout / "blobs").symlink_to(manifest.parent.parent.resolve())
-            local = full_name(reference.partition("@")[0])
-            server, slash, _ = local.partition("/")
-            if not slash or not (set(server) & set(".:") or server == "localhost"):
-                # What buildah looks for first when a name has no server.
-                local = f"localhost/{local}"
-            identity = await self._buildah(work, None, "pull", "--quiet", f"oci:{layout}:image")
-            await self._buildah(work, None, "tag", identity.split()[-1], local)
-
-    async def _buildah(
-        self, work: Path, progress: Progress | None, *arguments: str, check: bool = True
-    ) -> str:
-        """Run buildah; its output. Raises `ImageError` with its last words when it fails."""
-        storage = self._root / "storage"
-        command = ["buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run")]
-        command += ["--storage-driver", "overlay", *arguments]
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env={**os.environ, "TMPDIR": str(work), "BUILDAH_ISOLATION": "chroot"},
-                cwd=work,
-                start_new_session=True,
-            )
-        except FileNotFoundError:
-            raise ImageError("buildah is not installed on this node: install buildah") from None
-        lines: list[str] = []
-        try:
-            assert process.stdout is not None
-            async for line in _lines(process.stdout):
-                lines.append(line)
-                del lines[:-200]
-                if progress is not None:
-                    progress(line)
-            status = await process.wait()
-        except BaseException:
-            # SIGTERM: it then unmounts and removes what the build was in.
-            if process.returncode is None:
-                process.terminate()
-                await asyncio.shield(process.wait())
-            raise
-        if status and check:
-            errors = [line for line in lines if line.startswith("Error: ")]
-            last = errors[-1].removeprefix("Error: ") if errors else "\n".join(lines[-1:])
-            raise ImageError(last or f"buildah ended with status {status}")
-        return "\n".join(lines)
+            layout = work / f"lent-{manifest.name}"
+            if not layout.exists():
+                await asyncio.to_thread(_lay_out, layout, manifest)
+            lent = await self._buildah.run(work, "pull", "--quiet", f"oci:{layout}:image")
+            await self._buildah.run(work, "tag", lent.split()[-1], _local_name(reference))
 
 
-async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    """Lines without their ends. One of more than 64 KiB comes in pieces."""
-    rest = b""
-    while data := await stream.read(_LINE_LIMIT):
-        *whole, rest = (rest + data).split(b"\n")
-        for line in whole:
-            yield line.decode(errors="replace")
-        if len(rest) >= _LINE_LIMIT:
-            yield rest.decode(errors="replace")
-            rest = b""
-    if rest:
-        yield rest.decode(errors="replace")
+def _lay_out(layout: Path, manifest: Path) -> None:
+    """An OCI layout of one image over the store's own blobs."""
+    layout.mkdir()
+    data = manifest.read_bytes()
+    entry = {
+        "mediaType": json.loads(data).get("mediaType", OCI_MANIFEST),
+        "digest": f"sha256:{manifest.name}",
+        "size": len(data),
+        "annotations": {"org.opencontainers.image.ref.name": "image"},
+    }
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (layout / "blobs").symlink_to(manifest.parent.parent.resolve())
 
 
-def _pass(line: str, tag: str, progress: Progress) -> None:
-    """Pass on a line of output, but not the name that only this module knows."""
-    if tag not in line:
-        progress(line)
-
-
-def _limits() -> list[str]:
-    """The agent's own limits for RUN: buildah's default is higher than it may be allowed to set."""
-    limits = []
-    for key, which in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
-        most = 1 << 20
-        hard = resource.getrlimit(which)[1]
-        value = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        limits.append(f"--ulimit={key}={value}:{value}")
-    return limits
+def _local_name(reference: str) -> str:
+    """Where buildah looks first for a name in FROM: one without a server is on `localhost`."""
+    name = full_name(reference.partition("@")[0])
+    server, slash, _ = name.partition("/")
+    has_server = slash and (set(server) & set(".:") or server == "localhost")
+    return name if has_server else f"localhost/{name}"
 
 
 def _find_dockerfile(folder: Path, wanted: str) -> Path:

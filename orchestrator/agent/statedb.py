@@ -5,7 +5,7 @@ start, when it runs, and when it has ended; a row goes when the task is no longe
 nothing is left of it. What lies between (preparing, ready) is only reported, not written: an agent
 that dies there simply does it again.
 
-**WAL with `synchronous=NORMAL`**: a commit is an append to the log without an fsync, about 30 µs,
+**WAL with `synchronous=NORMAL`**: a commit is an append to the log without an fsync, about 10 µs,
 so it is done on the event loop, and 60 starts a second cost nothing. It survives the death of the
 process at any instant (the kernel has the pages). A loss of *power* may take back the last
 commits, never tear the file; then every container is gone as well, the file is an older consistent

@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.agent.runtime import conmon
 from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
-from orchestrator.agent.runtime.identity import ProcessIdentity, identify
+from orchestrator.agent.runtime.identity import ProcessIdentity
 from orchestrator.agent.runtime.overlay import ensure_unmounted
 
 _IDENTITY = "identity"
@@ -65,13 +65,17 @@ class Bundle:
     def ensure(self) -> None:
         """Make the folders."""
         for folder in (self.run, self.root, self.state, self.upper, self.work):
-            folder.mkdir(exist_ok=True, mode=0o755 if folder == self.upper else 0o700)
+            folder.mkdir(exist_ok=True, mode=0o700)
+        # It is what the container sees as `/`, and must not depend on the agent's umask.
+        self.upper.chmod(0o755)
         (self.run / conmon.STATE_LINK).symlink_to(self.state)
 
     def write_texts(self, config: str, etc: Mapping[str, str]) -> None:
         """Write what the OCI runtime reads and mounts."""
         for name, text in etc.items():
-            (self.state / name).write_text(text)
+            path = self.state / name
+            path.write_text(text)
+            path.chmod(0o644)
         (self.run / "config.json").write_text(config)
 
     def identity(self) -> Identity | None:
@@ -115,13 +119,6 @@ class Bundle:
         except (FileNotFoundError, ValueError):
             return None
 
-    def first_process(self) -> ProcessIdentity | None:
-        """The container's living first process, as far as the records can tell."""
-        if identity := self.identity():
-            return identity.container if identity.container.alive() else None
-        pid = conmon.read_pid(self.run / conmon.CONTAINER_PID)
-        return identify(pid) if pid else None
-
     def discard(self) -> None:
         """Unmount the root and remove both folders. Raises RuntimeFailure."""
         ensure_unmounted(self.root)
@@ -134,7 +131,9 @@ class Bundle:
             raise RuntimeFailure(
                 f"the container's root {self.root} is still in use ({error.strerror})"
             ) from error
-        # The folder with the processes' records goes last: until then `remove` can find them.
+        # Without its records first, so that half a container is not taken for a whole one.
+        for record in (_RESULT, _STARTED, _IDENTITY):
+            (self.run / record).unlink(missing_ok=True)
         for folder in (self.state, self.run):
             shutil.rmtree(folder, ignore_errors=False, onerror=_tolerate_missing)
 

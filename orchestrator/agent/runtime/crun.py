@@ -9,9 +9,8 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -28,8 +27,8 @@ from orchestrator.agent.runtime.host import (
     kernel_version,
     read_node_facts,
 )
-from orchestrator.agent.runtime.identity import ProcessIdentity, boot_id, identify
-from orchestrator.agent.runtime.logs import LogLimits, last_line, rotate
+from orchestrator.agent.runtime.identity import boot_id, identify
+from orchestrator.agent.runtime.logs import LogLimits, LogRotation, last_line
 from orchestrator.agent.runtime.overlay import mount_overlay
 from orchestrator.agent.runtime.rootfs import check_architecture, read_image_files
 from orchestrator.agent.runtime.seccomp import (
@@ -38,6 +37,7 @@ from orchestrator.agent.runtime.seccomp import (
     go_architecture,
     load_profile,
 )
+from orchestrator.agent.runtime.watch import MonitorWatch
 
 logger = logging.getLogger(__name__)
 
@@ -49,18 +49,8 @@ _CREATE_TIMEOUT = 60.0
 """Seconds after which a `create` is given up: a disk that hangs must not hold the agent."""
 _ENDING = 5.0
 """Seconds that killed processes get to be gone."""
-_ROTATION_INTERVAL = 2.0
-"""Seconds between two looks at the sizes of logs."""
 _BACKSTOP = 10
 """With no agent to rotate it, a log may grow to this many times its size."""
-
-
-@dataclass(slots=True)
-class _Watched:
-    """A monitor that is watched: its pidfd, and what comes of it."""
-
-    pidfd: int
-    ended: asyncio.Future[Exit]
 
 
 class CrunRuntime:
@@ -80,19 +70,22 @@ class CrunRuntime:
         monitor: str = "conmon",
         seccomp_profile: Path = DEFAULT_PROFILE,
         log_limits: LogLimits | None = None,
+        rotation_interval: float = 2.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`run_dir` should be on a tmpfs, `state_dir` on a disk that overlay can write to; both
-        are made. `runtime` and `monitor` are names or paths of the programs."""
+        are made. `runtime` and `monitor` are names or paths of the programs; the sizes of logs are
+        looked at each `rotation_interval` seconds."""
         self._state = state_dir.absolute()
         self._containers = run_dir.absolute() / "containers"
         self._records = run_dir.absolute() / "crun"
         self._parent = "/" + cgroup_parent.strip("/")
         self._runtime, self._monitor = runtime, monitor
         self._profile_path = seccomp_profile
-        self._limits = log_limits or LogLimits()
+        self._rotation = LogRotation(log_limits or LogLimits())
+        self._interval = rotation_interval
         self._clock = clock
-        self._watched: dict[str, _Watched] = {}
+        self._watch = MonitorWatch(self._decide)
         self._stack = AsyncExitStack()
         self._cgroups: Cgroups
         self._facts: oci.NodeFacts
@@ -127,15 +120,14 @@ class CrunRuntime:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for container_id in list(self._watched):
-            self._forget(container_id)
+        self._watch.close()
         await self._stack.__aexit__(kind, error, trace)
 
     async def create(self, container: Container) -> None:
         """Mount the root, write the bundle, start the monitor, create the container.
 
         A created one is left as it is; half of one is removed and made anew. What fails leaves
-        nothing behind. Raises RuntimeFailure.
+        nothing behind; after a cancellation `remove` finds what there is. Raises RuntimeFailure.
         """
         bundle = self._bundle(container.id)
         if bundle.exists():
@@ -180,7 +172,7 @@ class CrunRuntime:
             container.name,
             self._runtime,
             self._records,
-            self._limits.size * _BACKSTOP,
+            self._rotation.limits.size * _BACKSTOP,
         )
         report = await conmon.launch(argv, bundle.run)
         if report.pid < 0:
@@ -190,7 +182,7 @@ class CrunRuntime:
         if pid is None or monitor is None:
             raise RuntimeFailure("the container ended while it was made; was it killed?")
         bundle.write_identity(Identity(self._boot, pid, monitor))
-        self._watch(container.id, monitor)
+        self._watch.add(container.id, monitor)
 
     async def start(self, container_id: str) -> Started:
         """Start the created container's process. Raises RuntimeFailure when there is none."""
@@ -226,39 +218,42 @@ class CrunRuntime:
                 return None
             started = Started(identity.container.pid, self._clock())
             bundle.write_started(started)
-        self._watch(container_id, identity.monitor)
+        self._watch.add(container_id, identity.monitor)
         return started
 
     async def wait(self, container_id: str) -> Exit:
         """Until the container has ended. Raises RuntimeFailure when there is none."""
-        if container_id not in self._watched:
+        if container_id not in self._watch:
             bundle = self._bundle(container_id)
             if (ended := bundle.result()) is not None:
                 return ended
             identity = bundle.identity()
             if identity is None:
                 raise RuntimeFailure(f"container {container_id} does not exist on this node")
-            self._watch(container_id, identity.monitor)
-        return await asyncio.shield(self._watched[container_id].ended)
+            self._watch.add(container_id, identity.monitor)
+        return await self._watch.wait(container_id)
 
     async def kill(self, container_id: str, signal_number: int) -> None:
         """Send a signal; one that has ended, or never was, is no error."""
         bundle = self._bundle(container_id)
         if signal_number == signal.SIGKILL:
             self._kill_all(container_id, bundle)
-        elif (identity := bundle.identity()) is not None:
-            _send(identity.container, signal_number)
+        else:
+            self._signal_first(bundle, signal_number)
 
     async def remove(self, container_id: str) -> None:
         """Kill what is left and remove every trace. Raises RuntimeFailure when something stays."""
         bundle = self._bundle(container_id)
         self._kill_all(container_id, bundle)
         await self._end_monitor(container_id, bundle)
+        # What `wait` returns must not depend on whether it is served before the files are gone.
+        self._watch.settle(container_id)
         if (self._records / container_id).exists():
             await spawn.run([*self._command(), "delete", "--force", container_id])
         await self._clear_cgroup(container_id)
         await asyncio.to_thread(self._discard, container_id, bundle)
-        self._forget(container_id)
+        self._watch.forget(container_id)
+        self._rotation.forget(bundle.log)
 
     async def list(self) -> frozenset[str]:
         """Ids of which there is a folder, a record of the OCI runtime, or a cgroup."""
@@ -295,25 +290,6 @@ class CrunRuntime:
         status = await spawn.output([*self._command(), "state", container_id])
         return re.search(r'"status"\s*:\s*"(running|paused|stopped)"', status) is not None
 
-    def _watch(self, container_id: str, monitor: ProcessIdentity) -> None:
-        """See the monitor's end, also when it is over already."""
-        if container_id in self._watched:
-            return
-        loop = asyncio.get_running_loop()
-        watched = _Watched(-1, loop.create_future())
-        self._watched[container_id] = watched
-        if (pidfd := monitor.open()) is None:
-            watched.ended.set_result(self._decide(container_id))
-            return
-        watched.pidfd = pidfd
-        loop.add_reader(pidfd, self._monitor_ended, container_id)
-
-    def _monitor_ended(self, container_id: str) -> None:
-        watched = self._watched[container_id]
-        self._close(watched)
-        if not watched.ended.done():
-            watched.ended.set_result(self._decide(container_id))
-
     def _decide(self, container_id: str) -> Exit:
         """How a container with no monitor has ended; recorded, so that it is decided once."""
         bundle = self._bundle(container_id)
@@ -336,77 +312,68 @@ class CrunRuntime:
             bundle.write_result(ended)
         return ended
 
-    def _forget(self, container_id: str) -> None:
-        if (watched := self._watched.pop(container_id, None)) is not None:
-            self._close(watched)
-            watched.ended.cancel()
-
-    def _close(self, watched: _Watched) -> None:
-        if watched.pidfd >= 0:
-            asyncio.get_running_loop().remove_reader(watched.pidfd)
-            os.close(watched.pidfd)
-            watched.pidfd = -1
-
     def _kill_all(self, container_id: str, bundle: Bundle) -> None:
         """SIGKILL to the first process, with which its PID namespace ends, and to the cgroup."""
-        identity = bundle.identity()
-        if identity is not None and identity.boot == self._boot:
-            _send(identity.container, signal.SIGKILL)
+        self._signal_first(bundle, signal.SIGKILL)
         self._cgroups.kill(container_id)
 
+    def _signal_first(self, bundle: Bundle, signal_number: int) -> None:
+        identity = bundle.identity()
+        if identity is not None and identity.boot == self._boot:
+            identity.container.send(signal_number)
+
     async def _end_monitor(self, container_id: str, bundle: Bundle) -> None:
-        """Let conmon see its container's end, write it down and go; kill it if it does not."""
+        """Let conmon see its container's end, write it down and go; kill it if it does not.
+
+        It may be about to create the container only now, so the container is killed repeatedly.
+        """
         monitor = conmon.find_monitor(bundle.run, container_id)
         if monitor is None or (pidfd := monitor.open()) is None:
             return
         try:
-            async with asyncio.timeout(_ENDING):
-                await spawn.readable(pidfd)
-        except TimeoutError:
+            for pause in _pauses():
+                try:
+                    async with asyncio.timeout(pause):
+                        await spawn.readable(pidfd)
+                    return
+                except TimeoutError:
+                    self._kill_all(container_id, bundle)
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             await spawn.readable(pidfd)
         finally:
             os.close(pidfd)
-        # What `wait` returns must not depend on whether it is served before the files are gone.
-        watched = self._watched.get(container_id)
-        if watched is not None and not watched.ended.done():
-            self._monitor_ended(container_id)
 
     async def _clear_cgroup(self, container_id: str) -> None:
         """Remove the cgroup; killed processes leave it only when they are gone."""
-        pause = 0.001
-        deadline = asyncio.get_running_loop().time() + _ENDING
-        while not self._cgroups.remove(container_id):
-            if asyncio.get_running_loop().time() > deadline:
-                raise RuntimeFailure(
-                    f"processes of container {container_id} cannot be killed; "
-                    "they may hang on a disk or a network file system"
-                )
+        for pause in _pauses():
+            if self._cgroups.remove(container_id):
+                return
             self._cgroups.kill(container_id)
             await asyncio.sleep(pause)
-            pause = min(pause * 2, 0.1)
+        raise RuntimeFailure(
+            f"processes of container {container_id} cannot be killed; "
+            "they may hang on a disk or a network file system"
+        )
 
     def _discard(self, container_id: str, bundle: Bundle) -> None:
-        bundle.discard()
         shutil.rmtree(self._records / container_id, ignore_errors=True)
+        bundle.discard()
 
     async def _rotate_logs(self) -> None:
         while True:
-            await asyncio.sleep(_ROTATION_INTERVAL)
-            for container_id in list(self._watched):
+            await asyncio.sleep(self._interval)
+            for container_id in self._watch.ids():
                 bundle = self._bundle(container_id)
                 try:
-                    rotate(bundle.log, self._limits, partial(conmon.reopen_log, bundle.run))
+                    self._rotation.rotate(bundle.log, partial(conmon.reopen_log, bundle.run))
                 except OSError as error:
                     logger.warning("log of %s cannot be rotated: %s", container_id, error)
 
 
-def _send(process: ProcessIdentity, signal_number: int) -> None:
-    if (pidfd := process.open()) is None:
-        return
-    try:
-        signal.pidfd_send_signal(pidfd, signal_number)
-    except ProcessLookupError:
-        return
-    finally:
-        os.close(pidfd)
+def _pauses() -> Iterator[float]:
+    """Growing pauses in seconds, of `_ENDING` together."""
+    left, pause = _ENDING, 0.002
+    while left > 0:
+        yield pause
+        left -= pause
+        pause = min(pause * 2, 0.25)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +24,24 @@ class ProcessIdentity:
         """A pidfd of this process, None when it has ended. The caller closes it."""
         try:
             fd = os.pidfd_open(self.pid)
-        except (ProcessLookupError, OSError):
+        except ProcessLookupError:
             return None
         # Checked after the pidfd is there: from now on it cannot come to mean another process.
         if self.alive():
             return fd
         os.close(fd)
         return None
+
+    def send(self, signal_number: int) -> None:
+        """Send a signal to this very process; nothing when it has ended."""
+        if (fd := self.open()) is None:
+            return
+        try:
+            signal.pidfd_send_signal(fd, signal_number)
+        except ProcessLookupError:
+            return
+        finally:
+            os.close(fd)
 
 
 def identify(pid: int) -> ProcessIdentity | None:

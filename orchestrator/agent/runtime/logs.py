@@ -6,8 +6,8 @@ conmon writes one line for each line of output, in the format of Kubernetes' CRI
 
 with `P` instead of `F` for a part of a line that had no end yet (conmon reads 8 KiB at a time).
 
-Rotation moves `log` to `log.1`, `log.1` to `log.2` and so on, then asks conmon to begin a new file.
-conmon keeps writing to the file that it has open until it does so, and what it makes next is a new
+Rotation moves `log.1` to `log.2` and so on, gives `log` the second name `log.1`, then asks conmon
+to begin a new file. conmon closes the file that it has open and puts a new one in the place of
 `log`. So whoever reads to the end of a file, and saw the next newer one exist before, has read all
 of it: this is how `read` follows over rotations and loses no line.
 """
@@ -30,8 +30,9 @@ _BLOCK = 1 << 16
 _IN_MODIFY = 0x2
 _IN_MOVED_TO = 0x80
 _IN_CREATE = 0x100
+_IN_DELETE = 0x200
 _IN_DELETE_SELF = 0x400
-_EVENTS = _IN_MODIFY | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE_SELF
+_EVENTS = _IN_MODIFY | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE | _IN_DELETE_SELF
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -81,27 +82,44 @@ def rotated(path: Path, number: int) -> Path:
     return path if number == 0 else path.with_name(f"{path.name}.{number}")
 
 
-def rotate(path: Path, limits: LogLimits, reopen: Callable[[], bool]) -> bool:
-    """Begin a new file when `path` has reached its size; whether it was due.
+class LogRotation:
+    """Keeps the logs of one node within their limits."""
 
-    `reopen` tells the writer, and returns False when there is none any more. A rotation that was
-    cut short after the renames is finished by the next call.
-    """
-    try:
-        if path.stat().st_size < limits.size:
+    def __init__(self, limits: LogLimits) -> None:
+        self.limits = limits
+        self._told: dict[Path, int] = {}
+
+    def rotate(self, path: Path, reopen: Callable[[], bool]) -> bool:
+        """Begin a new file when `path` has reached its size; whether the writer was told to.
+
+        `reopen` tells the writer, and returns False when there is none any more. It is told once a
+        rotation: told twice, it could throw away what it wrote in between. A rotation that was cut
+        short by the agent's end is finished by the next call. Raises OSError.
+        """
+        try:
+            newest = path.stat()
+        except FileNotFoundError:
             return False
-    except FileNotFoundError:
-        # Renamed, and then either the writer has not got to it yet or was never told.
-        if rotated(path, 1).exists():
-            reopen()
-        return False
-    if limits.files < 2:
+        first = rotated(path, 1)
+        if first.exists() and first.stat().st_ino == newest.st_ino:
+            if self._told.get(path) == newest.st_ino:
+                return False
+        elif newest.st_size < self.limits.size:
+            self.forget(path)
+            return False
+        elif self.limits.files > 1:
+            for number in range(self.limits.files - 1, 1, -1):
+                younger = rotated(path, number - 1)
+                if younger.exists():
+                    younger.rename(rotated(path, number))
+            # A second name, and not another: `path` is there at all times, and is replaced.
+            first.hardlink_to(path)
+        self._told[path] = newest.st_ino
         return reopen()
-    for number in range(limits.files - 1, 0, -1):
-        source = rotated(path, number - 1)
-        if source.exists():
-            source.rename(rotated(path, number))
-    return reopen()
+
+    def forget(self, path: Path) -> None:
+        """A log is gone, or its rotation is over."""
+        self._told.pop(path, None)
 
 
 def last_line(path: Path) -> str:
@@ -129,7 +147,7 @@ async def read(
 
     `tail`: only the last so many lines; `since`: only those from this time on (seconds of the
     epoch); `follow`: go on as new ones come, until `ended` is set (then to the end of what is
-    there) or the log's folder is removed.
+    there) or the log is removed.
     """
     with _Watch(path.parent, follow) as watch:
         cursor = await asyncio.to_thread(_start, path, tail)
@@ -150,7 +168,9 @@ async def read(
                         break
                     cursor.close()
                     cursor = newer
-                if last_round or not path.parent.exists():
+                # Once there, the newest file is replaced at most; the folder is asked for too since
+                # the kernel tells of its end only when no file of it is open any more.
+                if last_round or not (path if cursor else path.parent).exists():
                     return
                 await watch.changed(ended)
                 if cursor is None:
@@ -209,13 +229,14 @@ def _files(path: Path) -> Iterator[BinaryIO]:
     """
     opened: list[BinaryIO] = []
     seen: set[int] = set()
-    number = 0
+    number = missing = 0
     while True:
         try:
             file = open(rotated(path, number), "rb", buffering=0)  # noqa: SIM115
         except (FileNotFoundError, NotADirectoryError):
-            # The newest is missing for a moment while the log is rotated.
-            if number > 0:
+            # One number is missing for a moment while the log is rotated.
+            missing += 1
+            if missing > 1:
                 break
             number += 1
             continue

@@ -5,10 +5,10 @@ change comes back by the watch into the cache; the leader's loop (`term`) reads 
 the pure functions of `planning`, and writes what they want in one transaction fenced by the
 leader's key; the dispatcher compares what each agent was sent with the cache and sends the rest.
 
-    api ─── txn ──▶ store ── watch ──▶ cache ──▶ term: ingest · expire · plan ── fenced txn ──▶ store
-                                         │                     ▲
-                                         ▼                     │ reports
-                                     dispatcher ◀── session ── inbox
+    api ── txn ──▶ store ── watch ──▶ cache ──▶ term: ingest · expire · plan ── txn ──▶ store
+                                        │                  ▲
+                                        ▼                  │ reports
+                                    dispatcher ◀─ session ─ inbox
 
 Any manager serves the API; only the elected one plans and has the agents' sessions. A term is one
 task group: lose the lease, or crash anywhere inside, and all of it is cancelled together.

@@ -51,6 +51,12 @@ class Joining(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
                 grpc.StatusCode.UNAVAILABLE, "the manager is starting; try again in a moment"
             )
             return None
+        if hmac.compare_digest(request.secret.encode(), cluster.manager_token.encode()):
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "a cluster has one manager for now; join as a node, with the token that "
+                "'orc cluster token worker' prints",
+            )
         if not hmac.compare_digest(request.secret.encode(), cluster.worker_token.encode()):
             log.warning(
                 "join refused",

@@ -11,8 +11,9 @@ from orchestrator.manager.planning.accounting import node_usage
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.refusal import not_found, precondition
 from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
-from orchestrator.model.objects import Availability, NodeState
+from orchestrator.model.objects import Availability, Node, NodeState
 from orchestrator.pb import control_pb2
 
 
@@ -35,20 +36,21 @@ class NodeCalls(Calls):
 
     @answering
     async def UpdateNode(self, request: Any, context: Any) -> Any:
-        node = find_node(self.api.view, request.node)
-        missing = [key for key in request.label_rm if key not in node.labels]
-        if missing:
-            raise not_found(f"node {request.node} has no label '{missing[0]}'")
-        labels = {k: v for k, v in node.labels.items() if k not in set(request.label_rm)}
-        labels.update(request.label_add)
-        availability = node.availability
-        if request.HasField("availability"):
-            availability = Availability(request.availability)
-        after = replace(node, labels=labels, availability=availability)
-        if after != node:
-            revision = await commit(self.api.kv, [Change(node, after)])
-            await self.api.cache.wait_for(revision)
-        return to_proto(self.api.view.nodes.get(node.id, after))
+        cache = self.api.cache
+        while True:
+            read = cache.revision
+            node = find_node(cache.view, request.node)
+            after = _updated(node, request)
+            if after == node:
+                return to_proto(node)
+            try:
+                revision = await commit(self.api.kv, [Change(node, after)])
+            except Conflict:
+                # The leader wrote the node's health meanwhile, which this does not touch.
+                await cache.wait_for(read + 1)
+            else:
+                await cache.wait_for(revision)
+                return to_proto(replace(after, revision=revision))
 
     @answering
     async def RemoveNode(self, request: Any, context: Any) -> Any:
@@ -62,3 +64,15 @@ class NodeCalls(Calls):
         await self.api.cache.wait_for(revision)
         self.api.dispatcher.end(node.id, "this node was removed from the cluster")
         return control_pb2.RemoveNodeReply()
+
+
+def _updated(node: Node, request: Any) -> Node:
+    missing = [key for key in request.label_rm if key not in node.labels]
+    if missing:
+        raise not_found(f"node {request.node} has no label '{missing[0]}'")
+    labels = {k: v for k, v in node.labels.items() if k not in set(request.label_rm)}
+    labels.update(request.label_add)
+    availability = node.availability
+    if request.HasField("availability"):
+        availability = Availability(request.availability)
+    return replace(node, labels=labels, availability=availability)

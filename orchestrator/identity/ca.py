@@ -14,18 +14,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from orchestrator.identity.names import MANAGER_NAME, NODE_NAME
+
 CA_LIFETIME = dt.timedelta(days=3650)
 LIFETIME = dt.timedelta(days=365)
 """Of every certificate that the CA signs."""
 
 _SKEW = dt.timedelta(minutes=5)
 """Certificates begin this long ago, so that hosts with slow clocks accept them."""
-
-MANAGER_NAME = "manager.orc"
-"""DNS name in every manager's certificate; clients insist on it, whatever address they dial."""
-
-NODE_NAME = "node.orc"
-"""DNS name in every node's certificate, for its blob server."""
 
 _DNS_NAMES = {"manager": MANAGER_NAME, "worker": NODE_NAME}
 

@@ -21,6 +21,10 @@ OPEN_TIMEOUT = 5.0
 """Seconds in which the agent must have dialled back."""
 
 
+class _Over(Exception):
+    """One side of a tunnel is done."""
+
+
 class Tunnel:
     """One stream to one node."""
 
@@ -54,20 +58,27 @@ class Tunnel:
                 return
 
     async def carry(self, requests: AsyncIterator[Any], context: Any) -> None:
-        """The agent's call: pump frames both ways until one side is done."""
+        """The agent's call: pump frames both ways until either side is done, then end it."""
         self._joined.set()
-        async with asyncio.TaskGroup() as group:
-            outward = group.create_task(self._outward(context))
-            try:
-                async for frame in requests:
-                    await self._put(self._from_agent, frame)
-            finally:
-                outward.cancel()
-                await self._put(self._from_agent, None)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._inward(requests))
+                group.create_task(self._outward(context))
+        except* _Over:
+            pass
+
+    async def _inward(self, requests: AsyncIterator[Any]) -> None:
+        try:
+            async for frame in requests:
+                await self._put(self._from_agent, frame)
+        finally:
+            await self._put(self._from_agent, None)
+        raise _Over
 
     async def _outward(self, context: Any) -> None:
         while (frame := await self._to_agent.get()) is not None:
             await context.write(frame)
+        raise _Over
 
     async def _put(self, queue: asyncio.Queue[Any | None], item: Any | None) -> None:
         """Put, unless the other end has gone and nobody will ever take it."""

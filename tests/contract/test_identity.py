@@ -9,94 +9,24 @@ import socket
 import ssl
 import stat
 from collections.abc import AsyncIterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from managerhost import Running, manager_in
 
 from orchestrator.identity import ca, token
 from orchestrator.identity.ca import KeyPair
-from orchestrator.identity.files import ManagerIdentity
-from orchestrator.identity.join import Joined, JoinRefused, join
+from orchestrator.identity.join import JoinRefused, join
 from orchestrator.identity.setup import AlreadyThere, init_cluster, store_node
-from orchestrator.identity.tls import channel_options
-from orchestrator.manager.daemon import Manager, ManagerSettings
-from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.pb import control_pb2, control_pb2_grpc, dispatch_pb2, dispatch_pb2_grpc
-
-
-@dataclass
-class Running:
-    """A manager with a memory store, on free loopback ports."""
-
-    folder: Path
-    identity: ManagerIdentity
-    authority: KeyPair
-    admin: KeyPair
-    manager: Manager
-
-    @property
-    def token(self) -> str:
-        return str(
-            token.JoinToken(ca.digest(self.authority.certificate), self.identity.worker_token)
-        )
-
-    def issue(self, role: str, *, name: str = "x", cluster: str = "", days: int = 0) -> KeyPair:
-        return ca.issue(
-            self.authority,
-            common_name=name,
-            role=role,
-            cluster_id=cluster or self.identity.cluster_id,
-            now=dt.datetime.now(dt.UTC) + dt.timedelta(days=days),
-        )
-
-    def channel(self, pair: KeyPair | None, *, root: str = "") -> grpc.aio.Channel:
-        root = root or self.authority.certificate
-        credentials = grpc.ssl_channel_credentials(
-            root.encode(),
-            pair.key.encode() if pair else None,
-            pair.certificate.encode() if pair else None,
-        )
-        return grpc.aio.secure_channel(
-            f"127.0.0.1:{self.identity.port}", credentials, options=channel_options()
-        )
-
-    async def join(self, text: str) -> Joined:
-        address = f"127.0.0.1:{self.identity.port + 1}"
-        return await asyncio.to_thread(join, address, text, "host-1")
-
-
-def _two_free_ports() -> int:
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            with suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
 
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    folder = tmp_path / "manager"
-    identity, certificate, admin = init_cluster(
-        folder, "127.0.0.1", _two_free_ports(), "10.128.0.0/14"
-    )
-    authority = KeyPair(certificate, (folder / "ca.key").read_text())
-    kv = MemoryKv(asyncio.get_running_loop().time)
-    manager = Manager(ManagerSettings(folder), identity, kv)
-    running = Running(folder, identity, authority, admin, manager)
-    served = asyncio.create_task(manager.run())
-    try:
-        await manager.serving.wait()
+    async with manager_in(tmp_path / "manager") as running:
         yield running
-    finally:
-        served.cancel()
-        with suppress(asyncio.CancelledError):
-            await served
 
 
 async def info(channel: grpc.aio.Channel) -> Any:

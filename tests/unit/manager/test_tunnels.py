@@ -78,9 +78,7 @@ async def test_a_slow_client_stops_the_agents_frames() -> None:
         carried = group.create_task(tunnel.carry(agent.requests(), agent))
         for _ in range(1000):
             agent.outgoing.put_nowait(dispatch_pb2.Frame(line="x"))
-        while agent.outgoing.qsize() == 1000:
+        for _ in range(1000):  # turns of the loop, far more than it takes to fill the tunnel
             await asyncio.sleep(0)
-        for _ in range(200):
-            await asyncio.sleep(0)
-        assert agent.outgoing.qsize() > 900
+        assert 900 < agent.outgoing.qsize() < 1000
         assert not carried.done()

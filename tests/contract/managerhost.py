@@ -1,0 +1,93 @@
+"""A manager in the test's own process: real ports, real TLS, a store in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from orchestrator.identity import ca, token
+from orchestrator.identity.ca import KeyPair
+from orchestrator.identity.files import ManagerIdentity
+from orchestrator.identity.join import Joined, join
+from orchestrator.identity.setup import init_cluster
+from orchestrator.identity.tls import channel_options
+from orchestrator.manager.daemon import Manager, ManagerSettings
+from orchestrator.manager.store.memory import MemoryKv
+
+
+@dataclass
+class Running:
+    """A manager with a memory store, on free loopback ports."""
+
+    folder: Path
+    identity: ManagerIdentity
+    authority: KeyPair
+    admin: KeyPair
+    manager: Manager
+    kv: MemoryKv
+
+    @property
+    def token(self) -> str:
+        return str(
+            token.JoinToken(ca.digest(self.authority.certificate), self.identity.worker_token)
+        )
+
+    def issue(self, role: str, *, name: str = "x", cluster: str = "", days: int = 0) -> KeyPair:
+        return ca.issue(
+            self.authority,
+            common_name=name,
+            role=role,
+            cluster_id=cluster or self.identity.cluster_id,
+            now=dt.datetime.now(dt.UTC) + dt.timedelta(days=days),
+        )
+
+    def channel(self, pair: KeyPair | None, *, root: str = "") -> grpc.aio.Channel:
+        root = root or self.authority.certificate
+        credentials = grpc.ssl_channel_credentials(
+            root.encode(),
+            pair.key.encode() if pair else None,
+            pair.certificate.encode() if pair else None,
+        )
+        return grpc.aio.secure_channel(
+            f"127.0.0.1:{self.identity.port}", credentials, options=channel_options()
+        )
+
+    async def join(self, text: str) -> Joined:
+        address = f"127.0.0.1:{self.identity.port + 1}"
+        return await asyncio.to_thread(join, address, text, "host-1")
+
+
+def _two_free_ports() -> int:
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            with suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", port + 1))
+                return port
+
+
+@asynccontextmanager
+async def manager_in(folder: Path, node_timeout: float | None = None) -> AsyncIterator[Running]:
+    identity, certificate, admin = init_cluster(
+        folder, "127.0.0.1", _two_free_ports(), "10.128.0.0/14"
+    )
+    authority = KeyPair(certificate, (folder / "ca.key").read_text())
+    kv = MemoryKv(asyncio.get_running_loop().time)
+    manager = Manager(ManagerSettings(folder, node_timeout=node_timeout), identity, kv)
+    running = Running(folder, identity, authority, admin, manager, kv)
+    served = asyncio.create_task(manager.run())
+    try:
+        await manager.serving.wait()
+        yield running
+    finally:
+        served.cancel()
+        with suppress(asyncio.CancelledError):
+            await served

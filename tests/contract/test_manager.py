@@ -1,0 +1,258 @@
+"""A manager and scripted agents over real gRPC: what is declared is assigned, and what is
+reported is seen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from managerhost import Running, manager_in
+
+from orchestrator.identity.ca import KeyPair
+from orchestrator.manager.store.keys import LEADER
+from orchestrator.manager.store.kv import Delete
+from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.objects import Image, NodeDescription, TaskStatus
+from orchestrator.model.specs import ContainerSpec, Resources, ServiceSpec, TaskSpec
+from orchestrator.model.states import TaskState
+from orchestrator.pb import control_pb2, control_pb2_grpc, dispatch_pb2, dispatch_pb2_grpc
+
+IMAGE = Image(id="sha256:" + "a" * 64, names=("hello:1",))
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    async with manager_in(tmp_path / "manager", node_timeout=1.0) as running:
+        yield running
+
+
+@pytest.fixture
+async def control(running: Running) -> AsyncIterator[Any]:
+    async with running.channel(running.admin) as channel:
+        yield control_pb2_grpc.ControlStub(channel)
+
+
+class Agent:
+    """A node that does as it is told, and keeps what it was told."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.tasks: dict[str, Any] = {}
+        self.networks: list[Any] = []
+        self.sequence = 0
+        self.acknowledged = 0
+
+    async def say(self, **message: Any) -> None:
+        await self._call.write(dispatch_pb2.AgentMessage(**message))
+
+    async def report(self, *task_ids: str, state: TaskState, **more: Any) -> None:
+        self.sequence += 1
+        status = to_proto(TaskStatus(state=state, at=float(self.sequence), **more))
+        report = dispatch_pb2.StatusReport(
+            sequence=self.sequence, statuses=dict.fromkeys(task_ids, status)
+        )
+        await self.say(statuses=report)
+
+    async def hear(self) -> str:
+        """Take one message in; its kind."""
+        message = await self._call.read()
+        assert message is not grpc.aio.EOF, "the manager ended the session"
+        kind = str(message.WhichOneof("kind"))
+        if kind == "assignments":
+            change = message.assignments
+            if change.full:
+                self.tasks = {}
+            for assigned in change.tasks:
+                self.tasks[assigned.task.id] = from_proto(assigned.task)
+            for task_id in change.removed_tasks:
+                del self.tasks[task_id]
+            self.networks = list(change.networks) or self.networks
+        elif kind == "ack":
+            self.acknowledged = message.ack.sequence
+        return kind
+
+    async def until(self, holds: Any) -> None:
+        """Hear until something holds."""
+        async with asyncio.timeout(10):
+            while not holds():
+                await self.hear()
+
+
+@asynccontextmanager
+async def agent(running: Running, hostname: str, joined: Any = None) -> AsyncIterator[Agent]:
+    joined = joined or await running.join(running.token)
+    async with running.channel(KeyPair(joined.certificate, joined.key)) as channel:
+        call = dispatch_pb2_grpc.DispatchStub(channel).Session()
+        agent = Agent(call)
+        description = NodeDescription(
+            hostname=hostname,
+            address="10.0.0.1",
+            resources=Resources(shares=2048, memory=4 << 30),
+            blob_port=7423,
+        )
+        await agent.say(hello=dispatch_pb2.Hello(description=to_proto(description)))
+        await agent.say(images=dispatch_pb2.ImageReport(images=[to_proto(IMAGE)]))
+        await agent.until(lambda: agent.networks)
+        yield agent
+        call.cancel()
+
+
+def web(replicas: int = 1, **task: Any) -> Any:
+    container = ContainerSpec(image="hello:1", **task)
+    spec = ServiceSpec(name="web", replicas=replicas, task=TaskSpec(container=container))
+    return to_proto(spec)
+
+
+async def pictures(control: Any, holds: Any) -> Any:
+    """Watch service `web` until its picture is as wanted."""
+    watch = control.WatchService(control_pb2.WatchServiceRequest(service="web"))
+    async with asyncio.timeout(10):
+        async for picture in watch:
+            if holds(picture):
+                watch.cancel()
+                return picture
+    raise AssertionError("the watch ended")
+
+
+async def deploy(running: Running, control: Any, spec: Any) -> Any:
+    """Create a service as soon as its image is known in the cluster."""
+    cache = running.manager.cache
+    async with asyncio.timeout(10), cache.subscribe() as feed:
+        while not cache.view.images:
+            await feed.next()
+    return await control.CreateService(control_pb2.CreateServiceRequest(spec=spec))
+
+
+async def test_a_service_is_assigned_run_and_seen_to_converge(
+    running: Running, control: Any
+) -> None:
+    async with agent(running, "one") as node:
+        await deploy(running, control, web(replicas=3))
+        await node.until(lambda: len(node.tasks) == 3)
+        assert {task.slot for task in node.tasks.values()} == {1, 2, 3}
+        assert {task.image_digest for task in node.tasks.values()} == {IMAGE.id}
+        await node.report(*node.tasks, state=TaskState.RUNNING, pid=7)
+        picture = await pictures(control, lambda picture: picture.converged)
+        assert [task.status.pid for task in picture.tasks] == [7, 7, 7]
+        await node.until(lambda: node.acknowledged == node.sequence)
+
+
+async def test_a_node_learns_its_subnet_and_its_peers(running: Running) -> None:
+    async with agent(running, "one") as first, agent(running, "two") as second:
+        await first.until(lambda: first.networks[0].peers)
+        assert second.networks[0].peers[0].subnet == first.networks[0].subnet
+        assert first.networks[0].peers[0].subnet == second.networks[0].subnet
+        assert first.networks[0].cluster_cidr == "10.128.0.0/14"
+
+
+async def test_a_node_that_has_no_image_is_told_who_has(running: Running, control: Any) -> None:
+    async with agent(running, "one"), agent(running, "two") as second:
+        await second.say(images=dispatch_pb2.ImageReport())
+        await deploy(running, control, web(replicas=2))
+        await second.until(lambda: second.tasks)
+
+
+async def test_a_silent_node_is_down_and_its_tasks_go_elsewhere(
+    running: Running, control: Any
+) -> None:
+    joined = await running.join(running.token)
+    async with agent(running, "one", joined) as first:
+        await deploy(running, control, web())
+        await first.until(lambda: first.tasks)
+        (lost,) = first.tasks
+        await first.report(lost, state=TaskState.RUNNING)
+        await first.until(lambda: first.acknowledged == first.sequence)
+
+        async def beat(node: Agent) -> None:
+            while True:
+                await node.say(heartbeat=dispatch_pb2.Heartbeat())
+                await asyncio.sleep(0.2)
+
+        async with agent(running, "two") as second:
+            beating = asyncio.create_task(beat(second))
+            # The first keeps its connection but says nothing for a second.
+            await second.until(lambda: second.tasks)
+            beating.cancel()
+            (task,) = second.tasks.values()
+            assert task.slot == 1
+            assert task.id != lost
+        await first.until(lambda: not first.tasks)
+    # It is back with a new session: its full set is without the task that was given up.
+    async with agent(running, "one", joined) as again:
+        assert lost not in again.tasks
+
+
+async def test_a_newer_session_ends_the_older(running: Running) -> None:
+    joined = await running.join(running.token)
+    async with agent(running, "one", joined) as older, agent(running, "one", joined):
+        with pytest.raises(AssertionError, match="ended the session"):
+            await older.until(lambda: False)
+
+
+async def test_a_lost_term_ends_sessions_and_the_next_goes_on(
+    running: Running, control: Any
+) -> None:
+    joined = await running.join(running.token)
+    async with agent(running, "one", joined) as node:
+        await deploy(running, control, web())
+        await node.until(lambda: node.tasks)
+        (task_id,) = node.tasks
+        # The leader's key goes: whatever it writes now is fenced off.
+        await running.kv.txn([], [Delete(LEADER)])
+        with pytest.raises(AssertionError, match="ended the session"):
+            await node.until(lambda: False)
+    async with agent(running, "one", joined) as node:
+        await node.until(lambda: task_id in node.tasks)
+        await node.report(task_id, state=TaskState.RUNNING)
+        await pictures(control, lambda picture: picture.converged)
+
+
+async def test_an_update_from_a_stale_copy_is_refused(running: Running, control: Any) -> None:
+    async with agent(running, "one"):
+        service = await deploy(running, control, web())
+        spec = web(env=("A=1",))
+        update = control_pb2.UpdateServiceRequest(
+            service="web", spec=spec, revision=service.revision
+        )
+        await control.UpdateService(update)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await control.UpdateService(update)
+        assert refused.value.code() is grpc.StatusCode.ABORTED
+        assert "somebody else" in (refused.value.details() or "")
+
+
+async def test_one_of_two_who_take_a_name_at_once_gets_it(running: Running, control: Any) -> None:
+    async with agent(running, "one"):
+        await deploy(running, control, to_proto(replace(from_proto(web()), name="first")))
+        create = control_pb2.CreateServiceRequest(spec=web())
+        answers = await asyncio.gather(
+            *(control.CreateService(create) for _ in range(8)), return_exceptions=True
+        )
+        refused = [a for a in answers if isinstance(a, grpc.aio.AioRpcError)]
+        assert len(refused) == 7
+        assert {error.code() for error in refused} == {grpc.StatusCode.ALREADY_EXISTS}
+
+
+async def test_removing_waits_for_the_node_and_leaves_nothing(
+    running: Running, control: Any
+) -> None:
+    async with agent(running, "one") as node:
+        await deploy(running, control, web(replicas=2))
+        await node.until(lambda: len(node.tasks) == 2)
+        await node.report(*node.tasks, state=TaskState.RUNNING)
+        await control.RemoveService(control_pb2.RemoveServiceRequest(service="web"))
+        assert not (await control.ListServices(control_pb2.ListServicesRequest())).services
+        await node.until(
+            lambda: {t.desired_state for t in node.tasks.values()} == {TaskState.REMOVE}
+        )
+        await node.report(*node.tasks, state=TaskState.SHUTDOWN)
+        await node.until(lambda: not node.tasks)
+        assert not (await control.ListTasks(control_pb2.ListTasksRequest())).tasks
+        # The name is free again.
+        await deploy(running, control, web())

@@ -41,7 +41,9 @@ CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_MOVE = 2, 4, 8, 4096, 8192
+MS_REC, MS_PRIVATE = 16384, 1 << 18
+MNT_DETACH = 2
 
 # A daemon that died comes back after the first pause; each quick death doubles it up to the
 # last, and one that lived for a while starts anew (systemd: RestartSec, RestartMaxDelaySec).
@@ -223,9 +225,38 @@ def _furnish(directory: Path, hostname: str) -> None:
     _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     _mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     os.mkdir("/run/lock", 0o1777)
+    _own_cgroup_folder()
     boot_id = directory / "boot_id"
     boot_id.write_text(Path("/proc/sys/kernel/random/uuid").read_text())
     _mount(str(boot_id), "/proc/sys/kernel/random/boot_id", None, MS_BIND)
+
+
+def _own_cgroup_folder() -> None:
+    """Where cgroups are v1 or hybrid, give the host its own folder of the hierarchies.
+
+    It is a tmpfs, so what is made in it (crun makes folders where `unified` was unmounted) would
+    stay on the machine. The hierarchies in it are the kernel's, and the same everywhere.
+    """
+    folder, staged = "/sys/fs/cgroup", "/run/cgroup"
+    places: dict[str, str] = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        places[before.split()[4]] = after.split()[0]
+    if places.get(folder) != "tmpfs":
+        return
+    os.mkdir(staged)
+    _mount("tmpfs", staged, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=755")
+    for entry in os.scandir(folder):
+        target = f"{staged}/{entry.name}"
+        if entry.is_symlink():
+            os.symlink(os.readlink(entry.path), target)
+        elif entry.path in places:
+            os.mkdir(target)
+            _mount(entry.path, target, None, MS_BIND)
+    # The machine's is taken away, not covered: whoever reads the list of mounts sees one of each.
+    _check(_libc.umount2(folder.encode(), MNT_DETACH), f"unmount {folder}")
+    _mount(staged, folder, None, MS_MOVE)
+    os.rmdir(staged)
 
 
 def _run_as_pid_1(directory: Path, hostname: str, ready: int) -> None:

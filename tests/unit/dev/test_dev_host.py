@@ -82,6 +82,18 @@ def test_mounts_in_a_host_stay_in_it(host: Host) -> None:
     assert sh(host, "ls /mnt") == "here"
 
 
+def test_what_is_made_beside_the_cgroup_hierarchies_stays_in_the_host(host: Host) -> None:
+    folder = Path("/sys/fs/cgroup")
+    hierarchies = "grep -c ' /sys/fs/cgroup/[^ ]* .* - cgroup' /proc/self/mountinfo || true"
+    machine = subprocess.run(["/bin/sh", "-c", hierarchies], capture_output=True, text=True).stdout
+    assert sh(host, hierarchies) == machine.strip()
+    sh(host, f"umount {folder}/unified && mkdir {folder}/unified/{host.plan.cgroup} || true")
+    # In a namespace of its own, look at what the mount hides.
+    look = f"umount {folder}/unified 2>/dev/null; ls {folder}/unified 2>/dev/null || true"
+    seen = subprocess.run(["unshare", "-m", "sh", "-c", look], capture_output=True, text=True)
+    assert host.plan.cgroup not in seen.stdout.split()
+
+
 def test_booting_again_changes_nothing(plan: ClusterPlan, host: Host) -> None:
     pid = host.pid()
     assert host.boot(plan) == pid

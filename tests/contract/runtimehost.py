@@ -20,14 +20,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from orchestrator.agent.images.config import ImageConfig, LocalImage
-from orchestrator.agent.runtime import logs
+from orchestrator.agent.runtime import logs, oci
 from orchestrator.agent.runtime.base import Container, Runtime
-from orchestrator.agent.runtime.cgroups import Cgroups, detect
+from orchestrator.agent.runtime.cgroups import CgroupMode, Cgroups, detect
 from orchestrator.agent.runtime.conmon import find_monitor
 from orchestrator.agent.runtime.crun import CrunRuntime
 from orchestrator.agent.runtime.fake import FakeNode, FakeRuntime, Script
-from orchestrator.agent.runtime.mounts import enter_private_mounts
+from orchestrator.agent.runtime.mounts import enter_private_mounts, mount
 from orchestrator.model.specs import ContainerSpec, Resources, TaskSpec
 
 BUSYBOX = Path("/bin/busybox")
@@ -67,11 +69,12 @@ def remove_leftovers() -> None:
     for root in detect().roots:
         for folder in root.glob(f"{PREFIX}*-*"):
             pid = int(folder.name.removeprefix(PREFIX).partition("-")[0])
-            if pid != os.getpid() and not Path(f"/proc/{pid}").exists():
-                cgroups = Cgroups(detect(), f"/{folder.name}")
-                for name in cgroups.ids():
-                    cgroups.kill(name)
-                cgroups.remove_parent()
+            if pid == os.getpid() or Path(f"/proc/{pid}").exists():
+                continue
+            for members in folder.rglob("cgroup.procs"):
+                for member in members.read_text().split():
+                    os.kill(int(member), signal.SIGKILL)
+            Cgroups(detect(), f"/{folder.name}").remove_parent()
 
 
 def make_layer(folder: Path) -> Path:
@@ -99,7 +102,7 @@ class CrunWorld:
         self.path = tmp_path
         self.parent = f"/{PREFIX}{os.getpid()}-{next(_numbers)}"
         self.image = LocalImage("sha256:test", (make_layer(tmp_path / "base"),), ImageConfig())
-        self._runtime: CrunRuntime | None = None
+        self._patch: pytest.MonkeyPatch | None = None
 
     @property
     def bundles(self) -> Path:
@@ -155,6 +158,27 @@ class CrunWorld:
         async with self.runtime() as runtime:
             await runtime.purge()
         assert not any(root.joinpath(self.parent[1:]).exists() for root in detect().roots)
+
+
+class UnifiedWorld(CrunWorld):
+    """A node whose cgroups are version 2, also on a host where they are not.
+
+    There the version 2 tree has no controllers to limit with, so containers ask for no limits; all
+    else, the device filter included, is as it is on a host of today.
+    """
+
+    async def __aenter__(self) -> UnifiedWorld:
+        if detect().mode is not CgroupMode.V2:
+            mount("none", Path("/sys/fs/cgroup"), "cgroup2", 0, "")
+            self._patch = pytest.MonkeyPatch()
+            devices = [{"allow": False, "access": "rwm"}]
+            self._patch.setattr(oci, "resources", lambda *_: {"devices": devices})
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await super().__aexit__()
+        if self._patch is not None:
+            self._patch.undo()
 
 
 class FakeWorld:

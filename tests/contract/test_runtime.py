@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runtimehost import CrunWorld, FakeWorld, private, remove_leftovers
+from runtimehost import CrunWorld, FakeWorld, UnifiedWorld, private, remove_leftovers
 
 from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.crun import MONITOR_DIED
@@ -16,13 +15,25 @@ from orchestrator.agent.runtime.crun import MONITOR_DIED
 World = CrunWorld | FakeWorld
 
 
+KINDS: dict[str, type[World]] = {"fake": FakeWorld, "crun": CrunWorld, "cgroup2": UnifiedWorld}
+
+
+@pytest.fixture(
+    params=[
+        "fake",
+        pytest.param("crun", marks=pytest.mark.root),
+        pytest.param("cgroup2", marks=pytest.mark.root),
+    ]
+)
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    remove_leftovers()
+    return KINDS[request.param](tmp_path)
+
+
 @pytest.fixture(params=["fake", pytest.param("crun", marks=pytest.mark.root)])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    if request.param == "fake":
-        yield FakeWorld(tmp_path)
-    else:
-        remove_leftovers()
-        yield CrunWorld(tmp_path)
+def limited_world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    """A node with every controller."""
+    return KINDS[request.param](tmp_path)
 
 
 @pytest.mark.parametrize("code", [0, 3])
@@ -75,8 +86,8 @@ async def test_sigkill_ends_what_ignores_all_else(world: World) -> None:
 
 
 @private
-async def test_running_out_of_memory_is_told(world: World) -> None:
-    async with world, world.runtime() as runtime:
+async def test_running_out_of_memory_is_told(limited_world: World) -> None:
+    async with limited_world as world, world.runtime() as runtime:
         await runtime.create(world.hungry("a"))
         await runtime.start("a")
         ended = await runtime.wait("a")

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runtimehost import CrunWorld, private, remove_leftovers
+from runtimehost import CrunWorld, UnifiedWorld, private, remove_leftovers
 
 from orchestrator.agent.runtime import logs
 from orchestrator.agent.runtime.base import Container, RuntimeFailure, Started
@@ -201,8 +201,9 @@ async def test_what_the_process_sees(world: CrunWorld) -> None:
         ]
 
 
+@pytest.mark.parametrize("kind", [CrunWorld, UnifiedWorld])
 @private
-async def test_what_the_process_may_not_do(world: CrunWorld) -> None:
+async def test_what_the_process_may_not_do(tmp_path: Path, kind: type[CrunWorld]) -> None:
     script = (
         "mount -t tmpfs none /tmp 2>/dev/null || echo no mount; "
         "touch /sys/x 2>/dev/null || echo no sys; "
@@ -211,7 +212,7 @@ async def test_what_the_process_may_not_do(world: CrunWorld) -> None:
         "ls /sys/firmware /proc/acpi /proc/scsi 2>/dev/null | busybox grep -v : ; "
         "cat /proc/keys; echo end"
     )
-    async with world, world.runtime() as runtime:
+    async with kind(tmp_path) as world, world.runtime() as runtime:
         lines = await output(runtime, world.container("a", "sh", "-c", script))
         assert [line for line in lines if line] == [
             "no mount",
@@ -320,15 +321,16 @@ async def test_refusals_that_need_no_kernel(world: CrunWorld) -> None:
         assert await runtime.list() == frozenset()
 
 
+@pytest.mark.parametrize("kind", [CrunWorld, UnifiedWorld])
 @private
-async def test_killing_takes_every_process_along(world: CrunWorld) -> None:
+async def test_killing_takes_every_process_along(tmp_path: Path, kind: type[CrunWorld]) -> None:
     script = (
         "trap '' TERM INT HUP; "
         "for i in 1 2 3 4 5; do (trap '' TERM INT HUP; "
         "busybox setsid sh -c 'while :; do sleep 0.01; done') & done; "
         "echo ready; while :; do sleep 0.01; done"
     )
-    async with world, world.runtime() as runtime:
+    async with kind(tmp_path) as world, world.runtime() as runtime:
         await running(runtime, world, world.container("a", "sh", "-c", script))
         assert len(world.cgroup_pids("a")) > 5
         await runtime.kill("a", signal.SIGKILL)

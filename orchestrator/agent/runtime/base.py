@@ -66,7 +66,7 @@ class Runtime(Protocol):
 
     async def adopt(self, container_id: str) -> Started | Exit | None:
         """What is there of a container made by an earlier agent: running, ended, or nothing that
-        can be used (then it must be removed)."""
+        can be used, such as one that was never started (then it must be removed)."""
         ...
 
     async def wait(self, container_id: str) -> Exit:

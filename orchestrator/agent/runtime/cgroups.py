@@ -116,7 +116,7 @@ class Cgroups:
         for folder in _tree(self._folder(self.hierarchy.tracking, container_id)):
             try:
                 text = (folder / "cgroup.procs").read_text()
-            except (FileNotFoundError, OSError):
+            except OSError:
                 continue
             found.extend(int(pid) for pid in text.split())
         return found
@@ -131,7 +131,8 @@ class Cgroups:
             try:
                 (self._folder(_ROOT, container_id) / "cgroup.kill").write_text("1")
                 return
-            except FileNotFoundError:
+            except OSError:
+                # An older kernel, or the cgroup is not there (any more): the loop tells.
                 pass
         killed: set[int] = set()
         for _ in range(100):

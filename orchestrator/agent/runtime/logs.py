@@ -192,16 +192,20 @@ class _Cursor:
     @classmethod
     def at(cls, path: Path) -> _Cursor | None:
         """The beginning of the oldest file; None when there is none yet."""
-        for file in _files(path):
-            return cls(file)
-        return None
+        files = _files(path)
+        for file in files[1:]:
+            file.close()
+        return cls(files[0]) if files else None
 
     def newer(self, path: Path) -> _Cursor | None:
         """The beginning of the file that was begun after this one, None when this is the newest.
 
         One that was rotated away altogether is followed by the oldest there is.
         """
-        files = list(_files(path))
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == self._inode:
+                return None
+        files = _files(path)
         inodes = [os.fstat(file.fileno()).st_ino for file in files]
         position = inodes.index(self._inode) + 1 if self._inode in inodes else 0
         for index, file in enumerate(files):
@@ -222,7 +226,7 @@ class _Cursor:
         self._file.close()
 
 
-def _files(path: Path) -> Iterator[BinaryIO]:
+def _files(path: Path) -> list[BinaryIO]:
     """All files of a log, the oldest first, opened.
 
     They are opened from the newest on: a rotation meanwhile then shows a file twice and not never.
@@ -247,12 +251,12 @@ def _files(path: Path) -> Iterator[BinaryIO]:
             seen.add(inode)
             opened.append(file)
         number += 1
-    yield from reversed(opened)
+    return opened[::-1]
 
 
 def _start(path: Path, tail: int | None) -> _Cursor | None:
     """Where reading begins: at the oldest record, or so many lines before the end."""
-    files = list(_files(path))
+    files = _files(path)
     if not files:
         return None
     chosen, offset = files[0], 0
@@ -314,14 +318,16 @@ class _Watch:
 
     async def changed(self, ended: asyncio.Event | None) -> None:
         """Until there is news since the last call, or `ended` is set."""
-        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(readable(self._fd))]
-        if ended is not None:
-            waits.append(asyncio.ensure_future(ended.wait()))
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+        if ended is None:
+            await readable(self._fd)
+        else:
+            async with asyncio.TaskGroup() as group:
+                waits: tuple[asyncio.Task[Any], ...] = (
+                    group.create_task(readable(self._fd)),
+                    group.create_task(ended.wait()),
+                )
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for wait in waits:
+                    wait.cancel()
         with contextlib.suppress(BlockingIOError):
             os.read(self._fd, _BLOCK)

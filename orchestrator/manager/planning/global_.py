@@ -6,6 +6,8 @@ already (it has a `node_id` while it is PENDING), and the scheduler considers no
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orchestrator.manager.planning import reaper, update
 from orchestrator.manager.planning.replicated import give_up_lost, welcome
 from orchestrator.manager.planning.restart import decide
@@ -30,8 +32,9 @@ def reconcile_global(view: ClusterView, service: Service, draft: Draft) -> None:
         if view.nodes[id].state is NodeState.READY
         and view.nodes[id].availability is Availability.ACTIVE
     ]
+    known = draft.slots()
     for number, home in zip(draft.free_numbers(len(new)), new, strict=True):
-        draft.create(service, number, Start(node_id=home))
+        draft.create(service, number, Start(node_id=home), known.get(number))
     update.advance(service, draft)
     for slot in draft.kept_slots():
         home = slot.newest.node_id
@@ -40,9 +43,5 @@ def reconcile_global(view: ClusterView, service: Service, draft: Draft) -> None:
         current = is_current(service, slot.newest)
         start = decide(service, slot, draft.now) if current else Start()
         if start is not None:
-            draft.create(
-                service,
-                slot.number,
-                Start(start.not_before, start.attempt, start.message, node_id=home),
-            )
+            draft.create(service, slot.number, replace(start, node_id=home), slot)
     reaper.reap(service, draft)

@@ -35,7 +35,7 @@ def reconcile_replicated(view: ClusterView, service: Service, draft: Draft) -> N
                 else decide(service, slot, draft.now)
             )
             if start is not None:
-                draft.create(service, slot.number, start)
+                draft.create(service, slot.number, start, slot)
     reaper.reap(service, draft)
 
 
@@ -60,8 +60,9 @@ def _scale(service: Service, draft: Draft) -> None:
     kept = draft.kept_slots()
     missing = service.spec.replicas - len(kept)
     if missing > 0:
+        known = draft.slots()
         for number in draft.free_numbers(missing):
-            draft.create(service, number, Start())
+            draft.create(service, number, Start(), known.get(number))
     elif missing < 0:
         for slot in leaving(kept, -missing):
             draft.abandon(slot)

@@ -138,12 +138,11 @@ class Draft:
             number += 1
         return free
 
-    def create(self, service: Service, number: int, start: Start) -> None:
-        """Fill a slot with a new task, which waits for its node.
+    def create(self, service: Service, number: int, start: Start, old: Slot | None) -> None:
+        """Fill a slot with a new task, which waits for its node; `old` is what is known of it.
 
         Times of creation grow within a slot even if clocks do not, so that "newest" is certain.
         """
-        old = self.slots().get(number)
         created_at = self.now
         if old is not None:
             created_at = max(created_at, math.nextafter(old.newest.created_at, math.inf))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -33,6 +34,14 @@ def test_new_tasks_are_written_once_and_assigned() -> None:
     assert [item.status.state for item in tasks] == [ASSIGNED] * 3
     assert world.slots_on() == {"a": [1, 3], "b": [2]}
     assert world.plan() == []
+
+
+def test_a_pass_costs_in_proportion_to_the_tasks() -> None:
+    world = World(node("a", shares=1 << 20, memory=1 << 50), service(replicas=5000))
+    began = time.process_time()
+    world.plan()
+    assert time.process_time() - began < 1.0
+    assert len(world.tasks(ASSIGNED)) == 5000
 
 
 def test_what_fits_nowhere_waits_with_its_reason_and_is_placed_the_moment_it_fits() -> None:

@@ -50,6 +50,7 @@ def test_a_lost_node_is_not_made_up_for_and_gets_its_task_again() -> None:
     world.put(node("a", state=NodeState.DOWN))
     world.obey()
     assert world.slots_on() == {"b": [2]}
+    assert world.tasks(PENDING) == [], "nothing waits for a node that may never return"
     world.put(node("a"))
     world.obey()
     assert world.slots_on() == {"a": [1], "b": [2]}

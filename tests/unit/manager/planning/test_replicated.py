@@ -244,6 +244,7 @@ def test_removal_stops_everything_and_then_forgets_it() -> None:
     world.put(replace(web, removed=True))
     world.settle()
     assert [item.desired_state for item in world.tasks()] == [REMOVE] * 2
+    assert world.view.services, "it is listed until its last task has ended"
     world.obey()
     assert world.tasks() == []
     assert world.view.services == {}

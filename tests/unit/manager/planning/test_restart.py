@@ -178,3 +178,14 @@ def test_history_keeps_the_last_five_of_a_slot() -> None:
     tasks = world.tasks()
     assert [item.status.state for item in tasks] == [FAILED] * 4 + [RUNNING]
     assert tasks[-1].attempt == 9
+
+
+def test_a_clock_that_goes_back_confuses_nobody() -> None:
+    world = world_with(delay=0.0)
+    failed = world.task()
+    world.report(failed, FAILED)
+    world.now -= 100.0
+    world.settle()
+    assert world.task().id != failed.id
+    assert world.task().created_at > failed.created_at
+    assert world.slots_on() == {"a": [1]}

@@ -125,6 +125,16 @@ def test_what_waits_for_room_is_updated_at_once_and_blocks_nothing() -> None:
     assert [item.spec.reservation.shares for item in world.tasks(RUNNING)] == [1024] * 3
 
 
+def test_what_waits_for_room_does_not_hold_up_those_that_run() -> None:
+    web = service(replicas=3, spec=task_spec(shares=4096))
+    world = World(node("a"), node("b"), web)
+    world.obey()
+    world.put(updated(web, replace(web.spec.task, reservation=Resources(shares=4000))))
+    world.obey()
+    assert [item.spec.reservation.shares for item in world.tasks(RUNNING)] == [4000] * 2
+    assert len(world.tasks(PENDING)) == 1
+
+
 def test_an_update_that_no_longer_fits_takes_down_only_one() -> None:
     web = service(replicas=2, spec=task_spec(shares=2048))
     world = World(node("a"), web)

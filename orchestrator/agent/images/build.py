@@ -25,7 +25,7 @@ from orchestrator.agent.images.unpack import unpack_context
 from orchestrator.model.objects import Image
 
 _FROM = re.compile(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)", re.IGNORECASE | re.MULTILINE)
-_FAILED_STEP = re.compile(r'building at STEP "(.*)": (.*)$')
+_FAILED_STEP = re.compile(r'building at STEP "(.*?)": (.*)$')
 
 
 class Builder:
@@ -64,26 +64,22 @@ class Builder:
             file = _find_dockerfile(folder, dockerfile)
             text = file.read_text(errors="replace")
             await self._lend(text, work)
-            # Not the user's name: it would take that from another build's image.
-            tag = f"localhost/orc-build:{work.name}"
+            # It gets no name in buildah's storage, where it stays as the cache of the next build.
+            identity = work / "identity"
             options = ["--isolation=chroot", "--layers", "--force-rm", *limits()]
-            options += ["--retry=1", "--retry-delay=1s", f"--file={file}", f"--tag={tag}"]
+            options += ["--retry=1", "--retry-delay=1s", f"--file={file}", f"--iidfile={identity}"]
             options += [f"--build-arg={key}={value}" for key, value in (build_args or {}).items()]
             if no_cache:
                 options.append("--no-cache")
 
-            def tell(line: str) -> None:
-                if tag not in line:
-                    progress(line)
-
             try:
-                await self._buildah.run(work, "bud", *options, str(folder), progress=tell)
+                await self._buildah.run(work, "bud", *options, str(folder), progress=progress)
             except ImageError as error:
-                raise _explain(str(error), file.relative_to(folder.resolve()), text) from error
+                said = str(error).replace(f'"{folder}"', "the build context")
+                raise _explain(said, file.relative_to(folder.resolve()), text) from error
             layout = work / "image"
-            await self._buildah.run(work, "push", "--quiet", tag, f"oci:{layout}:image")
-            # The layers stay: they are the cache.
-            await self._buildah.run(work, "untag", tag)
+            built = identity.read_text().strip()
+            await self._buildah.run(work, "push", "--quiet", built, f"oci:{layout}:image")
             return await self._store.load(layout, name)
 
     @asynccontextmanager

@@ -1,0 +1,270 @@
+"""Dockerfiles, built by the real buildah."""
+
+# ruff: noqa: ASYNC221, ASYNC240 (a test may block its own loop)
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from orchestrator.agent.images.build import Builder
+from orchestrator.agent.images.errors import BuildError, ImageError
+from orchestrator.agent.images.store import ImageStore
+
+pytestmark = pytest.mark.root
+
+HELLO = Path(__file__).parents[2] / "charts" / "hello"
+BUSYBOX = "/usr/bin/busybox"
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[ImageStore]:
+    async with ImageStore(tmp_path / "store") as store:
+        yield store
+
+
+@pytest.fixture
+def builder(store: ImageStore, tmp_path: Path) -> Builder:
+    return Builder(store, tmp_path / "build")
+
+
+def context(top: Path, dockerfile: str, **files: str) -> Path:
+    """A build context as a tar."""
+    folder = top / "context"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    shutil.copy(BUSYBOX, folder / "busybox")
+    for name, text in {"Dockerfile": dockerfile, **files}.items():
+        (folder / name).write_text(text)
+    archive = top / "context.tar"
+    subprocess.run(["tar", "-C", folder, "-cf", archive, "."], check=True)
+    return archive
+
+
+async def no_fetch(digest: str, destination: Path) -> None:
+    raise AssertionError(f"{digest} was fetched")
+
+
+async def test_an_image_from_scratch_is_built_named_and_ready(
+    tmp_path: Path, store: ImageStore, builder: Builder
+) -> None:
+    lines: list[str] = []
+    text = 'FROM scratch\nARG WHO=nobody\nCOPY busybox /bin/sh\nENV WHO=$WHO\nCMD ["/bin/sh"]\n'
+    image = await builder.build(
+        context(tmp_path, text), "made:1", lines.append, build_args={"WHO": "me"}
+    )
+    assert image.names == ("made:1",)
+    assert store.resolve("made:1") == image.id
+    local = await store.ensure(image.id, no_fetch)
+    assert "WHO=me" in local.config.env
+    assert (local.layers[0] / "bin/sh").read_bytes() == Path(BUSYBOX).read_bytes()
+    assert any("STEP 3/5: COPY busybox /bin/sh" in line for line in lines)
+    # Once more: from the cache, except the second time.
+    for no_cache, cached in ((False, True), (True, False)):
+        lines.clear()
+        await builder.build(
+            context(tmp_path, text), "made:1", lines.append, no_cache=no_cache,
+            build_args={"WHO": "me"},
+        )  # fmt: skip
+        assert any("Using cache" in line for line in lines) is cached
+    assert os.listdir(tmp_path / "build/tmp") == []
+
+
+async def test_a_run_may_use_what_was_copied_and_its_output_is_shown(
+    tmp_path: Path, store: ImageStore, builder: Builder
+) -> None:
+    lines: list[str] = []
+    text = "FROM scratch\nCOPY busybox /bin/sh\nRUN echo out; echo made > /file\n"
+    image = await builder.build(context(tmp_path, text), "ran:1", lines.append)
+    assert "out" in lines
+    local = await store.ensure(image.id, no_fetch)
+    assert (local.layers[-1] / "file").read_text() == "made\n"
+
+
+@pytest.mark.parametrize(
+    ("step", "line"),
+    [
+        ("RUN echo in vain; exit 7", 4),
+        ('RUN ["/bin/sh", "-c", \\\n  "echo in vain; exit 7"]', 4),
+        ("RUN echo in vain; \\\n  # a remark\n  exit 7", 4),
+    ],
+)
+async def test_a_failing_run_shows_its_output_and_raises_with_its_line(
+    tmp_path: Path, store: ImageStore, builder: Builder, step: str, line: int
+) -> None:
+    lines: list[str] = []
+    text = f"FROM scratch\nCOPY busybox /bin/sh\n# RUN exit 7\n{step}\nRUN true\n"
+    with pytest.raises(BuildError) as caught:
+        await builder.build(context(tmp_path, text), "bad:1", lines.append)
+    assert "in vain" in lines
+    assert f"Dockerfile:{line}: RUN" in str(caught.value)
+    assert "exit status 7" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert store.inventory() == ()
+    assert os.listdir(tmp_path / "build/tmp") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "dockerfile", "words"),
+    [
+        ("FROM scratch\nCOPY lacking /\n", "", "Dockerfile:2: COPY lacking /: .*lacking"),
+        ("FROM scratch\nCOPYY a b\n", "", "COPYY"),
+        ("", "", "build failed"),
+        ("FROM scratch\n", "other/Dockerfile", "no other/Dockerfile: name one with -f"),
+        ("FROM scratch\n", "../../../etc/passwd", "no .*passwd: name one"),
+        ("FROM 127.0.0.1:1/lacking:1\n", "", "127.0.0.1:1"),
+    ],
+)
+async def test_a_bad_dockerfile_is_one_clear_error(
+    tmp_path: Path, store: ImageStore, builder: Builder, text: str, dockerfile: str, words: str
+) -> None:
+    with pytest.raises(ImageError, match=words) as caught:
+        await builder.build(
+            context(tmp_path, text), "bad:1", lambda line: None, dockerfile=dockerfile
+        )
+    assert "\n" not in str(caught.value)
+    assert store.inventory() == ()
+
+
+async def test_a_dockerfile_that_links_out_of_the_context_is_not_read(
+    tmp_path: Path, builder: Builder
+) -> None:
+    archive = context(tmp_path, "")
+    folder = tmp_path / "context"
+    (folder / "Dockerfile").unlink()
+    (folder / "Dockerfile").symlink_to("/etc/passwd")
+    subprocess.run(["tar", "-C", folder, "-cf", archive, "."], check=True)
+    with pytest.raises(ImageError, match="no Dockerfile or Containerfile"):
+        await builder.build(archive, "bad:1", lambda line: None)
+
+
+async def test_from_an_image_that_the_node_has(
+    tmp_path: Path, store: ImageStore, builder: Builder
+) -> None:
+    base = "FROM scratch\nCOPY busybox /bin/sh\nENV BASE=1\n"
+    for number, name in enumerate(["base:1", "base:1", "registry.test:5000/team/base"]):
+        # The second time, the name stands for another image: the new one is taken.
+        await builder.build(context(tmp_path, f"{base}ENV N={number}\n"), name, lambda line: None)
+        text = f"FROM {name}\nCOPY extra /extra\n"
+        image = await builder.build(
+            context(tmp_path, text, extra="more"), f"derived:{number}", lambda line: None
+        )
+        local = await store.ensure(image.id, no_fetch)
+        assert {"BASE=1", f"N={number}"} <= set(local.config.env)
+        assert (local.layers[-1] / "extra").read_text() == "more"
+
+
+async def test_dockerignore_is_obeyed(tmp_path: Path, store: ImageStore, builder: Builder) -> None:
+    archive = context(
+        tmp_path, "FROM scratch\nCOPY . /\n", keep="1", secret="2", **{".dockerignore": "secret\n"}
+    )
+    image = await builder.build(archive, "ignored:1", lambda line: None)
+    local = await store.ensure(image.id, no_fetch)
+    there = {name for layer in local.layers for name in os.listdir(layer)}
+    assert "keep" in there
+    assert "secret" not in there
+
+
+async def test_builds_at_once_on_several_nodes_and_on_one(tmp_path: Path) -> None:
+    text = "FROM scratch\nCOPY busybox /bin/sh\nRUN echo $0 > /file\n"
+    archive = context(tmp_path, text)
+
+    async def node(name: str) -> None:
+        async with ImageStore(tmp_path / name / "store") as store:
+            builder = Builder(store, tmp_path / name / "build")
+            await asyncio.gather(
+                builder.build(archive, "a:1", lambda line: None),
+                builder.build(archive, "b:1", lambda line: None),
+            )
+            assert {n for i in store.inventory() for n in i.names} == {"a:1", "b:1"}
+
+    await asyncio.gather(node("one"), node("two"))
+
+
+async def test_a_build_that_is_given_up_leaves_nothing(
+    tmp_path: Path, store: ImageStore, builder: Builder
+) -> None:
+    running = asyncio.Event()
+
+    def progress(line: str) -> None:
+        if line == "running":
+            running.set()
+
+    mark = f"97{os.getpid()}"
+    text = (
+        "FROM scratch\nCOPY busybox /bin/busybox\n"
+        f'RUN ["/bin/busybox", "sh", "-c", "echo running; exec /bin/busybox sleep {mark}"]\n'
+    )
+    before = Path("/proc/self/mountinfo").read_text()
+    build = asyncio.create_task(builder.build(context(tmp_path, text), "gone:1", progress))
+    async with asyncio.timeout(20):
+        await running.wait()
+    assert processes_with(mark)
+    build.cancel()
+    await asyncio.wait([build])
+    assert build.cancelled()
+    assert not processes_with(mark)
+    assert Path("/proc/self/mountinfo").read_text() == before
+    assert os.listdir(tmp_path / "build/tmp") == []
+    # And the next build begins by removing what is left in the storage.
+    text = "FROM scratch\nCOPY busybox /bin/busybox\n"
+    await builder.build(context(tmp_path, text), "next:1", lambda line: None)
+    left = (tmp_path / "build/storage/root/overlay-containers").iterdir()
+    assert [path for path in left if path.is_dir()] == []
+
+
+def processes_with(word: str) -> list[str]:
+    """Ids of processes with this word on their command line, buildah's and unshare's too."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if word.encode() in (process / "cmdline").read_bytes().split(b"\0"):
+                found.append(process.name)
+    return found
+
+
+BUILD = """
+import asyncio, sys
+from pathlib import Path
+from orchestrator.agent.images.build import Builder
+from orchestrator.agent.images.store import ImageStore
+async def main(top):
+    async with ImageStore(top / "inner") as store:
+        builder = Builder(store, top / "build")
+        print((await builder.build(top / "context.tar", "inner:1", print)).names)
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+async def test_it_works_on_a_host_that_is_namespaces(tmp_path: Path) -> None:
+    context(tmp_path, "FROM scratch\nCOPY busybox /bin/sh\nRUN echo inside\n")
+    script = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
+    command = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
+               "--propagation", "private", "sh", "-c", script, "sh",
+               sys.executable, "-c", BUILD, str(tmp_path)]  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+    assert b"('inner:1',)" in output, output.decode()
+    assert b"inside" in output
+
+
+async def test_the_demo_image_is_built(tmp_path: Path, store: ImageStore, builder: Builder) -> None:
+    demo = tmp_path / "hello"
+    shutil.copytree(HELLO, demo)
+    for command in ([demo / "prepare"], ["tar", "-C", demo, "-cf", tmp_path / "d.tar", "."]):
+        await (await asyncio.create_subprocess_exec(*command)).wait()
+    image = await builder.build(tmp_path / "d.tar", "hello:1", lambda line: None)
+    local = await store.ensure(image.id, no_fetch)
+    names = {str(p.relative_to(layer)) for layer in local.layers for p in layer.rglob("*")}
+    assert {"bin/busybox", "bin/entrypoint", "www/cgi-bin/index.cgi"} <= names
+    assert image.size < 2 << 20

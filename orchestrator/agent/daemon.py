@@ -12,6 +12,7 @@ import asyncio
 import logging
 import random
 import signal
+import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,7 @@ async def run(settings: Settings) -> None:
             network=networks,
             logs=kept,
             boot_id=boot_id(),
+            hostname=socket.gethostname(),
         )
         worker = Worker(parts, db, reporter)
         tunnels = Tunnels(

@@ -47,4 +47,6 @@ class Parts:
     network: Network
     logs: KeptLogs
     boot_id: str
+    hostname: str
+    """Of this node, for the containers to know."""
     clock: Callable[[], float] = field(default=time.time)

@@ -228,6 +228,13 @@ class TaskRunner:
             netns=prepared.connected.netns,
             address=next(iter(addresses.values()), ""),
             hostname=task.spec.container.hostname or task.id,
+            env=(
+                f"ORC_SERVICE_NAME={task.service_name}",
+                f"ORC_TASK_ID={task.id}",
+                f"ORC_TASK_NAME={task.name}",
+                f"ORC_TASK_SLOT={task.slot}",
+                f"ORC_NODE_HOSTNAME={self._parts.hostname}",
+            ),
             labels=dict(task.spec.container.labels),
         )
 

@@ -47,7 +47,7 @@ SECTIONS = (
 @click.group(
     cls=RootGroup,
     sections=SECTIONS,
-    epilog=example("orc dev up", "orc service create --name web --replicas 6 -p 8080:80 hello:1"),
+    epilog=example("orc dev up", "orc service create --name web --replicas 3 -p 8080:80 hello:1"),
 )
 @click.option("--context", "context_name", metavar="NAME", help="The cluster to speak to.")
 @click.version_option(__version__, prog_name="orc", message="orc %(version)s")

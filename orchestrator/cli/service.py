@@ -35,7 +35,7 @@ from orchestrator.pb import control_pb2
 
 @click.group(
     cls=OrcGroup,
-    epilog=example("orc service create --name web --replicas 6 -p 8080:80 hello:1"),
+    epilog=example("orc service create --name web --replicas 3 -p 8080:80 hello:1"),
 )
 def service() -> None:
     """Services: a declared number of containers that is kept alive."""

@@ -53,7 +53,7 @@ def wait_options(function: F) -> F:
 @click.command(
     context_settings={"allow_interspersed_args": False},
     epilog=example(
-        "orc service create --name web --replicas 6 -p 8080:80 hello:1",
+        "orc service create --name web --replicas 3 -p 8080:80 hello:1",
         "orc service create --name job --restart-condition none hello:1 echo hi",
     ),
 )

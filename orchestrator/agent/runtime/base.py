@@ -28,6 +28,8 @@ class Container:
     address: str = ""
     """Its IP on the default network, for /etc/hosts."""
     hostname: str = ""
+    env: tuple[str, ...] = ()
+    """What the node tells it, as `KEY=value`; the image and the spec may say otherwise."""
     nameservers: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
 

@@ -139,10 +139,10 @@ def hostname(container: Container) -> str:
 
 
 def environment(container: Container, home: str) -> list[str]:
-    """`KEY=value` of the process: defaults, then the image's, then the spec's; a later one wins,
-    and a key alone in the spec takes the variable away."""
+    """`KEY=value` of the process: defaults, the node's, the image's, then the spec's; a later one
+    wins, and a key alone in the spec takes the variable away."""
     variables = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname(container)}
-    for entry in (*container.image.config.env, *container.spec.container.env):
+    for entry in (*container.env, *container.image.config.env, *container.spec.container.env):
         key, equals, value = entry.partition("=")
         if equals:
             variables[key] = value

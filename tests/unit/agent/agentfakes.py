@@ -201,6 +201,7 @@ class Host:
             network=self.network,
             logs=KeptLogs(self.folder / "logs"),
             boot_id=self.boot_id,
+            hostname="host",
             clock=lambda: NOW,
         )
 

@@ -68,9 +68,11 @@ def test_the_environment_of_image_and_spec() -> None:
     made = container(
         ImageConfig(env=("A=1", "B=2", "PATH=/opt")), env=("B=3", "C=x=y", "A", "HOME=/h")
     )
+    made = replace(made, env=("ORC_TASK_NAME=web.1", "B=0"))
     assert oci.environment(made, "/root") == [
         "PATH=/opt",
         "HOSTNAME=0123456789ab",
+        "ORC_TASK_NAME=web.1",
         "B=3",
         "C=x=y",
         "HOME=/h",

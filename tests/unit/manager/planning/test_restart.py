@@ -189,3 +189,18 @@ def test_a_clock_that_goes_back_confuses_nobody() -> None:
     assert world.task().id != failed.id
     assert world.task().created_at > failed.created_at
     assert world.slots_on() == {"a": [1]}
+
+
+def test_a_new_spec_has_all_its_attempts() -> None:
+    world = world_with(delay=1.0, max_attempts=1)
+    for expected in (PENDING, FAILED):
+        end(world)
+        assert world.task().status.state is expected
+        world.pass_time(1.0)
+        world.obey()
+    web = world.view.services["web-id"]
+    spec = replace(web.spec.task, force=1)
+    world.put(replace(web, spec=replace(web.spec, task=spec), spec_version=2))
+    world.obey()
+    end(world)
+    assert world.task().status.state is PENDING

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from orchestrator.agent.runtime.cgroups import CgroupMode, detect
 from orchestrator.agent.runtime.conmon import find_monitor
 from orchestrator.agent.runtime.crun import CrunRuntime
 from orchestrator.agent.runtime.logs import LogLimits
+from orchestrator.agent.runtime.mounts import enter_private_mounts
 from orchestrator.model.specs import Resources
 
 pytestmark = pytest.mark.root
@@ -590,3 +592,21 @@ async def test_a_node_that_lacks_something_says_what(world: CrunWorld) -> None:
         with pytest.raises(RuntimeFailure, match=words):
             async with world.runtime(**options):
                 pass
+
+
+def test_a_hybrid_host_is_hidden_from_one_thread_alone() -> None:
+    unified = Path("/sys/fs/cgroup/unified")
+    before = detect()
+    kinds: list[list[str]] = []
+
+    def enter() -> None:
+        assert enter_private_mounts(None) == (before.mode is CgroupMode.HYBRID)
+        assert detect().mode is not CgroupMode.HYBRID
+        lines = Path("/proc/thread-self/mountinfo").read_text().splitlines()
+        kinds.append([line.split(" - ")[1].split()[0] for line in lines if f" {unified} " in line])
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(enter).result()
+    assert detect() == before
+    # What crun makes in that folder goes with the namespace, as it is a file system of its own.
+    assert kinds == [["tmpfs"] if before.mode is CgroupMode.HYBRID else []]

@@ -71,7 +71,7 @@ def parse_mounts(mountinfo: str) -> Hierarchy:
     tracking = by_controller.get("pids") or v1[0][0]
     return Hierarchy(
         mode=CgroupMode.HYBRID if v2 else CgroupMode.V1,
-        # crun also makes plain folders at `unified` where that is not mounted (any more).
+        # crun also makes plain folders at `unified` where the tree is not mounted (any more).
         roots=(*(place for place, _ in v1), _ROOT / "unified"),
         memory=by_controller.get("memory"),
         tracking=tracking,

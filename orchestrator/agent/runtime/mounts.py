@@ -74,6 +74,9 @@ def enter_private_mounts(conmon_pid: int | None) -> bool:
             return True
         unshare_mounts()
         unmount(hierarchy.unified)
+        # crun takes the bare folder for a cgroup tree and makes folders in it. Where those are
+        # made must go with the namespace, and not lie forever under the host's own mount.
+        mount("none", hierarchy.unified, "tmpfs", 0, "mode=755,size=4m")
     except OSError as error:
         raise RuntimeFailure(
             f"the agent cannot make a mount namespace ({error.strerror}); it must run as root"

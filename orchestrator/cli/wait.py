@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -99,10 +99,17 @@ class _NoView:
         """Nothing: the user asked for none."""
 
 
-class PlainView:
-    """One line for each change of a task, and for each new reason to wait."""
+PATIENCE = 1.0
+"""Seconds of waiting before the steps on a task's way are worth a line each."""
 
-    def __init__(self) -> None:
+
+class PlainView:
+    """One line for each task that runs or has ended, and for each new reason to wait; of waits
+    that last, also for each step on the way."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._patient_until = clock() + PATIENCE
         self._shown: dict[str, str] = {}
         self._reasons: set[str] = set()
         self._first = True
@@ -111,6 +118,8 @@ class PlainView:
         for task in sorted(tasks, key=lambda task: (task.slot, task.created_at)):
             text = task_text(task, hostnames)
             old = self._first and is_terminal(task.status.state)
+            if task.status.state < TaskState.RUNNING and self._clock() < self._patient_until:
+                continue
             if self._shown.get(task.id) != text and not old and not is_waiting(task):
                 click.echo(f"{task.name}  {text}", err=True)
             self._shown[task.id] = text

@@ -342,7 +342,7 @@ def test_scale_of_a_global_service(server: Any, refused: Refused) -> None:
 CREATE = ("service", "create", "--name", "web", "hello")
 
 
-def test_a_line_for_each_change(server: Any, run: Run) -> None:
+def test_a_line_for_each_task_that_runs_or_ends(server: Any, run: Run) -> None:
     old = task(1, "FAILED", identifier="old", message="exit status 1")
     server.answers["WatchService"] = [
         progress([old, task(1, "PREPARING")], 2),
@@ -352,11 +352,24 @@ def test_a_line_for_each_change(server: Any, run: Run) -> None:
     result = run(*CREATE)
     assert (result.exit_code, result.stdout) == (0, "svc1\n")
     assert result.stderr.splitlines() == [
-        "web.1  preparing on node1",
         "web.1  running on node1",
         "web.2  failed on node2: exit status 3",
         "web.2  running on node2",
         "web: 2 of 2 running, converged",
+    ]
+
+
+def test_a_wait_that_lasts_shows_the_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    view = wait.PlainView(clock=lambda: now)
+    steps = ["PREPARING", "PREPARING", "STARTING", "RUNNING"]
+    for now, state in enumerate(steps):  # noqa: B007 # the view's clock
+        picture = progress([task(1, state)], 1)
+        view.show(picture, [from_proto(one) for one in picture.tasks], {"n1": "node1"})
+    assert capsys.readouterr().err.splitlines() == [
+        "web.1  preparing on node1",
+        "web.1  starting on node1",
+        "web.1  running on node1",
     ]
 
 
@@ -432,10 +445,9 @@ def test_a_manager_that_restarts_is_called_again(server: Any, run: Run) -> None:
     result = run(*CREATE)
     assert result.exit_code == 0
     lines = result.stderr.splitlines()
-    assert lines[0] == "web.1  starting on node1"
-    assert "the connection to the manager at 127.0.0.1:" in lines[1]
-    assert lines[1].endswith(" broke; is it still running?; trying again")
-    assert lines[2:] == ["web.1  running on node1", "web: 1 of 1 running, converged"]
+    assert "the connection to the manager at 127.0.0.1:" in lines[0]
+    assert lines[0].endswith(" broke; is it still running?; trying again")
+    assert lines[1:] == ["web.1  running on node1", "web: 1 of 1 running, converged"]
 
 
 def test_ctrl_c_detaches(server: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ async def test_an_image_of_real_tools_mounts_as_it_was_built(
             given = layout
         case "oci zstd":
             run("skopeo", "copy", "-q", "--dest-compress-format=zstd",
-                "--dest-compress", source, f"oci:{given}:two:1")  # fmt: skip
+                source, f"oci:{given}:two:1")  # fmt: skip
         case "oci-archive" | "docker-archive":
             run("skopeo", "copy", "-q", source, f"{form}:{given}:two:1")
         case _:

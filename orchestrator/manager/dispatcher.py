@@ -17,6 +17,7 @@ import grpc
 
 from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.inbox import Inbox
+from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import unavailable
 from orchestrator.manager.store.cache import Cache
@@ -72,10 +73,10 @@ class NodeSession:
 
     def _difference(self, view: ClusterView) -> Any | None:
         full = self._sequence == 0
-        wanted = assigned(view, self.node_id)
+        wanted = assigned_tasks(view, self.node_id)
         added = [
             task
-            for task_id, task in sorted(wanted.items())
+            for task_id, task in wanted.items()
             if self._sent.get(task_id) is not task.desired_state
         ]
         removed = sorted(self._sent.keys() - wanted.keys())
@@ -100,16 +101,6 @@ class NodeSession:
             removed_tasks=removed,
             networks=networks if networks_changed or full else [],
         )
-
-
-def assigned(view: ClusterView, node_id: str) -> dict[str, Task]:
-    """The tasks that a node must know of: all of its own, those that have ended included for as
-    long as they are in the store (the node keeps their logs), but none that was given up."""
-    return {
-        task_id: task
-        for task_id, task in view.tasks_of_node(node_id).items()
-        if task.status.state is not TaskState.ORPHANED
-    }
 
 
 def _sources(view: ClusterView, task: Task) -> list[str]:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from orchestrator.manager.inbox import Reports
 from orchestrator.manager.planning.liveness import node_up
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.statuses import ingest as task_changes
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Image, Task, TaskStatus
-from orchestrator.model.states import Owner, is_terminal, may_move
+from orchestrator.model.objects import Image
 
 
 def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:
@@ -18,7 +18,8 @@ def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:
     backwards in a task's life change nothing (the sender is behind, and will learn)."""
     changes: list[Change] = []
     changes.extend(_hellos(view, reports, now))
-    changes.extend(_statuses(view, reports))
+    for node_id, statuses in sorted(reports.statuses.items()):
+        changes.extend(task_changes(view, node_id, statuses))
     view = view.evolve(changes)
     for node_id, images in sorted(reports.inventories.items()):
         found = list(_inventory(view, node_id, images))
@@ -39,23 +40,6 @@ def _hellos(view: ClusterView, reports: Reports, now: float) -> Iterator[Change]
         after = node_up(node, description, now)
         if after is not node:
             yield Change(node, after)
-
-
-def _statuses(view: ClusterView, reports: Reports) -> Iterator[Change]:
-    for node_id, statuses in sorted(reports.statuses.items()):
-        for task_id, status in sorted(statuses.items()):
-            task = view.tasks.get(task_id)
-            if task is None or task.node_id != node_id:
-                continue
-            if _is_news(task, status):
-                yield Change(task, replace(task, status=status))
-
-
-def _is_news(task: Task, status: TaskStatus) -> bool:
-    current = task.status
-    if status.state is current.state:
-        return not is_terminal(current.state) and status != current and status.at >= current.at
-    return may_move(Owner.AGENT, current.state, status.state)
 
 
 def _inventory(view: ClusterView, node_id: str, images: tuple[Image, ...]) -> Iterator[Change]:

@@ -153,6 +153,27 @@ class Cluster:
 
         eventually(ask, within)
 
+    def script(self, name: str, image: str, text: str, *flags: str) -> list[dict[str, Any]]:
+        """Create a service whose containers run a shell script, and return its running tasks.
+
+        The image has busybox. A script need not care to end: the grace period is short.
+        """
+        self.orc(
+            "service", "create", "--name", name, "--entrypoint", "/bin/busybox",
+            "--stop-grace-period", "100ms", *flags, image, "sh", "-c", text,
+        )  # fmt: skip
+        return self.running(name)
+
+    def in_network(
+        self, task: Mapping[str, Any], *command: str, ok: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program of the host in a task's network namespace."""
+        return self.exec(task["node"], "nsenter", "-t", str(task["pid"]), "-n", *command, ok=ok)
+
+    def data(self, node: str) -> Path:
+        """The data folder of a node's agent."""
+        return Path("/var/lib/orc-dev", self.name, node, "data")
+
     def in_task(
         self, task: Mapping[str, Any], *command: str, ok: bool = True
     ) -> subprocess.CompletedProcess[str]:

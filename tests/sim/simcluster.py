@@ -236,7 +236,7 @@ class SimCluster:
             ):
                 container.stop_at = self.now + STOPPING
         for id, task in orders.items():
-            if id not in agent.containers:
+            if id not in agent.containers and not is_terminal(task.status.state):
                 container = Container(task, TaskState.ASSIGNED, self.now)
                 if task.desired_state > TaskState.RUNNING:
                     container.stop_at = self.now

@@ -81,16 +81,18 @@ def test_a_node_that_comes_back_is_told_to_run_none_of_what_was_given_up() -> No
     assert world.slots_on() == {"b": [1, 2]}
 
 
-def test_assignments_hold_what_must_stop_but_nothing_that_has_ended() -> None:
+def test_assignments_hold_what_must_stop_and_what_has_ended_but_not_what_was_given_up() -> None:
     world = World(node("a"), service(replicas=3))
     world.obey()
-    world.report(world.task(2), TaskState.FAILED)
+    ended = world.task(2)
+    world.report(ended, TaskState.FAILED)
     stopping = world.task(3)
     world.put(service(replicas=1))
     world.settle()
     orders = assigned_tasks(world.view, "a")
     assert list(orders) == sorted(orders)
-    assert {task.slot: task.desired_state for task in orders.values()} == {
+    live = {id: task for id, task in orders.items() if id != ended.id}
+    assert {task.slot: task.desired_state for task in live.values()} == {
         1: TaskState.RUNNING,
         3: TaskState.REMOVE,
     }

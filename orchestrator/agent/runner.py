@@ -73,7 +73,13 @@ class TaskRunner:
         """Set once it runs or has ended."""
         self.ended = asyncio.Event()
         """Set once it has ended."""
-        if record is None:
+        known: TaskStatus = self._task.status
+        if record is None and known.state > TaskState.ACCEPTED:
+            # The manager remembers more of it than this node, whose state file was lost: what
+            # has ended stays ended, and what may run is looked for, not started twice.
+            self._status = known
+            self._observed = Observed(looked=False)
+        elif record is None:
             self._status = TaskStatus(state=TaskState.ACCEPTED, at=parts.clock())
             self._observed = Observed()
         else:

@@ -300,6 +300,18 @@ async def test_what_is_lost_is_not_run_again(host: Host) -> None:
         assert host.runtime.did("start") == ["t1"]
 
 
+@pytest.mark.parametrize("known", [TaskState.FAILED, TaskState.RUNNING])
+async def test_what_only_the_manager_remembers_is_not_run_again(
+    host: Host, known: TaskState
+) -> None:
+    order = assigned()
+    order.task.status.state = int(known)  # type: ignore[assignment]
+    async with agent(host) as a:
+        a.full(order)
+        await a.reaches(TaskState.FAILED)
+        assert host.runtime.made == {}
+
+
 @pytest.mark.parametrize("method", ["create", "start"])
 async def test_killed_while_a_container_was_made(host: Host, method: str) -> None:
     host.runtime.hold[method] = asyncio.Event()

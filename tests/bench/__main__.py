@@ -1,0 +1,189 @@
+"""The run: what is measured, in which order, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# First of all: it sets what gRPC's core reads when it is imported.
+import orchestrator  # noqa: F401
+from tests.bench import (
+    cluster,
+    cni,
+    commands,
+    docker,
+    latency,
+    machine,
+    memory,
+    planner,
+    rollout,
+    store,
+    throughput,
+)
+from tests.bench.cluster import BenchError, Cluster
+from tests.bench.docker import Docker
+from tests.bench.tables import Table, render
+
+WORK = Path("/var/tmp")
+PREFIX = "orc-bench-"
+PARTS = ("rollout", "latency", "memory", "throughput", "planner", "store", "cni", "commands")
+ON_CLUSTER = frozenset({"rollout", "latency", "memory", "throughput", "commands"})
+BESIDE_DOCKER = frozenset({"rollout", "latency"})
+
+
+@dataclass(slots=True)
+class Run:
+    """One run: the parts that were asked for, and what they gave so far."""
+
+    parts: frozenset[str]
+    folder: Path
+    docker_wanted: bool
+    tables: dict[str, Table] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def part(self, name: str, act: Callable[[], Table]) -> None:
+        """Do one part, if it was asked for. One that fails does not keep the others from it."""
+        if name not in self.parts:
+            return
+        say(f"{name} …")
+        began = time.monotonic()
+        try:
+            self.tables[name] = act()
+        except (BenchError, OSError, TimeoutError) as error:
+            self.failures[name] = str(error) or type(error).__name__
+            say(f"{name} failed: {self.failures[name]}")
+        else:
+            say(f"{name}: {time.monotonic() - began:.0f} s")
+
+    def all(self) -> None:
+        """Everything that was asked for. First what needs a quiet machine."""
+        self.part("planner", lambda: planner.report(planner.measure()))
+        self.part("store", lambda: store.report(asyncio.run(store.measure(self.folder))))
+        self.part("cni", lambda: cni.report(asyncio.run(cni.measure(self.folder))))
+        if not self.parts & ON_CLUSTER:
+            return
+        say("a dev cluster …")
+        with cluster.dev_cluster(self.folder) as up:
+            self._on(up)
+
+    def _on(self, up: Cluster) -> None:
+        idle = None
+        if "memory" in self.parts:
+            say(f"an idle cluster, for {memory.IDLE:.0f} s …")
+            idle = memory.measure_idle(up)
+        self.part("commands", lambda: commands.report(commands.measure(up)))
+        with ExitStack() as stack:
+            absent, beside = self._docker(stack)
+            self.part(
+                "rollout",
+                lambda: rollout.report(asyncio.run(rollout.measure(up, beside)), absent),
+            )
+            self.part(
+                "latency",
+                lambda: latency.report(asyncio.run(latency.measure(up, beside)), absent),
+            )
+        if idle is not None:
+            idle_cluster = idle
+            self.part(
+                "memory",
+                lambda: memory.report(idle_cluster, asyncio.run(memory.measure_containers(up))),
+            )
+        self.part("throughput", lambda: throughput.report(asyncio.run(throughput.measure(up))))
+
+    def _docker(self, stack: ExitStack) -> tuple[str, Docker | None]:
+        """Docker to measure beside, or the reason why there is none."""
+        if not self.parts & BESIDE_DOCKER:
+            return "", None
+        if not self.docker_wanted:
+            return "Docker was not measured, as was asked", None
+        if reason := docker.missing():
+            return reason, None
+        say("a Docker daemon …")
+        beside = docker.daemon(self.folder, self.folder.name, self.folder / "image.tar")
+        try:
+            return "", stack.enter_context(beside)
+        except BenchError as error:
+            return f"Docker was not measured: {error}", None
+
+
+def say(text: str) -> None:
+    """Progress, for whoever waits."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A folder of this process on a disk, since overlay file systems lie in it."""
+    for left in WORK.glob(f"{PREFIX}*"):
+        pid = left.name.removeprefix(PREFIX)
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            say(f"removing what run {pid} left")
+            cluster.remove_leftovers([f"{cluster.PREFIX}{pid}"])
+            cni.remove_leftovers(int(pid))
+            docker.remove_cgroups(left.name)
+            shutil.rmtree(left)
+    folder = WORK / f"{PREFIX}{os.getpid()}"
+    folder.mkdir(mode=0o711)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Any way of asking to end unwinds the run once; it is not interrupted again meanwhile."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def unwind(number: int, frame: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        say("interrupted: removing everything")
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, unwind) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 0, 1 when a part could not be measured, 2 for wrong usage, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="make bench", description="Measure Orc on this machine.")
+    parser.add_argument("--out", type=Path, help="write the tables to this file, too")
+    parser.add_argument("--only", action="append", choices=PARTS, help="measure only this part")
+    parser.add_argument("--no-docker", action="store_true", help="do not measure Docker beside")
+    options = parser.parse_args(arguments)
+    if os.geteuid() != 0:
+        say("it needs root: run it with sudo")
+        return 2
+    before = machine.load()
+    try:
+        with interruptible(), workplace() as folder:
+            run = Run(frozenset(options.only or PARTS), folder, not options.no_docker)
+            run.all()
+    except KeyboardInterrupt:
+        return 130
+    parts = [machine.report(machine.describe(), before, machine.load())]
+    parts += [run.tables[name] for name in PARTS if name in run.tables]
+    text = "\n".join(render(table) for table in parts)
+    text += "".join(f"\n**{name} was not measured:** {why}\n" for name, why in run.failures.items())
+    print(text, end="")
+    if options.out is not None:
+        options.out.write_text(text)
+    return 1 if run.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,214 @@
+"""The dev cluster of a run, as an administrator has it and as a client of its API sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from orchestrator.cli.client import MANAGER_NAME
+from orchestrator.cli.context import load_context
+from orchestrator.pb import control_pb2, control_pb2_grpc, types_pb2
+from tests.bench import image, processes
+from tests.bench.processes import Process
+
+ORC = str(Path(sys.executable).with_name("orc"))
+NODES = 3
+PREFIX = "bench-"
+CLUSTERS = Path("/var/lib/orc-dev")
+
+_CALL = 30.0
+"""Seconds that one call may take."""
+_GONE = 60.0
+"""Seconds in which a removed service must be gone."""
+
+
+class BenchError(Exception):
+    """Something cannot be measured; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A dev cluster that is up. `orc` commands and contexts go by the environment of this
+    process, which `dev_cluster` has set up."""
+
+    name: str
+    up_seconds: float
+    """How long `orc dev up` took."""
+
+    def orc(self, *arguments: str) -> str:
+        """Run `orc`, return its stdout. Raises BenchError with what it said."""
+        return orc(*arguments)
+
+    def enter(self, host: str, *command: str) -> list[str]:
+        """The argv that runs a command on a host, without the cost of an `orc dev exec`."""
+        init = str(self.inits()[host])
+        return ["nsenter", "-t", init, "-m", "-u", "-i", "-n", "-p", "--wdns=/", "--", *command]
+
+    def inits(self) -> dict[str, int]:
+        """Host → pid of its init, as this machine numbers it."""
+        rows = json.loads(orc("dev", "status", "--name", self.name, "--format", "json"))
+        return {row["host"]: row["pid"] for row in rows}
+
+    def hosts(self) -> dict[str, list[Process]]:
+        """Host → its processes."""
+        return {host: processes.descendants(pid) for host, pid in self.inits().items()}
+
+
+def orc(*arguments: str) -> str:
+    """Run an `orc` command, return its stdout. Raises BenchError with what it said."""
+    done = subprocess.run(
+        [ORC, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+        raise BenchError(f"orc {' '.join(arguments[:2])}: {said}")
+    return done.stdout
+
+
+@contextmanager
+def dev_cluster(folder: Path) -> Iterator[Cluster]:
+    """A cluster of this process with the benchmark's image in it; contexts are kept in `folder`."""
+    name = f"{PREFIX}{os.getpid()}"
+    os.environ.pop("ORC_CONTEXT", None)
+    os.environ["XDG_CONFIG_HOME"] = str(folder / "config")
+    archive = folder / "image.tar"
+    image.write(archive)
+    try:
+        began = time.monotonic()
+        orc("dev", "up", "--name", name, "--nodes", str(NODES))
+        up = time.monotonic() - began
+        orc("load", str(archive))
+        yield Cluster(name, up)
+    finally:
+        orc("dev", "down", "--name", name)
+
+
+def remove_leftovers(names: Sequence[str]) -> None:
+    """Take down the clusters of runs that were killed."""
+    for name in names:
+        if (CLUSTERS / name).exists():
+            orc("dev", "down", "--name", name)
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What was reached, and the seconds it took since the call began."""
+
+    seconds: float
+    progress: Any
+    """The ServiceProgress at that moment."""
+
+
+class Control:
+    """The cluster's API over one connection that stays."""
+
+    def __init__(self) -> None:
+        context = load_context()
+        self._channel = grpc.aio.secure_channel(
+            context.endpoints[0],
+            grpc.ssl_channel_credentials(
+                context.ca.encode(), context.key.encode(), context.certificate.encode()
+            ),
+            options=[("grpc.ssl_target_name_override", MANAGER_NAME)],
+        )
+        self._stub = control_pb2_grpc.ControlStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        await self._stub.GetCluster(control_pb2.GetClusterRequest(), timeout=_CALL)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._channel.close(None)
+
+    @asynccontextmanager
+    async def service(self, name: str, replicas: int, within: float) -> AsyncIterator[Timed]:
+        """A service, timed from the call that creates it until all of its tasks are seen running;
+        removed, and gone, when the block is left.
+
+        Raises BenchError if it takes longer than `within` seconds.
+        """
+        spec = service_spec(name, replicas)
+        began = time.monotonic()
+        await self._stub.CreateService(control_pb2.CreateServiceRequest(spec=spec), timeout=_CALL)
+        try:
+            yield await self.running(name, replicas, began, within)
+        finally:
+            await self.remove(name)
+
+    async def running(self, name: str, replicas: int, began: float, within: float) -> Timed:
+        """Wait until so many tasks run; `began` is when the clock started."""
+        running = 0
+        try:
+            async with asyncio.timeout(within):
+                async for progress in self._watch(name):
+                    running = sum(
+                        task.status.state == types_pb2.TASK_RUNNING for task in progress.tasks
+                    )
+                    if running == replicas:
+                        return Timed(time.monotonic() - began, progress)
+        except TimeoutError:
+            pass
+        raise BenchError(f"only {running} of {replicas} containers ran within {within:.0f} s")
+
+    async def remove(self, name: str) -> None:
+        """Remove a service, and wait until nothing is left of it."""
+        asked = False
+        async with asyncio.timeout(_GONE):
+            async for progress in self._watch(name):
+                if progress.removed:
+                    return
+                if not asked:
+                    request = control_pb2.RemoveServiceRequest(service=name)
+                    await self._stub.RemoveService(request, timeout=_CALL)
+                    asked = True
+
+    async def _watch(self, name: str) -> AsyncIterator[Any]:
+        request = control_pb2.WatchServiceRequest(service=name)
+        call = self._stub.WatchService(request)
+        try:
+            async for progress in call:
+                yield progress
+        finally:
+            call.cancel()
+
+
+def service_spec(name: str, replicas: int) -> types_pb2.ServiceSpec:
+    """A service of containers that sleep, and that end at once when told to."""
+    return types_pb2.ServiceSpec(
+        name=name,
+        mode=types_pb2.MODE_REPLICATED,
+        replicas=replicas,
+        task=types_pb2.TaskSpec(
+            container=types_pb2.ContainerSpec(
+                image=image.NAME,
+                # The first process of a namespace ignores a SIGTERM that it has no handler for.
+                stop_signal="SIGKILL",
+                stop_grace=10.0,
+            ),
+            reservation=types_pb2.Resources(shares=16, memory=16 << 20),
+            restart=types_pb2.RestartPolicy(delay=5.0),
+        ),
+        update=types_pb2.UpdatePolicy(parallelism=1),
+    )

@@ -1,0 +1,137 @@
+"""Planning in memory: placing tasks, and a whole pass from a new service to assigned tasks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+
+from orchestrator.manager.planning.pipeline import Dirty, plan
+from orchestrator.manager.planning.scheduler import Placement, schedule
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Node, NodeDescription, NodeState, Service, Task, TaskStatus
+from orchestrator.model.specs import ContainerSpec, Resources, ServiceSpec, TaskSpec
+from orchestrator.model.states import TaskState
+from tests.bench.cluster import BenchError
+from tests.bench.tables import Table, median, seconds
+
+SIZES = ((500, 100), (5_000, 1_000))
+"""Tasks and nodes."""
+SERVICES = 50
+ROUNDS = 5
+_NOW = 1_000.0
+_NODE = Resources(shares=65_536, memory=64 << 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Seconds of each round, for one size."""
+
+    tasks: int
+    nodes: int
+    one_service: list[float]
+    """`schedule`: all tasks of one service."""
+    many_services: list[float]
+    """`schedule`: of `SERVICES` services."""
+    whole_pass: list[float]
+    """`plan`: tasks made and placed for one new service."""
+
+
+def measure() -> list[Planned]:
+    """All sizes. Raises BenchError if a task was not placed."""
+    return [
+        Planned(
+            tasks,
+            nodes,
+            _schedule(tasks, nodes, 1),
+            _schedule(tasks, nodes, SERVICES),
+            _plan(tasks, nodes),
+        )
+        for tasks, nodes in SIZES
+    ]
+
+
+def _schedule(tasks: int, nodes: int, services: int) -> list[float]:
+    declared = [_service(f"s{number}", tasks // services) for number in range(services)]
+    pending = [
+        Task(
+            id=f"t{number:05}",
+            service_id=declared[number % services].id,
+            slot=number,
+            spec=declared[number % services].spec.task,
+            status=TaskStatus(TaskState.PENDING),
+        )
+        for number in range(tasks)
+    ]
+    view = ClusterView.of([*_nodes(nodes), *declared, *pending])
+
+    def once() -> None:
+        decided = schedule(view, view.pending.values(), _NOW)
+        if sum(isinstance(item, Placement) for item in decided) != tasks:
+            raise BenchError("not every task was placed")
+
+    return _timed(once)
+
+
+def _plan(tasks: int, nodes: int) -> list[float]:
+    service = _service("new", tasks)
+    view = ClusterView.of([*_nodes(nodes), service])
+
+    def once() -> None:
+        numbers = count()
+        plans, _ = plan(
+            view, Dirty(services=frozenset({service.id})), _NOW, lambda: f"t{next(numbers):05}"
+        )
+        made = sum(isinstance(change.after, Task) for item in plans for change in item.changes)
+        if made != tasks:
+            raise BenchError(f"{made} of {tasks} tasks were planned")
+
+    return _timed(once)
+
+
+def _timed(once: Callable[[], None]) -> list[float]:
+    took = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        once()
+        took.append(time.perf_counter() - began)
+    return took
+
+
+def _nodes(number: int) -> list[Node]:
+    return [
+        Node(
+            id=f"n{index:04}",
+            state=NodeState.READY,
+            description=NodeDescription(hostname=f"host{index}", resources=_NODE),
+        )
+        for index in range(number)
+    ]
+
+
+def _service(name: str, replicas: int) -> Service:
+    task = TaskSpec(container=ContainerSpec(image="web:1"))
+    return Service(id=f"{name}-id", spec=ServiceSpec(name=name, replicas=replicas, task=task))
+
+
+def report(results: list[Planned]) -> Table:
+    """Pure."""
+    rows = []
+    for size in results:
+        scheduled = median(size.one_service)
+        rows.append(
+            (
+                f"{size.tasks} tasks on {size.nodes} nodes",
+                seconds(scheduled),
+                seconds(median(size.many_services)),
+                seconds(median(size.whole_pass)),
+                f"{size.tasks / scheduled:,.0f}",
+            )
+        )
+    return Table(
+        "Planning in memory",
+        ("what", "placed, 1 service", f"placed, {SERVICES} services", "made and placed", "per s"),
+        tuple(rows),
+        (f"Medians of {ROUNDS}. The rate is that of placing tasks of one service.",),
+    )

@@ -1,0 +1,88 @@
+"""Processes from outside: who belongs to a host, what they hold in memory, what CPU they used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process as this machine numbers it."""
+
+    pid: int
+    parent: int
+    argv: tuple[str, ...]
+
+    @property
+    def program(self) -> str:
+        """Its first word without folders."""
+        return self.argv[0].rpartition("/")[2] if self.argv else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes. `pss` counts a page that several processes share by its share, so sums are right."""
+
+    rss: int = 0
+    pss: int = 0
+
+    def __add__(self, other: Memory) -> Memory:
+        return Memory(self.rss + other.rss, self.pss + other.pss)
+
+
+def descendants(root: int) -> list[Process]:
+    """All processes below one, itself included, that live now."""
+    found: list[Process] = []
+    open_ones = [(root, 0)]
+    while open_ones:
+        pid, parent = open_ones.pop()
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            children = _children(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found.append(Process(pid, parent, tuple(command.decode(errors="replace").split("\0")[:-1])))
+        open_ones += [(child, pid) for child in children]
+    return found
+
+
+def _children(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        yield from map(int, (task / "children").read_text().split())
+
+
+def memory(processes: Iterable[Process]) -> Memory:
+    """What they hold together; those that have ended meanwhile hold nothing."""
+    total = Memory()
+    for process in processes:
+        try:
+            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        total += Memory(_field(text, "Rss"), _field(text, "Pss"))
+    return total
+
+
+def kernel_memory() -> int:
+    """Bytes that the kernel holds for itself, for all of the machine: slabs, stacks, page tables,
+    per-CPU data, and whatever else is counted nowhere (`vmalloc`)."""
+    text = Path("/proc/meminfo").read_text()
+    names = ("Slab", "KernelStack", "PageTables", "Percpu", "VmallocUsed")
+    return sum(_field(text, name) for name in names)
+
+
+def cpu_seconds(processes: Iterable[Process]) -> float:
+    """CPU time that they have used so far, to the nanosecond (`schedstat`)."""
+    total = 0
+    for process in processes:
+        for task in Path(f"/proc/{process.pid}/task").iterdir():
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def _field(text: str, name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB$", text, re.M)
+    return int(found[1]) * 1024 if found else 0

@@ -34,7 +34,7 @@ class Tunnel:
         self._to_agent: asyncio.Queue[Any | None] = asyncio.Queue(_DEPTH)
         self._from_agent: asyncio.Queue[Any | None] = asyncio.Queue(_DEPTH)
         self._joined = asyncio.Event()
-        self._closed = asyncio.Event()
+        self._closed = False
 
     async def send(self, frame: Any) -> None:
         """Send a `Frame` to the agent; waits while too many are in flight. Frames for a tunnel
@@ -81,22 +81,16 @@ class Tunnel:
         raise _Over
 
     async def _put(self, queue: asyncio.Queue[Any | None], item: Any | None) -> None:
-        """Put, unless the other end has gone and nobody will ever take it."""
-        if self._closed.is_set():
-            return
-        put = asyncio.ensure_future(queue.put(item))
-        closed = asyncio.ensure_future(self._closed.wait())
-        try:
-            await asyncio.wait({put, closed}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            put.cancel()
-            closed.cancel()
+        """Put, unless the client has left and nobody will ever take it."""
+        if not self._closed:
+            await queue.put(item)
 
     def close(self) -> None:
-        """The client is done: whoever waits to send gives up."""
-        self._closed.set()
-        if self._to_agent.full():
-            self._to_agent.get_nowait()
+        """The client is done: whoever waits to put goes on, and the agent's call ends."""
+        self._closed = True
+        for queue in (self._to_agent, self._from_agent):
+            while not queue.empty():
+                queue.get_nowait()
         self._to_agent.put_nowait(None)
 
 

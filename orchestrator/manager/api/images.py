@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering, hostnames
+from orchestrator.manager.background import background
 from orchestrator.manager.lookup import find_node
 from orchestrator.manager.refusal import invalid, precondition
 from orchestrator.manager.tunnels import Tunnel
@@ -52,20 +52,19 @@ class ImageCalls(Calls):
                 raise invalid(str(error)) from None
         node = self._choose(header.node)
         order = dispatch_pb2.OpenTunnel(**{work: header})
-        async with self.api.tunnels.open(
-            node.id, node.description.hostname, order, self.api.dispatcher.push
-        ) as tunnel:
-            sender = asyncio.ensure_future(_send(uploads, tunnel))
-            try:
-                async for frame in tunnel.frames():
-                    match frame.WhichOneof("kind"):
-                        case "line":
-                            yield control_pb2.ImageProgress(line=frame.line)
-                        case "result":
-                            image = await self._result(node, frame.result)
-                            yield control_pb2.ImageProgress(image=to_proto(image))
-            finally:
-                sender.cancel()
+        async with (
+            self.api.tunnels.open(
+                node.id, node.description.hostname, order, self.api.dispatcher.push
+            ) as tunnel,
+            background(_send(uploads, tunnel)),
+        ):
+            async for frame in tunnel.frames():
+                match frame.WhichOneof("kind"):
+                    case "line":
+                        yield control_pb2.ImageProgress(line=frame.line)
+                    case "result":
+                        image = await self._result(node, frame.result)
+                        yield control_pb2.ImageProgress(image=to_proto(image))
 
     async def _result(self, node: Node, result: Any) -> Image:
         if result.error:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering
+from orchestrator.manager.background import background
 from orchestrator.manager.lookup import find_tasks
 from orchestrator.manager.refusal import Refusal
 from orchestrator.model.objects import Task
@@ -26,23 +27,14 @@ class LogCalls(Calls):
     async def Logs(self, request: Any, context: Any) -> AsyncIterator[Any]:
         tasks = [task for task in find_tasks(self.api.view, request.service) if task.node_id]
         lines: asyncio.Queue[Any | None] = asyncio.Queue(_BUFFER)
-        pump = asyncio.ensure_future(self._pump(tasks, request, lines))
-        try:
+        async with background(self._pump(tasks, request, lines)):
             while (record := await lines.get()) is not None:
                 yield record
-            await pump
-        finally:
-            pump.cancel()
 
     async def _pump(self, tasks: list[Task], request: Any, lines: asyncio.Queue[Any]) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for task in tasks:
-                    group.create_task(self._follow(task, request, lines))
-        except Exception:
-            await lines.put(None)
-            raise
-        # Not when cancelled: then nobody takes it.
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                group.create_task(self._follow(task, request, lines))
         await lines.put(None)
 
     async def _follow(self, task: Task, request: Any, lines: asyncio.Queue[Any]) -> None:

@@ -1,0 +1,110 @@
+"""`orc manager` on an etcd that somebody else runs: endpoints, certificates, one cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.manager.store.member import EtcdMember
+
+ORC = str(Path(sys.executable).with_name("orc"))
+
+
+@pytest.fixture
+async def etcd(tmp_path: Path) -> AsyncIterator[EtcdMember]:
+    async with EtcdMember(tmp_path / "etcd") as member:
+        yield member
+
+
+class Host:
+    """A host with `orc`, and a context folder of its own."""
+
+    def __init__(self, folder: Path, etcd: EtcdMember) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.env = {**os.environ, "XDG_CONFIG_HOME": str(folder / "config")}
+        tls = etcd.tls
+        # The first endpoint is nobody's: the second must do.
+        endpoints = ",".join(["https://127.0.0.1:1", *etcd.endpoints])
+        self.options = [
+            "--etcd-endpoints", endpoints, "--etcd-cacert", str(tls.ca),
+            "--etcd-cert", str(tls.cert), "--etcd-key", str(tls.key),
+        ]  # fmt: skip
+
+    def orc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [ORC, *arguments], env=self.env, capture_output=True, text=True, check=False
+        )
+
+    def init(self, name: str) -> Path:
+        data = self.folder / name
+        made = self.orc(
+            "cluster", "init", "--advertise", "127.0.0.1", "--listen-port", str(self.port),
+            "--data-dir", str(data), "--context", name,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+        return data
+
+    @contextmanager
+    def manager(self, data: Path) -> Iterator[subprocess.Popen[str]]:
+        command = [ORC, "manager", "--data-dir", str(data), *self.options]
+        with subprocess.Popen(command, env=self.env, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def info(self, within: float = 20.0) -> dict[str, object]:
+        deadline = time.monotonic() + within
+        while (done := self.orc("cluster", "info", "--format", "json")).returncode:
+            assert time.monotonic() < deadline, done.stderr
+        answer: dict[str, object] = json.loads(done.stdout)
+        return answer
+
+
+@pytest.fixture
+def host(tmp_path: Path, etcd: EtcdMember) -> Host:
+    return Host(tmp_path, etcd)
+
+
+def test_state_outlives_the_manager_in_the_given_etcd(host: Host, tmp_path: Path) -> None:
+    data = host.init("one")
+    with host.manager(data):
+        before = host.info()
+        token = host.orc("cluster", "token", "worker", "--rotate", "-q").stdout
+    assert not (data / "etcd").exists()
+    with host.manager(data) as process:
+        assert host.info()["id"] == before["id"]
+        assert host.orc("cluster", "token", "worker", "-q").stdout == token
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_a_store_that_holds_another_cluster_is_refused(host: Host) -> None:
+    with host.manager(host.init("one")):
+        host.info()
+    with host.manager(host.init("two")) as process:
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(10) == 1
+    (line,) = [line for line in said.splitlines() if line.startswith("orc: ")]
+    assert "the store holds the cluster" in line
+    assert "--etcd-endpoints" in line
+
+
+def test_half_of_the_certificates_is_a_usage_error(host: Host) -> None:
+    done = host.orc("manager", "--etcd-endpoints", "https://x:1", "--etcd-cert", "/x")
+    assert done.returncode == 2
+    assert "go together" in done.stderr

@@ -14,6 +14,7 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, Refused, pass_client
 from orchestrator.cli.groups import CliError, example
+from orchestrator.cli.mount_flags import apply_mounts, mount_options
 from orchestrator.cli.spec_edit import edit_options, edited, scaled
 from orchestrator.cli.spec_flags import (
     DURATION,
@@ -83,6 +84,7 @@ def wait_options(function: F) -> F:
     "--constraint", multiple=True, metavar="RULE", help="Only nodes such as node.labels.zone==a."
 )
 @click.option("--read-only", is_flag=True, help="Mount the container's root read-only.")
+@mount_options
 @setting_options
 @wait_options
 @click.argument("image", shell_complete=completion.images)
@@ -111,6 +113,7 @@ def new_spec(values: dict[str, Any]) -> ServiceSpec:
         labels=pairs("container label", values["container_label"]),
         read_only=values["read_only"],
     )
+    container = apply_mounts(container, values)
     task = replace(
         spec.task,
         container=container,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from orchestrator.cli.mount_flags import edit_mounts, mount_edit_options
 from orchestrator.cli.spec_flags import (
     WORDS,
     apply_settings,
@@ -41,6 +42,7 @@ _LISTS = (
 
 def edit_options(function: F) -> F:
     """Add the flags of an update that are not of SETTINGS."""
+    function = mount_edit_options(function)
     for name, added, removed, what in reversed(_LISTS):
         function = click.option(
             f"--{name}-rm", multiple=True, metavar=removed, help=f"Remove a {what}; repeatable."
@@ -81,6 +83,7 @@ def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
         container = replace(container, command=values["arguments"])
     if values["read_only"] is not None:
         container = replace(container, read_only=values["read_only"])
+    container = edit_mounts(container, values)
     task = replace(
         spec.task,
         container=container,

@@ -49,6 +49,8 @@ class NodeDescription:
     """Given to the agent on its own command line."""
     blob_port: int = 0
     """TCP port at which the node serves its image blobs to other nodes."""
+    volume_drivers: dict[str, str] = field(default_factory=dict)
+    """Name of each volume plugin that answers there → `local` or `global`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,38 @@ class Image:
     revision: int = 0
 
 
+class VolumeScope(IntEnum):
+    """Where a volume's data can be reached."""
+
+    LOCAL = 0
+    """On one node."""
+    GLOBAL = 1
+    """On every node that has its driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """Data that outlives containers. Its name is its id."""
+
+    id: str = ""
+    created_at: float = 0.0
+    driver: str = "local"
+    options: dict[str, str] = field(default_factory=dict)
+    """For the driver."""
+    labels: dict[str, str] = field(default_factory=dict)
+    scope: VolumeScope = VolumeScope.LOCAL
+    node_id: str = ""
+    """Where the data is, for life; empty for one of global scope, and before its first use."""
+    removing: bool = False
+    """Somebody is removing it: it takes no new user."""
+    revision: int = 0
+
+    @property
+    def name(self) -> str:
+        """What a user calls it."""
+        return self.id
+
+
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """The one object of cluster-wide settings."""
@@ -181,4 +215,4 @@ class Cluster:
     revision: int = 0
 
 
-Object = Node | Service | Task | Network | Image | Cluster
+Object = Node | Service | Task | Network | Image | Volume | Cluster

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from orchestrator.model.mounts import MountSpec
+
 SHARES_PER_CORE = 1024
 """CPU weight of one core, as in cgroup v1's `cpu.shares`."""
 
@@ -76,6 +78,12 @@ class ContainerSpec:
     read_only: bool = False
     pids_limit: int = 0
     """Most processes in the container; 0: the node's default."""
+    mounts: tuple[MountSpec, ...] = ()
+    """Folders, volumes and tmpfs besides the image's own; one a target."""
+    volumes_from: tuple[str, ...] = ()
+    """Containers whose mounts this one has too, `NAME[:ro|:rw]`: it is placed on their node."""
+    storage_size: int = 0
+    """Most bytes of the container's writable layer; 0: what the node's disk has."""
 
 
 @dataclass(frozen=True, slots=True)

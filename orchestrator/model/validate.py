@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Mapping
 from math import isfinite
 
+from orchestrator.model.mountrules import check_mounts
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -104,6 +105,10 @@ def _container(spec: ContainerSpec) -> None:
         if any("\0" in text for text in getattr(spec, name)):
             raise InvalidSpec(f"{where}.{name}", f"{name} contains a NUL character")
     _labels(f"{where}.labels", spec.labels)
+    try:
+        check_mounts(spec)
+    except ValueError as error:
+        raise InvalidSpec(f"{where}.mounts", str(error)) from None
     if spec.workdir and (not spec.workdir.startswith("/") or "\0" in spec.workdir):
         raise InvalidSpec(
             f"{where}.workdir", f"workdir {spec.workdir!r} is not an absolute path; begin with '/'"

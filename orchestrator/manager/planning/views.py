@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from orchestrator.manager.planning.plan import Change
-from orchestrator.model.objects import Cluster, Image, Network, Node, Object, Service, Task
+from orchestrator.model.objects import Cluster, Image, Network, Node, Object, Service, Task, Volume
 from orchestrator.model.states import TaskState
 
 T = TypeVar("T")
@@ -34,6 +34,7 @@ class ClusterView:
     tasks: Mapping[str, Task] = field(default_factory=dict)
     networks: Mapping[str, Network] = field(default_factory=dict)
     images: Mapping[str, Image] = field(default_factory=dict)
+    volumes: Mapping[str, Volume] = field(default_factory=dict)
     pending: Mapping[str, Task] = field(default_factory=dict)
     """The tasks that wait for a node."""
     _by_service: Mapping[str, Mapping[str, Task]] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class ClusterView:
         yield from self.tasks.values()
         yield from self.networks.values()
         yield from self.images.values()
+        yield from self.volumes.values()
 
     def tasks_of_service(self, service_id: str) -> Mapping[str, Task]:
         """All tasks of a service, those that have ended included."""
@@ -172,6 +174,7 @@ class _Edit:
         self._tasks = _Table(base.tasks)
         self._networks = _Table(base.networks)
         self._images = _Table(base.images)
+        self._volumes = _Table(base.volumes)
         self._pending = _Table(base.pending)
         self._by_service = _Groups(base._by_service)
         self._by_node = _Groups(base._by_node)
@@ -203,6 +206,8 @@ class _Edit:
                 self._image_names.move(
                     item.id, image.names if image else (), () if gone else item.names
                 )
+            case Volume():
+                self._volumes.put(item.id, None if gone else item)
             case Cluster():
                 self._cluster = None if gone else item
 
@@ -227,6 +232,7 @@ class _Edit:
             tasks=self._tasks.items,
             networks=self._networks.items,
             images=self._images.items,
+            volumes=self._volumes.items,
             pending=self._pending.items,
             _by_service=self._by_service.items,
             _by_node=self._by_node.items,

@@ -20,7 +20,7 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.keys import PREFIX, object_key, object_type
 from orchestrator.manager.store.kv import Compacted, Entry, Event, Kv, StoreUnavailable
 from orchestrator.model.convert import decode
-from orchestrator.model.objects import Cluster, Image, Network, Node, Object, Service, Task
+from orchestrator.model.objects import Cluster, Image, Network, Node, Object, Service, Task, Volume
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +168,7 @@ def _find(view: ClusterView, type_: type[Object], identifier: str) -> Object | N
         Task: view.tasks,
         Network: view.networks,
         Image: view.images,
+        Volume: view.volumes,
     }
     return tables[type_].get(identifier)
 

@@ -6,7 +6,7 @@ is created with a guard that it does not exist, so two clients cannot take one n
 
 from __future__ import annotations
 
-from orchestrator.model.objects import Cluster, Image, Network, Node, Object, Service, Task
+from orchestrator.model.objects import Cluster, Image, Network, Node, Object, Service, Task, Volume
 
 PREFIX = "/orc/"
 LEADER = PREFIX + "leader"
@@ -19,6 +19,7 @@ _KINDS: dict[type[Object], str] = {
     Task: "tasks",
     Network: "networks",
     Image: "images",
+    Volume: "volumes",
 }
 _TYPES: dict[str, type[Object]] = {kind: type_ for type_, kind in _KINDS.items()}
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.model import objects, specs
+from orchestrator.model import mounts, objects, specs
 from orchestrator.model.convert import ConvertError, decode, encode, from_proto, to_proto
 from orchestrator.model.objects import Image, Node, Service, Task, TaskStatus
 from orchestrator.model.specs import ContainerSpec, PortSpec, ServiceSpec, TaskSpec
@@ -22,13 +22,13 @@ from orchestrator.pb import types_pb2
 
 CLASSES = [
     value
-    for module in (specs, objects)
+    for module in (mounts, specs, objects)
     for _, value in inspect.getmembers(module, dataclasses.is_dataclass)
     if value.__module__ == module.__name__
 ]
 STORED = [cls for cls in CLASSES if "revision" in {f.name for f in dataclasses.fields(cls)}]
 INT32 = {"published", "target", "max_attempts", "parallelism", "blob_port", "exit_code", "slot"}
-INT32 |= {"attempt", "node_prefix"}
+INT32 |= {"attempt", "node_prefix", "tmpfs_mode"}
 
 text = st.text(st.characters(codec="utf-8"), max_size=8)
 
@@ -75,7 +75,9 @@ def test_every_message_has_a_class() -> None:
 @pytest.mark.parametrize("name", list(types_pb2.DESCRIPTOR.enum_types_by_name))
 def test_enum_numbers_are_the_same(name: str) -> None:
     proto = types_pb2.DESCRIPTOR.enum_types_by_name[name]
-    python: Any = getattr(objects, name, None) or getattr(specs, name)
+    python: Any = next(
+        found for module in (objects, specs, mounts) if (found := getattr(module, name, None))
+    )
     assert {value.number for value in proto.values} == {int(member) for member in python}
     for value in proto.values:
         assert value.name.endswith("_" + python(value.number).name)

@@ -1,0 +1,108 @@
+"""Mounts of a container, and the names of volumes, which may differ from task to task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+LOCAL_DRIVER = "local"
+"""The volume driver that every node has: a folder of its own, or what `mount` takes."""
+
+PROPAGATIONS = ("rprivate", "private", "rslave", "slave", "rshared", "shared")
+"""How mounts made later travel between the host and the container; see mount_namespaces(7)."""
+
+_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}")
+_PLACEHOLDER = re.compile(r"\{\{\s*\.(\w+\.\w+)\s*\}\}")
+
+TEMPLATE_FIELDS = (
+    "Task.Slot",
+    "Task.ID",
+    "Task.Name",
+    "Service.ID",
+    "Service.Name",
+    "Node.ID",
+    "Node.Hostname",
+)
+"""What a name may refer to, such as `data-{{.Task.Slot}}`."""
+
+
+class MountType(IntEnum):
+    """What is mounted."""
+
+    VOLUME = 0
+    BIND = 1
+    TMPFS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MountSpec:
+    """One mount of a container, as `--mount` and `--volume` say it."""
+
+    type: MountType = MountType.VOLUME
+    source: str = ""
+    """A volume's name (empty: one without a name that goes with its container), a folder or file
+    of the node for a bind; nothing for a tmpfs."""
+    target: str = ""
+    """Absolute path in the container."""
+    read_only: bool = False
+    propagation: str = ""
+    """One of PROPAGATIONS; empty: rprivate."""
+    non_recursive: bool = False
+    """A bind leaves out what is mounted below its source."""
+    create_source: bool = False
+    """A bind's source is made, as a folder, where it is missing."""
+    no_copy: bool = False
+    """A new volume stays empty, instead of being filled from the image's folder."""
+    subpath: str = ""
+    """A folder inside the volume, to be mounted instead of its root."""
+    driver: str = ""
+    """Of a volume that does not exist yet; empty: local."""
+    options: dict[str, str] = field(default_factory=dict)
+    """For that driver."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Of a volume that does not exist yet."""
+    tmpfs_size: int = 0
+    """Bytes; 0: as the kernel has it, half of the memory."""
+    tmpfs_mode: int = 0
+    """Permission bits; 0: 1777 in octal."""
+
+
+def check_volume_name(text: str) -> None:
+    """Refuse a name that is no volume's. Raises ValueError with the user's words."""
+    if not _VOLUME_NAME.fullmatch(text):
+        raise ValueError(
+            f"volume name {text!r} is not valid; use 2 to 128 letters, digits, '_', '.' and '-', "
+            "with a letter or digit first (a folder of the node is written with a leading '/')"
+        )
+
+
+def check_template(text: str) -> None:
+    """Refuse a volume's name whose placeholders are unknown. Raises ValueError."""
+    example = dict.fromkeys(TEMPLATE_FIELDS, "1")
+    check_volume_name(expand(text, example))
+
+
+def expand(text: str, fields: Mapping[str, str]) -> str:
+    """`text` with each `{{.Task.Slot}}` and the like replaced. Raises ValueError for a field that
+    is not in `fields`."""
+
+    def value(match: re.Match[str]) -> str:
+        try:
+            return fields[match[1]]
+        except KeyError:
+            raise ValueError(
+                f"{match[0]} in {text!r} is not known; known are "
+                + ", ".join("{{." + name + "}}" for name in TEMPLATE_FIELDS)
+            ) from None
+
+    expanded = _PLACEHOLDER.sub(value, text)
+    if "{{" in expanded:
+        raise ValueError(f"{text!r} has a '{{{{' that begins nothing such as {{{{.Task.Slot}}}}")
+    return expanded
+
+
+def depends_on_node(text: str) -> bool:
+    """Whether a name is known only once the task has its node."""
+    return any(match[1].startswith("Node.") for match in _PLACEHOLDER.finditer(text))

@@ -568,11 +568,15 @@ async def test_output_of_both_streams_and_of_long_lines(world: CrunWorld) -> Non
 
 @private
 async def test_a_container_costs_little_memory(world: CrunWorld) -> None:
+    names = ("a", "b", "c", "d")
     async with world, world.runtime() as runtime:
-        await running(runtime, world, world.graceful("a"))
-        monitor = find_monitor(world.bundles / "a", "a")
-        assert monitor is not None
-        assert proportional_memory(monitor.pid) < 1536 << 10
+        for name in names:
+            await running(runtime, world, world.graceful(name))
+        monitors = [find_monitor(world.bundles / name, name) for name in names]
+        # A single one would pay for the libraries that all share.
+        used = [proportional_memory(monitor.pid) for monitor in monitors if monitor is not None]
+        assert len(used) == len(names)
+        assert sum(used) / len(used) < 1536 << 10
 
 
 @private

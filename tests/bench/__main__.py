@@ -127,8 +127,9 @@ def workplace() -> Iterator[Path]:
         pid = left.name.removeprefix(PREFIX)
         if pid.isdigit() and not Path("/proc", pid).exists():
             say(f"removing what run {pid} left")
-            cluster.remove_leftovers([f"{cluster.PREFIX}{pid}"])
+            cluster.remove_leftovers(int(pid))
             cni.remove_leftovers(int(pid))
+            asyncio.run(store.remove_leftovers(left))
             docker.remove_cgroups(left.name)
             shutil.rmtree(left)
     folder = WORK / f"{PREFIX}{os.getpid()}"

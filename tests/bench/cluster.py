@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,6 @@ from tests.bench.processes import Process
 ORC = str(Path(sys.executable).with_name("orc"))
 NODES = 3
 PREFIX = "bench-"
-CLUSTERS = Path("/var/lib/orc-dev")
 
 _CALL = 30.0
 """Seconds that one call may take."""
@@ -100,11 +99,9 @@ def dev_cluster(folder: Path) -> Iterator[Cluster]:
         orc("dev", "down", "--name", name)
 
 
-def remove_leftovers(names: Sequence[str]) -> None:
-    """Take down the clusters of runs that were killed."""
-    for name in names:
-        if (CLUSTERS / name).exists():
-            orc("dev", "down", "--name", name)
+def remove_leftovers(pid: int) -> None:
+    """Take down the cluster of a run that was killed."""
+    orc("dev", "down", "--name", f"{PREFIX}{pid}")
 
 
 @dataclass(frozen=True, slots=True)

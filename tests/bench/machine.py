@@ -14,6 +14,9 @@ from pathlib import Path
 import orchestrator
 from tests.bench.tables import Table
 
+DISK = Path("/var/lib")
+"""Where the dev cluster is; Docker's folders are in /var/tmp."""
+
 _TOOLS: dict[str, Sequence[str]] = {
     "crun": ("crun", "--version"),
     "conmon": ("conmon", "--version"),
@@ -33,6 +36,8 @@ class Machine:
     memory: int
     """Bytes."""
     kernel: str
+    disk: str
+    """The file system of containers and state."""
     system: str
     python: str
     versions: dict[str, str]
@@ -48,6 +53,7 @@ def describe() -> Machine:
         cores=len(os.sched_getaffinity(0)),
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         kernel=platform.release(),
+        disk=_disk(DISK),
         system=_system(),
         python=platform.python_version(),
         versions={name: version for name, version in found.items() if version},
@@ -57,6 +63,28 @@ def describe() -> Machine:
 def load() -> float:
     """The load average of the last minute: how many processes wanted a core."""
     return os.getloadavg()[0]
+
+
+def _disk(folder: Path) -> str:
+    """The kind of file system that a folder is on.
+
+    An ext4 without a journal is told, since it makes files several times slower where many were
+    deleted in the last minutes (`recently_deleted` in the kernel's fs/ext4/ialloc.c), which is
+    what containers that come and go do.
+    """
+    device = os.stat(folder).st_dev
+    found = re.search(
+        rf"^\d+ \d+ {os.major(device)}:{os.minor(device)} .* - (\S+) (\S+) ",
+        Path("/proc/self/mountinfo").read_text(),
+        re.M,
+    )
+    if found is None:
+        return "unknown"
+    kind, source = found[1], Path(found[2]).name
+    journal = Path(f"/sys/fs/{kind}/{source}/journal_task")
+    if journal.exists() and journal.read_text().strip() == "<none>":
+        return f"{kind} without a journal (slow to make files where many were deleted)"
+    return kind
 
 
 def _system() -> str:
@@ -85,6 +113,7 @@ def report(machine: Machine, load_before: float, load_after: float) -> Table:
             ("CPU", f"{machine.cpu}, {machine.cores} cores"),
             ("memory", f"{machine.memory / (1 << 30):.1f} GiB"),
             ("kernel", machine.kernel),
+            ("file system", machine.disk),
             ("system", machine.system),
             ("Orc", f"{orchestrator.__version__} on Python {machine.python}"),
             ("tools", versions),

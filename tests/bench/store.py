@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.manager.store.etcd import EtcdKv
+from orchestrator.manager.store.etcdprocess import find_orphan
 from orchestrator.manager.store.kv import Kv, Put
 from orchestrator.manager.store.member import EtcdMember
 from tests.bench.tables import Table, median, seconds
@@ -36,7 +37,7 @@ class Store:
 
 async def measure(folder: Path) -> Store:
     """Start a member in `folder`, write to it, end it."""
-    async with EtcdMember(folder / "etcd") as member:
+    async with EtcdMember(_home(folder)) as member:
         kv = EtcdKv(member.endpoints, member.tls, max_txn_ops=member.max_txn_ops)
         async with kv:
             await _put(kv, "warm-up")
@@ -46,6 +47,17 @@ async def measure(folder: Path) -> Store:
                 transaction=[await _transaction(kv, number) for number in range(TRANSACTIONS)],
                 watch=await _watched(kv),
             )
+
+
+async def remove_leftovers(folder: Path) -> None:
+    """End the etcd of a run that was killed; it outlives its supervisor, as it should."""
+    orphan = find_orphan(_home(folder))
+    if orphan is not None:
+        await orphan.stop()
+
+
+def _home(folder: Path) -> Path:
+    return folder / "etcd"
 
 
 async def _put(kv: Kv, key: str) -> int:

@@ -47,6 +47,8 @@ class Throughput:
     bare: list[float] = field(default_factory=list)
     underlay: float = 0.0
     """Once, between the hosts without a tunnel."""
+    bridge_filtered: bool = False
+    """Whether packets on a host's bridges pass its netfilter rules (br_netfilter), which costs."""
 
 
 async def measure(cluster: Cluster) -> Throughput:
@@ -95,6 +97,11 @@ def _bare_link(cluster: Cluster, hosts: Sequence[str]) -> Iterator[Ends]:
             _output(*way, "ip", "address", "add", f"{address}/30", "dev", DEVICE)
             _output(*way, "ip", "link", "set", DEVICE, "up")
         yield Ends(ways[0], ways[1], LEFT)
+
+
+def _bridge_filtered(way: Sequence[str]) -> bool:
+    switch = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+    return _output(*way, "sh", "-c", f"cat {switch} 2>/dev/null || echo 0").strip() == "1"
 
 
 def _address(way: Sequence[str]) -> str:
@@ -154,7 +161,16 @@ def report(result: Throughput) -> Table:
             ("host to host, bare VXLAN", *_figures(result.bare), "100%", ""),
             ("host to host, no tunnel", *_figures([result.underlay]), "", ""),
         ),
-        (f"One stream of iperf3, {SECONDS} s each, by turns.",),
+        (
+            f"One stream of iperf3, {SECONDS} s each, by turns; both ends share the cores "
+            "of this machine.",
+            "br_netfilter is "
+            + (
+                "on: each packet on a bridge passes netfilter."
+                if result.bridge_filtered
+                else "off."
+            ),
+        ),
     )
 
 

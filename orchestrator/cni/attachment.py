@@ -202,8 +202,10 @@ def collect(host: Host, conf: NetConf, valid: Collection[tuple[str, str]]) -> No
 
 
 def apply(host: Host, conf: NetConf) -> None:
-    """Have the network as configured, and published what the leases say."""
-    overlay.ensure(host.sock, host.nft, conf)
+    """Have the network as configured, and plugged in and published what the leases say."""
+    link = overlay.ensure(host.sock, host.nft, conf)
+    leases = host.ipam.leases(conf.name)
+    bridge.ensure_plugged(host.sock, link, [_cable(conf, lease) for lease in leases])
     restore_ports(host)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
@@ -178,6 +179,24 @@ def cables(sock: RouteSocket, name: str) -> list[Link]:
         return []
     ports = netlink.links(sock, master=bridge.index)
     return [port for port in ports if port.kind == "veth" and port.name.startswith(VETH_PREFIX)]
+
+
+def ensure_plugged(sock: RouteSocket, bridge: Link, cables: Iterable[Cable]) -> None:
+    """Have the ends of these cables in the bridge, up; those that are gone are left alone.
+
+    A bridge that a hand removes lets go of its ports, and comes back without them.
+    """
+    wanted = {cable.host: cable for cable in cables}
+    for end in netlink.links(sock) if wanted else ():
+        cable = wanted.get(end.name)
+        if cable is not None and (end.master != bridge.index or not end.up):
+            label = f"{cable.container_id}/{cable.ifname}"
+            plug = netlink.link_request(end.index, master=bridge.index)
+            port = netlink.port_request(end.index, label, hairpin=cable.published)
+            for outcome in sock.attempt([plug, port]):
+                # It may go at the same moment.
+                if outcome is not None and outcome.errno != errno.ENODEV:
+                    raise outcome
 
 
 def deviation(sock: RouteSocket, within: RouteSocket, bridge: str, cable: Cable) -> str:

@@ -18,7 +18,9 @@ _FOLDER = re.compile(
     r'the path `(?P<a>[^`]*)` is not a regular file|exec: "(?P<b>[^"]*)": is a dir'
 )
 _FORMAT = re.compile(r"`(?P<a>[^`]*)`: Exec format error|exec (?P<b>\S+): exec format error")
-_INTERPRETER = re.compile(r"exec container process `(?P<a>[^`]*)`: No such file(?P<b>)")
+_INTERPRETER = re.compile(
+    r"exec container process (?:\(missing dynamic library\?\) )?`(?P<a>[^`]*)`: No such file(?P<b>)"
+)
 
 _KNOWN: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
     (_MISSING, lambda program: f"the image has no program `{program}`"),

@@ -225,9 +225,16 @@ def _docker_image(files: Files, entry: dict[str, Any], wanted: Platform) -> Arch
     if len(config.diff_ids) != len(entry["Layers"]):
         raise ImageError("the archive's manifest.json and config disagree on the layers")
     layers = []
-    for path in entry["Layers"]:
+    for path, diff_id in zip(entry["Layers"], config.diff_ids, strict=True):
         with files.open(path) as file:
-            layers.append((_digest_and_size(file), path, _layer_type(file)))
+            identity, kind = _digest_and_size(file), _layer_type(file)
+        # The only digest that such an archive has of a layer. A packed one is checked as it is
+        # unpacked.
+        if kind == OCI_LAYER and identity[0] != diff_id:
+            raise ImageError(
+                f"the archive is damaged: layer {diff_id} has the digest {identity[0]}"
+            )
+        layers.append((identity, path, kind))
     config_digest = f"sha256:{hashlib.sha256(config_data).hexdigest()}"
     manifest = {
         "schemaVersion": 2,

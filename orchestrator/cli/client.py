@@ -1,4 +1,4 @@
-"""A manager's Control service, called over mutual TLS; gRPC errors as one line for the user.
+"""A manager's services, called over mutual TLS; gRPC errors as one line for the user.
 
 Endpoints are tried in order until one accepts a connection, so that a refused or silent one is
 named with the operating system's own reason within about three seconds.
@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable, Iterator
 from functools import update_wrapper
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -55,12 +56,15 @@ class ManagerLost(CliError):
 
 
 class Client:
-    """Calls of one cluster's Control service. Nothing is opened before the first call."""
+    """Calls of one cluster's services. Nothing is opened before the first call.
+
+    A method is named `Method` of the Control service, or `Service.Method` of another.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._channel: grpc.Channel | None = None
-        self._stub: Any = None
+        self._stubs: dict[str, Any] = {}
         self._tried: list[str] = []
         """Endpoints that failed, with the reason, until one has answered."""
         self._endpoints = list(context.endpoints)
@@ -77,16 +81,17 @@ class Client:
         """Drop the connection; the next call opens another."""
         if self._channel is not None:
             self._channel.close()
-        self._channel = self._stub = None
+        self._channel = None
+        self._stubs.clear()
 
     def call(self, method: str, request: Any, timeout: float = CALL_TIMEOUT) -> Any:
         """Call a unary method. Raises CliError (ManagerLost when no manager could be reached)."""
         import grpc
 
         while True:
-            stub = self._open()
+            rpc = self._method(method)
             try:
-                reply = getattr(stub, method)(request, timeout=timeout)
+                reply = rpc(request, timeout=timeout)
                 self._spoke = True
                 return reply
             except grpc.RpcError as error:
@@ -100,7 +105,7 @@ class Client:
         """
         import grpc
 
-        messages = getattr(self._open(), method)(request, timeout=timeout)
+        messages = self._method(method)(request, timeout=timeout)
         try:
             for message in messages:
                 self._spoke = True
@@ -112,14 +117,22 @@ class Client:
         finally:
             messages.cancel()
 
-    def _open(self) -> Any:
-        if self._stub is not None:
-            return self._stub
+    def _method(self, name: str) -> Any:
+        """A method of a stub. Only the module of its service is imported: each takes its time."""
+        service, _, method = name.rpartition(".")
+        service = service or "Control"
+        channel = self._open()
+        if service not in self._stubs:
+            module = import_module(f"orchestrator.pb.{service.lower()}_pb2_grpc")
+            self._stubs[service] = getattr(module, f"{service}Stub")(channel)
+        return getattr(self._stubs[service], method)
+
+    def _open(self) -> grpc.Channel:
+        if self._channel is not None:
+            return self._channel
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         endpoint = self._reachable()
         import grpc
-
-        from orchestrator.pb.control_pb2_grpc import ControlStub
 
         context = self._context
         self._channel = grpc.secure_channel(
@@ -138,8 +151,7 @@ class Client:
                 ("grpc.min_reconnect_backoff_ms", int(REACH_TIMEOUT * 1000)),
             ],
         )
-        self._stub = ControlStub(self._channel)
-        return self._stub
+        return self._channel
 
     def _reachable(self) -> str:
         """The first endpoint, from the one in turn, that accepts a connection."""

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 ALLOWED: dict[str, frozenset[str]] = {
     "orchestrator.v1.Control": frozenset({"admin"}),
+    "orchestrator.v1.Interact": frozenset({"admin"}),
     "orchestrator.v1.Volumes": frozenset({"admin"}),
     "orchestrator.v1.Dispatch": frozenset({"worker"}),
     "orchestrator.v1.Blobs": frozenset({"worker", "manager"}),

@@ -78,6 +78,10 @@ class ContainerSpec:
     read_only: bool = False
     pids_limit: int = 0
     """Most processes in the container; 0: the node's default."""
+    tty: bool = False
+    """Whether its standard streams are a terminal."""
+    open_stdin: bool = False
+    """Whether it has a standard input that clients can attach to."""
     mounts: tuple[MountSpec, ...] = ()
     """Folders, volumes and tmpfs besides the image's own; one a target."""
     volumes_from: tuple[str, ...] = ()

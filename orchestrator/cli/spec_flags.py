@@ -23,7 +23,10 @@ from orchestrator.model.validate import MIN_SHARES, InvalidSpec, validate_servic
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_CONDITIONS = [each.name.lower().replace("_", "-") for each in RestartCondition]
+_CONDITIONS = [
+    each.name.lower().replace("_", "-")
+    for each in (RestartCondition.ANY, RestartCondition.ON_FAILURE, RestartCondition.NONE)
+]
 
 
 if TYPE_CHECKING:

@@ -103,11 +103,19 @@ class TaskStatus:
     pid: int = 0
     addresses: dict[str, str] = field(default_factory=dict)
     """Network name → IP address, no prefix length."""
+    run: int = 0
+    """Which run of the task this is about; see `Task.run`."""
+    paused: bool = False
+    """Its processes are frozen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One container, one-shot, bound to one node for life."""
+    """One container, bound to one node for life.
+
+    One of a service is one-shot. A standalone container, which has no service, may be run again
+    on its node: `run` counts, and states grow within a run.
+    """
 
     id: str = ""
     created_at: float = 0.0
@@ -124,13 +132,33 @@ class Task:
     not_before: float = 0.0
     """The earliest time at which it may be started (restart delay)."""
     attempt: int = 0
-    """How many tasks of this slot failed in a row before this one."""
+    """How many tasks of this slot, or runs of this container, failed in a row before this one."""
     revision: int = 0
+    container_name: str = ""
+    """Of a standalone container; unique among them."""
+    run: int = 0
+    """The run that is wanted of a standalone container, from 1. Ahead of `status.run`: the run
+    before is to end, and this one to begin."""
+    auto_remove: bool = False
+    """It goes when it has ended."""
+    constraints: tuple[str, ...] = ()
+    """Placement rules of a standalone container; a service's tasks have those of the service."""
+    restarts: int = 0
+    """How often its restart policy began a run since a user did."""
+    stop_signal: str = ""
+    """What this stop begins with; empty: what the spec says."""
+    stop_grace: float = 0.0
+    """Seconds that this stop gives until SIGKILL; 0: what the spec says, negative: none."""
+
+    @property
+    def standalone(self) -> bool:
+        """Whether it is a container of its own, of no service."""
+        return not self.service_id
 
     @property
     def name(self) -> str:
         """What a user calls it, such as `web.3`."""
-        return f"{self.service_name}.{self.slot}"
+        return self.container_name or f"{self.service_name}.{self.slot}"
 
 
 @dataclass(frozen=True, slots=True)

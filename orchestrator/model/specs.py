@@ -23,6 +23,8 @@ class RestartCondition(IntEnum):
     ANY = 0
     ON_FAILURE = 1
     NONE = 2
+    UNLESS_STOPPED = 3
+    """As ANY; the word that Docker has for containers."""
 
 
 class ServiceMode(IntEnum):

@@ -91,6 +91,12 @@ def may_move(owner: Owner, source: TaskState, target: TaskState) -> bool:
     return MOVES.get((source, target)) is owner
 
 
+def may_run_again(run: int, state: TaskState, next_run: int) -> bool:
+    """Whether the manager may begin `next_run` of a standalone container (as PENDING, on the node
+    that it has) when `run` is in `state`. The clock is (run, state): it still only grows."""
+    return next_run > run and is_terminal(state) and state is not TaskState.ORPHANED
+
+
 def is_terminal(state: TaskState) -> bool:
-    """Whether a task in this state has ended for good."""
+    """Whether a task in this state has ended: for good, but for the next run of a container."""
     return state in TERMINAL

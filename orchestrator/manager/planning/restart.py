@@ -75,7 +75,7 @@ def history(policy: RestartPolicy) -> int:
 
 def _wanted(policy: RestartPolicy, task: Task) -> bool:
     match policy.condition:
-        case RestartCondition.ANY:
+        case RestartCondition.ANY | RestartCondition.UNLESS_STOPPED:
             return True
         case RestartCondition.ON_FAILURE:
             return task.status.state is not TaskState.COMPLETE

@@ -19,6 +19,7 @@ from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.setup import new_id
 from orchestrator.identity.tls import join_credentials, server_credentials
 from orchestrator.manager.api import ApiContext, ControlApi
+from orchestrator.manager.api.volumes import VolumeCalls
 from orchestrator.manager.dispatcher import Dispatcher
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.joining import Joining
@@ -34,7 +35,7 @@ from orchestrator.manager.store.member import EtcdMember
 from orchestrator.manager.term import Term
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.model.objects import Cluster, Network
-from orchestrator.pb import control_pb2_grpc, dispatch_pb2_grpc, identity_pb2_grpc
+from orchestrator.pb import control_pb2_grpc, dispatch_pb2_grpc, identity_pb2_grpc, volumes_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +178,7 @@ class Manager:
             new_id=new_id,
         )
         control_pb2_grpc.add_ControlServicer_to_server(ControlApi(context), server)
+        volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeCalls(context), server)
         dispatch_pb2_grpc.add_DispatchServicer_to_server(self._dispatcher, server)
         joining = Joining(self._kv, self.cache, authority, self._managers, time.time, new_id)
         identity_pb2_grpc.add_JoinServicer_to_server(joining, server)

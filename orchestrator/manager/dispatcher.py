@@ -19,6 +19,7 @@ from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.volumes import name_on, named_volumes
 from orchestrator.manager.refusal import unavailable
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.tunnels import Tunnels
@@ -95,7 +96,11 @@ class NodeSession:
             applies_to=self._sequence - 1,
             results_in=self._sequence,
             tasks=[
-                dispatch_pb2.AssignedTask(task=to_proto(task), image_sources=_sources(view, task))
+                dispatch_pb2.AssignedTask(
+                    task=to_proto(task),
+                    image_sources=_sources(view, task),
+                    volumes=_volumes(view, task),
+                )
                 for task in added
             ],
             removed_tasks=removed,
@@ -111,6 +116,12 @@ def _sources(view: ClusterView, task: Task) -> list[str]:
         if node and node_id != task.node_id and node.state is NodeState.READY:
             found.append(f"{node.description.address}:{node.description.blob_port}")
     return found
+
+
+def _volumes(view: ClusterView, task: Task) -> list[Any]:
+    node = view.nodes.get(task.node_id)
+    names = {name_on(mount, node) for mount in named_volumes(task)} if node else set()
+    return [to_proto(view.volumes[name]) for name in sorted(names) if name in view.volumes]
 
 
 def _networks(view: ClusterView, node_id: str) -> list[Any]:
@@ -244,6 +255,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 case "images":
                     images = tuple(from_proto(image) for image in message.images.images)
                     self._inbox.inventory(node_id, images)
+                case "volume_drivers":
+                    self._inbox.volume_drivers(node_id, dict(message.volume_drivers.scopes))
         raise _Ended("the agent closed it")
 
     def _take_statuses(self, session: NodeSession, report: Any) -> None:

@@ -21,6 +21,8 @@ class Reports:
     """Node id → task id → newest status."""
     inventories: dict[str, tuple[Image, ...]] = field(default_factory=dict)
     """Node id → all images it has."""
+    drivers: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Node id → its volume plugins and their scopes."""
     tagged: list[tuple[str, Image]] = field(default_factory=list)
     """(node id, image with the names just given to it), in order."""
     acknowledge: list[Callable[[], None]] = field(default_factory=list)
@@ -62,6 +64,12 @@ class Inbox:
         """All images that the node has."""
         self.hear(node_id)
         self._reports.inventories[node_id] = images
+        self.on_report()
+
+    def volume_drivers(self, node_id: str, scopes: dict[str, str]) -> None:
+        """All volume plugins that answer on the node."""
+        self.hear(node_id)
+        self._reports.drivers[node_id] = scopes
         self.on_report()
 
     def tag(self, node_id: str, image: Image) -> None:

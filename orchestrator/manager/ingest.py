@@ -18,6 +18,7 @@ def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:
     backwards in a task's life change nothing (the sender is behind, and will learn)."""
     changes: list[Change] = []
     changes.extend(_hellos(view, reports, now))
+    changes.extend(_drivers(view.evolve(changes), reports))
     for node_id, statuses in sorted(reports.statuses.items()):
         changes.extend(task_changes(view, node_id, statuses))
     view = view.evolve(changes)
@@ -40,6 +41,14 @@ def _hellos(view: ClusterView, reports: Reports, now: float) -> Iterator[Change]
         after = node_up(node, description, now)
         if after is not node:
             yield Change(node, after)
+
+
+def _drivers(view: ClusterView, reports: Reports) -> Iterator[Change]:
+    for node_id, scopes in sorted(reports.drivers.items()):
+        node = view.nodes.get(node_id)
+        if node is not None and node.description.volume_drivers != scopes:
+            description = replace(node.description, volume_drivers=scopes)
+            yield Change(node, replace(node, description=description))
 
 
 def _inventory(view: ClusterView, node_id: str, images: tuple[Image, ...]) -> Iterator[Change]:

@@ -25,6 +25,7 @@ from orchestrator.manager.planning.plan import Change, earliest
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache, Feed, fold
 from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.keys import object_key
 from orchestrator.manager.store.kv import Conflict, Guard, Kv, StoreUnavailable
 from orchestrator.model.objects import Object
 
@@ -49,7 +50,7 @@ class _Round:
         changes = list(changes)
         fold(self.changes, changes)
         for item in requires:
-            self.requires.setdefault(item.id, item)
+            self.requires.setdefault(object_key(item), item)
         self.view = self.view.evolve(changes)
 
 

@@ -97,10 +97,7 @@ def expand(text: str, fields: Mapping[str, str]) -> str:
                 + ", ".join("{{." + name + "}}" for name in TEMPLATE_FIELDS)
             ) from None
 
-    expanded = _PLACEHOLDER.sub(value, text)
-    if "{{" in expanded:
-        raise ValueError(f"{text!r} has a '{{{{' that begins nothing such as {{{{.Task.Slot}}}}")
-    return expanded
+    return _PLACEHOLDER.sub(value, text)
 
 
 def depends_on_node(text: str) -> bool:

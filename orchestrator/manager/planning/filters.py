@@ -16,6 +16,7 @@ from orchestrator.manager.planning.constraints import parse_constraint
 from orchestrator.manager.planning.nodetable import Demand, NodeTable, Port
 from orchestrator.manager.planning.resources import BoolArray, fits
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.volumes import NodeRule, node_rules, unusable
 from orchestrator.model.objects import Availability, Network, NodeState
 from orchestrator.model.specs import Protocol
 
@@ -35,11 +36,13 @@ class Filter:
     """What is wrong with a node that does not pass, in the user's words."""
 
 
-def filters_for(view: ClusterView, demand: Demand) -> Iterator[Filter]:
+def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator[Filter]:
     """The rules that apply to this demand. Raises `ConstraintError` for one that is unreadable."""
     yield from _ALWAYS
     for text in demand.constraints:
         yield _constraint(text)
+    for rule in node_rules(view, table.homes, demand.volumes, demand.volumes_from):
+        yield _node_rule(rule)
     for name in demand.networks or (DEFAULT_NETWORK,):
         network = view.network_by_name(name)
         if network is not None:
@@ -63,7 +66,7 @@ def impossible(view: ClusterView, demand: Demand) -> str | None:
         holders = image.nodes if image else ()
         if not any(id in view.nodes and view.nodes[id].state is NodeState.READY for id in holders):
             return f"no node that is up has image {demand.image}"
-    return None
+    return unusable(view, demand.volumes, demand.volumes_from)
 
 
 def candidates(table: NodeTable, demand: Demand) -> BoolArray:
@@ -96,6 +99,13 @@ def _constraint(text: str) -> Filter:
     return Filter(
         lambda table: np.array([rule.met_by(node) for node in table.nodes], dtype=np.bool_),
         f"constraint {text} not met",
+    )
+
+
+def _node_rule(rule: NodeRule) -> Filter:
+    return Filter(
+        lambda table: np.array([rule.allows(node) for node in table.nodes], dtype=np.bool_),
+        rule.words,
     )
 
 

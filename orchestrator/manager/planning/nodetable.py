@@ -9,6 +9,8 @@ import numpy as np
 
 from orchestrator.manager.planning.resources import IntArray, occupies
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.volumes import Homes, named_volumes
+from orchestrator.model.mounts import MountSpec
 from orchestrator.model.objects import Task
 from orchestrator.model.specs import Protocol, Resources
 from orchestrator.model.states import TaskState
@@ -29,6 +31,9 @@ class Demand:
     image_digest: str = ""
     node_id: str = ""
     """The only node that will do (global services); empty: any."""
+    volumes: tuple[MountSpec, ...] = ()
+    """The named volumes, their names expanded as far as they are known before it has a node."""
+    volumes_from: tuple[str, ...] = ()
 
     @staticmethod
     def of(view: ClusterView, task: Task) -> Demand:
@@ -43,6 +48,8 @@ class Demand:
             image=task.spec.container.image,
             image_digest=task.image_digest,
             node_id=task.node_id,
+            volumes=named_volumes(task),
+            volumes_from=task.spec.container.volumes_from,
         )
 
 
@@ -67,6 +74,8 @@ class NodeTable:
         self.availability = _ints([node.availability for node in self.nodes])
         self.ports: dict[Port, set[int]] = {}
         """Which rows have a published port in use."""
+        self.homes = Homes(view)
+        """Where volumes are, those that this pass creates included."""
         self._active: dict[str, Counter[int]] = {}
         self._counts: dict[str, IntArray] = {}
         self._load(view)
@@ -99,14 +108,16 @@ class NodeTable:
             self._counts[service_id] = counts
         return counts
 
-    def place(self, row: int, demand: Demand) -> None:
-        """Count a task of this demand on the node."""
+    def place(self, row: int, demand: Demand) -> bool:
+        """Count a task of this demand on the node; whether a volume has found its home by that,
+        which the next tasks of the same demand must follow."""
         self.free_shares[row] -= demand.resources.shares
         self.free_memory[row] -= demand.resources.memory
         self.tasks[row] += 1
         self.tasks_of_service(demand.service_id)[row] += 1
         for port in demand.ports:
             self.ports.setdefault(port, set()).add(row)
+        return self.homes.settle(demand.volumes, self.nodes[row])
 
 
 def _ints(values: list[int]) -> IntArray:

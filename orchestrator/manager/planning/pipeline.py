@@ -17,7 +17,8 @@ from orchestrator.manager.planning.replicated import give_up_lost, reconcile_rep
 from orchestrator.manager.planning.scheduler import Placement, schedule
 from orchestrator.manager.planning.slots import Draft, ended, waits
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Image, Network, Node, Object, Service, Task
+from orchestrator.manager.planning.volumes import placed as volumes_placed
+from orchestrator.model.objects import Image, Network, Node, Object, Service, Task, Volume
 from orchestrator.model.specs import ServiceMode
 
 
@@ -30,7 +31,7 @@ class Dirty:
     nodes_changed: bool = False
     """A node came, went, or changed its state, availability, labels or size; or a network did."""
     capacity_freed: bool = False
-    """A task ended, or an image arrived: what waits may fit now."""
+    """A task ended, an image arrived, or a volume went: what waits may fit now."""
     timer: bool = False
     """The time that a pass asked for (`requeue_at`) has come."""
 
@@ -64,7 +65,7 @@ def dirty_of(changes: Iterable[Change]) -> Dirty:
                 services.add(service.id)
             case Node() | Network():
                 nodes = True
-            case Image():
+            case Image() | Volume():
                 freed = True
             case _:
                 pass
@@ -86,7 +87,7 @@ def plan(
         drafts[id] = _reconcile(view, id, now, new_id)
     ahead = view.evolve(slices)
     ahead = ahead.evolve(change for draft in drafts.values() for change in draft.changes())
-    placements: dict[str, list[Node]] = {}
+    placements: dict[str, _Placed] = {}
     for decision in schedule(ahead, _waiting(ahead, dirty, now), now):
         task = decision.task
         draft = drafts.get(task.service_id)
@@ -94,17 +95,35 @@ def plan(
             draft = drafts[task.service_id] = _draft(view, task.service_id, now, new_id)
         if isinstance(decision, Placement):
             draft.assign(task, decision.node.id)
-            placements.setdefault(task.service_id, []).append(decision.node)
+            changes, read = volumes_placed(ahead, task, decision.node, now)
+            ahead = ahead.evolve(changes)
+            placements.setdefault(task.service_id, _Placed()).add(decision.node, changes, read)
         else:
             draft.keep_waiting(task, decision.reason)
     plans = [Plan(slices, reason="networks: slices of nodes")] if slices else []
     for id in sorted(drafts):
-        finished = _finish(drafts[id], placements.get(id, []))
+        finished = _finish(drafts[id], placements.get(id, _Placed()))
         if finished.changes:
             plans.append(finished)
     held = (task.not_before for task in ahead.pending.values() if task.not_before > now)
     asked = (draft.requeue_at for draft in drafts.values())
     return plans, earliest(requeue(plans), *asked, *held)
+
+
+@dataclass(slots=True)
+class _Placed:
+    """What the placements of one service's tasks read and bring about beside the tasks."""
+
+    read: dict[str, Object] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+
+    def add(self, node: Node, changes: Iterable[Change], volumes: Iterable[Volume]) -> None:
+        self.read[f"node/{node.id}"] = node
+        self.changes += changes
+        for volume in volumes:
+            # One that this very pass creates has nothing in the store to compare with yet.
+            if volume.revision:
+                self.read[f"volume/{volume.id}"] = volume
 
 
 def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
@@ -141,14 +160,15 @@ def _waiting(ahead: ClusterView, dirty: Dirty, now: float) -> Iterable[Task]:
         service = ahead.services.get(task.service_id)
         if task.service_id and (service is None or service.removed):
             continue
-        if everything or task.service_id in dirty.services or 0 < task.not_before <= now:
+        due = everything or task.service_id in dirty.services or 0 < task.not_before <= now
+        # What waits for another container's place may go with any change.
+        if due or task.spec.container.volumes_from:
             yield task
 
 
-def _finish(draft: Draft, placements: Iterable[Node]) -> Plan:
+def _finish(draft: Draft, placements: _Placed) -> Plan:
     changes = draft.changes()
-    requires: dict[str, Object] = {node.id: node for node in placements}
-    read: list[Object] = [requires[id] for id in sorted(requires)]
+    read = [placements.read[key] for key in sorted(placements.read)]
     if draft.service is not None and not draft.service_gone:
         read.insert(0, draft.service)
     held = (
@@ -157,7 +177,7 @@ def _finish(draft: Draft, placements: Iterable[Node]) -> Plan:
         if waits(task) and task.not_before > draft.now
     )
     return Plan(
-        changes,
+        (*placements.changes, *changes),
         tuple(read),
         requeue_at=earliest(draft.requeue_at, *held),
         reason=_summary(draft, changes),

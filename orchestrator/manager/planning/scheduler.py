@@ -64,18 +64,24 @@ def schedule(view: ClusterView, pending: Iterable[Task], now: float) -> list[Pla
     table = NodeTable(view)
     decided: list[Placement | Unplaced] = []
     for demand, alike in groupby(due, key=lambda task: Demand.of(view, task)):
-        decided += _place(view, table, demand, alike)
+        left = list(alike)
+        while left:
+            placed = _place(view, table, demand, left)
+            decided += placed
+            left = left[len(placed) :]
     return decided
 
 
 def _place(
     view: ClusterView, table: NodeTable, demand: Demand, tasks: Iterable[Task]
-) -> Iterable[Placement | Unplaced]:
+) -> list[Placement | Unplaced]:
+    """Decide about tasks of one demand, in order: all of them, or up to one that gave a volume
+    its home, since the rules for those behind it are others then."""
     reason = impossible(view, demand)
     if reason is not None:
         return [Unplaced(task, reason) for task in tasks]
     try:
-        filters = tuple(filters_for(view, demand))
+        filters = tuple(filters_for(view, table, demand))
     except ConstraintError as error:
         return [Unplaced(task, str(error)) for task in tasks]
     passing = candidates(table, demand)
@@ -93,9 +99,10 @@ def _place(
             reason = reason or explain(_rejects(table, demand, filters))
             decided.append(Unplaced(task, reason))
             continue
-        table.place(row, demand)
-        chosen = row
         decided.append(Placement(task, table.nodes[row]))
+        if table.place(row, demand):
+            break
+        chosen = row
     return decided
 
 

@@ -18,6 +18,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "orchestrator.v1.Interact": frozenset({"admin"}),
     "orchestrator.v1.Volumes": frozenset({"admin"}),
     "orchestrator.v1.Containers": frozenset({"admin"}),
+    "orchestrator.v1.Images": frozenset({"admin"}),
+    "orchestrator.v1.Sources": frozenset({"worker"}),
     "orchestrator.v1.Dispatch": frozenset({"worker"}),
     "orchestrator.v1.Blobs": frozenset({"worker", "manager"}),
 }

@@ -193,6 +193,21 @@ class Image:
     nodes: tuple[str, ...] = ()
     """Ids of the nodes that have it, sorted."""
     revision: int = 0
+    indexes: tuple[str, ...] = ()
+    """Digests of the multi-platform indexes that it was taken from, sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What the cluster shows to one registry."""
+
+    id: str = ""
+    """The registry, such as `docker.io` or `reg.example:5000`."""
+    created_at: float = 0.0
+    username: str = ""
+    sealed: str = ""
+    """The password, encrypted with the cluster's key (base64)."""
+    revision: int = 0
 
 
 class VolumeScope(IntEnum):
@@ -243,4 +258,4 @@ class Cluster:
     revision: int = 0
 
 
-Object = Node | Service | Task | Network | Image | Volume | Cluster
+Object = Node | Service | Task | Network | Image | Volume | Cluster | Credential

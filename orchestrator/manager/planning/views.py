@@ -13,7 +13,17 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from orchestrator.manager.planning.plan import Change
-from orchestrator.model.objects import Cluster, Image, Network, Node, Object, Service, Task, Volume
+from orchestrator.model.objects import (
+    Cluster,
+    Credential,
+    Image,
+    Network,
+    Node,
+    Object,
+    Service,
+    Task,
+    Volume,
+)
 from orchestrator.model.states import TaskState
 
 T = TypeVar("T")
@@ -35,6 +45,7 @@ class ClusterView:
     networks: Mapping[str, Network] = field(default_factory=dict)
     images: Mapping[str, Image] = field(default_factory=dict)
     volumes: Mapping[str, Volume] = field(default_factory=dict)
+    credentials: Mapping[str, Credential] = field(default_factory=dict)
     pending: Mapping[str, Task] = field(default_factory=dict)
     """The tasks that wait for a node."""
     _by_service: Mapping[str, Mapping[str, Task]] = field(default_factory=dict)
@@ -58,6 +69,7 @@ class ClusterView:
         yield from self.networks.values()
         yield from self.images.values()
         yield from self.volumes.values()
+        yield from self.credentials.values()
 
     def tasks_of_service(self, service_id: str) -> Mapping[str, Task]:
         """All tasks of a service, those that have ended included."""
@@ -175,6 +187,7 @@ class _Edit:
         self._networks = _Table(base.networks)
         self._images = _Table(base.images)
         self._volumes = _Table(base.volumes)
+        self._credentials = _Table(base.credentials)
         self._pending = _Table(base.pending)
         self._by_service = _Groups(base._by_service)
         self._by_node = _Groups(base._by_node)
@@ -208,6 +221,8 @@ class _Edit:
                 )
             case Volume():
                 self._volumes.put(item.id, None if gone else item)
+            case Credential():
+                self._credentials.put(item.id, None if gone else item)
             case Cluster():
                 self._cluster = None if gone else item
 
@@ -233,6 +248,7 @@ class _Edit:
             networks=self._networks.items,
             images=self._images.items,
             volumes=self._volumes.items,
+            credentials=self._credentials.items,
             pending=self._pending.items,
             _by_service=self._by_service.items,
             _by_node=self._by_node.items,

@@ -20,7 +20,17 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.keys import PREFIX, object_key, object_type
 from orchestrator.manager.store.kv import Compacted, Entry, Event, Kv, StoreUnavailable
 from orchestrator.model.convert import decode
-from orchestrator.model.objects import Cluster, Image, Network, Node, Object, Service, Task, Volume
+from orchestrator.model.objects import (
+    Cluster,
+    Credential,
+    Image,
+    Network,
+    Node,
+    Object,
+    Service,
+    Task,
+    Volume,
+)
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +179,7 @@ def _find(view: ClusterView, type_: type[Object], identifier: str) -> Object | N
         Network: view.networks,
         Image: view.images,
         Volume: view.volumes,
+        Credential: view.credentials,
     }
     return tables[type_].get(identifier)
 

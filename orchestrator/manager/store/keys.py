@@ -6,7 +6,17 @@ is created with a guard that it does not exist, so two clients cannot take one n
 
 from __future__ import annotations
 
-from orchestrator.model.objects import Cluster, Image, Network, Node, Object, Service, Task, Volume
+from orchestrator.model.objects import (
+    Cluster,
+    Credential,
+    Image,
+    Network,
+    Node,
+    Object,
+    Service,
+    Task,
+    Volume,
+)
 
 PREFIX = "/orc/"
 LEADER = PREFIX + "leader"
@@ -20,6 +30,7 @@ _KINDS: dict[type[Object], str] = {
     Network: "networks",
     Image: "images",
     Volume: "volumes",
+    Credential: "credentials",
 }
 _TYPES: dict[str, type[Object]] = {kind: type_ for type_, kind in _KINDS.items()}
 

@@ -13,6 +13,7 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, Refused, pass_client
+from orchestrator.cli.container_flags import image_and_command, many_options, with_many
 from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.mount_flags import apply_mounts, mount_options
 from orchestrator.cli.spec_edit import edit_options, edited, scaled
@@ -20,7 +21,6 @@ from orchestrator.cli.spec_flags import (
     DURATION,
     apply_settings,
     checked,
-    checked_image,
     environment,
     pairs,
     ports,
@@ -83,8 +83,8 @@ def wait_options(function: F) -> F:
 @click.option(
     "--constraint", multiple=True, metavar="RULE", help="Only nodes such as node.labels.zone==a."
 )
-@click.option("--read-only", is_flag=True, help="Mount the container's root read-only.")
 @mount_options
+@many_options
 @setting_options
 @wait_options
 @click.argument("image", shell_complete=completion.images)
@@ -102,18 +102,18 @@ def new_spec(values: dict[str, Any]) -> ServiceSpec:
     mode = ServiceMode[values["mode"].upper()]
     if mode is ServiceMode.GLOBAL and values["replicas"] is not None:
         raise click.UsageError("a global service has a task on each node; it takes no --replicas")
-    image = checked_image(values["image"])
-    name = values["name"] if values["name"] is not None else _name_for(image)
+    image, command = image_and_command(values)
+    name = values["name"] if values["name"] is not None else _name_for(image or "host")
     spec = apply_settings(ServiceSpec(name=name, mode=mode), values)
     container = replace(
         spec.task.container,
         image=image,
-        command=values["command"],
+        command=command,
         env=environment(values["env"], values["env_file"]),
         labels=pairs("container label", values["container_label"]),
-        read_only=values["read_only"],
     )
     container = apply_mounts(container, values)
+    container = with_many(container, values)
     task = replace(
         spec.task,
         container=container,

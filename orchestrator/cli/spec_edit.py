@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from orchestrator.cli.container_flags import many_edit_options, with_many
 from orchestrator.cli.mount_flags import edit_mounts, mount_edit_options
 from orchestrator.cli.spec_flags import (
     WORDS,
@@ -50,9 +51,7 @@ def edit_options(function: F) -> F:
         function = click.option(
             f"--{name}-add", multiple=True, metavar=added, help=f"Add a {what}; repeatable."
         )(function)
-    function = click.option(
-        "--read-only/--no-read-only", default=None, help="Whether the root is read-only."
-    )(function)
+    function = many_edit_options(function)
     function = click.option("--args", "arguments", type=WORDS, help="The command's new words.")(
         function
     )
@@ -81,8 +80,7 @@ def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
         container = replace(container, image=checked_image(values["image"]))
     if values["arguments"] is not None:
         container = replace(container, command=values["arguments"])
-    if values["read_only"] is not None:
-        container = replace(container, read_only=values["read_only"])
+    container = with_many(container, values)
     container = edit_mounts(container, values)
     task = replace(
         spec.task,

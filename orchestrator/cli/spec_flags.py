@@ -76,6 +76,16 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(shlex.split(text))
 
 
+def _memory_swap(text: str) -> int:
+    return -1 if text == "-1" else parse_memory(text, "memory swap")
+
+
+def _seconds(text: str) -> float:
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is not a number of seconds")
+    return float(text)
+
+
 MEMORY = Parsed("size", parse_memory)
 CPUS = Parsed("cores", parse_cpus)
 DURATION = Parsed("duration", parse_duration)
@@ -94,7 +104,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        return self.flags[0].lstrip("-").replace("-", "_")
+        return self.flags[0].partition("/")[0].lstrip("-").replace("-", "_")
 
 
 SETTINGS = (
@@ -111,8 +121,22 @@ SETTINGS = (
         MEMORY,
         "Memory that a node must have free, such as 64m.",
     ),
-    Setting(("--limit-cpu",), "task.limit.shares", CPUS, "Most cores that a task may use."),
-    Setting(("--limit-memory",), "task.limit.memory", MEMORY, "Most memory that a task may use."),
+    Setting(("--limit-cpu", "--cpus"), "task.limit.shares", CPUS, "Most cores that it may use."),
+    Setting(
+        ("--limit-memory", "--memory", "-m"),
+        "task.limit.memory",
+        MEMORY,
+        "Most memory that a task may use.",
+    ),
+    Setting(
+        ("--memory-swap",),
+        "task.container.memory_swap",
+        Parsed("size", _memory_swap),
+        "Most memory and swap together; -1: no limit.",
+    ),
+    Setting(
+        ("--cpuset-cpus",), "task.container.cpuset_cpus", click.STRING, "CPUs to run on, 0-1,3."
+    ),
     Setting(
         ("--cpu-shares",),
         "task.shares",
@@ -157,11 +181,58 @@ SETTINGS = (
         DURATION,
         "Time between the stop signal and SIGKILL (10s).",
     ),
+    Setting(
+        ("--stop-timeout",),
+        "task.container.stop_grace",
+        Parsed("seconds", _seconds),
+        "The same in seconds.",
+    ),
     Setting(("--user", "-u"), "task.container.user", click.STRING, "USER[:GROUP] of the process."),
     Setting(
         ("--workdir", "-w"), "task.container.workdir", click.STRING, "Folder that it starts in."
     ),
     Setting(("--hostname",), "task.container.hostname", click.STRING, "The container's hostname."),
+    Setting(
+        ("--domainname",), "task.container.domainname", click.STRING, "The container's NIS domain."
+    ),
+    Setting(("--shm-size",), "task.container.shm_size", MEMORY, "Size of /dev/shm (64m)."),
+    Setting(
+        ("--oom-score-adj",),
+        "task.container.oom_score_adj",
+        click.INT,
+        "How gladly the kernel kills it when the host's memory ends (-1000 to 1000).",
+    ),
+    Setting(
+        ("--read-only/--no-read-only",),
+        "task.container.read_only",
+        click.BOOL,
+        "Mount the container's root read-only.",
+    ),
+    Setting(
+        ("--init/--no-init",),
+        "task.container.init",
+        click.BOOL,
+        "Run a small init that passes signals on and reaps orphans.",
+    ),
+    Setting(
+        ("--privileged/--no-privileged",),
+        "task.container.privileged",
+        click.BOOL,
+        "All capabilities and devices of the node, as the node's own root.",
+    ),
+    Setting(
+        ("--userns",),
+        "task.container.userns",
+        click.STRING,
+        "host: the node's users; private: a range of ids of its own (the default).",
+    ),
+    Setting(("--runtime",), "task.container.runtime", click.STRING, "OCI runtime, such as runc."),
+    Setting(
+        ("--rootfs",),
+        "task.container.rootfs",
+        click.STRING,
+        "host: a read-only view of the node's own files instead of an image.",
+    ),
     Setting(
         ("--entrypoint",), "task.container.entrypoint", WORDS, "Replaces the image's entrypoint."
     ),
@@ -171,9 +242,9 @@ SETTINGS = (
 def setting_options(function: F) -> F:
     """Add the flags of SETTINGS; each is None unless given."""
     for setting in reversed(SETTINGS):
-        function = click.option(*setting.flags, setting.name, type=setting.type, help=setting.help)(
-            function
-        )
+        function = click.option(
+            *setting.flags, setting.name, type=setting.type, default=None, help=setting.help
+        )(function)
     return function
 
 

@@ -59,6 +59,16 @@ class PortSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Ulimit:
+    """A resource limit of the process (setrlimit(2)); -1 is no limit."""
+
+    name: str = ""
+    """Without `RLIMIT_`, in small letters, such as `nofile`."""
+    soft: int = 0
+    hard: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec:
     """What runs: image, process and its surroundings."""
 
@@ -79,11 +89,53 @@ class ContainerSpec:
     """Seconds between the stop signal and SIGKILL."""
     read_only: bool = False
     pids_limit: int = 0
-    """Most processes in the container; 0: the node's default."""
+    """Most processes in the container; 0: the node's default, -1: no limit."""
     tty: bool = False
     """Whether its standard streams are a terminal."""
     open_stdin: bool = False
     """Whether it has a standard input that clients can attach to."""
+    domainname: str = ""
+    hosts: tuple[str, ...] = ()
+    """`NAME:IP` entries for /etc/hosts."""
+    dns: tuple[str, ...] = ()
+    """Name servers in place of those of the network or node."""
+    dns_search: tuple[str, ...] = ()
+    """Search domains in place of the node's; a single `.` is none."""
+    dns_options: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    """Further groups of the process, names or ids."""
+    cap_add: tuple[str, ...] = ()
+    """Capabilities such as `CAP_NET_ADMIN` over the default set; `ALL` is every one."""
+    cap_drop: tuple[str, ...] = ()
+    """Capabilities taken from the default set; `ALL` leaves only `cap_add`."""
+    privileged: bool = False
+    """All capabilities and devices, nothing masked, no seccomp, the host's users."""
+    devices: tuple[str, ...] = ()
+    """`HOST:CONTAINER:rwm` entries."""
+    seccomp: str = ""
+    """A profile as JSON text, or `unconfined`; empty: the node's default profile."""
+    new_privileges: bool = False
+    """Whether a set-user-id program may gain what its starter has not."""
+    sysctls: dict[str, str] = field(default_factory=dict)
+    ulimits: tuple[Ulimit, ...] = ()
+    shm_size: int = 0
+    """Bytes of /dev/shm; 0: 64 MiB."""
+    tmpfs: tuple[str, ...] = ()
+    """`PATH[:OPTIONS]` entries, each an empty file system in memory."""
+    init: bool = False
+    """Whether a small init runs as the first process, and reaps what is orphaned."""
+    oom_score_adj: int = 0
+    """How gladly the kernel kills it when the host's memory ends, -1000 to 1000."""
+    cpuset_cpus: str = ""
+    """CPUs that it may run on, such as `0-1,3`; empty: all."""
+    memory_swap: int = 0
+    """Bytes of memory and swap together; 0: no swap beyond the memory limit, -1: no limit."""
+    userns: str = ""
+    """`host`: the host's users; empty or `private`: a range of user ids of its own."""
+    runtime: str = ""
+    """The OCI runtime's program; empty: the node's default."""
+    rootfs: str = ""
+    """`host`: a read-only view of the node's own files in place of an image."""
     mounts: tuple[MountSpec, ...] = ()
     """Folders, volumes and tmpfs besides the image's own; one a target."""
     volumes_from: tuple[str, ...] = ()

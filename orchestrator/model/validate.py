@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Mapping
 from math import isfinite
 
+from orchestrator.model import confinement
 from orchestrator.model.mountrules import check_mounts
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.specs import (
@@ -96,7 +97,7 @@ def known_signal(text: str) -> bool:
 
 def _container(spec: ContainerSpec) -> None:
     where = "task.container"
-    _guard(f"{where}.image", _image, spec.image)
+    _root(spec)
     for entry in spec.env:
         key, equals, _ = entry.partition("=")
         if not equals or not key:
@@ -125,7 +126,84 @@ def _container(spec: ContainerSpec) -> None:
             f"stop signal {spec.stop_signal!r} is unknown; write such as SIGTERM or SIGINT",
         )
     _not_negative(f"{where}.stop_grace", spec.stop_grace, "stop grace period")
-    _not_negative(f"{where}.pids_limit", spec.pids_limit, "pids limit")
+    if spec.pids_limit < -1:
+        raise InvalidSpec(
+            f"{where}.pids_limit", f"pids limit {spec.pids_limit} is negative; -1 is no limit"
+        )
+    _names(spec)
+    _confinement(spec)
+
+
+def _root(spec: ContainerSpec) -> None:
+    if spec.rootfs not in ("", "host"):
+        raise InvalidSpec(
+            "task.container.rootfs", f"rootfs {spec.rootfs!r} is unknown; only `host` is there"
+        )
+    if not spec.rootfs:
+        _guard("task.container.image", _image, spec.image)
+    elif spec.image:
+        raise InvalidSpec(
+            "task.container.image", "with rootfs host there is no image; leave one of both out"
+        )
+    elif not spec.entrypoint and not spec.command:
+        raise InvalidSpec("task.container.command", "with rootfs host a command must be given")
+    elif spec.userns == "private":
+        raise InvalidSpec(
+            "task.container.userns",
+            "with rootfs host the files are the host's users'; leave out userns private",
+        )
+
+
+def _names(spec: ContainerSpec) -> None:
+    """What the container calls itself and others."""
+    where = "task.container"
+    if spec.domainname:
+        _guard(f"{where}.domainname", check_hostname, spec.domainname)
+    for text in spec.hosts:
+        _guard(f"{where}.hosts", confinement.parse_host, text)
+    for text in spec.dns:
+        _guard(f"{where}.dns", confinement.check_address, text)
+    for text in spec.dns_search:
+        _guard(f"{where}.dns_search", confinement.check_domain, text)
+    for text in spec.dns_options:
+        _guard(f"{where}.dns_options", confinement.check_dns_option, text)
+    for text in spec.groups:
+        if not text or re.search(r"[\s:,\0]", text):
+            raise InvalidSpec(f"{where}.groups", f"group {text!r} is neither a name nor an id")
+
+
+def _confinement(spec: ContainerSpec) -> None:
+    """Its privileges and limits."""
+    where = "task.container"
+    for text in (*spec.cap_add, *spec.cap_drop):
+        _guard(f"{where}.cap_add", confinement.parse_capability, text)
+    for text in spec.devices:
+        _guard(f"{where}.devices", confinement.parse_device, text)
+    for name in spec.sysctls:
+        _guard(f"{where}.sysctls", confinement.check_sysctl, name)
+    for limit in spec.ulimits:
+        _guard(f"{where}.ulimits", confinement.checked_ulimit, limit)
+    for text in spec.tmpfs:
+        _guard(f"{where}.tmpfs", confinement.parse_tmpfs, text)
+    if spec.cpuset_cpus:
+        _guard(f"{where}.cpuset_cpus", confinement.check_cpus, spec.cpuset_cpus)
+    if spec.seccomp not in ("", "unconfined"):
+        _guard(f"{where}.seccomp", confinement.check_seccomp, spec.seccomp)
+    _not_negative(f"{where}.shm_size", spec.shm_size, "shm size")
+    if not -1000 <= spec.oom_score_adj <= 1000:
+        raise InvalidSpec(
+            f"{where}.oom_score_adj",
+            f"oom score {spec.oom_score_adj} is not between -1000 and 1000",
+        )
+    if spec.userns not in ("", "host", "private"):
+        raise InvalidSpec(
+            f"{where}.userns", f"userns {spec.userns!r} is unknown; host and private are there"
+        )
+    if spec.runtime and spec.runtime not in confinement.RUNTIMES:
+        raise InvalidSpec(
+            f"{where}.runtime",
+            f"runtime {spec.runtime!r} is unknown; known are {', '.join(confinement.RUNTIMES)}",
+        )
 
 
 def _image(text: str) -> None:
@@ -145,6 +223,23 @@ def _resources(spec: TaskSpec) -> None:
             "task.limit.memory",
             f"memory limit {format_memory(spec.limit.memory)} is below the reservation of "
             f"{format_memory(spec.reservation.memory)}; raise the limit or reserve less",
+        )
+    _swap(spec.container.memory_swap, spec.limit.memory)
+
+
+def _swap(swap: int, limit: int) -> None:
+    where = "task.container.memory_swap"
+    if swap < -1:
+        raise InvalidSpec(where, f"memory swap {swap} is negative; -1 is no limit")
+    if swap > 0 and not limit:
+        raise InvalidSpec(
+            where, "memory swap counts memory and swap together; give a memory limit as well"
+        )
+    if 0 < swap < limit:
+        raise InvalidSpec(
+            where,
+            f"memory swap {format_memory(swap)} is below the memory limit of "
+            f"{format_memory(limit)}; it counts both together",
         )
 
 
@@ -206,7 +301,7 @@ def _not_negative(field: str, value: float, what: str) -> None:
         raise InvalidSpec(field, f"{what} {value:g} is not valid; 0 is the least")
 
 
-def _guard(field: str, check: Callable[..., None], *arguments: str) -> None:
+def _guard(field: str, check: Callable[..., object], *arguments: object) -> None:
     try:
         check(*arguments)
     except ValueError as error:

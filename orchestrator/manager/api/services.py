@@ -24,7 +24,10 @@ from orchestrator.pb import control_pb2
 
 
 def image_digest(view: ClusterView, spec: ServiceSpec) -> str:
-    """The digest that the spec's image name stands for now. Raises Refusal."""
+    """The digest that the spec's image name stands for now, empty where the node's own files take
+    the image's place. Raises Refusal."""
+    if spec.task.container.rootfs:
+        return ""
     name = parse_image(spec.task.container.image)
     return find_image(view, name.digest or str(name)).id
 

@@ -75,7 +75,7 @@ def test_good(spec: ServiceSpec) -> None:
         (container(stop_signal="SIGFOO"), "task.container.stop_signal", "'SIGFOO' is unknown"),
         (container(stop_grace=float("nan")), "task.container.stop_grace", "nan"),
         (container(stop_grace=-1.0), "task.container.stop_grace", "0 is the least"),
-        (container(pids_limit=-1), "task.container.pids_limit", "pids limit -1"),
+        (container(pids_limit=-2), "task.container.pids_limit", "pids limit -2"),
         (container(labels={"": "x"}), "task.container.labels", "a label has no name"),
         (task(shares=1), "task.shares", "cpu shares of 1 shares must be at least 2"),
         (task(shares=-4), "task.shares", "must be at least 2"),

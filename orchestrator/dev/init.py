@@ -226,9 +226,17 @@ def _furnish(directory: Path, hostname: str) -> None:
     _mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     os.mkdir("/run/lock", 0o1777)
     _own_cgroup_folder()
+    _plain_bridges()
     boot_id = directory / "boot_id"
     boot_id.write_text(Path("/proc/sys/kernel/random/uuid").read_text())
     _mount(str(boot_id), "/proc/sys/kernel/random/boot_id", None, MS_BIND)
+
+
+def _plain_bridges() -> None:
+    """Bridges that do not ask netfilter about each frame, as on a host where nothing loaded
+    br_netfilter. Where the kernel has it built in, a new network namespace begins with it on."""
+    for switch in Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"):
+        switch.write_text("0")
 
 
 def _own_cgroup_folder() -> None:

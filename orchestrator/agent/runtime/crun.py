@@ -28,6 +28,7 @@ from orchestrator.agent.runtime.host import (
     read_node_facts,
 )
 from orchestrator.agent.runtime.identity import boot_id, identify
+from orchestrator.agent.runtime.inodes import spread_inodes
 from orchestrator.agent.runtime.logs import LogLimits, LogRotation, last_line
 from orchestrator.agent.runtime.overlay import mount_overlay
 from orchestrator.agent.runtime.rootfs import check_architecture, read_image_files
@@ -109,6 +110,7 @@ class CrunRuntime:
         self._boot = boot_id()
         for folder in (self._state, self._containers, self._records):
             folder.mkdir(parents=True, exist_ok=True, mode=0o711)
+        spread_inodes(self._state)
         group = await self._stack.enter_async_context(asyncio.TaskGroup())
         rotation = group.create_task(self._rotate_logs())
         self._stack.callback(rotation.cancel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -17,10 +18,14 @@ from orchestrator.manager.store.keys import name_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.names import parse_image
-from orchestrator.model.objects import Service
+from orchestrator.model.objects import Service, Task
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.validate import validate_service
 from orchestrator.pb import control_pb2
+
+PICTURE_INTERVAL = 0.02
+"""Seconds between two pictures of a service at the least: a picture of sixty tasks that start
+tells of many changes, not of one."""
 
 
 def image_digest(view: ClusterView, spec: ServiceSpec) -> str:
@@ -155,28 +160,33 @@ class ServiceCalls(Calls):
     @answering
     async def WatchService(self, request: Any, context: Any) -> AsyncIterator[Any]:
         service_id = find_service(self.api.view, request.service).id
+        sent: dict[str, tuple[Task, Any]] = {}
         async with self.api.cache.subscribe() as feed:
             while True:
-                picture = self._picture(service_id)
+                picture = self._picture(service_id, sent)
                 yield picture
                 if picture.removed:
                     return
+                await asyncio.sleep(PICTURE_INTERVAL)
                 await feed.next()
 
-    def _picture(self, service_id: str) -> Any:
+    def _picture(self, service_id: str, sent: dict[str, tuple[Task, Any]]) -> Any:
+        """The service now. `sent` keeps each task's message for as long as the task is the same:
+        most of them are, from one picture to the next."""
         view = self.api.view
         service = view.services.get(service_id)
         if service is None:
             return control_pb2.ServiceProgress(removed=True)
         state = progress(view, service_id)
+        tasks = view.tasks_of_service(service_id)
+        for task_id, task in tasks.items():
+            if task_id not in sent or sent[task_id][0] is not task:
+                sent[task_id] = (task, to_proto(task))
         return control_pb2.ServiceProgress(
             service=to_proto(service),
             tasks=[
-                to_proto(task)
-                for _, task in sorted(
-                    view.tasks_of_service(service_id).items(),
-                    key=lambda item: (item[1].slot, item[1].created_at),
-                )
+                sent[task.id][1]
+                for task in sorted(tasks.values(), key=lambda t: (t.slot, t.created_at))
             ],
             desired=state.desired,
             converged=state.converged,

@@ -54,6 +54,11 @@ TERMINAL = frozenset(
     }
 )
 
+CANNOT_INVOKE, NOT_FOUND = 126, 127
+"""Exit statuses of what could not be run, as shells have them: it is no program that this node can
+run, or it is not there."""
+NOT_RUNNABLE = frozenset({CANNOT_INVOKE, NOT_FOUND})
+
 _BEFORE_NODE = (TaskState.NEW, TaskState.PENDING)
 _ON_NODE = (
     TaskState.ASSIGNED,

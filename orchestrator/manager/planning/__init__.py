@@ -27,6 +27,9 @@ node that is DOWN; the reconciler gives its tasks up (ORPHANED) and fills their 
 An ORPHANED task is not among the `assignments` of its node, so that a node that comes back
 stops it.
 
+**Containers of their own** are tasks without a service (`standalone`). They are not replaced but
+run again, on the node that they have for life: the clock of their states is the pair (run, state).
+
 Files: `plan` and `views` are the contract with the shell. `pipeline` is the pass; `replicated`
 and `global_` say which slots there should be, `slots`, `restart`, `update`, `removal` and
 `reaper` what happens inside one; `scheduler`, `filters`, `constraints` and `resources` choose

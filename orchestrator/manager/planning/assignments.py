@@ -12,12 +12,13 @@ def assigned_tasks(view: ClusterView, node_id: str) -> dict[str, Task]:
 
     Those to be stopped are among them, since the agent obeys `desired_state`, and those that
     have ended, for as long as the store remembers them: the node keeps their logs. Those given up
-    are not, so that a node that comes back stops what it still runs of them.
+    are not, so that a node that comes back stops what it still runs of them. A standalone container
+    that waits for its next run is its node's all the time: that has its files.
     """
     tasks = view.tasks_of_node(node_id)
     return {
         id: tasks[id]
         for id in sorted(tasks)
-        if tasks[id].status.state >= TaskState.ASSIGNED
+        if (tasks[id].status.state >= TaskState.ASSIGNED or tasks[id].standalone)
         and tasks[id].status.state is not TaskState.ORPHANED
     }

@@ -38,9 +38,11 @@ class Filter:
 
 def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator[Filter]:
     """The rules that apply to this demand. Raises `ConstraintError` for one that is unreadable."""
-    yield from _ALWAYS
-    for text in demand.constraints:
-        yield _constraint(text)
+    yield from _UP
+    if not demand.at_home:
+        yield from _WELCOME
+        for text in demand.constraints:
+            yield _constraint(text)
     for rule in node_rules(view, table.homes, demand.volumes, demand.volumes_from):
         yield _node_rule(rule)
     for name in demand.networks or (DEFAULT_NETWORK,):
@@ -86,9 +88,11 @@ def explain(rejects: Sequence[tuple[str, int]]) -> str:
     return f"no suitable node ({'; '.join(parts)})"
 
 
-_ALWAYS = (
+_UP = (
     Filter(lambda table: table.state != NodeState.DOWN, "down"),
     Filter(lambda table: table.state != NodeState.UNKNOWN, "not heard of yet"),
+)
+_WELCOME = (
     Filter(lambda table: table.availability != Availability.PAUSE, "paused"),
     Filter(lambda table: table.availability != Availability.DRAIN, "drained"),
 )

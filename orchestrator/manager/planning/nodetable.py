@@ -30,7 +30,9 @@ class Demand:
     image: str = ""
     image_digest: str = ""
     node_id: str = ""
-    """The only node that will do (global services); empty: any."""
+    """The only node that will do (global services, containers that run again); empty: any."""
+    at_home: bool = False
+    """It has been there before, so it is not new to a node that takes nothing new."""
     volumes: tuple[MountSpec, ...] = ()
     """The named volumes, their names expanded as far as they are known before it has a node."""
     volumes_from: tuple[str, ...] = ()
@@ -43,11 +45,12 @@ class Demand:
             service_id=task.service_id,
             resources=task.spec.counted,
             ports=published(task),
-            constraints=service.spec.constraints if service else (),
+            constraints=service.spec.constraints if service else task.constraints,
             networks=task.spec.networks,
             image=task.spec.container.image,
             image_digest=task.image_digest,
             node_id=task.node_id,
+            at_home=task.standalone and bool(task.node_id),
             volumes=named_volumes(task),
             volumes_from=task.spec.container.volumes_from,
         )

@@ -16,10 +16,14 @@ from orchestrator.manager.planning.removal import remove
 from orchestrator.manager.planning.replicated import give_up_lost, reconcile_replicated
 from orchestrator.manager.planning.scheduler import Placement, schedule
 from orchestrator.manager.planning.slots import Draft, ended, waits
+from orchestrator.manager.planning.standalone import reconcile_standalone
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import placed as volumes_placed
 from orchestrator.model.objects import Image, Network, Node, Object, Service, Task, Volume
 from orchestrator.model.specs import ServiceMode
+
+STANDALONE = ""
+"""The id of the service that standalone containers do not have; they are planned together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,8 @@ class Dirty:
     """A task ended, an image arrived, or a volume went: what waits may fit now."""
     timer: bool = False
     """The time that a pass asked for (`requeue_at`) has come."""
+    containers: frozenset[str] = field(default_factory=frozenset)
+    """Ids of standalone containers that have changed."""
 
     def __or__(self, other: Dirty) -> Dirty:
         return Dirty(
@@ -41,10 +47,17 @@ class Dirty:
             self.nodes_changed or other.nodes_changed,
             self.capacity_freed or other.capacity_freed,
             self.timer or other.timer,
+            self.containers | other.containers,
         )
 
     def __bool__(self) -> bool:
-        return bool(self.services or self.nodes_changed or self.capacity_freed or self.timer)
+        return bool(
+            self.services
+            or self.containers
+            or self.nodes_changed
+            or self.capacity_freed
+            or self.timer
+        )
 
 
 EVERYTHING = Dirty(nodes_changed=True, capacity_freed=True, timer=True)
@@ -54,11 +67,14 @@ EVERYTHING = Dirty(nodes_changed=True, capacity_freed=True, timer=True)
 def dirty_of(changes: Iterable[Change]) -> Dirty:
     """What these changes of the store make dirty."""
     services: set[str] = set()
+    containers: set[str] = set()
     nodes = freed = False
     for change in changes:
         match change.subject:
             case Task() as task:
-                if task.service_id:
+                if task.standalone:
+                    containers.add(task.id)
+                else:
                     services.add(task.service_id)
                 freed = freed or change.after is None or ended(task)
             case Service() as service:
@@ -69,7 +85,7 @@ def dirty_of(changes: Iterable[Change]) -> Dirty:
                 freed = True
             case _:
                 pass
-    return Dirty(frozenset(services), nodes, freed)
+    return Dirty(frozenset(services), nodes, freed, containers=frozenset(containers))
 
 
 def plan(
@@ -85,6 +101,10 @@ def plan(
     drafts: dict[str, Draft] = {}
     for id in sorted(_services_to_reconcile(view, dirty)):
         drafts[id] = _reconcile(view, id, now, new_id)
+    containers = view.tasks_of_service(STANDALONE) if dirty.nodes_changed else dirty.containers
+    if containers:
+        drafts[STANDALONE] = _draft(view, STANDALONE, now, new_id)
+        reconcile_standalone(view, drafts[STANDALONE], containers)
     ahead = view.evolve(slices)
     ahead = ahead.evolve(change for draft in drafts.values() for change in draft.changes())
     placements: dict[str, _Placed] = {}
@@ -102,7 +122,7 @@ def plan(
             draft.keep_waiting(task, decision.reason)
     plans = [Plan(slices, reason="networks: slices of nodes")] if slices else []
     for id in sorted(drafts):
-        finished = _finish(drafts[id], placements.get(id, _Placed()))
+        finished = _finish(id, drafts[id], placements.get(id, _Placed()))
         if finished.changes:
             plans.append(finished)
     held = (task.not_before for task in ahead.pending.values() if task.not_before > now)
@@ -132,7 +152,7 @@ def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
         services |= view.services.keys()
     if dirty.timer:
         services |= {id for id, item in view.services.items() if item.spec.update.delay > 0}
-    return services - {""}
+    return services
 
 
 def _draft(view: ClusterView, service_id: str, now: float, new_id: Callable[[], str]) -> Draft:
@@ -158,15 +178,19 @@ def _waiting(ahead: ClusterView, dirty: Dirty, now: float) -> Iterable[Task]:
     everything = dirty.nodes_changed or dirty.capacity_freed
     for task in ahead.pending.values():
         service = ahead.services.get(task.service_id)
-        if task.service_id and (service is None or service.removed):
+        if task.standalone:
+            touched = task.id in dirty.containers
+        elif service is None or service.removed:
             continue
-        due = everything or task.service_id in dirty.services or 0 < task.not_before <= now
+        else:
+            touched = task.service_id in dirty.services
+        due = everything or touched or 0 < task.not_before <= now
         # What waits for another container's place may go with any change.
         if due or task.spec.container.volumes_from:
             yield task
 
 
-def _finish(draft: Draft, placements: _Placed) -> Plan:
+def _finish(id: str, draft: Draft, placements: _Placed) -> Plan:
     changes = draft.changes()
     read = [placements.read[key] for key in sorted(placements.read)]
     if draft.service is not None and not draft.service_gone:
@@ -180,16 +204,19 @@ def _finish(draft: Draft, placements: _Placed) -> Plan:
         (*placements.changes, *changes),
         tuple(read),
         requeue_at=earliest(draft.requeue_at, *held),
-        reason=_summary(draft, changes),
+        reason=_summary(id, draft, changes),
     )
 
 
-def _summary(draft: Draft, changes: Iterable[Change]) -> str:
+def _summary(id: str, draft: Draft, changes: Iterable[Change]) -> str:
     counts = {"new": 0, "changed": 0, "forgotten": 0}
     for change in changes:
         kind = (
             "new" if change.before is None else "forgotten" if change.after is None else "changed"
         )
         counts[kind] += 1
-    name = draft.service.spec.name if draft.service else "tasks of a service that is gone"
+    if draft.service is not None:
+        name = draft.service.spec.name
+    else:
+        name = "tasks of a service that is gone" if id else "containers"
     return f"{name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)

@@ -11,7 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from orchestrator.model.objects import Object, Task
-from orchestrator.model.states import Owner, TaskState, is_terminal, may_move
+from orchestrator.model.states import (
+    Owner,
+    TaskState,
+    is_terminal,
+    may_move,
+    may_run_again,
+)
 
 
 class IllegalChange(Exception):
@@ -70,7 +76,7 @@ def check_change(change: Change) -> None:
 
     Only tasks have rules: the move must be the manager's by the table of states, desired_state
     only grows, a task's node is for life, and a task is deleted only when it has ended or never
-    reached a node.
+    reached a node. A standalone container may begin another run, with a desired state of its own.
     """
     before, after = change.before, change.after
     if isinstance(after, Task):
@@ -105,11 +111,13 @@ def _check_birth(task: Task) -> None:
 
 def _check_move(before: Task, after: Task) -> None:
     source, target = before.status.state, after.status.state
-    if source is not target and not may_move(Owner.MANAGER, source, target):
+    if after.status.run != before.status.run:
+        _check_next_run(before, after)
+    elif source is not target and not may_move(Owner.MANAGER, source, target):
         raise IllegalChange(
             f"task {before.id}: the manager may not move it from {source.name} to {target.name}"
         )
-    if after.desired_state < before.desired_state:
+    if after.desired_state < before.desired_state and after.run <= before.run:
         raise IllegalChange(
             f"task {before.id}: its desired state would shrink from"
             f" {before.desired_state.name} to {after.desired_state.name}"
@@ -118,3 +126,17 @@ def _check_move(before: Task, after: Task) -> None:
         raise IllegalChange(f"task {before.id} is bound to node {before.node_id} for life")
     if target is TaskState.ASSIGNED and not after.node_id:
         raise IllegalChange(f"task {before.id} is assigned to no node")
+
+
+def _check_next_run(before: Task, after: Task) -> None:
+    """A task that begins another run does so from its end, waiting for its node to have room."""
+    legal = (
+        after.standalone
+        and after.status.state is TaskState.PENDING
+        and may_run_again(before.status.run, before.status.state, after.status.run)
+    )
+    if not legal:
+        raise IllegalChange(
+            f"task {before.id} cannot go from {before.status.state.name} of run"
+            f" {before.status.run} to {after.status.state.name} of run {after.status.run}"
+        )

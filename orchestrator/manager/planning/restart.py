@@ -43,7 +43,7 @@ def decide(service: Service, slot: Slot, now: float) -> Start | None:
         return Start()
     if not _wanted(policy, task) or _exhausted(policy, slot):
         return None
-    attempt = 1 if _ran(task) >= SETTLED else task.attempt + 1
+    attempt = 1 if ran(task) >= SETTLED else task.attempt + 1
     delay = backoff(policy, attempt)
     message = f"restarting in {delay:g} s (attempt {attempt + 1})" if delay > 0 else ""
     return Start(not_before=now + delay if delay > 0 else 0.0, attempt=attempt, message=message)
@@ -98,7 +98,7 @@ def _exhausted(policy: RestartPolicy, slot: Slot) -> bool:
     return restarts >= policy.max_attempts
 
 
-def _ran(task: Task) -> float:
+def ran(task: Task) -> float:
     """Seconds that the task ran; 0 if it never did."""
     status = task.status
     if not status.started_at:

@@ -166,7 +166,7 @@ class Draft:
 
     def assign(self, task: Task, node_id: str) -> None:
         """Give a waiting task its node."""
-        status = TaskStatus(TaskState.ASSIGNED, at=self.now)
+        status = TaskStatus(TaskState.ASSIGNED, at=self.now, run=task.run)
         self._put(replace(task, node_id=node_id, status=status))
 
     def keep_waiting(self, task: Task, reason: str) -> None:
@@ -186,10 +186,46 @@ class Draft:
             if desired is TaskState.REMOVE:
                 self.delete(task)
                 return
-            status = TaskStatus(TaskState.SHUTDOWN, at=self.now, message=reason)
+            status = replace(task.status, state=TaskState.SHUTDOWN, at=self.now, message=reason)
             self._put(replace(task, desired_state=desired, status=status))
         elif task.desired_state < desired:
             self._put(replace(task, desired_state=desired))
+
+    def run_again(
+        self,
+        task: Task,
+        run: int,
+        *,
+        not_before: float = 0.0,
+        attempt: int = 0,
+        restarts: int = 0,
+        message: str = "",
+    ) -> None:
+        """Begin another run of a standalone container that has ended, on the node that it has. How
+        the run before ended is remembered until this one is assigned."""
+        status = TaskStatus(
+            TaskState.PENDING,
+            at=self.now,
+            message=message,
+            exit_code=task.status.exit_code,
+            finished_at=task.status.finished_at,
+            run=run,
+        )
+        self._put(
+            replace(
+                task,
+                run=run,
+                status=status,
+                not_before=not_before,
+                attempt=attempt,
+                restarts=restarts,
+            )
+        )
+
+    def dismiss(self, task: Task) -> None:
+        """Order what has ended to go. It is forgotten by the next pass, not by this one, so that
+        whoever watches the store sees its end."""
+        self._put(replace(task, desired_state=TaskState.REMOVE))
 
     def give_up(self, task: Task, reason: str) -> None:
         """The task's node is lost: nobody knows what became of it, and it must stop if it lives."""

@@ -17,7 +17,8 @@ def ingest(
     """The changes that a node's reports make, by task id.
 
     Left out, since reports are repeated and reordered: what is not news, what is older than what
-    is known, tasks that are gone or were given up, and tasks of other nodes.
+    is known (of an earlier run of a container, too), tasks that are gone or were given up, and
+    tasks of other nodes.
     """
     tasks = view.tasks_of_node(node_id)
     return tuple(
@@ -30,6 +31,8 @@ def ingest(
 def is_news(task: Task, reported: TaskStatus) -> bool:
     """Whether an agent's report changes what is known of the task, by the table of states."""
     known = task.status
+    if reported.run != known.run:
+        return False
     if known.state is not reported.state:
         return may_move(Owner.AGENT, known.state, reported.state)
     return not is_terminal(known.state) and reported.at >= known.at and reported != known

@@ -19,8 +19,10 @@ from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.setup import new_id
 from orchestrator.identity.tls import join_credentials, server_credentials
 from orchestrator.manager.api import ApiContext, ControlApi
+from orchestrator.manager.api.containers import ContainerCalls
 from orchestrator.manager.api.volumes import VolumeCalls
 from orchestrator.manager.dispatcher import Dispatcher
+from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.joining import Joining
 from orchestrator.manager.planning.plan import Change
@@ -35,7 +37,13 @@ from orchestrator.manager.store.member import EtcdMember
 from orchestrator.manager.term import Term
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.model.objects import Cluster, Network
-from orchestrator.pb import control_pb2_grpc, dispatch_pb2_grpc, identity_pb2_grpc, volumes_pb2_grpc
+from orchestrator.pb import (
+    containers_pb2_grpc,
+    control_pb2_grpc,
+    dispatch_pb2_grpc,
+    identity_pb2_grpc,
+    volumes_pb2_grpc,
+)
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +137,7 @@ class Manager:
         self._kv = kv
         self.cache = Cache(kv)
         self._inbox = Inbox(time.time)
+        self._events = EventLog(self.cache, time.time)
         self._tunnels = Tunnels(new_id)
         self._leader = ""
         self.serving = asyncio.Event()
@@ -147,17 +156,21 @@ class Manager:
             group.create_task(self.cache.follow())
             await self.cache.wait_for(1)
             await _found(self._kv, self.cache, self._identity, self._settings)
-            server = self._server()
-            await server.start()
-            self.serving.set()
-            log.info(
-                "serving",
-                extra={"address": self._address, "manager": self._identity.manager_id},
-            )
-            try:
-                await self._lead()
-            finally:
-                await server.stop(0.2)
+            async with self._events.following():
+                await self._serve()
+
+    async def _serve(self) -> None:
+        server = self._server()
+        await server.start()
+        self.serving.set()
+        log.info(
+            "serving",
+            extra={"address": self._address, "manager": self._identity.manager_id},
+        )
+        try:
+            await self._lead()
+        finally:
+            await server.stop(0.2)
 
     def _server(self) -> grpc.aio.Server:
         folder, identity = self._settings.data_dir, self._identity
@@ -171,6 +184,7 @@ class Manager:
             dispatcher=self._dispatcher,
             tunnels=self._tunnels,
             inbox=self._inbox,
+            events=self._events,
             identity=identity,
             ca_digest=ca.digest(authority.certificate),
             leader=lambda: self._leader,
@@ -178,6 +192,7 @@ class Manager:
             new_id=new_id,
         )
         control_pb2_grpc.add_ControlServicer_to_server(ControlApi(context), server)
+        containers_pb2_grpc.add_ContainersServicer_to_server(ContainerCalls(context), server)
         volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeCalls(context), server)
         dispatch_pb2_grpc.add_DispatchServicer_to_server(self._dispatcher, server)
         joining = Joining(self._kv, self.cache, authority, self._managers, time.time, new_id)

@@ -38,6 +38,20 @@ class _Ended(Exception):
     """The session is over; the reason is its text."""
 
 
+_Order = tuple[TaskState, int, bool, str, float]
+
+
+def _order(task: Task) -> _Order:
+    """What of a task its node acts on: when this changes, it is sent again."""
+    return (
+        task.desired_state,
+        task.run,
+        task.status.run == task.run and task.status.state >= TaskState.ASSIGNED,
+        task.stop_signal,
+        task.stop_grace,
+    )
+
+
 class NodeSession:
     """One agent's session: what it was sent, and what it is yet to be told."""
 
@@ -45,7 +59,7 @@ class NodeSession:
         self.node_id = node_id
         self.ended = ""
         self._messages: deque[Any] = deque()
-        self._sent: dict[str, TaskState] = {}
+        self._sent: dict[str, _Order] = {}
         self._sent_networks: list[Any] | None = None
         self._sequence = 0
         self._looked_at: ClusterView | None = None
@@ -76,9 +90,7 @@ class NodeSession:
         full = self._sequence == 0
         wanted = assigned_tasks(view, self.node_id)
         added = [
-            task
-            for task_id, task in wanted.items()
-            if self._sent.get(task_id) is not task.desired_state
+            task for task_id, task in wanted.items() if self._sent.get(task_id) != _order(task)
         ]
         removed = sorted(self._sent.keys() - wanted.keys())
         networks = _networks(view, self.node_id)
@@ -86,7 +98,7 @@ class NodeSession:
         if not (full or added or removed or networks_changed):
             return None
         for task in added:
-            self._sent[task.id] = task.desired_state
+            self._sent[task.id] = _order(task)
         for task_id in removed:
             del self._sent[task_id]
         self._sent_networks = networks

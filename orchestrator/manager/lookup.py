@@ -64,6 +64,23 @@ def find_tasks(view: ClusterView, word: str) -> list[Task]:
     return list(view.tasks_of_service(find_service(view, word).id).values())
 
 
+def container_by_name(view: ClusterView, name: str) -> Task | None:
+    """The standalone container of this name."""
+    tasks = view.tasks_of_service("").values()
+    return next((task for task in tasks if task.container_name == name), None)
+
+
+def find_container(view: ClusterView, word: str) -> Task:
+    """The container meant by `word`: a standalone one's name, the newest task of a service's slot
+    (`web.3`), an id, or the beginning of one."""
+    names: dict[str, Task] = {}
+    for task in sorted(view.tasks.values(), key=lambda task: task.created_at):
+        names[task.name] = task
+    if (container := container_by_name(view, word)) is not None:
+        return container
+    return _pick("container", word, view.tasks, names.items(), "orc ps -a")
+
+
 def find_image(view: ClusterView, name: str) -> Image:
     """The image that some node has under this full name or digest."""
     image = view.image_by_name(name) or view.images.get(name)

@@ -22,6 +22,7 @@ _DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9a-fA-F]{32,}")
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?")
+_CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _HUB = ("docker.io", "index.docker.io")
 
 
@@ -128,6 +129,15 @@ def check_name(text: str, what: str = "name") -> None:
         raise ValueError(
             f"{what} {text!r} is not a DNS label; use lower-case letters, digits, '-' and '_', "
             "with a letter or digit at both ends"
+        )
+
+
+def check_container_name(text: str) -> None:
+    """Refuse what Docker does not take as a container's name. Raises ValueError."""
+    if not _CONTAINER.fullmatch(text) or len(text) > 255:
+        raise ValueError(
+            f"container name {text[:40]!r} is not valid; use letters, digits, '_', '.' and '-', "
+            "beginning with a letter or digit, at least two"
         )
 
 

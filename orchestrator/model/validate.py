@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 
 from orchestrator.model import confinement
@@ -67,8 +67,7 @@ def validate_service(spec: ServiceSpec) -> None:
     validate_task(spec.task)
     _not_negative("update.parallelism", spec.update.parallelism, "update parallelism")
     _not_negative("update.delay", spec.update.delay, "update delay")
-    for text in spec.constraints:
-        _constraint(text)
+    validate_constraints(spec.constraints)
 
 
 def validate_task(spec: TaskSpec) -> None:
@@ -82,6 +81,12 @@ def validate_task(spec: TaskSpec) -> None:
         _guard("task.networks", check_name, name, "network name")
     if len(set(spec.networks)) < len(spec.networks):
         raise InvalidSpec("task.networks", "a network is named twice")
+
+
+def validate_constraints(constraints: Iterable[str]) -> None:
+    """Raise InvalidSpec for the first placement rule that cannot be read."""
+    for text in constraints:
+        _constraint(text)
 
 
 def known_signal(text: str) -> bool:

@@ -1,13 +1,9 @@
-"""Names of signals, as users and images write them."""
+"""The signals by which containers are asked to end."""
 
 from __future__ import annotations
 
-import re
-import signal
-
 from orchestrator.agent.runtime.base import Container, RuntimeFailure
-
-_REALTIME = re.compile(r"RTM(IN|AX)(?:([+-])(\d+))?")
+from orchestrator.model import signals
 
 
 def signal_number(name: str) -> int:
@@ -15,19 +11,10 @@ def signal_number(name: str) -> int:
 
     Raises RuntimeFailure for anything that is no signal.
     """
-    text = name.strip().upper().removeprefix("SIG")
-    number: int | None = None
-    if text.isdecimal():
-        number = int(text)
-    elif match := _REALTIME.fullmatch(text):
-        number = int(signal.SIGRTMIN if match[1] == "IN" else signal.SIGRTMAX)
-        if match[2]:
-            number += int(match[3]) if match[2] == "+" else -int(match[3])
-    elif f"SIG{text}" in signal.Signals.__members__:
-        number = int(signal.Signals[f"SIG{text}"])
-    if number is None or not 1 <= number <= signal.SIGRTMAX:
-        raise RuntimeFailure(f"`{name}` is not a signal; give a name such as SIGTERM or a number")
-    return number
+    try:
+        return signals.signal_number(name)
+    except ValueError as error:
+        raise RuntimeFailure(str(error)) from None
 
 
 def stop_signal(container: Container) -> int:

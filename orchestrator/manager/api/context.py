@@ -13,6 +13,7 @@ import grpc
 
 from orchestrator.identity.files import ManagerIdentity
 from orchestrator.manager.dispatcher import Dispatcher
+from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import Refusal
@@ -34,6 +35,7 @@ class ApiContext:
     dispatcher: Dispatcher
     tunnels: Tunnels
     inbox: Inbox
+    events: EventLog
     identity: ManagerIdentity
     ca_digest: str
     leader: Callable[[], str]

@@ -219,6 +219,8 @@ class Draft:
                 not_before=not_before,
                 attempt=attempt,
                 restarts=restarts,
+                stop_signal="",
+                stop_grace=0.0,
             )
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.store.keys import object_key
+from orchestrator.manager.store.keys import object_key, unique_key
 from orchestrator.manager.store.kv import Delete, Guard, Kv, Op, Put
 from orchestrator.model.convert import encode
 from orchestrator.model.objects import Object
@@ -26,7 +26,7 @@ async def commit(
     `guards` and `ops` go along with the first transaction as they are (name keys). One
     transaction if the store takes that many operations; else several, in the order of the
     changes, each guarded in full: a plan may be cut between slots. Raises `Conflict` when a
-    guard fails; transactions before it stay.
+    guard fails; transactions before it stay. What is deleted gives its unique name back with it.
     """
     revision = 0
     changed = {object_key(change.subject) for change in changes}
@@ -41,17 +41,27 @@ async def commit(
     for chunk in _chunks(changes, room):
         revision = await kv.txn(
             [*shared, *guards, *(_guard(change) for change in chunk)],
-            [*ops, *(_op(change) for change in chunk)],
+            [*ops, *(op for change in chunk for op in _ops(change))],
         )
         guards = ops = ()
     return revision
 
 
 def _chunks(changes: Sequence[Change], size: int) -> Iterator[Sequence[Change]]:
+    """The changes in parts of at most `size` operations."""
     if not changes:
         yield ()
-    for start in range(0, len(changes), size):
-        yield changes[start : start + size]
+    chunk: list[Change] = []
+    taken = 0
+    for change in changes:
+        cost = len(_ops(change))
+        if chunk and taken + cost > size:
+            yield chunk
+            chunk, taken = [], 0
+        chunk.append(change)
+        taken += cost
+    if chunk:
+        yield chunk
 
 
 def _guard(change: Change) -> Guard:
@@ -61,6 +71,9 @@ def _guard(change: Change) -> Guard:
     )
 
 
-def _op(change: Change) -> Op:
+def _ops(change: Change) -> list[Op]:
     key = object_key(change.subject)
-    return Delete(key) if change.after is None else Put(key, encode(change.after))
+    if change.after is not None:
+        return [Put(key, encode(change.after))]
+    name = unique_key(change.subject)
+    return [Delete(key)] if name is None else [Delete(key), Delete(name)]

@@ -52,3 +52,10 @@ def object_type(key: str) -> tuple[type[Object], str] | None:
 def name_key(type_: type[Object], name: str) -> str:
     """The key that makes `name` unique among the objects of a class."""
     return f"{_NAMES}{_KINDS[type_]}/{name}"
+
+
+def unique_key(obj: Object) -> str | None:
+    """The name key that lives and dies with an object, None when it has none."""
+    if isinstance(obj, Task) and obj.container_name:
+        return name_key(Task, obj.container_name)
+    return None

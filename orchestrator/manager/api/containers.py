@@ -1,0 +1,306 @@
+"""Calls about containers: standalone ones, and what is done to one container of whatever kind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.manager import orders
+from orchestrator.manager.api.context import Calls, answering
+from orchestrator.manager.api.services import check_networks, image_digest
+from orchestrator.manager.containernames import container_name
+from orchestrator.manager.lookup import container_by_name, find_container, find_node
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.refusal import invalid, precondition, taken
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.keys import unique_key
+from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
+from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.names import check_container_name
+from orchestrator.model.objects import Node, Task, TaskStatus
+from orchestrator.model.signals import signal_number
+from orchestrator.model.specs import ServiceSpec
+from orchestrator.model.states import TaskState
+from orchestrator.model.validate import known_signal, validate_constraints, validate_task
+from orchestrator.pb import containers_pb2, containers_pb2_grpc, dispatch_pb2
+
+_LIVE = (TaskState.STARTING, TaskState.RUNNING)
+
+
+class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ignore[misc]
+    """`orc run|create|start|stop|restart|kill|pause|unpause|rm|rename|ps|wait|events`."""
+
+    @answering
+    async def CreateContainer(self, request: Any, context: Any) -> Any:
+        api, view = self.api, self.api.view
+        spec = from_proto(request.spec)
+        validate_task(spec)
+        constraints = tuple(request.constraints)
+        validate_constraints(constraints)
+        as_service = ServiceSpec(task=spec)
+        check_networks(view, as_service)
+        if request.node:
+            constraints = (*constraints, f"node.id=={find_node(view, request.node).id}")
+        id = api.new_id()
+        name = request.name or container_name(id, lambda n: container_by_name(view, n) is not None)
+        _check_name(name)
+        now = api.now()
+        task = Task(
+            id=id,
+            created_at=now,
+            spec=spec,
+            image_digest=image_digest(view, as_service),
+            desired_state=TaskState.RUNNING if request.start else TaskState.READY,
+            status=TaskStatus(TaskState.PENDING, at=now, run=1),
+            container_name=name,
+            run=1,
+            auto_remove=request.auto_remove,
+            constraints=constraints,
+        )
+        key = unique_key(task)
+        assert key is not None  # it has a name
+        try:
+            revision = await commit(
+                api.kv,
+                [Change(None, task)],
+                guards=[Guard(key, mod_revision=0)],
+                ops=[Put(key, id.encode())],
+            )
+        except Conflict:
+            raise _name_taken(view, name) from None
+        await api.cache.wait_for(revision)
+        return to_proto(replace(task, revision=revision))
+
+    @answering
+    async def StartContainer(self, request: Any, context: Any) -> Any:
+        return to_proto(await self._order(request.container, orders.start))
+
+    @answering
+    async def StopContainer(self, request: Any, context: Any) -> Any:
+        return to_proto(await self._ending(request, orders.stop))
+
+    @answering
+    async def RestartContainer(self, request: Any, context: Any) -> Any:
+        return to_proto(await self._ending(request, orders.restart))
+
+    @answering
+    async def RemoveContainer(self, request: Any, context: Any) -> Any:
+        def edit(task: Task) -> Task:
+            return orders.remove(self.api.view, task, request.force)
+
+        return to_proto(await self._order(request.container, edit))
+
+    @answering
+    async def RenameContainer(self, request: Any, context: Any) -> Any:
+        api = self.api
+        _check_name(request.name)
+
+        def edit(task: Task) -> Task:
+            if not task.standalone:
+                raise precondition(f"'{task.name}' is a task of a service; it cannot be renamed")
+            return replace(task, container_name=request.name)
+
+        while True:
+            read = api.cache.revision
+            task = find_container(api.view, request.container)
+            after = edit(task)
+            old, new = unique_key(task), unique_key(after)
+            assert old is not None
+            assert new is not None  # both have names
+            if old == new:
+                return to_proto(task)
+            try:
+                revision = await commit(
+                    api.kv,
+                    [Change(task, after)],
+                    guards=[Guard(new, mod_revision=0)],
+                    ops=[Put(new, task.id.encode()), Delete(old)],
+                )
+            except Conflict as conflict:
+                if new in conflict.keys:
+                    raise _name_taken(api.view, request.name) from None
+                await api.cache.wait_for(read + 1)
+            else:
+                await api.cache.wait_for(revision)
+                return to_proto(replace(after, revision=revision))
+
+    @answering
+    async def KillContainer(self, request: Any, context: Any) -> Any:
+        if request.signal and not known_signal(request.signal):
+            raise invalid(f"signal {request.signal!r} is unknown; write such as SIGTERM or SIGINT")
+        number = signal_number(request.signal or "SIGKILL")
+        task = self._live(request.container)
+        if task.standalone and number == signal_number("SIGKILL"):
+            # As an order it holds whatever happens, and no restart policy undoes it.
+            return to_proto(
+                await self._order(
+                    task.id, lambda found: orders.stop(found, "SIGKILL", orders.NO_GRACE)
+                )
+            )
+        await self._act(task, dispatch_pb2.ContainerOrder.SIGNAL, number)
+        return to_proto(task)
+
+    @answering
+    async def PauseContainer(self, request: Any, context: Any) -> Any:
+        return await self._freeze(request.container, True)
+
+    @answering
+    async def UnpauseContainer(self, request: Any, context: Any) -> Any:
+        return await self._freeze(request.container, False)
+
+    @answering
+    async def ListContainers(self, request: Any, context: Any) -> Any:
+        view = self.api.view
+        if request.containers:
+            tasks = [find_container(view, word) for word in request.containers]
+        else:
+            tasks = sorted(view.tasks.values(), key=lambda task: (-task.created_at, task.id))
+        return containers_pb2.ListContainersReply(containers=[_row(view, task) for task in tasks])
+
+    @answering
+    async def WatchContainer(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        cache, wake = self.api.cache, asyncio.Event()
+        async with cache.subscribe() as feed:
+            task = find_container(cache.view, request.container)
+            id, node_id = task.id, task.node_id
+            rows: deque[Any] = deque([_row(cache.view, task)])
+
+            def take() -> None:
+                # At once, for the feed folds what it holds: no state is left out.
+                nonlocal node_id
+                for change in feed.take():
+                    found = change.subject
+                    if isinstance(found, Task) and found.id == id:
+                        node_id = found.node_id
+                        rows.append(_row(cache.view, found, removed=change.after is None))
+                    elif isinstance(found, Node) and found.id == node_id and id in cache.view.tasks:
+                        rows.append(_row(cache.view, cache.view.tasks[id]))
+                wake.set()
+
+            feed.on_change = take
+            while True:
+                while rows:
+                    row = rows.popleft()
+                    yield row
+                    if row.removed:
+                        return
+                wake.clear()
+                await wake.wait()
+
+    @answering
+    async def Events(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        events, wake = self.api.events, asyncio.Event()
+        async with events.follow(wake.set) as queue:
+            past = events.since(request.since) if request.since else []
+            for event in past:
+                if not request.until or event.at <= request.until:
+                    yield _event(event)
+            try:
+                left = request.until - self.api.now() if request.until else None
+                async with asyncio.timeout(left if left is None else max(0.0, left)):
+                    while True:
+                        while queue:
+                            yield _event(queue.popleft())
+                        wake.clear()
+                        await wake.wait()
+            except TimeoutError:
+                return
+
+    async def _ending(self, request: Any, order: Callable[[Task, str, float | None], Task]) -> Task:
+        if request.signal and not known_signal(request.signal):
+            raise invalid(f"signal {request.signal!r} is unknown; write such as SIGTERM or SIGINT")
+        grace = request.grace if request.HasField("grace") else None
+        return await self._order(request.container, lambda task: order(task, request.signal, grace))
+
+    async def _order(self, word: str, edit: Callable[[Task], Task]) -> Task:
+        """Write an order; anew for as long as the leader writes what its node reports."""
+        cache = self.api.cache
+        while True:
+            read = cache.revision
+            task = find_container(cache.view, word)
+            word = task.id
+            after = edit(task)
+            if after == task:
+                return task
+            try:
+                revision = await commit(self.api.kv, [Change(task, after)])
+            except Conflict:
+                await cache.wait_for(read + 1)
+            else:
+                await cache.wait_for(revision)
+                return replace(after, revision=revision)
+
+    def _live(self, word: str) -> Task:
+        task = find_container(self.api.view, word)
+        if task.status.state not in _LIVE:
+            raise precondition(f"container '{task.name}' is not running")
+        return task
+
+    async def _act(self, task: Task, action: Any, signal: int = 0) -> None:
+        """Have the container's node do something to it at once. Raises Refusal."""
+        node = self.api.view.nodes.get(task.node_id)
+        hostname = node.description.hostname if node else task.node_id
+        order = dispatch_pb2.OpenTunnel(
+            container=dispatch_pb2.ContainerOrder(task_id=task.id, action=action, signal=signal)
+        )
+        async with self.api.tunnels.open(
+            task.node_id, hostname, order, self.api.dispatcher.push
+        ) as tunnel:
+            async for frame in tunnel.frames():
+                if frame.WhichOneof("kind") == "result" and frame.result.error:
+                    raise precondition(f"container '{task.name}': {frame.result.error}")
+
+    async def _freeze(self, word: str, paused: bool) -> Any:
+        task = self._live(word)
+        if task.status.paused is paused:
+            word = "is paused already" if paused else "is not paused"
+            raise precondition(f"container '{task.name}' {word}")
+        actions = dispatch_pb2.ContainerOrder
+        async with self.api.cache.subscribe() as feed:
+            await self._act(task, actions.PAUSE if paused else actions.UNPAUSE)
+            while True:
+                known = self.api.view.tasks.get(task.id)
+                if known is None or known.status.paused is paused:
+                    return to_proto(known or task)
+                if known.status.state not in _LIVE:
+                    raise precondition(f"container '{task.name}' has ended meanwhile")
+                await feed.next()
+
+
+def _check_name(name: str) -> None:
+    try:
+        check_container_name(name)
+    except ValueError as error:
+        raise invalid(str(error)) from None
+
+
+def _name_taken(view: ClusterView, name: str) -> Exception:
+    there = container_by_name(view, name)
+    what = f" ({there.id[:12]})" if there else ""
+    return taken(
+        f"there is a container '{name}' already{what}; remove it with 'orc rm {name}', rename it, "
+        "or choose another name"
+    )
+
+
+def _row(view: ClusterView, task: Task, removed: bool = False) -> Any:
+    row = containers_pb2.ContainerRow(task=to_proto(task), removed=removed)
+    if (node := view.nodes.get(task.node_id)) is not None:
+        row.node.CopyFrom(to_proto(node))
+    return row
+
+
+def _event(event: Any) -> Any:
+    return containers_pb2.Event(
+        at=event.at,
+        type=event.type,
+        action=event.action,
+        id=event.id,
+        name=event.name,
+        node=event.node,
+        attributes=event.attributes,
+    )

@@ -1,0 +1,191 @@
+"""What happened in the cluster, told from the changes of the store.
+
+Every manager follows the store, so every one of them can tell: it remembers the newest events
+since it started, in memory, and shows others as they happen. An event is what a change means to a
+user; a change that means nothing to one (a heartbeat's, a retry's) makes none.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.store.cache import Cache
+from orchestrator.model.objects import Image, Node, NodeState, Object, Service, Task
+from orchestrator.model.states import TaskState, is_terminal
+
+REMEMBERED = 4096
+"""Events that a manager remembers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to one object."""
+
+    at: float
+    type: str
+    """`container`, `service`, `node`, `image`, `network`, …"""
+    action: str
+    id: str
+    name: str
+    node: str = ""
+    """Hostname, of a container or node."""
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+class EventLog:
+    """The newest events, and those who wait for more."""
+
+    def __init__(self, cache: Cache, now: Callable[[], float]) -> None:
+        self._cache = cache
+        self._now = now
+        self._events: deque[Event] = deque(maxlen=REMEMBERED)
+        self._followers: dict[int, tuple[deque[Event], Callable[[], None]]] = {}
+        self._next = 0
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Take events down for as long as this lasts."""
+        async with self._cache.subscribe() as feed:
+            # At once, for the feed folds what it holds, and every change counts.
+            feed.on_change = lambda: self._take(feed.take())
+            yield
+
+    def _take(self, changes: list[Change]) -> None:
+        now = self._now()
+        for change in changes:
+            for event in events_of(change, self._cache.view, now):
+                self._events.append(event)
+                for waiting, wake in self._followers.values():
+                    waiting.append(event)
+                    wake()
+
+    def since(self, moment: float) -> list[Event]:
+        """The events from `moment` on that are remembered, oldest first."""
+        return [event for event in self._events if event.at >= moment]
+
+    @asynccontextmanager
+    async def follow(self, wake: Callable[[], None]) -> AsyncIterator[deque[Event]]:
+        """A queue that gets each event from now on; `wake` is called when it has got one. A reader
+        that falls too far behind loses the oldest."""
+        number, self._next = self._next, self._next + 1
+        queue: deque[Event] = deque(maxlen=REMEMBERED)
+        self._followers[number] = (queue, wake)
+        try:
+            yield queue
+        finally:
+            del self._followers[number]
+
+
+def events_of(change: Change, view: ClusterView, now: float) -> Iterator[Event]:
+    """What a change means to a user. `view` names the nodes."""
+    before, after = change.before, change.after
+    match change.subject:
+        case Task() as task:
+            was = before if isinstance(before, Task) else None
+            yield from _of_task(was, after if isinstance(after, Task) else None, task, view, now)
+        case other:
+            if action := _action(before, after):
+                yield Event(
+                    now,
+                    type(other).__name__.lower(),
+                    action,
+                    other.id,
+                    _name(other),
+                    _name(other) if isinstance(other, Node) else "",
+                    _attributes(other),
+                )
+
+
+def _of_task(
+    before: Task | None, after: Task | None, task: Task, view: ClusterView, now: float
+) -> Iterator[Event]:
+    for action, extra in _task_actions(before, after):
+        node = view.nodes.get(task.node_id)
+        attributes = {"image": task.spec.container.image, **task.spec.container.labels, **extra}
+        if task.service_name:
+            attributes["service"] = task.service_name
+        hostname = node.description.hostname if node else ""
+        yield Event(now, "container", action, task.id, task.name, hostname, attributes)
+
+
+def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str, dict[str, str]]]:
+    if before is None:
+        yield "create", {}
+    elif after is not None and before.container_name != after.container_name:
+        yield "rename", {"oldName": before.container_name}
+    if after is None:
+        yield "destroy", {}
+        return
+    old = before.status if before is not None else None
+    new = after.status
+    same_run = old is not None and old.run == new.run
+    if new.state is TaskState.RUNNING and not (same_run and old and old.state is new.state):
+        yield "start", {}
+    if same_run and old is not None and old.paused != new.paused and not is_terminal(new.state):
+        yield "pause" if new.paused else "unpause", {}
+    if is_terminal(new.state) and not (same_run and old and is_terminal(old.state)):
+        if new.oom_killed:
+            yield "oom", {}
+        extra = {"exitCode": str(new.exit_code)}
+        if new.message:
+            extra["reason"] = new.message
+        yield "die", extra
+        if new.state is TaskState.SHUTDOWN:
+            yield "stop", {}
+
+
+def _action(before: Object | None, after: Object | None) -> str:
+    """What happened to an object that is no task; empty for what is no news to a user."""
+    if before is None:
+        return "create"
+    if after is None:
+        return "remove"
+    match before, after:
+        case Node(), Node():
+            if before.state is not after.state:
+                return {NodeState.DOWN: "down", NodeState.READY: "ready"}.get(after.state, "")
+            changed = (before.availability, before.labels, before.role) != (
+                after.availability,
+                after.labels,
+                after.role,
+            )
+            return "update" if changed else ""
+        case Service(), Service():
+            if after.removed:
+                return "remove" if not before.removed else ""
+            return "update" if before.spec != after.spec else ""
+        case Image(), Image():
+            if set(after.names) - set(before.names):
+                return "tag"
+            if set(before.names) - set(after.names):
+                return "untag"
+            return "pull" if set(after.nodes) - set(before.nodes) else ""
+        case _:
+            return "update"
+
+
+def _name(item: Object) -> str:
+    match item:
+        case Service():
+            return item.spec.name
+        case Node():
+            return item.description.hostname
+        case Image():
+            return item.names[0] if item.names else item.id
+        case _:
+            return str(getattr(item, "name", ""))
+
+
+def _attributes(item: Object) -> dict[str, str]:
+    match item:
+        case Node():
+            return {"state": item.state.name.lower(), **item.labels}
+        case Service():
+            return dict(item.spec.labels)
+        case _:
+            return {}

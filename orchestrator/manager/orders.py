@@ -1,0 +1,110 @@
+"""What a user's order changes of a standalone container: pure, and refused in the user's words.
+
+An order is written as what is wanted (`desired_state`, `run`, how to stop); the planner and the
+node bring it about. So none is lost with the client, the manager or the agent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from orchestrator.manager.planning.slots import ended, waits
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.refusal import precondition
+from orchestrator.model.objects import NodeState, Task
+from orchestrator.model.states import TaskState
+
+NO_GRACE = -1.0
+"""`Task.stop_grace` for a stop that begins with SIGKILL or is not to wait."""
+
+
+def start(task: Task) -> Task:
+    """Run it: for the first time, or again once it has ended. One that runs is left as it is."""
+    _check(task)
+    if waits(task) or (not ended(task) and task.desired_state < TaskState.RUNNING):
+        return replace(task, desired_state=TaskState.RUNNING, not_before=0.0, attempt=0)
+    if task.desired_state is TaskState.RUNNING and (not ended(task) or task.run > task.status.run):
+        return task
+    return _next_run(task)
+
+
+def stop(task: Task, signal: str, grace: float | None) -> Task:
+    """End it and leave it ended. One that does not run is left as it is, but not restarted."""
+    _check(task)
+    if not waits(task) and task.desired_state < TaskState.RUNNING:
+        return task
+    return replace(
+        task,
+        run=task.status.run,
+        desired_state=TaskState.SHUTDOWN,
+        stop_signal=signal,
+        stop_grace=_grace(grace),
+    )
+
+
+def restart(task: Task, signal: str, grace: float | None) -> Task:
+    """End it, if it runs, and run it again; one order, which nothing can cut in two."""
+    if waits(task) or ended(task) or task.desired_state < TaskState.RUNNING:
+        return start(task)
+    _check(task)
+    return replace(_next_run(task), stop_signal=signal, stop_grace=_grace(grace))
+
+
+def remove(view: ClusterView, task: Task, force: bool) -> Task:
+    """Let it and its files go. One that runs must be stopped first, or forced."""
+    _check(task, going=True)
+    if task.desired_state is TaskState.REMOVE:
+        return task
+    node = view.nodes.get(task.node_id)
+    alive = not waits(task) and not ended(task)
+    if alive and node is not None and node.state is NodeState.DOWN:
+        where = node.description.hostname
+        if not force:
+            raise precondition(
+                f"container '{task.name}' is on node {where}, which is down; start the node, or "
+                "forget the container with --force (it ends when its node is back)"
+            )
+        lost = replace(
+            task.status, state=TaskState.ORPHANED, message=f"removed while node {where} was down"
+        )
+        return replace(task, status=lost, desired_state=TaskState.REMOVE)
+    if alive and task.desired_state >= TaskState.RUNNING and not force:
+        word = "paused" if task.status.paused else "running"
+        raise precondition(
+            f"container '{task.name}' is {word}; stop it first ('orc stop {task.name}'), or use "
+            "--force"
+        )
+    return replace(
+        task,
+        run=task.status.run,
+        desired_state=TaskState.REMOVE,
+        stop_signal="SIGKILL",
+        stop_grace=NO_GRACE,
+    )
+
+
+def _next_run(task: Task) -> Task:
+    return replace(
+        task,
+        run=task.status.run + 1,
+        desired_state=TaskState.RUNNING,
+        not_before=0.0,
+        attempt=0,
+        restarts=0,
+    )
+
+
+def _grace(seconds: float | None) -> float:
+    if seconds is None:
+        return 0.0
+    return seconds if seconds > 0 else NO_GRACE
+
+
+def _check(task: Task, going: bool = False) -> None:
+    if not task.standalone:
+        raise precondition(
+            f"'{task.name}' is a task of service '{task.service_name}', which would replace it; "
+            f"use 'orc service scale' or 'orc service update --force {task.service_name}'"
+        )
+    if task.desired_state is TaskState.REMOVE and not going:
+        raise precondition(f"container '{task.name}' is being removed")

@@ -169,6 +169,8 @@ def main(arguments: Sequence[str]) -> int:
     if os.geteuid() != 0:
         say("it needs root: run it with sudo")
         return 2
+    # Where it is set, an interpreter compiles anew what has changed, each time that it starts.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     before = machine.load()
     try:
         with interruptible(), workplace() as folder:

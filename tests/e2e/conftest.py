@@ -66,18 +66,24 @@ def session_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluste
 def cluster(session_cluster: Cluster) -> Iterator[Cluster]:
     """The run's cluster, healthy; afterwards without services, and healthy again."""
     yield session_cluster
-    session_cluster.heal()
-    for host, row in session_cluster.status().items():
+    hosts = session_cluster.status()
+    if any(row["partitioned"] for row in hosts.values()):
+        session_cluster.heal()
+    for host, row in hosts.items():
         if row["state"] == "off" or row["daemon_state"] != "running":
             session_cluster.start(host)
-    session_cluster.await_ready()
-    services = [service["name"] for service in session_cluster.json("service", "ls")]
+    # A manager that was just started may need a moment.
+    services = eventually(lambda: [session_cluster.json("service", "ls")], within=20.0)[0]
     if services:
-        session_cluster.orc("service", "rm", *services)
-    # Their tasks go after them; the next test finds all of each node free.
-    eventually(
-        lambda: not any(node["tasks"] for node in session_cluster.json("node", "ls")), within=30.0
-    )
+        session_cluster.orc("service", "rm", *(service["name"] for service in services))
+
+    def idle() -> bool:
+        """All nodes are ready, and the next test finds all of each free."""
+        nodes = session_cluster.nodes().values()
+        assert all(node["state"] == "ready" and not node["tasks"] for node in nodes), nodes
+        return True
+
+    eventually(idle, within=30.0)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,11 @@ Two rules are worth their words:
   STARTING or later and of which nothing is found has failed, and the manager replaces it. The
   exception is a reboot of the host: then nothing can run twice here, and what ran starts again.
 - What never ran waits, after a restart of the agent, until a manager has confirmed it.
+
+A standalone container never moves, so it may be started again where it is certain that it was not
+started; and it may run again: RELEASE keeps its writable layer, RENEW begins the next run that the
+order asks for, and DISCARD takes the rest away at last. A reboot starts it again if its restart
+policy says so.
 """
 
 from __future__ import annotations
@@ -21,8 +26,12 @@ from enum import Enum, auto
 
 from orchestrator.agent.runtime.base import Exit, Started
 from orchestrator.model.objects import Task, TaskStatus
+from orchestrator.model.specs import RestartCondition
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.units import format_memory
+
+_OVER_REBOOT = (RestartCondition.ANY, RestartCondition.UNLESS_STOPPED)
+"""Restart policies by which a container starts again after a reboot, as Docker has it."""
 
 _SIGNALLED = 128
 """A shell's convention: exit status 128 + n means "ended by signal n"."""
@@ -46,7 +55,11 @@ class Step(Enum):
     SETTLE = auto()
     """Record how it ended; `settle` says how."""
     RELEASE = auto()
-    """Remove the container and give its network back."""
+    """Remove the container and give its network back; of a standalone one its files stay."""
+    RENEW = auto()
+    """Begin the next run of a standalone container."""
+    DISCARD = auto()
+    """Remove the files of a standalone container."""
     REST = auto()
     """Nothing until the order changes."""
 
@@ -63,19 +76,27 @@ class Observed:
     """Image and network are ready."""
     released: bool = False
     """Container and network are gone."""
+    discarded: bool = False
+    """The files of a standalone container are gone too."""
     rebooted: bool = False
     """It ran in an earlier boot of the host, so nothing of it can run now."""
     confirmed: bool = True
     """A manager assigned it to this agent's process; not only to one before."""
 
 
+def sense(task: Task) -> tuple[object, ...]:
+    """What of an order the steps depend on."""
+    given = task.status.run == task.run and task.status.state >= TaskState.ASSIGNED
+    return task.desired_state, task.run, given, task.stop_signal, task.stop_grace
+
+
 def next_step(task: Task, status: TaskStatus, observed: Observed) -> Step:
     """The next step for `task`, whose newest recorded status is `status`."""
     if is_terminal(status.state):
-        return Step.REST if observed.released else Step.RELEASE
+        return _after_end(task, status, observed)
     if not observed.looked:
         return Step.ADOPT
-    wanted = task.desired_state <= TaskState.RUNNING
+    wanted = not _to_end(task, status)
     if isinstance(observed.container, Exit):
         return Step.SETTLE
     if isinstance(observed.container, Started):
@@ -83,23 +104,48 @@ def next_step(task: Task, status: TaskStatus, observed: Observed) -> Step:
             return Step.STOP
         recorded = status.state is TaskState.RUNNING and status.pid == observed.container.pid
         return Step.WATCH if recorded else Step.RUN
-    if not wanted or _lost(status, observed):
+    if not wanted or _lost(task, status, observed):
         return Step.SETTLE
     if not observed.confirmed and not observed.rebooted:
+        return Step.REST
+    if task.standalone and task.status.state < TaskState.ASSIGNED:
         return Step.REST
     if not observed.prepared:
         return Step.PREPARE
     return Step.START if task.desired_state is TaskState.RUNNING else Step.REST
 
 
-def _lost(status: TaskStatus, observed: Observed) -> bool:
-    return status.state >= TaskState.STARTING and not observed.rebooted
+def _after_end(task: Task, status: TaskStatus, observed: Observed) -> Step:
+    if not observed.released:
+        return Step.RELEASE
+    if task.standalone and task.desired_state is TaskState.REMOVE and not observed.discarded:
+        return Step.DISCARD
+    next_run = task.run > status.run and task.desired_state <= TaskState.RUNNING
+    # The manager's own word: this run has its node's room, and its delay is over.
+    given = task.status.run == task.run and task.status.state >= TaskState.ASSIGNED
+    return Step.RENEW if next_run and given else Step.REST
+
+
+def _to_end(task: Task, status: TaskStatus) -> bool:
+    """Whether the run that `status` is about is ordered to end."""
+    return task.desired_state > TaskState.RUNNING or task.run > status.run
+
+
+def _lost(task: Task, status: TaskStatus, observed: Observed) -> bool:
+    """Whether it may have run, and nobody knows what became of it."""
+    if status.state < TaskState.STARTING:
+        return False
+    if not task.standalone:
+        return not observed.rebooted
+    if observed.rebooted:
+        return task.spec.restart.condition not in _OVER_REBOOT
+    return status.state > TaskState.STARTING
 
 
 def settle(task: Task, status: TaskStatus, observed: Observed, now: float) -> TaskStatus:
     """The last status of a task that has ended (`Exit`), was stopped before it started, or was
     lost over a restart of the agent."""
-    ordered = task.desired_state > TaskState.RUNNING
+    ordered = _to_end(task, status)
     end = observed.container
     if isinstance(end, Exit):
         if ordered:
@@ -118,6 +164,7 @@ def settle(task: Task, status: TaskStatus, observed: Observed, now: float) -> Ta
             finished_at=end.finished_at,
             pid=0,
             addresses={},
+            paused=False,
         )
     if ordered:
         state, message = TaskState.SHUTDOWN, "stopped before it started"
@@ -128,21 +175,29 @@ def settle(task: Task, status: TaskStatus, observed: Observed, now: float) -> Ta
     return _ended(status, state, message, now)
 
 
-def fail(task: Task, status: TaskStatus, reason: str, now: float) -> TaskStatus:
+def fail(task: Task, status: TaskStatus, reason: str, now: float, exit_code: int = 0) -> TaskStatus:
     """The last status of a task with which a step went wrong. How far it got decides: before it
-    was ready the node *rejects* it, later it *failed*; if it was to stop anyway, it has."""
-    if task.desired_state > TaskState.RUNNING:
+    was ready the node *rejects* it, later it *failed*; if it was to stop anyway, it has.
+    `exit_code` is what tells of a program that cannot be run."""
+    if _to_end(task, status):
         state = TaskState.SHUTDOWN
     elif status.state < TaskState.READY:
         state = TaskState.REJECTED
     else:
         state = TaskState.FAILED
-    return _ended(status, state, reason, now)
+    return replace(_ended(status, state, reason, now), exit_code=exit_code)
 
 
 def _ended(status: TaskStatus, state: TaskState, message: str, now: float) -> TaskStatus:
     return replace(
-        status, state=state, at=now, message=message, finished_at=now, pid=0, addresses={}
+        status,
+        state=state,
+        at=now,
+        message=message,
+        finished_at=now,
+        pid=0,
+        addresses={},
+        paused=False,
     )
 
 

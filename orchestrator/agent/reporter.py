@@ -24,9 +24,12 @@ class Reporter:
         self._sequence = 0
 
     def put(self, task_id: str, status: TaskStatus) -> None:
-        """Report `status`, unless a later state of this task is known: states only grow."""
+        """Report `status`, unless a later state of this task is known: the pair of run and state
+        only grows."""
         known = self._newest.get(task_id)
-        if known is not None and (known == status or known.state > status.state):
+        if known is not None and (
+            known == status or (known.run, known.state) > (status.run, status.state)
+        ):
             return
         self._newest[task_id] = status
         self._unsent.add(task_id)

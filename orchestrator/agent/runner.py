@@ -16,14 +16,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from orchestrator.agent.containers import describe_container
+from orchestrator.agent.failures import EXPECTED, reason_of
 from orchestrator.agent.images.config import LocalImage
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.lifecycle import Observed, Step, fail, next_step, settle
-from orchestrator.agent.network import NetworkError
+from orchestrator.agent.lifecycle import Observed, Step, fail, next_step, sense, settle
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.reporter import Reporter
-from orchestrator.agent.runtime.base import Container, RuntimeFailure, Started
+from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.signals import signal_number
 from orchestrator.agent.statedb import Record, StateDb
 from orchestrator.model.convert import from_proto
@@ -80,7 +81,9 @@ class TaskRunner:
             self._status = known
             self._observed = Observed(looked=False)
         elif record is None:
-            self._status = TaskStatus(state=TaskState.ACCEPTED, at=parts.clock())
+            self._status = TaskStatus(
+                state=TaskState.ACCEPTED, at=parts.clock(), run=self._task.run
+            )
             self._observed = Observed()
         else:
             self._status = record.status
@@ -121,11 +124,7 @@ class TaskRunner:
             self._assigned = True
             self._sources = tuple(assigned.image_sources)
             task = from_proto(assigned.task)
-        news = (
-            assigned is None
-            or not self._observed.confirmed
-            or task.desired_state is not self._task.desired_state
-        )
+        news = assigned is None or not self._observed.confirmed or sense(task) != sense(self._task)
         self._task = task
         self._observed = replace(self._observed, confirmed=True)
         if news and self._scope is not None:
@@ -143,21 +142,23 @@ class TaskRunner:
                 await self._do(step)
                 retry = _RETRY_FIRST
             except Exception as error:
-                reason = _reason(error)
+                reason = reason_of(error)
                 log.warning(
                     "%s failed: %s",
                     step.name.lower(),
                     reason,
                     extra={"task": self.id},
-                    exc_info=None if isinstance(error, _EXPECTED) else error,
+                    exc_info=None if isinstance(error, EXPECTED) else error,
                 )
-                if step is Step.RELEASE:
+                if step in (Step.RELEASE, Step.DISCARD):
                     # The container's end is known, whatever still clings to it.
                     self._reporter.put(self.id, self._status)
                     await asyncio.sleep(retry)
                     retry = min(2 * retry, _RETRY_MOST)
                 else:
-                    self._record(fail(self._task, self._status, reason, self._parts.clock()))
+                    code = error.exit_code if isinstance(error, RuntimeFailure) else 0
+                    now = self._parts.clock()
+                    self._record(fail(self._task, self._status, reason, now, code))
 
     async def _do(self, step: Step) -> None:
         match step:
@@ -180,6 +181,10 @@ class TaskRunner:
                 self._record(settle(self._task, self._status, self._observed, now))
             case Step.RELEASE:
                 await self._release()
+            case Step.RENEW:
+                self._renew()
+            case Step.DISCARD:
+                await self._discard()
             case Step.REST:
                 async with self._until_new_order():
                     await asyncio.get_running_loop().create_future()
@@ -188,7 +193,11 @@ class TaskRunner:
         found = await self._parts.runtime.adopt(self.id)
         if found is None:
             # Whatever lies around of it cannot be used; a later start begins on clean ground.
-            await self._parts.runtime.remove(self.id)
+            await self._clear()
+        elif isinstance(found, Started) and self._status.state is TaskState.RUNNING:
+            paused = await self._parts.runtime.paused(self.id)
+            if paused is not self._status.paused:
+                self._record(replace(self._status, paused=paused))
         log.info(
             "adopted: %s",
             "runs" if isinstance(found, Started) else "ended" if found else "nothing left",
@@ -219,30 +228,13 @@ class TaskRunner:
             if starting.state < TaskState.STARTING:
                 starting = replace(starting, state=TaskState.STARTING, at=self._parts.clock())
             self._record(starting)
-            await self._parts.runtime.create(self._container(self._prepared))
+            await self._parts.runtime.create(
+                describe_container(
+                    self._task, self._prepared.image, connected, self._parts.hostname
+                )
+            )
             started = await self._parts.runtime.start(self.id)
         self._observed = replace(self._observed, container=started, rebooted=False)
-
-    def _container(self, prepared: _Prepared) -> Container:
-        task = self._task
-        addresses = prepared.connected.addresses
-        return Container(
-            id=task.id,
-            name=task.name,
-            spec=task.spec,
-            image=prepared.image,
-            netns=prepared.connected.netns,
-            address=next(iter(addresses.values()), ""),
-            hostname=task.spec.container.hostname or task.id,
-            env=(
-                f"ORC_SERVICE_NAME={task.service_name}",
-                f"ORC_TASK_ID={task.id}",
-                f"ORC_TASK_NAME={task.name}",
-                f"ORC_TASK_SLOT={task.slot}",
-                f"ORC_NODE_HOSTNAME={self._parts.hostname}",
-            ),
-            labels=dict(task.spec.container.labels),
-        )
 
     def _record_running(self) -> None:
         started = self._observed.container
@@ -262,21 +254,31 @@ class TaskRunner:
 
     async def _stop(self) -> None:
         runtime = self._parts.runtime
-        spec = self._task.spec.container
         await runtime.kill(self.id, await self._stop_signal())
-        try:
-            async with asyncio.timeout(spec.stop_grace) as grace:
+        if self._status.paused:
+            await runtime.resume(self.id)
+        end: Exit | None = None
+        # Another order may give it less time.
+        async with self._until_new_order():
+            try:
+                async with asyncio.timeout(self._grace()) as grace:
+                    end = await runtime.wait(self.id)
+            except TimeoutError:
+                if not grace.expired():
+                    raise
+                await runtime.kill(self.id, signal.SIGKILL)
                 end = await runtime.wait(self.id)
-        except TimeoutError:
-            if not grace.expired():
-                raise
-            await runtime.kill(self.id, signal.SIGKILL)
-            end = await runtime.wait(self.id)
-        self._observed = replace(self._observed, container=end)
+        if end is not None:
+            self._observed = replace(self._observed, container=end)
+
+    def _grace(self) -> float:
+        """Seconds until SIGKILL: the order's, else the spec's."""
+        ordered = self._task.stop_grace
+        return max(ordered, 0.0) if ordered else self._task.spec.container.stop_grace
 
     async def _stop_signal(self) -> int:
-        """The spec's, else the image's, else SIGTERM."""
-        name = self._task.spec.container.stop_signal
+        """The order's, else the spec's, else the image's, else SIGTERM."""
+        name = self._task.stop_signal or self._task.spec.container.stop_signal
         if not name:
             try:
                 name = (await self._image()).config.stop_signal
@@ -294,13 +296,56 @@ class TaskRunner:
         # The end is reported after the first attempt: a replacement on this node may need the
         # same published port, and must not find it taken by what has just ended.
         async with self._gate, asyncio.timeout(_RELEASE_LIMIT):
-            self._parts.logs.keep(self.id, self._parts.runtime.log_path(self.id))
-            await self._parts.runtime.remove(self.id)
+            await self._clear()
             await self._parts.network.detach(self.id)
         self._db.put_released(self.id)
         self._observed = replace(self._observed, released=True, container=None)
         self._prepared = None
         self._reporter.put(self.id, self._status)
+
+    async def _clear(self) -> None:
+        """Remove the container; one that may run again keeps its files."""
+        runtime = self._parts.runtime
+        if self._keeps:
+            await runtime.release(self.id)
+            return
+        self._parts.logs.keep(self.id, runtime.log_path(self.id))
+        await runtime.remove(self.id)
+        self._observed = replace(self._observed, discarded=True)
+
+    @property
+    def _keeps(self) -> bool:
+        return self._task.standalone and self._task.desired_state is not TaskState.REMOVE
+
+    async def _discard(self) -> None:
+        async with self._gate, asyncio.timeout(_RELEASE_LIMIT):
+            await self._clear()
+
+    def _renew(self) -> None:
+        now = self._parts.clock()
+        self._status = TaskStatus(state=TaskState.ACCEPTED, at=now, run=self._task.run)
+        self._db.put_renewed(self.id, self._status, self._parts.boot_id)
+        self._observed = Observed(confirmed=self._observed.confirmed)
+        # Whoever waits for the end of the run before has it.
+        self.begun, self.ended = asyncio.Event(), asyncio.Event()
+        self._reporter.put(self.id, self._status)
+
+    async def send_signal(self, number: int) -> None:
+        """Send a signal to the container's first process. Raises RuntimeFailure."""
+        self._check_running()
+        await self._parts.runtime.kill(self.id, number)
+
+    async def freeze(self, paused: bool) -> None:
+        """Pause the container, or let it go on. Raises RuntimeFailure."""
+        self._check_running()
+        runtime = self._parts.runtime
+        await (runtime.pause(self.id) if paused else runtime.resume(self.id))
+        if self._status.state is TaskState.RUNNING:
+            self._record(replace(self._status, paused=paused))
+
+    def _check_running(self) -> None:
+        if self._status.state is not TaskState.RUNNING:
+            raise RuntimeFailure("it is not running")
 
     def _advance(self, state: TaskState) -> None:
         """Report a step forward on the way to RUNNING. Nothing is lost if it is forgotten."""
@@ -341,17 +386,3 @@ class TaskRunner:
                 raise
         finally:
             self._scope = None
-
-
-_EXPECTED = (RuntimeFailure, ImageError, NetworkError, OSError)
-
-
-def _reason(error: Exception) -> str:
-    """One line for the user."""
-    if isinstance(error, TimeoutError):
-        return "it took too long"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    if isinstance(error, _EXPECTED):
-        return str(error)
-    return f"internal error of the agent: {type(error).__name__}: {error}"

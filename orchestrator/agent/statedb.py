@@ -18,6 +18,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -133,13 +134,12 @@ class StateDb:
     ) -> None:
         """Record new and changed tasks, and the complete list of networks unless None; all of it
         or nothing. The status of a known task stays."""
-        accepted = encode(TaskStatus(state=TaskState.ASSIGNED))
         self._db.execute("BEGIN")
         try:
             self._db.executemany(
                 "INSERT INTO tasks VALUES (?, ?, ?, ?, 0)"
                 " ON CONFLICT (id) DO UPDATE SET assigned = excluded.assigned",
-                ((t.task.id, t.SerializeToString(), accepted, boot_id) for t in tasks),
+                ((t.task.id, t.SerializeToString(), _accepted(t.task.run), boot_id) for t in tasks),
             )
             if networks is not None:
                 whole = dispatch_pb2.Assignments(networks=networks)
@@ -153,6 +153,13 @@ class StateDb:
         """Record the newest status of a task, seen in this boot of the host."""
         self._db.execute(
             "UPDATE tasks SET status = ?, boot_id = ? WHERE id = ?",
+            (encode(status), boot_id, task_id),
+        )
+
+    def put_renewed(self, task_id: str, status: TaskStatus, boot_id: str) -> None:
+        """Record that the next run of a container has begun, with which it holds things again."""
+        self._db.execute(
+            "UPDATE tasks SET status = ?, boot_id = ?, released = 0 WHERE id = ?",
             (encode(status), boot_id, task_id),
         )
 
@@ -184,3 +191,8 @@ class StateDb:
 
     def _set(self, key: str, value: bytes) -> None:
         self._db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
+
+
+@cache
+def _accepted(run: int) -> bytes:
+    return encode(TaskStatus(state=TaskState.ASSIGNED, run=run))

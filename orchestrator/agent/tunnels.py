@@ -18,9 +18,11 @@ from typing import Any, Protocol
 
 import grpc
 
+from orchestrator.agent import containerorders
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime import logs
+from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Image
 from orchestrator.pb import control_pb2, dispatch_pb2, dispatch_pb2_grpc
@@ -103,6 +105,9 @@ class Tunnels:
                 case "logs":
                     await self._send_logs(call, order.logs)
                     return dispatch_pb2.TunnelResult()
+                case "container":
+                    await containerorders.act(self._runners, order.container)
+                    return dispatch_pb2.TunnelResult()
                 case "load":
                     async with self._upload(call) as archive:
                         image = await self._images.load(archive, order.load.name)
@@ -111,7 +116,7 @@ class Tunnels:
                         image = await self._build(call, context, order.build)
                 case _:
                     raise TunnelFailure("this node is too old for what was asked of it")
-        except (TunnelFailure, ImageError) as error:
+        except (TunnelFailure, ImageError, RuntimeFailure) as error:
             return dispatch_pb2.TunnelResult(error=str(error))
         except OSError as error:
             return dispatch_pb2.TunnelResult(error=_reason(error))

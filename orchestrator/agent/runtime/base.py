@@ -13,6 +13,12 @@ from orchestrator.model.specs import TaskSpec
 class RuntimeFailure(Exception):
     """The container could not be made or driven; the text is one line for the user."""
 
+    def __init__(self, text: str, exit_code: int = 0) -> None:
+        """`exit_code` is what a shell would give for a program that cannot be run; 0: it is not
+        about that."""
+        super().__init__(text)
+        self.exit_code = exit_code
+
 
 @dataclass(frozen=True, slots=True)
 class Container:
@@ -32,6 +38,8 @@ class Container:
     """What the node tells it, as `KEY=value`; the image and the spec may say otherwise."""
     nameservers: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
+    keep: bool = False
+    """Its writable layer and logs outlive a run: they go with `remove` only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,23 @@ class Runtime(Protocol):
 
     async def remove(self, container_id: str) -> None:
         """Kill what is left and remove container, mounts, folders, cgroups. Idempotent."""
+        ...
+
+    async def release(self, container_id: str) -> None:
+        """Kill what is left and remove all but the writable layer and the logs, with which
+        `create` goes on. Idempotent."""
+        ...
+
+    async def pause(self, container_id: str) -> None:
+        """Freeze every process of a running container."""
+        ...
+
+    async def resume(self, container_id: str) -> None:
+        """Let a paused container go on. One that is not paused is left as it is."""
+        ...
+
+    async def paused(self, container_id: str) -> bool:
+        """Whether the container is frozen."""
         ...
 
     async def list(self) -> frozenset[str]:

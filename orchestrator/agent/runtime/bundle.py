@@ -121,6 +121,18 @@ class Bundle:
 
     def discard(self) -> None:
         """Unmount the root and remove both folders. Raises RuntimeFailure."""
+        self._unmount()
+        _remove(self.state)
+        _remove(self.run)
+
+    def release(self) -> None:
+        """Unmount the root and remove all but the writable layer and the logs. Raises
+        RuntimeFailure."""
+        self._unmount()
+        _remove(self.work)
+        _remove(self.run)
+
+    def _unmount(self) -> None:
         ensure_unmounted(self.root)
         try:
             # Not by a recursive removal, which would empty a layer were it still mounted.
@@ -134,8 +146,6 @@ class Bundle:
         # Without its records first, so that half a container is not taken for a whole one.
         for record in (_RESULT, _STARTED, _IDENTITY):
             (self.run / record).unlink(missing_ok=True)
-        for folder in (self.state, self.run):
-            shutil.rmtree(folder, ignore_errors=False, onerror=_tolerate_missing)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
@@ -148,6 +158,10 @@ class Bundle:
         temporary = self.run / f".{name}"
         temporary.write_text(json.dumps(record))
         temporary.replace(self.run / name)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=False, onerror=_tolerate_missing)
 
 
 def _tolerate_missing(_function: object, _path: str, failure: Any) -> None:

@@ -39,6 +39,8 @@ class Hierarchy:
     """The tree of the memory controller."""
     tracking: Path
     """The tree by which processes are found, and by which systemd knows them."""
+    freezer: Path | None = None
+    """The tree by which processes are frozen."""
     unified: Path | None = None
     """On a hybrid host: the version 2 tree."""
 
@@ -61,7 +63,7 @@ def parse_mounts(mountinfo: str) -> Hierarchy:
         elif kind == "cgroup":
             v1.append((place, options.split(",")))
     if _ROOT in v2:
-        return Hierarchy(CgroupMode.V2, (_ROOT,), _ROOT, _ROOT)
+        return Hierarchy(CgroupMode.V2, (_ROOT,), _ROOT, _ROOT, _ROOT)
     if not v1:
         raise RuntimeFailure(
             "no cgroup file system is mounted at /sys/fs/cgroup, so containers cannot be limited; "
@@ -75,6 +77,7 @@ def parse_mounts(mountinfo: str) -> Hierarchy:
         roots=(*(place for place, _ in v1), _ROOT / "unified"),
         memory=by_controller.get("memory"),
         tracking=tracking,
+        freezer=by_controller.get("freezer"),
         unified=v2[0] if v2 else None,
     )
 
@@ -138,13 +141,43 @@ class Cgroups:
         for _ in range(100):
             fresh = [pid for pid in self.pids(container_id) if pid > 0 and pid not in killed]
             if not fresh:
-                return
+                break
             for pid in fresh:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
             killed.update(fresh)
+        if killed and self.frozen(container_id):
+            # Version 1 does not kill what is frozen.
+            self.freeze(container_id, False)
+
+    def freeze(self, container_id: str, frozen: bool) -> None:
+        """Freeze every process of a container, or let them go on. Returns before they all are.
+        Raises OSError."""
+        if (place := self._freezer(container_id)) is None:
+            raise OSError("this host has no cgroup freezer")
+        v2 = self.hierarchy.mode is CgroupMode.V2
+        try:
+            place.write_text(str(int(frozen)) if v2 else "FROZEN" if frozen else "THAWED")
+        except FileNotFoundError:
+            if frozen:
+                raise
+
+    def frozen(self, container_id: str) -> bool:
+        """Whether a container's processes are frozen, or are being."""
+        place = self._freezer(container_id)
+        try:
+            return place is not None and place.read_text().strip() in ("1", "FROZEN", "FREEZING")
+        except OSError:
+            return False
+
+    def _freezer(self, container_id: str) -> Path | None:
+        v2 = self.hierarchy.mode is CgroupMode.V2
+        if self.hierarchy.freezer is None:
+            return None
+        folder = self._folder(self.hierarchy.freezer, container_id)
+        return folder / ("cgroup.freeze" if v2 else "freezer.state")
 
     def oom_kills(self, container_id: str) -> int:
         """How many processes of a container the kernel has killed for want of memory."""

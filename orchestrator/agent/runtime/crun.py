@@ -9,18 +9,18 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orchestrator.agent.runtime import conmon, oci, spawn
+from orchestrator.agent.runtime import conmon, ending, oci, spawn
 from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.bundle import Bundle, Identity
 from orchestrator.agent.runtime.cgroups import Cgroups, detect
-from orchestrator.agent.runtime.failures import explain, known_failure
+from orchestrator.agent.runtime.failures import failure, known_failure
 from orchestrator.agent.runtime.host import (
     check_mode,
     find_program,
@@ -48,8 +48,6 @@ OUT_OF_MEMORY = "it used more memory than its limit, and the kernel killed it"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _CREATE_TIMEOUT = 60.0
 """Seconds after which a `create` is given up: a disk that hangs must not hold the agent."""
-_ENDING = 5.0
-"""Seconds that killed processes get to be gone."""
 _BACKSTOP = 10
 """With no agent to rotate it, a log may grow to this many times its size."""
 
@@ -136,24 +134,26 @@ class CrunRuntime:
             identity = bundle.identity()
             if identity is not None and (self._lives(identity) or bundle.exit_status()):
                 return
-            await self.remove(container.id)
+            await self._clear(container.id, container.keep)
         try:
             async with asyncio.timeout(_CREATE_TIMEOUT):
                 await self._create(container, bundle)
         except TimeoutError as error:
-            await self.remove(container.id)
+            await self._clear(container.id, container.keep)
             raise RuntimeFailure(
                 f"the container was not made within {_CREATE_TIMEOUT:.0f} s; is the disk stuck?"
             ) from error
         except (RuntimeFailure, OSError) as error:
-            await self.remove(container.id)
+            await self._clear(container.id, container.keep)
             if isinstance(error, RuntimeFailure):
                 raise
             raise RuntimeFailure(f"the container could not be made: {error}") from error
 
     async def _create(self, container: Container, bundle: Bundle) -> None:
         bundle.ensure()
-        mount_overlay(container.image.layers, bundle.upper, bundle.work, bundle.root)
+        mount_overlay(
+            container.image.layers, bundle.upper, bundle.work, bundle.root, keep=container.keep
+        )
         document = oci.config(
             container,
             self._facts,
@@ -178,7 +178,7 @@ class CrunRuntime:
         )
         report = await conmon.launch(argv, bundle.run)
         if report.pid < 0:
-            raise RuntimeFailure(explain(report.message, "made"))
+            raise failure(report.message, "made")
         pid = identify(report.pid)
         monitor = conmon.find_monitor(bundle.run, container.id)
         if pid is None or monitor is None:
@@ -196,7 +196,7 @@ class CrunRuntime:
             raise RuntimeFailure(f"container {container_id} has not been created on this node")
         status, stderr = await spawn.run([*self._command(), "start", container_id])
         if status != 0 and not await self._has_run(container_id, bundle):
-            raise RuntimeFailure(explain(stderr, "started"))
+            raise failure(stderr, "started")
         started = Started(identity.container.pid, self._clock())
         bundle.write_started(started)
         return started
@@ -245,17 +245,47 @@ class CrunRuntime:
 
     async def remove(self, container_id: str) -> None:
         """Kill what is left and remove every trace. Raises RuntimeFailure when something stays."""
+        await self._clear(container_id, keep=False)
+
+    async def release(self, container_id: str) -> None:
+        """See `Runtime.release`. Raises RuntimeFailure when something stays."""
+        await self._clear(container_id, keep=True)
+
+    async def _clear(self, container_id: str, keep: bool) -> None:
         bundle = self._bundle(container_id)
         self._kill_all(container_id, bundle)
-        await self._end_monitor(container_id, bundle)
+        await ending.end_monitor(
+            conmon.find_monitor(bundle.run, container_id),
+            partial(self._kill_all, container_id, bundle),
+        )
         # What `wait` returns must not depend on whether it is served before the files are gone.
         self._watch.settle(container_id)
         if (self._records / container_id).exists():
             await spawn.run([*self._command(), "delete", "--force", container_id])
-        await self._clear_cgroup(container_id)
-        await asyncio.to_thread(self._discard, container_id, bundle)
+        await ending.clear_cgroup(self._cgroups, container_id)
+        shutil.rmtree(self._records / container_id, ignore_errors=True)
+        await asyncio.to_thread(bundle.release if keep else bundle.discard)
         self._watch.forget(container_id)
         self._rotation.forget(bundle.log)
+
+    async def pause(self, container_id: str) -> None:
+        """See `Runtime.pause`. Raises RuntimeFailure."""
+        self._freeze(container_id, True)
+
+    async def resume(self, container_id: str) -> None:
+        """See `Runtime.resume`. Raises RuntimeFailure."""
+        self._freeze(container_id, False)
+
+    async def paused(self, container_id: str) -> bool:
+        """See `Runtime.paused`."""
+        return self._cgroups.frozen(container_id)
+
+    def _freeze(self, container_id: str, frozen: bool) -> None:
+        try:
+            self._cgroups.freeze(container_id, frozen)
+        except OSError as error:
+            word = "paused" if frozen else "resumed"
+            raise RuntimeFailure(f"it could not be {word}: {error.strerror or error}") from error
 
     async def list(self) -> frozenset[str]:
         """Ids of which there is a folder, a record of the OCI runtime, or a cgroup."""
@@ -307,8 +337,8 @@ class CrunRuntime:
             # One that lost a child for memory and went on to end well was not killed by that.
             oom_killed = oom_killed and code != 0
             message = OUT_OF_MEMORY if oom_killed else ""
-            if code == 1:
-                message = message or known_failure(last_line(bundle.log)) or ""
+            if code == 1 and (known := known_failure(last_line(bundle.log))):
+                code, message = known.exit_code, message or str(known)
             ended = Exit(code, oom_killed, finished_at, message)
         if bundle.run.exists():
             bundle.write_result(ended)
@@ -324,43 +354,6 @@ class CrunRuntime:
         if identity is not None and identity.boot == self._boot:
             identity.container.send(signal_number)
 
-    async def _end_monitor(self, container_id: str, bundle: Bundle) -> None:
-        """Let conmon see its container's end, write it down and go; kill it if it does not.
-
-        It may be about to create the container only now, so the container is killed repeatedly.
-        """
-        monitor = conmon.find_monitor(bundle.run, container_id)
-        if monitor is None or (pidfd := monitor.open()) is None:
-            return
-        try:
-            for pause in _pauses():
-                try:
-                    async with asyncio.timeout(pause):
-                        await spawn.readable(pidfd)
-                    return
-                except TimeoutError:
-                    self._kill_all(container_id, bundle)
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            await spawn.readable(pidfd)
-        finally:
-            os.close(pidfd)
-
-    async def _clear_cgroup(self, container_id: str) -> None:
-        """Remove the cgroup; killed processes leave it only when they are gone."""
-        for pause in _pauses():
-            if self._cgroups.remove(container_id):
-                return
-            self._cgroups.kill(container_id)
-            await asyncio.sleep(pause)
-        raise RuntimeFailure(
-            f"processes of container {container_id} cannot be killed; "
-            "they may hang on a disk or a network file system"
-        )
-
-    def _discard(self, container_id: str, bundle: Bundle) -> None:
-        shutil.rmtree(self._records / container_id, ignore_errors=True)
-        bundle.discard()
-
     async def _rotate_logs(self) -> None:
         while True:
             await asyncio.sleep(self._interval)
@@ -370,12 +363,3 @@ class CrunRuntime:
                     self._rotation.rotate(bundle.log, partial(conmon.reopen_log, bundle.run))
                 except OSError as error:
                     logger.warning("log of %s cannot be rotated: %s", container_id, error)
-
-
-def _pauses() -> Iterator[float]:
-    """Growing pauses in seconds, of `_ENDING` together."""
-    left, pause = _ENDING, 0.002
-    while left > 0:
-        yield pause
-        left -= pause
-        pause = min(pause * 2, 0.25)

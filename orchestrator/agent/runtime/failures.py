@@ -6,6 +6,9 @@ import os
 import re
 from collections.abc import Callable
 
+from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.model.states import CANNOT_INVOKE, NOT_FOUND
+
 _MISSING = re.compile(
     r"executable file `(?P<a>[^`]*)` not found"
     r'|exec: "(?P<b>[^"]*)": (?:executable file not found|stat .*: no such file)'
@@ -22,12 +25,13 @@ _INTERPRETER = re.compile(
     r"exec container process (?:\(missing dynamic library\?\) )?`(?P<a>[^`]*)`: No such file(?P<b>)"
 )
 
-_KNOWN: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
-    (_MISSING, lambda program: f"the image has no program `{program}`"),
-    (_FORBIDDEN, lambda program: f"`{program}` in the image is not executable"),
-    (_FOLDER, lambda program: f"`{program}` in the image is not a program"),
+_KNOWN: tuple[tuple[re.Pattern[str], int, Callable[[str], str]], ...] = (
+    (_MISSING, NOT_FOUND, lambda program: f"the image has no program `{program}`"),
+    (_FORBIDDEN, CANNOT_INVOKE, lambda program: f"`{program}` in the image is not executable"),
+    (_FOLDER, CANNOT_INVOKE, lambda program: f"`{program}` in the image is not a program"),
     (
         _FORMAT,
+        CANNOT_INVOKE,
         lambda program: (
             f"`{program}` is no program for this node ({os.uname().machine}): "
             "it is damaged, made for another architecture, or a script without `#!`"
@@ -35,22 +39,24 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
     ),
     (
         _INTERPRETER,
+        NOT_FOUND,
         lambda program: f"`{program}` needs an interpreter or loader that the image does not have",
     ),
 )
 
 
-def known_failure(text: str) -> str | None:
-    """One line for the user, when `text` tells of a program that cannot be run."""
-    for pattern, words in _KNOWN:
+def known_failure(text: str) -> RuntimeFailure | None:
+    """The failure with a line for the user and a shell's exit status, when `text` tells of a
+    program that cannot be run."""
+    for pattern, exit_code, words in _KNOWN:
         if match := pattern.search(text):
-            return words(match["a"] or match["b"])
+            return RuntimeFailure(words(match["a"] or match["b"]), exit_code)
     return None
 
 
-def explain(text: str, doing: str) -> str:
-    """One line for the user from an OCI runtime's stderr; `doing` is such as `made`."""
+def failure(text: str, doing: str) -> RuntimeFailure:
+    """The failure that an OCI runtime's stderr tells of; `doing` is such as `made`."""
     if known := known_failure(text):
         return known
     first = next((line.strip() for line in text.splitlines() if line.strip()), "it gave no reason")
-    return f"the container could not be {doing}: {first}"
+    return RuntimeFailure(f"the container could not be {doing}: {first}")

@@ -39,6 +39,7 @@ class FakeContainer:
     started: Started | None = None
     ended: Exit | None = None
     ends_at: float | None = None
+    paused: bool = False
 
 
 @dataclass(slots=True)
@@ -50,6 +51,8 @@ class FakeNode:
     scripts: dict[str, Script] = field(default_factory=dict)
     """By container id; one without a script runs until it is killed."""
     pids: int = 1000
+    layers: set[str] = field(default_factory=set)
+    """Ids of containers whose writable layer is there."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def script(self, container_id: str) -> Script:
@@ -104,6 +107,7 @@ class FakeRuntime:
         """See `Runtime.create`."""
         self._step(container.id, "create")
         self._node.containers.setdefault(container.id, FakeContainer(container))
+        self._node.layers.add(container.id)
 
     async def start(self, container_id: str) -> Started:
         """See `Runtime.start`."""
@@ -163,14 +167,38 @@ class FakeRuntime:
 
     async def remove(self, container_id: str) -> None:
         """See `Runtime.remove`."""
+        await self.release(container_id)
+        self._node.layers.discard(container_id)
+
+    async def release(self, container_id: str) -> None:
+        """See `Runtime.release`."""
         self._step(container_id, "remove")
         if container_id in self._node.containers:
             self._node.end(container_id, 128 + signal.SIGKILL)
             del self._node.containers[container_id]
 
+    async def pause(self, container_id: str) -> None:
+        """See `Runtime.pause`."""
+        self._running(container_id).paused = True
+
+    async def resume(self, container_id: str) -> None:
+        """See `Runtime.resume`."""
+        self._running(container_id).paused = False
+
+    async def paused(self, container_id: str) -> bool:
+        """See `Runtime.paused`."""
+        found = self._node.containers.get(container_id)
+        return found is not None and found.paused
+
+    def _running(self, container_id: str) -> FakeContainer:
+        found = self._node.containers.get(container_id)
+        if found is None or found.ended is not None:
+            raise RuntimeFailure("it could not be paused: it does not run")
+        return found
+
     async def list(self) -> frozenset[str]:
         """See `Runtime.list`."""
-        return frozenset(self._node.containers)
+        return frozenset(self._node.containers.keys() | self._node.layers)
 
     def log_path(self, container_id: str) -> Path:
         """See `Runtime.log_path`. Tests write to it what they want to be read."""

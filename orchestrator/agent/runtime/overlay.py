@@ -17,11 +17,14 @@ MOUNT_DATA_LIMIT = 4095
 _SPECIAL = frozenset('\\,:"')
 
 
-def mount_overlay(layers: Sequence[Path], upper: Path, work: Path, target: Path) -> None:
+def mount_overlay(
+    layers: Sequence[Path], upper: Path, work: Path, target: Path, *, keep: bool = False
+) -> None:
     """Mount an overlay root; `layers` are the lowest first. All folders exist.
 
     The mount is `volatile`: the upper layer goes with the container, so neither a container's
-    fsync nor the unmount waits until all of the disk's cache is written.
+    fsync nor the unmount waits until all of the disk's cache is written. With `keep` the layer
+    outlives the mount, so an fsync in it is one.
 
     Raises RuntimeFailure.
     """
@@ -29,7 +32,9 @@ def mount_overlay(layers: Sequence[Path], upper: Path, work: Path, target: Path)
         raise RuntimeFailure("the image has no layers")
     with ExitStack() as opened:
         lower = _plain(layers, upper, work) or _through_descriptors(layers, opened)
-        data = f"lowerdir={lower},upperdir={upper},workdir={work},volatile"
+        data = f"lowerdir={lower},upperdir={upper},workdir={work}"
+        if not keep:
+            data += ",volatile"
         if len(os.fsencode(data)) > MOUNT_DATA_LIMIT:
             raise RuntimeFailure(f"the image has too many layers ({len(layers)})")
         try:

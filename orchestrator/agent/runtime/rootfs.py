@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.model.states import CANNOT_INVOKE
 
 _SYS_OPENAT2 = 437
 """The same number on every architecture since Linux 5.6."""
@@ -131,7 +132,8 @@ def check_architecture(
         made_for = _MACHINE_NAMES.get(kind, f"machine type {kind}")
         raise RuntimeFailure(
             f"the image is for another architecture: `{program}` is made for {made_for}, "
-            f"this node is {machine}"
+            f"this node is {machine}",
+            CANNOT_INVOKE,
         )
 
 

@@ -37,6 +37,7 @@ def task(
     spec = spec or TaskSpec(container=ContainerSpec(image="hello:1"))
     return Task(
         id=task_id,
+        service_id="web-id",
         service_name="web",
         slot=1,
         spec=spec,
@@ -65,6 +66,7 @@ class FakeRuntime:
         self.ended: dict[str, Exit] = {}
         self.calls: list[tuple[str, str]] = []
         self.signals: list[tuple[str, int]] = []
+        self.frozen: set[str] = set()
         self.deaf: set[str] = set()
         """Containers that only SIGKILL ends."""
         self.failures: dict[tuple[str, str], Exception] = {}
@@ -122,6 +124,21 @@ class FakeRuntime:
     async def remove(self, container_id: str) -> None:
         await self._called("remove", container_id)
         self.lose(container_id)
+
+    async def release(self, container_id: str) -> None:
+        await self._called("release", container_id)
+        self.lose(container_id)
+
+    async def pause(self, container_id: str) -> None:
+        await self._called("pause", container_id)
+        self.frozen.add(container_id)
+
+    async def resume(self, container_id: str) -> None:
+        await self._called("resume", container_id)
+        self.frozen.discard(container_id)
+
+    async def paused(self, container_id: str) -> bool:
+        return container_id in self.frozen
 
     async def list(self) -> frozenset[str]:
         return frozenset(self.made)

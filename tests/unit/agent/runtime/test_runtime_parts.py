@@ -14,7 +14,7 @@ from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.runtime import conmon
 from orchestrator.agent.runtime.base import Container, RuntimeFailure
 from orchestrator.agent.runtime.cgroups import CgroupMode, parse_mounts
-from orchestrator.agent.runtime.failures import explain, known_failure
+from orchestrator.agent.runtime.failures import failure, known_failure
 from orchestrator.agent.runtime.host import parse_resolver
 from orchestrator.agent.runtime.identity import ProcessIdentity, identify
 from orchestrator.agent.runtime.oci import DEFAULT_CAPABILITIES
@@ -187,7 +187,7 @@ def test_a_process_is_known_by_its_start() -> None:
     ],
 )
 def test_complaints_in_words_for_the_user(text: str, words: str) -> None:
-    found = explain(text, "made")
+    found = str(failure(text, "made"))
     assert words in found
     assert "\n" not in found
 

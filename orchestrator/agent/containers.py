@@ -1,0 +1,38 @@
+"""From a task and what was made ready for it to the container that the runtime makes."""
+
+from __future__ import annotations
+
+from orchestrator.agent.images.config import LocalImage
+from orchestrator.agent.networks import Connected
+from orchestrator.agent.runtime.base import Container
+from orchestrator.model.names import short_id
+from orchestrator.model.objects import Task
+
+
+def describe_container(
+    task: Task, image: LocalImage, connected: Connected, hostname: str
+) -> Container:
+    """The container of `task` on the node called `hostname`."""
+    told: tuple[str, ...] = ()
+    if task.standalone:
+        own_hostname = short_id(task.id)
+    else:
+        own_hostname = task.id
+        told = (f"ORC_SERVICE_NAME={task.service_name}", f"ORC_TASK_SLOT={task.slot}")
+    return Container(
+        id=task.id,
+        name=task.name,
+        spec=task.spec,
+        image=image,
+        netns=connected.netns,
+        address=next(iter(connected.addresses.values()), ""),
+        hostname=task.spec.container.hostname or own_hostname,
+        env=(
+            f"ORC_TASK_ID={task.id}",
+            f"ORC_TASK_NAME={task.name}",
+            *told,
+            f"ORC_NODE_HOSTNAME={hostname}",
+        ),
+        labels=dict(task.spec.container.labels),
+        keep=task.standalone,
+    )

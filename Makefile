@@ -5,16 +5,19 @@ PYTHON := .venv/bin/python
 SOURCES := orchestrator tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench install format clean
+.PHONY: help demo test vm-test lint bench install format clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: install ## Start a dev cluster and show a service on it (root)
 	@scripts/demo
 
 test: install ## Run all tests, the end-to-end ones on a real dev cluster included (root)
 	@$(PYTHON) -m pytest $(ARGS)
+
+vm-test: install ## Try other kernels in virtual machines: cgroup v2, cgroup v1, no VXLAN (root, slow)
+	@$(PYTHON) -m tests.vm $(ARGS)
 
 lint: install ## Check style, types and the direction of imports
 	@.venv/bin/ruff check $(SOURCES)

@@ -1,0 +1,24 @@
+"""Orc on other kernels than this machine's: in virtual machines, each of which is a test.
+
+Which cgroup version a host has, and which modules its kernel, cannot be tried in a namespace: the
+kernel is one, and a controller belongs either to version 1 or to version 2. So `make vm-test` boots
+Debian's kernels in QEMU. It emulates the processor where there is no KVM, which is slow (some 20
+times), so what runs inside is little and has much time.
+
+**No disk image.** The virtual machine's root folder is this machine's, read-only over 9p, with an
+overlay in memory on top: what is installed here, the virtual environment and this very tree are
+there, and nothing that happens inside gets out. What must be its own (`/run`, `/tmp`, the state of
+dev clusters) is a tmpfs. It has no network to the outside.
+
+    kernel      Debian's packages, unpacked and not installed; the modules that it needs, in order
+    cpio        the initramfs: busybox, modules, `init`
+    machine     one boot of QEMU: what it printed, and the exit status of what ran in it
+    init        process 1 inside: loads modules, mounts, runs the command, switches off
+    on_cgroups  what is tried inside on each cgroup version
+    no_vxlan    what is tried inside where the kernel lacks VXLAN
+
+The two last are test modules, named so that `make test` does not collect them.
+
+Debian 13's kernel has no memory and no cpuset controller for cgroup version 1 any more
+(CONFIG_MEMCG_V1, CONFIG_CPUSETS_V1), so that version is tried on Debian 12's.
+"""

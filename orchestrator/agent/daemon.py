@@ -36,6 +36,7 @@ from orchestrator.agent.runtime.cgroups import detect
 from orchestrator.agent.runtime.crun import CrunRuntime
 from orchestrator.agent.runtime.identity import boot_id
 from orchestrator.agent.session import Node, Session
+from orchestrator.agent.sessions import Sessions
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.statedb import StateDb, StateDbError
 from orchestrator.agent.tunnels import Tunnels
@@ -136,12 +137,16 @@ async def run(settings: Settings) -> None:
             hostname=socket.gethostname(),
         )
         worker = Worker(parts, db, reporter)
+        sessions = await stack.enter_async_context(
+            Sessions(worker.runners, runtime.access, runtime.wait)
+        )
         tunnels = Tunnels(
             runners=worker.runners,
             log_path=lambda task_id: kept.find(task_id, runtime.log_path(task_id)),
             images=store,
             builder=Builder(store, data / "build"),
             scratch=data / "uploads",
+            handlers={"exec": sessions.exec, "attach": sessions.attach},
         )
         description = describe.describe(
             address=identity.address,

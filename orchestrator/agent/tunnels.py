@@ -1,4 +1,4 @@
-"""What a manager asks for beside the session: logs, loading an image, building one.
+"""What a manager asks for beside the session: logs, images, and what handlers serve.
 
 For each `OpenTunnel` the agent opens a stream of its own to the manager that asked, on the same
 connection. A tunnel waits for its own slow reader only; and whatever goes wrong in it is said in
@@ -11,7 +11,7 @@ import asyncio
 import logging
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,6 +56,13 @@ class ImageBuilder(Protocol):
     ) -> Image: ...
 
 
+Handler = Callable[
+    [Any, dispatch_pb2.OpenTunnel, asyncio.TaskGroup], Awaitable[dispatch_pb2.TunnelResult]
+]
+"""Serves one kind of order: given the call, the order, and a group for what still reads from the
+call when the result is written. May raise RuntimeFailure."""
+
+
 class TunnelFailure(Exception):
     """What was asked for cannot be done; one line for the user."""
 
@@ -71,9 +78,11 @@ class Tunnels:
         images: Loader,
         builder: ImageBuilder,
         scratch: Path,
+        handlers: Mapping[str, Handler] | None = None,
     ) -> None:
         """`log_path` finds a task's newest log file; `scratch` is a folder for what is uploaded,
-        and nobody else's."""
+        and nobody else's. `handlers` are for the other kinds of orders."""
+        self._handlers = dict(handlers or {})
         self._runners = runners
         self._log_path = log_path
         self._images = images
@@ -86,19 +95,24 @@ class Tunnels:
     async def open(self, channel: grpc.aio.Channel, order: dispatch_pb2.OpenTunnel) -> None:
         """Do what `order` says over a stream of its own. Keeps its errors to itself."""
         call = dispatch_pb2_grpc.DispatchStub(channel).Tunnel(metadata=(("orc-tunnel", order.id),))
-        try:
-            async with _while_open(call):
-                result = await self._served(call, order)
-                await call.write(dispatch_pb2.Frame(result=result))
-            await call.done_writing()
-            # The manager ends the stream when it has taken all of it.
-            await call.code()
-        except (grpc.RpcError, asyncio.InvalidStateError, _HungUp) as error:
-            log.info("a tunnel was closed early: %s", _reason(error), extra={"tunnel": order.id})
-        finally:
-            call.cancel()
+        async with asyncio.TaskGroup() as readers:
+            try:
+                async with _while_open(call):
+                    result = await self._served(call, order, readers)
+                    await call.write(dispatch_pb2.Frame(result=result))
+                await call.done_writing()
+                # The manager ends the stream when it has taken all of it.
+                await call.code()
+            except (grpc.RpcError, asyncio.InvalidStateError, _HungUp) as error:
+                log.info(
+                    "a tunnel was closed early: %s", _reason(error), extra={"tunnel": order.id}
+                )
+            finally:
+                call.cancel()
 
-    async def _served(self, call: Any, order: dispatch_pb2.OpenTunnel) -> dispatch_pb2.TunnelResult:
+    async def _served(
+        self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
+    ) -> dispatch_pb2.TunnelResult:
         kind = order.WhichOneof("order")
         try:
             match kind:
@@ -114,6 +128,8 @@ class Tunnels:
                 case "build":
                     async with self._upload(call) as context:
                         image = await self._build(call, context, order.build)
+                case str() if (handler := self._handlers.get(kind)) is not None:
+                    return await handler(call, order, readers)
                 case _:
                     raise TunnelFailure("this node is too old for what was asked of it")
         except (TunnelFailure, ImageError, RuntimeFailure) as error:

@@ -97,15 +97,23 @@ class Client:
             except grpc.RpcError as error:
                 self._next_or_raise(error, timeout)
 
-    def stream(self, method: str, request: Any, timeout: float | None = None) -> Iterator[Any]:
+    def stream(
+        self,
+        method: str,
+        request: Any,
+        timeout: float | None = None,
+        opened: Callable[[Any], None] = lambda call: None,
+    ) -> Iterator[Any]:
         """Call a method that streams its answer; `request` may be an iterator of messages.
 
-        `timeout` bounds the whole stream: when it has passed, TimeoutError is raised. Closing the
-        iterator cancels the call. Raises CliError like `call`.
+        `opened` is given the gRPC call, which other threads may cancel. `timeout` bounds the whole
+        stream: when it has passed, TimeoutError is raised. Closing the iterator cancels the call.
+        Raises CliError like `call`.
         """
         import grpc
 
         messages = self._method(method)(request, timeout=timeout)
+        opened(messages)
         try:
             for message in messages:
                 self._spoke = True

@@ -38,6 +38,18 @@ def scales(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
     return [f"{name}=" for name in services(ctx, param, incomplete)]
 
 
+def containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of containers that run."""
+    from orchestrator.model.convert import from_proto
+    from orchestrator.model.states import TaskState
+    from orchestrator.pb import control_pb2
+
+    reply = _call(ctx, "ListTasks", control_pb2.ListTasksRequest())
+    tasks = map(from_proto, reply.tasks) if reply else ()
+    running = [task.name for task in tasks if task.status.state is TaskState.RUNNING]
+    return _starting(running, incomplete)
+
+
 def networks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of networks."""
     from orchestrator.pb import control_pb2

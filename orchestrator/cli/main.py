@@ -21,7 +21,11 @@ SECTIONS = (
     ),
     (
         "What runs",
-        (Lazy("service", "orchestrator.cli.service:service", "Replicated and global services"),),
+        (
+            Lazy("service", "orchestrator.cli.service:service", "Replicated and global services"),
+            Lazy("exec", "orchestrator.cli.exec:exec_", "Run a program in a container"),
+            Lazy("attach", "orchestrator.cli.exec:attach", "Connect to a container's program"),
+        ),
     ),
     (
         "Images and networks",

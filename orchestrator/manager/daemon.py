@@ -20,6 +20,7 @@ from orchestrator.identity.setup import new_id
 from orchestrator.identity.tls import join_credentials, server_credentials
 from orchestrator.manager.api import ApiContext, ControlApi
 from orchestrator.manager.api.containers import ContainerCalls
+from orchestrator.manager.api.interact import InteractApi
 from orchestrator.manager.api.volumes import VolumeCalls
 from orchestrator.manager.dispatcher import Dispatcher
 from orchestrator.manager.eventlog import EventLog
@@ -42,6 +43,7 @@ from orchestrator.pb import (
     control_pb2_grpc,
     dispatch_pb2_grpc,
     identity_pb2_grpc,
+    interact_pb2_grpc,
     volumes_pb2_grpc,
 )
 
@@ -194,6 +196,7 @@ class Manager:
         control_pb2_grpc.add_ControlServicer_to_server(ControlApi(context), server)
         containers_pb2_grpc.add_ContainersServicer_to_server(ContainerCalls(context), server)
         volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeCalls(context), server)
+        interact_pb2_grpc.add_InteractServicer_to_server(InteractApi(context), server)
         dispatch_pb2_grpc.add_DispatchServicer_to_server(self._dispatcher, server)
         joining = Joining(self._kv, self.cache, authority, self._managers, time.time, new_id)
         identity_pb2_grpc.add_JoinServicer_to_server(joining, server)

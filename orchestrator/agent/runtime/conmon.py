@@ -35,6 +35,8 @@ STATE_LINK = "state"
 LOG = "log"
 
 _REOPEN_LOG = b"2 0 0\n"
+_MOST_CELLS = 1000
+"""Rows and columns that conmon takes."""
 
 
 def command(
@@ -45,11 +47,19 @@ def command(
     runtime: str,
     runtime_root: Path,
     log_limit: int,
+    *,
+    tty: bool = False,
+    stdin: bool = False,
 ) -> list[str]:
     """The argv to monitor a container; to be run with the bundle as the working folder.
 
-    `log_limit`: bytes at which conmon itself starts the log anew, as nobody else did.
+    `log_limit`: bytes at which conmon itself starts the log anew, as nobody else did. `stdin`: the
+    container has an input, which ends with that of the first client that was attached; behind a
+    terminal it stays open for the next.
     """
+    streams = ["--terminal"] if tty else []
+    if stdin:
+        streams += ["--stdin", *(["--leave-stdin-open"] if tty else [])]
     return [
         conmon,
         "--api-version",
@@ -68,6 +78,7 @@ def command(
         "--log-level=error",
         "--no-sync-log",
         "--full-attach",
+        *streams,
     ]
 
 
@@ -144,12 +155,22 @@ def reopen_log(bundle: Path) -> bool:
 
     It does so in its own time: then a new `log` appears, and the old file gets nothing more.
     """
+    return _control(bundle, _REOPEN_LOG)
+
+
+def resize(bundle: Path, rows: int, columns: int) -> bool:
+    """Tell conmon the size of the container's terminal; False when there is none that listens."""
+    size = f"{min(max(rows, 0), _MOST_CELLS)} {min(max(columns, 0), _MOST_CELLS)}"
+    return _control(bundle, f"1 {size}\n".encode())
+
+
+def _control(bundle: Path, message: bytes) -> bool:
     try:
         fd = os.open(bundle / CONTROL, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        return os.write(fd, _REOPEN_LOG) == len(_REOPEN_LOG)
+        return os.write(fd, message) == len(message)
     except OSError:
         return False
     finally:

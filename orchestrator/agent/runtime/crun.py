@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.agent.runtime import conmon, ending, oci, spawn
+from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.bundle import Bundle, Identity
 from orchestrator.agent.runtime.cgroups import Cgroups, detect
@@ -175,6 +176,8 @@ class CrunRuntime:
             self._runtime,
             self._records,
             self._rotation.limits.size * _BACKSTOP,
+            tty=container.spec.container.tty,
+            stdin=container.spec.container.open_stdin,
         )
         report = await conmon.launch(argv, bundle.run)
         if report.pid < 0:
@@ -297,6 +300,11 @@ class CrunRuntime:
     def log_path(self, container_id: str) -> Path:
         """The newest log file; rotated ones stand beside it as `.1`, `.2`, …"""
         return self._bundle(container_id).log
+
+    def access(self, container_id: str) -> Access:
+        """The way into a container, for `execs`, `attach` and whoever reads its figures."""
+        bundle = self._bundle(container_id)
+        return Access(container_id, bundle, self._command(), self._cgroups, self._boot)
 
     async def purge(self) -> None:
         """Remove every container and the cgroups they had in common: the node leaves for good."""

@@ -142,6 +142,8 @@ def environment(container: Container, home: str) -> list[str]:
     """`KEY=value` of the process: defaults, the node's, the image's, then the spec's; a later one
     wins, and a key alone in the spec takes the variable away."""
     variables = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname(container)}
+    if container.spec.container.tty:
+        variables["TERM"] = "xterm"
     for entry in (*container.env, *container.image.config.env, *container.spec.container.env):
         key, equals, value = entry.partition("=")
         if equals:
@@ -218,7 +220,7 @@ def process(container: Container, node: NodeFacts, user: User) -> dict[str, Any]
     """The first process (config.md, "Process")."""
     held = list(DEFAULT_CAPABILITIES) if user.uid == 0 else []
     return {
-        "terminal": False,
+        "terminal": container.spec.container.tty,
         "user": {
             "uid": user.uid,
             "gid": user.gid,

@@ -20,15 +20,16 @@ def spawn(
     argv: Sequence[str],
     *,
     stderr: int,
+    stdin: int = subprocess.DEVNULL,
     stdout: int = subprocess.DEVNULL,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a command with nothing on stdin. The caller reaps it. Raises OSError."""
+    """Start a command. The caller reaps it. Raises OSError."""
     return subprocess.Popen(
         argv,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=stdout,
         stderr=stderr,
         cwd=cwd,
@@ -57,15 +58,28 @@ async def reap(process: subprocess.Popen[bytes]) -> int:
     return process.wait()
 
 
-async def readable(fd: int) -> None:
-    """Until a descriptor can be read from; a pidfd can when its process has ended."""
+async def readable(*fds: int) -> None:
+    """Until one of some descriptors can be read from; a pidfd can when its process has ended."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(fd, _settle, ready)
+    for fd in fds:
+        loop.add_reader(fd, _settle, ready)
     try:
         await ready
     finally:
-        loop.remove_reader(fd)
+        for fd in fds:
+            loop.remove_reader(fd)
+
+
+async def writable(fd: int) -> None:
+    """Until a descriptor can be written to, or nobody reads it any more."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(fd, _settle, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(fd)
 
 
 def _settle(future: asyncio.Future[None]) -> None:
@@ -87,6 +101,12 @@ async def output(argv: Sequence[str]) -> str:
         stdout = owned.memory_file()
         await reap(spawn(argv, stderr=subprocess.DEVNULL, stdout=stdout))
         return read_text(stdout)
+
+
+async def read_some(fd: int) -> bytes:
+    """The first bytes that come over a pipe; none when its writers have closed it."""
+    await readable(fd)
+    return os.read(fd, _MOST_READ)
 
 
 async def read_line(fd: int) -> bytes:
@@ -122,6 +142,16 @@ class Descriptors:
         """A file without a name, for what a command writes."""
         fd = os.memfd_create("output", os.MFD_CLOEXEC)
         self._open.add(fd)
+        return fd
+
+    def keep(self, fd: int) -> int:
+        """Take over one that somebody else has opened."""
+        self._open.add(fd)
+        return fd
+
+    def release(self, fd: int) -> int:
+        """Give one away, not to be closed here."""
+        self._open.remove(fd)
         return fd
 
     def close(self, fd: int) -> None:

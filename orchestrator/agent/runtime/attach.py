@@ -1,0 +1,144 @@
+"""A container's own streams, over the socket of its monitor.
+
+conmon sends to each client all that the container writes, in packets whose first byte says which
+stream it is, and waits for the slowest; so the socket must be read for as long as it is open. What
+a client sends is the container's input, and a client that ends its side ends the input, unless
+the container has a terminal (`conmon.command`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+
+from orchestrator.agent.runtime import conmon, spawn
+from orchestrator.agent.runtime.access import Access
+from orchestrator.agent.runtime.base import Exit, RuntimeFailure
+
+_STDERR = 3
+_MOST_READ = 1 << 16
+_MOST_WRITTEN = 1 << 14
+"""Bytes of one packet; conmon cuts at 32 KiB."""
+_PATIENCE = 0.02
+"""Seconds between two looks for the socket of a container that is being made."""
+
+
+async def attach(
+    access: Access,
+    wait: Callable[[str], Awaitable[Exit]],
+    ended: asyncio.Event,
+    *,
+    stdin: bool,
+    tty: bool,
+) -> AttachedProgram:
+    """Connect to a container, which may not be made yet: from here on no output is missed.
+
+    `stdin`: whether the container has an input; `tty`: whether it has a terminal; `ended` tells
+    that it has ended. Raises RuntimeFailure when there is nothing to attach to.
+    """
+    while True:
+        try:
+            return AttachedProgram(access, _connect(access), wait, stdin=stdin, tty=tty)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if ended.is_set():
+                raise RuntimeFailure("the container has ended; start it first") from None
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    await ended.wait()
+            except TimeoutError:
+                continue
+
+
+def _connect(access: Access) -> socket.socket:
+    # By the folder's descriptor, since a socket's path must be short.
+    folder = os.open(access.bundle.run, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection.setblocking(False)
+        connection.connect(f"/proc/self/fd/{folder}/{conmon.ATTACH}")
+    except BaseException:
+        connection.close()
+        raise
+    finally:
+        os.close(folder)
+    return connection
+
+
+class AttachedProgram:
+    """A container's first program, as a `streams.Program`. Closing it leaves the container be."""
+
+    def __init__(
+        self,
+        access: Access,
+        connection: socket.socket,
+        wait: Callable[[str], Awaitable[Exit]],
+        *,
+        stdin: bool,
+        tty: bool,
+    ) -> None:
+        self._access = access
+        self._connection = connection
+        self._wait = wait
+        self.stdin = stdin
+        self.tty = tty
+        self._open = stdin
+        """Whether input is still taken."""
+
+    async def read(self) -> tuple[bool, bytes] | None:
+        """See `Program.read`."""
+        while True:
+            try:
+                packet = self._connection.recv(_MOST_READ)
+            except BlockingIOError:
+                await spawn.readable(self._connection.fileno())
+            except ConnectionResetError:
+                # The monitor went without taking all input; its last output is still to come.
+                continue
+            else:
+                return (packet[0] == _STDERR, packet[1:]) if packet else None
+
+    async def write(self, data: bytes) -> None:
+        """See `Program.write`."""
+        rest = memoryview(data)
+        while rest and self._open:
+            try:
+                rest = rest[self._connection.send(rest[:_MOST_WRITTEN]) :]
+            except BlockingIOError:
+                await spawn.writable(self._connection.fileno())
+            except OSError:
+                self._open = False
+
+    async def end_input(self) -> None:
+        """See `Program.end_input`."""
+        if self.tty:
+            await self.write(b"\x04")
+        elif self._open:
+            self._open = False
+            try:
+                self._connection.shutdown(socket.SHUT_WR)
+            except OSError:
+                return
+
+    def resize(self, rows: int, columns: int) -> None:
+        """See `Program.resize`."""
+        if self.tty:
+            conmon.resize(self._access.bundle.run, rows, columns)
+
+    async def signal(self, number: int) -> None:
+        """See `Program.signal`. Nothing when it does not run."""
+        try:
+            self._access.running().send(number)
+        except RuntimeFailure:
+            return
+
+    async def wait(self) -> int:
+        """See `Program.wait`."""
+        ended = await self._wait(self._access.container_id)
+        return ended.code if ended.code >= 0 else 255
+
+    def close(self) -> None:
+        """See `Program.close`."""
+        self._open = False
+        self._connection.close()

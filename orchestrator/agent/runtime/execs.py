@@ -1,0 +1,376 @@
+"""Further programs in a running container: `crun exec`, held by the agent.
+
+The program gets its streams from crun, which waits for it and passes its exit status on. It says
+through a pipe, as its pid file, when the program has been started; before that, stderr holds only
+crun's own complaint, which is also in the log that it is given, as JSON. With a terminal, the
+container's end of it is made inside the container, and this end comes over a socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import posixpath
+import re
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.agent.runtime import spawn
+from orchestrator.agent.runtime.access import Access
+from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.capabilities import CAPABILITIES
+from orchestrator.agent.runtime.failures import known_failure
+from orchestrator.agent.runtime.rootfs import read_image_files
+from orchestrator.agent.runtime.streams import CHUNK, set_size, write_all
+from orchestrator.agent.runtime.users import User, resolve_user
+
+CANNOT_RUN = 126
+"""Exit status for a program that is there and cannot be run, as in shells and in Docker."""
+NOT_FOUND = 127
+"""Exit status for a program that is not there."""
+
+_END_OF_INPUT = b"\x04"
+"""What a user types at a terminal to end the input."""
+_LOG_LIMIT = 4096
+_MISSING = re.compile(r"executable file `([^`]*)` not found")
+_NO_FOLDER = re.compile(r"chdir to `([^`]*)`: No such file")
+
+
+class ExecFailure(RuntimeFailure):
+    """The program was not run; `code` is the exit status that says so."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class ExecSpec:
+    """What to run beside a container's own program, and how that differs from it."""
+
+    command: tuple[str, ...]
+    tty: bool = False
+    stdin: bool = False
+    env: tuple[str, ...] = ()
+    """`KEY=value` over the container's; a key alone takes the variable away."""
+    user: str = ""
+    """Empty: the container's."""
+    workdir: str = ""
+    """Empty: the container's; a relative one counts from there."""
+    privileged: bool = False
+    rows: int = 0
+    columns: int = 0
+
+
+def process(
+    spec: ExecSpec, first: Mapping[str, Any], user: User | None, every: Sequence[str]
+) -> dict[str, Any]:
+    """The OCI runtime's `process` from that of the container's own program.
+
+    `user` is whom `spec.user` names, None for the container's; `every`: all capabilities that the
+    kernel knows.
+    """
+    own = first["user"]
+    capabilities = first.get("capabilities", {})
+    variables = dict(entry.partition("=")[::2] for entry in first["env"])
+    if user is not None:
+        own = {"uid": user.uid, "gid": user.gid, "umask": own.get("umask", 0o022)}
+        own["additionalGids"] = list(user.groups)
+        held = capabilities.get("bounding", []) if user.uid == 0 else []
+        capabilities = dict(capabilities) | {"effective": held, "permitted": held}
+        variables["HOME"] = user.home
+    if spec.privileged:
+        capabilities = {kind: list(every) for kind in ("bounding", "effective", "permitted")}
+    if spec.tty:
+        variables.setdefault("TERM", "xterm")
+    for entry in spec.env:
+        key, equals, value = entry.partition("=")
+        if equals:
+            variables[key] = value
+        else:
+            variables.pop(key, None)
+    changed = {
+        "args": list(spec.command),
+        "terminal": spec.tty,
+        "user": own,
+        "capabilities": capabilities,
+        "env": [f"{key}={value}" for key, value in variables.items()],
+        "cwd": posixpath.normpath(posixpath.join(first["cwd"], spec.workdir)),
+        "noNewPrivileges": bool(first.get("noNewPrivileges")) and not spec.privileged,
+    }
+    if spec.tty and spec.rows and spec.columns:
+        changed["consoleSize"] = {"height": spec.rows, "width": spec.columns}
+    return {**first, **changed}
+
+
+class ExecProgram:
+    """A program started by `start`. A `streams.Program`; whoever holds it must `wait` and then
+    `close`, or else `abandon` it."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], outputs: Mapping[int, bool], stdin: int, tty: bool
+    ) -> None:
+        """`outputs`: descriptors to read from, and whether each is stderr; `stdin`: the one to
+        write to, or -1."""
+        self._process = process
+        self._outputs = dict(outputs)
+        self._input = stdin
+        self._owned = {*outputs, *((stdin,) if stdin >= 0 else ())}
+        self._exited = os.pidfd_open(process.pid)
+        self.tty = tty
+        self.stdin = stdin >= 0
+
+    async def read(self) -> tuple[bool, bytes] | None:
+        """See `Program.read`. What the program left running may hold the streams open: when it
+        has itself ended, what there is until then is all."""
+        while True:
+            ended = self._process.poll() is not None
+            for descriptor, stderr in list(self._outputs.items()):
+                try:
+                    data = os.read(descriptor, CHUNK)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    # A terminal whose other end nobody has open any more.
+                    if error.errno != errno.EIO:
+                        raise
+                    data = b""
+                # To the end of the row, so that neither of two is forgotten.
+                del self._outputs[descriptor]
+                if data:
+                    self._outputs[descriptor] = stderr
+                    return stderr, data
+            if ended or not self._outputs:
+                return None
+            await spawn.readable(*self._outputs, self._exited)
+
+    async def write(self, data: bytes) -> None:
+        """See `Program.write`."""
+        if self._input < 0:
+            return
+        try:
+            await write_all(self._input, data)
+        except OSError:
+            self._close_input()
+
+    async def end_input(self) -> None:
+        """See `Program.end_input`."""
+        if self.tty:
+            await self.write(_END_OF_INPUT)
+        else:
+            self._close_input()
+
+    def resize(self, rows: int, columns: int) -> None:
+        """See `Program.resize`."""
+        if self.tty and self._input >= 0:
+            set_size(self._input, rows, columns)
+
+    async def signal(self, number: int) -> None:
+        """Nothing: as in Docker, a program of `exec` gets what its terminal makes of the keys."""
+
+    async def wait(self) -> int:
+        """See `Program.wait`. Cancelled, the program is left alone."""
+        await spawn.readable(self._exited)
+        status = self._process.wait()
+        return status if status >= 0 else 128 - status
+
+    async def drain(self) -> None:
+        """Read to the end and forget it, so that a program whose client has left goes on."""
+        if not self.tty:
+            self._close_input()
+        while await self.read() is not None:
+            pass
+        await self.wait()
+
+    def close(self) -> None:
+        """See `Program.close`."""
+        self._outputs.clear()
+        self._input = -1
+        for descriptor in (*self._owned, self._exited):
+            os.close(descriptor)
+        self._owned.clear()
+        self._exited = -1
+
+    def _close_input(self) -> None:
+        if self._input >= 0 and not self.tty:
+            self._owned.remove(self._input)
+            os.close(self._input)
+        self._input = -1
+
+
+async def start(access: Access, spec: ExecSpec) -> ExecProgram:
+    """Run a program in a running container. Raises RuntimeFailure, as ExecFailure where the
+    program itself is the cause."""
+    access.running()
+    with _Memory() as memory, _document(access, spec) as document:
+        if spec.tty:
+            return await _on_terminal(access, document, memory, spec)
+        return await _on_pipes(access, document, memory, spec)
+
+
+async def _on_pipes(access: Access, document: str, memory: _Memory, spec: ExecSpec) -> ExecProgram:
+    with spawn.descriptors() as owned:
+        stdout, its_stdout = owned.pipe()
+        stderr, its_stderr = owned.pipe()
+        stdin, its_stdin = -1, subprocess.DEVNULL
+        if spec.stdin:
+            its_stdin, stdin = owned.pipe()
+        process = await _launch(
+            access, document, memory, owned, stdin=its_stdin, stdout=its_stdout, stderr=its_stderr
+        )
+        ours = [stdout, stderr, *([stdin] if spec.stdin else [])]
+        for descriptor in ours:
+            owned.release(descriptor)
+            os.set_blocking(descriptor, False)
+        return ExecProgram(process, {stdout: False, stderr: True}, stdin, tty=False)
+
+
+async def _on_terminal(
+    access: Access, document: str, memory: _Memory, spec: ExecSpec
+) -> ExecProgram:
+    with (
+        tempfile.TemporaryDirectory(dir=access.bundle.run) as folder,
+        socket.socket(socket.AF_UNIX) as listener,
+        spawn.descriptors() as owned,
+    ):
+        # By the folder's descriptor, since a socket's path must be short.
+        place = owned.keep(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        listener.bind(f"/proc/self/fd/{place}/console")
+        listener.listen(1)
+        process = await _launch(
+            access,
+            document,
+            memory,
+            owned,
+            f"--console-socket=/proc/self/fd/{place}/console",
+            pass_fds=(place,),
+            stderr=memory.spare,
+        )
+        # The program runs, so its terminal has been sent.
+        connection, _ = listener.accept()
+        with connection:
+            _, (terminal, *_), _, _ = socket.recv_fds(connection, CHUNK, 1)
+        os.set_blocking(terminal, False)
+        os.set_inheritable(terminal, False)
+        return ExecProgram(process, {terminal: False}, terminal, tty=True)
+
+
+async def _launch(
+    access: Access,
+    document: str,
+    memory: _Memory,
+    owned: spawn.Descriptors,
+    *options: str,
+    stderr: int,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.DEVNULL,
+    pass_fds: tuple[int, ...] = (),
+) -> subprocess.Popen[bytes]:
+    """Start the OCI runtime and wait until the program runs. Raises RuntimeFailure."""
+    told, tell = owned.pipe()
+    argv = [
+        *_logging(access, memory.fd),
+        "exec",
+        f"--process={document}",
+        f"--pid-file=/proc/self/fd/{tell}",
+        *options,
+        access.container_id,
+    ]
+    process = spawn.spawn(
+        argv, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=(memory.fd, tell, *pass_fds)
+    )
+    try:
+        for theirs in {tell, stdin, stdout, stderr} - {subprocess.DEVNULL, memory.spare}:
+            owned.close(theirs)
+        # Closed without a word: there will be no program.
+        started = await spawn.read_some(told)
+        if not started:
+            await spawn.reap(process)
+            raise _failure(memory.text())
+    except asyncio.CancelledError:
+        process.kill()
+        process.wait()
+        raise
+    return process
+
+
+async def start_detached(access: Access, spec: ExecSpec) -> None:
+    """Run a program that nobody waits for. Raises as `start`."""
+    access.running()
+    with _Memory() as memory, _document(access, spec) as document:
+        argv = [
+            *_logging(access, memory.fd),
+            "exec",
+            "--detach",
+            f"--process={document}",
+            access.container_id,
+        ]
+        process = spawn.spawn(argv, stderr=memory.spare, pass_fds=(memory.fd,))
+        if await spawn.reap(process) != 0:
+            raise _failure(memory.text())
+
+
+class _Memory:
+    """Files in memory: the OCI runtime's log, and what it prints where that is not the
+    program's own stderr."""
+
+    def __enter__(self) -> _Memory:
+        self.fd = os.memfd_create("log", os.MFD_CLOEXEC)
+        self.spare = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+        os.close(self.spare)
+
+    def text(self) -> str:
+        """What went wrong; empty when nothing was said."""
+        for line in os.pread(self.fd, _LOG_LIMIT, 0).decode(errors="replace").splitlines():
+            try:
+                return str(json.loads(line)["msg"])
+            except (ValueError, KeyError, TypeError):
+                return line
+        return spawn.read_text(self.spare)
+
+
+def _logging(access: Access, log: int) -> list[str]:
+    program, *options = access.runtime
+    return [program, f"--log=/proc/self/fd/{log}", "--log-format=json", *options]
+
+
+@contextmanager
+def _document(access: Access, spec: ExecSpec) -> Iterator[str]:
+    """The path of a file with the process to run."""
+    first = json.loads((access.bundle.run / "config.json").read_bytes())["process"]
+    user = None
+    if spec.user:
+        files = read_image_files(access.root())
+        user = resolve_user(spec.user, files.passwd, files.group)
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    with tempfile.NamedTemporaryFile("w", dir=access.bundle.run) as file:
+        json.dump(process(spec, first, user, CAPABILITIES[: last + 1]), file)
+        file.flush()
+        yield file.name
+
+
+def _failure(text: str) -> RuntimeFailure:
+    """Why the program does not run, in words for the user, with its exit status."""
+    if match := _MISSING.search(text):
+        return ExecFailure(f"the container has no program `{match[1]}`", NOT_FOUND)
+    if known := known_failure(text):
+        return ExecFailure(known, CANNOT_RUN)
+    if match := _NO_FOLDER.search(text):
+        return ExecFailure(f"the container has no folder `{match[1]}` to work in", CANNOT_RUN)
+    if "is paused" in text:
+        return RuntimeFailure("the container is paused; unpause it first")
+    return RuntimeFailure(
+        f"the program could not be run: {text or 'the OCI runtime gave no reason'}"
+    )

@@ -1,0 +1,130 @@
+"""The user's terminal: raw mode that is always undone, its size, its signals, the keys to detach.
+
+Imports little, as `orc exec` should be quick.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import termios
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+DETACH_KEYS = "ctrl-p,ctrl-q"
+"""As in Docker."""
+
+PROXIED = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+)
+"""Signals that are passed on to a program one is attached to."""
+
+
+def parse_keys(text: str) -> bytes:
+    """The bytes of `ctrl-p,ctrl-q` or `x`: keys with commas between. Empty is no key at all.
+
+    Raises ValueError for what is not a key.
+    """
+    keys = bytearray()
+    for word in text.split(",") if text else ():
+        name = word.strip().lower()
+        if name.startswith("ctrl-") and len(name) == 6 and 0x40 <= ord(name[5].upper()) < 0x60:
+            keys.append(ord(name[5].upper()) & 0x1F)
+        elif len(word) == 1 and word.isascii():
+            keys.append(ord(word))
+        else:
+            raise ValueError(
+                f"{word!r} is no key; give letters or ctrl-LETTER with commas between, "
+                f"such as {DETACH_KEYS}"
+            )
+    return bytes(keys)
+
+
+class DetachKeys:
+    """Looks for a sequence of keys in what is typed; a begun one is held back until it is clear."""
+
+    def __init__(self, sequence: bytes) -> None:
+        self._sequence = sequence
+        self._held = b""
+
+    def feed(self, data: bytes) -> tuple[bytes, bool]:
+        """What to pass on of some typed bytes, and whether the sequence was completed in them;
+        what follows it is dropped."""
+        sequence = self._sequence
+        if not sequence:
+            return data, False
+        typed = self._held + data
+        at = typed.find(sequence)
+        if at >= 0:
+            self._held = b""
+            return typed[:at], True
+        # Hold back the longest end that may become the sequence.
+        held = next((n for n in range(len(sequence) - 1, 0, -1) if typed.endswith(sequence[:n])), 0)
+        cut = len(typed) - held
+        self._held = typed[cut:]
+        return typed[:cut], False
+
+
+@contextmanager
+def raw(descriptor: int) -> Iterator[None]:
+    """Every key as it is typed, for the duration of the block.
+
+    The terminal is as it was on every way out: SIGTERM, SIGHUP and SIGQUIT, if nobody else
+    handles them, become SystemExit with the status that shells give.
+    """
+    before = termios.tcgetattr(descriptor)
+    taken = {
+        number: signal.signal(number, _leave)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+        if signal.getsignal(number) is signal.SIG_DFL
+    }
+    try:
+        tty.setraw(descriptor, termios.TCSANOW)
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
+        for number, handler in taken.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def handling(handler: Callable[[int], None], *numbers: int) -> Iterator[None]:
+    """Call `handler` with the number of each signal of these, for the duration of the block."""
+    before = {
+        number: signal.signal(number, lambda number, frame: handler(number)) for number in numbers
+    }
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def size(descriptor: int) -> tuple[int, int] | None:
+    """Rows and columns of a terminal; None for what is none."""
+    try:
+        found = os.get_terminal_size(descriptor)
+    except OSError:
+        return None
+    return found.lines, found.columns
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of it, also where somebody else has made the descriptor non-blocking.
+
+    Raises OSError, BrokenPipeError when nobody reads.
+    """
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])

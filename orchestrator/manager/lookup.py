@@ -9,7 +9,6 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, not_found
 from orchestrator.model.names import near_miss
 from orchestrator.model.objects import Image, Node, Service, Task
-from orchestrator.model.states import TaskState
 
 T = TypeVar("T")
 
@@ -90,24 +89,3 @@ def find_image(view: ClusterView, name: str) -> Image:
     guess = near_miss(name, [name for image in view.images.values() for name in image.names])
     hint = f"did you mean '{guess}'?" if guess else "put it there with 'orc build' or 'orc load'"
     raise not_found(f"no image '{name}' in this cluster; {hint}")
-
-
-def find_container(view: ClusterView, word: str) -> Task:
-    """The one task meant by `word`: its id, its name, the beginning of its id, or the name of a
-    service that has one. Of several with one name it is the one that runs, else the newest."""
-    if word in view.tasks:
-        return view.tasks[word]
-    named = [task for task in view.tasks.values() if task.name == word]
-    if not named and (service := view.service_by_name(word)) is not None:
-        named = list(view.tasks_of_service(service.id).values())
-        live = {task.name for task in named if task.desired_state <= TaskState.RUNNING}
-        if len(live) > 1:
-            raise invalid(
-                f"service '{word}' has {len(live)} containers; say which, as '{min(live)}'"
-            )
-    if named:
-        return max(
-            named, key=lambda task: (task.status.state is TaskState.RUNNING, task.created_at)
-        )
-    names = ((task.name, task) for task in view.tasks.values())
-    return _pick("container", word, view.tasks, names, "orc ps")

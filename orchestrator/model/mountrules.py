@@ -99,7 +99,7 @@ def _check_bind(mount: MountSpec) -> None:
         raise ValueError(
             f"bind propagation {mount.propagation!r} is none of {', '.join(PROPAGATIONS)}"
         )
-    if mount.driver or mount.options or mount.labels or mount.no_copy or mount.subpath:
+    if mount.driver or mount.options or mount.labels or mount.no_copy:
         raise ValueError(f"bind mount of {mount.source} has options that only volumes have")
 
 
@@ -109,9 +109,6 @@ def _check_volume(mount: MountSpec) -> None:
     if mount.source:
         check_template(mount.source)
     check_driver_options(mount.driver, mount.options)
-    parts = mount.subpath.split("/")
-    if mount.subpath.startswith("/") or ".." in parts or "\0" in mount.subpath:
-        raise ValueError(f"volume subpath {mount.subpath!r} must be a path inside the volume")
 
 
 def _check_tmpfs(mount: MountSpec) -> None:

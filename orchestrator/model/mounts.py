@@ -55,8 +55,6 @@ class MountSpec:
     """A bind's source is made, as a folder, where it is missing."""
     no_copy: bool = False
     """A new volume stays empty, instead of being filled from the image's folder."""
-    subpath: str = ""
-    """A folder inside the volume, to be mounted instead of its root."""
     driver: str = ""
     """Of a volume that does not exist yet; empty: local."""
     options: dict[str, str] = field(default_factory=dict)

@@ -16,6 +16,8 @@ class ImageConfig:
     user: str = ""
     workdir: str = ""
     stop_signal: str = ""
+    volumes: tuple[str, ...] = ()
+    """Folders that are to be volumes, absolute, sorted."""
     labels: dict[str, str] = field(default_factory=dict)
 
 

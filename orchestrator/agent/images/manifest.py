@@ -116,6 +116,7 @@ def parse_config(data: bytes) -> ConfigFile:
                 user=str(process.get("User") or ""),
                 workdir=str(process.get("WorkingDir") or ""),
                 stop_signal=str(process.get("StopSignal") or ""),
+                volumes=tuple(sorted(str(each) for each in process.get("Volumes") or {})),
                 labels={str(k): str(v) for k, v in (process.get("Labels") or {}).items()},
             ),
             diff_ids=diff_ids,

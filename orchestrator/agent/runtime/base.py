@@ -21,6 +21,25 @@ class RuntimeFailure(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """Something of the node, or a tmpfs, to be mounted in a container."""
+
+    target: str
+    source: str = ""
+    """Path on the node; empty: a tmpfs."""
+    read_only: bool = False
+    propagation: str = ""
+    """As mount_namespaces(7) has it; empty: rprivate."""
+    recursive: bool = True
+    """What is mounted below the source comes along."""
+    owned: bool = False
+    """A volume: its files have owners as the container sees them, whatever ids its user
+    namespace has on the host."""
+    tmpfs: tuple[str, ...] = ()
+    """Options of a tmpfs."""
+
+
+@dataclass(frozen=True, slots=True)
 class Container:
     """All that a container is made from. `id` is the task's id, so every action is idempotent."""
 
@@ -40,6 +59,8 @@ class Container:
     labels: dict[str, str] = field(default_factory=dict)
     keep: bool = False
     """Its writable layer and logs outlive a run: they go with `remove` only."""
+    mounts: tuple[Mount, ...] = ()
+    """Besides those that every container has; one a target."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from orchestrator.agent.runtime.base import RuntimeFailure
 
 CLONE_NEWNS = 0x00020000
+MS_RDONLY = 1
 MS_REC = 1 << 14
 MS_SLAVE = 1 << 19
 MNT_DETACH = 2
@@ -40,6 +41,21 @@ def mount(source: str, target: Path, kind: str, flags: int, data: str) -> None:
 def unmount(target: Path) -> None:
     """Detach a mount, though it be in use. Raises OSError; EINVAL when nothing is mounted there."""
     _check(_libc.umount2(os.fsencode(target), MNT_DETACH), str(target))
+
+
+def is_mounted(target: Path) -> bool:
+    """Whether anything is mounted just there, in the agent's mount namespace."""
+    return _escaped(os.path.realpath(target)) in _mount_points()
+
+
+def _mount_points() -> set[str]:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        return {line.split(" ", 5)[4] for line in table}
+
+
+def _escaped(path: str) -> str:
+    """As mountinfo writes it (proc_pid_mountinfo(5))."""
+    return "".join(f"\\{ord(each):03o}" if each in " \t\n\\" else each for each in path)
 
 
 def unshare_mounts() -> None:

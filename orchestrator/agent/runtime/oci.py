@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.agent.runtime.base import Container, RuntimeFailure
+from orchestrator.agent.runtime.ocimounts import merged, root_propagation
 from orchestrator.agent.runtime.rootfs import ImageFiles
 from orchestrator.agent.runtime.seccomp import SeccompProfile
 from orchestrator.agent.runtime.users import User, resolve_user
@@ -272,12 +273,13 @@ def config(
         }
         for name in ETC_FILES
     ]
+    propagation = root_propagation(container.mounts)
     return {
         "ociVersion": "1.0.2",
         "process": process(container, node, user),
         "root": {"path": str(places.root), "readonly": container.spec.container.read_only},
         "hostname": hostname(container),
-        "mounts": mounts,
+        "mounts": merged(mounts, container.mounts, idmapped=False),
         "annotations": {"orc.name": container.name} | container.labels,
         "linux": {
             "cgroupsPath": places.cgroup,
@@ -291,7 +293,8 @@ def config(
             },
             "maskedPaths": list(MASKED_PATHS),
             "readonlyPaths": list(READONLY_PATHS),
-        },
+        }
+        | ({"rootfsPropagation": propagation} if propagation else {}),
     }
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.mounts import mount, unmount
+from orchestrator.agent.runtime.mounts import MS_RDONLY, mount, unmount
 
 MOUNT_DATA_LIMIT = 4095
 """Bytes of options that mount(2) takes: a page, with its final zero."""
@@ -43,10 +43,24 @@ def mount_overlay(
             raise RuntimeFailure(_explain(error)) from error
 
 
-def _plain(layers: Sequence[Path], upper: Path, work: Path) -> str | None:
-    """The layers as `lowerdir` names them, None when that is too long or would need quoting."""
+def mount_layers(layers: Sequence[Path], target: Path) -> None:
+    """Mount at least two layers on one another, the lowest first, read-only.
+
+    Raises RuntimeFailure.
+    """
+    with ExitStack() as opened:
+        lower = _plain(layers) or _through_descriptors(layers, opened)
+        try:
+            mount("overlay", target, "overlay", MS_RDONLY, f"lowerdir={lower}")
+        except OSError as error:
+            raise RuntimeFailure(_explain(error)) from error
+
+
+def _plain(layers: Sequence[Path], *others: Path) -> str | None:
+    """The layers as `lowerdir` names them, None when that is too long (beside the `others`) or
+    would need quoting."""
     lower = ":".join(str(layer) for layer in reversed(layers))
-    room = MOUNT_DATA_LIMIT - len(os.fsencode(f"{upper}{work}")) - 64
+    room = MOUNT_DATA_LIMIT - sum(len(os.fsencode(path)) for path in others) - 64
     if len(os.fsencode(lower)) > room or any(_SPECIAL & set(str(path)) for path in layers):
         return None
     return lower

@@ -1,0 +1,122 @@
+"""A new volume is filled from the folder that the image has at its place.
+
+Copied from the image's layers, by cp(1) with all that files have (owners, modes, times, extended
+attributes, hard links, holes). Whatever touches the volume is a child process: a file system of a
+plugin may hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.agent.runtime import spawn
+from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.mounts import is_mounted, unmount
+from orchestrator.agent.runtime.overlay import mount_layers
+from orchestrator.agent.runtime.rootfs import open_in_root
+from orchestrator.agent.volumes.errors import VolumeError
+
+LOOK_TIMEOUT = 5.0
+"""Seconds that a look at a volume may take."""
+
+
+async def is_folder(path: Path) -> bool:
+    """Whether a folder is there; a path that hangs is not. Raises VolumeError for the latter."""
+    return (await _look(["test", "-d", str(path)], path))[0] == 0
+
+
+async def is_empty(path: Path) -> bool:
+    """Whether a volume has nothing in it. Raises VolumeError."""
+    with spawn.descriptors() as owned:
+        out = owned.memory_file()
+        argv = ["find", str(path), "-mindepth", "1", "-maxdepth", "1", "-print", "-quit"]
+        status, stderr = await _look(argv, path, out)
+        if status != 0:
+            raise VolumeError(f"{path} cannot be read: {stderr}")
+        return not spawn.read_text(out)
+
+
+async def _look(argv: Sequence[str], path: Path, stdout: int | None = None) -> tuple[int, str]:
+    try:
+        async with asyncio.timeout(LOOK_TIMEOUT):
+            if stdout is None:
+                return await spawn.run(argv)
+            with spawn.descriptors() as owned:
+                stderr = owned.memory_file()
+                status = await spawn.reap(spawn.spawn(argv, stderr=stderr, stdout=stdout))
+                return status, spawn.read_text(stderr)
+    except TimeoutError:
+        raise VolumeError(f"{path} does not answer") from None
+
+
+async def empty(path: Path) -> None:
+    """Remove all that is in a folder. Raises VolumeError."""
+    status, stderr = await spawn.run(["find", str(path), "-mindepth", "1", "-delete"])
+    if status != 0:
+        raise VolumeError(f"{path} cannot be emptied: {stderr}")
+
+
+async def fill(layers: Sequence[Path], folder: str, volume: Path, scratch: Path) -> None:
+    """Copy what an image has at `folder` into a volume, the folder's own owner and mode included.
+
+    Nothing is done when the image has no such folder. Raises VolumeError.
+    """
+    with _image_root(layers, scratch) as root:
+        root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            source = open_in_root(root_fd, folder.lstrip("/"))
+        except OSError:
+            return
+        finally:
+            os.close(root_fd)
+        try:
+            if stat.S_ISDIR(os.fstat(source).st_mode):
+                await _copy(source, volume)
+        finally:
+            os.close(source)
+
+
+async def _copy(source: int, volume: Path) -> None:
+    with spawn.descriptors() as owned:
+        stderr = owned.memory_file()
+        argv = ["cp", "-a", "--sparse=auto", "--", f"/proc/self/fd/{source}/.", f"{volume}/"]
+        status = await spawn.reap(spawn.spawn(argv, stderr=stderr, pass_fds=(source,)))
+        if status != 0:
+            text = spawn.read_text(stderr)
+            reason = text.splitlines()[0].rpartition(": ")[2] if text else f"status {status}"
+            raise VolumeError(
+                f"the volume cannot be filled from the image's folder: {reason.lower()}"
+            )
+
+
+def clear_scratch(scratch: Path) -> None:
+    """Remove what a kill in the middle of a filling has left."""
+    for left in sorted(scratch.glob("image-*")):
+        if is_mounted(left):
+            unmount(left)
+        left.rmdir()
+
+
+@contextmanager
+def _image_root(layers: Sequence[Path], scratch: Path) -> Iterator[Path]:
+    """The image's files as one folder, read-only."""
+    if len(layers) == 1:
+        yield layers[0]
+        return
+    root = Path(tempfile.mkdtemp(prefix="image-", dir=scratch))
+    try:
+        mount_layers(layers, root)
+    except RuntimeFailure as error:
+        root.rmdir()
+        raise VolumeError(str(error)) from error
+    try:
+        yield root
+    finally:
+        unmount(root)
+        root.rmdir()

@@ -1,0 +1,77 @@
+"""What a container mounts: its own mounts, those it has from others, and its image's volumes."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from orchestrator.agent.images.config import LocalImage
+from orchestrator.model.mounts import MountSpec, MountType, expand
+from orchestrator.model.objects import Node, Task
+from orchestrator.model.templates import node_fields, task_fields
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One mount, with its volume's name known."""
+
+    spec: MountSpec
+    """`source` is the volume's name, also of one that no user has named."""
+    owner: str = ""
+    """The task that an unnamed volume belongs to; empty for a named one."""
+    layers: tuple[Path, ...] = ()
+    """Of the image that a new volume is filled from, the lowest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A container as far as its mounts go."""
+
+    task: Task
+    image: LocalImage
+    holders: tuple[tuple[Holder, bool], ...] = ()
+    """Whose mounts it has too, and whether read-only."""
+
+
+def anonymous_name(task_id: str, target: str) -> str:
+    """The name of a volume that nobody named: the same each time the container is made."""
+    return hashlib.sha256(f"{task_id}:{posixpath.normpath(target)}".encode()).hexdigest()
+
+
+def wanted_mounts(holder: Holder, node: Node) -> list[Wanted]:
+    """Everything to mount, one a target: the container's own word counts most, then those that it
+    has volumes from (the last of them wins, as in Docker), then its image."""
+    found: dict[str, Wanted] = {}
+    for target in holder.image.config.volumes:
+        _put(found, _anonymous(holder, MountSpec(target=target)))
+    for other, read_only in holder.holders:
+        for mount in wanted_mounts(other, node):
+            spec = replace(mount.spec, read_only=True) if read_only else mount.spec
+            _put(found, replace(mount, spec=spec))
+    fields = task_fields(holder.task) | node_fields(node)
+    for spec in holder.task.spec.container.mounts:
+        if spec.type is not MountType.VOLUME:
+            _put(found, Wanted(spec))
+        elif spec.source:
+            named = replace(spec, source=expand(spec.source, fields))
+            _put(found, Wanted(named, layers=holder.image.layers))
+        else:
+            _put(found, _anonymous(holder, spec))
+    return list(found.values())
+
+
+def volume_names(mounts: Iterable[Wanted]) -> Sequence[str]:
+    """The volumes among them, each once, sorted."""
+    return sorted({m.spec.source for m in mounts if m.spec.type is MountType.VOLUME})
+
+
+def _anonymous(holder: Holder, spec: MountSpec) -> Wanted:
+    named = replace(spec, source=anonymous_name(holder.task.id, spec.target))
+    return Wanted(named, holder.task.id, holder.image.layers)
+
+
+def _put(found: dict[str, Wanted], mount: Wanted) -> None:
+    found[posixpath.normpath(mount.spec.target)] = mount

@@ -1,0 +1,150 @@
+"""Docker's volume plugin protocol, one call after the other, with nothing taken on trust.
+
+Source: Docker's "Docker volume plugins" (`/VolumeDriver.*`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from orchestrator.agent.volumes.errors import PluginAway, VolumeError
+from orchestrator.agent.volumes.http import Address, post
+
+PATIENCE = 30.0
+"""Seconds for which a plugin that cannot be reached is tried again, with growing pauses."""
+CALL_TIMEOUT = 60.0
+"""Seconds that a plugin gets to do what it was asked: it may have to attach a disk."""
+_FIRST_PAUSE, _MOST_PAUSE = 0.1, 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class PluginVolume:
+    """A volume as its plugin lists it."""
+
+    name: str
+    mountpoint: str = ""
+
+
+class VolumePlugin:
+    """One volume plugin."""
+
+    def __init__(self, name: str, address: Address, scope: str) -> None:
+        self.name = name
+        self.scope = scope
+        """`local` or `global`."""
+        self._address = address
+
+    @classmethod
+    async def activate(cls, name: str, address: Address) -> Self | None:
+        """Ask what a plugin is; None when it is something else than a volume plugin.
+
+        Raises VolumeError.
+        """
+        plugin = cls(name, address, "local")
+        answer = await plugin._once("/Plugin.Activate", {})
+        implements = answer.get("Implements")
+        if not isinstance(implements, list):
+            raise PluginAway("it does not say what it implements")
+        if "VolumeDriver" not in implements:
+            return None
+        try:
+            answer = await plugin._once("/VolumeDriver.Capabilities", {})
+        except PluginAway:
+            raise
+        except VolumeError:
+            # Optional: those that are older do not know the call.
+            return plugin
+        capabilities = answer.get("Capabilities")
+        scope = capabilities.get("Scope") if isinstance(capabilities, dict) else None
+        return cls(name, address, "global" if str(scope).lower() == "global" else "local")
+
+    async def create(self, volume: str, options: Mapping[str, str]) -> None:
+        """Make a volume; the same again is no error of a well-made plugin. Raises VolumeError."""
+        await self._patiently("Create", {"Name": volume, "Opts": dict(options)})
+
+    async def remove(self, volume: str) -> None:
+        """Remove a volume and its data. Raises VolumeError."""
+        await self._patiently("Remove", {"Name": volume})
+
+    async def mount(self, volume: str, user: str) -> Path:
+        """Mount a volume for a container; where. Raises VolumeError."""
+        answer = await self._patiently("Mount", {"Name": volume, "ID": user})
+        return self._path(volume, answer.get("Mountpoint"))
+
+    async def unmount(self, volume: str, user: str) -> None:
+        """Take a container's mount back. Raises VolumeError."""
+        await self._once("/VolumeDriver.Unmount", {"Name": volume, "ID": user})
+
+    async def path(self, volume: str) -> Path | None:
+        """Where a volume is mounted; None when it is not. Raises VolumeError."""
+        answer = await self._once("/VolumeDriver.Path", {"Name": volume})
+        mountpoint = answer.get("Mountpoint")
+        return self._path(volume, mountpoint) if mountpoint else None
+
+    async def get(self, volume: str) -> PluginVolume | None:
+        """A volume; None when the plugin has none of that name. Raises PluginAway."""
+        try:
+            answer = await self._once("/VolumeDriver.Get", {"Name": volume})
+        except PluginAway:
+            raise
+        except VolumeError:
+            return None
+        return _volume(answer.get("Volume"))
+
+    async def list(self) -> list[PluginVolume]:
+        """All volumes that it has. Raises VolumeError."""
+        answer = await self._once("/VolumeDriver.List", {})
+        found = answer.get("Volumes") or []
+        if not isinstance(found, list):
+            raise PluginAway("its list of volumes is none")
+        return [volume for each in found if (volume := _volume(each)) is not None]
+
+    def _path(self, volume: str, mountpoint: object) -> Path:
+        if not isinstance(mountpoint, str) or not os.path.isabs(mountpoint) or "\0" in mountpoint:
+            raise VolumeError(
+                f"volume driver {self.name} says that {volume} is mounted at {mountpoint!r}, "
+                "which is no absolute path"
+            )
+        return Path(mountpoint)
+
+    async def _patiently(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A call that is tried again while the plugin cannot be reached or hangs up."""
+        loop = asyncio.get_running_loop()
+        give_up, pause = loop.time() + PATIENCE, _FIRST_PAUSE
+        while True:
+            try:
+                return await self._once(f"/VolumeDriver.{method}", body)
+            except PluginAway as error:
+                if loop.time() + pause > give_up:
+                    raise PluginAway(
+                        f"volume driver {self.name} does not answer: {error}"
+                    ) from error
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MOST_PAUSE)
+
+    async def _once(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises PluginAway, or VolumeError with what the plugin itself says."""
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT):
+                status, answer = await post(self._address, path, body)
+        except TimeoutError:
+            raise PluginAway(f"no answer within {CALL_TIMEOUT:.0f} s") from None
+        if not isinstance(answer, dict | None):
+            raise PluginAway(f"its answer to {path} is no JSON object")
+        said = (answer or {}).get("Err")
+        if status >= 400 or said:
+            words = " ".join(str(said or f"HTTP status {status}").split())
+            raise VolumeError(f"volume driver {self.name}: {words}")
+        return answer or {}
+
+
+def _volume(found: object) -> PluginVolume | None:
+    if not isinstance(found, dict) or not isinstance(found.get("Name"), str) or not found["Name"]:
+        return None
+    mountpoint = found.get("Mountpoint")
+    return PluginVolume(found["Name"], mountpoint if isinstance(mountpoint, str) else "")

@@ -1,0 +1,276 @@
+"""The volumes of this node: made, filled, mounted for their users, listed, removed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from orchestrator.agent.runtime import spawn
+from orchestrator.agent.runtime.base import Mount
+from orchestrator.agent.volumes import binds, copyup, local
+from orchestrator.agent.volumes.errors import PluginAway, VolumeError
+from orchestrator.agent.volumes.plan import Holder, Wanted, wanted_mounts
+from orchestrator.agent.volumes.plugins import Plugins
+from orchestrator.agent.volumes.records import Records, Use, VolumeRecord
+from orchestrator.model.mounts import LOCAL_DRIVER, MountType
+from orchestrator.model.objects import Node, Volume
+
+log = logging.getLogger(__name__)
+
+CONTAINER_LABEL = "orc.container"
+"""Label of a volume that no user has named: the id of the task that it belongs to."""
+
+_LOOK_PERIOD = 5.0
+"""Seconds between two looks for plugins, and two attempts to tell one that a container is gone."""
+_UNMOUNT_TIMEOUT = 5.0
+"""Seconds that a container's end waits for a plugin."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeUsers:
+    """A volume of this node's records, and who uses it."""
+
+    record: VolumeRecord
+    users: tuple[str, ...]
+
+
+class VolumeStore:
+    """All volumes of the node. `run` keeps plugins known; the rest may be called beside it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        node: Callable[[], Node],
+        plugins: Plugins,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`folder` survives a reboot, on the disk that volumes are to take their room from."""
+        self._records = Records(folder)
+        self._scratch = folder / "scratch"
+        self._scratch.mkdir(exist_ok=True, mode=0o700)
+        self._node = node
+        self.plugins = plugins
+        self._clock = clock
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        known = self._records.uses()
+        self._uses = {id: use for id, use in known.items() if not use.leaving}
+        self._leaving = {id: use for id, use in known.items() if use.leaving}
+        self.changed = asyncio.Event()
+        """Set when other plugins answer than before."""
+
+    async def run(self) -> None:
+        """Clear what a kill has left, then look after plugins until cancelled."""
+        for path in self._records.leftovers():
+            await _delete(path)
+        copyup.clear_scratch(self._scratch)
+        while True:
+            before = dict(self.plugins.scopes)
+            await self.plugins.look()
+            if self.plugins.scopes != before:
+                self.changed.set()
+            for use in list(self._leaving.values()):
+                await self._leave(use)
+            await asyncio.sleep(_LOOK_PERIOD)
+
+    async def attach(self, holder: Holder, declared: Mapping[str, Volume]) -> tuple[Mount, ...]:
+        """Make ready all that a container mounts; `declared` are its named volumes as the cluster
+        knows them. Whatever comes of it, `detach` takes it back. Raises VolumeError.
+        """
+        container_id = holder.task.id
+        wanted = wanted_mounts(holder, self._node())
+        drivers = {
+            each.spec.source: self._driver(each, declared)
+            for each in wanted
+            if each.spec.type is MountType.VOLUME
+        }
+        if drivers:
+            use = Use(container_id, drivers)
+            self._records.put_use(use)
+            self._uses[container_id] = use
+        return tuple([await self._mount(each, container_id, declared) for each in wanted])
+
+    async def detach(self, container_id: str, *, drop: bool) -> None:
+        """Take back what `attach` did; with `drop`, the volumes go that nobody named and that
+        belong to the container. A plugin that does not answer is told later. Raises VolumeError.
+        """
+        use = self._uses.pop(container_id, None)
+        if use is not None:
+            use = replace(use, leaving=True)
+            self._records.put_use(use)
+            await self._leave(use)
+        if drop:
+            for record in list(self._records.volumes()):
+                if record.owner == container_id and not self.users(record.name):
+                    await self._discard(record)
+
+    async def retain(self, container_ids: Collection[str]) -> None:
+        """Take back what containers have that are not among these."""
+        for container_id in [id for id in self._uses if id not in container_ids]:
+            log.warning("volumes of a container that is gone", extra={"task": container_id})
+            await self.detach(container_id, drop=False)
+
+    async def create(self, volume: Volume) -> None:
+        """Make a volume unless it is there. Raises VolumeError."""
+        async with self._locks[volume.name]:
+            await self._ensure(volume, owner="")
+
+    async def remove(self, volume: Volume, *, force: bool) -> None:
+        """Remove a volume with its data; fine when it is not there. Raises VolumeError, also for
+        one in use."""
+        async with self._locks[volume.name]:
+            if self.users(volume.name):
+                raise VolumeError(f"volume {volume.name} is in use by a container")
+            record = self._records.volume(volume.name)
+            driver = record.driver if record else volume.driver
+            if driver not in ("", LOCAL_DRIVER):
+                await self._remove_from_plugin(volume.name, driver, force=force)
+            if record is not None:
+                await self._discard(record)
+
+    def users(self, name: str) -> tuple[str, ...]:
+        """Ids of the containers that have a volume mounted."""
+        return tuple(sorted(id for id, use in self._uses.items() if name in use.volumes))
+
+    def known(self) -> list[VolumeUsers]:
+        """The volumes of this node's records."""
+        return [VolumeUsers(record, self.users(record.name)) for record in self._records.volumes()]
+
+    def folder(self, name: str) -> Path:
+        """A volume's own folder."""
+        return self._records.folder(name)
+
+    def _driver(self, wanted: Wanted, declared: Mapping[str, Volume]) -> str:
+        name = wanted.spec.source
+        if (record := self._records.volume(name)) is not None:
+            return record.driver
+        volume = declared.get(name)
+        return (volume.driver if volume else wanted.spec.driver) or LOCAL_DRIVER
+
+    async def _mount(
+        self, wanted: Wanted, container_id: str, declared: Mapping[str, Volume]
+    ) -> Mount:
+        spec = wanted.spec
+        if spec.type is MountType.TMPFS:
+            return binds.tmpfs(spec)
+        if spec.type is MountType.BIND:
+            return await binds.bind(spec, self._node().description.hostname)
+        volume = declared.get(spec.source) or Volume(
+            id=spec.source, driver=spec.driver, options=spec.options, labels=spec.labels
+        )
+        async with self._locks[spec.source]:
+            record = await self._ensure(volume, owner=wanted.owner)
+            path = await self._path(record, container_id)
+            if not spec.no_copy:
+                await self._fill(record, path, wanted)
+        return Mount(target=spec.target, source=str(path), read_only=spec.read_only, owned=True)
+
+    async def _ensure(self, volume: Volume, *, owner: str) -> VolumeRecord:
+        if (record := self._records.volume(volume.name)) is not None:
+            return record
+        record = VolumeRecord(
+            name=volume.name,
+            driver=volume.driver or LOCAL_DRIVER,
+            options=dict(volume.options),
+            labels=dict(volume.labels) | ({CONTAINER_LABEL: owner} if owner else {}),
+            created_at=volume.created_at or self._clock(),
+            owner=owner,
+        )
+        if record.driver != LOCAL_DRIVER:
+            plugin = await self.plugins.patiently(record.driver)
+            # What another node has made of one of global scope is there already.
+            if await plugin.get(record.name) is None:
+                await plugin.create(record.name, record.options)
+        self._records.create(record)
+        return record
+
+    async def _path(self, record: VolumeRecord, container_id: str) -> Path:
+        if record.driver == LOCAL_DRIVER:
+            return await local.ensure_mounted(record, self._records.folder(record.name))
+        plugin = await self.plugins.patiently(record.driver)
+        path = await plugin.mount(record.name, container_id)
+        if not await copyup.is_folder(path):
+            raise VolumeError(
+                f"volume driver {record.driver} says that {record.name} is mounted at {path}, "
+                "where there is no folder"
+            )
+        return path
+
+    async def _fill(self, record: VolumeRecord, path: Path, wanted: Wanted) -> None:
+        if record.filling and record.driver == LOCAL_DRIVER:
+            await copyup.empty(path)
+        if not await copyup.is_empty(path):
+            return
+        self._records.update(replace(record, filling=True))
+        try:
+            await copyup.fill(wanted.layers, wanted.spec.target, path, self._scratch)
+        except VolumeError as error:
+            await copyup.empty(path)
+            raise VolumeError(f"volume {record.name}: {error}") from error
+        self._records.update(replace(record, filling=False))
+
+    async def _leave(self, use: Use) -> None:
+        """Give back what a container that is gone had mounted; what a plugin does not take back
+        now stays on record."""
+        left: dict[str, str] = {}
+        for name, driver in use.volumes.items():
+            if driver == LOCAL_DRIVER:
+                await self._unmount_unused(name)
+            elif not await self._told(name, driver, use.container_id):
+                left[name] = driver
+        if use.container_id in self._uses:
+            # It was started again meanwhile, and what it has now is its own.
+            self._leaving.pop(use.container_id, None)
+        elif left:
+            self._leaving[use.container_id] = replace(use, volumes=left)
+            self._records.put_use(self._leaving[use.container_id])
+        else:
+            self._leaving.pop(use.container_id, None)
+            self._records.drop_use(use.container_id)
+
+    async def _unmount_unused(self, name: str) -> None:
+        async with self._locks[name]:
+            record = self._records.volume(name)
+            if record is not None and not self.users(name):
+                local.ensure_unmounted(record, self._records.folder(name))
+
+    async def _told(self, name: str, driver: str, container_id: str) -> bool:
+        """Whether a plugin has taken back a container's mount."""
+        try:
+            async with asyncio.timeout(_UNMOUNT_TIMEOUT):
+                plugin = await self.plugins.get(driver)
+                await plugin.unmount(name, container_id)
+        except (TimeoutError, PluginAway) as error:
+            log.warning(
+                "volume %s is given back later: %s", name, error, extra={"task": container_id}
+            )
+            return False
+        except VolumeError as error:
+            # It answers, and does not know of the mount: then it has none.
+            log.info("unmounting %s: %s", name, error, extra={"task": container_id})
+        return True
+
+    async def _remove_from_plugin(self, name: str, driver: str, *, force: bool) -> None:
+        try:
+            plugin = await self.plugins.get(driver)
+            if await plugin.get(name) is not None:
+                await plugin.remove(name)
+        except VolumeError:
+            if not force:
+                raise
+
+    async def _discard(self, record: VolumeRecord) -> None:
+        if record.driver == LOCAL_DRIVER:
+            local.ensure_unmounted(record, self._records.folder(record.name))
+        if (gone := self._records.retire(record.name)) is not None:
+            await _delete(gone)
+
+
+async def _delete(path: Path) -> None:
+    status, stderr = await spawn.run(["rm", "-rf", "--one-file-system", "--", str(path)])
+    if status != 0:
+        log.warning("%s cannot be deleted: %s", path, stderr)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from orchestrator.agent.images.config import LocalImage
 from orchestrator.agent.networks import Connected
-from orchestrator.agent.runtime.base import Container
+from orchestrator.agent.runtime.base import Container, Mount
 from orchestrator.model.names import short_id
 from orchestrator.model.objects import Task
 
 
 def describe_container(
-    task: Task, image: LocalImage, connected: Connected, hostname: str
+    task: Task,
+    image: LocalImage,
+    mounts: tuple[Mount, ...],
+    connected: Connected,
+    hostname: str,
 ) -> Container:
     """The container of `task` on the node called `hostname`."""
     told: tuple[str, ...] = ()
@@ -35,4 +39,5 @@ def describe_container(
         ),
         labels=dict(task.spec.container.labels),
         keep=task.standalone,
+        mounts=mounts,
     )

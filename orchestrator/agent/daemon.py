@@ -14,6 +14,7 @@ import random
 import signal
 import socket
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,12 @@ from orchestrator.agent.session import Node, Session
 from orchestrator.agent.sessions import Sessions
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.statedb import StateDb, StateDbError
+from orchestrator.agent.taskvolumes import TaskVolumes
 from orchestrator.agent.tunnels import Tunnels
+from orchestrator.agent.volumeorders import ORDERS, VolumeOrders
+from orchestrator.agent.volumes.listing import VolumeListing
+from orchestrator.agent.volumes.plugins import Plugins
+from orchestrator.agent.volumes.store import VolumeStore
 from orchestrator.agent.worker import Worker
 from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.tls import (
@@ -49,6 +55,7 @@ from orchestrator.identity.tls import (
     channel_options,
     server_credentials,
 )
+from orchestrator.model import objects
 from orchestrator.pb import blobs_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -128,10 +135,18 @@ async def run(settings: Settings) -> None:
         networks = Networks(network, identity.address, lambda: worker.holders())
         kept = KeptLogs(data / "logs")
         dial = _Dial(settings)
+        volumes = VolumeStore(
+            data / "volumes",
+            lambda: objects.Node(id=identity.node_id, description=description),
+            Plugins(),
+        )
+        listing = stack.enter_context(VolumeListing(volumes))
+        images = ClusterImages(store, dial.node, f"{identity.address}:{blob_port}", rng)
         parts = Parts(
             runtime=runtime,
-            images=ClusterImages(store, dial.node, f"{identity.address}:{blob_port}", rng),
+            images=images,
             network=networks,
+            volumes=TaskVolumes(volumes, images, lambda: worker.runners.values()),
             logs=kept,
             boot_id=boot_id(),
             hostname=socket.gethostname(),
@@ -146,7 +161,8 @@ async def run(settings: Settings) -> None:
             images=store,
             builder=Builder(store, data / "build"),
             scratch=data / "uploads",
-            handlers={"exec": sessions.exec, "attach": sessions.attach},
+            handlers={"exec": sessions.exec, "attach": sessions.attach}
+            | dict.fromkeys(ORDERS, VolumeOrders(volumes, listing).serve),
         )
         description = describe.describe(
             address=identity.address,
@@ -156,7 +172,11 @@ async def run(settings: Settings) -> None:
             labels=settings.labels,
             offered=settings.offered,
         )
-        node = Node(lambda: description, parts.boot_id, store.inventory)
+        node = Node(
+            lambda: replace(description, volume_drivers=dict(volumes.plugins.scopes)),
+            parts.boot_id,
+            store.inventory,
+        )
         dialer = Dialer(
             db=db,
             joined_by=identity.managers,
@@ -173,6 +193,8 @@ async def run(settings: Settings) -> None:
         async with worker, asyncio.TaskGroup() as group:
             group.create_task(networks.run(), name="networks")
             group.create_task(_report_images(store, dialer), name="images")
+            group.create_task(volumes.run(), name="volumes")
+            group.create_task(_wake_for(volumes.changed, wake), name="volume drivers")
             group.create_task(dialer.run(), name="dialer")
 
 
@@ -181,6 +203,13 @@ async def _report_images(store: ImageStore, dialer: Dialer) -> None:
         await store.changed.wait()
         store.changed.clear()
         dialer.report_images()
+
+
+async def _wake_for(changed: asyncio.Event, wake: asyncio.Event) -> None:
+    while True:
+        await changed.wait()
+        changed.clear()
+        wake.set()
 
 
 async def _serve_blobs(settings: Settings, store: ImageStore) -> tuple[grpc.aio.Server, int]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.network import NetworkError
 from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.volumes.errors import VolumeError
 
-EXPECTED = (RuntimeFailure, ImageError, NetworkError, OSError)
+EXPECTED = (RuntimeFailure, ImageError, NetworkError, VolumeError, OSError)
 
 
 def reason_of(error: Exception) -> str:

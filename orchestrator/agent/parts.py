@@ -7,14 +7,15 @@ tests bring scripted ones. Each method may be called again after a crash at any 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.agent.images.config import LocalImage
 from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.networks import Connected
-from orchestrator.agent.runtime.base import Runtime
+from orchestrator.agent.runtime.base import Mount, Runtime
+from orchestrator.model.objects import Task, Volume
 from orchestrator.model.specs import PortSpec
 from orchestrator.pb import dispatch_pb2
 
@@ -38,6 +39,18 @@ class Network(Protocol):
     async def detach(self, container_id: str) -> None: ...
 
 
+class Volumes(Protocol):
+    """Mounts volumes (`taskvolumes.TaskVolumes`)."""
+
+    async def attach(
+        self, task: Task, volumes: Mapping[str, Volume], image: LocalImage
+    ) -> tuple[Mount, ...]: ...
+
+    async def detach(self, task: Task) -> None: ...
+
+    async def retain(self, task_ids: Collection[str]) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What a runner acts with."""
@@ -45,6 +58,7 @@ class Parts:
     runtime: Runtime
     images: Images
     network: Network
+    volumes: Volumes
     logs: KeptLogs
     boot_id: str
     hostname: str

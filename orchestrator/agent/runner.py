@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -24,11 +24,12 @@ from orchestrator.agent.lifecycle import Observed, Step, fail, next_step, sense,
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.reporter import Reporter
-from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
+from orchestrator.agent.runtime.base import Exit, Mount, RuntimeFailure, Started
 from orchestrator.agent.runtime.signals import signal_number
 from orchestrator.agent.statedb import Record, StateDb
+from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.model.convert import from_proto
-from orchestrator.model.objects import Task, TaskStatus
+from orchestrator.model.objects import Task, TaskStatus, Volume
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.pb import dispatch_pb2
 
@@ -43,6 +44,7 @@ _RETRY_FIRST, _RETRY_MOST = 0.5, 30.0
 @dataclass(frozen=True, slots=True)
 class _Prepared:
     image: LocalImage
+    mounts: tuple[Mount, ...]
     connected: Connected
 
 
@@ -67,6 +69,7 @@ class TaskRunner:
         self._gate = gate
         self._task: Task = from_proto(assigned.task)
         self._sources = tuple(assigned.image_sources)
+        self._volumes = _volumes(assigned)
         self._assigned = True
         self._scope: asyncio.Timeout | None = None
         self._prepared: _Prepared | None = None
@@ -106,6 +109,11 @@ class TaskRunner:
         return self._task
 
     @property
+    def volumes(self) -> Mapping[str, Volume]:
+        """The named volumes of the newest order."""
+        return self._volumes
+
+    @property
     def status(self) -> TaskStatus:
         """The newest status."""
         return self._status
@@ -123,6 +131,7 @@ class TaskRunner:
         else:
             self._assigned = True
             self._sources = tuple(assigned.image_sources)
+            self._volumes = _volumes(assigned)
             task = from_proto(assigned.task)
         news = assigned is None or not self._observed.confirmed or sense(task) != sense(self._task)
         self._task = task
@@ -207,13 +216,14 @@ class TaskRunner:
 
     async def _prepare(self) -> None:
         self._advance(TaskState.PREPARING)
-        image = None
+        mounts = None
         async with self._until_new_order():
             image = await self._image()
-        if image is None:
+            mounts = await self._parts.volumes.attach(self._task, self._volumes, image)
+        if mounts is None:
             return
         connected = await self._parts.network.attach(self.id, self._task.spec.ports)
-        self._prepared = _Prepared(image, connected)
+        self._prepared = _Prepared(image, mounts, connected)
         self._observed = replace(self._observed, prepared=True)
         self._advance(TaskState.READY)
 
@@ -230,7 +240,11 @@ class TaskRunner:
             self._record(starting)
             await self._parts.runtime.create(
                 describe_container(
-                    self._task, self._prepared.image, connected, self._parts.hostname
+                    self._task,
+                    self._prepared.image,
+                    self._prepared.mounts,
+                    connected,
+                    self._parts.hostname,
                 )
             )
             started = await self._parts.runtime.start(self.id)
@@ -298,6 +312,7 @@ class TaskRunner:
         async with self._gate, asyncio.timeout(_RELEASE_LIMIT):
             await self._clear()
             await self._parts.network.detach(self.id)
+            await self._parts.volumes.detach(self._task)
         self._db.put_released(self.id)
         self._observed = replace(self._observed, released=True, container=None)
         self._prepared = None
@@ -386,3 +401,7 @@ class TaskRunner:
                 raise
         finally:
             self._scope = None
+
+
+def _volumes(assigned: dispatch_pb2.AssignedTask) -> dict[str, Volume]:
+    return {volume.id: from_proto(volume) for volume in assigned.volumes}

@@ -76,6 +76,8 @@ class Session:
         self._wake = wake
         self._open_tunnel = open_tunnel
         self._images_changed = True
+        self._volume_drivers: dict[str, str] = {}
+        """As the manager was told."""
         self._period = _DEFAULT_PERIOD
         self._version: int | None = None
         """Of the assignment set as the last message left it; None before the full set."""
@@ -109,9 +111,9 @@ class Session:
             return _ended(_leaf(expected))
 
     async def _greet(self, call: Any) -> dispatch_pb2.Welcome:
-        hello = dispatch_pb2.Hello(
-            description=to_proto(self._node.describe()), boot_id=self._node.boot_id
-        )
+        description = self._node.describe()
+        self._volume_drivers = description.volume_drivers
+        hello = dispatch_pb2.Hello(description=to_proto(description), boot_id=self._node.boot_id)
         async with asyncio.timeout(WELCOME_LIMIT):
             await call.write(dispatch_pb2.AgentMessage(hello=hello))
             message = await _read(call)
@@ -167,6 +169,7 @@ class Session:
                 self._images_changed = False
                 images = dispatch_pb2.ImageReport(images=map(to_proto, self._node.images()))
                 await call.write(dispatch_pb2.AgentMessage(images=images))
+            await self._send_volume_drivers(call)
             try:
                 async with asyncio.timeout_at(beat):
                     await self._wake.wait()
@@ -176,6 +179,13 @@ class Session:
                 beat = max(beat, loop.time() - self._period) + self._period
                 if loop.time() - self._progress > ACK_LIMIT:
                     self._reporter.retry()
+
+    async def _send_volume_drivers(self, call: Any) -> None:
+        scopes = self._node.describe().volume_drivers
+        if scopes != self._volume_drivers:
+            self._volume_drivers = scopes
+            drivers = dispatch_pb2.VolumeDrivers(scopes=scopes)
+            await call.write(dispatch_pb2.AgentMessage(volume_drivers=drivers))
 
 
 async def _read(call: Any) -> dispatch_pb2.ManagerMessage:

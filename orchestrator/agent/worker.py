@@ -17,6 +17,7 @@ from orchestrator.agent.parts import Parts
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.statedb import Record, StateDb
+from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.pb import dispatch_pb2
 
 log = logging.getLogger(__name__)
@@ -133,3 +134,7 @@ class Worker:
                 await self._parts.network.detach(container_id)
             except Exception:
                 log.exception("cannot remove it", extra={"task": container_id})
+        try:
+            await self._parts.volumes.retain(self._runners.keys())
+        except VolumeError as error:
+            log.warning("volumes of containers that are gone: %s", error)

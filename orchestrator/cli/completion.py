@@ -67,6 +67,14 @@ def images(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
     return _starting(names, incomplete)
 
 
+def volumes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of volumes."""
+    from orchestrator.pb import volumes_pb2
+
+    reply = _call(ctx, "Volumes.ListVolumes", volumes_pb2.ListVolumesRequest())
+    return _starting([row.volume.id for row in reply.volumes] if reply else [], incomplete)
+
+
 def contexts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of contexts."""
     return _starting(list_contexts(), incomplete)

@@ -28,12 +28,13 @@ SECTIONS = (
         ),
     ),
     (
-        "Images and networks",
+        "Images, networks and volumes",
         (
             Lazy("build", "orchestrator.cli.image:build", "Build an image from a Dockerfile"),
             Lazy("images", "orchestrator.cli.image:images", "List the images of all nodes"),
             Lazy("load", "orchestrator.cli.image:load", "Load an image from an archive"),
             Lazy("network", "orchestrator.cli.network:network", "Networks of the cluster"),
+            Lazy("volume", "orchestrator.cli.volume:volume", "Data that outlives containers"),
         ),
     ),
     (

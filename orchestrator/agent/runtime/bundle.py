@@ -10,6 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.agent.loopdisk import (
+    DiskError,
+    ensure_disk,
+    ensure_unmounted_disk,
+    is_disk,
+    mount_point,
+)
 from orchestrator.agent.runtime import conmon
 from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.identity import ProcessIdentity
@@ -46,12 +53,12 @@ class Bundle:
     @property
     def upper(self) -> Path:
         """The writable layer."""
-        return self.state / "upper"
+        return self._layer / "upper"
 
     @property
     def work(self) -> Path:
         """The overlay's own scratch folder."""
-        return self.state / "work"
+        return self._layer / "work"
 
     @property
     def log(self) -> Path:
@@ -62,9 +69,24 @@ class Bundle:
         """Whether anything of it is there."""
         return os.path.lexists(self.run) or os.path.lexists(self.state)
 
-    def ensure(self) -> None:
-        """Make the folders."""
-        for folder in (self.run, self.root, self.state, self.upper, self.work):
+    @property
+    def _layer(self) -> Path:
+        return mount_point(self.state) if is_disk(self.state) else self.state
+
+    async def ensure(self, storage_size: int, *, durable: bool) -> None:
+        """Make the folders, the writable layer on a disk of `storage_size` bytes unless that is 0;
+        `durable` if it is to survive a loss of power.
+
+        Raises RuntimeFailure.
+        """
+        for folder in (self.run, self.root, self.state):
+            folder.mkdir(exist_ok=True, mode=0o700)
+        if storage_size:
+            try:
+                await ensure_disk(self.state, storage_size, durable=durable)
+            except DiskError as error:
+                raise RuntimeFailure(f"the container's storage: {error}") from error
+        for folder in (self.upper, self.work):
             folder.mkdir(exist_ok=True, mode=0o700)
         # It is what the container sees as `/`, and must not depend on the agent's umask.
         self.upper.chmod(0o755)
@@ -122,6 +144,12 @@ class Bundle:
     def discard(self) -> None:
         """Unmount the root and remove both folders. Raises RuntimeFailure."""
         self._unmount()
+        try:
+            ensure_unmounted_disk(self.state)
+        except OSError as error:
+            raise RuntimeFailure(
+                f"the container's storage cannot be unmounted ({error.strerror})"
+            ) from error
         _remove(self.state)
         _remove(self.run)
 

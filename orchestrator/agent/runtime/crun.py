@@ -151,7 +151,7 @@ class CrunRuntime:
             raise RuntimeFailure(f"the container could not be made: {error}") from error
 
     async def _create(self, container: Container, bundle: Bundle) -> None:
-        bundle.ensure()
+        await bundle.ensure(container.spec.container.storage_size, durable=container.keep)
         mount_overlay(
             container.image.layers, bundle.upper, bundle.work, bundle.root, keep=container.keep
         )

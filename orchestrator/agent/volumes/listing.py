@@ -40,13 +40,15 @@ class VolumeListing:
     ) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def list(self) -> dispatch_pb2.NodeVolumes:
+    async def look(self) -> dispatch_pb2.NodeVolumes:
         """All volumes, those included that a plugin has from elsewhere, and a notice for each
         plugin that does not answer."""
         plugins = self._store.plugins
         asked = plugins.all()
-        *answers, _, _ = await asyncio.gather(
-            *(_volumes(plugin) for plugin in asked), plugins.look(PATIENCE), self._count()
+        answers, _, _ = await asyncio.gather(
+            asyncio.gather(*(_volumes(plugin) for plugin in asked)),
+            plugins.look(PATIENCE),
+            self._count(),
         )
         result = dispatch_pb2.NodeVolumes()
         listed: dict[tuple[str, str], PluginVolume] = {}
@@ -117,5 +119,3 @@ async def _volumes(plugin: VolumePlugin) -> list[PluginVolume] | str:
         return f"no answer within {PATIENCE:g} s"
     except VolumeError as error:
         return str(error)
-
-

@@ -216,12 +216,13 @@ class VolumeStore:
     async def _leave(self, use: Use) -> None:
         """Give back what a container that is gone had mounted; what a plugin does not take back
         now stays on record."""
-        left: dict[str, str] = {}
-        for name, driver in use.volumes.items():
-            if driver == LOCAL_DRIVER:
-                await self._unmount_unused(name)
-            elif not await self._told(name, driver, use.container_id):
-                left[name] = driver
+        others = {name: driver for name, driver in use.volumes.items() if driver != LOCAL_DRIVER}
+        for name in use.volumes.keys() - others.keys():
+            await self._unmount_unused(name)
+        told = await asyncio.gather(
+            *(self._told(name, driver, use.container_id) for name, driver in others.items())
+        )
+        left = {name: others[name] for name, done in zip(others, told, strict=True) if not done}
         if use.container_id in self._uses:
             # It was started again meanwhile, and what it has now is its own.
             self._leaving.pop(use.container_id, None)

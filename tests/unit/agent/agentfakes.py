@@ -4,7 +4,7 @@ test waits for what it expects instead of sleeping."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.agent.images.config import ImageConfig, LocalImage
@@ -14,9 +14,9 @@ from orchestrator.agent.network import NetworkError
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.reporter import Reporter
-from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
+from orchestrator.agent.runtime.base import Container, Exit, Mount, RuntimeFailure, Started
 from orchestrator.model.convert import to_proto
-from orchestrator.model.objects import Task, TaskStatus
+from orchestrator.model.objects import Task, TaskStatus, Volume
 from orchestrator.model.specs import ContainerSpec, PortSpec, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2
@@ -201,6 +201,23 @@ class FakeNetwork:
         self.attached.pop(container_id, None)
 
 
+class FakeVolumes:
+    def __init__(self) -> None:
+        self.attached: set[str] = set()
+
+    async def attach(
+        self, task: Task, volumes: Mapping[str, Volume], image: LocalImage
+    ) -> tuple[Mount, ...]:
+        self.attached.add(task.id)
+        return ()
+
+    async def detach(self, task: Task) -> None:
+        self.attached.discard(task.id)
+
+    async def retain(self, task_ids: Collection[str]) -> None:
+        self.attached &= set(task_ids)
+
+
 class Host:
     """What stays when the agent's process dies: the kernel, the disk, the boot."""
 
@@ -209,6 +226,7 @@ class Host:
         self.runtime = FakeRuntime(folder / "runtime")
         self.images = FakeImages()
         self.network = FakeNetwork()
+        self.volumes = FakeVolumes()
         self.boot_id = "boot-1"
 
     def parts(self) -> Parts:
@@ -216,6 +234,7 @@ class Host:
             runtime=self.runtime,
             images=self.images,
             network=self.network,
+            volumes=self.volumes,
             logs=KeptLogs(self.folder / "logs"),
             boot_id=self.boot_id,
             hostname="host",

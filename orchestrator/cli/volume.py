@@ -1,0 +1,229 @@
+"""`orc volume`: data that outlives containers, and where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from orchestrator.cli import completion
+from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.groups import CliError, OrcGroup, example
+from orchestrator.cli.output import (
+    Column,
+    Row,
+    column,
+    format_option,
+    listing_options,
+    moment,
+    print_fields,
+    print_json,
+    print_list,
+)
+from orchestrator.cli.spec_flags import pairs
+from orchestrator.model.convert import from_proto
+from orchestrator.model.names import short_id
+from orchestrator.model.objects import Volume, VolumeScope
+from orchestrator.model.units import format_memory, format_size
+from orchestrator.pb import volumes_pb2
+
+CREATE_TIMEOUT = 90.0
+"""Seconds: a driver may have to find a disk first."""
+
+
+@click.group(
+    cls=OrcGroup,
+    epilog=example("orc volume create --opt size=1g data", "orc volume ls"),
+)
+def volume() -> None:
+    """Volumes: data that outlives containers. A task goes to the node that has its volumes."""
+
+
+@volume.command(epilog=example("orc volume create data", "orc volume create --opt size=1g data"))
+@click.option("--driver", "-d", default="", help="The volume driver (local).")
+@click.option("--opt", "-o", multiple=True, metavar="KEY=value", help="For the driver; repeatable.")
+@click.option("--label", multiple=True, metavar="KEY=value", help="A label; repeatable.")
+@click.option(
+    "--node",
+    default="",
+    metavar="NODE",
+    shell_complete=completion.nodes,
+    help="Make it there; else where its first user is placed.",
+)
+@click.option("--name", "option_name", default="", help="The same as NAME.")
+@click.argument("name", required=False, default="")
+@pass_client
+def create(
+    client: Client,
+    driver: str,
+    opt: tuple[str, ...],
+    label: tuple[str, ...],
+    node: str,
+    option_name: str,
+    name: str,
+) -> None:
+    """Create a volume."""
+    if name and option_name:
+        raise click.UsageError("the name is given twice, as --name and as NAME")
+    request = volumes_pb2.CreateVolumeRequest(
+        name=name or option_name,
+        driver=driver,
+        options=pairs("option", opt),
+        labels=pairs("label", label),
+        node=node,
+    )
+    click.echo(client.call("Volumes.CreateVolume", request, timeout=CREATE_TIMEOUT).id)
+
+
+@volume.command("ls", epilog=example("orc volume ls --filter dangling=true"))
+@listing_options("name", "driver", "label", "node", "scope", "dangling")
+@pass_client
+def list_volumes(
+    client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]]
+) -> None:
+    """List the volumes: which node has them, what they take, who uses them."""
+    reply = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest())
+    rows = [volume_row(message) for message in reply.volumes]
+    print_list(rows, _COLUMNS, form=form, quiet=quiet, filters=filters)
+    for notice in reply.notices:
+        click.echo(f"orc: {notice}", err=True)
+
+
+@volume.command(epilog=example("orc volume inspect data"))
+@click.argument("names", nargs=-1, required=True, shell_complete=completion.volumes)
+@format_option("json")
+@click.option("--pretty", is_flag=True, help="The same as --format table.")
+@pass_client
+def inspect(client: Client, names: tuple[str, ...], form: str, pretty: bool) -> None:
+    """Show all that is known of volumes."""
+    rows: list[Row] = []
+    for name in names:
+        reply = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest(name=name))
+        rows += [volume_row(message) for message in reply.volumes]
+    if form == "json" and not pretty:
+        print_json(rows)
+        return
+    for index, row in enumerate(rows):
+        if index:
+            click.echo()
+        print_fields(
+            [
+                ("Name", row["name"]),
+                ("Driver", row["driver"]),
+                ("Scope", row["scope"]),
+                ("Node", row["node"]),
+                ("Mountpoint", row["mountpoint"]),
+                ("Size", _size(row)),
+                ("Options", _words(row["options"])),
+                ("Labels", _words(row["labels"])),
+                ("Used by", ", ".join(row["used_by"])),
+                ("Created at", row["created_at"] or ""),
+            ]
+        )
+
+
+@volume.command(epilog=example("orc volume rm data"))
+@click.argument("names", nargs=-1, required=True, shell_complete=completion.volumes)
+@click.option(
+    "--force", "-f", is_flag=True, help="Forget one whose node is away; none is no error."
+)
+@click.option("--node", default="", metavar="NODE", help="Where, if several nodes have one.")
+@pass_client
+def rm(client: Client, names: tuple[str, ...], force: bool, node: str) -> None:
+    """Remove volumes with their data. One in use is not removed."""
+    failed: list[CliError] = []
+    for name in names:
+        request = volumes_pb2.RemoveVolumeRequest(name=name, force=force, node=node)
+        try:
+            client.call("Volumes.RemoveVolume", request, timeout=CREATE_TIMEOUT)
+        except CliError as error:
+            failed.append(error)
+            if len(names) > 1:
+                click.echo(f"orc: {error.format_message()}", err=True)
+        else:
+            click.echo(name)
+    if failed:
+        raise failed[0] if len(names) == 1 else CliError(f"{len(failed)} were not removed")
+
+
+@volume.command(epilog=example("orc volume prune --all --force"))
+@click.option("--all", "-a", "everything", is_flag=True, help="Named volumes too.")
+@click.option("--filter", "filters", multiple=True, metavar="label[!]=KEY[=value]")
+@click.option("--force", "-f", is_flag=True, help="Do not ask.")
+@pass_client
+def prune(client: Client, everything: bool, filters: tuple[str, ...], force: bool) -> None:
+    """Remove the volumes that nobody uses: those without a name, or all."""
+    labels, without = _prune_filters(filters)
+    what = "all volumes" if everything else "all volumes without a name"
+    if not force:
+        click.confirm(f"This removes {what} that nobody uses. Go on?", abort=True, err=True)
+    request = volumes_pb2.PruneVolumesRequest(all=everything, labels=labels, without=without)
+    reply = client.call("Volumes.PruneVolumes", request, timeout=CREATE_TIMEOUT)
+    for name in reply.names:
+        click.echo(name)
+    for notice in reply.notices:
+        click.echo(f"orc: {notice}", err=True)
+    click.echo(f"Total reclaimed space: {format_size(reply.reclaimed)}")
+
+
+def volume_row(message: Any) -> Row:
+    """From a VolumeRow."""
+    volume: Volume = from_proto(message.volume)
+    seen = message.seen
+    known = message.HasField("seen")
+    scope = VolumeScope(volume.scope).name.lower()
+    return {
+        "id": volume.name,
+        "name": volume.name,
+        "driver": volume.driver or "local",
+        "scope": scope,
+        "node": message.node or "",
+        "node_id": volume.node_id,
+        "size": seen.size if known and seen.size >= 0 else None,
+        "limit": seen.limit or None,
+        "used_by": list(message.used_by),
+        "dangling": not message.used_by,
+        "mountpoint": seen.mountpoint,
+        "options": volume.options,
+        "labels": volume.labels,
+        "anonymous": seen.anonymous,
+        "created_at": moment(volume.created_at),
+    }
+
+
+def _size(row: Row) -> str:
+    size = "" if row["size"] is None else format_size(row["size"])
+    return f"{size} of {format_memory(row['limit'])}" if row["limit"] else size
+
+
+def _name(row: Row) -> str:
+    return short_id(row["name"]) if row["anonymous"] else str(row["name"])
+
+
+_COLUMNS = [
+    column("DRIVER", "driver"),
+    Column("NAME", _name),
+    Column("NODE", lambda row: row["node"] or ("all" if row["scope"] == "global" else "")),
+    Column("SIZE", _size),
+    Column("USED BY", lambda row: ", ".join(row["used_by"])),
+]
+
+
+def _words(pairs: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(pairs.items()))
+
+
+def _prune_filters(texts: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    labels: dict[str, str] = {}
+    without: list[str] = []
+    for text in texts:
+        key, _, value = text.partition("=")
+        if key == "label" and value:
+            name, _, wanted = value.partition("=")
+            labels[name] = wanted
+        elif key == "label!" and value:
+            without.append(value)
+        else:
+            raise click.UsageError(f"filter {text!r} is none of label=KEY, label!=KEY")
+    return labels, without

@@ -1,0 +1,233 @@
+"""Volumes as their user sees them: where they are, what stays in them, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from devcluster import Cluster, eventually
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+PREPARE = (
+    "mkdir -p /seed/deep && echo first > /seed/file && echo two > /seed/deep/file && "
+    "chown -R 1000:1001 /seed && chmod 750 /seed && ln -s file /seed/link"
+)
+DOCKERFILE = f'FROM hello:1\nRUN ["/bin/busybox", "sh", "-c", "{PREPARE}"]\n'
+
+
+@pytest.fixture
+def volumes(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster; the volumes that a test leaves are removed."""
+    yield cluster
+    services = [service["name"] for service in cluster.json("service", "ls")]
+    if services:
+        cluster.orc("service", "rm", *services)
+
+    def gone() -> bool:
+        cluster.orc("volume", "prune", "--all", "--force")
+        left = cluster.json("volume", "ls")
+        assert left == [], left
+        return True
+
+    eventually(gone, within=30)
+
+
+@pytest.fixture(scope="session")
+def seeded(session_cluster: Cluster, hello: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image with a folder `/seed` of a user's own."""
+    folder = tmp_path_factory.mktemp("seeded")
+    (folder / "Dockerfile").write_text(DOCKERFILE)
+    session_cluster.orc("build", "-t", "seeded:1", str(folder))
+    return "seeded:1"
+
+
+def volume(cluster: Cluster, name: str) -> dict[str, Any]:
+    (row,) = cluster.json("volume", "inspect", name)
+    found: dict[str, Any] = row
+    return found
+
+
+def attempt(cluster: Cluster, task: dict[str, Any], command: str) -> str:
+    """Run a shell command as the task's own user 0 would, which must fail; what it says."""
+    done = cluster.exec(task["node"], *_entering(task, command), ok=False)
+    assert done.returncode != 0
+    return done.stderr
+
+
+def inside(cluster: Cluster, task: dict[str, Any], command: str) -> str:
+    """Run a shell command as the task's own user 0 would; its output."""
+    return cluster.exec(task["node"], *_entering(task, command)).stdout.strip()
+
+
+def _entering(task: dict[str, Any], command: str) -> tuple[str, ...]:
+    return ("nsenter", "-a", "-t", str(task["pid"]), "--", "/bin/busybox", "sh", "-c", command)
+
+
+def test_data_survives_its_service_and_holds_its_place(volumes: Cluster, hello: str) -> None:
+    cluster = volumes
+    (task,) = cluster.script("one", hello, "echo kept > /data/file; sleep 1h", "-v", "data:/data")
+    home = task["node"]
+    row = volume(cluster, "data")
+    assert (row["node"], row["used_by"], row["driver"]) == (home, ["one.1"], "local")
+    assert "in use by one.1" in cluster.refused("volume", "rm", "data")
+    cluster.orc("service", "rm", "one")
+    # Wherever the scheduler would spread them to, they go where the data is.
+    tasks = cluster.script(
+        "two", hello, "sleep 1h", "--mount", "source=data,target=/mnt", "--replicas", "4"
+    )
+    assert {each["node"] for each in tasks} == {home}
+    assert inside(cluster, tasks[0], "cat /mnt/file") == "kept"
+    cluster.orc("service", "rm", "two")
+    eventually(lambda: cluster.orc("volume", "rm", "data", ok=False).returncode == 0, within=20)
+    assert "no volume 'data'" in cluster.refused("volume", "rm", "data")
+
+
+def test_a_task_waits_for_the_node_of_its_volume(volumes: Cluster, hello: str) -> None:
+    cluster = volumes
+    cluster.orc("volume", "create", "--node", "node2", "pinned")
+    cluster.orc(
+        "service", "create", "-d", "--name", "web", "-v", "pinned:/data",
+        "--constraint", "node.hostname==node1", hello,
+    )  # fmt: skip
+
+    def why() -> str:
+        return str(cluster.tasks("web")[0]["error"])
+
+    assert eventually(lambda: "volume pinned is on node2" in why() and why(), within=15)
+    cluster.orc("service", "update", "-d", "web", "--constraint-rm", "node.hostname==node1")
+    assert cluster.await_running("web", 1)[0]["node"] == "node2"
+
+
+def test_each_slot_keeps_its_own(volumes: Cluster, hello: str) -> None:
+    cluster = volumes
+    script = "cat /data/slot 2>/dev/null || echo fresh; echo $ORC_TASK_SLOT > /data/slot; sleep 1h"
+    tasks = cluster.script(
+        "db", hello, script, "--replicas", "3", "--mount",
+        "type=volume,source=db-{{.Task.Slot}},target=/data",
+    )  # fmt: skip
+    homes = {task["slot"]: task["node"] for task in tasks}
+    assert len(set(homes.values())) == 3
+    cluster.orc("service", "update", "--force", "db")
+    again = cluster.running("db")
+    assert {task["slot"]: task["node"] for task in again} == homes
+    for task in again:
+        slot = str(task["slot"])
+        assert inside(cluster, task, "cat /data/slot") == slot
+        assert volume(cluster, f"db-{slot}")["node"] == task["node"]
+    logs = cluster.orc("service", "logs", "db").stdout
+    assert {line.rpartition("| ")[2] for line in logs.splitlines()} >= {"fresh", "1", "2", "3"}
+
+
+def test_a_new_volume_has_what_the_image_has_there(volumes: Cluster, seeded: str) -> None:
+    cluster = volumes
+    (task,) = cluster.script(
+        "fill", seeded, "sleep 1h", "-v", "filled:/seed", "--mount",
+        "source=bare,target=/other,volume-nocopy", "--mount", "source=empty,target=/seed/deep,ro",
+    )  # fmt: skip
+    listed = inside(cluster, task, "stat -c '%n %u:%g %a' /seed /seed/file; readlink /seed/link")
+    assert listed.splitlines() == ["/seed 1000:1001 750", "/seed/file 1000:1001 644", "file"]
+    assert inside(cluster, task, "cat /seed/file; cat /seed/deep/file") == "first\ntwo"
+    refused = cluster.in_task(task, "/bin/busybox", "sh", "-c", "echo x > /seed/deep/new", ok=False)
+    assert "Read-only file system" in refused.stderr
+    inside(cluster, task, "echo changed > /seed/file")
+    cluster.orc("service", "update", "--force", "fill")
+    (task,) = cluster.running("fill")
+    assert inside(cluster, task, "cat /seed/file") == "changed"
+
+
+def test_a_size_is_a_hard_limit(volumes: Cluster, hello: str) -> None:
+    cluster = volumes
+    cluster.orc("volume", "create", "--opt", "size=16m", "small")
+    (task,) = cluster.script(
+        "full", hello, "sleep 1h", "-v", "small:/data", "--storage-opt", "size=12m"
+    )
+    for folder, most in (("/data", 16 << 20), ("/var/tmp", 12 << 20)):
+        full = attempt(
+            cluster, task, f"mkdir -p {folder}; dd if=/dev/zero of={folder}/big bs=64k count=1024"
+        )
+        assert "No space left on device" in full, folder
+        written = int(inside(cluster, task, f"stat -c %s {folder}/big"))
+        assert most / 2 < written <= most
+    assert volume(cluster, "small")["limit"] == 16 << 20
+    cluster.orc("service", "rm", "full")
+
+    def unmounted() -> bool:
+        mounts = cluster.exec(task["node"], "cat", "/proc/self/mountinfo").stdout
+        assert "/disk" not in mounts
+        return True
+
+    eventually(unmounted, within=20)
+
+
+def test_a_bind_of_what_is_not_there(volumes: Cluster, hello: str) -> None:
+    cluster = volumes
+    cluster.orc(
+        "service", "create", "-d", "--name", "bad", "--restart-condition", "none", "--mount",
+        "type=bind,source=/nowhere/x,target=/data", hello,
+    )  # fmt: skip
+
+    def why() -> str:
+        return str(cluster.tasks("bad")[0]["error"])
+
+    eventually(lambda: "bind source path /nowhere/x does not exist on node" in why(), within=15)
+    (task,) = cluster.script(
+        "made", hello, "echo here > /data/file; sleep 1h", "-v", "/run/orc-made/deep:/data"
+    )
+    eventually(
+        lambda: cluster.exec(task["node"], "cat", "/run/orc-made/deep/file").stdout == "here\n",
+        within=10,
+    )
+
+
+def test_volumes_from_places_together(volumes: Cluster, seeded: str) -> None:
+    cluster = volumes
+    (holder,) = cluster.script(
+        "holder", seeded, "sleep 1h", "-v", "shared:/seed", "-v", "/anonymous"
+    )
+    tasks = cluster.script(
+        "user", seeded, "sleep 1h", "--volumes-from", "holder.1:ro", "--replicas", "3"
+    )
+    assert {task["node"] for task in tasks} == {holder["node"]}
+    inside(cluster, holder, "echo news > /anonymous/file")
+    for task in tasks:
+        assert inside(cluster, task, "cat /seed/file /anonymous/file") == "first\nnews"
+    assert "Read-only file system" in attempt(cluster, tasks[0], "touch /anonymous/x")
+    assert set(volume(cluster, "shared")["used_by"]) == {"holder.1", "user.1", "user.2", "user.3"}
+
+
+def test_prune_takes_what_nobody_uses(volumes: Cluster, hello: str) -> None:
+    cluster = volumes
+    cluster.script("web", hello, "sleep 1h", "-v", "used:/data", "-v", "/anonymous")
+    cluster.orc("volume", "create", "--label", "keep=yes", "unused")
+    cluster.orc("volume", "create", "spare")
+    assert cluster.orc("volume", "prune", "--force").stdout.startswith("Total")
+    pruned = cluster.orc("volume", "prune", "-a", "-f", "--filter", "label!=keep").stdout
+    assert pruned.splitlines()[0] == "spare"
+    names = [row["name"] for row in cluster.json("volume", "ls") if not row["anonymous"]]
+    assert names == ["unused", "used"]
+    assert any(row["anonymous"] for row in cluster.json("volume", "ls"))
+    cluster.orc("service", "rm", "web")
+    # One without a name goes with its task.
+    eventually(lambda: not any(row["anonymous"] for row in cluster.json("volume", "ls")), within=20)
+
+
+def test_mounts_survive_a_killed_agent_and_a_reboot(volumes: Cluster, hello: str) -> None:
+    cluster = volumes
+    cluster.orc("volume", "create", "--opt", "size=16m", "small")
+    (task,) = cluster.script("web", hello, "date >> /data/log; sleep 1h", "-v", "small:/data")
+    cluster.kill9(task["node"], "daemon")
+    cluster.await_ready()
+    assert inside(cluster, task, "cat /data/log")
+    cluster.power_off(task["node"])
+    cluster.start(task["node"])
+    cluster.await_ready()
+
+    def lines() -> int:
+        (again,) = cluster.running("web")
+        assert again["node"] == task["node"]
+        log = cluster.exec(again["node"], *_entering(again, "cat /data/log"), ok=False).stdout
+        return len(log.splitlines())
+
+    eventually(lambda: lines() >= 2, within=30)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from orchestrator.agent.images.config import LocalImage
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.runtime.base import Container, Mount
+from orchestrator.model.convert import from_proto
 from orchestrator.model.names import short_id
-from orchestrator.model.objects import Task
+from orchestrator.model.objects import Task, Volume
+from orchestrator.pb import dispatch_pb2
 
 
 def describe_container(
@@ -41,3 +43,8 @@ def describe_container(
         keep=task.standalone,
         mounts=mounts,
     )
+
+
+def named_volumes(assigned: dispatch_pb2.AssignedTask) -> dict[str, Volume]:
+    """The volumes that an order names, by name."""
+    return {volume.id: from_proto(volume) for volume in assigned.volumes}

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from orchestrator.agent.containers import describe_container
+from orchestrator.agent.containers import describe_container, named_volumes
 from orchestrator.agent.failures import EXPECTED, reason_of
 from orchestrator.agent.images.config import LocalImage
 from orchestrator.agent.images.errors import ImageError
@@ -27,7 +27,6 @@ from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Exit, Mount, RuntimeFailure, Started
 from orchestrator.agent.runtime.signals import signal_number
 from orchestrator.agent.statedb import Record, StateDb
-from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.model.convert import from_proto
 from orchestrator.model.objects import Task, TaskStatus, Volume
 from orchestrator.model.states import TaskState, is_terminal
@@ -69,7 +68,7 @@ class TaskRunner:
         self._gate = gate
         self._task: Task = from_proto(assigned.task)
         self._sources = tuple(assigned.image_sources)
-        self._volumes = _volumes(assigned)
+        self._volumes = named_volumes(assigned)
         self._assigned = True
         self._scope: asyncio.Timeout | None = None
         self._prepared: _Prepared | None = None
@@ -131,7 +130,7 @@ class TaskRunner:
         else:
             self._assigned = True
             self._sources = tuple(assigned.image_sources)
-            self._volumes = _volumes(assigned)
+            self._volumes = named_volumes(assigned)
             task = from_proto(assigned.task)
         news = assigned is None or not self._observed.confirmed or sense(task) != sense(self._task)
         self._task = task
@@ -401,7 +400,3 @@ class TaskRunner:
                 raise
         finally:
             self._scope = None
-
-
-def _volumes(assigned: dispatch_pb2.AssignedTask) -> dict[str, Volume]:
-    return {volume.id: from_proto(volume) for volume in assigned.volumes}

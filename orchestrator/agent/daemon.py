@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 
 from orchestrator.agent import describe
+from orchestrator.agent.copies import Copies
 from orchestrator.agent.dialer import Dialer
 from orchestrator.agent.images.blobs import BlobService
 from orchestrator.agent.images.build import Builder
@@ -42,6 +43,7 @@ from orchestrator.agent.settings import Settings
 from orchestrator.agent.statedb import StateDb, StateDbError
 from orchestrator.agent.taskvolumes import TaskVolumes
 from orchestrator.agent.tunnels import Tunnels
+from orchestrator.agent.usage import Usage
 from orchestrator.agent.volumeorders import ORDERS, VolumeOrders
 from orchestrator.agent.volumes.listing import VolumeListing
 from orchestrator.agent.volumes.plugins import Plugins
@@ -155,13 +157,22 @@ async def run(settings: Settings) -> None:
         sessions = await stack.enter_async_context(
             Sessions(worker.runners, runtime.access, runtime.wait)
         )
+        copies = Copies(worker.runners, runtime.access)
+        usage = Usage(worker.runners, runtime.access)
         tunnels = Tunnels(
             runners=worker.runners,
             log_path=lambda task_id: kept.find(task_id, runtime.log_path(task_id)),
             images=store,
             builder=Builder(store, data / "build"),
             scratch=data / "uploads",
-            handlers={"exec": sessions.exec, "attach": sessions.attach}
+            handlers={
+                "exec": sessions.exec,
+                "attach": sessions.attach,
+                "copy_from": copies.copy_from,
+                "copy_to": copies.copy_to,
+                "top": usage.top,
+                "stats": usage.stats,
+            }
             | dict.fromkeys(ORDERS, VolumeOrders(volumes, listing).serve),
         )
         description = describe.describe(

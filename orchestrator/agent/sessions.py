@@ -25,7 +25,7 @@ from orchestrator.agent.runtime import execs
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.attach import attach
 from orchestrator.agent.runtime.base import Exit, RuntimeFailure
-from orchestrator.agent.runtime.execs import ExecFailure, ExecProgram, ExecSpec
+from orchestrator.agent.runtime.execs import ExecProgram, ExecSpec
 from orchestrator.agent.runtime.streams import Program
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2, interact_pb2
@@ -91,8 +91,11 @@ class Sessions:
                 await _send(call, attached=interact_pb2.Attached())
                 return dispatch_pb2.TunnelResult()
             program = await execs.start(access, spec)
-        except ExecFailure as failure:
-            await _send(call, exited=interact_pb2.Exited(code=failure.code, error=str(failure)))
+        except RuntimeFailure as failure:
+            if not failure.exit_code:
+                raise
+            exited = interact_pb2.Exited(code=failure.exit_code, error=str(failure))
+            await _send(call, exited=exited)
             return dispatch_pb2.TunnelResult()
         try:
             await _Conversation(call, program).hold(readers)

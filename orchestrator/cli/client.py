@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import update_wrapper
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -103,7 +103,7 @@ class Client:
         request: Any,
         timeout: float | None = None,
         opened: Callable[[Any], None] = lambda call: None,
-    ) -> Iterator[Any]:
+    ) -> Generator[Any]:
         """Call a method that streams its answer; `request` may be an iterator of messages.
 
         `opened` is given the gRPC call, which other threads may cancel. `timeout` bounds the whole

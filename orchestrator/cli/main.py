@@ -25,6 +25,9 @@ SECTIONS = (
             Lazy("service", "orchestrator.cli.service:service", "Replicated and global services"),
             Lazy("exec", "orchestrator.cli.exec:exec_", "Run a program in a container"),
             Lazy("attach", "orchestrator.cli.exec:attach", "Connect to a container's program"),
+            Lazy("cp", "orchestrator.cli.cp:cp", "Copy files into and out of a container"),
+            Lazy("top", "orchestrator.cli.top:top", "The processes of a container"),
+            Lazy("stats", "orchestrator.cli.stats:stats", "What containers use, live"),
         ),
     ),
     (

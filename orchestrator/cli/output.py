@@ -91,12 +91,19 @@ def print_json(document: object) -> None:
 
 def print_table(rows: Iterable[Row], columns: Sequence[Column]) -> None:
     """Headings and rows, columns three spaces apart."""
+    for line in table_lines(rows, columns):
+        click.echo(line)
+
+
+def table_lines(rows: Iterable[Row], columns: Sequence[Column]) -> list[str]:
+    """The lines of `print_table`."""
     lines = [[c.heading for c in columns]]
     lines += [[" ".join(c.text(row).split("\n")) for c in columns] for row in rows]
     widths = [max(map(len, texts)) for texts in zip(*lines, strict=True)]
-    for line in lines:
-        padded = [text.ljust(width) for text, width in zip(line, widths, strict=True)]
-        click.echo("   ".join(padded).rstrip())
+    return [
+        "   ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,12 @@ class Access:
         if identity.boot != self.boot or not identity.container.alive():
             raise RuntimeFailure("the container does not run any more")
         return identity.container
+
+    def user(self) -> tuple[int, int]:
+        """The ids, as the container sees them, of whom its own program runs as."""
+        text = (self.bundle.run / "config.json").read_bytes()
+        user = json.loads(text)["process"]["user"]
+        return user["uid"], user["gid"]
 
     def pids(self) -> list[int]:
         """Every process in it."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class Hierarchy:
     """The tree by which processes are frozen."""
     unified: Path | None = None
     """On a hybrid host: the version 2 tree."""
+    controllers: Mapping[str, Path] = field(default_factory=dict)
+    """On version 1: the tree of each controller."""
 
 
 def parse_mounts(mountinfo: str) -> Hierarchy:
@@ -76,6 +78,7 @@ def parse_mounts(mountinfo: str) -> Hierarchy:
         # crun also makes plain folders at `unified` where the tree is not mounted (any more).
         roots=(*(place for place, _ in v1), _ROOT / "unified"),
         memory=by_controller.get("memory"),
+        controllers=by_controller,
         tracking=tracking,
         freezer=by_controller.get("freezer"),
         unified=v2[0] if v2 else None,
@@ -98,6 +101,11 @@ class Cgroups:
     def path(self, container_id: str) -> str:
         """The container's cgroup, as in the OCI configuration's `cgroupsPath`."""
         return f"{self.parent}/{container_id}"
+
+    def folder(self, controller: str, container_id: str) -> Path:
+        """The container's cgroup in the tree of a controller; on version 2 all are one."""
+        root = self.hierarchy.controllers.get(controller, self.hierarchy.tracking)
+        return self._folder(root, container_id)
 
     def _folder(self, root: Path, name: str) -> Path:
         return root / self.parent.lstrip("/") / name

@@ -31,25 +31,12 @@ from orchestrator.agent.runtime.failures import known_failure
 from orchestrator.agent.runtime.rootfs import read_image_files
 from orchestrator.agent.runtime.streams import CHUNK, set_size, write_all
 from orchestrator.agent.runtime.users import User, resolve_user
-
-CANNOT_RUN = 126
-"""Exit status for a program that is there and cannot be run, as in shells and in Docker."""
-NOT_FOUND = 127
-"""Exit status for a program that is not there."""
+from orchestrator.model.states import CANNOT_INVOKE
 
 _END_OF_INPUT = b"\x04"
 """What a user types at a terminal to end the input."""
 _LOG_LIMIT = 4096
-_MISSING = re.compile(r"executable file `([^`]*)` not found")
 _NO_FOLDER = re.compile(r"chdir to `([^`]*)`: No such file")
-
-
-class ExecFailure(RuntimeFailure):
-    """The program was not run; `code` is the exit status that says so."""
-
-    def __init__(self, text: str, code: int) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +194,8 @@ class ExecProgram:
 
 
 async def start(access: Access, spec: ExecSpec) -> ExecProgram:
-    """Run a program in a running container. Raises RuntimeFailure, as ExecFailure where the
-    program itself is the cause."""
+    """Run a program in a running container. Raises RuntimeFailure, with an exit
+    status where the program itself is the cause."""
     access.running()
     with _Memory() as memory, _document(access, spec) as document:
         if spec.tty:
@@ -363,14 +350,11 @@ def _document(access: Access, spec: ExecSpec) -> Iterator[str]:
 
 def _failure(text: str) -> RuntimeFailure:
     """Why the program does not run, in words for the user, with its exit status."""
-    if match := _MISSING.search(text):
-        return ExecFailure(f"the container has no program `{match[1]}`", NOT_FOUND)
     if known := known_failure(text):
-        return ExecFailure(known, CANNOT_RUN)
+        return known
     if match := _NO_FOLDER.search(text):
-        return ExecFailure(f"the container has no folder `{match[1]}` to work in", CANNOT_RUN)
+        return RuntimeFailure(f"the container has no folder `{match[1]}` to work in", CANNOT_INVOKE)
     if "is paused" in text:
-        return RuntimeFailure("the container is paused; unpause it first")
-    return RuntimeFailure(
-        f"the program could not be run: {text or 'the OCI runtime gave no reason'}"
-    )
+        return RuntimeFailure("the container is paused; see 'orc unpause --help'")
+    reason = text or "the OCI runtime gave no reason"
+    return RuntimeFailure(f"the program could not be run: {reason}", CANNOT_INVOKE)

@@ -6,17 +6,22 @@ that a slow end slows the other; nothing is gathered or delayed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.background import background
 from orchestrator.manager.lookup import find_container
-from orchestrator.manager.refusal import invalid, precondition
+from orchestrator.manager.refusal import Refusal, invalid, precondition
 from orchestrator.manager.tunnels import Tunnel
-from orchestrator.model.objects import Task
-from orchestrator.pb import dispatch_pb2, interact_pb2_grpc
+from orchestrator.model.objects import NodeState, Task
+from orchestrator.model.states import TaskState
+from orchestrator.pb import dispatch_pb2, interact_pb2, interact_pb2_grpc
+
+_PICTURES = 64
+"""Nodes' figures that wait for a slow client."""
 
 
 class InteractApi(Calls, interact_pb2_grpc.InteractServicer):  # type: ignore[misc]
@@ -43,6 +48,89 @@ class InteractApi(Calls, interact_pb2_grpc.InteractServicer):  # type: ignore[mi
                     case "result" if frame.result.error:
                         raise precondition(frame.result.error)
 
+    @answering
+    async def Copy(self, request: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        messages = aiter(request)
+        first = await anext(messages, None)
+        kind = first.WhichOneof("kind") if first is not None else ""
+        if kind not in ("copy_from", "copy_to"):
+            raise invalid("a copy begins with what to copy, or where to")
+        wanted = getattr(first, kind)
+        task = find_container(self.api.view, wanted.container)
+        wanted.container = task.id
+        order = dispatch_pb2.OpenTunnel(**{kind: wanted})
+        async with self._tunnel(task, order) as tunnel, background(_upload(messages, tunnel)):
+            async for frame in tunnel.frames():
+                match frame.WhichOneof("kind"):
+                    case "copy_source":
+                        yield interact_pb2.CopyOutput(source=frame.copy_source)
+                    case "data":
+                        yield interact_pb2.CopyOutput(data=frame.data)
+                    case "result" if frame.result.error:
+                        raise precondition(frame.result.error)
+                    case "result":
+                        yield interact_pb2.CopyOutput(done=True)
+
+    @answering
+    async def Top(self, request: Any, context: Any) -> Any:
+        task = find_container(self.api.view, request.container)
+        request.container = task.id
+        reply = interact_pb2.TopReply()
+        async with self._tunnel(task, dispatch_pb2.OpenTunnel(top=request)) as tunnel:
+            async for frame in tunnel.frames():
+                match frame.WhichOneof("kind"):
+                    case "top":
+                        reply = frame.top
+                    case "result" if frame.result.error:
+                        raise precondition(frame.result.error)
+        return reply
+
+    @answering
+    async def Stats(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        orders = self._stats_orders(request.containers)
+        if not orders:
+            raise precondition("no node is ready; see 'orc node ls'")
+        rows: asyncio.Queue[Any] = asyncio.Queue(_PICTURES)
+        async with background(self._collect(orders, rows)):
+            while True:
+                yield await rows.get()
+
+    def _stats_orders(self, containers: Sequence[str]) -> dict[str, Any]:
+        """What to ask of each node: of some containers, or of all that run anywhere."""
+        view = self.api.view
+        if not containers:
+            ready = (node.id for node in view.nodes.values() if node.state is NodeState.READY)
+            return {node_id: interact_pb2.StatsRequest() for node_id in ready}
+        orders: dict[str, Any] = {}
+        for word in containers:
+            task = find_container(view, word)
+            if not task.node_id or task.status.state is not TaskState.RUNNING:
+                raise precondition(f"container {task.name} does not run")
+            order = orders.setdefault(task.node_id, interact_pb2.StatsRequest())
+            order.containers.append(task.id)
+        return orders
+
+    async def _collect(self, orders: Mapping[str, Any], rows: asyncio.Queue[Any]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for node_id, order in orders.items():
+                group.create_task(self._collect_of(node_id, order, len(orders), rows))
+
+    async def _collect_of(
+        self, node_id: str, order: Any, nodes: int, rows: asyncio.Queue[Any]
+    ) -> None:
+        node = self.api.view.nodes.get(node_id)
+        name = node.description.hostname if node else node_id
+        try:
+            async with self.api.tunnels.open(
+                node_id, name, dispatch_pb2.OpenTunnel(stats=order), self.api.dispatcher.push
+            ) as tunnel:
+                async for frame in tunnel.frames():
+                    if frame.WhichOneof("kind") == "stats":
+                        frame.stats.node, frame.stats.nodes = name, nodes
+                        await rows.put(frame.stats)
+        except Refusal as refusal:
+            await rows.put(interact_pb2.NodeStats(node=name, nodes=nodes, notice=refusal.text))
+
     @asynccontextmanager
     async def _tunnel(self, task: Task, order: Any) -> AsyncIterator[Tunnel]:
         """A tunnel to the node of a task."""
@@ -58,3 +146,12 @@ class InteractApi(Calls, interact_pb2_grpc.InteractServicer):  # type: ignore[mi
 async def _inputs(messages: AsyncIterator[Any], tunnel: Tunnel) -> None:
     async for message in messages:
         await tunnel.send(dispatch_pb2.Frame(session_input=message))
+
+
+async def _upload(messages: AsyncIterator[Any], tunnel: Tunnel) -> None:
+    async for message in messages:
+        match message.WhichOneof("kind"):
+            case "data":
+                await tunnel.send(dispatch_pb2.Frame(data=message.data))
+            case "eof":
+                await tunnel.send(dispatch_pb2.Frame(eof=True))

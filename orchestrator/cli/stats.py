@@ -1,0 +1,137 @@
+"""`orc stats`: what containers use, live, over the whole cluster."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+from orchestrator.cli import completion
+from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.groups import INTERRUPTED, example
+from orchestrator.cli.output import Column, Row, column, format_option, print_json, table_lines
+from orchestrator.model.units import format_memory, format_size
+
+_PERIOD = 1.0
+"""Seconds between two pictures."""
+_PATIENCE = 5.0
+"""Seconds that a picture waits for a node that was heard of."""
+_CLEAR = "\x1b[H\x1b[2J"
+
+_COLUMNS = (
+    Column("CONTAINER ID", lambda row: row["id"][:12]),
+    column("NAME", "name"),
+    column("NODE", "node"),
+    Column("CPU %", lambda row: f"{row['cpu_percent']:.2f}%"),
+    Column(
+        "MEM USAGE / LIMIT",
+        lambda row: f"{format_memory(row['memory'])} / {format_memory(row['memory_limit'])}",
+    ),
+    Column("MEM %", lambda row: f"{row['memory_percent']:.2f}%"),
+    Column(
+        "NET I/O",
+        lambda row: f"{format_size(row['net_received'])} / {format_size(row['net_sent'])}",
+    ),
+    Column(
+        "BLOCK I/O",
+        lambda row: f"{format_size(row['block_read'])} / {format_size(row['block_written'])}",
+    ),
+    column("PIDS", "pids"),
+)
+
+
+@click.command(epilog=example("orc stats", "orc stats --no-stream web.1 web.2"))
+@click.option("--no-stream", is_flag=True, help="Show one picture and end.")
+@format_option()
+@click.argument("containers", nargs=-1, shell_complete=completion.containers)
+@pass_client
+def stats(client: Client, no_stream: bool, form: str, containers: tuple[str, ...]) -> None:
+    """Show what containers use, all that run unless some are named, anew each second."""
+    from orchestrator.pb import interact_pb2
+
+    request = interact_pb2.StatsRequest(containers=containers)
+    picture = Picture()
+    shown = time.monotonic()
+    try:
+        for message in client.stream("Interact.Stats", request):
+            if notice := picture.take(message):
+                click.echo(f"orc: {notice}", err=True)
+            now = time.monotonic()
+            if not picture.complete(message.nodes, now - shown) or now - shown < _PERIOD / 2:
+                continue
+            shown = now
+            _show(picture.rows(), form, no_stream)
+            if no_stream:
+                return
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _show(rows: list[Row], form: str, once: bool) -> None:
+    if form == "json":
+        if once:
+            print_json(rows)
+        else:
+            click.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    lines = table_lines(rows, _COLUMNS)
+    live = not once and sys.stdout.isatty()
+    click.echo((_CLEAR if live else "") + "\n".join(lines))
+
+
+class Picture:
+    """The newest figures of each node, with rates over the last two."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[str, Row]] = {}
+        self._before: dict[str, Any] = {}
+        self._silent: set[str] = set()
+        """Nodes that have said why they tell nothing."""
+
+    def take(self, message: Any) -> str:
+        """Add a node's figures; what is to be said of the node, if anything."""
+        if message.notice:
+            self._silent.add(message.node)
+            self._rows.pop(message.node, None)
+            return str(message.notice)
+        rows = {}
+        for now in message.containers:
+            before = self._before.get(now.task_id)
+            self._before[now.task_id] = now
+            if before is not None:
+                rows[now.task_id] = _row(now, before, message.node)
+        if rows or not message.containers:
+            self._rows[message.node] = rows
+        return ""
+
+    def complete(self, nodes: int, waited: float) -> bool:
+        """Whether every one of so many nodes was heard of, or was waited for long enough."""
+        return len(self._rows) + len(self._silent) >= nodes or waited > _PATIENCE
+
+    def rows(self) -> list[Row]:
+        """All containers, by name."""
+        rows = [row for node in self._rows.values() for row in node.values()]
+        return sorted(rows, key=lambda row: (row["name"], row["id"]))
+
+
+def _row(now: Any, before: Any, node: str) -> Row:
+    seconds = now.at - before.at
+    cpu = (now.cpu - before.cpu) / 1e9 / seconds if seconds > 0 else 0.0
+    return {
+        "id": now.task_id,
+        "name": now.name,
+        "node": node,
+        "cpu_percent": round(max(cpu, 0.0) * 100, 2),
+        "memory": now.memory,
+        "memory_limit": now.memory_limit,
+        "memory_percent": round(100 * now.memory / max(now.memory_limit, 1), 2),
+        "net_received": now.net_received,
+        "net_sent": now.net_sent,
+        "block_read": now.block_read,
+        "block_written": now.block_written,
+        "pids": now.pids,
+        "pids_limit": now.pids_limit,
+    }

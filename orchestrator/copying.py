@@ -1,0 +1,389 @@
+"""Trees of files to and from a tar, by Docker's rules of copying; a library and a program.
+
+    python -I -S copying.py '{"pid": PID, "verb": "pack", "path": …, "follow": …}' > LINE TAR
+    python -I -S copying.py '{"pid": PID, "verb": "unpack", "path": …, "top": …, …}' < TAR
+
+As a program it works in the root and user namespace of process PID, and so can reach nothing
+outside of a container and sees owners as the container does. From the moment that it has changed
+its root it imports nothing, since that would be the container's code. A client uses the functions
+on files of its own; what comes out of a container is not trusted, so nothing is ever made through
+a symbolic link.
+
+Standard library only: it starts for each copy.
+"""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import json
+import os
+import stat
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, Protocol
+
+CHUNK = 1 << 18
+_CLONE_NEWUSER = 0x10000000
+_XATTR = "SCHILY.xattr."
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_KINDS = {
+    stat.S_IFREG: tarfile.REGTYPE,
+    stat.S_IFDIR: tarfile.DIRTYPE,
+    stat.S_IFLNK: tarfile.SYMTYPE,
+    stat.S_IFIFO: tarfile.FIFOTYPE,
+    stat.S_IFCHR: tarfile.CHRTYPE,
+    stat.S_IFBLK: tarfile.BLKTYPE,
+}
+
+
+_open_tar: Any = tarfile.open
+"""With streams that only read or only write, which is all that it asks of them here."""
+
+
+class CannotCopy(Exception):
+    """Why not, in one line for the user."""
+
+
+class Reader(Protocol):
+    """Where a tar comes from."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Writer(Protocol):
+    """Where a tar goes."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+def source(path: str, follow: bool) -> tuple[str, str, bool]:
+    """What to copy: its path, the name that a tar's entries of it begin with, whether it is a
+    folder. `FOLDER/.` is what is in it; a link is itself, unless it is to be followed.
+
+    Raises CannotCopy.
+    """
+    inside = path in ("", ".", "/") or path.endswith(("/.", "/.."))
+    if follow or path.endswith("/"):
+        path = os.path.realpath(path)
+    try:
+        is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError as error:
+        raise CannotCopy(f"{path}: {_words(error)}") from None
+    return path, "." if inside else os.path.basename(path.rstrip("/")), is_folder
+
+
+def pack(path: str, top: str, out: Writer) -> None:
+    """Write the file or folder at `path` as a tar whose entries begin with `top`."""
+    inodes: dict[tuple[int, int], str] = {}
+    with _open_tar(
+        fileobj=out,
+        mode="w|",
+        format=tarfile.PAX_FORMAT,
+        bufsize=CHUNK,
+        encoding="utf-8",
+        errors="surrogateescape",
+    ) as archive:
+        waiting = [(path, top)]
+        while waiting:
+            place, name = waiting.pop()
+            try:
+                status = os.lstat(place)
+            except FileNotFoundError:
+                continue  # it went meanwhile
+            entry = _entry(place, name, status, inodes)
+            if entry is None:
+                continue
+            if entry.isreg():
+                _add_file(archive, entry, place)
+                continue
+            archive.addfile(entry)
+            if entry.isdir():
+                names = sorted(os.listdir(place), reverse=True)
+                waiting += [(os.path.join(place, n), f"{name}/{n}") for n in names]
+
+
+def _entry(
+    place: str, name: str, status: os.stat_result, inodes: dict[tuple[int, int], str]
+) -> tarfile.TarInfo | None:
+    """A file's entry; None for what a tar has no words for, a socket."""
+    kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+    if kind is None:
+        return None
+    entry = tarfile.TarInfo(name)
+    entry.type = kind
+    entry.mode = stat.S_IMODE(status.st_mode)
+    entry.uid, entry.gid, entry.mtime = status.st_uid, status.st_gid, status.st_mtime
+    inode = (status.st_dev, status.st_ino)
+    if status.st_nlink > 1 and kind != tarfile.DIRTYPE:
+        if inode in inodes:
+            entry.type, entry.linkname = tarfile.LNKTYPE, inodes[inode]
+            return entry
+        inodes[inode] = name
+    if kind == tarfile.REGTYPE:
+        entry.size = status.st_size
+    elif kind == tarfile.SYMTYPE:
+        entry.linkname = os.readlink(place)
+    elif kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
+        entry.devmajor, entry.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
+    entry.pax_headers = dict(_attributes(place))
+    return entry
+
+
+def _attributes(place: str) -> Iterator[tuple[str, str]]:
+    """Extended attributes as a tar has them."""
+    try:
+        for key in os.listxattr(place, follow_symlinks=False):
+            value = os.getxattr(place, key, follow_symlinks=False)
+            yield _XATTR + key, value.decode("utf-8", "surrogateescape")
+    except OSError:
+        return  # a file system without them
+
+
+def _add_file(archive: tarfile.TarFile, entry: tarfile.TarInfo, place: str) -> None:
+    try:
+        fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    with open(fd, "rb") as file:
+        archive.addfile(entry, _Exactly(file))  # type: ignore[arg-type]
+
+
+class _Exactly:
+    """A file that may shrink while it is read: then zeros follow."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size).ljust(size, b"\0")
+
+
+def target(path: str, top: str, is_folder: bool) -> tuple[str, str]:
+    """Where a tar with the entry `top` goes: an existing folder, and the entry's new name in it.
+
+    `top` empty: any tar, for a folder that exists. Raises CannotCopy.
+    """
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        there = None
+    except OSError as error:
+        raise CannotCopy(f"{path}: {_words(error)}") from None
+    if there is not None and stat.S_ISDIR(there.st_mode):
+        return os.path.realpath(path), top
+    if not top:
+        raise CannotCopy(f"{path} is no folder to unpack a tar in")
+    if there is not None:
+        if is_folder:
+            raise CannotCopy(f"{path} is a file, and a folder cannot be copied to it")
+        path = os.path.realpath(path)
+    elif path.endswith("/") and not is_folder:
+        raise CannotCopy(f"there is no folder {path}; make it first")
+    parent, name = os.path.split(path.rstrip("/"))
+    parent = os.path.realpath(parent or ".")
+    if not os.path.isdir(parent):
+        raise CannotCopy(f"there is no folder {parent}; make it first")
+    return parent, name
+
+
+class Owner:
+    """To whom what is unpacked belongs."""
+
+    def __init__(self, keep: bool, ids: tuple[int, int] | None = None) -> None:
+        """`keep`: as the tar says, else whoever unpacks it; `ids`: always these."""
+        self._keep, self._ids = keep, ids
+
+    def of(self, entry: tarfile.TarInfo) -> tuple[int, int]:
+        """User and group; -1: leave it."""
+        return self._ids or ((entry.uid, entry.gid) if self._keep else (-1, -1))
+
+
+def unpack(archive_source: Reader, folder: str, top: str, name: str, owner: Owner) -> None:
+    """Unpack a tar into a folder, its entry `top` (if not empty) under another name.
+
+    Raises CannotCopy, OSError.
+    """
+    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    times: list[tuple[list[str], float]] = []
+    try:
+        with _open_tar(
+            fileobj=archive_source,
+            mode="r|",
+            bufsize=CHUNK,
+            encoding="utf-8",
+            errors="surrogateescape",
+        ) as archive:
+            for entry in archive:
+                parts = _parts(entry.name, top, name)
+                _make(archive, entry, root, parts, owner, lambda link: _parts(link, top, name))
+                if entry.isdir() and parts:
+                    times.append((parts, entry.mtime))
+        for parts, mtime in reversed(times):
+            with _folder_of(root, [*parts, ""], make=False) as fd:
+                os.utime(fd, (mtime, mtime))
+    except tarfile.TarError as error:
+        raise CannotCopy(f"that is no tar: {error}") from None
+    finally:
+        os.close(root)
+
+
+def _parts(name: str, top: str, new: str) -> list[str]:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise CannotCopy(f"{name} leads out of the folder")
+    if top == ".":
+        return ([new] if new not in (".", "") else []) + parts
+    if top and parts and parts[0] == top:
+        return [new, *parts[1:]]
+    return parts
+
+
+@contextmanager
+def _folder_of(root: int, parts: list[str], make: bool) -> Iterator[int]:
+    """The folder of a file below `root`, never through a link."""
+    here = os.dup(root)
+    try:
+        for part in parts[:-1]:
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=here)
+            try:
+                inner = os.open(part, _FOLDER, dir_fd=here)
+            except OSError as error:
+                raise CannotCopy(f"{'/'.join(parts[:-1])} is no folder: {_words(error)}") from None
+            os.close(here)
+            here = inner
+        yield here
+    finally:
+        os.close(here)
+
+
+def _make(
+    archive: tarfile.TarFile,
+    entry: tarfile.TarInfo,
+    root: int,
+    parts: list[str],
+    owner: Owner,
+    locate: Callable[[str], list[str]],
+) -> None:
+    if not parts:
+        return
+    with _folder_of(root, parts, make=True) as folder:
+        name, there = parts[-1], _kind(parts[-1], folder)
+        shown = "/".join(parts)
+        if entry.isdir():
+            if there not in (0, stat.S_IFDIR):
+                raise CannotCopy(f"{shown} is a file, and a folder cannot take its place")
+            if not there:
+                os.mkdir(name, 0o700, dir_fd=folder)
+        else:
+            if there == stat.S_IFDIR:
+                raise CannotCopy(f"{shown} is a folder, and a file cannot take its place")
+            if there:
+                os.unlink(name, dir_fd=folder)
+            if entry.islnk():
+                other = locate(entry.linkname)
+                with _folder_of(root, other, make=False) as origin:
+                    os.link(
+                        other[-1], name, src_dir_fd=origin, dst_dir_fd=folder,
+                        follow_symlinks=False,
+                    )  # fmt: skip
+                return
+            _make_file(archive, entry, name, folder)
+        _dress(entry, name, folder, owner)
+
+
+def _kind(name: str, folder: int) -> int:
+    try:
+        return stat.S_IFMT(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return 0
+
+
+def _make_file(archive: tarfile.TarFile, entry: tarfile.TarInfo, name: str, folder: int) -> None:
+    if entry.isreg():
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
+            content = archive.extractfile(entry)
+            assert content is not None
+            while data := content.read(CHUNK):
+                file.write(data)
+    elif entry.issym():
+        os.symlink(entry.linkname, name, dir_fd=folder)
+    elif entry.isfifo():
+        os.mkfifo(name, 0o600, dir_fd=folder)
+    elif entry.ischr() or entry.isblk():
+        kind = stat.S_IFCHR if entry.ischr() else stat.S_IFBLK
+        device = os.makedev(entry.devmajor, entry.devminor)
+        os.mknod(name, kind | 0o600, device, dir_fd=folder)
+    else:
+        raise CannotCopy(f"{entry.name} is of a kind that a tar of files does not have")
+
+
+def _dress(entry: tarfile.TarInfo, name: str, folder: int, owner: Owner) -> None:
+    uid, gid = owner.of(entry)
+    if (uid, gid) != (-1, -1):
+        os.chown(name, uid, gid, dir_fd=folder, follow_symlinks=False)
+    if not entry.issym():
+        os.chmod(name, entry.mode & 0o7777, dir_fd=folder)
+    for key, value in entry.pax_headers.items():
+        if key.startswith(_XATTR) and not entry.issym():
+            try:
+                path = f"/proc/self/fd/{folder}/{name}"
+                os.setxattr(path, key[len(_XATTR) :], value.encode("utf-8", "surrogateescape"))
+            except OSError:
+                continue  # the file system has none, or they are the kernel's own
+    times = (entry.mtime, entry.mtime)
+    os.utime(name, times, dir_fd=folder, follow_symlinks=False)
+
+
+def _words(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _enter(pid: int) -> None:
+    """Be in the root and the user namespace of a process, and import nothing any more."""
+    for name in ("utf-8", "ascii", "latin-1"):
+        codecs.lookup(name)
+    libc = ctypes.CDLL(None, use_errno=True)
+    users = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    foreign = os.fstat(users).st_ino != os.stat("/proc/self/ns/user").st_ino
+    os.chroot(f"/proc/{pid}/root")
+    os.chdir("/")
+    sys.meta_path.clear()
+    if foreign:
+        if libc.setns(users, _CLONE_NEWUSER) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        os.setgid(0)
+        os.setuid(0)
+    os.close(users)
+    os.umask(0)
+
+
+def main(order: dict[str, Any]) -> None:
+    """Do one copy; see the module."""
+    _enter(order["pid"])
+    path = os.path.join("/", order["path"])
+    if order["verb"] == "pack":
+        place, top, is_folder = source(path, order["follow"])
+        head = json.dumps({"top": top, "folder": is_folder}) + "\n"
+        sys.stdout.buffer.write(head.encode())
+        pack(place, top, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    else:
+        folder, name = target(path, order["top"], order["folder"])
+        ids = order["owner"]
+        owner = Owner(True, tuple(ids) if ids else None)
+        unpack(sys.stdin.buffer, folder, order["top"], name, owner)
+
+
+if __name__ == "__main__":
+    try:
+        main(json.loads(sys.argv[1]))
+    except CannotCopy as error:
+        sys.exit(str(error))
+    except OSError as error:
+        sys.exit(_words(error))

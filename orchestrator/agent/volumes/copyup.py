@@ -68,7 +68,10 @@ async def fill(layers: Sequence[Path], folder: str, volume: Path, scratch: Path)
     Nothing is done when the image has no such folder. Raises VolumeError.
     """
     with _image_root(layers, scratch) as root:
-        root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise VolumeError("a layer of the image is not on this node any more") from error
         try:
             source = open_in_root(root_fd, folder.lstrip("/"))
         except OSError:

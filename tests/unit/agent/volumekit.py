@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.agent.images.config import ImageConfig, LocalImage
+from orchestrator.agent.volumes.plan import Holder
 from orchestrator.agent.volumes.plugins import Plugins
 from orchestrator.agent.volumes.store import VolumeStore
-from orchestrator.model.objects import Node, NodeDescription
+from orchestrator.model.mounts import MountSpec
+from orchestrator.model.objects import Node, NodeDescription, Task
+from orchestrator.model.specs import ContainerSpec, TaskSpec
 
 NODE = Node(id="n1", description=NodeDescription(hostname="host1"))
 
@@ -17,3 +21,20 @@ def volume_store(
 ) -> VolumeStore:
     """A store as an agent makes it at its start."""
     return VolumeStore(folder, lambda: NODE, Plugins(sockets, specs))
+
+
+def holder(
+    task_id: str,
+    *mounts: MountSpec,
+    layers: Sequence[Path] = (),
+    image_volumes: tuple[str, ...] = (),
+    others: Sequence[tuple[Holder, bool]] = (),
+) -> Holder:
+    """A task with these mounts, of an image with these layers (unless given, one
+    with nothing at the mounts' places)."""
+    spec = TaskSpec(container=ContainerSpec(image="hello:1", mounts=mounts))
+    task = Task(id=task_id, service_id="s1", service_name="web", slot=2, spec=spec)
+    image = LocalImage(
+        "sha256:0", tuple(layers) or (Path(__file__).parent,), ImageConfig(volumes=image_volumes)
+    )
+    return Holder(task, image, tuple(others))

@@ -20,13 +20,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from orchestrator.agent.runtime import spawn
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.capabilities import CAPABILITIES
+from orchestrator.agent.runtime.capabilities import own_capabilities
 from orchestrator.agent.runtime.failures import known_failure
 from orchestrator.agent.runtime.rootfs import read_image_files
 from orchestrator.agent.runtime.streams import CHUNK, set_size, write_all
@@ -62,8 +61,8 @@ def process(
 ) -> dict[str, Any]:
     """The OCI runtime's `process` from that of the container's own program.
 
-    `user` is whom `spec.user` names, None for the container's; `every`: all capabilities that the
-    kernel knows.
+    `user` is whom `spec.user` names, None for the container's; `every`: all capabilities that there
+    are to give.
     """
     own = first["user"]
     capabilities = first.get("capabilities", {})
@@ -341,9 +340,8 @@ def _document(access: Access, spec: ExecSpec) -> Iterator[str]:
     if spec.user:
         files = read_image_files(access.root())
         user = resolve_user(spec.user, files.passwd, files.group)
-    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     with tempfile.NamedTemporaryFile("w", dir=access.bundle.run) as file:
-        json.dump(process(spec, first, user, CAPABILITIES[: last + 1]), file)
+        json.dump(process(spec, first, user, own_capabilities()), file)
         file.flush()
         yield file.name
 

@@ -20,12 +20,13 @@ from typing import Any
 
 import grpc
 
-from orchestrator.agent import describe
+from orchestrator.agent import describe, imageorders
 from orchestrator.agent.copies import Copies
 from orchestrator.agent.dialer import Dialer
 from orchestrator.agent.images.blobs import BlobService
 from orchestrator.agent.images.build import Builder
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.registry import Registry
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.agent.keptlogs import KeptLogs
@@ -143,7 +144,15 @@ async def run(settings: Settings) -> None:
             Plugins(),
         )
         listing = stack.enter_context(VolumeListing(volumes))
-        images = ClusterImages(store, dial.node, f"{identity.address}:{blob_port}", rng)
+        registry = Registry(settings.run_dir)
+        images = ClusterImages(
+            store,
+            dial.node,
+            f"{identity.address}:{blob_port}",
+            rng,
+            registry,
+            lambda: dialer.channel,
+        )
         parts = Parts(
             runtime=runtime,
             images=images,
@@ -159,6 +168,14 @@ async def run(settings: Settings) -> None:
         )
         copies = Copies(worker.runners, runtime.access)
         usage = Usage(worker.runners, runtime.access)
+        image_orders = imageorders.ImageOrders(
+            store=store,
+            images=images,
+            registry=registry,
+            runners=worker.runners,
+            roots=runtime,
+            scratch=data / "image-work",
+        )
         tunnels = Tunnels(
             runners=worker.runners,
             log_path=lambda task_id: kept.find(task_id, runtime.log_path(task_id)),
@@ -173,7 +190,8 @@ async def run(settings: Settings) -> None:
                 "top": usage.top,
                 "stats": usage.stats,
             }
-            | dict.fromkeys(ORDERS, VolumeOrders(volumes, listing).serve),
+            | dict.fromkeys(ORDERS, VolumeOrders(volumes, listing).serve)
+            | dict.fromkeys(imageorders.ORDERS, image_orders.serve),
         )
         description = describe.describe(
             address=identity.address,

@@ -54,6 +54,8 @@ class Dialer:
         self._new_session = new_session
         self._rng = rng
         self._session: Session | None = None
+        self.channel: grpc.aio.Channel | None = None
+        """To the manager that has welcomed this node; None without a session."""
         self.connected_to = ""
         """HOST:PORT of the manager that has welcomed this node; empty without a session."""
 
@@ -95,9 +97,10 @@ class Dialer:
         self._session = self._new_session()
         try:
             async with self._dial(address) as channel:
+                self.channel = channel
                 return await self._session.run(channel, welcomed)
         finally:
-            self._session = None
+            self._session = self.channel = None
 
     def _candidates(self) -> list[str]:
         """Every known manager once: the newest list shuffled, then what the node joined by."""

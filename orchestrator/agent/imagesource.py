@@ -1,34 +1,119 @@
-"""Where a task's image comes from: this node's store, else the nodes that the manager names."""
+"""Where an image comes from: this node's store, else other nodes, else its registry.
+
+Which of the latter two, a manager says, for it knows who has what and whose turn it is. A node
+that reaches no manager asks the nodes that its assignment named, and then the registry with
+whatever credentials it has itself.
+"""
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import grpc
+import grpc.aio
 
 from orchestrator.agent.images.blobs import ChannelFactory, fetch_from
 from orchestrator.agent.images.config import LocalImage
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.images.registry import Registry
+from orchestrator.agent.images.registryblobs import LayerProgress
+from orchestrator.agent.images.store import Fetch, ImageStore
+from orchestrator.pb import images_pb2, images_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+
+def _unseen(digest: str, done: int, total: int) -> None:
+    """Nobody looks at the progress."""
 
 
 class ClusterImages:
-    """Makes images ready to run, wherever in the cluster they are."""
+    """Makes images ready to run, wherever in the cluster or at which registry they are."""
 
     def __init__(
-        self, store: ImageStore, dial: ChannelFactory, own_address: str, rng: random.Random
+        self,
+        store: ImageStore,
+        dial: ChannelFactory,
+        own_address: str,
+        rng: random.Random,
+        registry: Registry | None = None,
+        manager: Callable[[], grpc.aio.Channel | None] = lambda: None,
     ) -> None:
         """`dial` opens a channel to another node's blob port; `own_address` is this node's
-        HOST:PORT, which is not asked."""
+        HOST:PORT, which is not asked; `manager` is the channel of the session, if there is one."""
         self._store = store
         self._dial = dial
         self._own_address = own_address
         self._rng = rng
+        self._registry = registry
+        self._manager = manager
 
     async def prepare(self, name: str, digest: str, sources: Sequence[str]) -> LocalImage:
         """See `parts.Images`."""
         local = self._store.resolve(digest or name)
+        if local is not None:
+            return await self._store.ensure(local, self._from_nodes(sources))
+        async with self._granted(name, digest, sources) as grant:
+            return await self.pull(name, digest, grant)
+
+    async def pull(
+        self,
+        name: str,
+        digest: str,
+        grant: images_pb2.Grant,
+        progress: LayerProgress = _unseen,
+        rename: bool = False,
+    ) -> LocalImage:
+        """Get an image from where `grant` says: its nodes, else the registry. What comes from the
+        registry gets its name; with `rename`, also what comes from nodes. Raises ImageError."""
+        nodes = [source for source in grant.nodes if source != self._own_address]
+        missing: ImageError | None = None
+        if nodes and digest:
+            try:
+                fetch = self._from_nodes(nodes)
+                if not rename:
+                    return await self._store.ensure(digest, fetch)
+                return await self._store.ensure(digest, fetch, name)
+            except ImageError as error:
+                missing = error
+        if not grant.registry or self._registry is None:
+            raise missing or ImageError(f"no node that is up has the image {name}")
+        try:
+            digest = digest or await self._registry.resolve(name, grant.auth)
+            async with self._registry.source(
+                name, digest, grant.auth, progress, self._store.blob_path
+            ) as fetch:
+                return await self._store.ensure(digest, fetch, name.partition("@")[0])
+        except ImageError as error:
+            raise ImageError(f"no node that is up has the image {name}, and {error}") from error
+
+    def _from_nodes(self, sources: Sequence[str]) -> Fetch:
         others = [source for source in sources if source != self._own_address]
-        if local is None and not (digest and others):
-            raise ImageError(f"no node that is up has the image {name}")
-        fetch = fetch_from(others, self._dial, self._rng)
-        return await self._store.ensure(local or digest, fetch)
+        return fetch_from(others, self._dial, self._rng)
+
+    @asynccontextmanager
+    async def _granted(
+        self, name: str, digest: str, sources: Sequence[str]
+    ) -> AsyncIterator[images_pb2.Grant]:
+        """Where to get an image from, for the length of the block: a manager's word, else what
+        can be known without one."""
+        grant = images_pb2.Grant(nodes=sources, registry=self._registry is not None)
+        channel = self._manager() if self._registry is not None else None
+        if channel is None:
+            yield grant
+            return
+        request = images_pb2.AcquireRequest(name=name, digest=digest)
+        call = images_pb2_grpc.SourcesStub(channel).Acquire(request)
+        try:
+            try:
+                answer = await call.read()
+                if isinstance(answer, images_pb2.Grant):
+                    grant = answer
+            except grpc.aio.AioRpcError as error:
+                log.info("no manager says where %s is: %s", name, error.details())
+            yield grant
+        finally:
+            call.cancel()

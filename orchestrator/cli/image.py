@@ -26,7 +26,7 @@ from orchestrator.pb import control_pb2
 @click.command(epilog=example("orc images", "orc images --filter reference=hello"))
 @click.option("--no-trunc", is_flag=True, help="Show whole ids.")
 @click.option("--digests", is_flag=True, help="Show digests.")
-@listing_options("id", "reference")
+@listing_options("id", "reference", "dangling", "on")
 @pass_client
 def images(
     client: Client,

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import click
@@ -178,5 +179,8 @@ def _holds(row: Row, key: str, value: str) -> bool:
     if key == "node":
         return value in (row["node"], row["node_id"]) or row["node_id"].startswith(value)
     if key == "reference":
-        return value in (row["repository"], f"{row['repository']}:{row['tag']}")
+        names = (row["repository"], f"{row['repository']}:{row['tag']}")
+        return any(fnmatchcase(name, value) for name in names)
+    if key == "on":
+        return value in row["nodes"]
     return bool(str(row[key]).lower() == value.lower())

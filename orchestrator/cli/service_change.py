@@ -51,6 +51,19 @@ def wait_options(function: F) -> F:
     return click.option("--detach", "-d", is_flag=True, help="Do not wait.")(function)
 
 
+def resolve_options(function: F) -> F:
+    """`--no-resolve-image` and `--with-registry-auth`."""
+    function = click.option(
+        "--no-resolve-image",
+        is_flag=True,
+        help="Let each node look the image's tag up, instead of once for all.",
+    )(function)
+    # The cluster's own credentials go to whoever pulls, so there is nothing to send.
+    return click.option("--with-registry-auth", is_flag=True, expose_value=False, help="Is so.")(
+        function
+    )
+
+
 @click.command(
     context_settings={"allow_interspersed_args": False},
     epilog=example(
@@ -83,6 +96,7 @@ def wait_options(function: F) -> F:
 @click.option(
     "--constraint", multiple=True, metavar="RULE", help="Only nodes such as node.labels.zone==a."
 )
+@resolve_options
 @mount_options
 @many_options
 @setting_options
@@ -93,7 +107,9 @@ def wait_options(function: F) -> F:
 def create(client: Client, **values: Any) -> None:
     """Create a service from an image, and wait until it runs."""
     spec = new_spec(values)
-    request = control_pb2.CreateServiceRequest(spec=to_proto(spec))
+    request = control_pb2.CreateServiceRequest(
+        spec=to_proto(spec), no_resolve_image=values["no_resolve_image"]
+    )
     _wait(client, [client.call("CreateService", request)], values)
 
 

@@ -193,7 +193,8 @@ class Host:
                 "order": "start",
                 "daemon": self.plan.daemon,
                 "argv": list(argv),
-                "env": environment(env),
+                # A host's own registries.conf, auth.json and the like are in its own home.
+                "env": environment({"HOME": str(self.directory / "home"), **(env or {})}),
             }
         )
 

@@ -20,6 +20,7 @@ from orchestrator.identity.setup import new_id
 from orchestrator.identity.tls import join_credentials, server_credentials
 from orchestrator.manager.api import ApiContext, ControlApi
 from orchestrator.manager.api.containers import ContainerCalls
+from orchestrator.manager.api.image_service import ImagesApi
 from orchestrator.manager.api.interact import InteractApi
 from orchestrator.manager.api.volumes import VolumeCalls
 from orchestrator.manager.dispatcher import Dispatcher
@@ -27,6 +28,7 @@ from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.joining import Joining
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.sources import Sources
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.election import Election, LeadershipLost
@@ -37,12 +39,14 @@ from orchestrator.manager.store.kv import Conflict, Kv
 from orchestrator.manager.store.member import EtcdMember
 from orchestrator.manager.term import Term
 from orchestrator.manager.tunnels import Tunnels
+from orchestrator.manager.vault import Vault
 from orchestrator.model.objects import Cluster, Network
 from orchestrator.pb import (
     containers_pb2_grpc,
     control_pb2_grpc,
     dispatch_pb2_grpc,
     identity_pb2_grpc,
+    images_pb2_grpc,
     interact_pb2_grpc,
     volumes_pb2_grpc,
 )
@@ -180,6 +184,7 @@ class Manager:
         server = grpc.aio.server(
             interceptors=[RoleGuard(identity.cluster_id)], options=_SERVER_OPTIONS
         )
+        vault = Vault.at(folder)
         context = ApiContext(
             kv=self._kv,
             cache=self.cache,
@@ -187,6 +192,7 @@ class Manager:
             tunnels=self._tunnels,
             inbox=self._inbox,
             events=self._events,
+            vault=vault,
             identity=identity,
             ca_digest=ca.digest(authority.certificate),
             leader=lambda: self._leader,
@@ -195,6 +201,8 @@ class Manager:
         )
         control_pb2_grpc.add_ControlServicer_to_server(ControlApi(context), server)
         containers_pb2_grpc.add_ContainersServicer_to_server(ContainerCalls(context), server)
+        images_pb2_grpc.add_ImagesServicer_to_server(ImagesApi(context), server)
+        images_pb2_grpc.add_SourcesServicer_to_server(Sources(self.cache, vault), server)
         volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeCalls(context), server)
         interact_pb2_grpc.add_InteractServicer_to_server(InteractApi(context), server)
         dispatch_pb2_grpc.add_DispatchServicer_to_server(self._dispatcher, server)

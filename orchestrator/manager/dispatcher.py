@@ -17,6 +17,7 @@ import grpc
 
 from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.inbox import Inbox
+from orchestrator.manager.lookup import images_of
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import name_on, named_volumes
@@ -121,9 +122,9 @@ class NodeSession:
 
 
 def _sources(view: ClusterView, task: Task) -> list[str]:
-    image = view.images.get(task.image_digest)
+    images = images_of(view, task.image_digest) if task.image_digest else []
     found = []
-    for node_id in image.nodes if image else ():
+    for node_id in sorted({node for image in images for node in image.nodes}):
         node = view.nodes.get(node_id)
         if node and node_id != task.node_id and node.state is NodeState.READY:
             found.append(f"{node.description.address}:{node.description.blob_port}")

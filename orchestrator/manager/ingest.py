@@ -64,9 +64,11 @@ def _inventory(view: ClusterView, node_id: str, images: tuple[Image, ...]) -> It
             # A name that another image has in the cluster stays with that one.
             names = tuple(n for n in image.names if view.image_by_name(n) is None)
             yield Change(None, replace(image, names=names, nodes=(node_id,), revision=0))
-        elif node_id not in known.nodes:
+        else:
             nodes = tuple(sorted({*known.nodes, node_id}))
-            yield Change(known, replace(known, nodes=nodes))
+            indexes = tuple(sorted({*known.indexes, *image.indexes}))
+            if (nodes, indexes) != (known.nodes, known.indexes):
+                yield Change(known, replace(known, nodes=nodes, indexes=indexes))
 
 
 def _tag(view: ClusterView, node_id: str, image: Image) -> Iterator[Change]:
@@ -82,6 +84,7 @@ def _tag(view: ClusterView, node_id: str, image: Image) -> Iterator[Change]:
         known,
         names=tuple(sorted({*known.names, *image.names})),
         nodes=tuple(sorted({*known.nodes, node_id})),
+        indexes=tuple(sorted({*known.indexes, *image.indexes})),
     )
     if after != known:
         yield Change(known, after)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, not_found
-from orchestrator.model.names import near_miss
+from orchestrator.model.names import near_miss, parse_image
 from orchestrator.model.objects import Image, Node, Service, Task
 
 T = TypeVar("T")
@@ -81,11 +82,41 @@ def find_container(view: ClusterView, word: str) -> Task:
     return _pick("container", word, view.tasks, names.items(), "orc ps -a")
 
 
+def images_of(view: ClusterView, text: str) -> list[Image]:
+    """The images of a full name, a digest, or the digest of an index: one for each platform."""
+    if not text.startswith("sha256:"):
+        image = view.image_by_name(text)
+        return [image] if image else []
+    if (image := view.images.get(text)) is not None:
+        return [image]
+    return [image for image in view.images.values() if text in image.indexes]
+
+
 def find_image(view: ClusterView, name: str) -> Image:
     """The image that some node has under this full name or digest."""
-    image = view.image_by_name(name) or view.images.get(name)
-    if image is not None:
-        return image
-    guess = near_miss(name, [name for image in view.images.values() for name in image.names])
-    hint = f"did you mean '{guess}'?" if guess else "put it there with 'orc build' or 'orc load'"
-    raise not_found(f"no image '{name}' in this cluster; {hint}")
+    if found := images_of(view, name):
+        return found[0]
+    raise not_found(f"no image '{name}' in this cluster; {image_hint(view, name)}")
+
+
+def find_image_by_word(view: ClusterView, word: str) -> Image:
+    """The image that a user means: by a name, a digest, or the unique beginning of one."""
+    if re.fullmatch(r"(?:sha256:)?[0-9a-f]{4,64}", word):
+        digits = word.removeprefix("sha256:")
+        begun = [i for id, i in view.images.items() if id.startswith(f"sha256:{digits}")]
+        if len(begun) > 1:
+            raise invalid(f"'{word}' begins the ids of {len(begun)} images; use more of it")
+        if begun:
+            return begun[0]
+    try:
+        name = parse_image(word)
+    except ValueError as error:
+        raise invalid(str(error)) from None
+    return find_image(view, name.digest or str(name))
+
+
+def image_hint(view: ClusterView, name: object) -> str:
+    """What to do about an image that is not there: a name that was meant, else how to get it."""
+    names = [name for image in view.images.values() for name in image.names]
+    guess = near_miss(str(name), names)
+    return f"did you mean '{guess}'?" if guess else "put it there with 'orc build' or 'orc load'"

@@ -18,7 +18,7 @@ from pathlib import Path
 from orchestrator.agent.images import disk
 from orchestrator.agent.images.buildah import Buildah, Progress, limits
 from orchestrator.agent.images.errors import BuildError, ImageError
-from orchestrator.agent.images.manifest import OCI_MANIFEST
+from orchestrator.agent.images.layout import lay_out
 from orchestrator.agent.images.names import full_name
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.unpack import unpack_context
@@ -113,24 +113,9 @@ class Builder:
                 continue
             layout = work / f"lent-{manifest.name}"
             if not layout.exists():
-                await asyncio.to_thread(_lay_out, layout, manifest)
+                await asyncio.to_thread(lay_out, layout, manifest)
             lent = await self._buildah.run(work, "pull", "--quiet", f"oci:{layout}:image")
             await self._buildah.run(work, "tag", lent.split()[-1], _local_name(reference))
-
-
-def _lay_out(layout: Path, manifest: Path) -> None:
-    """An OCI layout of one image over the store's own blobs."""
-    layout.mkdir()
-    data = manifest.read_bytes()
-    entry = {
-        "mediaType": json.loads(data).get("mediaType", OCI_MANIFEST),
-        "digest": f"sha256:{manifest.name}",
-        "size": len(data),
-        "annotations": {"org.opencontainers.image.ref.name": "image"},
-    }
-    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    (layout / "blobs").symlink_to(manifest.parent.parent.resolve())
 
 
 def _local_name(reference: str) -> str:

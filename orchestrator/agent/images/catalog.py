@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -46,10 +47,25 @@ class Catalog:
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
         self._names: dict[str, str] = {}
+        self._indexes: dict[str, set[str]] = {}
+        """Digest of an image → digests of the indexes that it was taken from."""
 
     def has(self, digest: str) -> bool:
         """Whether the image is here."""
         return digest in self._records
+
+    def identified(self, digest: str) -> str | None:
+        """The digest of the image that a manifest's or an index's digest stands for."""
+        if digest in self._records:
+            return digest
+        return next((image for image, above in self._indexes.items() if digest in above), None)
+
+    def add_indexes(self, digest: str, indexes: Iterable[str]) -> bool:
+        """Note indexes that an image here was taken from; whether one of them is new."""
+        known = self._indexes.setdefault(digest, set())
+        before = len(known)
+        known.update(indexes)
+        return len(known) > before
 
     def named(self, name: str) -> str | None:
         """The digest of the image with this full name."""
@@ -69,6 +85,7 @@ class Catalog:
             size=record.size,
             layers=record.diff_ids,
             created_at=record.created_at,
+            indexes=tuple(sorted(self._indexes.get(digest, ()))),
         )
 
     def images(self) -> tuple[Image, ...]:
@@ -83,6 +100,7 @@ class Catalog:
     def drop(self, digest: str) -> None:
         """Forget an image and its names."""
         self._records.pop(digest, None)
+        self._indexes.pop(digest, None)
         for name in [name for name, owner in self._names.items() if owner == digest]:
             del self._names[name]
 
@@ -94,18 +112,25 @@ class Catalog:
         """Digits of the digests of all blobs, and of all layers, that some image is made of."""
         records = self._records.values()
         return (
-            frozenset(hex_of(blob) for record in records for blob in record.blobs),
+            frozenset(hex_of(blob) for record in records for blob in record.blobs)
+            | {hex_of(index) for above in self._indexes.values() for index in above},
             frozenset(hex_of(layer) for record in records for layer in record.diff_ids),
         )
 
     def dump(self) -> bytes:
         """The file's content."""
-        document = {"version": 1, "images": sorted(self._records), "names": self._names}
+        document = {
+            "version": 1,
+            "images": sorted(self._records),
+            "names": self._names,
+            "indexes": {image: sorted(above) for image, above in self._indexes.items() if above},
+        }
         return json.dumps(document, sort_keys=True, indent=1).encode()
 
 
-def read_index(path: Path) -> tuple[list[str], dict[str, str]]:
-    """Digests of the images and name → digest, as the file has them; both empty without a file.
+def read_index(path: Path) -> tuple[list[str], dict[str, str], dict[str, list[str]]]:
+    """Digests of the images, name → digest, and image → indexes, as the file has them; all empty
+    without a file.
 
     Raises `ImageError` for a file that this version cannot read.
     """
@@ -113,9 +138,10 @@ def read_index(path: Path) -> tuple[list[str], dict[str, str]]:
         document = json.loads(path.read_bytes())
         if document["version"] != 1:
             raise ImageError(f"{path} was written by a newer version: upgrade the agent")
-        return list(document["images"]), dict(document["names"])
+        indexes = dict(document.get("indexes", {}))
+        return list(document["images"]), dict(document["names"]), indexes
     except FileNotFoundError:
-        return [], {}
+        return [], {}, {}
     except (ValueError, KeyError, TypeError) as error:
         raise ImageError(
             f"{path} is damaged ({error!r}): remove it, and load images anew"

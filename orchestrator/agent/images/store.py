@@ -57,7 +57,7 @@ class ImageStore:
         self._layers = root / "layers"
         self._index = root / "index.json"
         self._scratch = disk.Scratch(root / "tmp")
-        self._platform = platform or node_platform()
+        self.platform = platform or node_platform()
         self._catalog = Catalog()
         self._saving = asyncio.Lock()
         self._flights: Flights[str, None] = Flights()
@@ -94,7 +94,7 @@ class ImageStore:
         """
         digest = reference if is_digest(reference) else reference.partition("@")[2]
         if digest:
-            return digest if hex_of(digest) and self._catalog.has(digest) else None
+            return self._catalog.identified(digest) if hex_of(digest) else None
         return self._catalog.named(full_name(reference))
 
     def blob_path(self, digest: str) -> Path | None:
@@ -127,26 +127,32 @@ class ImageStore:
             await self._save()
         return first
 
-    async def ensure(self, digest: str, fetch: Fetch) -> LocalImage:
-        """The image of a manifest digest, ready to run: what is missing is fetched and unpacked.
+    async def ensure(self, digest: str, fetch: Fetch, name: str = "") -> LocalImage:
+        """The image of a manifest's or index's digest, ready to run: what is missing is fetched
+        and unpacked. With `name`, it gets that name, which any other image loses.
 
         Callers that want the same blobs or layers meanwhile share the work. Raises `ImageError`;
         what was complete by then is kept for the next attempt.
         """
         hex_of(digest)
-        if (ready := self._ready.get(digest)) is not None:
+        names = (full_name(name),) if name else ()
+        if names and (here := self.resolve(digest)) is not None:
+            await self.tag(here, names[0])
+        if (ready := self._ready.get(self.resolve(digest) or digest)) is not None:
             return ready
+        indexes: list[str] = []
         async with self._working():
             await self._fetched(digest, None, fetch)
             parsed = await asyncio.to_thread(self._manifest, digest)
             while not isinstance(parsed, Manifest):
-                chosen = choose(parsed.manifests, self._platform)
+                chosen = choose(parsed.manifests, self.platform)
+                indexes.append(digest)
                 digest = chosen.digest
                 await self._fetched(digest, chosen.size, fetch)
                 parsed = await asyncio.to_thread(self._manifest, digest)
             await self._fetched(parsed.config.digest, parsed.config.size, fetch)
             config = await asyncio.to_thread(self._config, parsed)
-            check_platform(config, self._platform)
+            check_platform(config, self.platform)
             slots = asyncio.Semaphore(_PARALLEL)
 
             async def layer(descriptor: Descriptor, diff_id: str) -> None:
@@ -167,8 +173,10 @@ class ImageStore:
             record = await asyncio.to_thread(self._record, digest)
             # From here to the end of the method, nobody can have removed it in between.
             self._ready[digest] = local
-            if not self._catalog.has(digest):
-                self._catalog.add(record, ())
+            new = not self._catalog.has(digest)
+            if new:
+                self._catalog.add(record, names)
+            if self._catalog.add_indexes(digest, indexes) or new:
                 await self._save()
             return local
 
@@ -201,6 +209,18 @@ class ImageStore:
         async with self._working():
             pass  # sweeps, unless others are at work: then the last of them does
 
+    async def untag(self, name: str, digest: str) -> None:
+        """Take a name from the image `digest`, which stays; fine when it is another's."""
+        full = full_name(name)
+        if self._catalog.named(full) == digest:
+            self._catalog.drop_name(full)
+            await self._save()
+
+    def layers(self, digest: str) -> tuple[Path, ...]:
+        """The unpacked folders of an image here, lowest first. Raises `ImageError`."""
+        record = self._catalog.record(self._require(digest))
+        return tuple(self._layers / hex_of(diff_id) for diff_id in record.diff_ids)
+
     def _require(self, reference: str) -> str:
         digest = self.resolve(reference)
         if digest is None:
@@ -221,7 +241,7 @@ class ImageStore:
         self._scratch.clear()
         for folder in (self._blobs, self._layers):
             folder.mkdir(parents=True, exist_ok=True)
-        digests, names = read_index(self._index)
+        digests, names, indexes = read_index(self._index)
         for digest in digests:
             try:
                 record = self._record(digest)
@@ -230,6 +250,7 @@ class ImageStore:
             else:
                 owned = tuple(name for name, owner in names.items() if owner == digest)
                 self._catalog.add(record, owned)
+                self._catalog.add_indexes(digest, indexes.get(digest, ()))
         _remove_all(self._hide_garbage())
 
     async def _save(self) -> None:
@@ -243,7 +264,7 @@ class ImageStore:
 
     def _take(self, archive: Path, folder: Path) -> tuple[ArchivedImage, ...]:
         with open_archive(archive, folder) as files:
-            images = read_images(files, self._platform, archive)
+            images = read_images(files, self.platform, archive)
             for image in images:
                 for content in image.contents:
                     final = self._blobs / hex_of(content.digest)

@@ -290,6 +290,14 @@ class CrunRuntime:
             word = "paused" if frozen else "resumed"
             raise RuntimeFailure(f"it could not be {word}: {error.strerror or error}") from error
 
+    def upper(self, container_id: str) -> Path:
+        """The folder of a container's writable layer."""
+        return self._bundle(container_id).upper
+
+    def root(self, container_id: str) -> Path:
+        """Where a container's root is mounted, in the agent's mount namespace."""
+        return self._bundle(container_id).root
+
     async def list(self) -> frozenset[str]:
         """Ids of which there is a folder, a record of the OCI runtime, or a cgroup."""
         found = self._cgroups.ids()

@@ -10,7 +10,8 @@ from typing import Any
 
 from orchestrator.manager import orders
 from orchestrator.manager.api.context import Calls, answering
-from orchestrator.manager.api.services import check_networks, image_digest
+from orchestrator.manager.api.image_resolve import resolve_image
+from orchestrator.manager.api.services import check_networks
 from orchestrator.manager.containernames import container_name
 from orchestrator.manager.lookup import container_by_name, find_container, find_node
 from orchestrator.manager.planning.plan import Change
@@ -53,7 +54,7 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
             id=id,
             created_at=now,
             spec=spec,
-            image_digest=image_digest(view, as_service),
+            image_digest=await resolve_image(api, spec.container),
             desired_state=TaskState.RUNNING if request.start else TaskState.READY,
             status=TaskStatus(TaskState.PENDING, at=now, run=1),
             container_name=name,

@@ -20,6 +20,7 @@ from orchestrator.manager.refusal import Refusal
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.kv import Conflict, Kv, StoreError
 from orchestrator.manager.tunnels import Tunnels
+from orchestrator.manager.vault import Vault, VaultError
 from orchestrator.model.convert import ConvertError
 from orchestrator.model.validate import InvalidSpec
 
@@ -36,6 +37,7 @@ class ApiContext:
     tunnels: Tunnels
     inbox: Inbox
     events: EventLog
+    vault: Vault
     identity: ManagerIdentity
     ca_digest: str
     leader: Callable[[], str]
@@ -67,6 +69,8 @@ def _status(error: Exception) -> tuple[grpc.StatusCode, str]:
             return error.code, error.text
         case InvalidSpec() | ConvertError():
             return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+        case VaultError():
+            return grpc.StatusCode.FAILED_PRECONDITION, str(error)
         case Conflict():
             return grpc.StatusCode.ABORTED, "somebody else changed it meanwhile; try again"
         case StoreError():

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering, hostnames
+from orchestrator.manager.api.image_nodes import choose_node, settled
 from orchestrator.manager.background import background
-from orchestrator.manager.lookup import find_node
-from orchestrator.manager.refusal import invalid, precondition
+from orchestrator.manager.refusal import invalid
 from orchestrator.manager.tunnels import Tunnel
-from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.convert import to_proto
 from orchestrator.model.names import parse_image
-from orchestrator.model.objects import Availability, Image, Node, NodeState
 from orchestrator.pb import control_pb2, dispatch_pb2
 
 
@@ -50,7 +48,7 @@ class ImageCalls(Calls):
                 header.name = str(parse_image(header.name))
             except ValueError as error:
                 raise invalid(str(error)) from None
-        node = self._choose(header.node)
+        node = choose_node(self.api, header.node)
         order = dispatch_pb2.OpenTunnel(**{work: header})
         async with (
             self.api.tunnels.open(
@@ -63,36 +61,8 @@ class ImageCalls(Calls):
                     case "line":
                         yield control_pb2.ImageProgress(line=frame.line)
                     case "result":
-                        image = await self._result(node, frame.result)
+                        image = await settled(self.api, node, frame.result)
                         yield control_pb2.ImageProgress(image=to_proto(image))
-
-    async def _result(self, node: Node, result: Any) -> Image:
-        if result.error:
-            raise precondition(result.error)
-        image = from_proto(result.image)
-        self.api.inbox.tag(node.id, image)
-        async with self.api.cache.subscribe() as feed:
-            while True:
-                known = self.api.view.images.get(image.id)
-                if known and node.id in known.nodes and set(image.names) <= set(known.names):
-                    return replace(known)
-                await feed.next()
-
-    def _choose(self, word: str) -> Node:
-        """The node asked for, else the connected one with the fewest tasks."""
-        view, dispatcher = self.api.view, self.api.dispatcher
-        if word:
-            return find_node(view, word)
-        ready = [
-            node
-            for node in view.nodes.values()
-            if node.state is NodeState.READY
-            and node.availability is Availability.ACTIVE
-            and dispatcher.connected(node.id)
-        ]
-        if not ready:
-            raise precondition("no node is ready to take an image; see 'orc node ls'")
-        return min(ready, key=lambda n: (len(view.tasks_of_node(n.id)), n.description.hostname))
 
 
 async def _send(uploads: AsyncIterator[Any], tunnel: Tunnel) -> None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering, hostnames
-from orchestrator.manager.lookup import find_image, find_node, find_service
+from orchestrator.manager.api.image_resolve import resolve_image
+from orchestrator.manager.lookup import find_node, find_service
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import progress
 from orchestrator.manager.planning.views import ClusterView
@@ -17,7 +18,6 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import name_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.names import parse_image
 from orchestrator.model.objects import Service, Task
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.validate import validate_service
@@ -26,15 +26,6 @@ from orchestrator.pb import control_pb2
 PICTURE_INTERVAL = 0.02
 """Seconds between two pictures of a service at the least: a picture of sixty tasks that start
 tells of many changes, not of one."""
-
-
-def image_digest(view: ClusterView, spec: ServiceSpec) -> str:
-    """The digest that the spec's image name stands for now, empty where the node's own files take
-    the image's place. Raises Refusal."""
-    if spec.task.container.rootfs:
-        return ""
-    name = parse_image(spec.task.container.image)
-    return find_image(view, name.digest or str(name)).id
 
 
 def check_networks(view: ClusterView, spec: ServiceSpec) -> None:
@@ -65,7 +56,9 @@ class ServiceCalls(Calls):
             created_at=now,
             updated_at=now,
             spec=spec,
-            image_digest=image_digest(api.view, spec),
+            image_digest=await resolve_image(
+                api, spec.task.container, ask_registry=not request.no_resolve_image
+            ),
         )
         key = name_key(Service, name)
         try:
@@ -99,7 +92,9 @@ class ServiceCalls(Calls):
         digest = service.image_digest
         image_named = spec.task.container.image != service.spec.task.container.image
         if image_named or spec.task.force != service.spec.task.force:
-            digest = image_digest(api.view, spec)
+            digest = await resolve_image(
+                api, spec.task.container, ask_registry=not request.no_resolve_image
+            )
         changed = spec.task != service.spec.task or digest != service.image_digest
         after = replace(
             service,

@@ -1,0 +1,252 @@
+"""What a manager orders of this node's images: pull, push, names, archives, containers' layers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from orchestrator.agent.images import layerfiles, layout
+from orchestrator.agent.images.disk import remove_tree
+from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.registry import Registry
+from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.imagesource import ClusterImages
+from orchestrator.agent.runner import TaskRunner
+from orchestrator.agent.tunnelframes import Frames, receive
+from orchestrator.model.convert import to_proto
+from orchestrator.model.objects import Image
+from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
+
+ORDERS = (
+    *("pull", "push", "resolve", "tag", "remove_image", "read_image"),
+    *("save", "import_image", "container_files", "login"),
+)
+"""The kinds of orders that are served here."""
+
+_Handler = Callable[[Any, Any], Awaitable[dispatch_pb2.TunnelResult]]
+
+
+class Roots(Protocol):
+    """Where a container's files are (`runtime.crun.CrunRuntime`)."""
+
+    def upper(self, container_id: str) -> Path: ...
+
+    def root(self, container_id: str) -> Path: ...
+
+
+class ImageOrders:
+    """Serves the orders about images."""
+
+    def __init__(
+        self,
+        *,
+        store: ImageStore,
+        images: ClusterImages,
+        registry: Registry,
+        runners: Mapping[str, TaskRunner],
+        roots: Roots,
+        scratch: Path,
+    ) -> None:
+        """`runners` are this node's tasks; `scratch` is a folder of this object's alone, on the
+        store's file system."""
+        self._store = store
+        self._images = images
+        self._registry = registry
+        self._runners = runners
+        self._roots = roots
+        self._scratch = scratch
+        scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for left in scratch.iterdir():
+            remove_tree(left)
+
+    async def serve(
+        self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
+    ) -> dispatch_pb2.TunnelResult:
+        """Do what one of `ORDERS` says; what it raises becomes the tunnel's error."""
+        kind = order.WhichOneof("order") or ""
+        handlers: dict[str, _Handler] = {
+            "pull": self._pull,
+            "push": self._push,
+            "resolve": self._resolve,
+            "tag": self._tag,
+            "remove_image": self._remove,
+            "read_image": self._read,
+            "save": self._save,
+            "import_image": self._import,
+            "container_files": self._container,
+            "login": self._login,
+        }
+        return await handlers[kind](call, getattr(order, kind))
+
+    def in_use(self) -> frozenset[str]:
+        """Digests of the images of which there are containers here."""
+        held = [
+            runner.task
+            for runner in self._runners.values()
+            if runner.holds or not runner.task.service_id
+        ]
+        wanted = (task.image_digest or task.spec.container.image for task in held)
+        return frozenset(digest for text in wanted if (digest := self._store.resolve(text)))
+
+    async def _pull(self, call: Any, order: images_pb2.PullOrder) -> dispatch_pb2.TunnelResult:
+        grant = images_pb2.Grant(nodes=order.sources, registry=order.registry, auth=order.auth)
+        async with Frames.sending(call) as frames:
+
+            def progress(digest: str, done: int, total: int) -> None:
+                layer = control_pb2.LayerProgress(digest=digest, done=done, total=total)
+                frames.put(dispatch_pb2.Frame(layer=layer))
+
+            local = await self._images.pull(order.name, order.digest, grant, progress, rename=True)
+        return self._result(local.digest)
+
+    async def _push(self, call: Any, order: images_pb2.PushOrder) -> dispatch_pb2.TunnelResult:
+        manifest = self._store.blob_path(order.image)
+        if manifest is None:
+            raise ImageError(f"this node lacks the image {order.name}")
+        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
+            place = Path(folder) / "image"
+            await asyncio.to_thread(layout.lay_out, place, manifest)
+            async with Frames.sending(call) as frames:
+                digest = await self._registry.push(
+                    place,
+                    order.name,
+                    order.auth,
+                    lambda line: frames.put(dispatch_pb2.Frame(line=line)),
+                )
+            await call.write(dispatch_pb2.Frame(line=f"digest: {digest}"))
+        return self._result(order.image)
+
+    async def _resolve(self, call: Any, order: images_pb2.ResolveOrder) -> Any:
+        digest = await self._registry.resolve(order.name, order.auth, order.within or 60.0)
+        await call.write(dispatch_pb2.Frame(line=digest))
+        return dispatch_pb2.TunnelResult()
+
+    async def _login(self, call: Any, order: images_pb2.LoginOrder) -> Any:
+        await self._registry.login(order.registry, *_credentials(order.auth))
+        return dispatch_pb2.TunnelResult()
+
+    async def _tag(self, call: Any, order: images_pb2.TagOrder) -> Any:
+        await self._store.tag(order.image, order.name)
+        return self._result(order.image)
+
+    async def _remove(self, call: Any, order: images_pb2.RemoveOrder) -> Any:
+        if self._store.resolve(order.image) is None:
+            return dispatch_pb2.TunnelResult()
+        if order.name:
+            await self._store.untag(order.name, order.image)
+        else:
+            await self._store.remove(order.image, self.in_use())
+        return dispatch_pb2.TunnelResult()
+
+    async def _read(self, call: Any, order: images_pb2.ReadOrder) -> Any:
+        manifest = await asyncio.to_thread(self._text, order.image)
+        config = json.loads(manifest)["config"]["digest"]
+        await call.write(dispatch_pb2.Frame(line=manifest))
+        await call.write(dispatch_pb2.Frame(line=await asyncio.to_thread(self._text, config)))
+        return dispatch_pb2.TunnelResult()
+
+    def _text(self, digest: str) -> str:
+        path = self._store.blob_path(digest)
+        if path is None:
+            raise ImageError(f"this node lacks {digest}")
+        return path.read_text()
+
+    async def _save(self, call: Any, order: images_pb2.SaveOrder) -> Any:
+        images = [(image.digest, list(image.names)) for image in order.images]
+        pieces = (piece for piece in layout.save(self._store, images) if piece)
+        await _send(call, partial(next, pieces, b""))
+        return dispatch_pb2.TunnelResult()
+
+    async def _import(self, call: Any, order: images_pb2.ImportOrder) -> Any:
+        header = order.header
+        async with self._folder() as folder:
+            archive = folder / "archive"
+            with archive.open("wb") as file:
+                await receive(call, file)
+            new = layout.NewLayer(
+                archive, header.changes, comment=header.message or "Imported from -"
+            )
+            image = await self._compose("", new, folder, header.name)
+        return dispatch_pb2.TunnelResult(image=to_proto(image))
+
+    async def _compose(self, base: str, new: layout.NewLayer, folder: Path, name: str) -> Image:
+        place = folder / "layout"
+        await asyncio.to_thread(layout.compose, self._store, base, new, place)
+        return await self._store.load(place, name)
+
+    async def _container(self, call: Any, order: images_pb2.ContainerFilesOrder) -> Any:
+        runner = self._runners.get(order.task_id)
+        task = runner.task if runner else None
+        digest = self._store.resolve(task.image_digest or task.spec.container.image) if task else ""
+        upper = self._roots.upper(order.task_id)
+        if task is None or not digest or not upper.exists():
+            raise ImageError("the container has no files on this node any more")
+        mounts = frozenset(m.target.strip("/") for m in task.spec.container.mounts)
+        Action = images_pb2.ContainerFilesOrder
+        match order.action:
+            case Action.DIFF:
+                layers = self._store.layers(digest)
+                for kind, path in await asyncio.to_thread(
+                    layerfiles.changes, upper, layers, mounts
+                ):
+                    await call.write(dispatch_pb2.Frame(line=f"{kind} {path}"))
+            case Action.EXPORT:
+                root = self._roots.root(order.task_id)
+                if not root.is_mount():
+                    raise ImageError("the container is not running, so its root is not mounted")
+                async with self._spooled(partial(layerfiles.write_root, root)) as (file, _):
+                    await _send(call, partial(file.read, 1 << 20))
+            case Action.COMMIT:
+                write = partial(layerfiles.write_layer, upper, mounts=mounts)
+                async with self._spooled(write) as (file, folder):
+                    asked = order.commit
+                    command = [*task.spec.container.entrypoint, *task.spec.container.command]
+                    new = layout.NewLayer(
+                        Path(file.name),
+                        asked.changes,
+                        asked.author,
+                        asked.message,
+                        " ".join(command),
+                    )
+                    image = await self._compose(digest, new, folder, asked.name)
+                return dispatch_pb2.TunnelResult(image=to_proto(image))
+        return dispatch_pb2.TunnelResult()
+
+    @asynccontextmanager
+    async def _spooled(
+        self, write: Callable[[IO[bytes]], None]
+    ) -> AsyncIterator[tuple[IO[bytes], Path]]:
+        """A file with what is written at once, so that a slow client does not hold it open."""
+        async with self._folder() as folder:
+            with (folder / "spool").open("w+b") as file:
+                await asyncio.to_thread(write, file)
+                await asyncio.to_thread(file.seek, 0)
+                yield file, folder
+
+    @asynccontextmanager
+    async def _folder(self) -> AsyncIterator[Path]:
+        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
+            yield Path(folder)
+
+    def _result(self, digest: str) -> dispatch_pb2.TunnelResult:
+        image = next(i for i in self._store.inventory() if i.id == digest)
+        return dispatch_pb2.TunnelResult(image=to_proto(image))
+
+
+async def _send(call: Any, read: Callable[[], bytes]) -> None:
+    while piece := await asyncio.to_thread(read):
+        for start in range(0, len(piece), 1 << 20):
+            await call.write(dispatch_pb2.Frame(data=piece[start : start + (1 << 20)]))
+
+
+def _credentials(auth: bytes) -> tuple[str, str]:
+    (entry,) = json.loads(auth)["auths"].values()
+    user, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
+    return user, password

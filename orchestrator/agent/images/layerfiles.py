@@ -1,0 +1,144 @@
+"""A container's writable layer as others see it: what it changed, and as a layer's tar.
+
+Overlay's marks are read as its documentation has them (kernel, filesystems/overlayfs.rst) and
+written as a layer's whiteouts (OCI image-spec, layer.md). All of it blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+WHITEOUT = ".wh."
+OPAQUE = ".wh..wh..opq"
+
+# What the OCI runtime makes in a root to mount on: as little the container's as its mounts are.
+_MOUNT_POINTS = frozenset(
+    {"dev", "proc", "sys", "etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab"}
+)
+
+
+def changes(
+    upper: Path, layers: Sequence[Path], mounts: frozenset[str] = frozenset()
+) -> list[tuple[str, str]]:
+    """(`A`, `C` or `D`; path) of what is other than in `layers` (lowest first), by path.
+
+    `mounts` are further mount points, without their first slash.
+    """
+    found: list[tuple[str, str]] = []
+    for name, info in _walk(upper):
+        below = _below(layers, name)
+        if _hidden(name, mounts):
+            continue
+        if _is_whiteout(info):
+            if below is not None:
+                found.append(("D", f"/{name}"))
+        else:
+            found.append(("A" if below is None else "C", f"/{name}"))
+    kept = {path for _, path in found}
+    # A folder of which only mount points were touched is not the container's doing.
+    return [
+        (kind, path)
+        for kind, path in found
+        if kind != "C" or path != "/etc" or any(other.startswith("/etc/") for other in kept)
+    ]
+
+
+def write_layer(upper: Path, target: IO[bytes], mounts: frozenset[str] = frozenset()) -> None:
+    """Write a writable layer as the tar of an image's layer, with owners, links and attributes."""
+    with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        for name, info in _walk(upper):
+            if _hidden(name, mounts):
+                continue
+            if _is_whiteout(info):
+                folder, _, last = name.rpartition("/")
+                _empty(archive, f"{folder}/{WHITEOUT}{last}".lstrip("/"))
+                continue
+            _add(archive, upper / name, name)
+            if stat.S_ISDIR(info.st_mode) and _attribute(upper / name, "trusted.overlay.opaque"):
+                _empty(archive, f"{name}/{OPAQUE}")
+
+
+def write_root(root: Path, target: IO[bytes]) -> None:
+    """Write a whole mounted root as a plain tar."""
+    with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        for name, _ in _walk(root):
+            _add(archive, root / name, name)
+
+
+def _walk(root: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    with os.scandir(root / below) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        name = f"{below}/{entry.name}".lstrip("/")
+        try:
+            info = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        yield name, info
+        if stat.S_ISDIR(info.st_mode):
+            yield from _walk(root, name)
+
+
+def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
+    try:
+        member = archive.gettarinfo(path, name)
+    except FileNotFoundError:
+        return
+    if member is None:
+        return  # a socket
+    headers = dict(member.pax_headers)
+    for key in os.listxattr(path, follow_symlinks=False):
+        if not key.startswith(("trusted.overlay.", "user.overlay.")):
+            value = os.getxattr(path, key, follow_symlinks=False)
+            headers[f"SCHILY.xattr.{key}"] = value.decode("utf-8", "surrogateescape")
+    member.pax_headers = headers
+    if member.isreg():
+        with path.open("rb") as file:
+            member.size = os.fstat(file.fileno()).st_size
+            archive.addfile(member, file)
+    else:
+        archive.addfile(member)
+
+
+def _empty(archive: tarfile.TarFile, name: str) -> None:
+    archive.addfile(tarfile.TarInfo(name))
+
+
+def _hidden(name: str, mounts: frozenset[str]) -> bool:
+    return any(name == point or name.startswith(f"{point}/") for point in (*_MOUNT_POINTS, *mounts))
+
+
+def _below(layers: Sequence[Path], name: str) -> os.stat_result | None:
+    """What the highest of the layers has under this name, if it does not hide it."""
+    parts = name.split("/")
+    for layer in reversed(layers):
+        path = layer
+        for part in parts:
+            path = path / part
+            try:
+                info = path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                if path.parent != layer and _attribute(path.parent, "trusted.overlay.opaque"):
+                    return None
+                break
+            if _is_whiteout(info):
+                return None
+        else:
+            return info
+    return None
+
+
+def _is_whiteout(info: os.stat_result) -> bool:
+    return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
+
+
+def _attribute(path: Path, key: str) -> bool:
+    try:
+        return os.getxattr(path, key, follow_symlinks=False) == b"y"
+    except OSError:
+        return False

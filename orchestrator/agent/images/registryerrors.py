@@ -1,0 +1,91 @@
+"""What skopeo says of a registry, told apart and in the user's words."""
+
+from __future__ import annotations
+
+import re
+
+from orchestrator.agent.images.errors import ImageError
+
+_FATAL = re.compile(r'level=(?:fatal|error) msg="((?:[^"\\]|\\.)*)"')
+
+
+class RegistryError(ImageError):
+    """A registry did not give or take an image; the text says whose matter it is."""
+
+
+class AccessDenied(RegistryError):
+    """The registry wants other credentials."""
+
+
+class NotThere(RegistryError):
+    """The registry has no such image."""
+
+
+class TooMany(RegistryError):
+    """The registry limits how often it is asked."""
+
+
+class NotTrusted(RegistryError):
+    """TLS with the registry failed."""
+
+
+class Unreachable(RegistryError):
+    """The registry does not answer."""
+
+
+class Forbidden(RegistryError):
+    """This node's own configuration rules the image out."""
+
+
+def explain(registry: str, name: str, said: str) -> RegistryError:
+    """The error for what skopeo wrote to stderr, or its proxy answered."""
+    found = _FATAL.findall(said)
+    words = " ".join((found[-1].replace('\\"', '"') if found else said).split())
+    low = words.lower()
+
+    def has(*parts: str) -> bool:
+        return any(part in low for part in parts)
+
+    what = f"the image {name}" if name else "this login"
+    if has("source image rejected", "policy"):
+        return Forbidden(f"this node's signature policy (policy.json) rejects {what}: {words}")
+    if has("is blocked in"):
+        return Forbidden(f"{registry} is blocked on this node, in registries.conf")
+    if has("toomanyrequests", "too many requests", "rate limit"):
+        return TooMany(
+            f"{registry} limits how often images are pulled: wait, or 'orc login {registry}'"
+        )
+    if has("server gave http response"):
+        return NotTrusted(
+            f"{registry} does not speak TLS: start it with TLS, or name it as insecure in the "
+            "nodes' registries.conf"
+        )
+    if has("x509", "tls:", "certificate"):
+        reason = words[low.find("x509") :] if "x509" in low else words
+        return NotTrusted(
+            f"the TLS certificate of {registry} is not trusted ({reason}): put its CA into "
+            f"/etc/containers/certs.d/{registry}/ca.crt on the nodes"
+        )
+    if has("unauthorized", "authentication required", "denied", "forbidden", "invalid username"):
+        missing = " or it does not exist" if name and not has("authentication required") else ""
+        return AccessDenied(f"{registry} denies access to {what}{missing}: 'orc login {registry}'")
+    if has("manifest unknown", "name unknown", "not found", "unknown to registry", "404"):
+        return NotThere(f"{registry} has no image {name}")
+    for mark, reason in _UNREACHABLE:
+        if mark in low:
+            return Unreachable(f"{registry} cannot be reached ({reason})")
+    return RegistryError(f"{registry}: {words or 'skopeo failed and did not say why'}")
+
+
+_UNREACHABLE = (
+    ("no such host", "no such host"),
+    ("server misbehaving", "its name cannot be looked up"),
+    ("connection refused", "connection refused"),
+    ("network is unreachable", "network is unreachable"),
+    ("no route to host", "no route to host"),
+    ("timeout", "no answer"),
+    ("deadline exceeded", "no answer"),
+    ("connection reset", "it broke the connection off"),
+    ("unexpected eof", "it broke off in the middle"),
+    ("eof", "it broke the connection off"),
+)

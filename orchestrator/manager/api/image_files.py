@@ -1,0 +1,120 @@
+"""Calls about archives and containers' layers: `save`, `import`, `commit`, `diff`, `export`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from orchestrator.manager.api.context import Calls, answering
+from orchestrator.manager.api.image_nodes import ask, choose_node, frames, holder, settled
+from orchestrator.manager.api.image_registry import parsed
+from orchestrator.manager.lookup import find_container, find_image_by_word
+from orchestrator.manager.refusal import invalid, precondition
+from orchestrator.manager.tunnels import Tunnel
+from orchestrator.model.convert import to_proto
+from orchestrator.model.names import parse_image
+from orchestrator.model.objects import Node, Task
+from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
+
+
+class FileCalls(Calls):
+    """Images and containers as files."""
+
+    @answering
+    async def Save(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        if not request.images:
+            raise invalid("say which image to save")
+        order = images_pb2.SaveOrder()
+        view = self.api.view
+        found = [(word, find_image_by_word(view, word)) for word in request.images]
+        for word, image in found:
+            names = [name for name in image.names if name == _full(word)]
+            order.images.append(images_pb2.NamedImage(digest=image.id, names=names))
+        nodes = set(found[0][1].nodes).intersection(*(image.nodes for _, image in found))
+        for _, image in found:
+            if not nodes & set(image.nodes):
+                raise precondition("no node has all of these images; save them one by one")
+        node = holder(self.api, found[0][1])
+        for node_id in sorted(nodes):
+            if self.api.dispatcher.connected(node_id):
+                node = view.nodes[node_id]
+        async for frame in frames(self.api, node, dispatch_pb2.OpenTunnel(save=order)):
+            if frame.data:
+                yield images_pb2.FileData(data=frame.data)
+
+    @answering
+    async def Import(self, request: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        uploads = aiter(request)
+        first = await anext(uploads, None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise invalid("an upload begins with its header")
+        header = first.header
+        if header.name:
+            header.name = str(parsed(header.name))
+        node = choose_node(self.api, header.node)
+        order = dispatch_pb2.OpenTunnel(import_image=images_pb2.ImportOrder(header=header))
+        async with self.api.tunnels.open(
+            node.id, node.description.hostname, order, self.api.dispatcher.push
+        ) as tunnel:
+            sender = asyncio.ensure_future(_send(uploads, tunnel))
+            try:
+                async for frame in tunnel.frames():
+                    if frame.WhichOneof("kind") == "result":
+                        image = await settled(self.api, node, frame.result)
+                        yield control_pb2.ImageProgress(image=to_proto(image))
+            finally:
+                sender.cancel()
+
+    @answering
+    async def Commit(self, request: Any, context: Any) -> Any:
+        task, node = self._container(request.container)
+        if request.name:
+            request.name = str(parsed(request.name))
+        order = self._order(task, images_pb2.ContainerFilesOrder.COMMIT)
+        order.container_files.commit.CopyFrom(request)
+        _, result = await ask(self.api, node, order)
+        return to_proto(await settled(self.api, node, result))
+
+    @answering
+    async def Diff(self, request: Any, context: Any) -> Any:
+        task, node = self._container(request.container)
+        order = self._order(task, images_pb2.ContainerFilesOrder.DIFF)
+        lines, _ = await ask(self.api, node, order)
+        parts = (line.partition(" ") for line in lines)
+        return images_pb2.DiffReply(
+            changes=[images_pb2.PathChange(kind=kind, path=path) for kind, _, path in parts]
+        )
+
+    @answering
+    async def Export(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        task, node = self._container(request.container)
+        order = self._order(task, images_pb2.ContainerFilesOrder.EXPORT)
+        async for frame in frames(self.api, node, order):
+            if frame.data:
+                yield images_pb2.FileData(data=frame.data)
+
+    def _container(self, word: str) -> tuple[Task, Node]:
+        """The one container meant, and its node. Raises Refusal."""
+        task = find_container(self.api.view, word)
+        node = self.api.view.nodes.get(task.node_id)
+        if node is None:
+            raise precondition(f"container '{word}' is on no node yet")
+        return task, node
+
+    def _order(self, task: Task, action: Any) -> dispatch_pb2.OpenTunnel:
+        files = images_pb2.ContainerFilesOrder(task_id=task.id, action=action)
+        return dispatch_pb2.OpenTunnel(container_files=files)
+
+
+def _full(word: str) -> str:
+    try:
+        return str(parse_image(word))
+    except ValueError:
+        return ""
+
+
+async def _send(uploads: AsyncIterator[Any], tunnel: Tunnel) -> None:
+    async for upload in uploads:
+        await tunnel.send(dispatch_pb2.Frame(data=upload.data))
+    await tunnel.send(dispatch_pb2.Frame(eof=True))

@@ -1,0 +1,147 @@
+"""Calls about images' names and ends: `orc tag`, `rmi`, `image prune`, `image inspect`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.manager.api.context import Calls, answering, hostnames
+from orchestrator.manager.api.image_nodes import ask, every, holder
+from orchestrator.manager.api.image_registry import parsed
+from orchestrator.manager.lookup import find_image_by_word
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.refusal import precondition
+from orchestrator.manager.store.commit import commit
+from orchestrator.model.convert import to_proto
+from orchestrator.model.objects import Image, Node
+from orchestrator.model.states import is_terminal
+from orchestrator.pb import dispatch_pb2, images_pb2
+
+
+def users(view: ClusterView, image: Image) -> list[str]:
+    """What needs the image, each in a few words: containers, then services."""
+    known = {image.id, *image.indexes}
+    found = []
+    for task in sorted(view.tasks.values(), key=lambda task: task.name):
+        of_service = bool(task.service_id)
+        if task.image_digest in known and not (of_service and is_terminal(task.status.state)):
+            node = view.nodes.get(task.node_id)
+            where = f" on {node.description.hostname}" if node else ""
+            found.append(f"container {task.name}{where}")
+    for service in sorted(view.services.values(), key=lambda service: service.spec.name):
+        if service.image_digest in known and not service.removed:
+            found.append(f"service {service.spec.name}")
+    return found
+
+
+class NameCalls(Calls):
+    """Names, removal, and what an image is."""
+
+    @answering
+    async def Tag(self, request: Any, context: Any) -> Any:
+        api = self.api
+        image = find_image_by_word(api.view, request.image)
+        name = str(parsed(request.name))
+        after = replace(image, names=tuple(sorted({*image.names, name})))
+        changes = [
+            Change(other, replace(other, names=tuple(n for n in other.names if n != name)))
+            for other in api.view.images.values()
+            if name in other.names and other.id != image.id
+        ]
+        if after != image:
+            changes.append(Change(image, after))
+        if changes:
+            await api.cache.wait_for(await commit(api.kv, changes))
+        order = images_pb2.TagOrder(image=image.id, name=name)
+        await every(api, self._nodes(image), dispatch_pb2.OpenTunnel(tag=order))
+        return to_proto(after)
+
+    @answering
+    async def Remove(self, request: Any, context: Any) -> Any:
+        view = self.api.view
+        image = find_image_by_word(view, request.image)
+        name = request.image
+        if name not in image.names:
+            name = next((n for n in image.names if n == str(_name(name))), "")
+        reply = images_pb2.RemoveImageReply()
+        if name and len(image.names) > 1:
+            await self._untag(image, name, reply)
+            return reply
+        needed = users(view, image)
+        if needed and not request.force:
+            more = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
+            raise precondition(
+                f"image '{request.image}' is used by {needed[0]}{more}; remove that first, or take "
+                "its names with -f"
+            )
+        if not name and len(image.names) > 1 and not request.force:
+            raise precondition(
+                f"image '{request.image}' has {len(image.names)} names "
+                f"({', '.join(image.names)}); remove it with -f"
+            )
+        if needed:
+            for each in image.names:
+                await self._untag(image, each, reply)
+                image = self.api.view.images[image.id]
+            reply.notices.append(f"the image stays while it is used by {needed[0]}")
+            return reply
+        await self._delete(image, reply)
+        return reply
+
+    async def _untag(self, image: Image, name: str, reply: Any) -> None:
+        api = self.api
+        after = replace(image, names=tuple(n for n in image.names if n != name))
+        await api.cache.wait_for(await commit(api.kv, [Change(image, after)]))
+        order = images_pb2.RemoveOrder(image=image.id, name=name)
+        await every(api, self._nodes(image), dispatch_pb2.OpenTunnel(remove_image=order))
+        reply.untagged.append(name)
+
+    async def _delete(self, image: Image, reply: Any) -> None:
+        """Remove it from every node that can be reached, and take its names first."""
+        api = self.api
+        if image.names:
+            nameless = Change(image, replace(image, names=()))
+            await api.cache.wait_for(await commit(api.kv, [nameless]))
+        order = images_pb2.RemoveOrder(image=image.id)
+        notices = await every(api, self._nodes(image), dispatch_pb2.OpenTunnel(remove_image=order))
+        reply.untagged.extend(image.names)
+        reply.notices.extend(notices)
+        reply.freed += image.size * max(0, len(image.nodes) - len(notices))
+        if len(notices) < len(image.nodes):
+            reply.deleted.append(image.id)
+        if not notices:
+            async with api.cache.subscribe() as feed:
+                while image.id in api.view.images:
+                    await feed.next()
+
+    @answering
+    async def Prune(self, request: Any, context: Any) -> Any:
+        reply = images_pb2.RemoveImageReply()
+        for image in sorted(self.api.view.images.values(), key=lambda image: image.id):
+            if (image.names and not request.all) or users(self.api.view, image):
+                continue
+            await self._delete(image, reply)
+        return reply
+
+    @answering
+    async def Inspect(self, request: Any, context: Any) -> Any:
+        api = self.api
+        image = find_image_by_word(api.view, request.image)
+        order = images_pb2.ReadOrder(image=image.id)
+        lines, _ = await ask(api, holder(api, image), dispatch_pb2.OpenTunnel(read_image=order))
+        manifest, config = lines
+        return images_pb2.InspectImageReply(
+            image=to_proto(image), manifest=manifest, config=config, hostnames=hostnames(api.view)
+        )
+
+    def _nodes(self, image: Image) -> list[Node]:
+        nodes = self.api.view.nodes
+        return [nodes[id] for id in image.nodes if id in nodes]
+
+
+def _name(text: str) -> str:
+    try:
+        return str(parsed(text))
+    except Exception:
+        return ""

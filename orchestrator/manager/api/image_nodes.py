@@ -1,0 +1,106 @@
+"""Work on images that is done on nodes: which node, the tunnel to it, and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.manager.api.context import ApiContext
+from orchestrator.manager.lookup import find_node
+from orchestrator.manager.refusal import precondition
+from orchestrator.model.convert import from_proto
+from orchestrator.model.objects import Availability, Image, Node, NodeState
+from orchestrator.pb import dispatch_pb2
+
+
+def choose_node(api: ApiContext, word: str = "") -> Node:
+    """The node asked for, else the connected one with the fewest tasks. Raises Refusal."""
+    if word:
+        return find_node(api.view, word)
+    ready = ready_nodes(api)
+    if not ready:
+        raise precondition("no node is ready to take an image; see 'orc node ls'")
+    return min(ready, key=lambda n: (len(api.view.tasks_of_node(n.id)), n.description.hostname))
+
+
+def ready_nodes(api: ApiContext) -> list[Node]:
+    """All nodes that take work now, by name."""
+    ready = [
+        node
+        for node in api.view.nodes.values()
+        if node.state is NodeState.READY
+        and node.availability is Availability.ACTIVE
+        and api.dispatcher.connected(node.id)
+    ]
+    return sorted(ready, key=lambda node: node.description.hostname)
+
+
+def holder(api: ApiContext, image: Image) -> Node:
+    """A connected node that has the image. Raises Refusal."""
+    for node_id in image.nodes:
+        node = api.view.nodes.get(node_id)
+        if node is not None and api.dispatcher.connected(node_id):
+            return node
+    name = image.names[0] if image.names else image.id
+    raise precondition(f"no node that has the image '{name}' is connected; see 'orc node ls'")
+
+
+async def frames(api: ApiContext, node: Node, order: Any) -> AsyncIterator[Any]:
+    """Give an order that needs no upload; the frames of its answer, the result at last.
+
+    Raises Refusal with the node's words when it failed.
+    """
+    async with api.tunnels.open(
+        node.id, node.description.hostname, order, api.dispatcher.push
+    ) as tunnel:
+        async for frame in tunnel.frames():
+            if frame.WhichOneof("kind") == "result" and frame.result.error:
+                raise precondition(frame.result.error)
+            yield frame
+
+
+async def ask(api: ApiContext, node: Node, order: Any) -> tuple[list[str], Any]:
+    """Give an order and wait for its end: its lines and its result. Raises Refusal."""
+    lines: list[str] = []
+    result = None
+    async for frame in frames(api, node, order):
+        if frame.WhichOneof("kind") == "line":
+            lines.append(frame.line)
+        elif frame.WhichOneof("kind") == "result":
+            result = frame.result
+    return lines, result
+
+
+async def settled(api: ApiContext, node: Node, result: Any) -> Image:
+    """The image of a result once it and its names are in the cluster's table.
+
+    Raises Refusal with the node's words when it failed.
+    """
+    if result.error:
+        raise precondition(result.error)
+    image = from_proto(result.image)
+    api.inbox.tag(node.id, image)
+    async with api.cache.subscribe() as feed:
+        while True:
+            known = api.view.images.get(image.id)
+            if known and node.id in known.nodes and set(image.names) <= set(known.names):
+                return replace(known)
+            await feed.next()
+
+
+async def every(api: ApiContext, nodes: list[Node], order: dispatch_pb2.OpenTunnel) -> list[str]:
+    """Give an order to several nodes at once; a line for each that could not do it."""
+
+    async def one(node: Node) -> str:
+        if not api.dispatcher.connected(node.id):
+            return f"node {node.description.hostname} is away and keeps its copy"
+        try:
+            await ask(api, node, order)
+        except Exception as error:
+            return f"node {node.description.hostname}: {error}"
+        return ""
+
+    said = await asyncio.gather(*(one(node) for node in nodes))
+    return [line for line in said if line]

@@ -1,0 +1,141 @@
+"""Calls about registries: `orc pull`, `push`, `login`, `logout`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.manager.api.context import Calls, answering
+from orchestrator.manager.api.image_nodes import (
+    ask,
+    choose_node,
+    frames,
+    holder,
+    ready_nodes,
+    settled,
+)
+from orchestrator.manager.credentials import auth_file, auth_for, purpose, registry_name
+from orchestrator.manager.lookup import find_image
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.refusal import invalid, not_found, precondition
+from orchestrator.manager.store.commit import commit
+from orchestrator.model.convert import to_proto
+from orchestrator.model.names import ImageName, parse_image
+from orchestrator.model.objects import Credential, Image, Node
+from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
+
+
+def parsed(text: str) -> ImageName:
+    """An image's name. Raises Refusal."""
+    try:
+        return parse_image(text)
+    except ValueError as error:
+        raise invalid(str(error)) from None
+
+
+class RegistryCalls(Calls):
+    """Images from and to registries, and what is shown to them."""
+
+    @answering
+    async def Pull(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        api = self.api
+        name = str(parsed(request.name))
+        nodes = ready_nodes(api) if request.all_nodes else [choose_node(api, request.node)]
+        if not nodes:
+            raise precondition("no node is ready to pull an image; see 'orc node ls'")
+        auth = auth_for(api.view, api.vault, name)
+        resolve = images_pb2.ResolveOrder(name=name, auth=auth)
+        lines, _ = await ask(api, nodes[0], dispatch_pb2.OpenTunnel(resolve=resolve))
+        digest = lines[0]
+        order = images_pb2.PullOrder(name=name, digest=digest, registry=True, auth=auth)
+        order.sources.extend(self._sources(digest))
+        image = None
+        async for progress in self._pulled(nodes[0], order):
+            if progress.WhichOneof("part") == "image":
+                image = progress
+            else:
+                yield progress
+        if len(nodes) > 1:
+            # One node has asked the registry; the others ask it.
+            order.sources[:] = self._sources(digest)
+            order.registry = False
+            order.ClearField("auth")
+            for done in asyncio.as_completed([self._quietly(node, order) for node in nodes[1:]]):
+                yield control_pb2.ImageProgress(line=await done)
+        yield control_pb2.ImageProgress(line=f"digest: {digest}")
+        yield image
+
+    async def _pulled(self, node: Node, order: Any) -> AsyncIterator[Any]:
+        async for frame in frames(self.api, node, dispatch_pb2.OpenTunnel(pull=order)):
+            match frame.WhichOneof("kind"):
+                case "layer":
+                    yield control_pb2.ImageProgress(layer=frame.layer)
+                case "line":
+                    yield control_pb2.ImageProgress(line=frame.line)
+                case "result":
+                    image: Image = await settled(self.api, node, frame.result)
+                    yield control_pb2.ImageProgress(image=to_proto(image))
+
+    async def _quietly(self, node: Node, order: Any) -> str:
+        async for _ in self._pulled(node, order):
+            pass
+        return f"{node.description.hostname}: has it"
+
+    def _sources(self, digest: str) -> list[str]:
+        found = []
+        for image in self.api.view.images.values():
+            if digest == image.id or digest in image.indexes:
+                for node_id in image.nodes:
+                    about = self.api.view.nodes[node_id].description
+                    if self.api.dispatcher.connected(node_id):
+                        found.append(f"{about.address}:{about.blob_port}")
+        return sorted(set(found))
+
+    @answering
+    async def Push(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        api = self.api
+        name = str(parsed(request.name))
+        image = find_image(api.view, name)
+        node = holder(api, image)
+        auth = auth_for(api.view, api.vault, name)
+        order = images_pb2.PushOrder(image=image.id, name=name, auth=auth)
+        async for frame in frames(api, node, dispatch_pb2.OpenTunnel(push=order)):
+            if frame.WhichOneof("kind") == "line":
+                yield control_pb2.ImageProgress(line=frame.line)
+        yield control_pb2.ImageProgress(image=to_proto(image))
+
+    @answering
+    async def Login(self, request: Any, context: Any) -> Any:
+        api = self.api
+        registry = self._registry(request.registry)
+        if not request.username or ":" in request.username:
+            raise invalid("a user name is needed, without ':' in it; give it with -u")
+        auth = auth_file(registry, request.username, request.password)
+        order = images_pb2.LoginOrder(registry=registry, auth=auth)
+        await ask(api, choose_node(api), dispatch_pb2.OpenTunnel(login=order))
+        before = api.view.credentials.get(registry)
+        after = replace(
+            before or Credential(id=registry, created_at=api.now()),
+            username=request.username,
+            sealed=api.vault.seal(request.password, purpose(registry)),
+        )
+        await api.cache.wait_for(await commit(api.kv, [Change(before, after)]))
+        return images_pb2.LoginReply(registry=registry)
+
+    @answering
+    async def Logout(self, request: Any, context: Any) -> Any:
+        api = self.api
+        registry = self._registry(request.registry)
+        before = api.view.credentials.get(registry)
+        if before is None:
+            raise not_found(f"this cluster is not logged in to {registry}")
+        await api.cache.wait_for(await commit(api.kv, [Change(before, None)]))
+        return images_pb2.LogoutReply(registry=registry)
+
+    def _registry(self, text: str) -> str:
+        try:
+            return registry_name(text)
+        except ValueError as error:
+            raise invalid(str(error)) from None

@@ -118,7 +118,7 @@ class ImageOrders:
                     place,
                     order.name,
                     order.auth,
-                    lambda line: frames.put(dispatch_pb2.Frame(line=line)),
+                    lambda line: _say_layer(frames, line),
                 )
             await call.write(dispatch_pb2.Frame(line=f"digest: {digest}"))
         return self._result(order.image)
@@ -238,6 +238,15 @@ class ImageOrders:
     def _result(self, digest: str) -> dispatch_pb2.TunnelResult:
         image = next(i for i in self._store.inventory() if i.id == digest)
         return dispatch_pb2.TunnelResult(image=to_proto(image))
+
+
+def _say_layer(frames: Frames, line: str) -> None:
+    """Tell of a layer that skopeo begins or finds to be there; its other words mean little."""
+    words = line.split()
+    if words[:2] == ["Copying", "blob"] and len(words) > 2:
+        state = "is there already" if "skipped:" in words else "pushing"
+        said = f"{words[2].removeprefix('sha256:')[:12]}: {state}"
+        frames.put(dispatch_pb2.Frame(line=said))
 
 
 async def _send(call: Any, read: Callable[[], bytes]) -> None:

@@ -17,6 +17,7 @@ from orchestrator.manager.planning.nodetable import Demand, NodeTable, Port
 from orchestrator.manager.planning.resources import BoolArray, fits
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import NodeRule, node_rules, unusable
+from orchestrator.model.names import parse_image
 from orchestrator.model.objects import Availability, Network, NodeState
 from orchestrator.model.specs import Protocol
 
@@ -66,7 +67,10 @@ def impossible(view: ClusterView, demand: Demand) -> str | None:
     if demand.image_digest:
         image = view.images.get(demand.image_digest)
         holders = image.nodes if image else ()
-        if not any(id in view.nodes and view.nodes[id].state is NodeState.READY for id in holders):
+        up = any(id in view.nodes and view.nodes[id].state is NodeState.READY for id in holders)
+        # What no node ever had was found at a registry, and a node gets it there; so it does what
+        # is named after one. What was made here waits for a node that has it.
+        if image is not None and not up and not parse_image(demand.image).registry:
             return f"no node that is up has image {demand.image}"
     return unusable(view, demand.volumes, demand.volumes_from)
 

@@ -73,10 +73,11 @@ def test_room_that_is_freed_is_used_by_other_services() -> None:
 
 def test_an_image_that_arrives_lets_tasks_start() -> None:
     web = service(image_digest="sha256:1")
-    world = World(node("a"), web)
+    away = Image(id="sha256:1", names=("web:1",), nodes=("b",))
+    world = World(node("a"), node("b", state=NodeState.DOWN), web, away)
     world.settle()
     assert world.task().status.message == "no node that is up has image web:1"
-    world.put(Image(id="sha256:1", names=("web:1",), nodes=("a",)))
+    world.put(replace(away, nodes=("a", "b")))
     world.settle()
     assert world.task().status.state is ASSIGNED
 

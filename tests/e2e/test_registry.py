@@ -1,0 +1,122 @@
+"""Registries, for real: pull, push, who may, what breaks, and how often a registry is asked."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from devcluster import Cluster
+from registryhost import RegistryHost, allow_insecure, home, registry, trust
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+NODES = ("node1", "node2", "node3")
+
+
+@pytest.fixture
+def plain(cluster: Cluster, tmp_path: Path) -> Iterator[RegistryHost]:
+    """A registry without TLS, which all nodes know as insecure."""
+    with registry(cluster, tmp_path) as host:
+        allow_insecure(cluster, host.name, *NODES)
+        yield host
+        for node in NODES:
+            (home(cluster, node) / "registries.conf").unlink()
+
+
+@pytest.fixture
+def pushed(cluster: Cluster, hello: str, plain: RegistryHost) -> Iterator[str]:
+    """An image that only the registry has."""
+    yield from _pushed(cluster, plain)
+
+
+def _pushed(cluster: Cluster, host: RegistryHost) -> Iterator[str]:
+    name = f"{host.name}/web:1"
+    source = home(cluster, "node1").parent / "src"
+    source.mkdir(parents=True, exist_ok=True)
+    (source / "Dockerfile").write_text(
+        f"FROM hello:1\nLABEL of={host.name} at={host.log.parent.name}\n"
+    )
+    cluster.orc("build", "-q", "-t", name, str(source))
+    cluster.orc("push", name)
+    cluster.orc("rmi", name)
+    assert name not in _names(cluster)
+    yield name
+    services = [s["name"] for s in cluster.json("service", "ls")]
+    if services:
+        cluster.orc("service", "rm", *services)
+    cluster.orc("rmi", "-f", name, ok=False)
+
+
+def _names(cluster: Cluster) -> set[str]:
+    return {f"{i['repository']}:{i['tag']}" for i in cluster.json("images")}
+
+
+def test_an_image_comes_back_as_it_was_pushed(cluster: Cluster, pushed: str) -> None:
+    done = cluster.orc("pull", "--node", "node2", pushed)
+    assert "digest: sha256:" in done.stderr
+    (image,) = [i for i in cluster.json("images") if f"{i['repository']}:{i['tag']}" == pushed]
+    assert image["nodes"] == ["node2"]
+    assert image["digest"] in done.stderr
+
+
+def test_replicas_on_all_nodes_run_the_same_and_the_registry_serves_it_once(
+    cluster: Cluster, pushed: str, plain: RegistryHost
+) -> None:
+    before = plain.requests("GET", "/blobs/")
+    cluster.orc("service", "create", "--name", "web", "--mode", "global", pushed)
+    assert len(cluster.running("web")) == len(NODES)
+    fetched = plain.requests("GET", "/blobs/")[len(before) :]
+    assert len(fetched) == len(set(fetched)) >= 1, fetched
+
+
+def test_what_is_nowhere_is_refused_with_the_registrys_word(
+    cluster: Cluster, hello: str, plain: RegistryHost
+) -> None:
+    line = cluster.refused("service", "create", "--name", "bad", f"{plain.name}/nosuch:1")
+    assert f"no image '{plain.name}/nosuch:1' in this cluster, and" in line
+    assert f"{plain.name} has no image" in line
+    line = cluster.refused("pull", f"{plain.name}/nosuch:1")
+    assert f"{plain.name} has no image {plain.name}/nosuch:1" in line
+    address = plain.name.partition(":")[0]
+    assert "cannot be reached (connection refused)" in cluster.refused("pull", f"{address}:1/x:1")
+
+
+def test_tls_and_passwords(cluster: Cluster, hello: str, tmp_path: Path) -> None:
+    with registry(cluster, tmp_path, port=5001, tls=True, password="s3cret") as host:
+        name = f"{host.name}/web:1"
+        cluster.orc("tag", hello, name)
+        line = _last_line(cluster, "push", name)
+        assert "certificate" in line
+        assert f"certs.d/{host.name}/ca.crt" in line
+        trust(cluster, host.name, tmp_path / "tls.crt", *NODES)
+        line = _last_line(cluster, "push", name)
+        assert f"denies access to the image {name}" in line
+        assert f"orc login {host.name}" in line
+        login = ["login", "-u", "orc", "--password-stdin", host.name]
+        assert "denies access" in _with_stdin(cluster, "wrong\n", *login).stderr
+        assert _with_stdin(cluster, "s3cret\n", *login).returncode == 0
+        cluster.orc("push", name)
+        cluster.orc("pull", "--node", "node3", name)
+        for node in NODES:
+            kept = cluster.exec(node, "grep", "-rlaF", "s3cret", "/var/lib/orc-dev", ok=False)
+            assert kept.stdout.replace(str(tmp_path), "") == ""
+        cluster.orc("logout", host.name)
+        assert "not logged in" in cluster.refused("logout", host.name)
+        assert "denies access" in cluster.refused("pull", name)
+        cluster.orc("rmi", name)
+
+
+def _last_line(cluster: Cluster, *arguments: str) -> str:
+    done = cluster.orc(*arguments, ok=False)
+    assert done.returncode == 1
+    return done.stderr.splitlines()[-1]
+
+
+def _with_stdin(cluster: Cluster, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    from devcluster import ORC
+
+    return subprocess.run(
+        [ORC, *arguments], env=cluster.env, input=text, capture_output=True, text=True, check=False
+    )

@@ -89,17 +89,19 @@ def test_a_saved_image_is_what_it_was(cluster: Cluster, mine: str, tmp_path: Pat
     assert _images(cluster)[mine]["id"] == was
 
 
-def test_import_run_change_diff_export_commit(cluster: Cluster, mine: str, tmp_path: Path) -> None:
-    cluster.orc(
-        "service", "create", "--name", "work", "--restart-condition", "none", mine,
-        "sh", "-c", "echo new > /new; rm /entrypoint; exec sleep 1000", "--timeout", "30s", ok=False,
-    )  # fmt: skip
+def test_a_containers_changes_become_an_image(cluster: Cluster, mine: str, tmp_path: Path) -> None:
+    script = "echo new > /new; busybox rm /bin/entrypoint; exec busybox sleep 1000"
+    (tmp_path / "Dockerfile").write_text(f"FROM {mine}\nENTRYPOINT []\n")
+    cluster.orc("build", "-q", "-t", "mine:2", str(tmp_path))
+    command = ("/bin/busybox", "sh", "-c", script)
+    cluster.orc("service", "create", "-d", "--name", "work", "mine:2", *command)
     cluster.await_running("work", 1)
 
     def changes() -> set[tuple[str, str]]:
         return {(c["kind"], c["path"]) for c in cluster.json("diff", "work.1")}
 
     eventually(lambda: ("A", "/new") in changes(), within=10)
+    assert ("D", "/bin/entrypoint") in changes()
     assert not {path for _, path in changes()} & {"/etc/hosts", "/proc", "/dev"}
     cluster.orc("export", "-o", str(tmp_path / "files.tar"), "work.1")
     with tarfile.open(tmp_path / "files.tar") as files:
@@ -111,7 +113,9 @@ def test_import_run_change_diff_export_commit(cluster: Cluster, mine: str, tmp_p
     assert document["id"] == made.strip()
     assert "A=1" in document["config"]["Env"]
     assert document["history"][-1]["comment"] == "by hand"
-    cluster.orc("service", "rm", "work")
+    cluster.orc("service", "create", "--name", "again", "made:1", "/bin/busybox", "sleep", "999")
+    assert not cluster.json("diff", "again.1")
+    cluster.orc("service", "rm", "work", "again")
 
 
 def test_import_takes_a_tar_only(cluster: Cluster, hello: str, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -164,7 +163,7 @@ def _oci_kind(kind: str) -> str:
 def _content(archive: Path) -> tuple[str, str]:
     """The digest of what is inside, and the kind of layer that it is."""
     found = hashlib.sha256()
-    with archive.open("rb") as file:
+    with archive.open("rb", buffering=0) as file:
         magic = file.read(4)
         file.seek(0)
         try:
@@ -184,7 +183,7 @@ def _content(archive: Path) -> tuple[str, str]:
 
 def _is_tar(block: bytes) -> bool:
     try:
-        tarfile.TarFile(fileobj=io.BytesIO(block + bytes(1024)))
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.TarError:
         return False
     return True

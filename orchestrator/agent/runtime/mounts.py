@@ -49,7 +49,7 @@ def is_mounted(target: Path) -> bool:
 
 
 def _mount_points() -> set[str]:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+    with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         return {line.split(" ", 5)[4] for line in table}
 
 

@@ -54,7 +54,7 @@ def _check_propagation(wanted: str, source: str) -> None:
     """Docker's rule: mounts travel only where the node's own mount lets them."""
     source = os.path.realpath(source)
     mount, tags = "", ""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+    with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             fields = line.split()
             point, optional = fields[4], " ".join(fields[6 : fields.index("-")])

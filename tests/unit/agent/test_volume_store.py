@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from volumekit import holder, volume_store
+from volumekit import holder, private, volume_store
 
 from orchestrator.agent.runtime.mounts import is_mounted
 from orchestrator.agent.volumes.errors import VolumeError
@@ -43,6 +43,7 @@ def layers(tmp_path: Path) -> tuple[Path, Path]:
     return lower, upper
 
 
+@private
 async def test_a_new_volume_is_filled_with_all_that_files_have(
     volumes: VolumeStore, layers: tuple[Path, Path]
 ) -> None:
@@ -60,6 +61,7 @@ async def test_a_new_volume_is_filled_with_all_that_files_have(
     assert not (data / "below").exists()
 
 
+@private
 async def test_what_is_not_filled(volumes: VolumeStore, layers: tuple[Path, Path]) -> None:
     mounts = await volumes.attach(
         holder(
@@ -75,6 +77,7 @@ async def test_what_is_not_filled(volumes: VolumeStore, layers: tuple[Path, Path
     assert [os.listdir(mount.source) for mount in mounts] == [[], [], []]
 
 
+@private
 async def test_a_filling_that_was_killed_is_begun_anew(
     volumes: VolumeStore, layers: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -92,6 +95,7 @@ async def test_a_filling_that_was_killed_is_begun_anew(
     assert (data / "above").exists()
 
 
+@private
 async def test_a_limited_volume_is_mounted_while_it_is_used(
     volumes: VolumeStore, tmp_path: Path
 ) -> None:
@@ -116,6 +120,7 @@ async def test_a_limited_volume_is_mounted_while_it_is_used(
     assert not data.parent.exists()
 
 
+@private
 async def test_an_image_that_does_not_fit_says_so(
     volumes: VolumeStore, layers: tuple[Path, Path]
 ) -> None:
@@ -126,6 +131,7 @@ async def test_an_image_that_does_not_fit_says_so(
     await volumes.detach("t1", drop=False)
 
 
+@private
 async def test_what_mount_takes(volumes: VolumeStore) -> None:
     options = {"type": "tmpfs", "device": "tmpfs", "o": "size=1m,uid=1000"}
     declared = {"data": Volume(id="data", options=options)}
@@ -139,6 +145,7 @@ async def test_what_mount_takes(volumes: VolumeStore) -> None:
         await volumes.attach(holder("t2", MountSpec(source="bad", target="/bad")), bad)
 
 
+@private
 async def test_one_in_use_is_not_removed(volumes: VolumeStore) -> None:
     await volumes.attach(holder("t1", DATA), {})
     with pytest.raises(VolumeError, match="in use"):
@@ -149,6 +156,7 @@ async def test_one_in_use_is_not_removed(volumes: VolumeStore) -> None:
 
 
 @pytest.mark.parametrize("drop", [True, False])
+@private
 async def test_a_volume_without_a_name_goes_with_its_container(
     volumes: VolumeStore, layers: tuple[Path, Path], drop: bool
 ) -> None:
@@ -170,12 +178,14 @@ async def test_a_volume_without_a_name_goes_with_its_container(
     assert names == ([] if drop else both)
 
 
+@private
 async def test_names_are_made_for_the_task(volumes: VolumeStore) -> None:
     spec = MountSpec(source="{{.Service.Name}}-{{.Task.Slot}}-{{.Node.Hostname}}", target="/data")
     await volumes.attach(holder("t1", spec), {})
     assert [known.record.name for known in volumes.known()] == ["web-2-host1"]
 
 
+@private
 async def test_binds(volumes: VolumeStore, tmp_path: Path) -> None:
     missing = MountSpec(type=MountType.BIND, source=str(tmp_path / "a" / "b"), target="/x")
     with pytest.raises(VolumeError, match=r"bind source path .*/a/b does not exist on host1"):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from orchestrator.agent.images.config import ImageConfig, LocalImage
+from orchestrator.agent.runtime.mounts import unshare_mounts
 from orchestrator.agent.volumes.plan import Holder
 from orchestrator.agent.volumes.plugins import Plugins
 from orchestrator.agent.volumes.store import VolumeStore
@@ -38,3 +43,18 @@ def holder(
         "sha256:0", tuple(layers) or (Path(__file__).parent,), ImageConfig(volumes=image_volumes)
     )
     return Holder(task, image, tuple(others))
+
+
+def private(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run an async test in a thread with a mount namespace of its own: no mount outlives it."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        async def body() -> None:
+            async with asyncio.timeout(60):
+                await test(*args, **kwargs)
+
+        with ThreadPoolExecutor(1, initializer=unshare_mounts) as thread:
+            thread.submit(asyncio.run, body()).result()
+
+    return run

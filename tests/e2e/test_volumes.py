@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from devcluster import Cluster, eventually
+from devcluster import ORC, Cluster, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -231,3 +236,52 @@ def test_mounts_survive_a_killed_agent_and_a_reboot(volumes: Cluster, hello: str
         return len(log.splitlines())
 
     eventually(lambda: lines() >= 2, within=30)
+
+
+SOCKET = "/run/docker/plugins/toy.sock"
+
+
+@contextmanager
+def plugin(cluster: Cluster, host: str, folder: Path) -> Iterator[None]:
+    """A volume plugin of global scope on a host, until the end of the block."""
+    script = Path(__file__).with_name("volumeplugin.py")
+    command = [ORC, "dev", "exec", "--name", cluster.name, host, sys.executable, str(script)]
+    process = subprocess.Popen([*command, SOCKET, str(folder), "global"], env=cluster.env)
+    try:
+        yield
+    finally:
+        cluster.exec(host, "sh", "-c", f"kill $(cat {SOCKET.replace('sock', 'pid')})")
+        process.wait(10)
+        cluster.exec(host, "rm", SOCKET)
+
+
+def test_a_plugin_serves_its_volumes_everywhere_it_is(
+    volumes: Cluster, hello: str, tmp_path: Path
+) -> None:
+    cluster, folder = volumes, tmp_path / "toys"
+    with ExitStack() as running:
+        for host in ("node1", "node2"):
+            running.enter_context(plugin(cluster, host, folder))
+
+        def created() -> bool:
+            return cluster.orc("volume", "create", "-d", "toy", "toys", ok=False).returncode == 0
+
+        eventually(created, within=20)
+        assert volume(cluster, "toys")["scope"] == "global"
+        tasks = cluster.script("web", hello, "sleep 1h", "-v", "toys:/data", "--replicas", "2")
+        assert {task["node"] for task in tasks} <= {"node1", "node2"}
+        inside(cluster, tasks[0], "echo shared > /data/file")
+        assert inside(cluster, tasks[1], "cat /data/file") == "shared"
+        folder.with_suffix(".hang").touch()
+        cluster.orc("volume", "create", "--node", "node3", "own")
+        started = time.monotonic()
+        listing = cluster.orc("volume", "ls")
+        # The plugin's second, and what a command takes to start on a busy machine.
+        assert time.monotonic() - started < 3
+        assert "node1: volume driver toy does not answer" in listing.stderr
+        assert "own" in listing.stdout
+        assert "toys" in listing.stdout
+        folder.with_suffix(".hang").unlink()
+        cluster.orc("service", "rm", "web")
+        eventually(lambda: cluster.orc("volume", "rm", "toys", ok=False).returncode == 0, within=30)
+        assert list(folder.iterdir()) == []

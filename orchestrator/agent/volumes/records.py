@@ -25,6 +25,8 @@ class VolumeRecord:
     created_at: float = 0.0
     owner: str = ""
     """The task that it belongs to, of one that no user has named."""
+    shared: bool = False
+    """Its driver serves it to other nodes too, so it is on record only while it is used here."""
     filling: bool = False
     """It is being filled from an image, or a kill ended that; what is in it is worth nothing."""
 

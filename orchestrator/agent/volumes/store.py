@@ -117,7 +117,7 @@ class VolumeStore:
     async def create(self, volume: Volume) -> None:
         """Make a volume unless it is there. Raises VolumeError."""
         async with self._locks[volume.name]:
-            await self._ensure(volume, owner="")
+            await self._forget_shared(await self._ensure(volume, owner=""))
 
     async def remove(self, volume: Volume, *, force: bool) -> None:
         """Remove a volume with its data; fine when it is not there. Raises VolumeError, also for
@@ -185,6 +185,7 @@ class VolumeStore:
             # What another node has made of one of global scope is there already.
             if await plugin.get(record.name) is None:
                 await plugin.create(record.name, record.options)
+            record = replace(record, shared=plugin.scope == "global")
         self._records.create(record)
         return record
 
@@ -222,6 +223,9 @@ class VolumeStore:
         told = await asyncio.gather(
             *(self._told(name, driver, use.container_id) for name, driver in others.items())
         )
+        for name, done in zip(others, told, strict=True):
+            if done and (record := self._records.volume(name)) is not None:
+                await self._forget_shared(record)
         left = {name: others[name] for name, done in zip(others, told, strict=True) if not done}
         if use.container_id in self._uses:
             # It was started again meanwhile, and what it has now is its own.
@@ -232,6 +236,11 @@ class VolumeStore:
         else:
             self._leaving.pop(use.container_id, None)
             self._records.drop_use(use.container_id)
+
+    async def _forget_shared(self, record: VolumeRecord) -> None:
+        """Somebody on another node may remove it, of which nobody would tell this one."""
+        if record.shared and not self.users(record.name):
+            await self._discard(record)
 
     async def _unmount_unused(self, name: str) -> None:
         async with self._locks[name]:

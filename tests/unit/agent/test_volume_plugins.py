@@ -112,6 +112,20 @@ async def test_scopes_are_told(
     assert volumes.plugins.scopes == {}
 
 
+async def test_one_of_global_scope_is_on_record_while_it_is_used(
+    plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path
+) -> None:
+    plugin.scope = "global"
+    async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
+        await volumes.create(Volume(id="data", driver="toy"))
+        assert volumes.known() == []
+        await volumes.attach(USER, {})
+        assert [known.users for known in volumes.known()] == [("t1",)]
+        await volumes.detach("t1", drop=False)
+    assert volumes.known() == []
+    assert plugin.volumes == {"data": {}}
+
+
 async def test_an_old_plugin_without_capabilities_is_local(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path
 ) -> None:

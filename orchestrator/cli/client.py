@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import ssl
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import update_wrapper
 from importlib import import_module
@@ -286,6 +285,9 @@ def _connecting(error: grpc.RpcError) -> bool:
 
 def _tls_problem(endpoint: str, context: Context) -> CliError | None:
     """Why TLS with an endpoint that accepts connections cannot work, if that is what it is."""
+    # Takes its time, and is not needed where all is well.
+    import ssl
+
     check = ssl.create_default_context(cadata=context.ca)
     try:
         with (

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +118,8 @@ def _existing(name: str) -> Path:
 
 def _write(path: Path, text: str) -> None:
     """Replace a private file as a whole: a reader or a crash sees the old one or the new one."""
+    import tempfile
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # mkstemp makes it 0600.

@@ -1,0 +1,214 @@
+"""Pulling from a real registry on loopback, by the store: whole, cut off, refused."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.agent.images.registry import Registry, remote
+from orchestrator.agent.images.registryerrors import (
+    AccessDenied,
+    NotThere,
+    NotTrusted,
+    RegistryError,
+    TooMany,
+    Unreachable,
+    explain,
+)
+from orchestrator.agent.images.store import ImageStore
+from orchestrator.model.names import parse_image
+
+pytestmark = pytest.mark.root
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a registry that is there for one test; and skopeo takes 127.0.0.1 as it is."""
+    port = _free_port()
+    config = tmp_path / "registry.yml"
+    config.write_text(
+        "version: 0.1\nlog: {level: error}\n"
+        f"storage: {{filesystem: {{rootdirectory: {tmp_path}/registry}}}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'}}\n"
+    )
+    conf = tmp_path / "home" / ".config" / "containers"
+    conf.mkdir(parents=True)
+    (conf / "registries.conf").write_text('[[registry]]\nlocation = "127.0.0.1"\ninsecure = true\n')
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    process = subprocess.Popen(
+        ["docker-registry", "serve", str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except ConnectionRefusedError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _insecure(tmp_path: Path, *registries: str) -> None:
+    conf = tmp_path / "home" / ".config" / "containers" / "registries.conf"
+    conf.write_text(
+        "".join(f'[[registry]]\nlocation = "{name}"\ninsecure = true\n' for name in registries)
+    )
+
+
+def _image(tmp_path: Path, size: int) -> Path:
+    """An OCI layout with an image of one layer."""
+    layout = tmp_path / "layout"
+    blobs = layout / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+
+    def blob(data: bytes, kind: str) -> dict[str, object]:
+        digest = hashlib.sha256(data).hexdigest()
+        (blobs / digest).write_bytes(data)
+        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
+
+    source = tmp_path / "files"
+    source.mkdir()
+    (source / "data").write_bytes(os.urandom(size))
+    subprocess.run(["tar", "-cf", tmp_path / "l.tar", "-C", source, "."], check=True)
+    layer = (tmp_path / "l.tar").read_bytes()
+    prefix = "application/vnd.oci.image."
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": f"{prefix}manifest.v1+json",
+        "config": blob(json.dumps(config).encode(), f"{prefix}config.v1+json"),
+        "layers": [blob(layer, f"{prefix}layer.v1.tar")],
+    }
+    entry = blob(json.dumps(manifest).encode(), f"{prefix}manifest.v1+json")
+    entry["annotations"] = {"org.opencontainers.image.ref.name": "image"}
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    return layout
+
+
+@asynccontextmanager
+async def _cutting(target: int, after: int, times: int) -> AsyncIterator[int]:
+    """A way to the registry that breaks off the first `times` answers longer than `after` bytes."""
+    left = times
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal left
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
+
+        async def upward() -> None:
+            while data := await reader.read(1 << 16):
+                far_writer.write(data)
+                await far_writer.drain()
+
+        up = asyncio.ensure_future(upward())
+        count = 0
+        try:
+            while data := await far_reader.read(1 << 16):
+                count += len(data)
+                if left and count > after:
+                    left -= 1
+                    break
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            up.cancel()
+            far_writer.close()
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_there_and_back(tmp_path: Path, port: int) -> None:
+    _insecure(tmp_path, f"127.0.0.1:{port}")
+    registry, name = Registry(tmp_path), f"127.0.0.1:{port}/some/web:1"
+    pushed = await registry.push(_image(tmp_path, 100_000), name, b"", lambda line: None)
+    digest = await registry.resolve(name)
+    assert digest == pushed
+    told: list[tuple[str, int, int]] = []
+    async with ImageStore(tmp_path / "store") as store:
+        source = registry.source(name, digest, progress=lambda *news: told.append(news))
+        async with source as fetch:
+            local = await store.ensure(digest, fetch, name)
+        assert (local.layers[0] / "data").read_bytes() == (tmp_path / "files/data").read_bytes()
+        (image,) = store.inventory()
+        assert image.names == (name,)
+    assert {done for _, done, total in told if done == total} == {t for _, _, t in told}
+    with pytest.raises(NotThere, match="has no image"):
+        await registry.resolve(f"127.0.0.1:{port}/some/web:2")
+
+
+async def test_a_blob_that_breaks_off_goes_on_or_leaves_nothing(tmp_path: Path, port: int) -> None:
+    layout = _image(tmp_path, 3_000_000)
+    _insecure(tmp_path, f"127.0.0.1:{port}")
+    registry = Registry(tmp_path)
+    digest = await registry.push(layout, f"127.0.0.1:{port}/web:1", b"", lambda line: None)
+    async with _cutting(port, 1_000_000, times=1) as way, ImageStore(tmp_path / "a") as store:
+        _insecure(tmp_path, f"127.0.0.1:{way}")
+        async with registry.source(f"127.0.0.1:{way}/web:1", digest) as fetch:
+            local = await store.ensure(digest, fetch)
+        assert (local.layers[0] / "data").stat().st_size == 3_000_000
+    async with _cutting(port, 1_000_000, times=1000) as way, ImageStore(tmp_path / "b") as store:
+        _insecure(tmp_path, f"127.0.0.1:{way}")
+        with pytest.raises(RegistryError, match=f"127.0.0.1:{way} "):
+            async with registry.source(f"127.0.0.1:{way}/web:1", digest) as fetch:
+                await store.ensure(digest, fetch)
+        assert store.inventory() == ()
+        assert list((tmp_path / "b" / "tmp").iterdir()) == []
+        assert list((tmp_path / "b" / "layers").iterdir()) == []
+    shutil.rmtree(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("reading manifest 1 in r/x: toomanyrequests: You have reached your pull rate", TooMany),
+        ("pinging r: Get https://r/v2/: x509: certificate signed by unknown", NotTrusted),
+        ("pinging r: http: server gave HTTP response to HTTPS client", NotTrusted),
+        ("reading manifest 1 in r/x: unauthorized: authentication required", AccessDenied),
+        ("requested access to the resource is denied", AccessDenied),
+        ("reading manifest 1 in r/x: manifest unknown", NotThere),
+        ("dial tcp: lookup r: no such host", Unreachable),
+    ],
+)
+def test_what_went_wrong_is_told_apart(said: str, kind: type[RegistryError]) -> None:
+    error = explain("r", "r/x:1", f'time="…" level=fatal msg="{said}"')
+    assert type(error) is kind
+    assert "\n" not in str(error)
+
+
+def test_names_for_skopeo() -> None:
+    assert remote(parse_image("alpine")) == "docker://docker.io/library/alpine:latest"
+    assert remote(parse_image("me/x:2")) == "docker://docker.io/me/x:2"
+    assert remote(parse_image("r:5/x:2"), "sha256:" + "0" * 64).endswith("r:5/x@sha256:" + "0" * 64)

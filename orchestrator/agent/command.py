@@ -86,6 +86,15 @@ def _memory(context: click.Context, parameter: click.Parameter, text: str) -> in
     help="Port at which other nodes get images from this one; 0: any.",
 )
 @click.option(
+    "--max-layer-size",
+    "max_layer",
+    default="64g",
+    show_default=True,
+    metavar="SIZE",
+    callback=_memory,
+    help="What an image's layer may unpack to.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -100,6 +109,7 @@ def agent(
     shares: int | None,
     memory: int,
     blob_port: int,
+    max_layer: int,
     log_level: str,
 ) -> None:
     """Run this host's node agent in the foreground.
@@ -130,6 +140,7 @@ def agent(
         labels=labels,
         runtime=runtime,
         offered=Resources(shares=shares or 0, memory=memory),
+        max_layer=max_layer,
         blob_port=blob_port,
     )
     try:

@@ -117,7 +117,9 @@ async def run(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         try:
             db = stack.enter_context(StateDb(data / "state.db"))
-            store = await stack.enter_async_context(ImageStore(data / "images"))
+            store = await stack.enter_async_context(
+                ImageStore(data / "images", max_layer=settings.max_layer)
+            )
             runtime = await stack.enter_async_context(
                 CrunRuntime(
                     data / "containers",

@@ -25,5 +25,7 @@ class Settings:
     """Name or path of the OCI runtime's program."""
     offered: Resources
     """What the node offers; 0: what the host has."""
+    max_layer: int
+    """Bytes that an image's layer may unpack to."""
     blob_port: int
     """TCP port at which other nodes get images from this one; 0: any free one."""

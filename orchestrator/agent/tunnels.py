@@ -11,7 +11,7 @@ import asyncio
 import logging
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,6 +53,7 @@ class ImageBuilder(Protocol):
         dockerfile: str = "",
         build_args: Mapping[str, str] | None = None,
         no_cache: bool = False,
+        extra: Sequence[str] = (),
     ) -> Image: ...
 
 
@@ -199,6 +200,7 @@ class Tunnels:
                     dockerfile=order.dockerfile,
                     build_args=dict(order.build_args),
                     no_cache=order.no_cache,
+                    extra=_build_options(order),
                 )
             except Exception as error:  # raised below, outside of the group
                 failure = error
@@ -207,6 +209,16 @@ class Tunnels:
         if failure is not None:
             raise failure
         return image
+
+
+def _build_options(order: control_pb2.ImageHeader) -> list[str]:
+    """What of an order are options of buildah's own."""
+    options = [f"--label={key}={value}" for key, value in sorted(order.labels.items())]
+    if order.target:
+        options.append(f"--target={order.target}")
+    if order.pull:
+        options.append("--pull=always")
+    return options
 
 
 class _Lines:

@@ -17,7 +17,7 @@ from orchestrator.cli.client import Client, pass_client, upload
 from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.output import listing_options, print_list
 from orchestrator.cli.rows import image_columns, image_rows
-from orchestrator.cli.spec_flags import checked_image
+from orchestrator.cli.spec_flags import checked_image, pairs
 from orchestrator.model.names import short_id
 from orchestrator.model.units import format_size
 from orchestrator.pb import control_pb2
@@ -57,6 +57,9 @@ def images(
     "--node", metavar="NODE", shell_complete=completion.nodes, help="Build there; else anywhere."
 )
 @click.option("--no-cache", is_flag=True, help="Run every step anew.")
+@click.option("--target", default="", metavar="STAGE", help="Stop at this stage.")
+@click.option("--pull", is_flag=True, help="Ask the registries for newer images of FROM.")
+@click.option("--label", multiple=True, metavar="KEY=value", help="Label of the image; repeatable.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the image's id only.")
 @click.argument("folder", metavar="DIR", type=click.Path())
 @pass_client
@@ -67,6 +70,9 @@ def build(
     build_arg: tuple[str, ...],
     node: str | None,
     no_cache: bool,
+    target: str,
+    pull: bool,
+    label: tuple[str, ...],
     quiet: bool,
     folder: str,
 ) -> None:
@@ -87,6 +93,9 @@ def build(
         dockerfile=build_context.dockerfile_name(root, file),
         build_args=_build_args(build_arg),
         no_cache=no_cache,
+        target=target,
+        pull=pull,
+        labels=pairs("label", label),
     )
     chunks = build_context.stream(root, file)
     image = _send(client, "BuildImage", header, chunks, quiet)

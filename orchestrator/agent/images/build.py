@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -50,10 +50,12 @@ class Builder:
         dockerfile: str = "",
         build_args: Mapping[str, str] | None = None,
         no_cache: bool = False,
+        extra: Sequence[str] = (),
     ) -> Image:
         """Build a context, a tar (plain, gzip or zstd), and take the image into the store.
 
         `dockerfile` is a path inside the context; without it, `Dockerfile` or `Containerfile`.
+        `extra` are further options of `buildah bud`.
         Raises `BuildError` when an instruction fails, with its line; `ImageError` for the rest.
         """
         name = full_name(name)
@@ -69,6 +71,7 @@ class Builder:
             options = ["--isolation=chroot", "--layers", "--force-rm", *limits()]
             options += ["--retry=1", "--retry-delay=1s", f"--file={file}", f"--iidfile={identity}"]
             options += [f"--build-arg={key}={value}" for key, value in (build_args or {}).items()]
+            options += extra
             if no_cache:
                 options.append("--no-cache")
 

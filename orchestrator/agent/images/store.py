@@ -31,7 +31,7 @@ from orchestrator.agent.images.manifest import (
     parse_manifest,
 )
 from orchestrator.agent.images.names import full_name, hex_of, is_digest
-from orchestrator.agent.images.unpack import unpack_layer
+from orchestrator.agent.images.unpack import MAX_LAYER, unpack_layer
 from orchestrator.model.objects import Image
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,12 @@ class ImageStore:
     one who reports it clears it first.
     """
 
-    def __init__(self, root: Path, platform: Platform | None = None) -> None:
-        """`platform`: for which images are taken; None: this machine's."""
+    def __init__(
+        self, root: Path, platform: Platform | None = None, max_layer: int = MAX_LAYER
+    ) -> None:
+        """`platform`: for which images are taken; None: this machine's. `max_layer`: bytes that a
+        layer may unpack to."""
+        self._max_layer = max_layer
         self._root = root
         self._blobs = root / "blobs" / "sha256"
         self._layers = root / "layers"
@@ -311,7 +315,7 @@ class ImageStore:
             with self._scratch.folder() as made:
                 made.chmod(0o755)
                 try:
-                    await unpack_layer(blob, made, diff_id)
+                    await unpack_layer(blob, made, diff_id, self._max_layer)
                 except ImageError:
                     if again or not await asyncio.to_thread(self._rotten, blob, layer):
                         raise

@@ -9,14 +9,18 @@ from pathlib import Path
 from orchestrator.agent.images import untar
 from orchestrator.agent.images.errors import ImageError
 
+MAX_LAYER = 64 << 30
+"""Bytes that a layer's content may have, unless told otherwise: more than any that is meant."""
 
-async def unpack_layer(blob: Path, folder: Path, diff_id: str) -> None:
+
+async def unpack_layer(blob: Path, folder: Path, diff_id: str, limit: int = MAX_LAYER) -> None:
     """Unpack a layer blob (plain, gzip or zstd tar) for use as an overlay's lower folder.
 
     `folder` must exist and be empty; it is flushed to disk at the end. The content's digest must
-    be `diff_id`. Raises `ImageError`; the folder is then to be thrown away.
+    be `diff_id`, and its size at most `limit` bytes. Raises `ImageError`; the folder is then to
+    be thrown away.
     """
-    await _run(blob, folder, diff_id)
+    await _run(blob, folder, diff_id, limit)
 
 
 async def unpack_context(archive: Path, folder: Path) -> None:
@@ -24,14 +28,14 @@ async def unpack_context(archive: Path, folder: Path) -> None:
 
     `folder` must exist and be empty. Raises `ImageError`; the folder is then to be thrown away.
     """
-    await _run(archive, folder, "-")
+    await _run(archive, folder, "-", MAX_LAYER)
 
 
-async def _run(blob: Path, folder: Path, diff_id: str) -> None:
+async def _run(blob: Path, folder: Path, diff_id: str, limit: int) -> None:
     with blob.open("rb") as source:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-I", "-S", "-X", "utf8", untar.__file__, str(folder), diff_id),
+            *("-I", "-S", "-X", "utf8", untar.__file__, str(folder), diff_id, str(limit)),
             stdin=source,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

@@ -1,14 +1,14 @@
 """A program: verify, decompress and unpack one layer, with its root in the folder it fills.
 
-    python -I -S untar.py FOLDER DIFF_ID < BLOB
+    python -I -S untar.py FOLDER DIFF_ID LIMIT < BLOB
 
 Two processes, so that both cores work: the first decompresses and hashes and never looks at what
 it reads; the second changes its root into FOLDER and makes what the tar says. It is standalone
 (standard library only) because it starts for every layer. On failure it prints one line and exits
 with status 1; FOLDER then holds rubbish that the caller throws away.
 
-DIFF_ID `-` takes a tar that is no layer (a build context): nothing is verified, and whiteouts
-are names like any other.
+LIMIT is how many bytes the content may have. DIFF_ID `-` takes a tar that is no layer (a build
+context): nothing is verified, and whiteouts are names like any other.
 
 Layer rules: OCI image-spec, layer.md. Overlay's marks: kernel, filesystems/overlayfs.rst.
 """
@@ -338,10 +338,17 @@ def _unzstd(blob: int) -> Iterator[bytes]:
         raise BadLayer("the layer's zstd data is broken")
 
 
-def _feed(blob: int, pipe: int, diff_id: str, parent: int) -> None:
+def _feed(blob: int, pipe: int, diff_id: str, limit: int, parent: int) -> None:
     """Decompress into the pipe, and check at the end that it was the layer that was meant."""
     digest = hashlib.sha256()
+    size = 0
     for piece in content(blob):
+        size += len(piece)
+        if size > limit:
+            raise BadLayer(
+                f"the layer unpacks to more than {limit >> 20} MiB, the most that this node takes "
+                "(orc agent --max-layer-size)"
+            )
         if os.getppid() != parent:
             raise BadLayer("the agent is gone")
         digest.update(piece)
@@ -374,7 +381,7 @@ def _attempt(step: Callable[[], None]) -> int:
     return 1
 
 
-def main(folder: str, diff_id: str) -> int:
+def main(folder: str, diff_id: str, limit: int) -> int:
     """The whole program; its exit status."""
     parent = os.getppid()
     os.umask(0)
@@ -388,7 +395,7 @@ def main(folder: str, diff_id: str) -> int:
         os.close(target)
         os._exit(_attempt(lambda: _unpack(folder, outlet, diff_id != "-")))
     os.close(outlet)
-    status = _attempt(lambda: _feed(0, inlet, diff_id, parent))
+    status = _attempt(lambda: _feed(0, inlet, diff_id, limit, parent))
     os.close(inlet)
     status |= os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
     if status == 0 and diff_id != "-":
@@ -398,4 +405,4 @@ def main(folder: str, diff_id: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2]))
+    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -46,6 +46,7 @@ class FakeImages:
         dockerfile: str = "",
         build_args: Mapping[str, str] | None = None,
         no_cache: bool = False,
+        extra: Sequence[str] = (),
     ) -> Image:
         progress(f"STEP 1: FROM {dockerfile or 'Dockerfile'}")
         progress(f"{dict(build_args or {})} {no_cache}")

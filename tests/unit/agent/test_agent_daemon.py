@@ -40,6 +40,7 @@ def settings(tmp_path: Path) -> Settings:
         labels={},
         runtime="crun",
         offered=Resources(),
+        max_layer=1 << 30,
         blob_port=0,
     )
 

@@ -63,9 +63,9 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The diff ids that were really unpacked, in order."""
     calls: list[str] = []
 
-    async def counted(blob: Path, folder: Path, diff_id: str) -> None:
+    async def counted(blob: Path, folder: Path, diff_id: str, limit: int) -> None:
         calls.append(diff_id)
-        await unpack_layer(blob, folder, diff_id)
+        await unpack_layer(blob, folder, diff_id, limit)
 
     monkeypatch.setattr(store_module, "unpack_layer", counted)
     return calls

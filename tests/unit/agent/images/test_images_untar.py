@@ -276,8 +276,8 @@ async def test_a_build_context_is_confined_too_and_keeps_every_name(tmp_path: Pa
 
 async def test_a_layer_that_unpacks_to_more_than_is_allowed_is_refused(tmp_path: Path) -> None:
     content = bytes(4 << 20)
-    blob, folder = tmp_path / "blob", tmp_path / "folder"
-    folder.mkdir()
+    blob, into = tmp_path / "blob", tmp_path / "into"
+    into.mkdir()
     blob.write_bytes(gzip.compress(content))
-    with pytest.raises(ImageError, match="unpacks to more than 2 MiB.*--max-layer-size"):
-        await unpack_layer(blob, folder, "sha256:" + "0" * 64, 2 << 20)
+    with pytest.raises(ImageError, match=r"unpacks to more than 2 MiB.*--max-layer-size"):
+        await unpack_layer(blob, into, "sha256:" + "0" * 64, 2 << 20)

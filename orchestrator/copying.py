@@ -4,7 +4,9 @@
     python -I -S copying.py '{"pid": PID, "verb": "unpack", "path": …, "top": …, …}' < TAR
 
 As a program it works in the root and user namespace of process PID, and so can reach nothing
-outside of a container and sees owners as the container does. From the moment that it has changed
+outside of a container and sees owners as the container does. For a container that does not run,
+`layers`, `upper`, `work` and `root` in place of the PID are what to mount its root from, where
+nobody else sees it. From the moment that it has changed
 its root it imports nothing, since that would be the container's code. A client uses the functions
 on files of its own; what comes out of a container is not trusted, so nothing is ever made through
 a symbolic link.
@@ -26,7 +28,10 @@ from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Protocol
 
 CHUNK = 1 << 18
+_CLONE_NEWNS = 0x00020000
 _CLONE_NEWUSER = 0x10000000
+_PRIVATE = ctypes.c_ulong(0x4000 | 0x40000)
+"""Recursive and private, for mount(2)."""
 _XATTR = "SCHILY.xattr."
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS = {
@@ -344,28 +349,51 @@ def _words(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _enter(pid: int) -> None:
-    """Be in the root and the user namespace of a process, and import nothing any more."""
+def _enter(order: dict[str, Any]) -> None:
+    """Be in a container's root and user namespace, and import nothing any more."""
     for name in ("utf-8", "ascii", "latin-1"):
         codecs.lookup(name)
     libc = ctypes.CDLL(None, use_errno=True)
-    users = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    foreign = os.fstat(users).st_ino != os.stat("/proc/self/ns/user").st_ino
-    os.chroot(f"/proc/{pid}/root")
+    root, users = order.get("root"), -1
+    if root is None:
+        root = f"/proc/{order['pid']}/root"
+        users = os.open(f"/proc/{order['pid']}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        if os.fstat(users).st_ino == os.stat("/proc/self/ns/user").st_ino:
+            users = -1
+    else:
+        _mount(libc, order["layers"], order["upper"], order["work"], root)
+    os.chroot(root)
     os.chdir("/")
     sys.meta_path.clear()
-    if foreign:
-        if libc.setns(users, _CLONE_NEWUSER) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    if users >= 0:
+        _check(libc.setns(users, _CLONE_NEWUSER))
         os.setgid(0)
         os.setuid(0)
-    os.close(users)
     os.umask(0)
+
+
+def _mount(libc: ctypes.CDLL, layers: list[str], upper: str, work: str, root: str) -> None:
+    """Mount a container's root, in a mount namespace of our own."""
+    _check(libc.unshare(_CLONE_NEWNS))
+    _check(libc.mount(b"none", b"/", None, _PRIVATE, None))
+
+    def place(path: str) -> str:
+        # By descriptors: there may be more of them than a mount call takes as paths.
+        return f"/proc/self/fd/{os.open(path, os.O_PATH | os.O_CLOEXEC)}"
+
+    lower = ":".join(place(path) for path in reversed(layers))
+    data = f"lowerdir={lower},upperdir={place(upper)},workdir={place(work)}"
+    _check(libc.mount(b"overlay", os.fsencode(root), b"overlay", 0, data.encode()))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def main(order: dict[str, Any]) -> None:
     """Do one copy; see the module."""
-    _enter(order["pid"])
+    _enter(order)
     path = os.path.join("/", order["path"])
     if order["verb"] == "pack":
         place, top, is_folder = source(path, order["follow"])

@@ -6,24 +6,34 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from orchestrator import copying
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.model.objects import Task
 from orchestrator.pb import dispatch_pb2, interact_pb2
 
 
 class Copies:
     """The copies of a node."""
 
-    def __init__(self, runners: Mapping[str, TaskRunner], access: Callable[[str], Access]) -> None:
+    def __init__(
+        self,
+        runners: Mapping[str, TaskRunner],
+        access: Callable[[str], Access],
+        layers: Callable[[Task], Awaitable[Sequence[Path]]],
+    ) -> None:
+        """`layers` finds those of a task's image, the lowest first."""
         self._runners = runners
         self._access = access
+        self._layers = layers
 
     async def copy_from(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
@@ -45,7 +55,11 @@ class Copies:
     ) -> dispatch_pb2.TunnelResult:
         """Unpack the tar that comes. Raises RuntimeFailure."""
         request = order.copy_to
-        owner = self._access(request.container).user() if request.archive else None
+        owner = None
+        if request.archive:
+            access = self._access(request.container)
+            access.running()
+            owner = access.user()
         words = {
             "verb": "unpack",
             "path": request.path,
@@ -77,9 +91,40 @@ class Copies:
         self, task_id: str, words: dict[str, Any], *, stdin: int, stdout: int
     ) -> AsyncIterator[Process]:
         """The program, for the duration of the block; then it must have done its work."""
-        if task_id not in self._runners:
+        async with (
+            self._place(task_id) as place,
+            self._started({**place, **words}, stdin=stdin, stdout=stdout) as process,
+        ):
+            yield process
+
+    @asynccontextmanager
+    async def _place(self, task_id: str) -> AsyncIterator[dict[str, Any]]:
+        """Where a container's root is: with its process, or in pieces to be mounted."""
+        runner = self._runners.get(task_id)
+        if runner is None:
             raise RuntimeFailure("the container is not on this node any more")
-        words = {"pid": self._access(task_id).running().pid, **words}
+        access = self._access(task_id)
+        if (found := access.process()) is not None:
+            yield {"pid": found.pid}
+            return
+        upper = access.bundle.upper
+        if not upper.is_dir():
+            raise RuntimeFailure("the container has ended, and nothing of it is left")
+        if runner.task.spec.container.storage_size:
+            raise RuntimeFailure("its disk is away while it is stopped; start it first")
+        layers = await self._layers(runner.task)
+        with tempfile.TemporaryDirectory(dir=access.bundle.state) as root:
+            yield {
+                "layers": [str(layer) for layer in layers],
+                "upper": str(upper),
+                "work": str(access.bundle.work),
+                "root": root,
+            }
+
+    @asynccontextmanager
+    async def _started(
+        self, words: dict[str, Any], *, stdin: int, stdout: int
+    ) -> AsyncIterator[Process]:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-I", "-S", "-X", "utf8", copying.__file__, json.dumps(words)),

@@ -13,8 +13,10 @@ import logging
 import random
 import signal
 import socket
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,7 @@ from orchestrator.identity.tls import (
     server_credentials,
 )
 from orchestrator.model import objects
+from orchestrator.model.objects import Task
 from orchestrator.pb import blobs_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -168,7 +171,7 @@ async def run(settings: Settings) -> None:
         sessions = await stack.enter_async_context(
             Sessions(worker.runners, runtime.access, runtime.wait)
         )
-        copies = Copies(worker.runners, runtime.access)
+        copies = Copies(worker.runners, runtime.access, partial(_layers, images))
         usage = Usage(worker.runners, runtime.access)
         image_orders = imageorders.ImageOrders(
             store=store,
@@ -227,6 +230,11 @@ async def run(settings: Settings) -> None:
             group.create_task(volumes.run(), name="volumes")
             group.create_task(_wake_for(volumes.changed, wake), name="volume drivers")
             group.create_task(dialer.run(), name="dialer")
+
+
+async def _layers(images: ClusterImages, task: Task) -> Sequence[Path]:
+    """The layers of a task's image, the lowest first."""
+    return (await images.prepare(task.spec.container.image, task.image_digest, ())).layers
 
 
 async def _report_images(store: ImageStore, dialer: Dialer) -> None:

@@ -44,6 +44,14 @@ class Access:
         """Every process in it."""
         return self.cgroups.pids(self.container_id)
 
+    def process(self) -> ProcessIdentity | None:
+        """The first process, whether it has begun its own program or waits to; None when there is
+        none."""
+        identity = self.bundle.identity()
+        if identity is None or identity.boot != self.boot or not identity.container.alive():
+            return None
+        return identity.container
+
     def root(self) -> Path:
         """The container's root folder as its own processes see it, mounts included; of one that
         does not run, what is mounted of it. Raises RuntimeFailure when there is none."""

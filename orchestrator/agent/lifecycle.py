@@ -118,12 +118,14 @@ def next_step(task: Task, status: TaskStatus, observed: Observed) -> Step:
 def _after_end(task: Task, status: TaskStatus, observed: Observed) -> Step:
     if not observed.released:
         return Step.RELEASE
+    # The manager's own word: the next run has its node's room, and its delay is over. It is begun
+    # also when it is to end at once, so that its end is told.
+    given = task.status.run == task.run and task.status.state >= TaskState.ASSIGNED
+    if task.run > status.run and given:
+        return Step.RENEW
     if task.standalone and task.desired_state is TaskState.REMOVE and not observed.discarded:
         return Step.DISCARD
-    next_run = task.run > status.run and task.desired_state <= TaskState.RUNNING
-    # The manager's own word: this run has its node's room, and its delay is over.
-    given = task.status.run == task.run and task.status.state >= TaskState.ASSIGNED
-    return Step.RENEW if next_run and given else Step.REST
+    return Step.REST
 
 
 def _to_end(task: Task, status: TaskStatus) -> bool:

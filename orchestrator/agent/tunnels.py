@@ -159,6 +159,8 @@ class Tunnels:
             ended=runner.ended,
         )
         async for record in records:
+            if order.until and record.time > order.until:
+                break
             line = parts.pop(record.stream, b"") + record.line
             if record.partial and len(line) < _LONGEST_LINE:
                 parts[record.stream] = line

@@ -1,10 +1,11 @@
-"""`orc service logs`: what the containers of a service wrote."""
+"""`orc service logs` and `orc logs`: what containers wrote."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import click
 
@@ -13,7 +14,9 @@ from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.groups import INTERRUPTED, example
 from orchestrator.cli.spec_flags import Parsed
 from orchestrator.model.units import format_time, parse_moment
-from orchestrator.pb import control_pb2
+from orchestrator.pb import containers_pb2, control_pb2
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _tail(text: str) -> int:
@@ -24,48 +27,87 @@ def _tail(text: str) -> int:
     return int(text)
 
 
+def log_options(function: F) -> F:
+    """The flags of a command that shows logs, as Docker names them."""
+    for option in reversed(
+        (
+            click.option("--follow", "-f", is_flag=True, help="Go on as lines are written."),
+            click.option(
+                "--tail",
+                "-n",
+                type=Parsed("lines|all", _tail),
+                default="all",
+                show_default=True,
+                help="Only the last lines of each task.",
+            ),
+            click.option(
+                "--since",
+                type=Parsed("time", lambda text: parse_moment(text, time.time(), "since")),
+                help="Only what was written since, such as 10m or 2026-01-31T12:00:00Z.",
+            ),
+            click.option(
+                "--until",
+                type=Parsed("time", lambda text: parse_moment(text, time.time(), "until")),
+                help="Only what was written until then.",
+            ),
+            click.option(
+                "--timestamps", "-t", is_flag=True, help="Show when each line was written."
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
 @click.command(epilog=example("orc service logs -f --tail 10 web", "orc service logs web.3"))
-@click.option("--follow", "-f", is_flag=True, help="Go on as lines are written.")
-@click.option(
-    "--tail",
-    "-n",
-    type=Parsed("lines|all", _tail),
-    default="all",
-    show_default=True,
-    help="Only the last lines of each task.",
-)
-@click.option(
-    "--since",
-    type=Parsed("time", lambda text: parse_moment(text, time.time(), "since")),
-    help="Only what was written since, such as 10m or 2026-01-31T12:00:00Z.",
-)
-@click.option("--timestamps", "-t", is_flag=True, help="Show when each line was written.")
+@log_options
 @click.option("--raw", is_flag=True, help="Lines as they are, without the task's name.")
 @click.argument("service", metavar="SERVICE|TASK", shell_complete=completion.services)
 @pass_client
-def logs(
-    client: Client,
-    service: str,
-    follow: bool,
-    tail: int,
-    since: float | None,
-    timestamps: bool,
-    raw: bool,
-) -> None:
+def logs(client: Client, service: str, raw: bool, timestamps: bool, **values: Any) -> None:
     """Show the logs of a service or of one task: its stdout on stdout, its stderr on stderr."""
-    request = control_pb2.LogsRequest(service=service, follow=follow, tail=tail, since=since or 0.0)
-    width = 0
+    _show(client, _request(service, values), raw=raw, timestamps=timestamps)
+
+
+@click.command("logs", epilog=example("orc logs -f web", "orc logs --since 10m -t web.3"))
+@log_options
+@click.argument("container", shell_complete=completion.containers)
+@pass_client
+def container_logs(client: Client, container: str, timestamps: bool, **values: Any) -> None:
+    """Show what a container wrote: its stdout on stdout, its stderr on stderr."""
+    listing = containers_pb2.ListContainersRequest(containers=[container])
+    task = client.call("Containers.ListContainers", listing).containers[0].task
+    _show(client, _request(task.id, values), raw=True, timestamps=timestamps)
+
+
+def _request(name: str, values: Mapping[str, Any]) -> Any:
+    return control_pb2.LogsRequest(
+        service=name,
+        follow=values["follow"],
+        tail=values["tail"],
+        since=values["since"] or 0.0,
+        until=values["until"] or 0.0,
+    )
+
+
+def _show(client: Client, request: Any, *, raw: bool, timestamps: bool) -> None:
     try:
-        for record in client.stream("Logs", request):
-            if record.notice:
-                click.echo(f"orc: {_text(record.line)}", err=True)
-                continue
-            prefix = "" if raw else f"{record.task_name}@{record.node}"
-            # The bars stay in one column as far as the names seen so far go.
-            width = max(width, len(prefix))
-            _print(record, "" if raw else f"{prefix:{width}} | ", timestamps)
+        print_records(client, request, raw=raw, timestamps=timestamps)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def print_records(client: Client, request: Any, *, raw: bool, timestamps: bool) -> None:
+    """Print what the manager streams for a LogsRequest, until its end."""
+    width = 0
+    for record in client.stream("Logs", request):
+        if record.notice:
+            click.echo(f"orc: {_text(record.line)}", err=True)
+            continue
+        prefix = "" if raw else f"{record.task_name}@{record.node}"
+        # The bars stay in one column as far as the names seen so far go.
+        width = max(width, len(prefix))
+        _print(record, "" if raw else f"{prefix:{width}} | ", timestamps)
 
 
 def _print(record: Any, prefix: str, timestamps: bool) -> None:

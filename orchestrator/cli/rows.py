@@ -131,7 +131,7 @@ def task_row(task: Task, hostnames: Mapping[str, str]) -> Row:
         "state": word(status.state),
         "desired_state": word(task.desired_state),
         "error": task_error(task),
-        "exit_code": status.exit_code if _has_exit_code(task) else None,
+        "exit_code": status.exit_code if has_exit_code(task) else None,
         "image": task.spec.container.image,
         "addresses": status.addresses,
         "started_at": moment(status.started_at),
@@ -143,7 +143,7 @@ def task_row(task: Task, hostnames: Mapping[str, str]) -> Row:
     }
 
 
-def _has_exit_code(task: Task) -> bool:
+def has_exit_code(task: Task) -> bool:
     """Whether its process ran and ended: what never started has no exit status."""
     status = task.status
     if status.state is TaskState.COMPLETE or status.exit_code:

@@ -118,12 +118,19 @@ def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str
         yield "create", {}
     elif after is not None and before.container_name != after.container_name:
         yield "rename", {"oldName": before.container_name}
+    old = before.status if before is not None else None
+    alive = old is not None and TaskState.STARTING <= old.state <= TaskState.RUNNING
     if after is None:
+        if alive:
+            yield "die", {}
         yield "destroy", {}
         return
-    old = before.status if before is not None else None
     new = after.status
     same_run = old is not None and old.run == new.run
+    if alive and not same_run:
+        # Its end and the next run were written as one; only one that waits knows how it ended.
+        waits = new.state is TaskState.PENDING
+        yield "die", {"exitCode": str(new.exit_code)} if waits else {}
     if new.state is TaskState.RUNNING and not (same_run and old and old.state is new.state):
         yield "start", {}
     if same_run and old is not None and old.paused != new.paused and not is_terminal(new.state):

@@ -97,8 +97,9 @@ def may_move(owner: Owner, source: TaskState, target: TaskState) -> bool:
 
 
 def may_run_again(run: int, state: TaskState, next_run: int) -> bool:
-    """Whether the manager may begin `next_run` of a standalone container (as PENDING, on the node
-    that it has) when `run` is in `state`. The clock is (run, state): it still only grows."""
+    """Whether the manager may begin `next_run` of a standalone container (as PENDING or ASSIGNED,
+    on the node that it has) when `run` is in `state`. The clock is (run, state): it still only
+    grows."""
     return next_run > run and is_terminal(state) and state is not TaskState.ORPHANED
 
 

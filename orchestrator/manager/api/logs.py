@@ -46,6 +46,7 @@ class LogCalls(Calls):
                 follow=request.follow,
                 tail=request.tail,
                 since=request.since,
+                until=request.until,
             )
         )
         try:

@@ -129,10 +129,11 @@ def _check_move(before: Task, after: Task) -> None:
 
 
 def _check_next_run(before: Task, after: Task) -> None:
-    """A task that begins another run does so from its end, waiting for its node to have room."""
+    """A task begins another run from the end of one before: it waits for its node to have room,
+    or is given it at once."""
     legal = (
         after.standalone
-        and after.status.state is TaskState.PENDING
+        and after.status.state in (TaskState.PENDING, TaskState.ASSIGNED)
         and may_run_again(before.status.run, before.status.state, after.status.run)
     )
     if not legal:

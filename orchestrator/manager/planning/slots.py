@@ -208,6 +208,7 @@ class Draft:
             at=self.now,
             message=message,
             exit_code=task.status.exit_code,
+            started_at=task.status.started_at,
             finished_at=task.status.finished_at,
             run=run,
         )

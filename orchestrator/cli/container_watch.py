@@ -1,0 +1,124 @@
+"""A container's way, state by state, as a command that waits sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from orchestrator.cli.client import Client
+from orchestrator.cli.groups import CliError
+from orchestrator.model.convert import from_proto
+from orchestrator.model.objects import NodeState, Task
+from orchestrator.model.states import CANNOT_INVOKE, NOT_FOUND, TaskState, is_terminal
+from orchestrator.pb import containers_pb2
+
+
+class NotRun(CliError):
+    """`orc run` could not run the container: Orc failed, not the program. Exit status 125, as
+    Docker has it."""
+
+    exit_code = 125
+
+
+class CannotInvoke(NotRun):
+    """The program is there and cannot be run. Exit status 126."""
+
+    exit_code = CANNOT_INVOKE
+
+
+class NotFound(NotRun):
+    """The program is not in the image. Exit status 127."""
+
+    exit_code = NOT_FOUND
+
+
+_KINDS: dict[int, type[NotRun]] = {CANNOT_INVOKE: CannotInvoke, NOT_FOUND: NotFound}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A container at one moment."""
+
+    task: Task
+    removed: bool
+    node: str
+    """Hostname."""
+    node_down: bool
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run that is wanted has ended, or will never be."""
+        status = self.task.status
+        return self.removed or (is_terminal(status.state) and status.run >= self.task.run)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run that is wanted has begun, or has ended already."""
+        status = self.task.status
+        running = status.state is TaskState.RUNNING and status.run >= self.task.run
+        return running or self.ended
+
+
+class Watch:
+    """The states of one container, none left out. A context manager."""
+
+    def __init__(self, client: Client, container: str) -> None:
+        self._rows: Iterator[Any] = client.stream(
+            "Containers.WatchContainer", containers_pb2.ContainerRequest(container=container)
+        )
+        self._said: set[str] = set()
+        self.last = self._next()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        close = getattr(self._rows, "close", None)
+        if close is not None:
+            close()
+
+    def until(self, done: Callable[[Seen], bool]) -> Seen:
+        """Wait until `done`; what keeps a container waiting is said once on stderr."""
+        while not done(self.last):
+            if self.last.removed:
+                raise CliError(f"container '{self.last.task.name}' was removed meanwhile")
+            self._say(self.last)
+            self.last = self._next()
+        return self.last
+
+    def _next(self) -> Seen:
+        row = next(self._rows, None)
+        if row is None:
+            raise CliError("the manager ended the call; try again")
+        return Seen(
+            from_proto(row.task),
+            row.removed,
+            row.node.description.hostname,
+            row.node.state == NodeState.DOWN.value,
+        )
+
+    def _say(self, seen: Seen) -> None:
+        task = seen.task
+        text = ""
+        if task.status.state is TaskState.PENDING and not task.not_before:
+            text = task.status.message
+        elif seen.node_down:
+            text = f"its node {seen.node} is down"
+        if text and text not in self._said:
+            self._said.add(text)
+            click.echo(f"{task.name} waits: {text}", err=True)
+
+
+def failure(seen: Seen) -> NotRun | None:
+    """Why a run that has ended never began, None if it did."""
+    task, status = seen.task, seen.task.status
+    if not seen.ended or status.started_at or not is_terminal(status.state):
+        return None
+    if status.state is TaskState.SHUTDOWN:
+        return NotRun(f"container '{task.name}' was stopped before it started")
+    where = f" (on node {seen.node})" if seen.node else ""
+    kind = _KINDS.get(status.exit_code, NotRun)
+    return kind(f"container '{task.name}': {status.message}{where}")

@@ -1,0 +1,202 @@
+"""The life of containers: start, stop, restart, kill, pause, unpause, rm, wait, rename."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import click
+
+from orchestrator.cli import completion
+from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.container_watch import Seen, Watch, failure
+from orchestrator.cli.groups import CliError, error_line, example
+from orchestrator.model.states import is_terminal
+from orchestrator.pb import containers_pb2
+
+_containers = click.argument(
+    "containers", nargs=-1, required=True, shell_complete=completion.containers
+)
+_signal = click.option("--signal", "-s", metavar="SIGNAL", help="Such as SIGINT.")
+_time = click.option(
+    "--time", "-t", "--timeout", "grace", type=float, metavar="SECONDS", help="Until SIGKILL."
+)
+
+
+def each(names: Sequence[str], act: Callable[[str], Any]) -> list[Any]:
+    """Do something to each container; what is refused is told and does not keep the others.
+    Exits with 1 when any was."""
+    done, failed = [], False
+    for name in names:
+        try:
+            done.append((name, act(name)))
+        except CliError as error:
+            failed = True
+            click.echo(f"orc: {error_line(error)}", err=True)
+    if failed and not done:
+        sys.exit(1)
+    return [*done, ("", None)] if failed else done
+
+
+def _finish(results: list[Any], wait: Callable[[Any], None]) -> None:
+    """Wait for what was ordered, print each name as it is done, exit with 1 if any was refused."""
+    ordered = [(name, task) for name, task in results if task is not None]
+    failed = len(ordered) < len(results)
+    for name, task in ordered:
+        try:
+            wait(task)
+        except CliError as error:
+            failed = True
+            click.echo(f"orc: {error_line(error)}", err=True)
+        else:
+            click.echo(name)
+    if failed:
+        sys.exit(1)
+
+
+@click.command(epilog=example("orc start web"))
+@_containers
+@pass_client
+def start(client: Client, containers: tuple[str, ...]) -> None:
+    """Start containers that were created, or have ended."""
+    results = each(containers, lambda name: _call(client, "StartContainer", name))
+    _finish(results, lambda task: _await_begin(client, task))
+
+
+@click.command(epilog=example("orc stop web", "orc stop -t 30 db"))
+@_time
+@_signal
+@_containers
+@pass_client
+def stop(
+    client: Client, containers: tuple[str, ...], grace: float | None, signal: str | None
+) -> None:
+    """Stop containers: the stop signal, and SIGKILL after the grace period."""
+
+    def order(name: str) -> Any:
+        return client.call("Containers.StopContainer", _stopping(name, grace, signal))
+
+    _finish(each(containers, order), lambda task: _await_end(client, task))
+
+
+@click.command(epilog=example("orc restart web"))
+@_time
+@_signal
+@_containers
+@pass_client
+def restart(
+    client: Client, containers: tuple[str, ...], grace: float | None, signal: str | None
+) -> None:
+    """Stop containers and start them again."""
+
+    def order(name: str) -> Any:
+        return client.call("Containers.RestartContainer", _stopping(name, grace, signal))
+
+    _finish(each(containers, order), lambda task: _await_begin(client, task))
+
+
+def _stopping(name: str, grace: float | None, signal: str | None) -> Any:
+    request = containers_pb2.StopContainerRequest(container=name, signal=signal or "")
+    if grace is not None:
+        request.grace = grace
+    return request
+
+
+@click.command(epilog=example("orc kill web", "orc kill -s HUP web"))
+@click.option("--signal", "-s", default="KILL", show_default=True, help="Such as SIGHUP.")
+@_containers
+@pass_client
+def kill(client: Client, containers: tuple[str, ...], signal: str) -> None:
+    """Send a signal to containers."""
+
+    def order(name: str) -> Any:
+        request = containers_pb2.KillContainerRequest(container=name, signal=signal)
+        return client.call("Containers.KillContainer", request)
+
+    deadly = signal.upper().removeprefix("SIG") in ("KILL", "9")
+    _finish(each(containers, order), lambda task: _await_end(client, task) if deadly else None)
+
+
+@click.command(epilog=example("orc pause web"))
+@_containers
+@pass_client
+def pause(client: Client, containers: tuple[str, ...]) -> None:
+    """Freeze all processes of containers."""
+    _finish(each(containers, lambda name: _call(client, "PauseContainer", name)), lambda _: None)
+
+
+@click.command(epilog=example("orc unpause web"))
+@_containers
+@pass_client
+def unpause(client: Client, containers: tuple[str, ...]) -> None:
+    """Let paused containers go on."""
+    _finish(each(containers, lambda name: _call(client, "UnpauseContainer", name)), lambda _: None)
+
+
+@click.command(epilog=example("orc rm web", "orc rm -f web db"))
+@click.option("--force", "-f", is_flag=True, help="Kill what runs; forget what is out of reach.")
+@_containers
+@pass_client
+def rm(client: Client, containers: tuple[str, ...], force: bool) -> None:
+    """Remove containers with their files."""
+
+    def order(name: str) -> Any:
+        request = containers_pb2.RemoveContainerRequest(container=name, force=force)
+        return client.call("Containers.RemoveContainer", request)
+
+    _finish(each(containers, order), lambda task: _await_removal(client, task))
+
+
+@click.command(epilog=example("orc wait job"))
+@_containers
+@pass_client
+def wait(client: Client, containers: tuple[str, ...]) -> None:
+    """Wait until containers have ended, and print their exit statuses."""
+    for name in containers:
+        with Watch(client, name) as watch:
+            end = watch.until(partial(_run_is_over, run=watch.last.task.status.run))
+        click.echo(end.task.status.exit_code)
+
+
+def _run_is_over(seen: Seen, run: int) -> bool:
+    """Whether this run has ended; a restart policy may have begun the next at once."""
+    status = seen.task.status
+    return seen.ended or is_terminal(status.state) or status.run > run
+
+
+@click.command(epilog=example("orc rename web old-web"))
+@click.argument("container", shell_complete=completion.containers)
+@click.argument("name")
+@pass_client
+def rename(client: Client, container: str, name: str) -> None:
+    """Give a container another name."""
+    request = containers_pb2.RenameContainerRequest(container=container, name=name)
+    client.call("Containers.RenameContainer", request)
+
+
+def _call(client: Client, method: str, name: str) -> Any:
+    request = containers_pb2.ContainerRequest(container=name)
+    return client.call(f"Containers.{method}", request)
+
+
+def _await_begin(client: Client, task: Any) -> None:
+    with Watch(client, task.id) as watch:
+        if problem := failure(watch.until(lambda seen: seen.begun)):
+            raise CliError(problem.message)
+
+
+def _await_end(client: Client, task: Any) -> None:
+    with Watch(client, task.id) as watch:
+        watch.until(lambda seen: seen.ended or seen.task.desired_state <= seen.task.status.state)
+
+
+def _await_removal(client: Client, task: Any) -> None:
+    try:
+        with Watch(client, task.id) as watch:
+            watch.until(lambda seen: seen.removed)
+    except CliError as error:
+        # It went before the watch began.
+        if "no container" not in error.format_message():
+            raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from orchestrator.agent.images.config import LocalImage
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.runtime.base import Container, Mount
@@ -11,13 +13,16 @@ from orchestrator.model.objects import Task, Volume
 from orchestrator.pb import dispatch_pb2
 
 
-def describe_container(
-    task: Task,
-    image: LocalImage,
-    mounts: tuple[Mount, ...],
-    connected: Connected,
-    hostname: str,
-) -> Container:
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a container needs, made ready on this node."""
+
+    image: LocalImage
+    mounts: tuple[Mount, ...]
+    connected: Connected
+
+
+def describe_container(task: Task, made: Prepared, hostname: str) -> Container:
     """The container of `task` on the node called `hostname`."""
     told: tuple[str, ...] = ()
     if task.standalone:
@@ -29,9 +34,9 @@ def describe_container(
         id=task.id,
         name=task.name,
         spec=task.spec,
-        image=image,
-        netns=connected.netns,
-        address=next(iter(connected.addresses.values()), ""),
+        image=made.image,
+        netns=made.connected.netns,
+        address=next(iter(made.connected.addresses.values()), ""),
         hostname=task.spec.container.hostname or own_hostname,
         env=(
             f"ORC_TASK_ID={task.id}",
@@ -41,7 +46,7 @@ def describe_container(
         ),
         labels=dict(task.spec.container.labels),
         keep=task.standalone,
-        mounts=mounts,
+        mounts=made.mounts,
     )
 
 

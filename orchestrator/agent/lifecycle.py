@@ -90,6 +90,16 @@ def sense(task: Task) -> tuple[object, ...]:
     return task.desired_state, task.run, given, task.stop_signal, task.stop_grace
 
 
+def keeps(task: Task) -> bool:
+    """Whether the container's files outlive its run."""
+    return task.standalone and task.desired_state is not TaskState.REMOVE
+
+
+def grace_of(task: Task) -> float:
+    """Seconds from the stop signal to SIGKILL: the order's, else the spec's."""
+    return max(task.stop_grace, 0.0) if task.stop_grace else task.spec.container.stop_grace
+
+
 def next_step(task: Task, status: TaskStatus, observed: Observed) -> Step:
     """The next step for `task`, whose newest recorded status is `status`."""
     if is_terminal(status.state):

@@ -14,17 +14,25 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from orchestrator.agent.containers import describe_container, named_volumes
+from orchestrator.agent.containers import Prepared, describe_container, named_volumes
 from orchestrator.agent.failures import EXPECTED, reason_of
 from orchestrator.agent.images.config import LocalImage
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.lifecycle import Observed, Step, fail, next_step, sense, settle
-from orchestrator.agent.networks import Connected
+from orchestrator.agent.lifecycle import (
+    Observed,
+    Step,
+    fail,
+    grace_of,
+    keeps,
+    next_step,
+    sense,
+    settle,
+)
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.reporter import Reporter
-from orchestrator.agent.runtime.base import Exit, Mount, RuntimeFailure, Started
+from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.signals import signal_number
 from orchestrator.agent.statedb import Record, StateDb
 from orchestrator.model.convert import from_proto
@@ -38,13 +46,6 @@ _RELEASE_LIMIT = 20.0
 """Seconds after which an attempt to remove a container is given up, to be repeated."""
 _RETRY_FIRST, _RETRY_MOST = 0.5, 30.0
 """Seconds between attempts to release."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    image: LocalImage
-    mounts: tuple[Mount, ...]
-    connected: Connected
 
 
 class TaskRunner:
@@ -71,7 +72,7 @@ class TaskRunner:
         self._volumes = named_volumes(assigned)
         self._assigned = True
         self._scope: asyncio.Timeout | None = None
-        self._prepared: _Prepared | None = None
+        self._prepared: Prepared | None = None
         self.begun = asyncio.Event()
         """Set once it runs or has ended."""
         self.ended = asyncio.Event()
@@ -222,7 +223,11 @@ class TaskRunner:
         if mounts is None:
             return
         connected = await self._parts.network.attach(self.id, self._task.spec.ports)
-        self._prepared = _Prepared(image, mounts, connected)
+        self._prepared = Prepared(image, mounts, connected)
+        if self._task.standalone and self._task.desired_state is TaskState.READY:
+            # Then clients can attach before its program says a word.
+            async with self._gate:
+                await self._create()
         self._observed = replace(self._observed, prepared=True)
         self._advance(TaskState.READY)
 
@@ -237,17 +242,15 @@ class TaskRunner:
             if starting.state < TaskState.STARTING:
                 starting = replace(starting, state=TaskState.STARTING, at=self._parts.clock())
             self._record(starting)
-            await self._parts.runtime.create(
-                describe_container(
-                    self._task,
-                    self._prepared.image,
-                    self._prepared.mounts,
-                    connected,
-                    self._parts.hostname,
-                )
-            )
+            await self._create()
             started = await self._parts.runtime.start(self.id)
         self._observed = replace(self._observed, container=started, rebooted=False)
+
+    async def _create(self) -> None:
+        assert self._prepared is not None
+        await self._parts.runtime.create(
+            describe_container(self._task, self._prepared, self._parts.hostname)
+        )
 
     def _record_running(self) -> None:
         started = self._observed.container
@@ -274,7 +277,7 @@ class TaskRunner:
         # Another order may give it less time.
         async with self._until_new_order():
             try:
-                async with asyncio.timeout(self._grace()) as grace:
+                async with asyncio.timeout(grace_of(self._task)) as grace:
                     end = await runtime.wait(self.id)
             except TimeoutError:
                 if not grace.expired():
@@ -283,11 +286,6 @@ class TaskRunner:
                 end = await runtime.wait(self.id)
         if end is not None:
             self._observed = replace(self._observed, container=end)
-
-    def _grace(self) -> float:
-        """Seconds until SIGKILL: the order's, else the spec's."""
-        ordered = self._task.stop_grace
-        return max(ordered, 0.0) if ordered else self._task.spec.container.stop_grace
 
     async def _stop_signal(self) -> int:
         """The order's, else the spec's, else the image's, else SIGTERM."""
@@ -320,16 +318,12 @@ class TaskRunner:
     async def _clear(self) -> None:
         """Remove the container; one that may run again keeps its files."""
         runtime = self._parts.runtime
-        if self._keeps:
+        if keeps(self._task):
             await runtime.release(self.id)
             return
         self._parts.logs.keep(self.id, runtime.log_path(self.id))
         await runtime.remove(self.id)
         self._observed = replace(self._observed, discarded=True)
-
-    @property
-    def _keeps(self) -> bool:
-        return self._task.standalone and self._task.desired_state is not TaskState.REMOVE
 
     async def _discard(self) -> None:
         async with self._gate, asyncio.timeout(_RELEASE_LIMIT):

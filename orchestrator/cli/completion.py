@@ -33,17 +33,6 @@ def services(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     return _starting(names, incomplete)
 
 
-def containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of containers."""
-    from orchestrator.pb import containers_pb2
-
-    request = containers_pb2.ListContainersRequest()
-    reply = _call(ctx, "Containers.ListContainers", request)
-    tasks = [row.task for row in reply.containers] if reply else []
-    names = [task.container_name or f"{task.service_name}.{task.slot}" for task in tasks]
-    return _starting(names, incomplete)
-
-
 def scales(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of services with the `=` of `orc service scale`."""
     return [f"{name}=" for name in services(ctx, param, incomplete)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
-import threading
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -12,10 +12,10 @@ import click
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.container_spec import container_options, container_request
 from orchestrator.cli.container_watch import NotRun, Seen, Watch, failure
+from orchestrator.cli.exec import detach_keys
 from orchestrator.cli.groups import CliError, example
-from orchestrator.cli.logs import print_records
 from orchestrator.model.states import TaskState
-from orchestrator.pb import containers_pb2, control_pb2
+from orchestrator.pb import containers_pb2
 
 
 @click.command(
@@ -26,6 +26,7 @@ from orchestrator.pb import containers_pb2, control_pb2
     ),
 )
 @click.option("--detach", "-d", is_flag=True, help="Print its id and leave it to itself.")
+@detach_keys
 @container_options
 @pass_client
 def run(client: Client, detach: bool, **values: Any) -> None:
@@ -35,11 +36,14 @@ def run(client: Client, detach: bool, **values: Any) -> None:
     program cannot be run, 127 when it is not there.
     """
     request = container_request(values, start=detach)
+    if values["interactive"] and values["tty"] and not detach and not os.isatty(0):
+        raise NotRun("the input is not a terminal; leave out -t, or run this at a terminal")
     try:
         if detach:
             click.echo(_started(client, client.call("Containers.CreateContainer", request)))
             return
-        status = _foreground(client, client.call("Containers.CreateContainer", request).id)
+        task = client.call("Containers.CreateContainer", request)
+        status = _foreground(client, task.id, values)
     except NotRun:
         raise
     except CliError as error:
@@ -73,50 +77,28 @@ def _is_ready(seen: Seen) -> bool:
     return seen.task.status.state >= TaskState.READY or seen.removed
 
 
-def _foreground(client: Client, container: str) -> int:
-    """Start a created container, show what it writes, and return its exit status."""
+def _foreground(client: Client, container: str, values: Mapping[str, Any]) -> int:
+    """Attach to a created container, start it, and return its exit status."""
+    from orchestrator.cli.session import Session
+    from orchestrator.pb import interact_pb2
+
     with Watch(client, container) as watch:
         if problem := failure(watch.until(_is_ready)):
             raise problem
-        reader = _Output(client, container)
-        client.call(
-            "Containers.StartContainer", containers_pb2.ContainerRequest(container=container)
+
+        def start() -> None:
+            request = containers_pb2.ContainerRequest(container=container)
+            client.call("Containers.StartContainer", request)
+
+        session = Session(
+            client,
+            interact_pb2.AttachRequest(container=container, stdin=values["interactive"]),
+            stdin=values["interactive"],
+            keys=values["keys"],
+            sig_proxy=not values["tty"],
+            attached=start,
         )
-        while True:
-            try:
-                end = watch.until(lambda seen: seen.ended and seen.task.status.run > 0)
-                break
-            except KeyboardInterrupt:
-                _interrupt(client, container)
-        reader.finish()
-    if problem := failure(end):
-        raise problem
-    return end.task.status.exit_code & 0xFF
-
-
-def _interrupt(client: Client, container: str) -> None:
-    """Ctrl-C goes to the program, which may take it as it likes."""
-    request = containers_pb2.KillContainerRequest(container=container, signal=signal.SIGINT.name)
-    try:
-        client.call("Containers.KillContainer", request)
-    except CliError:
-        return
-
-
-class _Output:
-    """Prints what a container writes, beside waiting for its end."""
-
-    def __init__(self, client: Client, container: str) -> None:
-        self._request = control_pb2.LogsRequest(service=container, follow=True, tail=-1)
-        self._thread = threading.Thread(target=self._print, args=(client,), daemon=True)
-        self._thread.start()
-
-    def _print(self, client: Client) -> None:
-        try:
-            print_records(client, self._request, raw=True, timestamps=False)
-        except CliError as error:
-            click.echo(f"orc: {error.format_message()}", err=True)
-
-    def finish(self) -> None:
-        """Wait for the last line."""
-        self._thread.join(10.0)
+        status = session.run()
+        if not session.detached and values["auto_remove"]:
+            watch.until(lambda seen: seen.removed)
+    return status

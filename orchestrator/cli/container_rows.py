@@ -91,7 +91,8 @@ def _status(task: Task, state: str, node: Node | None, now: float) -> str:
             text = f"Restarting ({status.exit_code})"
         case _:
             text = state.capitalize()
-    if error := task_error(task) if state in ("pending", "failed", "exited") else "":
+    error = task_error(task) if state in ("pending", "failed", "exited") else ""
+    if error and error != f"exit status {status.exit_code}":
         text += f": {error}"
     if node is not None and node.state is NodeState.DOWN:
         text += f" (node {node.description.hostname} is down)"

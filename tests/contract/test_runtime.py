@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,42 @@ async def test_many_at_once(world: World) -> None:
             tasks = [group.create_task(one(number)) for number in range(12)]
         assert [task.result().code for task in tasks] == list(range(12))
         assert await runtime.list() == frozenset()
+
+
+@private
+async def test_release_keeps_the_files_for_another_run(world: World) -> None:
+    async with world, world.runtime() as runtime:
+        container = replace(world.graceful("a"), keep=True)
+        pids = []
+        for _ in range(3):
+            await runtime.create(container)
+            pids.append((await runtime.start("a")).pid)
+            await world.ready(runtime, "a")
+            await runtime.kill("a", signal.SIGTERM)
+            assert (await runtime.wait("a")).code == 143
+            await runtime.release("a")
+            await runtime.release("a")
+            assert await runtime.list() == {"a"}
+            assert await runtime.adopt("a") is None
+        assert len(set(pids)) == 3
+        await runtime.remove("a")
+        assert await runtime.list() == frozenset()
+
+
+@private
+async def test_a_paused_container_is_seen_to_be_and_can_be_killed(limited_world: World) -> None:
+    async with limited_world as world, world.runtime() as runtime:
+        await runtime.create(world.graceful("a"))
+        await runtime.start("a")
+        await world.ready(runtime, "a")
+        assert not await runtime.paused("a")
+        await runtime.pause("a")
+        assert await runtime.paused("a")
+        async with world.runtime() as second:
+            assert await second.paused("a")
+        await runtime.resume("a")
+        assert not await runtime.paused("a")
+        await runtime.pause("a")
+        await runtime.kill("a", signal.SIGKILL)
+        assert (await runtime.wait("a")).code == 137
+        await runtime.remove("a")

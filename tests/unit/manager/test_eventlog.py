@@ -1,0 +1,80 @@
+"""What a change of the store means to a user: tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from orchestrator.manager.eventlog import events_of
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import (
+    Availability,
+    Image,
+    Node,
+    NodeDescription,
+    NodeState,
+    Object,
+    Service,
+    Task,
+    TaskStatus,
+)
+from orchestrator.model.specs import ServiceSpec
+from orchestrator.model.states import TaskState
+
+S = TaskState
+NODE = Node(id="n1", state=NodeState.READY, description=NodeDescription(hostname="host-1"))
+BOX = Task(id="c1", container_name="box", node_id="n1", run=1, status=TaskStatus(S.RUNNING, run=1))
+IMAGE = Image(id="sha256:1", names=("web:1",), nodes=("n1",))
+WEB = Service(id="s1", spec=ServiceSpec(name="web"))
+
+
+def at(state: TaskState, run: int = 1, **fields: Any) -> Task:
+    return replace(BOX, status=TaskStatus(state, run=run, **fields))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "actions"),
+    [
+        (None, at(S.PENDING), ["create"]),
+        (at(S.PENDING), at(S.ASSIGNED), []),
+        (at(S.STARTING), BOX, ["start"]),
+        (BOX, at(S.RUNNING, paused=True), ["pause"]),
+        (at(S.RUNNING, paused=True), BOX, ["unpause"]),
+        (BOX, at(S.FAILED, exit_code=3), ["die"]),
+        (BOX, at(S.FAILED, oom_killed=True), ["oom", "die"]),
+        (BOX, at(S.SHUTDOWN), ["die", "stop"]),
+        (at(S.COMPLETE), at(S.ASSIGNED, 2), []),
+        (at(S.COMPLETE), at(S.RUNNING, 2), ["start"]),
+        # Its end and the next run in one write.
+        (BOX, at(S.PENDING, 2, exit_code=3), ["die"]),
+        (BOX, replace(BOX, container_name="crate"), ["rename"]),
+        (at(S.COMPLETE), None, ["destroy"]),
+        (BOX, None, ["die", "destroy"]),
+        (None, NODE, ["create"]),
+        (NODE, replace(NODE, state=NodeState.DOWN), ["down"]),
+        (replace(NODE, state=NodeState.DOWN), NODE, ["ready"]),
+        (NODE, replace(NODE, availability=Availability.DRAIN), ["update"]),
+        (NODE, replace(NODE, message="slow"), []),
+        (NODE, None, ["remove"]),
+        (None, IMAGE, ["create"]),
+        (IMAGE, replace(IMAGE, names=("web:1", "web:2")), ["tag"]),
+        (IMAGE, replace(IMAGE, names=()), ["untag"]),
+        (IMAGE, replace(IMAGE, nodes=("n1", "n2")), ["pull"]),
+        (WEB, replace(WEB, spec=ServiceSpec(name="web", replicas=3)), ["update"]),
+        (WEB, replace(WEB, removed=True), ["remove"]),
+        (WEB, replace(WEB, updated_at=1.0), []),
+    ],
+)
+def test_actions(before: Object | None, after: Object | None, actions: list[str]) -> None:
+    events = list(events_of(Change(before, after), ClusterView.of([NODE]), 5.0))
+    assert [event.action for event in events] == actions
+    assert all(event.at == 5.0 and event.name for event in events)
+
+
+def test_what_an_event_of_a_container_tells() -> None:
+    (event,) = events_of(Change(BOX, at(S.FAILED, exit_code=3)), ClusterView.of([NODE]), 5.0)
+    assert (event.type, event.id, event.name, event.node) == ("container", "c1", "box", "host-1")
+    assert event.attributes["exitCode"] == "3"

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from orchestrator.agent.containers import Prepared, describe_container, named_volumes
 from orchestrator.agent.failures import EXPECTED, reason_of
-from orchestrator.agent.images.config import LocalImage
+from orchestrator.agent.images.config import NO_IMAGE, LocalImage
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.lifecycle import (
     Observed,
@@ -222,6 +222,7 @@ class TaskRunner:
             mounts = await self._parts.volumes.attach(self._task, self._volumes, image)
         if mounts is None:
             return
+        await self._parts.runtime.reserve(self.id, self._task.spec)
         connected = await self._parts.network.attach(self.id, self._task.spec.ports)
         self._prepared = Prepared(image, mounts, connected)
         if self._task.standalone and self._task.desired_state is TaskState.READY:
@@ -301,6 +302,8 @@ class TaskRunner:
         if self._prepared is not None:
             return self._prepared.image
         spec = self._task.spec.container
+        if spec.rootfs:
+            return NO_IMAGE
         return await self._parts.images.prepare(spec.image, self._task.image_digest, self._sources)
 
     async def _release(self) -> None:

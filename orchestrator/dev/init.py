@@ -227,6 +227,10 @@ def _furnish(directory: Path, hostname: str) -> None:
     os.mkdir("/run/lock", 0o1777)
     _own_cgroup_folder()
     _plain_bridges()
+    # A container's user namespace may mount its own /proc only where one is to be seen of which
+    # nothing is covered, and the next lines cover a file of the host's.
+    os.mkdir("/run/proc", 0o700)
+    _mount("proc", "/run/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     boot_id = directory / "boot_id"
     boot_id.write_text(Path("/proc/sys/kernel/random/uuid").read_text())
     _mount(str(boot_id), "/proc/sys/kernel/random/boot_id", None, MS_BIND)

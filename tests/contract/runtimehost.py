@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from orchestrator.agent.images.config import ImageConfig, LocalImage
-from orchestrator.agent.runtime import logs, oci
+from orchestrator.agent.runtime import limits, logs
 from orchestrator.agent.runtime.base import Container, Runtime
 from orchestrator.agent.runtime.cgroups import CgroupMode, Cgroups, detect
 from orchestrator.agent.runtime.conmon import find_monitor
@@ -174,7 +174,7 @@ class UnifiedWorld(CrunWorld):
             mount("none", Path("/sys/fs/cgroup"), "cgroup2", 0, "")
             self._patch = pytest.MonkeyPatch()
             devices = [{"allow": False, "access": "rwm"}]
-            self._patch.setattr(oci, "resources", lambda *_: {"devices": devices})
+            self._patch.setattr(limits, "resources", lambda *_: {"devices": devices})
         return self
 
     async def __aexit__(self, *_: object) -> None:

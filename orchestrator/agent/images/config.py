@@ -30,3 +30,7 @@ class LocalImage:
     layers: tuple[Path, ...]
     """Unpacked layer folders, lowest first; read-only and shared."""
     config: ImageConfig
+
+
+NO_IMAGE = LocalImage("", (), ImageConfig())
+"""Of a container that runs on the node's own files."""

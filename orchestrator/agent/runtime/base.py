@@ -87,6 +87,11 @@ class Runtime(Protocol):
     """Makes, starts, watches and removes containers. Every method may be called again after a
     crash at any point and goes on from what is there."""
 
+    async def reserve(self, container_id: str, spec: TaskSpec) -> None:
+        """Take what must be there before the network is: the container's user ids, and a network
+        namespace that belongs to its users. `remove` gives the ids back."""
+        ...
+
     async def create(self, container: Container) -> None:
         """Mount the root, write the bundle, start the monitor, create the container."""
         ...

@@ -20,11 +20,13 @@ from orchestrator.agent.loopdisk import (
 from orchestrator.agent.runtime import conmon
 from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.identity import ProcessIdentity
+from orchestrator.agent.runtime.idranges import IdRange
 from orchestrator.agent.runtime.overlay import ensure_unmounted
 
 _IDENTITY = "identity"
 _STARTED = "started"
 _RESULT = "result"
+_RUNTIME = "runtime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,11 @@ class Bundle:
         return self._layer / "work"
 
     @property
+    def devices(self) -> Path:
+        """Nodes of devices, to be mounted."""
+        return self.state / "devices"
+
+    @property
     def log(self) -> Path:
         """The newest log file."""
         return self.state / conmon.LOG
@@ -73,9 +80,10 @@ class Bundle:
     def _layer(self) -> Path:
         return mount_point(self.state) if is_disk(self.state) else self.state
 
-    async def ensure(self, storage_size: int, *, durable: bool) -> None:
+    async def ensure(self, storage_size: int, *, durable: bool, ids: IdRange | None = None) -> None:
         """Make the folders, the writable layer on a disk of `storage_size` bytes unless that is 0;
-        `durable` if it is to survive a loss of power.
+        `durable` if it is to survive a loss of power. A container with users of its own, `ids`,
+        finds its way to its root.
 
         Raises RuntimeFailure.
         """
@@ -91,13 +99,18 @@ class Bundle:
         # It is what the container sees as `/`, and must not depend on the agent's umask.
         self.upper.chmod(0o755)
         (self.run / conmon.STATE_LINK).symlink_to(self.state)
+        if ids is not None:
+            os.chown(self.run, -1, ids.first)
+            self.run.chmod(0o710)
 
-    def write_texts(self, config: str, etc: Mapping[str, str]) -> None:
-        """Write what the OCI runtime reads and mounts."""
+    def write_texts(self, config: str, etc: Mapping[str, str], ids: IdRange | None = None) -> None:
+        """Write what the OCI runtime reads and mounts; the container's root owns the latter."""
         for name, text in etc.items():
             path = self.state / name
             path.write_text(text)
             path.chmod(0o644)
+            if ids is not None:
+                os.chown(path, ids.first, ids.first)
         (self.run / "config.json").write_text(config)
 
     def identity(self) -> Identity | None:
@@ -132,6 +145,17 @@ class Bundle:
     def write_result(self, ended: Exit) -> None:
         """Record how it ended. From now on that is the answer."""
         self._write(_RESULT, asdict(ended))
+
+    def runtime(self) -> str | None:
+        """The OCI runtime that it asked for; None: the node's default."""
+        try:
+            return (self.run / _RUNTIME).read_text()
+        except FileNotFoundError:
+            return None
+
+    def write_runtime(self, program: str) -> None:
+        """Record its OCI runtime, before anything is asked of it."""
+        (self.run / _RUNTIME).write_text(program)
 
     def exit_status(self) -> tuple[int, float] | None:
         """What the monitor wrote: the status, and when (seconds of the epoch)."""

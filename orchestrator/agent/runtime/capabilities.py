@@ -1,20 +1,11 @@
-"""Names of the kernel's capabilities."""
+"""What of the kernel's capabilities this process has."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-_NAMES = (
-    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP "
-    "LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER "
-    "SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE "
-    "SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP "
-    "MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF "
-    "CHECKPOINT_RESTORE"
-)
-CAPABILITIES = tuple(f"CAP_{name}" for name in _NAMES.split())
-"""By number, as in capabilities(7) and linux/capability.h."""
+from orchestrator.model.confinement import CAPABILITIES
 
 
 def own_capabilities() -> tuple[str, ...]:

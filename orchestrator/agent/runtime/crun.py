@@ -16,30 +16,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orchestrator.agent.runtime import conmon, ending, oci, spawn
+from orchestrator.agent.runtime import conmon, ending, spawn
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.bundle import Bundle, Identity
+from orchestrator.agent.runtime.bundlemaker import BundleMaker, release_null_device
 from orchestrator.agent.runtime.cgroups import Cgroups, detect
 from orchestrator.agent.runtime.failures import failure, known_failure
 from orchestrator.agent.runtime.host import (
     check_mode,
     find_program,
-    kernel_version,
     read_node_facts,
 )
 from orchestrator.agent.runtime.identity import boot_id, identify
+from orchestrator.agent.runtime.idranges import FIRST, IdRanges, subordinate_ids
 from orchestrator.agent.runtime.inodes import spread_inodes
 from orchestrator.agent.runtime.logs import LogLimits, LogRotation, last_line
-from orchestrator.agent.runtime.overlay import mount_overlay
-from orchestrator.agent.runtime.rootfs import check_architecture, read_image_files
-from orchestrator.agent.runtime.seccomp import (
-    DEFAULT_PROFILE,
-    SeccompProfile,
-    go_architecture,
-    load_profile,
-)
+from orchestrator.agent.runtime.seccomp import DEFAULT_PROFILE
 from orchestrator.agent.runtime.watch import MonitorWatch
+from orchestrator.model.specs import TaskSpec
 
 logger = logging.getLogger(__name__)
 
@@ -69,27 +64,29 @@ class CrunRuntime:
         runtime: str = "crun",
         monitor: str = "conmon",
         seccomp_profile: Path = DEFAULT_PROFILE,
+        first_id: int = FIRST,
         log_limits: LogLimits | None = None,
         rotation_interval: float = 2.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`run_dir` should be on a tmpfs, `state_dir` on a disk that overlay can write to; both
-        are made. `runtime` and `monitor` are names or paths of the programs; the sizes of logs are
-        looked at each `rotation_interval` seconds."""
+        are made. `runtime` and `monitor` are names or paths of the programs; user ids from
+        `first_id` on are given to containers; the sizes of logs are looked at each
+        `rotation_interval` seconds."""
         self._state = state_dir.absolute()
         self._containers = run_dir.absolute() / "containers"
         self._records = run_dir.absolute() / "crun"
         self._parent = "/" + cgroup_parent.strip("/")
         self._runtime, self._monitor = runtime, monitor
         self._profile_path = seccomp_profile
+        self._first_id = first_id
         self._rotation = LogRotation(log_limits or LogLimits())
         self._interval = rotation_interval
         self._clock = clock
         self._watch = MonitorWatch(self._decide)
         self._stack = AsyncExitStack()
         self._cgroups: Cgroups
-        self._facts: oci.NodeFacts
-        self._profile: SeccompProfile
+        self._maker: BundleMaker
         self._boot = ""
 
     async def __aenter__(self) -> Self:
@@ -99,17 +96,20 @@ class CrunRuntime:
         hierarchy = detect()
         check_mode(hierarchy)
         self._cgroups = Cgroups(hierarchy, self._parent)
-        self._facts = read_node_facts(hierarchy)
-        self._profile = load_profile(
-            self._profile_path,
-            frozenset(oci.DEFAULT_CAPABILITIES),
-            go_architecture(os.uname().machine),
-            kernel_version(),
-        )
         self._boot = boot_id()
         for folder in (self._state, self._containers, self._records):
             folder.mkdir(parents=True, exist_ok=True, mode=0o711)
         spread_inodes(self._state)
+        self._maker = await self._stack.enter_async_context(
+            BundleMaker(
+                IdRanges(self._state.parent / "ids", self._first_id, taken=subordinate_ids()),
+                self._cgroups,
+                netns_dir=self._containers.parent / "netns",
+                facts=read_node_facts(hierarchy),
+                seccomp_profile=self._profile_path,
+                hidden=(self._state.parent, self._containers.parent),
+            )
+        )
         group = await self._stack.enter_async_context(asyncio.TaskGroup())
         rotation = group.create_task(self._rotate_logs())
         self._stack.callback(rotation.cancel)
@@ -123,6 +123,10 @@ class CrunRuntime:
     ) -> None:
         self._watch.close()
         await self._stack.__aexit__(kind, error, trace)
+
+    async def reserve(self, container_id: str, spec: TaskSpec) -> None:
+        """See `Runtime.reserve`. Raises RuntimeFailure."""
+        await self._maker.reserve(self._bundle(container_id).run.name, spec)
 
     async def create(self, container: Container) -> None:
         """Mount the root, write the bundle, start the monitor, create the container.
@@ -140,46 +144,38 @@ class CrunRuntime:
             async with asyncio.timeout(_CREATE_TIMEOUT):
                 await self._create(container, bundle)
         except TimeoutError as error:
-            await self._clear(container.id, container.keep)
+            await self._undo(container)
             raise RuntimeFailure(
                 f"the container was not made within {_CREATE_TIMEOUT:.0f} s; is the disk stuck?"
             ) from error
         except (RuntimeFailure, OSError) as error:
-            await self._clear(container.id, container.keep)
+            await self._undo(container)
             if isinstance(error, RuntimeFailure):
                 raise
             raise RuntimeFailure(f"the container could not be made: {error}") from error
 
+    async def _undo(self, container: Container) -> None:
+        await self._clear(container.id, container.keep)
+        if not container.keep:
+            self._maker.release(container.id)
+
     async def _create(self, container: Container, bundle: Bundle) -> None:
-        await bundle.ensure(container.spec.container.storage_size, durable=container.keep)
-        mount_overlay(
-            container.image.layers, bundle.upper, bundle.work, bundle.root, keep=container.keep
-        )
-        document = oci.config(
-            container,
-            self._facts,
-            oci.Places(bundle.root, bundle.state, self._cgroups.path(container.id)),
-            read_image_files(bundle.root),
-        )
-        process = document["process"]
-        check_architecture(
-            bundle.root, process["args"][0], process["env"], process["cwd"], os.uname().machine
-        )
-        bundle.write_texts(
-            oci.render(document, self._profile), oci.etc_files(container, self._facts)
-        )
-        argv = conmon.command(
-            self._monitor,
-            bundle.run,
-            container.id,
-            container.name,
-            self._runtime,
-            self._records,
-            self._rotation.limits.size * _BACKSTOP,
-            tty=container.spec.container.tty,
-            stdin=container.spec.container.open_stdin,
-        )
-        report = await conmon.launch(argv, bundle.run)
+        async with self._maker.made(container, bundle) as runtime:
+            argv = conmon.command(
+                self._monitor,
+                bundle.run,
+                container.id,
+                container.name,
+                runtime or self._runtime,
+                self._records,
+                self._rotation.limits.size * _BACKSTOP,
+                tty=container.spec.container.tty,
+                stdin=container.spec.container.open_stdin,
+            )
+            try:
+                report = await conmon.launch(argv, bundle.run)
+            finally:
+                release_null_device()
         if report.pid < 0:
             raise failure(report.message, "made")
         pid = identify(report.pid)
@@ -197,7 +193,7 @@ class CrunRuntime:
         identity = bundle.identity()
         if identity is None:
             raise RuntimeFailure(f"container {container_id} has not been created on this node")
-        status, stderr = await spawn.run([*self._command(), "start", container_id])
+        status, stderr = await spawn.run([*self._command(bundle), "start", container_id])
         if status != 0 and not await self._has_run(container_id, bundle):
             raise failure(stderr, "started")
         started = Started(identity.container.pid, self._clock())
@@ -249,12 +245,14 @@ class CrunRuntime:
     async def remove(self, container_id: str) -> None:
         """Kill what is left and remove every trace. Raises RuntimeFailure when something stays."""
         await self._clear(container_id, keep=False)
+        self._maker.release(container_id)
 
     async def release(self, container_id: str) -> None:
         """See `Runtime.release`. Raises RuntimeFailure when something stays."""
         await self._clear(container_id, keep=True)
 
     async def _clear(self, container_id: str, keep: bool) -> None:
+        """Take the container down; what it holds of user ids stays held."""
         bundle = self._bundle(container_id)
         self._kill_all(container_id, bundle)
         await ending.end_monitor(
@@ -264,7 +262,7 @@ class CrunRuntime:
         # What `wait` returns must not depend on whether it is served before the files are gone.
         self._watch.settle(container_id)
         if (self._records / container_id).exists():
-            await spawn.run([*self._command(), "delete", "--force", container_id])
+            await spawn.run([*self._command(bundle), "delete", "--force", container_id])
         await ending.clear_cgroup(self._cgroups, container_id)
         shutil.rmtree(self._records / container_id, ignore_errors=True)
         await asyncio.to_thread(bundle.release if keep else bundle.discard)
@@ -299,8 +297,8 @@ class CrunRuntime:
         return self._bundle(container_id).root
 
     async def list(self) -> frozenset[str]:
-        """Ids of which there is a folder, a record of the OCI runtime, or a cgroup."""
-        found = self._cgroups.ids()
+        """Ids of which there is a folder, a record of the OCI runtime, a cgroup, or user ids."""
+        found = self._cgroups.ids() | self._maker.held()
         for folder in (self._state, self._containers, self._records):
             found.update(entry.name for entry in os.scandir(folder))
         return frozenset(name for name in found if _ID.fullmatch(name))
@@ -312,7 +310,7 @@ class CrunRuntime:
     def access(self, container_id: str) -> Access:
         """The way into a container, for `execs`, `attach` and whoever reads its figures."""
         bundle = self._bundle(container_id)
-        return Access(container_id, bundle, self._command(), self._cgroups, self._boot)
+        return Access(container_id, bundle, self._command(bundle), self._cgroups, self._boot)
 
     async def purge(self) -> None:
         """Remove every container and the cgroups they had in common: the node leaves for good."""
@@ -325,8 +323,8 @@ class CrunRuntime:
             raise RuntimeFailure(f"`{container_id}` cannot be a container's id")
         return Bundle(self._containers / container_id, self._state / container_id)
 
-    def _command(self) -> tuple[str, ...]:
-        return (self._runtime, "--root", str(self._records))
+    def _command(self, bundle: Bundle) -> tuple[str, ...]:
+        return (bundle.runtime() or self._runtime, "--root", str(self._records))
 
     def _lives(self, identity: Identity) -> bool:
         return identity.boot == self._boot and identity.monitor.alive()
@@ -335,7 +333,7 @@ class CrunRuntime:
         """Whether the container's own program has been let run, where no record says so."""
         if bundle.exit_status() is not None:
             return True
-        status = await spawn.output([*self._command(), "state", container_id])
+        status = await spawn.output([*self._command(bundle), "state", container_id])
         return re.search(r'"status"\s*:\s*"(running|paused|stopped)"', status) is not None
 
     def _decide(self, container_id: str) -> Exit:

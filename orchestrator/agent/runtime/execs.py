@@ -206,9 +206,11 @@ async def _on_pipes(access: Access, document: str, memory: _Memory, spec: ExecSp
     with spawn.descriptors() as owned:
         stdout, its_stdout = owned.pipe()
         stderr, its_stderr = owned.pipe()
-        stdin, its_stdin = -1, subprocess.DEVNULL
-        if spec.stdin:
-            its_stdin, stdin = owned.pipe()
+        # Not /dev/null, which crun until 1.21 would give to the program's user for good.
+        its_stdin, stdin = owned.pipe()
+        if not spec.stdin:
+            owned.close(stdin)
+            stdin = -1
         process = await _launch(
             access, document, memory, owned, stdin=its_stdin, stdout=its_stdout, stderr=its_stderr
         )

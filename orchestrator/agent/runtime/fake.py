@@ -13,6 +13,7 @@ from typing import Self
 
 from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.crun import MONITOR_DIED, OUT_OF_MEMORY
+from orchestrator.model.specs import TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,10 @@ class FakeRuntime:
         script = self._node.script(container_id)
         if script.fail_at == step:
             raise RuntimeFailure(script.failure)
+
+    async def reserve(self, container_id: str, spec: TaskSpec) -> None:
+        """See `Runtime.reserve`."""
+        self._step(container_id, "reserve")
 
     async def create(self, container: Container) -> None:
         """See `Runtime.create`."""

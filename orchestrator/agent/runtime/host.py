@@ -5,12 +5,15 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import resource
 import shutil
 from pathlib import Path
 
 from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.capabilities import own_capabilities
 from orchestrator.agent.runtime.cgroups import CgroupMode, Hierarchy
-from orchestrator.agent.runtime.oci import NodeFacts
+from orchestrator.agent.runtime.facts import NodeFacts
+from orchestrator.model.confinement import RUNTIMES, ULIMITS
 
 _RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 """The second names the real servers where the first names only systemd's local stub."""
@@ -27,12 +30,37 @@ def read_node_facts(hierarchy: Hierarchy) -> NodeFacts:
             continue
         if nameservers:
             break
+    own_score = int(Path("/proc/self/oom_score_adj").read_text())
+    held = frozenset(own_capabilities())
+    unbound = "CAP_SYS_RESOURCE" in held
     return NodeFacts(
         swap_accounting=_swap_accounting(hierarchy),
-        oom_score_adj=max(0, int(Path("/proc/self/oom_score_adj").read_text())),
+        oom_score_adj=max(0, own_score),
+        least_oom_score=-1000 if unbound else own_score,
         nameservers=nameservers,
         search=search,
+        capabilities=held,
+        hard_limits={} if unbound else _hard_limits(),
+        cpus=frozenset(os.sched_getaffinity(0)),
     )
+
+
+def _hard_limits() -> dict[str, int]:
+    found = {}
+    for name in ULIMITS:
+        number = getattr(resource, f"RLIMIT_{name.upper()}", None)
+        if number is not None and (hard := resource.getrlimit(number)[1]) != resource.RLIM_INFINITY:
+            found[name] = hard
+    return found
+
+
+def find_runtime(name: str) -> str:
+    """The path of the OCI runtime that a container asks for. Raises RuntimeFailure."""
+    found = shutil.which(name) if name in RUNTIMES else None
+    if found is None:
+        there = [known for known in RUNTIMES if shutil.which(known)]
+        raise RuntimeFailure(f"this node has no OCI runtime `{name}`; it has {', '.join(there)}")
+    return found
 
 
 def parse_resolver(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

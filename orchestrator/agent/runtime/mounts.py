@@ -10,6 +10,7 @@ from orchestrator.agent.runtime.base import RuntimeFailure
 
 CLONE_NEWNS = 0x00020000
 MS_RDONLY = 1
+MS_BIND = 1 << 12
 MS_REC = 1 << 14
 MS_SLAVE = 1 << 19
 MNT_DETACH = 2

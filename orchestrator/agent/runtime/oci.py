@@ -2,68 +2,35 @@
 
 Source: the OCI runtime-spec 1.0 (config.md, config-linux.md); where that leaves a choice, Docker's
 defaults, so that an image behaves as its author saw it, with no new privileges besides.
+`privileges`, `limits` and `etcfiles` are parts of it.
 """
 
 from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.agent.runtime import limits, privileges
 from orchestrator.agent.runtime.base import Container, RuntimeFailure
+from orchestrator.agent.runtime.devices import DeviceNode
+from orchestrator.agent.runtime.etcfiles import ETC_FILES, hostname
+from orchestrator.agent.runtime.facts import NodeFacts
+from orchestrator.agent.runtime.idranges import IdRange
 from orchestrator.agent.runtime.ocimounts import merged, root_propagation
 from orchestrator.agent.runtime.rootfs import ImageFiles
 from orchestrator.agent.runtime.seccomp import SeccompProfile
-from orchestrator.agent.runtime.users import User, resolve_user
-from orchestrator.model.specs import SHARES_PER_CORE
+from orchestrator.agent.runtime.users import User, resolve_groups, resolve_user
+from orchestrator.model.confinement import parse_tmpfs
+from orchestrator.model.specs import ContainerSpec
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-DEFAULT_PIDS_LIMIT = 4096
-"""Most processes in a container whose spec does not say."""
-LEAST_MEMORY = 6 << 20
-"""Bytes below which the OCI runtime itself does not fit into the container's limit."""
-LONGEST_HOSTNAME = 64
-QUOTA_PERIOD = 100_000
-"""Microseconds over which a CPU limit is counted."""
-_LEAST_QUOTA = 1000
-_LEAST_WEIGHT, _MOST_WEIGHT = 2, 262_144
-
-DEFAULT_CAPABILITIES = (
-    "CAP_AUDIT_WRITE",
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_MKNOD",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_RAW",
-    "CAP_SETFCAP",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_CHROOT",
-)
-"""Docker's default set."""
-
-MASKED_PATHS = (
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-)
-READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+DEFAULT_SHM = 64 << 20
+"""Bytes of /dev/shm."""
+INIT = "/dev/init"
+"""Where the container sees the program of `--init`: on a tmpfs, so that no root is written to."""
 
 _HARMLESS = ("nosuid", "noexec", "nodev")
 _MOUNTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
@@ -75,30 +42,16 @@ _MOUNTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
         "devpts",
         ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
     ),
-    ("/dev/shm", "tmpfs", "shm", (*_HARMLESS, "mode=1777", "size=65536k")),
+    ("/dev/shm", "tmpfs", "shm", (*_HARMLESS, "mode=1777")),
     ("/dev/mqueue", "mqueue", "mqueue", _HARMLESS),
     ("/sys", "sysfs", "sysfs", (*_HARMLESS, "ro")),
     ("/sys/fs/cgroup", "cgroup", "cgroup", (*_HARMLESS, "relatime", "ro")),
 )
-
-ETC_FILES = ("hostname", "hosts", "resolv.conf")
-"""Files that the agent writes for each container and mounts into `/etc`."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeFacts:
-    """What the configuration needs to know of the node."""
-
-    swap_accounting: bool = True
-    """Whether the kernel can limit swap; without, memory alone is limited."""
-    oom_score_adj: int = 0
-    """What containers get: the agent's own value if that is above 0 (it cannot be lowered without
-    CAP_SYS_RESOURCE), else 0, so that no container inherits the agent's protection."""
-    pids_limit: int = DEFAULT_PIDS_LIMIT
-    nameservers: tuple[str, ...] = ()
-    """Those of the host, for a container that names none."""
-    search: tuple[str, ...] = field(default=())
-    """The host's DNS search domains, used with its nameservers."""
+_HOST_ROOT_MOUNTS = (
+    ("/run", (*_HARMLESS, "mode=755")),
+    ("/tmp", ("nosuid", "nodev", "mode=1777")),
+    ("/var/tmp", ("nosuid", "nodev", "mode=1777")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +64,22 @@ class Places:
     """The folder that holds `ETC_FILES`."""
     cgroup: str
     """Its cgroup within each tree."""
+    etc_names: tuple[str, ...] = ETC_FILES
+    """Those that are mounted."""
+    secret: tuple[str, ...] = field(default=())
+    """Folders of its root that are hidden whatever it may do."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnUsers:
+    """A container's user namespace: what it is for the host, and paths to join it by."""
+
+    ids: IdRange
+    userns: str
+    netns: str
+    """The network namespace to join."""
+    foreign: bool = False
+    """Whether that belongs to others, so that the container may set nothing in it."""
 
 
 def arguments(container: Container) -> list[str]:
@@ -126,17 +95,6 @@ def arguments(container: Container) -> list[str]:
     if not argv or not argv[0]:
         raise RuntimeFailure("the image names no command; give one after the image's name")
     return argv
-
-
-def hostname(container: Container) -> str:
-    """What the container calls itself: as told, else the first 12 characters of its id.
-
-    Raises RuntimeFailure when it is longer than the kernel takes.
-    """
-    name = container.hostname or container.spec.container.hostname or container.id[:12]
-    if len(name.encode()) > LONGEST_HOSTNAME:
-        raise RuntimeFailure(f"the hostname `{name}` is longer than {LONGEST_HOSTNAME} characters")
-    return name
 
 
 def environment(container: Container, home: str) -> list[str]:
@@ -161,145 +119,124 @@ def workdir(container: Container) -> str:
     return posixpath.normpath(posixpath.join("/", chosen)).replace("//", "/")
 
 
-def etc_files(container: Container, node: NodeFacts) -> dict[str, str]:
-    """The texts of `ETC_FILES`."""
-    name = hostname(container)
-    hosts = [
-        "127.0.0.1\tlocalhost",
-        "::1\tlocalhost ip6-localhost ip6-loopback",
-        "fe00::\tip6-localnet",
-        "ff02::1\tip6-allnodes",
-        "ff02::2\tip6-allrouters",
-    ]
-    if container.address:
-        hosts.append(f"{container.address}\t{name}")
-    servers = container.nameservers or node.nameservers
-    resolver = [f"nameserver {server}" for server in servers]
-    if node.search and not container.nameservers:
-        resolver.append(f"search {' '.join(node.search)}")
-    return {
-        "hostname": f"{name}\n",
-        "hosts": _lines(hosts),
-        "resolv.conf": _lines(resolver),
-    }
-
-
-def _lines(lines: Iterable[str]) -> str:
-    return "".join(f"{line}\n" for line in lines)
-
-
-def resources(container: Container, node: NodeFacts) -> dict[str, Any]:
-    """The limits that the kernel enforces (config-linux.md, "Control groups").
-
-    CPU weight is told as version 1 shares, which the OCI runtime turns into a weight on version 2.
-    Raises RuntimeFailure when the memory limit is too small for anything to start.
-    """
-    spec = container.spec
-    cpu: dict[str, int] = {"shares": min(max(spec.weight, _LEAST_WEIGHT), _MOST_WEIGHT)}
-    if spec.limit.shares:
-        quota = spec.limit.shares * QUOTA_PERIOD // SHARES_PER_CORE
-        cpu |= {"quota": max(quota, _LEAST_QUOTA), "period": QUOTA_PERIOD}
-    result: dict[str, Any] = {
-        # Devices are denied but for the usual ones, which the OCI runtime adds: with CAP_MKNOD a
-        # container could else make the host's disk and read it.
-        "devices": [{"allow": False, "access": "rwm"}],
-        "cpu": cpu,
-        "pids": {"limit": spec.container.pids_limit or node.pids_limit},
-    }
-    if limit := spec.limit.memory:
-        if limit < LEAST_MEMORY:
-            raise RuntimeFailure(
-                f"the memory limit of {limit} bytes is too small to start a container; "
-                f"give at least {LEAST_MEMORY >> 20} MiB"
-            )
-        # `swap` counts memory and swap together, so equal values leave no swap.
-        result["memory"] = {"limit": limit} | ({"swap": limit} if node.swap_accounting else {})
-    return result
-
-
-def process(container: Container, node: NodeFacts, user: User) -> dict[str, Any]:
-    """The first process (config.md, "Process")."""
-    held = list(DEFAULT_CAPABILITIES) if user.uid == 0 else []
+def process(
+    container: Container, node: NodeFacts, user: User, groups: tuple[int, ...] = ()
+) -> dict[str, Any]:
+    """The first process (config.md, "Process"); `groups` are further ones of it."""
+    spec = container.spec.container
+    argv = arguments(container)
     return {
         "terminal": container.spec.container.tty,
         "user": {
             "uid": user.uid,
             "gid": user.gid,
             "umask": 0o022,
-            "additionalGids": list(user.groups),
+            "additionalGids": sorted({*user.groups, *groups}),
         },
-        "args": arguments(container),
+        "args": [INIT, "--", *argv] if spec.init else argv,
         "env": environment(container, user.home),
         "cwd": workdir(container),
-        # Another user than root holds none, and gets none without a set-user-id program.
-        "capabilities": {
-            "bounding": list(DEFAULT_CAPABILITIES),
-            "effective": held,
-            "permitted": held,
-        },
-        "noNewPrivileges": True,
-        "oomScoreAdj": node.oom_score_adj,
+        "capabilities": privileges.capability_sets(
+            privileges.capabilities(spec, node.capabilities), user.uid
+        ),
+        "noNewPrivileges": not (spec.new_privileges or spec.privileged),
+        "oomScoreAdj": limits.oom_score(spec, node),
+        "rlimits": limits.process_limits(spec, node),
     }
 
 
-def namespaces(container: Container) -> list[dict[str, str]]:
+def namespaces(container: Container, users: OwnUsers | None = None) -> list[dict[str, str]]:
     """Everything of its own; the network namespace is joined when the network made one."""
     own = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")]
     network = {"type": "network"}
-    if container.netns is not None:
+    if users is not None:
+        network["path"] = users.netns
+    elif container.netns is not None:
         network["path"] = str(container.netns)
-    return [*own, network]
+    user = [{"type": "user", "path": users.userns}] if users is not None else []
+    return [*user, *own, network]
+
+
+def mounts(
+    spec: ContainerSpec, node: NodeFacts, places: Places, devices: tuple[DeviceNode, ...]
+) -> list[dict[str, Any]]:
+    """What is mounted into the root, in the order in which it is."""
+    found: list[dict[str, Any]] = []
+    for where, kind, source, options in _MOUNTS:
+        given = list(options)
+        if where == "/dev/shm":
+            given.append(f"size={spec.shm_size or DEFAULT_SHM}")
+        if spec.privileged and where.startswith("/sys"):
+            given.remove("ro")
+        found.append({"destination": where, "type": kind, "source": source, "options": given})
+    if spec.rootfs:
+        found += [_tmpfs(where, options) for where, options in _HOST_ROOT_MOUNTS]
+    found += [_bind(f"/etc/{name}", places.etc / name, "rw") for name in places.etc_names]
+    found += [_bind(each.path, Path(each.source), "rw") for each in devices if each.source]
+    if spec.init:
+        found.append(_bind(INIT, node.init, "ro"))
+    for text in spec.tmpfs:
+        tmpfs = parse_tmpfs(text)
+        found.append(_tmpfs(tmpfs.path, (*_HARMLESS, *tmpfs.options)))
+    return found
+
+
+def _bind(where: str, source: Path, access: str) -> dict[str, Any]:
+    options = ["bind", "rprivate", access]
+    return {"destination": where, "type": "bind", "source": str(source), "options": options}
+
+
+def _tmpfs(where: str, options: tuple[str, ...]) -> dict[str, Any]:
+    return {"destination": where, "type": "tmpfs", "source": "tmpfs", "options": list(options)}
 
 
 def config(
-    container: Container, node: NodeFacts, places: Places, files: ImageFiles
+    container: Container,
+    node: NodeFacts,
+    places: Places,
+    files: ImageFiles,
+    *,
+    devices: tuple[DeviceNode, ...] = (),
+    users: OwnUsers | None = None,
 ) -> dict[str, Any]:
     """The whole runtime configuration but for `linux.seccomp`, which `render` adds.
 
-    Raises RuntimeFailure for whatever the user has to change.
+    `devices` are those that the spec asks for, as they are on the host; `users` is the container's
+    user namespace, None for the host's users. Raises RuntimeFailure for whatever the user has to
+    change.
     """
-    user_name = container.spec.container.user or container.image.config.user
-    user = resolve_user(user_name, files.passwd, files.group)
-    mounts: list[dict[str, Any]] = [
-        {"destination": where, "type": kind, "source": source, "options": list(options)}
-        for where, kind, source, options in _MOUNTS
-    ]
-    mounts += [
-        {
-            "destination": f"/etc/{name}",
-            "type": "bind",
-            "source": str(places.etc / name),
-            "options": ["bind", "rprivate", "rw"],
-        }
-        for name in ETC_FILES
-    ]
-    propagation = root_propagation(container.mounts)
+    spec = container.spec.container
+    user = resolve_user(spec.user or container.image.config.user, files.passwd, files.group)
+    groups = resolve_groups(spec.groups, files.group)
+    linux = {
+        "cgroupsPath": places.cgroup,
+        "namespaces": namespaces(container, users),
+        "resources": limits.resources(container.spec, node, devices),
+        "devices": [each.node for each in devices if not each.source],
+        "sysctl": privileges.sysctls(spec, network=users is None or not users.foreign),
+        **privileges.paths(spec, places.secret),
+    }
+    if users is not None:
+        linux |= {"uidMappings": users.ids.mapping, "gidMappings": users.ids.mapping}
+    if propagation := root_propagation(container.mounts):
+        linux["rootfsPropagation"] = propagation
+    usual = mounts(spec, node, places, devices)
     return {
         "ociVersion": "1.0.2",
-        "process": process(container, node, user),
-        "root": {"path": str(places.root), "readonly": container.spec.container.read_only},
+        "process": process(container, node, user, groups),
+        "root": {"path": str(places.root), "readonly": spec.read_only or bool(spec.rootfs)},
         "hostname": hostname(container),
-        "mounts": merged(mounts, container.mounts, idmapped=False),
+        "domainname": spec.domainname,
+        "mounts": merged(usual, container.mounts, idmapped=users is not None),
         "annotations": {"orc.name": container.name} | container.labels,
-        "linux": {
-            "cgroupsPath": places.cgroup,
-            "namespaces": namespaces(container),
-            "resources": resources(container, node),
-            # As Docker: in a network namespace of its own there is nobody to protect from a
-            # user that takes port 80 or pings.
-            "sysctl": {
-                "net.ipv4.ip_unprivileged_port_start": "0",
-                "net.ipv4.ping_group_range": "0 2147483647",
-            },
-            "maskedPaths": list(MASKED_PATHS),
-            "readonlyPaths": list(READONLY_PATHS),
-        }
-        | ({"rootfsPropagation": propagation} if propagation else {}),
+        "linux": linux,
     }
 
 
-def render(document: dict[str, Any], seccomp: SeccompProfile) -> str:
-    """The text of `config.json`: the document with the ready-made seccomp part put in."""
+def render(document: dict[str, Any], seccomp: SeccompProfile | None) -> str:
+    """The text of `config.json`: the document with the ready-made seccomp part put in, if any."""
+    if seccomp is None:
+        return json.dumps(document, separators=(",", ":"))
     rest = {key: value for key, value in document.items() if key != "linux"}
     head = json.dumps(rest, separators=(",", ":"))[:-1]
     linux = json.dumps(document["linux"], separators=(",", ":"))[:-1]

@@ -6,9 +6,12 @@ import errno
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.idmap import as_root_of, idmapped
+from orchestrator.agent.runtime.idranges import IdRange
 from orchestrator.agent.runtime.mounts import MS_RDONLY, mount, unmount
 
 MOUNT_DATA_LIMIT = 4095
@@ -17,10 +20,29 @@ MOUNT_DATA_LIMIT = 4095
 _SPECIAL = frozenset('\\,:"')
 
 
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """Whose the files of a root are, other than on disk."""
+
+    ids: IdRange
+    userns: int
+    """A descriptor of a user namespace with this range."""
+
+
 def mount_overlay(
-    layers: Sequence[Path], upper: Path, work: Path, target: Path, *, keep: bool = False
+    layers: Sequence[Path],
+    upper: Path,
+    work: Path,
+    target: Path,
+    owners: Owners | None = None,
+    *,
+    keep: bool = False,
 ) -> None:
     """Mount an overlay root; `layers` are the lowest first. All folders exist.
+
+    With `owners` the files on disk, of the layers and of the writable one, have the ids that the
+    container sees, and it is the mount that turns them into those of its range: what is shared
+    stays shared, and a writable layer is the same in whatever range it is next used.
 
     The mount is `volatile`: the upper layer goes with the container, so neither a container's
     fsync nor the unmount waits until all of the disk's cache is written. With `keep` the layer
@@ -31,8 +53,15 @@ def mount_overlay(
     if not layers:
         raise RuntimeFailure("the image has no layers")
     with ExitStack() as opened:
-        lower = _plain(layers, upper, work) or _through_descriptors(layers, opened)
-        data = f"lowerdir={lower},upperdir={upper},workdir={work}"
+        if owners is not None:
+            lower = _through_descriptors(layers, opened, owners)
+            writable = f"/proc/self/fd/{_mapped(upper.parent, opened, owners)}"
+            folders = f"upperdir={writable}/{upper.name},workdir={writable}/{work.name}"
+            opened.enter_context(as_root_of(owners.ids))
+        else:
+            lower = _plain(layers, upper, work) or _through_descriptors(layers, opened)
+            folders = f"upperdir={upper},workdir={work}"
+        data = f"lowerdir={lower},{folders}"
         if not keep:
             data += ",volatile"
         if len(os.fsencode(data)) > MOUNT_DATA_LIMIT:
@@ -66,19 +95,38 @@ def _plain(layers: Sequence[Path], *others: Path) -> str | None:
     return lower
 
 
-def _through_descriptors(layers: Sequence[Path], opened: ExitStack) -> str:
+def _through_descriptors(
+    layers: Sequence[Path], opened: ExitStack, owners: Owners | None = None
+) -> str:
     """The layers by open descriptors, which have short names however long the paths are."""
     names: list[str] = []
     for layer in reversed(layers):
         try:
-            fd = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
+            if owners is not None:
+                fd = _mapped(layer, opened, owners)
+            else:
+                fd = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                opened.callback(os.close, fd)
+        except FileNotFoundError as error:
             raise RuntimeFailure(
                 f"the image's layer {layer.name} is not on this node any more"
             ) from error
-        opened.callback(os.close, fd)
         names.append(f"/proc/self/fd/{fd}")
     return ":".join(names)
+
+
+def _mapped(folder: Path, opened: ExitStack, owners: Owners) -> int:
+    try:
+        fd = idmapped(folder, owners.userns)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RuntimeFailure(
+            f"the file system of {folder} cannot show files to other users ({error.strerror}); "
+            "use --userns host, or a newer kernel"
+        ) from error
+    opened.callback(os.close, fd)
+    return fd
 
 
 def _explain(error: OSError) -> str:

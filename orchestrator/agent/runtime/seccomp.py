@@ -55,12 +55,12 @@ def convert(
     `architecture` is Go's name, such as `amd64`; `kernel` its version, such as (6, 12).
     """
     native = _NATIVE.get(architecture, "")
-    architectures = [native] if native else []
+    architectures = list(profile.get("architectures") or ([native] if native else []))
     for entry in profile.get("archMap") or ():
         if entry["architecture"] == native:
             architectures += entry.get("subArchitectures") or ()
     syscalls: list[dict[str, Any]] = []
-    for rule in profile["syscalls"]:
+    for rule in profile.get("syscalls") or ():
         if not _applies(rule, capabilities, architecture, kernel):
             continue
         kept: dict[str, Any] = {"names": rule["names"], "action": rule["action"]}
@@ -101,6 +101,17 @@ def _applies(
 def _version(text: str) -> tuple[int, int]:
     major, _, minor = text.partition(".")
     return int(major), int(minor or 0)
+
+
+def own_profile(
+    text: str, capabilities: frozenset[str], architecture: str, kernel: tuple[int, int]
+) -> SeccompProfile:
+    """Convert a profile that came with a container's spec. Raises RuntimeFailure."""
+    try:
+        converted = convert(json.loads(text), capabilities, architecture, kernel)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RuntimeFailure(f"the seccomp profile cannot be read: {error}") from error
+    return SeccompProfile(json.dumps(converted, separators=(",", ":")))
 
 
 @cache

@@ -52,6 +52,11 @@ def resolve_user(wanted: str, passwd: str, group: str) -> User:
     return User(uid, gid, tuple(sorted(groups)), home)
 
 
+def resolve_groups(wanted: tuple[str, ...], group: str) -> tuple[int, ...]:
+    """The ids of groups, each a name of the group(5) text or an id. Raises RuntimeFailure."""
+    return tuple(_resolve_group(name, group) for name in wanted)
+
+
 def _resolve_group(wanted: str, group: str) -> int:
     number = _number(wanted)
     for entry in _entries(group, 4):

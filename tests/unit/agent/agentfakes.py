@@ -84,6 +84,9 @@ class FakeRuntime:
         if (held := self.hold.get(method)) is not None:
             await held.wait()
 
+    async def reserve(self, container_id: str, spec: TaskSpec) -> None:
+        """Nothing is held."""
+
     async def create(self, container: Container) -> None:
         self.active += 1
         self.most_active = max(self.most_active, self.active)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.agent.images.config import ImageConfig, LocalImage
-from orchestrator.agent.runtime import oci
+from orchestrator.agent.runtime import etcfiles, limits, oci
 from orchestrator.agent.runtime.base import Container, RuntimeFailure
 from orchestrator.agent.runtime.rootfs import ImageFiles
 from orchestrator.agent.runtime.seccomp import SeccompProfile
@@ -95,11 +95,11 @@ def test_the_working_folder(image: str, spec: str, expected: str) -> None:
 
 
 def test_the_hostname() -> None:
-    assert oci.hostname(container()) == "0123456789ab"
-    assert oci.hostname(container(hostname="db")) == "db"
-    assert oci.hostname(replace(container(hostname="db"), hostname="web-1")) == "web-1"
+    assert etcfiles.hostname(container()) == "0123456789ab"
+    assert etcfiles.hostname(container(hostname="db")) == "db"
+    assert etcfiles.hostname(replace(container(hostname="db"), hostname="web-1")) == "web-1"
     with pytest.raises(RuntimeFailure, match="longer than 64"):
-        oci.hostname(container(hostname="x" * 65))
+        etcfiles.hostname(container(hostname="x" * 65))
 
 
 @pytest.mark.parametrize(
@@ -114,28 +114,28 @@ def test_the_hostname() -> None:
     ],
 )
 def test_the_weight(task: TaskSpec, weight: int) -> None:
-    assert oci.resources(container(task=task), NODE)["cpu"] == {"shares": weight}
+    assert limits.resources(container(task=task).spec, NODE, ())["cpu"] == {"shares": weight}
 
 
 def test_limits() -> None:
     made = container(task=TaskSpec(limit=Resources(shares=1536, memory=64 << 20)), pids_limit=9)
-    found = oci.resources(made, NODE)
+    found = limits.resources(made.spec, NODE, ())
     assert found["cpu"] == {"shares": 128, "quota": 150_000, "period": 100_000}
     assert found["memory"] == {"limit": 64 << 20, "swap": 64 << 20}
     assert found["pids"] == {"limit": 9}
     assert found["devices"] == [{"allow": False, "access": "rwm"}]
-    without = oci.resources(made, replace(NODE, swap_accounting=False))
+    without = limits.resources(made.spec, replace(NODE, swap_accounting=False), ())
     assert without["memory"] == {"limit": 64 << 20}
 
 
 def test_a_cpu_limit_is_not_below_what_the_kernel_takes() -> None:
     made = container(task=TaskSpec(limit=Resources(shares=1)))
-    assert oci.resources(made, NODE)["cpu"]["quota"] == 1000
+    assert limits.resources(made.spec, NODE, ())["cpu"]["quota"] == 1000
 
 
 def test_a_memory_limit_that_is_too_small() -> None:
     with pytest.raises(RuntimeFailure, match="at least 6 MiB"):
-        oci.resources(container(task=TaskSpec(limit=Resources(memory=1 << 20))), NODE)
+        limits.resources(container(task=TaskSpec(limit=Resources(memory=1 << 20))).spec, NODE, ())
 
 
 def test_the_whole() -> None:
@@ -160,12 +160,12 @@ def test_the_whole() -> None:
 def test_names_in_etc() -> None:
     node = replace(NODE, nameservers=("9.9.9.9",), search=("lan",))
     made = replace(container(hostname="db"), address="10.128.1.5")
-    files = oci.etc_files(made, node)
-    assert set(files) == set(oci.ETC_FILES)
+    files = etcfiles.etc_files(made, node)
+    assert set(files) == set(etcfiles.ETC_FILES)
     assert files["hostname"] == "db\n"
     assert files["hosts"].splitlines()[-1] == "10.128.1.5\tdb"
     assert files["resolv.conf"] == "nameserver 9.9.9.9\nsearch lan\n"
-    own = oci.etc_files(replace(made, nameservers=("10.128.0.2",)), node)
+    own = etcfiles.etc_files(replace(made, nameservers=("10.128.0.2",)), node)
     assert own["resolv.conf"] == "nameserver 10.128.0.2\n"
 
 

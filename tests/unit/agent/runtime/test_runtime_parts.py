@@ -17,8 +17,8 @@ from orchestrator.agent.runtime.cgroups import CgroupMode, parse_mounts
 from orchestrator.agent.runtime.failures import failure, known_failure
 from orchestrator.agent.runtime.host import parse_resolver
 from orchestrator.agent.runtime.identity import ProcessIdentity, identify
-from orchestrator.agent.runtime.oci import DEFAULT_CAPABILITIES
 from orchestrator.agent.runtime.overlay import mount_overlay
+from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES
 from orchestrator.agent.runtime.rootfs import read_in_root
 from orchestrator.agent.runtime.seccomp import convert, load_profile
 from orchestrator.agent.runtime.signals import signal_number, stop_signal

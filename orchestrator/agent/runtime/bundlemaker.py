@@ -1,0 +1,207 @@
+"""From a container to the bundle that it is made from: users, root, configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from orchestrator.agent.runtime import oci
+from orchestrator.agent.runtime.base import Container, RuntimeFailure
+from orchestrator.agent.runtime.bundle import Bundle
+from orchestrator.agent.runtime.cgroups import Cgroups
+from orchestrator.agent.runtime.devices import find_devices, make_nodes
+from orchestrator.agent.runtime.etcfiles import ETC_FILES, etc_files
+from orchestrator.agent.runtime.facts import NodeFacts
+from orchestrator.agent.runtime.host import find_runtime, kernel_version
+from orchestrator.agent.runtime.hostroot import masked, mount_host_root
+from orchestrator.agent.runtime.idranges import IdRanges
+from orchestrator.agent.runtime.overlay import Owners, ensure_unmounted, mount_overlay
+from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES, capabilities, own_users
+from orchestrator.agent.runtime.rootfs import check_architecture, read_image_files
+from orchestrator.agent.runtime.seccomp import (
+    SeccompProfile,
+    go_architecture,
+    load_profile,
+    own_profile,
+)
+from orchestrator.agent.runtime.userns import NamespaceMaker, keep, owner
+from orchestrator.model.specs import TaskSpec
+
+
+class BundleMaker:
+    """Makes the bundles of one node; an async context manager."""
+
+    def __init__(
+        self,
+        ids: IdRanges,
+        cgroups: Cgroups,
+        *,
+        netns_dir: Path,
+        facts: NodeFacts,
+        seccomp_profile: Path,
+        hidden: Sequence[Path],
+    ) -> None:
+        """`netns_dir` has the network namespaces by container; `hidden` are folders that no
+        container sees, though it be given the node's own files."""
+        self._ids = ids
+        self._cgroups = cgroups
+        self._netns_dir = netns_dir
+        self._facts = facts
+        self._profile_path = seccomp_profile
+        self._hidden = tuple(hidden)
+        self._maker = NamespaceMaker()
+
+    async def __aenter__(self) -> Self:
+        """Raises RuntimeFailure when there is no seccomp profile on this node."""
+        self._ids.open()
+        self._default_profile(frozenset(DEFAULT_CAPABILITIES))
+        await self._maker.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._maker.__aexit__(kind, error, trace)
+
+    def held(self) -> frozenset[str]:
+        """Containers that hold user ids."""
+        return self._ids.held()
+
+    def release(self, container_id: str) -> None:
+        """Give back what `reserve` took, but for the network namespace, which is the network's."""
+        self._ids.release(container_id)
+
+    async def reserve(self, container_id: str, spec: TaskSpec) -> None:
+        """Take a range of user ids for a container, and make the network namespace that belongs to
+        its users, unless it has the host's. Raises RuntimeFailure."""
+        if not own_users(spec.container):
+            return
+        known = self._ids.find(container_id) is not None
+        ids = self._ids.hold(container_id)
+        path = self._netns_dir / container_id
+        if not known:
+            # Whatever is there belongs to users that this container does not have any more.
+            ensure_unmounted(path)
+        elif (found := owner(path)) is not None:
+            os.close(found)
+            return
+        userns, netns = await self._maker.make(ids)
+        try:
+            keep(netns, path)
+        finally:
+            os.close(userns)
+            os.close(netns)
+
+    @asynccontextmanager
+    async def made(self, container: Container, bundle: Bundle) -> AsyncIterator[str | None]:
+        """The bundle, with the root mounted, for the OCI runtime to read while the block lasts;
+        yields the program that the container asks for in place of the node's.
+
+        Raises RuntimeFailure for what the user or the node's owner has to change.
+        """
+        spec = container.spec.container
+        runtime = find_runtime(spec.runtime) if spec.runtime else None
+        async with AsyncExitStack() as stack:
+            users, owners = await self._users(container, stack)
+            ids = owners.ids if owners is not None else None
+            await bundle.ensure(spec.storage_size, durable=container.keep, ids=ids)
+            if runtime is not None:
+                bundle.write_runtime(runtime)
+            if spec.rootfs:
+                mount_host_root(bundle.root, self._hidden)
+            else:
+                layers = container.image.layers
+                mount_overlay(
+                    layers, bundle.upper, bundle.work, bundle.root, owners, keep=container.keep
+                )
+            devices = find_devices(spec)
+            if devices and ids is not None:
+                devices = make_nodes(devices, bundle.devices, ids)
+            document = oci.config(
+                container,
+                self._facts,
+                self._places(container, bundle),
+                read_image_files(bundle.root),
+                devices=devices,
+                users=users,
+            )
+            self._check(container, bundle, document["process"]["env"], document["process"]["cwd"])
+            text = oci.render(document, self._profile(container))
+            bundle.write_texts(text, etc_files(container, self._facts), ids)
+            yield runtime
+
+    async def _users(
+        self, container: Container, stack: AsyncExitStack
+    ) -> tuple[oci.OwnUsers | None, Owners | None]:
+        """The container's user namespace: that of its own network, as `reserve` made it, else a new
+        one."""
+        if not own_users(container.spec.container):
+            return None, None
+        ids = self._ids.hold(container.id)
+        ours = container.netns == self._netns_dir / container.id
+        userns = owner(container.netns) if container.netns is not None and ours else None
+        netns = str(container.netns or "")
+        if userns is None:
+            userns, made = await self._maker.make(ids)
+            stack.callback(os.close, made)
+            netns = netns or _path(made)
+        stack.callback(os.close, userns)
+        foreign = container.netns is not None and not ours
+        return oci.OwnUsers(ids, _path(userns), netns, foreign), Owners(ids, userns)
+
+    def _places(self, container: Container, bundle: Bundle) -> oci.Places:
+        host_root = bool(container.spec.container.rootfs)
+        return oci.Places(
+            bundle.root,
+            bundle.state,
+            self._cgroups.path(container.id),
+            tuple(n for n in ETC_FILES if not host_root or os.path.lexists(f"/etc/{n}")),
+            tuple(masked(self._hidden)) if host_root else (),
+        )
+
+    def _check(
+        self, container: Container, bundle: Bundle, env: Sequence[str], workdir: str
+    ) -> None:
+        program = oci.arguments(container)[0]
+        check_architecture(bundle.root, program, env, workdir, os.uname().machine)
+        if container.spec.container.init and not self._facts.init.exists():
+            raise RuntimeFailure(
+                f"there is no {self._facts.init} on this node for --init; install tini"
+            )
+
+    def _profile(self, container: Container) -> SeccompProfile | None:
+        spec = container.spec.container
+        if spec.privileged or spec.seccomp == "unconfined":
+            return None
+        held = frozenset(capabilities(spec, self._facts.capabilities))
+        if spec.seccomp:
+            machine = go_architecture(os.uname().machine)
+            return own_profile(spec.seccomp, held, machine, kernel_version())
+        return self._default_profile(held)
+
+    def _default_profile(self, held: frozenset[str]) -> SeccompProfile:
+        machine = go_architecture(os.uname().machine)
+        return load_profile(self._profile_path, held, machine, kernel_version())
+
+
+def _path(descriptor: int) -> str:
+    """How another process names one of our descriptors."""
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
+
+
+def release_null_device() -> None:
+    """Give /dev/null back to the host's root.
+
+    crun until 1.21 makes a container's user the owner of its standard streams, of /dev/null as
+    well, and who owns it may change its mode for the whole host. A container's program does not
+    run before this is undone.
+    """
+    if os.stat(os.devnull).st_uid != 0:
+        os.chown(os.devnull, 0, 0)

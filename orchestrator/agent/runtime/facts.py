@@ -1,0 +1,38 @@
+"""What the configuration of a container needs to know of its node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.model.confinement import CAPABILITIES
+
+DEFAULT_PIDS_LIMIT = 4096
+"""Most processes in a container whose spec does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """Of the kernel, the agent's own process and `/etc`; see `host.read_node_facts`."""
+
+    swap_accounting: bool = True
+    """Whether the kernel can limit swap; without, memory alone is limited."""
+    oom_score_adj: int = 0
+    """What containers get: the agent's own value if that is above 0 (it cannot be lowered without
+    CAP_SYS_RESOURCE), else 0, so that no container inherits the agent's protection."""
+    least_oom_score: int = -1000
+    """The lowest that the agent can give."""
+    pids_limit: int = DEFAULT_PIDS_LIMIT
+    nameservers: tuple[str, ...] = ()
+    """Those of the host, for a container that names none."""
+    search: tuple[str, ...] = ()
+    """The host's DNS search domains, used with its nameservers."""
+    capabilities: frozenset[str] = frozenset(CAPABILITIES)
+    """What the agent holds, and so can give to a container with the host's users."""
+    hard_limits: Mapping[str, int] = field(default_factory=dict)
+    """The agent's own hard limits, by Docker's names, where it cannot raise them."""
+    cpus: frozenset[int] = frozenset()
+    """The CPUs that there are; empty: not known."""
+    init: Path = Path("/usr/bin/tini-static")
+    """The program for `--init`."""

@@ -1,0 +1,109 @@
+"""Ranges of user ids, one for each container that has users of its own.
+
+A range is a symbolic link in a folder on disk: its name is the first id, what it points to is the
+container. The kernel makes a link or says that there is one, so that no two containers ever hold
+the same range, whenever the agent is killed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.agent.runtime.base import RuntimeFailure
+
+SIZE = 65_536
+"""Ids of a range: what an image can name."""
+FIRST = 100_000
+"""Where Debian, too, begins to give ids to others than the system's own users."""
+HIGHEST = (1 << 32) - 2
+"""The last id that the kernel takes."""
+_SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
+
+
+@dataclass(frozen=True, slots=True)
+class IdRange:
+    """The ids `first` to `first + SIZE - 1` of the host, which are 0 to SIZE - 1 inside."""
+
+    first: int
+
+    @property
+    def mapping(self) -> list[dict[str, int]]:
+        """As the OCI runtime reads it (config-linux.md, "User namespace mappings")."""
+        return [{"containerID": 0, "hostID": self.first, "size": SIZE}]
+
+
+class IdRanges:
+    """The ranges of this node; each is held until its container is removed."""
+
+    def __init__(
+        self,
+        folder: Path,
+        first: int = FIRST,
+        last: int = HIGHEST,
+        taken: Iterable[tuple[int, int]] = (),
+    ) -> None:
+        """`folder` is made by `open`. Ranges lie between the ids `first` and `last`, and miss what
+        is `taken`: pairs of a first id and a number of ids."""
+        self._folder = folder
+        self._first, self._last = first, last
+        self._taken = tuple(taken)
+        self._held: dict[str, IdRange] = {}
+
+    def open(self) -> None:
+        """Read what is held. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for entry in os.scandir(self._folder):
+            if entry.name.isdecimal():
+                self._held[os.readlink(entry.path)] = IdRange(int(entry.name))
+
+    def held(self) -> frozenset[str]:
+        """The containers that hold a range."""
+        return frozenset(self._held)
+
+    def find(self, container_id: str) -> IdRange | None:
+        """What a container holds."""
+        return self._held.get(container_id)
+
+    def hold(self, container_id: str) -> IdRange:
+        """The range of a container, a free one if it has none. Raises RuntimeFailure."""
+        if (there := self._held.get(container_id)) is not None:
+            return there
+        used = {found.first for found in self._held.values()}
+        for first in range(self._first, self._last - SIZE + 2, SIZE):
+            if first in used or any(
+                begin < first + SIZE and first < begin + count for begin, count in self._taken
+            ):
+                continue
+            try:
+                os.symlink(container_id, self._folder / str(first))
+            except FileExistsError:
+                continue
+            self._held[container_id] = found = IdRange(first)
+            return found
+        raise RuntimeFailure(
+            f"all ranges of user ids on this node are held by {len(self._held)} containers; "
+            "remove some, or run it with --userns host"
+        )
+
+    def release(self, container_id: str) -> None:
+        """Give a container's range back; fine when it has none."""
+        if (found := self._held.pop(container_id, None)) is not None:
+            (self._folder / str(found.first)).unlink(missing_ok=True)
+
+
+def subordinate_ids() -> tuple[tuple[int, int], ...]:
+    """What the host has given to users of its own (subuid(5), subgid(5)): first id and number."""
+    found = set()
+    for path in _SUBORDINATE:
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            _, *numbers = line.split(":")
+            if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
+                found.add((int(numbers[0]), int(numbers[1])))
+    return tuple(sorted(found))

@@ -1,0 +1,99 @@
+"""What the kernel limits a container to: the cgroup's and the process's limits. Pure.
+
+Source: the OCI runtime-spec (config-linux.md, "Control groups"; config.md, "POSIX process").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.devices import DeviceNode
+from orchestrator.agent.runtime.facts import NodeFacts
+from orchestrator.model.specs import SHARES_PER_CORE, ContainerSpec, TaskSpec
+
+LEAST_MEMORY = 6 << 20
+"""Bytes below which the OCI runtime itself does not fit into the container's limit."""
+QUOTA_PERIOD = 100_000
+"""Microseconds over which a CPU limit is counted."""
+_LEAST_QUOTA = 1000
+_LEAST_WEIGHT, _MOST_WEIGHT = 2, 262_144
+_UNLIMITED = (1 << 64) - 1
+
+
+def resources(spec: TaskSpec, node: NodeFacts, devices: Sequence[DeviceNode]) -> dict[str, Any]:
+    """The limits of the cgroup.
+
+    CPU weight is told as version 1 shares, which the OCI runtime turns into a weight on version 2.
+    Raises RuntimeFailure when the memory limit is too small for anything to start.
+    """
+    container = spec.container
+    cpu: dict[str, Any] = {"shares": min(max(spec.weight, _LEAST_WEIGHT), _MOST_WEIGHT)}
+    if spec.limit.shares:
+        quota = spec.limit.shares * QUOTA_PERIOD // SHARES_PER_CORE
+        cpu |= {"quota": max(quota, _LEAST_QUOTA), "period": QUOTA_PERIOD}
+    if container.cpuset_cpus:
+        _check_cpus(container.cpuset_cpus, node.cpus)
+        cpu["cpus"] = container.cpuset_cpus
+    result: dict[str, Any] = {
+        "devices": device_rules(container, devices),
+        "cpu": cpu,
+        "pids": {"limit": container.pids_limit or node.pids_limit},
+    }
+    if limit := spec.limit.memory:
+        if limit < LEAST_MEMORY:
+            raise RuntimeFailure(
+                f"the memory limit of {limit} bytes is too small to start a container; "
+                f"give at least {LEAST_MEMORY >> 20} MiB"
+            )
+        # `swap` counts memory and swap together, so equal values leave no swap.
+        swap = {"swap": container.memory_swap or limit} if node.swap_accounting else {}
+        result["memory"] = {"limit": limit} | swap
+    return result
+
+
+def device_rules(spec: ContainerSpec, devices: Sequence[DeviceNode]) -> list[dict[str, Any]]:
+    """Devices are denied but for those asked for, and the usual ones, which the OCI runtime adds:
+    with CAP_MKNOD a container could else make the host's disk and read it."""
+    if spec.privileged:
+        return [{"allow": True, "access": "rwm"}]
+    denied: dict[str, Any] = {"allow": False, "access": "rwm"}
+    return [denied, *(device.rule for device in devices)]
+
+
+def _check_cpus(wanted: str, there: frozenset[int]) -> None:
+    for part in wanted.split(","):
+        first, _, last = part.partition("-")
+        missing = set(range(int(first), int(last or first) + 1)) - there
+        if there and missing:
+            raise RuntimeFailure(
+                f"cpuset {wanted} names CPU {min(missing)}, which this node does not have; "
+                f"it has {len(there)}"
+            )
+
+
+def process_limits(spec: ContainerSpec, node: NodeFacts) -> list[dict[str, Any]]:
+    """The limits of setrlimit(2). Raises RuntimeFailure for one that the agent cannot raise."""
+    found = []
+    for limit in spec.ulimits:
+        hard = _UNLIMITED if limit.hard < 0 else limit.hard
+        most = node.hard_limits.get(limit.name, _UNLIMITED)
+        if hard > most:
+            raise RuntimeFailure(
+                f"ulimit {limit.name} cannot be raised above the agent's own, which is {most}"
+            )
+        soft = _UNLIMITED if limit.soft < 0 else limit.soft
+        found.append({"type": f"RLIMIT_{limit.name.upper()}", "soft": soft, "hard": hard})
+    return found
+
+
+def oom_score(spec: ContainerSpec, node: NodeFacts) -> int:
+    """The score that the process gets. Raises RuntimeFailure when it cannot be that low."""
+    wanted = spec.oom_score_adj
+    if wanted and wanted < node.least_oom_score:
+        raise RuntimeFailure(
+            f"oom score {wanted} is below the agent's own of {node.least_oom_score}, "
+            "which it cannot lower"
+        )
+    return wanted or node.oom_score_adj

@@ -1,0 +1,94 @@
+"""Makes user namespaces, each with a network namespace that belongs to it: a process of its own.
+
+Run as a file (`python -I -S nsmaker.py`) with the standard library alone, so that it is small: a
+new namespace takes a fork, and the agent itself has threads, of which no fork is safe.
+
+Orders come over the sequenced socket that is its stdin: the decimal number of the first user id of
+a range. It answers `ok` with two descriptors, of the user namespace and of the network namespace,
+or with one line that says what the kernel refused. It ends when the other end closes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import sys
+
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+SIZE = 65_536
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _unshare() -> None:
+    if _libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _child(ready: int, done: int) -> None:
+    try:
+        _unshare()
+        os.write(ready, b"k")
+        os.read(done, 1)
+    except OSError as error:
+        os.write(ready, str(error.strerror).encode())
+    os._exit(0)
+
+
+def make(first: int) -> tuple[int, int]:
+    """Descriptors of a new user namespace and of its network namespace. Raises OSError."""
+    ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+    done_read, done_write = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            os.close(done_write)
+            _child(ready_write, done_read)
+        try:
+            said = os.read(ready_read, 256)
+            if said != b"k":
+                raise OSError(0, said.decode())
+            for kind in ("uid", "gid"):
+                _write(f"/proc/{pid}/{kind}_map", f"0 {first} {SIZE}\n")
+            user = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return user, os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                os.close(user)
+                raise
+        finally:
+            os.write(done_write, b"k")
+            os.waitpid(pid, 0)
+    finally:
+        for descriptor in (ready_read, ready_write, done_read, done_write):
+            os.close(descriptor)
+
+
+def main() -> int:
+    """Serve until the other end closes."""
+    with socket.socket(fileno=os.dup(0)) as orders:
+        while order := orders.recv(64):
+            try:
+                made = make(int(order))
+            except OSError as error:
+                orders.send((error.strerror or str(error)).encode())
+                continue
+            socket.send_fds(orders, [b"ok"], made)
+            for descriptor in made:
+                os.close(descriptor)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

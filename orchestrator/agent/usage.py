@@ -35,7 +35,8 @@ class Usage:
         options = tuple(order.top.ps_options) or _DEFAULT_OPTIONS
         try:
             process = await asyncio.create_subprocess_exec(
-                *("ps", *options),
+                # All of the node's, for these may have any user; `pick` leaves the container's.
+                *("ps", *options, "-A"),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,

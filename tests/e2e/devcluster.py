@@ -177,6 +177,9 @@ class Cluster:
     def in_task(
         self, task: Mapping[str, Any], *command: str, ok: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program of a task's image in its mount and network namespaces."""
-        enter = ("nsenter", "-t", str(task["pid"]), "-n", "-m", "--", *command)
+        """Run a program of a task's image in its mount and network namespaces, as its root."""
+        pid = str(task["pid"])
+        ids = self.exec(task["node"], "cat", f"/proc/{pid}/uid_map").stdout.split()
+        users = () if ids[1] == "0" else ("-U",)
+        enter = ("nsenter", "-t", pid, *users, "-n", "-m", "--", *command)
         return self.exec(task["node"], *enter, ok=ok)

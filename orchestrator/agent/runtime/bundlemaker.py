@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from orchestrator.agent.runtime import oci
-from orchestrator.agent.runtime.base import Container, RuntimeFailure
+from orchestrator.agent.runtime.base import Container, Mount, RuntimeFailure
 from orchestrator.agent.runtime.bundle import Bundle
 from orchestrator.agent.runtime.cgroups import Cgroups
 from orchestrator.agent.runtime.devices import find_devices, make_nodes
@@ -18,6 +19,7 @@ from orchestrator.agent.runtime.etcfiles import ETC_FILES, etc_files
 from orchestrator.agent.runtime.facts import NodeFacts
 from orchestrator.agent.runtime.host import find_runtime, kernel_version
 from orchestrator.agent.runtime.hostroot import masked, mount_host_root
+from orchestrator.agent.runtime.idmap import idmapped
 from orchestrator.agent.runtime.idranges import IdRanges
 from orchestrator.agent.runtime.overlay import Owners, ensure_unmounted, mount_overlay
 from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES, capabilities, own_users
@@ -111,6 +113,8 @@ class BundleMaker:
         async with AsyncExitStack() as stack:
             users, owners = await self._users(container, stack)
             ids = owners.ids if owners is not None else None
+            if owners is not None:
+                container = replace(container, mounts=_mapped(container.mounts, owners))
             await bundle.ensure(spec.storage_size, durable=container.keep, ids=ids)
             if runtime is not None:
                 bundle.write_runtime(runtime)
@@ -189,6 +193,23 @@ class BundleMaker:
     def _default_profile(self, held: frozenset[str]) -> SeccompProfile:
         machine = go_architecture(os.uname().machine)
         return load_profile(self._profile_path, held, machine, kernel_version())
+
+
+def _mapped(mounts: tuple[Mount, ...], owners: Owners) -> tuple[Mount, ...]:
+    """Folders of the node as a container with users of its own has them: as with the node's users,
+    its root may do there what the node's root may. Some file systems cannot show that, `/proc`
+    say; what is there is nobody's for the container."""
+    found = []
+    for mount in mounts:
+        if mount.source and not mount.owned:
+            try:
+                os.close(idmapped(Path(mount.source), owners.userns))
+            except OSError:
+                pass
+            else:
+                mount = replace(mount, owned=True)
+        found.append(mount)
+    return tuple(found)
 
 
 def _path(descriptor: int) -> str:

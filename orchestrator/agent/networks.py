@@ -108,6 +108,11 @@ class Networks:
         if config is self._wanted:
             self._passed.set()
 
+    async def ready(self) -> None:
+        """Until the network as ordered is there, and what earlier containers left is given back:
+        also their namespaces, so that new ones are made only now. Raises NetworkError."""
+        await self._ready()
+
     async def attach(self, container_id: str, ports: Sequence[PortSpec]) -> Connected:
         """Connect a container, once the network as ordered is there. Raises NetworkError."""
         config = await self._ready()

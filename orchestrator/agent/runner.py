@@ -222,6 +222,7 @@ class TaskRunner:
             mounts = await self._parts.volumes.attach(self._task, self._volumes, image)
         if mounts is None:
             return
+        await self._parts.network.ready()
         await self._parts.runtime.reserve(self.id, self._task.spec)
         connected = await self._parts.network.attach(self.id, self._task.spec.ports)
         self._prepared = Prepared(image, mounts, connected)

@@ -193,6 +193,9 @@ class FakeNetwork:
     def order(self, networks: Sequence[dispatch_pb2.AssignedNetwork]) -> None:
         self.ordered = list(networks)
 
+    async def ready(self) -> None:
+        """It is."""
+
     async def attach(self, container_id: str, ports: Sequence[PortSpec]) -> Connected:
         for port in ports:
             if port.published in self.taken:

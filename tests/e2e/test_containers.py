@@ -295,6 +295,7 @@ def test_many_come_and_go_without_a_trace(box: Cluster, hello: str) -> None:
         wanted = {f"many{n}" for n in range(40)}
         eventually(lambda: wanted <= {row["name"] for row in box.json("ps")}, within=60.0)
         box.orc("rm", "-f", *wanted, within=120.0)
+        eventually(lambda: not list((box.data("node1") / "containers").iterdir()), within=30.0)
 
     round_()
     first = traces()
@@ -303,7 +304,8 @@ def test_many_come_and_go_without_a_trace(box: Cluster, hello: str) -> None:
 
     def settled() -> bool:
         mounts, cgroups, files, rss = traces()
-        assert (mounts, cgroups) == first[:2]
+        assert mounts <= first[0]
+        assert cgroups <= first[1]
         assert files <= first[2] + 3
         assert rss <= first[3] * 1.2
         return True

@@ -139,10 +139,14 @@ class CrunWorld:
         made = self.container(container_id, "sh", "-c", HUNGRY)
         return replace(made, spec=replace(made.spec, limit=Resources(memory=16 << 20)))
 
-    async def ready(self, runtime: Runtime, container_id: str, text: bytes = b"ready") -> None:
-        """Until the container has said so."""
+    async def ready(
+        self, runtime: Runtime, container_id: str, text: bytes = b"ready", times: int = 1
+    ) -> None:
+        """Until the container has said so; `times` counts all its runs, which share a log."""
+        said = 0
         async for record in logs.read(runtime.log_path(container_id), follow=True):
-            if record.line == text:
+            said += record.line == text
+            if said == times:
                 return
 
     def lose_monitor(self, container_id: str) -> None:
@@ -209,7 +213,7 @@ class FakeWorld:
     def hungry(self, container_id: str) -> Container:
         return self._container(container_id, Script(run_for=0, exit_code=137, oom_killed=True))
 
-    async def ready(self, runtime: Runtime, container_id: str) -> None:
+    async def ready(self, runtime: Runtime, container_id: str, times: int = 1) -> None:
         """At once."""
 
     def lose_monitor(self, container_id: str) -> None:

@@ -225,10 +225,10 @@ async def test_release_keeps_the_files_for_another_run(world: World) -> None:
     async with world, world.runtime() as runtime:
         container = replace(world.graceful("a"), keep=True)
         pids = []
-        for _ in range(3):
+        for run in (1, 2, 3):
             await runtime.create(container)
             pids.append((await runtime.start("a")).pid)
-            await world.ready(runtime, "a")
+            await world.ready(runtime, "a", times=run)
             await runtime.kill("a", signal.SIGTERM)
             assert (await runtime.wait("a")).code == 143
             await runtime.release("a")

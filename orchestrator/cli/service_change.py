@@ -164,7 +164,12 @@ def _name_for(image: str) -> str:
 @pass_client
 def update(client: Client, **values: Any) -> None:
     """Change a service, and wait until it runs as changed."""
-    changed = _change(client, values["service"], lambda spec: edited(spec, values))
+    changed = _change(
+        client,
+        values["service"],
+        lambda spec: edited(spec, values),
+        resolve_image=values["image"] is not None,
+    )
     _wait(client, [changed], values)
 
 
@@ -203,8 +208,15 @@ def _scale(text: str) -> tuple[str, int]:
     return name, replicas
 
 
-def _change(client: Client, name: str, edit: Callable[[ServiceSpec], ServiceSpec]) -> Any:
-    """Read a service, edit its spec and store it; once more if somebody else was faster."""
+def _change(
+    client: Client,
+    name: str,
+    edit: Callable[[ServiceSpec], ServiceSpec],
+    *,
+    resolve_image: bool = False,
+) -> Any:
+    """Read a service, edit its spec and store it; once more if somebody else was faster.
+    `resolve_image`: what the image's tag stands for is looked up again."""
     for _ in range(CONFLICTS):
         request = control_pb2.ListServicesRequest(service=name)
         rows = client.call("ListServices", request).services
@@ -213,7 +225,10 @@ def _change(client: Client, name: str, edit: Callable[[ServiceSpec], ServiceSpec
         service: Service = from_proto(rows[0].service)
         spec = checked(edit(service.spec))
         update = control_pb2.UpdateServiceRequest(
-            service=service.id, spec=to_proto(spec), revision=service.revision
+            service=service.id,
+            spec=to_proto(spec),
+            revision=service.revision,
+            resolve_image=resolve_image,
         )
         try:
             return client.call("UpdateService", update)

@@ -142,7 +142,7 @@ class Manager:
         self._identity = identity
         self._kv = kv
         self.cache = Cache(kv)
-        self._inbox = Inbox(time.time)
+        self.inbox = Inbox(time.time)
         self._events = EventLog(self.cache, time.time)
         self._tunnels = Tunnels(new_id)
         self._leader = ""
@@ -150,7 +150,7 @@ class Manager:
         """Set once the ports are open."""
         self._address = f"{identity.address}:{identity.port}"
         self._dispatcher = Dispatcher(
-            self.cache, self._inbox, self._tunnels, lambda: self._address, self._managers
+            self.cache, self.inbox, self._tunnels, lambda: self._address, self._managers
         )
 
     def _managers(self) -> list[str]:
@@ -190,7 +190,7 @@ class Manager:
             cache=self.cache,
             dispatcher=self._dispatcher,
             tunnels=self._tunnels,
-            inbox=self._inbox,
+            inbox=self.inbox,
             events=self._events,
             vault=vault,
             identity=identity,
@@ -228,12 +228,12 @@ class Manager:
         while True:
             try:
                 async with election.term() as won:
-                    self._inbox.clear()
+                    self.inbox.clear()
                     self._leader = self._identity.manager_id
                     term = Term(
                         self._kv,
                         self.cache,
-                        self._inbox,
+                        self.inbox,
                         fence=won.guard,
                         started_at=time.time(),
                         now=time.time,

@@ -227,6 +227,26 @@ async def test_an_update_from_a_stale_copy_is_refused(running: Running, control:
         assert "somebody else" in (refused.value.details() or "")
 
 
+async def test_a_rebuilt_tag_is_taken_when_the_image_is_named_again(
+    running: Running, control: Any
+) -> None:
+    async with agent(running, "one") as node:
+        await deploy(running, control, web())
+        await node.until(lambda: node.tasks)
+        (old,) = node.tasks
+        await node.report(old, state=TaskState.RUNNING)
+        rebuilt = Image(id="sha256:" + "b" * 64, names=("hello:1",))
+        running.manager.inbox.tag(next(iter(running.manager.cache.view.nodes)), rebuilt)
+        async with asyncio.timeout(10), running.manager.cache.subscribe() as feed:
+            while rebuilt.id not in running.manager.cache.view.images:
+                await feed.next()
+        update = control_pb2.UpdateServiceRequest(service="web", spec=web())
+        assert (await control.UpdateService(update)).image_digest == IMAGE.id
+        update.resolve_image = True
+        assert (await control.UpdateService(update)).image_digest == rebuilt.id
+        await node.until(lambda: node.tasks[old].desired_state is TaskState.SHUTDOWN)
+
+
 async def test_one_of_two_who_take_a_name_at_once_gets_it(running: Running, control: Any) -> None:
     async with agent(running, "one"):
         await deploy(running, control, to_proto(replace(from_proto(web()), name="first")))

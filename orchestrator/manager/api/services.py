@@ -90,7 +90,9 @@ class ServiceCalls(Calls):
         validate_service(spec)
         check_networks(api.view, spec)
         digest = service.image_digest
-        image_named = spec.task.container.image != service.spec.task.container.image
+        image_named = (
+            request.resolve_image or spec.task.container.image != service.spec.task.container.image
+        )
         if image_named or spec.task.force != service.spec.task.force:
             digest = await resolve_image(
                 api, spec.task.container, ask_registry=not request.no_resolve_image

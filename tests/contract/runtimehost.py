@@ -16,6 +16,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def remove_leftovers() -> None:
                 continue
             for members in folder.rglob("cgroup.procs"):
                 for member in members.read_text().split():
-                    os.kill(int(member), signal.SIGKILL)
+                    with suppress(ProcessLookupError):
+                        os.kill(int(member), signal.SIGKILL)
             Cgroups(detect(), f"/{folder.name}").remove_parent()
 
 

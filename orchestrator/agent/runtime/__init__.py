@@ -28,6 +28,14 @@ paths, no new privileges, namespaces, limits. It reads no file; the few things t
 (`/etc/passwd`, the program's header) are read by `rootfs` in a way that no symbolic link in the
 image leads out of it.
 
+**Root in a container is nobody elsewhere.** Each container holds a range of user ids of the host
+(`idranges`) and has a user namespace of it, to which its network namespace belongs: both are made
+by a helper (`nsmaker`) before the network attaches, so that its root may listen on port 80, ping,
+and with NET_ADMIN do more. Layers, writable layer, volumes and folders of the node are idmapped
+mounts (`idmap`): on disk files have the owners that the container sees, layers stay shared, and a
+kept writable layer or a volume is right in whatever range it is next used. `--userns host`,
+`--privileged` and `--rootfs host` have the host's users. Neither AppArmor nor SELinux is used.
+
 **Everything in a container ends with it.** Each container has a PID namespace, whose first process
 takes all others with it, and a cgroup, through which what is left is found. SIGKILL goes to both.
 

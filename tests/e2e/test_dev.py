@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from devcluster import ORC, Cluster, eventually
 
+from orchestrator.dev.plan import link_name
+
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 
@@ -19,6 +21,7 @@ def remains(name: str) -> list[str]:
     found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"*/orc-{name}-*")]
     found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"orc-{name}-*")]
     found += [str(p) for p in Path("/var/lib/orc-dev").glob(name)]
+    found += [str(p) for p in Path("/sys/class/net").glob(link_name(name))]
     found += [m for m in Path("/proc/self/mountinfo").read_text().splitlines() if name in m]
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -32,7 +35,8 @@ def remains(name: str) -> list[str]:
 
 
 def links() -> set[str]:
-    return set(os.listdir("/sys/class/net"))
+    """All of the machine's but those of dev clusters, of which others may come and go."""
+    return {name for name in os.listdir("/sys/class/net") if not name.startswith("orcdev-")}
 
 
 def test_a_cluster_comes_up_ready_and_goes_without_a_trace(

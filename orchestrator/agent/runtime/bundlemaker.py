@@ -158,7 +158,7 @@ class BundleMaker:
             netns = netns or _path(made)
         stack.callback(os.close, userns)
         foreign = container.netns is not None and not ours
-        return oci.OwnUsers(ids, _path(userns), netns, foreign), Owners(ids, userns)
+        return oci.OwnUsers(_path(userns), netns, foreign), Owners(ids, userns)
 
     def _places(self, container: Container, bundle: Bundle) -> oci.Places:
         host_root = bool(container.spec.container.rootfs)

@@ -29,11 +29,6 @@ class IdRange:
 
     first: int
 
-    @property
-    def mapping(self) -> list[dict[str, int]]:
-        """As the OCI runtime reads it (config-linux.md, "User namespace mappings")."""
-        return [{"containerID": 0, "hostID": self.first, "size": SIZE}]
-
 
 class IdRanges:
     """The ranges of this node; each is held until its container is removed."""

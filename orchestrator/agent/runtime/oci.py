@@ -18,7 +18,6 @@ from orchestrator.agent.runtime.base import Container, RuntimeFailure
 from orchestrator.agent.runtime.devices import DeviceNode
 from orchestrator.agent.runtime.etcfiles import ETC_FILES, hostname
 from orchestrator.agent.runtime.facts import NodeFacts
-from orchestrator.agent.runtime.idranges import IdRange
 from orchestrator.agent.runtime.ocimounts import merged, root_propagation
 from orchestrator.agent.runtime.rootfs import ImageFiles
 from orchestrator.agent.runtime.seccomp import SeccompProfile
@@ -72,9 +71,8 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class OwnUsers:
-    """A container's user namespace: what it is for the host, and paths to join it by."""
+    """A container's user namespace, which has its mapping, and paths to join it by."""
 
-    ids: IdRange
     userns: str
     netns: str
     """The network namespace to join."""
@@ -216,8 +214,6 @@ def config(
         "sysctl": privileges.sysctls(spec, network=users is None or not users.foreign),
         **privileges.paths(spec, places.secret),
     }
-    if users is not None:
-        linux |= {"uidMappings": users.ids.mapping, "gidMappings": users.ids.mapping}
     if propagation := root_propagation(container.mounts):
         linux["rootfsPropagation"] = propagation
     usual = mounts(spec, node, places, devices)

@@ -12,7 +12,7 @@ from orchestrator.agent.runtime import hostroot, limits, oci, privileges
 from orchestrator.agent.runtime.base import Container, RuntimeFailure
 from orchestrator.agent.runtime.devices import DeviceNode, find_devices
 from orchestrator.agent.runtime.facts import NodeFacts
-from orchestrator.agent.runtime.idranges import SIZE, IdRange, IdRanges
+from orchestrator.agent.runtime.idranges import SIZE, IdRanges
 from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES, capabilities, own_users
 from orchestrator.agent.runtime.rootfs import ImageFiles
 from orchestrator.model.confinement import CAPABILITIES
@@ -75,15 +75,15 @@ def test_a_capability_that_the_agent_lacks() -> None:
 
 
 def test_users_of_its_own_in_the_configuration() -> None:
-    users = oci.OwnUsers(IdRange(200_000), "/proc/1/fd/5", "/proc/1/fd/6")
+    users = oci.OwnUsers("/proc/1/fd/5", "/proc/1/fd/6")
     linux = configured(users=users)["linux"]
-    assert linux["uidMappings"] == [{"containerID": 0, "hostID": 200_000, "size": SIZE}]
     assert {"type": "user", "path": "/proc/1/fd/5"} in linux["namespaces"]
     assert {"type": "network", "path": "/proc/1/fd/6"} in linux["namespaces"]
     assert linux["sysctl"]["net.ipv4.ping_group_range"] == "0 65535"
-    foreign = oci.OwnUsers(IdRange(200_000), "/proc/1/fd/5", "/run/netns/x", foreign=True)
+    foreign = oci.OwnUsers("/proc/1/fd/5", "/run/netns/x", foreign=True)
     assert configured(users=foreign)["linux"]["sysctl"] == {}
-    assert "uidMappings" not in configured(userns="host")["linux"]
+    kinds = [entry["type"] for entry in configured(userns="host")["linux"]["namespaces"]]
+    assert "user" not in kinds
 
 
 def test_a_privileged_configuration() -> None:

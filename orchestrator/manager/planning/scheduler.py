@@ -94,7 +94,7 @@ def _place(
         if chosen is not None:
             scores[chosen] = _NEVER if demand.ports else _score_again(table, demand, chosen)
             chosen = None
-        row = int(scores.argmin())
+        row = int(np.argmin(scores))
         if scores[row] == _NEVER:
             reason = reason or explain(_rejects(table, demand, filters))
             decided.append(Unplaced(task, reason))

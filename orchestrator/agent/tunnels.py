@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime import logs
 from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.tunnelframes import Frames
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Image
 from orchestrator.pb import control_pb2, dispatch_pb2, dispatch_pb2_grpc
@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 
 _LONGEST_LINE = 1 << 16
 """Bytes of a log line that are put together from its parts before it is sent."""
-_WAITING_LINES = 10_000
-"""Lines of a build's output that wait for a slow reader; the oldest go first."""
 
 
 class Loader(Protocol):
@@ -190,27 +188,16 @@ class Tunnels:
             yield Path(file.name)
 
     async def _build(self, call: Any, context: Path, order: control_pb2.ImageHeader) -> Image:
-        lines = _Lines()
-        failure: Exception | None = None
-        async with asyncio.TaskGroup() as group:
-            group.create_task(lines.send(call))
-            try:
-                image = await self._builder.build(
-                    context,
-                    order.name,
-                    lines.put,
-                    dockerfile=order.dockerfile,
-                    build_args=dict(order.build_args),
-                    no_cache=order.no_cache,
-                    extra=_build_options(order),
-                )
-            except Exception as error:  # raised below, outside of the group
-                failure = error
-            finally:
-                lines.close()
-        if failure is not None:
-            raise failure
-        return image
+        async with Frames.sending(call) as frames:
+            return await self._builder.build(
+                context,
+                order.name,
+                lambda line: frames.put(dispatch_pb2.Frame(line=line)),
+                dockerfile=order.dockerfile,
+                build_args=dict(order.build_args),
+                no_cache=order.no_cache,
+                extra=_build_options(order),
+            )
 
 
 def _build_options(order: control_pb2.ImageHeader) -> list[str]:
@@ -221,37 +208,6 @@ def _build_options(order: control_pb2.ImageHeader) -> list[str]:
     if order.pull:
         options.append("--pull=always")
     return options
-
-
-class _Lines:
-    """A build's output on its way to a reader that may be slow."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[str] = deque(maxlen=_WAITING_LINES)
-        self._news = asyncio.Event()
-        self._closed = False
-
-    def put(self, line: str) -> None:
-        """Take a line, without waiting."""
-        self._waiting.append(line)
-        self._news.set()
-
-    def close(self) -> None:
-        """There will be no more."""
-        self._closed = True
-        self._news.set()
-
-    async def send(self, call: Any) -> None:
-        """Send all lines until closed, or until nobody reads them any more."""
-        try:
-            while self._waiting or not self._closed:
-                while self._waiting:
-                    await call.write(dispatch_pb2.Frame(line=self._waiting.popleft()))
-                self._news.clear()
-                if not self._closed:
-                    await self._news.wait()
-        except (grpc.RpcError, asyncio.InvalidStateError):
-            return
 
 
 class _HungUp(Exception):

@@ -85,6 +85,10 @@ class Service:
     removed: bool = False
     """The user removed it; it goes once its tasks have ended."""
     revision: int = 0
+    vips: dict[str, str] = field(default_factory=dict)
+    """Network id → the service's own IPv4 address there, for its life."""
+    vips6: dict[str, str] = field(default_factory=dict)
+    """Network id → its IPv6 address there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,15 @@ class ServiceMode(IntEnum):
     GLOBAL = 1
 
 
+class EndpointMode(IntEnum):
+    """What the name of a service stands for."""
+
+    VIP = 0
+    """One address of its own in each network, balanced over its tasks."""
+    DNSRR = 1
+    """The addresses of its tasks."""
+
+
 class Protocol(IntEnum):
     """Transport of a published port."""
 
@@ -212,3 +221,4 @@ class ServiceSpec:
     update: UpdatePolicy = field(default_factory=UpdatePolicy)
     constraints: tuple[str, ...] = ()
     """Placement rules such as `node.labels.zone==a`; all must hold."""
+    endpoint_mode: EndpointMode = EndpointMode.VIP

@@ -16,16 +16,15 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from orchestrator.agent.containers import Prepared, describe_container, named_volumes
+from orchestrator.agent.containers import named_volumes
 from orchestrator.agent.failures import EXPECTED, reason_of
-from orchestrator.agent.images.config import NO_IMAGE, LocalImage
+from orchestrator.agent.holding import Holding
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.lifecycle import (
     Observed,
     Step,
     fail,
     grace_of,
-    keeps,
     next_step,
     sense,
     settle,
@@ -68,11 +67,10 @@ class TaskRunner:
         self._reporter = reporter
         self._gate = gate
         self._task: Task = from_proto(assigned.task)
-        self._sources = tuple(assigned.image_sources)
         self._volumes = named_volumes(assigned)
+        self._holding = Holding(parts, tuple(assigned.image_sources))
         self._assigned = True
         self._scope: asyncio.Timeout | None = None
-        self._prepared: Prepared | None = None
         self.begun = asyncio.Event()
         """Set once it runs or has ended."""
         self.ended = asyncio.Event()
@@ -130,7 +128,7 @@ class TaskRunner:
             task = replace(self._task, desired_state=TaskState.REMOVE)
         else:
             self._assigned = True
-            self._sources = tuple(assigned.image_sources)
+            self._holding.sources = tuple(assigned.image_sources)
             self._volumes = named_volumes(assigned)
             task = from_proto(assigned.task)
         news = assigned is None or not self._observed.confirmed or sense(task) != sense(self._task)
@@ -202,7 +200,8 @@ class TaskRunner:
         found = await self._parts.runtime.adopt(self.id)
         if found is None:
             # Whatever lies around of it cannot be used; a later start begins on clean ground.
-            await self._clear()
+            gone = await self._holding.clear(self._task)
+            self._observed = replace(self._observed, discarded=gone)
         elif isinstance(found, Started) and self._status.state is TaskState.RUNNING:
             paused = await self._parts.runtime.paused(self.id)
             if paused is not self._status.paused:
@@ -218,41 +217,29 @@ class TaskRunner:
         self._advance(TaskState.PREPARING)
         mounts = None
         async with self._until_new_order():
-            image = await self._image()
-            mounts = await self._parts.volumes.attach(self._task, self._volumes, image)
+            image = await self._holding.image(self._task)
+            mounts = await self._holding.mount(self._task, self._volumes, image)
         if mounts is None:
             return
-        await self._parts.network.ready()
-        await self._parts.runtime.reserve(self.id, self._task.spec)
-        connected = await self._parts.network.attach(self.id, self._task.spec.ports)
-        self._prepared = Prepared(image, mounts, connected)
+        await self._holding.connect(self._task, image, mounts)
         if self._task.standalone and self._task.desired_state is TaskState.READY:
             # Then clients can attach before its program says a word.
             async with self._gate:
-                await self._create()
+                await self._holding.create(self._task)
         self._observed = replace(self._observed, prepared=True)
         self._advance(TaskState.READY)
 
     async def _start(self) -> None:
-        assert self._prepared is not None
-        connected = self._prepared.connected
         async with self._gate:
             if self._task.desired_state is not TaskState.RUNNING:
                 return
             # From here on it counts as "may have run"; see the module `lifecycle`.
-            starting = replace(self._status, addresses=dict(connected.addresses))
+            starting = replace(self._status, addresses=self._holding.addresses)
             if starting.state < TaskState.STARTING:
                 starting = replace(starting, state=TaskState.STARTING, at=self._parts.clock())
             self._record(starting)
-            await self._create()
-            started = await self._parts.runtime.start(self.id)
+            started = await self._holding.start(self._task)
         self._observed = replace(self._observed, container=started, rebooted=False)
-
-    async def _create(self) -> None:
-        assert self._prepared is not None
-        await self._parts.runtime.create(
-            describe_container(self._task, self._prepared, self._parts.hostname)
-        )
 
     def _record_running(self) -> None:
         started = self._observed.container
@@ -294,44 +281,29 @@ class TaskRunner:
         name = self._task.stop_signal or self._task.spec.container.stop_signal
         if not name:
             try:
-                name = (await self._image()).config.stop_signal
+                name = (await self._holding.image(self._task)).config.stop_signal
             except ImageError:
                 log.info("its image is gone, so SIGTERM stops it", extra={"task": self.id})
         return signal_number(name or "SIGTERM")
-
-    async def _image(self) -> LocalImage:
-        if self._prepared is not None:
-            return self._prepared.image
-        spec = self._task.spec.container
-        if spec.rootfs:
-            return NO_IMAGE
-        return await self._parts.images.prepare(spec.image, self._task.image_digest, self._sources)
 
     async def _release(self) -> None:
         # The end is reported after the first attempt: a replacement on this node may need the
         # same published port, and must not find it taken by what has just ended.
         async with self._gate, asyncio.timeout(_RELEASE_LIMIT):
-            await self._clear()
-            await self._parts.network.detach(self.id)
-            await self._parts.volumes.detach(self._task)
+            gone = await self._holding.release(self._task)
         self._db.put_released(self.id)
-        self._observed = replace(self._observed, released=True, container=None)
-        self._prepared = None
+        self._observed = replace(
+            self._observed,
+            released=True,
+            discarded=gone or self._observed.discarded,
+            container=None,
+        )
         self._reporter.put(self.id, self._status)
-
-    async def _clear(self) -> None:
-        """Remove the container; one that may run again keeps its files."""
-        runtime = self._parts.runtime
-        if keeps(self._task):
-            await runtime.release(self.id)
-            return
-        self._parts.logs.keep(self.id, runtime.log_path(self.id))
-        await runtime.remove(self.id)
-        self._observed = replace(self._observed, discarded=True)
 
     async def _discard(self) -> None:
         async with self._gate, asyncio.timeout(_RELEASE_LIMIT):
-            await self._clear()
+            gone = await self._holding.clear(self._task)
+        self._observed = replace(self._observed, discarded=gone)
 
     def _renew(self) -> None:
         now = self._parts.clock()

@@ -1,0 +1,82 @@
+"""What one task holds on its node: image, volumes, user ids, network, container.
+
+It is taken in that order and given back in the other. Each act may be repeated after a crash at
+any point, since the parts make and remove by name. When to do what is the runner's (`runner`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from orchestrator.agent.containers import Prepared, describe_container
+from orchestrator.agent.images.config import NO_IMAGE, LocalImage
+from orchestrator.agent.lifecycle import keeps
+from orchestrator.agent.parts import Parts
+from orchestrator.agent.runtime.base import Mount, Started
+from orchestrator.model.objects import Task, Volume
+
+
+class Holding:
+    """The things of one task; `task` is always its newest order."""
+
+    def __init__(self, parts: Parts, sources: Sequence[str]) -> None:
+        """`sources`: HOST:PORT of the nodes that have its image."""
+        self._parts = parts
+        self._prepared: Prepared | None = None
+        self.sources = sources
+
+    async def image(self, task: Task) -> LocalImage:
+        """Its image, fetched unless the node has it. It may be cut short. Raises ImageError."""
+        if self._prepared is not None:
+            return self._prepared.image
+        spec = task.spec.container
+        if spec.rootfs:
+            return NO_IMAGE
+        return await self._parts.images.prepare(spec.image, task.image_digest, self.sources)
+
+    async def mount(
+        self, task: Task, volumes: Mapping[str, Volume], image: LocalImage
+    ) -> tuple[Mount, ...]:
+        """Mount its volumes. It may be cut short. Raises VolumeError."""
+        return await self._parts.volumes.attach(task, volumes, image)
+
+    async def connect(self, task: Task, image: LocalImage, mounts: tuple[Mount, ...]) -> None:
+        """Give it user ids and its network; then its container can be created."""
+        await self._parts.network.ready()
+        await self._parts.runtime.reserve(task.id, task.spec)
+        connected = await self._parts.network.attach(task.id, task.spec.ports)
+        self._prepared = Prepared(image, mounts, connected)
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Its addresses by network, once it is connected."""
+        return dict(self._prepared.connected.addresses) if self._prepared else {}
+
+    async def create(self, task: Task) -> None:
+        """Create its container; its program does not run yet."""
+        assert self._prepared is not None
+        container = describe_container(task, self._prepared, self._parts.hostname)
+        await self._parts.runtime.create(container)
+
+    async def start(self, task: Task) -> Started:
+        """Create its container unless that is done, and let its program run."""
+        await self.create(task)
+        return await self._parts.runtime.start(task.id)
+
+    async def clear(self, task: Task) -> bool:
+        """Remove the container; one that may run again keeps its files. Whether all is gone."""
+        runtime = self._parts.runtime
+        if keeps(task):
+            await runtime.release(task.id)
+            return False
+        self._parts.logs.keep(task.id, runtime.log_path(task.id))
+        await runtime.remove(task.id)
+        return True
+
+    async def release(self, task: Task) -> bool:
+        """Give everything back, but for what `clear` keeps. Whether all is gone."""
+        gone = await self.clear(task)
+        await self._parts.network.detach(task.id)
+        await self._parts.volumes.detach(task)
+        self._prepared = None
+        return gone

@@ -11,6 +11,7 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.container_flags import many_options
 from orchestrator.cli.mount_flags import mount_options
+from orchestrator.cli.network_flags import network_options
 from orchestrator.cli.service_change import new_spec
 from orchestrator.cli.spec_flags import SETTINGS, Parsed
 from orchestrator.model.convert import to_proto
@@ -74,7 +75,7 @@ def container_options(function: F) -> F:
                 metavar="PUBLISHED:TARGET[/udp]",
                 help="Publish a port on its node.",
             ),
-            click.option("--network", multiple=True, metavar="NAME", help="A network to be on."),
+            network_options,
             click.option(
                 "--env", "-e", multiple=True, metavar="KEY[=value]", help="Set a variable."
             ),

@@ -20,10 +20,8 @@ from orchestrator.cli.output import (
 )
 from orchestrator.cli.rows import network_columns, network_row
 from orchestrator.model.names import near_miss
+from orchestrator.model.specs import DEFAULT_NETWORK
 from orchestrator.pb import control_pb2
-
-DEFAULT = "default"
-"""The network that every cluster has."""
 
 
 @click.group(cls=OrcGroup, epilog=example("orc network ls"))
@@ -88,7 +86,7 @@ def _document(message: Any, hostnames: Mapping[str, str], services: Sequence[Any
         "services": [
             {"name": spec.name, "vip": None}
             for spec in sorted(specs, key=lambda spec: spec.name)
-            if message.name in (spec.task.networks or (DEFAULT,))
+            if message.name in ([each.network for each in spec.task.networks] or [DEFAULT_NETWORK])
         ],
         "nodes": sorted(nodes, key=lambda node: node["hostname"]),
     }

@@ -12,6 +12,7 @@ from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.groups import OrcGroup, example
 from orchestrator.cli.logs import logs
+from orchestrator.cli.network_flags import attachment_text
 from orchestrator.cli.output import (
     Row,
     format_option,
@@ -120,7 +121,7 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Workdir", container["workdir"]),
         ("Container labels", _pairs(container["labels"])),
         ("Constraints", ", ".join(spec["constraints"])),
-        ("Networks", ", ".join(task["networks"])),
+        ("Networks", ", ".join(map(attachment_text, task["networks"]))),
         ("Ports", ", ".join(map(port_text, task["ports"]))),
         ("Reserved", _resources(task["reservation"])),
         ("Limit", _resources(task["limit"])),

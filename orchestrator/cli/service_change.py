@@ -16,6 +16,7 @@ from orchestrator.cli.client import Client, Refused, pass_client
 from orchestrator.cli.container_flags import image_and_command, many_options, with_many
 from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.mount_flags import apply_mounts, mount_options
+from orchestrator.cli.network_flags import attachments, network_options
 from orchestrator.cli.spec_edit import edit_options, edited, scaled
 from orchestrator.cli.spec_flags import (
     DURATION,
@@ -82,7 +83,7 @@ def resolve_options(function: F) -> F:
 @click.option(
     "--publish", "-p", multiple=True, metavar="PUBLISHED:TARGET[/udp]", help="Publish a port."
 )
-@click.option("--network", multiple=True, metavar="NAME", help="A network to be on; repeatable.")
+@network_options
 @click.option(
     "--env", "-e", multiple=True, metavar="KEY[=value]", help="Set a variable; repeatable."
 )
@@ -134,7 +135,7 @@ def new_spec(values: dict[str, Any]) -> ServiceSpec:
         spec.task,
         container=container,
         ports=ports(values["publish"]),
-        networks=tuple(dict.fromkeys(values["network"])),
+        networks=attachments(values),
     )
     return checked(
         replace(

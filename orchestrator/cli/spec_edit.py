@@ -13,6 +13,7 @@ import click
 
 from orchestrator.cli.container_flags import many_edit_options, with_many
 from orchestrator.cli.mount_flags import edit_mounts, mount_edit_options
+from orchestrator.cli.network_flags import edited_attachments
 from orchestrator.cli.spec_flags import (
     WORDS,
     apply_settings,
@@ -86,7 +87,9 @@ def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
         spec.task,
         container=container,
         ports=_ports(spec.task.ports, values["publish_add"], values["publish_rm"]),
-        networks=_list(spec.task.networks, values["network_add"], values["network_rm"]),
+        networks=edited_attachments(
+            spec.task.networks, values["network_add"], values["network_rm"]
+        ),
         force=spec.task.force + int(values["force"]),
     )
     return replace(

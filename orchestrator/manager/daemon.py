@@ -41,6 +41,7 @@ from orchestrator.manager.term import Term
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.manager.vault import Vault
 from orchestrator.model.objects import Cluster, Network
+from orchestrator.model.specs import DEFAULT_NETWORK
 from orchestrator.pb import (
     containers_pb2_grpc,
     control_pb2_grpc,
@@ -53,7 +54,6 @@ from orchestrator.pb import (
 
 log = logging.getLogger(__name__)
 
-DEFAULT_NETWORK = "default"
 DEFAULT_VNI = 4096
 
 _SERVER_OPTIONS = [

@@ -49,6 +49,10 @@ class NodeDescription:
     """Given to the agent on its own command line."""
     blob_port: int = 0
     """TCP port at which the node serves its image blobs to other nodes."""
+    network_features: tuple[str, ...] = ()
+    """What its networks can be, such as `overlay`, `bridge`, `ipv6`, `encrypted`."""
+    routes: tuple[str, ...] = ()
+    """Subnets that the host has routes to, which no network may overlap."""
     volume_drivers: dict[str, str] = field(default_factory=dict)
     """Name of each volume plugin that answers there → `local` or `global`."""
 
@@ -111,6 +115,8 @@ class TaskStatus:
     """Which run of the task this is about; see `Task.run`."""
     paused: bool = False
     """Its processes are frozen."""
+    addresses6: dict[str, str] = field(default_factory=dict)
+    """Network name → IPv6 address, no prefix length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +186,21 @@ class Network:
     slices: dict[str, str] = field(default_factory=dict)
     """Node id → its subnet."""
     revision: int = 0
+    internal: bool = False
+    """It has no way out."""
+    attachable: bool = False
+    """As in Docker; here a container may be on any network."""
+    encrypted: bool = False
+    labels: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    """For the driver, such as `mtu`."""
+    ip_range: str = ""
+    """The part of the subnet that nodes' slices are taken from; empty: all of it."""
+    gateway: str = ""
+    subnet6: str = ""
+    """A node's slice of it is the /64 of the same number as its IPv4 slice."""
+    removing: bool = False
+    """Somebody is removing it: it takes no new user."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,34 @@ class UpdatePolicy:
     """Seconds between two batches."""
 
 
+DEFAULT_NETWORK = "default"
+"""The network of those who name none."""
+
+NO_NETWORK, HOST_NETWORK, BRIDGE_NETWORK = "none", "host", "bridge"
+"""Networks that every cluster has: loopback only, the node's own, a bridge of the node with NAT."""
+
+CONTAINER_NETWORK = "container:"
+"""Begins the name of a network that is another container's namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkAttachment:
+    """A network that a container is on, and what it is there."""
+
+    network: str = ""
+    """Its name; or `none`, `host`, `container:NAME`, which stand alone."""
+    aliases: tuple[str, ...] = ()
+    """Names that the network's name server knows it by, besides its own."""
+    ip: tuple[str, ...] = ()
+    """Fixed IPv4 addresses: of a service slot n has the nth, of a container the first."""
+    ip6: tuple[str, ...] = ()
+    mac: str = ""
+    """Fixed hardware address; empty: made up."""
+
+
+_DEFAULT_ATTACHMENTS = (NetworkAttachment(DEFAULT_NETWORK),)
+
+
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
     """All that one task is made from. A change here means new tasks."""
@@ -189,10 +217,20 @@ class TaskSpec:
     """CPU weight that the kernel gets (`--cpu-shares`); 0: the reservation, else the default."""
     ports: tuple[PortSpec, ...] = ()
     restart: RestartPolicy = field(default_factory=RestartPolicy)
-    networks: tuple[str, ...] = ()
-    """Names of networks; empty: the cluster's default network."""
     force: int = 0
     """Raised to replace tasks although nothing else changed."""
+    networks: tuple[NetworkAttachment, ...] = ()
+    """One a network; none: the cluster's default network."""
+
+    @property
+    def attachments(self) -> tuple[NetworkAttachment, ...]:
+        """The networks that it is on, the default one if it names none."""
+        return self.networks or _DEFAULT_ATTACHMENTS
+
+    @property
+    def network_names(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(each.network for each in self.attachments)
 
     @property
     def counted(self) -> Resources:

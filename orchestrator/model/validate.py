@@ -14,6 +14,7 @@ from math import isfinite
 from orchestrator.model import confinement
 from orchestrator.model.mountrules import check_mounts
 from orchestrator.model.names import check_hostname, check_name, parse_image
+from orchestrator.model.networks import check_attachments
 from orchestrator.model.specs import (
     ContainerSpec,
     PortSpec,
@@ -77,10 +78,7 @@ def validate_task(spec: TaskSpec) -> None:
     _resources(spec)
     _ports(spec.ports)
     _restart(spec.restart)
-    for name in spec.networks:
-        _guard("task.networks", check_name, name, "network name")
-    if len(set(spec.networks)) < len(spec.networks):
-        raise InvalidSpec("task.networks", "a network is named twice")
+    _guard("task.networks", check_attachments, spec)
 
 
 def validate_constraints(constraints: Iterable[str]) -> None:

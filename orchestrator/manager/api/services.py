@@ -18,6 +18,7 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import name_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.networks import stands_alone
 from orchestrator.model.objects import Service, Task
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.validate import validate_service
@@ -30,8 +31,8 @@ tells of many changes, not of one."""
 
 def check_networks(view: ClusterView, spec: ServiceSpec) -> None:
     """Raise Refusal unless every network of the spec exists."""
-    for name in spec.task.networks:
-        if view.network_by_name(name) is None:
+    for name in (each.network for each in spec.task.networks):
+        if not stands_alone(name) and view.network_by_name(name) is None:
             raise not_found(f"no network '{name}'; see 'orc network ls'")
 
 

@@ -18,11 +18,9 @@ from orchestrator.manager.planning.resources import BoolArray, fits
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import NodeRule, node_rules, unusable
 from orchestrator.model.names import parse_image
+from orchestrator.model.networks import stands_alone
 from orchestrator.model.objects import Availability, Network, NodeState
-from orchestrator.model.specs import Protocol
-
-DEFAULT_NETWORK = "default"
-"""Name of the network of tasks that name none."""
+from orchestrator.model.specs import DEFAULT_NETWORK, Protocol
 
 NO_NODES = "no suitable node (the cluster has no nodes; join one with orc cluster join)"
 
@@ -46,7 +44,7 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
             yield _constraint(text)
     for rule in node_rules(view, table.homes, demand.volumes, demand.volumes_from):
         yield _node_rule(rule)
-    for name in demand.networks or (DEFAULT_NETWORK,):
+    for name in demand.networks:
         network = view.network_by_name(name)
         if network is not None:
             yield _slice(network)
@@ -62,7 +60,8 @@ def impossible(view: ClusterView, demand: Demand) -> str | None:
     if not view.nodes:
         return NO_NODES
     for name in demand.networks:
-        if view.network_by_name(name) is None:
+        known = name == DEFAULT_NETWORK or stands_alone(name)
+        if not known and view.network_by_name(name) is None:
             return f"network {name} does not exist"
     if demand.image_digest:
         image = view.images.get(demand.image_digest)

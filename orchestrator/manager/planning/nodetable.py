@@ -46,7 +46,7 @@ class Demand:
             resources=task.spec.counted,
             ports=published(task),
             constraints=service.spec.constraints if service else task.constraints,
-            networks=task.spec.networks,
+            networks=task.spec.network_names,
             image=task.spec.container.image,
             image_digest=task.image_digest,
             node_id=task.node_id,

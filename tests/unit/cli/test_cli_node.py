@@ -176,7 +176,7 @@ def networks(manager: Any) -> Any:
     manager.script.answers["ListServices"] = pb.ListServicesReply(
         services=[
             {"service": {"spec": {"name": "web"}}},
-            {"service": {"spec": {"name": "db", "task": {"networks": ["back"]}}}},
+            {"service": {"spec": {"name": "db", "task": {"networks": [{"network": "back"}]}}}},
         ]
     )
     return manager.script

@@ -26,6 +26,7 @@ from orchestrator.cli import service, wait
 from orchestrator.model.convert import from_proto
 from orchestrator.model.specs import (
     ContainerSpec,
+    NetworkAttachment,
     PortSpec,
     Protocol,
     Resources,
@@ -150,7 +151,7 @@ def test_create_with_everything(
             PortSpec(91, 71),
         ),
         restart=RestartPolicy(RestartCondition.ON_FAILURE, 90.0, 3, 3600.0),
-        networks=("front", "back"),
+        networks=(NetworkAttachment("front"), NetworkAttachment("back")),
     )
     assert created(server) == ServiceSpec(
         name="web",
@@ -245,7 +246,7 @@ BASE = ServiceSpec(
     task=TaskSpec(
         container=ContainerSpec(image="hello:1", env=("A=1", "B=2"), labels={"x": "y"}),
         ports=(PortSpec(8080, 80), PortSpec(53, 53, Protocol.UDP)),
-        networks=("front",),
+        networks=(NetworkAttachment("front"),),
         force=2,
     ),
 )
@@ -286,7 +287,7 @@ def test_update_edits_the_current_spec(server: Any, run: Run) -> None:
     assert container.labels == {"z": "1"}
     assert container.read_only
     assert spec.task.ports == (PortSpec(8080, 81),)
-    assert spec.task.networks == ("back",)
+    assert spec.task.networks == (NetworkAttachment("back"),)
     assert spec.task.limit.memory == 32 * MIB
     assert spec.task.force == 3
 

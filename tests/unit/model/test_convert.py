@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from orchestrator.model import mounts, objects, specs
 from orchestrator.model.convert import ConvertError, decode, encode, from_proto, to_proto
 from orchestrator.model.objects import Image, Node, Service, Task, TaskStatus
-from orchestrator.model.specs import ContainerSpec, PortSpec, ServiceSpec, TaskSpec
+from orchestrator.model.specs import (
+    ContainerSpec,
+    NetworkAttachment,
+    PortSpec,
+    ServiceSpec,
+    TaskSpec,
+)
 from orchestrator.model.states import TaskState
 from orchestrator.pb import types_pb2
 
@@ -153,7 +159,9 @@ def _task(number: int) -> Task:
         service_id="s" * 25,
         service_name="web",
         slot=number,
-        spec=TaskSpec(container=container, ports=(PortSpec(8080, 80),), networks=("orc",)),
+        spec=TaskSpec(
+            container=container, ports=(PortSpec(8080, 80),), networks=(NetworkAttachment("orc"),)
+        ),
         node_id="n" * 25,
         status=TaskStatus(state=TaskState.RUNNING, at=2.0, pid=77, addresses={"orc": "10.128.1.7"}),
     )

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.model.specs import (
     ContainerSpec,
+    NetworkAttachment,
     PortSpec,
     Protocol,
     Resources,
@@ -44,7 +45,7 @@ def task(**values: Any) -> ServiceSpec:
         container(stop_signal="SIGINT", stop_grace=0.5),
         task(limit=Resources(1024, 64 * MIB), reservation=Resources(2, 6 * MIB), shares=2),
         task(ports=(PortSpec(80, 80), PortSpec(80, 80, Protocol.UDP), PortSpec(81, 80))),
-        task(networks=("front", "back")),
+        task(networks=(NetworkAttachment("front"), NetworkAttachment("back"))),
     ],
 )
 def test_good(spec: ServiceSpec) -> None:
@@ -100,8 +101,8 @@ def test_good(spec: ServiceSpec) -> None:
             "task.ports",
             "port 80/tcp is published twice",
         ),
-        (task(networks=("a", "a")), "task.networks", "twice"),
-        (task(networks=("A",)), "task.networks", "network name 'A'"),
+        (task(networks=(NetworkAttachment("a"), NetworkAttachment("a"))), "task.networks", "twice"),
+        (task(networks=(NetworkAttachment("A"),)), "task.networks", "network name 'A'"),
         (task(restart=RestartPolicy(delay=-1)), "task.restart.delay", "restart delay -1"),
         (task(restart=RestartPolicy(max_attempts=-1)), "task.restart.max_attempts", "-1"),
         (task(restart=RestartPolicy(window=-1)), "task.restart.window", "-1"),

@@ -19,6 +19,7 @@ from orchestrator.model.objects import (
     Service,
     Task,
 )
+from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
 
 PENDING, RUNNING = TaskState.PENDING, TaskState.RUNNING
@@ -150,7 +151,7 @@ def test_the_reason_counts_each_node_once(
 
 
 def test_a_network_that_does_not_exist_is_named() -> None:
-    web = service(spec=task_spec(networks=("back",)))
+    web = service(spec=task_spec(networks=(NetworkAttachment("back"),)))
     [decision] = decide(node(), web, *waiting(1, web))
     assert isinstance(decision, Unplaced)
     assert decision.reason == "network back does not exist"

@@ -8,7 +8,7 @@ gets no task of the network, and the scheduler says so.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
@@ -24,19 +24,27 @@ def allocate_slices(view: ClusterView) -> tuple[Change, ...]:
     changes: list[Change] = []
     for id in sorted(view.networks):
         network = view.networks[id]
-        slices = _allocate(network, view.nodes.keys())
+        slices = _allocate(network, view.nodes.keys(), _vips(view, id))
         if slices != network.slices:
             changes.append(Change(network, replace(network, slices=slices)))
     return tuple(changes)
 
 
-def _allocate(network: Network, node_ids: Set[str]) -> dict[str, str]:
+def _vips(view: ClusterView, network_id: str) -> Iterator[str]:
+    """The addresses of services, which are outside the first slice when that is full."""
+    for service in view.services.values():
+        if vip := service.vips.get(network_id):
+            yield vip
+
+
+def _allocate(network: Network, node_ids: Set[str], vips: Iterable[str]) -> dict[str, str]:
     kept = {id: subnet for id, subnet in network.slices.items() if id in node_ids}
     missing = sorted(node_ids - kept.keys())
     if not missing or not network.subnet:
         return kept
     pool = ip_network(network.subnet)
     taken = {_position(pool, network.node_prefix, subnet) for subnet in kept.values()}
+    taken |= {_position(pool, network.node_prefix, vip) for vip in vips}
     total = 1 << max(network.node_prefix - pool.prefixlen, 0)
     free = (number for number in range(1, total) if number not in taken)
     for id, number in zip(missing, free, strict=False):

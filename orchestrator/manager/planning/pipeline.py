@@ -1,4 +1,4 @@
-"""One pass of planning: slices, reconciling, placing; a plan a service.
+"""One pass of planning: slices, VIPs, reconciling, placing; a plan a service.
 
 A pass looks only at what something happened to (`Dirty`). Its cost is that of the dirty
 services, of the tasks that wait, and of the nodes' loads if anything is to be placed.
@@ -18,6 +18,7 @@ from orchestrator.manager.planning.scheduler import Placement, schedule
 from orchestrator.manager.planning.slots import Draft, ended, waits
 from orchestrator.manager.planning.standalone import reconcile_standalone
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.vips import allocate_vips
 from orchestrator.manager.planning.volumes import placed as volumes_placed
 from orchestrator.model.objects import Image, Network, Node, Object, Service, Task, Volume
 from orchestrator.model.specs import ServiceMode
@@ -99,7 +100,9 @@ def plan(
     """
     slices = allocate_slices(view) if dirty.nodes_changed else ()
     drafts: dict[str, Draft] = {}
-    for id in sorted(_services_to_reconcile(view, dirty)):
+    services = _services_to_reconcile(view, dirty)
+    vips = allocate_vips(view.evolve(slices), services)
+    for id in sorted(services):
         drafts[id] = _reconcile(view, id, now, new_id)
     containers = view.tasks_of_service(STANDALONE) if dirty.nodes_changed else dirty.containers
     if containers:
@@ -121,6 +124,8 @@ def plan(
         else:
             draft.keep_waiting(task, decision.reason)
     plans = [Plan(slices, reason="networks: slices of nodes")] if slices else []
+    if vips:
+        plans.append(Plan(vips, reason="services: VIPs"))
     for id in sorted(drafts):
         finished = _finish(id, drafts[id], placements.get(id, _Placed()))
         if finished.changes:

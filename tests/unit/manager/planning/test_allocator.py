@@ -65,5 +65,9 @@ def test_ipv6() -> None:
 def test_tasks_are_placed_in_the_pass_that_gives_their_node_its_slice() -> None:
     world = World(NETWORK, node("a"), service())
     plans = world.plan()
-    assert [plan.reason for plan in plans] == ["networks: slices of nodes", "web: 1 new"]
+    assert [plan.reason for plan in plans] == [
+        "networks: slices of nodes",
+        "services: VIPs",
+        "web: 1 new",
+    ]
     assert world.task().status.state is TaskState.ASSIGNED

@@ -11,14 +11,16 @@ A file a noun (`node`, `service`, `image`, `network`, `cluster`, `contexts`), an
   how commands of other packages (`orc manager`, `orc agent`, `orc dev`) come in.
 - `groups`: that lazy group, near misses of command names, and errors as one line with the exit
   statuses 0 done, 1 refused or failed, 2 usage, 3 not converged in time.
-- `client`: a channel with mutual TLS to the first manager that answers, and gRPC errors in the
-  user's words. `context`: where the addresses and certificates of clusters are kept.
+- `client`: calls of the first manager that answers, with errors in the user's words. `rpc`,
+  `http2`, `headers`: how a call travels, by mutual TLS. `context`: where the addresses and
+  certificates of clusters are kept.
 - `spec_flags` and `spec_edit`: a service's flags to a spec, for `create` and for `update`.
   `wait`: the lines that a user sees until a service has converged.
 - `output`: tables, JSON, filters. `rows`: objects as the dicts that both are made from.
 - `build_context`: a folder as a tar stream that honours `.dockerignore`.
 - `completion`: names of nodes and services that live in the cluster, for the shell.
 
-Startup time is a feature: nothing here imports rich, and gRPC only once a manager is called.
-There is no asyncio: one command makes one call, or follows one stream.
+Startup time is a feature: nothing here imports rich, nor gRPC's modules, which take longer to
+import than most commands to run; the little of its protocol that a client needs is in `rpc`. There
+is no asyncio: one command makes one call, or follows one stream.
 """

@@ -1,4 +1,4 @@
-"""A manager's services, called over mutual TLS; gRPC errors as one line for the user.
+"""A manager's services, called over mutual TLS; errors as one line for the user.
 
 Endpoints are tried in order until one accepts a connection, so that a refused or silent one is
 named with the operating system's own reason within about three seconds.
@@ -6,11 +6,8 @@ named with the operating system's own reason within about three seconds.
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import update_wrapper
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -19,7 +16,8 @@ from orchestrator.cli.context import Context, load_context
 from orchestrator.cli.groups import CliError
 
 if TYPE_CHECKING:
-    import grpc
+    from orchestrator.cli.http2 import Connection, ConnectionBroken
+    from orchestrator.cli.rpc import Call, Method, RpcError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,23 +29,6 @@ REACH_TIMEOUT = 3.0
 
 CALL_TIMEOUT = 30.0
 """Seconds that a manager may take for an answer."""
-
-# What gRPC's core says of a connection that failed, as opposed to what a manager says itself.
-_TRANSPORT_WORDS = (
-    "failed to connect",
-    "socket closed",
-    "connection reset",
-    "broken pipe",
-    "recvmsg",
-    "sendmsg",
-    "goaway",
-    "handshak",
-    "keepalive",
-    "ping timeout",
-    "endpoint closing",
-    "transport closed",
-    "stream removed",
-)
 
 
 class ManagerLost(CliError):
@@ -62,8 +43,8 @@ class Client:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._channel: grpc.Channel | None = None
-        self._stubs: dict[str, Any] = {}
+        self._connection: Connection | None = None
+        self._methods: dict[str, Method] = {}
         self._tried: list[str] = []
         """Endpoints that failed, with the reason, until one has answered."""
         self._endpoints = list(context.endpoints)
@@ -78,23 +59,24 @@ class Client:
 
     def close(self) -> None:
         """Drop the connection; the next call opens another."""
-        if self._channel is not None:
-            self._channel.close()
-        self._channel = None
-        self._stubs.clear()
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
     def call(self, method: str, request: Any, timeout: float = CALL_TIMEOUT) -> Any:
         """Call a unary method. Raises CliError (ManagerLost when no manager could be reached)."""
-        import grpc
+        from orchestrator.cli.http2 import ConnectionBroken
+        from orchestrator.cli.rpc import RpcError
 
         while True:
-            rpc = self._method(method)
             try:
-                reply = rpc(request, timeout=timeout)
+                reply = self._begin(method, request, timeout).one()
                 self._spoke = True
                 return reply
-            except grpc.RpcError as error:
-                self._next_or_raise(error, timeout)
+            except RpcError as error:
+                self._raise(error, timeout)
+            except ConnectionBroken as broken:
+                self._next_or_raise(broken)
 
     def stream(
         self,
@@ -103,71 +85,77 @@ class Client:
         timeout: float | None = None,
         opened: Callable[[Any], None] = lambda call: None,
     ) -> Generator[Any]:
-        """Call a method that streams its answer; `request` may be an iterator of messages.
+        """Call a method that streams its answer; `request` may be an iterable of messages, and
+        what that raises is raised here.
 
-        `opened` is given the gRPC call, which other threads may cancel. `timeout` bounds the whole
+        `opened` is given the call, which other threads may cancel. `timeout` bounds the whole
         stream: when it has passed, TimeoutError is raised. Closing the iterator cancels the call.
         Raises CliError like `call`.
         """
-        import grpc
+        from orchestrator.cli.http2 import ConnectionBroken
+        from orchestrator.cli.rpc import Code, RpcError
 
-        messages = self._method(method)(request, timeout=timeout)
-        opened(messages)
+        call: Call | None = None
         try:
-            for message in messages:
+            call = self._begin(method, request, timeout)
+            opened(call)
+            for message in call:
                 self._spoke = True
                 yield message
-        except grpc.RpcError as error:
-            if timeout is not None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        except RpcError as error:
+            if timeout is not None and error.code is Code.DEADLINE_EXCEEDED:
                 raise TimeoutError from None
             self._raise(error, timeout or 0.0)
+        except ConnectionBroken as broken:
+            self._raise_broken(broken)
         finally:
-            messages.cancel()
+            if call is not None:
+                call.cancel()
 
-    def _method(self, name: str) -> Any:
-        """A method of a stub. Only the module of its service is imported: each takes its time."""
-        service, _, method = name.rpartition(".")
-        service = service or "Control"
-        channel = self._open()
-        if service not in self._stubs:
-            module = import_module(f"orchestrator.pb.{service.lower()}_pb2_grpc")
-            self._stubs[service] = getattr(module, f"{service}Stub")(channel)
-        return getattr(self._stubs[service], method)
+    def _begin(self, name: str, request: Any, timeout: float | None) -> Call:
+        from orchestrator.cli.rpc import Call, Method
 
-    def _open(self) -> grpc.Channel:
-        if self._channel is not None:
-            return self._channel
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-        endpoint = self._reachable()
-        import grpc
+        connection = self._open()
+        if name not in self._methods:
+            service, _, method = name.rpartition(".")
+            self._methods[name] = Method(service or "Control", method)
+        return Call(connection, self._methods[name], request, timeout)
 
+    def _open(self) -> Connection:
+        """A connection to the first endpoint, from the one in turn, that is a manager."""
+        from orchestrator.cli import rpc
+
+        if self._connection is not None:
+            return self._connection
         context = self._context
-        self._channel = grpc.secure_channel(
-            endpoint,
-            grpc.ssl_channel_credentials(
-                context.ca.encode(), context.key.encode(), context.certificate.encode()
-            ),
-            options=[
-                ("grpc.ssl_target_name_override", MANAGER_NAME),
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.keepalive_time_ms", 2000),
-                ("grpc.keepalive_timeout_ms", 2000),
-                ("grpc.http2.max_pings_without_data", 0),
-                ("grpc.max_receive_message_length", 64 << 20),
-                # Also how long one attempt to connect may take.
-                ("grpc.min_reconnect_backoff_ms", int(REACH_TIMEOUT * 1000)),
-            ],
-        )
-        return self._channel
-
-    def _reachable(self) -> str:
-        """The first endpoint, from the one in turn, that accepts a connection."""
         timeout = max(1.0, REACH_TIMEOUT / max(1, len(self._endpoints)))
         while self._endpoints:
             endpoint = self._endpoints[0]
             try:
-                socket.create_connection(_split(endpoint), timeout).close()
-                return endpoint
+                self._connection = rpc.connect(
+                    _split(endpoint),
+                    name=MANAGER_NAME,
+                    ca=context.ca,
+                    certificate=context.certificate,
+                    key=context.key,
+                    within=timeout,
+                )
+                return self._connection
+            except rpc.WrongCertificate as error:
+                raise CliError(
+                    f"the certificate of {endpoint} is not of this cluster ({error}); context "
+                    f"{context.name!r} is of another one, or something else listens there"
+                ) from None
+            except rpc.NotTls:
+                raise CliError(
+                    f"{endpoint} does not speak TLS 1.3 as a manager does; does something else "
+                    "listen there?"
+                ) from None
+            except rpc.BadContext:
+                raise CliError(
+                    f"the certificates of context {context.name!r} cannot be read; make a new one "
+                    "with 'orc context create'"
+                ) from None
             except TimeoutError:
                 self._skip("no answer")
             except OSError as error:
@@ -187,46 +175,51 @@ class Client:
         self._endpoints, self._tried = list(self._context.endpoints), []
         return ManagerLost(text)
 
-    def _next_or_raise(self, error: grpc.RpcError, timeout: float) -> None:
-        """Go on to the next endpoint if this one never spoke gRPC with us; else raise."""
-        if self._spoke or not _connecting(error):
-            self._raise(error, timeout)
+    def _next_or_raise(self, broken: ConnectionBroken) -> None:
+        """Go on to the next endpoint if this one never spoke with us; else raise."""
+        if self._spoke or broken.greeted or not broken.silent:
+            self._raise_broken(broken)
         self.close()
-        if problem := _tls_problem(self._endpoints[0], self._context):
-            raise problem
         self._skip("no answer")
         if not self._endpoints:
             raise self._unreachable()
 
-    def _raise(self, error: grpc.RpcError, timeout: float) -> NoReturn:
-        import grpc
+    def _raise_broken(self, broken: ConnectionBroken) -> NoReturn:
+        self.close()
+        endpoint = self._endpoints[0]
+        if not self._spoke and not broken.greeted and not broken.silent:
+            # Its handshake was fine; what it got to know with the next words was our certificate.
+            raise CliError(
+                f"the manager at {endpoint} refused the certificate of context "
+                f"{self._context.name!r}; it has expired or is of another cluster, so make a new "
+                "one with 'orc context create'"
+            )
+        raise ManagerLost(
+            f"the connection to the manager at {endpoint} broke; is it still running?"
+        )
 
-        endpoint, code = self._endpoints[0], error.code()
-        details = (error.details() or "").strip()
-        if code is grpc.StatusCode.CANCELLED:
+    def _raise(self, error: RpcError, timeout: float) -> NoReturn:
+        from orchestrator.cli.rpc import Code
+
+        endpoint, code, details = self._endpoints[0], error.code, error.details
+        if code is Code.CANCELLED:
             self.close()
             raise ManagerLost(f"the manager at {endpoint} ended the call; try again")
-        if _connecting(error):
-            self.close()
-            problem = None if self._spoke else _tls_problem(endpoint, self._context)
-            raise problem or ManagerLost(
-                f"the connection to the manager at {endpoint} broke; is it still running?"
-            )
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if code is Code.DEADLINE_EXCEEDED:
             raise ManagerLost(
                 f"the manager at {endpoint} did not answer within {timeout:g} seconds; "
                 "see its log, and try again"
             )
-        if code is grpc.StatusCode.UNIMPLEMENTED:
+        if code is Code.UNIMPLEMENTED:
             raise CliError(
                 f"the manager at {endpoint} does not know this command; is it of an older version?"
             )
-        if code is grpc.StatusCode.UNAVAILABLE:
+        if code is Code.UNAVAILABLE:
             raise ManagerLost(details or f"the manager at {endpoint} cannot serve; try again")
-        if code is grpc.StatusCode.UNKNOWN:
+        if code is Code.UNKNOWN:
             raise CliError(f"the manager at {endpoint} failed: {details}; see its log")
         refused = Refused(details or f"the manager refused: {code.name.lower()}")
-        refused.conflict = code is grpc.StatusCode.ABORTED
+        refused.conflict = code is Code.ABORTED
         raise refused
 
 
@@ -250,67 +243,15 @@ def pass_client(function: F) -> F:
     return update_wrapper(command, function)  # type: ignore[return-value]
 
 
-def upload(header: Any, chunks: Iterable[bytes], failed: list[BaseException]) -> Iterator[Any]:
-    """Messages of an ImageUpload. gRPC drops what an iterator of requests raises, so it is put
-    in `failed` for the caller to raise."""
+def upload(header: Any, chunks: Iterable[bytes]) -> Iterator[Any]:
+    """Messages of an ImageUpload."""
     from orchestrator.pb import control_pb2
 
-    try:
-        yield control_pb2.ImageUpload(header=header)
-        for chunk in chunks:
-            yield control_pb2.ImageUpload(data=chunk)
-    except Exception as error:
-        failed.append(error)
-        raise
+    yield control_pb2.ImageUpload(header=header)
+    for chunk in chunks:
+        yield control_pb2.ImageUpload(data=chunk)
 
 
 def _split(endpoint: str) -> tuple[str, int]:
     host, _, port = endpoint.rpartition(":")
     return host.strip("[]"), int(port)
-
-
-def _is_transport(details: str) -> bool:
-    lowered = details.lower()
-    return any(word in lowered for word in _TRANSPORT_WORDS)
-
-
-def _connecting(error: grpc.RpcError) -> bool:
-    """Whether a call failed for want of a connection."""
-    import grpc
-
-    if error.code() is not grpc.StatusCode.UNAVAILABLE:
-        return False
-    return _is_transport(error.details() or "")
-
-
-def _tls_problem(endpoint: str, context: Context) -> CliError | None:
-    """Why TLS with an endpoint that accepts connections cannot work, if that is what it is."""
-    # Takes its time, and is not needed where all is well.
-    import ssl
-
-    check = ssl.create_default_context(cadata=context.ca)
-    try:
-        with (
-            socket.create_connection(_split(endpoint), REACH_TIMEOUT) as plain,
-            check.wrap_socket(plain, server_hostname=MANAGER_NAME),
-        ):
-            pass
-    except ssl.SSLCertVerificationError as error:
-        return CliError(
-            f"the certificate of {endpoint} is not of this cluster ({error.verify_message}); "
-            f"context {context.name!r} is of another one, or something else listens there"
-        )
-    except TimeoutError:
-        return None
-    except ssl.SSLError:
-        return CliError(
-            f"{endpoint} does not speak TLS 1.3 as a manager does; does something else listen "
-            "there?"
-        )
-    except OSError:
-        return None
-    # Without a certificate of ours the handshake gets this far; with it, it did not.
-    return CliError(
-        f"the manager at {endpoint} refused the certificate of context {context.name!r}; it has "
-        "expired or is of another cluster, so make a new one with 'orc context create'"
-    )

@@ -165,19 +165,15 @@ def _build_args(texts: Iterable[str]) -> dict[str, str]:
 
 def _send(client: Client, method: str, header: Any, chunks: Iterable[bytes], quiet: bool) -> Any:
     """Upload, show the lines that come back, and return the image."""
-    failed: list[BaseException] = []
     image = None
     try:
-        for progress in client.stream(method, upload(header, chunks, failed)):
+        for progress in client.stream(method, upload(header, chunks)):
             if progress.WhichOneof("part") == "image":
                 image = progress.image
             elif not quiet:
                 click.echo(progress.line, err=True)
-    except CliError:
-        if failed and isinstance(failed[0], OSError):
-            error = failed[0]
-            raise CliError(f"cannot read {error.filename}: {error.strerror}") from None
-        raise
+    except OSError as error:
+        raise CliError(f"cannot read {error.filename}: {error.strerror}") from None
     if image is None:
         raise CliError("the manager ended the upload without an image; see its log")
     return image

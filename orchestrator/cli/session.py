@@ -1,6 +1,6 @@
 """One program's streams and this process's: what `orc exec`, `attach` and `run` have in common.
 
-Three threads: gRPC's own sends what is queued; one reads stdin, as fast as the other end's window
+Three threads: the call's own sends what is queued; one reads stdin, as fast as the other end's window
 lets it; the main one writes what comes, at the reader's speed, and takes signals.
 """
 
@@ -76,7 +76,7 @@ class Session:
                 if not self.detached:
                     raise
             finally:
-                # What feeds gRPC's thread.
+                # What the call's sender waits for.
                 self._outbox.put(None)
         click.echo("\nDetached; it runs on.", err=True)
         return DETACHED

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from click.testing import CliRunner, Result
-from scripted_manager import Authority, Manager, Script, servicer
+from scripted_manager import Authority, Manager, Relay, Script, servicer
 
 from orchestrator.cli.context import Context, save_context
 from orchestrator.cli.main import orc
@@ -34,7 +34,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def listening(authority: Authority) -> Iterator[Manager]:
     script = Script()
-    server = grpc.server(ThreadPoolExecutor(8))
+    # As a manager takes the pings of its clients.
+    options = [("grpc.http2.max_ping_strikes", 0)]
+    server = grpc.server(ThreadPoolExecutor(8), options=options)
     pair, admin = authority.issue("manager"), authority.issue("admin")
     control_pb2_grpc.add_ControlServicer_to_server(servicer(script), server)
     port = server.add_secure_port(
@@ -56,6 +58,14 @@ def manager(listening: Manager, config: Path) -> Iterator[Manager]:
     yield listening
     listening.script.answers.clear()
     listening.script.requests.clear()
+
+
+@pytest.fixture
+def relay(manager: Manager) -> Iterator[Relay]:
+    """A way to the scripted manager that can be cut."""
+    relay = Relay(manager.port)
+    yield relay
+    relay.close()
 
 
 Run = Callable[..., Result]

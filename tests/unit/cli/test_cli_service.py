@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,10 @@ from typing import Any
 import grpc
 import pytest
 from click.testing import Result
-from scripted_manager import Refusal
+from scripted_manager import Refusal, Relay
 
 from orchestrator.cli import service, wait
+from orchestrator.cli.context import save_context
 from orchestrator.model.convert import from_proto
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -432,14 +434,17 @@ def test_a_service_that_is_removed_meanwhile(server: Any, run: Run) -> None:
     assert result.stderr == "orc: service 'web' was removed meanwhile\n"
 
 
-def test_a_manager_that_restarts_is_called_again(server: Any, run: Run) -> None:
+def test_a_manager_that_restarts_is_called_again(
+    manager: Any, server: Any, run: Run, relay: Relay
+) -> None:
+    save_context(replace(manager.context, endpoints=(relay.endpoint,)))
     calls: list[int] = []
 
     def answer(request: Any) -> Iterator[Any]:
         calls.append(1)
         if len(calls) == 1:
             yield progress([task(1, "STARTING")], 1)
-            yield Refusal(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+            relay.cut()
         yield progress([task(1, "RUNNING")], 1, True)
 
     server.answers["WatchService"] = answer

@@ -1,0 +1,213 @@
+"""Calls of a manager over HTTP/2 of our own, against gRPC's own server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import pytest
+from scripted_manager import Refusal, Relay
+
+from orchestrator.cli import headers, http2
+from orchestrator.cli.client import Client, ManagerLost, Refused
+from orchestrator.cli.context import save_context
+from orchestrator.pb import control_pb2 as pb
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def client(manager: Any) -> Iterator[Client]:
+    with Client(manager.context) as client:
+        yield client
+
+
+def test_answers_and_requests_larger_than_any_window(manager: Any, client: Client) -> None:
+    line = "x" * (9 * MIB)
+    manager.script.answers["Logs"] = [pb.LogRecord(line=line.encode()) for _ in range(3)]
+    parts = [record.line for record in client.stream("Logs", pb.LogsRequest(service="web"))]
+    assert parts == [line.encode()] * 3
+
+    manager.script.answers["LoadImage"] = [pb.ImageProgress(line="loaded")]
+    chunks = [bytes([number]) * (3 * MIB) for number in range(5)]
+    upload = (pb.ImageUpload(data=chunk) for chunk in chunks)
+    assert [message.line for message in client.stream("LoadImage", upload)] == ["loaded"]
+    assert [message.data for message in manager.script.request("LoadImage")] == chunks
+
+
+def test_a_reader_that_takes_nothing_holds_only_its_own_sender(
+    manager: Any, client: Client
+) -> None:
+    made: list[int] = []
+    stuck = threading.Event()
+
+    def records(_: Any) -> Iterator[Any]:
+        for number in range(200):
+            made.append(number)
+            if number == 100:
+                stuck.set()
+            yield pb.LogRecord(line=bytes(MIB))
+
+    manager.script.answers["Logs"] = records
+    manager.script.answers["ListNodes"] = pb.ListNodesReply()
+    stream = client.stream("Logs", pb.LogsRequest(service="web"))
+    next(stream)
+    assert client.call("ListNodes", pb.ListNodesRequest()) == pb.ListNodesReply()
+    assert not stuck.is_set()
+    assert sum(1 for _ in stream) == 199
+    assert len(made) == 200
+
+
+def test_many_calls_on_one_connection_at_once(manager: Any, client: Client) -> None:
+    manager.script.answers["ListTasks"] = lambda request: Refusal(
+        grpc.StatusCode.NOT_FOUND, f"no '{request.service}'"
+    )
+    said: list[str] = []
+
+    def ask(number: int) -> None:
+        for _ in range(20):
+            with pytest.raises(Refused) as refused:
+                client.call("ListTasks", pb.ListTasksRequest(service=f"s{number}"))
+            said.append(refused.value.message)
+
+    with pytest.raises(Refused):
+        client.call("ListTasks", pb.ListTasksRequest(service="first"))
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(set(said)) == [f"no 's{number}'" for number in range(5)]
+    assert len(said) == 100
+
+
+def test_words_of_the_manager_in_any_language(manager: Any, client: Client) -> None:
+    line = "es gibt keinen Dienst 'größe', 50% davon"
+    manager.script.answers["ListNodes"] = Refusal(grpc.StatusCode.NOT_FOUND, line)
+    with pytest.raises(Refused, match="größe', 50% davon"):
+        client.call("ListNodes", pb.ListNodesRequest())
+
+
+def test_a_stream_that_is_left_is_cancelled_at_the_manager(manager: Any, client: Client) -> None:
+    ended = threading.Event()
+
+    def records(_: Any) -> Iterator[Any]:
+        try:
+            while True:
+                yield pb.LogRecord(line=b"x" * 1000)
+        finally:
+            ended.set()
+
+    manager.script.answers["Logs"] = records
+    stream = client.stream("Logs", pb.LogsRequest(service="web"))
+    next(stream)
+    stream.close()
+    assert ended.wait(10)
+
+
+def test_a_call_that_another_thread_cancels(manager: Any, client: Client) -> None:
+    release = threading.Event()
+
+    def records(_: Any) -> Iterator[Any]:
+        yield pb.LogRecord(line=b"x")
+        release.wait(10)
+
+    manager.script.answers["Logs"] = records
+    calls: list[Any] = []
+    stream = client.stream("Logs", pb.LogsRequest(service="web"), opened=calls.append)
+    next(stream)
+    threading.Timer(0.05, calls[0].cancel).start()
+    with pytest.raises(ManagerLost):
+        next(stream)
+    release.set()
+
+
+@pytest.mark.parametrize("way", ["cut", "hold"])
+def test_a_manager_that_vanishes_in_the_middle(
+    manager: Any, relay: Relay, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(http2, "PING_AFTER", 0.2)
+    release = threading.Event()
+
+    def records(_: Any) -> Iterator[Any]:
+        yield pb.LogRecord(line=b"x")
+        release.wait(10)
+
+    manager.script.answers["Logs"] = records
+    with Client(replace(manager.context, endpoints=(relay.endpoint,))) as client:
+        stream = client.stream("Logs", pb.LogsRequest(service="web"))
+        next(stream)
+        getattr(relay, way)()
+        with pytest.raises(ManagerLost, match="broke; is it still running"):
+            next(stream)
+    release.set()
+
+
+def test_a_quiet_stream_goes_on(
+    manager: Any, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http2, "PING_AFTER", 0.05)
+    answered = threading.Event()
+
+    def records(_: Any) -> Iterator[Any]:
+        answered.wait(0.5)
+        yield pb.LogRecord(line=b"x")
+
+    manager.script.answers["Logs"] = records
+    assert len(list(client.stream("Logs", pb.LogsRequest(service="web")))) == 1
+
+
+def test_what_the_requests_raise_is_raised(manager: Any, client: Client) -> None:
+    def upload() -> Iterator[Any]:
+        yield pb.ImageUpload(data=b"x")
+        raise FileNotFoundError(2, "No such file", "sub/x")
+
+    manager.script.answers["LoadImage"] = []
+    with pytest.raises(FileNotFoundError, match="sub/x"):
+        list(client.stream("LoadImage", upload()))
+
+
+def test_a_call_needs_no_heavy_module(manager: Any) -> None:
+    manager.script.answers["ListNodes"] = pb.ListNodesReply()
+    save_context(manager.context)
+    code = (
+        "import sys; from orchestrator.cli.main import orc\n"
+        "try: orc.main(['node', 'ls'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'grpc', 'rich', 'cryptography', 'asyncio', 'numpy', 'tempfile'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("length", [0, 1, 126, 127, 128, 254, 255, 300, 20000])
+def test_headers_of_any_length(length: int) -> None:
+    fields = [(":path", "/x"), ("name", "v" * length)]
+    assert list(headers.decode(headers.encode(fields)).items()) == fields
+
+
+@pytest.mark.parametrize(
+    ("block", "fields"),
+    [
+        # RFC 7541, C.2.2 and C.6.1's first byte; a table's size; an indexed status.
+        ("040c 2f73 616d 706c 652f 7061 7468", {}),
+        ("20 88", {":status": "200"}),
+        ("48 03 333032", {":status": "302"}),
+        ("48 82 6402", {}),
+        ("0003 6162 6301 78", {"abc": "x"}),
+    ],
+)
+def test_headers_as_others_write_them(block: str, fields: dict[str, str]) -> None:
+    assert headers.decode(bytes.fromhex(block)) == fields
+
+
+@pytest.mark.parametrize("block", ["80", "be", "00", "0005 6162", "ff ffffffffff7f", "7f"])
+def test_headers_that_are_broken(block: str) -> None:
+    with pytest.raises(headers.BadHeaders):
+        headers.decode(bytes.fromhex(block))

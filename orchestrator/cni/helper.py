@@ -5,7 +5,8 @@
 A request is a line `{"id": 1, "op": "attach", ...}` on stdin, its answer a line `{"id": 1,
 "result": ...}` or `{"id": 1, "error": {"code": .., "msg": ..., "details": ...}}` on stdout, in the
 order of the requests. The process is single-threaded and ends when its stdin closes. It remembers
-nothing between two requests but open files, so killing it loses nothing.
+nothing between two requests but open files and the endpoint table, which it asks for when it has
+none, so killing it loses nothing.
 
     apply    conf                       the network, its peers, its rules
     attach   conf container ports       make the namespace NETNS_DIR/<container>, then ADD
@@ -14,6 +15,8 @@ nothing between two requests but open files, so killing it loses nothing.
     status   conf
     collect  conf valid                 remove all attachments and namespaces but these containers'
     remove   conf                       the network, and everything attached to it
+    balance  table                      VIPs, published ports and policies; see `endpoints`
+    connections                         how many the kernel tracks, and of how many at most
 """
 
 from __future__ import annotations
@@ -22,12 +25,13 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from . import attachment, namespaces, overlay
+from . import attachment, conntrack, endpoints, namespaces, overlay
 from .attachment import Attachment, Host
+from .balancer import Balancer
 from .config import IDENTIFIER, VERSION, NetConf, parse, port_mappings
 from .errors import CniError, Code
 from .plugin import failure
@@ -41,6 +45,7 @@ class Desk:
 
     host: Host
     namespaces: Path
+    balancer: Balancer = field(default_factory=Balancer)
 
     def target(self, request: Mapping[str, Any]) -> Attachment:
         """The attachment that a request is about."""
@@ -92,7 +97,10 @@ def _remove(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
     overlay.remove(desk.host.sock, desk.host.nft, conf, last=not desk.host.ipam.leases())
 
 
-OPERATIONS: dict[str, Callable[[Desk, NetConf, Mapping[str, Any]], dict[str, Any] | None]] = {
+Service = Callable[[Desk, Mapping[str, Any]], dict[str, Any] | None]
+Operation = Callable[[Desk, NetConf, Mapping[str, Any]], dict[str, Any] | None]
+
+OPERATIONS: dict[str, Operation] = {
     "apply": _apply,
     "attach": _attach,
     "detach": _detach,
@@ -103,16 +111,36 @@ OPERATIONS: dict[str, Callable[[Desk, NetConf, Mapping[str, Any]], dict[str, Any
 }
 
 
+def _balance(desk: Desk, request: Mapping[str, Any]) -> None:
+    desk.balancer.apply(desk.host.sock, desk.host.nft, endpoints.parse(request["table"]))
+
+
+def _connections(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
+    return asdict(conntrack.usage())
+
+
+# These are about all networks.
+GENERAL: dict[str, Service] = {
+    "balance": _balance,
+    "connections": _connections,
+}
+
+
+def _about_network(operation: Operation, raw: Any) -> Service:
+    return lambda desk, request: operation(desk, parse(raw), request)
+
+
 def answer(desk: Desk, line: bytes) -> dict[str, Any]:
     """Serve one request. Never raises but for being stopped."""
     try:
         request = json.loads(line)
-        number, raw, operation = request["id"], request["conf"], OPERATIONS[request["op"]]
+        number, name = request["id"], request["op"]
+        serve = GENERAL.get(name) or _about_network(OPERATIONS[name], request["conf"])
     except (ValueError, TypeError, KeyError) as error:
         problem = CniError(Code.DECODING_FAILURE, "not a request of the helper", repr(error))
         return {"id": None, "error": failure(VERSION, problem)}
     try:
-        return {"id": number, "result": operation(desk, parse(raw), request) or {}}
+        return {"id": number, "result": serve(desk, request) or {}}
     except CniError as error:
         problem = error
     except OSError as error:

@@ -17,6 +17,18 @@ class NftError(Exception):
     """The kernel or the parser refused a script; the message is libnftables' own."""
 
 
+def failed(what: str, error: NftError) -> CniError:
+    """A refused script in the user's words; `what` it was about comes first."""
+    if "not supported" in str(error):
+        return CniError(
+            Code.KERNEL_LACKS,
+            f"{what}: this kernel lacks a part of nftables (nf_tables, nft_nat, nft_masq, nft_fib)",
+            str(error),
+        )
+    first = str(error).partition("\n")[0]
+    return CniError(Code.IO_FAILURE, f"{what}: {first}", str(error))
+
+
 class Nftables:
     """A libnftables context, for the network namespace of the process."""
 

@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from .config import ANY_ADDRESS, PortMapping
 from .errors import CniError, Code
-from .nft import Nftables, NftError
+from .nft import Nftables, NftError, failed
 
 TABLE = "ip orc"
 ANYWHERE, AT_ADDRESS = "published", "published_at"
@@ -79,17 +79,6 @@ def _put(targets: Iterable[Target]) -> str:
     )
 
 
-def _failed(what: str, error: NftError) -> CniError:
-    if "not supported" in str(error):
-        return CniError(
-            Code.KERNEL_LACKS,
-            f"{what}: this kernel lacks a part of nftables (nf_tables, nft_nat, nft_masq, nft_fib)",
-            str(error),
-        )
-    first = str(error).partition("\n")[0]
-    return CniError(Code.IO_FAILURE, f"{what}: {first}", str(error))
-
-
 def ensure(
     nft: Nftables,
     bridge: str,
@@ -101,7 +90,7 @@ def ensure(
     try:
         nft.run(BASE + _chains(bridge, subnet, cluster, masquerade))
     except NftError as error:
-        raise _failed("nftables rules", error) from error
+        raise failed("nftables rules", error) from error
 
 
 def restore(nft: Nftables, targets: Iterable[Target]) -> None:
@@ -109,7 +98,7 @@ def restore(nft: Nftables, targets: Iterable[Target]) -> None:
     try:
         nft.run(f"flush map {TABLE} {ANYWHERE}\nflush map {TABLE} {AT_ADDRESS}\n" + _put(targets))
     except NftError as error:
-        raise _failed("published ports", error) from error
+        raise failed("published ports", error) from error
 
 
 def publish(nft: Nftables, targets: Iterable[Target]) -> None:
@@ -125,7 +114,7 @@ def publish(nft: Nftables, targets: Iterable[Target]) -> None:
                 "a port is already published to another container of this host",
                 str(error),
             ) from error
-        raise _failed("published ports", error) from error
+        raise failed("published ports", error) from error
 
 
 def withdraw(nft: Nftables, ports: Iterable[PortMapping]) -> None:
@@ -135,7 +124,7 @@ def withdraw(nft: Nftables, ports: Iterable[PortMapping]) -> None:
             nft.run(f"delete element {TABLE} {_map(port)} {{ {_key(port)} }}")
         except NftError as error:
             if GONE not in str(error):
-                raise _failed(f"published port {port}", error) from error
+                raise failed(f"published port {port}", error) from error
 
 
 def missing(nft: Nftables, targets: Iterable[Target]) -> str:
@@ -159,4 +148,4 @@ def remove(nft: Nftables, bridge: str, *, last: bool) -> None:
             nft.run(f"delete {name}")
         except NftError as error:
             if GONE not in str(error):
-                raise _failed("nftables rules", error) from error
+                raise failed("nftables rules", error) from error

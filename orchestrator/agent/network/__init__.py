@@ -21,10 +21,12 @@ whatever else is left: addresses, namespaces, interfaces, published ports.
 Errors are `NetworkError`, whose text is for the user.
 """
 
+from .balance import Connections
 from .node import Attachment, NetworkConfig, NetworkError, NodeNetwork, Peer, PortMapping
 
 __all__ = [
     "Attachment",
+    "Connections",
     "NetworkConfig",
     "NetworkError",
     "NodeNetwork",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from orchestrator.cni.endpoints import Table
+
+from .balance import Connections, balance, connections
 from .helper import COMMAND, NOT_AVAILABLE, HelperProcess, NetworkError
 
 REQUEST_SECONDS = 30.0
@@ -160,6 +163,14 @@ class NodeNetwork:
         """Remove whatever belongs to containers that are not in `valid`."""
         body = {"conf": _document(self._configured()), "valid": sorted(valid)}
         await self._helper.request("collect", body)
+
+    async def balance(self, change: Table, whole: Callable[[], Table]) -> None:
+        """Have VIPs, published ports and policies follow the endpoint table; see `balance`."""
+        await balance(self._helper, change, whole)
+
+    async def connections(self) -> Connections:
+        """How many connections the kernel of this node tracks, and whether it has room."""
+        return await connections(self._helper)
 
     async def check(self, container_id: str) -> None:
         """Raise `NetworkError`, with the reason, unless the container is connected as it was."""

@@ -497,7 +497,9 @@ async def test_before_the_first_configuration(host: NsHost) -> None:
 def test_the_agent_stays_free_of_netlink() -> None:
     code = "import sys, orchestrator.agent.network; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    assert not [name for name in loaded.split() if name.startswith("orchestrator.cni")]
+    ours = {name for name in loaded.split() if name.startswith("orchestrator.cni")}
+    # The endpoint table's types are shared, and pure.
+    assert ours <= {"orchestrator.cni", "orchestrator.cni.endpoints", "orchestrator.cni.errors"}
 
 
 # -- words for the user --------------------------------------------------------------------------

@@ -1,0 +1,187 @@
+"""The endpoint table as this host has it: applied to the kernel, mended, changed by differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from . import balance, conntrack, ingress, netlink, nftcount, policy
+from .conntrack import UDP, Flow
+from .endpoints import Key, Network, Policy, Service, Table
+from .errors import CniError, Code
+from .nft import Nftables, NftError, failed
+from .rtnetlink import RouteSocket
+from .ruleset import NOTHING, Part, Ruleset
+
+WHAT = "balanced services"
+
+
+@dataclass(slots=True)
+class _State:
+    """What was applied."""
+
+    revision: int = 0
+    services: dict[Key, Service] = field(default_factory=dict)
+    networks: dict[str, Network] = field(default_factory=dict)
+    policies: tuple[Policy, ...] = ()
+    devices: frozenset[str] = frozenset()
+    rules: Ruleset = field(default_factory=Ruleset)
+
+
+class Balancer:
+    """Owns our tables for services in the kernel of this host, while the process lives.
+
+    What it remembers is only to find what a change changes: after a failure it knows nothing, asks
+    for the whole table, and replaces what is there in one transaction.
+    """
+
+    def __init__(self) -> None:
+        self._state: _State | None = None
+
+    def apply(self, sock: RouteSocket, nft: Nftables, table: Table) -> None:
+        """Bring the kernel to the table.
+
+        Raises `CniError`: TRY_AGAIN_LATER if the table is a difference to one that is not here.
+        """
+        state = self._state
+        asked = table
+        if table.base is None:
+            table = _difference(state or _State(), table)
+        elif state is None or state.revision != table.base:
+            raise CniError(
+                Code.TRY_AGAIN_LATER, f"the endpoint table of revision {table.base} is not here"
+            )
+        known, self._state = state is not None, None
+        state = state or _State()
+        before = dict(_addresses(state, table))
+        script = _advance(sock, state, table)
+        try:
+            if not known:
+                nft.run(state.rules.script())
+            else:
+                _run(nft, script, state.rules, check=asked.base in (None, asked.revision))
+        except NftError as error:
+            raise failed(WHAT, error) from error
+        ingress.ensure(sock, list(state.networks.values()))
+        _forget(state, before if known else None, table)
+        self._state = state
+
+
+def _run(nft: Nftables, script: str, rules: Ruleset, *, check: bool) -> None:
+    """Run a script; replace everything if the kernel does not have what it stands on."""
+    try:
+        if script:
+            nft.run(script)
+        mended = not check or nftcount.counts() == rules.counts()
+    except NftError:
+        mended = False  # somebody's hand was in our tables
+    if not mended:
+        nft.run(rules.script())
+
+
+def _difference(state: _State, table: Table) -> Table:
+    """A whole table as a change of the state; pure."""
+    wanted = {service.key for service in table.services}
+    return Table(
+        revision=table.revision,
+        base=state.revision,
+        services=tuple(
+            service for service in table.services if state.services.get(service.key) != service
+        ),
+        removed=tuple(state.services.keys() - wanted),
+        networks=table.networks or (),
+        policies=table.policies or (),
+    )
+
+
+def _advance(sock: RouteSocket, state: _State, table: Table) -> str:
+    """Change the state; return the script that takes the kernel along."""
+    networks = state.networks
+    if table.networks is not None:
+        networks = {network.id: network for network in table.networks}
+    policies = state.policies if table.policies is None else table.policies
+    devices = frozenset(
+        network.device
+        for network in networks.values()
+        if network.device and netlink.get_link(sock, network.device) is not None
+    )
+    dirty = {service.key for service in table.services} | set(table.removed)
+    for service in table.services:
+        state.services[service.key] = service
+    for key in table.removed:
+        state.services.pop(key, None)
+
+    changes: dict[str, Part] = {"base/balance": balance.BASE, "base/ingress": ingress.BASE}
+    moved = {
+        id_
+        for id_ in state.networks.keys() | networks.keys()
+        if state.networks.get(id_) != networks.get(id_)
+    }
+    for id_ in networks.keys() | state.networks.keys():
+        network = networks.get(id_)
+        changes[f"network/{id_}"] = (
+            ingress.part(network, network.device in devices) if network else NOTHING
+        )
+    if moved:
+        dirty |= {key for key in state.services if key.network in moved}
+    guarded, named = policy.destinations(policies), policy.sources(policies)
+    if policies != state.policies or moved:
+        changes["policies"] = policy.part(policies, networks)
+        dirty |= guarded | named | policy.destinations(state.policies)
+        dirty |= policy.sources(state.policies)
+    state.networks, state.policies, state.devices = networks, policies, devices
+    state.revision = table.revision
+    for key in dirty:
+        found, home = state.services.get(key), networks.get(key.network)
+        owner = f"{key.id}/{key.network}"
+        if found is None or home is None:
+            changes[f"service/{owner}"] = changes[f"members/{owner}"] = NOTHING
+        else:
+            changes[f"service/{owner}"] = balance.part(found, home.bridge)
+            changes[f"members/{owner}"] = policy.members(found, key in guarded, key in named)
+    return state.rules.update(changes)
+
+
+def _addresses(state: _State, table: Table) -> Iterable[tuple[bytes, bool]]:
+    """The addresses of the services that the table changes, and whether each is ready."""
+    for key in (*(service.key for service in table.services), *table.removed):
+        service = state.services.get(key)
+        if service is not None:
+            yield from _endpoints(service)
+
+
+def _endpoints(service: Service) -> Iterable[tuple[bytes, bool]]:
+    for endpoint in service.endpoints:
+        for address in (endpoint.address, endpoint.address6):
+            if address is not None:
+                yield address.packed, endpoint.ready
+
+
+def _forget(state: _State, before: dict[bytes, bool] | None, table: Table) -> None:
+    """End the flows of endpoints that left: of UDP those that are not ready, else those gone.
+
+    A TCP connection to an endpoint that is about to stop is left to end by itself. With nothing
+    known from before, whatever was translated to an address that is no endpoint's is to go.
+    """
+    if before is None:
+        now = dict(one for service in state.services.values() for one in _endpoints(service))
+        ranges = [
+            network
+            for home in state.networks.values()
+            for network in (home.cluster, home.cluster6)
+            if network is not None
+        ]
+
+        def stranded(flow: Flow) -> bool:
+            if now.get(flow.server, flow.protocol != UDP and flow.server in now):
+                return False
+            address = conntrack.address(flow.server)
+            return address is not None and any(address in one for one in ranges)
+
+        conntrack.forget(stranded)
+        return
+    now = dict(_addresses(state, table))
+    gone = before.keys() - now.keys()
+    silent = {address for address, ready in before.items() if ready and not now.get(address)}
+    if gone or silent:
+        conntrack.forget(lambda flow: flow.server in (silent if flow.protocol == UDP else gone))

@@ -1,0 +1,146 @@
+"""Published ports on every node, with the client's own address: the way back.
+
+The node that a client asks translates the destination only, and sends the packet through the
+tunnel to the node of the chosen task. There the answer's destination is the client, to which that
+node has a way of its own; the client would not know a packet that came by it. So the answer must
+go back by the node that was asked:
+
+    the task's node    a connection that begins with a packet from the tunnel and a source outside
+                       the network: its mark says from which node's tunnel end it came
+    then               packets of such a connection from the bridge are routed into the tunnel
+    and there          leave for the tunnel end that the mark says, whatever the route's was
+
+The last step is a rewritten MAC address (the netdev family's egress hook, since Linux 5.16), looked
+up in a map. Routing rules are searched one after the other by every packet: one for each node would
+make each packet of a large cluster slower. So there is one of them a network.
+
+The node asked may be the client itself. From 127.0.0.1 nothing can be answered over a wire, so such
+a packet leaves with the address of the node's tunnel end.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from . import netlink, peers, steering
+from .endpoints import Network
+from .errors import CniError, Code
+from .rtnetlink import RouteSocket
+from .ruleset import INET, NETDEV, Chain, Part
+from .steering import Way
+
+OURS, MASK = 0x4F000000, 0xFF000000  # of a mark: the upper byte says that it is ours
+
+BRIDGES, TUNNELS = f"{INET} bridges", f"{INET} tunnels"
+ENTRANCES, ORIGINS = f"{INET} entrances", f"{INET} origins"
+TUNNEL_ENDS = f"{NETDEV} tunnel_ends"
+MARKED = f"mark & {MASK:#x} == {OURS:#x}"
+SYSCTL = Path("/proc/sys/net/ipv4/conf")
+
+BASE = Part(
+    sets={
+        BRIDGES: "set {name} {{ type ifname; }}",
+        TUNNELS: "set {name} {{ type ifname; }}",
+        ENTRANCES: "map {name} {{ type ifname : verdict; }}",
+        ORIGINS: "map {name} {{ type ether_addr : mark; }}",
+        TUNNEL_ENDS: "map {name} {{ type mark : ether_addr; }}",
+    },
+    chains={
+        f"{INET} origin": Chain(
+            (
+                f"ct {MARKED} iifname @bridges meta mark set ct mark",
+                "iifname vmap @entrances",
+            ),
+            "type filter hook prerouting priority mangle;",
+        ),
+        f"{INET} postrouting": Chain(
+            (
+                "oifname @tunnels ip saddr 127.0.0.0/8 masquerade",
+                "oifname @tunnels ip6 saddr ::1 masquerade",
+                "oifname @bridges ip6 saddr ::1 masquerade",
+            ),
+            "type nat hook postrouting priority srcnat;",
+        ),
+    },
+)
+
+
+def part(network: Network, device_exists: bool) -> Part:
+    """The rules of one network; pure. A chain of a device's can only be where the device is."""
+    elements = {BRIDGES: {f'"{network.bridge}"': ""}}
+    if not network.device or not device_exists:
+        return Part(elements=elements)
+    entrance = f"entrance/{network.id}"
+    rules = [
+        "ip daddr 127.0.0.0/8 drop",
+        f"ct state new ip saddr != {network.cluster} ct mark set ether saddr map @origins",
+    ]
+    if network.cluster6 is not None:
+        rules.append(
+            f"ct state new ip6 saddr != {network.cluster6} ct mark set ether saddr map @origins"
+        )
+    marks = {peers.vtep_mac(node.subnet): f"{_mark(node.subnet):#010x}" for node in network.nodes}
+    elements |= {
+        TUNNELS: {f'"{network.device}"': ""},
+        ENTRANCES: {f'"{network.device}"': f"jump {entrance}"},
+        ORIGINS: marks,
+        TUNNEL_ENDS: {mark: mac for mac, mark in marks.items()},
+    }
+    chains = {
+        f"{INET} {entrance}": Chain(tuple(rules)),
+        f"{NETDEV} {network.device}": Chain(
+            (f"meta {MARKED} ether daddr set meta mark map @tunnel_ends meta mark set 0x0",),
+            f'type filter hook egress device "{network.device}" priority 0;',
+        ),
+    }
+    return Part(chains, elements=elements)
+
+
+def _mark(subnet: IPv4Network) -> int:
+    """The mark of a node: 24 bits of its tunnel end's address, so that it never changes."""
+    return OURS | int(peers.vtep_address(subnet)) & ~MASK
+
+
+def ensure(sock: RouteSocket, networks: list[Network]) -> None:
+    """Have the routes of the ways back, and what the kernel must let pass for them."""
+    ways = []
+    for network in networks:
+        link = netlink.get_link(sock, network.device) if network.device else None
+        if link is None or not network.nodes:
+            continue
+        _let_pass(network.device)
+        # Any node's tunnel end: the device takes it for resolved, and its MAC is rewritten.
+        via = min(network.nodes, key=lambda node: node.subnet)
+        gateways = [peers.vtep_address(via.subnet)]
+        ways.append(Way(network.bridge, link.index, gateways[0], OURS, MASK))
+        if via.subnet6 is not None:
+            ways.append(Way(network.bridge, link.index, via.subnet6.network_address, OURS, MASK))
+    steering.ensure(sock, ways)
+
+
+def _let_pass(device: str) -> None:
+    """Take packets whose source is elsewhere by our own routes, and such as are for 127.0.0.1."""
+    strict = _read("all/rp_filter") == "1"
+    for name, value in (
+        (f"{device}/route_localnet", "1"),
+        # The stricter of `all` and the device's counts, and 2 (loose) is more than 1.
+        (f"{device}/rp_filter", "2" if strict else "0"),
+    ):
+        if _read(name) == value:
+            continue
+        try:
+            (SYSCTL / name).write_text(value)
+        except OSError as error:
+            setting = name.replace("/", ".")
+            raise CniError(
+                Code.IO_FAILURE,
+                f"sysctl net.ipv4.conf.{setting} cannot be set: {error.strerror}",
+            ) from error
+
+
+def _read(name: str) -> str:
+    try:
+        return (SYSCTL / name).read_text().strip()
+    except OSError:
+        return ""

@@ -25,6 +25,7 @@ from orchestrator.agent.runtime.crun import CrunRuntime
 from orchestrator.agent.runtime.logs import LogLimits
 from orchestrator.agent.runtime.mounts import enter_private_mounts
 from orchestrator.model.specs import Resources
+from orchestrator.model.states import NOT_RUNNABLE
 
 pytestmark = pytest.mark.root
 
@@ -70,6 +71,10 @@ def proportional_memory(pid: int) -> int:
     """Bytes of memory of a process, shared pages counted in part."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def network_namespace(pid: int | str) -> int:
@@ -296,17 +301,46 @@ async def test_a_program_that_cannot_run(world: CrunWorld, program: str, words: 
         assert await runtime.list() == frozenset()
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("no program\n", "`/bad` is no program for this node"),
+        ("#!/no/such\n", "`/bad` needs an interpreter or loader that the image does not have"),
+    ],
+)
 @private
-async def test_a_program_that_the_kernel_refuses(world: CrunWorld) -> None:
-    path = world.image.layers[0] / "garbage"
-    path.write_text("no program\n")
+async def test_a_program_that_the_kernel_refuses_was_never_started(
+    world: CrunWorld, content: str, words: str
+) -> None:
+    path = world.image.layers[0] / "bad"
+    path.write_text(content)
     path.chmod(0o755)
     async with world, world.runtime() as runtime:
-        await runtime.create(world.container("a", "/garbage"))
-        await runtime.start("a")
-        ended = await runtime.wait("a")
-        assert ended.code != 0
-        assert "`/garbage` is no program for this node" in ended.message
+        await runtime.create(world.container("a", "/bad"))
+        with pytest.raises(RuntimeFailure) as failure:
+            await runtime.start("a")
+        assert words in str(failure.value)
+        assert failure.value.exit_code in NOT_RUNNABLE
+
+
+@private
+async def test_what_was_started_is_the_program(world: CrunWorld) -> None:
+    async with world, world.runtime() as runtime:
+        for number in range(10):
+            name = f"c{number}"
+            await runtime.create(world.container(name, "sleep", "1000"))
+            pid = (await runtime.start(name)).pid
+            assert cmdline(pid) == b"sleep\0001000\0"
+
+
+@private
+async def test_a_program_that_is_over_at_once_was_started(world: CrunWorld) -> None:
+    async with world, world.runtime() as runtime:
+        for code in (0, 1, 126, 127):
+            name = f"c{code}"
+            await runtime.create(world.exits(name, code))
+            await runtime.start(name)
+            assert (await runtime.wait(name)).code == code
 
 
 @private

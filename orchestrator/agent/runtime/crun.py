@@ -23,11 +23,8 @@ from orchestrator.agent.runtime.bundle import Bundle, Identity
 from orchestrator.agent.runtime.bundlemaker import BundleMaker, release_null_device
 from orchestrator.agent.runtime.cgroups import Cgroups, detect
 from orchestrator.agent.runtime.failures import failure, known_failure
-from orchestrator.agent.runtime.host import (
-    check_mode,
-    find_program,
-    read_node_facts,
-)
+from orchestrator.agent.runtime.handover import Handover
+from orchestrator.agent.runtime.host import check_mode, find_program, read_node_facts
 from orchestrator.agent.runtime.identity import boot_id, identify
 from orchestrator.agent.runtime.idranges import FIRST, IdRanges, subordinate_ids
 from orchestrator.agent.runtime.inodes import spread_inodes
@@ -35,6 +32,7 @@ from orchestrator.agent.runtime.logs import LogLimits, LogRotation, last_line
 from orchestrator.agent.runtime.seccomp import DEFAULT_PROFILE
 from orchestrator.agent.runtime.watch import MonitorWatch
 from orchestrator.model.specs import TaskSpec
+from orchestrator.model.states import NOT_RUNNABLE
 
 logger = logging.getLogger(__name__)
 
@@ -186,16 +184,23 @@ class CrunRuntime:
         self._watch.add(container.id, monitor)
 
     async def start(self, container_id: str) -> Started:
-        """Start the created container's process. Raises RuntimeFailure when there is none."""
+        """Start the created container's program. Raises RuntimeFailure when there is no such
+        container, or when the kernel does not execute the program."""
         bundle = self._bundle(container_id)
         if (started := bundle.started()) is not None:
             return started
         identity = bundle.identity()
         if identity is None:
             raise RuntimeFailure(f"container {container_id} has not been created on this node")
-        status, stderr = await spawn.run([*self._command(bundle), "start", container_id])
-        if status != 0 and not await self._has_run(container_id, bundle):
-            raise failure(stderr, "started")
+        with Handover(identity.container) as handover:
+            status, stderr = await spawn.run([*self._command(bundle), "start", container_id])
+            if status != 0 and not await self._has_run(container_id, bundle):
+                raise failure(stderr, "started")
+            if not await handover.happened():
+                # It was quick, or could not be executed, which its last words tell.
+                ended = await self.wait(container_id)
+                if ended.message and ended.code in NOT_RUNNABLE:
+                    raise RuntimeFailure(ended.message, ended.code)
         started = Started(identity.container.pid, self._clock())
         bundle.write_started(started)
         return started

@@ -46,15 +46,20 @@ class ProcessIdentity:
 
 def identify(pid: int) -> ProcessIdentity | None:
     """The process that has this pid now; None when there is none, or only its zombie."""
+    fields = stat_fields(pid)
+    return ProcessIdentity(pid, int(fields[19])) if fields else None
+
+
+def stat_fields(pid: int) -> list[bytes]:
+    """The fields of `/proc/PID/stat` from the third on, proc(5); none when there is no such
+    process, or only its zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return []
     # The second field is the program's name in parentheses, and may itself hold any character.
     fields = stat[stat.rindex(b")") + 2 :].split()
-    if fields[0] in (b"Z", b"X"):
-        return None
-    return ProcessIdentity(pid, int(fields[19]))
+    return [] if fields[0] in (b"Z", b"X") else fields
 
 
 def boot_id() -> str:

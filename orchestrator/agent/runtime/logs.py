@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -24,17 +23,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from orchestrator.agent.runtime.inotify import (
+    CREATED,
+    DELETED,
+    DELETED_ITSELF,
+    MODIFIED,
+    MOVED_TO,
+    Inotify,
+)
 from orchestrator.agent.runtime.spawn import readable
 
 _BLOCK = 1 << 16
-_IN_MODIFY = 0x2
-_IN_MOVED_TO = 0x80
-_IN_CREATE = 0x100
-_IN_DELETE = 0x200
-_IN_DELETE_SELF = 0x400
-_EVENTS = _IN_MODIFY | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE | _IN_DELETE_SELF
-
-_libc = ctypes.CDLL(None, use_errno=True)
+_EVENTS = MODIFIED | MOVED_TO | CREATED | DELETED | DELETED_ITSELF
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ async def read(
     epoch); `follow`: go on as new ones come, until `ended` is set (then to the end of what is
     there) or the log is removed.
     """
-    with _Watch(path.parent, follow) as watch:
+    with Inotify(path.parent, _EVENTS) if follow else contextlib.nullcontext() as news:
         cursor = await asyncio.to_thread(_start, path, tail)
         if cursor is None:
             cursor = _Cursor.at(path)
@@ -170,9 +170,9 @@ async def read(
                     cursor = newer
                 # Once there, the newest file is replaced at most; the folder is asked for too since
                 # the kernel tells of its end only when no file of it is open any more.
-                if last_round or not (path if cursor else path.parent).exists():
+                if last_round or news is None or not (path if cursor else path.parent).exists():
                     return
-                await watch.changed(ended)
+                await _changed(news, ended)
                 if cursor is None:
                     cursor = _Cursor.at(path)
         finally:
@@ -295,39 +295,17 @@ def _lines_back(file: BinaryIO, wanted: int) -> tuple[int, int]:
         span *= 4
 
 
-class _Watch:
-    """Wakes a reader when something changes in a log's folder (inotify(7))."""
-
-    def __init__(self, folder: Path, active: bool) -> None:
-        self._folder = folder
-        self._active = active
-        self._fd = -1
-
-    def __enter__(self) -> _Watch:
-        if self._active:
-            self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-            if self._fd < 0:
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code), "inotify")
-            _libc.inotify_add_watch(self._fd, os.fsencode(self._folder), _EVENTS)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-
-    async def changed(self, ended: asyncio.Event | None) -> None:
-        """Until there is news since the last call, or `ended` is set."""
-        if ended is None:
-            await readable(self._fd)
-        else:
-            async with asyncio.TaskGroup() as group:
-                waits: tuple[asyncio.Task[Any], ...] = (
-                    group.create_task(readable(self._fd)),
-                    group.create_task(ended.wait()),
-                )
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                for wait in waits:
-                    wait.cancel()
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._fd, _BLOCK)
+async def _changed(news: Inotify, ended: asyncio.Event | None) -> None:
+    """Until there is news since the last call, or `ended` is set."""
+    if ended is None:
+        await readable(news.fd)
+    else:
+        async with asyncio.TaskGroup() as group:
+            waits: tuple[asyncio.Task[Any], ...] = (
+                group.create_task(readable(news.fd)),
+                group.create_task(ended.wait()),
+            )
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+    news.take()

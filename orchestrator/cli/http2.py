@@ -4,8 +4,8 @@ Importing gRPC takes as long as all else of a short command, so the command line
 the little of HTTP/2 that calls of a manager need.
 
 Why not `h2`, the library: it holds the protocol's state well, but imports in 12.5 ms where this
-takes 3 (medians of 31 in one run, beside what both need), and takes in a frame of data in 6 µs where
-this takes 0.8 (of 16 KiB: 22 and 2.4), which a hundred thousand lines of a log a second would feel.
+takes 3 (medians of 31 in one run, beside what both need), and takes in a frame of data in 6 µs,
+this in 0.8 (of 16 KiB: 22 and 2.4), which a hundred thousand lines of a log a second would feel.
 It does no I/O and has no locks, so what is long below would stay: threads, the flow of data between
 them, and when to give a silent peer up. What it would save is frames and settings, some 100 lines.
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import click
@@ -35,15 +36,39 @@ def column(heading: str, key: str) -> Column:
     return Column(heading, lambda row: str(row[key]))
 
 
-def format_option(default: str = "table") -> Callable[[F], F]:
-    """`--format table|json`."""
+class Format(click.Choice):  # type: ignore[type-arg]
+    """`table`, `json`, or a template as Docker's users write it, read by `template`."""
+
+    def __init__(self) -> None:
+        super().__init__(["table", "json"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "{{" not in value:
+            return super().convert(value, param, ctx)
+        from orchestrator.cli.template import BadTemplate, Template
+
+        try:
+            Template(value)
+        except BadTemplate as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "table|json|TEMPLATE"
+
+
+def format_option(
+    default: str = "table", templates: bool = False, short: bool = False
+) -> Callable[[F], F]:
+    """`--format table|json`, and templates where the command prints them; `short`: also `-f`."""
     return click.option(
-        "--format",
-        "form",
-        type=click.Choice(["table", "json"]),
+        *(("--format", "-f", "form") if short else ("--format", "form")),
+        type=Format() if templates else click.Choice(["table", "json"]),
         default=default,
         show_default=True,
-        help="How to print it.",
+        help="How to print it; a template such as '{{.ID}} {{.Name}}'."
+        if templates
+        else "How to print it.",
     )
 
 
@@ -54,6 +79,7 @@ def listing_options(*keys: str) -> Callable[[F], F]:
         shown = ", ".join(keys)
         function = click.option(
             "--filter",
+            "-f",
             "filters",
             multiple=True,
             metavar="KEY=VALUE",
@@ -61,7 +87,7 @@ def listing_options(*keys: str) -> Callable[[F], F]:
             help=f"Only what matches; repeatable. Keys: {shown}.",
         )(function)
         function = click.option("--quiet", "-q", is_flag=True, help="Print ids only.")(function)
-        return format_option()(function)
+        return format_option(templates=True)(function)
 
     return decorate
 
@@ -79,10 +105,55 @@ def print_list(
     if quiet:
         for identifier in dict.fromkeys(row["id"] for row in kept):
             click.echo(identifier)
-    elif form == "json":
-        print_json([public(row) for row in kept])
     else:
-        print_table(kept, columns)
+        print_rows(kept, columns, form)
+
+
+def print_rows(rows: Sequence[Row], columns: Sequence[Column], form: str) -> None:
+    """Print rows as `--format` says: a table, one JSON document, or a template's text for each."""
+    if form == "json":
+        print_json([public(row) for row in rows])
+    elif form == "table":
+        print_table(rows, columns)
+    else:
+        for line in template_lines(rows, columns, form):
+            click.echo(line)
+
+
+def template_lines(rows: Sequence[Row], columns: Sequence[Column], form: str) -> list[str]:
+    """A template's lines for rows. A field is a column, by its heading or by Docker's name for it,
+    or else a key of the JSON document. `table TEMPLATE` has headings, and columns at its tabs."""
+    from orchestrator.cli.template import BadTemplate, Fields, Template
+
+    as_table = form.startswith("table ")
+    template = Template(form.removeprefix("table "))
+    names = {name: column for column in columns for name in _placeholders(column.heading)}
+    try:
+        lines = [
+            template.render(Fields(row, {name: column.text(row) for name, column in names.items()}))
+            for row in rows
+        ]
+        if not as_table:
+            return lines
+        keys = {key: key.upper().replace("_", " ") for key in (rows[0] if rows else ())}
+        head = Fields(keys, {name: column.heading for name, column in names.items()})
+        return aligned([line.split("\t") for line in [template.render(head), *lines]])
+    except BadTemplate as error:
+        raise click.BadParameter(str(error)) from None
+
+
+_DOCKERS = {"CREATED": ("RunningFor", "CreatedSince"), "NAMES": ("Name",)}
+"""Docker's names of the columns with these headings, where they are not the heading itself."""
+
+
+def _placeholders(heading: str) -> Iterable[str]:
+    """Such as `ContainerID` and `ID` of CONTAINER ID, `CPUPerc` of CPU %, `NetIO` of NET I/O."""
+    words = heading.partition(" / ")[0].replace("%", "PERC").replace("/", "").split()
+    titles = [word if word in ("ID", "IO", "CPU") else word.title() for word in words]
+    yield "".join(titles)
+    if titles[-1] in ("ID", "Name"):
+        yield titles[-1]
+    yield from _DOCKERS.get(heading, ())
 
 
 def print_json(document: object) -> None:
@@ -100,9 +171,14 @@ def table_lines(rows: Iterable[Row], columns: Sequence[Column]) -> list[str]:
     """The lines of `print_table`."""
     lines = [[c.heading for c in columns]]
     lines += [[" ".join(c.text(row).split("\n")) for c in columns] for row in rows]
-    widths = [max(map(len, texts)) for texts in zip(*lines, strict=True)]
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells as text, each column as wide as its widest cell."""
+    widths = [max(map(len, texts)) for texts in zip_longest(*lines, fillvalue="")]
     return [
-        "   ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        "   ".join(text.ljust(width) for text, width in zip(line, widths, strict=False)).rstrip()
         for line in lines
     ]
 

@@ -1,7 +1,7 @@
 """One program's streams and this process's: what `orc exec`, `attach` and `run` have in common.
 
-Three threads: the call's own sends what is queued; one reads stdin, as fast as the other end's window
-lets it; the main one writes what comes, at the reader's speed, and takes signals.
+Three threads: the call's own sends what is queued; one reads stdin, as fast as the other end's
+window lets it; the main one writes what comes, at the reader's speed, and takes signals.
 """
 
 from __future__ import annotations

@@ -67,7 +67,6 @@ def _cable(conf: NetConf, lease: Lease) -> Cable:
         ifname=lease.key.ifname,
         address=address,
         gateway=peers.gateway(conf.subnet),
-        published=bool(lease.ports),
     )
 
 

@@ -20,17 +20,12 @@ NOWHERE = IPv4Address(0)
 
 @dataclass(frozen=True, slots=True)
 class Cable:
-    """One attachment of a container: identity, and what its interface is to be.
-
-    A container that reaches itself by a `published` port needs its frames sent back to where they
-    came from: where bridged packets pass netfilter (br_netfilter), DNAT happens below routing.
-    """
+    """One attachment of a container: identity, and what its interface is to be."""
 
     container_id: str
     ifname: str
     address: IPv4Interface
     gateway: IPv4Address
-    published: bool
 
     @property
     def host(self) -> str:
@@ -109,7 +104,7 @@ def connect(sock: RouteSocket, bridge: Link, cable: Cable, namespace: int) -> Li
                     Code.TRY_AGAIN_LATER, f"interface {cable.host} vanished while being made"
                 )
             label = f"{cable.container_id}/{cable.ifname}"
-            sock.execute(netlink.port_request(host.index, label, hairpin=cable.published))
+            sock.execute(netlink.port_request(host.index, label))
         except BaseException:
             disconnect(sock, cable.host)
             raise
@@ -136,13 +131,21 @@ def _take_over(sock: RouteSocket, within: RouteSocket, pair: VethPair, namespace
 
 
 def _configure(within: RouteSocket, cable: Cable, mtu: int) -> None:
+    """Give the end inside its address, and one way: everything goes by the gateway.
+
+    Neighbours too. An answer that went to its neighbour directly would miss the host's tables, and
+    with them the translation that its connection began with, and the policies.
+    """
     inside = netlink.get_link(within, cable.ifname)
     if inside is None:
         raise CniError(Code.TRY_AGAIN_LATER, f"interface {cable.ifname} vanished while being made")
     within.execute(
         netlink.link_request(netlink.LOOPBACK),
-        netlink.address_request(inside.index, cable.address),
+        netlink.address_request(inside.index, cable.address, alone=True),
         netlink.link_request(inside.index, mtu=mtu),
+        routing.route_request(
+            inside.index, RouteEntry(IPv4Network(cable.gateway), NOWHERE, NOWHERE)
+        ),
         routing.route_request(inside.index, RouteEntry(ANYWHERE, cable.gateway, NOWHERE)),
     )
 
@@ -192,7 +195,7 @@ def ensure_plugged(sock: RouteSocket, bridge: Link, cables: Iterable[Cable]) -> 
         if cable is not None and (end.master != bridge.index or not end.up):
             label = f"{cable.container_id}/{cable.ifname}"
             plug = netlink.link_request(end.index, master=bridge.index)
-            port = netlink.port_request(end.index, label, hairpin=cable.published)
+            port = netlink.port_request(end.index, label)
             for outcome in sock.attempt([plug, port]):
                 # It may go at the same moment.
                 if outcome is not None and outcome.errno != errno.ENODEV:

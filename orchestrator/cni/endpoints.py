@@ -9,7 +9,8 @@ The same as JSON, the request `balance` of the helper:
 
     {"revision": 8, "base": 7,
      "services": [{"id": "s1", "network": "n1", "vip": "10.128.0.9", "vip6": "fd00::9",
-                   "endpoints": [{"address": "10.128.3.2", "address6": "fd00:3::2", "ready": true}],
+                   "endpoints": [{"address": "10.128.3.2", "address6": "fd00:3::2", "ready": true,
+                                  "local": false}],
                    "ports": [{"protocol": "tcp", "port": 8080, "target": 80}]}],
      "removed": [["s2", "n1"]],
      "networks": [{"id": "n1", "bridge": "orcbr7", "device": "orcvx7",
@@ -40,11 +41,15 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A task's addresses in the network. `ready`: it gets new connections."""
+    """A task's addresses in the network.
+
+    `ready`: it gets new connections; `local`: it runs on this node.
+    """
 
     address: IPv4Address | None = None
     address6: IPv6Address | None = None
     ready: bool = True
+    local: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -180,6 +185,7 @@ def _service_document(service: Service) -> dict[str, Any]:
                 "address": _text(endpoint.address),
                 "address6": _text(endpoint.address6),
                 "ready": endpoint.ready,
+                "local": endpoint.local,
             }
             for endpoint in service.endpoints
         ],
@@ -224,6 +230,7 @@ def _service(raw: Mapping[str, Any]) -> Service:
                 _ipv4(entry.get("address")),
                 _ipv6(entry.get("address6")),
                 bool(entry.get("ready", True)),
+                bool(entry.get("local", False)),
             )
             for entry in raw.get("endpoints", ())
         ),

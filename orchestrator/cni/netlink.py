@@ -39,7 +39,8 @@ BR_STATE_DISABLED, BR_STATE_FORWARDING = 0, 3
 VETH_INFO_PEER = 1
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 4, 7, 15
 RTEXT_FILTER_SKIP_STATS = 8
-IFA_ADDRESS, IFA_LOCAL = 1, 2
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFA_F_NOPREFIXROUTE = 0x200
 LOOPBACK = 1
 
 IFINFO = struct.Struct("=BxHiII")
@@ -225,17 +226,18 @@ def _port(index: int, more: bytes, port: bytes) -> Request:
     return Request(RTM_NEWLINK, _ifinfo(index) + more + attribute(IFLA_LINKINFO, info))
 
 
-def port_request(index: int, alias: str, *, hairpin: bool) -> Request:
+def port_request(index: int, alias: str) -> Request:
     """Label a port of a bridge and open it, also one that was muted.
 
-    `hairpin` lets a frame out by the port that it came in by.
+    A frame may leave by the port that it came in by. Where bridged packets pass netfilter
+    (br_netfilter), a destination is translated below routing, and may be who sent the packet.
     """
     return _port(
         index,
         text(IFLA_IFALIAS, alias),
         attribute(IFLA_BRPORT_STATE, bytes([BR_STATE_FORWARDING]))
         + attribute(IFLA_BRPORT_LEARNING, b"\1")
-        + attribute(IFLA_BRPORT_MODE, bytes([hairpin])),
+        + attribute(IFLA_BRPORT_MODE, b"\1"),
     )
 
 
@@ -283,13 +285,17 @@ def addresses(sock: RouteSocket, index: int = 0) -> list[tuple[int, IPv4Interfac
     return found
 
 
-def address_request(index: int, address: IPv4Interface, *, remove: bool = False) -> Request:
-    """Give an interface an address, or take it away."""
+def address_request(
+    index: int, address: IPv4Interface, *, remove: bool = False, alone: bool = False
+) -> Request:
+    """Give an interface an address, or take it away; `alone` makes no route to its network."""
     head = IFADDR.pack(socket.AF_INET, address.network.prefixlen, 0, 0, index)
     packed = address.ip.packed
     body = head + attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
     if remove:
         return Request(RTM_DELADDR, body)
+    if alone:
+        body += u32(IFA_FLAGS, IFA_F_NOPREFIXROUTE)
     return Request(RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_REPLACE)
 
 

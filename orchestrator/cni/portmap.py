@@ -4,10 +4,13 @@ A published port is one element of a map, so that publishing one touches no othe
 costs the same for one port and for ten thousand. A network has two chains of its own:
 
   masquerade_<bridge>   what leaves the network takes the host's address; so does what was sent to
-                        a published port from this network or from the host's loopback, since the
-                        answer would otherwise go to the sender directly and miss its un-NAT
+                        a published port from the host's loopback, or from the container that the
+                        port leads to, since nobody takes a packet from himself off a wire
   guard_<bridge>        route_localnet makes 127.0.0.1 reachable through the bridge's device, which
                         published ports need and containers must not use (cf. CVE-2020-8558)
+
+Neighbours reach each other by the bridge's address, so that their packets pass these rules. The
+host does not tell them of a shorter way.
 
 Rules that others made are in tables of their own and never touched.
 """
@@ -23,6 +26,7 @@ from .nft import Nftables, NftError, failed
 
 TABLE = "ip orc"
 ANYWHERE, AT_ADDRESS = "published", "published_at"
+SELVES, BRIDGES = "selves", "bridges"
 GONE, TAKEN = "No such file or directory", "File exists"
 
 Target = tuple[PortMapping, IPv4Address]
@@ -32,16 +36,27 @@ add table {TABLE}
 add map {TABLE} {ANYWHERE} {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
 add map {TABLE} {AT_ADDRESS} {{
     type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+add set {TABLE} {SELVES} {{ type ipv4_addr . ipv4_addr; }}
+add set {TABLE} {BRIDGES} {{ type ifname; }}
 add chain {TABLE} ports
+add chain {TABLE} redirects {{ type filter hook output priority filter; }}
 add chain {TABLE} prerouting {{ type nat hook prerouting priority dstnat; }}
 add chain {TABLE} output {{ type nat hook output priority -100; }}
 flush chain {TABLE} ports
+flush chain {TABLE} redirects
 flush chain {TABLE} prerouting
 flush chain {TABLE} output
+add rule {TABLE} redirects icmp type redirect oifname @{BRIDGES} drop
 add rule {TABLE} ports dnat ip to ip daddr . meta l4proto . th dport map @{AT_ADDRESS}
 add rule {TABLE} ports dnat ip to meta l4proto . th dport map @{ANYWHERE}
 add rule {TABLE} prerouting fib daddr type local jump ports
 add rule {TABLE} output fib daddr type local jump ports
+"""
+
+EMPTY = f"""
+flush map {TABLE} {ANYWHERE}
+flush map {TABLE} {AT_ADDRESS}
+flush set {TABLE} {SELVES}
 """
 
 
@@ -52,9 +67,10 @@ add chain {out} {{ type nat hook postrouting priority srcnat; }}
 add chain {guard} {{ type filter hook prerouting priority raw; }}
 flush chain {out}
 flush chain {guard}
+add element {TABLE} {BRIDGES} {{ "{bridge}" }}
 add rule {guard} iifname "{bridge}" ip daddr 127.0.0.0/8 drop
 add rule {out} oifname "{bridge}" ip saddr 127.0.0.0/8 masquerade
-add rule {out} oifname "{bridge}" ip saddr {subnet} ct status dnat masquerade
+add rule {out} oifname "{bridge}" ip saddr . ip daddr @{SELVES} masquerade
 """
     if masquerade:
         # Only this host's containers: another host's come here masqueraded, or not at all.
@@ -73,8 +89,11 @@ def _key(port: PortMapping) -> str:
 
 
 def _put(targets: Iterable[Target]) -> str:
+    """Who had a port once stays among the selves until the next `restore`: what is true of an
+    address there is true of any."""
     return "".join(
         f"add element {TABLE} {_map(port)} {{ {_key(port)} : {address} . {port.container_port} }}\n"
+        f"add element {TABLE} {SELVES} {{ {address} . {address} }}\n"
         for port, address in targets
     )
 
@@ -96,7 +115,7 @@ def ensure(
 def restore(nft: Nftables, targets: Iterable[Target]) -> None:
     """Have exactly these ports published; in one transaction, so that none is out meanwhile."""
     try:
-        nft.run(f"flush map {TABLE} {ANYWHERE}\nflush map {TABLE} {AT_ADDRESS}\n" + _put(targets))
+        nft.run(EMPTY + _put(targets))
     except NftError as error:
         raise failed("published ports", error) from error
 
@@ -141,8 +160,10 @@ def missing(nft: Nftables, targets: Iterable[Target]) -> str:
 
 def remove(nft: Nftables, bridge: str, *, last: bool) -> None:
     """Remove the chains of a network; with the `last` one goes the table."""
-    names = [] if last else [f"masquerade_{bridge}", f"guard_{bridge}"]
-    objects = [f"chain {TABLE} {name}" for name in names] or [f"table {TABLE}"]
+    objects = [f"table {TABLE}"]
+    if not last:
+        objects = [f"chain {TABLE} {role}_{bridge}" for role in ("masquerade", "guard")]
+        objects.append(f'element {TABLE} {BRIDGES} {{ "{bridge}" }}')
     for name in objects:
         try:
             nft.run(f"delete {name}")

@@ -73,6 +73,14 @@ class Holding:
         await runtime.remove(task.id)
         return True
 
+    async def discard(self, task: Task) -> bool:
+        """Take away what `release` kept. Whether all is gone."""
+        gone = await self.clear(task)
+        if gone:
+            # Volumes that go with it were kept as long as it might run again.
+            await self._parts.volumes.detach(task)
+        return gone
+
     async def release(self, task: Task) -> bool:
         """Give everything back, but for what `clear` keeps. Whether all is gone."""
         gone = await self.clear(task)

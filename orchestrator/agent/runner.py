@@ -302,7 +302,7 @@ class TaskRunner:
 
     async def _discard(self) -> None:
         async with self._gate, asyncio.timeout(_RELEASE_LIMIT):
-            gone = await self._holding.clear(self._task)
+            gone = await self._holding.discard(self._task)
         self._observed = replace(self._observed, discarded=gone)
 
     def _renew(self) -> None:

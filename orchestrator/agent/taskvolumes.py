@@ -55,8 +55,8 @@ class TaskVolumes:
         return await self._store.attach(holder, declared)
 
     async def detach(self, task: Task) -> None:
-        """Take it back. Volumes without a name go with a service's task, and with a container
-        that goes when it has ended. Raises VolumeError."""
+        """Take it back; fine when it was. Volumes without a name go with a service's task, and
+        with a container that takes them along. Raises VolumeError."""
         await self._store.detach(task.id, drop=not task.standalone or task.auto_remove)
 
     async def retain(self, task_ids: Collection[str]) -> None:

@@ -220,6 +220,7 @@ class Client:
             raise CliError(f"the manager at {endpoint} failed: {details}; see its log")
         refused = Refused(details or f"the manager refused: {code.name.lower()}")
         refused.conflict = code is Code.ABORTED
+        refused.missing = code is Code.NOT_FOUND
         raise refused
 
 
@@ -228,6 +229,8 @@ class Refused(CliError):
 
     conflict = False
     """What the request was made from has changed meanwhile: read again, and try again."""
+    missing = False
+    """There is nothing of that name."""
 
 
 def pass_client(function: F) -> F:

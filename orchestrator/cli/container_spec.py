@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from orchestrator.cli import completion
+from orchestrator.cli.client import Client
 from orchestrator.cli.container_flags import many_options
+from orchestrator.cli.groups import CliError
 from orchestrator.cli.mount_flags import mount_options
 from orchestrator.cli.network_flags import network_options
+from orchestrator.cli.port_flags import split_publish, unnumbered
+from orchestrator.cli.presence import POLICIES, ensure_image, exposed_ports
 from orchestrator.cli.service_change import new_spec
-from orchestrator.cli.spec_flags import SETTINGS, Parsed
-from orchestrator.model.convert import to_proto
+from orchestrator.cli.spec_flags import SETTINGS, Parsed, label_lines
+from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.specs import RestartCondition, RestartPolicy
 from orchestrator.pb import containers_pb2
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_SHORT = {"cpu_shares": "-c", "hostname": "-h"}
+"""Short forms that only containers have."""
 
 _CONDITIONS = {
     "no": RestartCondition.NONE,
@@ -42,8 +52,9 @@ def container_options(function: F) -> F:
     """The flags that `orc run` and `orc create` have in common, and their arguments."""
     for setting in SETTINGS:
         if setting.path.startswith("task.") and not setting.path.startswith("task.restart."):
+            short = (_SHORT[setting.name],) if setting.name in _SHORT else ()
             function = click.option(
-                *setting.flags, setting.name, type=setting.type, help=setting.help
+                *short, *setting.flags, setting.name, type=setting.type, help=setting.help
             )(function)
     function = many_options(mount_options(function))
     for option in reversed(
@@ -72,9 +83,24 @@ def container_options(function: F) -> F:
                 "--publish",
                 "-p",
                 multiple=True,
-                metavar="PUBLISHED:TARGET[/udp]",
-                help="Publish a port on its node.",
+                metavar="[PUBLISHED:]TARGET[/udp]",
+                help="Publish a port on its node; without a number there, one is chosen.",
             ),
+            click.option(
+                "--publish-all", "-P", is_flag=True, help="Publish all ports that the image has."
+            ),
+            click.option(
+                "--expose", multiple=True, metavar="PORT[/udp]", help="A further port for -P."
+            ),
+            click.option(
+                "--pull",
+                type=click.Choice(POLICIES),
+                default="missing",
+                show_default=True,
+                help="When to ask the registry for the image.",
+            ),
+            click.option("--quiet", "-q", is_flag=True, help="No word of pulls and waits."),
+            click.option("--cidfile", metavar="FILE", help="Write the container's id there."),
             network_options,
             click.option(
                 "--env", "-e", multiple=True, metavar="KEY[=value]", help="Set a variable."
@@ -85,6 +111,7 @@ def container_options(function: F) -> F:
             click.option(
                 "--label", "-l", multiple=True, metavar="KEY=value", help="Label of the container."
             ),
+            click.option("--label-file", multiple=True, metavar="FILE", help="Labels, one a line."),
         )
     ):
         function = option(function)
@@ -92,8 +119,48 @@ def container_options(function: F) -> F:
     return click.argument("image", shell_complete=completion.images)(function)
 
 
+def create_container(client: Client, values: Mapping[str, Any], start: bool) -> Any:
+    """Have the container made that the flags describe, and its id written where they say.
+    Raises CliError; then no id is written."""
+    request = container_request(values, start)
+    image, node, quiet = request.spec.container.image, request.node, values["quiet"]
+    with _id_file(values["cidfile"]) as write_id:
+        if image:
+            ensure_image(client, image, values["pull"], node, quiet)
+        if values["publish_all"]:
+            known = exposed_ports(client, image, node, quiet) if image else []
+            taken = from_proto(request.spec).ports
+            chosen = unnumbered((*known, *values["expose"]), taken)
+            request.spec.ports.extend(to_proto(port) for port in chosen)
+        task = client.call("Containers.CreateContainer", request)
+        write_id(task.id)
+    return task
+
+
+@contextmanager
+def _id_file(path: str | None) -> Iterator[Callable[[str], object]]:
+    """How to write the id there. The file is made at once, since two must not share one, and
+    goes if no id comes of it."""
+    if path is None:
+        yield lambda id: None
+        return
+    try:
+        file = Path(path).open("x", encoding="ascii")  # noqa: SIM115
+    except FileExistsError:
+        raise CliError(f"{path} is there already; remove it if its container is gone") from None
+    except OSError as error:
+        raise CliError(f"cannot write {path}: {(error.strerror or '').lower()}") from None
+    with file:
+        try:
+            yield file.write
+        except BaseException:
+            os.unlink(path)
+            raise
+
+
 def container_request(values: Mapping[str, Any], start: bool) -> Any:
     """The request that the flags describe. Raises a usage error for a bad one."""
+    published, targets = split_publish(values["publish"])
     restart: RestartPolicy = values["restart"]
     if values["auto_remove"] and restart.condition is not RestartCondition.NONE:
         raise click.UsageError("--rm and --restart contradict each other; give one of them")
@@ -104,14 +171,17 @@ def container_request(values: Mapping[str, Any], start: bool) -> Any:
             "name": "container",
             "mode": "replicated",
             "replicas": None,
-            "container_label": values["label"],
+            "publish": published,
+            "container_label": (*label_lines(values["label_file"]), *values["label"]),
             "label": (),
         }
     )
     container = replace(service.task.container, tty=values["tty"], open_stdin=values["interactive"])
+    task = replace(service.task, container=container, restart=restart)
+    task = replace(task, ports=(*task.ports, *unnumbered(targets)))
     return containers_pb2.CreateContainerRequest(
         name=values["name"] or "",
-        spec=to_proto(replace(service.task, container=container, restart=restart)),
+        spec=to_proto(task),
         constraints=service.constraints,
         node=values["node"] or "",
         auto_remove=values["auto_remove"],

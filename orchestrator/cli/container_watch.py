@@ -65,7 +65,9 @@ class Seen:
 class Watch:
     """The states of one container, none left out. A context manager."""
 
-    def __init__(self, client: Client, container: str) -> None:
+    def __init__(self, client: Client, container: str, quiet: bool = False) -> None:
+        """`quiet`: say nothing of why it waits."""
+        self._quiet = quiet
         self._rows: Iterator[Any] = client.stream(
             "Containers.WatchContainer", containers_pb2.ContainerRequest(container=container)
         )
@@ -107,7 +109,7 @@ class Watch:
             text = task.status.message
         elif seen.node_down:
             text = f"its node {seen.node} is down"
-        if text and text not in self._said:
+        if text and text not in self._said and not self._quiet:
             self._said.add(text)
             click.echo(f"{task.name} waits: {text}", err=True)
 

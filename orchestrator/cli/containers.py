@@ -12,6 +12,8 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.container_watch import Seen, Watch, failure
+from orchestrator.cli.exec import detach_keys, sig_proxy_option
+from orchestrator.cli.foreground import foreground
 from orchestrator.cli.groups import CliError, error_line, example
 from orchestrator.model.states import is_terminal
 from orchestrator.pb import containers_pb2
@@ -56,11 +58,30 @@ def _finish(results: list[Any], wait: Callable[[Any], None]) -> None:
         sys.exit(1)
 
 
-@click.command(epilog=example("orc start web"))
+@click.command(epilog=example("orc start web", "orc start -ai shell"))
+@click.option("--attach", "-a", is_flag=True, help="Show its output, and exit as it does.")
+@click.option("--interactive", "-i", is_flag=True, help="Send this command's input to it.")
+@sig_proxy_option
+@detach_keys
 @_containers
 @pass_client
-def start(client: Client, containers: tuple[str, ...]) -> None:
+def start(
+    client: Client,
+    containers: tuple[str, ...],
+    attach: bool,
+    interactive: bool,
+    sig_proxy: bool,
+    keys: bytes,
+) -> None:
     """Start containers that were created, or have ended."""
+    if attach or interactive:
+        if len(containers) > 1:
+            raise click.UsageError("only one container can be attached to; start the others first")
+        task = _call(client, "PrepareContainer", containers[0])
+        container = task.spec.container
+        stdin = interactive and container.open_stdin
+        options = {"stdin": stdin, "tty": container.tty, "keys": keys, "sig_proxy": sig_proxy}
+        sys.exit(foreground(client, task.id, goes=task.auto_remove, **options))
     results = each(containers, lambda name: _call(client, "StartContainer", name))
     _finish(results, lambda task: _await_begin(client, task))
 
@@ -137,13 +158,16 @@ def unpause(client: Client, containers: tuple[str, ...]) -> None:
 
 @click.command(epilog=example("orc rm web", "orc rm -f web db"))
 @click.option("--force", "-f", is_flag=True, help="Kill what runs; forget what is out of reach.")
+@click.option("--volumes", "-v", is_flag=True, help="Their volumes without a name, too.")
 @_containers
 @pass_client
-def rm(client: Client, containers: tuple[str, ...], force: bool) -> None:
+def rm(client: Client, containers: tuple[str, ...], force: bool, volumes: bool) -> None:
     """Remove containers with their files."""
 
     def order(name: str) -> Any:
-        request = containers_pb2.RemoveContainerRequest(container=name, force=force)
+        request = containers_pb2.RemoveContainerRequest(
+            container=name, force=force, volumes=volumes
+        )
         return client.call("Containers.RemoveContainer", request)
 
     _finish(each(containers, order), lambda task: _await_removal(client, task))

@@ -34,16 +34,14 @@ def detach_keys(function: Any) -> Any:
     )(function)
 
 
-def _environment(
-    ctx: click.Context, param: click.Parameter, words: tuple[str, ...]
-) -> tuple[str, ...]:
-    """`KEY=value`; a key alone has the value that it has here, if it has one."""
-    known = (
-        word if "=" in word else f"{word}={os.environ[word]}"
-        for word in words
-        if "=" in word or word in os.environ
-    )
-    return tuple(known)
+sig_proxy_option = click.option(
+    "--sig-proxy",
+    type=bool,
+    default=True,
+    show_default=True,
+    metavar="true|false",
+    help="Pass signals such as Ctrl-C on to the container.",
+)
 
 
 @click.command(
@@ -59,9 +57,9 @@ def _environment(
     "-e",
     multiple=True,
     metavar="KEY[=VALUE]",
-    callback=_environment,
     help="An environment variable; repeatable.",
 )
+@click.option("--env-file", multiple=True, metavar="FILE", help="Variables, one a line.")
 @click.option("--user", "-u", default="", metavar="USER[:GROUP]", help="Who runs the program.")
 @click.option("--workdir", "-w", default="", metavar="FOLDER", help="Where the program begins.")
 @click.option("--privileged", is_flag=True, help="Give the program all capabilities.")
@@ -75,6 +73,7 @@ def exec_(
     tty: bool,
     detach: bool,
     env: tuple[str, ...],
+    env_file: tuple[str, ...],
     user: str,
     workdir: str,
     privileged: bool,
@@ -94,7 +93,7 @@ def exec_(
         command=command,
         tty=tty,
         stdin=interactive,
-        env=env,
+        env=_environment(env, env_file),
         user=user,
         workdir=workdir,
         privileged=privileged,
@@ -103,16 +102,18 @@ def exec_(
     sys.exit(Session(client, request, stdin=interactive and not detach, keys=keys).run())
 
 
+def _environment(words: tuple[str, ...], files: tuple[str, ...]) -> tuple[str, ...]:
+    if not (words or files):
+        return ()
+    # Its module takes its time, and most programs need no variable.
+    from orchestrator.cli.spec_flags import environment
+
+    return environment(words, files)
+
+
 @click.command(epilog=example("orc attach --no-stdin web.3"))
 @click.option("--no-stdin", is_flag=True, help="Do not send this command's input.")
-@click.option(
-    "--sig-proxy",
-    type=bool,
-    default=True,
-    show_default=True,
-    metavar="true|false",
-    help="Pass signals such as Ctrl-C on to the container.",
-)
+@sig_proxy_option
 @detach_keys
 @click.argument("container", shell_complete=completion.containers)
 @pass_client

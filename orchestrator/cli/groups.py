@@ -69,10 +69,17 @@ class OrcGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            meant = near_miss(args[0], self.list_commands(ctx))
-            hint = f"; did you mean '{ctx.command_path} {meant}'?" if meant else ""
-            raise click.UsageError(f"'{ctx.command_path} {args[0]}' is no command{hint}", ctx)
+            raise click.UsageError(self._no_command(ctx, args[0]), ctx)
         return super().resolve_command(ctx, args)
+
+    def _no_command(self, ctx: click.Context, word: str) -> str:
+        from orchestrator.cli.docker_flags import COMMANDS
+
+        what = f"'{ctx.command_path} {word}' is no command"
+        if ctx.parent is None and word in COMMANDS:
+            return f"{what}; {COMMANDS[word]}"
+        meant = near_miss(word, self.list_commands(ctx))
+        return f"{what}; did you mean '{ctx.command_path} {meant}'?" if meant else what
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # Widths over all sections, so that the summaries stand in one column.
@@ -132,6 +139,11 @@ def error_line(error: Exception) -> str:
 def _usage_words(error: click.UsageError) -> str:
     path = error.ctx.command_path if error.ctx else "orc"
     if isinstance(error, click.NoSuchOption):
+        from orchestrator.cli.docker_flags import advice
+
+        command = error.ctx.command.name if error.ctx else ""
+        if instead := advice(command or "", error.option_name):
+            return f"'{path}' has no option {error.option_name}: {instead}"
         meant = near_miss(error.option_name, error.possibilities or ())
         hint = f"did you mean {meant}?" if meant else f"see '{path} --help'"
         return f"'{path}' has no option {error.option_name}; {hint}"

@@ -29,7 +29,7 @@ def pull(client: Client, node: str | None, all_nodes: bool, quiet: bool, name: s
         raise click.UsageError("--node and --all-nodes exclude each other")
     full = checked_image(name)
     request = images_pb2.PullImageRequest(name=full, node=node or "", all_nodes=all_nodes)
-    image = _follow(client.stream("Images.Pull", request), quiet)
+    image = follow(client.stream("Images.Pull", request), quiet)
     click.echo(full if quiet else f"pulled {full} ({short_id(image.id)})")
 
 
@@ -41,7 +41,7 @@ def push(client: Client, quiet: bool, name: str) -> None:
     """Put an image into the registry that its name says."""
     full = checked_image(name)
     request = images_pb2.PushImageRequest(name=full)
-    image = _follow(client.stream("Images.Push", request), quiet)
+    image = follow(client.stream("Images.Push", request), quiet)
     click.echo(full if quiet else f"pushed {full} ({short_id(image.id)})")
 
 
@@ -83,7 +83,7 @@ def logout(client: Client, registry: str) -> None:
     click.echo(f"logged out from {reply.registry}")
 
 
-def _follow(events: Iterator[Any], quiet: bool) -> Any:
+def follow(events: Iterator[Any], quiet: bool) -> Any:
     """Show the progress, and return the image."""
     image = None
     bars = None

@@ -290,6 +290,12 @@ def pairs(what: str, texts: Iterable[str]) -> dict[str, str]:
     return result
 
 
+def label_lines(files: Iterable[str]) -> list[str]:
+    """The `KEY=value` lines of `--label-file`s. Raises a usage error for one that cannot be
+    read."""
+    return list(_env_lines(files, "label"))
+
+
 def environment(texts: Iterable[str], files: Iterable[str] = ()) -> tuple[str, ...]:
     """`KEY=value` of `--env-file` and then `--env`, the last of a key winning. `KEY` alone is
     taken from our own environment, and left out if it is not there (as Docker does)."""
@@ -305,14 +311,14 @@ def environment(texts: Iterable[str], files: Iterable[str] = ()) -> tuple[str, .
     return tuple(f"{key}={value}" for key, value in result.items())
 
 
-def _env_lines(files: Iterable[str]) -> Iterable[str]:
+def _env_lines(files: Iterable[str], what: str = "env") -> Iterable[str]:
     for name in files:
         try:
             with open(name, encoding="utf-8") as file:
                 lines = file.read().splitlines()
         except (OSError, UnicodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise click.BadParameter(f"cannot read env file {name}: {reason}") from None
+            raise click.BadParameter(f"cannot read {what} file {name}: {reason}") from None
         yield from (line for line in map(str.lstrip, lines) if line and not line.startswith("#"))
 
 

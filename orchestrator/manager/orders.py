@@ -28,6 +28,12 @@ def start(task: Task) -> Task:
     return _next_run(task)
 
 
+def prepare(task: Task) -> Task:
+    """Make its next run ready, and let it wait for `start`. One that runs is left as it is."""
+    after = start(task)
+    return task if after == task else replace(after, desired_state=TaskState.READY)
+
+
 def stop(task: Task, signal: str, grace: float | None) -> Task:
     """End it and leave it ended. One that does not run is left as it is, but not restarted."""
     _check(task)
@@ -50,8 +56,9 @@ def restart(task: Task, signal: str, grace: float | None) -> Task:
     return replace(_next_run(task), stop_signal=signal, stop_grace=_grace(grace))
 
 
-def remove(view: ClusterView, task: Task, force: bool) -> Task:
-    """Let it and its files go. One that runs must be stopped first, or forced."""
+def remove(view: ClusterView, task: Task, force: bool, volumes: bool = False) -> Task:
+    """Let it and its files go, and `volumes` those of it without a name. One that runs must be
+    stopped first, or forced."""
     _check(task, going=True)
     if task.desired_state is TaskState.REMOVE:
         return task
@@ -78,6 +85,8 @@ def remove(view: ClusterView, task: Task, force: bool) -> Task:
         task,
         run=task.status.run,
         desired_state=TaskState.REMOVE,
+        # A container that goes by itself takes its nameless volumes along.
+        auto_remove=task.auto_remove or volumes,
         stop_signal="SIGKILL",
         stop_grace=NO_GRACE,
     )

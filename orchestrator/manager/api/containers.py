@@ -16,6 +16,7 @@ from orchestrator.manager.containernames import container_name
 from orchestrator.manager.lookup import container_by_name, find_container, find_node
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.portchoice import numbered
 from orchestrator.manager.refusal import invalid, precondition, taken
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import unique_key
@@ -38,7 +39,8 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
     @answering
     async def CreateContainer(self, request: Any, context: Any) -> Any:
         api, view = self.api, self.api.view
-        spec = from_proto(request.spec)
+        id = api.new_id()
+        spec = numbered(view, from_proto(request.spec), id)
         validate_task(spec)
         constraints = tuple(request.constraints)
         validate_constraints(constraints)
@@ -46,7 +48,6 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
         check_networks(view, as_service)
         if request.node:
             constraints = (*constraints, f"node.id=={find_node(view, request.node).id}")
-        id = api.new_id()
         name = request.name or container_name(id, lambda n: container_by_name(view, n) is not None)
         _check_name(name)
         now = api.now()
@@ -81,6 +82,10 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
         return to_proto(await self._order(request.container, orders.start))
 
     @answering
+    async def PrepareContainer(self, request: Any, context: Any) -> Any:
+        return to_proto(await self._order(request.container, orders.prepare))
+
+    @answering
     async def StopContainer(self, request: Any, context: Any) -> Any:
         return to_proto(await self._ending(request, orders.stop))
 
@@ -91,7 +96,7 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
     @answering
     async def RemoveContainer(self, request: Any, context: Any) -> Any:
         def edit(task: Task) -> Task:
-            return orders.remove(self.api.view, task, request.force)
+            return orders.remove(self.api.view, task, request.force, request.volumes)
 
         return to_proto(await self._order(request.container, edit))
 

@@ -260,6 +260,27 @@ def test_orders_that_change_nothing() -> None:
     assert orders.start(created).run == 1
 
 
+def test_the_next_run_is_made_ready_and_waits() -> None:
+    world = Box(container())
+    world.run()
+    assert orders.prepare(world.box) == world.box
+    world.says(TaskState.COMPLETE)
+    world.order(orders.prepare(world.box))
+    assert (world.box.run, world.box.status.run) == (2, 2)
+    assert world.box.status.state is TaskState.ASSIGNED
+    assert world.box.desired_state is TaskState.READY
+    assert orders.prepare(world.box) == world.box
+    assert orders.start(world.box).desired_state is TaskState.RUNNING
+    assert orders.start(world.box).run == 2
+
+
+def test_volumes_without_a_name_go_with_a_container_that_takes_them_along() -> None:
+    world = Box(container())
+    world.run()
+    assert not orders.remove(world.view, world.box, True).auto_remove
+    assert orders.remove(world.view, world.box, True, volumes=True).auto_remove
+
+
 def test_reports_of_an_earlier_run_are_not_news() -> None:
     world = Box(container())
     world.run()

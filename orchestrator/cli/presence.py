@@ -1,0 +1,54 @@
+"""`--pull` of `run` and `create`, and what `-P` needs to know: an image before its container."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from orchestrator.cli.client import Client, Refused
+from orchestrator.cli.groups import CliError
+from orchestrator.pb import images_pb2
+
+POLICIES = ("always", "missing", "never")
+
+
+def ensure_image(client: Client, image: str, policy: str, node: str, quiet: bool) -> None:
+    """Have the image as `--pull` says. What is missing is fetched by the container's node with
+    no word from here, so there is nothing to do for `missing`."""
+    if policy == "always":
+        pull_image(client, image, node, quiet)
+    elif policy == "never" and _found(client, image) is None:
+        raise CliError(
+            f"no image '{image}' in this cluster, and --pull is never; 'orc pull {image}' gets it"
+        )
+
+
+def exposed_ports(client: Client, image: str, node: str, quiet: bool) -> list[str]:
+    """The ports that an image says it listens on, such as `80/tcp`; pulled if it is not there."""
+    found = _found(client, image)
+    if found is None:
+        pull_image(client, image, node, quiet)
+        found = _found(client, image)
+    config = json.loads(found.config) if found is not None else {}
+    return sorted((config.get("config") or {}).get("ExposedPorts") or {})
+
+
+def pull_image(client: Client, image: str, node: str, quiet: bool) -> None:
+    """Get it from its registry, with progress on stderr unless `quiet`."""
+    from orchestrator.cli.image_registry import follow
+
+    request = images_pb2.PullImageRequest(name=image, node=node)
+    follow(client.stream("Images.Pull", request), quiet)
+    if not quiet:
+        click.echo(f"pulled {image}", err=True)
+
+
+def _found(client: Client, image: str) -> Any:
+    try:
+        return client.call("Images.Inspect", images_pb2.InspectImageRequest(image=image))
+    except Refused as refused:
+        if refused.missing:
+            return None
+        raise

@@ -1,0 +1,82 @@
+"""Docker's flags of `run` and its like: those that Orc has, and the words for those it has not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from orchestrator.cli.docker_flags import FLAGS
+from orchestrator.cli.groups import Lazy
+from orchestrator.cli.main import SECTIONS
+from orchestrator.cli.port_flags import split_publish, unnumbered
+from orchestrator.model.specs import PortSpec, Protocol
+
+Refused = Callable[..., str]
+
+
+def test_ports_with_and_without_a_number_of_the_node() -> None:
+    texts = ["8080:80", "80", ":81/udp", "published=1,target=2"]
+    assert split_publish(texts) == (["8080:80", "published=1,target=2"], ["80", "81/udp"])
+    assert unnumbered(["80", "81-82/udp", "80/tcp"]) == (
+        PortSpec(0, 80),
+        PortSpec(0, 81, Protocol.UDP),
+        PortSpec(0, 82, Protocol.UDP),
+    )
+    published = (PortSpec(8080, 80),)
+    assert unnumbered(["80/tcp", "80/udp"], published) == (PortSpec(0, 80, Protocol.UDP),)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:8080:80", "127.0.0.1::80", "[::1]:80:80"])
+def test_a_port_of_one_address_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="for one address"):
+        split_publish([text])
+
+
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        (("run", "--link", "db", "hello:1"), "use --network"),
+        (("run", "--gpus", "all", "hello:1"), "use --device"),
+        (("create", "-a", "stdin", "hello:1"), "by -i"),
+        (("build", "--push", "."), "use 'orc push' afterwards"),
+        (("pull", "--all-tags", "hello"), "one by one"),
+        (("compose", "up"), "use 'orc stack deploy"),
+        (("swarm", "init"), "use 'orc cluster'"),
+    ],
+)
+def test_what_docker_has_and_orc_has_not_is_told_with_what_to_use(
+    refused: Refused, config: Path, words: tuple[str, ...], instead: str
+) -> None:
+    line = refused(*words, status=2)
+    assert words[1].startswith("-") is (f"no option {words[1]}" in line)
+    assert instead in line
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_no_flag_is_said_to_be_missing_that_is_there(name: str) -> None:
+    (lazy,) = (lazy for _, group in SECTIONS for lazy in group if lazy.name == name)
+    assert isinstance(lazy, Lazy)
+    has = {text for param in lazy.load().params for text in param.opts}
+    assert not has & FLAGS[name].keys()
+
+
+def test_an_id_file_is_never_shared(manager: Any, refused: Refused, tmp_path: Path) -> None:
+    file = tmp_path / "id"
+    file.write_text("another's")
+    line = refused("run", "--cidfile", str(file), "hello:1", status=125)
+    assert "is there already" in line
+    assert file.read_text() == "another's"
+    missing = tmp_path / "nowhere" / "id"
+    assert "cannot write" in refused("run", "--cidfile", str(missing), "hello:1", status=125)
+    # Nothing came of it: the manager has no such service.
+    fresh = tmp_path / "fresh"
+    refused("run", "--cidfile", str(fresh), "hello:1", status=125)
+    assert not fresh.exists()
+
+
+def test_only_one_container_is_attached_to(manager: Any, refused: Refused) -> None:
+    assert "only one container" in refused("start", "-a", "one", "two", status=2)

@@ -72,7 +72,8 @@ class Networks:
 
     def order(self, networks: Sequence[dispatch_pb2.AssignedNetwork]) -> None:
         """Take the complete list of this node's networks."""
-        wanted = _config(networks[0], self._node_address) if networks else None
+        first = min(networks, key=lambda network: network.vni, default=None)
+        wanted = _config(first, self._node_address) if first else None
         if wanted is None or wanted == self._wanted:
             return
         self._wanted = wanted

@@ -3,34 +3,106 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.groups import CliError, OrcGroup, example
+from orchestrator.cli.network_rows import (
+    described_network,
+    network_columns,
+    network_fields,
+    network_row,
+)
 from orchestrator.cli.output import (
-    Row,
     format_option,
     listing_options,
     print_fields,
     print_json,
     print_list,
 )
-from orchestrator.cli.rows import network_columns, network_row
+from orchestrator.cli.spec_flags import label_filters, pairs
 from orchestrator.model.names import near_miss
-from orchestrator.model.specs import DEFAULT_NETWORK
-from orchestrator.pb import control_pb2
+from orchestrator.pb import control_pb2, networks_pb2, types_pb2
 
 
-@click.group(cls=OrcGroup, epilog=example("orc network ls"))
+@click.group(
+    cls=OrcGroup,
+    epilog=example("orc network create back", "orc network ls"),
+)
 def network() -> None:
-    """Networks: every container on one is reached from every host."""
+    """Networks: every container on one is reached from every host, and from no other network."""
+
+
+@network.command(
+    epilog=example(
+        "orc network create back",
+        "orc network create --subnet 10.5.0.0/16 --ipv6 --attachable front",
+    )
+)
+@click.option(
+    "--driver",
+    "-d",
+    default="",
+    metavar="DRIVER",
+    help="overlay (over all nodes; the default) or bridge (one of its own on each node).",
+)
+@click.option(
+    "--subnet",
+    multiple=True,
+    metavar="SUBNET",
+    help="Such as 10.5.0.0/16, and one of IPv6; else one that is free is chosen.",
+)
+@click.option("--gateway", default="", metavar="IP", help="A further address of every gateway.")
+@click.option("--ip-range", default="", metavar="SUBNET", help="The part to give out by itself.")
+@click.option("--ipv6", is_flag=True, help="IPv6 besides IPv4.")
+@click.option("--internal", is_flag=True, help="No way out of it.")
+@click.option("--attachable", is_flag=True, help="For containers of their own, not services only.")
+@click.option(
+    "--opt",
+    "-o",
+    multiple=True,
+    metavar="KEY=value",
+    help="mtu=BYTES, encrypted, node-prefix=BITS (of the part that a node has).",
+)
+@click.option("--label", multiple=True, metavar="KEY=value", help="A label; repeatable.")
+@click.argument("name")
+@pass_client
+def create(
+    client: Client,
+    driver: str,
+    subnet: tuple[str, ...],
+    gateway: str,
+    ip_range: str,
+    ipv6: bool,
+    internal: bool,
+    attachable: bool,
+    opt: tuple[str, ...],
+    label: tuple[str, ...],
+    name: str,
+) -> None:
+    """Create a network."""
+    options = pairs("option", opt)
+    encrypted = options.pop("encrypted", "false") in ("", "true", "1")
+    request = networks_pb2.CreateNetworkRequest(
+        name=name,
+        driver=driver,
+        subnets=subnet,
+        gateway=gateway,
+        ip_range=ip_range,
+        ipv6=ipv6,
+        internal=internal,
+        attachable=attachable,
+        encrypted=encrypted,
+        options=options,
+        labels=pairs("label", label),
+    )
+    click.echo(client.call("Networks.CreateNetwork", request).id)
 
 
 @network.command("ls", epilog=example("orc network ls --format json"))
-@listing_options("id", "name", "driver")
+@listing_options("id", "name", "driver", "label", "internal")
 @click.option("--no-trunc", is_flag=True, help="Show whole ids.")
 @pass_client
 def list_networks(
@@ -48,60 +120,77 @@ def list_networks(
 @click.option("--pretty", is_flag=True, help="The same as --format table.")
 @pass_client
 def inspect(client: Client, networks: tuple[str, ...], form: str, pretty: bool) -> None:
-    """Show networks with their services, and the subnet of each node."""
+    """Show networks with their services and containers, and the subnet of each node."""
     known = _networks(client)
     found = [_find(known, name) for name in networks]
     nodes = client.call("ListNodes", control_pb2.ListNodesRequest()).nodes
     hostnames = {row.node.id: row.node.description.hostname for row in nodes}
     services = client.call("ListServices", control_pb2.ListServicesRequest()).services
-    rows = [_document(message, hostnames, services) for message in found]
+    tasks = client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
+    rows = [described_network(message, hostnames, services, tasks) for message in found]
     if form == "json" and not pretty:
         print_json(rows)
         return
     for index, row in enumerate(rows):
         if index:
             click.echo()
-        print_fields(
-            [
-                ("ID", row["id"]),
-                ("Name", row["name"]),
-                ("Driver", row["driver"]),
-                ("Subnet", row["subnet"]),
-                ("VNI", str(row["vni"])),
-                ("Services", ", ".join(each["name"] for each in row["services"])),
-                *((f"Node {each['hostname']}", each["subnet"]) for each in row["nodes"]),
-            ]
-        )
+        print_fields(network_fields(row))
 
 
-def _document(message: Any, hostnames: Mapping[str, str], services: Sequence[Any]) -> Row:
-    """A network with the services on it; a service that names none is on the default one."""
-    nodes = [
-        {"id": node, "hostname": hostnames.get(node, node), "subnet": subnet}
-        for node, subnet in message.slices.items()
-    ]
-    specs = [row.service.spec for row in services]
-    return {
-        **network_row(message),
-        "services": [
-            {"name": spec.name, "vip": None}
-            for spec in sorted(specs, key=lambda spec: spec.name)
-            if message.name in ([each.network for each in spec.task.networks] or [DEFAULT_NETWORK])
-        ],
-        "nodes": sorted(nodes, key=lambda node: node["hostname"]),
-    }
+@network.command(epilog=example("orc network rm back front"))
+@click.argument("networks", nargs=-1, required=True, shell_complete=completion.networks)
+@click.option("--force", "-f", is_flag=True, help="One that is not there is no error.")
+@pass_client
+def rm(client: Client, networks: tuple[str, ...], force: bool) -> None:
+    """Remove networks. One in use is not removed."""
+    known = _networks(client) if force else []
+    failed: list[CliError] = []
+    for name in networks:
+        if force and not any(name in (each.name, each.id) for each in known):
+            continue
+        request = networks_pb2.RemoveNetworkRequest(network=name)
+        try:
+            client.call("Networks.RemoveNetwork", request)
+        except CliError as error:
+            failed.append(error)
+            if len(networks) > 1:
+                click.echo(f"orc: {error.format_message()}", err=True)
+        else:
+            click.echo(name)
+    if failed:
+        raise failed[0] if len(networks) == 1 else CliError(f"{len(failed)} were not removed")
 
 
-def _networks(client: Client) -> Sequence[Any]:
+@network.command(epilog=example("orc network prune --force"))
+@click.option("--filter", "filters", multiple=True, metavar="label[!]=KEY[=value]")
+@click.option("--force", "-f", is_flag=True, help="Do not ask.")
+@pass_client
+def prune(client: Client, filters: tuple[str, ...], force: bool) -> None:
+    """Remove the networks that nobody uses."""
+    labels, without = label_filters(filters)
+    if not force:
+        click.confirm("This removes all networks that nobody uses. Go on?", abort=True, err=True)
+    request = networks_pb2.PruneNetworksRequest(labels=labels, without=without)
+    reply = client.call("Networks.PruneNetworks", request)
+    for name in reply.names:
+        click.echo(name)
+    for notice in reply.notices:
+        click.echo(f"orc: {notice}", err=True)
+
+
+def _networks(client: Client) -> Sequence[types_pb2.Network]:
     request = control_pb2.ListNetworksRequest()
-    networks: Sequence[Any] = client.call("ListNetworks", request).networks
+    networks: Sequence[types_pb2.Network] = client.call("ListNetworks", request).networks
     return networks
 
 
-def _find(networks: Sequence[Any], name: str) -> Any:
+def _find(networks: Sequence[types_pb2.Network], name: str) -> types_pb2.Network:
     for each in networks:
         if name in (each.name, each.id):
             return each
+    begun = [each for each in networks if name and each.id.startswith(name)]
+    if len(begun) == 1:
+        return begun[0]
     meant = near_miss(name, [each.name for each in networks])
     hint = f"did you mean {meant!r}?" if meant else "'orc network ls' shows those there are"
     raise CliError(f"no network {name!r}; {hint}")

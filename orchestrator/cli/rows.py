@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.cli.output import Column, Row, column, jsonable, moment, word
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import parse_image, short_id
-from orchestrator.model.objects import Image, Network, Node, Service, Task
+from orchestrator.model.objects import Image, Node, Service, Task
 from orchestrator.model.specs import PortSpec, ServiceMode
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.units import format_ago, format_cores, format_memory, format_size
@@ -213,32 +213,6 @@ def image_columns(whole: bool, digests: bool, now: float) -> list[Column]:
         Column("CREATED", lambda r: format_ago(r["_created"], now) if r["_created"] else ""),
         Column("SIZE", lambda row: format_size(row["size"])),
         Column("NODES", lambda row: ", ".join(row["nodes"])),
-    ]
-
-
-def network_row(message: Any) -> Row:
-    """From a Network."""
-    network: Network = from_proto(message)
-    return {
-        "id": network.id,
-        "name": network.name,
-        "driver": network.driver,
-        "subnet": network.subnet,
-        "vni": network.vni,
-        "internal": False,
-        "encrypted": False,
-        "node_prefix": network.node_prefix,
-        "created_at": moment(network.created_at),
-    }
-
-
-def network_columns(whole: bool) -> list[Column]:
-    return [
-        short("NETWORK ID", "id", whole),
-        column("NAME", "name"),
-        column("DRIVER", "driver"),
-        column("SUBNET", "subnet"),
-        column("VNI", "vni"),
     ]
 
 

@@ -21,7 +21,7 @@ from orchestrator.cli.output import (
     print_json,
     print_list,
 )
-from orchestrator.cli.spec_flags import pairs
+from orchestrator.cli.spec_flags import label_filters, pairs
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import short_id
 from orchestrator.model.objects import Volume, VolumeScope
@@ -154,7 +154,7 @@ def rm(client: Client, names: tuple[str, ...], force: bool, node: str) -> None:
 @pass_client
 def prune(client: Client, everything: bool, filters: tuple[str, ...], force: bool) -> None:
     """Remove the volumes that nobody uses: those without a name, or all."""
-    labels, without = _prune_filters(filters)
+    labels, without = label_filters(filters)
     what = "all volumes" if everything else "all volumes without a name"
     if not force:
         click.confirm(f"This removes {what} that nobody uses. Go on?", abort=True, err=True)
@@ -212,18 +212,3 @@ _COLUMNS = [
 
 def _words(pairs: Mapping[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in sorted(pairs.items()))
-
-
-def _prune_filters(texts: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    labels: dict[str, str] = {}
-    without: list[str] = []
-    for text in texts:
-        key, _, value = text.partition("=")
-        if key == "label" and value:
-            name, _, wanted = value.partition("=")
-            labels[name] = wanted
-        elif key == "label!" and value:
-            without.append(value)
-        else:
-            raise click.UsageError(f"filter {text!r} is none of label=KEY, label!=KEY")
-    return labels, without

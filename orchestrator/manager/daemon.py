@@ -22,6 +22,7 @@ from orchestrator.manager.api import ApiContext, ControlApi
 from orchestrator.manager.api.containers import ContainerCalls
 from orchestrator.manager.api.image_service import ImagesApi
 from orchestrator.manager.api.interact import InteractApi
+from orchestrator.manager.api.networks import NetworkCalls
 from orchestrator.manager.api.volumes import VolumeCalls
 from orchestrator.manager.dispatcher import Dispatcher
 from orchestrator.manager.eventlog import EventLog
@@ -49,6 +50,7 @@ from orchestrator.pb import (
     identity_pb2_grpc,
     images_pb2_grpc,
     interact_pb2_grpc,
+    networks_pb2_grpc,
     volumes_pb2_grpc,
 )
 
@@ -118,6 +120,7 @@ async def _found(
             created_at=now,
             subnet=identity.network_cidr,
             vni=DEFAULT_VNI,
+            attachable=True,
         )
         changes = [Change(None, fresh), Change(None, network)]
     elif cluster.id != identity.cluster_id:
@@ -203,6 +206,7 @@ class Manager:
         containers_pb2_grpc.add_ContainersServicer_to_server(ContainerCalls(context), server)
         images_pb2_grpc.add_ImagesServicer_to_server(ImagesApi(context), server)
         images_pb2_grpc.add_SourcesServicer_to_server(Sources(self.cache, vault), server)
+        networks_pb2_grpc.add_NetworksServicer_to_server(NetworkCalls(context), server)
         volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeCalls(context), server)
         interact_pb2_grpc.add_InteractServicer_to_server(InteractApi(context), server)
         dispatch_pb2_grpc.add_DispatchServicer_to_server(self._dispatcher, server)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, not_found
 from orchestrator.model.names import near_miss, parse_image
-from orchestrator.model.objects import Image, Node, Service, Task
+from orchestrator.model.objects import Image, Network, Node, Service, Task
 
 T = TypeVar("T")
 
@@ -49,6 +49,12 @@ def find_node(view: ClusterView, word: str) -> Node:
     """The node meant by `word`: id, hostname or the beginning of an id."""
     names = ((node.description.hostname, node) for node in view.nodes.values())
     return _pick("node", word, view.nodes, names, "orc node ls")
+
+
+def find_network(view: ClusterView, word: str) -> Network:
+    """The network meant by `word`: id, name or the beginning of an id."""
+    names = ((network.name, network) for network in view.networks.values())
+    return _pick("network", word, view.networks, names, "orc network ls")
 
 
 def find_tasks(view: ClusterView, word: str) -> list[Task]:

@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeVar
 
-from orchestrator.model.names import check_hostname, check_name
+from orchestrator.model.names import check_hostname, check_name, near_miss
+from orchestrator.model.objects import Network
 from orchestrator.model.specs import (
+    BRIDGE_NETWORK,
     CONTAINER_NETWORK,
+    DEFAULT_NETWORK,
     HOST_NETWORK,
     NO_NETWORK,
     NetworkAttachment,
     TaskSpec,
 )
+
+Subnet = TypeVar("Subnet", IPv4Network, IPv6Network)
+
+OVERLAY, BRIDGE = "overlay", "bridge"
+DRIVERS = (OVERLAY, BRIDGE)
+"""Over all nodes, and one of its own on each node with a way out by the node's address."""
+
+BUILT_IN = (DEFAULT_NETWORK, BRIDGE_NETWORK, HOST_NETWORK, NO_NETWORK)
+"""Networks that every cluster has, and that nobody makes or removes."""
+
+MTU, NODE_PREFIX = "mtu", "node-prefix"
+OPTIONS = (MTU, NODE_PREFIX)
+"""What `--opt` may say: bytes of a packet, and the prefix length of a node's slice."""
+
+DOCKER_MTU = "com.docker.network.driver.mtu"
+"""The name that Docker has for the option `mtu`."""
+
+SMALLEST_MTU, SMALLEST_MTU6, LARGEST_MTU = 576, 1280, 65485
+"""Bytes that every host must take (RFC 791, RFC 8200), and what a tunnel leaves of 64 KiB."""
+
+LONGEST_SLICE = 29
+"""Prefix length of the smallest slice: its own address, gateway, broadcast, five containers."""
+
+SLICE6 = 64
+"""Prefix length of a node's slice of IPv6."""
 
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 
@@ -79,3 +108,113 @@ def _check_addresses(
             raise ValueError(f"{text!r} is not {what}") from None
     if len(set(texts)) < len(texts):
         raise ValueError("an address is given twice")
+
+
+def node_prefix(pool: IPv4Network) -> int:
+    """The prefix length of the slices that a pool is cut into where nobody says: /24 of a /16 and
+    of what is larger; of smaller pools as many slices as each then has addresses, or one more bit
+    of slices, as the first of them is no node's."""
+    return min(max(24, (pool.prefixlen + 33) // 2), LONGEST_SLICE)
+
+
+def slices_in(network: Network) -> int:
+    """How many slices the network's pool has; the first of them is no node's."""
+    pool = IPv4Network(network.pool)
+    return int(1 << max(network.node_prefix - pool.prefixlen, 0))
+
+
+def check_network_name(name: str) -> None:
+    """Raise ValueError for a name that no new network can have."""
+    check_name(name, "network name")
+    if name in BUILT_IN:
+        raise ValueError(f"there is a network '{name}' in every cluster; choose another name")
+
+
+def check_network(network: Network) -> None:
+    """Raise ValueError for the first thing in a network, but for its name, that cannot be,
+    whatever the cluster."""
+    if network.driver not in DRIVERS:
+        meant = near_miss(network.driver, DRIVERS)
+        hint = f"did you mean '{meant}'?" if meant else f"there are {' and '.join(DRIVERS)}"
+        raise ValueError(f"network driver '{network.driver}' is unknown; {hint}")
+    if network.encrypted and network.driver != OVERLAY:
+        raise ValueError(f"a network of driver {network.driver} leaves no node: nothing to encrypt")
+    if any(not key.strip() for key in network.labels):
+        raise ValueError("a label has no name; write KEY=value")
+    _check_options(network.options, bool(network.subnet6))
+    _check_ranges(network)
+
+
+def _check_options(options: Mapping[str, str], ipv6: bool) -> None:
+    for key, value in options.items():
+        if key not in OPTIONS:
+            meant = near_miss(key, OPTIONS)
+            hint = f"did you mean '{meant}'?" if meant else f"there are {', '.join(OPTIONS)}"
+            raise ValueError(f"network option '{key}' is unknown; {hint}")
+        if not value.isdecimal():
+            raise ValueError(f"network option {key}={value} is not a number")
+    least = SMALLEST_MTU6 if ipv6 else SMALLEST_MTU
+    if MTU in options and not least <= int(options[MTU]) <= LARGEST_MTU:
+        raise ValueError(f"an mtu of {options[MTU]} bytes is not in {least}-{LARGEST_MTU}")
+
+
+def _check_ranges(network: Network) -> None:
+    """Its subnets, and what must lie in them."""
+    subnet = parse_subnet(network.subnet, IPv4Network)
+    pool = parse_subnet(network.pool, IPv4Network)
+    if not pool.subnet_of(subnet):
+        raise ValueError(f"ip-range {pool} is not a part of the subnet {subnet}")
+    prefix = network.node_prefix
+    if not max(pool.prefixlen + 1, 16) <= prefix <= LONGEST_SLICE:
+        if NODE_PREFIX not in network.options:
+            raise ValueError(
+                f"{pool} is too small to give each node a part of it; /{LONGEST_SLICE - 2} is the "
+                "smallest that does"
+            )
+        raise ValueError(
+            f"{NODE_PREFIX} {prefix} does not cut {pool} in parts; it is "
+            f"{max(pool.prefixlen + 1, 16)} to {LONGEST_SLICE}"
+        )
+    if network.gateway:
+        _check_gateway(network, subnet, pool)
+    if network.subnet6:
+        subnet6 = parse_subnet(network.subnet6, IPv6Network)
+        longest = SLICE6 - (prefix - pool.prefixlen)
+        if subnet6.prefixlen > longest:
+            raise ValueError(
+                f"{subnet6} has no /{SLICE6} for each part of {pool}; /{longest} is the smallest "
+                "that has"
+            )
+
+
+def _check_gateway(network: Network, subnet: IPv4Network, pool: IPv4Network) -> None:
+    try:
+        gateway = IPv4Address(network.gateway)
+    except ValueError:
+        raise ValueError(f"gateway {network.gateway!r} is not an IPv4 address") from None
+    if gateway not in subnet or gateway in (subnet.network_address, subnet.broadcast_address):
+        raise ValueError(f"gateway {gateway} is not an address of the subnet {subnet}")
+    first = IPv4Network((pool.network_address, network.node_prefix))
+    if gateway in pool and gateway not in first:
+        raise ValueError(
+            f"gateway {gateway} is in what nodes have parts of; choose one in {first}, which no "
+            "node has"
+        )
+
+
+def parse_subnet(text: str, kind: type[Subnet]) -> Subnet:
+    """A subnet that containers can have addresses of. Raises ValueError."""
+    version = "IPv4" if kind is IPv4Network else "IPv6"
+    try:
+        subnet = kind(text)
+    except ValueError as error:
+        if "host bits" in str(error):
+            meant = kind(text, strict=False)
+            raise ValueError(f"subnet {text} has host bits set; did you mean {meant}?") from None
+        raise ValueError(
+            f"{text!r} is not an {version} subnet such as "
+            f"{'10.5.0.0/16' if version == 'IPv4' else 'fd00:5::/48'}"
+        ) from None
+    if subnet.is_multicast or subnet.is_loopback or subnet.is_link_local or not subnet.prefixlen:
+        raise ValueError(f"subnet {subnet} is not for hosts; choose another")
+    return subnet

@@ -197,10 +197,16 @@ class Network:
     ip_range: str = ""
     """The part of the subnet that nodes' slices are taken from; empty: all of it."""
     gateway: str = ""
+    """An address that the bridge of every node has besides its own; empty: none."""
     subnet6: str = ""
     """A node's slice of it is the /64 of the same number as its IPv4 slice."""
     removing: bool = False
     """Somebody is removing it: it takes no new user."""
+
+    @property
+    def pool(self) -> str:
+        """The part of the subnet that nodes' slices and VIPs are taken from."""
+        return self.ip_range or self.subnet
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.manager import orders
 from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.api.image_resolve import resolve_image
-from orchestrator.manager.api.services import check_networks
+from orchestrator.manager.api.networkuse import usable_networks
 from orchestrator.manager.containernames import container_name
 from orchestrator.manager.lookup import container_by_name, find_container, find_node
 from orchestrator.manager.planning.plan import Change
@@ -44,12 +44,12 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
         validate_task(spec)
         constraints = tuple(request.constraints)
         validate_constraints(constraints)
-        as_service = ServiceSpec(task=spec)
-        check_networks(view, as_service)
         if request.node:
             constraints = (*constraints, f"node.id=={find_node(view, request.node).id}")
         name = request.name or container_name(id, lambda n: container_by_name(view, n) is not None)
         _check_name(name)
+        wanted = ServiceSpec(task=spec)
+        usable_networks(view, wanted, name=name)
         now = api.now()
         task = Task(
             id=id,
@@ -65,17 +65,23 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
         )
         key = unique_key(task)
         assert key is not None  # it has a name
-        try:
-            revision = await commit(
-                api.kv,
-                [Change(None, task)],
-                guards=[Guard(key, mod_revision=0)],
-                ops=[Put(key, id.encode())],
-            )
-        except Conflict:
-            raise _name_taken(view, name) from None
-        await api.cache.wait_for(revision)
-        return to_proto(replace(task, revision=revision))
+        while True:
+            read = api.cache.revision
+            try:
+                revision = await commit(
+                    api.kv,
+                    [Change(None, task)],
+                    usable_networks(api.view, wanted, name=name),
+                    guards=[Guard(key, mod_revision=0)],
+                    ops=[Put(key, id.encode())],
+                )
+            except Conflict as conflict:
+                if key in conflict.keys:
+                    raise _name_taken(view, name) from None
+                await api.cache.wait_for(read + 1)
+            else:
+                await api.cache.wait_for(revision)
+                return to_proto(replace(task, revision=revision))
 
     @answering
     async def StartContainer(self, request: Any, context: Any) -> Any:

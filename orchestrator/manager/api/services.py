@@ -9,31 +9,24 @@ from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering, hostnames
 from orchestrator.manager.api.image_resolve import resolve_image
+from orchestrator.manager.api.networkuse import usable_networks
 from orchestrator.manager.lookup import find_node, find_service
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import progress
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.manager.refusal import aborted, invalid, not_found, taken
+from orchestrator.manager.planning.vips import allocate_vips
+from orchestrator.manager.refusal import aborted, invalid, taken
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import name_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.networks import stands_alone
 from orchestrator.model.objects import Service, Task
-from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.validate import validate_service
 from orchestrator.pb import control_pb2
 
 PICTURE_INTERVAL = 0.02
 """Seconds between two pictures of a service at the least: a picture of sixty tasks that start
 tells of many changes, not of one."""
-
-
-def check_networks(view: ClusterView, spec: ServiceSpec) -> None:
-    """Raise Refusal unless every network of the spec exists."""
-    for name in (each.network for each in spec.task.networks):
-        if not stands_alone(name) and view.network_by_name(name) is None:
-            raise not_found(f"no network '{name}'; see 'orc network ls'")
 
 
 class ServiceCalls(Calls):
@@ -44,13 +37,13 @@ class ServiceCalls(Calls):
         api = self.api
         spec = from_proto(request.spec)
         validate_service(spec)
-        check_networks(api.view, spec)
         name = spec.name
         if (there := api.view.service_by_name(name)) is not None and not there.removed:
             raise taken(
                 f"there is a service '{name}' already; choose another name, "
                 f"or change it with 'orc service update {name}'"
             )
+        usable_networks(api.view, spec)
         now = api.now()
         service = Service(
             id=api.new_id(),
@@ -62,17 +55,26 @@ class ServiceCalls(Calls):
             ),
         )
         key = name_key(Service, name)
-        try:
-            revision = await commit(
-                api.kv,
-                [Change(None, service)],
-                guards=[Guard(key, mod_revision=0)],
-                ops=[Put(key, service.id.encode())],
-            )
-        except Conflict:
-            raise taken(f"there is a service '{name}' already; choose another name") from None
-        await api.cache.wait_for(revision)
-        return to_proto(replace(service, revision=revision))
+        while True:
+            read = api.cache.revision
+            born = _with_vips(api.view, service)
+            try:
+                revision = await commit(
+                    api.kv,
+                    [Change(None, born)],
+                    usable_networks(api.view, spec),
+                    guards=[Guard(key, mod_revision=0)],
+                    ops=[Put(key, service.id.encode())],
+                )
+            except Conflict as conflict:
+                if key in conflict.keys:
+                    raise taken(
+                        f"there is a service '{name}' already; choose another name"
+                    ) from None
+                await api.cache.wait_for(read + 1)
+            else:
+                await api.cache.wait_for(revision)
+                return to_proto(replace(born, revision=revision))
 
     @answering
     async def UpdateService(self, request: Any, context: Any) -> Any:
@@ -89,7 +91,7 @@ class ServiceCalls(Calls):
         if spec.mode is not service.spec.mode:
             raise invalid("a service's mode cannot be changed; create another service")
         validate_service(spec)
-        check_networks(api.view, spec)
+        networks = usable_networks(api.view, spec, service.spec)
         digest = service.image_digest
         image_named = (
             request.resolve_image or spec.task.container.image != service.spec.task.container.image
@@ -106,7 +108,7 @@ class ServiceCalls(Calls):
             spec_version=service.spec_version + changed,
             image_digest=digest,
         )
-        revision = await commit(api.kv, [Change(service, after)])
+        revision = await commit(api.kv, [Change(service, after)], networks)
         await api.cache.wait_for(revision)
         return to_proto(replace(after, revision=revision))
 
@@ -190,3 +192,11 @@ class ServiceCalls(Calls):
             converged=state.converged,
             hostnames=hostnames(view),
         )
+
+
+def _with_vips(view: ClusterView, service: Service) -> Service:
+    """A new service with its VIPs, which the leader would otherwise give it a moment later."""
+    for change in allocate_vips(view.evolve([Change(None, service)]), [service.id]):
+        if isinstance(change.after, Service):
+            return change.after
+    return service

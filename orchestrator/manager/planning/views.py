@@ -48,6 +48,8 @@ class ClusterView:
     credentials: Mapping[str, Credential] = field(default_factory=dict)
     pending: Mapping[str, Task] = field(default_factory=dict)
     """The tasks that wait for a node."""
+    fixed: Mapping[str, Task] = field(default_factory=dict)
+    """The tasks with addresses that their specs fix."""
     _by_service: Mapping[str, Mapping[str, Task]] = field(default_factory=dict)
     _by_node: Mapping[str, Mapping[str, Task]] = field(default_factory=dict)
     _service_names: _Names = field(default_factory=dict)
@@ -189,6 +191,7 @@ class _Edit:
         self._volumes = _Table(base.volumes)
         self._credentials = _Table(base.credentials)
         self._pending = _Table(base.pending)
+        self._fixed = _Table(base.fixed)
         self._by_service = _Groups(base._by_service)
         self._by_node = _Groups(base._by_node)
         self._service_names = _NameIndex(base._service_names)
@@ -238,6 +241,8 @@ class _Edit:
                 self._by_node.enter(task.node_id, task)
         waits = not gone and task.status.state <= TaskState.PENDING
         self._pending.put(task.id, task if waits else None)
+        fixes = not gone and any(each.ip or each.ip6 for each in task.spec.networks)
+        self._fixed.put(task.id, task if fixes else None)
 
     def result(self) -> ClusterView:
         return ClusterView(
@@ -250,6 +255,7 @@ class _Edit:
             volumes=self._volumes.items,
             credentials=self._credentials.items,
             pending=self._pending.items,
+            fixed=self._fixed.items,
             _by_service=self._by_service.items,
             _by_node=self._by_node.items,
             _service_names=self._service_names.items,

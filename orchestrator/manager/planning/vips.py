@@ -12,15 +12,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network
 
+from orchestrator.manager.planning.addressing import owned, slice_size, twin
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.networks import OVERLAY
 from orchestrator.model.objects import Network
 from orchestrator.model.specs import EndpointMode, ServiceSpec
-
-OVERLAY = "overlay"
-"""The driver of networks that span nodes: only those have VIPs."""
 
 
 def allocate_vips(view: ClusterView, service_ids: Iterable[str]) -> tuple[Change, ...]:
@@ -41,7 +40,7 @@ def allocate_vips(view: ClusterView, service_ids: Iterable[str]) -> tuple[Change
                     used.add(number)
                     vips[network.id] = str(IPv4Address(number))
         vips6 = {
-            each.id: _twin(each, vips[each.id])
+            each.id: twin(each, IPv4Address(vips[each.id]))
             for each in networks
             if each.subnet6 and each.id in vips
         }
@@ -70,26 +69,16 @@ def _networks(view: ClusterView, spec: ServiceSpec) -> Iterator[Network]:
 
 
 def _taken(view: ClusterView) -> dict[str, set[int]]:
-    """Network id → the addresses that are somebody's for as long as it lives: VIPs, and those
-    that a spec fixes."""
-    found: dict[str, set[int]] = {}
-    for service in view.services.values():
-        for network_id, vip in service.vips.items():
-            found.setdefault(network_id, set()).add(int(IPv4Address(vip)))
-    specs = [service.spec.task for service in view.services.values()]
-    specs += [task.spec for task in view.tasks_of_service("").values()]
-    for spec in specs:
-        for attachment in spec.networks:
-            if attachment.ip and (network := view.network_by_name(attachment.network)):
-                fixed = {int(IPv4Address(ip)) for ip in attachment.ip}
-                found.setdefault(network.id, set()).update(fixed)
-    return found
+    """Network id → the IPv4 addresses in it that are somebody's."""
+    return {
+        network_id: {int(address) for address in owners if isinstance(address, IPv4Address)}
+        for network_id, owners in owned(view).items()
+    }
 
 
 def _free(network: Network, taken: set[int], seed: str) -> int | None:
     """An address for a service, as a number."""
-    pool = IPv4Network(network.subnet)
-    size = 1 << (pool.max_prefixlen - max(network.node_prefix, pool.prefixlen))
+    pool, size = IPv4Network(network.pool), slice_size(network)
     # Not the network's address, nor the gateway's, nor the broadcast's, where it is a slice.
     first, count = 2, size - 3
     if count < 1:
@@ -111,13 +100,3 @@ def _slices(base: int, count: int, size: int) -> Iterator[int]:
     yield base
     for number in range(count - 1, 0, -1):
         yield base + number * size
-
-
-def _twin(network: Network, vip: str) -> str:
-    """The IPv6 address at the place that the VIP has in the IPv4 network: the /64 of the same
-    number, the host of the same number."""
-    pool = IPv4Network(network.subnet)
-    offset = int(IPv4Address(vip)) - int(pool.network_address)
-    bits = pool.max_prefixlen - max(network.node_prefix, pool.prefixlen)
-    slice_, host = offset >> bits, offset & ((1 << bits) - 1)
-    return str(IPv6Network(network.subnet6).network_address + (slice_ << 64) + host)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.store.keys import object_key, unique_key
+from orchestrator.manager.store.keys import address_keys, object_key, unique_key
 from orchestrator.manager.store.kv import Delete, Guard, Kv, Op, Put
 from orchestrator.model.convert import encode
 from orchestrator.model.objects import Object
@@ -27,6 +27,7 @@ async def commit(
     transaction if the store takes that many operations; else several, in the order of the
     changes, each guarded in full: a plan may be cut between slots. Raises `Conflict` when a
     guard fails; transactions before it stay. What is deleted gives its unique name back with it.
+    Addresses that an object comes to own are taken with it, and given back by what loses them.
     """
     revision = 0
     changed = {object_key(change.subject) for change in changes}
@@ -40,7 +41,7 @@ async def commit(
         raise ValueError(f"{len(shared)} guards leave no room in a transaction")
     for chunk in _chunks(changes, room):
         revision = await kv.txn(
-            [*shared, *guards, *(_guard(change) for change in chunk)],
+            [*shared, *guards, *(guard for change in chunk for guard in _guards(change))],
             [*ops, *(op for change in chunk for op in _ops(change))],
         )
         guards = ops = ()
@@ -64,16 +65,23 @@ def _chunks(changes: Sequence[Change], size: int) -> Iterator[Sequence[Change]]:
         yield chunk
 
 
-def _guard(change: Change) -> Guard:
+def _guards(change: Change) -> list[Guard]:
     before = change.before
-    return Guard(
-        object_key(change.subject), mod_revision=before.revision if before is not None else 0
-    )
+    revision = before.revision if before is not None else 0
+    new = address_keys(change.after) - address_keys(before)
+    return [
+        Guard(object_key(change.subject), mod_revision=revision),
+        *(Guard(key, mod_revision=0) for key in sorted(new)),
+    ]
 
 
 def _ops(change: Change) -> list[Op]:
     key = object_key(change.subject)
+    had, has = address_keys(change.before), address_keys(change.after)
+    owner = change.subject.id.encode()
+    ops: list[Op] = [Put(each, owner) for each in sorted(has - had)]
+    ops += [Delete(each) for each in sorted(had - has)]
     if change.after is not None:
-        return [Put(key, encode(change.after))]
+        return [Put(key, encode(change.after)), *ops]
     name = unique_key(change.subject)
-    return [Delete(key)] if name is None else [Delete(key), Delete(name)]
+    return [Delete(key), *ops] if name is None else [Delete(key), *ops, Delete(name)]

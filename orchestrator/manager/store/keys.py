@@ -1,10 +1,14 @@
 """Where each object stands in the store: `/orc/<kind>/<id>`, encoded protobuf as the value.
 
 A unique name is a key of its own, `/orc/names/<kind>/<name>`, whose value is the object's id; it
-is created with a guard that it does not exist, so two clients cannot take one name.
+is created with a guard that it does not exist, so two clients cannot take one name. In the same way
+`/orc/addresses/<address>` is the owner's id of each VIP and each address that a spec fixes, so that
+none has two owners: networks do not overlap.
 """
 
 from __future__ import annotations
+
+from ipaddress import ip_address
 
 from orchestrator.model.objects import (
     Cluster,
@@ -21,6 +25,11 @@ from orchestrator.model.objects import (
 PREFIX = "/orc/"
 LEADER = PREFIX + "leader"
 _NAMES = PREFIX + "names/"
+_ADDRESSES = PREFIX + "addresses/"
+
+NETWORK_TURN = _NAMES + "networks//turn"
+"""Written with each new network, so that of two that are made at once the second sees the first:
+their subnets and numbers must differ."""
 
 _KINDS: dict[type[Object], str] = {
     Cluster: "clusters",
@@ -58,4 +67,26 @@ def unique_key(obj: Object) -> str | None:
     """The name key that lives and dies with an object, None when it has none."""
     if isinstance(obj, Task) and obj.container_name:
         return name_key(Task, obj.container_name)
+    if isinstance(obj, Network):
+        return name_key(Network, obj.name)
     return None
+
+
+def address_keys(obj: Object | None) -> frozenset[str]:
+    """The keys of the addresses that an object owns; of a service's tasks the service is it."""
+    found: list[str] = []
+    if isinstance(obj, Service):
+        found += [*obj.vips.values(), *obj.vips6.values()]
+        attachments = obj.spec.task.networks
+    elif isinstance(obj, Task) and obj.standalone:
+        attachments = obj.spec.networks
+    else:
+        return frozenset()
+    for attachment in attachments:
+        found += [*attachment.ip, *attachment.ip6]
+    return frozenset(f"{_ADDRESSES}{ip_address(text)}" for text in found)
+
+
+def is_address_key(key: str) -> bool:
+    """Whether it is one of `address_keys`."""
+    return key.startswith(_ADDRESSES)

@@ -100,8 +100,8 @@ class Script:
         return [request for name, request in self.requests if name == method][-1]
 
 
-def servicer(script: Script) -> Any:
-    base = control_pb2_grpc.ControlServicer
+def servicer(script: Script, base: type = control_pb2_grpc.ControlServicer) -> Any:
+    """An implementation of a service that answers by the script."""
     methods: dict[str, Callable[..., Any]] = {}
     streams = {"WatchService", "Logs", "LoadImage", "BuildImage"}
     for name, _ in inspect.getmembers(base, inspect.isfunction):

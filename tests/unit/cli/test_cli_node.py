@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import pytest
 from click.testing import Result
+from scripted_manager import Refusal
 
 from orchestrator.pb import control_pb2 as pb
+from orchestrator.pb import networks_pb2, types_pb2
 
 Run = Callable[..., Result]
 Refused = Callable[..., str]
@@ -167,16 +172,33 @@ def networks(manager: Any) -> Any:
                 "driver": "overlay",
                 "subnet": "10.128.0.0/14",
                 "vni": 4097,
+                "attachable": True,
                 "slices": {"abcdefghijkl2": "10.128.2.0/24", "abcdefghijkl1": "10.128.1.0/24"},
             },
-            {"id": "net2", "name": "back", "driver": "overlay", "subnet": "10.99.0.0/16"},
+            {"id": "net2", "name": "back", "driver": "bridge", "subnet": "10.99.0.0/16"},
         ]
     )
     manager.script.answers["ListNodes"] = NODES
     manager.script.answers["ListServices"] = pb.ListServicesReply(
         services=[
-            {"service": {"spec": {"name": "web"}}},
+            {"service": {"spec": {"name": "web"}, "vips": {"net1": "10.128.0.7"}}},
             {"service": {"spec": {"name": "db", "task": {"networks": [{"network": "back"}]}}}},
+        ]
+    )
+    manager.script.answers["ListTasks"] = pb.ListTasksReply(
+        tasks=[
+            {
+                "id": "t1",
+                "service_id": "s1",
+                "service_name": "web",
+                "slot": 1,
+                "node_id": "abcdefghijkl1",
+                "status": {"state": "TASK_RUNNING", "addresses": {"default": "10.128.1.2"}},
+            },
+            {
+                "id": "t2",
+                "status": {"state": "TASK_FAILED", "addresses": {"default": "10.128.1.3"}},
+            },
         ]
     )
     return manager.script
@@ -189,6 +211,7 @@ def test_network_ls(networks: Any, run: Run) -> None:
         "overlay",
         "10.128.0.0/14",
         "4097",
+        "attachable",
     ]
     rows = json.loads(run("network", "ls", "--format", "json", "--filter", "name=def").stdout)
     promised = {
@@ -206,15 +229,73 @@ def test_network_ls(networks: Any, run: Run) -> None:
 
 def test_network_inspect(networks: Any, run: Run, refused: Refused) -> None:
     default, back = json.loads(run("network", "inspect", "default", "back").stdout)
-    assert default["services"] == [{"name": "web", "vip": None}]
-    assert back["services"] == [{"name": "db", "vip": None}]
+    assert default["services"] == [{"name": "web", "vip": "10.128.0.7", "vip6": None}]
+    assert back["services"] == [{"name": "db", "vip": None, "vip6": None}]
+    assert back["vni"] is None
+    assert default["containers"] == [
+        {
+            "id": "t1",
+            "name": "web.1",
+            "node": "node1",
+            "address": "10.128.1.2",
+            "address6": None,
+        }
+    ]
     assert default["nodes"] == [
         {"id": "abcdefghijkl1", "hostname": "node1", "subnet": "10.128.1.0/24"},
         {"id": "abcdefghijkl2", "hostname": "node2", "subnet": "10.128.2.0/24"},
     ]
-    assert "Node node2: 10.128.2.0/24" in run("network", "inspect", "--pretty", "net1").stdout
+    pretty = run("network", "inspect", "--pretty", "net1").stdout
+    assert re.search(r"^Node node2: +10\.128\.2\.0/24$", pretty, re.MULTILINE)
     assert refused("network", "inspect", "defalt") == (
         "no network 'defalt'; did you mean 'default'?"
+    )
+
+
+def test_network_create(manager: Any, run: Run) -> None:
+    manager.script.answers["CreateNetwork"] = types_pb2.Network(id="net3")
+    flags = shlex.split(
+        "--driver overlay --subnet 10.5.0.0/16 --subnet fd00:5::/48 --gateway 10.5.0.9 "
+        "--ip-range 10.5.128.0/17 --internal --attachable --opt mtu=1400 --opt encrypted "
+        "--label team=a --label old"
+    )
+    assert run("network", "create", *flags, "back").stdout == "net3\n"
+    assert manager.script.request("CreateNetwork") == networks_pb2.CreateNetworkRequest(
+        name="back",
+        driver="overlay",
+        subnets=["10.5.0.0/16", "fd00:5::/48"],
+        gateway="10.5.0.9",
+        ip_range="10.5.128.0/17",
+        internal=True,
+        attachable=True,
+        encrypted=True,
+        options={"mtu": "1400"},
+        labels={"team": "a", "old": ""},
+    )
+
+
+def test_network_rm_goes_on_after_a_refusal(manager: Any, run: Run) -> None:
+    def answer(request: networks_pb2.RemoveNetworkRequest) -> Any:
+        if request.network == "busy":
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "network 'busy' is in use")
+        return networks_pb2.RemoveNetworkReply(name=request.network)
+
+    manager.script.answers["RemoveNetwork"] = answer
+    done = run("network", "rm", "a", "busy", "b")
+    assert done.stdout.split() == ["a", "b"]
+    assert done.exit_code == 1
+    assert "network 'busy' is in use" in done.stderr
+
+
+def test_network_prune(manager: Any, run: Run) -> None:
+    manager.script.answers["PruneNetworks"] = networks_pb2.PruneNetworksReply(
+        names=["old"], notices=["network 'busy' is in use"]
+    )
+    done = run("network", "prune", "--force", "--filter", "label=a=b", "--filter", "label!=c")
+    assert done.stdout.split() == ["old"]
+    assert "busy" in done.stderr
+    assert manager.script.request("PruneNetworks") == networks_pb2.PruneNetworksRequest(
+        labels={"a": "b"}, without=["c"]
     )
 
 

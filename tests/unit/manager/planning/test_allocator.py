@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from builders import World, node, service
+from builders import World, node, service, task, task_spec
 
+from orchestrator.manager.planning.addressing import slice6
 from orchestrator.manager.planning.allocator import allocate_slices
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.objects import Network
+from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
 
 NETWORK = Network(id="n1", name="default", subnet="10.128.0.0/14", node_prefix=24)
@@ -57,9 +59,28 @@ def test_a_large_network_is_cut_quickly_and_without_doubles() -> None:
     assert given["n0999"] == "10.131.232.0/24"
 
 
-def test_ipv6() -> None:
-    six = replace(NETWORK, subnet="fd00:1::/48", node_prefix=64)
-    assert slices(six, "a") == {"a": "fd00:1:0:1::/64"}
+def test_to_the_nth_slice_belongs_the_nth_slice_of_ipv6() -> None:
+    both = replace(NETWORK, subnet6="fd00:1::/48")
+    assert slice6(both, slices(both, "a")["a"]) == "fd00:1:0:1::/64"
+    assert slice6(NETWORK, "10.128.1.0/24") == ""
+
+
+def test_with_an_ip_range_the_slices_are_of_that() -> None:
+    part = replace(NETWORK, subnet="10.9.0.0/16", ip_range="10.9.128.0/20", subnet6="fd00:1::/48")
+    assert slices(part, "a", "b") == {"a": "10.9.129.0/24", "b": "10.9.130.0/24"}
+    assert slice6(part, "10.9.130.0/24") == "fd00:1:0:2::/64"
+
+
+def test_a_slice_in_which_a_spec_has_fixed_an_address_is_no_nodes() -> None:
+    fixed = NetworkAttachment("default", ip=("10.128.1.9",))
+    first = replace(task("c", 0), service_id="", spec=task_spec(networks=(fixed,)))
+    sixth = NetworkAttachment("default", ip6=("fd00:1:0:2::9",))
+    second = replace(task("d", 0), service_id="", spec=task_spec(networks=(sixth,)))
+    both = replace(NETWORK, subnet6="fd00:1::/48")
+    view = ClusterView.of([both, node("a"), first, second])
+    (change,) = allocate_slices(view)
+    assert isinstance(change.after, Network)
+    assert change.after.slices == {"a": "10.128.3.0/24"}
 
 
 def test_tasks_are_placed_in_the_pass_that_gives_their_node_its_slice() -> None:

@@ -1,0 +1,180 @@
+"""Calls about networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.manager.api.context import Calls, answering
+from orchestrator.manager.api.networkuse import users
+from orchestrator.manager.lookup import find_network
+from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork, complete
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.refusal import Refusal, invalid, precondition, taken
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.keys import NETWORK_TURN, name_key
+from orchestrator.manager.store.kv import Conflict, Guard, Put
+from orchestrator.model.convert import to_proto
+from orchestrator.model.networks import BUILT_IN, DOCKER_MTU, MTU, OVERLAY, check_network_name
+from orchestrator.model.objects import Network
+from orchestrator.pb import networks_pb2, networks_pb2_grpc
+
+ENCRYPTED = "encrypted"
+"""What a node says of itself that can encrypt."""
+
+
+class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[misc]
+    """`orc network …`."""
+
+    @answering
+    async def CreateNetwork(self, request: Any, context: Any) -> Any:
+        api = self.api
+        wanted = NewNetwork(
+            Network(
+                id=api.new_id(),
+                name=request.name,
+                created_at=api.now(),
+                driver=request.driver or OVERLAY,
+                internal=request.internal,
+                attachable=request.attachable,
+                encrypted=request.encrypted,
+                labels=dict(request.labels),
+                options=_options(request.options),
+                ip_range=request.ip_range,
+                gateway=request.gateway,
+            ),
+            tuple(request.subnets),
+            request.ipv6,
+        )
+        name = name_key(Network, request.name)
+        while True:
+            turn = await api.kv.get(NETWORK_TURN)
+            stamp = turn.mod_revision if turn else 0
+            await api.cache.wait_for(stamp)
+            network = _completed(api.view, wanted)
+            try:
+                revision = await commit(
+                    api.kv,
+                    [Change(None, network)],
+                    guards=[
+                        Guard(name, mod_revision=0),
+                        Guard(NETWORK_TURN, mod_revision=stamp),
+                    ],
+                    ops=[Put(name, network.id.encode()), Put(NETWORK_TURN, network.id.encode())],
+                )
+            except Conflict as conflict:
+                if name in conflict.keys:
+                    raise _name_taken(network.name) from None
+            else:
+                await api.cache.wait_for(revision)
+                return to_proto(replace(network, revision=revision))
+
+    @answering
+    async def RemoveNetwork(self, request: Any, context: Any) -> Any:
+        network = find_network(self.api.view, request.network)
+        await self._remove(network)
+        return networks_pb2.RemoveNetworkReply(id=network.id, name=network.name)
+
+    @answering
+    async def PruneNetworks(self, request: Any, context: Any) -> Any:
+        view = self.api.view
+        reply = networks_pb2.PruneNetworksReply()
+        for network in sorted(view.networks.values(), key=lambda each: each.name):
+            unwanted = network.name not in BUILT_IN and _selected(network, request)
+            if not unwanted or users(view, network):
+                continue
+            try:
+                await self._remove(network)
+            except Refusal as refusal:
+                reply.notices.append(refusal.text)
+            else:
+                reply.names.append(network.name)
+        return reply
+
+    async def _remove(self, network: Network) -> None:
+        """Mark it, so that nobody new may have it; look who has it; forget it."""
+        api = self.api
+        if network.name in BUILT_IN:
+            raise precondition(f"network '{network.name}' is part of every cluster")
+        marked = await self._mark(network)
+        if found := users(api.view, network):
+            await self._mark(marked, removing=False)
+            raise precondition(
+                f"network '{network.name}' is in use by {_listed(found)}; remove them first, or "
+                "take them off it"
+            )
+        while True:
+            try:
+                revision = await commit(api.kv, [Change(marked, None)])
+            except Conflict:
+                # Nodes that come and go change it, too.
+                marked = await self._mark(marked)
+            else:
+                await api.cache.wait_for(revision)
+                return
+
+    async def _mark(self, network: Network, *, removing: bool = True) -> Network:
+        """The network as it is now, marked or not. Raises Refusal when it is gone."""
+        api = self.api
+        while True:
+            read = api.cache.revision
+            now = find_network(api.view, network.id)
+            if now.removing is removing:
+                return now
+            after = replace(now, removing=removing)
+            try:
+                revision = await commit(api.kv, [Change(now, after)])
+            except Conflict:
+                await api.cache.wait_for(read + 1)
+            else:
+                await api.cache.wait_for(revision)
+
+
+def _completed(view: ClusterView, wanted: NewNetwork) -> Network:
+    """The network to be, checked. Raises Refusal."""
+    try:
+        check_network_name(wanted.network.name)
+        if view.network_by_name(wanted.network.name) is not None:
+            raise _name_taken(wanted.network.name)
+        network = complete(view, wanted)
+    except (AddressRefused, ValueError) as error:
+        raise invalid(str(error)) from None
+    if network.encrypted and not any(
+        ENCRYPTED in node.description.network_features for node in view.nodes.values()
+    ):
+        raise precondition(
+            "no node of this cluster can encrypt: its kernel must have WireGuard ('modprobe "
+            "wireguard'), and then its agent be started again"
+        )
+    return network
+
+
+def _name_taken(name: str) -> Refusal:
+    return taken(f"there is a network '{name}' already; choose another name")
+
+
+def _options(given: Mapping[str, str]) -> dict[str, str]:
+    """Options by our names."""
+    return {MTU if key == DOCKER_MTU else key: value for key, value in given.items()}
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    """Names as a sentence has them, the last ones only as a number."""
+    if len(names) > most + 1:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    if len(names) > 1:
+        return f"{', '.join(names[:-1])} and {names[-1]}"
+    return names[0]
+
+
+def _selected(network: Network, request: Any) -> bool:
+    has = network.labels
+    if not all(_is(has, key, value) for key, value in request.labels.items()):
+        return False
+    return not any(_is(has, *text.partition("=")[::2]) for text in request.without)
+
+
+def _is(labels: Mapping[str, str], key: str, value: str) -> bool:
+    return key in labels and (not value or labels[key] == value)

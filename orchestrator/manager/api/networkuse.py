@@ -1,0 +1,87 @@
+"""Who may use a network and who does: what the calls about networks, services and containers ask.
+
+A network is removed in two steps: first it is marked, so that nobody new may have it, then it is
+looked who has it. So what uses a network is written with the condition that the network is still as
+it was read.
+"""
+
+from __future__ import annotations
+
+from orchestrator.manager.lookup import find_container
+from orchestrator.manager.planning.addressing import AddressRefused, check_fixed
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.refusal import invalid, not_found, precondition
+from orchestrator.model.names import near_miss
+from orchestrator.model.networks import BRIDGE, stands_alone
+from orchestrator.model.objects import Network, Task
+from orchestrator.model.specs import CONTAINER_NETWORK, ServiceSpec
+from orchestrator.model.states import is_terminal
+
+
+def usable_networks(
+    view: ClusterView, spec: ServiceSpec, before: ServiceSpec | None = None, *, name: str = ""
+) -> list[Network]:
+    """The networks that the spec names. Raises Refusal unless it may be on them, and have the
+    addresses that it fixes.
+
+    `name` is of a standalone container, of which `spec` has only the task. `before` is what it
+    changes: what that has already it may keep.
+    """
+    found = []
+    had = set(before.task.network_names) if before else set()
+    for attachment in spec.task.networks:
+        word = attachment.network
+        if word.startswith(CONTAINER_NETWORK):
+            find_container(view, word.removeprefix(CONTAINER_NETWORK))
+        if stands_alone(word):
+            continue
+        network = _existing(view, word)
+        found.append(network)
+        if word in had:
+            continue
+        if network.removing:
+            raise precondition(f"network '{word}' is being removed; choose another")
+        if name and not network.attachable and network.driver != BRIDGE:
+            raise precondition(
+                f"network '{word}' takes services only; make it with 'orc network create "
+                "--attachable' for containers of their own"
+            )
+    owner = f"container {name}" if name else f"service {spec.name}"
+    try:
+        check_fixed(view, spec, owner)
+    except AddressRefused as error:
+        raise invalid(str(error)) from None
+    return found
+
+
+def _existing(view: ClusterView, name: str) -> Network:
+    network = view.network_by_name(name)
+    if network is None:
+        guess = near_miss(name, [each.name for each in view.networks.values()])
+        hint = f"did you mean '{guess}'?" if guess else "see 'orc network ls'"
+        raise not_found(f"no network '{name}'; {hint}")
+    return network
+
+
+def users(view: ClusterView, network: Network) -> list[str]:
+    """Who is on the network, such as `service web`: services, and containers that have not
+    ended. In the order of their names, services first."""
+    services = {
+        service.spec.name
+        for service in view.services.values()
+        if not service.removed and network.name in service.spec.task.network_names
+    }
+    containers = set()
+    for task in view.tasks.values():
+        if network.name in task.spec.network_names and not _ended(task):
+            if task.standalone:
+                containers.add(task.name)
+            else:
+                services.add(task.service_name)
+    return [f"service {name}" for name in sorted(services)] + [
+        f"container {name}" for name in sorted(containers)
+    ]
+
+
+def _ended(task: Task) -> bool:
+    return is_terminal(task.status.state) and task.run <= task.status.run

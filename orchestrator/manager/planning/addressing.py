@@ -1,0 +1,287 @@
+"""Which addresses of a network are whose; pure.
+
+A network's pool is cut into slices. Nodes have one each and give out its addresses themselves. The
+first slice is no node's: VIPs come from it. An address that a spec fixes may be any of the subnet
+that is in no node's slice, and a slice with a VIP or a fixed address in it becomes no node's. The
+IPv6 subnet is cut the same way: to the nth slice belongs the nth /64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.networks import (
+    NODE_PREFIX,
+    SLICE6,
+    check_network,
+    node_prefix,
+    slices_in,
+)
+from orchestrator.model.objects import Network, Service, Task
+from orchestrator.model.specs import NetworkAttachment, ServiceMode, ServiceSpec, TaskSpec
+
+Address = IPv4Address | IPv6Address
+Subnet = IPv4Network | IPv6Network
+
+FIRST_VNI, LAST_VNI = 4097, (1 << 24) - 1
+"""Numbers of the networks that users make; the default network has the one before."""
+
+PRIVATE = (IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/12"))
+"""What subnets are chosen from where nobody says (RFC 1918)."""
+
+CHOSEN_PREFIX = 16
+UNIQUE_LOCAL = 0xFD << 120
+"""IPv6 subnets are chosen as RFC 4193 has it: fd, forty bits of an id, and a /48 of that."""
+
+
+class AddressRefused(Exception):
+    """A subnet or address that cannot be had; one line for the user."""
+
+
+# -- slices ---------------------------------------------------------------------------------------
+
+
+def slice_size(network: Network) -> int:
+    """How many IPv4 addresses a slice has."""
+    pool = IPv4Network(network.pool)
+    return int(1 << (pool.max_prefixlen - max(network.node_prefix, pool.prefixlen)))
+
+
+def slice_number(network: Network, address: Address) -> int | None:
+    """The number of the slice that an address is in; None outside of the pool."""
+    if isinstance(address, IPv4Address):
+        pool = IPv4Network(network.pool)
+        if address not in pool:
+            return None
+        return (int(address) - int(pool.network_address)) // slice_size(network)
+    pool6 = IPv6Network(network.subnet6)
+    number = (int(address) - int(pool6.network_address)) >> SLICE6
+    return number if address in pool6 and number < slices_in(network) else None
+
+
+def slice6(network: Network, slice_: str) -> str:
+    """The IPv6 slice that belongs to an IPv4 slice; empty where the network has none."""
+    if not network.subnet6:
+        return ""
+    number = slice_number(network, IPv4Network(slice_).network_address)
+    assert number is not None  # slices are of the pool
+    first = IPv6Network(network.subnet6).network_address + (number << SLICE6)
+    return f"{first}/{SLICE6}"
+
+
+def twin(network: Network, address: IPv4Address) -> str:
+    """The IPv6 address at the place that an IPv4 address of the pool has: the host of the same
+    number in the slice of the same number."""
+    pool = IPv4Network(network.pool)
+    number, host = divmod(int(address) - int(pool.network_address), slice_size(network))
+    return str(IPv6Network(network.subnet6).network_address + (number << SLICE6) + host)
+
+
+# -- addresses with an owner ----------------------------------------------------------------------
+
+
+def fixed_of(attachment: NetworkAttachment) -> Iterator[Address]:
+    """The addresses that an attachment fixes."""
+    for text in (*attachment.ip, *attachment.ip6):
+        yield ip_address(text)
+
+
+def owned(view: ClusterView) -> dict[str, dict[Address, str]]:
+    """Network id → addresses that belong to somebody for as long as that lives, and to whom: VIPs,
+    what specs fix, gateways."""
+    found: dict[str, dict[Address, str]] = {}
+    for network in view.networks.values():
+        if network.gateway:
+            found.setdefault(network.id, {})[IPv4Address(network.gateway)] = "gateway"
+    for service in view.services.values():
+        for vips in (service.vips, service.vips6):
+            for network_id, vip in vips.items():
+                found.setdefault(network_id, {})[ip_address(vip)] = _owner(service)
+        _note(view, found, service.spec.task, _owner(service))
+    for task in view.fixed.values():
+        _note(view, found, task.spec, _owner(task))
+    return found
+
+
+def _note(
+    view: ClusterView, found: dict[str, dict[Address, str]], spec: TaskSpec, owner: str
+) -> None:
+    for attachment in spec.networks:
+        if attachment.ip or attachment.ip6:
+            network = view.network_by_name(attachment.network)
+            if network is not None:
+                found.setdefault(network.id, {}).update(dict.fromkeys(fixed_of(attachment), owner))
+
+
+def _owner(owner: Service | Task) -> str:
+    if isinstance(owner, Service):
+        return f"service {owner.spec.name}"
+    return f"service {owner.service_name}" if owner.service_id else f"container {owner.name}"
+
+
+def check_fixed(view: ClusterView, spec: ServiceSpec, owner: str) -> None:
+    """Raise AddressRefused unless the spec can have the addresses that it fixes; `owner` is whose
+    it is, such as `service web`. Its networks exist."""
+    taken: dict[str, dict[Address, str]] | None = None
+    for attachment in spec.task.networks:
+        if not (attachment.ip or attachment.ip6):
+            continue
+        network = view.network_by_name(attachment.network)
+        assert network is not None
+        _check_count(attachment, spec)
+        taken = owned(view) if taken is None else taken
+        for address in fixed_of(attachment):
+            _check_place(view, network, address)
+            whose = taken.get(network.id, {}).get(address, owner)
+            if whose != owner:
+                raise AddressRefused(
+                    f"address {address} of network '{network.name}' belongs to {whose}; choose "
+                    "another"
+                )
+
+
+def _check_count(attachment: NetworkAttachment, spec: ServiceSpec) -> None:
+    if not spec.name:
+        return
+    if spec.mode is ServiceMode.GLOBAL:
+        raise AddressRefused("a global service has a task on every node: it has no fixed addresses")
+    for addresses in (attachment.ip, attachment.ip6):
+        if addresses and len(addresses) < spec.replicas:
+            raise AddressRefused(
+                f"service '{spec.name}' has {spec.replicas} replicas and {len(addresses)} fixed "
+                f"addresses in network '{attachment.network}'; give one for each"
+            )
+
+
+def _check_place(view: ClusterView, network: Network, address: Address) -> None:
+    text = network.subnet if isinstance(address, IPv4Address) else network.subnet6
+    if not text:
+        raise AddressRefused(
+            f"network '{network.name}' has no IPv6; make it with 'orc network create --ipv6'"
+        )
+    subnet = ip_network(text)
+    if address not in subnet:
+        raise AddressRefused(f"address {address} is not in network '{network.name}' ({subnet})")
+    if address in (subnet.network_address, subnet.broadcast_address):
+        raise AddressRefused(f"address {address} is not one that a container can have")
+    number = slice_number(network, address)
+    for node_id, slice_ in network.slices.items():
+        if number is not None and number == slice_number(network, ip_network(slice_)[0]):
+            node = view.nodes.get(node_id)
+            hostname = node.description.hostname if node else node_id
+            first = ip_network(f"{ip_network(network.pool)[0]}/{network.node_prefix}")
+            own = first if address.version == 4 else slice6(network, str(first))
+            raise AddressRefused(
+                f"address {address} is in the part of network '{network.name}' that node "
+                f"{hostname} gives out; choose one in {own}, which no node has"
+            )
+
+
+# -- new networks ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NewNetwork:
+    """What a user says of a network; what is not said is chosen."""
+
+    network: Network
+    subnets: tuple[str, ...] = ()
+    """At most one of IPv4 and one of IPv6."""
+    ipv6: bool = False
+
+
+def complete(view: ClusterView, new: NewNetwork) -> Network:
+    """The network with all that was not said. Raises AddressRefused and ValueError."""
+    network = new.network
+    subnet4 = [text for text in new.subnets if ":" not in text]
+    subnet6 = [text for text in new.subnets if ":" in text]
+    if len(subnet4) > 1 or len(subnet6) > 1:
+        raise AddressRefused("a network has one subnet of IPv4, and one of IPv6; leave out others")
+    network = replace(
+        network,
+        vni=_free_vni(view),
+        subnet=subnet4[0] if subnet4 else _choose(view),
+        subnet6=subnet6[0] if subnet6 else _unique_local(network.id) if new.ipv6 else "",
+    )
+    told = network.options.get(NODE_PREFIX, "")
+    try:
+        prefix = int(told) if told else node_prefix(IPv4Network(network.pool))
+    except ValueError:
+        prefix = network.node_prefix  # the check has the words
+    network = replace(network, node_prefix=prefix)
+    check_network(network)
+    for text in filter(None, (network.subnet, network.subnet6)):
+        if clash := _clash(view, ip_network(text)):
+            raise AddressRefused(
+                f"subnet {text} overlaps {clash}; choose another, or leave --subnet out"
+            )
+    return network
+
+
+def _free_vni(view: ClusterView) -> int:
+    taken = {network.vni for network in view.networks.values()}
+    # After the newest, so that a tunnel's number is not at once another network's.
+    newest = max(taken, default=FIRST_VNI - 1)
+    if newest < LAST_VNI:
+        return max(newest + 1, FIRST_VNI)
+    for number in range(FIRST_VNI, LAST_VNI):
+        if number not in taken:
+            return number
+    raise AddressRefused("every number that a network can have is taken; remove a network")
+
+
+def _choose(view: ClusterView) -> str:
+    cidr = view.cluster.network_cidr if view.cluster else ""
+    used = [ip_network(text) for text, _ in _in_use(view)]
+    begin = int(IPv4Network(cidr).broadcast_address) + 1 if cidr else 0
+    candidates = [subnet for pool in PRIVATE for subnet in pool.subnets(new_prefix=CHOSEN_PREFIX)]
+    for subnet in sorted(candidates, key=lambda each: (int(each[0]) < begin, each)):
+        if not any(subnet.overlaps(each) for each in used if each.version == 4):
+            return str(subnet)
+    raise AddressRefused(
+        f"no subnet is left in {' and '.join(map(str, PRIVATE))}; remove networks that nobody "
+        "uses ('orc network prune'), or name one with --subnet"
+    )
+
+
+def _unique_local(id: str) -> str:
+    bits = int.from_bytes(id.encode(), "big") % (1 << 40)
+    return f"{IPv6Address(UNIQUE_LOCAL | bits << 80)}/48"
+
+
+def _in_use(view: ClusterView) -> Iterable[tuple[str, str]]:
+    """Subnets that no new network may overlap, and what each is."""
+    for network in sorted(view.networks.values(), key=lambda each: each.name):
+        for text in filter(None, (network.subnet, network.subnet6)):
+            yield text, f"network '{network.name}' ({text})"
+    for node in sorted(view.nodes.values(), key=lambda each: each.description.hostname):
+        description = node.description
+        if description.address:
+            yield description.address, f"the address {description.address} of a node"
+        for route in description.routes:
+            yield route, f"a route of node {description.hostname} ({route})"
+
+
+def _clash(view: ClusterView, subnet: Subnet) -> str:
+    for text, what in _in_use(view):
+        other = ip_network(text)
+        if isinstance(other, IPv4Network) and isinstance(subnet, IPv4Network):
+            if other.overlaps(subnet):
+                return what
+        elif (
+            isinstance(other, IPv6Network)
+            and isinstance(subnet, IPv6Network)
+            and other.overlaps(subnet)
+        ):
+            return what
+    return ""

@@ -18,6 +18,7 @@ import grpc
 from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.lookup import images_of
+from orchestrator.manager.networkorders import NetworkOrders
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import name_on, named_volumes
@@ -26,6 +27,7 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.objects import NodeState, Task
+from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
 
@@ -39,7 +41,7 @@ class _Ended(Exception):
     """The session is over; the reason is its text."""
 
 
-_Order = tuple[TaskState, int, bool, str, float]
+_Order = tuple[TaskState, int, bool, str, float, tuple[NetworkAttachment, ...]]
 
 
 def _order(task: Task) -> _Order:
@@ -50,14 +52,16 @@ def _order(task: Task) -> _Order:
         task.status.run == task.run and task.status.state >= TaskState.ASSIGNED,
         task.stop_signal,
         task.stop_grace,
+        task.spec.networks,
     )
 
 
 class NodeSession:
     """One agent's session: what it was sent, and what it is yet to be told."""
 
-    def __init__(self, node_id: str) -> None:
+    def __init__(self, node_id: str, networks: NetworkOrders) -> None:
         self.node_id = node_id
+        self._networks = networks
         self.ended = ""
         self._messages: deque[Any] = deque()
         self._sent: dict[str, _Order] = {}
@@ -94,7 +98,7 @@ class NodeSession:
             task for task_id, task in wanted.items() if self._sent.get(task_id) != _order(task)
         ]
         removed = sorted(self._sent.keys() - wanted.keys())
-        networks = _networks(view, self.node_id)
+        networks = self._networks.of(view, self.node_id)
         networks_changed = networks != self._sent_networks
         if not (full or added or removed or networks_changed):
             return None
@@ -137,29 +141,6 @@ def _volumes(view: ClusterView, task: Task) -> list[Any]:
     return [to_proto(view.volumes[name]) for name in sorted(names) if name in view.volumes]
 
 
-def _networks(view: ClusterView, node_id: str) -> list[Any]:
-    out = []
-    for network in sorted(view.networks.values(), key=lambda n: n.id):
-        if node_id not in network.slices:
-            continue
-        peers = [
-            dispatch_pb2.NetworkPeer(subnet=subnet, address=peer.description.address)
-            for peer_id, subnet in sorted(network.slices.items())
-            if peer_id != node_id and (peer := view.nodes.get(peer_id)) and peer.description.address
-        ]
-        out.append(
-            dispatch_pb2.AssignedNetwork(
-                id=network.id,
-                name=network.name,
-                vni=network.vni,
-                cluster_cidr=network.subnet,
-                subnet=network.slices[node_id],
-                peers=peers,
-            )
-        )
-    return out
-
-
 class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
     """Serves agents. Sessions are taken only while `leading`; else the agent is sent on."""
 
@@ -177,6 +158,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._leader_address = leader_address
         self._managers = managers
         self._sessions: dict[str, NodeSession] = {}
+        self._networks = NetworkOrders()
         self.leading = False
 
     async def run(self) -> None:
@@ -232,7 +214,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         if first is None or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a session begins with a hello")
             return
-        session = NodeSession(node_id)
+        session = NodeSession(node_id, self._networks)
         if (older := self._sessions.get(node_id)) is not None:
             older.end("a newer session of this node began")
         self._sessions[node_id] = session

@@ -10,6 +10,7 @@ from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.api.networkuse import users
 from orchestrator.manager.lookup import find_network
 from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork, complete
+from orchestrator.manager.planning.networkrules import ENCRYPTED
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import Refusal, invalid, precondition, taken
@@ -20,9 +21,6 @@ from orchestrator.model.convert import to_proto
 from orchestrator.model.networks import BUILT_IN, DOCKER_MTU, MTU, OVERLAY, check_network_name
 from orchestrator.model.objects import Network
 from orchestrator.pb import networks_pb2, networks_pb2_grpc
-
-ENCRYPTED = "encrypted"
-"""What a node says of itself that can encrypt."""
 
 
 class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[misc]

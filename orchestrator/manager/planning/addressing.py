@@ -246,7 +246,7 @@ def _choose(view: ClusterView) -> str:
     begin = int(IPv4Network(cidr).broadcast_address) + 1 if cidr else 0
     candidates = [subnet for pool in PRIVATE for subnet in pool.subnets(new_prefix=CHOSEN_PREFIX)]
     for subnet in sorted(candidates, key=lambda each: (int(each[0]) < begin, each)):
-        if not any(subnet.overlaps(each) for each in used if each.version == 4):
+        if not any(overlap(subnet, each) for each in used):
             return str(subnet)
     raise AddressRefused(
         f"no subnet is left in {' and '.join(map(str, PRIVATE))}; remove networks that nobody "
@@ -274,14 +274,13 @@ def _in_use(view: ClusterView) -> Iterable[tuple[str, str]]:
 
 def _clash(view: ClusterView, subnet: Subnet) -> str:
     for text, what in _in_use(view):
-        other = ip_network(text)
-        if isinstance(other, IPv4Network) and isinstance(subnet, IPv4Network):
-            if other.overlaps(subnet):
-                return what
-        elif (
-            isinstance(other, IPv6Network)
-            and isinstance(subnet, IPv6Network)
-            and other.overlaps(subnet)
-        ):
+        if overlap(ip_network(text), subnet):
             return what
     return ""
+
+
+def overlap(one: Subnet, other: Subnet) -> bool:
+    """Whether two subnets, of whatever version, have an address in common."""
+    if isinstance(one, IPv4Network) and isinstance(other, IPv4Network):
+        return one.overlaps(other)
+    return isinstance(one, IPv6Network) and isinstance(other, IPv6Network) and one.overlaps(other)

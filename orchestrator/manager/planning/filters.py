@@ -7,32 +7,22 @@ ask: is the node there, may it take tasks, do the rules allow it, is there room.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from orchestrator.manager.planning.constraints import parse_constraint
-from orchestrator.manager.planning.nodetable import Demand, NodeTable, Port
+from orchestrator.manager.planning.networkrules import network_rules
+from orchestrator.manager.planning.nodetable import Demand, Filter, NodeTable, Port
 from orchestrator.manager.planning.resources import BoolArray, fits
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import NodeRule, node_rules, unusable
 from orchestrator.model.names import parse_image
 from orchestrator.model.networks import stands_alone
-from orchestrator.model.objects import Availability, Network, NodeState
+from orchestrator.model.objects import Availability, NodeState
 from orchestrator.model.specs import DEFAULT_NETWORK, Protocol
 
 NO_NODES = "no suitable node (the cluster has no nodes; join one with orc cluster join)"
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """One rule on nodes."""
-
-    check: Callable[[NodeTable], BoolArray]
-    """True for each row that passes."""
-    explain: str
-    """What is wrong with a node that does not pass, in the user's words."""
 
 
 def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator[Filter]:
@@ -47,7 +37,7 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
     for name in demand.networks:
         network = view.network_by_name(name)
         if network is not None:
-            yield _slice(network)
+            yield from network_rules(network)
     for port in demand.ports:
         yield _port(port)
     shares, memory = demand.resources.shares, demand.resources.memory
@@ -113,13 +103,6 @@ def _node_rule(rule: NodeRule) -> Filter:
     return Filter(
         lambda table: np.array([rule.allows(node) for node in table.nodes], dtype=np.bool_),
         rule.words,
-    )
-
-
-def _slice(network: Network) -> Filter:
-    return Filter(
-        lambda table: np.array([node.id in network.slices for node in table.nodes], dtype=np.bool_),
-        f"no subnet of network {network.name} left for it",
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.manager.planning.resources import IntArray, occupies
+from orchestrator.manager.planning.resources import BoolArray, IntArray, occupies
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import Homes, named_volumes
 from orchestrator.model.mounts import MountSpec
@@ -79,6 +80,7 @@ class NodeTable:
         """Which rows have a published port in use."""
         self.homes = Homes(view)
         """Where volumes are, those that this pass creates included."""
+        self._attached: dict[str, IntArray] = {}
         self._active: dict[str, Counter[int]] = {}
         self._counts: dict[str, IntArray] = {}
         self._load(view)
@@ -97,6 +99,8 @@ class NodeTable:
                     self._active.setdefault(task.service_id, Counter())[row] += 1
                 for port in published(task):
                     self.ports.setdefault(port, set()).add(row)
+                for name in task.spec.network_names:
+                    self.attached(name)[row] += 1
         self.free_shares -= _ints(shares)
         self.free_memory -= _ints(memory)
         self.tasks += _ints(tasks)
@@ -111,6 +115,13 @@ class NodeTable:
             self._counts[service_id] = counts
         return counts
 
+    def attached(self, network: str) -> IntArray:
+        """How many tasks each node has on a network."""
+        counts = self._attached.get(network)
+        if counts is None:
+            counts = self._attached[network] = np.zeros(len(self.nodes), dtype=np.int64)
+        return counts
+
     def place(self, row: int, demand: Demand) -> bool:
         """Count a task of this demand on the node; whether a volume has found its home by that,
         which the next tasks of the same demand must follow."""
@@ -120,7 +131,19 @@ class NodeTable:
         self.tasks_of_service(demand.service_id)[row] += 1
         for port in demand.ports:
             self.ports.setdefault(port, set()).add(row)
+        for name in demand.networks:
+            self.attached(name)[row] += 1
         return self.homes.settle(demand.volumes, self.nodes[row])
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One rule on nodes."""
+
+    check: Callable[[NodeTable], BoolArray]
+    """True for each row that passes."""
+    explain: str
+    """What is wrong with a node that does not pass, in the user's words."""
 
 
 def _ints(values: list[int]) -> IntArray:

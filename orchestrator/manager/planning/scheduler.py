@@ -17,13 +17,12 @@ import numpy as np
 
 from orchestrator.manager.planning.constraints import ConstraintError
 from orchestrator.manager.planning.filters import (
-    Filter,
     candidates,
     explain,
     filters_for,
     impossible,
 )
-from orchestrator.manager.planning.nodetable import Demand, NodeTable
+from orchestrator.manager.planning.nodetable import Demand, Filter, NodeTable
 from orchestrator.manager.planning.resources import IntArray, fits
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.objects import Node, Task

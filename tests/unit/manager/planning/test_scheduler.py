@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from builders import GIB, MIB, NOW, node, service, task, task_spec
@@ -98,6 +99,9 @@ def test_a_port_is_given_once_a_node() -> None:
     assert chosen(node("a"), node("b"), web, *waiting(3, web)) == ["a", "b", "-"]
 
 
+SMALL = Network(id="n", name="default", subnet="10.0.0.0/24", node_prefix=29)
+
+
 @pytest.mark.parametrize(
     ("nodes", "extra", "spec", "constraints", "reason"),
     [
@@ -134,6 +138,30 @@ def test_a_port_is_given_once_a_node() -> None:
             {},
             (),
             "1 node: no subnet of network default left for it",
+        ),
+        (
+            [node("a")],
+            [
+                replace(SMALL, slices={"a": "10.0.0.8/29"}),
+                *(task(f"t{number}", node_id="a", of=service("x")) for number in range(5)),
+            ],
+            {},
+            (),
+            "1 node: no address of network default left on it",
+        ),
+        (
+            [replace(node("a"), description=replace(node().description, routes=("10.0.0.0/8",)))],
+            [replace(SMALL, slices={"a": "10.0.0.8/29"})],
+            {},
+            (),
+            "1 node: a route of it overlaps network default",
+        ),
+        (
+            [node("a")],
+            [replace(SMALL, slices={"a": "10.0.0.8/29"}, encrypted=True)],
+            {},
+            (),
+            "1 node: its kernel cannot encrypt network default",
         ),
     ],
 )

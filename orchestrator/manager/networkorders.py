@@ -1,0 +1,120 @@
+"""What each node is told of networks.
+
+A node has the networks that its tasks are on, the default one, and those of services with published
+ports, since any node is asked for them. What is told is made anew only when something has changed
+that it was made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from orchestrator.manager.planning.addressing import slice6
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.networks import OVERLAY, own_addresses
+from orchestrator.model.objects import Network
+from orchestrator.model.specs import DEFAULT_NETWORK
+from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.pb import dispatch_pb2
+
+_Fixed = Mapping[str, Mapping[str, list[str]]]
+"""Network name → node id → addresses."""
+
+
+class NetworkOrders:
+    """The networks of all nodes; one object serves all sessions."""
+
+    def __init__(self) -> None:
+        self._made_from: tuple[object, ...] = ()
+        self._orders: dict[str, Any] = {}
+        """Network id → its AssignedNetwork, but for what is a node's own."""
+        self._everywhere: frozenset[str] = frozenset()
+        """Names of the networks that every node has."""
+
+    def of(self, view: ClusterView, node_id: str) -> list[Any]:
+        """The complete list for one node."""
+        self._follow(view)
+        names = self._everywhere | {
+            name
+            for task in view.tasks_of_node(node_id).values()
+            if not is_terminal(task.status.state)
+            for name in task.spec.network_names
+        }
+        found = []
+        for network in sorted(view.networks.values(), key=lambda each: each.id):
+            if network.name not in names or node_id not in network.slices:
+                continue
+            order = dispatch_pb2.AssignedNetwork()
+            order.CopyFrom(self._orders[network.id])
+            order.subnet = network.slices[node_id]
+            order.subnet6 = slice6(network, order.subnet)
+            for index, peer in enumerate(order.peers):
+                if peer.subnet == order.subnet:
+                    del order.peers[index]
+                    break
+            found.append(order)
+        return found
+
+    def _follow(self, view: ClusterView) -> None:
+        made_from = (view.networks, view.nodes, view.services, view.fixed)
+        same = len(self._made_from) == len(made_from) and all(
+            map(lambda old, new: old is new, self._made_from, made_from)
+        )
+        if same:
+            return
+        self._made_from = made_from
+        fixed = fixed_addresses(view)
+        self._orders = {
+            network.id: _order(view, network, fixed.get(network.name, {}))
+            for network in view.networks.values()
+        }
+        self._everywhere = frozenset(_everywhere(view))
+
+
+def _everywhere(view: ClusterView) -> Iterable[str]:
+    yield DEFAULT_NETWORK
+    for service in view.services.values():
+        if service.spec.task.ports:
+            yield from service.spec.task.network_names
+
+
+def _order(view: ClusterView, network: Network, fixed: Mapping[str, list[str]]) -> Any:
+    order = dispatch_pb2.AssignedNetwork(
+        id=network.id,
+        name=network.name,
+        vni=network.vni,
+        cluster_cidr=network.subnet,
+        driver=network.driver,
+        internal=network.internal,
+        cluster_cidr6=network.subnet6,
+        options=network.options,
+        gateway=network.gateway,
+        encrypted=network.encrypted,
+    )
+    for id, subnet in sorted(network.slices.items()):
+        peer = view.nodes.get(id)
+        if network.driver == OVERLAY and peer is not None and peer.description.address:
+            order.peers.add(
+                subnet=subnet,
+                address=peer.description.address,
+                subnet6=slice6(network, subnet),
+                addresses=fixed.get(id, ()),
+            )
+    return order
+
+
+def fixed_addresses(view: ClusterView) -> _Fixed:
+    """Where the addresses are that specs fix: those of tasks that run or are about to. While a
+    replacement begins elsewhere, it has the address and not the one before it."""
+    owners: dict[tuple[str, str], str] = {}
+    for task in sorted(view.fixed.values(), key=lambda each: (each.created_at, each.id)):
+        if not task.node_id or not TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING:
+            continue
+        for attachment in task.spec.networks:
+            for address in filter(None, own_addresses(attachment, task.slot)):
+                owners[attachment.network, address] = task.node_id
+    found: dict[str, dict[str, list[str]]] = {}
+    for (network, address), node_id in sorted(owners.items()):
+        found.setdefault(network, {}).setdefault(node_id, []).append(address)
+    return found

@@ -1,0 +1,54 @@
+"""Which nodes can have a task on a network, and the words for those that cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from ipaddress import ip_network
+
+import numpy as np
+
+from orchestrator.manager.planning.addressing import Subnet, overlap, slice_size
+from orchestrator.manager.planning.nodetable import Filter, NodeTable
+from orchestrator.manager.planning.resources import BoolArray
+from orchestrator.model.objects import Network, Node
+
+ENCRYPTED = "encrypted"
+"""What a node says of itself that can encrypt."""
+
+NOT_FOR_CONTAINERS = 3
+"""Addresses of a slice: its own, the gateway's, the broadcast's."""
+
+
+def network_rules(network: Network) -> Iterator[Filter]:
+    """The rules that a network brings along."""
+    yield Filter(
+        lambda table: _each(table, lambda node: node.id in network.slices),
+        f"no subnet of network {network.name} left for it",
+    )
+    room = slice_size(network) - NOT_FOR_CONTAINERS
+    yield Filter(
+        lambda table: table.attached(network.name) < room,
+        f"no address of network {network.name} left on it",
+    )
+    subnets = [ip_network(text) for text in (network.subnet, network.subnet6) if text]
+    yield Filter(
+        lambda table: _each(table, lambda node: not _overlaps(node, subnets)),
+        f"a route of it overlaps network {network.name}",
+    )
+    if network.encrypted:
+        yield Filter(
+            lambda table: _each(table, lambda node: ENCRYPTED in node.description.network_features),
+            f"its kernel cannot encrypt network {network.name}",
+        )
+
+
+def _each(table: NodeTable, passes: Callable[[Node], bool]) -> BoolArray:
+    return np.array([passes(node) for node in table.nodes], dtype=np.bool_)
+
+
+def _overlaps(node: Node, subnets: list[Subnet]) -> bool:
+    return any(
+        overlap(ip_network(route), subnet)
+        for route in node.description.routes
+        for subnet in subnets
+    )

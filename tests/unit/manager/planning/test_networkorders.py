@@ -1,0 +1,103 @@
+"""What each node is told of networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from builders import node, service, task, task_spec
+
+from orchestrator.manager.networkorders import NetworkOrders, fixed_addresses
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Network
+from orchestrator.model.specs import NetworkAttachment
+from orchestrator.model.states import TaskState
+
+DEFAULT = Network(
+    id="n1",
+    name="default",
+    subnet="10.128.0.0/16",
+    vni=4096,
+    slices={"a": "10.128.1.0/24", "b": "10.128.2.0/24"},
+)
+BACK = Network(
+    id="n2",
+    name="back",
+    subnet="10.132.0.0/16",
+    subnet6="fd00:1::/48",
+    vni=4097,
+    slices={"a": "10.132.1.0/24", "b": "10.132.2.0/24"},
+    options={"mtu": "1400"},
+    internal=True,
+)
+HOSTS = [
+    replace(node(id), description=replace(node(id).description, address=f"192.0.2.{number}"))
+    for number, id in enumerate("ab", 1)
+]
+
+
+def on_back(name: str, *ip: str, ports: tuple[int, ...] = ()) -> Any:
+    networks = (NetworkAttachment("back", ip=ip),)
+    return service(name, spec=task_spec(networks=networks, ports=ports))
+
+
+def names(orders: list[Any]) -> list[str]:
+    return [order.name for order in orders]
+
+
+def test_a_node_has_the_networks_of_its_tasks_and_the_default_one() -> None:
+    orders, db = NetworkOrders(), on_back("db")
+    view = ClusterView.of([DEFAULT, BACK, *HOSTS, db, task("t", node_id="a", of=db)])
+    assert names(orders.of(view, "a")) == ["default", "back"]
+    assert names(orders.of(view, "b")) == ["default"]
+    ended = task("t", TaskState.COMPLETE, node_id="a", of=db)
+    view = view.evolve([Change(view.tasks["t"], ended)])
+    assert names(orders.of(view, "a")) == ["default"]
+
+
+def test_every_node_has_the_networks_of_published_ports() -> None:
+    view = ClusterView.of([DEFAULT, BACK, *HOSTS, on_back("web", ports=(8080,))])
+    assert names(NetworkOrders().of(view, "b")) == ["default", "back"]
+
+
+def test_what_it_is_told_is_all_that_the_network_is() -> None:
+    db = on_back("db")
+    view = ClusterView.of([DEFAULT, BACK, *HOSTS, db, task("t", node_id="b", of=db)])
+    _, order = NetworkOrders().of(view, "b")
+    assert (order.vni, order.driver, order.internal) == (4097, "overlay", True)
+    assert (order.cluster_cidr, order.subnet) == ("10.132.0.0/16", "10.132.2.0/24")
+    assert (order.cluster_cidr6, order.subnet6) == ("fd00:1::/48", "fd00:1:0:2::/64")
+    assert dict(order.options) == {"mtu": "1400"}
+    (peer,) = order.peers
+    assert (peer.subnet, peer.subnet6, peer.address) == (
+        "10.132.1.0/24",
+        "fd00:1:0:1::/64",
+        "192.0.2.1",
+    )
+
+
+def test_a_bridge_of_its_own_has_no_peers() -> None:
+    db = on_back("db")
+    view = ClusterView.of(
+        [DEFAULT, replace(BACK, driver="bridge"), *HOSTS, db, task("t", node_id="b", of=db)]
+    )
+    _, order = NetworkOrders().of(view, "b")
+    assert (order.driver, list(order.peers)) == ("bridge", [])
+
+
+def test_a_fixed_address_is_where_the_newest_task_of_it_is() -> None:
+    db = on_back("db", "10.132.0.5", "10.132.0.6")
+    old = task("t1", node_id="a", of=db, created_at=1.0)
+    second = task("t2", node_id="a", of=db, slot=2, created_at=1.0)
+    view = ClusterView.of([DEFAULT, BACK, *HOSTS, db, old, second])
+    assert fixed_addresses(view) == {"back": {"a": ["10.132.0.5", "10.132.0.6"]}}
+    new = task("t3", TaskState.ASSIGNED, node_id="b", of=db, created_at=2.0)
+    view = view.evolve([Change(None, new)])
+    assert fixed_addresses(view) == {"back": {"a": ["10.132.0.6"], "b": ["10.132.0.5"]}}
+    orders = NetworkOrders()
+    (peer,) = orders.of(view, "b")[1].peers
+    assert peer.addresses == ["10.132.0.6"]
+    view = view.evolve([Change(second, replace(second, status=task("", TaskState.FAILED).status))])
+    (peer,) = orders.of(view, "b")[1].peers
+    assert not peer.addresses

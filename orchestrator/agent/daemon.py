@@ -35,6 +35,7 @@ from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.network import NetworkError, NodeNetwork
 from orchestrator.agent.networks import Networks
 from orchestrator.agent.parts import Parts
+from orchestrator.agent.probes import Probes
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.cgroups import detect
@@ -163,6 +164,7 @@ async def run(settings: Settings) -> None:
             images=images,
             network=networks,
             volumes=TaskVolumes(volumes, images, lambda: worker.runners.values()),
+            probes=Probes(runtime.access),
             logs=kept,
             boot_id=boot_id(),
             hostname=socket.gethostname(),

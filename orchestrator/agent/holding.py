@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.agent.containers import Prepared, describe_container
 from orchestrator.agent.images.config import NO_IMAGE, LocalImage
+from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.lifecycle import keeps
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.runtime.base import Mount, Started
+from orchestrator.model.health import effective
 from orchestrator.model.objects import Task, Volume
+from orchestrator.model.specs import HealthCheck
 
 
 class Holding:
@@ -33,6 +36,16 @@ class Holding:
         if spec.rootfs:
             return NO_IMAGE
         return await self._parts.images.prepare(spec.image, task.image_digest, self.sources)
+
+    async def health(self, task: Task) -> HealthCheck | None:
+        """How its health is seen, None when it is not. It may be cut short."""
+        own = task.spec.container.health
+        try:
+            image = (await self.image(task)).config.health
+        except ImageError:
+            # It is gone while the container runs on; what the task says itself still holds.
+            image = HealthCheck()
+        return effective(own, image)
 
     async def mount(
         self, task: Task, volumes: Mapping[str, Volume], image: LocalImage

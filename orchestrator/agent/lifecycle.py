@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from orchestrator.agent.runtime.base import Exit, Started
-from orchestrator.model.objects import Task, TaskStatus
+from orchestrator.model.objects import Health, Task, TaskStatus
 from orchestrator.model.specs import RestartCondition
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.units import format_memory
@@ -110,7 +110,7 @@ def next_step(task: Task, status: TaskStatus, observed: Observed) -> Step:
     if isinstance(observed.container, Exit):
         return Step.SETTLE
     if isinstance(observed.container, Started):
-        if not wanted:
+        if not wanted or sick(task, status):
             return Step.STOP
         recorded = status.state is TaskState.RUNNING and status.pid == observed.container.pid
         return Step.WATCH if recorded else Step.RUN
@@ -154,6 +154,12 @@ def _lost(task: Task, status: TaskStatus, observed: Observed) -> bool:
     return status.state > TaskState.STARTING
 
 
+def sick(task: Task, status: TaskStatus) -> bool:
+    """Whether its bad health ends it. One of a service is replaced; a container of its own goes
+    on, as in Docker: that it is unhealthy is for its user to see."""
+    return status.health is Health.UNHEALTHY and not task.standalone
+
+
 def settle(task: Task, status: TaskStatus, observed: Observed, now: float) -> TaskStatus:
     """The last status of a task that has ended (`Exit`), was stopped before it started, or was
     lost over a restart of the agent."""
@@ -162,6 +168,8 @@ def settle(task: Task, status: TaskStatus, observed: Observed, now: float) -> Ta
     if isinstance(end, Exit):
         if ordered:
             state, message = TaskState.SHUTDOWN, ""
+        elif sick(task, status):
+            state, message = TaskState.FAILED, f"unhealthy: {status.health_output}"
         elif end.code == 0 and not end.oom_killed:
             state, message = TaskState.COMPLETE, ""
         else:

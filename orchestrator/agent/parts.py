@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from orchestrator.agent.health import Answer
 from orchestrator.agent.images.config import LocalImage
 from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.runtime.base import Mount, Runtime
 from orchestrator.model.objects import Task, Volume
-from orchestrator.model.specs import PortSpec
+from orchestrator.model.specs import HealthCheck, PortSpec
 from orchestrator.pb import dispatch_pb2
 
 
@@ -53,6 +54,14 @@ class Volumes(Protocol):
     async def retain(self, task_ids: Collection[str]) -> None: ...
 
 
+class Probes(Protocol):
+    """Asks containers how they are (`probes.Probes`)."""
+
+    async def probe(
+        self, container_id: str, check: HealthCheck, addresses: Mapping[str, str]
+    ) -> Answer: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What a runner acts with."""
@@ -61,6 +70,7 @@ class Parts:
     images: Images
     network: Network
     volumes: Volumes
+    probes: Probes
     logs: KeptLogs
     boot_id: str
     hostname: str

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from orchestrator.agent.care import Caretaker
 from orchestrator.agent.containers import named_volumes
 from orchestrator.agent.failures import EXPECTED, reason_of
 from orchestrator.agent.holding import Holding
@@ -28,6 +29,7 @@ from orchestrator.agent.lifecycle import (
     next_step,
     sense,
     settle,
+    sick,
 )
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.reporter import Reporter
@@ -35,7 +37,7 @@ from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.signals import signal_number
 from orchestrator.agent.statedb import Record, StateDb
 from orchestrator.model.convert import from_proto
-from orchestrator.model.objects import Task, TaskStatus, Volume
+from orchestrator.model.objects import Health, Task, TaskStatus, Volume
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.pb import dispatch_pb2
 
@@ -69,6 +71,7 @@ class TaskRunner:
         self._task: Task = from_proto(assigned.task)
         self._volumes = named_volumes(assigned)
         self._holding = Holding(parts, tuple(assigned.image_sources))
+        self._caretaker = Caretaker(parts.probes, parts.clock)
         self._assigned = True
         self._scope: asyncio.Timeout | None = None
         self.begun = asyncio.Event()
@@ -134,9 +137,8 @@ class TaskRunner:
         news = assigned is None or not self._observed.confirmed or sense(task) != sense(self._task)
         self._task = task
         self._observed = replace(self._observed, confirmed=True)
-        if news and self._scope is not None:
-            self._scope.reschedule(asyncio.get_running_loop().time())
-            self._scope = None
+        if news:
+            self._cut_short()
 
     async def run(self) -> None:
         """Drive the task until it is no longer assigned and nothing of it is left."""
@@ -176,10 +178,10 @@ class TaskRunner:
             case Step.START:
                 await self._start()
             case Step.RUN:
-                self._record_running()
+                await self._record_running()
             case Step.WATCH:
                 async with self._until_new_order():
-                    end = await self._parts.runtime.wait(self.id)
+                    end = await self._watch()
                     self._observed = replace(self._observed, container=end)
             case Step.STOP:
                 await self._stop()
@@ -241,9 +243,10 @@ class TaskRunner:
             started = await self._holding.start(self._task)
         self._observed = replace(self._observed, container=started, rebooted=False)
 
-    def _record_running(self) -> None:
+    async def _record_running(self) -> None:
         started = self._observed.container
         assert isinstance(started, Started)
+        probed = await self._holding.health(self._task) is not None
         message = "started again after a reboot of the node" if self._status.pid else ""
         self._record(
             replace(
@@ -253,9 +256,30 @@ class TaskRunner:
                 message=message,
                 pid=started.pid,
                 started_at=started.started_at,
+                health=Health.STARTING if probed else Health.NONE,
+                health_output="",
             )
         )
         log.info("running", extra={"task": self.id, "pid": started.pid})
+
+    async def _watch(self) -> Exit:
+        if self._status.health is Health.NONE:
+            return await self._parts.runtime.wait(self.id)
+        async with asyncio.TaskGroup() as group:
+            care = group.create_task(self._care(), name=f"health {self.id}")
+            end = await self._parts.runtime.wait(self.id)
+            care.cancel()
+        return end
+
+    async def _care(self) -> None:
+        if (check := await self._holding.health(self._task)) is not None:
+            await self._caretaker.attend(self, check, self._record_health)
+
+    def _record_health(self, health: Health, output: str) -> None:
+        now = self._parts.clock()
+        self._record(replace(self._status, health=health, health_output=output, at=now))
+        if sick(self._task, self._status):
+            self._cut_short()
 
     async def _stop(self) -> None:
         runtime = self._parts.runtime
@@ -357,6 +381,12 @@ class TaskRunner:
             self.begun.set()
         if is_terminal(self._status.state):
             self.ended.set()
+
+    def _cut_short(self) -> None:
+        """Look again at what is to be done, if what is under way may be cut short."""
+        if self._scope is not None:
+            self._scope.reschedule(asyncio.get_running_loop().time())
+            self._scope = None
 
     @asynccontextmanager
     async def _until_new_order(self) -> AsyncIterator[None]:

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.cli.output import Column, Row, column, jsonable, moment
-from orchestrator.cli.rows import has_exit_code, port_row, short, task_error
+from orchestrator.cli.rows import (
+    has_exit_code,
+    health_text,
+    health_word,
+    port_row,
+    short,
+    task_error,
+)
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import parse_image
 from orchestrator.model.objects import Node, NodeState, Task
@@ -53,6 +60,7 @@ def container_row(message: Any, now: float) -> Row:
         "node_state": node.state.name.lower() if node else "",
         "state": state,
         "exit_code": status.exit_code if has_exit_code(task) else None,
+        "health": health_word(task),
         "error": task_error(task),
         "addresses": status.addresses,
         "ports": [{**port_row(port), "address": address} for port in spec.ports],
@@ -84,7 +92,7 @@ def _status(task: Task, state: str, node: Node | None, now: float) -> str:
     match state:
         case "running" | "paused":
             text = f"Up {format_age(now - status.started_at)}"
-            text += " (Paused)" if state == "paused" else ""
+            text += " (Paused)" if state == "paused" else health_text(task)
         case "exited" | "removing":
             text = f"Exited ({status.exit_code}) {format_ago(status.finished_at or now, now)}"
         case "restarting":

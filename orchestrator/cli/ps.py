@@ -32,7 +32,7 @@ from orchestrator.pb import containers_pb2
 @click.option("--all", "-a", "everything", is_flag=True, help="Those that do not run, too.")
 @click.option("--last", "-n", type=click.INT, default=-1, help="The newest so many, of all.")
 @click.option("--latest", "-l", is_flag=True, help="The newest one, of all.")
-@listing_options("id", "name", "status", "exited", "node", "ancestor", "label", "service")
+@listing_options("id", "name", "status", "exited", "node", "ancestor", "label", "service", "health")
 @click.option("--no-trunc", is_flag=True, help="Show whole ids and commands.")
 @pass_client
 def ps(

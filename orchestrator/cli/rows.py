@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.cli.output import Column, Row, column, jsonable, moment, word
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import parse_image, short_id
-from orchestrator.model.objects import Image, Node, Service, Task
+from orchestrator.model.objects import Health, Image, Node, Service, Task
 from orchestrator.model.specs import PortSpec, ServiceMode
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.units import format_ago, format_cores, format_memory, format_size
@@ -130,6 +130,7 @@ def task_row(task: Task, hostnames: Mapping[str, str]) -> Row:
         "node_id": task.node_id,
         "state": word(status.state),
         "desired_state": word(task.desired_state),
+        "health": health_word(task),
         "error": task_error(task),
         "exit_code": status.exit_code if has_exit_code(task) else None,
         "image": task.spec.container.image,
@@ -139,7 +140,9 @@ def task_row(task: Task, hostnames: Mapping[str, str]) -> Row:
         "created_at": moment(task.created_at),
         "oom_killed": status.oom_killed,
         "pid": status.pid,
-        "_at": status.at or task.created_at,
+        "_at": (status.started_at if status.state is TaskState.RUNNING else status.at)
+        or task.created_at,
+        "_health": health_text(task),
     }
 
 
@@ -151,9 +154,25 @@ def has_exit_code(task: Task) -> bool:
     return is_terminal(status.state) and status.started_at > 0
 
 
-def task_error(task: Task) -> str:
-    """Why a task waits or has failed; empty if all is well."""
+def health_word(task: Task) -> str:
+    """`starting`, `healthy` or `unhealthy`, of a task that runs and is probed; else empty."""
     status = task.status
+    if status.state is not TaskState.RUNNING or status.health is Health.NONE:
+        return ""
+    return word(status.health)
+
+
+def health_text(task: Task) -> str:
+    """The same behind a state, as Docker has it: ` (healthy)`, ` (health: starting)`."""
+    health = health_word(task)
+    return f" ({'health: ' if health == 'starting' else ''}{health})" if health else ""
+
+
+def task_error(task: Task) -> str:
+    """Why a task waits or has failed, or what its failing probe says; empty if all is well."""
+    status = task.status
+    if status.state is TaskState.RUNNING and status.health_output:
+        return f"probe failed: {status.health_output}"
     if status.state in _NO_ERROR:
         return ""
     if status.message:
@@ -172,7 +191,9 @@ def task_columns(whole: bool) -> list[Column]:
         Column("DESIRED STATE", lambda row: row["desired_state"].capitalize()),
         Column(
             "CURRENT STATE",
-            lambda row: f"{row['state'].capitalize()} {format_ago(row['_at'], row['_now'])}",
+            lambda row: (
+                f"{row['state'].capitalize()} {format_ago(row['_at'], row['_now'])}{row['_health']}"
+            ),
         ),
         Column("ERROR", lambda row: row["error"]),
     ]

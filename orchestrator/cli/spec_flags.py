@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from orchestrator.model.names import parse_image
-from orchestrator.model.specs import PortSpec, Protocol, RestartCondition, ServiceSpec
+from orchestrator.model.specs import HealthCheck, PortSpec, Protocol, RestartCondition, ServiceSpec
 from orchestrator.model.units import parse_cpus, parse_duration, parse_memory
 from orchestrator.model.validate import MIN_SHARES, InvalidSpec, validate_service
 
@@ -101,6 +101,12 @@ class Setting:
     """Where in ServiceSpec, such as `task.container.user`."""
     type: AnyType
     help: str
+    flag_value: str | None = None
+    """The text that it stands for, of a flag that takes none."""
+
+    @property
+    def click_options(self) -> dict[str, Any]:
+        return {} if self.flag_value is None else {"is_flag": True, "flag_value": self.flag_value}
 
     @property
     def name(self) -> str:
@@ -173,6 +179,64 @@ SETTINGS = (
     ),
     Setting(("--update-delay",), "update.delay", DURATION, "Time between two batches (0s)."),
     Setting(
+        ("--health-cmd",),
+        "task.container.health.test",
+        Parsed("command", lambda text: ("CMD-SHELL", text)),
+        "A line for the container's shell; exit status 0 is healthy.",
+    ),
+    Setting(
+        ("--health-http",),
+        "task.container.health.test",
+        Parsed("port[/path]", lambda text: ("HTTP", text)),
+        "Ask by HTTP; 200 to 399 is healthy. As the next two, it needs nothing in the image.",
+    ),
+    Setting(
+        ("--health-tcp",),
+        "task.container.health.test",
+        Parsed("port", lambda text: ("TCP", text)),
+        "Open a connection.",
+    ),
+    Setting(
+        ("--health-grpc",),
+        "task.container.health.test",
+        Parsed("port[/service]", lambda text: ("GRPC", text)),
+        "Ask by gRPC's health checking protocol.",
+    ),
+    Setting(
+        ("--health-interval",),
+        "task.container.health.interval",
+        DURATION,
+        "Time between two probes (30s).",
+    ),
+    Setting(
+        ("--health-timeout",), "task.container.health.timeout", DURATION, "Most of a probe (30s)."
+    ),
+    Setting(
+        ("--health-retries",),
+        "task.container.health.retries",
+        click.INT,
+        "Failures in a row that make it unhealthy (3).",
+    ),
+    Setting(
+        ("--health-start-period",),
+        "task.container.health.start_period",
+        DURATION,
+        "Time after the start in which failures do not count (0s).",
+    ),
+    Setting(
+        ("--health-start-interval",),
+        "task.container.health.start_interval",
+        DURATION,
+        "Most time between probes until one succeeds (5s).",
+    ),
+    Setting(
+        ("--no-healthcheck",),
+        "task.container.health",
+        Parsed("flag", lambda _: HealthCheck(test=("NONE",))),
+        "No probes, also if the image has some.",
+        flag_value="none",
+    ),
+    Setting(
         ("--stop-signal",), "task.container.stop_signal", click.STRING, "Signal that asks to end."
     ),
     Setting(
@@ -243,7 +307,12 @@ def setting_options(function: F) -> F:
     """Add the flags of SETTINGS; each is None unless given."""
     for setting in reversed(SETTINGS):
         function = click.option(
-            *setting.flags, setting.name, type=setting.type, default=None, help=setting.help
+            *setting.flags,
+            setting.name,
+            type=setting.type,
+            default=None,
+            help=setting.help,
+            **setting.click_options,
         )(function)
     return function
 

@@ -19,9 +19,9 @@ import click
 from orchestrator.cli.client import Client, ManagerLost
 from orchestrator.cli.groups import INTERRUPTED, CliError, NotConverged
 from orchestrator.cli.output import word
-from orchestrator.cli.rows import task_error
+from orchestrator.cli.rows import health_text, task_error
 from orchestrator.model.convert import from_proto
-from orchestrator.model.objects import Task
+from orchestrator.model.objects import Task, TaskStatus
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.units import format_duration
 from orchestrator.pb import control_pb2
@@ -118,7 +118,7 @@ class PlainView:
         for task in sorted(tasks, key=lambda task: (task.slot, task.created_at)):
             text = task_text(task, hostnames)
             old = self._first and is_terminal(task.status.state)
-            if task.status.state < TaskState.RUNNING and self._clock() < self._patient_until:
+            if _on_its_way(task.status) and self._clock() < self._patient_until:
                 continue
             if self._shown.get(task.id) != text and not old and not is_waiting(task):
                 click.echo(f"{task.name}  {text}", err=True)
@@ -130,12 +130,17 @@ class PlainView:
                 click.echo(waiting_text(progress.service.spec.name, reason, count), err=True)
 
 
+def _on_its_way(status: TaskStatus) -> bool:
+    return status.state <= TaskState.RUNNING and not status.works
+
+
 def task_text(task: Task, hostnames: Mapping[str, str]) -> str:
     """Such as `running on node2` or `failed on node1: exit status 3`."""
     where = hostnames.get(task.node_id, task.node_id)
     error = task_error(task)
     return (
         word(task.status.state)
+        + health_text(task)
         + (f" on {where}" if where else "")
         + (f": {error}" if error else "")
     )
@@ -162,8 +167,8 @@ def waiting_text(name: str, reason: str, count: int) -> str:
 
 def _running(progress: Any) -> int:
     return sum(
-        task.status.state == TaskState.RUNNING and task.desired_state <= TaskState.RUNNING
-        for task in progress.tasks
+        task.status.works and task.desired_state <= TaskState.RUNNING
+        for task in map(from_proto, progress.tasks)
     )
 
 

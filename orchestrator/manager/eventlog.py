@@ -15,7 +15,16 @@ from dataclasses import dataclass, field
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache
-from orchestrator.model.objects import Image, Node, NodeState, Object, Service, Task
+from orchestrator.model.objects import (
+    Health,
+    Image,
+    Node,
+    NodeState,
+    Object,
+    Service,
+    Task,
+    TaskStatus,
+)
 from orchestrator.model.states import TaskState, is_terminal
 
 REMEMBERED = 4096
@@ -135,6 +144,9 @@ def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str
         yield "start", {}
     if same_run and old is not None and old.paused != new.paused and not is_terminal(new.state):
         yield "pause" if new.paused else "unpause", {}
+    if _sounds(new) and not (same_run and old and old.health is new.health):
+        word = new.health.name.lower()
+        yield f"health_status: {word}", {"output": new.health_output} if new.health_output else {}
     if is_terminal(new.state) and not (same_run and old and is_terminal(old.state)):
         if new.oom_killed:
             yield "oom", {}
@@ -144,6 +156,12 @@ def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str
         yield "die", extra
         if new.state is TaskState.SHUTDOWN:
             yield "stop", {}
+
+
+def _sounds(status: TaskStatus) -> bool:
+    """Whether it runs, and its probes have come to a result."""
+    settled = status.health in (Health.HEALTHY, Health.UNHEALTHY)
+    return status.state is TaskState.RUNNING and settled
 
 
 def _action(before: Object | None, after: Object | None) -> str:

@@ -95,6 +95,17 @@ class Service:
     """Network id → its IPv6 address there."""
 
 
+class Health(IntEnum):
+    """What the probes of a container say."""
+
+    NONE = 0
+    """There are no probes."""
+    STARTING = 1
+    """None has succeeded yet."""
+    HEALTHY = 2
+    UNHEALTHY = 3
+
+
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
     """What was observed of a task."""
@@ -117,6 +128,14 @@ class TaskStatus:
     """Its processes are frozen."""
     addresses6: dict[str, str] = field(default_factory=dict)
     """Network name → IPv6 address, no prefix length."""
+    health: Health = Health.NONE
+    health_output: str = ""
+    """What the last probe that failed said, in one line; empty after one that succeeded."""
+
+    @property
+    def works(self) -> bool:
+        """Whether it runs and, where that is probed, is healthy."""
+        return self.state is TaskState.RUNNING and self.health in (Health.NONE, Health.HEALTHY)
 
 
 @dataclass(frozen=True, slots=True)

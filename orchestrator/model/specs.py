@@ -78,6 +78,28 @@ class Ulimit:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """How it is seen whether a container does its work (Docker's HEALTHCHECK).
+
+    `model.health` says what the tests are, and what holds where this says nothing.
+    """
+
+    test: tuple[str, ...] = ()
+    """Kind and arguments; empty: the image's. `NONE` is no check, `CMD` a program in the container,
+    `CMD-SHELL` a line for its shell; `HTTP`, `TCP` and `GRPC` are asked by its node."""
+    interval: float = 0.0
+    """Seconds between two probes."""
+    timeout: float = 0.0
+    """Seconds that a probe may take."""
+    start_period: float = 0.0
+    """Seconds after the start in which a failure does not count."""
+    start_interval: float = 0.0
+    """Most seconds between two probes as long as none has succeeded."""
+    retries: int = 0
+    """Failures in a row that make it unhealthy."""
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec:
     """What runs: image, process and its surroundings."""
 
@@ -151,6 +173,7 @@ class ContainerSpec:
     """Containers whose mounts this one has too, `NAME[:ro|:rw]`: it is placed on their node."""
     storage_size: int = 0
     """Most bytes of the container's writable layer; 0: what the node's disk has."""
+    health: HealthCheck = field(default_factory=HealthCheck)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 
 from orchestrator.model import confinement
+from orchestrator.model.health import check_health
 from orchestrator.model.mountrules import check_mounts
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.networks import check_attachments
@@ -78,6 +79,7 @@ def validate_task(spec: TaskSpec) -> None:
     _resources(spec)
     _ports(spec.ports)
     _restart(spec.restart)
+    _guard("task.container.health", check_health, spec)
     _guard("task.networks", check_attachments, spec)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.model.specs import HealthCheck
+
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
@@ -19,6 +21,7 @@ class ImageConfig:
     volumes: tuple[str, ...] = ()
     """Folders that are to be volumes, absolute, sorted."""
     labels: dict[str, str] = field(default_factory=dict)
+    health: HealthCheck = field(default_factory=HealthCheck)
 
 
 @dataclass(frozen=True, slots=True)

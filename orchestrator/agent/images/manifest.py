@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.agent.images.config import ImageConfig
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.names import hex_of
+from orchestrator.model.specs import HealthCheck
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -118,6 +119,7 @@ def parse_config(data: bytes) -> ConfigFile:
                 stop_signal=str(process.get("StopSignal") or ""),
                 volumes=tuple(sorted(str(each) for each in process.get("Volumes") or {})),
                 labels={str(k): str(v) for k, v in (process.get("Labels") or {}).items()},
+                health=_health(process.get("Healthcheck") or {}),
             ),
             diff_ids=diff_ids,
             created_at=_seconds(document.get("created")),
@@ -125,6 +127,22 @@ def parse_config(data: bytes) -> ConfigFile:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ImageError(f"the image's config is malformed: {error!r}") from error
+
+
+def _health(document: dict[str, Any]) -> HealthCheck:
+    """Docker's `Healthcheck`, which the OCI's config has no word for; its times are in ns."""
+
+    def seconds(key: str) -> float:
+        return int(document.get(key) or 0) / 1e9
+
+    return HealthCheck(
+        test=_words(document.get("Test")),
+        interval=seconds("Interval"),
+        timeout=seconds("Timeout"),
+        start_period=seconds("StartPeriod"),
+        start_interval=seconds("StartInterval"),
+        retries=int(document.get("Retries") or 0),
+    )
 
 
 def choose(candidates: Sequence[Descriptor], wanted: Platform) -> Descriptor:

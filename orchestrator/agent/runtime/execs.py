@@ -14,11 +14,12 @@ import json
 import os
 import posixpath
 import re
+import signal
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,11 +103,17 @@ class ExecProgram:
     `close`, or else `abandon` it."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], outputs: Mapping[int, bool], stdin: int, tty: bool
+        self,
+        process: subprocess.Popen[bytes],
+        pid: int,
+        outputs: Mapping[int, bool],
+        stdin: int,
+        tty: bool,
     ) -> None:
-        """`outputs`: descriptors to read from, and whether each is stderr; `stdin`: the one to
-        write to, or -1."""
+        """`process` is the OCI runtime's, `pid` the program's. `outputs`: descriptors to read
+        from, and whether each is stderr; `stdin`: the one to write to, or -1."""
         self._process = process
+        self._pid = pid
         self._outputs = dict(outputs)
         self._input = stdin
         self._owned = {*outputs, *((stdin,) if stdin >= 0 else ())}
@@ -168,6 +175,13 @@ class ExecProgram:
         status = self._process.wait()
         return status if status >= 0 else 128 - status
 
+    def kill(self) -> None:
+        """SIGKILL to the program, unless it has ended; what else it started lives on."""
+        # The runtime takes the program's status, so its pid is nobody else's while that runs.
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+
     async def drain(self) -> None:
         """Read to the end and forget it, so that a program whose client has left goes on."""
         if not self.tty:
@@ -211,14 +225,14 @@ async def _on_pipes(access: Access, document: str, memory: _Memory, spec: ExecSp
         if not spec.stdin:
             owned.close(stdin)
             stdin = -1
-        process = await _launch(
+        process, pid = await _launch(
             access, document, memory, owned, stdin=its_stdin, stdout=its_stdout, stderr=its_stderr
         )
         ours = [stdout, stderr, *([stdin] if spec.stdin else [])]
         for descriptor in ours:
             owned.release(descriptor)
             os.set_blocking(descriptor, False)
-        return ExecProgram(process, {stdout: False, stderr: True}, stdin, tty=False)
+        return ExecProgram(process, pid, {stdout: False, stderr: True}, stdin, tty=False)
 
 
 async def _on_terminal(
@@ -233,7 +247,7 @@ async def _on_terminal(
         place = owned.keep(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         listener.bind(f"/proc/self/fd/{place}/console")
         listener.listen(1)
-        process = await _launch(
+        process, pid = await _launch(
             access,
             document,
             memory,
@@ -248,7 +262,7 @@ async def _on_terminal(
             _, (terminal, *_), _, _ = socket.recv_fds(connection, CHUNK, 1)
         os.set_blocking(terminal, False)
         os.set_inheritable(terminal, False)
-        return ExecProgram(process, {terminal: False}, terminal, tty=True)
+        return ExecProgram(process, pid, {terminal: False}, terminal, tty=True)
 
 
 async def _launch(
@@ -261,8 +275,9 @@ async def _launch(
     stdin: int = subprocess.DEVNULL,
     stdout: int = subprocess.DEVNULL,
     pass_fds: tuple[int, ...] = (),
-) -> subprocess.Popen[bytes]:
-    """Start the OCI runtime and wait until the program runs. Raises RuntimeFailure."""
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the OCI runtime and wait until the program runs: both their processes, the program's
+    by its pid. Raises RuntimeFailure."""
     told, tell = owned.pipe()
     argv = [
         *_logging(access, memory.fd),
@@ -287,7 +302,7 @@ async def _launch(
         process.kill()
         process.wait()
         raise
-    return process
+    return process, int(started)
 
 
 async def start_detached(access: Access, spec: ExecSpec) -> None:

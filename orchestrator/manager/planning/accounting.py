@@ -25,8 +25,8 @@ def node_usage(view: ClusterView, node_id: str) -> NodeUsage:
 
 
 def running_tasks(view: ClusterView, service_id: str) -> int:
-    """How many tasks of the service are RUNNING and not told to stop."""
+    """How many tasks of the service do their work and are not told to stop."""
     return sum(
-        task.status.state is TaskState.RUNNING and task.desired_state <= TaskState.RUNNING
+        task.status.works and task.desired_state <= TaskState.RUNNING
         for task in view.tasks_of_service(service_id).values()
     )

@@ -81,7 +81,7 @@ def serves(task: Task, view: ClusterView) -> bool:
     """Whether the task is to be named and balanced now."""
     node = view.nodes.get(task.node_id)
     return (
-        task.status.state is TaskState.RUNNING
+        task.status.works
         and task.desired_state is TaskState.RUNNING
         and task.status.run == task.run
         and node is not None

@@ -11,7 +11,6 @@ from orchestrator.manager.planning.slots import Slot, ended, is_current, slots_o
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.objects import NodeState, Service
 from orchestrator.model.specs import ServiceMode
-from orchestrator.model.states import TaskState
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,4 +59,4 @@ def _arrived(service: Service, slot: Slot) -> bool:
     task = slot.runnable
     if task is None:
         return finished(service, slot)
-    return task.status.state is TaskState.RUNNING
+    return task.status.works

@@ -20,7 +20,7 @@ decides the same.
 from __future__ import annotations
 
 from orchestrator.manager.planning.slots import Slot, Start, ended
-from orchestrator.model.objects import Service, Task
+from orchestrator.model.objects import Health, Service, Task
 from orchestrator.model.specs import RestartCondition, RestartPolicy
 from orchestrator.model.states import TaskState
 
@@ -43,7 +43,7 @@ def decide(service: Service, slot: Slot, now: float) -> Start | None:
         return Start()
     if not _wanted(policy, task) or _exhausted(policy, slot):
         return None
-    attempt = 1 if ran(task) >= SETTLED else task.attempt + 1
+    attempt = 1 if _settled(task) else task.attempt + 1
     delay = backoff(policy, attempt)
     message = f"restarting in {delay:g} s (attempt {attempt + 1})" if delay > 0 else ""
     return Start(not_before=now + delay if delay > 0 else 0.0, attempt=attempt, message=message)
@@ -96,6 +96,12 @@ def _exhausted(policy: RestartPolicy, slot: Slot) -> bool:
         if ended(task)
     )
     return restarts >= policy.max_attempts
+
+
+def _settled(task: Task) -> bool:
+    """Whether it ran well for a while. One that ended for its bad health has not, however long
+    its probes took to say so."""
+    return ran(task) >= SETTLED and task.status.health is not Health.UNHEALTHY
 
 
 def ran(task: Task) -> float:

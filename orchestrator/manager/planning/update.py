@@ -2,9 +2,9 @@
 
 Stop first: a slot's old task is told to end, and its slot is filled with the service's present
 spec once it has. `parallelism` slots are on the way at a time; a slot has arrived when its new
-task is RUNNING (or has done its work). A new task that fails is restarted with back-off and
-keeps its place among those on the way, so that a spec which does not work takes down no more
-than `parallelism` slots.
+task works, which is RUNNING and, where that is probed, healthy (or has done its work). A new task
+that fails is restarted with back-off and keeps its place among those on the way, so that a spec
+which does not work takes down no more than `parallelism` slots.
 
 Nothing is stored for an update but the tasks themselves. With a delay, the next batch starts
 that long after the last new task began to run, by that task's own record.
@@ -32,8 +32,8 @@ def advance(service: Service, draft: Draft) -> None:
         if waits(task):  # nothing runs here, so nothing is lost by going on at once
             draft.stop(task, TaskState.SHUTDOWN, "updated before it had a node")
     running = [task for task in old if not waits(task)]
-    # Those that do not run yet go first: they may never do so.
-    running.sort(key=lambda task: (task.status.state is TaskState.RUNNING, task.slot))
+    # Those that do not work yet go first: they may never do so.
+    running.sort(key=lambda task: (task.status.works, task.slot))
     for task in running[: _allowance(service, slots, draft)]:
         draft.stop(task, TaskState.SHUTDOWN)
 
@@ -58,7 +58,7 @@ def _under_way(service: Service, slot: Slot) -> bool:
     task = slot.runnable
     if task is None:
         return not finished(service, slot)
-    if not is_current(service, task) or task.status.state is TaskState.RUNNING:
+    if not is_current(service, task) or task.status.works:
         return False
     if not waits(task):
         return True

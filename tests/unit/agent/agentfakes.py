@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+from orchestrator.agent.health import Answer
 from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.keptlogs import KeptLogs
@@ -17,7 +18,7 @@ from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Container, Exit, Mount, RuntimeFailure, Started
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Task, TaskStatus, Volume
-from orchestrator.model.specs import ContainerSpec, PortSpec, TaskSpec
+from orchestrator.model.specs import ContainerSpec, HealthCheck, PortSpec, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2
 
@@ -224,6 +225,20 @@ class FakeVolumes:
         self.attached &= set(task_ids)
 
 
+class FakeProbes:
+    """Answers that a test has laid out; each probe takes the next, the last one stays."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = [Answer(True)]
+        self.asked: list[str] = []
+
+    async def probe(
+        self, container_id: str, check: HealthCheck, addresses: Mapping[str, str]
+    ) -> Answer:
+        self.asked.append(container_id)
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
 class Host:
     """What stays when the agent's process dies: the kernel, the disk, the boot."""
 
@@ -233,6 +248,7 @@ class Host:
         self.images = FakeImages()
         self.network = FakeNetwork()
         self.volumes = FakeVolumes()
+        self.probes = FakeProbes()
         self.boot_id = "boot-1"
 
     def parts(self) -> Parts:
@@ -241,6 +257,7 @@ class Host:
             images=self.images,
             network=self.network,
             volumes=self.volumes,
+            probes=self.probes,
             logs=KeptLogs(self.folder / "logs"),
             boot_id=self.boot_id,
             hostname="host",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.manager.planning.endpoints import Endpoint, Entry, Key, Table, TableChange
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Network, NodeState, Object, Service, Task, TaskStatus
+from orchestrator.model.objects import Health, Network, NodeState, Object, Service, Task, TaskStatus
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
 
@@ -37,6 +37,16 @@ def test_a_running_task_of_a_service_is_a_ready_endpoint() -> None:
     assert entry == Entry("web-id", "net", "web", vip="10.128.0.7")
     assert endpoints == (Endpoint("a", "n1", 2, "web.2", (), "10.128.1.2", "", True),)
     assert gone == ()
+
+
+def test_a_task_that_is_probed_is_ready_once_it_is_healthy() -> None:
+    found = []
+    for health in Health:
+        made = running("a")
+        made = replace(made, status=replace(made.status, health=health))
+        view = ClusterView.of([DEFAULT, node("n1"), WEB, made])
+        found += [health] * len(ready(Table.of(view)))
+    assert found == [Health.NONE, Health.HEALTHY]
 
 
 def test_a_service_without_tasks_is_an_entry_all_the_same() -> None:

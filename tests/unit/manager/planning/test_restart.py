@@ -8,7 +8,7 @@ import pytest
 from builders import ANY, NONE, NOW, ON_FAILURE, World, node, service, task_spec
 
 from orchestrator.manager.planning.restart import backoff
-from orchestrator.model.objects import NodeState
+from orchestrator.model.objects import Health, NodeState
 from orchestrator.model.specs import RestartCondition, RestartPolicy
 from orchestrator.model.states import TaskState
 
@@ -204,3 +204,16 @@ def test_a_new_spec_has_all_its_attempts() -> None:
     world.obey()
     end(world)
     assert world.task().status.state is PENDING
+
+
+def test_the_unhealthy_are_a_row_however_long_their_probes_took() -> None:
+    world = world_with(delay=2.0)
+    delays = []
+    for _ in range(3):
+        world.now += 100.0
+        world.report(world.task(), FAILED, health=Health.UNHEALTHY)
+        world.settle()
+        delays.append(world.task().not_before - world.now)
+        world.pass_time(delays[-1])
+        world.obey()
+    assert delays == [2.0, 4.0, 8.0]

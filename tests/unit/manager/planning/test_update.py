@@ -7,7 +7,7 @@ from dataclasses import replace
 from builders import NONE, World, node, service, task_spec
 
 from orchestrator.manager.planning.progress import progress
-from orchestrator.model.objects import Availability, Service
+from orchestrator.model.objects import Availability, Health, Service
 from orchestrator.model.specs import Resources, RestartPolicy, TaskSpec, UpdatePolicy
 from orchestrator.model.states import TaskState
 
@@ -65,6 +65,19 @@ def test_one_at_a_time_and_each_waits_for_the_one_before() -> None:
     world.obey()
     assert images(world) == ["web:2"] * 3
     assert progress(world.view, "web-id").converged
+
+
+def test_a_probed_task_has_arrived_when_it_is_healthy() -> None:
+    world = begin(2)
+    world.report(world.task(1), SHUTDOWN)
+    world.settle()
+    world.report(world.task(1), RUNNING, health=Health.STARTING)
+    world.settle()
+    assert stopping(world) == [], "it runs, and nobody knows whether it works"
+    assert not progress(world.view, "web-id").converged
+    world.report(world.task(1), RUNNING, health=Health.HEALTHY)
+    world.settle()
+    assert stopping(world) == [2]
 
 
 def test_parallelism() -> None:

@@ -1,0 +1,114 @@
+"""Health: what is probed serves when it is healthy, and is replaced when it is not."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from devcluster import Cluster, eventually
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+
+@pytest.fixture(scope="module")
+def shell(session_cluster: Cluster, hello: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image with a shell."""
+    folder: Path = tmp_path_factory.mktemp("shell")
+    link = '["/bin/busybox", "ln", "-s", "busybox", "/bin/sh"]'
+    (folder / "Dockerfile").write_text(f"FROM {hello}\nRUN {link}\n")
+    session_cluster.orc("build", "-t", "shell:1", str(folder))
+    return "shell:1"
+
+
+@pytest.fixture
+def box(cluster: Cluster, shell: str) -> Iterator[str]:
+    yield "box"
+    cluster.orc("rm", "-f", "box", ok=False)
+
+
+def container(cluster: Cluster, name: str) -> dict[str, Any]:
+    row: dict[str, Any] = json.loads(cluster.orc("inspect", name).stdout)[0]
+    return row
+
+
+def test_a_service_has_converged_when_it_is_healthy(cluster: Cluster, hello: str) -> None:
+    began = time.monotonic()
+    cluster.orc("service", "create", "--name", "web", "--replicas", "3",
+                "--health-http", "80/cgi-bin/index.cgi", hello)  # fmt: skip
+    assert time.monotonic() - began < 15, "the first probe does not wait for the interval"
+    assert [task["health"] for task in cluster.running("web")] == ["healthy"] * 3
+    assert "(healthy)" in cluster.orc("service", "ps", "web").stdout
+    assert cluster.orc("ps", "--filter", "health=healthy", "-q").stdout.count("\n") == 3
+
+
+def test_the_unhealthy_are_replaced_and_say_why(cluster: Cluster, hello: str) -> None:
+    cluster.orc("service", "create", "-d", "--name", "web", "--restart-delay", "100ms",
+                "--health-tcp", "81", "--health-interval", "200ms", "--health-retries", "2",
+                hello)  # fmt: skip
+    eventually(lambda: len(cluster.tasks("web")) > 2, within=20)
+    failed = [task for task in cluster.tasks("web") if task["state"] == "failed"]
+    assert failed[0]["error"].startswith("unhealthy: ")
+    assert "connect" in failed[0]["error"]
+
+
+def test_an_update_stops_at_the_first_task_that_does_not_get_healthy(
+    cluster: Cluster, hello: str
+) -> None:
+    cluster.orc("service", "create", "--name", "web", "--replicas", "3",
+                "--health-tcp", "80", hello)  # fmt: skip
+    done = cluster.orc(
+        "service", "update", "--health-tcp", "81", "--timeout", "3s", "web", ok=False
+    )
+    assert done.returncode == 3
+    assert "2 of 3 running" in done.stderr
+    assert "probe failed" in done.stderr
+    healthy = [task for task in cluster.running("web") if task["health"] == "healthy"]
+    assert len(healthy) == 2
+    cluster.orc("service", "update", "--health-tcp", "80", "web")
+    assert len(cluster.running("web")) == 3
+
+
+def test_a_container_tells_its_health_and_goes_on(cluster: Cluster, shell: str, box: str) -> None:
+    since = str(time.time())
+    cluster.orc("run", "-d", "--name", box, "--health-cmd", "test -e /ready", "--health-interval",
+                "100ms", "--health-retries", "2", "--health-start-period", "1m", shell)  # fmt: skip
+    assert "(health: starting)" in cluster.orc("ps").stdout
+    cluster.orc("exec", box, "/bin/busybox", "touch", "/ready")
+    eventually(lambda: "(healthy)" in cluster.orc("ps").stdout, within=10)
+    cluster.orc("exec", box, "/bin/busybox", "rm", "/ready")
+    eventually(lambda: "(unhealthy)" in cluster.orc("ps").stdout, within=10)
+    row = container(cluster, box)
+    assert (row["state"], row["health"]) == ("running", "unhealthy")
+    assert row["error"] == "probe failed: exit status 1"
+    events = cluster.orc("events", "--since", since, "--until", "0s", "--filter", "container=box")
+    assert events.stdout.index("health_status: healthy") < events.stdout.index("unhealthy")
+
+
+def test_a_probe_that_takes_too_long_is_killed(cluster: Cluster, shell: str, box: str) -> None:
+    cluster.orc("run", "-d", "--name", box, "--health-cmd", "exec /bin/busybox sleep 1000",
+                "--health-timeout", "300ms", "--health-interval", "100ms", shell)  # fmt: skip
+    eventually(lambda: container(cluster, box)["health"] == "unhealthy", within=20)
+    assert container(cluster, box)["error"] == "probe failed: no answer within 0.3 s"
+
+    def sleeping() -> int:
+        return cluster.orc("top", box).stdout.count("sleep 1000")
+
+    assert sleeping() <= 1, "only the probe that is being made"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--health-http", "/x"), "does not begin with a port"),
+        (("--health-tcp", "80", "--network", "none"), "on network none its node cannot reach"),
+        (("--health-cmd", "true", "--health-retries", "-1"), "health retries -1 is negative"),
+    ],
+)
+def test_a_check_that_cannot_be_is_refused(
+    cluster: Cluster, hello: str, flags: tuple[str, ...], words: str
+) -> None:
+    assert words in cluster.refused("run", "-d", *flags, hello)

@@ -9,6 +9,9 @@ when endpoints come and go.
 A container that asks a VIP may be the one that is picked. Nobody takes a packet from himself off a
 wire, so such a connection comes from the bridge's address.
 
+A port is published on the node's own addresses. That of a network's bridge belongs to the network,
+with the name server on it.
+
 A service with no ready endpoint refuses at once, as a host does on which nothing listens.
 """
 
@@ -27,6 +30,7 @@ PICK = (
     "iifname . ip daddr vmap @vips4",
     "iifname . ip6 daddr vmap @vips6",
 )
+OWN = "iifname @bridges fib daddr . iif type local return"
 PICK_BY_PORT = "fib daddr type local meta l4proto { tcp, udp } meta l4proto . th dport vmap @ports"
 
 BASE = Part(
@@ -39,7 +43,7 @@ BASE = Part(
     },
     chains={
         f"{INET} prerouting": Chain(
-            (*PICK, PICK_BY_PORT), "type nat hook prerouting priority dstnat;"
+            (*PICK, OWN, PICK_BY_PORT), "type nat hook prerouting priority dstnat;"
         ),
         f"{INET} output": Chain((PICK_BY_PORT,), "type nat hook output priority -100;"),
         f"{INET} hairpin": Chain(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from . import balance, conntrack, ingress, netlink, nftcount, policy
-from .conntrack import UDP, Flow
+from . import balance, conntrack, flows, ingress, netlink, nftcount, policy
 from .endpoints import Key, Network, Policy, Service, Table
 from .errors import CniError, Code
+from .flows import Obsolete
 from .nft import Nftables, NftError, failed
 from .rtnetlink import RouteSocket
 from .ruleset import NOTHING, Part, Ruleset
@@ -53,7 +53,7 @@ class Balancer:
             )
         known, self._state = state is not None, None
         state = state or _State()
-        before = dict(_addresses(state, table))
+        before = list(_named(state, table))
         script = _advance(sock, state, table)
         try:
             if not known:
@@ -92,6 +92,13 @@ def _difference(state: _State, table: Table) -> Table:
         networks=table.networks or (),
         policies=table.policies or (),
     )
+
+
+def _named(state: _State, table: Table) -> Iterable[Service]:
+    """The services that the table is about, as they are now."""
+    for key in (*(service.key for service in table.services), *table.removed):
+        if (service := state.services.get(key)) is not None:
+            yield service
 
 
 def _advance(sock: RouteSocket, state: _State, table: Table) -> str:
@@ -142,46 +149,15 @@ def _advance(sock: RouteSocket, state: _State, table: Table) -> str:
     return state.rules.update(changes)
 
 
-def _addresses(state: _State, table: Table) -> Iterable[tuple[bytes, bool]]:
-    """The addresses of the services that the table changes, and whether each is ready."""
-    for key in (*(service.key for service in table.services), *table.removed):
-        service = state.services.get(key)
-        if service is not None:
-            yield from _endpoints(service)
-
-
-def _endpoints(service: Service) -> Iterable[tuple[bytes, bool]]:
-    for endpoint in service.endpoints:
-        for address in (endpoint.address, endpoint.address6):
-            if address is not None:
-                yield address.packed, endpoint.ready
-
-
-def _forget(state: _State, before: dict[bytes, bool] | None, table: Table) -> None:
-    """End the flows of endpoints that left: of UDP those that are not ready, else those gone.
-
-    A TCP connection to an endpoint that is about to stop is left to end by itself. With nothing
-    known from before, whatever was translated to an address that is no endpoint's is to go.
-    """
+def _forget(state: _State, before: Collection[Service] | None, table: Table) -> None:
+    """End the flows that the change of the table ends; `before` are the services that it is about,
+    as they were, if that is known."""
     if before is None:
-        now = dict(one for service in state.services.values() for one in _endpoints(service))
-        ranges = [
-            network
-            for home in state.networks.values()
-            for network in (home.cluster, home.cluster6)
-            if network is not None
-        ]
-
-        def stranded(flow: Flow) -> bool:
-            if now.get(flow.server, flow.protocol != UDP and flow.server in now):
-                return False
-            address = conntrack.address(flow.server)
-            return address is not None and any(address in one for one in ranges)
-
-        conntrack.forget(stranded)
-        return
-    now = dict(_addresses(state, table))
-    gone = before.keys() - now.keys()
-    silent = {address for address, ready in before.items() if ready and not now.get(address)}
-    if gone or silent:
-        conntrack.forget(lambda flow: flow.server in (silent if flow.protocol == UDP else gone))
+        ranges = ((one.cluster, one.cluster6) for one in state.networks.values())
+        found: Obsolete | None = flows.stranded(
+            state.services.values(), [one for pair in ranges for one in pair if one is not None]
+        )
+    else:
+        found = flows.obsolete(before, list(_named(state, table)))
+    if found is not None:
+        conntrack.forget(found.doomed, translated=found.translated)

@@ -2,9 +2,9 @@
 
 A translation is chosen by a flow's first packet. UDP has no end of a flow: a client that keeps
 sending would reach the container that had the port before, or none, for as long as it goes on. So
-flows to a UDP port are forgotten whenever what it leads to changes, and all flows of an endpoint
-that is gone: what its clients send next begins anew (ctnetlink, see
-include/uapi/linux/netfilter/nfnetlink_conntrack.h).
+flows to a UDP port are forgotten whenever what it leads to changes: what its clients send next
+begins anew (ctnetlink, see include/uapi/linux/netfilter/nfnetlink_conntrack.h). `flows` has the
+rules for balanced services.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SUBSYSTEM = 1 << 8
 GET, DELETE = SUBSYSTEM | 1, SUBSYSTEM | 2
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS, CTA_STATUS_MASK = 1, 2, 3, 26
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
-CTA_IP_V4_SRC, CTA_IP_V6_SRC = 1, 3
+CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
 CTA_PROTO_NUM, CTA_PROTO_DST_PORT = 1, 3
 IPS_DST_NAT = (1 << 5).to_bytes(4, "big")
 NLA_F_NESTED = 0x8000
@@ -36,11 +36,15 @@ STATISTICS = Path("/proc/self/net/stat/nf_conntrack")
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A translated connection: `server` (packed) is who answers, `port` the one asked for."""
+    """A connection: `asked` (packed) and `port` are whom the client sends to, `server` who answers.
+
+    The two addresses differ where the destination was translated.
+    """
 
     protocol: int
-    server: bytes
+    asked: bytes
     port: int
+    server: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +92,14 @@ def forget(doomed: Callable[[Flow], bool], *, translated: bool = True) -> int:
 
 
 def _flow(original: bytes, reply: bytes) -> Flow:
-    asked = attributes(attributes(original).get(CTA_TUPLE_PROTO, b""))
+    asks = attributes(original)
+    asked, transport = attributes(asks.get(CTA_TUPLE_IP, b"")), attributes(asks[CTA_TUPLE_PROTO])
     answers = attributes(attributes(reply).get(CTA_TUPLE_IP, b""))
     return Flow(
-        protocol=int.from_bytes(asked.get(CTA_PROTO_NUM, b""), "big"),
+        protocol=int.from_bytes(transport.get(CTA_PROTO_NUM, b""), "big"),
+        asked=asked.get(CTA_IP_V4_DST) or asked.get(CTA_IP_V6_DST) or b"",
+        port=int.from_bytes(transport.get(CTA_PROTO_DST_PORT, b""), "big"),
         server=answers.get(CTA_IP_V4_SRC) or answers.get(CTA_IP_V6_SRC) or b"",
-        port=int.from_bytes(asked.get(CTA_PROTO_DST_PORT, b""), "big"),
     )
 
 

@@ -15,7 +15,8 @@ The same as JSON, the request `balance` of the helper:
      "removed": [["s2", "n1"]],
      "networks": [{"id": "n1", "bridge": "orcbr7", "device": "orcvx7",
                    "cluster": "10.128.0.0/14", "cluster6": "fd00::/48",
-                   "nodes": [{"subnet": "10.128.3.0/24", "subnet6": "fd00:0:0:3::/64"}]}],
+                   "nodes": [{"subnet": "10.128.3.0/24", "subnet6": "fd00:0:0:3::/64",
+                             "address": "192.0.2.13", "addresses": ["10.128.0.77"]}]}],
      "policies": [{"id": "p1", "network": "n1", "allow": false, "sources": ["s2"],
                    "destination": "s1", "ports": [{"protocol": "tcp", "port": 80}]}]}
 """
@@ -84,10 +85,15 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node that may send on what a client sent to a published port: its part of the network."""
+    """Another node: its part of the network, and its own `address` outside of it.
+
+    `addresses` are those of containers that run there and are of no node's part.
+    """
 
     subnet: IPv4Network
     subnet6: IPv6Network | None = None
+    address: IPv4Address | None = None
+    addresses: tuple[IPv4Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +159,12 @@ def document(table: Table) -> dict[str, Any]:
                 "cluster": str(network.cluster),
                 "cluster6": _text(network.cluster6),
                 "nodes": [
-                    {"subnet": str(node.subnet), "subnet6": _text(node.subnet6)}
+                    {
+                        "subnet": str(node.subnet),
+                        "subnet6": _text(node.subnet6),
+                        "address": _text(node.address),
+                        "addresses": [str(address) for address in node.addresses],
+                    }
                     for node in network.nodes
                 ],
             }
@@ -252,6 +263,8 @@ def _network(raw: Mapping[str, Any]) -> Network:
             Node(
                 IPv4Network(entry["subnet"]),
                 IPv6Network(entry["subnet6"]) if entry.get("subnet6") else None,
+                _ipv4(entry.get("address")),
+                tuple(IPv4Address(address) for address in entry.get("addresses", ())),
             )
             for entry in raw.get("nodes", ())
         ),

@@ -15,7 +15,8 @@ up in a map. Routing rules are searched one after the other by every packet: one
 make each packet of a large cluster slower. So there is one of them a network.
 
 The node asked may be the client itself. From 127.0.0.1 nothing can be answered over a wire, so such
-a packet leaves with the address of the node's tunnel end.
+a packet leaves with the address of the node's tunnel end. So does one that goes to the very node
+that it came from: nobody takes his own address for that of somebody else.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ OURS, MASK = 0x4F000000, 0xFF000000  # of a mark: the upper byte says that it is
 
 BRIDGES, TUNNELS = f"{INET} bridges", f"{INET} tunnels"
 ENTRANCES, ORIGINS = f"{INET} entrances", f"{INET} origins"
+RETURNS = f"{INET} returns"
 TUNNEL_ENDS = f"{NETDEV} tunnel_ends"
 MARKED = f"mark & {MASK:#x} == {OURS:#x}"
 SYSCTL = Path("/proc/sys/net/ipv4/conf")
@@ -44,6 +46,7 @@ BASE = Part(
         TUNNELS: "set {name} {{ type ifname; }}",
         ENTRANCES: "map {name} {{ type ifname : verdict; }}",
         ORIGINS: "map {name} {{ type ether_addr : mark; }}",
+        RETURNS: "set {name} {{ type ipv4_addr . ipv4_addr; flags interval; }}",
         TUNNEL_ENDS: "map {name} {{ type mark : ether_addr; }}",
     },
     chains={
@@ -57,6 +60,7 @@ BASE = Part(
         f"{INET} postrouting": Chain(
             (
                 "oifname @tunnels ip saddr 127.0.0.0/8 masquerade",
+                "oifname @tunnels ip saddr . ip daddr @returns masquerade",
                 "oifname @tunnels ip6 saddr ::1 masquerade",
                 "oifname @bridges ip6 saddr ::1 masquerade",
             ),
@@ -86,6 +90,12 @@ def part(network: Network, device_exists: bool) -> Part:
         ENTRANCES: {f'"{network.device}"': f"jump {entrance}"},
         ORIGINS: marks,
         TUNNEL_ENDS: {mark: mac for mac, mark in marks.items()},
+        RETURNS: {
+            f"{node.address} . {part}": ""
+            for node in network.nodes
+            if node.address is not None
+            for part in (node.subnet, *node.addresses)
+        },
     }
     chains = {
         f"{INET} {entrance}": Chain(tuple(rules)),

@@ -49,6 +49,7 @@ flush chain {TABLE} output
 add rule {TABLE} redirects icmp type redirect oifname @{BRIDGES} drop
 add rule {TABLE} ports dnat ip to ip daddr . meta l4proto . th dport map @{AT_ADDRESS}
 add rule {TABLE} ports dnat ip to meta l4proto . th dport map @{ANYWHERE}
+add rule {TABLE} prerouting iifname @{BRIDGES} fib daddr . iif type local return
 add rule {TABLE} prerouting fib daddr type local jump ports
 add rule {TABLE} output fib daddr type local jump ports
 """

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -18,6 +22,14 @@ pytestmark = pytest.mark.root
 
 CLUSTER = "10.128.0.0/14"
 VIP = "10.131.255.9"
+FILTERED = pytest.mark.parametrize(
+    "filtered",
+    [
+        "net.bridge.bridge-nf-call-iptables=1",  # bridged packets pass our rules too
+        "net.bridge.bridge-nf-call-iptables=0",
+    ],
+    ids=["filtered", "plain"],
+)
 KINDS = pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
 
 
@@ -55,8 +67,18 @@ class Web:
             difference = Table(base + 1, base, services=self._seen_from(number, services))
             await node.balance(difference, lambda whole=whole: whole)  # type: ignore[misc]
 
+    def kill_helpers(self) -> None:
+        """On all nodes; the next request finds that out and starts another."""
+        for node in self.nodes:
+            assert node.helper_pid is not None
+            os.kill(node.helper_pid, signal.SIGKILL)
+
     def _for(self, number: int) -> Table:
-        others = [Node(IPv4Network(subnet(n))) for n in range(len(self.hosts)) if n != number]
+        others = [
+            Node(IPv4Network(subnet(n)), address=IPv4Address(host.address))
+            for n, host in enumerate(self.hosts)
+            if n != number
+        ]
         network = Network("n1", "orcbr7", IPv4Network(CLUSTER), "orcvx7", nodes=tuple(others))
         return replace(
             self.table,
@@ -116,8 +138,10 @@ async def test_a_vip_leads_to_every_endpoint_in_turn(web: Web, kind: int) -> Non
             assert servers.spread(client.netns, VIP, 80, 4) == {"here": 2, "there": 2}
 
 
+@FILTERED
 @KINDS
-async def test_the_client_is_seen_whoever_serves(web: Web, kind: int) -> None:
+async def test_the_client_is_seen_whoever_serves(web: Web, kind: int, filtered: str) -> None:
+    web.hosts[0].shell("sysctl", "-qw", filtered)
     here = await web.container(0, "here")
     there = await web.container(1, "there")
     client = await web.container(0, "client")
@@ -127,8 +151,10 @@ async def test_the_client_is_seen_whoever_serves(web: Web, kind: int) -> None:
     assert seen == {Answer("here", client.address), Answer("there", client.address)}
 
 
+@FILTERED
 @KINDS
-async def test_a_container_reaches_itself_by_the_vip(web: Web, kind: int) -> None:
+async def test_a_container_reaches_itself_by_the_vip(web: Web, kind: int, filtered: str) -> None:
+    web.hosts[0].shell("sysctl", "-qw", filtered)
     alone = await web.container(0, "alone")
     await web.have(service(*endpoints([alone])))
     with serving({"alone": alone.netns}, 80, kind) as servers:
@@ -169,15 +195,33 @@ async def test_a_drained_endpoint_keeps_its_connections_and_gets_no_new(web: Web
         assert echoes(*second[:2])
 
 
+async def test_a_connection_to_an_endpoint_that_is_gone_ends_at_once(web: Web) -> None:
+    one = await web.container(0, "one")
+    two = await web.container(1, "two")
+    client = await web.container(0, "client")
+    await web.have(service(*endpoints([two])))
+    with (
+        serving({"one": one.netns, "two": two.netns}, 80) as servers,
+        servers.connection(client.netns, VIP, 80) as (sock, _, answer),
+    ):
+        assert answer.server == "two"
+        await web.change(service(*endpoints([one])))
+        sock.sendall(b"ping")
+        with pytest.raises(ConnectionResetError):
+            sock.recv(100)
+
+
 async def test_a_udp_client_that_never_stops_follows_the_endpoints(web: Web) -> None:
     one = await web.container(0, "one")
     two = await web.container(1, "two")
     client = await web.container(0, "client")
-    await web.have(service(*endpoints([one])))
+    await web.have()
     with (
         serving({"one": one.netns, "two": two.netns}, 53, UDP) as servers,
         open_socket(client.netns, UDP) as sock,
     ):
+        sock.sendto(b"too early", (VIP, 53))
+        await web.have(service(*endpoints([one])))
         assert servers.ask_by(sock, VIP, 53).server == "one"
         await web.change(service(*endpoints([one], ready=False), *endpoints([two])))
         assert servers.ask_by(sock, VIP, 53).server == "two"
@@ -188,12 +232,133 @@ async def test_a_udp_client_that_never_stops_follows_the_endpoints(web: Web) -> 
 # -- published ports -----------------------------------------------------------------------------
 
 
+def published(kind: int) -> tuple[Published, ...]:
+    return (Published("tcp" if kind == TCP else "udp", 8080, 80),)
+
+
+@pytest.mark.parametrize("strict", ["0", "1"], ids=["rp_filter off", "rp_filter strict"])
 @KINDS
-async def test_every_node_answers_and_the_client_is_seen(web: Web, kind: int) -> None:
+async def test_every_node_answers_and_the_client_is_seen(web: Web, kind: int, strict: str) -> None:
+    for host in web.hosts:
+        host.shell("sysctl", "-qw", f"net.ipv4.conf.all.rp_filter={strict}")
     one = await web.container(0, "one")
-    protocol = "tcp" if kind == TCP else "udp"
-    await web.have(service(*endpoints([one]), ports=(Published(protocol, 8080, 80),)))
+    await web.have(service(*endpoints([one]), ports=published(kind)))
     with serving({"one": one.netns}, 80, kind) as servers:
         for host in web.hosts:
             answer = servers.ask(web.router.netns, host.address, 8080)
             assert answer == Answer("one", web.router.address)
+            other = web.hosts[2] if host is not web.hosts[2] else web.hosts[1]
+            answer = servers.ask(other.netns, host.address, 8080)
+            assert answer == Answer("one", other.address)
+    for host in web.hosts:
+        host.shell("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")
+
+
+@FILTERED
+@KINDS
+async def test_a_published_port_from_everywhere(web: Web, kind: int, filtered: str) -> None:
+    for host in web.hosts:
+        host.shell("sysctl", "-qw", filtered)
+    one = await web.container(0, "one")
+    beside = await web.container(0, "beside")
+    far = await web.container(1, "far")
+    await web.have(service(*endpoints([one]), ports=published(kind)))
+    with serving({"one": one.netns}, 80, kind) as servers:
+        for client in (one.netns, beside.netns, far.netns, *(host.netns for host in web.hosts)):
+            for host in web.hosts:
+                assert servers.ask(client, host.address, 8080).server == "one"
+        for host in web.hosts:
+            assert servers.ask(host.netns, "127.0.0.1", 8080).server == "one"
+        answer = servers.ask(beside.netns, web.hosts[0].address, 8080)
+        assert answer == Answer("one", beside.address)
+
+
+@KINDS
+async def test_a_published_port_is_balanced_over_the_nodes(web: Web, kind: int) -> None:
+    one = await web.container(0, "one")
+    two = await web.container(1, "two")
+    await web.have(service(*endpoints([one, two]), ports=published(kind)))
+    with serving({"one": one.netns, "two": two.netns}, 80, kind) as servers:
+        for host in web.hosts:
+            found = servers.spread(web.router.netns, host.address, 8080, 4)
+            assert found == {"one": 2, "two": 2}
+
+
+async def test_a_port_is_published_no_more(web: Web) -> None:
+    one = await web.container(0, "one")
+    await web.have(service(*endpoints([one]), ports=published(TCP)))
+    await web.change(service(*endpoints([one])))
+    with serving({"one": one.netns}, 80) as servers, pytest.raises(ConnectionRefusedError):
+        servers.ask(web.router.netns, web.hosts[1].address, 8080)
+
+
+async def test_a_published_port_leaves_the_gateway_alone(web: Web) -> None:
+    """The name server is there: a service that publishes its port takes nobody's names away."""
+    one = await web.container(0, "one")
+    client = await web.container(0, "client")
+    await web.have(service(*endpoints([one]), ports=(Published("udp", 53, 53),)))
+    names = {"names": web.hosts[0].netns, "one": one.netns}
+    with serving(names, 53, UDP) as servers:
+        assert servers.ask(client.netns, client.gateway, 53).server == "names"
+        assert servers.ask(client.netns, web.hosts[0].address, 53).server == "one"
+
+
+async def test_a_udp_client_was_there_before_the_port(web: Web) -> None:
+    one = await web.container(0, "one")
+    await web.have()
+    with (
+        serving({"one": one.netns}, 80, UDP) as servers,
+        open_socket(web.router.netns, UDP) as sock,
+    ):
+        sock.sendto(b"too early", (web.hosts[1].address, 8080))
+        await web.have(service(*endpoints([one]), ports=published(UDP)))
+        assert servers.ask_by(sock, web.hosts[1].address, 8080).server == "one"
+
+
+# -- what goes on meanwhile ----------------------------------------------------------------------
+
+
+async def test_changes_and_a_new_helper_disturb_no_connection(web: Web) -> None:
+    one = await web.container(0, "one")
+    two = await web.container(1, "two")
+    client = await web.container(0, "client")
+    serves = service(*endpoints([one, two]), ports=published(TCP))
+    await web.have(serves)
+    with (
+        serving({"one": one.netns, "two": two.netns}, 80) as servers,
+        servers.connection(client.netns, VIP, 80) as inside,
+        servers.connection(web.router.netns, web.hosts[2].address, 8080) as outside,
+    ):
+        for number in range(6):
+            if number % 3 == 0:
+                web.kill_helpers()
+                # Nobody is there, and it goes on.
+                assert len(servers.spread(client.netns, VIP, 80, 4)) == 2
+            await web.change(replace(serves, endpoints=serves.endpoints[: 1 + number % 2]))
+            await web.change(serves)
+            assert echoes(*inside[:2])
+            assert echoes(*outside[:2])
+
+
+async def test_the_table_is_replaced_in_one_step(web: Web) -> None:
+    """While everything is replaced, again and again, nobody is refused."""
+    one = await web.container(1, "one")
+    client = await web.container(0, "client")
+    await web.have(service(*endpoints([one]), ports=published(TCP)))
+    stop = threading.Event()
+    with serving({"one": one.netns}, 80) as servers:
+
+        def ask() -> int:
+            count = 0
+            while not stop.is_set():
+                servers.ask(client.netns, VIP, 80)
+                servers.ask(web.router.netns, web.hosts[0].address, 8080)
+                count += 1
+            return count
+
+        asking = asyncio.create_task(asyncio.to_thread(ask))
+        for _ in range(3):
+            web.kill_helpers()
+            await web.change()
+        stop.set()
+        assert await asking > 0

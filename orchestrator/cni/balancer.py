@@ -56,7 +56,7 @@ class Balancer:
         before = list(_named(state, table))
         script = _advance(sock, state, table)
         try:
-            if not known:
+            if not known or not state.networks:
                 nft.run(state.rules.script())
             else:
                 _run(nft, script, state.rules, check=asked.base in (None, asked.revision))
@@ -118,7 +118,10 @@ def _advance(sock: RouteSocket, state: _State, table: Table) -> str:
     for key in table.removed:
         state.services.pop(key, None)
 
-    changes: dict[str, Part] = {"base/balance": balance.BASE, "base/ingress": ingress.BASE}
+    changes: dict[str, Part] = {
+        "base/balance": balance.BASE if networks else NOTHING,
+        "base/ingress": ingress.BASE if networks else NOTHING,
+    }
     moved = {
         id_
         for id_ in state.networks.keys() | networks.keys()

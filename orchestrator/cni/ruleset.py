@@ -151,11 +151,13 @@ class Ruleset:
         return claims[min(claims)] if claims else None
 
     def script(self) -> str:
-        """All of it, in place of whatever is there."""
+        """All of it, in place of whatever is there; no table where there is nothing."""
         fresh = Ruleset()
         filled = fresh.update(self._parts)
-        made = [f"add table {table}\ndelete table {table}\nadd table {table}" for table in TABLES]
-        return "\n".join([*made, filled])
+        script = [f"add table {table}\ndelete table {table}" for table in TABLES]
+        if filled:
+            script += [*(f"add table {table}" for table in TABLES), filled]
+        return "\n".join(script)
 
     def counts(self) -> dict[str, int]:
         """How many rules each chain has, and elements each named set, by qualified name."""

@@ -67,6 +67,27 @@ class Web:
             difference = Table(base + 1, base, services=self._seen_from(number, services))
             await node.balance(difference, lambda whole=whole: whole)  # type: ignore[misc]
 
+    async def settle(self, number: int) -> None:
+        """The pass that every node makes every few seconds."""
+        await self.nodes[number].apply(self.config(number))
+        unchanged = Table(self.table.revision, self.table.revision)
+        await self.nodes[number].balance(unchanged, lambda: self._for(number))
+
+    async def leave(self) -> None:
+        """Have no network any more on any node."""
+        nothing = Table(self.table.revision + 1, networks=(), policies=())
+        for node in self.nodes:
+            await node.balance(nothing, lambda: nothing)
+
+    def config(self, number: int) -> NetworkConfig:
+        peers = tuple(Peer(subnet(n), host.address) for n, host in enumerate(self.hosts))
+        here = self.hosts[number].address
+        return NetworkConfig("n1", "default", 7, CLUSTER, subnet(number), 0, here, peers)
+
+    def rules(self, number: int) -> str:
+        """All of the balance that is in a host's kernel."""
+        return self.hosts[number].shell("nft", "-a", "list", "table", "inet", "orc_balance")
+
     def kill_helpers(self) -> None:
         """On all nodes; the next request finds that out and starts another."""
         for node in self.nodes:
@@ -102,21 +123,20 @@ class Web:
 
 @pytest.fixture
 async def web(hosts: list[NsHost]) -> AsyncIterator[Web]:
-    router, *nodes = hosts
-    peers = tuple(Peer(subnet(number), host.address) for number, host in enumerate(nodes))
+    router, *places = hosts
     async with AsyncExitStack() as stack:
-        networks = []
-        for number, host in enumerate(nodes):
-            node = NodeNetwork(host.state, host.run, command=host.helper)
-            network = await stack.enter_async_context(node)
-            await network.apply(
-                NetworkConfig("n1", "default", 7, CLUSTER, subnet(number), 0, host.address, peers)
-            )
-            networks.append(network)
-        yield Web(router, nodes, networks, Table(0))
-        for network in networks:
-            await network.balance(Table(1 << 40, networks=(), policies=()), lambda: Table(1 << 40))
-            await network.remove()
+        nodes = [
+            await stack.enter_async_context(NodeNetwork(h.state, h.run, command=h.helper))
+            for h in places
+        ]
+        made = Web(router, places, nodes, Table(0))
+        for number, node in enumerate(nodes):
+            await node.apply(made.config(number))
+        yield made
+        await made.leave()
+        for number, node in enumerate(nodes):
+            await node.apply(made.config(number))
+            await node.remove()
 
 
 def service(*ends: Endpoint, ports: tuple[Published, ...] = (), vip: str = VIP) -> Service:
@@ -362,3 +382,53 @@ async def test_the_table_is_replaced_in_one_step(web: Web) -> None:
             await web.change()
         stop.set()
         assert await asking > 0
+
+
+# -- other hands ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "nft delete table inet orc_balance",
+        "nft delete table netdev orc_balance",
+        "nft flush chain inet orc_balance prerouting",
+        "nft flush map inet orc_balance ports",
+        "nft flush ruleset",
+        "ip rule del priority 20338",
+        "ip route flush table all proto static",
+        "ip link del orcvx7",
+    ],
+)
+async def test_a_pass_mends_what_a_hand_has_broken(web: Web, damage: str) -> None:
+    far = await web.container(1, "far")
+    client = await web.container(0, "client")
+    await web.have(service(*endpoints([far]), ports=published(TCP)))
+    with serving({"far": far.netns}, 80) as servers:
+        for number in (0, 1):
+            web.hosts[number].shell(*damage.split())
+            await web.settle(number)
+        assert servers.ask(client.netns, VIP, 80).server == "far"
+        answer = servers.ask(web.router.netns, web.hosts[0].address, 8080)
+        assert answer == Answer("far", web.router.address)
+
+
+async def test_a_pass_changes_nothing_that_is_as_it_should_be(web: Web) -> None:
+    far = await web.container(1, "far")
+    await web.have(service(*endpoints([far]), ports=published(TCP)))
+    with serving({"far": far.netns}, 80) as servers:
+        servers.ask(web.router.netns, web.hosts[0].address, 8080)
+        before = web.rules(0)
+        assert "numgen" in before
+        await web.settle(0)
+        assert web.rules(0) == before, "not made anew, or the kernel would count from 0 again"
+
+
+async def test_the_last_word_of_a_network_leaves_nothing(web: Web) -> None:
+    far = await web.container(1, "far")
+    await web.have(service(*endpoints([far]), ports=published(TCP)))
+    await web.leave()
+    for host in web.hosts:
+        assert "orc_balance" not in host.shell("nft", "list", "ruleset")
+        assert "20338" not in host.shell("ip", "rule")
+        assert "20338" not in host.shell("ip", "-6", "rule")

@@ -45,6 +45,7 @@ from orchestrator.agent.session import Node, Session
 from orchestrator.agent.sessions import Sessions
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.statedb import StateDb, StateDbError
+from orchestrator.agent.tasklogs import TaskLogs
 from orchestrator.agent.taskvolumes import TaskVolumes
 from orchestrator.agent.tunnels import Tunnels
 from orchestrator.agent.usage import Usage
@@ -185,11 +186,13 @@ async def run(settings: Settings) -> None:
         )
         tunnels = Tunnels(
             runners=worker.runners,
-            log_path=lambda task_id: kept.find(task_id, runtime.log_path(task_id)),
             images=store,
             builder=Builder(store, data / "build"),
             scratch=data / "uploads",
             handlers={
+                "logs": TaskLogs(
+                    worker.runners, lambda task_id: (runtime.log_path(task_id), kept.path(task_id))
+                ).send,
                 "exec": sessions.exec,
                 "attach": sessions.attach,
                 "copy_from": copies.copy_from,

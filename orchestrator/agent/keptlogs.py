@@ -23,10 +23,10 @@ class KeptLogs:
         self._root = root
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def find(self, task_id: str, live: Path) -> Path:
-        """The newest log file of a task, whose container writes (or wrote) to `live`. There need
-        be none."""
-        return live if live.exists() else self._root / task_id / _NAME
+    def path(self, task_id: str) -> Path:
+        """Where the newest log file of a task is once its container is removed. There need be
+        none."""
+        return self._root / task_id / _NAME
 
     def keep(self, task_id: str, live: Path) -> None:
         """Take over the files of a container that has ended and is about to be removed."""

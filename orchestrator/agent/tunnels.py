@@ -20,7 +20,6 @@ import grpc
 from orchestrator.agent import containerorders
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.runner import TaskRunner
-from orchestrator.agent.runtime import logs
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.tunnelframes import Frames
 from orchestrator.model.convert import to_proto
@@ -28,9 +27,6 @@ from orchestrator.model.objects import Image
 from orchestrator.pb import control_pb2, dispatch_pb2, dispatch_pb2_grpc
 
 log = logging.getLogger(__name__)
-
-_LONGEST_LINE = 1 << 16
-"""Bytes of a log line that are put together from its parts before it is sent."""
 
 
 class Loader(Protocol):
@@ -73,17 +69,15 @@ class Tunnels:
         self,
         *,
         runners: Mapping[str, TaskRunner],
-        log_path: Callable[[str], Path],
         images: Loader,
         builder: ImageBuilder,
         scratch: Path,
         handlers: Mapping[str, Handler] | None = None,
     ) -> None:
-        """`log_path` finds a task's newest log file; `scratch` is a folder for what is uploaded,
-        and nobody else's. `handlers` are for the other kinds of orders."""
+        """`scratch` is a folder for what is uploaded, and nobody else's. `handlers` are for the
+        other kinds of orders."""
         self._handlers = dict(handlers or {})
         self._runners = runners
-        self._log_path = log_path
         self._images = images
         self._builder = builder
         self._scratch = scratch
@@ -115,9 +109,6 @@ class Tunnels:
         kind = order.WhichOneof("order")
         try:
             match kind:
-                case "logs":
-                    await self._send_logs(call, order.logs)
-                    return dispatch_pb2.TunnelResult()
                 case "container":
                     await containerorders.act(self._runners, order.container)
                     return dispatch_pb2.TunnelResult()
@@ -141,36 +132,6 @@ class Tunnels:
             log.exception("a tunnel failed", extra={"tunnel": order.id, "order": kind})
             return dispatch_pb2.TunnelResult(error=f"internal error of the agent: {error}")
         return dispatch_pb2.TunnelResult(image=to_proto(image))
-
-    async def _send_logs(self, call: Any, order: dispatch_pb2.LogsOrder) -> None:
-        runner = self._runners.get(order.task_id)
-        if runner is None:
-            raise TunnelFailure(f"this node has no task {order.task_id}")
-        if order.follow:
-            await runner.begun.wait()
-        parts: dict[str, bytes] = {}
-        records = logs.read(
-            self._log_path(order.task_id),
-            tail=order.tail if order.tail >= 0 else None,
-            since=order.since or None,
-            follow=order.follow,
-            ended=runner.ended,
-        )
-        async for record in records:
-            if order.until and record.time > order.until:
-                break
-            line = parts.pop(record.stream, b"") + record.line
-            if record.partial and len(line) < _LONGEST_LINE:
-                parts[record.stream] = line
-                continue
-            frame = control_pb2.LogRecord(
-                task_id=order.task_id,
-                task_name=runner.task.name,
-                stderr=record.stream == "stderr",
-                at=record.time,
-                line=line,
-            )
-            await call.write(dispatch_pb2.Frame(log=frame))
 
     @asynccontextmanager
     async def _upload(self, call: Any) -> AsyncIterator[Path]:

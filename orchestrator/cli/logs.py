@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
 from typing import Any, TypeVar
 
 import click
@@ -100,22 +101,24 @@ def _show(client: Client, request: Any, *, raw: bool, timestamps: bool) -> None:
 def print_records(client: Client, request: Any, *, raw: bool, timestamps: bool) -> None:
     """Print what the manager streams for a LogsRequest, until its end."""
     width = 0
-    for record in client.stream("Logs", request):
-        if record.notice:
-            click.echo(f"orc: {_text(record.line)}", err=True)
-            continue
-        prefix = "" if raw else f"{record.task_name}@{record.node}"
+    for batch in client.stream("Logs", request):
+        prefix = "" if raw or not batch.task_name else f"{batch.task_name}@{batch.node}"
         # The bars stay in one column as far as the names seen so far go.
         width = max(width, len(prefix))
-        _print(record, "" if raw else f"{prefix:{width}} | ", timestamps)
+        _print(batch.records, "" if raw else f"{prefix:{width}} | ", timestamps)
 
 
-def _print(record: Any, prefix: str, timestamps: bool) -> None:
-    if timestamps:
-        prefix = f"{format_time(record.at)} {prefix}"
+def _print(records: Iterable[Any], prefix: str, timestamps: bool) -> None:
+    """Print some lines, those of one stream at a time."""
+    for err, group in groupby(records, key=lambda record: record.stderr or record.notice):
+        text = b"".join(_line(record, prefix.encode(), timestamps) for record in group)
+        click.echo(text, err=err, nl=False)
+
+
+def _line(record: Any, prefix: bytes, timestamps: bool) -> bytes:
     # As bytes: what a container writes need not be text.
-    click.echo(prefix.encode() + record.line.removesuffix(b"\n"), err=record.stderr)
-
-
-def _text(line: bytes) -> str:
-    return line.decode(errors="replace").rstrip("\n")
+    line: bytes = record.line.removesuffix(b"\n")
+    if record.notice:
+        return b"orc: %b\n" % line
+    stamp = f"{format_time(record.at)} ".encode() if timestamps else b""
+    return b"%b%b%b\n" % (stamp, prefix, line)

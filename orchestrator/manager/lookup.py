@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from orchestrator.manager.planning.views import ClusterView
@@ -57,18 +57,18 @@ def find_network(view: ClusterView, word: str) -> Network:
     return _pick("network", word, view.networks, names, "orc network ls")
 
 
-def find_tasks(view: ClusterView, word: str) -> list[Task]:
-    """The tasks of a service, or the one task, meant by `word`."""
+def find_logged(view: ClusterView, word: str) -> tuple[Service | None, Sequence[Task]]:
+    """The service meant by `word` with all its tasks, or no service and the one task meant."""
     service = view.service_by_name(word)
-    if service is not None and not service.removed:
-        return list(view.tasks_of_service(service.id).values())
-    named = [task for task in view.tasks.values() if task.name == word]
-    if named:
-        return [max(named, key=lambda task: task.created_at)]
-    begun = [task for id, task in view.tasks.items() if id.startswith(word)]
-    if len(begun) == 1 and len(word) >= 3:
-        return begun
-    return list(view.tasks_of_service(find_service(view, word).id).values())
+    if service is None or service.removed:
+        named = [task for task in view.tasks.values() if task.name == word]
+        if named:
+            return None, [max(named, key=lambda task: task.created_at)]
+        begun = [task for id, task in view.tasks.items() if id.startswith(word)]
+        if len(begun) == 1 and len(word) >= 3:
+            return None, begun
+        service = find_service(view, word)
+    return service, list(view.tasks_of_service(service.id).values())
 
 
 def container_by_name(view: ClusterView, name: str) -> Task | None:

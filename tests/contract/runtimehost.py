@@ -146,9 +146,9 @@ class CrunWorld:
     ) -> None:
         """Until the container has said so; `times` counts all its runs, which share a log."""
         said = 0
-        async for record in logs.read(runtime.log_path(container_id), follow=True):
-            said += record.line == text
-            if said == times:
+        async for records in logs.read(runtime.log_path(container_id), follow=True):
+            said += sum(record.line == text for record in records)
+            if said >= times:
                 return
 
     def lose_monitor(self, container_id: str) -> None:

@@ -44,7 +44,7 @@ async def output(runtime: CrunRuntime, container: Container) -> list[str]:
     await runtime.start(container.id)
     await runtime.wait(container.id)
     path = runtime.log_path(container.id)
-    return [record.line.decode() async for record in logs.read(path)]
+    return [record.line.decode() async for some in logs.read(path) for record in some]
 
 
 async def running(runtime: CrunRuntime, world: CrunWorld, container: Container) -> int:
@@ -578,8 +578,9 @@ async def test_logs_are_rotated_and_a_follower_loses_nothing(world: CrunWorld) -
 
         async def follow() -> None:
             nonlocal text
-            async for record in logs.read(runtime.log_path("a"), follow=True, ended=ended):
-                text += record.line if record.partial else record.line + b"\n"
+            async for some in logs.read(runtime.log_path("a"), follow=True, ended=ended):
+                for record in some:
+                    text += record.line if record.partial else record.line + b"\n"
 
         async with asyncio.TaskGroup() as group:
             group.create_task(follow())
@@ -598,7 +599,7 @@ async def test_output_of_both_streams_and_of_long_lines(world: CrunWorld) -> Non
         await runtime.create(container)
         await runtime.start("a")
         await runtime.wait("a")
-        records = [record async for record in logs.read(runtime.log_path("a"))]
+        records = [record async for some in logs.read(runtime.log_path("a")) for record in some]
         assert {(record.stream, record.line) for record in records} >= {
             ("stdout", b"out"),
             ("stderr", b"err"),

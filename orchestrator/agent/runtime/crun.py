@@ -64,7 +64,7 @@ class CrunRuntime:
         seccomp_profile: Path = DEFAULT_PROFILE,
         first_id: int = FIRST,
         log_limits: LogLimits | None = None,
-        rotation_interval: float = 2.0,
+        rotation_interval: float = 1.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`run_dir` should be on a tmpfs, `state_dir` on a disk that overlay can write to; both

@@ -17,9 +17,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,7 +35,15 @@ from orchestrator.agent.runtime.inotify import (
 )
 from orchestrator.agent.runtime.spawn import readable
 
+NOTICE = "notice"
+"""The stream of a record that no container wrote: a word about the log itself."""
+
 _BLOCK = 1 << 16
+_PACE = 0.01
+"""Seconds between two looks at a log that is written to all the time."""
+_HELD = 16
+"""Files that a reader holds, those that were rotated away included."""
+_MISSING = b"lines may be missing here: the log was rotated faster than it was read"
 _EVENTS = MODIFIED | MOVED_TO | CREATED | DELETED | DELETED_ITSELF
 
 
@@ -52,7 +62,7 @@ class LogRecord:
     """One line of a container's output, or a part of a long one."""
 
     stream: str
-    """`stdout` or `stderr`."""
+    """`stdout` or `stderr`, or `NOTICE`."""
     time: float
     """Seconds of the epoch at which the line came."""
     line: bytes
@@ -66,15 +76,25 @@ def parse(line: bytes) -> LogRecord | None:
     parts = line.split(b" ", 3)
     if len(parts) != 4 or parts[2] not in (b"F", b"P"):
         return None
+    stamp, fraction = parts[0], parts[0][20:29]
+    if stamp[19:20] != b"." or not fraction.isdigit():
+        return None
     try:
-        # Six of nine digits of the second: datetime has no nanoseconds.
-        stamp, zone = parts[0][:26].decode("ascii"), parts[0][29:].decode("ascii")
-        moment = datetime.fromisoformat(stamp + zone)
+        second = _second(stamp[:19], stamp[29:])
     except ValueError:
         return None
     return LogRecord(
-        parts[1].decode(errors="replace"), moment.timestamp(), parts[3], parts[2] == b"P"
+        parts[1].decode(errors="replace"),
+        second + int(fraction) / 10 ** len(fraction),
+        parts[3],
+        parts[2] == b"P",
     )
+
+
+@lru_cache(maxsize=64)
+def _second(stamp: bytes, zone: bytes) -> float:
+    """A whole second of the epoch: many lines have the same."""
+    return datetime.fromisoformat(stamp.decode("ascii") + zone.decode("ascii")).timestamp()
 
 
 def rotated(path: Path, number: int) -> Path:
@@ -112,6 +132,7 @@ class LogRotation:
                 younger = rotated(path, number - 1)
                 if younger.exists():
                     younger.rename(rotated(path, number))
+            first.unlink(missing_ok=True)
             # A second name, and not another: `path` is there at all times, and is replaced.
             first.hardlink_to(path)
         self._told[path] = newest.st_ino
@@ -136,140 +157,160 @@ def last_line(path: Path) -> str:
 
 
 async def read(
-    path: Path,
-    *,
+    *places: Path,
     tail: int | None = None,
     since: float | None = None,
     follow: bool = False,
     ended: asyncio.Event | None = None,
-) -> AsyncIterator[LogRecord]:
-    """The records of a log, the oldest first, over all rotated files.
+) -> AsyncGenerator[list[LogRecord], None]:
+    """The records of a log, the oldest first, over all rotated files: some at a time, as they are
+    found.
 
-    `tail`: only the last so many lines; `since`: only those from this time on (seconds of the
-    epoch); `follow`: go on as new ones come, until `ended` is set (then to the end of what is
+    `places`: where its newest file is, then where it goes with the others when its container is
+    removed. `tail`: only the last so many lines; `since`: only those from this time on (seconds of
+    the epoch); `follow`: go on as new ones come, until `ended` is set (then to the end of what is
     there) or the log is removed.
+
+    A reader holds the files that it has yet to read, so a rotation takes nothing from it. One that
+    is much slower than the writer gets a record of the stream `notice` where lines are missing.
     """
-    with Inotify(path.parent, _EVENTS) if follow else contextlib.nullcontext() as news:
-        cursor = await asyncio.to_thread(_start, path, tail)
-        if cursor is None:
-            cursor = _Cursor.at(path)
+    folder = next((path.parent for path in places if path.parent.exists()), None)
+    watched = follow and folder is not None
+    with Inotify(folder, _EVENTS) if watched and folder else contextlib.nullcontext() as news:
+        files = await asyncio.to_thread(_Files.begin, places, tail, since)
         try:
             while True:
                 # Asked before reading: what is written later belongs to the next round.
-                last_round = not follow or (ended is not None and ended.is_set())
-                while cursor is not None:
-                    newer = cursor.newer(path)
-                    for count, record in enumerate(cursor.records(), 1):
-                        if since is None or record.time >= since:
-                            yield record
-                        if count % 1000 == 0:
-                            await asyncio.sleep(0)
-                    if newer is None:
-                        break
-                    cursor.close()
-                    cursor = newer
+                last_round = news is None or (ended is not None and ended.is_set())
+                began = asyncio.get_running_loop().time()
+                for records in files.records():
+                    if since is not None:
+                        records = [record for record in records if record.time >= since]
+                    if records:
+                        yield records
+                    # Whatever waits on this loop has its turn between two blocks.
+                    await asyncio.sleep(0)
                 # Once there, the newest file is replaced at most; the folder is asked for too since
                 # the kernel tells of its end only when no file of it is open any more.
-                if last_round or news is None or not (path if cursor else path.parent).exists():
+                if last_round or news is None or files.removed():
                     return
                 await _changed(news, ended)
-                if cursor is None:
-                    cursor = _Cursor.at(path)
+                # A busy writer's lines are taken together; the first of a quiet one at once.
+                await asyncio.sleep(began + _PACE - asyncio.get_running_loop().time())
         finally:
-            if cursor is not None:
-                cursor.close()
+            files.close()
 
 
-class _Cursor:
-    """A place in one file of a log."""
+class _Files:
+    """The files of a log from which a reader has yet to read, all of them open."""
 
-    def __init__(self, file: BinaryIO, offset: int = 0) -> None:
-        self._file = file
-        self._file.seek(offset)
-        self._inode = os.fstat(file.fileno()).st_ino
+    def __init__(self, places: Sequence[Path], files: Sequence[BinaryIO]) -> None:
+        """`files`: the oldest first."""
+        self._places = places
+        self._files = deque(files)
         self._rest = b""
+        self._missing = False
 
     @classmethod
-    def at(cls, path: Path) -> _Cursor | None:
-        """The beginning of the oldest file; None when there is none yet."""
-        files = _files(path)
-        for file in files[1:]:
+    def begin(cls, places: Sequence[Path], tail: int | None, since: float | None) -> _Files:
+        """At the oldest record, or so many lines before the end."""
+        files = cls(places, _opened(places))
+        if tail is not None:
+            files._seek_tail(tail)
+        if since is not None:
+            while len(files._files) > 1 and os.fstat(files._files[0].fileno()).st_mtime < since:
+                files._files.popleft().close()
+        return files
+
+    def _seek_tail(self, tail: int) -> None:
+        for index in range(len(self._files) - 1, -1, -1):
+            found, offset = _lines_back(self._files[index], tail)
+            self._files[index].seek(offset)
+            tail -= found
+            if tail <= 0:
+                for _ in range(index):
+                    self._files.popleft().close()
+                return
+
+    def records(self) -> Iterator[list[LogRecord]]:
+        """All whole records up to the end of the newest file as it is now."""
+        while True:
+            # Looked for before reading: once there is a newer file, the older one is complete.
+            self._look()
+            newer = len(self._files) > 1
+            block = self._files[0].read(_BLOCK) if self._files else b""
+            if self._missing:
+                self._missing = False
+                yield [LogRecord(NOTICE, 0.0, _MISSING)]
+            if block:
+                *lines, self._rest = (self._rest + block).split(b"\n")
+                yield [record for line in lines if (record := parse(line)) is not None]
+            elif newer:
+                self._files.popleft().close()
+                self._rest = b""
+            else:
+                return
+
+    def _look(self) -> None:
+        """Open what was begun since."""
+        last = _inode(self._files[-1]) if self._files else 0
+        if len(self._files) >= _HELD or last == self._newest():
+            return
+        found = _opened(self._places)
+        inodes = [_inode(file) for file in found]
+        known = inodes.index(last) + 1 if last in inodes else 0
+        # Files of which this reader has never seen any came and went.
+        self._missing |= bool(last and found and not known)
+        self._files.extend(found[known:])
+        for file in found[:known]:
             file.close()
-        return cls(files[0]) if files else None
 
-    def newer(self, path: Path) -> _Cursor | None:
-        """The beginning of the file that was begun after this one, None when this is the newest.
+    def _newest(self) -> int:
+        for path in self._places:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                return path.stat().st_ino
+        return 0
 
-        One that was rotated away altogether is followed by the oldest there is.
-        """
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ino == self._inode:
-                return None
-        files = _files(path)
-        inodes = [os.fstat(file.fileno()).st_ino for file in files]
-        position = inodes.index(self._inode) + 1 if self._inode in inodes else 0
-        for index, file in enumerate(files):
-            if index != position:
-                file.close()
-        return _Cursor(files[position]) if position < len(files) else None
-
-    def records(self) -> Iterator[LogRecord]:
-        """All whole records from here to the end of the file as it is now."""
-        while block := self._file.read(_BLOCK):
-            *lines, self._rest = (self._rest + block).split(b"\n")
-            for line in lines:
-                if (record := parse(line)) is not None:
-                    yield record
+    def removed(self) -> bool:
+        """Whether the log is gone."""
+        return not any((path if self._files else path.parent).exists() for path in self._places)
 
     def close(self) -> None:
-        """Let the file go."""
-        self._file.close()
+        """Let the files go."""
+        while self._files:
+            self._files.pop().close()
 
 
-def _files(path: Path) -> list[BinaryIO]:
+def _inode(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_ino
+
+
+def _opened(places: Sequence[Path]) -> list[BinaryIO]:
     """All files of a log, the oldest first, opened.
 
     They are opened from the newest on: a rotation meanwhile then shows a file twice and not never.
+    So does a move from the first place to the second.
     """
     opened: list[BinaryIO] = []
     seen: set[int] = set()
     number = missing = 0
-    while True:
-        try:
-            file = open(rotated(path, number), "rb", buffering=0)  # noqa: SIM115
-        except (FileNotFoundError, NotADirectoryError):
-            # One number is missing for a moment while the log is rotated.
-            missing += 1
-            if missing > 1:
-                break
-            number += 1
-            continue
-        inode = os.fstat(file.fileno()).st_ino
-        if inode in seen:
-            file.close()
-        else:
-            seen.add(inode)
-            opened.append(file)
+    # One number is missing for a moment while the log is rotated.
+    while missing < 2:
+        found = False
+        for path in places:
+            try:
+                file = open(rotated(path, number), "rb", buffering=0)  # noqa: SIM115
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            found = True
+            if _inode(file) in seen:
+                file.close()
+            else:
+                seen.add(_inode(file))
+                opened.append(file)
+        missing = 0 if found else missing + 1
         number += 1
     return opened[::-1]
-
-
-def _start(path: Path, tail: int | None) -> _Cursor | None:
-    """Where reading begins: at the oldest record, or so many lines before the end."""
-    files = _files(path)
-    if not files:
-        return None
-    chosen, offset = files[0], 0
-    if tail is not None:
-        for file in reversed(files):
-            found, offset = _lines_back(file, tail)
-            chosen, tail = file, tail - found
-            if tail <= 0:
-                break
-    for file in files:
-        if file is not chosen:
-            file.close()
-    return _Cursor(chosen, offset)
 
 
 def _lines_back(file: BinaryIO, wanted: int) -> tuple[int, int]:

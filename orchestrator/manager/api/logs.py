@@ -1,23 +1,27 @@
 """`orc service logs`: the lines of many tasks on many nodes as one stream.
 
-A node that is away gives one line that says so; the others flow.
+A node that is away gives one line that says so; the others flow. Who follows a service also gets
+the lines of tasks that it has later, and those of a node that is back, each once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from orchestrator.manager.api.context import Calls, answering
+from orchestrator.manager.api.context import ApiContext, Calls, answering
 from orchestrator.manager.background import background
-from orchestrator.manager.lookup import find_tasks
+from orchestrator.manager.lookup import find_logged
 from orchestrator.manager.refusal import Refusal
-from orchestrator.model.objects import Task
+from orchestrator.model.objects import Service, Task
+from orchestrator.model.states import TaskState
 from orchestrator.pb import control_pb2, dispatch_pb2
 
-_BUFFER = 1024
-"""Lines held for a slow client before the nodes are made to wait."""
+_BUFFER = 16
+"""Batches of lines held for a slow client before the nodes are made to wait."""
+_RETRY = 0.5
+"""Seconds between two attempts to reach a node whose lines are followed."""
 
 
 class LogCalls(Calls):
@@ -25,48 +29,139 @@ class LogCalls(Calls):
 
     @answering
     async def Logs(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        tasks = [task for task in find_tasks(self.api.view, request.service) if task.node_id]
-        lines: asyncio.Queue[Any | None] = asyncio.Queue(_BUFFER)
-        async with background(self._pump(tasks, request, lines)):
-            while (record := await lines.get()) is not None:
-                yield record
+        service, tasks = find_logged(self.api.view, request.service)
+        stream = _LogStream(self.api, request)
+        async with background(stream.pump(service, tasks)):
+            while (batch := await stream.batches.get()) is not None:
+                yield batch
 
-    async def _pump(self, tasks: list[Task], request: Any, lines: asyncio.Queue[Any]) -> None:
+
+class _LogStream:
+    """The logs that one client asked for."""
+
+    def __init__(self, api: ApiContext, request: Any) -> None:
+        self.batches: asyncio.Queue[Any | None] = asyncio.Queue(_BUFFER)
+        """What the client gets; None at the end."""
+        self._api = api
+        self._request = request
+        self._noted: set[tuple[str, str]] = set()
+        """Node and text of what the client was told, until lines of that node come."""
+
+    async def pump(self, service: Service | None, tasks: Sequence[Task]) -> None:
+        """Put everything into `batches`."""
+        placed = [task for task in tasks if task.node_id]
         async with asyncio.TaskGroup() as group:
-            for task in tasks:
-                group.create_task(self._follow(task, request, lines))
-        await lines.put(None)
+            for task in placed:
+                group.create_task(self._send(task, self._request.tail))
+            if service is not None and self._request.follow:
+                await self._send_later_ones(service.id, {task.id for task in placed}, group)
+        await self.batches.put(None)
 
-    async def _follow(self, task: Task, request: Any, lines: asyncio.Queue[Any]) -> None:
-        node = self.api.view.nodes.get(task.node_id)
+    async def _send_later_ones(
+        self, service_id: str, known: set[str], group: asyncio.TaskGroup
+    ) -> None:
+        """Follow what the service runs from now on, for as long as there is such a service."""
+        async with self._api.cache.subscribe() as feed:
+            while service_id in self._api.view.services:
+                for task in self._api.view.tasks_of_service(service_id).values():
+                    if task.node_id and task.id not in known:
+                        known.add(task.id)
+                        group.create_task(self._send(task, -1))
+                await feed.next()
+
+    async def _send(self, task: Task, tail: int) -> None:
+        """All of one task, over the breaks of its node's connection when it is followed."""
+        if not await self._given(task):
+            return
+        node = self._api.view.nodes.get(task.node_id)
         name = node.description.hostname if node else task.node_id
-        order = dispatch_pb2.OpenTunnel(
-            logs=dispatch_pb2.LogsOrder(
-                task_id=task.id,
-                follow=request.follow,
-                tail=request.tail,
-                since=request.since,
-                until=request.until,
-            )
+        place = _Place(self._request.since, tail)
+        while True:
+            try:
+                await self._receive(task, name, place)
+                return
+            except Refusal as refusal:
+                missing = "come when it is back" if self._request.follow else "are missing here"
+                await self._note(task, name, f"{refusal.text} (its lines {missing})")
+            if not self._request.follow:
+                return
+            while not self._api.dispatcher.connected(task.node_id):
+                if task.id not in self._api.view.tasks:
+                    return
+                await asyncio.sleep(_RETRY)
+
+    async def _given(self, task: Task) -> bool:
+        """Whether the task's node has it; one that is followed is waited for."""
+        async with self._api.cache.subscribe() as feed:
+            while (newest := self._api.view.tasks.get(task.id)) is not None:
+                if newest.status.state >= TaskState.ACCEPTED or newest.run > 1:
+                    return True
+                if not self._request.follow:
+                    return False
+                await feed.next()
+        return False
+
+    async def _receive(self, task: Task, name: str, place: _Place) -> None:
+        """One stream from the node. Raises Refusal when it breaks."""
+        order = dispatch_pb2.LogsOrder(
+            task_id=task.id,
+            follow=self._request.follow,
+            tail=place.tail,
+            since=place.since,
+            until=self._request.until,
         )
-        try:
-            async with self.api.tunnels.open(
-                task.node_id, name, order, self.api.dispatcher.push
-            ) as tunnel:
-                async for frame in tunnel.frames():
-                    match frame.WhichOneof("kind"):
-                        case "log":
-                            frame.log.task_id = task.id
-                            frame.log.task_name = task.name
-                            frame.log.node = name
-                            await lines.put(frame.log)
-                        case "result" if frame.result.error:
-                            await lines.put(_notice(task, name, frame.result.error))
-        except Refusal as refusal:
-            await lines.put(_notice(task, name, refusal.text))
+        place.begin()
+        async with self._api.tunnels.open(
+            task.node_id, name, dispatch_pb2.OpenTunnel(logs=order), self._api.dispatcher.push
+        ) as tunnel:
+            async for frame in tunnel.frames():
+                match frame.WhichOneof("kind"):
+                    case "log":
+                        self._noted = {note for note in self._noted if note[0] != name}
+                        batch = frame.log
+                        place.advance(batch.records)
+                        if batch.records:
+                            batch.task_id, batch.task_name, batch.node = task.id, task.name, name
+                            await self.batches.put(batch)
+                    case "result" if frame.result.error:
+                        await self._note(task, name, frame.result.error)
+
+    async def _note(self, task: Task, node: str, text: str) -> None:
+        if (node, text) in self._noted:
+            return
+        self._noted.add((node, text))
+        note = control_pb2.LogRecord(notice=True, line=text.encode())
+        await self.batches.put(control_pb2.LogBatch(task_id=task.id, node=node, records=[note]))
 
 
-def _notice(task: Task, node: str, text: str) -> Any:
-    return control_pb2.LogRecord(
-        task_id=task.id, task_name=task.name, node=node, notice=True, line=text.encode()
-    )
+class _Place:
+    """How far the lines of one task have come, so that a second stream goes on there.
+
+    Many lines have the same time, so those of the last one are counted."""
+
+    def __init__(self, since: float, tail: int) -> None:
+        self.since = since
+        self.tail = tail
+        self._same = self._skip = 0
+
+    def begin(self) -> None:
+        """A stream begins, from `since` on."""
+        self._skip = self._same
+
+    def advance(self, records: Any) -> None:
+        """Take in the records that have come, and drop those that came before."""
+        known = 0
+        while known < min(self._skip, len(records)) and records[known].at == self.since:
+            known += 1
+        self._skip = self._skip - known if known == len(records) else 0
+        del records[:known]
+        last, same = None, 0
+        for record in reversed(records):
+            if record.notice:
+                continue
+            if record.at != (last := record.at if last is None else last):
+                break
+            same += 1
+        if last is not None:
+            self._same = same + (self._same if last == self.since else 0)
+            self.since, self.tail = last, -1

@@ -171,7 +171,7 @@ class World:
         order = dispatch_pb2.LogsOrder(task_id=task_id, tail=-1)
         await self.session.say(open=dispatch_pb2.OpenTunnel(id=tunnel_id, logs=order))
         tunnel = await self.manager.tunnel(tunnel_id)
-        return [frame.log.line for frame in await tunnel.frames() if frame.HasField("log")]
+        return [record.line for frame in await tunnel.frames() for record in frame.log.records]
 
 
 def run(world: World, scenario: Callable[[], Awaitable[None]]) -> None:

@@ -72,10 +72,9 @@ def test_the_log_of_an_ended_task_is_kept_with_its_older_parts(tmp_path: Path) -
     for name, text in (("log", "new"), ("log.1", "old"), ("log.tmp", "no log")):
         (live.parent / name).write_text(text)
     kept = KeptLogs(tmp_path / "logs")
-    assert kept.find("t1", live) == live
     kept.keep("t1", live)
     kept.keep("t1", live)
-    found = kept.find("t1", live)
+    found = kept.path("t1")
     assert found.read_text() == "new"
     assert found.with_name("log.1").read_text() == "old"
     assert [path.name for path in live.parent.iterdir()] == ["log.tmp"]

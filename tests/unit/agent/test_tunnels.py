@@ -15,6 +15,7 @@ from managerstub import ManagerStub, TunnelEnd, manager_stub
 from orchestrator.agent.images.errors import BuildError, ImageError
 from orchestrator.agent.runtime.base import Exit
 from orchestrator.agent.statedb import StateDb
+from orchestrator.agent.tasklogs import TaskLogs
 from orchestrator.agent.tunnels import Tunnels
 from orchestrator.agent.worker import Worker
 from orchestrator.model.objects import Image
@@ -60,13 +61,17 @@ class Agent:
         self.worker = worker
         self.reports = reports
         self.images = FakeImages()
+        self.now = NOW
         self.tunnels = Tunnels(
             runners=worker.runners,
-            log_path=lambda task: host.parts().logs.find(task, host.runtime.log_path(task)),
             images=self.images,
             builder=self.images,
             scratch=host.folder / "uploads",
+            handlers={"logs": TaskLogs(worker.runners, self.places, lambda: self.now).send},
         )
+
+    def places(self, task: str) -> tuple[Path, Path]:
+        return self.host.runtime.log_path(task), self.host.parts().logs.path(task)
 
     @asynccontextmanager
     async def tunnel(self, order: dispatch_pb2.OpenTunnel) -> AsyncIterator[TunnelEnd]:
@@ -100,23 +105,26 @@ async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
             yield Agent(host, manager, worker, reports)
 
 
-def logs(follow: bool = False, tail: int = -1, task_id: str = "t1") -> dispatch_pb2.OpenTunnel:
-    order = dispatch_pb2.LogsOrder(task_id=task_id, follow=follow, tail=tail)
+def logs(
+    follow: bool = False, tail: int = -1, until: float = 0.0, task_id: str = "t1"
+) -> dispatch_pb2.OpenTunnel:
+    order = dispatch_pb2.LogsOrder(task_id=task_id, follow=follow, tail=tail, until=until)
     return dispatch_pb2.OpenTunnel(id="x", logs=order)
 
 
 def lines(frames: list[dispatch_pb2.Frame]) -> list[bytes]:
-    return [frame.log.line for frame in frames if frame.HasField("log")]
+    return [record.line for frame in frames for record in frame.log.records]
 
 
 async def test_logs_of_a_running_task(agent: Agent) -> None:
     await agent.runs(f"{STAMP} stdout F one\n{STAMP} stderr F two\n")
     async with agent.tunnel(logs()) as tunnel:
         frames = await tunnel.frames()
-    first, second, last = frames
-    assert (first.log.line, first.log.stderr, first.log.task_name) == (b"one", False, "web.1")
-    assert (second.log.line, second.log.stderr) == (b"two", True)
-    assert first.log.at == pytest.approx(1763987696.1)
+    batch, last = frames
+    first, second = batch.log.records
+    assert (first.line, first.stderr) == (b"one", False)
+    assert (second.line, second.stderr) == (b"two", True)
+    assert first.at == pytest.approx(1763987696.1)
     assert last.result.error == ""
 
 
@@ -126,12 +134,41 @@ async def test_the_last_lines_and_lines_in_parts(agent: Agent) -> None:
         assert lines(await tunnel.frames()) == [b"two"]
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"), [({}, [b"0", b"1", b"2"]), ({"tail": 2, "follow": True}, [b"1", b"2"])]
+)
+async def test_lines_until_a_time_that_is_past(
+    agent: Agent, options: dict[str, int], wanted: list[bytes]
+) -> None:
+    stamps = [f"2025-11-24T12:34:5{second}.000000000+00:00" for second in range(5)]
+    await agent.runs("".join(f"{stamp} stdout F {n}\n" for n, stamp in enumerate(stamps)))
+    agent.now = 2e9
+    order = logs(until=1763987692.5, **options)  # type: ignore[arg-type]
+    async with agent.tunnel(order) as tunnel:
+        assert lines(await tunnel.frames()) == wanted
+
+
+async def test_following_until_a_time_that_comes(agent: Agent) -> None:
+    await agent.runs(f"{STAMP} stdout F one\n{STAMP} stdout F two\n")
+    agent.now = 1763987696.2
+    async with agent.tunnel(logs(follow=True, tail=1, until=agent.now + 0.1)) as tunnel:
+        assert lines(await tunnel.frames()) == [b"two"]
+
+
+async def test_many_lines_are_few_frames(agent: Agent) -> None:
+    await agent.runs("".join(f"{STAMP} stdout F line {n}\n" for n in range(10_000)))
+    async with agent.tunnel(logs()) as tunnel:
+        frames = await tunnel.frames()
+    assert lines(frames) == [b"line %d" % n for n in range(10_000)]
+    assert len(frames) < 20
+
+
 async def test_following_ends_with_the_task(agent: Agent) -> None:
     await agent.runs(f"{STAMP} stdout F one\n")
     async with agent.tunnel(logs(follow=True)) as tunnel:
-        assert (await tunnel.frame()).log.line == b"one"
+        assert lines([await tunnel.frame()]) == [b"one"]
         agent.say(f"{STAMP} stdout F two\n")
-        assert (await tunnel.frame()).log.line == b"two"
+        assert lines([await tunnel.frame()]) == [b"two"]
         await agent.host.runtime.end("t1", Exit(0, False, NOW))
         assert (await tunnel.frames())[-1].result.error == ""
 
@@ -139,7 +176,7 @@ async def test_following_ends_with_the_task(agent: Agent) -> None:
 async def test_following_ends_when_the_reader_leaves(agent: Agent) -> None:
     await agent.runs(f"{STAMP} stdout F one\n")
     async with agent.tunnel(logs(follow=True)) as tunnel:
-        assert (await tunnel.frame()).log.line == b"one"
+        assert lines([await tunnel.frame()]) == [b"one"]
         tunnel.closed.set()
 
 

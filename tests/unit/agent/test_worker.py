@@ -131,10 +131,10 @@ async def test_shutdown_sends_the_images_stop_signal_and_keeps_the_log(host: Hos
         assert a.reports.last().exit_code == 128 + signal.SIGINT
         live = host.runtime.log_path("t1")
         assert not live.exists()
-        assert host.parts().logs.find("t1", live).read_text() == "log of t1\n"
+        assert host.parts().logs.path("t1").read_text() == "log of t1\n"
         a.diff(removed=["t1"])
         await until(lambda: not a.worker.runners)
-        assert not host.parts().logs.find("t1", live).exists()
+        assert not host.parts().logs.path("t1").exists()
 
 
 async def test_the_specs_stop_signal_goes_before_the_images(host: Host) -> None:

@@ -21,6 +21,10 @@ from orchestrator.pb import control_pb2 as pb
 MIB = 1 << 20
 
 
+def batch(line: bytes) -> Any:
+    return pb.LogBatch(records=[pb.LogRecord(line=line)])
+
+
 @pytest.fixture
 def client(manager: Any) -> Iterator[Client]:
     with Client(manager.context) as client:
@@ -29,8 +33,9 @@ def client(manager: Any) -> Iterator[Client]:
 
 def test_answers_and_requests_larger_than_any_window(manager: Any, client: Client) -> None:
     line = "x" * (9 * MIB)
-    manager.script.answers["Logs"] = [pb.LogRecord(line=line.encode()) for _ in range(3)]
-    parts = [record.line for record in client.stream("Logs", pb.LogsRequest(service="web"))]
+    manager.script.answers["Logs"] = [batch(line.encode()) for _ in range(3)]
+    batches = client.stream("Logs", pb.LogsRequest(service="web"))
+    parts = [record.line for some in batches for record in some.records]
     assert parts == [line.encode()] * 3
 
     manager.script.answers["LoadImage"] = [pb.ImageProgress(line="loaded")]
@@ -51,7 +56,7 @@ def test_a_reader_that_takes_nothing_holds_only_its_own_sender(
             made.append(number)
             if number == 100:
                 stuck.set()
-            yield pb.LogRecord(line=bytes(MIB))
+            yield batch(bytes(MIB))
 
     manager.script.answers["Logs"] = records
     manager.script.answers["ListNodes"] = pb.ListNodesReply()
@@ -99,7 +104,7 @@ def test_a_stream_that_is_left_is_cancelled_at_the_manager(manager: Any, client:
     def records(_: Any) -> Iterator[Any]:
         try:
             while True:
-                yield pb.LogRecord(line=b"x" * 1000)
+                yield batch(b"x" * 1000)
         finally:
             ended.set()
 
@@ -114,7 +119,7 @@ def test_a_call_that_another_thread_cancels(manager: Any, client: Client) -> Non
     release = threading.Event()
 
     def records(_: Any) -> Iterator[Any]:
-        yield pb.LogRecord(line=b"x")
+        yield batch(b"x")
         release.wait(10)
 
     manager.script.answers["Logs"] = records
@@ -135,7 +140,7 @@ def test_a_manager_that_vanishes_in_the_middle(
     release = threading.Event()
 
     def records(_: Any) -> Iterator[Any]:
-        yield pb.LogRecord(line=b"x")
+        yield batch(b"x")
         release.wait(10)
 
     manager.script.answers["Logs"] = records
@@ -156,7 +161,7 @@ def test_a_quiet_stream_goes_on(
 
     def records(_: Any) -> Iterator[Any]:
         answered.wait(0.5)
-        yield pb.LogRecord(line=b"x")
+        yield batch(b"x")
 
     manager.script.answers["Logs"] = records
     assert len(list(client.stream("Logs", pb.LogsRequest(service="web")))) == 1

@@ -665,21 +665,30 @@ def test_service_rm(manager: Any, run: Run) -> None:
 
 def test_logs(manager: Any, run: Run) -> None:
     manager.script.answers["Logs"] = [
-        pb.LogRecord(task_name="web.1", node="node1", line=b"hello\n", at=60),
-        pb.LogRecord(task_name="web.10", node="node2", line=b"\xff bad", stderr=True, at=61),
-        pb.LogRecord(notice=True, line=b"node3 does not answer; its logs are not here"),
-        pb.LogRecord(task_name="web.1", node="node1", line=b"again", at=62),
+        pb.LogBatch(
+            task_name="web.1", node="node1", records=[pb.LogRecord(line=b"hello\n", at=60)]
+        ),
+        pb.LogBatch(
+            task_name="web.10",
+            node="node2",
+            records=[
+                pb.LogRecord(line=b"\xff bad", stderr=True, at=61),
+                pb.LogRecord(line=b"good", at=61),
+            ],
+        ),
+        pb.LogBatch(
+            node="node3", records=[pb.LogRecord(notice=True, line=b"node3 does not answer")]
+        ),
+        pb.LogBatch(task_name="web.1", node="node1", records=[pb.LogRecord(line=b"again", at=62)]),
     ]
     result = run("service", "logs", "-f", "--tail", "5", "--since", "10m", "web")
     assert result.exit_code == 0
-    assert result.stdout == "web.1@node1 | hello\nweb.1@node1  | again\n"
-    assert result.stderr_bytes == (
-        b"web.10@node2 | \xff bad\norc: node3 does not answer; its logs are not here\n"
-    )
+    assert result.stdout == "web.1@node1 | hello\nweb.10@node2 | good\nweb.1@node1  | again\n"
+    assert result.stderr_bytes == b"web.10@node2 | \xff bad\norc: node3 does not answer\n"
     request = manager.script.request("Logs")
     assert (request.service, request.follow, request.tail) == ("web", True, 5)
     assert abs(time.time() - 600 - request.since) < 5
-    assert run("service", "logs", "--raw", "web").stdout == "hello\nagain\n"
+    assert run("service", "logs", "--raw", "web").stdout == "hello\ngood\nagain\n"
     assert manager.script.request("Logs").tail == -1
     stamped = run("service", "logs", "--raw", "-t", "web").stdout.splitlines()
     assert stamped[0] == "1970-01-01T00:01:00.000Z hello"

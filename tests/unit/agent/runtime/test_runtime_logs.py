@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.agent.runtime.logs import (
+    NOTICE,
     LogLimits,
     LogRecord,
     LogRotation,
@@ -55,13 +56,14 @@ def writer(tmp_path: Path):  # type: ignore[no-untyped-def]
     made.close()
 
 
-async def texts(path: Path, **options: object) -> list[str]:
-    return [record.line.decode() async for record in read(path, **options)]  # type: ignore[arg-type]
+async def texts(*places: Path, **options: object) -> list[str]:
+    found = read(*places, **options)  # type: ignore[arg-type]
+    return [record.line.decode() async for some in found for record in some]
 
 
 def test_a_record_is_parsed() -> None:
     line = b"2025-11-24T12:34:56.123456789+00:00 stderr F it  has spaces "
-    assert parse(line) == LogRecord("stderr", 1763987696.123456, b"it  has spaces ")
+    assert parse(line) == LogRecord("stderr", 1763987696.123456789, b"it  has spaces ")
     assert parse(b"2025-11-24T13:34:56.5+01:00 stdout P ") is None
     part = parse(b"2025-11-24T13:34:56.500000000+01:00 stdout P ab")
     assert part == LogRecord("stdout", 1763987696.5, b"ab", partial=True)
@@ -132,8 +134,8 @@ async def test_following_over_rotations(writer: Writer) -> None:
     arrived = asyncio.Event()
 
     async def follow() -> None:
-        async for record in read(writer.path, follow=True, ended=ended):
-            received.append(record.line.decode())
+        async for records in read(writer.path, follow=True, ended=ended):
+            received.extend(record.line.decode() for record in records)
             arrived.set()
 
     async with asyncio.TaskGroup() as group:
@@ -147,6 +149,54 @@ async def test_following_over_rotations(writer: Writer) -> None:
                 await arrived.wait()
         ended.set()
     assert received == [f"line {number}" for number in range(60)]
+
+
+async def test_a_slow_reader_loses_no_line_of_the_files_that_it_has_seen(writer: Writer) -> None:
+    rotation = LogRotation(LogLimits(size=1, files=2))
+    for _ in range(2):
+        writer.lines(3)
+        rotation.rotate(writer.path, writer.reopen)
+    reading = read(writer.path)
+    received = list(await anext(reading))
+    for _ in range(4):
+        writer.lines(3)
+        rotation.rotate(writer.path, writer.reopen)
+        received += await anext(reading)
+    received += [record async for records in reading for record in records]
+    assert [record.line.decode() for record in received] == [f"line {n}" for n in range(3, 18)]
+
+
+async def test_lines_that_a_reader_was_too_slow_for_are_not_passed_over_in_silence(
+    writer: Writer,
+) -> None:
+    rotation = LogRotation(LogLimits(size=1, files=2))
+    writer.lines(1)
+    reading = read(writer.path)
+    (first,) = await anext(reading)
+    assert first.line == b"line 0"
+    for _ in range(3):
+        rotation.rotate(writer.path, writer.reopen)
+        writer.lines(1)
+    notice, third, fourth = [record async for records in reading for record in records]
+    assert (notice.stream, notice.line.startswith(b"lines may be missing here")) == (NOTICE, True)
+    assert [third.line, fourth.line] == [b"line 2", b"line 3"]
+
+
+async def test_a_log_that_is_moved_while_it_is_read(writer: Writer, tmp_path: Path) -> None:
+    rotation = LogRotation(LogLimits(size=1, files=3))
+    for _ in range(2):
+        writer.lines(2)
+        rotation.rotate(writer.path, writer.reopen)
+    kept = tmp_path / "kept" / "log"
+    kept.parent.mkdir()
+    reading = read(writer.path, kept)
+    received = list(await anext(reading))
+    writer.lines(2)
+    for path in sorted(tmp_path.glob("log*")):  # noqa: ASYNC240 - nothing else runs meanwhile
+        path.rename(kept.with_name(path.name))
+    received += [record async for records in reading for record in records]
+    assert [record.line.decode() for record in received] == [f"line {n}" for n in range(6)]
+    assert await texts(writer.path, kept) == [f"line {n}" for n in range(6)]
 
 
 async def test_following_ends_with_the_folder(tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""Logs of containers and of services, at speed and over faults."""
+
+from __future__ import annotations
+
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+from devcluster import ORC, Cluster, eventually
+
+
+def test_every_line_of_a_fast_writer_is_followed_over_rotations(
+    cluster: Cluster, hello: str, tmp_path: Path
+) -> None:
+    cluster.orc("create", "--name", "fast", "--entrypoint", "/bin/busybox", hello, "seq", "200000")
+    cluster.orc("start", "fast")
+    try:
+        followed = cluster.orc("logs", "-f", "fast").stdout
+        assert followed == "".join(f"{number}\n" for number in range(1, 200_001))
+        stamped = cluster.orc("logs", "-t", "--tail", "2", "fast").stdout.splitlines()
+        assert [line.split(" ")[1] for line in stamped] == ["199999", "200000"]
+        until = stamped[0].split(" ")[0]
+        assert cluster.orc("logs", "--tail", "1", "--until", "1h", "fast").stdout == ""
+        assert cluster.orc("logs", "--since", until, "--tail", "1", "fast").stdout == "200000\n"
+    finally:
+        cluster.orc("rm", "-f", "fast")
+
+
+def test_a_service_is_followed_while_a_node_is_away_and_after(
+    cluster: Cluster, hello: str, tmp_path: Path
+) -> None:
+    script = "i=0; while :; do i=$((i+1)); echo $i; echo e$i >&2; sleep 0.1; done"
+    tasks = cluster.script("talk", hello, script, "--replicas", "3")
+    away = tasks[0]["node"]
+    out, err = tmp_path / "out", tmp_path / "err"
+    with (
+        out.open("wb") as stdout,
+        err.open("wb") as stderr,
+        subprocess.Popen(
+            [ORC, "service", "logs", "-f", "talk"], env=cluster.env, stdout=stdout, stderr=stderr
+        ) as following,
+    ):
+        try:
+            eventually(lambda: out.read_text().count("| 3\n") == 3, within=10)
+            cluster.partition(away)
+            # Those on other nodes flow, and one line says who does not.
+            others = out.read_text().count("\n")
+            eventually(lambda: out.read_text().count("\n") > others + 20, within=10)
+
+            def says_so() -> bool:
+                done = cluster.orc("service", "logs", "--tail", "1", "talk")
+                notices = [line for line in done.stderr.splitlines() if line.startswith("orc: ")]
+                assert len(notices) == 1, done.stderr
+                assert f"node {away} " in notices[0]
+                return len((done.stdout + done.stderr).splitlines()) >= 3
+
+            eventually(says_so, within=15)
+            cluster.heal()
+            cluster.await_ready(away)
+            # What ran there goes on being told, or has been replaced and is told as well.
+            cluster.await_running("talk", 3)
+            cluster.orc("service", "scale", "talk=4")
+            eventually(lambda: "talk.4@" in out.read_text(), within=10)
+        finally:
+            following.terminate()
+    for lines in (*by_task(out).values(), *by_task(err, "e").values()):
+        assert lines == list(range(1, len(lines) + 1))
+
+
+def by_task(path: Path, mark: str = "") -> dict[tuple[str, str], list[int]]:
+    """The numbers that each task said, by name and node."""
+    said: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for line in path.read_text().splitlines(keepends=True):
+        if line.startswith("orc: ") or not line.endswith("\n"):
+            continue
+        prefix, text = line.strip().split("| ")
+        name, node = prefix.strip().split("@")
+        said[name, node].append(int(text.removeprefix(mark)))
+    return said

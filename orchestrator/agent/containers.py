@@ -37,6 +37,7 @@ def describe_container(task: Task, made: Prepared, hostname: str) -> Container:
         image=made.image,
         netns=made.connected.netns,
         address=next(iter(made.connected.addresses.values()), ""),
+        nameservers=made.connected.nameservers,
         hostname=task.spec.container.hostname or own_hostname,
         env=(
             f"ORC_TASK_ID={task.id}",

@@ -23,8 +23,10 @@ from typing import Any
 import grpc
 
 from orchestrator.agent import describe, imageorders
+from orchestrator.agent.balancing import KernelBalance
 from orchestrator.agent.copies import Copies
 from orchestrator.agent.dialer import Dialer
+from orchestrator.agent.endpoints import Endpoints
 from orchestrator.agent.images.blobs import BlobService
 from orchestrator.agent.images.build import Builder
 from orchestrator.agent.images.errors import ImageError
@@ -32,6 +34,7 @@ from orchestrator.agent.images.registry import Registry
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.agent.keptlogs import KeptLogs
+from orchestrator.agent.names import NameServerProcess
 from orchestrator.agent.network import NetworkError, NodeNetwork
 from orchestrator.agent.networks import Networks
 from orchestrator.agent.parts import Parts
@@ -136,12 +139,16 @@ async def run(settings: Settings) -> None:
             network = await stack.enter_async_context(
                 NodeNetwork(data / "network", settings.run_dir)
             )
+            names = await stack.enter_async_context(
+                NameServerProcess(settings.run_dir, lost=lambda: endpoints.look_again())
+            )
             server, blob_port = await _serve_blobs(settings, store)
         except (StateDbError, ImageError, RuntimeFailure, NetworkError) as error:
             raise AgentFailure(str(error)) from error
         stack.push_async_callback(server.stop, None)
         wake = asyncio.Event()
         reporter = Reporter(wake.set)
+        endpoints = Endpoints(db, (KernelBalance(network), names), wake.set)
         networks = Networks(network, identity.address, lambda: worker.holders())
         kept = KeptLogs(data / "logs")
         dial = _Dial(settings)
@@ -221,7 +228,12 @@ async def run(settings: Settings) -> None:
             joined_by=identity.managers,
             dial=dial.manager,
             new_session=lambda: Session(
-                node, worker=worker, reporter=reporter, wake=wake, open_tunnel=tunnels.open
+                node,
+                worker=worker,
+                endpoints=endpoints,
+                reporter=reporter,
+                wake=wake,
+                open_tunnel=tunnels.open,
             ),
             rng=rng,
         )
@@ -231,6 +243,7 @@ async def run(settings: Settings) -> None:
         )
         async with worker, asyncio.TaskGroup() as group:
             group.create_task(networks.run(), name="networks")
+            group.create_task(endpoints.run(), name="endpoints")
             group.create_task(_report_images(store, dialer), name="images")
             group.create_task(volumes.run(), name="volumes")
             group.create_task(_wake_for(volumes.changed, wake), name="volume drivers")

@@ -45,6 +45,8 @@ class Connected:
     netns: Path
     addresses: Mapping[str, str]
     """Network name → IP address, no prefix length."""
+    nameservers: tuple[str, ...] = ()
+    """Who answers names there; none: the node's own."""
 
 
 class Networks:
@@ -119,7 +121,8 @@ class Networks:
         config = await self._ready()
         mappings = [PortMapping(p.published, p.target, p.protocol.name.lower()) for p in ports]
         attachment = await self._network.attach(container_id, mappings)
-        return Connected(Path(attachment.netns), {config.name: attachment.address})
+        addresses = {config.name: attachment.address}
+        return Connected(Path(attachment.netns), addresses, (attachment.gateway,))
 
     async def detach(self, container_id: str) -> None:
         """Disconnect a container and free what it had. Raises NetworkError."""

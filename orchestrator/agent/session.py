@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
+from orchestrator.agent.endpoints import Endpoints
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.worker import Worker
 from orchestrator.model.convert import to_proto
@@ -64,6 +66,7 @@ class Session:
         node: Node,
         *,
         worker: Worker,
+        endpoints: Endpoints,
         reporter: Reporter,
         wake: asyncio.Event,
         open_tunnel: OpenTunnel,
@@ -72,6 +75,7 @@ class Session:
         itself."""
         self._node = node
         self._worker = worker
+        self._endpoints = endpoints
         self._reporter = reporter
         self._wake = wake
         self._open_tunnel = open_tunnel
@@ -81,6 +85,10 @@ class Session:
         self._period = _DEFAULT_PERIOD
         self._version: int | None = None
         """Of the assignment set as the last message left it; None before the full set."""
+        self._table: int | None = None
+        """Revision of the endpoint table as the last message left it; None before the full one."""
+        self._followed: deque[tuple[int, int]] = deque()
+        """(revision on this node, the manager's) of tables that are yet to be acknowledged."""
         self._progress = 0.0
         """Loop time of the last acknowledgement or report."""
 
@@ -133,6 +141,8 @@ class Session:
         match message.WhichOneof("kind"):
             case "assignments":
                 self._assign(message.assignments)
+            case "endpoints":
+                self._take_endpoints(message.endpoints)
             case "ack":
                 self._reporter.acknowledge(message.ack.sequence)
                 self._progress = asyncio.get_running_loop().time()
@@ -151,7 +161,19 @@ class Session:
             )
         networks = list(order.networks) if order.full or order.networks else None
         self._worker.apply(order.tasks, order.removed_tasks, networks, full=order.full)
+        if networks is not None:
+            self._endpoints.order(networks)
         self._version = order.results_in
+
+    def _take_endpoints(self, table: dispatch_pb2.EndpointTable) -> None:
+        if not table.full and table.applies_to != self._table:
+            raise SessionEnded(
+                f"a change of the endpoint table {table.applies_to} came, but this node is at"
+                f" {self._table}"
+            )
+        self._followed.append((self._endpoints.apply(table), table.revision))
+        self._table = table.revision
+        self._wake.set()
 
     async def _send(self, call: Any) -> None:
         loop = asyncio.get_running_loop()
@@ -170,6 +192,7 @@ class Session:
                 images = dispatch_pb2.ImageReport(images=map(to_proto, self._node.images()))
                 await call.write(dispatch_pb2.AgentMessage(images=images))
             await self._send_volume_drivers(call)
+            await self._acknowledge_endpoints(call)
             try:
                 async with asyncio.timeout_at(beat):
                     await self._wake.wait()
@@ -186,6 +209,14 @@ class Session:
             self._volume_drivers = scopes
             drivers = dispatch_pb2.VolumeDrivers(scopes=scopes)
             await call.write(dispatch_pb2.AgentMessage(volume_drivers=drivers))
+
+    async def _acknowledge_endpoints(self, call: Any) -> None:
+        revision = 0
+        while self._followed and self._followed[0][0] <= self._endpoints.applied:
+            _, revision = self._followed.popleft()
+        if revision:
+            applied = dispatch_pb2.EndpointsApplied(revision=revision)
+            await call.write(dispatch_pb2.AgentMessage(endpoints_applied=applied))
 
 
 async def _read(call: Any) -> dispatch_pb2.ManagerMessage:

@@ -16,7 +16,7 @@ it. `FULL` would buy nothing and cost an fsync at each step.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,8 +30,8 @@ from orchestrator.model.objects import TaskStatus
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2
 
-_SCHEMA_VERSION = 1
-_SCHEMA = """
+_SCHEMAS = (
+    """
 CREATE TABLE tasks (
     id TEXT PRIMARY KEY,
     assigned BLOB NOT NULL,
@@ -40,10 +40,25 @@ CREATE TABLE tasks (
     released INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE settings (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-"""
+""",
+    """
+CREATE TABLE endpoints (
+    id TEXT NOT NULL,
+    network_id TEXT NOT NULL,
+    entry BLOB NOT NULL,
+    PRIMARY KEY (id, network_id)
+) WITHOUT ROWID;
+""",
+)
+"""What each version adds to the one before."""
+_SCHEMA_VERSION = len(_SCHEMAS)
 
 _NETWORKS = "networks"
 _MANAGERS = "managers"
+
+
+EndpointKey = tuple[str, str]
+"""Id of the service, or of the standalone container's task; id of the network."""
 
 
 class StateDbError(Exception):
@@ -79,9 +94,10 @@ class StateDb:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("BEGIN IMMEDIATE")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    self._db.execute(statement)
+            if version < _SCHEMA_VERSION:
+                for schema in _SCHEMAS[version:]:
+                    for statement in schema.split(";"):
+                        self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
             self._db.execute("COMMIT")
         except sqlite3.OperationalError as error:
@@ -175,6 +191,29 @@ class StateDb:
         """The networks of the newest assignment; empty before the first."""
         value = self._get(_NETWORKS)
         return list(dispatch_pb2.Assignments.FromString(value).networks) if value else []
+
+    def endpoints(self) -> list[dispatch_pb2.ServiceEndpoints]:
+        """The entries of the newest endpoint table; empty before the first."""
+        rows = self._db.execute("SELECT entry FROM endpoints")
+        return [dispatch_pb2.ServiceEndpoints.FromString(entry) for (entry,) in rows]
+
+    def put_endpoints(
+        self,
+        changed: Mapping[EndpointKey, dispatch_pb2.ServiceEndpoints],
+        removed: Iterable[EndpointKey],
+    ) -> None:
+        """Record what changed in the endpoint table, all of it or nothing."""
+        self._db.execute("BEGIN")
+        try:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO endpoints VALUES (?, ?, ?)",
+                ((*key, entry.SerializeToString()) for key, entry in changed.items()),
+            )
+            self._db.executemany("DELETE FROM endpoints WHERE id = ? AND network_id = ?", removed)
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
 
     def managers(self) -> tuple[str, ...]:
         """HOST:PORT of the managers that the last session named; empty before the first."""

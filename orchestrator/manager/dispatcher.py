@@ -11,15 +11,18 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
 
 from orchestrator.identity.tls import peer_identity
+from orchestrator.manager.endpoints import EndpointFeed, held_back
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.lookup import images_of
 from orchestrator.manager.networkorders import NetworkOrders
 from orchestrator.manager.planning.assignments import assigned_tasks
+from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import name_on, named_volumes
 from orchestrator.manager.refusal import unavailable
@@ -68,6 +71,10 @@ class NodeSession:
         self._sent_networks: list[Any] | None = None
         self._sequence = 0
         self._looked_at: ClusterView | None = None
+        self._endpoints = 0
+        """The revision of the endpoint table that it was sent."""
+        self._holding = False
+        """An order is yet to be told: its task must first leave names and balance everywhere."""
         self.wake = asyncio.Event()
 
     def push(self, message: Any) -> None:
@@ -80,20 +87,26 @@ class NodeSession:
         self.ended = self.ended or reason
         self.wake.set()
 
-    def messages(self, view: ClusterView) -> list[Any]:
-        """Everything to send now: queued messages, then what changed in the assignments."""
+    def messages(self, view: ClusterView, endpoints: EndpointFeed) -> list[Any]:
+        """Everything to send now: queued messages, then what changed in the endpoints, then in
+        the assignments."""
         out = list(self._messages)
         self._messages.clear()
-        if view is not self._looked_at:
-            assignments = self._difference(view)
+        news, self._endpoints = endpoints.since(self._endpoints)
+        out += news
+        if view is not self._looked_at or self._holding:
+            assignments = self._difference(view, endpoints)
             if assignments is not None:
                 out.append(dispatch_pb2.ManagerMessage(assignments=assignments))
             self._looked_at = view
         return out
 
-    def _difference(self, view: ClusterView) -> Any | None:
+    def _difference(self, view: ClusterView, endpoints: EndpointFeed) -> Any | None:
         full = self._sequence == 0
         wanted = assigned_tasks(view, self.node_id)
+        held = [task for task in wanted.values() if endpoints.holds(task)]
+        wanted |= {task.id: held_back(task) for task in held}
+        self._holding = bool(held)
         added = [
             task for task_id, task in wanted.items() if self._sent.get(task_id) != _order(task)
         ]
@@ -159,21 +172,35 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._managers = managers
         self._sessions: dict[str, NodeSession] = {}
         self._networks = NetworkOrders()
-        self.leading = False
+        self._endpoints: EndpointFeed | None = None
+        """Only while this manager leads."""
+
+    @property
+    def leading(self) -> bool:
+        """Whether sessions are taken."""
+        return self._endpoints is not None
 
     async def run(self) -> None:
         """Lead: take sessions, and wake them at each change. Ends them all when cancelled."""
-        self.leading = True
         try:
             async with self._cache.subscribe() as feed:
+                endpoints = EndpointFeed(self._cache.view, asyncio.get_running_loop().time)
+                self._endpoints = endpoints
                 while True:
-                    await feed.next()
-                    for session in self._sessions.values():
-                        session.wake.set()
+                    changes: list[Change] = []
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout_at(endpoints.deadline):
+                            changes = await feed.next()
+                    endpoints.update(self._cache.view, changes)
+                    self._wake_sessions()
         finally:
-            self.leading = False
+            self._endpoints = None
             for session in self._sessions.values():
                 session.end("this manager leads no longer")
+
+    def _wake_sessions(self) -> None:
+        for session in self._sessions.values():
+            session.wake.set()
 
     def push(self, node_id: str, message: Any) -> None:
         """Send a `ManagerMessage` to a node. Raises Refusal when it has no session."""
@@ -243,6 +270,11 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         node_id = session.node_id
         async for message in requests:
             match message.WhichOneof("kind"):
+                case "endpoints_applied":
+                    self._inbox.hear(node_id)
+                    revision = message.endpoints_applied.revision
+                    if self._endpoints and self._endpoints.acknowledge(node_id, revision):
+                        self._wake_sessions()
                 case "heartbeat":
                     self._inbox.hear(node_id)
                 case "statuses":
@@ -264,9 +296,9 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._inbox.statuses(session.node_id, statuses, acknowledge)
 
     async def _speak(self, session: NodeSession, context: Any) -> None:
-        while not session.ended:
+        while not session.ended and self._endpoints is not None:
             session.wake.clear()
-            for message in session.messages(self._cache.view):
+            for message in session.messages(self._cache.view, self._endpoints):
                 await context.write(message)
             await session.wake.wait()
         raise _Ended(session.ended)

@@ -45,6 +45,8 @@ class Agent:
         self._call = call
         self.tasks: dict[str, Any] = {}
         self.networks: list[Any] = []
+        self.follows = True
+        """It acknowledges endpoint tables."""
         self.sequence = 0
         self.acknowledged = 0
 
@@ -73,6 +75,9 @@ class Agent:
             for task_id in change.removed_tasks:
                 del self.tasks[task_id]
             self.networks = list(change.networks) or self.networks
+        elif kind == "endpoints" and self.follows:
+            revision = message.endpoints.revision
+            await self.say(endpoints_applied=dispatch_pb2.EndpointsApplied(revision=revision))
         elif kind == "ack":
             self.acknowledged = message.ack.sequence
         return kind

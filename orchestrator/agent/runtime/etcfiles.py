@@ -47,19 +47,26 @@ def etc_files(container: Container, node: NodeFacts) -> dict[str, str]:
 
 
 def _resolver(container: Container, node: NodeFacts) -> list[str]:
-    """The lines of resolv.conf(5): the spec's, else the network's, else the node's."""
+    """The lines of resolv.conf(5): the spec's, else the network's, else the node's.
+
+    The network's server knows names of one label and more as they are, so they are asked for as
+    they are first (`ndots:0`), and only then in the node's search domains.
+    """
     spec = container.spec.container
     servers = spec.dns or container.nameservers or node.nameservers
     lines = [f"nameserver {server}" for server in servers]
     search: tuple[str, ...] = ()
     if spec.dns_search:
         search = tuple(domain for domain in spec.dns_search if domain != ".")
-    elif not spec.dns and not container.nameservers:
+    elif not spec.dns:
         search = node.search
     if search:
         lines.append(f"search {' '.join(search)}")
-    if spec.dns_options:
-        lines.append(f"options {' '.join(spec.dns_options)}")
+    options = spec.dns_options
+    if not spec.dns and container.nameservers and not any("ndots" in each for each in options):
+        options = ("ndots:0", *options)
+    if options:
+        lines.append(f"options {' '.join(options)}")
     return lines
 
 

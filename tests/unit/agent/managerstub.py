@@ -20,6 +20,8 @@ class Conversation:
         self._context = context
         self.statuses: list[dispatch_pb2.StatusReport] = []
         self.images: list[dispatch_pb2.ImageReport] = []
+        self.applied: list[int] = []
+        """Revisions of the endpoint table that were acknowledged."""
         self.heartbeats = 0
         self.acknowledge = True
         self.over = asyncio.Event()
@@ -79,6 +81,8 @@ class Conversation:
                         )
                 case "images":
                     self.images.append(message.images)
+                case "endpoints_applied":
+                    self.applied.append(message.endpoints_applied.revision)
                 case "heartbeat":
                     self.heartbeats += 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from managerstub import Conversation, manager_stub
 from orchestrator.agent import dialer as dialer_module
 from orchestrator.agent import session as session_module
 from orchestrator.agent.dialer import Dialer, backoff
+from orchestrator.agent.endpoints import Change, Endpoints
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Exit
 from orchestrator.agent.session import Node, Session
@@ -38,9 +39,27 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
+class RecordingFollower:
+    """Follows the endpoint table, when it is let."""
+
+    name = "recording follower"
+
+    def __init__(self) -> None:
+        self.told: list[Change] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def follow(self, change: Change, whole: Callable[[], Change]) -> None:
+        self.told.append(change)
+        await self.gate.wait()
+
+
 class Agent:
-    def __init__(self, worker: Worker, db: StateDb, dialer: Dialer) -> None:
+    def __init__(
+        self, worker: Worker, db: StateDb, dialer: Dialer, follower: RecordingFollower
+    ) -> None:
         self.worker = worker
+        self.follower = follower
         self.db = db
         self.dialer = dialer
         self.images: list[Image] = [Image(id="sha256:1", names=("hello:1",))]
@@ -58,6 +77,8 @@ async def agent(host: Host, *managers: str) -> AsyncIterator[Agent]:
 
     with StateDb(host.folder / "state.db") as db:
         worker = Worker(host.parts(), db, reporter)
+        follower = RecordingFollower()
+        endpoints = Endpoints(db, [follower], wake.set)
         node = Node(
             lambda: NodeDescription(hostname="host-1", blob_port=7423),
             host.boot_id,
@@ -70,15 +91,21 @@ async def agent(host: Host, *managers: str) -> AsyncIterator[Agent]:
                 address, options=[("grpc.use_local_subchannel_pool", 1)]
             ),
             new_session=lambda: Session(
-                node, worker=worker, reporter=reporter, wake=wake, open_tunnel=open_tunnel
+                node,
+                worker=worker,
+                endpoints=endpoints,
+                reporter=reporter,
+                wake=wake,
+                open_tunnel=open_tunnel,
             ),
             rng=random.Random(1),
         )
-        made = Agent(worker, db, dialer)
+        made = Agent(worker, db, dialer, follower)
         async with worker, asyncio.TaskGroup() as group:
-            running = group.create_task(dialer.run())
+            running = [group.create_task(each.run()) for each in (dialer, endpoints)]
             yield made
-            running.cancel()
+            for each in running:
+                each.cancel()
 
 
 async def reports(session: Conversation, task_id: str, state: TaskState) -> None:

@@ -166,7 +166,7 @@ def test_names_in_etc() -> None:
     assert files["hosts"].splitlines()[-1] == "10.128.1.5\tdb"
     assert files["resolv.conf"] == "nameserver 9.9.9.9\nsearch lan\n"
     own = etcfiles.etc_files(replace(made, nameservers=("10.128.0.2",)), node)
-    assert own["resolv.conf"] == "nameserver 10.128.0.2\n"
+    assert own["resolv.conf"] == "nameserver 10.128.0.2\nsearch lan\noptions ndots:0\n"
 
 
 @given(st.dictionaries(st.text(), st.text()), st.text(alphabet=st.characters(codec="utf-8")))

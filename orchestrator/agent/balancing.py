@@ -1,0 +1,77 @@
+"""The kernel's balance as a follower of the endpoint table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Protocol
+
+from orchestrator.agent.endpoints import Change
+from orchestrator.cni import endpoints
+from orchestrator.pb import dispatch_pb2
+
+
+class Balancing(Protocol):
+    """What is needed of `network.NodeNetwork`; see there."""
+
+    async def balance(
+        self, change: endpoints.Table, whole: Callable[[], endpoints.Table]
+    ) -> None: ...
+
+
+class KernelBalance:
+    """Has the kernel's VIPs follow the endpoint table."""
+
+    name = "the balance"
+
+    def __init__(self, network: Balancing) -> None:
+        self._network = network
+
+    async def follow(self, change: Change, whole: Callable[[], Change]) -> None:
+        """Have connections go by the table. Raises NetworkError."""
+        await self._network.balance(_table(change), lambda: _table(whole()))
+
+
+def _table(change: Change) -> endpoints.Table:
+    networks = change.networks
+    return endpoints.Table(
+        revision=change.revision,
+        base=change.base,
+        services=tuple(map(_service, change.entries)),
+        removed=tuple(endpoints.Key(*key) for key in change.removed),
+        networks=None if networks is None else tuple(map(_network, networks)),
+        policies=() if change.base is None else None,
+    )
+
+
+def _service(entry: dispatch_pb2.ServiceEndpoints) -> endpoints.Service:
+    return endpoints.Service(
+        id=entry.id,
+        network=entry.network_id,
+        vip=IPv4Address(entry.vip) if entry.vip else None,
+        vip6=IPv6Address(entry.vip6) if entry.vip6 else None,
+        endpoints=tuple(
+            endpoints.Endpoint(
+                IPv4Address(each.address) if each.address else None,
+                IPv6Address(each.address6) if each.address6 else None,
+                each.ready,
+            )
+            for each in entry.endpoints
+        ),
+    )
+
+
+def _network(network: dispatch_pb2.AssignedNetwork) -> endpoints.Network:
+    return endpoints.Network(
+        id=network.id,
+        bridge=f"orcbr{network.vni}",
+        device=f"orcvx{network.vni}",
+        cluster=IPv4Network(network.cluster_cidr),
+        cluster6=IPv6Network(network.cluster_cidr6) if network.cluster_cidr6 else None,
+        nodes=tuple(
+            endpoints.Node(
+                IPv4Network(peer.subnet), IPv6Network(peer.subnet6) if peer.subnet6 else None
+            )
+            for peer in network.peers
+        ),
+    )

@@ -1,0 +1,241 @@
+"""The agent's side of the name server: started if none runs, told the endpoint table.
+
+The server is a process of its own that outlives the agent, as containers do: names are answered
+while there is no agent. The next agent finds it by its socket; one that dies is replaced at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import ip_network
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from orchestrator.agent.endpoints import Change
+from orchestrator.agent.network import NetworkError
+from orchestrator.pb import dispatch_pb2, types_pb2
+
+log = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m", "orchestrator.nameserver")
+VERSION = 1
+"""Of what is said to the server; one of another version is replaced."""
+ANSWER_SECONDS = 30.0
+_LOOK_AGAIN = 0.02
+"""Seconds between two attempts to reach a server that was just started."""
+
+
+class NameServerProcess:
+    """Has the node's name server follow the endpoint table; an async context manager, after which
+    the server goes on."""
+
+    name = "the name server"
+
+    def __init__(
+        self, run_dir: Path, lost: Callable[[], None], command: Sequence[str] = COMMAND
+    ) -> None:
+        """`lost` is called when the server has ended, and so is to be told everything again."""
+        self._path = run_dir / "names.sock"
+        self._lost = lost
+        self._command = (*command, str(self._path))
+        self._process: subprocess.Popen[bytes] | None = None
+        """If this agent started it."""
+        self._link: _Link | None = None
+        self._revision: int | None = None
+        """Of the table that the server has from this agent."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._disconnect()
+
+    async def follow(self, change: Change, whole: Callable[[], Change]) -> None:
+        """Have names answered by the table. Raises NetworkError."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                link = await self._connected()
+                if change.base is not None and change.base != self._revision:
+                    change = whole()
+                if change.revision == self._revision:
+                    return
+                self._revision = None
+                answer = await link.ask(_document(change))
+        except (OSError, EOFError, ValueError) as error:
+            self._disconnect()
+            raise NetworkError(f"the name server does not answer: {error}") from error
+        except BaseException:
+            self._disconnect()
+            raise
+        if "revision" not in answer:
+            raise NetworkError(str(answer.get("error", "the name server has lost its table")))
+        self._revision = change.revision
+
+    async def _connected(self) -> _Link:
+        if self._link is not None and self._link.open:
+            return self._link
+        self._link, self._revision = None, None
+        link = await self._reach()
+        while link is None or link.version != VERSION:
+            if link is not None:
+                log.info("replacing a name server of version %s", link.version)
+                await link.ask({"end": True})
+            await self._start()
+            link = await self._reach()
+        link.lost = self._lost
+        self._link = link
+        return link
+
+    async def _reach(self) -> _Link | None:
+        """The server that runs; None if there is none."""
+        loop = asyncio.get_running_loop()
+        try:
+            _, link = await loop.create_unix_connection(_Link, str(self._path))
+            await link.greet()
+        except (ConnectionError, FileNotFoundError, EOFError):
+            return None
+        return link
+
+    async def _start(self) -> None:
+        """Start a server; it may find another one there, and end."""
+        if self._process is not None and self._process.poll() is None:
+            await asyncio.sleep(_LOOK_AGAIN)
+            return
+        # Not asyncio's own: that would end it with the agent.
+        self._process = await asyncio.to_thread(
+            subprocess.Popen,
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
+        log.info("name server started", extra={"pid": self._process.pid})
+
+    def _disconnect(self) -> None:
+        if self._link is not None:
+            self._link.lost = lambda: None
+            self._link.close()
+        self._link, self._revision = None, None
+
+
+class _Link(asyncio.Protocol):
+    """A connection to the server: a line there, a line back."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.lost: Callable[[], None] = lambda: None
+        self._transport: Any = None
+        self._partial = bytearray()
+        self._lines: asyncio.Queue[bytes] = asyncio.Queue()
+
+    @property
+    def open(self) -> bool:
+        """Whether the server is there."""
+        return self._transport is not None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._partial += data
+        *lines, rest = self._partial.split(b"\n")
+        self._partial = bytearray(rest)
+        for line in lines:
+            self._lines.put_nowait(bytes(line))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._lines.put_nowait(b"")
+        self.lost()
+
+    async def greet(self) -> None:
+        """Read the server's greeting. Raises EOFError."""
+        self.version = (await self._read())["version"]
+
+    async def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Give an order; the answer. Raises EOFError when the server ends before it."""
+        if self._transport is None:
+            raise EOFError("it has ended")
+        self._transport.write(json.dumps(order).encode() + b"\n")
+        return await self._read()
+
+    async def _read(self) -> dict[str, Any]:
+        line = await self._lines.get()
+        if not line:
+            raise EOFError("it has ended")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+def _document(change: Change) -> dict[str, Any]:
+    """A change as the server reads it; see `orchestrator.nameserver.table`."""
+    document: dict[str, Any] = {
+        "revision": change.revision,
+        "base": change.base,
+        "entries": list(map(_entry, change.entries)),
+        "removed": [list(key) for key in change.removed],
+    }
+    if change.networks is not None:
+        document["networks"] = [
+            {
+                "id": network.id,
+                "gateways": _gateways((network.subnet, network.subnet6)),
+                "ranges": [r for r in (network.cluster_cidr, network.cluster_cidr6) if r],
+                "internal": network.internal,
+            }
+            for network in change.networks
+        ]
+    return document
+
+
+def _gateways(subnets: Iterable[str]) -> list[str]:
+    """This node's addresses in a network: the first of each of its slices."""
+    return [str(ip_network(subnet).network_address + 1) for subnet in subnets if subnet]
+
+
+def _entry(entry: dispatch_pb2.ServiceEndpoints) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "network": entry.network_id,
+        "name": entry.name,
+        "vip": entry.vip,
+        "vip6": entry.vip6,
+        "container": entry.container,
+        "ports": [
+            {
+                "protocol": "udp" if port.protocol == types_pb2.PROTOCOL_UDP else "tcp",
+                "published": port.published,
+                "target": port.target,
+            }
+            for port in entry.ports
+        ],
+        "endpoints": [
+            {
+                "task": endpoint.task_id,
+                "slot": endpoint.slot,
+                "name": endpoint.name,
+                "aliases": list(endpoint.aliases),
+                "address": endpoint.address,
+                "address6": endpoint.address6,
+                "ready": endpoint.ready,
+            }
+            for endpoint in entry.endpoints
+        ],
+    }

@@ -1,0 +1,116 @@
+"""`python -m orchestrator.nameserver SOCKET`: serve until there is neither network nor agent.
+
+SOCKET is a path at which an agent connects. It is greeted with a line `{"version": …}`; each line
+that it sends is a table (`table`), and the answer is `{"revision": …}` once names are answered by
+it, or `{"error": …}`; with `{"behind": true}` if the table that it changes is not here. The line
+`{"end": true}` ends the process: another version is to take its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from .server import NameServer
+from .table import parse
+from .upstream import HostServers
+
+VERSION = 1
+"""Of what is said over the socket and of the answers that are given."""
+
+_LINE_LIMIT = 256 << 20
+
+log = logging.getLogger(__name__)
+
+
+class _Desk:
+    """Takes the agent's orders. A newer agent's connection ends the older."""
+
+    def __init__(self, server: NameServer) -> None:
+        self._server = server
+        self._current: asyncio.StreamWriter | None = None
+        self.ended = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Hold one connection."""
+        if self._current is not None:
+            self._current.close()
+        self._current = writer
+        try:
+            await _say(writer, {"version": VERSION})
+            while self._current is writer and (line := await reader.readline()).endswith(b"\n"):
+                await _say(writer, await self._do(json.loads(line)))
+        except (OSError, ValueError) as error:
+            log.warning("the agent's connection broke: %s", error)
+        finally:
+            writer.close()
+            if self._current is writer:
+                self._current = None
+                if self._server.idle:
+                    self.ended.set()
+
+    async def _do(self, order: dict[str, object]) -> dict[str, object]:
+        if order.get("end"):
+            self.ended.set()
+            return {}
+        try:
+            table = parse(order)
+            if table.base is not None and table.base != self._server.revision:
+                return {"behind": True}
+            await self._server.apply(table)
+        except OSError as error:
+            return {"error": error.strerror or str(error)}
+        except (KeyError, TypeError, ValueError) as error:
+            return {"error": f"not an endpoint table: {error!r}"}
+        return {"revision": table.revision}
+
+
+async def _say(writer: asyncio.StreamWriter, what: dict[str, object]) -> None:
+    writer.write(json.dumps(what).encode() + b"\n")
+    await writer.drain()
+
+
+async def serve(sock: socket.socket) -> None:
+    """Serve names, and orders that come by a listening socket, until ended."""
+    async with asyncio.TaskGroup() as group:
+        server = NameServer(HostServers(), group.create_task)
+        desk = _Desk(server)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, desk.ended.set)
+        orders = await asyncio.start_unix_server(desk.serve, sock=sock, limit=_LINE_LIMIT)
+        try:
+            await desk.ended.wait()
+        finally:
+            orders.close()
+            server.close()
+
+
+def main() -> int:
+    """Serve, unless another process does."""
+    logging.basicConfig(level=logging.INFO, format="name server: %(message)s")
+    path = Path(sys.argv[1])
+    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.warning("another name server runs at %s", path)
+        return 1
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as sock:
+        os.umask(0o077)
+        sock.bind(str(path))
+        sock.listen()
+        asyncio.run(serve(sock))
+    path.unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

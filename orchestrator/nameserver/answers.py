@@ -1,0 +1,98 @@
+"""The answer to a question, of whoever asks. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from .records import Name, Records
+from .wire import Code, Question, Record, Service, Type, service_data, write_answer, write_name
+
+TTL = 1
+"""Seconds for which an answer may be kept."""
+_MOST_ORDERS = 16
+"""In how many orders the addresses of a name are given, one after the other."""
+_BELOW_A_SERVICE = re.compile(r"(?:tasks|\d+|_[^.]+\._(?:tcp|udp)(?:\.tasks)?)\.(.+)")
+
+Range = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What an asker may know: its networks, that in which it asks first."""
+
+    networks: tuple[str, ...]
+    ranges: tuple[Range, ...]
+    """The addresses of these networks."""
+    forwards: bool
+    """Whether what is not known here may be asked elsewhere."""
+
+
+def answer(records: Records, scope: Scope, question: Question, limit: int) -> tuple[bytes, ...]:
+    """The answers, to be given one after the other, without their first two bytes; none if the
+    question is to be asked elsewhere. `limit` in bytes."""
+    name = records.find(scope.networks, question.name)
+    if name is None:
+        if scope.forwards and not _is_ours(records, scope, question.name):
+            return ()
+        return (write_answer(question, Code.NO_SUCH_NAME, ttl=TTL, limit=limit),)
+    found = list(_answers(name, question.type))
+    more = list(_targets(records, scope, name)) if question.type == Type.SRV else []
+    orders = min(len(found), _MOST_ORDERS) or 1
+    step = len(found) / orders
+    return tuple(
+        write_answer(question, Code.OK, found[cut:] + found[:cut], more, ttl=TTL, limit=limit)
+        for cut in (int(number * step) for number in range(orders))
+    )
+
+
+def failure(question: Question) -> bytes:
+    """The answer when nobody can be asked, without its first two bytes."""
+    return write_answer(
+        question, Code.SERVER_FAILURE, ttl=TTL, limit=question.size, authoritative=False
+    )
+
+
+def _answers(name: Name, asked: int) -> Iterator[Record]:
+    if asked in (Type.A, Type.ANY):
+        yield from (Record(Type.A, address) for address in name.addresses)
+    if asked in (Type.AAAA, Type.ANY):
+        yield from (Record(Type.AAAA, address) for address in name.addresses6)
+    if asked in (Type.SRV, Type.ANY):
+        for port, target in name.services:
+            yield Record(Type.SRV, service_data(Service(port, target)))
+    if asked in (Type.PTR, Type.ANY):
+        yield from (Record(Type.PTR, write_name(target)) for target in name.pointers)
+
+
+def _targets(records: Records, scope: Scope, name: Name) -> Iterator[Record]:
+    """The addresses of what a SRV record names, so that nobody must ask again."""
+    for target in dict.fromkeys(target for _, target in name.services):
+        found = records.find(scope.networks, target.lower())
+        if found is not None:
+            yield from (Record(Type.A, each, target) for each in found.addresses)
+            yield from (Record(Type.AAAA, each, target) for each in found.addresses6)
+
+
+def _is_ours(records: Records, scope: Scope, text: str) -> bool:
+    """Whether nobody else can know a name: it is below a service's, or of an address here."""
+    below = _BELOW_A_SERVICE.fullmatch(text)
+    if below and records.find(scope.networks, below[1]) is not None:
+        return True
+    address = _address_of(text)
+    return address is not None and any(address in each for each in scope.ranges)
+
+
+def _address_of(text: str) -> IPv4Address | IPv6Address | None:
+    """The address that a name looks up in reverse."""
+    labels = text.split(".")[::-1]
+    try:
+        if labels[:2] == ["arpa", "in-addr"] and len(labels) == 6:
+            return IPv4Address(".".join(labels[2:]))
+        if labels[:2] == ["arpa", "ip6"] and len(labels) == 34:
+            return IPv6Address(int("".join(labels[2:]), 16))
+    except ValueError:
+        pass
+    return None

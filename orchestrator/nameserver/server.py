@@ -1,0 +1,257 @@
+"""The name server's process: its sockets, and the table that the agent tells."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from typing import Any
+
+from . import upstream
+from .answers import Scope, answer, failure
+from .records import Records
+from .table import Network, Table
+from .upstream import HostServers
+from .wire import Malformed, Question, read_question, refusal
+
+PORT = 53
+_IP_FREEBIND, _IPV6_FREEBIND = 15, 78
+"""Bind to an address that the host does not have yet (ip(7), linux/in6.h)."""
+_BATCH = 64
+"""Questions that are answered before others get their turn."""
+_BUFFER = 4 << 20
+"""Bytes of questions that wait."""
+_MOST_ANSWERS = 4096
+"""Answers kept an asker."""
+_MOST_ASKERS = 4096
+_MOST_ASKED = 512
+"""Questions that are asked elsewhere at a time."""
+_IDLE = 10.0
+"""Seconds in which a TCP client must ask."""
+_TCP_LIMIT = 65535
+
+_Answers = dict[bytes, Iterator[bytes]]
+"""A question's bytes after its id → its answers after theirs."""
+
+
+class Listener:
+    """The name server of one network on one address."""
+
+    def __init__(
+        self,
+        network: Network,
+        address: str,
+        records: Records,
+        hosts: HostServers,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        self.address = address
+        self._network = network
+        self._records = records
+        self._hosts = hosts
+        self._spawn = spawn
+        self._askers: dict[str, tuple[Scope, _Answers]] = {}
+        self._asked = 0
+        self._udp: socket.socket | None = None
+        self._tcp: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """Listen. Raises OSError."""
+        self._udp = _bound(self.address, socket.SOCK_DGRAM)
+        self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        stream = _bound(self.address, socket.SOCK_STREAM)
+        self._tcp = await asyncio.start_server(self._converse, sock=stream, backlog=256)
+        asyncio.get_running_loop().add_reader(self._udp, self._drain, self._udp)
+
+    def close(self) -> None:
+        """Listen no longer."""
+        if self._udp is not None:
+            asyncio.get_running_loop().remove_reader(self._udp)
+            self._udp.close()
+        if self._tcp is not None:
+            self._tcp.close()
+
+    def forget(self, network: Network) -> None:
+        """The table has changed, and maybe the network."""
+        self._network = network
+        self._askers.clear()
+
+    def _drain(self, sock: socket.socket) -> None:
+        """Answer what waits. This is the way that matters: keep it short."""
+        for _ in range(_BATCH):
+            try:
+                query, asker = sock.recvfrom(4096)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # an earlier answer was refused by its asker's host
+            known = self._askers.get(asker[0])
+            found = known[1].get(query[2:]) if known else None
+            reply = query[:2] + next(found) if found else self._work_out(sock, query, asker)
+            if reply:
+                with suppress(OSError):
+                    sock.sendto(reply, asker)
+
+    def _work_out(self, sock: socket.socket, query: bytes, asker: Any) -> bytes:
+        """The answer to a question that is new; empty if there is none, or it comes later."""
+        known = self._asker(asker[0])
+        if known is None:
+            return b""
+        scope, answers = known
+        try:
+            question = read_question(query)
+        except Malformed as error:
+            return refusal(query, error.code)
+        found = answer(self._records, scope, question, question.size)
+        if found:
+            if len(answers) >= _MOST_ANSWERS:
+                answers.clear()
+            turns = answers[query[2:]] = itertools.cycle(found)
+            return query[:2] + next(turns)
+        if self._asked >= _MOST_ASKED:
+            return query[:2] + failure(question)
+        self._spawn(self._ask(sock, question, query, asker))
+        return b""
+
+    def _asker(self, address: str) -> tuple[Scope, _Answers] | None:
+        """What is known of an asker; None if it has no business here."""
+        known = self._askers.get(address)
+        if known is None and self._network.has(address):
+            if len(self._askers) >= _MOST_ASKERS:
+                self._askers.clear()
+            known = self._askers[address] = self._network.scope, {}
+        return known
+
+    async def _ask(self, sock: socket.socket, question: Question, query: bytes, asker: Any) -> None:
+        self._asked += 1
+        try:
+            reply = await upstream.ask(query, self._elsewhere())
+        finally:
+            self._asked -= 1
+        reply = reply or query[:2] + failure(question)
+        with suppress(OSError):
+            sock.sendto(reply, asker)
+
+    def _elsewhere(self) -> list[str]:
+        return [server for server in self._hosts.current() if server != self.address]
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer a TCP client, one question after the other."""
+        try:
+            known = self._asker(writer.get_extra_info("peername")[0])
+            while known is not None:
+                async with asyncio.timeout(_IDLE):
+                    length = int.from_bytes(await reader.readexactly(2), "big")
+                    query = await reader.readexactly(length)
+                reply = await self._answer_stream(known[0], query)
+                if not reply:
+                    break
+                writer.write(len(reply).to_bytes(2, "big") + reply)
+                async with asyncio.timeout(_IDLE):
+                    await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def _answer_stream(self, scope: Scope, query: bytes) -> bytes:
+        try:
+            question = read_question(query)
+        except Malformed as error:
+            return refusal(query, error.code)
+        found = answer(self._records, scope, question, _TCP_LIMIT)
+        if found:
+            return query[:2] + found[0]
+        reply = await upstream.ask_stream(query, self._elsewhere())
+        return reply or query[:2] + failure(question)
+
+
+def _bound(address: str, kind: socket.SocketKind) -> socket.socket:
+    """A socket at port 53 of an address, which the host may yet get."""
+    ipv6 = ":" in address
+    sock = socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, kind)
+    try:
+        sock.setblocking(False)
+        if kind is socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if ipv6:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        sock.bind((address, PORT))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class NameServer:
+    """All listeners of this node, and the table that they answer from."""
+
+    def __init__(
+        self, hosts: HostServers, spawn: Callable[[Coroutine[Any, Any, None]], object]
+    ) -> None:
+        """`spawn` runs a coroutine for as long as the server lives."""
+        self._hosts = hosts
+        self._spawn = spawn
+        self._records = Records()
+        self._networks: dict[str, Network] = {}
+        self._listeners: dict[tuple[str, str], Listener] = {}
+        """By network's id and address."""
+        self.revision: int | None = None
+        """Of the table that answers are made from; None before the first."""
+
+    async def apply(self, table: Table) -> None:
+        """Answer by this table from now on. Raises OSError when an address cannot be listened
+        on, after all else is done."""
+        if table.base is None:
+            self._records.replace(table.entries)
+        else:
+            for key in table.removed:
+                self._records.remove(key)
+            for entry in table.entries:
+                self._records.put(entry)
+        if table.networks is not None:
+            self._networks = {network.id: network for network in table.networks}
+        try:
+            await self._listen()
+        finally:
+            for (network_id, _), listener in self._listeners.items():
+                listener.forget(self._networks[network_id])
+        self.revision = table.revision
+
+    async def _listen(self) -> None:
+        wanted = {
+            (network.id, address): network
+            for network in self._networks.values()
+            for address in network.gateways
+        }
+        for place in self._listeners.keys() - wanted.keys():
+            self._listeners.pop(place).close()
+        failure: OSError | None = None
+        for place in wanted.keys() - self._listeners.keys():
+            network, address = wanted[place], place[1]
+            listener = Listener(network, address, self._records, self._hosts, self._spawn)
+            try:
+                await listener.open()
+            except OSError as error:
+                listener.close()
+                failure = OSError(
+                    error.errno, f"cannot answer names at {address}:{PORT}: {error.strerror}"
+                )
+            else:
+                self._listeners[place] = listener
+        if failure is not None:
+            raise failure
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to listen on."""
+        return not self._listeners
+
+    def close(self) -> None:
+        """Listen no longer."""
+        for listener in self._listeners.values():
+            listener.close()

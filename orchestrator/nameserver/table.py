@@ -1,0 +1,78 @@
+"""What the agent tells the name server: the endpoint table, as JSON. Pure.
+
+    {"revision": 8, "base": 7,
+     "entries": [{"id": "s1", "network": "n1", "name": "web", "vip": "10.128.0.9",
+                  "ports": [{"protocol": "tcp", "published": 8080, "target": 80}],
+                  "endpoints": [{"task": "t1", "slot": 1, "name": "web.1", "aliases": ["www"],
+                                 "address": "10.128.3.2", "ready": true}]}],
+     "removed": [["s2", "n1"]],
+     "networks": [{"id": "n1", "gateways": ["10.128.3.1"], "ranges": ["10.128.0.0/14"],
+                   "internal": false}]}
+
+`base` null: this is the whole table. `networks` are told in whole where one of them changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from .answers import Range, Scope
+from .records import Entry, Key, parse_entry
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network of this node."""
+
+    id: str
+    gateways: tuple[str, ...]
+    """This node's addresses in it, on which names are answered."""
+    ranges: tuple[Range, ...]
+    """All its addresses, on all nodes: who asks from elsewhere gets no answer."""
+    internal: bool
+    """It has no way out, for questions neither."""
+
+    @property
+    def scope(self) -> Scope:
+        """What who is on this network only may know."""
+        return Scope((self.id,), self.ranges, not self.internal)
+
+    def has(self, address: str) -> bool:
+        """Whether an address is in it."""
+        found = ip_address(address.partition("%")[0])
+        return any(found in each for each in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The whole table (`base` None), or what makes it from that of revision `base`."""
+
+    revision: int
+    base: int | None
+    entries: tuple[Entry, ...]
+    removed: tuple[Key, ...]
+    networks: tuple[Network, ...] | None
+
+
+def parse(raw: Mapping[str, Any]) -> Table:
+    """A table from JSON's types. Raises KeyError, TypeError or ValueError."""
+    base, networks = raw.get("base"), raw.get("networks")
+    return Table(
+        revision=int(raw["revision"]),
+        base=None if base is None else int(base),
+        entries=tuple(map(parse_entry, raw.get("entries", ()))),
+        removed=tuple(Key(str(id_), str(network)) for id_, network in raw.get("removed", ())),
+        networks=None if networks is None else tuple(map(_network, networks)),
+    )
+
+
+def _network(raw: Mapping[str, Any]) -> Network:
+    return Network(
+        id=str(raw["id"]),
+        gateways=tuple(map(str, raw["gateways"])),
+        ranges=tuple(ip_network(text) for text in raw["ranges"]),
+        internal=bool(raw.get("internal", False)),
+    )

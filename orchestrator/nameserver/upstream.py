@@ -1,0 +1,120 @@
+"""The host's own name servers, asked for what no network knows."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Sequence
+from ipaddress import ip_address
+from pathlib import Path
+
+from .wire import HEADER, RESPONSE
+
+RESOLV_CONF = Path("/etc/resolv.conf")
+PORT = 53
+_PATIENCE = 2.0
+"""Seconds that one of them may take; then the next is asked."""
+_TCP_PATIENCE = 5.0
+_LARGEST = 65535
+
+
+def servers(text: str) -> tuple[str, ...]:
+    """The name servers of a resolv.conf(5)."""
+    found = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            try:
+                ip_address(words[1].partition("%")[0])
+            except ValueError:
+                continue
+            found.append(words[1])
+    return tuple(dict.fromkeys(found))
+
+
+class HostServers:
+    """The name servers that the host's resolv.conf names now."""
+
+    def __init__(self, path: Path = RESOLV_CONF) -> None:
+        self._path = path
+        self._read_at: tuple[int, int] | None = None
+        self._servers: tuple[str, ...] = ()
+
+    def current(self) -> tuple[str, ...]:
+        """Them, in order; the file is read again when it has changed."""
+        try:
+            state = self._path.stat()
+            stamp = state.st_mtime_ns, state.st_ino
+            if stamp != self._read_at:
+                self._servers = servers(self._path.read_text(errors="replace"))
+                self._read_at = stamp
+        except OSError:
+            self._servers, self._read_at = (), None
+        return self._servers
+
+
+async def ask(query: bytes, among: Sequence[str]) -> bytes | None:
+    """The answer to a query of whichever server answers first, in their order; None if none
+    does."""
+    for server in among:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await _exchange(query, server)
+        except (OSError, TimeoutError):
+            continue
+    return None
+
+
+async def _exchange(query: bytes, server: str) -> bytes:
+    """One question over UDP, with a port and an id that nobody can guess."""
+    loop = asyncio.get_running_loop()
+    number = secrets.token_bytes(2)
+    question = query[HEADER.size :]
+    with _socket(server, socket.SOCK_DGRAM) as sock:
+        await loop.sock_connect(sock, (server, PORT))
+        await loop.sock_sendall(sock, number + query[2:])
+        while True:
+            reply = await loop.sock_recv(sock, _LARGEST)
+            if reply[:2] == number and _answers(reply, question):
+                return query[:2] + reply[2:]
+
+
+async def ask_stream(query: bytes, among: Sequence[str]) -> bytes | None:
+    """As `ask`, over TCP."""
+    for server in among:
+        try:
+            async with asyncio.timeout(_TCP_PATIENCE):
+                reader, writer = await asyncio.open_connection(server, PORT)
+                try:
+                    writer.write(len(query).to_bytes(2, "big") + query)
+                    await writer.drain()
+                    length = int.from_bytes(await reader.readexactly(2), "big")
+                    reply = await reader.readexactly(length)
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            continue
+        if reply[:2] == query[:2] and _answers(reply, query[HEADER.size :]):
+            return reply
+    return None
+
+
+def _socket(server: str, kind: socket.SocketKind) -> socket.socket:
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    sock = socket.socket(family, kind)
+    sock.setblocking(False)
+    return sock
+
+
+def _answers(reply: bytes, question: bytes) -> bool:
+    """Whether a message is an answer to a query whose rest, after the header, is `question`."""
+    if len(reply) < HEADER.size:
+        return False
+    _, flags, questions, *_ = HEADER.unpack_from(reply)
+    if not flags & RESPONSE:
+        return False
+    if not questions:
+        return True  # a refusal, with no more than a header
+    end = question.find(b"\0") + 5
+    return reply[HEADER.size : HEADER.size + end].lower() == question[:end].lower()

@@ -22,7 +22,7 @@ from typing import Any
 
 import grpc
 
-from orchestrator.agent import describe, imageorders
+from orchestrator.agent import buildorders, describe, imageorders
 from orchestrator.agent.balancing import KernelBalance
 from orchestrator.agent.copies import Copies
 from orchestrator.agent.dialer import Dialer
@@ -191,11 +191,13 @@ async def run(settings: Settings) -> None:
             roots=runtime,
             scratch=data / "image-work",
         )
+        uploads = data / "uploads"
+        builder = Builder(store, data / "build", settings.run_dir / "build-secrets", images.base)
+        builds = buildorders.BuildOrders(builder, uploads)
         tunnels = Tunnels(
             runners=worker.runners,
             images=store,
-            builder=Builder(store, data / "build"),
-            scratch=data / "uploads",
+            scratch=uploads,
             handlers={
                 "logs": TaskLogs(
                     worker.runners, lambda task_id: (runtime.log_path(task_id), kept.path(task_id))
@@ -208,7 +210,8 @@ async def run(settings: Settings) -> None:
                 "stats": usage.stats,
             }
             | dict.fromkeys(ORDERS, VolumeOrders(volumes, listing).serve)
-            | dict.fromkeys(imageorders.ORDERS, image_orders.serve),
+            | dict.fromkeys(imageorders.ORDERS, image_orders.serve)
+            | dict.fromkeys(buildorders.ORDERS, builds.serve),
         )
         description = describe.describe(
             address=identity.address,

@@ -21,9 +21,13 @@ from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.registry import Registry
 from orchestrator.agent.images.registryblobs import LayerProgress
 from orchestrator.agent.images.store import Fetch, ImageStore
+from orchestrator.model.names import parse_image
 from orchestrator.pb import images_pb2, images_pb2_grpc
 
 log = logging.getLogger(__name__)
+
+_LOCATE_WITHIN = 10.0
+"""Seconds in which a manager says what it has under a name."""
 
 
 def _unseen(digest: str, done: int, total: int) -> None:
@@ -89,6 +93,44 @@ class ClusterImages:
                 return await self._store.ensure(digest, fetch, name.partition("@")[0])
         except ImageError as error:
             raise ImageError(f"no node that is up has the image {name}, and {error}") from error
+
+    async def base(self, name: str, fresh: bool, progress: Callable[[str], None]) -> str:
+        """The digest of the image that a build means by `name`, and that image is here then.
+
+        The cluster's own is taken, else the registry's; with `fresh`, the registry is asked first.
+        Raises ImageError.
+        """
+        known = await self._located(name)
+        digest = name.partition("@")[2] or known.digest
+        if digest and not fresh:
+            return (await self.prepare(name, digest, ())).digest
+        if self._registry is None:
+            raise ImageError(f"no node that is up has the image {name}")
+        try:
+            newest = await self._registry.resolve(name, known.auth)
+            return (await self.prepare(name, newest, ())).digest
+        except ImageError as error:
+            if not digest:
+                raise ImageError(f"no node has the image {name}, and {error}") from error
+            progress(f"{error}: the cluster's own {name} is taken")
+            return (await self.prepare(name, digest, ())).digest
+
+    async def _located(self, name: str) -> images_pb2.LocateReply:
+        """What a manager knows of a name; what this node knows, where none can be asked."""
+        here = images_pb2.LocateReply(digest=self._store.resolve(name) or "")
+        if (channel := self._manager()) is None:
+            return here
+        try:
+            stub = images_pb2_grpc.SourcesStub(channel)
+            request = images_pb2.LocateRequest(name=str(parse_image(name)))
+            known = await stub.Locate(request, timeout=_LOCATE_WITHIN)
+        except grpc.aio.AioRpcError as error:
+            log.info("no manager says what %s is: %s", name, error.details())
+            return here
+        found: images_pb2.LocateReply = known
+        if not found.digest:
+            found.digest = here.digest
+        return found
 
     def _from_nodes(self, sources: Sequence[str]) -> Fetch:
         others = [source for source in sources if source != self._own_address]

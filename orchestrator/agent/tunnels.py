@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,6 @@ from orchestrator.agent import containerorders
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.tunnelframes import Frames
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Image
 from orchestrator.pb import control_pb2, dispatch_pb2, dispatch_pb2_grpc
@@ -33,22 +32,6 @@ class Loader(Protocol):
     """What is needed of `images.store.ImageStore`."""
 
     async def load(self, archive: Path, name: str = "") -> Image: ...
-
-
-class ImageBuilder(Protocol):
-    """What is needed of `images.build.Builder`."""
-
-    async def build(
-        self,
-        context: Path,
-        name: str,
-        progress: Callable[[str], None],
-        *,
-        dockerfile: str = "",
-        build_args: Mapping[str, str] | None = None,
-        no_cache: bool = False,
-        extra: Sequence[str] = (),
-    ) -> Image: ...
 
 
 Handler = Callable[
@@ -70,7 +53,6 @@ class Tunnels:
         *,
         runners: Mapping[str, TaskRunner],
         images: Loader,
-        builder: ImageBuilder,
         scratch: Path,
         handlers: Mapping[str, Handler] | None = None,
     ) -> None:
@@ -79,7 +61,6 @@ class Tunnels:
         self._handlers = dict(handlers or {})
         self._runners = runners
         self._images = images
-        self._builder = builder
         self._scratch = scratch
         scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
         for left in scratch.iterdir():
@@ -115,9 +96,6 @@ class Tunnels:
                 case "load":
                     async with self._upload(call) as archive:
                         image = await self._images.load(archive, order.load.name)
-                case "build":
-                    async with self._upload(call) as context:
-                        image = await self._build(call, context, order.build)
                 case str() if (handler := self._handlers.get(kind)) is not None:
                     return await handler(call, order, readers)
                 case _:
@@ -147,28 +125,6 @@ class Tunnels:
                     break
             await asyncio.to_thread(file.flush)
             yield Path(file.name)
-
-    async def _build(self, call: Any, context: Path, order: control_pb2.ImageHeader) -> Image:
-        async with Frames.sending(call) as frames:
-            return await self._builder.build(
-                context,
-                order.name,
-                lambda line: frames.put(dispatch_pb2.Frame(line=line)),
-                dockerfile=order.dockerfile,
-                build_args=dict(order.build_args),
-                no_cache=order.no_cache,
-                extra=_build_options(order),
-            )
-
-
-def _build_options(order: control_pb2.ImageHeader) -> list[str]:
-    """What of an order are options of buildah's own."""
-    options = [f"--label={key}={value}" for key, value in sorted(order.labels.items())]
-    if order.target:
-        options.append(f"--target={order.target}")
-    if order.pull:
-        options.append("--pull=always")
-    return options
 
 
 class _HungUp(Exception):

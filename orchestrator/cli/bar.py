@@ -1,10 +1,14 @@
-"""Bars for uploads and layers on a terminal. Imported only where there is one."""
+"""Bars for uploads and layers, and a build's steps. Imported only where there is a terminal."""
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterable, Iterator
+from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -13,8 +17,13 @@ from rich.progress import (
     TextColumn,
     TransferSpeedColumn,
 )
+from rich.spinner import Spinner
+from rich.text import Text
 
 from orchestrator.model.names import short_id
+from orchestrator.model.units import format_size
+
+_STEP = re.compile(r"(?:\[\d+/\d+\] )?(?:STEP \d+/\d+:|COMMIT\b)")
 
 
 def with_bar(chunks: Iterable[bytes], size: int, what: str) -> Iterator[bytes]:
@@ -49,3 +58,68 @@ class Bars:
     def close(self) -> None:
         """Leave the bars as they are."""
         self._progress.stop()
+
+
+class BuildSteps:
+    """A build as a line a step, with the newest output of the one that runs; all of its output
+    stays where it fails."""
+
+    _SHOWN = 6
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._live = Live(console=self._console, refresh_per_second=12, transient=True)
+        self._spinner = Spinner("dots")
+        self._step = "sending the context"
+        self._output: list[str] = []
+        self._sent = 0
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        self._draw()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        self._live.__exit__(kind, *error)
+        if kind is None:
+            self._end_step()
+            return
+        self._console.print(Text(f"✗ {self._step}", style="red"))
+        for line in self._output:
+            self._console.print(Text(line))
+
+    def line(self, text: str) -> None:
+        """A line of the build's output; those that begin a step are known by their look."""
+        if _STEP.match(text):
+            self._end_step()
+            self._step, self._output, self._since = text, [], time.monotonic()
+        else:
+            self._output.append(text)
+        self._draw()
+
+    def sent(self, size: int) -> None:
+        """So many bytes more of the context went out."""
+        self._sent += size
+        self._draw()
+
+    def _end_step(self) -> None:
+        seconds = time.monotonic() - self._since
+        cached = any("Using cache" in line for line in self._output)
+        took = "cached" if cached else f"{seconds:.1f} s"
+        if not self._sent or _STEP.match(self._step):
+            self._console.print(Text(f"✓ {self._step}").append(f"  {took}", style="dim"))
+        else:
+            size = format_size(self._sent)
+            self._console.print(Text("✓ context").append(f"  {size}, {took}", style="dim"))
+
+    def _draw(self) -> None:
+        head = self._step
+        if self._sent and not _STEP.match(head):
+            head = f"{head}  {format_size(self._sent)}"
+        self._spinner.update(text=Text(head, no_wrap=True, overflow="ellipsis"))
+        below = [
+            Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis")
+            for line in self._output[-self._SHOWN :]
+        ]
+        self._live.update(Group(self._spinner, *below))

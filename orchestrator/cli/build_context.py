@@ -13,14 +13,14 @@ import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 CHUNK = 256 << 10
 """Bytes of a file that are read at a time, and so the size of most messages."""
 
-OUTSIDE = ".orc.Dockerfile"
-"""Name in the stream of a Dockerfile that is not in the context."""
+END = bytes(2 * tarfile.BLOCKSIZE)
+"""The end of a tar, and all of one with nothing in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ def parse_rules(text: str) -> list[Rule]:
         if not line or raw.startswith("#"):
             continue
         keep = line.startswith("!")
+        if line == "!":
+            raise ValueError(".dockerignore has a '!' with nothing behind it")
         pattern = os.path.normpath(line.removeprefix("!").strip()).lstrip("/")
         if pattern in ("", "."):
             continue
@@ -84,48 +86,47 @@ def _regex(pattern: str) -> str:
     return result
 
 
-def read_rules(folder: Path) -> list[Rule]:
-    """The rules of a folder; none if it has no `.dockerignore`."""
-    try:
-        return parse_rules((folder / ".dockerignore").read_text())
-    except FileNotFoundError:
-        return []
+def read_rules(folder: Path, dockerfile: Path) -> list[Rule]:
+    """The rules for a Dockerfile: of a file beside it that is called as it is, and
+    `.dockerignore`; else of the folder's `.dockerignore`; none without either."""
+    for file in (dockerfile.with_name(f"{dockerfile.name}.dockerignore"), folder / ".dockerignore"):
+        try:
+            return parse_rules(file.read_text())
+        except FileNotFoundError:
+            continue
+    return []
 
 
-def dockerfile_name(folder: Path, dockerfile: Path) -> str:
-    """What a Dockerfile is called inside the stream."""
-    try:
-        return dockerfile.resolve().relative_to(folder.resolve()).as_posix()
-    except ValueError:
-        return OUTSIDE
-
-
-def stream(folder: Path, dockerfile: Path) -> Iterator[bytes]:
+def stream(folder: Path, rules: Sequence[Rule]) -> Iterator[bytes]:
     """The tar of a build's context, in pieces. Raises OSError for what cannot be read."""
-    name = dockerfile_name(folder, dockerfile)
-    for path, entry in _walk(folder, read_rules(folder), {name, ".dockerignore"}):
+    for path, entry in _walk(folder, rules):
         yield from _member(entry, path)
-    if name == OUTSIDE:
-        yield from _member(dockerfile, name)
-    yield b"\0" * (2 * tarfile.BLOCKSIZE)
+    yield END
 
 
-def _walk(
-    folder: Path, rules: Sequence[Rule], always: set[str], prefix: str = ""
-) -> Iterator[tuple[str, Path]]:
-    """(path in the stream, file) of all that is sent; `always` is sent whatever the rules say."""
+def pieces(source: BinaryIO, head: bytes = b"") -> Iterator[bytes]:
+    """What a file has, after `head`, which was read from it already."""
+    if head:
+        yield head
+    while data := source.read(CHUNK):
+        yield data
+
+
+def _walk(folder: Path, rules: Sequence[Rule], prefix: str = "") -> Iterator[tuple[str, Path]]:
+    """(path in the stream, file) of all that is sent, a folder before what is in it."""
     # An ignored folder need only be entered for what may be sent from it after all.
     exceptions = any(rule.keep for rule in rules)
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        path = prefix + entry.name
-        ignored = is_ignored(path, rules) and path not in always
-        if not ignored:
-            yield path, Path(entry.path)
-        if not entry.is_dir(follow_symlinks=False):
-            continue
-        wanted = any(PurePosixPath(path) in PurePosixPath(each).parents for each in always)
-        if not ignored or exceptions or wanted:
-            yield from _walk(Path(entry.path), rules, always, f"{path}/")
+        path, file = prefix + entry.name, Path(entry.path)
+        told = not is_ignored(path, rules)
+        if told:
+            yield path, file
+        if entry.is_dir(follow_symlinks=False) and (told or exceptions):
+            for inner in _walk(file, rules, f"{path}/"):
+                if not told:
+                    yield path, file
+                    told = True
+                yield inner
 
 
 def _member(source: Path, path: str) -> Iterator[bytes]:

@@ -21,7 +21,7 @@ _MODULES = "orchestrator.cli.image"
                 Lazy("tag", f"{_MODULES}_names:tag", "Give an image another name"),
                 Lazy("rm", f"{_MODULES}_names:rmi", "Remove images"),
                 Lazy("prune", f"{_MODULES}_names:prune", "Remove images that nothing needs"),
-                Lazy("build", f"{_MODULES}:build", "Build an image from a Dockerfile"),
+                Lazy("build", "orchestrator.cli.build:build", "Build an image from a Dockerfile"),
                 Lazy("load", f"{_MODULES}:load", "Load an image from an archive"),
                 Lazy("save", f"{_MODULES}_files:save", "Save images as an archive"),
                 Lazy("import", f"{_MODULES}_files:import_", "Make an image from a tar"),

@@ -52,13 +52,14 @@ SECTIONS = (
     (
         "Images, networks and volumes",
         (
-            Lazy("build", "orchestrator.cli.image:build", "Build an image from a Dockerfile"),
+            Lazy("build", "orchestrator.cli.build:build", "Build an image from a Dockerfile"),
             Lazy("pull", "orchestrator.cli.image_registry:pull", "Get an image from a registry"),
             Lazy("push", "orchestrator.cli.image_registry:push", "Put an image into a registry"),
             Lazy("login", "orchestrator.cli.image_registry:login", "Log in to a registry"),
             Lazy("logout", "orchestrator.cli.image_registry:logout", "Log out from a registry"),
             Lazy("images", "orchestrator.cli.image:images", "List the images of all nodes"),
             Lazy("image", "orchestrator.cli.image_group:image", "Images, one by one"),
+            Lazy("builder", "orchestrator.cli.build:builder", "What builds leave on the nodes"),
             Lazy("tag", "orchestrator.cli.image_names:tag", "Give an image another name"),
             Lazy("rmi", "orchestrator.cli.image_names:rmi", "Remove images"),
             Lazy("history", "orchestrator.cli.image_names:history", "How an image was made"),

@@ -92,6 +92,14 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
             else:
                 self._turns.give_back(key, source)
 
+    async def Locate(self, request: Any, context: Any) -> Any:
+        """What the cluster has under a name now."""
+        view = self._cache.view
+        found = images_of(view, request.name)
+        return images_pb2.LocateReply(
+            digest=found[0].id if found else "", auth=auth_for(view, self._vault, request.name)
+        )
+
     async def _turn(self, key: str, request: Any, node_id: str) -> str:
         async with self._cache.subscribe() as feed:
             while True:

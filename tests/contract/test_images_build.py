@@ -5,19 +5,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator.agent.images.build import Builder
+from orchestrator.agent.images.build import Builder, BuildSpec
 from orchestrator.agent.images.errors import BuildError, ImageError
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.model.objects import Image
 
 pytestmark = pytest.mark.root
 
@@ -31,9 +34,26 @@ async def store(tmp_path: Path) -> AsyncIterator[ImageStore]:
         yield store
 
 
+def builder_of(store: ImageStore, top: Path) -> Builder:
+    """A builder on a node that has no others to ask."""
+
+    async def provide(name: str, fresh: bool, progress: Callable[[str], None]) -> str:
+        if (digest := store.resolve(name)) is None:
+            raise ImageError(f"no node has the image {name}")
+        return digest
+
+    return Builder(store, top / "build", top / "secrets", provide)
+
+
 @pytest.fixture
 def builder(store: ImageStore, tmp_path: Path) -> Builder:
-    return Builder(store, tmp_path / "build")
+    return builder_of(store, tmp_path)
+
+
+async def built(
+    builder: Builder, context: Path, name: str, progress: Callable[[str], None], **more: Any
+) -> Image:
+    return await builder.build(context, BuildSpec(names=(name,), **more), progress)
 
 
 def context(top: Path, dockerfile: str, **files: str) -> Path:
@@ -58,8 +78,8 @@ async def test_an_image_from_scratch_is_built_named_and_ready(
 ) -> None:
     lines: list[str] = []
     text = 'FROM scratch\nARG WHO=nobody\nCOPY busybox /bin/sh\nENV WHO=$WHO\nCMD ["/bin/sh"]\n'
-    image = await builder.build(
-        context(tmp_path, text), "made:1", lines.append, build_args={"WHO": "me"}
+    image = await built(
+        builder, context(tmp_path, text), "made:1", lines.append, build_args={"WHO": "me"}
     )
     assert image.names == ("made:1",)
     assert store.resolve("made:1") == image.id
@@ -70,8 +90,7 @@ async def test_an_image_from_scratch_is_built_named_and_ready(
     # Once more: from the cache, except the second time.
     for no_cache, cached in ((False, True), (True, False)):
         lines.clear()
-        await builder.build(
-            context(tmp_path, text), "made:1", lines.append, no_cache=no_cache,
+        await built(builder, context(tmp_path, text), "made:1", lines.append, no_cache=no_cache,
             build_args={"WHO": "me"},
         )  # fmt: skip
         assert any("Using cache" in line for line in lines) is cached
@@ -83,7 +102,7 @@ async def test_a_run_may_use_what_was_copied_and_its_output_is_shown(
 ) -> None:
     lines: list[str] = []
     text = "FROM scratch\nCOPY busybox /bin/sh\nRUN echo out; echo made > /file\n"
-    image = await builder.build(context(tmp_path, text), "ran:1", lines.append)
+    image = await built(builder, context(tmp_path, text), "ran:1", lines.append)
     assert "out" in lines
     local = await store.ensure(image.id, no_fetch)
     assert (local.layers[-1] / "file").read_text() == "made\n"
@@ -103,7 +122,7 @@ async def test_a_failing_run_shows_its_output_and_raises_with_its_line(
     lines: list[str] = []
     text = f"FROM scratch\nCOPY busybox /bin/sh\n# RUN exit 7\n{step}\nRUN true\n"
     with pytest.raises(BuildError) as caught:
-        await builder.build(context(tmp_path, text), "bad:1", lines.append)
+        await built(builder, context(tmp_path, text), "bad:1", lines.append)
     assert "in vain" in lines
     assert f"Dockerfile:{line}: RUN" in str(caught.value)
     assert "exit status 7" in str(caught.value)
@@ -127,8 +146,8 @@ async def test_a_bad_dockerfile_is_one_clear_error(
     tmp_path: Path, store: ImageStore, builder: Builder, text: str, dockerfile: str, words: str
 ) -> None:
     with pytest.raises(ImageError, match=words) as caught:
-        await builder.build(
-            context(tmp_path, text), "bad:1", lambda line: None, dockerfile=dockerfile
+        await built(
+            builder, context(tmp_path, text), "bad:1", lambda line: None, dockerfile=dockerfile
         )
     assert "\n" not in str(caught.value)
     assert store.inventory() == ()
@@ -143,7 +162,7 @@ async def test_a_dockerfile_that_links_out_of_the_context_is_not_read(
     (folder / "Dockerfile").symlink_to("/etc/passwd")
     subprocess.run(["tar", "-C", folder, "-cf", archive, "."], check=True)
     with pytest.raises(ImageError, match="no Dockerfile or Containerfile"):
-        await builder.build(archive, "bad:1", lambda line: None)
+        await built(builder, archive, "bad:1", lambda line: None)
 
 
 async def test_from_an_image_that_the_node_has(
@@ -152,10 +171,10 @@ async def test_from_an_image_that_the_node_has(
     base = "FROM scratch\nCOPY busybox /bin/sh\nENV BASE=1\n"
     for number, name in enumerate(["base:1", "base:1", "registry.test:5000/team/base"]):
         # The second time, the name stands for another image: the new one is taken.
-        await builder.build(context(tmp_path, f"{base}ENV N={number}\n"), name, lambda line: None)
+        await built(builder, context(tmp_path, f"{base}ENV N={number}\n"), name, lambda line: None)
         text = f"FROM {name}\nCOPY extra /extra\n"
-        image = await builder.build(
-            context(tmp_path, text, extra="more"), f"derived:{number}", lambda line: None
+        image = await built(
+            builder, context(tmp_path, text, extra="more"), f"derived:{number}", lambda line: None
         )
         local = await store.ensure(image.id, no_fetch)
         assert {"BASE=1", f"N={number}"} <= set(local.config.env)
@@ -166,7 +185,7 @@ async def test_dockerignore_is_obeyed(tmp_path: Path, store: ImageStore, builder
     archive = context(
         tmp_path, "FROM scratch\nCOPY . /\n", keep="1", secret="2", **{".dockerignore": "secret\n"}
     )
-    image = await builder.build(archive, "ignored:1", lambda line: None)
+    image = await built(builder, archive, "ignored:1", lambda line: None)
     local = await store.ensure(image.id, no_fetch)
     there = {name for layer in local.layers for name in os.listdir(layer)}
     assert "keep" in there
@@ -179,10 +198,10 @@ async def test_builds_at_once_on_several_nodes_and_on_one(tmp_path: Path) -> Non
 
     async def node(name: str) -> None:
         async with ImageStore(tmp_path / name / "store") as store:
-            builder = Builder(store, tmp_path / name / "build")
+            builder = builder_of(store, tmp_path / name)
             await asyncio.gather(
-                builder.build(archive, "a:1", lambda line: None),
-                builder.build(archive, "b:1", lambda line: None),
+                built(builder, archive, "a:1", lambda line: None),
+                built(builder, archive, "b:1", lambda line: None),
             )
             assert {n for i in store.inventory() for n in i.names} == {"a:1", "b:1"}
 
@@ -203,8 +222,7 @@ async def test_a_build_that_is_given_up_leaves_nothing(
         "FROM scratch\nCOPY busybox /bin/busybox\n"
         f'RUN ["/bin/busybox", "sh", "-c", "echo running; exec /bin/busybox sleep {mark}"]\n'
     )
-    before = Path("/proc/self/mountinfo").read_text()
-    build = asyncio.create_task(builder.build(context(tmp_path, text), "gone:1", progress))
+    build = asyncio.create_task(built(builder, context(tmp_path, text), "gone:1", progress))
     async with asyncio.timeout(20):
         await running.wait()
     assert processes_with(mark)
@@ -212,11 +230,8 @@ async def test_a_build_that_is_given_up_leaves_nothing(
     await asyncio.wait([build])
     assert build.cancelled()
     assert not processes_with(mark)
-    assert Path("/proc/self/mountinfo").read_text() == before
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
     assert os.listdir(tmp_path / "build/tmp") == []
-    # And the next build begins by removing what is left in the storage.
-    text = "FROM scratch\nCOPY busybox /bin/busybox\n"
-    await builder.build(context(tmp_path, text), "next:1", lambda line: None)
     left = (tmp_path / "build/storage/root/overlay-containers").iterdir()
     assert [path for path in left if path.is_dir()] == []
 
@@ -234,12 +249,12 @@ def processes_with(word: str) -> list[str]:
 BUILD = """
 import asyncio, sys
 from pathlib import Path
-from orchestrator.agent.images.build import Builder
+from orchestrator.agent.images.build import Builder, BuildSpec
 from orchestrator.agent.images.store import ImageStore
 async def main(top):
     async with ImageStore(top / "inner") as store:
-        builder = Builder(store, top / "build")
-        print((await builder.build(top / "context.tar", "inner:1", print)).names)
+        builder = Builder(store, top / "build", top / "secrets", None)
+        print((await builder.build(top / "context.tar", BuildSpec(("inner:1",)), print)).names)
 asyncio.run(main(Path(sys.argv[1])))
 """
 
@@ -263,8 +278,99 @@ async def test_the_demo_image_is_built(tmp_path: Path, store: ImageStore, builde
     shutil.copytree(HELLO, demo)
     for command in ([demo / "prepare"], ["tar", "-C", demo, "-cf", tmp_path / "d.tar", "."]):
         await (await asyncio.create_subprocess_exec(*command)).wait()
-    image = await builder.build(tmp_path / "d.tar", "hello:1", lambda line: None)
+    image = await built(builder, tmp_path / "d.tar", "hello:1", lambda line: None)
     local = await store.ensure(image.id, no_fetch)
     names = {str(p.relative_to(layer)) for layer in local.layers for p in layer.rglob("*")}
     assert {"bin/busybox", "bin/entrypoint", "www/cgi-bin/index.cgi"} <= names
     assert image.size < 2 << 20
+
+
+async def test_what_only_dockers_format_keeps(
+    tmp_path: Path, store: ImageStore, builder: Builder
+) -> None:
+    text = (
+        "FROM scratch\nCOPY busybox /bin/sh\nHEALTHCHECK --interval=5s CMD /bin/true\n"
+        'SHELL ["/bin/sh", "-e", "-c"]\nONBUILD RUN echo triggered > /triggered\n'
+        "STOPSIGNAL SIGQUIT\n"
+    )
+    image = await built(builder, context(tmp_path, text), "base:1", lambda line: None)
+    config = config_of(store, image)
+    assert config["Healthcheck"] == {"Test": ["CMD-SHELL", "/bin/true"], "Interval": 5_000_000_000}
+    assert config["Shell"] == ["/bin/sh", "-e", "-c"]
+    assert config["StopSignal"] == "SIGQUIT"
+    # What is set for those that build on it happens there.
+    lines: list[str] = []
+    above = await built(builder, context(tmp_path, "FROM base:1\n"), "above:1", lines.append)
+    local = await store.ensure(above.id, no_fetch)
+    assert (local.layers[-1] / "triggered").read_text() == "triggered\n"
+    assert any("FROM base:1" in line for line in lines)
+    plain = await built(builder, context(tmp_path, text), "plain:1", lambda line: None, oci=True)
+    assert "Healthcheck" not in config_of(store, plain)
+
+
+def config_of(store: ImageStore, image: Image) -> dict[str, Any]:
+    path = store.blob_path(image.config_digest)
+    assert path is not None
+    return dict(json.loads(path.read_bytes())["config"])
+
+
+async def test_what_a_run_can_see_of_the_world(
+    tmp_path: Path, store: ImageStore, builder: Builder
+) -> None:
+    lines: list[str] = []
+    text = (
+        "FROM scratch\nCOPY busybox /bin/busybox\nCOPY busybox /bin/sh\n"
+        "RUN --mount=type=secret,id=token busybox cat /run/secrets/token; echo\n"
+        "RUN busybox cat /etc/hosts /proc/net/dev\n"
+    )
+    image = await built(
+        builder, context(tmp_path, text), "seen:1", lines.append, secrets={"token": b"s3cret"},
+        add_hosts=("else.where:192.0.2.7",), offline=True,
+    )  # fmt: skip
+    assert "s3cret" in lines
+    assert any(line.split() == ["192.0.2.7", "else.where"] for line in lines)
+    assert [line.split()[0] for line in lines if len(line.split()) == 17 and ":" in line] == ["lo:"]
+    local = await store.ensure(image.id, no_fetch)
+    found = [path for layer in local.layers for path in layer.rglob("*") if path.is_file()]
+    assert not any(b"s3cret" in path.read_bytes() for path in found)
+    kept = subprocess.run(
+        ["grep", "-rlF", "s3cret", tmp_path / "build", tmp_path / "secrets"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert kept.stdout == b""
+
+
+async def test_bases_by_variables_by_number_and_of_stages_that_count(
+    tmp_path: Path, store: ImageStore, builder: Builder
+) -> None:
+    await built(builder, context(tmp_path, "FROM scratch\nCOPY busybox /bb\n"), "base:1",
+                lambda line: None)  # fmt: skip
+    text = (
+        "ARG NAME=base\nFROM nowhere:1 AS unused\nFROM ${NAME}:1 AS one\nFROM scratch\n"
+        "COPY --from=one /bb /a\nCOPY --from=base:1 /bb /b\nCOPY --from=1 /bb /c\n"
+    )
+    image = await built(builder, context(tmp_path, text), "made:1", lambda line: None)
+    local = await store.ensure(image.id, no_fetch)
+    assert {name for layer in local.layers for name in os.listdir(layer)} == {"a", "b", "c"}
+    with pytest.raises(BuildError, match="Dockerfile:2: no node has the image nowhere:1"):
+        await built(builder, context(tmp_path, text), "made:1", lambda line: None, target="unused")
+    several = BuildSpec(names=("one:1", "two:2"), content=b"FROM base:1\nCOPY Dockerfile /\n")
+    image = await builder.build(tmp_path / "context.tar", several, lambda line: None)
+    assert image.names == ("one:1", "two:2")
+
+
+async def test_the_cache_is_counted_and_emptied(tmp_path: Path, builder: Builder) -> None:
+    text = "FROM scratch\nCOPY busybox /bin/sh\nRUN echo 1\n"
+    await built(builder, context(tmp_path, text), "a:1", lambda line: None)
+    await built(builder, context(tmp_path, "FROM a:1\nRUN echo 2\n"), "b:1", lambda line: None)
+    before = await builder.cache()
+    assert before.entries >= 3
+    assert before.size > 1 << 20
+    freed = await builder.prune(everything=True)
+    after = await builder.cache()
+    assert after.entries == 0
+    assert freed == before.size - after.size
+    assert after.size < 1 << 18
+    lines: list[str] = []
+    await built(builder, context(tmp_path, text), "a:1", lines.append)
+    assert not any("Using cache" in line for line in lines)

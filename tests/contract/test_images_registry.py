@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.agent.images.layout import lay_out
 from orchestrator.agent.images.registry import Registry, remote
 from orchestrator.agent.images.registryerrors import (
     AccessDenied,
@@ -79,11 +80,10 @@ def _insecure(tmp_path: Path, *registries: str) -> None:
     )
 
 
-def _image(tmp_path: Path, size: int) -> Path:
-    """An OCI layout with an image of one layer."""
-    layout = tmp_path / "layout"
-    blobs = layout / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
+def _image(tmp_path: Path, size: int, docker: bool = False) -> Path:
+    """An image of one layer, laid out as it is pushed."""
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
 
     def blob(data: bytes, kind: str) -> dict[str, object]:
         digest = hashlib.sha256(data).hexdigest()
@@ -95,7 +95,13 @@ def _image(tmp_path: Path, size: int) -> Path:
     (source / "data").write_bytes(os.urandom(size))
     subprocess.run(["tar", "-cf", tmp_path / "l.tar", "-C", source, "."], check=True)
     layer = (tmp_path / "l.tar").read_bytes()
-    prefix = "application/vnd.oci.image."
+    kinds = {name: f"application/vnd.oci.image.{name}.v1" for name in ("manifest", "config")}
+    kinds = {name: f"{kind}+json" for name, kind in kinds.items()}
+    kinds["layer"] = "application/vnd.oci.image.layer.v1.tar"
+    if docker:
+        kinds["manifest"] = "application/vnd.docker.distribution.manifest.v2+json"
+        kinds["config"] = "application/vnd.docker.container.image.v1+json"
+        kinds["layer"] = "application/vnd.docker.image.rootfs.diff.tar"
     config = {
         "architecture": "amd64",
         "os": "linux",
@@ -103,15 +109,13 @@ def _image(tmp_path: Path, size: int) -> Path:
     }
     manifest = {
         "schemaVersion": 2,
-        "mediaType": f"{prefix}manifest.v1+json",
-        "config": blob(json.dumps(config).encode(), f"{prefix}config.v1+json"),
-        "layers": [blob(layer, f"{prefix}layer.v1.tar")],
+        "mediaType": kinds["manifest"],
+        "config": blob(json.dumps(config).encode(), kinds["config"]),
+        "layers": [blob(layer, kinds["layer"])],
     }
-    entry = blob(json.dumps(manifest).encode(), f"{prefix}manifest.v1+json")
-    entry["annotations"] = {"org.opencontainers.image.ref.name": "image"}
-    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    return layout
+    digest = str(blob(json.dumps(manifest).encode(), "")["digest"])
+    lay_out(tmp_path / "layout", blobs / digest.removeprefix("sha256:"))
+    return tmp_path / "layout"
 
 
 @asynccontextmanager
@@ -153,10 +157,11 @@ async def _cutting(target: int, after: int, times: int) -> AsyncIterator[int]:
         server.close()
 
 
-async def test_there_and_back(tmp_path: Path, port: int) -> None:
+@pytest.mark.parametrize("docker", [False, True])
+async def test_there_and_back(tmp_path: Path, port: int, docker: bool) -> None:
     _insecure(tmp_path, f"127.0.0.1:{port}")
     registry, name = Registry(tmp_path), f"127.0.0.1:{port}/some/web:1"
-    pushed = await registry.push(_image(tmp_path, 100_000), name, b"", lambda line: None)
+    pushed = await registry.push(_image(tmp_path, 100_000, docker), name, b"", lambda line: None)
     digest = await registry.resolve(name)
     assert digest == pushed
     told: list[tuple[str, int, int]] = []

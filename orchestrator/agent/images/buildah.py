@@ -22,6 +22,8 @@ _CONTAINED = (
     *("--pid", "--fork", "--kill-child", "--mount-proc"),
 )
 
+_OFFLINE = ("unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh")
+
 
 class Buildah:
     """Runs buildah on the storage under `root`, which is this object's alone."""
@@ -32,14 +34,23 @@ class Buildah:
             *("--storage-driver", "overlay"),
         )
 
-    async def run(self, work: Path, *arguments: str, progress: Progress | None = None) -> str:
+    async def run(
+        self,
+        work: Path,
+        *arguments: str,
+        progress: Progress | None = None,
+        offline: bool = False,
+    ) -> str:
         """Run one command in the folder `work`, which also takes its temporary files; its output.
 
+        `offline`: with no network but a loopback of its own.
         Raises `ImageError` with its error when it fails.
         """
         try:
             process = await asyncio.create_subprocess_exec(
-                *(*_CONTAINED, "buildah", *self._storage, *arguments),
+                *_CONTAINED,
+                *(_OFFLINE if offline else ()),
+                *("buildah", *self._storage, *arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,

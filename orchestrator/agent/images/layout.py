@@ -1,4 +1,5 @@
-"""OCI layouts over the store's blobs: to push, to lend, to save, and for what is made here."""
+"""Images as the tools lay them out, over the store's blobs: to push, to lend, to save, and for what
+is made here."""
 
 from __future__ import annotations
 
@@ -15,20 +16,41 @@ from orchestrator.agent.images import changes as dockerfile
 from orchestrator.agent.images import untar
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from orchestrator.agent.images.names import hex_of
 from orchestrator.agent.images.store import ImageStore
 
 _CHUNK = 1 << 20
 _VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 
 
-def lay_out(layout: Path, manifest: Path) -> None:
-    """A layout of one image, called `image`, over the store's own blobs."""
-    layout.mkdir()
-    data = manifest.read_bytes()
-    entry = _entry(data, {"org.opencontainers.image.ref.name": "image"})
-    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    (layout / "oci-layout").write_bytes(_VERSION)
-    (layout / "blobs").symlink_to(manifest.parent.parent.resolve())
+def lay_out(folder: Path, manifest: Path) -> None:
+    """A folder for the tools' transport `dir:`, with one image over the store's own blobs.
+
+    That transport takes a manifest of any kind as it is; `oci:` refuses Docker's.
+    """
+    folder.mkdir()
+    document = json.loads(manifest.read_bytes())
+    (folder / "version").write_text("Directory Transport Version: 1.1\n")
+    (folder / "manifest.json").symlink_to(manifest.resolve())
+    for part in (document["config"], *document["layers"]):
+        name = hex_of(part["digest"])
+        if not (folder / name).exists():
+            (folder / name).symlink_to(manifest.resolve().with_name(name))
+
+
+def take_over(folder: Path, layout: Path) -> None:
+    """Make an OCI layout of one image out of what a tool wrote through `dir:`, which goes."""
+    blobs = layout / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    manifest = (folder / "manifest.json").read_bytes()
+    document = json.loads(manifest)
+    for part in (document["config"], *document["layers"]):
+        name = hex_of(part["digest"])
+        if not (blobs / name).exists():
+            (folder / name).rename(blobs / name)
+    (layout / _path(_digest(manifest))).write_bytes(manifest)
+    index = {"schemaVersion": 2, "manifests": [_entry(manifest, {})]}
+    (layout / "index.json").write_text(json.dumps(index))
 
 
 def _entry(manifest: bytes, annotations: dict[str, str]) -> dict[str, Any]:

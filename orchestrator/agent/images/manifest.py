@@ -16,13 +16,12 @@ from typing import Any
 from orchestrator.agent.images.config import ImageConfig
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.names import hex_of
+from orchestrator.model.platforms import architecture
 from orchestrator.model.specs import HealthCheck
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
-
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def node_platform() -> Platform:
     """The platform of this machine."""
     machine = host.machine()
     variant = {"armv7l": "v7", "armv6l": "v6"}.get(machine, "")
-    return Platform("linux", _ARCHITECTURES.get(machine, machine), variant)
+    return Platform("linux", architecture(machine), variant)
 
 
 def parse_manifest(data: bytes) -> Manifest | Index:

@@ -107,14 +107,15 @@ class Registry:
                 yield blobs.fetch
 
     async def push(
-        self, layout: Path, name: str, auth: bytes, progress: Callable[[str], None]
+        self, folder: Path, name: str, auth: bytes, progress: Callable[[str], None]
     ) -> str:
-        """Copy the image of an OCI layout to a registry; its digest there. Raises ImageError."""
+        """Copy an image to a registry from a folder as `layout.lay_out` makes it; its digest there.
+        Raises ImageError."""
         parsed = parse_image(name)
-        output = layout.parent / "digest"
+        output = folder.parent / "digest"
         with _in_memory(auth) as (options, fds):
             command = ("copy", *options, "--preserve-digests", f"--digestfile={output}")
-            command += (f"oci:{layout}:image", remote(parsed))
+            command += (f"dir:{folder}", remote(parsed))
             await self._run(registry_of(parsed), name, command, fds, progress=progress)
         return output.read_text().strip()
 

@@ -9,20 +9,41 @@ from typing import Any
 
 from orchestrator.manager.api.context import ApiContext
 from orchestrator.manager.lookup import find_node
-from orchestrator.manager.refusal import precondition
+from orchestrator.manager.refusal import invalid, precondition
 from orchestrator.model.convert import from_proto
 from orchestrator.model.objects import Availability, Image, Node, NodeState
+from orchestrator.model.platforms import architecture, wanted_architecture
 from orchestrator.pb import dispatch_pb2
 
 
-def choose_node(api: ApiContext, word: str = "") -> Node:
-    """The node asked for, else the connected one with the fewest tasks. Raises Refusal."""
+def choose_node(api: ApiContext, word: str = "", platform: str = "") -> Node:
+    """The node asked for, else the connected one with the fewest tasks; of a platform, where one
+    is asked for. Raises Refusal."""
+    wanted = _architecture(platform)
     if word:
-        return find_node(api.view, word)
+        node = find_node(api.view, word)
+        if wanted and architecture(node.description.arch) != wanted:
+            raise precondition(f"node {word} is {_platform(node)}, not {platform}")
+        return node
     ready = ready_nodes(api)
     if not ready:
         raise precondition("no node is ready to take an image; see 'orc node ls'")
-    return min(ready, key=lambda n: (len(api.view.tasks_of_node(n.id)), n.description.hostname))
+    fitting = [n for n in ready if wanted in ("", architecture(n.description.arch))]
+    if not fitting:
+        there = ", ".join(sorted({_platform(node) for node in ready}))
+        raise precondition(f"no node that is ready is {platform}; there is {there}")
+    return min(fitting, key=lambda n: (len(api.view.tasks_of_node(n.id)), n.description.hostname))
+
+
+def _architecture(platform: str) -> str:
+    try:
+        return wanted_architecture(platform) if platform else ""
+    except ValueError as error:
+        raise invalid(str(error)) from None
+
+
+def _platform(node: Node) -> str:
+    return f"linux/{architecture(node.description.arch)}"
 
 
 def ready_nodes(api: ApiContext) -> list[Node]:

@@ -7,11 +7,11 @@ from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering, hostnames
 from orchestrator.manager.api.image_nodes import choose_node, settled
+from orchestrator.manager.api.image_registry import parsed
 from orchestrator.manager.background import background
 from orchestrator.manager.refusal import invalid
 from orchestrator.manager.tunnels import Tunnel
 from orchestrator.model.convert import to_proto
-from orchestrator.model.names import parse_image
 from orchestrator.pb import control_pb2, dispatch_pb2
 
 
@@ -44,11 +44,9 @@ class ImageCalls(Calls):
             raise invalid("an upload begins with its header")
         header = first.header
         if header.name:
-            try:
-                header.name = str(parse_image(header.name))
-            except ValueError as error:
-                raise invalid(str(error)) from None
-        node = choose_node(self.api, header.node)
+            header.name = str(parsed(header.name))
+        header.more_names[:] = [str(parsed(name)) for name in header.more_names]
+        node = choose_node(self.api, header.node, header.platform)
         order = dispatch_pb2.OpenTunnel(**{work: header})
         async with (
             self.api.tunnels.open(

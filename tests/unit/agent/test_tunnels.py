@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,6 +12,8 @@ import pytest
 from agentfakes import NOW, Host, Reports, assigned, until
 from managerstub import ManagerStub, TunnelEnd, manager_stub
 
+from orchestrator.agent.buildorders import ORDERS, BuildOrders
+from orchestrator.agent.images.build import BuildSpec, CacheUsage
 from orchestrator.agent.images.errors import BuildError, ImageError
 from orchestrator.agent.runtime.base import Exit
 from orchestrator.agent.statedb import StateDb
@@ -20,7 +22,7 @@ from orchestrator.agent.tunnels import Tunnels
 from orchestrator.agent.worker import Worker
 from orchestrator.model.objects import Image
 from orchestrator.model.states import TaskState
-from orchestrator.pb import control_pb2, dispatch_pb2
+from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
 
 STAMP = "2025-11-24T12:34:56.100000000+00:00"
 
@@ -38,20 +40,16 @@ class FakeImages:
         self.taken.append((name, archive.read_bytes()))  # noqa: ASYNC240
         return Image(id="sha256:1", names=(name,))
 
-    async def build(
-        self,
-        context: Path,
-        name: str,
-        progress: Callable[[str], None],
-        *,
-        dockerfile: str = "",
-        build_args: Mapping[str, str] | None = None,
-        no_cache: bool = False,
-        extra: Sequence[str] = (),
-    ) -> Image:
-        progress(f"STEP 1: FROM {dockerfile or 'Dockerfile'}")
-        progress(f"{dict(build_args or {})} {no_cache}")
-        return await self.load(context, name)
+    async def build(self, context: Path, spec: BuildSpec, progress: Callable[[str], None]) -> Image:
+        progress(f"STEP 1: FROM {spec.dockerfile or 'Dockerfile'}")
+        progress(f"{dict(spec.build_args)} {spec.no_cache}")
+        return await self.load(context, *spec.names)
+
+    async def cache(self) -> CacheUsage:
+        return CacheUsage(entries=2, size=1000)
+
+    async def prune(self, everything: bool) -> int:
+        return 300 if everything else 200
 
 
 class Agent:
@@ -65,9 +63,13 @@ class Agent:
         self.tunnels = Tunnels(
             runners=worker.runners,
             images=self.images,
-            builder=self.images,
             scratch=host.folder / "uploads",
-            handlers={"logs": TaskLogs(worker.runners, self.places, lambda: self.now).send},
+            handlers={
+                "logs": TaskLogs(worker.runners, self.places, lambda: self.now).send,
+                **dict.fromkeys(
+                    ORDERS, BuildOrders(self.images, host.folder / "uploads").serve
+                ),
+            },
         )
 
     def places(self, task: str) -> tuple[Path, Path]:
@@ -260,6 +262,13 @@ async def test_a_build_that_fails(agent: Agent, error: Exception, words: str) ->
         await tunnel.send(eof=True)
         frames = await tunnel.frames()
     assert frames[-1].result.error.startswith(words)
+
+
+async def test_a_build_cache_is_emptied_and_told_of(agent: Agent) -> None:
+    order = images_pb2.BuildCacheOrder(prune=True, all=True)
+    async with agent.tunnel(dispatch_pb2.OpenTunnel(id="x", build_cache=order)) as tunnel:
+        (last,) = await tunnel.frames()
+    assert last.result.build_cache == images_pb2.BuildCache(entries=2, size=1000, freed=300)
 
 
 async def test_what_an_agent_does_not_know(agent: Agent) -> None:

@@ -45,14 +45,19 @@ def untar(data: bytes) -> dict[str, tarfile.TarInfo]:
         return {member.name: member for member in tar.getmembers()}
 
 
+def streamed(folder: Path, dockerfile: str = "Dockerfile") -> bytes:
+    rules = build_context.read_rules(folder, folder / dockerfile)
+    return b"".join(build_context.stream(folder, rules))
+
+
 def names(folder: Path, dockerfile: str = "Dockerfile") -> set[str]:
-    return set(untar(b"".join(build_context.stream(folder, folder / dockerfile))))
+    return set(untar(streamed(folder, dockerfile)))
 
 
 def test_stream_is_the_folder(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as unix:
         unix.bind(str(folder / "socket"))
-    pieces = list(build_context.stream(folder, folder / "Dockerfile"))
+    pieces = list(build_context.stream(folder, []))
     data = b"".join(pieces)
     assert max(map(len, pieces)) <= build_context.CHUNK
     members = untar(data)
@@ -74,7 +79,7 @@ def test_stream_is_the_folder(folder: Path) -> None:
         content = tar.extractfile("sub/deep/data")
         assert content is not None
         assert content.read() == (folder / "sub/deep/data").read_bytes()
-    assert data == b"".join(build_context.stream(folder, folder / "Dockerfile"))
+    assert data == streamed(folder)
 
 
 def test_dockerignore_leaves_out(folder: Path) -> None:
@@ -83,7 +88,6 @@ def test_dockerignore_leaves_out(folder: Path) -> None:
     )
     assert names(folder) == {
         ".dockerignore",
-        "Dockerfile",
         "link",
         "run.sh",
         "sub",
@@ -92,17 +96,16 @@ def test_dockerignore_leaves_out(folder: Path) -> None:
     }
 
 
-def test_dockerfile_in_an_ignored_folder_is_sent(folder: Path) -> None:
+def test_a_folder_comes_with_what_is_kept_of_it(folder: Path) -> None:
+    (folder / ".dockerignore").write_text("*\n!sub/deep\n")
+    assert names(folder) == {"sub", "sub/deep", "sub/deep/data"}
+
+
+def test_a_dockerfile_may_have_rules_of_its_own(folder: Path) -> None:
     (folder / ".dockerignore").write_text("*\n")
-    (folder / "sub" / "Other").write_text("FROM scratch\n")
-    assert names(folder, "sub/Other") == {".dockerignore", "sub/Other"}
-
-
-def test_dockerfile_from_outside_is_sent_beside(folder: Path, tmp_path: Path) -> None:
-    outside = tmp_path / "Outside"
-    outside.write_text("FROM scratch\n")
-    members = untar(b"".join(build_context.stream(folder, outside)))
-    assert members[".orc.Dockerfile"].size == 13
+    (folder / "sub" / "Other.dockerignore").write_text("*\n!link\n")
+    assert names(folder, "sub/Other") == {"link"}
+    assert names(folder) == set()
 
 
 @pytest.mark.parametrize(
@@ -137,7 +140,7 @@ def test_dockerignore_rules(pattern: str, path: str, ignored: bool) -> None:
 
 def test_a_file_that_shrinks_does_not_break_the_stream(folder: Path) -> None:
     (folder / "zz-grows").write_bytes(b"x" * 1000)
-    stream = build_context.stream(folder, folder / "Dockerfile")
+    stream = build_context.stream(folder, [])
     pieces = []
     for piece in stream:
         pieces.append(piece)
@@ -166,13 +169,78 @@ def test_build(manager: Any, run: Run, folder: Path, monkeypatch: pytest.MonkeyP
         name="hello:1",
         node="node2",
         dockerfile="Dockerfile",
+        dockerfile_content=b"FROM scratch\nCOPY . /\n",
         build_args={"A": "1", "FROM_US": "here"},
         no_cache=True,
+        format="docker",
+        network="host",
     )
     assert "sub/deep/data" in untar(b"".join(message.data for message in rest))
     quiet = run("build", "-q", "-t", "hello", str(folder))
     assert (quiet.stdout, quiet.stderr) == (DIGEST + "\n", "")
     assert manager.script.request("BuildImage")[0].header.name == "hello:latest"
+
+
+def test_all_that_a_build_can_be_told(
+    manager: Any, run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "t0ken")
+    (tmp_path / "key").write_text("k3y")
+    manager.script.answers["BuildImage"] = [image("a:1", "b:2")]
+    words = [
+        *("-t", "a:1", "-t", "b:2", "--target", "run", "--pull", "--label", "l=1"),
+        *("--secret", f"id=key,src={tmp_path}/key", "--secret", "id=token,env=TOKEN"),
+        *("--secret", "id=TOKEN", "--platform", "linux/arm64", "--format", "oci"),
+        *("--network", "none", "--add-host", "x:192.0.2.1", "--add-host", "y=::1"),
+        *("--iidfile", str(tmp_path / "id"), "--progress", "quiet"),
+    ]
+    result = run("build", *words, str(folder))
+    assert (result.stdout, result.stderr) == ("built a:1, b:2 (abababababab, 4.07MB)\n", "")
+    assert (tmp_path / "id").read_text() == DIGEST
+    header = manager.script.request("BuildImage")[0].header
+    assert header.secrets == {"key": b"k3y", "token": b"t0ken", "TOKEN": b"t0ken"}
+    assert list(header.more_names) == ["b:2"]
+    assert list(header.add_hosts) == ["x:192.0.2.1", "y:::1"]
+    shown = (header.target, header.pull, header.platform, header.format, header.network)
+    assert shown == ("run", True, "linux/arm64", "oci", "none")
+
+
+def test_a_build_from_stdin(manager: Any, run: Run, folder: Path) -> None:
+    manager.script.answers["BuildImage"] = [image("a:1")]
+    run("build", "-t", "a:1", "-", input=b"FROM scratch\n")
+    header, *rest = manager.script.request("BuildImage")
+    assert header.header.dockerfile_content == b"FROM scratch\n"
+    assert untar(b"".join(message.data for message in rest)) == {}
+    run("build", "-f", "-", str(folder), input=b"FROM other\n")
+    header, *rest = manager.script.request("BuildImage")
+    assert header.header.dockerfile_content == b"FROM other\n"
+    assert "run.sh" in untar(b"".join(message.data for message in rest))
+    run("build", "-f", "sub/Other", "-", input=streamed(folder))
+    header, *rest = manager.script.request("BuildImage")
+    assert (header.header.dockerfile, header.header.dockerfile_content) == ("sub/Other", b"")
+    assert b"".join(message.data for message in rest) == streamed(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--ssh", "default"), "--ssh is not there: keys stay with you"),
+        (("--secret", "src=x"), "is not id=ID,src=FILE"),
+        (("--secret", "id=x,env=NO_SUCH"), "the environment has no NO_SUCH"),
+        (("--secret", "id=x,src=/none"), "cannot read /none: no such file"),
+        (("--add-host", "x"), "not of the form HOST:IP"),
+        (("--add-host", "x:y"), "not of the form HOST:IP"),
+        (("--platform", "linux/amd64,linux/arm64"), "one platform at a time"),
+        (("--platform", "windows/amd64"), "is no platform"),
+    ],
+)
+def test_what_a_build_cannot_do(
+    manager: Any, run: Run, folder: Path, words: tuple[str, ...], line: str
+) -> None:
+    result = run("build", *words, str(folder))
+    assert result.exit_code in (1, 2)
+    assert line in result.stderr
+    assert manager.script.requests == []
 
 
 def test_build_errors(manager: Any, refused: Refused, folder: Path) -> None:
@@ -186,6 +254,8 @@ def test_build_errors(manager: Any, refused: Refused, folder: Path) -> None:
     )
     (folder / ".dockerignore").write_text("[z-a]\n")
     assert refused("build", "-t", "a", str(folder)) == ".dockerignore has the bad pattern '[z-a]'"
+    (folder / "Dockerfile").write_text(" \n")
+    assert refused("build", str(folder)) == "Dockerfile is empty; it begins with FROM"
     assert manager.script.requests == []
 
 

@@ -1,0 +1,351 @@
+"""`orc build` and `orc builder`: images made on the nodes, and what that leaves for the next."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+
+from orchestrator.cli import build_context, completion
+from orchestrator.cli.client import Client, pass_client, upload
+from orchestrator.cli.groups import CliError, OrcGroup, example
+from orchestrator.cli.output import Column, column, format_option, print_json, print_table
+from orchestrator.cli.spec_flags import checked_image, pairs
+from orchestrator.model.names import short_id
+from orchestrator.model.platforms import wanted_architecture
+from orchestrator.model.units import format_size
+from orchestrator.pb import control_pb2, images_pb2
+
+_MAX_DOCUMENT = 1 << 20
+"""Bytes of a Dockerfile and of all secrets: they travel in one message."""
+_TAR_MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
+
+
+class View(Protocol):
+    """Shows how a build goes."""
+
+    def line(self, text: str) -> None: ...
+
+    def sent(self, size: int) -> None: ...
+
+
+@click.command(
+    epilog=example(
+        "orc build -t hello:1 .",
+        "orc build -t hello:1 -f web/Dockerfile --build-arg V=2 .",
+        "orc build -t hello:1 --secret id=token,src=token.txt .",
+        "orc build -t hello:1 - < Dockerfile",
+    )
+)
+@click.option("--tag", "-t", multiple=True, metavar="NAME", help="The image's name; repeatable.")
+@click.option(
+    "--file",
+    "-f",
+    "dockerfile",
+    metavar="FILE|-",
+    help="The Dockerfile; DIR/Dockerfile unless given.",
+)
+@click.option("--build-arg", multiple=True, metavar="KEY[=value]", help="Set an ARG; repeatable.")
+@click.option(
+    "--node", metavar="NODE", shell_complete=completion.nodes, help="Build there; else anywhere."
+)
+@click.option("--no-cache", is_flag=True, help="Run every step anew.")
+@click.option("--target", default="", metavar="STAGE", help="Stop at this stage.")
+@click.option("--pull", is_flag=True, help="Ask the registries for newer images of FROM.")
+@click.option("--label", multiple=True, metavar="KEY=value", help="Label of the image; repeatable.")
+@click.option("--platform", default="", metavar="OS/ARCH", help="Build on a node of this kind.")
+@click.option(
+    "--secret",
+    multiple=True,
+    metavar="id=ID[,src=FILE|,env=NAME]",
+    help="For RUN --mount=type=secret; repeatable.",
+)
+@click.option("--ssh", multiple=True, hidden=True)
+@click.option(
+    "--format",
+    "image_format",
+    type=click.Choice(["docker", "oci"]),
+    default="docker",
+    help="Of the image; the OCI's has no HEALTHCHECK, SHELL and ONBUILD.",
+)
+@click.option(
+    "--network",
+    type=click.Choice(["default", "host", "none"]),
+    default="default",
+    help="Of RUN: the node's, or none at all.",
+)
+@click.option("--add-host", multiple=True, metavar="HOST:IP", help="For RUN; repeatable.")
+@click.option("--iidfile", metavar="FILE", help="Write the image's id there.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the image's id only.")
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "plain", "tty", "quiet"]),
+    default="auto",
+    help="How it is shown; auto: by steps on a terminal, else all lines.",
+)
+@click.argument("folder", metavar="DIR|-", type=click.Path())
+@pass_client
+def build(
+    client: Client,
+    tag: tuple[str, ...],
+    dockerfile: str | None,
+    build_arg: tuple[str, ...],
+    node: str | None,
+    no_cache: bool,
+    target: str,
+    pull: bool,
+    label: tuple[str, ...],
+    platform: str,
+    secret: tuple[str, ...],
+    ssh: tuple[str, ...],
+    image_format: str,
+    network: str,
+    add_host: tuple[str, ...],
+    iidfile: str | None,
+    quiet: bool,
+    progress: str,
+    folder: str,
+) -> None:
+    """Build an image from a Dockerfile and the folder around it, on one of the nodes."""
+    if ssh:
+        raise click.UsageError(
+            "--ssh is not there: keys stay with you; give a build what it needs with --secret"
+        )
+    names = [checked_image(name) for name in tag]
+    if platform:
+        try:
+            wanted_architecture(platform)
+        except ValueError as error:
+            raise click.UsageError(f"--platform: {error}") from None
+    header = control_pb2.ImageHeader(
+        name=names[0] if names else "",
+        more_names=names[1:],
+        node=node or "",
+        build_args=_build_args(build_arg),
+        no_cache=no_cache,
+        target=target,
+        pull=pull,
+        labels=pairs("label", label),
+        platform=platform,
+        secrets=_secrets(secret),
+        format=image_format,
+        network="none" if network == "none" else "host",
+        add_hosts=[_host(text) for text in add_host],
+    )
+    if folder == "-" or dockerfile == "-":
+        chunks = _from_stdin(header, folder, dockerfile)
+    else:
+        chunks = _from_folder(header, Path(folder), dockerfile)
+    with _view("quiet" if quiet else progress) as view:
+        image = _follow(client, header, chunks, view)
+    if iidfile:
+        try:
+            Path(iidfile).write_text(image.id)
+        except OSError as error:
+            raise CliError(f"cannot write {iidfile}: {(error.strerror or '').lower()}") from None
+    if quiet:
+        click.echo(image.id)
+        return
+    shown = ", ".join(names) or "an image without a name"
+    click.echo(f"built {shown} ({short_id(image.id)}, {format_size(image.size)})")
+
+
+def _from_folder(header: Any, root: Path, dockerfile: str | None) -> Iterator[bytes]:
+    """The context of a folder; its Dockerfile goes into the header."""
+    if not root.is_dir():
+        raise CliError(f"{root} is not a folder; name the one with the Dockerfile")
+    if dockerfile:
+        file = Path(dockerfile)
+    else:
+        found = [root / name for name in ("Dockerfile", "Containerfile") if (root / name).is_file()]
+        file = found[0] if found else root / "Dockerfile"
+    if not file.is_file():
+        raise CliError(f"there is no {file}; write one, or name it with -f")
+    _put_dockerfile(header, file.read_bytes(), dockerfile or file.name)
+    try:
+        rules = build_context.read_rules(root, file)
+    except (ValueError, OSError) as error:
+        raise CliError(str(error)) from None
+    return build_context.stream(root, rules)
+
+
+def _from_stdin(header: Any, folder: str, dockerfile: str | None) -> Iterator[bytes]:
+    """As Docker has it: a Dockerfile for a folder or for none, or a whole context as a tar."""
+    if folder == dockerfile:
+        raise click.UsageError("the context and the Dockerfile cannot both be stdin")
+    if sys.stdin.isatty():
+        raise click.UsageError("nothing comes from stdin; pipe a Dockerfile or a context in")
+    source = sys.stdin.buffer
+    if dockerfile == "-":
+        _put_dockerfile(header, source.read(), "Dockerfile")
+        root = Path(folder)
+        if not root.is_dir():
+            raise CliError(f"{root} is not a folder; name the one to build from")
+        return build_context.stream(root, build_context.read_rules(root, root / "Dockerfile"))
+    head = source.read(512)
+    if head.startswith(_TAR_MAGICS) or head[257:262] == b"ustar":
+        header.dockerfile = dockerfile or ""
+        return build_context.pieces(source, head)
+    if dockerfile:
+        raise click.UsageError("with a Dockerfile as stdin, -f has no meaning")
+    _put_dockerfile(header, head + source.read(), "Dockerfile")
+    return iter([build_context.END])
+
+
+def _put_dockerfile(header: Any, content: bytes, name: str) -> None:
+    if not content.strip():
+        raise CliError(f"{name} is empty; it begins with FROM")
+    if len(content) > _MAX_DOCUMENT:
+        raise CliError(f"{name} has over {format_size(_MAX_DOCUMENT)}; is it a Dockerfile?")
+    header.dockerfile, header.dockerfile_content = name, content
+
+
+def _build_args(texts: Iterable[str]) -> dict[str, str]:
+    """As Docker has it: a KEY alone is taken from our environment."""
+    result = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key:
+            raise click.BadParameter(f"build argument {text!r} is not of the form KEY=value")
+        if equals or key in os.environ:
+            result[key] = value if equals else os.environ[key]
+    return result
+
+
+def _secrets(texts: Iterable[str]) -> dict[str, bytes]:
+    """Contents by id; as Docker has it, an id alone is a variable of our environment or a file."""
+    found: dict[str, bytes] = {}
+    for text in texts:
+        keys = dict(part.partition("=")[::2] for part in text.split(","))
+        identity = keys.pop("id", "")
+        kind = keys.pop("type", "")
+        source = keys.pop("src", "") or keys.pop("source", "")
+        variable = keys.pop("env", "")
+        if not identity or keys or kind not in ("", "file", "env"):
+            raise click.UsageError(f"--secret {text!r} is not id=ID,src=FILE or id=ID,env=NAME")
+        if not source and not variable:
+            variable = identity if kind == "env" or identity in os.environ else ""
+            source = "" if variable else identity
+        if variable:
+            if variable not in os.environ:
+                raise CliError(f"--secret {identity}: the environment has no {variable}")
+            found[identity] = os.environb[variable.encode()]
+            continue
+        try:
+            found[identity] = Path(source).expanduser().read_bytes()
+        except OSError as error:
+            reason = (error.strerror or "").lower()
+            raise CliError(f"--secret {identity}: cannot read {source}: {reason}") from None
+    if sum(map(len, found.values())) > _MAX_DOCUMENT:
+        raise CliError(f"the secrets have over {format_size(_MAX_DOCUMENT)} together")
+    return found
+
+
+def _host(text: str) -> str:
+    name, separator, address = text.partition("=" if "=" in text else ":")
+    try:
+        ipaddress.ip_address(address.strip("[]"))
+    except ValueError:
+        address = "" if address != "host-gateway" else address
+    if not name or not separator or not address:
+        raise click.UsageError(f"--add-host {text!r} is not of the form HOST:IP")
+    return f"{name}:{address.strip('[]')}"
+
+
+def _view(progress: str) -> AbstractContextManager[View]:
+    if progress == "tty" or (progress == "auto" and sys.stderr.isatty()):
+        from orchestrator.cli.bar import BuildSteps
+
+        return BuildSteps()
+    return nullcontext(_Quiet() if progress == "quiet" else _Plain())
+
+
+class _Plain:
+    def line(self, text: str) -> None:
+        click.echo(text, err=True)
+
+    def sent(self, size: int) -> None:
+        """No news where there is no terminal."""
+
+
+class _Quiet(_Plain):
+    def line(self, text: str) -> None:
+        """Not shown."""
+
+
+def _follow(client: Client, header: Any, chunks: Iterator[bytes], view: View) -> Any:
+    """Upload the context, show what comes back, and return the image."""
+
+    def counted() -> Iterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+            view.sent(len(chunk))
+
+    image = None
+    try:
+        for progress in client.stream("BuildImage", upload(header, counted())):
+            if progress.WhichOneof("part") == "image":
+                image = progress.image
+            else:
+                view.line(progress.line)
+    except OSError as error:
+        raise CliError(f"cannot read {error.filename}: {error.strerror}") from None
+    if image is None:
+        raise CliError("the manager ended the build without an image; see its log")
+    return image
+
+
+@click.group(cls=OrcGroup)
+def builder() -> None:
+    """What builds leave on the nodes to make the next ones fast."""
+
+
+@builder.command("du", epilog=example("orc builder du", "orc builder du --node node1"))
+@click.option("--node", metavar="NODE", shell_complete=completion.nodes, help="Only that node.")
+@format_option()
+@pass_client
+def du(client: Client, form: str, node: str | None) -> None:
+    """Show how much the build cache takes on each node."""
+    reply = client.call("Images.BuildCaches", images_pb2.BuildCachesRequest(node=node or ""))
+    rows = [
+        {"node": name, "entries": cache.entries, "size": cache.size}
+        for name, cache in sorted(reply.caches.items())
+    ]
+    if form == "json":
+        print_json(rows)
+    else:
+        print_table(
+            rows,
+            [
+                column("NODE", "node"),
+                column("ENTRIES", "entries"),
+                Column("SIZE", lambda row: format_size(row["size"])),
+            ],
+        )
+    _say(reply.notices)
+
+
+@builder.command("prune", epilog=example("orc builder prune -f", "orc builder prune -a -f"))
+@click.option("--all", "-a", "all_", is_flag=True, help="Also the images that builds start from.")
+@click.option("--force", "-f", is_flag=True, help="Do not ask.")
+@click.option("--node", metavar="NODE", shell_complete=completion.nodes, help="Only that node.")
+@pass_client
+def prune(client: Client, all_: bool, force: bool, node: str | None) -> None:
+    """Empty the build cache of all nodes. Images that were built stay."""
+    if not force:
+        click.confirm("This makes the next builds run every step anew. Go on?", abort=True)
+    request = images_pb2.BuildCachesRequest(node=node or "", prune=True, all=all_)
+    reply = client.call("Images.BuildCaches", request, timeout=300.0)
+    click.echo(f"freed {format_size(sum(cache.freed for cache in reply.caches.values()))}")
+    _say(reply.notices)
+
+
+def _say(notices: Iterable[str]) -> None:
+    for notice in notices:
+        click.echo(notice, err=True)

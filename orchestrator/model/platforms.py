@@ -1,0 +1,26 @@
+"""Platforms as images name them: OS/ARCHITECTURE[/VARIANT], by Go's names."""
+
+from __future__ import annotations
+
+import re
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm"}
+_PLATFORM = re.compile(r"(?:linux/)?([a-z0-9_]+)(?:/v[0-9]+)?")
+
+
+def architecture(machine: str) -> str:
+    """Go's name of what `uname -m` says."""
+    return _ARCHITECTURES.get(machine, machine)
+
+
+def wanted_architecture(platform: str) -> str:
+    """The architecture of a platform that a user names, such as `linux/arm64` or `amd64`.
+
+    Raises ValueError for several at once, and for what is none.
+    """
+    if "," in platform:
+        raise ValueError("an image is built for one platform at a time; name one")
+    match = _PLATFORM.fullmatch(platform)
+    if match is None:
+        raise ValueError(f"{platform!r} is no platform; write such as linux/amd64")
+    return architecture(match[1])

@@ -66,7 +66,6 @@ class View(Protocol):
     metavar="id=ID[,src=FILE|,env=NAME]",
     help="For RUN --mount=type=secret; repeatable.",
 )
-@click.option("--ssh", multiple=True, hidden=True)
 @click.option(
     "--format",
     "image_format",
@@ -103,7 +102,6 @@ def build(
     label: tuple[str, ...],
     platform: str,
     secret: tuple[str, ...],
-    ssh: tuple[str, ...],
     image_format: str,
     network: str,
     add_host: tuple[str, ...],
@@ -113,10 +111,6 @@ def build(
     folder: str,
 ) -> None:
     """Build an image from a Dockerfile and the folder around it, on one of the nodes."""
-    if ssh:
-        raise click.UsageError(
-            "--ssh is not there: keys stay with you; give a build what it needs with --secret"
-        )
     names = [checked_image(name) for name in tag]
     if platform:
         try:

@@ -50,16 +50,14 @@ _CONTAINER = {
 }
 
 _BUILD = {
-    "--add-host": "write it in a RUN, or ask a name server that knows it",
     "--cache-from": "layers are cached on each node; --node builds where the cache is",
     "--cache-to": "layers are cached on each node; --node builds where the cache is",
     "--load": "an image that was built is in the cluster at once",
     "--output": "use 'orc save' or 'orc export' afterwards",
     "-o": "use 'orc save' or 'orc export' afterwards",
-    "--platform": "a node builds for its own platform; choose one by --node",
-    "--progress": "the build's lines are shown; -q hides them",
     "--push": "use 'orc push' afterwards",
     "--rm": "nothing is left of a build's containers",
+    "--ssh": "keys stay with you; give a build what it needs with --secret",
     "--squash": "write one RUN, or copy from an earlier stage",
 }
 

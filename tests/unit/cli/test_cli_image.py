@@ -224,7 +224,7 @@ def test_a_build_from_stdin(manager: Any, run: Run, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--ssh", "default"), "--ssh is not there: keys stay with you"),
+        (("--ssh", "default"), "keys stay with you; give a build what it needs with --secret"),
         (("--secret", "src=x"), "is not id=ID,src=FILE"),
         (("--secret", "id=x,env=NO_SUCH"), "the environment has no NO_SUCH"),
         (("--secret", "id=x,src=/none"), "cannot read /none: no such file"),

@@ -23,7 +23,7 @@ from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Image
-from orchestrator.pb import control_pb2, dispatch_pb2, dispatch_pb2_grpc
+from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
 
 log = logging.getLogger(__name__)
 

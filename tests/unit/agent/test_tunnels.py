@@ -66,9 +66,7 @@ class Agent:
             scratch=host.folder / "uploads",
             handlers={
                 "logs": TaskLogs(worker.runners, self.places, lambda: self.now).send,
-                **dict.fromkeys(
-                    ORDERS, BuildOrders(self.images, host.folder / "uploads").serve
-                ),
+                **dict.fromkeys(ORDERS, BuildOrders(self.images, host.folder / "uploads").serve),
             },
         )
 

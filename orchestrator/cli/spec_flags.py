@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from orchestrator.model.names import parse_image
-from orchestrator.model.specs import HealthCheck, PortSpec, Protocol, RestartCondition, ServiceSpec
+from orchestrator.model.specs import (
+    HealthCheck,
+    PortSpec,
+    Protocol,
+    RestartCondition,
+    ServiceSpec,
+    UpdateOrder,
+)
 from orchestrator.model.units import parse_cpus, parse_duration, parse_memory
 from orchestrator.model.validate import MIN_SHARES, InvalidSpec, validate_service
 
@@ -70,6 +77,13 @@ def _condition(text: str) -> RestartCondition:
     if text not in _CONDITIONS:
         raise ValueError(f"{text!r} is none of {', '.join(_CONDITIONS)}")
     return RestartCondition[text.upper().replace("-", "_")]
+
+
+def _order(text: str) -> UpdateOrder:
+    names = {each.name.lower().replace("_", "-"): each for each in UpdateOrder}
+    if text not in names:
+        raise ValueError(f"{text!r} is neither {' nor '.join(names)}")
+    return names[text]
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -176,6 +190,12 @@ SETTINGS = (
         "update.parallelism",
         click.INT,
         "Tasks that an update replaces at a time (1; 0: all).",
+    ),
+    Setting(
+        ("--update-order",),
+        "update.order",
+        Parsed("stop-first|start-first", _order),
+        "What comes first, the end of the old task or the start of the new one (stop-first).",
     ),
     Setting(("--update-delay",), "update.delay", DURATION, "Time between two batches (0s)."),
     Setting(

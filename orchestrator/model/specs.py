@@ -189,6 +189,15 @@ class RestartPolicy:
     """Seconds over which attempts are counted; 0: forever."""
 
 
+class UpdateOrder(IntEnum):
+    """Which of a slot's two tasks an update begins with."""
+
+    STOP_FIRST = 0
+    """The old one ends, then the new one starts."""
+    START_FIRST = 1
+    """The new one starts, and when it works the old one ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class UpdatePolicy:
     """How an update replaces tasks."""
@@ -197,6 +206,7 @@ class UpdatePolicy:
     """Slots replaced at a time; 0: all at once."""
     delay: float = 0.0
     """Seconds between two batches."""
+    order: UpdateOrder = UpdateOrder.STOP_FIRST
 
 
 DEFAULT_NETWORK = "default"

@@ -112,3 +112,16 @@ def test_a_check_that_cannot_be_is_refused(
     cluster: Cluster, hello: str, flags: tuple[str, ...], words: str
 ) -> None:
     assert words in cluster.refused("run", "-d", *flags, hello)
+
+
+def test_start_first_never_makes_less_of_a_service(cluster: Cluster, hello: str) -> None:
+    cluster.orc("service", "create", "--name", "web", "--replicas", "2", "--update-order",
+                "start-first", "--health-tcp", "80", hello)  # fmt: skip
+    before = {task["id"] for task in cluster.running("web")}
+    failing = ("service", "update", "--health-tcp", "81", "--timeout", "2s", "web")
+    assert cluster.orc(*failing, ok=False).returncode == 3
+    working = [task for task in cluster.running("web") if task["health"] == "healthy"]
+    assert {task["id"] for task in working} == before
+    cluster.orc("service", "update", "--health-tcp", "80", "--env-add", "A=1", "web")
+    assert len(cluster.running("web")) == 2
+    assert not before & {task["id"] for task in cluster.running("web")}

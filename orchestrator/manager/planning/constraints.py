@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from orchestrator.model.objects import Node
+from orchestrator.model.objects import Availability, Node, Service
 
 _LABELS = "node.labels."
 _ATTRIBUTES = ("node.id", "node.hostname", "node.role", "node.platform.os", "node.platform.arch")
@@ -60,6 +60,11 @@ def meets(node: Node, constraints: tuple[str, ...]) -> bool:
         return all(parse_constraint(text).met_by(node) for text in constraints)
     except ConstraintError:
         return False
+
+
+def welcome(node: Node, service: Service) -> bool:
+    """Whether tasks of the service may stay on the node."""
+    return node.availability is not Availability.DRAIN and meets(node, service.spec.constraints)
 
 
 def _read(node: Node, attribute: str) -> str | None:

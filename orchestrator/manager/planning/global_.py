@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator.manager.planning import reaper, update
-from orchestrator.manager.planning.replicated import give_up_lost, welcome
+from orchestrator.manager.planning.constraints import welcome
+from orchestrator.manager.planning.replicated import give_up_lost
 from orchestrator.manager.planning.restart import decide
 from orchestrator.manager.planning.slots import Draft, Start, is_current
 from orchestrator.manager.planning.views import ClusterView
@@ -35,7 +36,7 @@ def reconcile_global(view: ClusterView, service: Service, draft: Draft) -> None:
     known = draft.slots()
     for number, home in zip(draft.free_numbers(len(new)), new, strict=True):
         draft.create(service, number, Start(node_id=home), known.get(number))
-    update.advance(service, draft)
+    update.advance(view, service, draft)
     for slot in draft.kept_slots():
         home = slot.newest.node_id
         if not slot.vacant or view.nodes[home].state is NodeState.DOWN:

@@ -6,7 +6,7 @@ services, of the tasks that wait, and of the nodes' loads if anything is to be p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from orchestrator.manager.planning.allocator import allocate_slices
@@ -111,7 +111,7 @@ def plan(
     ahead = view.evolve(slices)
     ahead = ahead.evolve(change for draft in drafts.values() for change in draft.changes())
     placements: dict[str, _Placed] = {}
-    for decision in schedule(ahead, _waiting(ahead, dirty, now), now):
+    for decision in schedule(ahead, _waiting(ahead, dirty, services, now), now):
         task = decision.task
         draft = drafts.get(task.service_id)
         if draft is None:
@@ -177,9 +177,11 @@ def _reconcile(view: ClusterView, service_id: str, now: float, new_id: Callable[
     return draft
 
 
-def _waiting(ahead: ClusterView, dirty: Dirty, now: float) -> Iterable[Task]:
-    """The waiting tasks worth a try: those of dirty services, those whose delay is over, and all
-    of them if there may be room."""
+def _waiting(
+    ahead: ClusterView, dirty: Dirty, services: Collection[str], now: float
+) -> Iterable[Task]:
+    """The waiting tasks worth a try: those of the services that were reconciled, those whose delay
+    is over, and all of them if there may be room."""
     everything = dirty.nodes_changed or dirty.capacity_freed
     for task in ahead.pending.values():
         service = ahead.services.get(task.service_id)
@@ -188,7 +190,7 @@ def _waiting(ahead: ClusterView, dirty: Dirty, now: float) -> Iterable[Task]:
         elif service is None or service.removed:
             continue
         else:
-            touched = task.service_id in dirty.services
+            touched = task.service_id in services
         due = everything or touched or 0 < task.not_before <= now
         # What waits for another container's place may go with any change.
         if due or task.spec.container.volumes_from:

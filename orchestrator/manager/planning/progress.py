@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.manager.planning.accounting import running_tasks
-from orchestrator.manager.planning.replicated import welcome
+from orchestrator.manager.planning.constraints import welcome
 from orchestrator.manager.planning.restart import finished
 from orchestrator.manager.planning.slots import Slot, ended, is_current, slots_of
 from orchestrator.manager.planning.views import ClusterView

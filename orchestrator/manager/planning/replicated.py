@@ -10,23 +10,18 @@ from __future__ import annotations
 from collections import defaultdict
 
 from orchestrator.manager.planning import reaper, update
-from orchestrator.manager.planning.constraints import meets
 from orchestrator.manager.planning.restart import decide
 from orchestrator.manager.planning.slots import Draft, Slot, Start, ended, is_current, waits
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Availability, Node, NodeState, Service
+from orchestrator.model.objects import NodeState, Service
 from orchestrator.model.states import TaskState
 
 
 def reconcile_replicated(view: ClusterView, service: Service, draft: Draft) -> None:
     """Bring the service's tasks one step nearer to its spec."""
     give_up_lost(view, draft)
-    for task in list(draft.tasks.values()):
-        node = view.nodes.get(task.node_id)
-        if node is not None and not waits(task) and not welcome(node, service):
-            draft.stop(task, TaskState.SHUTDOWN)
     _scale(service, draft)
-    update.advance(service, draft)
+    update.advance(view, service, draft)
     for slot in draft.kept_slots():
         if slot.vacant:
             start = (
@@ -49,11 +44,6 @@ def give_up_lost(view: ClusterView, draft: Draft) -> None:
             draft.give_up(task, "its node was removed from the cluster")
         elif node.state is NodeState.DOWN:
             draft.give_up(task, f"node {node.description.hostname or node.id} is down")
-
-
-def welcome(node: Node, service: Service) -> bool:
-    """Whether tasks of the service may stay on the node."""
-    return node.availability is not Availability.DRAIN and meets(node, service.spec.constraints)
 
 
 def _scale(service: Service, draft: Draft) -> None:

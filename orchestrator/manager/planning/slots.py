@@ -55,12 +55,26 @@ class Slot:
         return all(ended(task) for task in self.tasks)
 
     @property
+    def live(self) -> tuple[Task, ...]:
+        """The tasks that may run: at most one, but for an update that starts the new one first."""
+        return tuple(
+            task
+            for task in self.tasks
+            if not ended(task) and task.desired_state <= TaskState.RUNNING
+        )
+
+    @property
     def runnable(self) -> Task | None:
-        """The one task that may run, if there is one."""
-        for task in self.tasks:
-            if not ended(task) and task.desired_state <= TaskState.RUNNING:
-                return task
-        return None
+        """The newest task that may run, if there is one."""
+        live = self.live
+        return live[-1] if live else None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a task of it was told to stop and has not ended."""
+        return any(
+            not ended(task) and task.desired_state > TaskState.RUNNING for task in self.tasks
+        )
 
     @property
     def kept(self) -> bool:

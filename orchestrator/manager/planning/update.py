@@ -1,10 +1,17 @@
-"""Rolling updates: which tasks of an older spec stop now, so that new ones take their slots.
+"""Rolling updates: which tasks stop now, so that others take their slots.
+
+A task is *outdated* when it is of an older spec, or on a node that has no place for it any more (it
+is drained, or no longer meets the constraints). `parallelism` slots are on the way at a time; a
+slot has arrived when its new task works, which is RUNNING and, where that is probed, healthy (or
+has done its work). A new task that fails is restarted with back-off and keeps its place among those
+on the way, so that a spec which does not work takes down no more than `parallelism` slots.
 
 Stop first: a slot's old task is told to end, and its slot is filled with the service's present
-spec once it has. `parallelism` slots are on the way at a time; a slot has arrived when its new
-task works, which is RUNNING and, where that is probed, healthy (or has done its work). A new task
-that fails is restarted with back-off and keeps its place among those on the way, so that a spec
-which does not work takes down no more than `parallelism` slots.
+spec once it has. What must leave its node leaves it at once, all of it.
+
+Start first: the new task is made beside the old one, which is told to end when the new one works.
+Until then the old one is left alone, whatever becomes of the new one: such an update, or a drained
+node, never makes less of the service than there was.
 
 Nothing is stored for an update but the tasks themselves. With a delay, the next batch starts
 that long after the last new task began to run, by that task's own record.
@@ -12,34 +19,105 @@ that long after the last new task began to run, by that task's own record.
 
 from __future__ import annotations
 
-from orchestrator.manager.planning.restart import finished
-from orchestrator.manager.planning.slots import Draft, Slot, ended, is_current, placed, waits
-from orchestrator.model.objects import Service
+from orchestrator.manager.planning.constraints import welcome
+from orchestrator.manager.planning.restart import decide, finished
+from orchestrator.manager.planning.slots import (
+    Draft,
+    Slot,
+    Start,
+    ended,
+    is_current,
+    placed,
+    waits,
+)
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Service, Task
+from orchestrator.model.specs import ServiceMode, UpdateOrder
 from orchestrator.model.states import TaskState
 
 
-def advance(service: Service, draft: Draft) -> None:
-    """Stop the next old tasks, as far as the service's update policy allows now."""
+def advance(view: ClusterView, service: Service, draft: Draft) -> None:
+    """Stop the next outdated tasks, or make the next new ones beside them, as far as the
+    service's update policy allows now."""
+    start_first = starts_first(service)
+    for slot in draft.kept_slots():
+        _hand_over(view, service, slot, draft)
+    for slot in draft.kept_slots():
+        task = slot.runnable
+        if task is None or not outdated(view, service, task):
+            continue
+        if waits(task):  # nothing runs here, so nothing is lost by going on at once
+            draft.stop(task, TaskState.SHUTDOWN, "updated before it had a node")
+        elif not start_first and is_current(service, task):
+            draft.stop(task, TaskState.SHUTDOWN)
+        elif _failed_beside(service, slot) and not slot.stopping:
+            _start_beside(service, slot, decide(service, slot, draft.now), draft)
     slots = draft.kept_slots()
     old = [
-        task
+        slot
         for slot in slots
-        if (task := slot.runnable) is not None and not is_current(service, task)
+        if (task := slot.runnable) is not None
+        and outdated(view, service, task)
+        and not slot.stopping
+        and not _failed_beside(service, slot)
     ]
     if not old:
         return
-    for task in old:
-        if waits(task):  # nothing runs here, so nothing is lost by going on at once
-            draft.stop(task, TaskState.SHUTDOWN, "updated before it had a node")
-    running = [task for task in old if not waits(task)]
     # Those that do not work yet go first: they may never do so.
-    running.sort(key=lambda task: (task.status.works, task.slot))
-    for task in running[: _allowance(service, slots, draft)]:
-        draft.stop(task, TaskState.SHUTDOWN)
+    old.sort(key=lambda slot: (slot.live[-1].status.works, slot.number))
+    for slot in old[: _allowance(service, slots, draft)]:
+        if start_first:
+            _start_beside(service, slot, Start(), draft)
+        else:
+            draft.stop(slot.live[-1], TaskState.SHUTDOWN)
+
+
+def starts_first(service: Service) -> bool:
+    """Whether a new task is made beside the old one."""
+    return service.spec.update.order is UpdateOrder.START_FIRST
+
+
+def outdated(view: ClusterView, service: Service, task: Task) -> bool:
+    """Whether another task is to take its place."""
+    if not is_current(service, task):
+        return True
+    node = view.nodes.get(task.node_id)
+    return node is not None and not waits(task) and not welcome(node, service)
+
+
+def _hand_over(view: ClusterView, service: Service, slot: Slot, draft: Draft) -> None:
+    """Of several tasks of a slot that may run, stop those whose time is over: the old one when the
+    new one works, and until then all but the two."""
+    live = slot.live
+    if len(live) < 2:
+        return
+    new = [task for task in live if not outdated(view, service, task)][-1:]
+    old = [task for task in live if outdated(view, service, task)]
+    old.sort(key=lambda task: (not task.status.works, task.created_at))
+    keep = new if new and new[0].status.works else [*new, *old[:1]]
+    for task in live:
+        if task not in keep:
+            draft.stop(task, TaskState.SHUTDOWN)
+
+
+def _start_beside(service: Service, slot: Slot, start: Start | None, draft: Draft) -> None:
+    if start is None:
+        return
+    if service.spec.mode is ServiceMode.GLOBAL:
+        start = Start(start.not_before, start.attempt, start.message, slot.newest.node_id)
+    draft.create(service, slot.number, start, slot)
+
+
+def _failed_beside(service: Service, slot: Slot) -> bool:
+    """Whether the newest task, made beside an old one, has ended, and is to be tried again."""
+    newest = slot.newest
+    tried = is_current(service, newest) and ended(newest) and slot.runnable is not None
+    return tried and starts_first(service)
 
 
 def _allowance(service: Service, slots: list[Slot], draft: Draft) -> int:
-    """How many more slots may be vacated now; asks the draft to look again when time decides."""
+    """How many more slots may be set on the way now; asks the draft to look again when time
+    decides."""
     policy = service.spec.update
     most = policy.parallelism or len(slots)
     under_way = sum(_under_way(service, slot) for slot in slots)
@@ -55,6 +133,8 @@ def _allowance(service: Service, slots: list[Slot], draft: Draft) -> int:
 
 
 def _under_way(service: Service, slot: Slot) -> bool:
+    if slot.stopping or len(slot.live) > 1 or _failed_beside(service, slot):
+        return True
     task = slot.runnable
     if task is None:
         return not finished(service, slot)
@@ -73,6 +153,6 @@ def _last_arrival(service: Service, slots: list[Slot], now: float) -> float:
     began = [
         task.status.started_at or task.status.at
         for slot in slots
-        if (task := slot.runnable) is not None and not ended(task) and is_current(service, task)
+        if (task := slot.runnable) is not None and is_current(service, task)
     ]
     return min(max(began, default=float("-inf")), now)

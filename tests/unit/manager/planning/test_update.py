@@ -8,7 +8,14 @@ from builders import NONE, World, node, service, task_spec
 
 from orchestrator.manager.planning.progress import progress
 from orchestrator.model.objects import Availability, Health, Service
-from orchestrator.model.specs import Resources, RestartPolicy, TaskSpec, UpdatePolicy
+from orchestrator.model.specs import (
+    Resources,
+    RestartPolicy,
+    ServiceMode,
+    TaskSpec,
+    UpdateOrder,
+    UpdatePolicy,
+)
 from orchestrator.model.states import TaskState
 
 PENDING, RUNNING, FAILED = TaskState.PENDING, TaskState.RUNNING, TaskState.FAILED
@@ -208,3 +215,118 @@ def test_a_slot_that_has_done_its_work_does_it_again_with_the_new_spec() -> None
     world.put(updated(web, replace(web.spec.task, force=1)))
     world.obey()
     assert [item.status.state for item in world.tasks()] == [COMPLETE, RUNNING]
+
+
+START_FIRST = UpdatePolicy(order=UpdateOrder.START_FIRST)
+
+
+def of_slot(world: World, slot: int) -> list[tuple[str, TaskState, TaskState]]:
+    """Image, state and desired state of a slot's tasks that have not ended, oldest first."""
+    return [
+        (item.spec.container.image, item.status.state, item.desired_state)
+        for item in world.tasks()
+        if item.slot == slot and item.status.state <= RUNNING
+    ]
+
+
+def test_start_first_makes_the_new_task_beside_the_old_one() -> None:
+    world = begin(2, START_FIRST)
+    assert of_slot(world, 1) == [
+        ("web:1", RUNNING, RUNNING),
+        ("web:2", TaskState.ASSIGNED, RUNNING),
+    ]
+    assert len(of_slot(world, 2)) == 1, "one slot at a time"
+    world.report(world.task(1), RUNNING)
+    world.settle()
+    assert of_slot(world, 1) == [("web:1", RUNNING, SHUTDOWN), ("web:2", RUNNING, RUNNING)]
+    assert len(of_slot(world, 2)) == 1, "the old one still stops, and takes room"
+    assert not progress(world.view, "web-id").converged
+    world.obey()
+    assert images(world) == ["web:2"] * 2
+    assert progress(world.view, "web-id").converged
+
+
+def test_start_first_keeps_the_old_task_for_as_long_as_the_new_one_fails() -> None:
+    world = begin(1, START_FIRST, restart=RestartPolicy(delay=1.0))
+    for delay in (1.0, 2.0):
+        world.report(world.task(1), FAILED)
+        world.settle()
+        assert of_slot(world, 1)[0] == ("web:1", RUNNING, RUNNING)
+        assert world.task(1).not_before == world.now + delay
+        world.pass_time(delay)
+    world.obey()
+    assert images(world) == ["web:2"]
+
+
+def test_start_first_waits_for_room_beside_the_old_task() -> None:
+    web = service(update=START_FIRST, spec=task_spec(shares=600))
+    world = World(node("a", shares=1024), web)
+    world.obey()
+    world.put(updated(web, replace(web.spec.task, force=1)))
+    world.settle()
+    assert [state for _, state, _ in of_slot(world, 1)] == [RUNNING, PENDING]
+    assert world.task(1).status.message
+
+
+def test_a_spec_that_changes_again_meanwhile_leaves_the_task_that_works() -> None:
+    world = begin(1, START_FIRST)
+    web = world.view.services["web-id"]
+    world.put(updated(web, replace(web.spec.task, force=1)))
+    world.settle()
+    assert [desired for _, _, desired in of_slot(world, 1)] == [RUNNING, SHUTDOWN]
+    world.obey()
+    assert [item.spec.force for item in world.tasks(RUNNING)] == [1]
+
+
+def test_an_update_that_is_taken_back_stops_the_new_task() -> None:
+    world = begin(1, START_FIRST)
+    web = world.view.services["web-id"]
+    world.put(updated(web, task_spec()))
+    world.settle()
+    world.obey()
+    [left] = world.tasks(RUNNING)
+    assert (left.spec.container.image, left.id) == ("web:1", world.tasks()[0].id)
+
+
+def test_start_first_that_turns_into_stop_first_goes_on() -> None:
+    world = begin(1, START_FIRST, restart=RestartPolicy(delay=1.0))
+    world.report(world.task(1), FAILED)
+    world.settle()
+    web = world.view.services["web-id"]
+    world.put(replace(web, spec=replace(web.spec, update=UpdatePolicy())))
+    world.settle()
+    world.pass_time(1.0)
+    world.obey()
+    assert images(world) == ["web:2"]
+
+
+def test_a_drained_node_is_left_start_first() -> None:
+    web = service(replicas=2, update=START_FIRST)
+    world = World(node("a"), web)
+    world.obey()
+    world.put(node("b"))
+    world.put(node("a", availability=Availability.DRAIN))
+    while world.slots_on().keys() - {"b"}:
+        world.settle()
+        working = [t for t in world.tasks(RUNNING) if t.desired_state is RUNNING]
+        assert len(working) == 2, "never fewer than there were"
+        starting = [t for t in world.tasks() if t.status.state is TaskState.ASSIGNED]
+        stopping = [t for t in world.tasks(RUNNING) if t.desired_state is SHUTDOWN]
+        for item in starting:
+            world.report(item, RUNNING)
+        for item in stopping:
+            world.report(item, SHUTDOWN)
+    assert world.slots_on() == {"b": [1, 2]}
+
+
+def test_a_global_service_starts_first_on_its_own_nodes() -> None:
+    web = service(mode=ServiceMode.GLOBAL, update=START_FIRST)
+    world = World(node("a"), node("b"), web)
+    world.obey()
+    world.put(updated(web, replace(web.spec.task, force=1)))
+    world.settle()
+    [new] = [item for item in world.tasks() if item.spec.force]
+    old = [item for item in world.tasks() if item.slot == new.slot and not item.spec.force]
+    assert [item.node_id for item in old] == [new.node_id]
+    world.obey()
+    assert [item.spec.force for item in world.tasks(RUNNING)] == [1, 1]

@@ -36,6 +36,9 @@ _OVER_REBOOT = (RestartCondition.ANY, RestartCondition.UNLESS_STOPPED)
 _SIGNALLED = 128
 """A shell's convention: exit status 128 + n means "ended by signal n"."""
 
+_NOT_SEEN = 255
+"""Exit status of what may have run and whose end nobody saw, as Docker has it."""
+
 
 class Step(Enum):
     """One act of the runner."""
@@ -192,7 +195,8 @@ def settle(task: Task, status: TaskStatus, observed: Observed, now: float) -> Ta
             message = "stopped; how it ended was not seen"
     else:
         state, message = TaskState.FAILED, "lost over a restart of the node"
-    return _ended(status, state, message, now)
+    code = _NOT_SEEN if status.state >= TaskState.STARTING else 0
+    return replace(_ended(status, state, message, now), exit_code=code)
 
 
 def fail(task: Task, status: TaskStatus, reason: str, now: float, exit_code: int = 0) -> TaskStatus:

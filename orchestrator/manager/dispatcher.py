@@ -245,7 +245,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         if (older := self._sessions.get(node_id)) is not None:
             older.end("a newer session of this node began")
         self._sessions[node_id] = session
-        self._inbox.hello(node_id, from_proto(first.hello.description))
+        self._inbox.hello(node_id, from_proto(first.hello.description), first.hello.boot_id)
         session.push(
             dispatch_pb2.ManagerMessage(
                 welcome=dispatch_pb2.Welcome(

@@ -16,7 +16,8 @@ from orchestrator.model.objects import Image, NodeDescription, TaskStatus
 class Reports:
     """One loop's worth of reports, by node id."""
 
-    hellos: dict[str, NodeDescription] = field(default_factory=dict)
+    hellos: dict[str, tuple[NodeDescription, str]] = field(default_factory=dict)
+    """Node id → what it is, and the boot id of its host."""
     statuses: dict[str, dict[str, TaskStatus]] = field(default_factory=dict)
     """Node id → task id → newest status."""
     inventories: dict[str, tuple[Image, ...]] = field(default_factory=dict)
@@ -45,10 +46,10 @@ class Inbox:
         """Any sign of life."""
         self.heard[node_id] = self._now()
 
-    def hello(self, node_id: str, description: NodeDescription) -> None:
+    def hello(self, node_id: str, description: NodeDescription, boot_id: str) -> None:
         """A session began."""
         self.hear(node_id)
-        self._reports.hellos[node_id] = description
+        self._reports.hellos[node_id] = description, boot_id
         self.on_report()
 
     def statuses(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from orchestrator.manager.inbox import Reports
 from orchestrator.manager.planning.liveness import node_up
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.standalone import over_reboot
 from orchestrator.manager.planning.statuses import ingest as task_changes
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.objects import Image
@@ -34,13 +35,23 @@ def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:
 
 
 def _hellos(view: ClusterView, reports: Reports, now: float) -> Iterator[Change]:
-    for node_id, description in sorted(reports.hellos.items()):
+    for node_id, (description, boot_id) in sorted(reports.hellos.items()):
         node = view.nodes.get(node_id)
         if node is None:
             continue
         after = node_up(node, description, now)
+        if boot_id != node.boot_id:
+            after = replace(after, boot_id=boot_id)
+            if node.boot_id:
+                yield from _rebooted(view, node_id)
         if after is not node:
             yield Change(node, after)
+
+
+def _rebooted(view: ClusterView, node_id: str) -> Iterator[Change]:
+    for task in view.tasks_of_node(node_id).values():
+        if task.standalone and (after := over_reboot(task)) is not task:
+            yield Change(task, after)
 
 
 def _drivers(view: ClusterView, reports: Reports) -> Iterator[Change]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator.manager.planning.slots import ended, waits
+from orchestrator.manager.planning.standalone import next_run
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import precondition
 from orchestrator.model.objects import NodeState, Task
@@ -25,7 +26,7 @@ def start(task: Task) -> Task:
         return replace(task, desired_state=TaskState.RUNNING, not_before=0.0, attempt=0)
     if task.desired_state is TaskState.RUNNING and (not ended(task) or task.run > task.status.run):
         return task
-    return _next_run(task)
+    return next_run(task)
 
 
 def prepare(task: Task) -> Task:
@@ -53,7 +54,7 @@ def restart(task: Task, signal: str, grace: float | None) -> Task:
     if waits(task) or ended(task) or task.desired_state < TaskState.RUNNING:
         return start(task)
     _check(task)
-    return replace(_next_run(task), stop_signal=signal, stop_grace=_grace(grace))
+    return replace(next_run(task), stop_signal=signal, stop_grace=_grace(grace))
 
 
 def remove(view: ClusterView, task: Task, force: bool, volumes: bool = False) -> Task:
@@ -89,17 +90,6 @@ def remove(view: ClusterView, task: Task, force: bool, volumes: bool = False) ->
         auto_remove=task.auto_remove or volumes,
         stop_signal="SIGKILL",
         stop_grace=NO_GRACE,
-    )
-
-
-def _next_run(task: Task) -> Task:
-    return replace(
-        task,
-        run=task.status.run + 1,
-        desired_state=TaskState.RUNNING,
-        not_before=0.0,
-        attempt=0,
-        restarts=0,
     )
 
 

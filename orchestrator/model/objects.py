@@ -73,6 +73,8 @@ class Node:
     message: str = ""
     """Why the node is in its state, in the user's words."""
     revision: int = 0
+    boot_id: str = ""
+    """Names the boot of the host in which its agent last said hello."""
 
 
 @dataclass(frozen=True, slots=True)

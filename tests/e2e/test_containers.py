@@ -212,6 +212,47 @@ def test_restart_policies(box: Cluster, hello: str) -> None:
 
 
 @pytest.mark.root
+def test_restart_policies_over_a_restart_of_the_agent_and_a_reboot(
+    box: Cluster, hello: str
+) -> None:
+    script = "echo run >> /runs; cat /runs | wc -l; exec sleep 1000"
+    for name, policy in (
+        ("once", "no"),
+        ("ran", "unless-stopped"),
+        ("stopped", "unless-stopped"),
+        ("always", "always"),
+    ):
+        flags = ("-d", "--name", name, "--restart", policy, "--node", "node1", *BUSYBOX)
+        run(box, *flags, hello, "sh", "-c", script)
+    box.orc("stop", "-t", "0", "stopped", "always")
+
+    def are(**wanted: str) -> None:
+        def ask() -> bool:
+            rows = {row["name"]: row["state"] for row in box.json("ps", "-a")}
+            assert rows == wanted
+            return True
+
+        eventually(ask, within=30.0)
+
+    # An agent that was away starts what has ended meanwhile, and lets alone what was stopped.
+    pid = shown(box, "ran")["pid"]
+    box.kill9("node1", "daemon")
+    box.kill9("node1", pid)
+    eventually(lambda: shown(box, "ran")["pid"] not in (0, pid), within=30.0)
+    are(once="running", ran="running", stopped="exited", always="exited")
+    box.power_off("node1")
+    box.start("node1")
+    box.await_ready("node1")
+    are(once="exited", ran="running", stopped="exited", always="running")
+    lost = shown(box, "once")
+    assert (lost["exit_code"], lost["error"]) == (255, "lost over a restart of the node")
+    # What each wrote is there in its next run.
+    for name, runs in (("once", 1), ("ran", 3), ("stopped", 1), ("always", 2)):
+        said = "".join(f"{number + 1}\n" for number in range(runs))
+        eventually(lambda name=name, said=said: box.orc("logs", name).stdout == said, within=10.0)
+
+
+@pytest.mark.root
 def test_a_silent_node_keeps_its_containers(box: Cluster, hello: str) -> None:
     sleeper(box, hello, "loyal", "--node", "node3")
     pid = shown(box, "loyal")["pid"]

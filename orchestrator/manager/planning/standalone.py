@@ -12,6 +12,7 @@ again.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from orchestrator.manager.planning.restart import SETTLED, ran
 from orchestrator.manager.planning.slots import Draft, ended, waits
@@ -63,6 +64,27 @@ def _after_end(draft: Draft, task: Task) -> None:
         )
     elif task.auto_remove:
         draft.dismiss(task)
+
+
+def over_reboot(task: Task) -> Task:
+    """The container as it is once its node has booted anew. What ran is the node's to start again;
+    `always` also starts what a user had stopped, which is all that `unless-stopped` does not."""
+    stopped = ended(task) and task.desired_state is TaskState.SHUTDOWN
+    if not stopped or task.spec.restart.condition is not RestartCondition.ANY:
+        return task
+    return next_run(task)
+
+
+def next_run(task: Task) -> Task:
+    """The container as it is when it is to run anew, at once and whatever became of it before."""
+    return replace(
+        task,
+        run=task.status.run + 1,
+        desired_state=TaskState.RUNNING,
+        not_before=0.0,
+        attempt=0,
+        restarts=0,
+    )
 
 
 def backoff(attempt: int) -> float:

@@ -11,6 +11,7 @@ from orchestrator.manager.ingest import ingest
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.objects import Image, Node, NodeDescription, NodeState, Task, TaskStatus
+from orchestrator.model.specs import RestartCondition, RestartPolicy, TaskSpec
 from orchestrator.model.states import TaskState
 
 NODE = Node(id="n1", description=NodeDescription(hostname="one", address="10.0.0.1"))
@@ -63,15 +64,52 @@ def test_the_same_report_again_changes_nothing() -> None:
 
 def test_a_hello_makes_the_node_ready_and_is_idempotent() -> None:
     view = ClusterView.of([replace(NODE, state=NodeState.DOWN, message="no heartbeat")])
-    reports = Reports(hellos={"n1": NodeDescription(hostname="one", address="10.0.0.9")})
+    reports = Reports(hellos={"n1": (NodeDescription(hostname="one", address="10.0.0.9"), "boot1")})
     ready = after(view, reports).nodes["n1"]
     assert (ready.state, ready.state_since, ready.message) == (NodeState.READY, 100.0, "")
     assert ready.description.address == "10.0.0.9"
     assert ingest(ClusterView.of([ready]), reports, 200.0) == []
 
 
+@pytest.mark.parametrize(
+    ("policy", "desired", "state", "starts"),
+    [
+        ("ANY", "SHUTDOWN", "SHUTDOWN", True),
+        ("ANY", "SHUTDOWN", "RUNNING", False),
+        ("ANY", "REMOVE", "SHUTDOWN", False),
+        ("ANY", "RUNNING", "FAILED", False),
+        ("UNLESS_STOPPED", "SHUTDOWN", "SHUTDOWN", False),
+        ("ON_FAILURE", "SHUTDOWN", "SHUTDOWN", False),
+        ("NONE", "SHUTDOWN", "SHUTDOWN", False),
+    ],
+)
+def test_a_reboot_starts_what_is_always_to_run_though_it_was_stopped(
+    policy: str, desired: str, state: str, starts: bool
+) -> None:
+    stopped = Task(
+        id="t1",
+        container_name="box",
+        node_id="n1",
+        run=3,
+        desired_state=TaskState[desired],
+        spec=TaskSpec(restart=RestartPolicy(RestartCondition[policy])),
+        status=TaskStatus(TaskState[state], run=3),
+    )
+    replica = replace(stopped, id="t2", service_id="s")
+    view = ClusterView.of([NODE, stopped, replica])
+    # The first hello, and one of another agent in the same boot, start nothing.
+    for _ in range(2):
+        view = after(view, Reports(hellos={"n1": (NODE.description, "boot1")}))
+        assert (view.tasks["t1"], view.tasks["t2"]) == (stopped, replica)
+    view = after(view, Reports(hellos={"n1": (NODE.description, "boot2")}))
+    task = view.tasks["t1"]
+    wanted = (4, TaskState.RUNNING) if starts else (3, TaskState[desired])
+    assert (task.run, task.desired_state) == wanted
+    assert view.tasks["t2"] == replica
+
+
 def test_a_hello_of_a_removed_node_changes_nothing() -> None:
-    assert ingest(ClusterView(), Reports(hellos={"n9": NodeDescription()}), 1.0) == []
+    assert ingest(ClusterView(), Reports(hellos={"n9": (NodeDescription(), "")}), 1.0) == []
 
 
 def test_an_inventory_adds_and_withdraws_a_node() -> None:

@@ -24,27 +24,30 @@ class KernelBalance:
 
     name = "the balance"
 
-    def __init__(self, network: Balancing) -> None:
+    def __init__(self, network: Balancing, node_id: str) -> None:
         self._network = network
+        self._node_id = node_id
 
     async def follow(self, change: Change, whole: Callable[[], Change]) -> None:
         """Have connections go by the table. Raises NetworkError."""
-        await self._network.balance(_table(change), lambda: _table(whole()))
+        await self._network.balance(
+            _table(change, self._node_id), lambda: _table(whole(), self._node_id)
+        )
 
 
-def _table(change: Change) -> endpoints.Table:
+def _table(change: Change, node_id: str) -> endpoints.Table:
     networks = change.networks
     return endpoints.Table(
         revision=change.revision,
         base=change.base,
-        services=tuple(map(_service, change.entries)),
+        services=tuple(_service(entry, node_id) for entry in change.entries),
         removed=tuple(endpoints.Key(*key) for key in change.removed),
         networks=None if networks is None else tuple(map(_network, networks)),
         policies=() if change.base is None else None,
     )
 
 
-def _service(entry: dispatch_pb2.ServiceEndpoints) -> endpoints.Service:
+def _service(entry: dispatch_pb2.ServiceEndpoints, node_id: str) -> endpoints.Service:
     return endpoints.Service(
         id=entry.id,
         network=entry.network_id,
@@ -55,6 +58,7 @@ def _service(entry: dispatch_pb2.ServiceEndpoints) -> endpoints.Service:
                 IPv4Address(each.address) if each.address else None,
                 IPv6Address(each.address6) if each.address6 else None,
                 each.ready,
+                each.node_id == node_id,
             )
             for each in entry.endpoints
         ),
@@ -70,7 +74,10 @@ def _network(network: dispatch_pb2.AssignedNetwork) -> endpoints.Network:
         cluster6=IPv6Network(network.cluster_cidr6) if network.cluster_cidr6 else None,
         nodes=tuple(
             endpoints.Node(
-                IPv4Network(peer.subnet), IPv6Network(peer.subnet6) if peer.subnet6 else None
+                IPv4Network(peer.subnet),
+                IPv6Network(peer.subnet6) if peer.subnet6 else None,
+                IPv4Address(peer.address),
+                tuple(map(IPv4Address, peer.addresses)),
             )
             for peer in network.peers
         ),

@@ -148,7 +148,7 @@ async def run(settings: Settings) -> None:
         stack.push_async_callback(server.stop, None)
         wake = asyncio.Event()
         reporter = Reporter(wake.set)
-        endpoints = Endpoints(db, (KernelBalance(network), names), wake.set)
+        endpoints = Endpoints(db, (KernelBalance(network, identity.node_id), names), wake.set)
         networks = Networks(network, identity.address, lambda: worker.holders())
         kept = KeptLogs(data / "logs")
         dial = _Dial(settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -310,3 +310,78 @@ async def test_a_bug_in_an_order_ends_the_daemon(
                 await session.full(assigned())
                 await asyncio.get_running_loop().create_future()
         assert caught.group_contains(ZeroDivisionError)
+
+
+def told(
+    *ids: str, revision: int, applies_to: int | None = None, removed: Iterable[str] = ()
+) -> dispatch_pb2.EndpointTable:
+    """A table, or a change of one, of services with a task each."""
+    return dispatch_pb2.EndpointTable(
+        full=applies_to is None,
+        applies_to=applies_to or 0,
+        revision=revision,
+        changed=[
+            dispatch_pb2.ServiceEndpoints(
+                id=id,
+                name=id,
+                network_id="n",
+                endpoints=[dispatch_pb2.Endpoint(task_id=f"{id}.1", slot=1, ready=True)],
+            )
+            for id in ids
+        ],
+        removed=[dispatch_pb2.EndpointKey(id=id, network_id="n") for id in removed],
+    )
+
+
+def names(change: Change) -> list[str]:
+    return [entry.name for entry in change.entries]
+
+
+async def test_an_endpoint_table_is_acknowledged_when_it_is_followed(host: Host) -> None:
+    async with manager_stub() as manager, agent(host, manager.address) as a:
+        session = await manager.session()
+        await session.welcome()
+        await session.say(endpoints=told("web", "db", revision=7))
+        await until(lambda: session.applied == [7])
+        assert names(a.follower.told[-1]) == ["db", "web"]
+        a.follower.gate.clear()
+        await session.say(endpoints=told("cache", revision=8, applies_to=7, removed=["db"]))
+        await until(lambda: names(a.follower.told[-1]) == ["cache"])
+        await session.say(endpoints=told("web", revision=9, applies_to=8))
+        beats = session.heartbeats
+        await until(lambda: session.heartbeats > beats)
+        assert session.applied == [7]
+        a.follower.gate.set()
+        await until(lambda: session.applied[-1] == 9)
+        assert [entry.name for entry in a.db.endpoints()] == ["cache", "web"]
+
+
+async def test_a_gap_in_the_endpoint_table_reopens_the_session(host: Host) -> None:
+    async with manager_stub() as manager, agent(host, manager.address) as a:
+        session = await manager.session()
+        await session.welcome()
+        await session.say(endpoints=told("web", revision=7))
+        await session.say(endpoints=told("db", revision=9, applies_to=8))
+        again = await manager.session()
+        await again.welcome()
+        # The same table, under another number: nothing is new, and it is acknowledged.
+        count = len(a.follower.told)
+        await again.say(endpoints=told("web", revision=1))
+        await until(lambda: again.applied == [1])
+        assert len(a.follower.told) == count
+
+
+async def test_the_table_is_followed_without_a_manager(host: Host) -> None:
+    async with manager_stub() as manager, agent(host, manager.address) as a:
+        session = await manager.session()
+        await session.welcome()
+        network = dispatch_pb2.AssignedNetwork(id="n", name="orc", subnet="10.128.0.0/24")
+        await session.full(networks=[network])
+        await session.say(endpoints=told("web", "db", revision=7))
+        await session.say(endpoints=told(revision=8, applies_to=7, removed=["db"]))
+        await until(lambda: session.applied and session.applied[-1] == 8)
+    async with agent(host, "127.0.0.1:1") as a:
+        await until(lambda: a.follower.told)
+        assert names(a.follower.told[0]) == ["web"]
+        assert a.follower.told[0].base is None
+        assert a.follower.told[0].networks == (network,)

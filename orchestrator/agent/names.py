@@ -218,6 +218,7 @@ def _entry(entry: dispatch_pb2.ServiceEndpoints) -> dict[str, Any]:
         "vip": entry.vip,
         "vip6": entry.vip6,
         "container": entry.container,
+        "aliases": list(entry.aliases),
         "ports": [
             {
                 "protocol": "udp" if port.protocol == types_pb2.PROTOCOL_UDP else "tcp",

@@ -53,6 +53,8 @@ class Entry:
     vip: str
     vip6: str
     container: bool
+    aliases: tuple[str, ...]
+    """Its own, also while it has no task."""
     ports: tuple[Port, ...]
     tasks: tuple[Task, ...]
 
@@ -156,21 +158,17 @@ def _names(entry: Entry) -> dict[str, Name]:
     if not entry.container:
         add(entry.name, own)
         add(f"tasks.{entry.name}", every)
-        for alias in sorted({alias for task in entry.tasks for alias in task.aliases}):
-            if balanced:
-                add(alias, own)
+        for alias in set(entry.aliases) - {entry.name}:
+            add(alias, own)
     for task in entry.tasks:
         alone = _addresses((task.address,), (task.address6,))
         known = {task.name, task.id, task.id[:SHORT_ID]}
         if entry.container:
-            known |= {entry.name}
+            known |= {entry.name, *task.aliases}
         elif task.slot:
             known |= {f"{task.slot}.{entry.name}"}
         for text in known - {""}:
             add(text, alone)
-        if not balanced:
-            for alias in set(task.aliases) - known:
-                add(alias, alone)
     _add_ports(entry, balanced, add)
     _add_pointers(entry, add)
     return found
@@ -222,6 +220,7 @@ def parse_entry(raw: Mapping[str, Any]) -> Entry:
         vip=str(raw.get("vip", "")),
         vip6=str(raw.get("vip6", "")),
         container=bool(raw.get("container", False)),
+        aliases=tuple(map(str, raw.get("aliases", ()))),
         ports=tuple(
             Port(str(port["protocol"]), int(port["published"]), int(port["target"]))
             for port in raw.get("ports", ())

@@ -2,8 +2,9 @@
 
     {"revision": 8, "base": 7,
      "entries": [{"id": "s1", "network": "n1", "name": "web", "vip": "10.128.0.9",
+                  "aliases": ["www"],
                   "ports": [{"protocol": "tcp", "published": 8080, "target": 80}],
-                  "endpoints": [{"task": "t1", "slot": 1, "name": "web.1", "aliases": ["www"],
+                  "endpoints": [{"task": "t1", "slot": 1, "name": "web.1",
                                  "address": "10.128.3.2", "ready": true}]}],
      "removed": [["s2", "n1"]],
      "networks": [{"id": "n1", "gateways": ["10.128.3.1"], "ranges": ["10.128.0.0/14"],

@@ -49,6 +49,8 @@ class Entry:
     vip6: str = ""
     ports: tuple[PortSpec, ...] = ()
     container: bool = False
+    aliases: tuple[str, ...] = ()
+    """Names of the service besides its own; a container's are its endpoint's."""
 
     @property
     def key(self) -> Key:
@@ -277,6 +279,7 @@ def _entries(view: ClusterView, service: Service) -> list[Entry]:
                     vip=service.vips.get(network.id, ""),
                     vip6=service.vips6.get(network.id, ""),
                     ports=service.spec.task.ports,
+                    aliases=attachment.aliases,
                 )
             )
     return found

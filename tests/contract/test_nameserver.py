@@ -1,0 +1,288 @@
+"""The name server over real sockets, asked by another implementation of DNS (dnspython)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import dns.asyncquery
+import dns.message
+import dns.rcode
+import pytest
+
+from orchestrator.agent.endpoints import Change
+from orchestrator.agent.names import NameServerProcess
+from orchestrator.nameserver import server as server_module
+from orchestrator.nameserver import upstream
+from orchestrator.nameserver.server import NameServer
+from orchestrator.nameserver.table import parse
+from orchestrator.nameserver.upstream import HostServers
+from orchestrator.pb import dispatch_pb2
+
+HERE, INTERNAL, HERE6 = "127.0.0.1", "127.0.0.3", "::1"
+ELSEWHERE, SILENT = "127.0.0.2", "127.0.0.4"
+NETWORKS = [
+    {"id": "net", "gateways": [HERE, HERE6], "ranges": ["127.0.0.0/8", "::1/128"]},
+    {"id": "in", "gateways": [INTERNAL], "ranges": ["127.0.0.0/8"], "internal": True},
+]
+
+
+def endpoint(number: int, address: str, *, ready: bool = True) -> dict[str, Any]:
+    return {
+        "task": f"t{number}",
+        "slot": number,
+        "name": f"web.{number}",
+        "address": address,
+        "ready": ready,
+    }
+
+
+def web(*endpoints: dict[str, Any], network: str = "net") -> dict[str, Any]:
+    return {"id": "s1", "network": network, "name": "web", "endpoints": list(endpoints)}
+
+
+class Elsewhere(asyncio.DatagramProtocol):
+    """A name server of the host's: knows the address of everything, and counts the questions."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        forged = bytearray(self.reply(data))
+        forged[0] ^= 0xFF
+        self._transport.sendto(bytes(forged), address)
+        self._transport.sendto(self.reply(data), address)
+
+    def reply(self, data: bytes) -> bytes:
+        self.asked += 1
+        query = dns.message.from_wire(data)
+        reply = dns.message.make_response(query)
+        name = query.question[0].name.to_text()
+        reply.answer.append(dns.rrset.from_text(name, 60, "IN", "A", "192.0.2.1"))
+        return reply.to_wire()
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        length = int.from_bytes(await reader.readexactly(2), "big")
+        reply = self.reply(await reader.readexactly(length))
+        writer.write(len(reply).to_bytes(2, "big") + reply)
+        await writer.drain()
+        writer.close()
+
+
+class Served:
+    """A name server, and how to ask it."""
+
+    def __init__(self, server: NameServer, elsewhere: Elsewhere, port: int) -> None:
+        self.server = server
+        self.elsewhere = elsewhere
+        self.port = port
+
+    async def tell(self, revision: int, *entries: Any, **more: Any) -> None:
+        await self.server.apply(parse({"revision": revision, "entries": entries, **more}))
+
+    async def ask(
+        self, name: str, kind: str = "A", at: str = HERE, *, tcp: bool = False
+    ) -> list[str] | str:
+        query = dns.message.make_query(name + ".", kind)
+        send = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
+        reply = await send(query, at, timeout=5, port=self.port)
+        if reply.rcode() != dns.rcode.NOERROR:
+            return dns.rcode.to_text(reply.rcode())
+        return sorted(each.to_text() for rrset in reply.answer for each in rrset)
+
+
+@pytest.fixture
+async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    with socket.socket() as free:
+        free.bind((HERE, 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(server_module, "PORT", port)
+    monkeypatch.setattr(upstream, "PORT", port)
+    monkeypatch.setattr(upstream, "_PATIENCE", 0.2)
+    resolv_conf = tmp_path / "resolv.conf"
+    # The first is this very server, which must not ask itself.
+    resolv_conf.write_text("".join(f"nameserver {each}\n" for each in (HERE, SILENT, ELSEWHERE)))
+    loop = asyncio.get_running_loop()
+    elsewhere = Elsewhere()
+    transport, _ = await loop.create_datagram_endpoint(lambda: elsewhere, (ELSEWHERE, port))
+    stream = await asyncio.start_server(elsewhere.converse, ELSEWHERE, port)
+    async with asyncio.TaskGroup() as group:
+        server = NameServer(HostServers(resolv_conf), group.create_task)
+        made = Served(server, elsewhere, port)
+        await made.tell(1, web(endpoint(1, "10.0.0.1")), networks=NETWORKS)
+        yield made
+        server.close()
+    transport.close()
+    stream.close()
+
+
+async def test_names_over_both_transports_and_families(served: Served) -> None:
+    for at in (HERE, HERE6):
+        for tcp in (False, True):
+            assert await served.ask("web", at=at, tcp=tcp) == ["10.0.0.1"]
+
+
+async def test_a_change_is_answered_from_then_on(served: Served) -> None:
+    assert await served.ask("web") == ["10.0.0.1"]
+    changed = web(endpoint(1, "10.0.0.1", ready=False), endpoint(2, "10.0.0.2"))
+    await served.tell(2, changed, base=1)
+    assert await served.ask("web") == ["10.0.0.2"]
+    await served.tell(3, base=2, removed=[["s1", "net"]])
+    assert await served.ask("web") == ["192.0.2.1"]
+    await served.tell(9, web(endpoint(3, "10.0.0.3")), networks=NETWORKS)
+    assert await served.ask("web") == ["10.0.0.3"]
+
+
+async def test_many_addresses_come_by_tcp(served: Served) -> None:
+    many = [endpoint(number, f"10.0.1.{number}") for number in range(1, 201)]
+    await served.tell(2, web(*many), base=1)
+    query = dns.message.make_query("web.", "A")
+    reply = await dns.asyncquery.udp(query, HERE, timeout=5, port=served.port)
+    assert reply.flags & dns.flags.TC
+    # Who cannot ask again has some.
+    assert 20 <= len(reply.answer[0]) < 200
+    reply, by_tcp = await dns.asyncquery.udp_with_fallback(query, HERE, timeout=5, port=served.port)
+    assert by_tcp
+    assert len(reply.answer[0]) == 200
+
+
+async def test_the_host_is_asked_what_no_network_knows(served: Served) -> None:
+    assert await served.ask("example.com") == ["192.0.2.1"]
+    assert await served.ask("example.com", tcp=True) == ["192.0.2.1"]
+    count = served.elsewhere.asked
+    assert await served.ask("web") == ["10.0.0.1"]
+    assert await served.ask("2.web") == "NXDOMAIN"
+    assert served.elsewhere.asked == count
+
+
+async def test_a_hundred_ask_elsewhere_at_once(served: Served) -> None:
+    asked = (served.ask(f"host{number}.example.com") for number in range(100))
+    assert await asyncio.gather(*asked) == [["192.0.2.1"]] * 100
+
+
+async def test_who_has_no_way_out_asks_nobody_outside(served: Served) -> None:
+    assert await served.ask("example.com", at=INTERNAL) == "NXDOMAIN"
+    assert await served.ask("web", at=INTERNAL) == "NXDOMAIN"
+    assert served.elsewhere.asked == 0
+
+
+async def test_who_is_not_in_the_network_gets_no_answer(served: Served) -> None:
+    network = {"id": "net", "gateways": [HERE], "ranges": ["10.0.0.0/8"]}
+    await served.tell(2, base=1, networks=[network])
+    with pytest.raises(dns.exception.Timeout):
+        query = dns.message.make_query("web.", "A")
+        await dns.asyncquery.udp(query, HERE, timeout=0.3, port=served.port)
+
+
+async def test_noise_does_no_harm(served: Served) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as noisy:
+        for length in range(64):
+            noisy.sendto(os.urandom(length), (HERE, served.port))
+    for sent in (b"\xff\xff", b"\0\x05hello", b"\0"):
+        _, writer = await asyncio.open_connection(HERE, served.port)
+        writer.write(sent)
+        writer.close()
+    assert await served.ask("web") == ["10.0.0.1"]
+
+
+async def test_a_network_that_goes_is_no_longer_listened_for(served: Served) -> None:
+    await served.tell(2, base=1, networks=NETWORKS[:1])
+    assert await served.ask("web") == ["10.0.0.1"]
+    with pytest.raises(OSError):
+        await asyncio.open_connection(INTERNAL, served.port)
+
+
+# -- The process --------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def name_server(folder: Path, lost: Callable[[], None]) -> AsyncIterator[NameServerProcess]:
+    """The agent's side; a server that it starts is ended afterwards."""
+    async with NameServerProcess(folder, lost) as process:
+        yield process
+        for pid in pids(folder):
+            os.kill(pid, signal.SIGTERM)
+
+
+def pids(folder: Path) -> list[int]:
+    """The servers that run for a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(folder / "names.sock").encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def whole(revision: int = 1) -> Change:
+    entry = dispatch_pb2.ServiceEndpoints(id="s1", network_id="n", name="web", vip="10.128.0.9")
+    return Change(revision, None, (entry,), (), ())
+
+
+async def test_a_server_outlives_the_agent_and_is_found_by_the_next(tmp_path: Path) -> None:
+    async with NameServerProcess(tmp_path, lambda: None) as process:
+        await process.follow(whole(), whole)
+        (pid,) = pids(tmp_path)
+        async with name_server(tmp_path, lambda: None) as next_one:
+            # A difference to what another agent told is no use: it is told all.
+            asked: list[int] = []
+
+            def all_of_it() -> Change:
+                asked.append(1)
+                return whole(6)
+
+            await next_one.follow(Change(6, 5, ()), all_of_it)
+            assert asked == [1]
+            assert pids(tmp_path) == [pid]
+
+
+async def test_a_killed_server_is_missed_and_replaced(tmp_path: Path) -> None:
+    lost = asyncio.Event()
+    async with name_server(tmp_path, lost.set) as process:
+        await process.follow(whole(), whole)
+        (pid,) = pids(tmp_path)
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(5):
+            await lost.wait()
+            await process.follow(Change(1, 1, ()), whole)
+        assert pids(tmp_path) not in ([], [pid])
+
+
+async def test_a_server_of_another_version_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with NameServerProcess(tmp_path, lambda: None) as process:
+        await process.follow(whole(), whole)
+        (pid,) = pids(tmp_path)
+    stub = tmp_path / "newer.py"
+    stub.write_text(
+        "from orchestrator.nameserver import __main__\n__main__.VERSION = 99\n__main__.main()\n"
+    )
+    import sys
+
+    monkeypatch.setattr("orchestrator.agent.names.VERSION", 99)
+    async with NameServerProcess(tmp_path, lambda: None, (sys.executable, str(stub))) as newer:
+        await newer.follow(whole(), whole)
+        (after,) = pids(tmp_path)
+        assert after != pid
+        os.kill(after, signal.SIGTERM)
+
+
+async def test_a_server_without_agent_and_network_ends(tmp_path: Path) -> None:
+    async with NameServerProcess(tmp_path, lambda: None) as process:
+        await process.follow(whole(), whole)
+        assert len(pids(tmp_path)) == 1
+    async with asyncio.timeout(5):
+        while pids(tmp_path):
+            await asyncio.sleep(0.01)

@@ -180,8 +180,8 @@ async def test_who_has_no_way_out_asks_nobody_outside(served: Served) -> None:
 async def test_who_is_not_in_the_network_gets_no_answer(served: Served) -> None:
     network = {"id": "net", "gateways": [HERE], "ranges": ["10.0.0.0/8"]}
     await served.tell(2, base=1, networks=[network])
+    query = dns.message.make_query("web.", "A")
     with pytest.raises(dns.exception.Timeout):
-        query = dns.message.make_query("web.", "A")
         await dns.asyncquery.udp(query, HERE, timeout=0.3, port=served.port)
 
 
@@ -199,7 +199,7 @@ async def test_noise_does_no_harm(served: Served) -> None:
 async def test_a_network_that_goes_is_no_longer_listened_for(served: Served) -> None:
     await served.tell(2, base=1, networks=NETWORKS[:1])
     assert await served.ask("web") == ["10.0.0.1"]
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="Connect call failed"):
         await asyncio.open_connection(INTERNAL, served.port)
 
 
@@ -269,8 +269,6 @@ async def test_a_server_of_another_version_is_replaced(
     stub.write_text(
         "from orchestrator.nameserver import __main__\n__main__.VERSION = 99\n__main__.main()\n"
     )
-    import sys
-
     monkeypatch.setattr("orchestrator.agent.names.VERSION", 99)
     async with NameServerProcess(tmp_path, lambda: None, (sys.executable, str(stub))) as newer:
         await newer.follow(whole(), whole)
@@ -284,5 +282,5 @@ async def test_a_server_without_agent_and_network_ends(tmp_path: Path) -> None:
         await process.follow(whole(), whole)
         assert len(pids(tmp_path)) == 1
     async with asyncio.timeout(5):
-        while pids(tmp_path):
+        while pids(tmp_path):  # noqa: ASYNC110 - another process's end is waited for
             await asyncio.sleep(0.01)

@@ -98,8 +98,9 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network on this node. `device` is its tunnel, empty where it has none; `nodes` the others.
+    """A network on this node. `device` is its tunnel, empty where it has none.
 
+    `nodes` are the others; this one may be among them.
     `cluster` and `cluster6` are the whole network; what comes from elsewhere is a client's.
     """
 

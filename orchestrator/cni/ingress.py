@@ -117,11 +117,15 @@ def ensure(sock: RouteSocket, networks: list[Network]) -> None:
     ways = []
     for network in networks:
         link = netlink.get_link(sock, network.device) if network.device else None
-        if link is None or not network.nodes:
+        if link is None:
+            continue
+        mine = {address.ip for _, address in netlink.addresses(sock, link.index)}
+        others = [n for n in network.nodes if peers.vtep_address(n.subnet) not in mine]
+        if not others:
             continue
         _let_pass(network.device)
         # Any node's tunnel end: the device takes it for resolved, and its MAC is rewritten.
-        via = min(network.nodes, key=lambda node: node.subnet)
+        via = min(others, key=lambda node: node.subnet)
         gateways = [peers.vtep_address(via.subnet)]
         ways.append(Way(network.bridge, link.index, gateways[0], OURS, MASK))
         if via.subnet6 is not None:

@@ -71,8 +71,8 @@ def opened(path: Path | str) -> Iterator[int]:
 
 
 @contextmanager
-def route_socket(namespace: int) -> Iterator[RouteSocket]:
-    """A netlink socket of another namespace; only its opening happens inside."""
+def inside(namespace: int) -> Iterator[None]:
+    """Be in another namespace (a descriptor); what is opened meanwhile stays there."""
     with _returning():
         try:
             _enter(namespace)
@@ -80,6 +80,13 @@ def route_socket(namespace: int) -> Iterator[RouteSocket]:
             raise CniError(
                 Code.INVALID_NETNS, f"not a network namespace: {error.strerror}"
             ) from error
+        yield
+
+
+@contextmanager
+def route_socket(namespace: int) -> Iterator[RouteSocket]:
+    """A netlink socket of another namespace; only its opening happens inside."""
+    with inside(namespace):
         sock = RouteSocket()
     with sock:
         yield sock

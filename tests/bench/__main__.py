@@ -17,6 +17,7 @@ from pathlib import Path
 # First of all: it sets what gRPC's core reads when it is imported.
 import orchestrator  # noqa: F401
 from tests.bench import (
+    balance,
     cluster,
     cni,
     commands,
@@ -35,7 +36,17 @@ from tests.bench.tables import Table, render
 
 WORK = Path("/var/tmp")
 PREFIX = "orc-bench-"
-PARTS = ("rollout", "latency", "memory", "throughput", "planner", "store", "cni", "commands")
+PARTS = (
+    "rollout",
+    "latency",
+    "memory",
+    "throughput",
+    "planner",
+    "store",
+    "cni",
+    "balance",
+    "commands",
+)
 ON_CLUSTER = frozenset({"rollout", "latency", "memory", "throughput", "commands"})
 BESIDE_DOCKER = frozenset({"rollout", "latency"})
 
@@ -69,6 +80,7 @@ class Run:
         self.part("planner", lambda: planner.report(planner.measure()))
         self.part("store", lambda: store.report(asyncio.run(store.measure(self.folder))))
         self.part("cni", lambda: cni.report(asyncio.run(cni.measure(self.folder))))
+        self.part("balance", lambda: balance.report(asyncio.run(balance.measure(self.folder))))
         if not self.parts & ON_CLUSTER:
             return
         say("a dev cluster …")
@@ -129,6 +141,7 @@ def workplace() -> Iterator[Path]:
             say(f"removing what run {pid} left")
             cluster.remove_leftovers(int(pid))
             cni.remove_leftovers(int(pid))
+            balance.remove_leftovers(int(pid))
             asyncio.run(store.remove_leftovers(left))
             docker.remove_cgroups(left.name)
             shutil.rmtree(left)

@@ -62,10 +62,10 @@ async def measure(cluster: Cluster) -> Throughput:
         inside = _between_containers(cluster, hosts, progress.tasks[:2])
         result.bridge_filtered = _bridge_filtered(cluster.enter(hosts[0]))
         with _bare_link(cluster, hosts) as bare:
-            result.underlay = _run(_on_underlay(cluster, hosts))
+            result.underlay = run(_on_underlay(cluster, hosts))
             for _ in range(ROUNDS):
-                result.containers.append(_run(inside))
-                result.bare.append(_run(bare))
+                result.containers.append(run(inside))
+                result.bare.append(run(bare))
     return result
 
 
@@ -89,15 +89,22 @@ def _bare_link(cluster: Cluster, hosts: Sequence[str]) -> Iterator[Ends]:
     ends = zip(ways, under, reversed(under), (LEFT, RIGHT), strict=True)
     with ExitStack() as stack:
         for way, local, remote, address in ends:
-            _output(
-                *way,
-                *("ip", "link", "add", DEVICE, "type", "vxlan", "id", str(VNI), "dev", "eth0"),
-                *("local", local, "remote", remote, "dstport", str(VXLAN_PORT)),
-            )
-            stack.callback(_output, *way, "ip", "link", "del", DEVICE)
-            _output(*way, "ip", "address", "add", f"{address}/30", "dev", DEVICE)
-            _output(*way, "ip", "link", "set", DEVICE, "up")
+            bare_end(way, "eth0", local, remote, address, stack)
         yield Ends(ways[0], ways[1], LEFT)
+
+
+def bare_end(
+    way: Sequence[str], under: str, local: str, remote: str, address: str, stack: ExitStack
+) -> None:
+    """One end of a VXLAN link as `ip link` makes it, over the device `under`."""
+    _output(
+        *way,
+        *("ip", "link", "add", DEVICE, "type", "vxlan", "id", str(VNI), "dev", under),
+        *("local", local, "remote", remote, "dstport", str(VXLAN_PORT)),
+    )
+    stack.callback(_output, *way, "ip", "link", "del", DEVICE)
+    _output(*way, "ip", "address", "add", f"{address}/30", "dev", DEVICE)
+    _output(*way, "ip", "link", "set", DEVICE, "up")
 
 
 def _bridge_filtered(way: Sequence[str]) -> bool:
@@ -110,7 +117,7 @@ def _address(way: Sequence[str]) -> str:
     return str(link["addr_info"][0]["local"])
 
 
-def _run(ends: Ends) -> float:
+def run(ends: Ends) -> float:
     """One measurement: bits per second that the server received."""
     server = subprocess.Popen(
         [*ends.server, "iperf3", "--server", "--one-off", "--port", str(PORT)],
@@ -118,7 +125,7 @@ def _run(ends: Ends) -> float:
         stderr=subprocess.STDOUT,
     )
     try:
-        _await_listener(ends)
+        await_listener(ends.server, PORT)
         said = _output(
             *ends.client,
             *("iperf3", "--json", "--client", ends.address, "--port", str(PORT)),
@@ -130,11 +137,12 @@ def _run(ends: Ends) -> float:
         server.communicate()
 
 
-def _await_listener(ends: Ends) -> None:
+def await_listener(way: Sequence[str], port: int) -> None:
+    """Until something listens at the port, seen from there. Raises BenchError after a while."""
     deadline = time.monotonic() + 5.0
-    while not _output(*ends.server, "ss", "-Hltn", f"sport = :{PORT}"):
+    while not _output(*way, "ss", "-Hltn", f"sport = :{port}"):
         if time.monotonic() > deadline:
-            raise BenchError("iperf3 does not listen; is it installed (Debian: iperf3)?")
+            raise BenchError(f"nothing listens at {port}; is iperf3 installed (Debian: iperf3)?")
         time.sleep(0.02)
 
 

@@ -52,8 +52,7 @@ def workplace() -> Iterator[Path]:
 
 def within(netns: Path | str, action: Callable[[], T]) -> T:
     """Run something short in another network namespace."""
-    with namespaces.opened(netns) as descriptor, namespaces._returning():
-        namespaces._enter(descriptor)
+    with namespaces.opened(netns) as descriptor, namespaces.inside(descriptor):
         return action()
 
 

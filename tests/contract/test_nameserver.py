@@ -27,7 +27,7 @@ from orchestrator.nameserver.upstream import HostServers
 from orchestrator.pb import dispatch_pb2
 
 HERE, INTERNAL, HERE6 = "127.0.0.1", "127.0.0.3", "::1"
-ELSEWHERE, SILENT = "127.0.0.2", "127.0.0.4"
+ELSEWHERE, DEAD = "127.0.0.2", "127.0.0.4"
 NETWORKS = [
     {"id": "net", "gateways": [HERE, HERE6], "ranges": ["127.0.0.0/8", "::1/128"]},
     {"id": "in", "gateways": [INTERNAL], "ranges": ["127.0.0.0/8"], "internal": True},
@@ -109,10 +109,9 @@ async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         port = free.getsockname()[1]
     monkeypatch.setattr(server_module, "PORT", port)
     monkeypatch.setattr(upstream, "PORT", port)
-    monkeypatch.setattr(upstream, "_PATIENCE", 0.2)
     resolv_conf = tmp_path / "resolv.conf"
     # The first is this very server, which must not ask itself.
-    resolv_conf.write_text("".join(f"nameserver {each}\n" for each in (HERE, SILENT, ELSEWHERE)))
+    resolv_conf.write_text("".join(f"nameserver {each}\n" for each in (HERE, DEAD, ELSEWHERE)))
     loop = asyncio.get_running_loop()
     elsewhere = Elsewhere()
     transport, _ = await loop.create_datagram_endpoint(lambda: elsewhere, (ELSEWHERE, port))
@@ -169,6 +168,22 @@ async def test_the_host_is_asked_what_no_network_knows(served: Served) -> None:
 async def test_a_hundred_ask_elsewhere_at_once(served: Served) -> None:
     asked = (served.ask(f"host{number}.example.com") for number in range(100))
     assert await asyncio.gather(*asked) == [["192.0.2.1"]] * 100
+
+
+async def test_a_server_that_is_silent_is_passed_over(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "_PATIENCE", 0.3)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind((DEAD, served.port))
+        assert await served.ask("example.com") == ["192.0.2.1"]
+
+
+async def test_when_nobody_answers_that_is_said(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "resolv.conf").write_text(f"nameserver {DEAD}\n")
+    assert await served.ask("example.com") == "SERVFAIL"
+    assert await served.ask("example.com", tcp=True) == "SERVFAIL"
+    assert await served.ask("web") == ["10.0.0.1"]
 
 
 async def test_who_has_no_way_out_asks_nobody_outside(served: Served) -> None:

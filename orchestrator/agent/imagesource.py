@@ -18,9 +18,10 @@ import grpc.aio
 from orchestrator.agent.images.blobs import ChannelFactory, fetch_from
 from orchestrator.agent.images.config import LocalImage
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.incoming import Fetch
 from orchestrator.agent.images.registry import Registry
 from orchestrator.agent.images.registryblobs import LayerProgress
-from orchestrator.agent.images.store import Fetch, ImageStore
+from orchestrator.agent.images.store import ImageStore
 from orchestrator.model.names import parse_image
 from orchestrator.pb import images_pb2, images_pb2_grpc
 

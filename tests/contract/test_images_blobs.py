@@ -17,6 +17,7 @@ import pytest
 
 from orchestrator.agent.images.blobs import CHUNK, BlobService, fetch_from
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.incoming import Incoming
 from orchestrator.pb import blobs_pb2, blobs_pb2_grpc
 
 BLOB = os.urandom(5 * CHUNK + 123)
@@ -89,7 +90,8 @@ async def serving(*services: Any) -> AsyncIterator[list[str]]:
 
 async def get(sources: list[str], target: Path, stall: float = 30.0) -> bytes:
     fetch = fetch_from(sources, grpc.aio.insecure_channel, InOrder(), stall)
-    await fetch(DIGEST, target)
+    with Incoming(target, DIGEST, len(BLOB), 0) as blob:
+        await fetch(blob)
     return await asyncio.to_thread(target.read_bytes)
 
 
@@ -201,5 +203,6 @@ async def test_each_blob_draws_its_own_order_of_sources(real: BlobService, tmp_p
     async with serving(*services) as sources:
         fetch = fetch_from(sources, grpc.aio.insecure_channel, random.Random(7))
         for number in range(12):
-            await fetch(DIGEST, tmp_path / str(number))
+            with Incoming(tmp_path / str(number), DIGEST, len(BLOB), 0) as blob:
+                await fetch(blob)
     assert all(service.offsets for service in services)

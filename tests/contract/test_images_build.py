@@ -19,6 +19,7 @@ import pytest
 
 from orchestrator.agent.images.build import Builder, BuildSpec
 from orchestrator.agent.images.errors import BuildError, ImageError
+from orchestrator.agent.images.incoming import Incoming
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.model.objects import Image
 
@@ -69,8 +70,8 @@ def context(top: Path, dockerfile: str, **files: str) -> Path:
     return archive
 
 
-async def no_fetch(digest: str, destination: Path) -> None:
-    raise AssertionError(f"{digest} was fetched")
+async def no_fetch(blob: Incoming) -> None:
+    raise AssertionError(f"{blob.digest} was fetched")
 
 
 async def test_an_image_from_scratch_is_built_named_and_ready(

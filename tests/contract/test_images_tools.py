@@ -15,6 +15,7 @@ import pytest
 from orchestrator.agent.images.blobs import BlobService, fetch_from
 from orchestrator.agent.images.buildah import limits
 from orchestrator.agent.images.config import LocalImage
+from orchestrator.agent.images.incoming import Incoming
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.pb import blobs_pb2_grpc
 
@@ -65,8 +66,8 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top / "layout"
 
 
-async def no_fetch(digest: str, destination: Path) -> None:
-    raise AssertionError(f"{digest} was fetched")
+async def no_fetch(blob: Incoming) -> None:
+    raise AssertionError(f"{blob.digest} was fetched")
 
 
 def mounted(image: LocalImage, command: str, work: Path) -> str:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import IO
 
 import grpc
 import grpc.aio
 
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.store import Fetch
+from orchestrator.agent.images.incoming import Fetch, Incoming
 from orchestrator.pb import blobs_pb2, blobs_pb2_grpc
 
 CHUNK = 1 << 20
@@ -74,29 +72,27 @@ def fetch_from(
     `ImageError`, which names each source and what was the matter with it.
     """
 
-    async def fetch(digest: str, destination: Path) -> None:
+    async def fetch(blob: Incoming) -> None:
         order = rng.sample(sources, len(sources))
         failures: dict[str, str] = {}
-        with destination.open("wb") as file:
-            transfer = _Transfer(digest, file, stall)
-            progress = True
-            while progress:
-                before = transfer.received
-                for source in order:
-                    try:
-                        async with channel_factory(source) as channel:
-                            await transfer.resume(channel)
-                        return
-                    except grpc.aio.AioRpcError as error:
-                        failures[source] = _words(error)
-                    except TimeoutError:
-                        failures[source] = f"silent for {stall:g} s"
-                    except _Wrong as error:
-                        failures[source] = str(error)
-                # All have failed once; those that gave some of it may have come back.
-                progress = transfer.received > before
+        progress = True
+        while progress:
+            before = blob.received
+            for source in order:
+                try:
+                    async with channel_factory(source) as channel:
+                        await _resume(blob, channel, stall)
+                    return
+                except grpc.aio.AioRpcError as error:
+                    failures[source] = _words(error)
+                except TimeoutError:
+                    failures[source] = f"silent for {stall:g} s"
+                except _Wrong as error:
+                    failures[source] = str(error)
+            # All have failed once; those that gave some of it may have come back.
+            progress = blob.received > before
         tried = ", ".join(f"{source} ({failures[source]})" for source in order)
-        raise ImageError(f"cannot get blob {digest} from any node: {tried or 'none has it'}")
+        raise ImageError(f"cannot get blob {blob.digest} from any node: {tried or 'none has it'}")
 
     return fetch
 
@@ -105,51 +101,31 @@ class _Wrong(Exception):
     """A source sent what it should not."""
 
 
-class _Transfer:
-    """One blob on its way into a file."""
-
-    def __init__(self, digest: str, file: IO[bytes], stall: float) -> None:
-        self._digest = digest
-        self._file = file
-        self._stall = stall
-        self._hash = hashlib.sha256()
-        self.received = 0
-
-    async def resume(self, channel: grpc.aio.Channel) -> None:
-        """Take the rest of the blob from this source, all of it, and verify the whole."""
-        request = blobs_pb2.GetBlobRequest(digest=self._digest, offset=self.received)
-        call = blobs_pb2_grpc.BlobsStub(channel).Get(request)
-        total: int | None = None
-        try:
-            while True:
-                async with asyncio.timeout(self._stall):
-                    chunk = await call.read()
-                if chunk is grpc.aio.EOF:  # type: ignore[attr-defined]
-                    break
-                total = chunk.total if total is None else total
-                if self.received + len(chunk.data) > total:
-                    self._restart()
-                    raise _Wrong("it sent more than it announced")
-                await asyncio.to_thread(self._take, chunk.data)
-        finally:
-            call.cancel()
-        if self.received != total:
-            raise _Wrong("it broke off")
-        if f"sha256:{self._hash.hexdigest()}" != self._digest:
-            self._restart()
-            raise _Wrong("what it sent is damaged")
-        self._file.flush()
-
-    def _take(self, data: bytes) -> None:
-        self._hash.update(data)
-        self._file.write(data)
-        self.received += len(data)
-
-    def _restart(self) -> None:
-        self._file.seek(0)
-        self._file.truncate()
-        self._hash = hashlib.sha256()
-        self.received = 0
+async def _resume(blob: Incoming, channel: grpc.aio.Channel, stall: float) -> None:
+    """Take the rest of the blob from this source, all of it, and verify the whole."""
+    request = blobs_pb2.GetBlobRequest(digest=blob.digest, offset=blob.received)
+    call = blobs_pb2_grpc.BlobsStub(channel).Get(request)
+    total: int | None = None
+    try:
+        while True:
+            async with asyncio.timeout(stall):
+                chunk = await call.read()
+            if chunk is grpc.aio.EOF:  # type: ignore[attr-defined]
+                break
+            total = chunk.total if total is None else total
+            if blob.received + len(chunk.data) > total:
+                blob.restart()
+                raise _Wrong("it sent more than it announced")
+            await asyncio.to_thread(blob.write, chunk.data)
+    finally:
+        call.cancel()
+    if blob.received != total:
+        raise _Wrong("it broke off")
+    try:
+        blob.check()
+    except ImageError:
+        blob.restart()
+        raise _Wrong("what it sent is damaged") from None
 
 
 def _words(error: grpc.aio.AioRpcError) -> str:

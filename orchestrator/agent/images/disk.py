@@ -34,9 +34,10 @@ class Scratch:
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """A new folder, removed at the end if it is still there."""
+        """A new folder of mode 0755, removed at the end if it is still there."""
         path = self.path()
         path.mkdir()
+        path.chmod(0o755)
         try:
             yield path
         finally:
@@ -96,7 +97,7 @@ def write_verified(source: IO[bytes], target: Path, digest: str, size: int) -> N
             out.write(chunk)
         out.flush()
         os.fsync(out.fileno())
-    _compare(digest, f"sha256:{found.hexdigest()}", size, count)
+    compare(digest, f"sha256:{found.hexdigest()}", size, count)
 
 
 def verify(path: Path, digest: str, size: int | None) -> None:
@@ -104,13 +105,7 @@ def verify(path: Path, digest: str, size: int | None) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256")
         count = file.tell()
-    _compare(digest, f"sha256:{found.hexdigest()}", count if size is None else size, count)
-
-
-def flush_file(path: Path) -> None:
-    """Make a file's content durable."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    compare(digest, f"sha256:{found.hexdigest()}", count if size is None else size, count)
 
 
 def write_atomically(path: Path, data: bytes, scratch: Scratch) -> None:
@@ -123,7 +118,8 @@ def write_atomically(path: Path, data: bytes, scratch: Scratch) -> None:
     publish(made, path)
 
 
-def _compare(digest: str, found: str, size: int, count: int) -> None:
+def compare(digest: str, found: str, size: int, count: int) -> None:
+    """Raises ImageError unless what was found is what a blob is to be."""
     if count != size:
         raise ImageError(f"blob {digest} is damaged: it has {count} bytes instead of {size}")
     if found != digest:

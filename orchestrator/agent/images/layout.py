@@ -189,7 +189,7 @@ def _content(archive: Path) -> tuple[str, str]:
         magic = file.read(4)
         file.seek(0)
         try:
-            for piece in untar.content(file.fileno()):
+            for piece in untar.content(untar.Blob(file.fileno())):
                 found.update(piece)
         except untar.BadLayer as error:
             raise ImageError(str(error).replace("the layer", "the archive")) from error

@@ -19,9 +19,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.incoming import Fetch
 from orchestrator.agent.images.registryblobs import BlobSource, LayerProgress
 from orchestrator.agent.images.registryerrors import explain
-from orchestrator.agent.images.store import Fetch
 from orchestrator.model.names import ImageName, parse_image
 
 HUB = "docker.io"

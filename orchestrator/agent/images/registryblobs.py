@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.incoming import Incoming
 from orchestrator.agent.images.manifest import Index, parse_manifest
 
 LayerProgress = Callable[[str, int, int], None]
@@ -49,8 +50,6 @@ class Proxy:
         # Of its own: it waits for a registry for as long as that takes.
         self._thread = ThreadPoolExecutor(1, "registry")
         self._image: Any = None
-        self.received = 0
-        """Bytes of the blob that is on its way."""
 
     @classmethod
     async def started(cls, command: tuple[str, ...], fds: tuple[int, ...]) -> Self:
@@ -76,10 +75,9 @@ class Proxy:
         await self._run(self._ask, "Initialize")
         self._image, _ = await self._run(self._ask, "OpenImage", reference)
 
-    async def blob(self, digest: str, size: int, target: Path) -> None:
-        """Bring a blob into a file. Raises ProxyError."""
-        self.received = 0
-        await self._run(self._bring, digest, size, target)
+    async def bring(self, blob: Incoming, size: int) -> None:
+        """Bring a blob, or the rest of one that has begun to come. Raises ProxyError."""
+        await self._run(self._bring, blob, size)
 
     async def close(self) -> None:
         """End the process. Threads that wait for it end with it."""
@@ -93,13 +91,17 @@ class Proxy:
     async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
-    def _bring(self, digest: str, size: int, target: Path) -> None:
-        _, (pipe, number) = self._ask("GetBlob", self._image, digest, size)
-        with open(pipe, "rb", buffering=0) as source, target.open("wb") as file:
+    def _bring(self, blob: Incoming, size: int) -> None:
+        _, (pipe, number) = self._ask("GetBlob", self._image, blob.digest, size)
+        known = blob.received
+        with open(pipe, "rb", buffering=0) as source:
             self._send("FinishPipe", number)
             while piece := source.read(_CHUNK):
-                file.write(piece)
-                self.received += len(piece)
+                # skopeo always begins at the beginning. Its digest is checked at the end, so what
+                # came before need not be compared.
+                if len(piece) > known:
+                    blob.write(piece[known:])
+                known = max(0, known - len(piece))
         self._answer()
 
     def _ask(self, method: str, *arguments: Any) -> tuple[Any, tuple[int, int]]:
@@ -181,19 +183,21 @@ class BlobSource:
         if path is not None:
             self._read(path.read_bytes())
 
-    async def fetch(self, digest: str, target: Path) -> None:
-        """See `store.Fetch`: what is not known to be a blob is a manifest."""
-        if (size := self._sizes.get(digest)) is None:
-            data = await self._document(digest)
-            await asyncio.to_thread(target.write_bytes, data)
+    async def fetch(self, blob: Incoming) -> None:
+        """See `incoming.Fetch`: what is not known to be a blob is a manifest."""
+        if (size := self._sizes.get(blob.digest)) is None:
+            data = await self._document(blob.digest)
+            await asyncio.to_thread(blob.write, data)
             self._read(data)
             return
         async with self._slots:
             for attempt in range(1, _ATTEMPTS + 1):
                 proxy = self._idle.pop() if self._idle else await self._connect()
                 try:
-                    await self._watched(proxy, digest, size, target)
+                    await self._watched(proxy, blob, size)
                 except ProxyError as error:
+                    if blob.received == size:
+                        blob.restart()  # all of it came, and is something else
                     if attempt == _ATTEMPTS or "unknown" in str(error):
                         raise self._failed(str(error)) from error
                 else:
@@ -209,20 +213,20 @@ class BlobSource:
         for part in (manifest.config, *manifest.layers):
             self._sizes[part.digest] = part.size
 
-    async def _watched(self, proxy: Proxy, digest: str, size: int, target: Path) -> None:
+    async def _watched(self, proxy: Proxy, blob: Incoming, size: int) -> None:
         """Bring a blob, tell of it about twice a second, and give up one that stands still."""
-        work = asyncio.ensure_future(proxy.blob(digest, size, target))
+        work = asyncio.ensure_future(proxy.bring(blob, size))
         loop = asyncio.get_running_loop()
-        last, moved = 0, loop.time()
+        last, moved = blob.received, loop.time()
         try:
             while not (await asyncio.wait([work], timeout=0.5))[0]:
-                self._progress(digest, proxy.received, size)
-                if proxy.received != last:
-                    last, moved = proxy.received, loop.time()
+                self._progress(blob.digest, blob.received, size)
+                if blob.received != last:
+                    last, moved = blob.received, loop.time()
                 elif loop.time() - moved > _STALL:
                     raise ProxyError(f"timeout: nothing came for {_STALL:g} seconds")
             await work
-            self._progress(digest, size, size)
+            self._progress(blob.digest, size, size)
         except BaseException:
             await asyncio.shield(proxy.close())
             work.cancel()

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from orchestrator.agent.images import disk
 from orchestrator.agent.images.archive import MAX_DOCUMENT, ArchivedImage, open_archive, read_images
+from orchestrator.agent.images.blobstore import BlobStore
 from orchestrator.agent.images.catalog import Catalog, Record, read_index
 from orchestrator.agent.images.config import LocalImage
 from orchestrator.agent.images.errors import ImageError, ImageInUse
-from orchestrator.agent.images.flight import Flights
+from orchestrator.agent.images.incoming import Fetch
 from orchestrator.agent.images.manifest import (
     ConfigFile,
     Descriptor,
@@ -31,13 +31,10 @@ from orchestrator.agent.images.manifest import (
     parse_manifest,
 )
 from orchestrator.agent.images.names import full_name, hex_of, is_digest
-from orchestrator.agent.images.unpack import MAX_LAYER, unpack_layer
+from orchestrator.agent.images.unpack import MAX_LAYER
 from orchestrator.model.objects import Image
 
 log = logging.getLogger(__name__)
-
-Fetch = Callable[[str, Path], Awaitable[None]]
-"""Brings the blob of a digest into a file that does not exist yet. Raises `ImageError`."""
 
 _PARALLEL = 3
 """Blobs of one image that are fetched or unpacked at a time."""
@@ -55,16 +52,13 @@ class ImageStore:
     ) -> None:
         """`platform`: for which images are taken; None: this machine's. `max_layer`: bytes that a
         layer may unpack to."""
-        self._max_layer = max_layer
         self._root = root
-        self._blobs = root / "blobs" / "sha256"
-        self._layers = root / "layers"
         self._index = root / "index.json"
         self._scratch = disk.Scratch(root / "tmp")
+        self._blobs = BlobStore(root, self._scratch, max_layer)
         self.platform = platform or node_platform()
         self._catalog = Catalog()
         self._saving = asyncio.Lock()
-        self._flights: Flights[str, None] = Flights()
         self._ready: dict[str, LocalImage] = {}
         self._busy = 0
         self._garbage = False
@@ -75,7 +69,7 @@ class ImageStore:
         async with AsyncExitStack() as stack:
             self._lock(stack)
             await asyncio.to_thread(self._open)
-            await stack.enter_async_context(self._flights)
+            await stack.enter_async_context(self._blobs)
             self._closing = stack.pop_all()
         return self
 
@@ -103,8 +97,7 @@ class ImageStore:
 
     def blob_path(self, digest: str) -> Path | None:
         """The file of a blob, whole and not to be written to; None if it is not here."""
-        path = self._blobs / hex_of(digest)
-        return path if path.exists() else None
+        return self._blobs.find(digest)
 
     async def load(self, archive: Path, name: str = "") -> Image:
         """Take in an image archive: a tar, compressed or not, or a folder in the OCI layout.
@@ -146,22 +139,22 @@ class ImageStore:
             return ready
         indexes: list[str] = []
         async with self._working():
-            await self._fetched(digest, None, fetch)
+            await self._blobs.fetched(digest, None, fetch)
             parsed = await asyncio.to_thread(self._manifest, digest)
             while not isinstance(parsed, Manifest):
                 chosen = choose(parsed.manifests, self.platform)
                 indexes.append(digest)
                 digest = chosen.digest
-                await self._fetched(digest, chosen.size, fetch)
+                await self._blobs.fetched(digest, chosen.size, fetch)
                 parsed = await asyncio.to_thread(self._manifest, digest)
-            await self._fetched(parsed.config.digest, parsed.config.size, fetch)
+            await self._blobs.fetched(parsed.config.digest, parsed.config.size, fetch)
             config = await asyncio.to_thread(self._config, parsed)
             check_platform(config, self.platform)
             slots = asyncio.Semaphore(_PARALLEL)
 
             async def layer(descriptor: Descriptor, diff_id: str) -> None:
                 async with slots:
-                    await self._unpacked(descriptor, diff_id, fetch)
+                    await self._blobs.unpacked(descriptor, diff_id, fetch)
 
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -171,7 +164,7 @@ class ImageStore:
                 raise group.exceptions[0] from None
             local = LocalImage(
                 digest=digest,
-                layers=tuple(self._layers / hex_of(d) for d in config.diff_ids),
+                layers=tuple(self._blobs.layer(d) for d in config.diff_ids),
                 config=config.process,
             )
             record = await asyncio.to_thread(self._record, digest)
@@ -223,7 +216,7 @@ class ImageStore:
     def layers(self, digest: str) -> tuple[Path, ...]:
         """The unpacked folders of an image here, lowest first. Raises `ImageError`."""
         record = self._catalog.record(self._require(digest))
-        return tuple(self._layers / hex_of(diff_id) for diff_id in record.diff_ids)
+        return tuple(self._blobs.layer(diff_id) for diff_id in record.diff_ids)
 
     def _require(self, reference: str) -> str:
         digest = self.resolve(reference)
@@ -243,8 +236,7 @@ class ImageStore:
 
     def _open(self) -> None:
         self._scratch.clear()
-        for folder in (self._blobs, self._layers):
-            folder.mkdir(parents=True, exist_ok=True)
+        self._blobs.open()
         digests, names, indexes = read_index(self._index)
         for digest in digests:
             try:
@@ -264,14 +256,14 @@ class ImageStore:
             await asyncio.to_thread(disk.write_atomically, self._index, data, self._scratch)
         self.changed.set()
 
-    # -- blobs and layers ------------------------------------------------------------------------
+    # -- archives --------------------------------------------------------------------------------
 
     def _take(self, archive: Path, folder: Path) -> tuple[ArchivedImage, ...]:
         with open_archive(archive, folder) as files:
             images = read_images(files, self.platform, archive)
             for image in images:
                 for content in image.contents:
-                    final = self._blobs / hex_of(content.digest)
+                    final = self._blobs.blob(content.digest)
                     if final.exists():
                         continue
                     made = self._scratch.path()
@@ -286,57 +278,10 @@ class ImageStore:
                         made.unlink(missing_ok=True)
         return images
 
-    async def _fetched(self, digest: str, size: int | None, fetch: Fetch) -> None:
-        if self.blob_path(digest) is None:
-            await self._flights.run(digest, partial(self._fetch, digest, size, fetch))
-
-    async def _fetch(self, digest: str, size: int | None, fetch: Fetch) -> None:
-        made = self._scratch.path()
-        try:
-            await fetch(digest, made)
-            await asyncio.to_thread(disk.verify, made, digest, size)
-            await asyncio.to_thread(disk.flush_file, made)
-            disk.publish(made, self._blobs / hex_of(digest))
-        finally:
-            made.unlink(missing_ok=True)
-
-    async def _unpacked(self, layer: Descriptor, diff_id: str, fetch: Fetch) -> None:
-        await self._fetched(layer.digest, layer.size, fetch)
-        if not (self._layers / hex_of(diff_id)).exists():
-            key = f"layer {diff_id}"
-            await self._flights.run(key, partial(self._unpack, layer, diff_id, fetch))
-
-    async def _unpack(self, layer: Descriptor, diff_id: str, fetch: Fetch) -> None:
-        blob = self._blobs / hex_of(layer.digest)
-        final = self._layers / hex_of(diff_id)
-        if final.exists():
-            return
-        for again in (False, True):
-            with self._scratch.folder() as made:
-                made.chmod(0o755)
-                try:
-                    await unpack_layer(blob, made, diff_id, self._max_layer)
-                except ImageError:
-                    if again or not await asyncio.to_thread(self._rotten, blob, layer):
-                        raise
-                else:
-                    disk.publish(made, final)
-                    return
-            # The disk has damaged the blob since it was verified: get it once more.
-            blob.unlink(missing_ok=True)
-            await self._fetched(layer.digest, layer.size, fetch)
-
-    def _rotten(self, blob: Path, layer: Descriptor) -> bool:
-        try:
-            disk.verify(blob, layer.digest, layer.size)
-        except ImageError:
-            return True
-        return False
-
     # -- reading what is there -------------------------------------------------------------------
 
     def _read(self, digest: str) -> bytes:
-        with (self._blobs / hex_of(digest)).open("rb") as file:
+        with self._blobs.blob(digest).open("rb") as file:
             data = file.read(MAX_DOCUMENT + 1)
         if len(data) > MAX_DOCUMENT:
             raise ImageError(f"blob {digest} is over {MAX_DOCUMENT >> 20} MiB, so no manifest")
@@ -357,7 +302,7 @@ class ImageStore:
             raise ImageError(f"{digest} is an index, not an image")
         config = self._config(manifest)
         for part in (manifest.config, *manifest.layers):
-            there = (self._blobs / hex_of(part.digest)).stat().st_size
+            there = self._blobs.blob(part.digest).stat().st_size
             if there != part.size:
                 raise ImageError(f"blob {part.digest} has {there} bytes instead of {part.size}")
         return Record.of(digest, len(self._read(digest)), manifest, config)
@@ -376,15 +321,9 @@ class ImageStore:
                 await asyncio.to_thread(_remove_all, self._hide_garbage())
 
     def _hide_garbage(self) -> list[Path]:
-        """Take all blobs and layers that no image needs out of the store, each at once and whole,
-        to where they may be removed slowly. Only while nobody is at work."""
+        """Take out of the store what no image needs. Only while nobody is at work."""
         self._garbage = False
-        hidden = []
-        for folder, needed in zip((self._blobs, self._layers), self._catalog.needed(), strict=True):
-            for path in folder.iterdir():
-                if path.name not in needed:
-                    hidden.append(path.rename(self._scratch.path()))
-        return hidden
+        return self._blobs.hide_all_but(*self._catalog.needed())
 
 
 def _remove_all(paths: list[Path]) -> None:

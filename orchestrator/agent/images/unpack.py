@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+from contextlib import suppress
+from importlib.util import find_spec
+from io import FileIO
 from pathlib import Path
 
 from orchestrator.agent.images import untar
@@ -13,14 +17,20 @@ MAX_LAYER = 64 << 30
 """Bytes that a layer's content may have, unless told otherwise: more than any that is meant."""
 
 
-async def unpack_layer(blob: Path, folder: Path, diff_id: str, limit: int = MAX_LAYER) -> None:
+async def unpack_layer(
+    blob: Path,
+    folder: Path,
+    diff_id: str,
+    limit: int = MAX_LAYER,
+    whole: asyncio.Event | None = None,
+) -> None:
     """Unpack a layer blob (plain, gzip or zstd tar) for use as an overlay's lower folder.
 
     `folder` must exist and be empty; it is flushed to disk at the end. The content's digest must
-    be `diff_id`, and its size at most `limit` bytes. Raises `ImageError`; the folder is then to
-    be thrown away.
+    be `diff_id`, and its size at most `limit` bytes. With `whole`, the blob still grows, and is
+    read as it does, until that is set. Raises `ImageError`; the folder is then to be thrown away.
     """
-    await _run(blob, folder, diff_id, limit)
+    await _run(blob, folder, diff_id, limit, whole)
 
 
 async def unpack_context(archive: Path, folder: Path) -> None:
@@ -28,26 +38,61 @@ async def unpack_context(archive: Path, folder: Path) -> None:
 
     `folder` must exist and be empty. Raises `ImageError`; the folder is then to be thrown away.
     """
-    await _run(archive, folder, "-", MAX_LAYER)
+    await _run(archive, folder, "-", MAX_LAYER, None)
 
 
-async def _run(blob: Path, folder: Path, diff_id: str, limit: int) -> None:
-    with blob.open("rb") as source:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-I", "-S", "-X", "utf8", untar.__file__, str(folder), diff_id, str(limit)),
-            stdin=source,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-    try:
-        _, said = await process.communicate()
-    except asyncio.CancelledError:
-        process.kill()
-        # Its error pipe closes when both of its processes have ended, so that nobody writes into
-        # the folder any more when it is removed.
-        await asyncio.shield(process.communicate())
-        raise
+async def _run(
+    blob: Path, folder: Path, diff_id: str, limit: int, whole: asyncio.Event | None
+) -> None:
+    told, tell = os.pipe()
+    with FileIO(tell, "wb") as news:
+        try:
+            with blob.open("rb") as source:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    *("-I", "-S", "-X", "utf8", untar.__file__),
+                    *(str(folder), diff_id, str(limit), str(told), _packages()),
+                    stdin=source,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE,
+                    pass_fds=(told,),
+                )
+        finally:
+            os.close(told)
+        said = await _said(process, news, whole)
     if process.returncode:
         lines = said.decode(errors="replace").splitlines()
         raise ImageError(lines[0] if lines else f"unpacking ended with status {process.returncode}")
+
+
+async def _said(
+    process: asyncio.subprocess.Process, news: FileIO, whole: asyncio.Event | None
+) -> bytes:
+    """What the program wrote of errors by its end; it is told when its blob is whole."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            telling = tasks.create_task(_tell(news, whole))
+            _, said = await process.communicate()
+            telling.cancel()
+    except asyncio.CancelledError:
+        with suppress(ProcessLookupError):
+            process.kill()
+        news.close()
+        # Its error pipe closes when all of its processes have ended, so that nobody writes into
+        # the folder any more when it is removed.
+        await asyncio.shield(process.communicate())
+        raise
+    return said
+
+
+async def _tell(news: FileIO, whole: asyncio.Event | None) -> None:
+    if whole is not None:
+        await whole.wait()
+    with suppress(BrokenPipeError):  # it has failed already, and says why
+        news.write(b"w")
+
+
+def _packages() -> str:
+    """The folder of Python packages that `isal` is in; empty where it is not installed."""
+    found = find_spec("isal")
+    return str(Path(found.origin).parent.parent) if found and found.origin else ""

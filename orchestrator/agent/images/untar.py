@@ -1,11 +1,15 @@
 """A program: verify, decompress and unpack one layer, with its root in the folder it fills.
 
-    python -I -S untar.py FOLDER DIFF_ID LIMIT < BLOB
+    python -I -S untar.py FOLDER DIFF_ID LIMIT WHOLE PACKAGES < BLOB
 
-Two processes, so that both cores work: the first decompresses and hashes and never looks at what
-it reads; the second changes its root into FOLDER and makes what the tar says. It is standalone
-(standard library only) because it starts for every layer. On failure it prints one line and exits
-with status 1; FOLDER then holds rubbish that the caller throws away.
+Two processes, so that both cores work: the first decompresses and hashes, as nobody, for it needs
+no files but the two that are open; the second changes its root into FOLDER and makes what the tar
+says. It is standalone because it starts for every layer; of what is in PACKAGES, a folder or
+nothing, it takes `isal`, which inflates twice as fast as zlib. On failure it prints one line and
+exits with status 1; FOLDER then holds rubbish that the caller throws away.
+
+BLOB may still grow. WHOLE is the descriptor of a pipe: a byte in it says that all of BLOB is there,
+and its end without one that nobody needs the layer any more.
 
 LIMIT is how many bytes the content may have. DIFF_ID `-` takes a tar that is no layer (a build
 context): nothing is verified, and whiteouts are names like any other.
@@ -20,6 +24,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import select
 import shutil
 import stat
 import sys
@@ -32,6 +37,9 @@ CHUNK = 1 << 20
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _XATTR = "SCHILY.xattr."
+_NOBODY = 65534
+_MOMENT = 0.02
+"""Seconds between two looks at a blob that is still growing."""
 
 _Made = TypeVar("_Made")
 
@@ -289,60 +297,125 @@ def _nanoseconds(member: tarfile.TarInfo) -> int:
     return int(whole or "0") * 1_000_000_000 + (-part if whole.startswith("-") else part)
 
 
-def content(blob: int) -> Iterator[bytes]:
-    """The uncompressed content of a blob (an open, seekable file), in pieces of at most `CHUNK`."""
-    magic = os.pread(blob, 4, 0)
+class Blob:
+    """The compressed bytes of a layer, an open file that may still grow."""
+
+    def __init__(self, file: int, whole: int | None = None) -> None:
+        """`whole`: the pipe that tells when all is there; None when it is."""
+        self._file = file
+        self._whole = whole
+
+    def magic(self) -> bytes:
+        """The first four bytes, fewer in a shorter blob; they are read once more by `read`."""
+        while len(data := os.pread(self._file, 4, 0)) < 4 and not self._complete():
+            pass
+        return data
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes as soon as there are some; none at the end."""
+        while not (data := os.read(self._file, size)):
+            if self._complete():
+                return os.read(self._file, size)
+        return data
+
+    def _complete(self) -> bool:
+        """Whether all is there, asked for no longer than a moment."""
+        if self._whole is None:
+            return True
+        if not select.select([self._whole], [], [], _MOMENT)[0]:
+            return False
+        if not os.read(self._whole, 1):
+            raise BadLayer("the agent is gone")
+        self._whole = None
+        return True
+
+
+def content(blob: Blob) -> Iterator[bytes]:
+    """The uncompressed content of a blob, in pieces of at most `CHUNK`. What is needed for it is
+    imported by this call, before the first piece."""
+    magic = blob.magic()
     if magic[:2] == b"\x1f\x8b":
-        return _gunzip(blob)
+        return _gunzip(blob, _inflate())
     if magic == b"\x28\xb5\x2f\xfd":
-        return _unzstd(blob)
+        import subprocess  # late: it costs 10 ms, and few layers need it
+
+        return _unzstd(blob, subprocess)
     if magic[:3] == b"BZh" or magic == b"\xfd7zX":
         raise BadLayer("the layer is compressed by bzip2 or xz; use gzip, zstd or none")
-    return iter(lambda: os.read(blob, CHUNK), b"")
+    return iter(lambda: blob.read(CHUNK), b"")
 
 
-def _gunzip(blob: int) -> Iterator[bytes]:
-    inflate = zlib.decompressobj(31)
+def _inflate() -> Any:
+    """The fastest module here that has zlib's interface."""
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return zlib
+    return isal_zlib
+
+
+def _gunzip(blob: Blob, library: Any) -> Iterator[bytes]:
+    inflate = library.decompressobj(31)
     data = b""
     try:
-        while data or (data := os.read(blob, CHUNK // 4)):
+        while data or (data := blob.read(CHUNK // 4)):
             if inflate.eof:
                 # Another gzip member follows, or padding.
                 data = data.lstrip(b"\0")
                 if not data:
                     continue
-                inflate = zlib.decompressobj(31)
+                inflate = library.decompressobj(31)
             piece = inflate.decompress(data, CHUNK)
             data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
             if piece:
                 yield piece
-    except zlib.error as error:
+    except library.error as error:
         raise BadLayer(f"the layer's gzip data is broken: {error}") from error
     if not inflate.eof:
         raise BadLayer("the layer's gzip data ends too early")
 
 
-def _unzstd(blob: int) -> Iterator[bytes]:
-    import subprocess  # late: it costs 10 ms, and few layers need it
-
+def _unzstd(blob: Blob, subprocess: Any) -> Iterator[bytes]:
     try:
         child = subprocess.Popen(
-            ["zstd", "-dcq"], stdin=blob, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            ["zstd", "-dcq"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
     except FileNotFoundError as error:
         raise BadLayer("the layer is compressed by zstd: install the package zstd") from error
-    assert child.stdout is not None
     with child:
-        yield from iter(lambda: child.stdout.read(CHUNK), b"")  # type: ignore[union-attr]
-    if child.returncode:
+        feeder = os.fork()
+        if feeder == 0:
+            os._exit(_attempt(lambda: _copy(blob, child.stdin.fileno())))
+        child.stdin.close()
+        yield from iter(lambda: child.stdout.read(CHUNK), b"")
+    fed = os.waitstatus_to_exitcode(os.waitpid(feeder, 0)[1])
+    if child.returncode or fed:
         raise BadLayer("the layer's zstd data is broken")
 
 
-def _feed(blob: int, pipe: int, diff_id: str, limit: int, parent: int) -> None:
+def _copy(blob: Blob, pipe: int) -> None:
+    while piece := blob.read(CHUNK):
+        _write_all(pipe, piece)
+
+
+def _write_all(pipe: int, piece: bytes) -> None:
+    view = memoryview(piece)
+    while view:
+        view = view[os.write(pipe, view) :]
+
+
+def _feed(blob: Blob, pipe: int, diff_id: str, limit: int, parent: int) -> None:
     """Decompress into the pipe, and check at the end that it was the layer that was meant."""
     digest = hashlib.sha256()
     size = 0
-    for piece in content(blob):
+    pieces = content(blob)
+    os.setgroups([])
+    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    for piece in pieces:
         size += len(piece)
         if size > limit:
             raise BadLayer(
@@ -352,9 +425,7 @@ def _feed(blob: int, pipe: int, diff_id: str, limit: int, parent: int) -> None:
         if os.getppid() != parent:
             raise BadLayer("the agent is gone")
         digest.update(piece)
-        view = memoryview(piece)
-        while view:
-            view = view[os.write(pipe, view) :]
+        _write_all(pipe, piece)
     found = f"sha256:{digest.hexdigest()}"
     if diff_id not in ("-", found):
         raise BadLayer(f"the layer's content is {found}, but the image's config says {diff_id}")
@@ -381,7 +452,7 @@ def _attempt(step: Callable[[], None]) -> int:
     return 1
 
 
-def main(folder: str, diff_id: str, limit: int) -> int:
+def main(folder: str, diff_id: str, limit: int, whole: int) -> int:
     """The whole program; its exit status."""
     parent = os.getppid()
     os.umask(0)
@@ -390,12 +461,11 @@ def main(folder: str, diff_id: str, limit: int) -> int:
     fcntl.fcntl(inlet, fcntl.F_SETPIPE_SZ, CHUNK)
     child = os.fork()
     if child == 0:
-        os.close(inlet)
-        os.close(0)
-        os.close(target)
+        for descriptor in (inlet, 0, whole, target):
+            os.close(descriptor)
         os._exit(_attempt(lambda: _unpack(folder, outlet, diff_id != "-")))
     os.close(outlet)
-    status = _attempt(lambda: _feed(0, inlet, diff_id, limit, parent))
+    status = _attempt(lambda: _feed(Blob(0, whole), inlet, diff_id, limit, parent))
     os.close(inlet)
     status |= os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
     if status == 0 and diff_id != "-":
@@ -405,4 +475,7 @@ def main(folder: str, diff_id: str, limit: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    _, _folder, _diff_id, _limit, _whole, _packages = sys.argv
+    if _packages:
+        sys.path.append(_packages)
+    sys.exit(main(_folder, _diff_id, int(_limit), int(_whole)))

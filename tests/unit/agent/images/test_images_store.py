@@ -1,6 +1,6 @@
 """The node's image store: whole or nothing, once or never."""
 
-# ruff: noqa: ASYNC221, ASYNC240 (a test may block its own loop)
+# ruff: noqa: ASYNC110, ASYNC221, ASYNC240 (a test may block its own loop, and look for files)
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import asyncio
 import gzip
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +17,11 @@ from pathlib import Path
 import pytest
 from imagekit import Layout, digest_of, entry, tar
 
-from orchestrator.agent.images import store as store_module
+from orchestrator.agent.images import blobstore
 from orchestrator.agent.images.errors import ImageError, ImageInUse
+from orchestrator.agent.images.incoming import Fetch, Incoming
 from orchestrator.agent.images.manifest import Platform
-from orchestrator.agent.images.store import Fetch, ImageStore
+from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.unpack import unpack_layer
 
 pytestmark = pytest.mark.root
@@ -31,15 +31,15 @@ ONE = tar(entry("one", b"1"))
 TWO = tar(entry("two", b"2"))
 
 
-async def no_fetch(digest: str, destination: Path) -> None:
-    raise AssertionError(f"{digest} was fetched")
+async def no_fetch(blob: Incoming) -> None:
+    raise AssertionError(f"{blob.digest} was fetched")
 
 
 def fetch_of(layout: Layout, fetched: list[str]) -> Fetch:
-    async def fetch(digest: str, destination: Path) -> None:
-        fetched.append(digest)
+    async def fetch(blob: Incoming) -> None:
+        fetched.append(blob.digest)
         await asyncio.sleep(0)
-        shutil.copyfile(layout.path(digest), destination)
+        blob.write(layout.path(blob.digest).read_bytes())
 
     return fetch
 
@@ -63,11 +63,13 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The diff ids that were really unpacked, in order."""
     calls: list[str] = []
 
-    async def counted(blob: Path, folder: Path, diff_id: str, limit: int) -> None:
+    async def counted(
+        blob: Path, folder: Path, diff_id: str, limit: int, whole: asyncio.Event | None = None
+    ) -> None:
         calls.append(diff_id)
-        await unpack_layer(blob, folder, diff_id, limit)
+        await unpack_layer(blob, folder, diff_id, limit, whole)
 
-    monkeypatch.setattr(store_module, "unpack_layer", counted)
+    monkeypatch.setattr(blobstore, "unpack_layer", counted)
     return calls
 
 
@@ -269,10 +271,10 @@ async def test_one_who_leaves_does_not_end_the_work_of_the_others(
     digest = layout.image([BASE])
     begun, go = asyncio.Event(), asyncio.Event()
 
-    async def slow(digest: str, destination: Path) -> None:
+    async def slow(blob: Incoming) -> None:
         begun.set()
         await go.wait()
-        shutil.copyfile(layout.path(digest), destination)
+        blob.write(layout.path(blob.digest).read_bytes())
 
     async with ImageStore(root) as store:
         impatient = asyncio.create_task(store.ensure(digest, slow))
@@ -284,21 +286,100 @@ async def test_one_who_leaves_does_not_end_the_work_of_the_others(
         assert (await patient).digest == digest
 
 
+PACKED = {
+    "plain": lambda data: data,
+    "gzip": gzip.compress,
+    "zstd": lambda data: (
+        subprocess.run(["zstd", "-qc"], input=data, capture_output=True, check=True).stdout
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+async def test_a_layer_is_unpacked_while_it_comes(layout: Layout, root: Path, kind: str) -> None:
+    layer = tar(entry("early", b"1"), entry("late", os.urandom(4 << 20)))
+    digest = layout.image([layer], blobs=[PACKED[kind](layer)])
+
+    async def slow(blob: Incoming) -> None:
+        data = layout.path(blob.digest).read_bytes()
+        if len(data) > 1 << 20:
+            blob.write(data[:-1000])
+            while not list((root / "tmp").glob("*/early")):
+                await asyncio.sleep(0.01)
+            data = data[-1000:]
+        blob.write(data)
+
+    async with ImageStore(root) as store:
+        local = await store.ensure(digest, slow)
+        assert (local.layers[0] / "late").stat().st_size == 4 << 20
+    assert not left_over(root)
+
+
+async def test_what_was_unpacked_of_a_blob_that_began_wrong_is_not_used(
+    layout: Layout, root: Path
+) -> None:
+    digest = layout.image([BASE])
+
+    async def second_thoughts(blob: Incoming) -> None:
+        data = layout.path(blob.digest).read_bytes()
+        if blob.digest == digest_of(BASE):
+            blob.write(tar(entry("evil", b"x" * 2000))[:2048])
+            while not list((root / "tmp").glob("*/evil")):
+                await asyncio.sleep(0.01)
+            blob.restart()
+        blob.write(data)
+
+    async with ImageStore(root) as store:
+        local = await store.ensure(digest, second_thoughts)
+        assert os.listdir(local.layers[0]) == ["base"]
+    assert not left_over(root)
+
+
+async def test_an_image_that_lies_about_a_layer_does_not_spoil_it_for_others(
+    layout: Layout, root: Path
+) -> None:
+    honest, liar = layout.image([BASE]), layout.image([TWO], blobs=[BASE])
+    async with ImageStore(root) as store:
+        fetch = fetch_of(layout, fetched := [])
+        said, local = await asyncio.gather(
+            store.ensure(liar, fetch), store.ensure(honest, fetch), return_exceptions=True
+        )
+        assert isinstance(said, ImageError)
+        assert f"the image's config says {digest_of(TWO)}" in str(said)
+        assert not isinstance(local, BaseException)
+        assert os.listdir(local.layers[0]) == ["base"]
+        assert fetched.count(digest_of(BASE)) == 1
+        assert [image.id for image in store.inventory()] == [honest]
+
+
+async def test_a_source_that_sends_too_much_is_stopped(layout: Layout, root: Path) -> None:
+    digest = layout.image([BASE])
+
+    async def floods(blob: Incoming) -> None:
+        while True:
+            blob.write(bytes(1 << 20))
+
+    async with ImageStore(root) as store:
+        with pytest.raises(ImageError, match="is damaged: it has over"):
+            await store.ensure(digest, floods)
+    assert not left_over(root)
+
+
 async def test_a_broken_download_leaves_nothing_and_the_next_one_works(
     layout: Layout, root: Path
 ) -> None:
     digest = layout.image([BASE])
 
-    async def cut(digest: str, destination: Path) -> None:
-        destination.write_bytes(layout.path(digest).read_bytes()[:-1])
+    async def cut(blob: Incoming) -> None:
+        blob.write(layout.path(blob.digest).read_bytes()[:-1])
 
-    async def breaks(digest: str, destination: Path) -> None:
-        await cut(digest, destination)
+    async def breaks(blob: Incoming) -> None:
+        await cut(blob)
         raise ImageError("the other node has gone")
 
-    async def false_layer(wanted: str, destination: Path) -> None:
-        data = layout.path(wanted).read_bytes()
-        destination.write_bytes(data if wanted != digest_of(BASE) else b"x" * len(data))
+    async def false_layer(blob: Incoming) -> None:
+        data = layout.path(blob.digest).read_bytes()
+        blob.write(data if blob.digest != digest_of(BASE) else b"x" * len(data))
 
     async with ImageStore(root) as store:
         for fetch, words in (
@@ -384,11 +465,11 @@ async def test_removal_waits_for_those_at_work(layout: Layout, root: Path) -> No
     first, second = layout.image([BASE, ONE], "x:1"), layout.image([BASE, TWO])
     begun, go = asyncio.Event(), asyncio.Event()
 
-    async def slow(digest: str, destination: Path) -> None:
-        if digest == digest_of(TWO):
+    async def slow(blob: Incoming) -> None:
+        if blob.digest == digest_of(TWO):
             begun.set()
             await go.wait()
-        shutil.copyfile(layout.path(digest), destination)
+        blob.write(layout.path(blob.digest).read_bytes())
 
     async with ImageStore(root) as store:
         await store.ensure(first, fetch_of(layout, []))
@@ -414,8 +495,8 @@ KILLED = """
 import asyncio, sys
 from pathlib import Path
 from orchestrator.agent.images.store import ImageStore
-async def stuck(digest, destination):
-    destination.write_bytes(b"half")
+async def stuck(blob):
+    blob.write(b"half")
     print("half", flush=True)
     await asyncio.Event().wait()
 async def main():

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.agent.network import Attachment, NetworkConfig, NetworkError, Peer, PortMapping
+from orchestrator.agent.network import (
+    Attachment,
+    Interface,
+    NetworkConfig,
+    NetworkError,
+    Peer,
+    PortMapping,
+)
 from orchestrator.model.specs import PortSpec
 from orchestrator.pb import dispatch_pb2
 
@@ -31,7 +38,7 @@ class NodeNetworking(Protocol):
 
     async def apply(self, config: NetworkConfig) -> None: ...
 
-    async def attach(self, container_id: str, ports: Sequence[PortMapping] = ()) -> Attachment: ...
+    async def attach(self, network: str, container_id: str, interface: Interface) -> Attachment: ...
 
     async def detach(self, container_id: str) -> None: ...
 
@@ -120,7 +127,8 @@ class Networks:
         """Connect a container, once the network as ordered is there. Raises NetworkError."""
         config = await self._ready()
         mappings = [PortMapping(p.published, p.target, p.protocol.name.lower()) for p in ports]
-        attachment = await self._network.attach(container_id, mappings)
+        interface = Interface(ports=tuple(mappings))
+        attachment = await self._network.attach(config.id, container_id, interface)
         addresses = {config.name: attachment.address}
         return Connected(Path(attachment.netns), addresses, (attachment.gateway,))
 

@@ -10,17 +10,18 @@ two hosts. A peer node costs three static entries, however many containers it ru
 
 Both the VTEP's address (the network address of the subnet) and its MAC derive from the subnet, so
 nothing but (subnet, host address) needs to be told to the other nodes, and re-creating a device
-does not invalidate what they hold.
+does not invalidate what they hold. With IPv6 it is a route and a neighbour more, to the same MAC.
+A container with a fixed address of another node's part is a host route more.
 
 What is pure, what acts
     `peers`       desired entries and their difference to what the kernel has (pure)
-    `config`      a network configuration, parsed and validated (pure)
-    `ipam`        addresses and published ports of this node, in one SQLite file
+    `fields` `config`   a network configuration, parsed and validated (pure)
+    `pool` `ipam`   the choice of an address (pure); what is given, in one SQLite file
     `rtnetlink`   the wire format and a blocking socket
     `netlink` `routing`   links and addresses; routes, neighbours, forwarding entries: typed
     `namespaces`  named network namespaces, made without fork
-    `bridge` `vxlan` `overlay`   `ensure_*`: create, tolerate, compare, mend
-    `nft` `portmap` `conntrack`   our one nftables table: masquerade and published ports
+    `bridge` `cable` `vxlan` `overlay`   `ensure_*`: create, tolerate, compare, mend
+    `nft` `firewall` `portmap` `conntrack`   our table for networks: isolation, masquerade, ports
     `attachment`  ADD, DEL, CHECK, STATUS, GC over all of these
     `plugin`      the command `orc-cni`;  `helper` the same functions, kept warm for the agent
 

@@ -7,17 +7,19 @@ ports, cable, lease. So whatever exists in the kernel has a lease, under whose n
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from . import bridge, conntrack, namespaces, netlink, overlay, peers, portmap, results, vxlan
-from .bridge import Cable
-from .config import NetConf, PortMapping, address_in
+from . import bridge, cable, conntrack, namespaces, netlink, overlay, portmap, results, vxlan
+from .cable import Cable, Place
+from .config import NetConf, PortMapping, parse
 from .errors import CniError, Code
 from .ipam import Ipam, Key, Lease
+from .netlink import Address
 from .nft import Nftables
 from .rtnetlink import RouteSocket
 
@@ -31,7 +33,7 @@ class Host:
 
     @functools.cached_property
     def nft(self) -> Nftables:
-        """Loaded when it is first used: most operations publish no port."""
+        """Loaded when it is first used."""
         return Nftables()
 
     def __enter__(self) -> Self:
@@ -61,17 +63,57 @@ def _key(conf: NetConf, attachment: Attachment) -> Key:
 
 
 def _cable(conf: NetConf, lease: Lease) -> Cable:
-    address = address_in(conf, lease.address)
+    local = lease.address in conf.subnet
+    places = [
+        Place(
+            netlink.with_prefix(lease.address, conf.subnet.prefixlen if local else 32),
+            conf.gateway,
+            conf.cluster,
+            local,
+        )
+    ]
+    if lease.address6 is not None and conf.ipv6 is not None:
+        local = lease.address6 in conf.ipv6.subnet
+        prefix = conf.ipv6.subnet.prefixlen if local else 128
+        places.append(
+            Place(
+                netlink.with_prefix(lease.address6, prefix),
+                conf.ipv6.gateway,
+                conf.ipv6.cluster,
+                local,
+            )
+        )
     return Cable(
         container_id=lease.key.container,
         ifname=lease.key.ifname,
-        address=address,
-        gateway=peers.gateway(conf.subnet),
+        mac=lease.mac or cable.derived_mac(lease.address),
+        places=tuple(places),
+        default_route=lease.default_route and not conf.internal,
     )
 
 
+def _targets(leases: Iterable[Lease]) -> list[portmap.Target]:
+    return [
+        (port, address) for lease in leases for port in lease.ports for address in lease.addresses
+    ]
+
+
+def _addresses(leases: Iterable[Lease]) -> list[Address]:
+    return [address for lease in leases for address in lease.addresses]
+
+
+def _elsewhere(conf: NetConf, leases: Iterable[Lease]) -> set[Address]:
+    """The addresses of this host's containers that are not of its part of the network."""
+    return {
+        place.address.ip
+        for lease in leases
+        for place in _cable(conf, lease).places
+        if not place.local
+    }
+
+
 def add(host: Host, conf: NetConf, attachment: Attachment) -> dict[str, Any]:
-    """Connect a container; the network itself must exist (`overlay.ensure`).
+    """Connect a container; the network itself must exist (`establish`).
 
     Doing it twice gives the same address and mends what is broken. If it fails, what it took is
     given back, except the address of an attachment that already had one.
@@ -82,60 +124,80 @@ def add(host: Host, conf: NetConf, attachment: Attachment) -> dict[str, Any]:
     with namespaces.opened(attachment.netns) as namespace:
         key = _key(conf, attachment)
         before = host.ipam.lease(key)
-        lease = host.ipam.reserve(key, conf.subnet, conf.ports, conf.requested)
+        lease = host.ipam.reserve(key, conf, attachment.netns)
         try:
-            if before is not None and (before.ports or before.address != lease.address):
-                kept = lease.ports if before.address == lease.address else ()
-                _withdraw(host, before, kept=kept)
-            cable = _cable(conf, lease)
-            end = bridge.connect(host.sock, link, cable, namespace)
-            if lease.ports:
-                portmap.publish(host.nft, [(port, lease.address) for port in lease.ports])
-                _forget_flows(lease.ports)
+            if before is not None:
+                _give_up(host, conf, link.index, before, lease)
+            laid = _cable(conf, lease)
+            end = cable.connect(host.sock, link, laid, namespace)
+            portmap.publish(host.nft, _targets([lease]), lease.addresses)
+            _forget_flows(lease.ports)
         except BaseException:
             if before is None:
-                _dismantle(host, lease)
+                _dismantle(host, conf, lease)
             raise
-    return results.success(conf, cable, link, end, attachment.netns)
+    return results.success(conf, laid, link, end, attachment.netns)
+
+
+def _give_up(host: Host, conf: NetConf, bridge_index: int, before: Lease, now: Lease) -> None:
+    """Take back what an attachment held and holds no more."""
+    if before.ports or before.addresses != now.addresses:
+        kept = now.ports if before.addresses == now.addresses else ()
+        _withdraw(host, before, kept=kept)
+    if before.addresses != now.addresses:
+        cable.withdraw(host.sock, bridge_index, _cable(conf, before))
 
 
 def delete(host: Host, conf: NetConf, attachment: Attachment) -> None:
     """Disconnect a container and free what it held; what is gone already is fine."""
     lease = host.ipam.lease(_key(conf, attachment))
     if lease is not None:
-        _dismantle(host, lease)
+        _dismantle(host, conf, lease)
     else:
-        bridge.disconnect(host.sock, bridge.veth_name(attachment.container_id, attachment.ifname))
+        cable.disconnect(host.sock, cable.veth_name(attachment.container_id, attachment.ifname))
 
 
-def retire(host: Host, conf: NetConf, attachment: Attachment) -> None:
-    """`delete` for a namespace that nobody uses any more, and its removal; several times faster."""
-    lease = host.ipam.lease(_key(conf, attachment))
-    if lease is None or not namespaces.exists(attachment.netns):
-        delete(host, conf, attachment)
-    else:
-        cable = _cable(conf, lease)
+def retire(host: Host, container: str, netns: Path) -> None:
+    """Disconnect a container from all networks, and remove its namespace, which nobody uses.
+
+    Several times faster than `delete` of each.
+    """
+    lives = namespaces.exists(netns)
+    for lease in host.ipam.leases(container=container):
+        conf = known(host, lease.key.network)
+        if conf is None or not lives:
+            _dismantle(host, conf, lease)
+            continue
         _withdraw(host, lease)
-        with namespaces.opened(attachment.netns) as namespace:
-            bridge.abandon(host.sock, cable.host, cable.ifname, cable.mac, namespace)
+        laid = _cable(conf, lease)
+        with namespaces.opened(netns) as namespace:
+            cable.abandon(host.sock, laid, namespace)
+        _unknown(host, conf, laid)
         host.ipam.release(lease.key)
-    namespaces.remove(Path(attachment.netns))
+    namespaces.remove(netns)
+
+
+def _unknown(host: Host, conf: NetConf, laid: Cable) -> None:
+    link = netlink.get_link(host.sock, conf.bridge)
+    if link is not None:
+        cable.withdraw(host.sock, link.index, laid)
 
 
 def _withdraw(host: Host, lease: Lease, kept: Collection[PortMapping] = ()) -> None:
     ports = [port for port in lease.ports if port not in kept]
-    if ports:
-        portmap.withdraw(host.nft, ports)
-        _forget_flows(ports)
+    portmap.withdraw(host.nft, ports, lease.addresses)
+    _forget_flows(ports)
 
 
 def _forget_flows(ports: Collection[PortMapping]) -> None:
     conntrack.forget_udp({port.host_port for port in ports if port.protocol == "udp"})
 
 
-def _dismantle(host: Host, lease: Lease) -> None:
+def _dismantle(host: Host, conf: NetConf | None, lease: Lease) -> None:
     _withdraw(host, lease)
-    bridge.disconnect(host.sock, bridge.veth_name(lease.key.container, lease.key.ifname))
+    cable.disconnect(host.sock, cable.veth_name(lease.key.container, lease.key.ifname))
+    if conf is not None:
+        _unknown(host, conf, _cable(conf, lease))
     host.ipam.release(lease.key)
 
 
@@ -147,25 +209,24 @@ def check(host: Host, conf: NetConf, attachment: Attachment) -> None:
             Code.UNKNOWN_CONTAINER,
             f"container {attachment.container_id} has no address in network {conf.name}",
         )
-    cable = _cable(conf, lease)
-    reason = results.contradiction(conf.previous, cable) if conf.previous is not None else ""
+    laid = _cable(conf, lease)
+    reason = results.contradiction(conf.previous, laid) if conf.previous is not None else ""
     if not reason:
         with (
             namespaces.opened(attachment.netns) as namespace,
             namespaces.route_socket(namespace) as within,
         ):
-            reason = bridge.deviation(host.sock, within, conf.bridge, cable)
+            reason = cable.deviation(host.sock, within, conf.bridge, laid)
     if not reason and lease.ports:
-        targets = [(port, lease.address) for port in lease.ports]
-        reason = portmap.missing(host.nft, targets)
+        reason = portmap.missing(host.nft, _targets([lease]))
     if reason:
         raise CniError(Code.CHECK_FAILED, f"container {attachment.container_id}: {reason}")
 
 
 def status(host: Host, conf: NetConf) -> None:
     """Raise `CniError` NOT_AVAILABLE or LIMITED_CONNECTIVITY if ADD could not do its work."""
-    if host.ipam.free(conf.name, conf.subnet) <= 0:
-        raise CniError(Code.NOT_AVAILABLE, f"all addresses of {conf.subnet} are in use")
+    if host.ipam.free(conf) <= 0:
+        raise CniError(Code.NOT_AVAILABLE, f"all addresses of {conf.range} are in use")
     if conf.overlay is None:
         return
     try:
@@ -188,29 +249,68 @@ def collect(host: Host, conf: NetConf, valid: Collection[tuple[str, str]]) -> No
             stale.append(lease)
             _withdraw(host, lease)
         else:
-            kept.add(bridge.veth_name(*identity))
-    ends = {end.name: end.index for end in bridge.cables(host.sock, conf.bridge)}
+            kept.add(cable.veth_name(*identity))
+    ends = {end.name: end.index for end in bridge.ports(host.sock, conf.bridge)}
     for lease in stale:
-        name = bridge.veth_name(lease.key.container, lease.key.ifname)
+        name = cable.veth_name(lease.key.container, lease.key.ifname)
         unplugged = None if name in ends else netlink.get_link(host.sock, name)
         if unplugged is not None:
             ends[name] = unplugged.index
+        _unknown(host, conf, _cable(conf, lease))
     netlink.delete_links(host.sock, [index for name, index in ends.items() if name not in kept])
     for lease in stale:
         host.ipam.release(lease.key)
 
 
-def apply(host: Host, conf: NetConf) -> None:
-    """Have the network as configured, and plugged in and published what the leases say."""
-    link = overlay.ensure(host.sock, host.nft, conf)
+def establish(host: Host, conf: NetConf) -> list[Lease]:
+    """Have the network as configured, but for its containers; return their leases."""
     leases = host.ipam.leases(conf.name)
-    bridge.ensure_plugged(host.sock, link, [_cable(conf, lease) for lease in leases])
+    overlay.ensure(host.sock, host.nft, conf, _elsewhere(conf, leases))
+    return leases
+
+
+def apply(host: Host, conf: NetConf) -> None:
+    """Have the network as configured, and its containers plugged in and published."""
+    leases = establish(host, conf)
+    link = netlink.get_link(host.sock, conf.bridge)
+    if link is None:
+        raise cable.vanished(conf.bridge)
+    cables = {_cable(conf, lease): lease for lease in leases}
+    for lost in bridge.ensure_plugged(host.sock, link, cables):
+        _lay_again(host, link, lost, cables[lost])
+    bridge.ensure_known(host.sock, link, cables)
     restore_ports(host)
+
+
+def _lay_again(host: Host, link: netlink.Link, laid: Cable, lease: Lease) -> None:
+    """A hand has cut the cable: lay it again, if the container is still there."""
+    if not namespaces.exists(lease.netns):
+        return
+    with namespaces.opened(lease.netns) as namespace:
+        cable.connect(host.sock, link, laid, namespace)
 
 
 def restore_ports(host: Host) -> None:
     """Have exactly those ports published that the leases say; the table must exist."""
-    portmap.restore(
-        host.nft,
-        [(port, lease.address) for lease in host.ipam.leases() for port in lease.ports],
-    )
+    leases = host.ipam.leases()
+    portmap.restore(host.nft, _targets(leases), _addresses(leases))
+
+
+def remember(host: Host, raw: Mapping[str, Any]) -> None:
+    """Record a network, as it was configured and without its peers, until `forget`."""
+    kept = {key: value for key, value in raw.items() if key != "peers"}
+    host.ipam.remember(parse(raw).name, json.dumps(kept, sort_keys=True))
+
+
+def known(host: Host, name: str) -> NetConf | None:
+    """A network as it was configured last, without its peers; None if there is none."""
+    text = host.ipam.networks().get(name)
+    return parse(json.loads(text)) if text is not None else None
+
+
+def remove(host: Host, conf: NetConf) -> None:
+    """Remove the network from this host, and everything attached to it."""
+    collect(host, conf, ())
+    host.ipam.remember(conf.name, None)
+    last = not host.ipam.networks() and not host.ipam.leases()
+    overlay.remove(host.sock, host.nft, conf, last=last)

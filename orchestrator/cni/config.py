@@ -2,58 +2,88 @@
 
 Pure. Keys besides those of the CNI specification, with their defaults:
 
-    bridge        name of the bridge                             "orc0"
-    subnet        this host's part of the network                required
-    clusterCIDR   the whole network: not masqueraded within      subnet
-    ipMasq        masquerade what leaves the network             true
-    mtu           bytes; 0 derives it from the underlay          0
-    dataDir       where addresses are kept                       "/var/lib/orc/cni"
-    vni           VXLAN network identifier; absent: no overlay
-    vxlan         name of the tunnel device                      "orcvx" + vni
-    vxlanPort     UDP port                                       4789
-    nodeAddress   this host's address on the underlay            required with vni
-    peers         [{"subnet": ..., "address": ...}]              []
+    bridge         name of the bridge                             "orc0"
+    subnet         this host's part of the network                required
+    clusterCIDR    the whole network: not masqueraded within      subnet
+    subnet6        this host's part of it in IPv6; absent: none
+    clusterCIDR6   the whole network in IPv6                      subnet6
+    gateway        this host's address in `subnet`                the first one
+    ipRange        addresses come from this part of `subnet`      subnet
+    reserved       addresses that only those get who ask for them []
+    quarantine     seconds for which a released address is kept back, unless all others are taken 60
+    internal       there is no way out of the network, nor in     false
+    ipMasq         masquerade what leaves the network             true
+    mtu            bytes; 0 derives it from the underlay          0
+    dataDir        where addresses are kept                       "/var/lib/orc/cni"
+    vni            VXLAN network identifier; absent: a network of this host alone
+    vxlan          name of the tunnel device                      "orcvx" + vni
+    vxlanPort      UDP port                                       4789
+    nodeAddress    this host's address on the underlay            required with vni
+    peers          [{"subnet", "subnet6", "address", "addresses"}] []
 
-Runtimes may pass `runtimeConfig.portMappings`, and one fixed address in `runtimeConfig.ips` or
-`args.cni.ips`.
+`addresses` of a peer are those that its containers have although they are not of its part.
+
+What one attachment asks for (`Wanted`) comes in `runtimeConfig`: `portMappings`, `mac`, and `ips`,
+one fixed address of each family at most; `mac` and `ips` also in `args.cni`; and by `defaultRoute`
+(true): whether the container's way out is by this network.
+
+A container's IPv6 address has in `subnet6` the place that its IPv4 address has in `subnet`, unless
+it asked for another one.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
+from . import fields
 from .errors import CniError, Code
-from .netlink import NAME_LIMIT
-from .peers import Peer
+from .fields import IDENTIFIER, invalid
+from .netlink import Address
+from .peers import Peer, gateway, twin
 from .vxlan import DEFAULT_PORT
 
 VERSION = "1.1.0"
 SUPPORTED = ("0.4.0", "1.0.0", "1.1.0")
-IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
-INTERFACE = re.compile(r"[a-zA-Z][a-zA-Z0-9_.\-]{0,14}")
 PROTOCOLS = ("tcp", "udp", "sctp")
 LONGEST_PREFIX = 29  # network address, gateway, broadcast, and five containers
+LEAST_MTU, LEAST_MTU6, MOST_MTU = 576, 1280, 65535  # RFC 791, RFC 8200
 ANY_ADDRESS = IPv4Address(0)
+QUARANTINE = 60
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class PortMapping:
     """`host_port` of this host leads to `container_port`; `host_ip` 0.0.0.0 is any address."""
 
     host_port: int
     container_port: int
     protocol: str = "tcp"
-    host_ip: IPv4Address = ANY_ADDRESS
+    host_ip: Address = ANY_ADDRESS
 
     def __str__(self) -> str:
         where = "" if self.host_ip == ANY_ADDRESS else f"{self.host_ip}:"
         return f"{where}{self.host_port}/{self.protocol}"
+
+    @property
+    def order(self) -> tuple[int, int, str, str]:
+        """By which ports are sorted."""
+        return self.host_port, self.container_port, self.protocol, str(self.host_ip)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one attachment asks for; an empty MAC and absent addresses are chosen for it."""
+
+    ports: tuple[PortMapping, ...] = ()
+    address: IPv4Address | None = None
+    address6: IPv6Address | None = None
+    mac: str = ""
+    default_route: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +98,47 @@ class Overlay:
 
 
 @dataclass(frozen=True, slots=True)
+class Part6:
+    """A network's IPv6: this host's part, and the whole."""
+
+    subnet: IPv6Network
+    cluster: IPv6Network
+
+    @property
+    def gateway(self) -> IPv6Address:
+        """This host's address: the first one."""
+        return self.subnet.network_address + 1
+
+
+@dataclass(frozen=True, slots=True)
 class NetConf:
-    """A network on this host."""
+    """A network on this host, and what an attachment to it asks for."""
 
     version: str
     name: str
     bridge: str
     subnet: IPv4Network
     cluster: IPv4Network
+    gateway: IPv4Address
+    range: IPv4Network
+    reserved: frozenset[Address]
+    quarantine: int
+    ipv6: Part6 | None
+    internal: bool
     masquerade: bool
     mtu: int
     data_dir: Path
     overlay: Overlay | None
-    ports: tuple[PortMapping, ...]
-    requested: IPv4Address | None
+    wanted: Wanted
     dns: Mapping[str, Any]
     previous: Mapping[str, Any] | None
     valid: frozenset[tuple[str, str]] | None
 
-
-def invalid(message: str) -> CniError:
-    """A configuration that cannot be meant."""
-    return CniError(Code.INVALID_CONFIG, message)
+    def twin(self, address: IPv4Address) -> IPv6Address | None:
+        """The IPv6 address that belongs to an IPv4 address, where the network has IPv6."""
+        if self.ipv6 is None:
+            return None
+        return twin(self.subnet, self.cluster, self.ipv6.subnet, self.ipv6.cluster, address)
 
 
 def decode(data: str | bytes) -> dict[str, Any]:
@@ -119,7 +168,7 @@ def version_of(raw: Mapping[str, Any]) -> str:
 def parse(raw: Mapping[str, Any]) -> NetConf:
     """Check a decoded configuration; raises `CniError` with the reason."""
     version = version_of(raw)
-    name = _text(raw, "name")
+    name = fields.text(raw, "name")
     if not IDENTIFIER.fullmatch(name):
         raise invalid(f"name {name!r}: use letters, digits, dots, dashes and underscores")
     ipam = raw.get("ipam")
@@ -127,47 +176,90 @@ def parse(raw: Mapping[str, Any]) -> NetConf:
         raise CniError(
             Code.UNSUPPORTED_FIELD, "ipam: orc-cni gives out addresses itself; remove this field"
         )
-    subnet = _network(raw.get("subnet"), "subnet")
+    subnet = fields.network4(raw.get("subnet"), "subnet")
     if subnet.prefixlen > LONGEST_PREFIX:
         raise invalid(f"subnet {subnet} is too small: use a prefix of at most {LONGEST_PREFIX}")
-    cluster = _network(raw["clusterCIDR"], "clusterCIDR") if raw.get("clusterCIDR") else subnet
+    cluster = (
+        fields.network4(raw["clusterCIDR"], "clusterCIDR") if raw.get("clusterCIDR") else subnet
+    )
     if not subnet.subnet_of(cluster):
         raise invalid(f"subnet {subnet} is not part of clusterCIDR {cluster}")
-    runtime = _object(raw.get("runtimeConfig"), "runtimeConfig")
+    ipv6 = _part6(raw, subnet)
     return NetConf(
         version=version,
         name=name,
-        bridge=_interface(raw.get("bridge", "orc0"), "bridge"),
+        bridge=fields.interface(raw.get("bridge", "orc0"), "bridge"),
         subnet=subnet,
         cluster=cluster,
+        gateway=_gateway(raw, subnet),
+        range=_range(raw, subnet),
+        reserved=frozenset(
+            fields.address(entry, "reserved")
+            for entry in fields.listed(raw.get("reserved"), "reserved")
+        ),
+        quarantine=fields.integer(raw.get("quarantine", QUARANTINE), "quarantine", 0, 86400),
+        ipv6=ipv6,
+        internal=raw.get("internal", False) is True,
         masquerade=raw.get("ipMasq", True) is not False,
-        mtu=_integer(raw.get("mtu", 0), "mtu", 0, 65535),
+        mtu=_mtu(raw, ipv6),
         data_dir=Path(str(raw.get("dataDir", "/var/lib/orc/cni"))),
-        overlay=_overlay(raw, subnet) if raw.get("vni") is not None else None,
-        ports=port_mappings(runtime.get("portMappings")),
-        requested=_requested(raw, runtime, subnet),
-        dns=_object(raw.get("dns"), "dns"),
-        previous=_object(raw["prevResult"], "prevResult") if raw.get("prevResult") else None,
+        overlay=_overlay(raw, subnet, ipv6) if raw.get("vni") is not None else None,
+        wanted=wanted(raw, cluster, ipv6),
+        dns=fields.mapping(raw.get("dns"), "dns"),
+        previous=(
+            fields.mapping(raw["prevResult"], "prevResult") if raw.get("prevResult") else None
+        ),
         valid=_valid(raw),
+    )
+
+
+def wanted(raw: Mapping[str, Any], cluster: IPv4Network, ipv6: Part6 | None) -> Wanted:
+    """What an attachment asks for; raises `CniError`."""
+    runtime = fields.mapping(raw.get("runtimeConfig"), "runtimeConfig")
+    args = fields.mapping(fields.mapping(raw.get("args"), "args").get("cni"), "args.cni")
+    asked = fields.listed(runtime.get("ips") or args.get("ips"), "ips")
+    fixed: dict[int, Address] = {}
+    for entry in asked:
+        address = fields.address(entry, "ips")
+        if address.version in fixed:
+            raise invalid("ips: a container has one address of a family in a network; ask for one")
+        fixed[address.version] = address
+    four, six = fixed.get(4), fixed.get(6)
+    if four is not None and four not in cluster:
+        raise invalid(f"address {four} is not in the network {cluster}")
+    if six is not None and ipv6 is None:
+        raise invalid(f"address {six}: the network has no IPv6")
+    if six is not None and ipv6 is not None and six not in ipv6.cluster:
+        raise invalid(f"address {six} is not in the network {ipv6.cluster}")
+    mac = runtime.get("mac") or args.get("mac")
+    return Wanted(
+        ports=port_mappings(runtime.get("portMappings")),
+        address=four if isinstance(four, IPv4Address) else None,
+        address6=six if isinstance(six, IPv6Address) else None,
+        mac=fields.mac(mac, "mac") if mac else "",
+        default_route=raw.get("defaultRoute", True) is not False,
     )
 
 
 def port_mappings(raw: object) -> tuple[PortMapping, ...]:
     """The published ports; of the same port given twice, for one purpose, one remains."""
-    wanted = []
-    for entry in _objects(raw, "portMappings"):
+    found = set()
+    for entry in fields.mappings(raw, "portMappings"):
         protocol = str(entry.get("protocol") or "tcp").lower()
         if protocol not in PROTOCOLS:
             raise invalid(f"port protocol {protocol!r}: use one of {', '.join(PROTOCOLS)}")
-        wanted.append(
+        host_ip = fields.address(entry.get("hostIP") or "0.0.0.0", "hostIP")
+        found.add(
             PortMapping(
-                host_port=_integer(entry.get("hostPort"), "hostPort", 1, 65535),
-                container_port=_integer(entry.get("containerPort"), "containerPort", 1, 65535),
+                host_port=fields.integer(entry.get("hostPort"), "hostPort", 1, 65535),
+                container_port=fields.integer(
+                    entry.get("containerPort"), "containerPort", 1, 65535
+                ),
                 protocol=protocol,
-                host_ip=_address(entry.get("hostIP") or "0.0.0.0", "hostIP"),
+                host_ip=ANY_ADDRESS if int(host_ip) == 0 else host_ip,
             )
         )
-    ports = tuple(sorted(set(wanted)))
+    ports = tuple(sorted(found, key=lambda port: port.order))
     targets: dict[str, int] = {}
     for port in ports:
         target = targets.setdefault(str(port), port.container_port)
@@ -176,98 +268,74 @@ def port_mappings(raw: object) -> tuple[PortMapping, ...]:
     return ports
 
 
-def _overlay(raw: Mapping[str, Any], subnet: IPv4Network) -> Overlay:
-    vni = _integer(raw.get("vni"), "vni", 1, (1 << 24) - 1)
-    me = Peer(subnet, _address(raw.get("nodeAddress"), "nodeAddress"))
-    listed = _objects(raw.get("peers"), "peers")
+def _part6(raw: Mapping[str, Any], subnet: IPv4Network) -> Part6 | None:
+    if not raw.get("subnet6"):
+        return None
+    part = fields.network6(raw["subnet6"], "subnet6")
+    if part.num_addresses < subnet.num_addresses:
+        raise invalid(f"subnet6 {part} has not as many addresses as subnet {subnet}")
+    whole = fields.network6(raw.get("clusterCIDR6") or part, "clusterCIDR6")
+    if not part.subnet_of(whole):
+        raise invalid(f"subnet6 {part} is not part of clusterCIDR6 {whole}")
+    return Part6(part, whole)
+
+
+def _gateway(raw: Mapping[str, Any], subnet: IPv4Network) -> IPv4Address:
+    if not raw.get("gateway"):
+        return gateway(subnet)
+    found = fields.address4(raw["gateway"], "gateway")
+    if found not in subnet or found in (subnet.network_address, subnet.broadcast_address):
+        raise invalid(f"gateway {found} is not an address of a host in {subnet}")
+    return found
+
+
+def _range(raw: Mapping[str, Any], subnet: IPv4Network) -> IPv4Network:
+    if not raw.get("ipRange"):
+        return subnet
+    found = fields.network4(raw["ipRange"], "ipRange")
+    if not found.subnet_of(subnet):
+        raise invalid(f"ipRange {found} is not part of {subnet}")
+    return found
+
+
+def _mtu(raw: Mapping[str, Any], ipv6: Part6 | None) -> int:
+    least = LEAST_MTU6 if ipv6 is not None else LEAST_MTU
+    asked = raw.get("mtu", 0)
+    return fields.integer(asked, "mtu", least, MOST_MTU) if asked else 0
+
+
+def _overlay(raw: Mapping[str, Any], subnet: IPv4Network, ipv6: Part6 | None) -> Overlay:
+    vni = fields.integer(raw.get("vni"), "vni", 1, (1 << 24) - 1)
+    node_address = fields.address4(raw.get("nodeAddress"), "nodeAddress")
     return Overlay(
         vni=vni,
-        device=_interface(raw.get("vxlan", f"orcvx{vni}"), "vxlan"),
-        port=_integer(raw.get("vxlanPort", DEFAULT_PORT), "vxlanPort", 1, 65535),
-        me=me,
+        device=fields.interface(raw.get("vxlan", f"orcvx{vni}"), "vxlan"),
+        port=fields.integer(raw.get("vxlanPort", DEFAULT_PORT), "vxlanPort", 1, 65535),
+        me=Peer(subnet, node_address, ipv6.subnet if ipv6 else None),
         peers=tuple(
             Peer(
-                _network(entry.get("subnet"), "peers.subnet"),
-                _address(entry.get("address"), "peers.address"),
+                fields.network4(entry.get("subnet"), "peers.subnet"),
+                fields.address4(entry.get("address"), "peers.address"),
+                (
+                    fields.network6(entry["subnet6"], "peers.subnet6")
+                    if entry.get("subnet6") and ipv6
+                    else None
+                ),
+                tuple(
+                    fields.address(one, "peers.addresses")
+                    for one in fields.listed(entry.get("addresses"), "peers.addresses")
+                ),
             )
-            for entry in listed
+            for entry in fields.mappings(raw.get("peers"), "peers")
         ),
     )
-
-
-def _requested(
-    raw: Mapping[str, Any], runtime: Mapping[str, Any], subnet: IPv4Network
-) -> IPv4Address | None:
-    args = _object(_object(raw.get("args"), "args").get("cni"), "args.cni")
-    wanted = runtime.get("ips") or args.get("ips") or []
-    if not isinstance(wanted, list) or len(wanted) > 1:
-        raise invalid("ips: a container has one address in this network; ask for one")
-    if not wanted:
-        return None
-    address = _address(str(wanted[0]).partition("/")[0], "ips")
-    if address not in subnet:
-        raise invalid(f"address {address} is not in this host's subnet {subnet}")
-    return address
 
 
 def _valid(raw: Mapping[str, Any]) -> frozenset[tuple[str, str]] | None:
     attachments = raw.get("cni.dev/valid-attachments")
     if attachments is None:
         return None
-    entries = _objects(attachments, "cni.dev/valid-attachments")
-    return frozenset((_text(entry, "containerID"), _text(entry, "ifname")) for entry in entries)
-
-
-def _text(raw: Mapping[str, Any], key: str) -> str:
-    value = raw.get(key)
-    if not isinstance(value, str) or not value:
-        raise invalid(f"{key} is missing")
-    return value
-
-
-def _object(value: object, key: str) -> Mapping[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise invalid(f"{key} is not an object")
-    return value
-
-
-def _objects(value: object, key: str) -> list[Mapping[str, Any]]:
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
-        raise invalid(f"{key} is not a list of objects")
-    return value
-
-
-def _integer(value: object, key: str, low: int, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise invalid(f"{key} {value!r}: give a whole number from {low} to {high}")
-    return value
-
-
-def _network(value: object, key: str) -> IPv4Network:
-    try:
-        return IPv4Network(str(value))
-    except ValueError as error:
-        raise invalid(f"{key} {value!r} is not an IPv4 network: {error}") from error
-
-
-def _address(value: object, key: str) -> IPv4Address:
-    try:
-        return IPv4Address(str(value))
-    except ValueError as error:
-        raise invalid(f"{key} {value!r} is not an IPv4 address") from error
-
-
-def _interface(value: object, key: str) -> str:
-    name = str(value)
-    if not INTERFACE.fullmatch(name):
-        raise invalid(f"{key} {name!r} is not an interface name of at most {NAME_LIMIT} characters")
-    return name
-
-
-def address_in(conf: NetConf, address: IPv4Address) -> IPv4Interface:
-    """A container's address with the prefix length of this host's subnet."""
-    return IPv4Interface((address, conf.subnet.prefixlen))
+    entries = fields.mappings(attachments, "cni.dev/valid-attachments")
+    return frozenset(
+        (fields.text(entry, "containerID"), fields.text(entry, "ifname")) for entry in entries
+    )

@@ -8,14 +8,23 @@ order of the requests. The process is single-threaded and ends when its stdin cl
 nothing between two requests but open files and the endpoint table, which it asks for when it has
 none, so killing it loses nothing.
 
-    apply    conf                       the network, its peers, its rules
-    attach   conf container ports       make the namespace NETNS_DIR/<container>, then ADD
-    detach   conf container             DEL, then remove the namespace
-    check    conf container
-    status   conf
-    collect  conf valid                 remove all attachments and namespaces but these containers'
-    remove   conf                       the network, and everything attached to it
-    balance  table                      VIPs, published ports and policies; see `endpoints`
+About one network, given as a configuration (`config`); `apply` remembers it until `remove`:
+
+    apply       conf                    the network, its peers, its rules, its containers' cables
+    attach      conf container ifname   ADD; before, make the namespace NETNS_DIR/<container> unless
+                                        it is there. `runtimeConfig` and `defaultRoute` of the
+                                        configuration say what the attachment asks for
+    check       conf container ifname
+    status      conf
+
+About all networks:
+
+    disconnect  network container       DEL of the container's interfaces in one network
+    detach      container               DEL of all, then remove the namespace
+    collect     valid                   remove all attachments and namespaces but these containers'
+    networks                            the names of those that `apply` remembers
+    remove      network                 the network, and everything attached to it
+    balance     table                   VIPs, published ports and policies; see `endpoints`
     connections                         how many the kernel tracks, and of how many at most
 """
 
@@ -25,18 +34,17 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import attachment, conntrack, endpoints, namespaces, overlay
+from . import attachment, conntrack, endpoints, namespaces
 from .attachment import Attachment, Host
 from .balancer import Balancer
-from .config import IDENTIFIER, VERSION, NetConf, parse, port_mappings
+from .config import VERSION, NetConf, parse
 from .errors import CniError, Code
+from .fields import IDENTIFIER, interface
 from .plugin import failure
-
-IFNAME = "eth0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +55,25 @@ class Desk:
     namespaces: Path
     balancer: Balancer = field(default_factory=Balancer)
 
-    def target(self, request: Mapping[str, Any]) -> Attachment:
-        """The attachment that a request is about."""
+    def container(self, request: Mapping[str, Any]) -> str:
+        """The container that a request is about."""
         container = str(request.get("container", ""))
         if not IDENTIFIER.fullmatch(container):
             raise CniError(Code.INVALID_CONFIG, f"container id {container!r} is not a name")
-        return Attachment(container, IFNAME, str(self.namespaces / container))
+        return container
+
+    def target(self, request: Mapping[str, Any]) -> Attachment:
+        """The attachment that a request is about."""
+        container = self.container(request)
+        ifname = interface(request.get("ifname", ""), "ifname")
+        return Attachment(container, ifname, str(self.namespaces / container))
+
+
+# -- about one network ---------------------------------------------------------------------------
 
 
 def _apply(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
+    attachment.remember(desk.host, request["conf"])
     attachment.apply(desk.host, conf)
 
 
@@ -63,16 +81,11 @@ def _attach(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> dict[str, 
     target = desk.target(request)
     made = namespaces.ensure(Path(target.netns))
     try:
-        ports = port_mappings(request.get("ports"))
-        return attachment.add(desk.host, replace(conf, ports=ports), target)
+        return attachment.add(desk.host, conf, target)
     except BaseException:
         if made:
             namespaces.remove(Path(target.netns))
         raise
-
-
-def _detach(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
-    attachment.retire(desk.host, conf, desk.target(request))
 
 
 def _check(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
@@ -83,32 +96,63 @@ def _status(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
     attachment.status(desk.host, conf)
 
 
-def _collect(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
-    valid = set(request.get("valid", ()))
-    attachment.collect(desk.host, conf, {(container, IFNAME) for container in valid})
-    for path in sorted(desk.namespaces.glob("*")):
-        if path.name not in valid:
-            namespaces.remove(path)
-    attachment.restore_ports(desk.host)
-
-
-def _remove(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
-    attachment.collect(desk.host, conf, ())
-    overlay.remove(desk.host.sock, desk.host.nft, conf, last=not desk.host.ipam.leases())
-
-
 Service = Callable[[Desk, Mapping[str, Any]], dict[str, Any] | None]
 Operation = Callable[[Desk, NetConf, Mapping[str, Any]], dict[str, Any] | None]
 
 OPERATIONS: dict[str, Operation] = {
     "apply": _apply,
     "attach": _attach,
-    "detach": _detach,
     "check": _check,
     "status": _status,
-    "collect": _collect,
-    "remove": _remove,
 }
+
+
+# -- about all networks --------------------------------------------------------------------------
+
+
+def _disconnect(desk: Desk, request: Mapping[str, Any]) -> None:
+    container, network = desk.container(request), str(request["network"])
+    conf = attachment.known(desk.host, network)
+    if conf is None:
+        return
+    for lease in desk.host.ipam.leases(container=container):
+        if lease.key.network == network:
+            gone = Attachment(container, lease.key.ifname, lease.netns)
+            attachment.delete(desk.host, conf, gone)
+
+
+def _detach(desk: Desk, request: Mapping[str, Any]) -> None:
+    container = desk.container(request)
+    attachment.retire(desk.host, container, desk.namespaces / container)
+
+
+def _collect(desk: Desk, request: Mapping[str, Any]) -> None:
+    valid = {str(container) for container in request.get("valid", ())}
+    kept = {
+        (lease.key.container, lease.key.ifname)
+        for lease in desk.host.ipam.leases()
+        if lease.key.container in valid
+    }
+    networks = desk.host.ipam.networks()
+    for name in networks:
+        conf = attachment.known(desk.host, name)
+        if conf is not None:
+            attachment.collect(desk.host, conf, kept)
+    for path in sorted(desk.namespaces.glob("*")):
+        if path.name not in valid:
+            namespaces.remove(path)
+    if networks:
+        attachment.restore_ports(desk.host)
+
+
+def _networks(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
+    return {"networks": sorted(desk.host.ipam.networks())}
+
+
+def _remove(desk: Desk, request: Mapping[str, Any]) -> None:
+    conf = attachment.known(desk.host, str(request["network"]))
+    if conf is not None:
+        attachment.remove(desk.host, conf)
 
 
 def _balance(desk: Desk, request: Mapping[str, Any]) -> None:
@@ -119,8 +163,12 @@ def _connections(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
     return asdict(conntrack.usage())
 
 
-# These are about all networks.
 GENERAL: dict[str, Service] = {
+    "disconnect": _disconnect,
+    "detach": _detach,
+    "collect": _collect,
+    "networks": _networks,
+    "remove": _remove,
     "balance": _balance,
     "connections": _connections,
 }

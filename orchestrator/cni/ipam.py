@@ -1,12 +1,10 @@
-"""Which container has which address and which published ports on this host.
+"""Which container has which addresses and published ports on this host, and which networks it has.
 
 One SQLite file, a transaction per change: no address is given out twice, whether fifty processes
 ask at once or one is killed half-way. It is written ahead of the kernel's state on ADD and behind
 it on DEL, so it never lacks something that exists; `attachment.collect` removes what it has too
 much. WAL mode costs no fsync per change: a power failure may lose the last changes, but then the
 containers are gone too, and the file is whole.
-
-Addresses go round: a freed one is given again only after all others of the subnet were.
 """
 
 from __future__ import annotations
@@ -14,36 +12,50 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from . import peers
-from .config import ANY_ADDRESS, PortMapping
+from . import netlink, pool
+from .config import NetConf, PortMapping
 from .errors import CniError, Code
+from .netlink import Address
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS lease (
-    network TEXT NOT NULL, address INTEGER NOT NULL, container TEXT NOT NULL, ifname TEXT NOT NULL,
+CREATE TABLE lease (
+    network TEXT NOT NULL, address INTEGER NOT NULL, address6 BLOB,
+    container TEXT NOT NULL, ifname TEXT NOT NULL,
+    mac TEXT NOT NULL, netns TEXT NOT NULL, default_route INTEGER NOT NULL,
     PRIMARY KEY (network, address), UNIQUE (network, container, ifname)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS cursor (
+CREATE UNIQUE INDEX lease6 ON lease (network, address6);
+CREATE TABLE released (
+    network TEXT NOT NULL, address BLOB NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (network, address)
+) WITHOUT ROWID;
+CREATE TABLE cursor (
     network TEXT PRIMARY KEY, address INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS port (
-    host_port INTEGER NOT NULL, protocol TEXT NOT NULL, host_ip INTEGER NOT NULL,
+CREATE TABLE port (
+    host_port INTEGER NOT NULL, protocol TEXT NOT NULL, host_ip BLOB NOT NULL,
     container_port INTEGER NOT NULL,
     network TEXT NOT NULL, container TEXT NOT NULL, ifname TEXT NOT NULL,
     PRIMARY KEY (host_port, protocol, host_ip)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS port_owner ON port (network, container, ifname);
+CREATE INDEX port_owner ON port (network, container, ifname);
+CREATE TABLE network (
+    name TEXT PRIMARY KEY, conf TEXT NOT NULL
+) WITHOUT ROWID;
 """
+FILE = "ipam.db"
 BUSY_SECONDS = 30.0
 OWNER = "network = ? AND container = ? AND ifname = ?"
+ANY = bytes(4)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -57,18 +69,33 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What an attachment holds."""
+    """What an attachment holds, and where its container is: `netns` is the namespace's path."""
 
     key: Key
     address: IPv4Address
+    address6: IPv6Address | None
+    mac: str
+    netns: str
+    default_route: bool
     ports: tuple[PortMapping, ...]
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Both, or the one that there is."""
+        return [self.address, *([self.address6] if self.address6 else [])]
+
+
+def since_boot() -> float:
+    """Seconds since this host started: no hand sets this clock, and all processes see the same."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Ipam:
     """The host's leases, in `directory`; open while the context lasts."""
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / "ipam.db"
+    def __init__(self, directory: Path, now: Callable[[], float] = since_boot) -> None:
+        self._path = directory / FILE
+        self._now = now
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._db = self._open(directory)
@@ -116,96 +143,117 @@ class Ipam:
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 
-    def reserve(
-        self,
-        key: Key,
-        subnet: IPv4Network,
-        ports: Sequence[PortMapping] = (),
-        requested: IPv4Address | None = None,
-    ) -> Lease:
-        """Give the attachment an address of the subnet and these ports, or nothing at all.
+    # -- addresses and ports ---------------------------------------------------------------------
 
-        An attachment that has an address of the subnet keeps it. Raises `CniError`:
-        TRY_AGAIN_LATER if all addresses are taken, ADDRESS_IN_USE, PORT_IN_USE.
+    def reserve(self, key: Key, conf: NetConf, netns: str = "") -> Lease:
+        """Give the attachment what `conf.wanted` asks for, or nothing at all.
+
+        An attachment that has an address of this host's part keeps it, unless it asks for another.
+        Raises `CniError`: TRY_AGAIN_LATER if all addresses are taken, ADDRESS_IN_USE, PORT_IN_USE.
         """
-        owner = (key.network, key.container, key.ifname)
+        wanted = conf.wanted
         with self._transaction() as db:
-            row = db.execute(f"SELECT address FROM lease WHERE {OWNER}", owner).fetchone()
-            address = IPv4Address(row[0]) if row else None
-            if address is None or address not in subnet or requested not in (None, address):
-                db.execute(f"DELETE FROM lease WHERE {OWNER}", owner)
-                address = self._choose(key, subnet, requested)
-                db.execute(
-                    "INSERT INTO lease (network, address, container, ifname) VALUES (?, ?, ?, ?)",
-                    (key.network, int(address), key.container, key.ifname),
-                )
-            db.execute(f"DELETE FROM port WHERE {OWNER}", owner)
-            for port in ports:
+            before = self.lease(key)
+            db.execute(f"DELETE FROM lease WHERE {OWNER}", _owner(key))
+            address, address6 = self._addresses(key, conf, before)
+            db.execute(
+                "INSERT INTO lease (network, address, address6, container, ifname, mac, netns,"
+                " default_route) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    key.network,
+                    int(address),
+                    address6.packed if address6 else None,
+                    key.container,
+                    key.ifname,
+                    wanted.mac,
+                    netns,
+                    wanted.default_route,
+                ),
+            )
+            db.execute(f"DELETE FROM port WHERE {OWNER}", _owner(key))
+            for port in wanted.ports:
                 self._claim(key, port)
-        return Lease(key, address, tuple(sorted(ports)))
+        return Lease(key, address, address6, wanted.mac, netns, wanted.default_route, wanted.ports)
 
-    def _choose(self, key: Key, subnet: IPv4Network, requested: IPv4Address | None) -> IPv4Address:
-        first = int(peers.gateway(subnet)) + 1
-        last = int(subnet.broadcast_address) - 1
-        if requested is not None:
-            taken = self._db.execute(
-                "SELECT container FROM lease WHERE network = ? AND address = ?",
-                (key.network, int(requested)),
-            ).fetchone()
-            if taken:
-                raise CniError(
-                    Code.ADDRESS_IN_USE, f"address {requested} is in use by container {taken[0]}"
-                )
-            if not first <= int(requested) <= last:
-                raise CniError(Code.INVALID_CONFIG, f"address {requested} is reserved in {subnet}")
-            return requested
+    def _addresses(
+        self, key: Key, conf: NetConf, before: Lease | None
+    ) -> tuple[IPv4Address, IPv6Address | None]:
+        wanted = conf.wanted
+        address = wanted.address
+        if address is None and before is not None and before.address in conf.subnet:
+            address = before.address
+        if address is None:
+            address = self._choose(key, conf)
+        address6 = wanted.address6
+        if address6 is None and before is not None and before.address == address:
+            address6 = before.address6
+        if conf.ipv6 is None:
+            address6 = None
+        elif address6 is None or address6 not in conf.ipv6.cluster:
+            address6 = conf.twin(address)
+        for one in (address, address6):
+            if one is not None:
+                pool.refuse_reserved(conf, one)
+                self._refuse_taken(key, one)
+        return address, address6
+
+    def _refuse_taken(self, key: Key, address: Address) -> None:
+        column, value = ("address", int(address)) if address.version == 4 else (
+            "address6", address.packed
+        )  # fmt: skip
+        taken = self._db.execute(
+            f"SELECT container FROM lease WHERE network = ? AND {column} = ?", (key.network, value)
+        ).fetchone()
+        if taken:
+            raise CniError(
+                Code.ADDRESS_IN_USE, f"address {address} is in use by container {taken[0]}"
+            )
+
+    def _choose(self, key: Key, conf: NetConf) -> IPv4Address:
+        whole = pool.pool(conf)
+        horizon = self._now() - conf.quarantine
+        self._db.execute(
+            "DELETE FROM released WHERE network = ? AND NOT at BETWEEN ? AND ?",
+            (key.network, horizon, self._now()),
+        )
+        resting: dict[int, float] = {}
+        for packed, at in self._db.execute(
+            "SELECT address, at FROM released WHERE network = ?", (key.network,)
+        ):
+            address = netlink.address(packed)
+            number = whole.number(address) if address is not None else None
+            if number is not None:
+                resting[number] = at
         row = self._db.execute(
             "SELECT address FROM cursor WHERE network = ?", (key.network,)
         ).fetchone()
-        start = row[0] + 1 if row and first <= row[0] < last else first
-        free = self._gap(key.network, start, last)
+        taken = whole.numbers(self._held(key.network))
+        free = whole.choose(taken, resting, row[0] if row else 0)
         if free is None:
-            free = self._gap(key.network, first, start - 1)
-        if free is None:
-            raise CniError(
-                Code.TRY_AGAIN_LATER,
-                f"all {last - first + 1} addresses of {subnet} are in use on this host: remove"
-                " containers, or give the network larger subnets",
-            )
+            raise pool.full(conf)
         self._db.execute(
             "INSERT INTO cursor (network, address) VALUES (?, ?)"
             " ON CONFLICT (network) DO UPDATE SET address = excluded.address",
             (key.network, free),
         )
-        return IPv4Address(free)
+        return pool.as_address(free)
 
-    def _gap(self, network: str, low: int, high: int) -> int | None:
-        rows = self._db.execute(
-            "SELECT address FROM lease WHERE network = ? AND address BETWEEN ? AND ?"
-            " ORDER BY address",
-            (network, low, high),
-        )
-        candidate = low
-        for (taken,) in rows:
-            if taken != candidate:
-                break
-            candidate += 1
-        return candidate if candidate <= high else None
+    def _held(self, network: str) -> set[Address]:
+        held: set[Address] = set()
+        for four, six in self._db.execute(
+            "SELECT address, address6 FROM lease WHERE network = ?", (network,)
+        ):
+            held.add(IPv4Address(four))
+            if six is not None:
+                held.add(IPv6Address(six))
+        return held
 
     def _claim(self, key: Key, port: PortMapping) -> None:
+        asked = port.host_ip.packed
         taken = self._db.execute(
             "SELECT container FROM port WHERE host_port = ? AND protocol = ?"
-            " AND (host_ip = ? OR host_ip = 0 OR ? = 0) AND NOT (network = ? AND container = ?"
-            " AND ifname = ?)",
-            (
-                port.host_port,
-                port.protocol,
-                int(port.host_ip),
-                int(port.host_ip),
-                key.network,
-                key.container,
-                key.ifname,
-            ),
+            f" AND (host_ip = ? OR host_ip = ? OR ? = ?) AND NOT ({OWNER})",
+            (port.host_port, port.protocol, asked, ANY, asked, ANY, *_owner(key)),
         ).fetchone()
         if taken:
             raise CniError(
@@ -215,40 +263,41 @@ class Ipam:
         self._db.execute(
             "INSERT INTO port (host_port, protocol, host_ip, container_port, network, container,"
             " ifname) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                port.host_port,
-                port.protocol,
-                int(port.host_ip),
-                port.container_port,
-                key.network,
-                key.container,
-                key.ifname,
-            ),
+            (port.host_port, port.protocol, asked, port.container_port, *_owner(key)),
         )
 
     def release(self, key: Key) -> None:
-        """Free what the attachment holds; nothing is fine too."""
-        owner = (key.network, key.container, key.ifname)
+        """Free what the attachment holds; nothing is fine too. Its addresses rest for a while."""
         with self._transaction() as db:
-            db.execute(f"DELETE FROM port WHERE {OWNER}", owner)
-            db.execute(f"DELETE FROM lease WHERE {OWNER}", owner)
+            for lease in self._select(OWNER, _owner(key)):
+                for address in lease.addresses:
+                    db.execute(
+                        "INSERT OR REPLACE INTO released (network, address, at) VALUES (?, ?, ?)",
+                        (key.network, address.packed, self._now()),
+                    )
+            db.execute(f"DELETE FROM port WHERE {OWNER}", _owner(key))
+            db.execute(f"DELETE FROM lease WHERE {OWNER}", _owner(key))
 
     def lease(self, key: Key) -> Lease | None:
         """What the attachment holds, or None."""
-        for lease in self._select(OWNER, (key.network, key.container, key.ifname)):
+        for lease in self._select(OWNER, _owner(key)):
             return lease
         return None
 
-    def leases(self, network: str | None = None) -> list[Lease]:
-        """What all attachments of a network hold, or of all networks."""
-        if network is None:
-            return self._select("1", ())
-        return self._select("network = ?", (network,))
+    def leases(self, network: str | None = None, container: str | None = None) -> list[Lease]:
+        """What all attachments hold, or those of a network or a container."""
+        if network is not None:
+            return self._select("network = ?", (network,))
+        if container is not None:
+            return self._select("container = ?", (container,))
+        return self._select("1", ())
 
     def _select(self, where: str, values: tuple[str, ...]) -> list[Lease]:
         try:
             leases = self._db.execute(
-                f"SELECT network, container, ifname, address FROM lease WHERE {where}", values
+                "SELECT network, container, ifname, address, address6, mac, netns, default_route"
+                f" FROM lease WHERE {where}",
+                values,
             ).fetchall()
             published = self._db.execute(
                 "SELECT network, container, ifname, host_port, container_port, protocol, host_ip"
@@ -258,24 +307,54 @@ class Ipam:
         except sqlite3.Error as error:
             raise self._unusable(error) from error
         ports: dict[Key, list[PortMapping]] = {}
-        for network, container, ifname, host_port, container_port, protocol, host_ip in published:
-            port = PortMapping(
-                host_port,
-                container_port,
-                protocol,
-                IPv4Address(host_ip) if host_ip else ANY_ADDRESS,
-            )
+        for network, container, ifname, host_port, container_port, protocol, packed in published:
+            host_ip = netlink.address(packed)
+            assert host_ip is not None
+            port = PortMapping(host_port, container_port, protocol, host_ip)
             ports.setdefault(Key(network, container, ifname), []).append(port)
-        found = []
-        for network, container, ifname, address in leases:
-            key = Key(network, container, ifname)
-            found.append(Lease(key, IPv4Address(address), tuple(sorted(ports.get(key, [])))))
-        return found
+        return [_lease(row, ports) for row in leases]
 
-    def free(self, network: str, subnet: IPv4Network) -> int:
-        """How many addresses of the subnet are left."""
-        (used,) = self._db.execute(
-            "SELECT count(*) FROM lease WHERE network = ? AND address BETWEEN ? AND ?",
-            (network, int(subnet.network_address), int(subnet.broadcast_address)),
-        ).fetchone()
-        return subnet.num_addresses - 3 - int(used)
+    def free(self, conf: NetConf) -> int:
+        """How many addresses of the network this host has left to give."""
+        whole = pool.pool(conf)
+        return whole.left(whole.kept | whole.numbers(self._held(conf.name)))
+
+    # -- networks --------------------------------------------------------------------------------
+
+    def networks(self) -> dict[str, str]:
+        """The networks that this host was told to have: by name, the configuration's text."""
+        try:
+            return dict(self._db.execute("SELECT name, conf FROM network").fetchall())
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def remember(self, name: str, conf: str | None) -> None:
+        """Record what a network is to be, or with None that it is to be no more."""
+        if self.networks().get(name) == conf:
+            return
+        with self._transaction() as db:
+            if conf is None:
+                db.execute("DELETE FROM network WHERE name = ?", (name,))
+                db.execute("DELETE FROM released WHERE network = ?", (name,))
+            else:
+                db.execute(
+                    "INSERT OR REPLACE INTO network (name, conf) VALUES (?, ?)", (name, conf)
+                )
+
+
+def _owner(key: Key) -> tuple[str, str, str]:
+    return key.network, key.container, key.ifname
+
+
+def _lease(row: tuple[Any, ...], ports: dict[Key, list[PortMapping]]) -> Lease:
+    network, container, ifname, address, address6, mac, netns, default_route = row
+    key = Key(network, container, ifname)
+    return Lease(
+        key=key,
+        address=IPv4Address(address),
+        address6=IPv6Address(address6) if address6 is not None else None,
+        mac=mac,
+        netns=netns,
+        default_route=bool(default_route),
+        ports=tuple(sorted(ports.get(key, []), key=lambda port: port.order)),
+    )

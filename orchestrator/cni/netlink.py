@@ -12,7 +12,14 @@ import socket
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 
 from .rtnetlink import (
     NLM_F_CREATE,
@@ -38,13 +45,20 @@ IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING = 1, 4, 8
 BR_STATE_DISABLED, BR_STATE_FORWARDING = 0, 3
 VETH_INFO_PEER = 1
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 4, 7, 15
+IFLA_BRPORT_ISOLATED = 33
 RTEXT_FILTER_SKIP_STATS = 8
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
-IFA_F_NOPREFIXROUTE = 0x200
+IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
 LOOPBACK = 1
 
 IFINFO = struct.Struct("=BxHiII")
 IFADDR = struct.Struct("=BBBBI")
+
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+Interface = IPv4Interface | IPv6Interface
 
 DOOMED = 0x6F7263  # the group of links that are removed together
 NAME_LIMIT = 15  # IFNAMSIZ without its terminating zero
@@ -61,8 +75,19 @@ class Vxlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Port:
+    """A port of a bridge: does it forward at all, and only to and from the bridge's own device?"""
+
+    forwarding: bool
+    isolated: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
-    """An interface as the kernel reports it; `peer` is the index of a veth's other end."""
+    """An interface as the kernel reports it.
+
+    `peer` is the index of a veth's other end, `port` tells a bridge's port's way to be one.
+    """
 
     index: int
     name: str
@@ -73,6 +98,7 @@ class Link:
     master: int = 0
     peer: int = 0
     vxlan: Vxlan | None = None
+    port: Port | None = None
 
 
 def mac_text(raw: bytes) -> str:
@@ -93,6 +119,18 @@ def number(raw: bytes | None) -> int:
 def ipv4(raw: bytes | None) -> IPv4Address:
     """An address attribute; 0.0.0.0 if it is absent."""
     return IPv4Address(raw or 0)
+
+
+def address(raw: bytes | None) -> Address | None:
+    """An address attribute of either family; None if it is absent."""
+    if not raw:
+        return None
+    return IPv4Address(raw) if len(raw) == 4 else IPv6Address(raw)
+
+
+def family(address: Address | Network) -> int:
+    """The family number of an address or a network."""
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
 def _string(raw: bytes | None) -> str:
@@ -116,6 +154,13 @@ def _link(body: bytes) -> Link:
             port=int.from_bytes(data.get(IFLA_VXLAN_PORT, b""), "big"),
             learning=any(data.get(IFLA_VXLAN_LEARNING, b"")),
         )
+    port = None
+    if IFLA_INFO_SLAVE_DATA in info and _string(info.get(IFLA_INFO_SLAVE_KIND)) == "bridge":
+        data = attributes(info[IFLA_INFO_SLAVE_DATA])
+        port = Port(
+            forwarding=data.get(IFLA_BRPORT_STATE, b"\0")[0] == BR_STATE_FORWARDING,
+            isolated=any(data.get(IFLA_BRPORT_ISOLATED, b"")),
+        )
     return Link(
         index=index,
         name=_string(found.get(IFLA_IFNAME)),
@@ -126,6 +171,7 @@ def _link(body: bytes) -> Link:
         master=number(found.get(IFLA_MASTER)),
         peer=number(found.get(IFLA_LINK)),
         vxlan=vxlan,
+        port=port,
     )
 
 
@@ -226,18 +272,19 @@ def _port(index: int, more: bytes, port: bytes) -> Request:
     return Request(RTM_NEWLINK, _ifinfo(index) + more + attribute(IFLA_LINKINFO, info))
 
 
-def port_request(index: int, alias: str) -> Request:
+def port_request(index: int, alias: str, *, isolated: bool) -> Request:
     """Label a port of a bridge and open it, also one that was muted.
 
-    A frame may leave by the port that it came in by. Where bridged packets pass netfilter
-    (br_netfilter), a destination is translated below routing, and may be who sent the packet.
+    Frames pass between an `isolated` port and the bridge's own device only. Another one may send a
+    frame back to where it came from (hairpin).
     """
     return _port(
         index,
         text(IFLA_IFALIAS, alias),
         attribute(IFLA_BRPORT_STATE, bytes([BR_STATE_FORWARDING]))
         + attribute(IFLA_BRPORT_LEARNING, b"\1")
-        + attribute(IFLA_BRPORT_MODE, b"\1"),
+        + attribute(IFLA_BRPORT_ISOLATED, bytes([isolated]))
+        + attribute(IFLA_BRPORT_MODE, bytes([not isolated])),
     )
 
 
@@ -273,37 +320,52 @@ def delete_links(sock: RouteSocket, indexes: Collection[int]) -> None:
 # -- addresses -----------------------------------------------------------------------------------
 
 
-def addresses(sock: RouteSocket, index: int = 0) -> list[tuple[int, IPv4Interface]]:
-    """(interface, address) of one interface or of all."""
-    found = []
-    request = Request(RTM_GETADDR, IFADDR.pack(socket.AF_INET, 0, 0, 0, index))
-    for body in sock.dump(request):
-        _, prefix, _, _, owner = IFADDR.unpack_from(body)
-        local = attributes(body, IFADDR.size).get(IFA_LOCAL)
-        if local:
-            found.append((owner, IPv4Interface((local, prefix))))
+def addresses(sock: RouteSocket, index: int = 0) -> list[tuple[int, Interface]]:
+    """(interface, address) of one interface or of all; without IPv6's link-local ones."""
+    found: list[tuple[int, Interface]] = []
+    for kind in FAMILIES:
+        request = Request(RTM_GETADDR, IFADDR.pack(kind, 0, 0, 0, index))
+        for body in sock.dump(request):
+            _, prefix, _, _, owner = IFADDR.unpack_from(body)
+            parts = attributes(body, IFADDR.size)
+            present = address(parts.get(IFA_LOCAL) or parts.get(IFA_ADDRESS))
+            if present is not None and not present.is_link_local:
+                found.append((owner, with_prefix(present, prefix)))
     return found
 
 
+def with_prefix(address: Address, prefix: int) -> Interface:
+    """An address and the length of its network's prefix."""
+    if isinstance(address, IPv4Address):
+        return IPv4Interface((address, prefix))
+    return IPv6Interface((address, prefix))
+
+
 def address_request(
-    index: int, address: IPv4Interface, *, remove: bool = False, alone: bool = False
+    index: int, address: Interface, *, alone: bool = False, remove: bool = False
 ) -> Request:
-    """Give an interface an address, or take it away; `alone` makes no route to its network."""
-    head = IFADDR.pack(socket.AF_INET, address.network.prefixlen, 0, 0, index)
+    """Give an interface an address, or take it away. `alone`: without a route to its network.
+
+    It can be used at once: no other host is asked whether it has it (IPv6's DAD).
+    """
+    flags = IFA_F_NOPREFIXROUTE if alone else 0
+    if address.version == 6:
+        flags |= IFA_F_NODAD
+    head = IFADDR.pack(family(address.ip), address.network.prefixlen, 0, 0, index)
     packed = address.ip.packed
     body = head + attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
     if remove:
         return Request(RTM_DELADDR, body)
-    if alone:
-        body += u32(IFA_FLAGS, IFA_F_NOPREFIXROUTE)
-    return Request(RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_REPLACE)
+    return Request(RTM_NEWADDR, body + u32(IFA_FLAGS, flags), NLM_F_CREATE | NLM_F_REPLACE)
 
 
-def ensure_addresses(sock: RouteSocket, index: int, wanted: set[IPv4Interface]) -> None:
-    """Leave the interface with exactly these IPv4 addresses."""
+def ensure_addresses(
+    sock: RouteSocket, index: int, wanted: Collection[Interface], *, alone: bool = False
+) -> None:
+    """Leave the interface with exactly these addresses, link-local ones aside."""
     present = {address for _, address in addresses(sock, index)}
-    stale = [address_request(index, address, remove=True) for address in present - wanted]
-    missing = [address_request(index, address) for address in wanted - present]
+    stale = [address_request(index, one, remove=True) for one in present if one not in wanted]
+    missing = [address_request(index, one, alone=alone) for one in wanted if one not in present]
     for outcome in sock.attempt(stale):
         if outcome is not None and outcome.errno != errno.EADDRNOTAVAIL:
             raise outcome

@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
-from . import bridge, netlink, peers, portmap, vxlan
-from .config import NetConf, invalid
+from . import bridge, firewall, netlink, peers, portmap, vxlan
+from .config import NetConf
 from .errors import CniError, Code
-from .netlink import Link
+from .fields import invalid
+from .netlink import Address, Link
 from .nft import Nftables
 from .rtnetlink import RouteSocket
 
-SYSCTL = Path("/proc/sys/net/ipv4")
+SYSCTL = Path("/proc/sys/net")
 
 
-def ensure(sock: RouteSocket, nft: Nftables, conf: NetConf) -> Link:
-    """Have all of the network but its containers; return the bridge. Level-triggered, cheap."""
+def ensure(sock: RouteSocket, nft: Nftables, conf: NetConf, held: Collection[Address]) -> Link:
+    """Have all of the network but its containers; return the bridge. Level-triggered, cheap.
+
+    `held` are the addresses of this host's containers that are not of its part.
+    """
     mtu = conf.mtu
     wanted = None
     if conf.overlay is not None:
         try:
-            wanted = peers.desired(conf.overlay.me, conf.overlay.peers)
+            wanted = peers.desired(conf.overlay.me, conf.overlay.peers, conf.gateway, held)
         except ValueError as error:
             raise invalid(f"peers: {error}") from error
         under = vxlan.underlay(sock, conf.overlay.me.address)
-        mtu = mtu or under.mtu - vxlan.OVERHEAD
-    _sysctl("ip_forward")
-    link = bridge.ensure(sock, conf.bridge, conf.subnet, mtu)
-    portmap.ensure(nft, conf.bridge, conf.subnet, conf.cluster, conf.masquerade)
+        most = under.mtu - vxlan.OVERHEAD
+        if mtu > most:
+            raise invalid(
+                f"mtu {mtu} is too large: packets of at most {most} bytes fit the tunnel over"
+                f" {under.name}, whose own mtu is {under.mtu}"
+            )
+        mtu = mtu or most
+    _switch_on("ipv4/ip_forward")
+    if conf.ipv6 is not None:
+        _forward_ipv6()
+    link = bridge.ensure(
+        sock,
+        conf.bridge,
+        IPv4Interface((conf.gateway, conf.subnet.prefixlen)),
+        IPv6Interface((conf.ipv6.gateway, conf.ipv6.subnet.prefixlen)) if conf.ipv6 else None,
+        mtu,
+    )
+    portmap.ensure(nft, conf)
     # After the rules that guard it.
-    _sysctl(f"conf/{conf.bridge}/route_localnet")
+    _switch_on(f"ipv4/conf/{conf.bridge}/route_localnet")
     if conf.overlay is not None and wanted is not None:
         overlay = conf.overlay
         device = vxlan.ensure(sock, overlay.device, overlay.me, mtu, overlay.vni, overlay.port)
@@ -40,22 +60,49 @@ def ensure(sock: RouteSocket, nft: Nftables, conf: NetConf) -> Link:
 def remove(sock: RouteSocket, nft: Nftables, conf: NetConf, *, last: bool) -> None:
     """Remove the network's devices and rules; with the `last` network goes the table."""
     names = [conf.bridge, *([conf.overlay.device] if conf.overlay else [])]
-    netlink.delete_links(sock, [port.index for port in bridge.cables(sock, conf.bridge)])
+    netlink.delete_links(sock, [port.index for port in bridge.ports(sock, conf.bridge)])
     for name in names:
         link = netlink.get_link(sock, name)
         if link is not None:
             netlink.delete_link(sock, link.index)
-    portmap.remove(nft, conf.bridge, last=last)
+    firewall.remove(nft, conf, last=last)
 
 
-def _sysctl(name: str) -> None:
-    """Switch a setting of IPv4 on. Written only if it is off: writing resets what hangs on it."""
-    path = SYSCTL / name
+def _forward_ipv6() -> None:
+    """Switch IPv6 forwarding on.
+
+    A host that forwards no longer listens to routers' advertisements, and so would lose its own way
+    out: interfaces that do listen are told to go on (accept_ra 2).
+    """
+    if _read("ipv6/conf/all/forwarding") != "0":
+        return
+    for path in sorted((SYSCTL / "ipv6/conf").glob("*/accept_ra")):
+        name = str(path.relative_to(SYSCTL))
+        if _read(name) == "1":
+            _write(name, "2")
+    _write("ipv6/conf/all/forwarding", "1")
+
+
+def _switch_on(name: str) -> None:
+    """Written only if it is off: writing resets what hangs on it."""
+    if _read(name) == "0":
+        _write(name, "1")
+
+
+def _read(name: str) -> str:
     try:
-        if path.read_text().strip() == "0":
-            path.write_text("1")
+        return (SYSCTL / name).read_text().strip()
     except OSError as error:
-        raise CniError(
-            Code.IO_FAILURE,
-            f"sysctl net.ipv4.{name.replace('/', '.')} cannot be set: {error.strerror}",
-        ) from error
+        raise _refused(name, "read", error) from error
+
+
+def _write(name: str, value: str) -> None:
+    try:
+        (SYSCTL / name).write_text(value)
+    except OSError as error:
+        raise _refused(name, "set", error) from error
+
+
+def _refused(name: str, what: str, error: OSError) -> CniError:
+    setting = f"net.{name.replace('/', '.')}"
+    return CniError(Code.IO_FAILURE, f"sysctl {setting} cannot be {what}: {error.strerror}")

@@ -1,33 +1,46 @@
 """What the kernel must hold about the other hosts of an overlay, and how far it is from that.
 
-Pure: no socket, no clock. A peer is three entries (see the package's docstring). All of them are
-compared with what the kernel has on our own device at each pass, so an entry that somebody removed
-comes back, one that nobody wants goes, and a lost message loses nothing.
+Pure: no socket, no clock. A peer is three entries (see the package's docstring), two more where the
+network has IPv6, and a route for each address that its containers have outside of its part. All of
+them are compared with what the kernel has on our own device at each pass, so an entry that somebody
+removed comes back, one that nobody wants goes, and a lost message loses nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_network,
+)
 
+from .netlink import Address, Network
 from .routing import RouteEntry
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Peer:
-    """A host of the overlay: the subnet that it owns, its address on the underlay."""
+    """A host of the overlay: its part of the network, its address on the underlay.
+
+    `addresses` are those of its containers that are not of its part.
+    """
 
     subnet: IPv4Network
     address: IPv4Address
+    subnet6: IPv6Network | None = None
+    addresses: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
     """`address`, on the VXLAN device, has `mac`."""
 
-    address: IPv4Address
+    address: Address
     mac: str
 
 
@@ -36,7 +49,7 @@ class Forward:
     """`mac`, on the VXLAN device, is behind `host`."""
 
     mac: str
-    host: IPv4Address
+    host: Address
 
 
 Entry = RouteEntry | Neighbour | Forward
@@ -70,29 +83,76 @@ def gateway(subnet: IPv4Network) -> IPv4Address:
     return subnet.network_address + 1
 
 
-def desired(me: Peer, peers: Iterable[Peer]) -> frozenset[Entry]:
-    """The entries for all peers but myself.
+def gateway6(subnet: IPv6Network) -> IPv6Address:
+    """The same in IPv6."""
+    return subnet.network_address + 1
 
+
+def twin(
+    subnet: IPv4Network,
+    cluster: IPv4Network,
+    subnet6: IPv6Network,
+    cluster6: IPv6Network,
+    address: IPv4Address,
+) -> IPv6Address:
+    """The IPv6 address at the place that `address` has in the IPv4 network.
+
+    That is the same place in the same host's part; the parts follow each other in both families.
+    """
+    if address in subnet:
+        return subnet6.network_address + (int(address) - int(subnet.network_address))
+    size = subnet.num_addresses
+    part, place = divmod(int(address) - int(cluster.network_address), size)
+    return cluster6.network_address + part * subnet6.num_addresses + place
+
+
+def desired(
+    me: Peer, peers: Iterable[Peer], source: IPv4Address, held: Collection[Address] = ()
+) -> frozenset[Entry]:
+    """The entries for all peers but myself; packets of this host itself come from `source`.
+
+    An address that is `held` here is not looked for elsewhere: who told so has not heard yet.
     Raises ValueError, with words for the user, if two hosts claim the same or overlapping subnets.
     """
-    others = sorted({peer for peer in peers if peer != me})
-    previous = None
-    for claim in sorted([me, *others]):
-        if previous is not None and previous.subnet.overlaps(claim.subnet):
+    mine = (me.subnet, me.address)
+    others = {peer for peer in peers if (peer.subnet, peer.address) != mine}
+    _refuse_overlaps({(each.subnet, each.address) for each in (me, *others)})
+    _refuse_overlaps({(each.subnet6, each.address) for each in (me, *others) if each.subnet6})
+    entries: set[Entry] = set()
+    claimed = set(held)
+    for peer in sorted(others, key=lambda peer: (peer.subnet, str(peer.addresses))):
+        mac = vtep_mac(peer.subnet)
+        entries.add(Forward(mac, peer.address))
+        source6 = gateway6(me.subnet6) if me.subnet6 else None
+        ways: list[tuple[Network | None, Address | None]] = [(peer.subnet, source)]
+        if source6 is not None:
+            ways.append((peer.subnet6, source6))
+        for network, own in ways:
+            if network is None:
+                continue
+            end = network.network_address
+            entries |= {RouteEntry(network, end, own, onlink=True), Neighbour(end, mac)}
+            for address in peer.addresses:
+                if address.version == network.version and address not in claimed:
+                    claimed.add(address)
+                    entries.add(RouteEntry(ip_network(address), end, own, onlink=True))
+    return frozenset(entries)
+
+
+def _refuse_overlaps(claims: Collection[tuple[Network, IPv4Address]]) -> None:
+    previous: tuple[Network, IPv4Address] | None = None
+    for network, address in sorted(claims, key=_place):
+        if previous is not None and int(network[0]) <= int(previous[0][-1]):
             raise ValueError(
-                f"{previous.address} has {previous.subnet} and {claim.address} has {claim.subnet}:"
+                f"{previous[1]} has {previous[0]} and {address} has {network}:"
                 " subnets of two hosts must not overlap"
             )
-        previous = claim
-    entries: list[Entry] = []
-    for peer in others:
-        vtep, mac = vtep_address(peer.subnet), vtep_mac(peer.subnet)
-        entries += [
-            RouteEntry(peer.subnet, vtep, gateway(me.subnet), onlink=True),
-            Neighbour(vtep, mac),
-            Forward(mac, peer.address),
-        ]
-    return frozenset(entries)
+        previous = network, address
+
+
+def _place(claim: tuple[Network, IPv4Address]) -> tuple[int, int, int]:
+    network, address = claim
+    return int(network[0]), network.prefixlen, int(address)
 
 
 def _key(entry: Entry) -> tuple[object, ...]:

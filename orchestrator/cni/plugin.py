@@ -13,10 +13,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from . import attachment, overlay
+from . import attachment
 from .attachment import Attachment, Host
-from .config import IDENTIFIER, SUPPORTED, VERSION, NetConf, decode, parse, version_of
+from .config import SUPPORTED, VERSION, NetConf, decode, parse, version_of
 from .errors import CniError, Code
+from .fields import IDENTIFIER
 
 IFNAME = re.compile(r"[^/:\s]{1,15}")
 SINCE_1_1 = frozenset({"STATUS", "GC"})
@@ -71,7 +72,7 @@ def perform(command: str, conf: NetConf, environment: Mapping[str, str]) -> dict
         match command:
             case "ADD":
                 target = attachment_of(environment)
-                overlay.ensure(host.sock, host.nft, conf)
+                attachment.establish(host, conf)
                 return attachment.add(host, conf, target)
             case "DEL":
                 attachment.delete(host, conf, attachment_of(environment))

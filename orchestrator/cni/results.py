@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .bridge import Cable
+from .cable import Cable
 from .config import VERSION, NetConf
 from .netlink import Link
 
 
 def success(conf: NetConf, cable: Cable, bridge: Link, host: Link, netns: str) -> dict[str, Any]:
-    """The result of ADD: bridge, both ends of the cable, address, default route."""
+    """The result of ADD: bridge, both ends of the cable, addresses, routes."""
     sandbox: dict[str, Any] = {"name": cable.ifname, "mac": cable.mac, "sandbox": netns}
-    address: dict[str, Any] = {
-        "address": str(cable.address),
-        "gateway": str(cable.gateway),
-        "interface": 2,
-    }
-    if conf.version == "0.4.0":
-        address["version"] = "4"
+    addresses: list[dict[str, Any]] = []
+    for place in cable.places:
+        address = {
+            "address": str(place.address),
+            "gateway": str(place.gateway),
+            "interface": 2,
+        }
+        if conf.version == "0.4.0":
+            address["version"] = str(place.address.version)
+        addresses.append(address)
     if conf.version == VERSION:
         sandbox["mtu"] = bridge.mtu
     result: dict[str, Any] = {
@@ -29,8 +32,12 @@ def success(conf: NetConf, cable: Cable, bridge: Link, host: Link, netns: str) -
             {"name": host.name, "mac": host.mac},
             sandbox,
         ],
-        "ips": [address],
-        "routes": [{"dst": "0.0.0.0/0", "gw": str(cable.gateway)}],
+        "ips": addresses,
+        "routes": [
+            {"dst": str(one.destination), "gw": str(one.gateway)}
+            for one in cable.routes
+            if one.gateway is not None
+        ],
     }
     if conf.dns:
         result["dns"] = dict(conf.dns)
@@ -40,8 +47,9 @@ def success(conf: NetConf, cable: Cable, bridge: Link, host: Link, netns: str) -
 def contradiction(previous: Mapping[str, Any], cable: Cable) -> str:
     """What an earlier result says otherwise than the lease; empty if they agree."""
     addresses = [_get(entry, "address") for entry in _list(previous, "ips")]
-    if str(cable.address) not in addresses:
-        return f"prevResult does not hold the address {cable.address} that this container has"
+    for address in cable.addresses:
+        if str(address) not in addresses:
+            return f"prevResult does not hold the address {address} that this container has"
     macs = [
         _get(entry, "mac")
         for entry in _list(previous, "interfaces")

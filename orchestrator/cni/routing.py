@@ -5,9 +5,18 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
-from .netlink import ipv4, mac_bytes, mac_text, number
+from .netlink import (
+    FAMILIES,
+    Address,
+    Network,
+    address,
+    family,
+    mac_bytes,
+    mac_text,
+    number,
+)
 from .rtnetlink import (
     NLM_F_CREATE,
     NLM_F_REPLACE,
@@ -22,6 +31,8 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
 RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST, RTNH_F_ONLINK = 254, 2, 4, 1, 4
+RTPROT_RA = 9
+USUAL_METRIC6 = 1024  # IP6_RT_PRIO_USER
 NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 0x02, 0x04
 AF_BRIDGE = 7
@@ -31,44 +42,55 @@ NDMSG = struct.Struct("=BxxxiHBB")
 
 @dataclass(frozen=True, slots=True)
 class RouteEntry:
-    """A route of the main table: `destination` by `gateway` (0.0.0.0: none), from `source`."""
+    """A route of the main table: `destination` by `gateway` (None: on the link), from `source`.
 
-    destination: IPv4Network
-    gateway: IPv4Address
-    source: IPv4Address
+    `metric` 0 is the family's usual one.
+    """
+
+    destination: Network
+    gateway: Address | None
+    source: Address | None = None
     metric: int = 0
     onlink: bool = False
 
 
 def routes(sock: RouteSocket, index: int) -> list[RouteEntry]:
     """The routes of the main table by that interface, except those that the kernel made itself."""
-    head = RTMSG.pack(socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
-    body = head + u32(RTA_OIF, index) + u32(RTA_TABLE, RT_TABLE_MAIN)
     found = []
-    for answer in sock.dump(Request(RTM_GETROUTE, body)):
-        _, length, _, _, _, protocol, _, _, flags = RTMSG.unpack_from(answer)
-        if protocol == RTPROT_KERNEL:
-            continue
-        parts = attributes(answer, RTMSG.size)
-        found.append(
-            RouteEntry(
-                destination=IPv4Network((parts.get(RTA_DST, b"\0\0\0\0"), length)),
-                gateway=ipv4(parts.get(RTA_GATEWAY)),
-                source=ipv4(parts.get(RTA_PREFSRC)),
-                metric=number(parts.get(RTA_PRIORITY)),
-                onlink=bool(flags & RTNH_F_ONLINK),
+    for kind in FAMILIES:
+        head = RTMSG.pack(kind, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
+        body = head + u32(RTA_OIF, index) + u32(RTA_TABLE, RT_TABLE_MAIN)
+        for answer in sock.dump(Request(RTM_GETROUTE, body)):
+            _, length, _, _, _, protocol, _, _, flags = RTMSG.unpack_from(answer)
+            if protocol in (RTPROT_KERNEL, RTPROT_RA):
+                continue
+            parts = attributes(answer, RTMSG.size)
+            metric = number(parts.get(RTA_PRIORITY))
+            found.append(
+                RouteEntry(
+                    destination=_network(kind, parts.get(RTA_DST), length),
+                    gateway=address(parts.get(RTA_GATEWAY)),
+                    source=address(parts.get(RTA_PREFSRC)),
+                    metric=0 if kind == socket.AF_INET6 and metric == USUAL_METRIC6 else metric,
+                    onlink=bool(flags & RTNH_F_ONLINK),
+                )
             )
-        )
     return found
+
+
+def _network(kind: int, raw: bytes | None, length: int) -> Network:
+    if kind == socket.AF_INET:
+        return IPv4Network((raw or bytes(4), length))
+    return IPv6Network((raw or bytes(16), length))
 
 
 def route_request(index: int, route: RouteEntry, *, remove: bool = False) -> Request:
     """Put a route by that interface into the main table (in place of one to the same), or out."""
     flags = RTNH_F_ONLINK if route.onlink and not remove else 0
     # 255 (RT_SCOPE_NOWHERE) matches any scope on removal; 253 is a route to a neighbour.
-    scope = 255 if remove else 0 if int(route.gateway) else 253
+    scope = 255 if remove else 0 if route.gateway is not None else 253
     body = RTMSG.pack(
-        socket.AF_INET,
+        family(route.destination),
         route.destination.prefixlen,
         0,
         0,
@@ -79,9 +101,9 @@ def route_request(index: int, route: RouteEntry, *, remove: bool = False) -> Req
         flags,
     )
     body += attribute(RTA_DST, route.destination.network_address.packed) + u32(RTA_OIF, index)
-    if int(route.gateway):
+    if route.gateway is not None:
         body += attribute(RTA_GATEWAY, route.gateway.packed)
-    if int(route.source):
+    if route.source is not None:
         body += attribute(RTA_PREFSRC, route.source.packed)
     if route.metric:
         body += u32(RTA_PRIORITY, route.metric)
@@ -90,34 +112,35 @@ def route_request(index: int, route: RouteEntry, *, remove: bool = False) -> Req
     return Request(RTM_NEWROUTE, body, NLM_F_CREATE | NLM_F_REPLACE)
 
 
-def neighbours(sock: RouteSocket, index: int) -> list[tuple[IPv4Address, str]]:
+def neighbours(sock: RouteSocket, index: int) -> list[tuple[Address, str]]:
     """(address, MAC) of the permanent neighbour entries of that interface."""
-    body = NDMSG.pack(socket.AF_INET, 0, 0, 0, 0) + u32(NDA_IFINDEX, index)
     found = []
-    for answer in sock.dump(Request(RTM_GETNEIGH, body)):
-        _, _, state, _, _ = NDMSG.unpack_from(answer)
-        parts = attributes(answer, NDMSG.size)
-        if state & NUD_PERMANENT and NDA_LLADDR in parts:
-            found.append((ipv4(parts[NDA_DST]), mac_text(parts[NDA_LLADDR])))
+    for kind in FAMILIES:
+        body = NDMSG.pack(kind, 0, 0, 0, 0) + u32(NDA_IFINDEX, index)
+        for answer in sock.dump(Request(RTM_GETNEIGH, body)):
+            _, _, state, _, _ = NDMSG.unpack_from(answer)
+            parts = attributes(answer, NDMSG.size)
+            whose = address(parts.get(NDA_DST))
+            if whose is not None and state & NUD_PERMANENT and NDA_LLADDR in parts:
+                found.append((whose, mac_text(parts[NDA_LLADDR])))
     return found
 
 
-def forwarding(sock: RouteSocket, index: int) -> list[tuple[str, IPv4Address]]:
+def forwarding(sock: RouteSocket, index: int) -> list[tuple[str, Address]]:
     """(MAC, remote host) of the forwarding entries of that VXLAN device."""
     found = []
     for answer in sock.dump(Request(RTM_GETNEIGH, NDMSG.pack(AF_BRIDGE, index, 0, 0, 0))):
         _, owner, _, _, _ = NDMSG.unpack_from(answer)
         parts = attributes(answer, NDMSG.size)
-        if owner == index and NDA_LLADDR in parts and len(parts.get(NDA_DST, b"")) == 4:
-            found.append((mac_text(parts[NDA_LLADDR]), ipv4(parts[NDA_DST])))
+        host = address(parts.get(NDA_DST))
+        if owner == index and NDA_LLADDR in parts and host is not None:
+            found.append((mac_text(parts[NDA_LLADDR]), host))
     return found
 
 
-def neighbour_request(
-    index: int, address: IPv4Address, mac: str, *, remove: bool = False
-) -> Request:
+def neighbour_request(index: int, address: Address, mac: str, *, remove: bool = False) -> Request:
     """State for good which MAC an address has, or forget it."""
-    head = NDMSG.pack(socket.AF_INET, index, NUD_PERMANENT, 0, 0)
+    head = NDMSG.pack(family(address), index, NUD_PERMANENT, 0, 0)
     body = head + attribute(NDA_DST, address.packed)
     if remove:
         return Request(RTM_DELNEIGH, body)
@@ -125,7 +148,7 @@ def neighbour_request(
     return Request(RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)
 
 
-def forwarding_request(index: int, mac: str, host: IPv4Address, *, remove: bool = False) -> Request:
+def forwarding_request(index: int, mac: str, host: Address, *, remove: bool = False) -> Request:
     """State for good behind which host a MAC is, or forget it."""
     head = NDMSG.pack(AF_BRIDGE, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF, 0)
     body = head + attribute(NDA_LLADDR, mac_bytes(mac)) + attribute(NDA_DST, host.packed)

@@ -119,12 +119,12 @@ async def _in_helper(folder: Path, command: Sequence[str], result: Cni) -> None:
         await network.apply(config)
         for number in range(ROUNDS):
             began = time.perf_counter()
-            await network.attach(f"h{number}")
+            await network.attach(config.id, f"h{number}")
             attached = time.perf_counter()
             await network.detach(f"h{number}")
             result.helper.add.append(attached - began)
             result.helper.delete.append(time.perf_counter() - attached)
-        await network.remove()
+        await network.remove(config.id)
 
 
 def _document(folder: Path) -> dict[str, Any]:

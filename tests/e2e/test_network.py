@@ -363,7 +363,7 @@ def test_published_ports_come_back_and_foreign_rules_are_left_alone(
             "--constraint", "node.hostname==node1", hello,
         )  # fmt: skip
         host = cluster.nodes()["node1"]["address"]
-        cluster.exec("node1", "nft", "delete", "table", "ip", "orc")
+        cluster.exec("node1", "nft", "delete", "table", "inet", "orc")
 
         def published() -> bool:
             try:

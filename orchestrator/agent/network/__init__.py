@@ -14,7 +14,8 @@ whatever else is left: addresses, namespaces, interfaces, published ports.
 
     async with NodeNetwork(state_dir, run_dir) as network:
         await network.apply(config)
-        attachment = await network.attach(container_id, [PortMapping(8080, 80)])
+        ports = (PortMapping(8080, 80),)
+        attachment = await network.attach(config.id, container_id, Interface(ports=ports))
         ...  # run the container in attachment.netns
         await network.detach(container_id)
 
@@ -22,11 +23,14 @@ Errors are `NetworkError`, whose text is for the user.
 """
 
 from .balance import Connections
-from .node import Attachment, NetworkConfig, NetworkError, NodeNetwork, Peer, PortMapping
+from .helper import NetworkError
+from .node import NodeNetwork
+from .values import Attachment, Interface, NetworkConfig, Peer, PortMapping
 
 __all__ = [
     "Attachment",
     "Connections",
+    "Interface",
     "NetworkConfig",
     "NetworkError",
     "NodeNetwork",

@@ -1,92 +1,36 @@
-"""This node's network: `NodeNetwork`, and the values that go in and out of it."""
+"""This node's networks: `NodeNetwork`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from orchestrator.cni.endpoints import Table
 
 from .balance import Connections, balance, connections
 from .helper import COMMAND, NOT_AVAILABLE, HelperProcess, NetworkError
+from .values import (
+    Attachment,
+    Interface,
+    NetworkConfig,
+    attachment_document,
+    attachment_of,
+    network_document,
+)
 
 REQUEST_SECONDS = 30.0
-CNI_VERSION = "1.1.0"
-
-__all__ = [
-    "Attachment",
-    "NetworkConfig",
-    "NetworkError",
-    "NodeNetwork",
-    "Peer",
-    "PortMapping",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Another node of the network: its `subnet` ("10.128.3.0/24"), its underlay `address`."""
-
-    subnet: str
-    address: str
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkConfig:
-    """A network as this node is to have it.
-
-    `subnet` is this node's part of `cluster_cidr`; `mtu` in bytes, 0 derives it from the interface
-    that has `node_address`, less the overhead of VXLAN. `peers` may name this node too.
-    """
-
-    id: str
-    name: str
-    vni: int
-    cluster_cidr: str
-    subnet: str
-    mtu: int
-    node_address: str
-    peers: tuple[Peer, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PortMapping:
-    """`host_port` of this node leads to `container_port`; an empty `host_ip` is any address."""
-
-    host_port: int
-    container_port: int
-    protocol: str = "tcp"
-    host_ip: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """A connected container.
-
-    `netns` is the path of its network namespace, `address` its IP without prefix length, `result`
-    the CNI result.
-    """
-
-    container_id: str
-    netns: str
-    network: str
-    address: str
-    gateway: str
-    mac: str
-    ifname: str
-    result: Mapping[str, Any]
+ANY_INTERFACE = Interface()
 
 
 class NodeNetwork:
     """Connects the containers of this node; owns the helper process while its context lasts.
 
-    `state_dir` keeps addresses over restarts and reboots, `run_dir` holds the namespaces' files
-    and may be emptied by a reboot. `timeout` is in seconds, a request; `command` starts the helper,
-    which serves the network namespace that it is started in. All methods raise `NetworkError` and
-    may be called again.
+    `state_dir` keeps networks and addresses over restarts and reboots, `run_dir` holds the
+    namespaces' files and may be emptied by a reboot. `timeout` is in seconds, a request; `command`
+    starts the helper, which serves the network namespace that it is started in. Networks are named
+    by their ids. All methods raise `NetworkError` and may be called again.
     """
 
     def __init__(
@@ -98,7 +42,7 @@ class NodeNetwork:
         command: Sequence[str] = COMMAND,
     ) -> None:
         self._helper = HelperProcess(state_dir, run_dir / "netns", timeout, command)
-        self._config: NetworkConfig | None = None
+        self._configs: dict[str, NetworkConfig] = {}
 
     async def __aenter__(self) -> Self:
         await self._helper.__aenter__()
@@ -118,32 +62,27 @@ class NodeNetwork:
         return self._helper.pid
 
     async def apply(self, config: NetworkConfig) -> None:
-        """Have the network as configured: bridge, tunnel, peers, rules, published ports.
+        """Have a network as configured: bridge, tunnel, peers, rules, cables, published ports.
 
         Level-triggered: what is missing or differs in the kernel is mended, the rest left alone.
         Call it at every change and periodically.
         """
-        self._config = config
-        await self._helper.request("apply", {"conf": _document(config, with_peers=True)})
+        self._configs[config.id] = config
+        await self._helper.request("apply", {"conf": network_document(config, with_peers=True)})
 
-    async def attach(self, container_id: str, ports: Sequence[PortMapping] = ()) -> Attachment:
-        """Make the container's network namespace and connect it, with these ports published.
+    async def attach(
+        self, network: str, container_id: str, interface: Interface = ANY_INTERFACE
+    ) -> Attachment:
+        """Connect a container to a network; its network namespace is made if it has none yet.
 
-        Doing it again returns the same address. If it fails, nothing of it remains.
+        Doing it again gives the same address, and has all else as it is asked for now. If it fails,
+        nothing of it remains.
         """
-        config = self._configured()
+        config = self._configured(network)
         body = {
-            "conf": _document(config),
+            "conf": attachment_document(config, interface),
             "container": container_id,
-            "ports": [
-                {
-                    "hostPort": port.host_port,
-                    "containerPort": port.container_port,
-                    "protocol": port.protocol,
-                    "hostIP": port.host_ip,
-                }
-                for port in ports
-            ],
+            "ifname": interface.ifname,
         }
         try:
             result = await self._helper.request("attach", body)
@@ -153,16 +92,25 @@ class NodeNetwork:
             # Somebody removed the bridge since the last pass.
             await self.apply(config)
             result = await self._helper.request("attach", body)
-        return _attachment(container_id, config, result)
+        return attachment_of(container_id, config, result)
+
+    async def disconnect(self, network: str, container_id: str) -> None:
+        """Disconnect a container, which may go on, from one network."""
+        body = {"network": network, "container": container_id}
+        await self._helper.request("disconnect", body)
 
     async def detach(self, container_id: str) -> None:
-        """Disconnect the container, remove its namespace, free its address and ports."""
-        await self._helper.request("detach", self._about(container_id))
+        """Disconnect the container from all, remove its namespace, free addresses and ports."""
+        await self._helper.request("detach", {"container": container_id})
 
     async def collect(self, valid: Collection[str]) -> None:
-        """Remove whatever belongs to containers that are not in `valid`."""
-        body = {"conf": _document(self._configured()), "valid": sorted(valid)}
-        await self._helper.request("collect", body)
+        """Remove whatever belongs to containers that are not in `valid`, in all networks."""
+        await self._helper.request("collect", {"valid": sorted(valid)})
+
+    async def networks(self) -> list[str]:
+        """The networks that this node has: applied now or by an earlier process, not removed."""
+        found: list[str] = (await self._helper.request("networks", {}))["networks"]
+        return found
 
     async def balance(self, change: Table, whole: Callable[[], Table]) -> None:
         """Have VIPs, published ports and policies follow the endpoint table; see `balance`."""
@@ -172,58 +120,26 @@ class NodeNetwork:
         """How many connections the kernel of this node tracks, and whether it has room."""
         return await connections(self._helper)
 
-    async def check(self, container_id: str) -> None:
+    async def check(self, network: str, container_id: str, ifname: str = "eth0") -> None:
         """Raise `NetworkError`, with the reason, unless the container is connected as it was."""
-        await self._helper.request("check", self._about(container_id))
+        document = network_document(self._configured(network))
+        body = {"conf": document, "container": container_id, "ifname": ifname}
+        await self._helper.request("check", body)
 
-    async def status(self) -> None:
+    async def status(self, network: str) -> None:
         """Raise `NetworkError`, with the reason, if the next `attach` could not work."""
-        await self._helper.request("status", {"conf": _document(self._configured())})
+        body = {"conf": network_document(self._configured(network))}
+        await self._helper.request("status", body)
 
-    async def remove(self) -> None:
-        """Remove the network from this node, and disconnect everything in it."""
-        await self._helper.request("remove", {"conf": _document(self._configured())})
+    async def remove(self, network: str) -> None:
+        """Remove a network from this node, and disconnect everything in it."""
+        self._configs.pop(network, None)
+        await self._helper.request("remove", {"network": network})
 
-    def _configured(self) -> NetworkConfig:
-        if self._config is None:
+    def _configured(self, network: str) -> NetworkConfig:
+        config = self._configs.get(network)
+        if config is None:
             raise NetworkError(
-                "this node has no network yet: it gets one from a manager", NOT_AVAILABLE
+                "this node has not got the network yet: it gets it from a manager", NOT_AVAILABLE
             )
-        return self._config
-
-    def _about(self, container_id: str) -> dict[str, Any]:
-        return {"conf": _document(self._configured()), "container": container_id}
-
-
-def _document(config: NetworkConfig, *, with_peers: bool = False) -> dict[str, Any]:
-    """The configuration as the helper reads it; only `apply` needs a thousand peers."""
-    document: dict[str, Any] = {
-        "cniVersion": CNI_VERSION,
-        "name": config.id,
-        "bridge": f"orcbr{config.vni}",
-        "subnet": config.subnet,
-        "clusterCIDR": config.cluster_cidr,
-        "mtu": config.mtu,
-        "vni": config.vni,
-        "nodeAddress": config.node_address,
-    }
-    if with_peers:
-        document["peers"] = [
-            {"subnet": peer.subnet, "address": peer.address} for peer in config.peers
-        ]
-    return document
-
-
-def _attachment(container_id: str, config: NetworkConfig, result: Mapping[str, Any]) -> Attachment:
-    inside = result["interfaces"][-1]
-    given = result["ips"][0]
-    return Attachment(
-        container_id=container_id,
-        netns=inside["sandbox"],
-        network=config.id,
-        address=given["address"].partition("/")[0],
-        gateway=given["gateway"],
-        mac=inside["mac"],
-        ifname=inside["name"],
-        result=result,
-    )
+        return config

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from agentfakes import until
 
-from orchestrator.agent.network import Attachment, NetworkConfig, NetworkError, Peer, PortMapping
+from orchestrator.agent.network import (
+    Attachment,
+    Interface,
+    NetworkConfig,
+    NetworkError,
+    Peer,
+    PortMapping,
+)
 from orchestrator.agent.networks import Connected, Networks
 from orchestrator.model.specs import PortSpec, Protocol
 from orchestrator.pb import dispatch_pb2
@@ -29,8 +36,8 @@ class FakeNode:
             raise NetworkError(self.broken)
         self.applied.append(config)
 
-    async def attach(self, container_id: str, ports: Sequence[PortMapping] = ()) -> Attachment:
-        self.ports = list(ports)
+    async def attach(self, network: str, container_id: str, interface: Interface) -> Attachment:
+        self.ports = list(interface.ports)
         return Attachment(
             container_id, "/run/netns/c", "n", "10.128.1.2", "10.128.1.1", "", "eth0", {}
         )

@@ -7,20 +7,43 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from orchestrator.cni.config import PortMapping
+from orchestrator.cni.config import NetConf, PortMapping, Wanted, parse
 from orchestrator.cni.errors import CniError, Code
 from orchestrator.cni.ipam import Ipam, Key
 
-SUBNET = IPv4Network("10.128.0.0/29")  # five containers
+
+def network(**more: Any) -> NetConf:
+    """A network with room for five containers."""
+    base = {"cniVersion": "1.1.0", "name": "net", "subnet": "10.128.0.0/29"}
+    return parse({**base, "clusterCIDR": "10.128.0.0/14", **more})
+
+
+NET = network()
+SUBNET = NET.subnet
 FIRST, LAST = IPv4Address("10.128.0.2"), IPv4Address("10.128.0.6")
+
+
+def asking(conf: NetConf = NET, **wanted: Any) -> NetConf:
+    return replace(conf, wanted=Wanted(**wanted))
+
+
+class Clock:
+    """Seconds since the host started, as the test says."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def key(container: str, ifname: str = "eth0", network: str = "net") -> Key:
@@ -34,40 +57,122 @@ def ipam(tmp_path: Path) -> Iterator[Ipam]:
 
 
 def test_the_same_attachment_keeps_its_address(ipam: Ipam) -> None:
-    first = ipam.reserve(key("a"), SUBNET)
-    assert ipam.reserve(key("a"), SUBNET) == first
+    first = ipam.reserve(key("a"), NET)
+    assert ipam.reserve(key("a"), NET) == first
     assert first.address == FIRST
 
 
 def test_networks_and_interfaces_are_told_apart(ipam: Ipam) -> None:
     given = {
-        ipam.reserve(key("a"), SUBNET).address,
-        ipam.reserve(key("a", "eth1"), SUBNET).address,
+        ipam.reserve(key("a"), NET).address,
+        ipam.reserve(key("a", "eth1"), NET).address,
     }
     assert given == {FIRST, FIRST + 1}
-    assert ipam.reserve(key("a", network="other"), SUBNET).address == FIRST
+    assert ipam.reserve(key("a", network="other"), NET).address == FIRST
 
 
 def test_a_freed_address_is_reused_last(ipam: Ipam) -> None:
-    ipam.reserve(key("a"), SUBNET)
+    ipam.reserve(key("a"), NET)
     ipam.release(key("a"))
-    given = [ipam.reserve(key(f"c{number}"), SUBNET).address for number in range(5)]
+    given = [ipam.reserve(key(f"c{number}"), NET).address for number in range(5)]
     assert given == [FIRST + 1, FIRST + 2, FIRST + 3, LAST, FIRST]
 
 
 def test_a_full_pool_says_so(ipam: Ipam) -> None:
     for number in range(5):
-        ipam.reserve(key(f"c{number}"), SUBNET)
-    assert ipam.free("net", SUBNET) == 0
+        ipam.reserve(key(f"c{number}"), NET)
+    assert ipam.free(NET) == 0
     with pytest.raises(CniError, match=r"all 5 addresses of 10\.128\.0\.0/29") as caught:
-        ipam.reserve(key("one too many"), SUBNET)
+        ipam.reserve(key("one too many"), NET)
     assert caught.value.code == Code.TRY_AGAIN_LATER
     ipam.release(key("c3"))
-    assert ipam.reserve(key("one too many"), SUBNET).address == FIRST + 3
+    assert ipam.reserve(key("one too many"), NET).address == FIRST + 3
+
+
+def test_a_released_address_rests_unless_all_others_are_taken(tmp_path: Path) -> None:
+    clock = Clock()
+    with Ipam(tmp_path, clock) as ipam:
+        for name in "abcde":
+            ipam.reserve(key(name), NET)
+        ipam.release(key("d"))
+        clock.now += 30
+        ipam.release(key("b"))
+        assert ipam.reserve(key("f"), NET).address == FIRST + 3, "the one that rested longest"
+        clock.now += 1
+        ipam.release(key("a"))
+        ipam.release(key("c"))
+        clock.now += 58
+    with Ipam(tmp_path, clock) as ipam:
+        ipam.release(key("e"))
+        assert ipam.reserve(key("g"), NET).address == FIRST + 1, "b's is the oldest"
+        clock.now += 2.5
+        assert ipam.reserve(key("h"), NET).address == FIRST + 2, "rested, and next in the round"
+
+
+def test_who_asks_for_a_resting_address_gets_it(ipam: Ipam) -> None:
+    ipam.reserve(key("a"), NET)
+    ipam.release(key("a"))
+    assert ipam.reserve(key("b"), asking(address=FIRST)).address == FIRST
+
+
+def test_the_ipv6_address_is_at_the_same_place(ipam: Ipam) -> None:
+    both = network(subnet="10.128.3.0/24", subnet6="fd00:0:0:3::/64", clusterCIDR6="fd00::/56")
+    lease = ipam.reserve(key("a"), both)
+    assert lease.addresses == [IPv4Address("10.128.3.2"), IPv6Address("fd00:0:0:3::2")]
+    fixed = IPv4Address("10.128.7.9")
+    assert ipam.reserve(key("b"), asking(both, address=fixed)).address6 == IPv6Address(
+        "fd00:0:0:7::9"
+    )
+
+
+def test_a_fixed_ipv6_address_is_nobody_elses(ipam: Ipam) -> None:
+    both = network(subnet6="fd00::/64")
+    fixed = IPv6Address("fd00::3")
+    given = ipam.reserve(key("a"), asking(both, address6=fixed))
+    assert given.addresses == [FIRST, fixed]
+    assert ipam.reserve(key("a"), both) == given, "kept"
+    second = ipam.reserve(key("b"), both)
+    assert second.addresses == [FIRST + 2, IPv6Address("fd00::4")], "10.128.0.3 has no pair left"
+    with pytest.raises(CniError, match="fd00::4 is in use by container b"):
+        ipam.reserve(key("c"), asking(both, address6=IPv6Address("fd00::4")))
+    with pytest.raises(CniError, match="fd00::1 is reserved"):
+        ipam.reserve(key("c"), asking(both, address6=IPv6Address("fd00::1")))
+
+
+def test_reserved_addresses_and_the_gateway_are_for_who_asks(ipam: Ipam) -> None:
+    few = network(gateway="10.128.0.3", reserved=["10.128.0.1", "10.128.0.4", "10.128.0.5"])
+    given = [ipam.reserve(key(name), few).address for name in "ab"]
+    assert given == [FIRST, LAST]
+    with pytest.raises(CniError, match="all 2 addresses"):
+        ipam.reserve(key("c"), few)
+    asked = IPv4Address("10.128.0.4")
+    assert ipam.reserve(key("c"), asking(few, address=asked)).address == asked
+
+
+def test_a_range_of_the_subnet(ipam: Ipam) -> None:
+    part = network(subnet="10.128.0.0/24", ipRange="10.128.0.128/30")
+    assert [str(ipam.reserve(key(name), part).address) for name in "abcd"] == [
+        "10.128.0.128",
+        "10.128.0.129",
+        "10.128.0.130",
+        "10.128.0.131",
+    ]
+    assert ipam.free(part) == 0
+
+
+def test_networks_are_remembered_until_they_are_removed(tmp_path: Path) -> None:
+    with Ipam(tmp_path) as ipam:
+        ipam.remember("one", "{}")
+        ipam.remember("two", "{}")
+        ipam.remember("one", '{"mtu": 1400}')
+    with Ipam(tmp_path) as ipam:
+        assert ipam.networks() == {"one": '{"mtu": 1400}', "two": "{}"}
+        ipam.remember("one", None)
+        assert ipam.networks() == {"two": "{}"}
 
 
 def test_release_twice_is_fine(ipam: Ipam) -> None:
-    ipam.reserve(key("a"), SUBNET)
+    ipam.reserve(key("a"), NET)
     ipam.release(key("a"))
     ipam.release(key("a"))
     assert ipam.leases() == []
@@ -75,19 +180,19 @@ def test_release_twice_is_fine(ipam: Ipam) -> None:
 
 def test_a_fixed_address(ipam: Ipam) -> None:
     wanted = FIRST + 2
-    assert ipam.reserve(key("a"), SUBNET, requested=wanted).address == wanted
+    assert ipam.reserve(key("a"), asking(address=wanted)).address == wanted
     with pytest.raises(CniError, match="in use by container a") as caught:
-        ipam.reserve(key("b"), SUBNET, requested=wanted)
+        ipam.reserve(key("b"), asking(address=wanted))
     assert caught.value.code == Code.ADDRESS_IN_USE
     for reserved in (SUBNET[0], SUBNET[1], SUBNET[-1]):
         with pytest.raises(CniError, match="is reserved"):
-            ipam.reserve(key("b"), SUBNET, requested=reserved)
+            ipam.reserve(key("b"), asking(address=reserved))
     assert [lease.key.container for lease in ipam.leases()] == ["a"]
 
 
 def test_a_new_subnet_gives_a_new_address(ipam: Ipam) -> None:
-    ipam.reserve(key("a"), SUBNET)
-    other = IPv4Network("10.128.9.0/24")
+    ipam.reserve(key("a"), NET)
+    other = network(subnet="10.128.9.0/24")
     assert ipam.reserve(key("a"), other).address == IPv4Address("10.128.9.2")
     assert len(ipam.leases()) == 1
 
@@ -106,14 +211,14 @@ def test_a_new_subnet_gives_a_new_address(ipam: Ipam) -> None:
 def test_a_port_belongs_to_one(
     ipam: Ipam, held: PortMapping, wanted: PortMapping, conflict: bool
 ) -> None:
-    ipam.reserve(key("a"), SUBNET, [held])
+    ipam.reserve(key("a"), asking(ports=(held,)))
     if conflict:
         with pytest.raises(CniError, match="already published by container a") as caught:
-            ipam.reserve(key("b"), SUBNET, [PortMapping(9999, 1), wanted])
+            ipam.reserve(key("b"), asking(ports=(PortMapping(9999, 1), wanted)))
         assert caught.value.code == Code.PORT_IN_USE
         assert [lease.key.container for lease in ipam.leases()] == ["a"], "all or nothing"
         ipam.release(key("a"))
-    assert wanted in ipam.reserve(key("b"), SUBNET, [PortMapping(9999, 1), wanted]).ports
+    assert wanted in ipam.reserve(key("b"), asking(ports=(PortMapping(9999, 1), wanted))).ports
 
 
 def test_an_unusable_folder_is_one_clear_line(tmp_path: Path) -> None:
@@ -125,13 +230,14 @@ def test_an_unusable_folder_is_one_clear_line(tmp_path: Path) -> None:
 
 KILLED = """
 import os, sys
-from ipaddress import IPv4Network
 from pathlib import Path
+from orchestrator.cni.config import parse
 from orchestrator.cni.ipam import Ipam, Key
+conf = parse({"cniVersion": "1.1.0", "name": "net", "subnet": "10.8.0.0/16"})
 with Ipam(Path(sys.argv[1])) as ipam:
     for number in range(10_000):
         key = Key("net", f"{os.getpid()}-{number}", "eth0")
-        lease = ipam.reserve(key, IPv4Network("10.8.0.0/16"))
+        lease = ipam.reserve(key, conf)
         print(lease.key.container, lease.address, flush=True)
 """
 
@@ -173,9 +279,9 @@ class Leases(RuleBasedStateMachine):
     def reserve(self, container: str) -> None:
         if container not in self.model and len(self.model) == 5:
             with pytest.raises(CniError):
-                self.ipam.reserve(key(container), SUBNET)
+                self.ipam.reserve(key(container), NET)
             return
-        address = self.ipam.reserve(key(container), SUBNET).address
+        address = self.ipam.reserve(key(container), NET).address
         assert self.model.setdefault(container, address) == address
         assert FIRST <= address <= LAST
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -20,7 +21,12 @@ from orchestrator.cni.peers import (
 )
 from orchestrator.cni.routing import RouteEntry
 
+GATEWAY = IPv4Address("10.128.0.1")
 ME = Peer(IPv4Network("10.128.0.0/24"), IPv4Address("192.0.2.10"))
+
+
+def wanted_for(peers: Iterable[Peer]) -> frozenset[Entry]:
+    return desired(ME, peers, GATEWAY)
 
 
 def peer(number: int, host: int | None = None) -> Peer:
@@ -88,7 +94,7 @@ def kernel(present: frozenset[Entry], operations: Operations) -> frozenset[Entry
 def test_a_peer_is_one_route_one_neighbour_one_forward() -> None:
     other = Peer(IPv4Network("10.128.3.0/24"), IPv4Address("192.0.2.13"))
     vtep, mac = IPv4Address("10.128.3.0"), "02:76:0a:80:03:00"
-    assert desired(ME, [ME, other]) == {
+    assert wanted_for([ME, other]) == {
         RouteEntry(other.subnet, vtep, IPv4Address("10.128.0.1"), onlink=True),
         Neighbour(vtep, mac),
         Forward(mac, other.address),
@@ -97,12 +103,12 @@ def test_a_peer_is_one_route_one_neighbour_one_forward() -> None:
 
 @given(peers_of_a_network)
 def test_a_peer_costs_three_entries(peers: list[Peer]) -> None:
-    assert len(desired(ME, [*peers, ME])) == 3 * len(peers)
+    assert len(wanted_for([*peers, ME])) == 3 * len(peers)
 
 
 @given(peers_of_a_network)
 def test_order_and_repetition_do_not_matter(peers: list[Peer]) -> None:
-    assert desired(ME, peers) == desired(ME, [*reversed(peers), *peers])
+    assert wanted_for(peers) == wanted_for([*reversed(peers), *peers])
 
 
 @pytest.mark.parametrize(
@@ -115,30 +121,30 @@ def test_order_and_repetition_do_not_matter(peers: list[Peer]) -> None:
 )
 def test_overlapping_claims_are_refused(second: Peer) -> None:
     with pytest.raises(ValueError, match=r"192\.0\.2\.99.*must not overlap"):
-        desired(ME, [peer(0), second])
+        wanted_for([peer(0), second])
 
 
 @given(peers_of_a_network, st.frozensets(entries, max_size=12))
 def test_one_pass_reaches_what_is_wanted(peers: list[Peer], present: frozenset[Entry]) -> None:
-    wanted = desired(ME, peers)
+    wanted = wanted_for(peers)
     assert kernel(present, diff(wanted, present)) == wanted
 
 
 @given(st.sets(small), st.frozensets(entries, max_size=16))
 def test_one_pass_mends_what_is_entangled(numbers: set[int], present: frozenset[Entry]) -> None:
-    wanted = desired(ME, [peer(number) for number in numbers])
+    wanted = wanted_for([peer(number) for number in numbers])
     assert kernel(present, diff(wanted, present)) == wanted
 
 
 @given(peers_of_a_network)
 def test_nothing_to_do_is_nothing_done(peers: list[Peer]) -> None:
-    wanted = desired(ME, peers)
+    wanted = wanted_for(peers)
     assert diff(wanted, wanted) == Operations((), ())
 
 
 @given(st.sets(small), st.frozensets(entries, max_size=16))
 def test_routes_come_last_and_go_first(numbers: set[int], present: frozenset[Entry]) -> None:
-    operations = diff(desired(ME, [peer(number) for number in numbers]), present)
+    operations = diff(wanted_for([peer(number) for number in numbers]), present)
     put = [isinstance(entry, RouteEntry) for entry in operations.put]
     gone = [isinstance(entry, RouteEntry) for entry in operations.remove]
     assert put == sorted(put)
@@ -146,7 +152,7 @@ def test_routes_come_last_and_go_first(numbers: set[int], present: frozenset[Ent
 
 
 def test_a_moved_peer_is_replaced_in_place() -> None:
-    before, after = desired(ME, [peer(1, host=5)]), desired(ME, [peer(1, host=6)])
+    before, after = wanted_for([peer(1, host=5)]), wanted_for([peer(1, host=6)])
     operations = diff(after, before)
     assert operations.remove == ()
     assert operations.put == (Forward(vtep_mac(peer(1).subnet), peer(1, host=6).address),)

@@ -17,7 +17,7 @@ import pytest
 from nshosts import NsHost, reach, socket_in
 
 from orchestrator.cni import namespaces, plugin
-from orchestrator.cni.bridge import veth_name
+from orchestrator.cni.cable import veth_name
 from orchestrator.cni.errors import Code
 
 
@@ -123,8 +123,23 @@ ENVIRONMENT = {"CNI_CONTAINERID": "c", "CNI_NETNS": "/proc/nowhere", "CNI_IFNAME
             7,
             "port 80/tcp cannot lead to 1 and to 2",
         ),
-        ("ADD", {**GOOD, "runtimeConfig": {"ips": ["10.9.0.1"]}}, {}, 7, "not in this host's"),
-        ("ADD", {**GOOD, "args": {"cni": {"ips": ["a", "b"]}}}, {}, 7, "ask for one"),
+        ("ADD", {**GOOD, "runtimeConfig": {"ips": ["10.9.0.1"]}}, {}, 7, "not in the network"),
+        ("ADD", {**GOOD, "runtimeConfig": {"ips": ["fd00::2"]}}, {}, 7, "has no IPv6"),
+        (
+            "ADD",
+            {**GOOD, "subnet6": "fd00:0:0:3::/64", "runtimeConfig": {"ips": ["fd00::2"]}},
+            {},
+            7,
+            "fd00::2 is not in the network fd00:0:0:3::/64",
+        ),
+        ("ADD", {**GOOD, "runtimeConfig": {"ips": ["x"]}}, {}, 7, "ips 'x' is not an IP address"),
+        ("ADD", {**GOOD, "runtimeConfig": {"mac": "2:3"}}, {}, 7, "mac '2:3' is not a hardware"),
+        ("ADD", {**GOOD, "subnet6": "fd00::/126"}, {}, 7, "not as many addresses as"),
+        ("ADD", {**GOOD, "gateway": "10.1.1.1"}, {}, 7, "gateway 10.1.1.1 is not an address of"),
+        ("ADD", {**GOOD, "ipRange": "10.2.0.0/25"}, {}, 7, "ipRange 10.2.0.0/25 is not part of"),
+        ("ADD", {**GOOD, "mtu": 500}, {}, 7, "mtu 500: give a whole number from 576"),
+        ("ADD", {**GOOD, "subnet6": "fd00::/64", "mtu": 600}, {}, 7, "from 1280 to 65535"),
+        ("ADD", {**GOOD, "args": {"cni": {"ips": ["10.1.0.3", "10.1.0.4"]}}}, {}, 7, "ask for one"),
         ("CHECK", GOOD, {}, 7, "CHECK needs prevResult"),
         ("GC", GOOD, {}, 7, "GC needs cni.dev/valid-attachments"),
     ],
@@ -196,7 +211,10 @@ def test_add_check_del(host: NsHost, box: Path, version: str) -> None:
     assert result["ips"][0]["gateway"] == "10.128.0.1"
     assert result["ips"][0]["interface"] == 2
     assert ("version" in result["ips"][0]) == (version == "0.4.0")
-    assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.128.0.1"}]
+    assert result["routes"] == [
+        {"dst": "10.128.0.0/14", "gw": "10.128.0.1"},
+        {"dst": "0.0.0.0/0", "gw": "10.128.0.1"},
+    ]
 
     container = NsHost(box, "", host.state, host.run)
     (link,) = container.ip("link", "show", "eth0")
@@ -283,7 +301,7 @@ def test_a_fixed_address(host: NsHost, box: Path) -> None:
     [
         (["ip", "addr", "del", "10.128.0.2/24", "dev", "eth0"], "lost the address 10.128.0.2/24"),
         (["ip", "link", "set", "eth0", "down"], "is down"),
-        (["ip", "route", "del", "default"], "lost its default route by 10.128.0.1"),
+        (["ip", "route", "del", "default"], "lost its route to 0.0.0.0/0 by 10.128.0.1"),
         (["ip", "link", "set", "eth0", "address", "02:00:00:00:00:01"], "has the MAC"),
         (["ip", "link", "del", "eth0"], "eth0 is gone from the container"),
     ],
@@ -312,7 +330,7 @@ def test_check_finds_damage_on_the_host(host: NsHost, box: Path) -> None:
     other = copy.deepcopy(checked)
     other["prevResult"]["ips"][0]["address"] = "10.128.0.99/24"
     assert "prevResult does not hold the address 10.128.0.2/24" in complaint(other)
-    host.shell("nft", "flush", "map", "ip", "orc", "published")
+    host.shell("nft", "flush", "map", "inet", "orc", "published")
     assert "port 8080/tcp of this host no longer leads to 10.128.0.2" in complaint(checked)
     host.shell("ip", "link", "set", result["interfaces"][1]["name"], "nomaster")
     assert "not a port of bridge orc0" in complaint(checked)
@@ -349,7 +367,7 @@ def test_gc(host: NsHost, box: Path) -> None:
     assert host.cni("GC", valid) == (0, None)
     inside = {link["ifname"] for link in NsHost(box, "", host.state, host.run).ip("link")}
     assert inside == {"lo", "eth0"}
-    assert "8080" not in host.shell("nft", "list", "map", "ip", "orc", "published")
+    assert "8080" not in host.shell("nft", "list", "map", "inet", "orc", "published")
     assert host.cni("GC", valid) == (0, None), "twice is fine"
 
 

@@ -47,7 +47,7 @@ class Web:
     table: Table
 
     async def container(self, number: int, name: str) -> Attachment:
-        return await self.nodes[number].attach(name)
+        return await self.nodes[number].attach("n1", name)
 
     async def have(self, *services: Service) -> None:
         """Give every node the whole table."""
@@ -136,7 +136,7 @@ async def web(hosts: list[NsHost]) -> AsyncIterator[Web]:
         await made.leave()
         for number, node in enumerate(nodes):
             await node.apply(made.config(number))
-            await node.remove()
+            await node.remove("n1")
 
 
 def service(*ends: Endpoint, ports: tuple[Published, ...] = (), vip: str = VIP) -> Service:

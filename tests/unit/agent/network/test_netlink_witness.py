@@ -67,9 +67,9 @@ async def test_devices_and_peers_are_in_the_kernel_as_they_were_ordered(host: Ns
     )
     async with NodeNetwork(host.state, host.run, command=host.helper) as network:
         await network.apply(config)
-        attachment = await network.attach("c1")
+        attachment = await network.attach("net1", "c1")
         seen = await asyncio.to_thread(look, host)
-        await network.remove()
+        await network.remove("net1")
         after = await asyncio.to_thread(look, host)
 
     vxlan, bridge = seen.links["orcvx7"], seen.links["orcbr7"]

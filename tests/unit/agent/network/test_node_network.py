@@ -19,6 +19,7 @@ import pytest
 from nshosts import NsHost, reach, socket_in, wait_for
 
 from orchestrator.agent.network import (
+    Interface,
     NetworkConfig,
     NetworkError,
     NodeNetwork,
@@ -33,6 +34,11 @@ pytestmark = pytest.mark.root
 
 IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
 BEYOND = "198.51.100.1"
+NET = "net1"
+
+
+def published(*ports: PortMapping) -> Interface:
+    return Interface(ports=ports)
 
 
 def subnet(number: int) -> str:
@@ -41,7 +47,7 @@ def subnet(number: int) -> str:
 
 def config(host: NsHost, number: int, peers: tuple[Peer, ...] = ()) -> NetworkConfig:
     return NetworkConfig(
-        id="net1",
+        id=NET,
         name="default",
         vni=7,
         cluster_cidr="10.128.0.0/14",
@@ -79,7 +85,7 @@ async def cluster(hosts: list[NsHost]) -> AsyncIterator[Cluster]:
         yield made
         for number in range(3):
             await made.apply(number)
-            await networks[number].remove()
+            await networks[number].remove(NET)
 
 
 @pytest.fixture
@@ -99,9 +105,9 @@ def cables(host: NsHost) -> list[str]:
 
 async def test_containers_and_hosts_reach_each_other(cluster: Cluster) -> None:
     one, two, three = cluster.hosts
-    a = await cluster.networks[0].attach("a")
-    b = await cluster.networks[1].attach("b")
-    c = await cluster.networks[1].attach("c")
+    a = await cluster.networks[0].attach(NET, "a")
+    b = await cluster.networks[1].attach(NET, "b")
+    c = await cluster.networks[1].attach(NET, "c")
     assert (a.address, b.address, c.address) == ("10.128.0.2", "10.128.1.2", "10.128.1.3")
     assert reach(b.netns, a.netns, b.address, 80) == a.address, "over VXLAN, the source is kept"
     assert reach(a.netns, b.netns, a.address, 80) == b.address
@@ -113,7 +119,7 @@ async def test_containers_and_hosts_reach_each_other(cluster: Cluster) -> None:
 
 
 async def test_what_leaves_the_network_is_masqueraded(cluster: Cluster) -> None:
-    a = await cluster.networks[0].attach("a")
+    a = await cluster.networks[0].attach(NET, "a")
     assert reach(cluster.router.netns, a.netns, BEYOND, 80) == cluster.hosts[0].address
     assert reach(cluster.hosts[1].netns, a.netns, cluster.hosts[1].address, 80) == (
         cluster.hosts[0].address
@@ -121,8 +127,8 @@ async def test_what_leaves_the_network_is_masqueraded(cluster: Cluster) -> None:
 
 
 async def test_the_mtu_fits_the_tunnel(cluster: Cluster) -> None:
-    a = await cluster.networks[0].attach("a")
-    b = await cluster.networks[1].attach("b")
+    a = await cluster.networks[0].attach(NET, "a")
+    b = await cluster.networks[1].attach(NET, "b")
     with (
         socket_in(b.netns, socket.SOCK_DGRAM) as receiver,
         socket_in(a.netns, socket.SOCK_DGRAM) as sender,
@@ -147,10 +153,10 @@ async def test_the_mtu_fits_the_tunnel(cluster: Cluster) -> None:
 async def test_published_ports(cluster: Cluster, setting: str) -> None:
     one, two, _ = cluster.hosts
     one.shell("sysctl", "-qw", setting)
-    published = [PortMapping(8080, 80), PortMapping(8081, 81, host_ip="127.0.0.1")]
-    a = await cluster.networks[0].attach("a", published)
-    neighbour = await cluster.networks[0].attach("neighbour")
-    b = await cluster.networks[1].attach("b")
+    ports = published(PortMapping(8080, 80), PortMapping(8081, 81, host_ip="127.0.0.1"))
+    a = await cluster.networks[0].attach(NET, "a", ports)
+    neighbour = await cluster.networks[0].attach(NET, "neighbour")
+    b = await cluster.networks[1].attach(NET, "b")
     for who, client in {
         "another host": two.netns,
         "outside": cluster.router.netns,
@@ -172,7 +178,7 @@ async def test_published_ports(cluster: Cluster, setting: str) -> None:
 
 async def test_udp_ports(cluster: Cluster) -> None:
     one, two, _ = cluster.hosts
-    a = await cluster.networks[0].attach("a", [PortMapping(5300, 53, "udp")])
+    a = await cluster.networks[0].attach(NET, "a", published(PortMapping(5300, 53, "udp")))
     with (
         socket_in(a.netns, socket.SOCK_DGRAM) as server,
         socket_in(two.netns, socket.SOCK_DGRAM) as client,
@@ -191,7 +197,7 @@ async def test_a_udp_client_that_never_stops_follows_the_port(cluster: Cluster) 
     with socket_in(two.netns, socket.SOCK_DGRAM) as client:
         client.sendto(b"too early", (one.address, 5300))
         for name in ("first", "second"):
-            serving = await network.attach(name, [PortMapping(5300, 53, "udp")])
+            serving = await network.attach(NET, name, published(PortMapping(5300, 53, "udp")))
             with socket_in(serving.netns, socket.SOCK_DGRAM) as server:
                 server.bind(("0.0.0.0", 53))
                 client.sendto(name.encode(), (one.address, 5300))
@@ -203,41 +209,41 @@ async def test_a_udp_client_that_never_stops_follows_the_port(cluster: Cluster) 
 
 
 async def test_attach_again_is_the_same(single: NodeNetwork, host: NsHost) -> None:
-    first = await single.attach("a", [PortMapping(80, 80)])
+    first = await single.attach(NET, "a", published(PortMapping(80, 80)))
     assert namespaces.exists(first.netns)
-    assert await single.attach("a", [PortMapping(80, 80)]) == first
+    assert await single.attach(NET, "a", published(PortMapping(80, 80))) == first
     assert len(cables(host)) == 1
-    await single.check("a")
-    moved = await single.attach("a", [PortMapping(81, 80)])
+    await single.check(NET, "a")
+    moved = await single.attach(NET, "a", published(PortMapping(81, 80)))
     assert moved.address == first.address
-    listed = host.shell("nft", "list", "map", "ip", "orc", "published")
+    listed = host.shell("nft", "list", "map", "inet", "orc", "published")
     assert "tcp . 81" in listed
     assert "tcp . 80 :" not in listed
 
 
 async def test_attach_after_half_a_detach(single: NodeNetwork, host: NsHost) -> None:
-    a = await single.attach("a")
+    a = await single.attach(NET, "a")
     (end,) = cables(host)
     host.shell("bridge", "link", "set", "dev", end, "state", "0", "learning", "off")
     NsHost(Path(a.netns), "", host.state, host.run).shell("ip", "addr", "flush", "dev", "eth0")
-    assert await single.attach("a") == a
+    assert await single.attach(NET, "a") == a
     assert reach(a.netns, host.netns, a.address, 80) == "10.128.0.1"
 
 
 async def test_detach_leaves_nothing(single: NodeNetwork, host: NsHost) -> None:
-    a = await single.attach("a", [PortMapping(80, 80)])
+    a = await single.attach(NET, "a", published(PortMapping(80, 80)))
     await single.detach("a")
     assert not namespaces.exists(a.netns)
     wait_for(lambda: not cables(host))
-    assert "tcp . 80" not in host.shell("nft", "list", "map", "ip", "orc", "published")
+    assert "tcp . 80" not in host.shell("nft", "list", "map", "inet", "orc", "published")
     await single.detach("a")
     await single.detach("never-was")
     with pytest.raises(NetworkError, match="container a has no address"):
-        await single.check("a")
+        await single.check(NET, "a")
 
 
 async def test_a_stray_process_cannot_use_the_address(single: NodeNetwork, host: NsHost) -> None:
-    a = await single.attach("a")
+    a = await single.attach(NET, "a")
     with socket_in(a.netns) as stray:  # holds the namespace
         stray.bind((a.address, 80))
         stray.listen()
@@ -252,9 +258,9 @@ async def test_a_stray_process_cannot_use_the_address(single: NodeNetwork, host:
 
 async def test_a_stopped_container_is_connected_again(single: NodeNetwork, host: NsHost) -> None:
     for _ in range(3):
-        a = await single.attach("a")
+        a = await single.attach(NET, "a")
         await single.detach("a")
-    a = await single.attach("a")
+    a = await single.attach(NET, "a")
     assert a.address == "10.128.0.5"
     assert reach(a.netns, host.netns, a.address, 80) == "10.128.0.1"
 
@@ -264,37 +270,37 @@ async def test_an_address_is_usable_the_moment_it_is_reused(host: NsHost) -> Non
     async with node(host) as network:
         await network.apply(small)
         for number in range(4):
-            await network.attach(f"c{number}")
+            await network.attach(NET, f"c{number}")
         for number in range(5):
-            last = await network.attach(f"last{number}")
+            last = await network.attach(NET, f"last{number}")
             assert last.address == "10.128.0.6"
             assert reach(last.netns, host.netns, last.address, 80) == "10.128.0.1"
             if number == 4:
                 with pytest.raises(NetworkError, match="all 5 addresses"):
-                    await network.attach("one-too-many")
+                    await network.attach(NET, "one-too-many")
             await network.detach(f"last{number}")
 
 
 async def test_a_port_in_use(single: NodeNetwork, host: NsHost) -> None:
-    await single.attach("a", [PortMapping(80, 80)])
+    await single.attach(NET, "a", published(PortMapping(80, 80)))
     with pytest.raises(NetworkError, match=r"port 80/tcp .* by container a") as caught:
-        await single.attach("b", [PortMapping(80, 8080)])
+        await single.attach(NET, "b", published(PortMapping(80, 8080)))
     assert caught.value.code == Code.PORT_IN_USE
     assert not (host.run / "netns" / "b").exists(), "rolled back"
     assert len(cables(host)) == 1
     with pytest.raises(NetworkError, match="protocol 'icmp'"):
-        await single.attach("b", [PortMapping(81, 81, "icmp")])
+        await single.attach(NET, "b", published(PortMapping(81, 81, "icmp")))
 
 
 async def test_collect(single: NodeNetwork, host: NsHost) -> None:
-    keep = await single.attach("keep", [PortMapping(80, 80)])
-    gone = await single.attach("gone", [PortMapping(81, 80)])
+    keep = await single.attach(NET, "keep", published(PortMapping(80, 80)))
+    gone = await single.attach(NET, "gone", published(PortMapping(81, 80)))
     host.shell("ip", "link", "add", "orcvstray", "type", "veth")
     host.shell("ip", "link", "set", "orcvstray", "master", "orcbr7")
     await single.collect(["keep"])
     assert not namespaces.exists(gone.netns)
     assert len(cables(host)) == 1
-    listed = host.shell("nft", "list", "map", "ip", "orc", "published")
+    listed = host.shell("nft", "list", "map", "inet", "orc", "published")
     assert "tcp . 80" in listed
     assert "tcp . 81" not in listed
     assert reach(keep.netns, host.netns, keep.address, 80)
@@ -302,26 +308,26 @@ async def test_collect(single: NodeNetwork, host: NsHost) -> None:
 
 async def test_collecting_many(single: NodeNetwork, host: NsHost) -> None:
     for number in range(30):
-        await single.attach(f"c{number}", [PortMapping(1000 + number, 80)])
+        await single.attach(NET, f"c{number}", published(PortMapping(1000 + number, 80)))
     host.shell("ip", "link", "set", cables(host)[0], "nomaster")
     await single.collect(["c7"])
     assert len(cables(host)) == 1
-    await single.check("c7")
+    await single.check(NET, "c7")
     await single.collect([])
     assert cables(host) == []
-    assert host.shell("nft", "list", "map", "ip", "orc", "published").count("tcp . ") == 0
+    assert host.shell("nft", "list", "map", "inet", "orc", "published").count("tcp . ") == 0
 
 
 async def test_after_a_reboot_leases_are_collected(single: NodeNetwork, host: NsHost) -> None:
-    a = await single.attach("a")
+    a = await single.attach(NET, "a")
     # A reboot empties the run folder and the kernel, and keeps the state folder.
     host.shell("ip", "link", "del", "orcbr7")
     namespaces.remove(Path(a.netns))
     await single.apply(config(host, 0))
     await single.collect([])
-    await single.attach("b")
+    await single.attach(NET, "b")
     with pytest.raises(NetworkError):
-        await single.check("a")
+        await single.check(NET, "a")
 
 
 # -- level-triggered -----------------------------------------------------------------------------
@@ -329,8 +335,8 @@ async def test_after_a_reboot_leases_are_collected(single: NodeNetwork, host: Ns
 
 async def test_what_is_removed_by_hand_comes_back(cluster: Cluster) -> None:
     one = cluster.hosts[0]
-    a = await cluster.networks[0].attach("a", [PortMapping(8080, 80)])
-    b = await cluster.networks[1].attach("b")
+    a = await cluster.networks[0].attach(NET, "a", published(PortMapping(8080, 80)))
+    b = await cluster.networks[1].attach(NET, "b")
     for damage in (
         ["ip", "route", "del", subnet(1)],
         ["ip", "neigh", "del", "10.128.1.0", "dev", "orcvx7"],
@@ -338,7 +344,7 @@ async def test_what_is_removed_by_hand_comes_back(cluster: Cluster) -> None:
         ["ip", "neigh", "replace", "10.128.1.0", "lladdr", "02:00:00:00:00:01", "dev", "orcvx7"],
         ["ip", "link", "set", "orcvx7", "down"],
         ["ip", "link", "del", "orcvx7"],
-        ["nft", "delete", "table", "ip", "orc"],
+        ["nft", "delete", "table", "inet", "orc"],
         ["ip", "addr", "flush", "dev", "orcbr7"],
         ["sysctl", "-qw", "net.ipv4.ip_forward=0"],
     ):
@@ -373,13 +379,13 @@ async def test_peers_come_and_go(cluster: Cluster) -> None:
 
 
 async def test_a_moved_peer_is_followed(cluster: Cluster) -> None:
-    a = await cluster.networks[0].attach("a")
+    a = await cluster.networks[0].attach(NET, "a")
     two, three = cluster.hosts[1:]
-    await cluster.networks[2].remove()
+    await cluster.networks[2].remove(NET)
     moved = (cluster.peers[0], Peer(subnet(1), three.address))
-    await cluster.networks[1].remove()
+    await cluster.networks[1].remove(NET)
     await cluster.networks[2].apply(config(three, 1, moved))
-    b = await cluster.networks[2].attach("b")
+    b = await cluster.networks[2].attach(NET, "b")
     await cluster.apply(0, moved)
     assert b.address == "10.128.1.2"
     assert reach(b.netns, a.netns, b.address, 80) == a.address
@@ -402,18 +408,18 @@ async def test_a_different_device_is_made_anew(cluster: Cluster) -> None:
 
 async def test_a_missing_bridge_is_mended_by_attach(single: NodeNetwork, host: NsHost) -> None:
     host.shell("ip", "link", "del", "orcbr7")
-    a = await single.attach("a")
+    a = await single.attach(NET, "a")
     assert reach(a.netns, host.netns, a.address, 80) == "10.128.0.1"
 
 
 async def test_foreign_rules_are_untouched(single: NodeNetwork, host: NsHost) -> None:
     foreign = "table ip foreign {\n\tchain c {\n\t\ttcp dport 1 accept\n\t}\n}\n"
     host.shell("nft", "-f", "-", stdin=foreign)
-    await single.attach("a", [PortMapping(80, 80)])
+    await single.attach(NET, "a", published(PortMapping(80, 80)))
     await single.apply(config(host, 0))
     await single.collect([])
     assert host.shell("nft", "list", "table", "ip", "foreign") == foreign
-    await single.remove()
+    await single.remove(NET)
     assert host.shell("nft", "list", "ruleset") == foreign
     assert [link["ifname"] for link in host.ip("link")] == ["lo", "uplink"]
 
@@ -426,7 +432,9 @@ async def test_a_killed_helper_leaks_and_doubles_nothing(single: NodeNetwork, ho
     for number in range(40):
         name = f"c{number}"
         async with asyncio.TaskGroup() as group:
-            adding = group.create_task(single.attach(name, [PortMapping(1000 + number, 80)]))
+            adding = group.create_task(
+                single.attach(NET, name, published(PortMapping(1000 + number, 80)))
+            )
             if number % 2:
                 # At a different point of each attachment.
                 await asyncio.sleep(number * 0.00008)
@@ -440,8 +448,8 @@ async def test_a_killed_helper_leaks_and_doubles_nothing(single: NodeNetwork, ho
     assert len(cables(host)) == len(kept)
     assert sorted(path.name for path in (host.run / "netns").iterdir()) == sorted(kept)
     for name in kept:
-        await single.check(name)
-    listed = host.shell("nft", "list", "map", "ip", "orc", "published")
+        await single.check(NET, name)
+    listed = host.shell("nft", "list", "map", "inet", "orc", "published")
     assert listed.count("tcp . ") == len(kept)
     await single.collect([])
     assert cables(host) == []
@@ -451,14 +459,14 @@ async def test_a_cancelled_caller_disturbs_nobody(single: NodeNetwork) -> None:
     for number in range(10):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.0005):
-                await single.attach(f"cancelled{number}")
-        attached = await single.attach(f"c{number}")
+                await single.attach(NET, f"cancelled{number}")
+        attached = await single.attach(NET, f"c{number}")
         assert attached.container_id in attached.netns
 
 
 async def test_many_at_once(single: NodeNetwork, host: NsHost) -> None:
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(single.attach(f"c{number}")) for number in range(50)]
+        tasks = [group.create_task(single.attach(NET, f"c{number}")) for number in range(50)]
     assert len({task.result().address for task in tasks}) == 50
     assert len(cables(host)) == 50
 
@@ -490,8 +498,8 @@ def test_the_helper_leaves_with_its_agent(host: NsHost) -> None:
 
 async def test_before_the_first_configuration(host: NsHost) -> None:
     async with node(host) as network:
-        with pytest.raises(NetworkError, match="no network yet"):
-            await network.attach("a")
+        with pytest.raises(NetworkError, match="not got the network yet"):
+            await network.attach(NET, "a")
 
 
 def test_the_agent_stays_free_of_netlink() -> None:

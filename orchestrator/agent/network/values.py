@@ -1,0 +1,181 @@
+"""What goes into `NodeNetwork` and what comes out of it, and the way to the helper: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+CNI_VERSION = "1.1.0"
+NAME_LIMIT = 15  # of an interface
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another node of the network: its parts (`subnet` "10.128.3.0/24"), its underlay `address`.
+
+    `addresses` are those of its containers that are not of its parts, in both families.
+    """
+
+    subnet: str
+    address: str
+    subnet6: str = ""
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """A network as this node is to have it.
+
+    `vni` 0 is a network of this node alone, with `subnet` all of it; else `subnet` is this node's
+    part of `cluster_cidr`, and `subnet6` of `cluster_cidr6`, both empty where it has no IPv6.
+    `mtu` in bytes, 0 derives it from the interface that has `node_address`, less the overhead of
+    VXLAN. `peers` may name this node too. `gateway` is this node's address in `subnet`, empty for
+    the first. Addresses are given out of `ip_range`, empty for all of `subnet`, but not those that
+    are `reserved`: only who asks for such a one gets it. `internal`: there is no way out, nor in.
+    """
+
+    id: str
+    name: str
+    vni: int
+    cluster_cidr: str
+    subnet: str
+    mtu: int
+    node_address: str
+    peers: tuple[Peer, ...] = ()
+    subnet6: str = ""
+    cluster_cidr6: str = ""
+    gateway: str = ""
+    ip_range: str = ""
+    reserved: tuple[str, ...] = ()
+    internal: bool = False
+
+    @property
+    def bridge(self) -> str:
+        """The name of its bridge on this node."""
+        return f"orcbr{self.vni}" if self.vni else f"orcbr-{self.id}"[:NAME_LIMIT]
+
+    @property
+    def device(self) -> str:
+        """The name of its tunnel device on this node; empty if it has none."""
+        return f"orcvx{self.vni}" if self.vni else ""
+
+
+@dataclass(frozen=True, slots=True)
+class PortMapping:
+    """`host_port` of this node leads to `container_port`; an empty `host_ip` is any address."""
+
+    host_port: int
+    container_port: int
+    protocol: str = "tcp"
+    host_ip: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """What a container is to have in a network.
+
+    `ip`, `ip6` and `mac` are chosen where they are empty. Its way out is by the network if
+    `default_route` and the network has one; of several that have it, the one attached last.
+    """
+
+    ifname: str = "eth0"
+    ip: str = ""
+    ip6: str = ""
+    mac: str = ""
+    default_route: bool = True
+    ports: tuple[PortMapping, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A container that is connected to a network.
+
+    `netns` is the path of its network namespace, `address` and `address6` are its IPs without
+    prefix length (`address6` empty where the network has no IPv6), `result` is the CNI result.
+    """
+
+    container_id: str
+    netns: str
+    network: str
+    address: str
+    gateway: str
+    mac: str
+    ifname: str
+    result: Mapping[str, Any]
+    address6: str = ""
+
+
+def network_document(config: NetworkConfig, *, with_peers: bool = False) -> dict[str, Any]:
+    """The configuration as the helper reads it; only `apply` needs a thousand peers."""
+    document: dict[str, Any] = {
+        "cniVersion": CNI_VERSION,
+        "name": config.id,
+        "bridge": config.bridge,
+        "subnet": config.subnet,
+        "clusterCIDR": config.cluster_cidr,
+        "subnet6": config.subnet6,
+        "clusterCIDR6": config.cluster_cidr6,
+        "gateway": config.gateway,
+        "ipRange": config.ip_range,
+        "reserved": list(config.reserved),
+        "internal": config.internal,
+        "mtu": config.mtu,
+    }
+    if config.vni:
+        document |= {
+            "vni": config.vni,
+            "vxlan": config.device,
+            "nodeAddress": config.node_address,
+        }
+    if with_peers:
+        document["peers"] = [
+            {
+                "subnet": peer.subnet,
+                "subnet6": peer.subnet6,
+                "address": peer.address,
+                "addresses": list(peer.addresses),
+            }
+            for peer in config.peers
+        ]
+    return document
+
+
+def attachment_document(config: NetworkConfig, interface: Interface) -> dict[str, Any]:
+    """The configuration with what an attachment asks for."""
+    return network_document(config) | {
+        "defaultRoute": interface.default_route,
+        "runtimeConfig": {
+            "ips": [one for one in (interface.ip, interface.ip6) if one],
+            "mac": interface.mac,
+            "portMappings": [
+                {
+                    "hostPort": port.host_port,
+                    "containerPort": port.container_port,
+                    "protocol": port.protocol,
+                    "hostIP": port.host_ip,
+                }
+                for port in interface.ports
+            ],
+        },
+    }
+
+
+def attachment_of(
+    container_id: str, config: NetworkConfig, result: Mapping[str, Any]
+) -> Attachment:
+    """A CNI result as an attachment."""
+    inside = result["interfaces"][-1]
+    given = result["ips"]
+    addresses = [entry["address"].partition("/")[0] for entry in given]
+    return Attachment(
+        container_id=container_id,
+        netns=inside["sandbox"],
+        network=config.id,
+        address=addresses[0],
+        address6=addresses[1] if len(addresses) > 1 else "",
+        gateway=given[0]["gateway"],
+        mac=inside["mac"],
+        ifname=inside["name"],
+        result=result,
+    )

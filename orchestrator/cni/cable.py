@@ -1,0 +1,276 @@
+"""The cable of one attachment: a veth pair from the network's bridge into a container.
+
+Containers send everything through their host, which routes: to the neighbour on the same bridge as
+to a container of another host. So one set of rules sees every packet (policies, translation of
+services' addresses, isolation), and none can be by-passed by a frame. The bridge's ports are
+therefore isolated from each other, but where bridged packets pass the rules anyway (br_netfilter),
+since the kernel then hands a translated packet to the neighbour's port without routing it.
+
+Who has which address is stated, on both ends and for good: nobody asks by ARP or neighbour
+discovery, so nobody can give a false answer, and the first packet need not wait for one.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+
+from . import namespaces, netlink, peers, routing
+from .errors import CniError, Code
+from .netlink import Address, Interface, Link, Network, VethPair
+from .routing import RouteEntry
+from .rtnetlink import NetlinkError, Request, RouteSocket
+
+VETH_PREFIX = "orcv"
+ANYWHERE: dict[int, Network] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+BRIDGED_PASS_RULES = (
+    Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
+    Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An address of the attachment: in which network, and by which address of the host.
+
+    `local` says whether it is of this host's part; else the host has a route to it alone.
+    """
+
+    address: Interface
+    gateway: Address
+    network: Network
+    local: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cable:
+    """One attachment of a container: identity, and what its interface is to be."""
+
+    container_id: str
+    ifname: str
+    mac: str
+    places: tuple[Place, ...]
+    default_route: bool = True
+
+    @property
+    def host(self) -> str:
+        """The name of the end on the bridge."""
+        return veth_name(self.container_id, self.ifname)
+
+    @property
+    def label(self) -> str:
+        """What an operator sees at the end on the bridge (`ip link`: alias)."""
+        return f"{self.container_id}/{self.ifname}"
+
+    @property
+    def addresses(self) -> list[Interface]:
+        """The addresses inside."""
+        return [place.address for place in self.places]
+
+    @property
+    def routes(self) -> list[RouteEntry]:
+        """The routes inside; what a later one goes by comes before it."""
+        found = []
+        for place in self.places:
+            found.append(RouteEntry(ip_network(place.gateway), None))
+            found.append(RouteEntry(place.network, place.gateway))
+            if self.default_route:
+                found.append(RouteEntry(ANYWHERE[place.gateway.version], place.gateway))
+        return found
+
+    @property
+    def host_routes(self) -> list[RouteEntry]:
+        """The host's routes by the bridge to addresses that are not of its part."""
+        return [
+            RouteEntry(ip_network(place.address.ip), None, place.gateway)
+            for place in self.places
+            if not place.local
+        ]
+
+    @property
+    def neighbours(self) -> list[tuple[Address, str]]:
+        """What the host knows by the bridge."""
+        return [(place.address.ip, self.mac) for place in self.places]
+
+
+def veth_name(container_id: str, ifname: str) -> str:
+    """The end on the bridge of an attachment: `orcv` and 44 bits of a hash, 15 characters.
+
+    FNV-1a (RFC 9923), since `hashlib` brings libcrypto: 5 MB of memory for a name.
+    """
+    value = 0xCBF29CE484222325
+    for byte in f"{container_id}/{ifname}".encode():
+        value = (value ^ byte) * 0x100000001B3 % (1 << 64)
+    return VETH_PREFIX + f"{value:016x}"[: netlink.NAME_LIMIT - len(VETH_PREFIX)]
+
+
+def isolated() -> bool:
+    """Whether the ports of a bridge are to be isolated: bridged packets pass no rules."""
+    return not any(_switched_on(path) for path in BRIDGED_PASS_RULES)
+
+
+def _switched_on(path: Path) -> bool:
+    try:
+        return path.read_text().strip() != "0"
+    except OSError:  # the kernel has no br_netfilter, or has not loaded it
+        return False
+
+
+def connect(sock: RouteSocket, bridge: Link, cable: Cable, namespace: int) -> Link:
+    """Lay the cable into the namespace (a descriptor); return the end on the bridge.
+
+    Laying it again mends and keeps it. If anything fails, neither end remains.
+    """
+    pair = VethPair(
+        host=cable.host,
+        master=bridge.index,
+        inside=cable.ifname,
+        inside_mac=cable.mac,
+        mtu=bridge.mtu,
+    )
+    with namespaces.route_socket(namespace) as within:
+        kept = False
+        try:
+            netlink.create_veth(sock, pair, namespace)
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            kept = _take_over(sock, within, pair, namespace)
+        try:
+            _configure(within, cable, bridge, kept=kept)
+            host = netlink.get_link(sock, cable.host)
+            if host is None:
+                raise vanished(cable.host)
+            sock.execute(
+                netlink.port_request(host.index, cable.label, isolated=isolated()),
+                *_announcements(bridge.index, cable),
+            )
+        except BaseException:
+            disconnect(sock, cable.host)
+            raise
+    return host
+
+
+def vanished(name: str) -> CniError:
+    """Somebody removed an interface while it was being made."""
+    return CniError(Code.TRY_AGAIN_LATER, f"interface {name} vanished while being made")
+
+
+def _announcements(bridge: int, cable: Cable) -> list[Request]:
+    """What tells the host where the container is."""
+    return [
+        *(routing.neighbour_request(bridge, one, mac) for one, mac in cable.neighbours),
+        *(routing.route_request(bridge, route) for route in cable.host_routes),
+    ]
+
+
+def _take_over(sock: RouteSocket, within: RouteSocket, pair: VethPair, namespace: int) -> bool:
+    """One end exists. If both are ours, keep them; if only the host's end, lay a new cable."""
+    host = netlink.get_link(sock, pair.host)
+    inside = netlink.get_link(within, pair.inside)
+    if inside is not None:
+        if host is None or host.peer != inside.index:
+            raise CniError(
+                Code.INTERFACE_IN_USE,
+                f"the container already has an interface {pair.inside} that is not from here:"
+                " choose another CNI_IFNAME or remove it",
+            )
+        within.execute(netlink.link_request(inside.index, mac=pair.inside_mac))
+        sock.execute(netlink.link_request(host.index, mtu=pair.mtu, master=pair.master))
+        return True
+    if host is not None:
+        netlink.delete_link(sock, host.index)
+    netlink.create_veth(sock, pair, namespace)
+    return False
+
+
+def _configure(within: RouteSocket, cable: Cable, bridge: Link, *, kept: bool) -> None:
+    inside = netlink.get_link(within, cable.ifname)
+    if inside is None:
+        raise vanished(cable.ifname)
+    index = inside.index
+    if kept:
+        netlink.ensure_addresses(within, index, cable.addresses, alone=True)
+        stale = set(routing.routes(within, index)) - set(cable.routes)
+        within.attempt([routing.route_request(index, route, remove=True) for route in stale])
+    within.execute(
+        netlink.link_request(netlink.LOOPBACK),
+        *(netlink.address_request(index, one, alone=True) for one in cable.addresses),
+        netlink.link_request(index, mtu=bridge.mtu),
+        *(routing.neighbour_request(index, place.gateway, bridge.mac) for place in cable.places),
+        *(routing.route_request(index, route) for route in cable.routes),
+    )
+
+
+def disconnect(sock: RouteSocket, host: str) -> bool:
+    """Cut the cable whose end on the bridge has that name; False if there is none."""
+    link = netlink.get_link(sock, host)
+    return link is not None and netlink.delete_link(sock, link.index)
+
+
+def abandon(sock: RouteSocket, cable: Cable, namespace: int) -> None:
+    """Silence a cable whose namespace is about to go, and the cable with it.
+
+    Cutting it would wait for all of the kernel's readers, 30 ms each time; the kernel removes the
+    devices of dead namespaces by itself, many at once. Until then, and for as long as a stray
+    process holds the namespace, nothing may answer at the address, which is free from now on, nor
+    make the bridge believe that the address' MAC is still there.
+    """
+    with namespaces.route_socket(namespace) as within:
+        inside = netlink.get_link(within, cable.ifname)
+        if inside is not None:
+            netlink.ensure_addresses(within, inside.index, ())
+    link = netlink.get_link(sock, cable.host)
+    if link is not None:
+        mute = netlink.mute_request(link.index)
+        # Refused if a hand has unplugged the cable, or if nothing was learned: both are fine.
+        sock.attempt([mute, routing.forget_request(link.index, cable.mac)])
+
+
+def withdraw(sock: RouteSocket, bridge: int, cable: Cable) -> None:
+    """Have the host not look for the container by the bridge (an index) any more."""
+    sock.attempt(
+        [
+            *(
+                routing.neighbour_request(bridge, one, mac, remove=True)
+                for one, mac in cable.neighbours
+            ),
+            *(routing.route_request(bridge, route, remove=True) for route in cable.host_routes),
+        ]
+    )
+
+
+def deviation(sock: RouteSocket, within: RouteSocket, bridge: str, cable: Cable) -> str:
+    """What of the cable is not as it was laid, in words; empty if all is."""
+    link = netlink.get_link(sock, bridge)
+    host = netlink.get_link(sock, cable.host)
+    inside = netlink.get_link(within, cable.ifname)
+    if link is None:
+        return f"bridge {bridge} is gone"
+    if inside is None:
+        return f"interface {cable.ifname} is gone from the container"
+    if host is None or host.peer != inside.index:
+        return f"interface {cable.host} of the container's cable is gone from the host"
+    if host.master != link.index:
+        return f"interface {cable.host} is not a port of bridge {bridge}"
+    if not host.up or not inside.up:
+        return f"interface {cable.ifname} or its other end {cable.host} is down"
+    if inside.mac != cable.mac:
+        return f"interface {cable.ifname} has the MAC {inside.mac} instead of {cable.mac}"
+    present = netlink.addresses(within, inside.index)
+    for address in cable.addresses:
+        if (inside.index, address) not in present:
+            return f"interface {cable.ifname} has lost the address {address}"
+    ways = {(way.destination, way.gateway) for way in routing.routes(within, inside.index)}
+    for route in cable.routes:
+        if (route.destination, route.gateway) not in ways:
+            by = f" by {route.gateway}" if route.gateway else ""
+            return f"the container has lost its route to {route.destination}{by}"
+    return ""
+
+
+def derived_mac(address: IPv4Address) -> str:
+    """The MAC inside, unless one was asked for: it follows the IPv4 address."""
+    return peers.derived_mac("c", address)

@@ -1,0 +1,148 @@
+"""Which packets of a network go where: the table `inet orc`, ours alone.
+
+Between networks    what is for a network's containers comes from the network itself, from this
+                    host, or by a published port; all else that another network's container or a
+                    stranger sends there is dropped. A network that is `internal` has no exception.
+To the outside      what leaves a network takes the host's address (masquerade).
+To itself           a container that reaches itself by a translated address (a published port, a
+                    service) would get a packet from its own address, and drop it: it gets the
+                    host's. Each container's pair of addresses is in the sets `itself4`, `itself6`.
+Redirects           none is sent: packets between neighbours pass this host on purpose.
+Loopback            route_localnet makes 127.0.0.1 reachable through the bridge's device, which
+                    published ports need and containers must not use (cf. CVE-2020-8558).
+
+Networks are elements of sets, so a packet's way costs the same with one network and with a hundred;
+only the first packet of a connection passes each network's chain of masquerading.
+Rules that others made are in tables of their own and never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .config import NetConf
+from .netlink import Address
+from .nft import Nftables, NftError, failed
+
+TABLE = "inet orc"
+GONE = "No such file or directory"
+
+BASE = f"""
+add table {TABLE}
+add set {TABLE} members {{ type ifname; }}
+add set {TABLE} internal {{ type ifname; }}
+add set {TABLE} ways {{ type ifname . ifname; }}
+add set {TABLE} itself4 {{ type ipv4_addr . ipv4_addr; }}
+add set {TABLE} itself6 {{ type ipv6_addr . ipv6_addr; }}
+add chain {TABLE} forward {{ type filter hook forward priority filter; }}
+add chain {TABLE} input {{ type filter hook input priority filter; }}
+add chain {TABLE} output {{ type filter hook output priority filter; }}
+add chain {TABLE} guard {{ type filter hook prerouting priority raw; }}
+add chain {TABLE} hairpin {{ type nat hook postrouting priority srcnat; }}
+flush chain {TABLE} forward
+flush chain {TABLE} input
+flush chain {TABLE} output
+flush chain {TABLE} guard
+flush chain {TABLE} hairpin
+add rule {TABLE} forward ct state established,related accept
+add rule {TABLE} forward iifname . oifname @ways accept
+add rule {TABLE} forward iifname @internal reject with icmpx admin-prohibited
+add rule {TABLE} forward oifname @internal drop
+add rule {TABLE} forward ct status dnat accept
+add rule {TABLE} forward oifname @members drop
+add rule {TABLE} input ct state established,related accept
+add rule {TABLE} input iifname != @internal accept
+add rule {TABLE} input meta l4proto {{ icmp, icmpv6 }} accept
+add rule {TABLE} input meta l4proto {{ tcp, udp }} th dport 53 accept
+add rule {TABLE} input reject with icmpx admin-prohibited
+add rule {TABLE} output oifname @members icmp type redirect drop
+add rule {TABLE} output oifname @members icmpv6 type nd-redirect drop
+add rule {TABLE} guard iifname @members ip daddr 127.0.0.0/8 drop
+add rule {TABLE} hairpin ip saddr . ip daddr @itself4 masquerade
+add rule {TABLE} hairpin ip6 saddr . ip6 daddr @itself6 masquerade
+"""
+
+
+def _devices(conf: NetConf) -> list[str]:
+    return [conf.bridge, *([conf.overlay.device] if conf.overlay else [])]
+
+
+def _elements(conf: NetConf) -> dict[str, list[str]]:
+    """What of the network is in which set."""
+    names = [f'"{name}"' for name in _devices(conf)]
+    ways = [f"{one} . {two}" for one in names for two in names]
+    return {"members": names, "ways": ways, "internal": names if conf.internal else []}
+
+
+def _network(conf: NetConf) -> str:
+    out = f"{TABLE} masquerade_{conf.bridge}"
+    names = ", ".join(f'"{name}"' for name in _devices(conf))
+    script = ""
+    for name, elements in _elements(conf).items():
+        if elements:
+            script += f"add element {TABLE} {name} {{ {', '.join(elements)} }}\n"
+    if not conf.internal:
+        # Added first, since it may not be there.
+        script += f"add element {TABLE} internal {{ {names} }}\n"
+        script += f"delete element {TABLE} internal {{ {names} }}\n"
+    script += f"add chain {out} {{ type nat hook postrouting priority srcnat; }}\n"
+    script += f"flush chain {out}\n"
+    script += f'add rule {out} oifname "{conf.bridge}" ip saddr 127.0.0.0/8 masquerade\n'
+    if conf.masquerade:
+        # Only what came from this host's bridge: another host's packets come here masqueraded.
+        inside = f"{{ {conf.cluster}, 224.0.0.0/4, 255.255.255.255 }}"
+        script += (
+            f"add rule {out} oifname != {{ {names} }} ip saddr {conf.cluster}"
+            f' iifname "{conf.bridge}" ip daddr != {inside} masquerade\n'
+        )
+        if conf.ipv6 is not None:
+            script += (
+                f"add rule {out} oifname != {{ {names} }} ip6 saddr {conf.ipv6.cluster}"
+                f' iifname "{conf.bridge}" ip6 daddr != {{ {conf.ipv6.cluster}, fe80::/10,'
+                " ff00::/8 } masquerade\n"
+            )
+    return script
+
+
+def script(conf: NetConf) -> str:
+    """What has the table and one network's part of it; what is there already stays."""
+    return BASE + _network(conf)
+
+
+def _itself(addresses: Iterable[Address]) -> list[tuple[str, str]]:
+    return [(f"itself{one.version}", f"{one} . {one}") for one in addresses]
+
+
+def admit(addresses: Iterable[Address]) -> str:
+    """The script that lets containers of these addresses reach themselves."""
+    return "".join(f"add element {TABLE} {name} {{ {key} }}\n" for name, key in _itself(addresses))
+
+
+def dismiss(addresses: Iterable[Address]) -> str:
+    """The reverse of `admit`; what is not there is fine."""
+    return "".join(
+        f"{verb} element {TABLE} {name} {{ {key} }}\n"
+        for name, key in _itself(addresses)
+        for verb in ("add", "delete")
+    )
+
+
+def remove(nft: Nftables, conf: NetConf, *, last: bool) -> None:
+    """Remove a network's part; with the `last` one goes the table."""
+    scripts = [f"delete table {TABLE}\n"]
+    if not last:
+        scripts = [
+            "".join(
+                f"{verb} element {TABLE} {name} {{ {', '.join(elements)} }}\n"
+                for name, elements in _elements(conf).items()
+                if elements
+                for verb in ("add", "delete")
+            ),
+            f"delete chain {TABLE} masquerade_{conf.bridge}\n",
+        ]
+    for one in scripts:
+        try:
+            nft.run(one)
+        except NftError as error:
+            if GONE not in str(error):
+                raise failed("nftables rules", error) from error

@@ -105,7 +105,9 @@ async def test_a_container_waits_for_the_network() -> None:
         networks.order(order())
         ports = [PortSpec(8080, 80), PortSpec(53, 53, Protocol.UDP)]
         attached = group.create_task(networks.attach("c", ports))
-        assert await attached == Connected(Path("/run/netns/c"), {"orc": "10.128.1.2"})
+        assert await attached == Connected(
+            Path("/run/netns/c"), {"orc": "10.128.1.2"}, ("10.128.1.1",)
+        )
         assert node.collected
         assert node.ports == [PortMapping(8080, 80, "tcp"), PortMapping(53, 53, "udp")]
 

@@ -12,6 +12,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 from types import TracebackType
@@ -90,7 +91,8 @@ class NameServerProcess:
         while link is None or link.version != VERSION:
             if link is not None:
                 log.info("replacing a name server of version %s", link.version)
-                await link.ask({"end": True})
+                with suppress(EOFError):
+                    await link.ask({"end": True})
             await self._start()
             link = await self._reach()
         link.lost = self._lost

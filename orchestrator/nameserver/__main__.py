@@ -3,7 +3,8 @@
 SOCKET is a path at which an agent connects. It is greeted with a line `{"version": …}`; each line
 that it sends is a table (`table`), and the answer is `{"revision": …}` once names are answered by
 it, or `{"error": …}`; with `{"behind": true}` if the table that it changes is not here. The line
-`{"end": true}` ends the process: another version is to take its place.
+`{"end": true}` ends the process: another version is to take its place. The process's
+id stands in the file beside SOCKET that ends in `.lock`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from .server import NameServer
 from .table import parse
@@ -79,17 +82,28 @@ async def _say(writer: asyncio.StreamWriter, what: dict[str, object]) -> None:
 
 async def serve(sock: socket.socket) -> None:
     """Serve names, and orders that come by a listening socket, until ended."""
+    running: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as group:
-        server = NameServer(HostServers(), group.create_task)
+
+        def spawn(work: Coroutine[Any, Any, None]) -> None:
+            task = group.create_task(work)
+            running.add(task)
+            task.add_done_callback(running.discard)
+
+        server = NameServer(HostServers(), spawn)
         desk = _Desk(server)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, desk.ended.set)
-        orders = await asyncio.start_unix_server(desk.serve, sock=sock, limit=_LINE_LIMIT)
+        orders = await asyncio.start_unix_server(
+            lambda reader, writer: spawn(desk.serve(reader, writer)), sock=sock, limit=_LINE_LIMIT
+        )
         try:
             await desk.ended.wait()
         finally:
             orders.close()
             server.close()
+            for task in running:
+                task.cancel()
 
 
 def main() -> int:
@@ -102,6 +116,8 @@ def main() -> int:
     except BlockingIOError:
         log.warning("another name server runs at %s", path)
         return 1
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as sock:
         os.umask(0o077)

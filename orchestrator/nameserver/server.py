@@ -32,6 +32,9 @@ _IDLE = 10.0
 """Seconds in which a TCP client must ask."""
 _TCP_LIMIT = 65535
 
+Spawn = Callable[[Coroutine[Any, Any, None]], None]
+"""Runs a coroutine for as long as the server lives."""
+
 _Answers = dict[bytes, Iterator[bytes]]
 """A question's bytes after its id → its answers after theirs."""
 
@@ -45,7 +48,7 @@ class Listener:
         address: str,
         records: Records,
         hosts: HostServers,
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        spawn: Spawn,
     ) -> None:
         self.address = address
         self._network = network
@@ -62,7 +65,11 @@ class Listener:
         self._udp = _bound(self.address, socket.SOCK_DGRAM)
         self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         stream = _bound(self.address, socket.SOCK_STREAM)
-        self._tcp = await asyncio.start_server(self._converse, sock=stream, backlog=256)
+        self._tcp = await asyncio.start_server(
+            lambda reader, writer: self._spawn(self._converse(reader, writer)),
+            sock=stream,
+            backlog=256,
+        )
         asyncio.get_running_loop().add_reader(self._udp, self._drain, self._udp)
 
     def close(self) -> None:
@@ -190,10 +197,7 @@ def _bound(address: str, kind: socket.SocketKind) -> socket.socket:
 class NameServer:
     """All listeners of this node, and the table that they answer from."""
 
-    def __init__(
-        self, hosts: HostServers, spawn: Callable[[Coroutine[Any, Any, None]], object]
-    ) -> None:
-        """`spawn` runs a coroutine for as long as the server lives."""
+    def __init__(self, hosts: HostServers, spawn: Spawn) -> None:
         self._hosts = hosts
         self._spawn = spawn
         self._records = Records()

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,11 @@ async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     transport, _ = await loop.create_datagram_endpoint(lambda: elsewhere, (ELSEWHERE, port))
     stream = await asyncio.start_server(elsewhere.converse, ELSEWHERE, port)
     async with asyncio.TaskGroup() as group:
-        server = NameServer(HostServers(resolv_conf), group.create_task)
+
+        def spawn(work: Coroutine[Any, Any, None]) -> None:
+            group.create_task(work)
+
+        server = NameServer(HostServers(resolv_conf), spawn)
         made = Served(server, elsewhere, port)
         await made.tell(1, web(endpoint(1, "10.0.0.1")), networks=NETWORKS)
         yield made

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -194,6 +195,9 @@ async def _run(world: World, scenario: Callable[[], Awaitable[None]]) -> None:
             await scenario()
         finally:
             await world.close()
+            with suppress(FileNotFoundError, ProcessLookupError):
+                name_server = (world.root / "run" / "names.lock").read_text()
+                os.kill(int(name_server), signal.SIGKILL)
             async with CrunRuntime(
                 world.root / "a" / "containers", world.root / "run", cgroup_parent=CGROUP
             ) as runtime:

@@ -26,6 +26,7 @@ from orchestrator.agent import buildorders, describe, imageorders
 from orchestrator.agent.balancing import KernelBalance
 from orchestrator.agent.copies import Copies
 from orchestrator.agent.dialer import Dialer
+from orchestrator.agent.diskusage import DiskUsage
 from orchestrator.agent.endpoints import Endpoints
 from orchestrator.agent.images.blobs import BlobService
 from orchestrator.agent.images.build import Builder
@@ -194,6 +195,9 @@ async def run(settings: Settings) -> None:
         uploads = data / "uploads"
         builder = Builder(store, data / "build", settings.run_dir / "build-secrets", images.base)
         builds = buildorders.BuildOrders(builder, uploads)
+        disk_usage = DiskUsage(
+            store=store, builder=builder, runners=worker.runners, roots=runtime, data=data
+        )
         tunnels = Tunnels(
             runners=worker.runners,
             images=store,
@@ -211,7 +215,8 @@ async def run(settings: Settings) -> None:
             }
             | dict.fromkeys(ORDERS, VolumeOrders(volumes, listing).serve)
             | dict.fromkeys(imageorders.ORDERS, image_orders.serve)
-            | dict.fromkeys(buildorders.ORDERS, builds.serve),
+            | dict.fromkeys(buildorders.ORDERS, builds.serve)
+            | {"disk_usage": disk_usage.serve},
         )
         description = describe.describe(
             address=identity.address,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.cli.groups import CliError
 from orchestrator.cli.output import Column, Row, column, jsonable, moment
 from orchestrator.cli.rows import (
     has_exit_code,
@@ -18,10 +19,15 @@ from orchestrator.model.convert import from_proto
 from orchestrator.model.names import parse_image
 from orchestrator.model.objects import Node, NodeState, Task
 from orchestrator.model.states import TaskState, is_terminal
-from orchestrator.model.units import format_age, format_ago
+from orchestrator.model.units import format_age, format_ago, format_size
 
 LIVE = ("running", "paused", "restarting", "starting")
 """The states that `ps` shows by default."""
+FILTERS = (
+    *("id", "name", "status", "exited", "node", "ancestor", "label", "service", "before", "since"),
+    *("volume", "network", "publish", "expose", "is-task", "health"),
+)
+"""Keys of `ps --filter`."""
 STATES = ("created", "pending", *LIVE, "removing", "exited", "failed")
 
 
@@ -64,6 +70,8 @@ def container_row(message: Any, now: float) -> Row:
         "error": task_error(task),
         "addresses": status.addresses,
         "ports": [{**port_row(port), "address": address} for port in spec.ports],
+        "networks": list(spec.network_names),
+        "mounts": [mount.source or mount.target for mount in spec.container.mounts],
         "service": task.service_name,
         "labels": spec.container.labels,
         "restarts": task.restarts,
@@ -72,6 +80,8 @@ def container_row(message: Any, now: float) -> Row:
         "created_at": moment(task.created_at),
         "started_at": moment(status.started_at),
         "finished_at": moment(status.finished_at),
+        "_targets": [mount.target for mount in spec.container.mounts],
+        "_created_at": task.created_at,
         "_status": _status(task, state, node, now),
         "_created": format_ago(task.created_at, now),
     }
@@ -107,7 +117,8 @@ def _status(task: Task, state: str, node: Node | None, now: float) -> str:
     return text
 
 
-def container_columns(whole: bool) -> list[Column]:
+def container_columns(whole: bool, sizes: bool = False) -> list[Column]:
+    """The columns of `ps`; `sizes`: with what the files take."""
     return [
         short("CONTAINER ID", "id", whole),
         column("IMAGE", "image"),
@@ -117,7 +128,14 @@ def container_columns(whole: bool) -> list[Column]:
         Column("PORTS", lambda row: ", ".join(map(port_words, row["ports"]))),
         column("NODE", "node"),
         column("NAMES", "name"),
+        *([Column("SIZE", _size)] if sizes else []),
     ]
+
+
+def _size(row: Row) -> str:
+    if row["size"] is None:
+        return ""
+    return f"{format_size(row['size'])} (virtual {format_size(row['size'] + row['image_size'])})"
 
 
 def _command(words: Sequence[str], whole: bool) -> str:
@@ -138,6 +156,25 @@ def matches(row: Row, filters: Mapping[str, Sequence[str]]) -> bool:
     return all(any(_holds(row, key, value) for value in values) for key, values in filters.items())
 
 
+def with_moments(
+    filters: Mapping[str, Sequence[str]], rows: Sequence[Row]
+) -> dict[str, Sequence[str]]:
+    """The filters with the time of its making in place of each container that `before` and
+    `since` name. Raises CliError for one that is none of the rows."""
+    found = dict(filters)
+    for key in ("before", "since"):
+        if key in filters:
+            found[key] = [str(_made(value, rows)) for value in filters[key]]
+    return found
+
+
+def _made(word: str, rows: Sequence[Row]) -> float:
+    for row in rows:
+        if row["name"] == word or row["id"].startswith(word):
+            return float(row["_created_at"])
+    raise CliError(f"no container '{word}'; see 'orc ps -a'")
+
+
 def _holds(row: Row, key: str, value: str) -> bool:
     match key:
         case "name":
@@ -150,6 +187,18 @@ def _holds(row: Row, key: str, value: str) -> bool:
             return str(row["exit_code"]) == value
         case "node":
             return bool(value == row["node"] or row["node_id"].startswith(value))
+        case "before":
+            return bool(row["_created_at"] < float(value))
+        case "since":
+            return bool(row["_created_at"] > float(value))
+        case "volume":
+            return value in row["mounts"] or value in row["_targets"]
+        case "network":
+            return value in row["networks"]
+        case "publish" | "expose":
+            return any(_is_port(port, key, value) for port in row["ports"])
+        case "is-task":
+            return bool(row["service"]) is (value.lower() in ("true", "1"))
         case "ancestor":
             return _same_image(row["image"], value)
         case "label":
@@ -158,6 +207,17 @@ def _holds(row: Row, key: str, value: str) -> bool:
             return name in labels and (not equals or labels[name] == wanted)
         case _:
             return bool(row[key] == value)
+
+
+def _is_port(port: Row, key: str, value: str) -> bool:
+    """Whether a published port is one of `8080`, `8000-8080`, `53/udp`; `expose`: inside."""
+    numbers, _, protocol = value.partition("/")
+    first, _, last = numbers.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal()):
+        return False
+    number = port["published" if key == "publish" else "target"]
+    within = int(first) <= number <= int(last or first)
+    return within and (not protocol or port["protocol"] == protocol)
 
 
 def _same_image(image: str, wanted: str) -> bool:

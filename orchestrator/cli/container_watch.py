@@ -124,3 +124,14 @@ def failure(seen: Seen) -> NotRun | None:
     where = f" (on node {seen.node})" if seen.node else ""
     kind = _KINDS.get(status.exit_code, NotRun)
     return kind(f"container '{task.name}': {status.message}{where}")
+
+
+def await_removal(client: Client, task: Any) -> None:
+    """Wait until a container that was ordered to go is gone."""
+    try:
+        with Watch(client, task.id) as watch:
+            watch.until(lambda seen: seen.removed)
+    except CliError as error:
+        # It went before the watch began.
+        if "no container" not in error.format_message():
+            raise

@@ -11,7 +11,7 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.container_watch import Seen, Watch, failure
+from orchestrator.cli.container_watch import Seen, Watch, await_removal, failure
 from orchestrator.cli.exec import detach_keys, sig_proxy_option
 from orchestrator.cli.foreground import foreground
 from orchestrator.cli.groups import CliError, error_line, example
@@ -170,7 +170,7 @@ def rm(client: Client, containers: tuple[str, ...], force: bool, volumes: bool) 
         )
         return client.call("Containers.RemoveContainer", request)
 
-    _finish(each(containers, order), lambda task: _await_removal(client, task))
+    _finish(each(containers, order), lambda task: await_removal(client, task))
 
 
 @click.command(epilog=example("orc wait job"))
@@ -214,13 +214,3 @@ def _await_begin(client: Client, task: Any) -> None:
 def _await_end(client: Client, task: Any) -> None:
     with Watch(client, task.id) as watch:
         watch.until(lambda seen: seen.ended or seen.task.desired_state <= seen.task.status.state)
-
-
-def _await_removal(client: Client, task: Any) -> None:
-    try:
-        with Watch(client, task.id) as watch:
-            watch.until(lambda seen: seen.removed)
-    except CliError as error:
-        # It went before the watch began.
-        if "no container" not in error.format_message():
-            raise

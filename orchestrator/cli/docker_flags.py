@@ -91,7 +91,6 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
 """Command → flag → what to do instead."""
 
 COMMANDS: Mapping[str, str] = {
-    "builder": "use 'orc build', and 'orc system prune' for what builds have left",
     "buildx": "use 'orc build'",
     "checkpoint": "checkpoints are not kept; 'orc pause' freezes a container",
     "compose": "use 'orc stack deploy -c FILE NAME'",

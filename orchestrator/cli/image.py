@@ -15,7 +15,7 @@ from orchestrator.cli import build_context, completion
 from orchestrator.cli.client import Client, pass_client, upload
 from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.output import listing_options, print_list
-from orchestrator.cli.rows import image_columns, image_rows
+from orchestrator.cli.rows import by_age, image_columns, image_rows, named
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.model.names import short_id
 from orchestrator.model.units import format_size
@@ -25,7 +25,9 @@ from orchestrator.pb import control_pb2
 @click.command(epilog=example("orc images", "orc images --filter reference=hello"))
 @click.option("--no-trunc", is_flag=True, help="Show whole ids.")
 @click.option("--digests", is_flag=True, help="Show digests.")
-@listing_options("id", "reference", "dangling", "on")
+@click.option("--all", "-a", is_flag=True, expose_value=False, help="Is so: all are shown.")
+@listing_options("id", "reference", "dangling", "label", "before", "since", "until", "on")
+@click.argument("reference", required=False, metavar="[NAME[:TAG]]")
 @pass_client
 def images(
     client: Client,
@@ -34,10 +36,14 @@ def images(
     filters: Mapping[str, Sequence[str]],
     no_trunc: bool,
     digests: bool,
+    reference: str | None,
 ) -> None:
     """List the images of all nodes, and which nodes have them."""
     reply = client.call("ListImages", control_pb2.ListImagesRequest())
     rows = image_rows(reply.images, reply.hostnames)
+    if reference:
+        rows = [row for row in rows if named(row, reference)]
+    rows, filters = by_age(rows, filters)
     columns = image_columns(no_trunc, digests, time.time())
     print_list(rows, columns, form=form, quiet=quiet, filters=filters)
 

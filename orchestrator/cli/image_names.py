@@ -12,6 +12,7 @@ from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.groups import CliError, error_line, example
 from orchestrator.cli.output import Column, Row, column, format_option, print_json, print_table
+from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.model.names import short_id
 from orchestrator.model.units import format_ago, format_size
@@ -49,16 +50,16 @@ def rmi(client: Client, force: bool, images: tuple[str, ...]) -> None:
 
 @click.command(epilog=example("orc image prune", "orc image prune -a -f"))
 @click.option("--all", "-a", "all_", is_flag=True, help="Also those with a name that none uses.")
-@click.option("--force", "-f", is_flag=True, help="Do not ask.")
+@prune_options
 @pass_client
-def prune(client: Client, all_: bool, force: bool) -> None:
+def prune(client: Client, all_: bool, filters: PruneFilters, force: bool) -> None:
     """Remove images without a name, which nothing uses, from all nodes."""
-    what = "all images that nothing uses" if all_ else "all images without a name"
     if not force:
-        click.confirm(f"This removes {what}. Go on?", abort=True)
-    reply = client.call("Images.Prune", images_pb2.PruneImagesRequest(all=all_), timeout=300.0)
+        confirm(["all images that nothing uses" if all_ else "all images without a name"], filters)
+    request = filters.put_into(images_pb2.PruneImagesRequest(all=all_))
+    reply = client.call("Images.Prune", request, timeout=300.0)
     _show(reply)
-    click.echo(f"freed {format_size(reply.freed)}")
+    click.echo(f"Total reclaimed space: {format_size(reply.freed)}")
 
 
 def _show(reply: Any) -> None:

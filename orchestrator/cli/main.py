@@ -46,7 +46,10 @@ SECTIONS = (
             Lazy("stats", "orchestrator.cli.stats:stats", "What containers use, live"),
             Lazy("inspect", "orchestrator.cli.ps:inspect", "All that is known of containers"),
             Lazy("port", "orchestrator.cli.ps:port", "Published ports of a container"),
-            Lazy("events", "orchestrator.cli.ps:events", "What happens in the cluster"),
+            Lazy("events", "orchestrator.cli.events:events", "What happens in the cluster"),
+            Lazy(
+                "container", "orchestrator.cli.container_group:container", "Containers, one by one"
+            ),
         ),
     ),
     (
@@ -78,6 +81,8 @@ SECTIONS = (
         (
             Lazy("manager", "orchestrator.manager.command:manager", "Run a manager (foreground)"),
             Lazy("agent", "orchestrator.agent.command:agent", "Run this node's agent (foreground)"),
+            Lazy("system", "orchestrator.cli.system_group:system", "Disks, hosts, and what may go"),
+            Lazy("info", "orchestrator.cli.info:info", "The cluster in figures"),
             Lazy("version", "orchestrator.cli.system:version", "Versions of orc and the manager"),
             Lazy("completion", "orchestrator.cli.system:completion", "Completion for your shell"),
         ),

@@ -22,7 +22,8 @@ from orchestrator.cli.output import (
     print_json,
     print_list,
 )
-from orchestrator.cli.spec_flags import label_filters, pairs
+from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
+from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.names import near_miss
 from orchestrator.pb import control_pb2, networks_pb2, types_pb2
 
@@ -162,15 +163,13 @@ def rm(client: Client, networks: tuple[str, ...], force: bool) -> None:
 
 
 @network.command(epilog=example("orc network prune --force"))
-@click.option("--filter", "filters", multiple=True, metavar="label[!]=KEY[=value]")
-@click.option("--force", "-f", is_flag=True, help="Do not ask.")
+@prune_options
 @pass_client
-def prune(client: Client, filters: tuple[str, ...], force: bool) -> None:
+def prune(client: Client, filters: PruneFilters, force: bool) -> None:
     """Remove the networks that nobody uses."""
-    labels, without = label_filters(filters)
     if not force:
-        click.confirm("This removes all networks that nobody uses. Go on?", abort=True, err=True)
-    request = networks_pb2.PruneNetworksRequest(labels=labels, without=without)
+        confirm(["all networks that nobody uses"], filters)
+    request = filters.put_into(networks_pb2.PruneNetworksRequest())
     reply = client.call("Networks.PruneNetworks", request)
     for name in reply.names:
         click.echo(name)

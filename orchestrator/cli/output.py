@@ -142,14 +142,15 @@ def template_lines(rows: Sequence[Row], columns: Sequence[Column], form: str) ->
         raise click.BadParameter(str(error)) from None
 
 
+_WORDS = {"ID": "ID", "IO": "IO", "PIDS": "PIDs", "CPU%": "CPUPerc", "MEM%": "MemPerc"}
 _DOCKERS = {"CREATED": ("RunningFor", "CreatedSince"), "NAMES": ("Name",)}
 """Docker's names of the columns with these headings, where they are not the heading itself."""
 
 
 def _placeholders(heading: str) -> Iterable[str]:
     """Such as `ContainerID` and `ID` of CONTAINER ID, `CPUPerc` of CPU %, `NetIO` of NET I/O."""
-    words = heading.partition(" / ")[0].replace("%", "PERC").replace("/", "").split()
-    titles = [word if word in ("ID", "IO", "CPU") else word.title() for word in words]
+    words = heading.partition(" / ")[0].replace(" %", "%").replace("/", "").split()
+    titles = [_WORDS.get(word, word.title()) for word in words]
     yield "".join(titles)
     if titles[-1] in ("ID", "Name"):
         yield titles[-1]

@@ -1,9 +1,7 @@
-"""`orc ps`, `inspect`, `port` and `events`: what runs, and what happened."""
+"""`orc ps`, `inspect` and `port`: what runs."""
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,27 +11,28 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.container_rows import (
+    FILTERS,
     LIVE,
     STATES,
     container_columns,
     container_document,
     container_row,
     matches,
+    with_moments,
 )
-from orchestrator.cli.groups import INTERRUPTED, CliError, example
-from orchestrator.cli.output import Row, format_option, listing_options, print_json, print_list
-from orchestrator.cli.spec_flags import Parsed
+from orchestrator.cli.groups import CliError, example
+from orchestrator.cli.output import Row, format_option, listing_options, print_list, print_rows
 from orchestrator.model.names import near_miss
-from orchestrator.model.units import format_time, parse_moment
-from orchestrator.pb import containers_pb2
+from orchestrator.pb import containers_pb2, system_pb2
 
 
 @click.command(epilog=example("orc ps", "orc ps -a --filter status=exited --format json"))
 @click.option("--all", "-a", "everything", is_flag=True, help="Those that do not run, too.")
 @click.option("--last", "-n", type=click.INT, default=-1, help="The newest so many, of all.")
 @click.option("--latest", "-l", is_flag=True, help="The newest one, of all.")
-@listing_options("id", "name", "status", "exited", "node", "ancestor", "label", "service", "health")
+@listing_options(*FILTERS)
 @click.option("--no-trunc", is_flag=True, help="Show whole ids and commands.")
+@click.option("--size", "-s", is_flag=True, help="What its files take, and its image's.")
 @pass_client
 def ps(
     client: Client,
@@ -44,6 +43,7 @@ def ps(
     quiet: bool,
     filters: Mapping[str, Sequence[str]],
     no_trunc: bool,
+    size: bool,
 ) -> None:
     """List the containers of all nodes, those of services included; the newest first."""
     for word in filters.get("status", ()):
@@ -53,13 +53,29 @@ def ps(
             raise click.UsageError(f"status {word!r} is unknown; {hint}")
     rows = _rows(client, ())
     last = 1 if latest else last
+    filters = with_moments(filters, rows)
     if not everything and last < 0 and not {"status", "exited"} & filters.keys():
         rows = [row for row in rows if row["state"] in LIVE]
     rows = [row for row in rows if matches(row, filters)]
     if last >= 0:
         rows = rows[:last]
-    columns = container_columns(no_trunc)
+    if size:
+        add_sizes(client, rows)
+    columns = container_columns(no_trunc, size)
     print_list(rows, columns, form=form, quiet=quiet, filters={})
+
+
+def add_sizes(client: Client, rows: Sequence[Row]) -> None:
+    """Ask the nodes what the containers' files take, and add it to the rows."""
+    request = system_pb2.DiskUsageRequest(containers_only=True)
+    usage = client.call("System.DiskUsage", request)
+    for notice in (node.notice for node in usage.nodes if node.notice):
+        click.echo(f"orc: {notice}", err=True)
+    sizes = {each.task_id: each for node in usage.nodes for each in node.containers}
+    for row in rows:
+        found = sizes.get(row["id"])
+        row["size"] = found.size if found else None
+        row["image_size"] = found.image_size if found else None
 
 
 def _rows(client: Client, containers: Sequence[str]) -> list[Row]:
@@ -73,19 +89,27 @@ def _listed(client: Client, containers: Sequence[str]) -> Sequence[Any]:
     return listed
 
 
-@click.command(epilog=example("orc inspect web", "orc inspect web.3"))
+@click.command(epilog=example("orc inspect web", "orc inspect -f '{{.state}} {{.pid}}' web.3"))
+@click.option("--size", "-s", is_flag=True, help="What its files take, and its image's.")
+@click.option("--type", type=click.Choice(["container"]), expose_value=False, help="Is so.")
+@format_option("json", templates=True, short=True)
 @click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
 @pass_client
-def inspect(client: Client, containers: tuple[str, ...]) -> None:
-    """Show all that is known of containers, as JSON."""
+def inspect(client: Client, containers: tuple[str, ...], form: str, size: bool) -> None:
+    """Show all that is known of containers, as JSON. Nodes, services, images, networks and
+    volumes have an `inspect` of their own."""
     now = time.time()
-    documents, missing = [], []
+    documents: list[Row] = []
+    missing: list[CliError] = []
     for name in containers:
         try:
             documents += [container_document(row, now) for row in _listed(client, [name])]
         except CliError as error:
             missing.append(error)
-    print_json(documents)
+    if size:
+        add_sizes(client, documents)
+    if documents or form == "json":
+        print_rows(documents, (), "json" if form == "table" else form)
     if missing:
         raise missing[0]
 
@@ -107,85 +131,3 @@ def port(client: Client, container: str, port: str | None) -> None:
             click.echo(where if wanted else f"{inside} -> {where}")
     if wanted and not found:
         raise CliError(f"container '{row['name']}' publishes no port {wanted}")
-
-
-def _moment(name: str) -> Parsed:
-    return Parsed("time", lambda text: parse_moment(text, time.time(), name))
-
-
-_EVENT_TYPES = ("container", "node", "service", "image", "network", "volume")
-_EVENT_KEYS = ("type", "event", "label", *_EVENT_TYPES)
-
-
-@click.command(epilog=example("orc events", "orc events --since 10m --filter type=container"))
-@click.option("--since", type=_moment("since"), help="Also what happened since, such as 10m.")
-@click.option("--until", type=_moment("until"), help="Only what happens until then.")
-@click.option(
-    "--filter", "filters", multiple=True, metavar="KEY=VALUE", help=f"{', '.join(_EVENT_KEYS)}."
-)
-@format_option()
-@pass_client
-def events(
-    client: Client, since: float | None, until: float | None, filters: tuple[str, ...], form: str
-) -> None:
-    """Show what happens in the cluster, as it happens, until Ctrl-C (or --until)."""
-    wanted: dict[str, list[str]] = {}
-    for text in filters:
-        key, equals, value = text.partition("=")
-        if not equals or key not in _EVENT_KEYS:
-            raise click.UsageError(
-                f"filter {text!r} is not KEY=VALUE with one of {', '.join(_EVENT_KEYS)}"
-            )
-        wanted.setdefault(key, []).append(value)
-    request = containers_pb2.EventsRequest(since=since or 0.0, until=until or 0.0)
-    try:
-        for event in client.stream("Containers.Events", request):
-            if all(any(_is(event, k, v) for v in values) for k, values in wanted.items()):
-                click.echo(_as_json(event) if form == "json" else _as_text(event))
-                sys.stdout.flush()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-
-
-def _is(event: Any, key: str, value: str) -> bool:
-    match key:
-        case "type":
-            return bool(event.type == value)
-        case "event":
-            return bool(event.action == value)
-        case "node":
-            named = event.type == "node" and event.id.startswith(value)
-            return bool(event.node == value or named)
-        case "label":
-            name, equals, wanted = value.partition("=")
-            held = event.attributes.get(name)
-            return held is not None and (not equals or held == wanted)
-        case "service" if event.type == "container":
-            return bool(event.attributes.get("service") == value)
-        case "image" if event.type == "container":
-            return bool(event.attributes.get("image") == value)
-        case _:
-            named = event.name == value or event.id.startswith(value)
-            return bool(event.type == key and named)
-
-
-def _as_json(event: Any) -> str:
-    """One document a line: a stream has no end to close an array at."""
-    return json.dumps(
-        {
-            "at": format_time(event.at),
-            "type": event.type,
-            "action": event.action,
-            "id": event.id,
-            "name": event.name,
-            "node": event.node,
-            "attributes": dict(event.attributes),
-        },
-        ensure_ascii=False,
-    )
-
-
-def _as_text(event: Any) -> str:
-    about = {"name": event.name, "node": event.node, **dict(sorted(event.attributes.items()))}
-    shown = ", ".join(f"{key}={value}" for key, value in about.items() if value)
-    return f"{format_time(event.at)} {event.type} {event.action} {event.id} ({shown})"

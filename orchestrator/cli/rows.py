@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
+from orchestrator.cli.groups import CliError
 from orchestrator.cli.output import Column, Row, column, jsonable, moment, word
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import parse_image, short_id
 from orchestrator.model.objects import Health, Image, Node, Service, Task
 from orchestrator.model.specs import PortSpec, ServiceMode
 from orchestrator.model.states import TaskState, is_terminal
-from orchestrator.model.units import format_ago, format_cores, format_memory, format_size
+from orchestrator.model.units import (
+    format_ago,
+    format_cores,
+    format_memory,
+    format_size,
+    parse_moment,
+)
 
 _NO_ERROR = {TaskState.RUNNING, TaskState.COMPLETE, TaskState.SHUTDOWN}
 
@@ -216,12 +225,52 @@ def image_rows(messages: Iterable[Any], hostnames: Mapping[str, str]) -> list[Ro
                     "size": image.size,
                     "nodes": [hostnames.get(node, node) for node in image.nodes],
                     "layers": list(image.layers),
+                    "labels": image.labels,
                     "config_digest": image.config_digest,
                     "created_at": moment(image.created_at),
                     "_created": image.created_at,
                 }
             )
     return rows
+
+
+def named(row: Row, reference: str) -> bool:
+    """Whether an image has such a name: `hello`, `hello:1`, or a pattern such as `*/hello`."""
+    names = (row["repository"], f"{row['repository']}:{row['tag']}")
+    return any(fnmatchcase(name, reference) for name in names)
+
+
+_AGES = {"before", "since", "until"}
+
+
+def by_age(
+    rows: list[Row], filters: Mapping[str, Sequence[str]]
+) -> tuple[list[Row], dict[str, Sequence[str]]]:
+    """The images that `before=IMAGE`, `since=IMAGE` and `until=TIME` leave, and the other
+    filters. Raises CliError for an image that is none of the rows."""
+    rest = {key: values for key, values in filters.items() if key not in _AGES}
+    kept = rows
+    for key in _AGES & filters.keys():
+        for value in filters[key]:
+            moment = _moment_of(key, value, rows)
+            kept = [
+                row
+                for row in kept
+                if (row["_created"] > moment if key == "since" else row["_created"] < moment)
+            ]
+    return kept, rest
+
+
+def _moment_of(key: str, value: str, rows: Sequence[Row]) -> float:
+    if key == "until":
+        try:
+            return parse_moment(value, time.time(), "until")
+        except ValueError as error:
+            raise CliError(str(error)) from None
+    for row in rows:
+        if named(row, value) or short_id(row["id"]).startswith(value) or row["id"] == value:
+            return float(row["_created"])
+    raise CliError(f"no image '{value}'; see 'orc images'")
 
 
 def image_columns(whole: bool, digests: bool, now: float) -> list[Column]:

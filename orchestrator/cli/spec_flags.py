@@ -385,22 +385,6 @@ def label_lines(files: Iterable[str]) -> list[str]:
     return list(_env_lines(files, "label"))
 
 
-def label_filters(texts: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """The filters of a `prune`: labels to have, an empty value being any, and to have not."""
-    labels: dict[str, str] = {}
-    without: list[str] = []
-    for text in texts:
-        key, _, value = text.partition("=")
-        if key == "label" and value:
-            name, _, wanted = value.partition("=")
-            labels[name] = wanted
-        elif key == "label!" and value:
-            without.append(value)
-        else:
-            raise click.UsageError(f"filter {text!r} is none of label=KEY, label!=KEY")
-    return labels, without
-
-
 def environment(texts: Iterable[str], files: Iterable[str] = ()) -> tuple[str, ...]:
     """`KEY=value` of `--env-file` and then `--env`, the last of a key winning. `KEY` alone is
     taken from our own environment, and left out if it is not there (as Docker does)."""

@@ -12,7 +12,17 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.groups import INTERRUPTED, example
-from orchestrator.cli.output import Column, Row, column, format_option, print_json, table_lines
+from orchestrator.cli.output import (
+    Column,
+    Row,
+    column,
+    format_option,
+    print_json,
+    table_lines,
+    template_lines,
+)
+from orchestrator.cli.rows import short
+from orchestrator.model.convert import from_proto
 from orchestrator.model.units import format_memory, format_size
 
 _PERIOD = 1.0
@@ -22,7 +32,6 @@ _PATIENCE = 5.0
 _CLEAR = "\x1b[H\x1b[2J"
 
 _COLUMNS = (
-    Column("CONTAINER ID", lambda row: row["id"][:12]),
     column("NAME", "name"),
     column("NODE", "node"),
     Column("CPU %", lambda row: f"{row['cpu_percent']:.2f}%"),
@@ -41,14 +50,28 @@ _COLUMNS = (
     ),
     column("PIDS", "pids"),
 )
+_COUNTED = (
+    *("memory", "memory_limit", "net_received", "net_sent", "block_read", "block_written"),
+    *("pids", "pids_limit"),
+)
+_NOTHING: Row = {"cpu_percent": 0.0, "memory_percent": 0.0, **dict.fromkeys(_COUNTED, 0)}
 
 
 @click.command(epilog=example("orc stats", "orc stats --no-stream web.1 web.2"))
+@click.option("--all", "-a", "everything", is_flag=True, help="Those that do not run, too.")
 @click.option("--no-stream", is_flag=True, help="Show one picture and end.")
-@format_option()
+@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@format_option(templates=True)
 @click.argument("containers", nargs=-1, shell_complete=completion.containers)
 @pass_client
-def stats(client: Client, no_stream: bool, form: str, containers: tuple[str, ...]) -> None:
+def stats(
+    client: Client,
+    everything: bool,
+    no_stream: bool,
+    no_trunc: bool,
+    form: str,
+    containers: tuple[str, ...],
+) -> None:
     """Show what containers use, all that run unless some are named, anew each second."""
     from orchestrator.pb import interact_pb2
 
@@ -63,21 +86,40 @@ def stats(client: Client, no_stream: bool, form: str, containers: tuple[str, ...
             if not picture.complete(message.nodes, now - shown) or now - shown < _PERIOD / 2:
                 continue
             shown = now
-            _show(picture.rows(), form, no_stream)
+            rows = picture.rows()
+            if everything and not containers:
+                rows += _idle(client, {row["id"] for row in rows})
+            _show(rows, form, no_stream, no_trunc)
             if no_stream:
                 return
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
 
-def _show(rows: list[Row], form: str, once: bool) -> None:
+def _idle(client: Client, running: set[str]) -> list[Row]:
+    """Rows of zeros for the containers that do not run."""
+    from orchestrator.pb import containers_pb2
+
+    request = containers_pb2.ListContainersRequest()
+    listed = client.call("Containers.ListContainers", request).containers
+    return [
+        {**_NOTHING, "id": row.task.id, "name": from_proto(row.task).name,
+         "node": row.node.description.hostname}
+        for row in listed
+        if row.task.id not in running
+    ]  # fmt: skip
+
+
+def _show(rows: list[Row], form: str, once: bool, whole: bool) -> None:
     if form == "json":
         if once:
             print_json(rows)
         else:
             click.echo(json.dumps(rows, ensure_ascii=False))
         return
-    lines = table_lines(rows, _COLUMNS)
+    columns = [short("CONTAINER ID", "id", whole), *_COLUMNS]
+    is_template = form != "table"
+    lines = template_lines(rows, columns, form) if is_template else table_lines(rows, columns)
     live = not once and sys.stdout.isatty()
     click.echo((_CLEAR if live else "") + "\n".join(lines))
 
@@ -125,13 +167,6 @@ def _row(now: Any, before: Any, node: str) -> Row:
         "name": now.name,
         "node": node,
         "cpu_percent": round(max(cpu, 0.0) * 100, 2),
-        "memory": now.memory,
-        "memory_limit": now.memory_limit,
         "memory_percent": round(100 * now.memory / max(now.memory_limit, 1), 2),
-        "net_received": now.net_received,
-        "net_sent": now.net_sent,
-        "block_read": now.block_read,
-        "block_written": now.block_written,
-        "pids": now.pids,
-        "pids_limit": now.pids_limit,
+        **{key: getattr(now, key) for key in _COUNTED},
     }

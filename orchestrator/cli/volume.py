@@ -21,7 +21,8 @@ from orchestrator.cli.output import (
     print_json,
     print_list,
 )
-from orchestrator.cli.spec_flags import label_filters, pairs
+from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
+from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import short_id
 from orchestrator.model.objects import Volume, VolumeScope
@@ -149,16 +150,14 @@ def rm(client: Client, names: tuple[str, ...], force: bool, node: str) -> None:
 
 @volume.command(epilog=example("orc volume prune --all --force"))
 @click.option("--all", "-a", "everything", is_flag=True, help="Named volumes too.")
-@click.option("--filter", "filters", multiple=True, metavar="label[!]=KEY[=value]")
-@click.option("--force", "-f", is_flag=True, help="Do not ask.")
+@prune_options
 @pass_client
-def prune(client: Client, everything: bool, filters: tuple[str, ...], force: bool) -> None:
+def prune(client: Client, everything: bool, filters: PruneFilters, force: bool) -> None:
     """Remove the volumes that nobody uses: those without a name, or all."""
-    labels, without = label_filters(filters)
     what = "all volumes" if everything else "all volumes without a name"
     if not force:
-        click.confirm(f"This removes {what} that nobody uses. Go on?", abort=True, err=True)
-    request = volumes_pb2.PruneVolumesRequest(all=everything, labels=labels, without=without)
+        confirm([f"{what} that nobody uses"], filters)
+    request = filters.put_into(volumes_pb2.PruneVolumesRequest(all=everything))
     reply = client.call("Volumes.PruneVolumes", request, timeout=CREATE_TIMEOUT)
     for name in reply.names:
         click.echo(name)

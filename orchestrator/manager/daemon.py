@@ -23,6 +23,7 @@ from orchestrator.manager.api.containers import ContainerCalls
 from orchestrator.manager.api.image_service import ImagesApi
 from orchestrator.manager.api.interact import InteractApi
 from orchestrator.manager.api.networks import NetworkCalls
+from orchestrator.manager.api.system import SystemCalls
 from orchestrator.manager.api.volumes import VolumeCalls
 from orchestrator.manager.dispatcher import Dispatcher
 from orchestrator.manager.eventlog import EventLog
@@ -51,6 +52,7 @@ from orchestrator.pb import (
     images_pb2_grpc,
     interact_pb2_grpc,
     networks_pb2_grpc,
+    system_pb2_grpc,
     volumes_pb2_grpc,
 )
 
@@ -208,6 +210,7 @@ class Manager:
         images_pb2_grpc.add_SourcesServicer_to_server(Sources(self.cache, vault), server)
         networks_pb2_grpc.add_NetworksServicer_to_server(NetworkCalls(context), server)
         volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeCalls(context), server)
+        system_pb2_grpc.add_SystemServicer_to_server(SystemCalls(context), server)
         interact_pb2_grpc.add_InteractServicer_to_server(InteractApi(context), server)
         dispatch_pb2_grpc.add_DispatchServicer_to_server(self._dispatcher, server)
         joining = Joining(self._kv, self.cache, authority, self._managers, time.time, new_id)

@@ -78,8 +78,9 @@ def _inventory(view: ClusterView, node_id: str, images: tuple[Image, ...]) -> It
         else:
             nodes = tuple(sorted({*known.nodes, node_id}))
             indexes = tuple(sorted({*known.indexes, *image.indexes}))
-            if (nodes, indexes) != (known.nodes, known.indexes):
-                yield Change(known, replace(known, nodes=nodes, indexes=indexes))
+            after = replace(known, nodes=nodes, indexes=indexes, labels=image.labels)
+            if after != known:
+                yield Change(known, after)
 
 
 def _tag(view: ClusterView, node_id: str, image: Image) -> Iterator[Change]:

@@ -247,6 +247,8 @@ class Image:
     revision: int = 0
     indexes: tuple[str, ...] = ()
     """Digests of the multi-platform indexes that it was taken from, sorted."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """As its config has them."""
 
 
 @dataclass(frozen=True, slots=True)

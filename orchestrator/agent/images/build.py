@@ -156,6 +156,10 @@ class Builder:
                 await self._buildah.run(work, "prune", "--force", *["--all"][: int(everything)])
             return max(0, before - await asyncio.to_thread(disk.usage, self._storage))
 
+    def usage(self) -> int:
+        """Bytes of what builds have left. Blocks."""
+        return disk.usage(self._storage)
+
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[Path]:
         """A folder for one build. What builds that were cut off left goes when no other runs."""

@@ -24,6 +24,7 @@ class Record:
     """Bytes of all blobs."""
     diff_ids: tuple[str, ...]
     created_at: float
+    labels: dict[str, str]
     blobs: frozenset[str]
     """Digests of all blobs, the manifest among them."""
 
@@ -37,6 +38,7 @@ class Record:
             size=size + sum(sizes.values()),
             diff_ids=config.diff_ids,
             created_at=config.created_at,
+            labels=config.process.labels,
             blobs=frozenset((digest, *sizes)),
         )
 
@@ -85,6 +87,7 @@ class Catalog:
             size=record.size,
             layers=record.diff_ids,
             created_at=record.created_at,
+            labels=record.labels,
             indexes=tuple(sorted(self._indexes.get(digest, ()))),
         )
 

@@ -218,6 +218,13 @@ class ImageStore:
         record = self._catalog.record(self._require(digest))
         return tuple(self._blobs.layer(diff_id) for diff_id in record.diff_ids)
 
+    def parts(self, digest: str) -> tuple[Path, ...]:
+        """Where the blobs and the unpacked layers of an image here are; images share them. Raises
+        `ImageError`."""
+        record = self._catalog.record(self._require(digest))
+        blobs = tuple(self._blobs.blob(blob) for blob in sorted(record.blobs))
+        return blobs + self.layers(digest)
+
     def _require(self, reference: str) -> str:
         digest = self.resolve(reference)
         if digest is None:

@@ -12,6 +12,7 @@ from orchestrator.manager.lookup import find_image_by_word
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import precondition
+from orchestrator.manager.selection import selected
 from orchestrator.manager.store.commit import commit
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Image, Node
@@ -120,6 +121,8 @@ class NameCalls(Calls):
         reply = images_pb2.RemoveImageReply()
         for image in sorted(self.api.view.images.values(), key=lambda image: image.id):
             if (image.names and not request.all) or users(self.api.view, image):
+                continue
+            if not selected(image.labels, image.created_at, request):
                 continue
             await self._delete(image, reply)
         return reply

@@ -14,6 +14,7 @@ from orchestrator.manager.planning.networkrules import ENCRYPTED
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import Refusal, invalid, precondition, taken
+from orchestrator.manager.selection import selected
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import NETWORK_TURN, name_key
 from orchestrator.manager.store.kv import Conflict, Guard, Put
@@ -80,7 +81,9 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
         view = self.api.view
         reply = networks_pb2.PruneNetworksReply()
         for network in sorted(view.networks.values(), key=lambda each: each.name):
-            unwanted = network.name not in BUILT_IN and _selected(network, request)
+            unwanted = network.name not in BUILT_IN and selected(
+                network.labels, network.created_at, request
+            )
             if not unwanted or users(view, network):
                 continue
             try:
@@ -165,14 +168,3 @@ def _listed(names: list[str], most: int = 3) -> str:
     if len(names) > 1:
         return f"{', '.join(names[:-1])} and {names[-1]}"
     return names[0]
-
-
-def _selected(network: Network, request: Any) -> bool:
-    has = network.labels
-    if not all(_is(has, key, value) for key, value in request.labels.items()):
-        return False
-    return not any(_is(has, *text.partition("=")[::2]) for text in request.without)
-
-
-def _is(labels: Mapping[str, str], key: str, value: str) -> bool:
-    return key in labels and (not value or labels[key] == value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from orchestrator.manager.lookup import find_node
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.volumes import users
 from orchestrator.manager.refusal import Refusal, invalid, not_found, precondition, taken
+from orchestrator.manager.selection import selected
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
@@ -321,11 +322,4 @@ def _selected(row: Any, request: Any) -> bool:
     """Docker's rule: without `all`, only volumes that nobody named."""
     if not request.all and (row.declared or not row.seen.anonymous):
         return False
-    labels: Mapping[str, str] = row.volume.labels
-    if not all(_has(labels, key, value) for key, value in request.labels.items()):
-        return False
-    return not any(_has(labels, *text.partition("=")[::2]) for text in request.without)
-
-
-def _has(labels: Mapping[str, str], key: str, value: str) -> bool:
-    return key in labels and (not value or labels[key] == value)
+    return selected(row.volume.labels, row.volume.created_at, request)

@@ -1,0 +1,240 @@
+"""`orc system df`: what images, containers, volumes and builds take of the nodes' disks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.container_rows import LIVE, container_state
+from orchestrator.cli.groups import example
+from orchestrator.cli.output import (
+    Column,
+    Row,
+    column,
+    format_option,
+    print_json,
+    print_rows,
+    print_table,
+    public,
+)
+from orchestrator.cli.volume import volume_row
+from orchestrator.model.convert import from_proto
+from orchestrator.model.names import short_id
+from orchestrator.model.objects import Image, Task
+from orchestrator.model.units import format_size
+from orchestrator.pb import containers_pb2, control_pb2, system_pb2, volumes_pb2
+
+PATIENCE = 60.0
+"""Seconds: the nodes count their files."""
+
+
+@click.command(epilog=example("orc system df", "orc system df -v"))
+@click.option("--verbose", "-v", is_flag=True, help="Every object, and every node's disk.")
+@format_option(templates=True)
+@pass_client
+def df(client: Client, verbose: bool, form: str) -> None:
+    """Show what is on the nodes' disks, and what of it nobody needs."""
+    picture = Picture.of(client)
+    for notice in picture.notices:
+        click.echo(f"orc: {notice}", err=True)
+    if not verbose:
+        print_rows(picture.totals(), _TOTALS, form)
+        return
+    tables = {
+        "nodes": (picture.nodes, _NODES),
+        "images": (picture.images, _IMAGES),
+        "containers": (picture.containers, _CONTAINERS),
+        "volumes": (picture.volumes, _VOLUMES),
+    }
+    if form == "json":
+        print_json({name: list(map(public, rows)) for name, (rows, _) in tables.items()})
+        return
+    for number, (name, (rows, columns)) in enumerate(tables.items()):
+        if number:
+            click.echo()
+        click.echo(f"{name.capitalize()}:")
+        print_table(rows, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What all nodes have, a row an object and node."""
+
+    nodes: list[Row]
+    images: list[Row]
+    containers: list[Row]
+    volumes: list[Row]
+    notices: list[str]
+
+    @classmethod
+    def of(cls, client: Client) -> Picture:
+        """Ask the nodes. Raises CliError."""
+        usage = client.call("System.DiskUsage", system_pb2.DiskUsageRequest(), timeout=PATIENCE)
+        volumes = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest())
+        listing = client.call("Containers.ListContainers", containers_pb2.ListContainersRequest())
+        tasks: dict[str, Task] = {row.task.id: from_proto(row.task) for row in listing.containers}
+        reply = client.call("ListImages", control_pb2.ListImagesRequest())
+        images: dict[str, Image] = {each.id: from_proto(each) for each in reply.images}
+        return cls(
+            nodes=[_node(node) for node in usage.nodes if not node.notice],
+            images=[
+                _image(node.node, each, images.get(each.id), _users(tasks, node, images, each.id))
+                for node in usage.nodes
+                for each in node.images
+            ],
+            containers=[
+                _container(node.node, each, tasks.get(each.task_id))
+                for node in usage.nodes
+                for each in node.containers
+            ],
+            volumes=[volume_row(row) for row in volumes.volumes],
+            notices=[node.notice for node in usage.nodes if node.notice],
+        )
+
+    def totals(self) -> list[Row]:
+        """A row a kind of thing, over all nodes."""
+        builds = sum(node["builds"] for node in self.nodes)
+        return [
+            _total(
+                "Images",
+                self.images,
+                [row for row in self.images if row["containers"]],
+                sum(node["images_size"] for node in self.nodes),
+                sum(self._spare(node) for node in self.nodes),
+            ),
+            _total(
+                "Containers",
+                self.containers,
+                [row for row in self.containers if row["state"] in LIVE],
+                _sum(self.containers),
+                _sum(row for row in self.containers if row["state"] not in LIVE),
+            ),
+            _total(
+                "Volumes",
+                self.volumes,
+                [row for row in self.volumes if row["used_by"]],
+                _sum(self.volumes),
+                _sum(row for row in self.volumes if not row["used_by"]),
+            ),
+            _total("Build cache", [row for row in self.nodes if row["builds"]], [], builds, builds),
+        ]
+
+    def _spare(self, node: Row) -> int:
+        """Bytes that go with a node's images of which there is no container."""
+        here = [row for row in self.images if row["node"] == node["node"]]
+        if not any(row["containers"] for row in here):
+            return int(node["images_size"])
+        return sum(row["unique"] for row in here if not row["containers"])
+
+
+def _total(
+    kind: str, rows: Sequence[Row], active: Sequence[Row], size: int, reclaimable: int
+) -> Row:
+    return {
+        "type": kind,
+        "total": len(rows),
+        "active": len(active),
+        "size": size,
+        "reclaimable": reclaimable,
+    }
+
+
+def _sum(rows: Iterable[Row]) -> int:
+    return sum(row["size"] or 0 for row in rows)
+
+
+def _node(message: Any) -> Row:
+    return {
+        "node": message.node,
+        "total": message.total,
+        "free": message.free,
+        "builds": message.builds,
+        "images_size": message.images_size,
+        "images": len(message.images),
+        "containers": len(message.containers),
+    }
+
+
+def _image(node: str, message: Any, image: Image | None, users: int) -> Row:
+    return {
+        "id": message.id,
+        "names": list(image.names) if image else [],
+        "node": node,
+        "size": message.size,
+        "shared": message.size - message.unique,
+        "unique": message.unique,
+        "containers": users,
+    }
+
+
+def _users(tasks: dict[str, Task], node: Any, images: dict[str, Image], digest: str) -> int:
+    """How many containers of a node are made from an image."""
+    image = images.get(digest)
+    known = {digest, *(image.indexes if image else ())}
+    here = (tasks.get(row.task_id) for row in node.containers)
+    return sum(task is not None and task.image_digest in known for task in here)
+
+
+def _container(node: str, message: Any, task: Task | None) -> Row:
+    return {
+        "id": message.task_id,
+        "name": task.name if task else "",
+        "node": node,
+        "image": task.spec.container.image if task else "",
+        "state": container_state(task) if task else "removing",
+        "size": message.size,
+        "image_size": message.image_size,
+    }
+
+
+def _size(heading: str, key: str) -> Column:
+    return Column(heading, lambda row: "" if row[key] is None else format_size(row[key]))
+
+
+def _reclaimable(row: Row) -> str:
+    share = f" ({100 * row['reclaimable'] // row['size']}%)" if row["size"] else ""
+    return format_size(row["reclaimable"]) + share
+
+
+_TOTALS = (
+    column("TYPE", "type"),
+    column("TOTAL", "total"),
+    column("ACTIVE", "active"),
+    _size("SIZE", "size"),
+    Column("RECLAIMABLE", _reclaimable),
+)
+_NODES = (
+    column("NODE", "node"),
+    column("IMAGES", "images"),
+    column("CONTAINERS", "containers"),
+    _size("BUILD CACHE", "builds"),
+    _size("FREE", "free"),
+    _size("DISK", "total"),
+)
+_IMAGES = (
+    Column("IMAGE", lambda row: ", ".join(row["names"]) or "<none>"),
+    Column("IMAGE ID", lambda row: short_id(row["id"])),
+    column("NODE", "node"),
+    _size("SIZE", "size"),
+    _size("SHARED SIZE", "shared"),
+    _size("UNIQUE SIZE", "unique"),
+    column("CONTAINERS", "containers"),
+)
+_CONTAINERS = (
+    Column("CONTAINER ID", lambda row: short_id(row["id"])),
+    column("IMAGE", "image"),
+    column("NODE", "node"),
+    column("STATUS", "state"),
+    _size("SIZE", "size"),
+    column("NAMES", "name"),
+)
+_VOLUMES = (
+    Column("VOLUME NAME", lambda row: row["name"]),
+    Column("NODE", lambda row: row["node"]),
+    Column("LINKS", lambda row: str(len(row["used_by"]))),
+    _size("SIZE", "size"),
+)

@@ -1,0 +1,89 @@
+"""What the commands that remove all that nobody needs have in common: filters and a question."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import click
+
+from orchestrator.model.units import parse_moment
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class PruneFilters:
+    """`--filter until=TIME`, `label=KEY[=value]` and `label!=KEY[=value]`, all of which must
+    hold."""
+
+    texts: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    """Key → value; the empty one: whatever it is."""
+    without: tuple[str, ...] = ()
+    until: float = 0.0
+    """0: of whatever age; else made before then."""
+
+    def put_into(self, request: Any) -> Any:
+        """The request, with the fields of these names."""
+        request.labels.update(self.labels)
+        request.without.extend(self.without)
+        request.until = self.until
+        return request
+
+    def hold(self, labels: Mapping[str, str], created_at: float) -> bool:
+        """Whether they hold for an object."""
+        if self.until and created_at >= self.until:
+            return False
+        if not all(_has(labels, key, value) for key, value in self.labels.items()):
+            return False
+        return not any(_has(labels, *text.partition("=")[::2]) for text in self.without)
+
+
+def _has(labels: Mapping[str, str], key: str, value: str) -> bool:
+    return key in labels and (not value or labels[key] == value)
+
+
+def prune_options(function: F) -> F:
+    """`--filter`, as PruneFilters, and `--force`."""
+    function = click.option(
+        "--filter",
+        "filters",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=lambda ctx, param, texts: _read(texts),
+        help="until=TIME (or an age, 24h), label=KEY[=value], label!=KEY[=value]; repeatable.",
+    )(function)
+    return click.option("--force", "-f", is_flag=True, help="Do not ask.")(function)
+
+
+def confirm(what: Sequence[str], filters: PruneFilters) -> None:
+    """Ask whether to remove all that; ends the command if the answer is no."""
+    things = "; ".join(what)
+    only = f" (only those with {', '.join(filters.texts)})" if filters.texts else ""
+    click.confirm(f"This removes {things}{only}. Go on?", abort=True, err=True)
+
+
+def _read(texts: Sequence[str]) -> PruneFilters:
+    labels: dict[str, str] = {}
+    without: list[str] = []
+    until = 0.0
+    for text in texts:
+        key, _, value = text.partition("=")
+        if key == "label" and value:
+            name, _, labels_value = value.partition("=")
+            labels[name] = labels_value
+        elif key == "label!" and value:
+            without.append(value)
+        elif key == "until" and value:
+            try:
+                until = parse_moment(value, time.time(), "until")
+            except ValueError as error:
+                raise click.BadParameter(str(error)) from None
+        else:
+            raise click.BadParameter(
+                f"filter {text!r} is none of until=TIME, label=KEY, label!=KEY"
+            )
+    return PruneFilters(tuple(texts), labels, tuple(without), until)

@@ -1,0 +1,66 @@
+"""What is on the nodes' disks, and what may go: `system df`, `prune`, `info`, `check`."""
+
+from __future__ import annotations
+
+import pytest
+from devcluster import Cluster
+
+pytestmark = pytest.mark.root
+
+BOX = ("--entrypoint", "/bin/busybox")
+
+
+def totals(cluster: Cluster) -> dict[str, dict[str, int]]:
+    return {row["type"]: row for row in cluster.json("system", "df")}
+
+
+def test_what_nobody_needs_goes_and_no_more(cluster: Cluster, hello: str) -> None:
+    cluster.orc("run", "-d", "--name", "kept", "-v", "/data", *BOX, hello, "sleep", "1000")
+    write = ("sh", "-c", "head -c 3000000 /dev/urandom > /file")
+    cluster.orc("run", "--name", "done", "--label", "tier=db", "-v", "/data", *BOX, hello, *write)
+    (row,) = cluster.json("ps", "-a", "-s", "--filter", "name=done")
+    assert 3_000_000 <= row["size"] < 3_200_000
+    found = totals(cluster)
+    assert (found["Containers"]["total"], found["Containers"]["active"]) == (2, 1)
+    assert found["Containers"]["reclaimable"] >= 3_000_000
+    assert found["Images"]["size"] > found["Images"]["reclaimable"]
+    assert found["Volumes"]["total"] == 2
+    assert hello in cluster.orc("system", "df", "-v").stdout
+
+    assert (
+        "reclaimed space: 0B"
+        in cluster.orc("container", "prune", "-f", "--filter", "label=tier=web").stdout
+    )
+    assert (
+        "reclaimed space: 0B"
+        in cluster.orc("container", "prune", "-f", "--filter", "until=1h").stdout
+    )
+    pruned = cluster.orc("container", "prune", "-f", "--filter", "label=tier=db").stdout
+    assert pruned.splitlines()[0] == "done"
+    assert "reclaimed space: 3" in pruned
+    assert [row["name"] for row in cluster.json("ps", "-a")] == ["kept"]
+
+    # Nobody is at the terminal to say yes.
+    refused = cluster.orc("system", "prune", ok=False)
+    assert "This removes all containers that do not run" in refused.stderr
+    assert refused.returncode != 0
+    cluster.orc("system", "prune", "-f", "--volumes")
+    found = totals(cluster)
+    assert (found["Containers"]["total"], found["Volumes"]["total"]) == (1, 1)
+    assert hello in {f"{row['repository']}:{row['tag']}" for row in cluster.json("images")}
+    cluster.orc("rm", "-fv", "kept")
+
+
+def test_the_cluster_in_figures(cluster: Cluster, hello: str) -> None:
+    row = cluster.json("info")
+    assert row["nodes"] == row["nodes_ready"] == len(cluster.nodes())
+    assert row["images"] == len(cluster.json("images"))
+    assert cluster.orc("system", "info", "-f", "{{.NodesReady}}").stdout == f"{row['nodes']}\n"
+
+
+def test_a_host_is_checked_before_it_joins(cluster: Cluster) -> None:
+    findings = {row["check"]: row for row in cluster.json("system", "check")}
+    assert all(row["ok"] for row in findings.values() if row["needed"])
+    lacking = cluster.orc("system", "check", "--runtime", "no-such-runtime", ok=False)
+    assert lacking.returncode == 1
+    assert lacking.stderr == "orc: this host cannot be a node yet: no-such-runtime\n"

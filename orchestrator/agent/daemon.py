@@ -141,14 +141,23 @@ async def run(settings: Settings) -> None:
                 NodeNetwork(data / "network", settings.run_dir)
             )
             names = await stack.enter_async_context(
-                NameServerProcess(settings.run_dir, lost=lambda: endpoints.look_again())
+                NameServerProcess(
+                    settings.run_dir,
+                    lost=lambda: endpoints.look_again(names),
+                    clients=lambda: worker.clients(),
+                )
             )
             server, blob_port = await _serve_blobs(settings, store)
         except (StateDbError, ImageError, RuntimeFailure, NetworkError) as error:
             raise AgentFailure(str(error)) from error
         stack.push_async_callback(server.stop, None)
         wake = asyncio.Event()
-        reporter = Reporter(wake.set)
+
+        def observed() -> None:
+            wake.set()
+            endpoints.look_again(names)
+
+        reporter = Reporter(observed)
         endpoints = Endpoints(db, (KernelBalance(network, identity.node_id), names), wake.set)
         networks = Networks(network, identity.address, lambda: worker.holders())
         kept = KeptLogs(data / "logs")

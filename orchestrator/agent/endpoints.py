@@ -123,10 +123,9 @@ class Endpoints:
             self._networks = tuple(networks)
             self._move_on((), networks=True)
 
-    def look_again(self) -> None:
-        """Have each follower asked now whether all is as applied."""
-        for progress in self._followers.values():
-            progress.news.set()
+    def look_again(self, follower: Follower) -> None:
+        """Have a follower see now that all is as it should be."""
+        self._followers[follower].news.set()
 
     async def run(self) -> None:
         """Have the followers follow until cancelled."""

@@ -11,15 +11,17 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from ipaddress import ip_network
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from orchestrator.agent.endpoints import Change
 from orchestrator.agent.network import NetworkError
+from orchestrator.model.objects import Task, TaskStatus
 from orchestrator.pb import dispatch_pb2, types_pb2
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,27 @@ _LOOK_AGAIN = 0.02
 """Seconds between two attempts to reach a server that was just started."""
 
 
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A container of this node that is on several networks, or wants servers of its own."""
+
+    addresses: Mapping[str, tuple[str, ...]]
+    """Network's name → its addresses there, in the order in which names are searched."""
+    servers: tuple[str, ...]
+    """Name servers that it wants asked what no network knows; none: the node's own."""
+
+
+def client_of(task: Task, status: TaskStatus) -> Client | None:
+    """What the name server must know of a task's container; None: no more than its network."""
+    servers = task.spec.container.dns
+    addresses = {
+        name: tuple(filter(None, (status.addresses.get(name), status.addresses6.get(name))))
+        for name in task.spec.network_names
+        if name in status.addresses or name in status.addresses6
+    }
+    return Client(addresses, servers) if servers or len(addresses) > 1 else None
+
+
 class NameServerProcess:
     """Has the node's name server follow the endpoint table; an async context manager, after which
     the server goes on."""
@@ -39,11 +62,21 @@ class NameServerProcess:
     name = "the name server"
 
     def __init__(
-        self, run_dir: Path, lost: Callable[[], None], command: Sequence[str] = COMMAND
+        self,
+        run_dir: Path,
+        lost: Callable[[], None],
+        clients: Callable[[], Iterable[Client]] = tuple,
+        command: Sequence[str] = COMMAND,
     ) -> None:
-        """`lost` is called when the server has ended, and so is to be told everything again."""
+        """`lost` is called when the server has ended, and so is to be told everything again.
+        `clients` are the containers of this node that ask for more than one network's names."""
         self._path = run_dir / "names.sock"
         self._lost = lost
+        self._clients = clients
+        self._networks: dict[str, str] = {}
+        """Name → id."""
+        self._told_of: list[dict[str, Any]] | None = None
+        """The clients that the server knows."""
         self._command = (*command, str(self._path))
         self._process: subprocess.Popen[bytes] | None = None
         """If this agent started it."""
@@ -69,10 +102,13 @@ class NameServerProcess:
                 link = await self._connected()
                 if change.base is not None and change.base != self._revision:
                     change = whole()
-                if change.revision == self._revision:
+                if change.networks is not None:
+                    self._networks = {network.name: network.id for network in change.networks}
+                clients = [_client(each, self._networks) for each in self._clients()]
+                if change.revision == self._revision and clients == self._told_of:
                     return
                 self._revision = None
-                answer = await link.ask(_document(change))
+                answer = await link.ask(document(change) | {"clients": clients})
         except (OSError, EOFError, ValueError) as error:
             self._disconnect()
             raise NetworkError(f"the name server does not answer: {error}") from error
@@ -81,7 +117,7 @@ class NameServerProcess:
             raise
         if "revision" not in answer:
             raise NetworkError(str(answer.get("error", "the name server has lost its table")))
-        self._revision = change.revision
+        self._revision, self._told_of = change.revision, clients
 
     async def _connected(self) -> _Link:
         if self._link is not None and self._link.open:
@@ -186,7 +222,7 @@ class _Link(asyncio.Protocol):
             self._transport.close()
 
 
-def _document(change: Change) -> dict[str, Any]:
+def document(change: Change) -> dict[str, Any]:
     """A change as the server reads it; see `orchestrator.nameserver.table`."""
     document: dict[str, Any] = {
         "revision": change.revision,
@@ -198,7 +234,7 @@ def _document(change: Change) -> dict[str, Any]:
         document["networks"] = [
             {
                 "id": network.id,
-                "gateways": _gateways((network.subnet, network.subnet6)),
+                "gateways": _gateways(network),
                 "ranges": [r for r in (network.cluster_cidr, network.cluster_cidr6) if r],
                 "internal": network.internal,
             }
@@ -207,9 +243,25 @@ def _document(change: Change) -> dict[str, Any]:
     return document
 
 
-def _gateways(subnets: Iterable[str]) -> list[str]:
-    """This node's addresses in a network: the first of each of its slices."""
-    return [str(ip_network(subnet).network_address + 1) for subnet in subnets if subnet]
+def _client(client: Client, networks: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "addresses": {
+            networks[name]: list(addresses)
+            for name, addresses in client.addresses.items()
+            if name in networks
+        },
+        "servers": list(client.servers),
+    }
+
+
+def _gateways(network: dispatch_pb2.AssignedNetwork) -> list[str]:
+    """This node's addresses in a network: the first of each of its slices, if no other is said."""
+    subnets = [ip_network(each) for each in (network.subnet, network.subnet6) if each]
+    said = [ip_address(network.gateway)] if network.gateway else []
+    return [
+        str(next((one for one in said if one in each), each.network_address + 1))
+        for each in subnets
+    ]
 
 
 def _entry(entry: dispatch_pb2.ServiceEndpoints) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from orchestrator.agent.names import Client, client_of
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runner import TaskRunner
@@ -70,6 +71,12 @@ class Worker:
     def holders(self) -> frozenset[str]:
         """Ids of the tasks of which anything may be in this host's kernel."""
         return frozenset(task_id for task_id, runner in self._runners.items() if runner.holds)
+
+    def clients(self) -> list[Client]:
+        """The containers of which the name server must know more than their network."""
+        runners = self._runners.values()
+        found = (client_of(runner.task, runner.status) for runner in runners)
+        return [client for client in found if client is not None]
 
     def apply(
         self,

@@ -28,6 +28,8 @@ class Scope:
     """The addresses of these networks."""
     forwards: bool
     """Whether what is not known here may be asked elsewhere."""
+    servers: tuple[str, ...] = ()
+    """Who is to be asked then; none: the host's servers."""
 
 
 def answer(records: Records, scope: Scope, question: Question, limit: int) -> tuple[bytes, ...]:

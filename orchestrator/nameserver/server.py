@@ -12,7 +12,7 @@ from typing import Any
 from . import upstream
 from .answers import Scope, answer, failure
 from .records import Records
-from .table import Network, Table
+from .table import Client, Network, Table, scope_of
 from .upstream import HostServers
 from .wire import Malformed, Question, read_question, refusal
 
@@ -47,12 +47,15 @@ class Listener:
         network: Network,
         address: str,
         records: Records,
+        scope: Callable[[Network, str], Scope],
         hosts: HostServers,
         spawn: Spawn,
     ) -> None:
+        """`scope` is what an address that asks in the network may know."""
         self.address = address
         self._network = network
         self._records = records
+        self._scope = scope
         self._hosts = hosts
         self._spawn = spawn
         self._askers: dict[str, tuple[Scope, _Answers]] = {}
@@ -119,7 +122,7 @@ class Listener:
             return query[:2] + next(turns)
         if self._asked >= _MOST_ASKED:
             return query[:2] + failure(question)
-        self._spawn(self._ask(sock, question, query, asker))
+        self._spawn(self._ask(sock, scope, question, query, asker))
         return b""
 
     def _asker(self, address: str) -> tuple[Scope, _Answers] | None:
@@ -128,21 +131,24 @@ class Listener:
         if known is None and self._network.has(address):
             if len(self._askers) >= _MOST_ASKERS:
                 self._askers.clear()
-            known = self._askers[address] = self._network.scope, {}
+            known = self._askers[address] = self._scope(self._network, address), {}
         return known
 
-    async def _ask(self, sock: socket.socket, question: Question, query: bytes, asker: Any) -> None:
+    async def _ask(
+        self, sock: socket.socket, scope: Scope, question: Question, query: bytes, asker: Any
+    ) -> None:
         self._asked += 1
         try:
-            reply = await upstream.ask(query, self._elsewhere())
+            reply = await upstream.ask(query, self._elsewhere(scope))
         finally:
             self._asked -= 1
         reply = reply or query[:2] + failure(question)
         with suppress(OSError):
             sock.sendto(reply, asker)
 
-    def _elsewhere(self) -> list[str]:
-        return [server for server in self._hosts.current() if server != self.address]
+    def _elsewhere(self, scope: Scope) -> list[str]:
+        asked = scope.servers or self._hosts.current()
+        return [server for server in asked if server != self.address]
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer a TCP client, one question after the other."""
@@ -171,7 +177,7 @@ class Listener:
         found = answer(self._records, scope, question, _TCP_LIMIT)
         if found:
             return query[:2] + found[0]
-        reply = await upstream.ask_stream(query, self._elsewhere())
+        reply = await upstream.ask_stream(query, self._elsewhere(scope))
         return reply or query[:2] + failure(question)
 
 
@@ -202,6 +208,8 @@ class NameServer:
         self._spawn = spawn
         self._records = Records()
         self._networks: dict[str, Network] = {}
+        self._clients: dict[tuple[str, str], Client] = {}
+        """By network's id and address."""
         self._listeners: dict[tuple[str, str], Listener] = {}
         """By network's id and address."""
         self.revision: int | None = None
@@ -219,6 +227,13 @@ class NameServer:
                 self._records.put(entry)
         if table.networks is not None:
             self._networks = {network.id: network for network in table.networks}
+        if table.clients is not None:
+            self._clients = {
+                (network_id, address): client
+                for client in table.clients
+                for network_id, addresses in client.addresses.items()
+                for address in addresses
+            }
         try:
             await self._listen()
         finally:
@@ -237,7 +252,9 @@ class NameServer:
         failure: OSError | None = None
         for place in wanted.keys() - self._listeners.keys():
             network, address = wanted[place], place[1]
-            listener = Listener(network, address, self._records, self._hosts, self._spawn)
+            listener = Listener(
+                network, address, self._records, self._scope, self._hosts, self._spawn
+            )
             try:
                 await listener.open()
             except OSError as error:
@@ -249,6 +266,9 @@ class NameServer:
                 self._listeners[place] = listener
         if failure is not None:
             raise failure
+
+    def _scope(self, network: Network, address: str) -> Scope:
+        return scope_of(network, self._networks, self._clients.get((network.id, address)))
 
     @property
     def idle(self) -> bool:

@@ -8,9 +8,13 @@
                                  "address": "10.128.3.2", "ready": true}]}],
      "removed": [["s2", "n1"]],
      "networks": [{"id": "n1", "gateways": ["10.128.3.1"], "ranges": ["10.128.0.0/14"],
-                   "internal": false}]}
+                   "internal": false}],
+     "clients": [{"addresses": {"n1": ["10.128.3.2"], "n2": ["10.129.3.2"]},
+                  "servers": ["9.9.9.9"]}]}
 
-`base` null: this is the whole table. `networks` are told in whole where one of them changed.
+`base` null: this is the whole table. `networks` and `clients` are told in whole where one of them
+changed. Clients are the node's own containers of which more is to be known than the network in
+which they ask: on which others they are, and whom they want to be asked what no network knows.
 """
 
 from __future__ import annotations
@@ -36,15 +40,32 @@ class Network:
     internal: bool
     """It has no way out, for questions neither."""
 
-    @property
-    def scope(self) -> Scope:
-        """What who is on this network only may know."""
-        return Scope((self.id,), self.ranges, not self.internal)
-
     def has(self, address: str) -> bool:
         """Whether an address is in it."""
         found = ip_address(address.partition("%")[0])
         return any(found in each for each in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A container of this node."""
+
+    addresses: Mapping[str, tuple[str, ...]]
+    """Network id → its addresses there, in the order in which the networks are searched."""
+    servers: tuple[str, ...] = ()
+    """Whom it wants asked what no network knows; none: the host's servers."""
+
+
+def scope_of(asked: Network, networks: Mapping[str, Network], client: Client | None) -> Scope:
+    """What an asker may know, of whom no more may be known than the network in which it asks."""
+    others = [networks[id_] for id_ in client.addresses if id_ in networks] if client else []
+    mine = [asked, *(each for each in others if each.id != asked.id)]
+    return Scope(
+        networks=tuple(each.id for each in mine),
+        ranges=tuple(one for each in mine for one in each.ranges),
+        forwards=not all(each.internal for each in mine),
+        servers=client.servers if client else (),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +77,19 @@ class Table:
     entries: tuple[Entry, ...]
     removed: tuple[Key, ...]
     networks: tuple[Network, ...] | None
+    clients: tuple[Client, ...] | None
 
 
 def parse(raw: Mapping[str, Any]) -> Table:
     """A table from JSON's types. Raises KeyError, TypeError or ValueError."""
-    base, networks = raw.get("base"), raw.get("networks")
+    base, networks, clients = raw.get("base"), raw.get("networks"), raw.get("clients")
     return Table(
         revision=int(raw["revision"]),
         base=None if base is None else int(base),
         entries=tuple(map(parse_entry, raw.get("entries", ()))),
         removed=tuple(Key(str(id_), str(network)) for id_, network in raw.get("removed", ())),
         networks=None if networks is None else tuple(map(_network, networks)),
+        clients=None if clients is None else tuple(map(_client, clients)),
     )
 
 
@@ -76,4 +99,14 @@ def _network(raw: Mapping[str, Any]) -> Network:
         gateways=tuple(map(str, raw["gateways"])),
         ranges=tuple(ip_network(text) for text in raw["ranges"]),
         internal=bool(raw.get("internal", False)),
+    )
+
+
+def _client(raw: Mapping[str, Any]) -> Client:
+    return Client(
+        addresses={
+            str(network): tuple(map(str, addresses))
+            for network, addresses in raw["addresses"].items()
+        },
+        servers=tuple(map(str, raw.get("servers", ()))),
     )

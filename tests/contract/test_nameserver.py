@@ -18,13 +18,13 @@ import dns.rcode
 import pytest
 
 from orchestrator.agent.endpoints import Change
-from orchestrator.agent.names import NameServerProcess
+from orchestrator.agent.names import NameServerProcess, document
 from orchestrator.nameserver import server as server_module
 from orchestrator.nameserver import upstream
 from orchestrator.nameserver.server import NameServer
 from orchestrator.nameserver.table import parse
 from orchestrator.nameserver.upstream import HostServers
-from orchestrator.pb import dispatch_pb2
+from orchestrator.pb import dispatch_pb2, types_pb2
 
 HERE, INTERNAL, HERE6 = "127.0.0.1", "127.0.0.3", "::1"
 ELSEWHERE, DEAD = "127.0.0.2", "127.0.0.4"
@@ -196,6 +196,20 @@ async def test_who_has_no_way_out_asks_nobody_outside(served: Served) -> None:
     assert served.elsewhere.asked == 0
 
 
+async def test_a_container_knows_the_names_of_all_its_networks(served: Served) -> None:
+    there = dict(web(endpoint(9, "10.0.9.9"), network="in"), id="s2", name="db")
+    client = {"addresses": {"net": [HERE], "in": [HERE]}, "servers": [DEAD]}
+    await served.tell(2, there, base=1)
+    assert await served.ask("db") == ["192.0.2.1"]
+    await served.tell(3, base=2, clients=[client])
+    assert await served.ask("db") == ["10.0.9.9"]
+    assert await served.ask("web", at=INTERNAL) == ["10.0.0.1"]
+    # It has a way out, and wants another server asked there.
+    assert await served.ask("example.com", at=INTERNAL) == "SERVFAIL"
+    await served.tell(4, base=3, clients=[])
+    assert await served.ask("db") == ["192.0.2.1"]
+
+
 async def test_who_is_not_in_the_network_gets_no_answer(served: Served) -> None:
     network = {"id": "net", "gateways": [HERE], "ranges": ["10.0.0.0/8"]}
     await served.tell(2, base=1, networks=[network])
@@ -220,6 +234,49 @@ async def test_a_network_that_goes_is_no_longer_listened_for(served: Served) -> 
     assert await served.ask("web") == ["10.0.0.1"]
     with pytest.raises(OSError, match="Connect call failed"):
         await asyncio.open_connection(INTERNAL, served.port)
+
+
+async def test_the_agent_tells_it_so_that_the_server_understands(served: Served) -> None:
+    networks = [
+        dispatch_pb2.AssignedNetwork(
+            id="net",
+            name="front",
+            cluster_cidr="127.0.0.0/8",
+            subnet="127.0.0.0/24",
+            cluster_cidr6="::/64",
+            subnet6="::/64",
+        ),
+        dispatch_pb2.AssignedNetwork(
+            id="in",
+            name="back",
+            cluster_cidr="127.0.0.0/8",
+            subnet="127.0.0.0/24",
+            gateway=INTERNAL,
+            internal=True,
+        ),
+    ]
+    entry = dispatch_pb2.ServiceEndpoints(
+        id="s1",
+        name="web",
+        network_id="net",
+        vip6="fd00::9",
+        aliases=["www"],
+        ports=[types_pb2.PortSpec(published=53, target=5353, protocol=types_pb2.PROTOCOL_UDP)],
+        endpoints=[
+            dispatch_pb2.Endpoint(
+                task_id="t", slot=1, name="web.1", address="10.0.0.1", ready=ready
+            )
+            for ready in (True, False)
+        ],
+    )
+    change = Change(2, None, (entry,), (), tuple(networks))
+    await served.server.apply(parse(document(change)))
+    for at in (HERE, HERE6):
+        assert await served.ask("web", "AAAA", at) == ["fd00::9"]
+        assert await served.ask("tasks.web", at=at) == ["10.0.0.1"]
+    assert await served.ask("www", "AAAA") == ["fd00::9"]
+    assert await served.ask("_53._udp.web", "SRV") == ["0 0 5353 web."]
+    assert await served.ask("example.com", at=INTERNAL) == "NXDOMAIN"
 
 
 # -- The process --------------------------------------------------------------------------------
@@ -289,7 +346,9 @@ async def test_a_server_of_another_version_is_replaced(
         "from orchestrator.nameserver import __main__\n__main__.VERSION = 99\n__main__.main()\n"
     )
     monkeypatch.setattr("orchestrator.agent.names.VERSION", 99)
-    async with NameServerProcess(tmp_path, lambda: None, (sys.executable, str(stub))) as newer:
+    async with NameServerProcess(
+        tmp_path, lambda: None, command=(sys.executable, str(stub))
+    ) as newer:
         await newer.follow(whole(), whole)
         (after,) = pids(tmp_path)
         assert after != pid

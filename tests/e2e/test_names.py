@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,3 +45,128 @@ def test_a_service_is_known_by_its_name_and_by_its_tasks(cluster: Cluster, hello
         client, "/bin/busybox", "wget", "-q", "-T", "5", "-O", "-", "http://web/"
     )
     assert "Hello" in page.stdout
+
+
+GRACEFUL = r"""
+trap 'sleep 0.3; kill $server; exit 0' TERM
+mkdir -p /tmp/www && echo Hello >/tmp/www/index.html
+httpd -f -p 80 -h /tmp/www & server=$!
+wait
+"""
+"""A web server that finishes what it has begun, as a good one does."""
+
+LOAD = r"""
+import asyncio, pathlib, sys
+
+address, until = sys.argv[1], pathlib.Path(sys.argv[2])
+answers, failures = 0, []
+
+
+async def ask():
+    reader, writer = await asyncio.open_connection(address, 80)
+    try:
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        if b"Hello" not in await reader.read():
+            raise OSError("the answer is cut short")
+    finally:
+        writer.close()
+
+
+async def client():
+    global answers
+    while not until.exists():
+        try:
+            async with asyncio.timeout(5):
+                await ask()
+            answers += 1
+        except (OSError, TimeoutError) as error:
+            failures.append(repr(error))
+
+
+async def main():
+    await asyncio.gather(*(client() for _ in range(4)))
+
+
+asyncio.run(main())
+print(answers, failures[:5])
+"""
+"""Four clients that open a connection for each request, until a file is there."""
+
+
+def test_a_rolling_update_loses_no_request(cluster: Cluster, hello: str, tmp_path: Path) -> None:
+    cluster.script("web", hello, GRACEFUL, "--replicas", "3", "--stop-grace-period", "5s", *SMALL)
+    before = {task["id"] for task in cluster.running("web")}
+    (client,) = cluster.script("client", hello, "sleep 1000", *SMALL)
+    (vip,) = looked_up(cluster, client, "web")
+    done = tmp_path / "done"
+    load = (sys.executable, "-I", "-c", LOAD, vip, str(done))
+    with ThreadPoolExecutor() as pool:
+        loaded = pool.submit(cluster.in_network, client, *load)
+        try:
+            cluster.orc("service", "update", "web", "--env-add", "A=1")
+            cluster.orc("service", "scale", "web=5")
+            cluster.orc("service", "scale", "web=1")
+        finally:
+            done.touch()
+        said = loaded.result().stdout
+    answers, _, failures = said.strip().partition(" ")
+    assert failures == "[]"
+    assert int(answers) > 100
+    assert not before & {task["id"] for task in cluster.running("web")}
+
+
+def name_server(cluster: Cluster, node: str) -> str:
+    """Its process id, as the node numbers it."""
+    return cluster.exec(node, "cat", "/run/orc/names.lock").stdout.strip()
+
+
+def test_names_survive_the_agent_and_the_name_server_is_replaced(
+    cluster: Cluster, hello: str
+) -> None:
+    cluster.orc("service", "create", "--name", "web", *SMALL, hello)
+    (client,) = cluster.script("client", hello, "sleep 1000", *SMALL)
+    node = client["node"]
+    known = looked_up(cluster, client, "web")
+    server = name_server(cluster, node)
+    # The agent ends and is away: its containers have names all the same, from the same server.
+    cluster.stop(node)
+    assert looked_up(cluster, client, "web") == known != []
+    cluster.start(node)
+    cluster.await_ready(node)
+    assert name_server(cluster, node) == server
+    # The server is killed: a question after that is answered by another one within a second.
+    cluster.exec(node, "kill", "-9", server)
+    eventually(lambda: looked_up(cluster, client, "web") == known, within=3)
+    assert name_server(cluster, node) != server
+
+
+def named_everywhere(cluster: Cluster, clients: list[dict[str, Any]], service: str) -> bool:
+    """Whether all clients are told exactly the tasks of a service that run now."""
+    wanted = addresses(cluster.running(service))
+    for client in clients:
+        assert looked_up(cluster, client, f"tasks.{service}") == wanted, client["node"]
+    return True
+
+
+def test_names_follow_over_a_leaders_loss_and_a_partition(cluster: Cluster, hello: str) -> None:
+    one_a_node = ("--mode", "global", *SMALL)
+    clients = cluster.script("client", hello, "sleep 1000", *one_a_node)
+    cluster.orc("service", "create", "--name", "web", "--replicas", "2", *SMALL, hello)
+    named_everywhere(cluster, clients, "web")
+    # A leader that is killed, and all that it held in memory with it.
+    cluster.kill9("manager1", "daemon")
+    cluster.start("manager1")
+    eventually(lambda: cluster.orc("service", "scale", "web=4", ok=False).returncode == 0, 20)
+    eventually(lambda: named_everywhere(cluster, clients, "web"), within=2)
+    # A node that is cut off knows what it knew, and what is, once it is back.
+    cut = clients[-1]["node"]
+    known = addresses(cluster.running("web"))
+    cluster.partition(cut)
+    assert looked_up(cluster, clients[-1], "tasks.web") == known
+    eventually(lambda: cluster.nodes()[cut]["state"] == "down", within=15)
+    cluster.await_running("web", 4)
+    eventually(lambda: named_everywhere(cluster, clients[:-1], "web"), within=2)
+    cluster.heal()
+    cluster.await_ready(cut)
+    clients = cluster.await_running("client", len(clients))
+    eventually(lambda: named_everywhere(cluster, clients, "web"), within=2)

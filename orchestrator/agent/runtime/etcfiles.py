@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from orchestrator.agent.runtime.base import Container, RuntimeFailure
 from orchestrator.agent.runtime.facts import NodeFacts
+from orchestrator.agent.runtime.host import is_loopback
 
 ETC_FILES = ("hostname", "hosts", "resolv.conf")
 LONGEST_HOSTNAME = 64
@@ -47,13 +48,16 @@ def etc_files(container: Container, node: NodeFacts) -> dict[str, str]:
 
 
 def _resolver(container: Container, node: NodeFacts) -> list[str]:
-    """The lines of resolv.conf(5): the spec's, else the network's, else the node's.
+    """The lines of resolv.conf(5): the network's server, which asks those of the spec or the node.
+    Without a network, and for servers within the container, the spec's, else the node's.
 
     The network's server knows names of one label and more as they are, so they are asked for as
     they are first (`ndots:0`), and only then in the node's search domains.
     """
     spec = container.spec.container
-    servers = spec.dns or container.nameservers or node.nameservers
+    within = any(is_loopback(server) for server in spec.dns)
+    network = () if within else container.nameservers
+    servers = network or spec.dns or node.nameservers
     lines = [f"nameserver {server}" for server in servers]
     search: tuple[str, ...] = ()
     if spec.dns_search:
@@ -63,7 +67,7 @@ def _resolver(container: Container, node: NodeFacts) -> list[str]:
     if search:
         lines.append(f"search {' '.join(search)}")
     options = spec.dns_options
-    if not spec.dns and container.nameservers and not any("ndots" in each for each in options):
+    if network and not any("ndots" in each for each in options):
         options = ("ndots:0", *options)
     if options:
         lines.append(f"options {' '.join(options)}")

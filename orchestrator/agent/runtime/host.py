@@ -70,14 +70,15 @@ def parse_resolver(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     search: tuple[str, ...] = ()
     for line in text.splitlines():
         keyword, *values = line.split()[:7] or [""]
-        if keyword == "nameserver" and values and not _is_loopback(values[0]):
+        if keyword == "nameserver" and values and not is_loopback(values[0]):
             nameservers.append(values[0])
         elif keyword in ("search", "domain"):
             search = tuple(values)
     return tuple(nameservers), search
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether only the host, or the container, itself reaches a name server."""
     try:
         return ipaddress.ip_address(address.partition("%")[0]).is_loopback
     except ValueError:

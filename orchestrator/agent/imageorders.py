@@ -16,11 +16,13 @@ from orchestrator.agent.images import layerfiles, layout
 from orchestrator.agent.images.disk import remove_tree
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.registry import Registry
+from orchestrator.agent.images.registryblobs import LayerProgress
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.tunnelframes import Frames, receive
 from orchestrator.model.convert import to_proto
+from orchestrator.model.names import short_id
 from orchestrator.model.objects import Image
 from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
 
@@ -98,11 +100,7 @@ class ImageOrders:
     async def _pull(self, call: Any, order: images_pb2.PullOrder) -> dispatch_pb2.TunnelResult:
         grant = images_pb2.Grant(nodes=order.sources, registry=order.registry, auth=order.auth)
         async with Frames.sending(call) as frames:
-
-            def progress(digest: str, done: int, total: int) -> None:
-                layer = control_pb2.LayerProgress(digest=digest, done=done, total=total)
-                frames.put(dispatch_pb2.Frame(layer=layer))
-
+            progress, _ = _telling(frames)
             local = await self._images.pull(order.name, order.digest, grant, progress, rename=True)
         return self._result(local.digest)
 
@@ -114,12 +112,7 @@ class ImageOrders:
             place = Path(folder) / "image"
             await asyncio.to_thread(layout.lay_out, place, manifest)
             async with Frames.sending(call) as frames:
-                digest = await self._registry.push(
-                    place,
-                    order.name,
-                    order.auth,
-                    lambda line: _say_layer(frames, line),
-                )
+                digest = await self._registry.push(place, order.name, order.auth, *_telling(frames))
             await call.write(dispatch_pb2.Frame(line=f"digest: {digest}"))
         return self._result(order.image)
 
@@ -240,13 +233,18 @@ class ImageOrders:
         return dispatch_pb2.TunnelResult(image=to_proto(image))
 
 
-def _say_layer(frames: Frames, line: str) -> None:
-    """Tell of a layer that skopeo begins or finds to be there; its other words mean little."""
-    words = line.split()
-    if words[:2] == ["Copying", "blob"] and len(words) > 2:
-        state = "is there already" if "skipped:" in words else "pushing"
-        said = f"{words[2].removeprefix('sha256:')[:12]}: {state}"
+def _telling(frames: Frames) -> tuple[LayerProgress, Callable[[str], None]]:
+    """What tells of a layer on its way, and of one that is there already."""
+
+    def progress(digest: str, done: int, total: int) -> None:
+        layer = control_pb2.LayerProgress(digest=digest, done=done, total=total)
+        frames.put(dispatch_pb2.Frame(layer=layer))
+
+    def there(digest: str) -> None:
+        said = f"{short_id(digest)}: is there already"
         frames.put(dispatch_pb2.Frame(line=said))
+
+    return progress, there
 
 
 async def _send(call: Any, read: Callable[[], bytes]) -> None:

@@ -10,9 +10,10 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.groups import CliError, example
+from orchestrator.cli.docker_config import stored_login
+from orchestrator.cli.groups import CliError, error_line, example
 from orchestrator.cli.spec_flags import checked_image
-from orchestrator.model.names import short_id
+from orchestrator.model.names import parse_image, short_id
 from orchestrator.model.units import format_size
 from orchestrator.pb import images_pb2
 
@@ -29,6 +30,7 @@ def pull(client: Client, node: str | None, all_nodes: bool, quiet: bool, name: s
         raise click.UsageError("--node and --all-nodes exclude each other")
     full = checked_image(name)
     request = images_pb2.PullImageRequest(name=full, node=node or "", all_nodes=all_nodes)
+    add_login(request)
     image = follow(client.stream("Images.Pull", request), quiet)
     click.echo(full if quiet else f"pulled {full} ({short_id(image.id)})")
 
@@ -41,7 +43,8 @@ def push(client: Client, quiet: bool, name: str) -> None:
     """Put an image into the registry that its name says."""
     full = checked_image(name)
     request = images_pb2.PushImageRequest(name=full)
-    image = follow(client.stream("Images.Push", request), quiet)
+    add_login(request)
+    image = follow(client.stream("Images.Push", request), quiet, "pushed")
     click.echo(full if quiet else f"pushed {full} ({short_id(image.id)})")
 
 
@@ -58,20 +61,32 @@ def login(
     password_stdin: bool,
     registry: str,
 ) -> None:
-    """Log the cluster in to a registry (docker.io unless named)."""
+    """Log the cluster in to a registry (docker.io unless named).
+
+    Without a user name, with what this user's Docker has for it, of a credential helper too.
+    """
+    found = None
     if password_stdin:
         if password:
             raise click.UsageError("--password and --password-stdin exclude each other")
         if not username:
             raise click.UsageError("--password-stdin needs --username")
         password = sys.stdin.read().removesuffix("\n").removesuffix("\r")
+    if not username and not password and (found := stored_login(registry)) is not None:
+        if found.identity_token:
+            raise CliError(
+                f"{found.source} has a token for {registry}, which only 'orc pull' and 'orc push' "
+                "can use; log in with a user name"
+            )
+        username, password = found.username, found.password
     if not (username and password) and not sys.stdin.isatty():
         raise click.UsageError("give --username, and the password by --password-stdin")
     username = username or click.prompt("Username")
     password = password or click.prompt("Password", hide_input=True)
     request = images_pb2.LoginRequest(registry=registry, username=username, password=password)
     reply = client.call("Images.Login", request, timeout=90.0)
-    click.echo(f"logged in to {reply.registry}")
+    by = f" as {username}, by {found.source}" if found else ""
+    click.echo(f"logged in to {reply.registry}{by}")
 
 
 @click.command(epilog=example("orc logout reg.example:5000"))
@@ -83,7 +98,20 @@ def logout(client: Client, registry: str) -> None:
     click.echo(f"logged out from {reply.registry}")
 
 
-def follow(events: Iterator[Any], quiet: bool) -> Any:
+def add_login(request: Any) -> None:
+    """Give a request what this user's Docker has for its image's registry, if anything."""
+    try:
+        found = stored_login(parse_image(request.name).registry or "docker.io")
+    except CliError as error:
+        # The registry may not ask for any.
+        click.echo(f"note: {error_line(error)}", err=True)
+        return
+    if found is not None:
+        request.login.username, request.login.password = found.username, found.password
+        request.login.identity_token = found.identity_token
+
+
+def follow(events: Iterator[Any], quiet: bool, verb: str = "pulled") -> Any:
     """Show the progress, and return the image."""
     image = None
     bars = None
@@ -100,7 +128,7 @@ def follow(events: Iterator[Any], quiet: bool) -> Any:
                     bars.show(event.layer.digest, event.layer.done, event.layer.total)
                 case "layer" if not quiet and event.layer.done == event.layer.total:
                     size = format_size(event.layer.total)
-                    click.echo(f"{short_id(event.layer.digest)}: pulled {size}", err=True)
+                    click.echo(f"{short_id(event.layer.digest)}: {verb} {size}", err=True)
                 case "line" if not quiet:
                     click.echo(event.line, err=True)
     finally:

@@ -37,9 +37,10 @@ def exposed_ports(client: Client, image: str, node: str, quiet: bool) -> list[st
 
 def pull_image(client: Client, image: str, node: str, quiet: bool) -> None:
     """Get it from its registry, with progress on stderr unless `quiet`."""
-    from orchestrator.cli.image_registry import follow
+    from orchestrator.cli.image_registry import add_login, follow
 
     request = images_pb2.PullImageRequest(name=image, node=node)
+    add_login(request)
     follow(client.stream("Images.Pull", request), quiet)
     if not quiet:
         click.echo(f"pulled {image}", err=True)

@@ -8,6 +8,7 @@ import json
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.vault import Vault
 from orchestrator.model.names import parse_image
+from orchestrator.pb import images_pb2
 
 HUB = "docker.io"
 _HUB_NAMES = frozenset(
@@ -35,8 +36,22 @@ def purpose(registry: str) -> str:
 
 def auth_file(registry: str, username: str, password: str) -> bytes:
     """An auth.json (containers-auth.json(5)) for one registry."""
-    token = base64.b64encode(f"{username}:{password}".encode()).decode()
-    return json.dumps({"auths": {registry: {"auth": token}}}).encode()
+    return json.dumps({"auths": {registry: {"auth": _basic(username, password)}}}).encode()
+
+
+def _basic(username: str, password: str) -> str:
+    return base64.b64encode(f"{username}:{password}".encode()).decode()
+
+
+def given_auth(image: str, login: images_pb2.RegistryLogin) -> bytes:
+    """An auth.json of what a client has for an image's registry; empty where it has nothing."""
+    registry = parse_image(image).registry or HUB
+    if login.identity_token:
+        entry = {"auth": _basic("<token>", ""), "identitytoken": login.identity_token}
+        return json.dumps({"auths": {registry: entry}}).encode()
+    if login.username:
+        return auth_file(registry, login.username, login.password)
+    return b""
 
 
 def auth_for(view: ClusterView, vault: Vault, image: str) -> bytes:

@@ -375,3 +375,15 @@ async def test_the_cache_is_counted_and_emptied(tmp_path: Path, builder: Builder
     lines: list[str] = []
     await built(builder, context(tmp_path, text), "a:1", lines.append)
     assert not any("Using cache" in line for line in lines)
+
+
+async def test_a_signature_policy_says_nothing_of_what_is_here(
+    tmp_path: Path, builder: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tmp_path / "home/.config/containers/policy.json"
+    policy.parent.mkdir(parents=True)
+    policy.write_text('{"default": [{"type": "reject"}]}')
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    await built(builder, context(tmp_path, "FROM scratch\nCOPY busybox /\n"), "a:1",
+                lambda line: None)  # fmt: skip
+    await built(builder, context(tmp_path, "FROM a:1\nENV A=1\n"), "b:1", lambda line: None)

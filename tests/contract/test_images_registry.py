@@ -10,16 +10,22 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.layout import lay_out
+from orchestrator.agent.images.manifest import Platform
 from orchestrator.agent.images.registry import Registry, remote
 from orchestrator.agent.images.registryerrors import (
     AccessDenied,
+    Forbidden,
     NotThere,
     NotTrusted,
     RegistryError,
@@ -161,7 +167,7 @@ async def _cutting(target: int, after: int, times: int) -> AsyncIterator[int]:
 async def test_there_and_back(tmp_path: Path, port: int, docker: bool) -> None:
     _insecure(tmp_path, f"127.0.0.1:{port}")
     registry, name = Registry(tmp_path), f"127.0.0.1:{port}/some/web:1"
-    pushed = await registry.push(_image(tmp_path, 100_000, docker), name, b"", lambda line: None)
+    pushed = await registry.push(_image(tmp_path, 100_000, docker), name, b"", lambda *news: None)
     digest = await registry.resolve(name)
     assert digest == pushed
     told: list[tuple[str, int, int]] = []
@@ -181,7 +187,7 @@ async def test_a_blob_that_breaks_off_goes_on_or_leaves_nothing(tmp_path: Path, 
     layout = _image(tmp_path, 3_000_000)
     _insecure(tmp_path, f"127.0.0.1:{port}")
     registry = Registry(tmp_path)
-    digest = await registry.push(layout, f"127.0.0.1:{port}/web:1", b"", lambda line: None)
+    digest = await registry.push(layout, f"127.0.0.1:{port}/web:1", b"", lambda *news: None)
     async with _cutting(port, 1_000_000, times=1) as way, ImageStore(tmp_path / "a") as store:
         _insecure(tmp_path, f"127.0.0.1:{way}")
         async with registry.source(f"127.0.0.1:{way}/web:1", digest) as fetch:
@@ -196,6 +202,138 @@ async def test_a_blob_that_breaks_off_goes_on_or_leaves_nothing(tmp_path: Path, 
         assert list((tmp_path / "b" / "tmp").iterdir()) == []
         assert list((tmp_path / "b" / "layers").iterdir()) == []
     shutil.rmtree(tmp_path / "b")
+
+
+def _note(told: list[tuple[str, int, int]], *news: Any) -> None:
+    told.append(news)
+
+
+async def test_a_push_tells_of_each_layer_once_it_is_there(tmp_path: Path, port: int) -> None:
+    _insecure(tmp_path, f"127.0.0.1:{port}")
+    registry, folder = Registry(tmp_path), _image(tmp_path, 3_000_000)
+    sizes = {f"sha256:{p.name}": p.stat().st_size for p in folder.iterdir() if len(p.name) == 64}
+    for again in (False, True):
+        told: list[tuple[str, int, int]] = []
+        there: list[str] = []
+        heard = partial(_note, told)
+        await registry.push(folder, f"127.0.0.1:{port}/one:1", b"", heard, there.append)
+        assert all(done <= total == sizes[digest] for digest, done, total in told)
+        # The config is so small that it is always sent.
+        assert len(there) == (1 if again else 0)
+        assert {digest for digest, done, total in told if done == total} == {*sizes} - {*there}
+
+
+@asynccontextmanager
+async def _limiting() -> AsyncIterator[int]:
+    """A way to a registry that answers no question about an image, as there were too many."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # It does not speak TLS.
+        while (first := await reader.read(1)) and first != b"\x16":
+            head = first + await reader.readuntil(b"\r\n\r\n")
+            limited = b"/manifests/" in head.splitlines()[0]
+            body = b'{"errors": [{"code": "TOOMANYREQUESTS"}]}' if limited else b"{}"
+            status = b"429 Too Many Requests" if limited else b"200 OK"
+            length = str(len(body)).encode()
+            writer.write(b"HTTP/1.1 %b\r\nContent-Length: %b\r\n\r\n%b" % (status, length, body))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def test_a_registry_that_limits_is_not_waited_for_in_vain(tmp_path: Path, port: int) -> None:
+    async with _limiting() as way:
+        _insecure(tmp_path, f"127.0.0.1:{way}")
+        with pytest.raises(TooMany, match=f"127.0.0.1:{way} limits how often"):
+            await Registry(tmp_path).resolve(f"127.0.0.1:{way}/web:1", within=2.0)
+
+
+async def test_a_mirror_is_asked_in_place_of_the_registry(tmp_path: Path, port: int) -> None:
+    registry = Registry(tmp_path)
+    _insecure(tmp_path, f"127.0.0.1:{port}")
+    folder = _image(tmp_path, 1000)
+    pushed = await registry.push(
+        folder, f"127.0.0.1:{port}/mirror/library/web:1", b"", lambda *news: None
+    )
+    (tmp_path / "home/.config/containers/registries.conf").write_text(
+        '[[registry]]\nlocation = "docker.io"\n[[registry.mirror]]\n'
+        f'location = "127.0.0.1:{port}/mirror"\ninsecure = true\n'
+    )
+    digest = await registry.resolve("web:1")
+    assert digest == pushed
+    async with ImageStore(tmp_path / "store") as store, registry.source("web:1", digest) as fetch:
+        await store.ensure(digest, fetch, "web:1")
+        assert store.resolve("docker.io/library/web:1") == pushed
+
+
+async def test_a_signature_policy_is_obeyed_in_a_line(tmp_path: Path, port: int) -> None:
+    registry, name = Registry(tmp_path), f"127.0.0.1:{port}/web:1"
+    _insecure(tmp_path, f"127.0.0.1:{port}")
+    policy = tmp_path / "home/.config/containers/policy.json"
+    policy.write_text('{"default": [{"type": "reject"}]}')
+    # What is this node's own may be given away all the same.
+    digest = await registry.push(_image(tmp_path, 1000), name, b"", lambda *news: None)
+    async with ImageStore(tmp_path / "store") as store:
+        with pytest.raises(
+            Forbidden, match=r"this node's signature policy \(policy.json\) rejects"
+        ):
+            async with registry.source(name, digest) as fetch:
+                await store.ensure(digest, fetch, name)
+        assert store.inventory() == ()
+
+
+async def test_of_an_index_this_nodes_platform_is_taken(tmp_path: Path, port: int) -> None:
+    registry = Registry(tmp_path)
+    _insecure(tmp_path, f"127.0.0.1:{port}")
+    folder = _image(tmp_path, 1000)
+    ours = f"127.0.0.1:{port}/many"
+    pushed = await registry.push(folder, f"{ours}:amd64", b"", lambda *news: None)
+    entry = {
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "size": (folder / "manifest.json").stat().st_size,
+        "digest": pushed,
+    }
+    kind = "application/vnd.oci.image.index.v1+json"
+    for tag, architectures in (("all", ("s390x", "amd64", "arm64")), ("few", ("s390x", "arm64"))):
+        manifests = [
+            {**entry, "platform": {"os": "linux", "architecture": each}} for each in architectures
+        ]
+        data = json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": manifests}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v2/many/manifests/{tag}",
+            data, {"Content-Type": kind}, method="PUT",
+        )  # fmt: skip
+        await asyncio.to_thread(urllib.request.urlopen, request)
+    amd64 = Platform("linux", "amd64")
+    async with ImageStore(tmp_path / "store", amd64) as store:
+        digest = await registry.resolve(f"{ours}:all")
+        async with registry.source(f"{ours}:all", digest) as fetch:
+            local = await store.ensure(digest, fetch, f"{ours}:all")
+        assert local.digest == pushed
+        assert store.resolve(f"{ours}@{digest}") == pushed
+        digest = await registry.resolve(f"{ours}:few")
+        with pytest.raises(ImageError, match="linux/amd64: it has linux/arm64, linux/s390x"):
+            async with registry.source(f"{ours}:few", digest) as fetch:
+                await store.ensure(digest, fetch, f"{ours}:few")
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("x509: certificate signed by unknown authority", "put its CA into"),
+        ("x509: certificate has expired or is not yet valid: current time", "renew it there"),
+        ("x509: certificate is valid for a.example, not b.example", "is for other names"),
+        ("remote error: tls: certificate required", "put client.cert and client.key"),
+    ],
+)
+def test_what_is_wrong_with_a_certificate(said: str, words: str) -> None:
+    error = explain("r", "r/x:1", f'time="…" level=fatal msg="{said}"')
+    assert type(error) is NotTrusted
+    assert words in str(error)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.incoming import Fetch
@@ -29,6 +31,12 @@ HUB = "docker.io"
 
 _PATIENCE = 60.0
 """Seconds that a registry may take to tell what a name stands for."""
+_LOOK = 0.2
+"""Seconds between looks at how far a push is."""
+_SLOW_DOWN = b"Too many requests"
+"""In skopeo's log when a registry answers with status 429."""
+_SKIPPED = re.compile(r"Skipping blob (sha256:[0-9a-f]{64}) \(already present\)")
+"""In its log when a registry has a layer."""
 
 
 def registry_of(name: ImageName) -> str:
@@ -67,7 +75,8 @@ class Registry:
         repository of `name`, or what the name stands for. Raises ImageError."""
         parsed = parse_image(name)
         with _in_memory(auth) as (options, fds):
-            command = ("inspect", *options, "--raw", remote(parsed, digest))
+            # It waits for half a minute where a registry asks it to slow down, and says so here.
+            command = ("--debug", "inspect", *options, "--raw", remote(parsed, digest))
             return await self._run(registry_of(parsed), name, command, fds, within=within)
 
     async def login(self, registry: str, username: str, password: str) -> None:
@@ -107,16 +116,43 @@ class Registry:
                 yield blobs.fetch
 
     async def push(
-        self, folder: Path, name: str, auth: bytes, progress: Callable[[str], None]
+        self,
+        folder: Path,
+        name: str,
+        auth: bytes,
+        progress: LayerProgress,
+        there: Callable[[str], None] = lambda digest: None,
     ) -> str:
         """Copy an image to a registry from a folder as `layout.lay_out` makes it; its digest there.
-        Raises ImageError."""
+
+        `there` is told of layers that the registry has already. Raises ImageError.
+        """
         parsed = parse_image(name)
         output = folder.parent / "digest"
+
+        blobs = _blobs(folder)
+
+        def said(line: str) -> None:
+            if (skipped := _SKIPPED.search(line)) is not None:
+                for path in [path for path, (digest, _) in blobs.items() if digest == skipped[1]]:
+                    del blobs[path]
+                there(skipped[1])
+
+        async def watch(pid: int) -> None:
+            while True:
+                for path, offset in _read_so_far(pid).items():
+                    if path in blobs:
+                        digest, size = blobs[path]
+                        progress(digest, offset, size)
+                await asyncio.sleep(_LOOK)
+
         with _in_memory(auth) as (options, fds):
-            command = ("copy", *options, "--preserve-digests", f"--digestfile={output}")
-            command += (f"dir:{folder}", remote(parsed))
-            await self._run(registry_of(parsed), name, command, fds, progress=progress)
+            # What is pushed is this node's own: whether to trust it was asked when it came.
+            command = ("--debug", "--insecure-policy", "copy", *options, "--preserve-digests")
+            command += (f"--digestfile={output}", f"dir:{folder}", remote(parsed))
+            await self._run(registry_of(parsed), name, command, fds, said=said, watch=watch)
+        for digest, size in blobs.values():
+            progress(digest, size, size)
         return output.read_text().strip()
 
     async def _run(
@@ -128,8 +164,11 @@ class Registry:
         *,
         within: float | None = None,
         stdin: bytes = b"",
-        progress: Callable[[str], None] = lambda line: None,
+        said: Callable[[str], None] = lambda line: None,
+        watch: Callable[[int], Coroutine[Any, Any, None]] | None = None,
     ) -> bytes:
+        """Run skopeo; what it wrote. `said` is told the lines of its log, and `watch`, given its
+        pid, goes on beside it until it ends."""
         try:
             process = await asyncio.create_subprocess_exec(
                 self._program,
@@ -145,26 +184,66 @@ class Registry:
         assert process.stdout is not None
         assert process.stderr is not None
         output: list[bytes] = []
+        errors: list[bytes] = []
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(within), asyncio.TaskGroup() as group:
+                watching = group.create_task(watch(process.pid)) if watch is not None else None
+                group.create_task(_collect(process.stdout, output))
                 process.stdin.write(stdin)
                 process.stdin.close()
-                # Its errors are few and short: they fit into the pipe until it ends.
-                while piece := await process.stdout.read(1 << 16):
-                    output.append(piece)
-                    for line in piece.decode(errors="replace").splitlines():
-                        progress(line)
-                said = await process.stderr.read()
+                async for line in _lines(process.stderr, errors):
+                    said(line)
                 await process.wait()
+                if watching is not None:
+                    watching.cancel()
         except TimeoutError:
+            if _SLOW_DOWN in b"".join(errors):
+                raise explain(registry, name, "toomanyrequests") from None
             raise ImageError(f"{registry} does not answer within {within:g} seconds") from None
         finally:
             if process.returncode is None:
                 process.kill()
                 await asyncio.shield(process.wait())
         if process.returncode:
-            raise explain(registry, name, said.decode(errors="replace"))
+            raise explain(registry, name, b"".join(errors).decode(errors="replace"))
         return b"".join(output)
+
+
+async def _collect(stream: asyncio.StreamReader, into: list[bytes]) -> None:
+    while piece := await stream.read(1 << 16):
+        into.append(piece)
+
+
+async def _lines(stream: asyncio.StreamReader, into: list[bytes]) -> AsyncIterator[str]:
+    """Whole lines as they come; all that came is in `into`."""
+    rest = b""
+    while piece := await stream.read(1 << 16):
+        into.append(piece)
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace")
+
+
+def _blobs(folder: Path) -> dict[str, tuple[str, int]]:
+    """Of each blob that is laid out, its file: digest and bytes."""
+    return {
+        str(path.resolve()): (f"sha256:{path.name}", path.stat().st_size)
+        for path in folder.iterdir()
+        if path.is_symlink() and path.name != "manifest.json"
+    }
+
+
+def _read_so_far(pid: int) -> dict[str, int]:
+    """The files that a process has open, and how far it is in each (proc(5): fd, fdinfo)."""
+    found: dict[str, int] = {}
+    with suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError, ValueError, IndexError):
+                path = os.readlink(entry.path)
+                if path.startswith("/"):
+                    info = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text()
+                    found[path] = max(int(info.split()[1]), found.get(path, 0))
+    return found
 
 
 @contextmanager

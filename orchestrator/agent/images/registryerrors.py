@@ -61,11 +61,7 @@ def explain(registry: str, name: str, said: str) -> RegistryError:
             "nodes' registries.conf"
         )
     if has("x509", "tls:", "certificate"):
-        reason = words[low.find("x509") :] if "x509" in low else words
-        return NotTrusted(
-            f"the TLS certificate of {registry} is not trusted ({reason}): put its CA into "
-            f"/etc/containers/certs.d/{registry}/ca.crt on the nodes"
-        )
+        return NotTrusted(_tls(registry, words))
     if has("unauthorized", "authentication required", "denied", "forbidden", "invalid username"):
         missing = " or it does not exist" if name and not has("authentication required") else ""
         return AccessDenied(f"{registry} denies access to {what}{missing}: 'orc login {registry}'")
@@ -75,6 +71,30 @@ def explain(registry: str, name: str, said: str) -> RegistryError:
         if mark in low:
             return Unreachable(f"{registry} cannot be reached ({reason})")
     return RegistryError(f"{registry}: {words or 'skopeo failed and did not say why'}")
+
+
+def _tls(registry: str, words: str) -> str:
+    low = words.lower()
+    reason = words[low.find("x509") :] if "x509" in low else words
+    if "has expired or is not yet valid" in low:
+        return (
+            f"the TLS certificate of {registry} is not valid now ({reason}): renew it there, or "
+            "set the nodes' clocks"
+        )
+    if "certificate is valid for" in low or "doesn't contain any ip sans" in low:
+        return (
+            f"the TLS certificate of {registry} is for other names ({reason}): name the registry "
+            "as its certificate does"
+        )
+    if "certificate required" in low or "bad certificate" in low:
+        return (
+            f"{registry} wants a certificate of who asks: put client.cert and client.key into "
+            f"/etc/containers/certs.d/{registry} on the nodes"
+        )
+    return (
+        f"the TLS certificate of {registry} is not trusted ({reason}): put its CA into "
+        f"/etc/containers/certs.d/{registry}/ca.crt on the nodes"
+    )
 
 
 _UNREACHABLE = (

@@ -16,7 +16,13 @@ from orchestrator.manager.api.image_nodes import (
     ready_nodes,
     settled,
 )
-from orchestrator.manager.credentials import auth_file, auth_for, purpose, registry_name
+from orchestrator.manager.credentials import (
+    auth_file,
+    auth_for,
+    given_auth,
+    purpose,
+    registry_name,
+)
 from orchestrator.manager.lookup import find_image
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.refusal import invalid, not_found, precondition
@@ -45,7 +51,7 @@ class RegistryCalls(Calls):
         nodes = ready_nodes(api) if request.all_nodes else [choose_node(api, request.node)]
         if not nodes:
             raise precondition("no node is ready to pull an image; see 'orc node ls'")
-        auth = auth_for(api.view, api.vault, name)
+        auth = given_auth(name, request.login) or auth_for(api.view, api.vault, name)
         resolve = images_pb2.ResolveOrder(name=name, auth=auth)
         lines, _ = await ask(api, nodes[0], dispatch_pb2.OpenTunnel(resolve=resolve))
         digest = lines[0]
@@ -99,11 +105,14 @@ class RegistryCalls(Calls):
         name = str(parsed(request.name))
         image = find_image(api.view, name)
         node = holder(api, image)
-        auth = auth_for(api.view, api.vault, name)
+        auth = given_auth(name, request.login) or auth_for(api.view, api.vault, name)
         order = images_pb2.PushOrder(image=image.id, name=name, auth=auth)
         async for frame in frames(api, node, dispatch_pb2.OpenTunnel(push=order)):
-            if frame.WhichOneof("kind") == "line":
-                yield control_pb2.ImageProgress(line=frame.line)
+            match frame.WhichOneof("kind"):
+                case "layer":
+                    yield control_pb2.ImageProgress(layer=frame.layer)
+                case "line":
+                    yield control_pb2.ImageProgress(line=frame.line)
         yield control_pb2.ImageProgress(image=to_proto(image))
 
     @answering

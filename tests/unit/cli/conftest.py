@@ -14,7 +14,7 @@ from scripted_manager import Authority, Manager, Relay, Script, servicer
 
 from orchestrator.cli.context import Context, save_context
 from orchestrator.cli.main import orc
-from orchestrator.pb import control_pb2_grpc, networks_pb2_grpc
+from orchestrator.pb import control_pb2_grpc, images_pb2_grpc, networks_pb2_grpc
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +41,8 @@ def listening(authority: Authority) -> Iterator[Manager]:
     control_pb2_grpc.add_ControlServicer_to_server(servicer(script), server)
     networks = servicer(script, networks_pb2_grpc.NetworksServicer)
     networks_pb2_grpc.add_NetworksServicer_to_server(networks, server)
+    images = servicer(script, images_pb2_grpc.ImagesServicer)
+    images_pb2_grpc.add_ImagesServicer_to_server(images, server)
     port = server.add_secure_port(
         "127.0.0.1:0",
         grpc.ssl_server_credentials(

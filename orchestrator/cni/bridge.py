@@ -10,7 +10,7 @@ from . import cable as cables_
 from . import netlink, peers, routing
 from .cable import VETH_PREFIX, Cable
 from .errors import CniError, Code
-from .netlink import Link
+from .netlink import Link, Port
 from .rtnetlink import NetlinkError, Request, RouteSocket
 
 
@@ -62,24 +62,25 @@ def ensure_plugged(sock: RouteSocket, bridge: Link, cables: Collection[Cable]) -
     A bridge that a hand removes lets go of its ports, and comes back without them.
     """
     isolated = cables_.isolated()
+    wanted = Port(forwarding=True, isolated=isolated, learning=False)
     plugged = {port.name: port for port in netlink.links(sock, master=bridge.index)}
+    stations = set(routing.stations(sock, bridge.index))
     lost = []
     for cable in cables:
         end = plugged.get(cable.host)
-        port = end.port if end is not None else None
-        if (
-            end is not None
-            and port is not None
-            and (end.up, port.forwarding, port.isolated) == (True, True, isolated)
-        ):
-            continue
-        end = end or netlink.get_link(sock, cable.host)
-        if end is None:
-            lost.append(cable)
-            continue
-        plug = netlink.link_request(end.index, master=bridge.index)
-        open_ = netlink.port_request(end.index, cable.label, isolated=isolated)
-        for outcome in sock.attempt([plug, open_]):
+        requests = []
+        if end is None or not end.up or end.port != wanted:
+            end = end or netlink.get_link(sock, cable.host)
+            if end is None:
+                lost.append(cable)
+                continue
+            requests = [
+                netlink.link_request(end.index, master=bridge.index),
+                netlink.port_request(end.index, cable.label, isolated=isolated),
+            ]
+        if (cable.mac, end.index) not in stations:
+            requests.append(routing.station_request(end.index, cable.mac))
+        for outcome in sock.attempt(requests):
             # It may go at the same moment.
             if outcome is not None and outcome.errno != errno.ENODEV:
                 raise outcome

@@ -6,8 +6,9 @@ services' addresses, isolation), and none can be by-passed by a frame. The bridg
 therefore isolated from each other, but where bridged packets pass the rules anyway (br_netfilter),
 since the kernel then hands a translated packet to the neighbour's port without routing it.
 
-Who has which address is stated, on both ends and for good: nobody asks by ARP or neighbour
-discovery, so nobody can give a false answer, and the first packet need not wait for one.
+Who has which address, and behind which port, is stated on both ends and for good: nobody asks by
+ARP or neighbour discovery and the bridge learns nothing, so nobody can give a false answer, and the
+first packet need not wait for one.
 """
 
 from __future__ import annotations
@@ -145,6 +146,7 @@ def connect(sock: RouteSocket, bridge: Link, cable: Cable, namespace: int) -> Li
                 raise vanished(cable.host)
             sock.execute(
                 netlink.port_request(host.index, cable.label, isolated=isolated()),
+                routing.station_request(host.index, cable.mac),
                 *_announcements(bridge.index, cable),
             )
         except BaseException:
@@ -225,8 +227,8 @@ def abandon(sock: RouteSocket, cable: Cable, namespace: int) -> None:
     link = netlink.get_link(sock, cable.host)
     if link is not None:
         mute = netlink.mute_request(link.index)
-        # Refused if a hand has unplugged the cable, or if nothing was learned: both are fine.
-        sock.attempt([mute, routing.forget_request(link.index, cable.mac)])
+        # Refused if a hand has unplugged the cable, or has done the same: both are fine.
+        sock.attempt([mute, routing.station_request(link.index, cable.mac, remove=True)])
 
 
 def withdraw(sock: RouteSocket, bridge: int, cable: Cable) -> None:

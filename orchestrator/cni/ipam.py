@@ -335,7 +335,8 @@ class Ipam:
         with self._transaction() as db:
             if conf is None:
                 db.execute("DELETE FROM network WHERE name = ?", (name,))
-                db.execute("DELETE FROM released WHERE network = ?", (name,))
+                for table in ("released", "cursor"):
+                    db.execute(f"DELETE FROM {table} WHERE network = ?", (name,))
             else:
                 db.execute(
                     "INSERT OR REPLACE INTO network (name, conf) VALUES (?, ?)", (name, conf)

@@ -76,10 +76,11 @@ class Vxlan:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port of a bridge: does it forward at all, and only to and from the bridge's own device?"""
+    """A port of a bridge: does it forward, only to and from the bridge's own device, and learn?"""
 
     forwarding: bool
     isolated: bool
+    learning: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,7 @@ def _link(body: bytes) -> Link:
         port = Port(
             forwarding=data.get(IFLA_BRPORT_STATE, b"\0")[0] == BR_STATE_FORWARDING,
             isolated=any(data.get(IFLA_BRPORT_ISOLATED, b"")),
+            learning=any(data.get(IFLA_BRPORT_LEARNING, b"")),
         )
     return Link(
         index=index,
@@ -275,23 +277,23 @@ def _port(index: int, more: bytes, port: bytes) -> Request:
 def port_request(index: int, alias: str, *, isolated: bool) -> Request:
     """Label a port of a bridge and open it, also one that was muted.
 
-    Frames pass between an `isolated` port and the bridge's own device only. Another one may send a
-    frame back to where it came from (hairpin).
+    What is behind it is stated (`routing.station_request`), not learned. Frames pass between an
+    `isolated` port and the bridge's own device only. Another one may send a frame back to where it
+    came from (hairpin).
     """
     return _port(
         index,
         text(IFLA_IFALIAS, alias),
         attribute(IFLA_BRPORT_STATE, bytes([BR_STATE_FORWARDING]))
-        + attribute(IFLA_BRPORT_LEARNING, b"\1")
+        + attribute(IFLA_BRPORT_LEARNING, b"\0")
         + attribute(IFLA_BRPORT_ISOLATED, bytes([isolated]))
         + attribute(IFLA_BRPORT_MODE, bytes([not isolated])),
     )
 
 
 def mute_request(index: int) -> Request:
-    """Let a bridge pass and learn nothing at a port any more."""
-    state = attribute(IFLA_BRPORT_STATE, bytes([BR_STATE_DISABLED]))
-    return _port(index, b"", state + attribute(IFLA_BRPORT_LEARNING, b"\0"))
+    """Let a bridge pass nothing at a port any more."""
+    return _port(index, b"", attribute(IFLA_BRPORT_STATE, bytes([BR_STATE_DISABLED])))
 
 
 def set_loopback_up(sock: RouteSocket) -> None:

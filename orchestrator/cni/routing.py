@@ -33,7 +33,7 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6
 RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST, RTNH_F_ONLINK = 254, 2, 4, 1, 4
 RTPROT_RA = 9
 USUAL_METRIC6 = 1024  # IP6_RT_PRIO_USER
-NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
+NDA_DST, NDA_LLADDR, NDA_IFINDEX, NDA_MASTER = 1, 2, 8, 9
 NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 0x02, 0x04
 AF_BRIDGE = 7
 RTMSG = struct.Struct("=BBBBBBBBI")
@@ -157,7 +157,22 @@ def forwarding_request(index: int, mac: str, host: Address, *, remove: bool = Fa
     return Request(RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)
 
 
-def forget_request(index: int, mac: str) -> Request:
-    """Make a bridge forget that it learned a MAC at the port with that index."""
-    head = NDMSG.pack(AF_BRIDGE, index, 0, NTF_MASTER, 0)
-    return Request(RTM_DELNEIGH, head + attribute(NDA_LLADDR, mac_bytes(mac)))
+def stations(sock: RouteSocket, bridge: int) -> list[tuple[str, int]]:
+    """(MAC, port) of what was stated for good about the ports of that bridge (an index)."""
+    head = NDMSG.pack(AF_BRIDGE, 0, 0, 0, 0)
+    found = []
+    for answer in sock.dump(Request(RTM_GETNEIGH, head + u32(NDA_MASTER, bridge))):
+        _, port, state, _, _ = NDMSG.unpack_from(answer)
+        parts = attributes(answer, NDMSG.size)
+        if port != bridge and state & NUD_NOARP and NDA_LLADDR in parts:
+            found.append((mac_text(parts[NDA_LLADDR]), port))
+    return found
+
+
+def station_request(index: int, mac: str, *, remove: bool = False) -> Request:
+    """State for good that a MAC is behind the port of a bridge with that index, or forget it."""
+    head = NDMSG.pack(AF_BRIDGE, index, NUD_NOARP, NTF_MASTER, 0)
+    body = head + attribute(NDA_LLADDR, mac_bytes(mac))
+    if remove:
+        return Request(RTM_DELNEIGH, body)
+    return Request(RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)

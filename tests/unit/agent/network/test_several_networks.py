@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import socket
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
-
 import pytest
-from nshosts import NsHost, within
+from netkit import Node, reaches, show
 
 from orchestrator.agent.network import (
     Attachment,
@@ -18,97 +11,10 @@ from orchestrator.agent.network import (
     NetworkConfig,
     NetworkError,
     NodeNetwork,
-    Peer,
 )
 from orchestrator.cni import namespaces
 
 pytestmark = pytest.mark.root
-
-BEYOND = "198.51.100.1"
-
-
-def network(host: NsHost, number: int, name: str, *peers: Peer, **more: object) -> NetworkConfig:
-    """Network `a` is 10.1.0.0/16 and fd00:1::/48, `b` is 10.2.0.0/16; a part for each host."""
-    place = "ab".index(name) + 1
-    return NetworkConfig(
-        id=name,
-        name=name,
-        vni=place,
-        cluster_cidr=f"10.{place}.0.0/16",
-        subnet=f"10.{place}.{number}.0/24",
-        subnet6=f"fd00:{place}:0:{number}::/64",
-        cluster_cidr6=f"fd00:{place}::/48",
-        mtu=0,
-        node_address=host.address,
-        peers=peers,
-        **more,  # type: ignore[arg-type]
-    )
-
-
-@dataclass
-class Node:
-    host: NsHost
-    number: int
-    network: NodeNetwork
-    others: list[Node] = field(default_factory=list)
-
-    def peers(self, name: str) -> list[Peer]:
-        configs = [network(other.host, other.number, name) for other in self.others]
-        return [Peer(one.subnet, one.node_address, one.subnet6) for one in configs]
-
-    async def apply(self, name: str, *addresses: str, **more: object) -> NetworkConfig:
-        """Have a network; the first other node has these addresses besides its part."""
-        peers = self.peers(name)
-        if addresses:
-            peers[0] = Peer(peers[0].subnet, peers[0].address, peers[0].subnet6, addresses)
-        config = network(self.host, self.number, name, *peers, **more)
-        await self.network.apply(config)
-        return config
-
-
-@pytest.fixture
-async def nodes(hosts: list[NsHost]) -> AsyncIterator[list[Node]]:
-    """Two nodes that have both networks."""
-    async with AsyncExitStack() as stack:
-        made = []
-        for number, host in enumerate(hosts[1:3], start=1):
-            node = NodeNetwork(host.state, host.run, command=host.helper)
-            made.append(Node(host, number, await stack.enter_async_context(node)))
-        for node in made:
-            node.others = [other for other in made if other is not node]
-            for name in "ab":
-                await node.apply(name)
-        yield made
-        for node in made:
-            for name in await node.network.networks():
-                await node.network.remove(name)
-            await node.network.collect([])
-
-
-def reaches(client: str | Path, server: str | Path, address: str, source: str = "") -> str:
-    """Whom a UDP listener sees that a client sends to at an address; empty if nothing arrives."""
-    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
-
-    def opened() -> socket.socket:
-        return socket.socket(kind, socket.SOCK_DGRAM)
-
-    with within(server, opened) as receiver, within(client, opened) as sender:
-        receiver.bind((address if address != BEYOND else "", 0))
-        receiver.settimeout(0.15)
-        if source:
-            sender.bind((source, 0))
-        try:
-            sender.sendto(b"?", (address, receiver.getsockname()[1]))
-            return str(receiver.recvfrom(1)[1][0])
-        except OSError:
-            return ""
-
-
-def show(netns: str | Path, *argv: str) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = json.loads(
-        NsHost(Path(netns), "", Path(), Path()).shell("ip", "-json", *argv) or "[]"
-    )
-    return found
 
 
 async def both(node: Node, container: str) -> tuple[Attachment, Attachment]:

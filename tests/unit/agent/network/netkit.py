@@ -1,0 +1,133 @@
+"""Two nodes with two networks each, and what shows which packets arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nshosts import NsHost, within
+
+from orchestrator.agent.network import NetworkConfig, NodeNetwork, Peer
+
+BEYOND = "198.51.100.1"
+
+
+def network(host: NsHost, number: int, name: str, *peers: Peer, **more: Any) -> NetworkConfig:
+    """Network `a` is 10.1.0.0/16 and fd00:1::/48, `b` is 10.2.0.0/16; a part for each host."""
+    place = "ab".index(name) + 1
+    return NetworkConfig(
+        id=name,
+        name=name,
+        vni=place,
+        cluster_cidr=f"10.{place}.0.0/16",
+        subnet=f"10.{place}.{number}.0/24",
+        subnet6=f"fd00:{place}:0:{number}::/64",
+        cluster_cidr6=f"fd00:{place}::/48",
+        mtu=0,
+        node_address=more.pop("node_address", host.address),
+        peers=peers,
+        **more,
+    )
+
+
+@dataclass
+class Node:
+    host: NsHost
+    number: int
+    network: NodeNetwork
+    others: list[Node] = field(default_factory=list)
+
+    def peers(self, name: str) -> list[Peer]:
+        configs = [network(other.host, other.number, name) for other in self.others]
+        return [Peer(one.subnet, one.node_address, one.subnet6) for one in configs]
+
+    async def apply(self, name: str, *addresses: str, **more: Any) -> NetworkConfig:
+        """Have a network; the first other node has these addresses besides its part."""
+        peers = self.peers(name)
+        if addresses:
+            peers[0] = Peer(peers[0].subnet, peers[0].address, peers[0].subnet6, addresses)
+        peers = more.pop("peers", peers)
+        config = network(self.host, self.number, name, *peers, **more)
+        await self.network.apply(config)
+        return config
+
+
+def reaches(client: str | Path, server: str | Path, address: str, port: int = 0) -> str:
+    """Whom a UDP listener sees that a client sends to at an address; empty if nothing arrives.
+
+    `port` is the one that is asked for, if it is not the listener's.
+    """
+    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+    def opened() -> socket.socket:
+        return socket.socket(kind, socket.SOCK_DGRAM)
+
+    with within(server, opened) as receiver, within(client, opened) as sender:
+        receiver.bind(("", 53 if port else 0))
+        receiver.settimeout(0.15)
+        try:
+            sender.sendto(b"?", (address, port or receiver.getsockname()[1]))
+            return str(receiver.recvfrom(1)[1][0])
+        except OSError:
+            return ""
+
+
+def shell(netns: str | Path, *argv: str) -> str:
+    """Run a command in a container's network namespace."""
+    return NsHost(Path(netns), "", Path(), Path()).shell(*argv)
+
+
+def show(netns: str | Path, *argv: str) -> list[dict[str, Any]]:
+    """What `ip` shows of a container."""
+    found: list[dict[str, Any]] = json.loads(shell(netns, "ip", "-json", *argv) or "[]")
+    return found
+
+
+def claim(netns: str | Path, address: str, owner: str, own: str) -> None:
+    """Frames of a thief: `address` is at its MAC `own`, and the MAC `owner` is at its port."""
+    with within(netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sock:
+        sock.bind(("eth0", 0))
+        ip, everybody = socket.inet_aton(address), b"\xff" * 6
+        for source in (own, owner):
+            mac = bytes.fromhex(source.replace(":", ""))
+            arp = bytes.fromhex("0001080006040002") + mac + ip + everybody + ip
+            sock.send(everybody + mac + b"\x08\x06" + arp)
+
+
+@asynccontextmanager
+async def monitored(host: NsHost) -> AsyncIterator[Callable[[], str]]:
+    """What the kernel tells of changes to links, addresses and routes of a host meanwhile."""
+    command = host.command("ip", "-oneline", "monitor", "link", "address", "route", "neigh")
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    said: list[str] = []
+    mark = "198.18.0.0/24"
+
+    async def until_mark() -> None:
+        while True:
+            # It shows that the listener listens, and that all before has been heard.
+            host.shell("ip", "route", "replace", mark, "dev", "uplink")
+            host.shell("ip", "route", "del", mark)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    while True:
+                        line = (await process.stdout.readline()).decode()
+                        if line.startswith(f"Deleted {mark}"):
+                            return
+                        if not line.startswith(mark):
+                            said.append(line)
+
+    try:
+        await until_mark()
+        said.clear()
+        yield lambda: "".join(said)
+        await until_mark()
+    finally:
+        process.kill()
+        await process.wait()

@@ -48,12 +48,12 @@ def test_a_service_is_known_by_its_name_and_by_its_tasks(cluster: Cluster, hello
 
 
 GRACEFUL = r"""
-trap 'sleep 0.3; kill $server; exit 0' TERM
+trap 'kill $server; sleep 0.3; exit 0' TERM
 mkdir -p /tmp/www && echo Hello >/tmp/www/index.html
 httpd -f -p 80 -h /tmp/www & server=$!
 wait
 """
-"""A web server that finishes what it has begun, as a good one does."""
+"""A web server that takes nothing new from the stop signal on, and finishes what it has begun."""
 
 LOAD = r"""
 import asyncio, pathlib, sys

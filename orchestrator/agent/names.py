@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +31,8 @@ log = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "orchestrator.nameserver")
 VERSION = 1
 """Of what is said to the server; one of another version is replaced."""
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 10.0
+"""After that the server is taken to hang."""
 _LOOK_AGAIN = 0.02
 """Seconds between two attempts to reach a server that was just started."""
 
@@ -77,6 +80,7 @@ class NameServerProcess:
         """Name → id."""
         self._told_of: list[dict[str, Any]] | None = None
         """The clients that the server knows."""
+        self._complaint = ""
         self._command = (*command, str(self._path))
         self._process: subprocess.Popen[bytes] | None = None
         """If this agent started it."""
@@ -105,10 +109,15 @@ class NameServerProcess:
                 if change.networks is not None:
                     self._networks = {network.name: network.id for network in change.networks}
                 clients = [_client(each, self._networks) for each in self._clients()]
-                if change.revision == self._revision and clients == self._told_of:
-                    return
+                news = change.revision != self._revision or clients != self._told_of
                 self._revision = None
-                answer = await link.ask(document(change) | {"clients": clients})
+                answer = await link.ask(document(change) | {"clients": clients} if news else {})
+        except TimeoutError:
+            self._disconnect()
+            self._kill()
+            raise NetworkError(
+                f"the name server did not answer within {ANSWER_SECONDS:g} s; it was ended"
+            ) from None
         except (OSError, EOFError, ValueError) as error:
             self._disconnect()
             raise NetworkError(f"the name server does not answer: {error}") from error
@@ -118,6 +127,12 @@ class NameServerProcess:
         if "revision" not in answer:
             raise NetworkError(str(answer.get("error", "the name server has lost its table")))
         self._revision, self._told_of = change.revision, clients
+        if (complaint := answer["complaint"]) != self._complaint:
+            log.log(
+                logging.ERROR if complaint else logging.INFO,
+                complaint or "names are answered again",
+            )
+            self._complaint = complaint
 
     async def _connected(self) -> _Link:
         if self._link is not None and self._link.open:
@@ -160,6 +175,13 @@ class NameServerProcess:
             cwd="/",
         )
         log.info("name server started", extra={"pid": self._process.pid})
+
+    def _kill(self) -> None:
+        """End the server that holds our socket, whoever started it."""
+        with suppress(OSError, ValueError):
+            pid = int(self._path.with_suffix(".lock").read_text())
+            if os.fsencode(self._path) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
 
     def _disconnect(self) -> None:
         if self._link is not None:

@@ -2,8 +2,9 @@
 
 SOCKET is a path at which an agent connects. It is greeted with a line `{"version": …}`; each line
 that it sends is a table (`table`), and the answer is `{"revision": …}` once names are answered by
-it, or `{"error": …}`; with `{"behind": true}` if the table that it changes is not here. The line
-`{"end": true}` ends the process: another version is to take its place. The process's
+it, with a `complaint` if not at all addresses. It is `{"behind": true}` if the table that it
+changes is not here, and `{"error": …}` if it is none. To `{}` the answer is as to a change of
+nothing; `{"end": true}` ends the process: another version is to take its place. The process's
 id stands in the file beside SOCKET that ends in `.lock`.
 """
 
@@ -63,16 +64,17 @@ class _Desk:
         if order.get("end"):
             self.ended.set()
             return {}
-        try:
-            table = parse(order)
+        if not order:
+            complaint = await self._server.listen()
+        else:
+            try:
+                table = parse(order)
+            except (KeyError, TypeError, ValueError) as error:
+                return {"error": f"not an endpoint table: {error!r}"}
             if table.base is not None and table.base != self._server.revision:
                 return {"behind": True}
-            await self._server.apply(table)
-        except OSError as error:
-            return {"error": error.strerror or str(error)}
-        except (KeyError, TypeError, ValueError) as error:
-            return {"error": f"not an endpoint table: {error!r}"}
-        return {"revision": table.revision}
+            complaint = await self._server.apply(table)
+        return {"revision": self._server.revision, "complaint": complaint}
 
 
 async def _say(writer: asyncio.StreamWriter, what: dict[str, object]) -> None:

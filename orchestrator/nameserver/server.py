@@ -83,9 +83,9 @@ class Listener:
         if self._tcp is not None:
             self._tcp.close()
 
-    def forget(self, network: Network) -> None:
-        """The table has changed, and maybe the network."""
-        self._network = network
+    def forget(self, network: Network | None) -> None:
+        """The table has changed, and maybe the network; None: it is about to be closed."""
+        self._network = network or self._network
         self._askers.clear()
 
     def _drain(self, sock: socket.socket) -> None:
@@ -215,9 +215,8 @@ class NameServer:
         self.revision: int | None = None
         """Of the table that answers are made from; None before the first."""
 
-    async def apply(self, table: Table) -> None:
-        """Answer by this table from now on. Raises OSError when an address cannot be listened
-        on, after all else is done."""
+    async def apply(self, table: Table) -> str:
+        """Answer by this table from now on; see `listen` for what is returned."""
         if table.base is None:
             self._records.replace(table.entries)
         else:
@@ -234,14 +233,14 @@ class NameServer:
                 for network_id, addresses in client.addresses.items()
                 for address in addresses
             }
-        try:
-            await self._listen()
-        finally:
-            for (network_id, _), listener in self._listeners.items():
-                listener.forget(self._networks[network_id])
         self.revision = table.revision
+        for (network_id, _), listener in self._listeners.items():
+            listener.forget(self._networks.get(network_id))
+        return await self.listen()
 
-    async def _listen(self) -> None:
+    async def listen(self) -> str:
+        """Listen on exactly those addresses that the networks have; on which that failed, for
+        the user, or nothing. It may be tried again."""
         wanted = {
             (network.id, address): network
             for network in self._networks.values()
@@ -249,7 +248,7 @@ class NameServer:
         }
         for place in self._listeners.keys() - wanted.keys():
             self._listeners.pop(place).close()
-        failure: OSError | None = None
+        complaint = ""
         for place in wanted.keys() - self._listeners.keys():
             network, address = wanted[place], place[1]
             listener = Listener(
@@ -259,13 +258,13 @@ class NameServer:
                 await listener.open()
             except OSError as error:
                 listener.close()
-                failure = OSError(
-                    error.errno, f"cannot answer names at {address}:{PORT}: {error.strerror}"
+                complaint = (
+                    f"containers have no names at {address}, port {PORT}: {error.strerror};"
+                    " does another name server of this host listen on all addresses?"
                 )
             else:
                 self._listeners[place] = listener
-        if failure is not None:
-            raise failure
+        return complaint
 
     def _scope(self, network: Network, address: str) -> Scope:
         return scope_of(network, self._networks, self._clients.get((network.id, address)))

@@ -19,6 +19,7 @@ import pytest
 
 from orchestrator.agent.endpoints import Change
 from orchestrator.agent.names import NameServerProcess, document
+from orchestrator.agent.network import NetworkError
 from orchestrator.nameserver import server as server_module
 from orchestrator.nameserver import upstream
 from orchestrator.nameserver.server import NameServer
@@ -218,6 +219,18 @@ async def test_who_is_not_in_the_network_gets_no_answer(served: Served) -> None:
         await dns.asyncquery.udp(query, HERE, timeout=0.3, port=served.port)
 
 
+async def test_an_address_that_another_has_is_named_and_tried_again(served: Served) -> None:
+    networks = [{"id": "net", "gateways": [HERE, DEAD], "ranges": ["127.0.0.0/8"]}]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind((DEAD, served.port))
+        raw = {"revision": 2, "base": 1, "networks": networks}
+        complaint = await served.server.apply(parse(raw))
+        assert f"no names at {DEAD}" in complaint
+        assert await served.ask("web") == ["10.0.0.1"]
+    assert await served.server.listen() == ""
+    assert await served.ask("web", at=DEAD) == ["10.0.0.1"]
+
+
 async def test_noise_does_no_harm(served: Served) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as noisy:
         for length in range(64):
@@ -333,6 +346,21 @@ async def test_a_killed_server_is_missed_and_replaced(tmp_path: Path) -> None:
             await lost.wait()
             await process.follow(Change(1, 1, ()), whole)
         assert pids(tmp_path) not in ([], [pid])
+
+
+async def test_a_server_that_hangs_is_ended_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with name_server(tmp_path, lambda: None) as process:
+        await process.follow(whole(), whole)
+        (pid,) = pids(tmp_path)
+        os.kill(pid, signal.SIGSTOP)
+        monkeypatch.setattr("orchestrator.agent.names.ANSWER_SECONDS", 0.2)
+        with pytest.raises(NetworkError, match=r"within 0.2 s"):
+            await process.follow(Change(1, 1, ()), whole)
+        monkeypatch.undo()
+        await process.follow(whole(), whole)
+        assert pid not in pids(tmp_path) != []
 
 
 async def test_a_server_of_another_version_is_replaced(

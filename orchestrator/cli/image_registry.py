@@ -10,7 +10,7 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.docker_config import stored_login
+from orchestrator.cli.docker_config import StoredLogin, stored_login
 from orchestrator.cli.groups import CliError, error_line, example
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.model.names import parse_image, short_id
@@ -65,7 +65,6 @@ def login(
 
     Without a user name, with what this user's Docker has for it, of a credential helper too.
     """
-    found = None
     if password_stdin:
         if password:
             raise click.UsageError("--password and --password-stdin exclude each other")
@@ -73,20 +72,15 @@ def login(
             raise click.UsageError("--password-stdin needs --username")
         password = sys.stdin.read().removesuffix("\n").removesuffix("\r")
     if not username and not password and (found := stored_login(registry)) is not None:
-        if found.identity_token:
-            raise CliError(
-                f"{found.source} has a token for {registry}, which only 'orc pull' and 'orc push' "
-                "can use; log in with a user name"
-            )
-        username, password = found.username, found.password
+        reply = _login(client, registry, found)
+        click.echo(f"logged in to {reply.registry} as {found.username}, by {found.source}")
+        return
     if not (username and password) and not sys.stdin.isatty():
         raise click.UsageError("give --username, and the password by --password-stdin")
     username = username or click.prompt("Username")
     password = password or click.prompt("Password", hide_input=True)
-    request = images_pb2.LoginRequest(registry=registry, username=username, password=password)
-    reply = client.call("Images.Login", request, timeout=90.0)
-    by = f" as {username}, by {found.source}" if found else ""
-    click.echo(f"logged in to {reply.registry}{by}")
+    reply = _login(client, registry, StoredLogin(username, password, "", ""))
+    click.echo(f"logged in to {reply.registry}")
 
 
 @click.command(epilog=example("orc logout reg.example:5000"))
@@ -109,6 +103,25 @@ def add_login(request: Any) -> None:
     if found is not None:
         request.login.username, request.login.password = found.username, found.password
         request.login.identity_token = found.identity_token
+
+
+def share_login(client: Client, image: str) -> None:
+    """Log the cluster in with what this user's Docker has for an image's registry, if anything."""
+    registry = parse_image(image).registry or "docker.io"
+    if (found := stored_login(registry)) is not None:
+        _login(client, registry, found)
+
+
+def _login(client: Client, registry: str, found: StoredLogin) -> Any:
+    if found.identity_token:
+        raise CliError(
+            f"{found.source} has a token for {registry}, which only 'orc pull' and 'orc push' can "
+            "use; log in with a user name"
+        )
+    request = images_pb2.LoginRequest(
+        registry=registry, username=found.username, password=found.password
+    )
+    return client.call("Images.Login", request, timeout=90.0)
 
 
 def follow(events: Iterator[Any], quiet: bool, verb: str = "pulled") -> Any:

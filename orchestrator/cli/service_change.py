@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -59,10 +59,19 @@ def resolve_options(function: F) -> F:
         is_flag=True,
         help="Let each node look the image's tag up, instead of once for all.",
     )(function)
-    # The cluster's own credentials go to whoever pulls, so there is nothing to send.
-    return click.option("--with-registry-auth", is_flag=True, expose_value=False, help="Is so.")(
-        function
-    )
+    return click.option(
+        "--with-registry-auth",
+        is_flag=True,
+        help="Log the cluster in with what this user's Docker has for the image's registry.",
+    )(function)
+
+
+def _share_login(client: Client, values: Mapping[str, Any]) -> None:
+    """Do as `--with-registry-auth` says: the cluster's own credentials go to whoever pulls."""
+    if values["with_registry_auth"] and values["image"]:
+        from orchestrator.cli.image_registry import share_login
+
+        share_login(client, values["image"])
 
 
 @click.command(
@@ -108,6 +117,7 @@ def resolve_options(function: F) -> F:
 def create(client: Client, **values: Any) -> None:
     """Create a service from an image, and wait until it runs."""
     spec = new_spec(values)
+    _share_login(client, values)
     request = control_pb2.CreateServiceRequest(
         spec=to_proto(spec), no_resolve_image=values["no_resolve_image"]
     )
@@ -159,17 +169,20 @@ def _name_for(image: str) -> str:
     )
 )
 @edit_options
+@resolve_options
 @setting_options
 @wait_options
 @click.argument("service", shell_complete=completion.services)
 @pass_client
 def update(client: Client, **values: Any) -> None:
     """Change a service, and wait until it runs as changed."""
+    _share_login(client, values)
     changed = _change(
         client,
         values["service"],
         lambda spec: edited(spec, values),
         resolve_image=values["image"] is not None,
+        no_resolve_image=values["no_resolve_image"],
     )
     _wait(client, [changed], values)
 
@@ -215,9 +228,11 @@ def _change(
     edit: Callable[[ServiceSpec], ServiceSpec],
     *,
     resolve_image: bool = False,
+    no_resolve_image: bool = False,
 ) -> Any:
     """Read a service, edit its spec and store it; once more if somebody else was faster.
-    `resolve_image`: what the image's tag stands for is looked up again."""
+    `resolve_image`: what the image's tag stands for is looked up again, or by each node for itself
+    with `no_resolve_image`."""
     for _ in range(CONFLICTS):
         request = control_pb2.ListServicesRequest(service=name)
         rows = client.call("ListServices", request).services
@@ -230,6 +245,7 @@ def _change(
             spec=to_proto(spec),
             revision=service.revision,
             resolve_image=resolve_image,
+            no_resolve_image=no_resolve_image,
         )
         try:
             return client.call("UpdateService", update)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from devcluster import Cluster
+from devcluster import Cluster, eventually
 from registryhost import RegistryHost, allow_insecure, home, registry, trust
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
@@ -97,7 +98,10 @@ def test_tls_and_passwords(cluster: Cluster, hello: str, tmp_path: Path) -> None
         login = ["login", "-u", "orc", "--password-stdin", host.name]
         assert "denies access" in _with_stdin(cluster, "wrong\n", *login).stderr
         assert _with_stdin(cluster, "s3cret\n", *login).returncode == 0
-        cluster.orc("push", name)
+        done = cluster.orc("push", name).stderr
+        assert ": pushed " in done
+        (pushed,) = [line.split()[1] for line in done.splitlines() if line.startswith("digest: ")]
+        assert ": is there already" in cluster.orc("push", name).stderr
         cluster.orc("pull", "--node", "node3", name)
         for node in NODES:
             kept = cluster.exec(node, "grep", "-rlaF", "s3cret", "/var/lib/orc-dev", ok=False)
@@ -106,6 +110,51 @@ def test_tls_and_passwords(cluster: Cluster, hello: str, tmp_path: Path) -> None
         assert "not logged in" in cluster.refused("logout", host.name)
         assert "denies access" in cluster.refused("pull", name)
         cluster.orc("rmi", name)
+        mine = _with_helper(cluster, tmp_path, host.name)
+        assert f"digest: {pushed}" in mine.orc("pull", "--node", "node3", name).stderr
+        cluster.orc("rmi", name)
+        # Nodes pull for a service by themselves, with what the cluster has then.
+        assert "denies access" in mine.refused("service", "create", "--name", "web", name)
+        mine.orc("service", "create", "--name", "web", "--with-registry-auth", name)
+        assert len(cluster.running("web")) == 1
+        cluster.orc("service", "rm", "web")
+        cluster.orc("logout", host.name)
+        assert "by docker-credential-test" in mine.orc("login", host.name).stdout
+        cluster.orc("logout", host.name)
+
+
+def _with_helper(cluster: Cluster, folder: Path, registry: str) -> Cluster:
+    """The same cluster for a user whose Docker has a credential helper."""
+    program = folder / "bin" / "docker-credential-test"
+    program.parent.mkdir()
+    answer = json.dumps({"ServerURL": registry, "Username": "orc", "Secret": "s3cret"})
+    program.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    program.chmod(0o755)
+    config = {"credHelpers": {registry: "test"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    path = f"{program.parent}:{cluster.env['PATH']}"
+    return Cluster(cluster.name, {**cluster.env, "DOCKER_CONFIG": str(folder), "PATH": path})
+
+
+def test_a_tag_that_each_node_looks_up_may_come_later(
+    cluster: Cluster, hello: str, plain: RegistryHost
+) -> None:
+    name = f"{plain.name}/late:1"
+    cluster.orc(
+        "service", "create", "-d", "--name", "late", "--no-resolve-image",
+        "--restart-delay", "500ms", name,
+    )  # fmt: skip
+    eventually(
+        lambda: any(
+            f"{plain.name} has no image" in task["error"] for task in cluster.tasks("late")
+        ),
+        within=15,
+    )
+    cluster.orc("tag", hello, name)
+    cluster.orc("push", name)
+    cluster.await_running("late", 1)
+    cluster.orc("service", "rm", "late")
+    cluster.orc("rmi", "-f", name)
 
 
 def _last_line(cluster: Cluster, *arguments: str) -> str:

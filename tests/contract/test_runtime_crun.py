@@ -17,7 +17,7 @@ import pytest
 from runtimehost import CrunWorld, UnifiedWorld, private, remove_leftovers
 
 from orchestrator.agent.runtime import logs
-from orchestrator.agent.runtime.base import Container, RuntimeFailure, Started
+from orchestrator.agent.runtime.base import Container, Mount, RuntimeFailure, Started
 from orchestrator.agent.runtime.bundle import Bundle
 from orchestrator.agent.runtime.cgroups import CgroupMode, detect
 from orchestrator.agent.runtime.conmon import find_monitor
@@ -284,6 +284,10 @@ async def test_a_hundred_layers_with_long_and_odd_names(world: CrunWorld) -> Non
         ("/etc/passwd", "`/etc/passwd` in the image is not executable"),
         ("/bin", "`/bin` in the image is not a program"),
         ("/foreign", "the image is for another architecture"),
+        ("/plain", "`/plain` is no program for this node"),
+        ("/empty", "`/empty` is no program for this node"),
+        ("/script", "needs an interpreter or loader that the image does not have: `/no/such`"),
+        ("/linked", "needs an interpreter or loader that the image does not have: `/no/ld.so`"),
     ],
 )
 @private
@@ -292,6 +296,22 @@ async def test_a_program_that_cannot_run(world: CrunWorld, program: str, words: 
     foreign[18:20] = (243 if os.uname().machine != "riscv64" else 62).to_bytes(2, "little")
     path = world.image.layers[0] / "foreign"
     path.write_bytes(foreign)
+    # A program header that names a loader, right after the ELF header.
+    foreign[18:20] = {"x86_64": 62, "aarch64": 183, "riscv64": 243}[os.uname().machine].to_bytes(
+        2, "little"
+    )
+    foreign[32:40] = (64).to_bytes(8, "little")
+    foreign[54:58] = (56).to_bytes(2, "little") + (1).to_bytes(2, "little")
+    foreign[64:80] = (3).to_bytes(8, "little") + (200).to_bytes(8, "little")
+    foreign[200:210] = b"/no/ld.so\0"
+    for name, content in (
+        ("linked", bytes(foreign)),
+        ("plain", b"no program\n"),
+        ("empty", b""),
+        ("script", b"#! /no/such -e\n"),
+    ):
+        path.with_name(name).write_bytes(content)
+        path.with_name(name).chmod(0o755)
     path.chmod(0o755)
     async with world, world.runtime() as runtime:
         with pytest.raises(RuntimeFailure) as failure:
@@ -315,8 +335,10 @@ async def test_a_program_that_the_kernel_refuses_was_never_started(
     path = world.image.layers[0] / "bad"
     path.write_text(content)
     path.chmod(0o755)
+    # With something mounted over the image, it is the kernel that judges.
+    container = replace(world.container("a", "/bad"), mounts=(Mount("/mounted"),))
     async with world, world.runtime() as runtime:
-        await runtime.create(world.container("a", "/bad"))
+        await runtime.create(container)
         with pytest.raises(RuntimeFailure) as failure:
             await runtime.start("a")
         assert words in str(failure.value)

@@ -166,7 +166,7 @@ def test_further_programs(kind: type[CrunWorld], tmp_path: Path) -> None:
         async with world, world.runtime() as runtime:
             await runtime.create(world.graceful("c1"))
             access = runtime.access("c1")
-            with pytest.raises(RuntimeFailure, match="not been started"):
+            with pytest.raises(RuntimeFailure, match="is not running"):
                 await execs.start(access, ExecSpec(("true",)))
             await runtime.start("c1")
             before = len(os.listdir("/proc/self/fd"))

@@ -29,9 +29,9 @@ class Access:
         Raises RuntimeFailure for any other."""
         identity = self.bundle.identity()
         if self.bundle.started() is None or identity is None:
-            raise RuntimeFailure("the container has not been started")
+            raise RuntimeFailure("the container is not running; see 'orc ps -a'")
         if identity.boot != self.boot or not identity.container.alive():
-            raise RuntimeFailure("the container does not run any more")
+            raise RuntimeFailure("the container is not running any more; see 'orc ps -a'")
         return identity.container
 
     def user(self) -> tuple[int, int]:

@@ -23,7 +23,8 @@ from orchestrator.agent.runtime.idmap import idmapped
 from orchestrator.agent.runtime.idranges import IdRanges
 from orchestrator.agent.runtime.overlay import Owners, ensure_unmounted, mount_overlay
 from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES, capabilities, own_users
-from orchestrator.agent.runtime.rootfs import check_architecture, read_image_files
+from orchestrator.agent.runtime.programs import check_program
+from orchestrator.agent.runtime.rootfs import read_image_files
 from orchestrator.agent.runtime.seccomp import (
     SeccompProfile,
     go_architecture,
@@ -173,8 +174,10 @@ class BundleMaker:
     def _check(
         self, container: Container, bundle: Bundle, env: Sequence[str], workdir: str
     ) -> None:
-        program = oci.arguments(container)[0]
-        check_architecture(bundle.root, program, env, workdir, os.uname().machine)
+        # What is mounted over the image is not there yet, and may have what the image has not.
+        if not container.mounts:
+            program = oci.arguments(container)[0]
+            check_program(bundle.root, program, env, workdir, os.uname().machine)
         if container.spec.container.init and not self._facts.init.exists():
             raise RuntimeFailure(
                 f"there is no {self._facts.init} on this node for --init; install tini"

@@ -28,6 +28,7 @@ from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.capabilities import own_capabilities
 from orchestrator.agent.runtime.failures import known_failure
+from orchestrator.agent.runtime.programs import check_program
 from orchestrator.agent.runtime.rootfs import read_image_files
 from orchestrator.agent.runtime.streams import CHUNK, set_size, write_all
 from orchestrator.agent.runtime.users import User, resolve_user
@@ -210,7 +211,9 @@ async def start(access: Access, spec: ExecSpec) -> ExecProgram:
     """Run a program in a running container. Raises RuntimeFailure, with an exit
     status where the program itself is the cause."""
     access.running()
-    with _Memory() as memory, _document(access, spec) as document:
+    # In a thread, since a file system that is mounted in the container may not answer.
+    made = await asyncio.to_thread(_prepare, access, spec)
+    with _Memory() as memory, _document(access, made) as document:
         if spec.tty:
             return await _on_terminal(access, document, memory, spec)
         return await _on_pipes(access, document, memory, spec)
@@ -308,7 +311,8 @@ async def _launch(
 async def start_detached(access: Access, spec: ExecSpec) -> None:
     """Run a program that nobody waits for. Raises as `start`."""
     access.running()
-    with _Memory() as memory, _document(access, spec) as document:
+    made = await asyncio.to_thread(_prepare, access, spec)
+    with _Memory() as memory, _document(access, made) as document:
         argv = [
             *_logging(access, memory.fd),
             "exec",
@@ -349,16 +353,26 @@ def _logging(access: Access, log: int) -> list[str]:
     return [program, f"--log=/proc/self/fd/{log}", "--log-format=json", *options]
 
 
-@contextmanager
-def _document(access: Access, spec: ExecSpec) -> Iterator[str]:
-    """The path of a file with the process to run."""
+def _prepare(access: Access, spec: ExecSpec) -> dict[str, Any]:
+    """The process to run, looked at in the container's own files. Raises RuntimeFailure."""
     first = json.loads((access.bundle.run / "config.json").read_bytes())["process"]
     user = None
     if spec.user:
         files = read_image_files(access.root())
-        user = resolve_user(spec.user, files.passwd, files.group)
+        try:
+            user = resolve_user(spec.user, files.passwd, files.group)
+        except RuntimeFailure as failure:
+            raise RuntimeFailure(str(failure), CANNOT_INVOKE) from None
+    made = process(spec, first, user, own_capabilities())
+    check_program(access.root(), spec.command[0], made["env"], made["cwd"], os.uname().machine)
+    return made
+
+
+@contextmanager
+def _document(access: Access, process: Mapping[str, Any]) -> Iterator[str]:
+    """The path of a file with the process to run."""
     with tempfile.NamedTemporaryFile("w", dir=access.bundle.run) as file:
-        json.dump(process(spec, first, user, own_capabilities()), file)
+        json.dump(process, file)
         file.flush()
         yield file.name
 

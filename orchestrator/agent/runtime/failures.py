@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.programs import no_interpreter, no_program
 from orchestrator.model.states import CANNOT_INVOKE, NOT_FOUND
 
 _MISSING = re.compile(
@@ -32,15 +33,12 @@ _KNOWN: tuple[tuple[re.Pattern[str], int, Callable[[str], str]], ...] = (
     (
         _FORMAT,
         CANNOT_INVOKE,
-        lambda program: (
-            f"`{program}` is no program for this node ({os.uname().machine}): "
-            "it is damaged, made for another architecture, or a script without `#!`"
-        ),
+        lambda program: no_program(program, os.uname().machine),
     ),
     (
         _INTERPRETER,
         NOT_FOUND,
-        lambda program: f"`{program}` needs an interpreter or loader that the image does not have",
+        no_interpreter,
     ),
 )
 

@@ -69,8 +69,16 @@ def _check_cpus(wanted: str, there: frozenset[int]) -> None:
         if there and missing:
             raise RuntimeFailure(
                 f"cpuset {wanted} names CPU {min(missing)}, which this node does not have; "
-                f"it has {len(there)}"
+                f"it has {_ranges(there)}"
             )
+
+
+def _ranges(cpus: frozenset[int]) -> str:
+    """CPUs as a cpuset has them, such as `0-3,8`."""
+    begins = [cpu for cpu in sorted(cpus) if cpu - 1 not in cpus]
+    ends = [cpu for cpu in sorted(cpus) if cpu + 1 not in cpus]
+    pairs = zip(begins, ends, strict=True)
+    return ",".join(f"{begin}-{end}" if end > begin else f"{begin}" for begin, end in pairs)
 
 
 def process_limits(spec: ContainerSpec, node: NodeFacts) -> list[dict[str, Any]]:

@@ -6,12 +6,8 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.model.states import CANNOT_INVOKE
 
 _SYS_OPENAT2 = 437
 """The same number on every architecture since Linux 5.6."""
@@ -46,14 +42,18 @@ def open_in_root(root_fd: int, path: str) -> int:
     raise OSError(code, os.strerror(code), path)
 
 
-def read_in_root(root_fd: int, path: str, limit: int = _LARGEST) -> bytes | None:
-    """The first `limit` bytes of a regular file; None when it is not there or not a file."""
+def read_in_root(
+    root_fd: int, path: str, limit: int = _LARGEST, *, executable: bool = False
+) -> bytes | None:
+    """The first `limit` bytes of a regular file; None when it is not there, not a file, or not to
+    be executed where that is asked for."""
     try:
         fd = open_in_root(root_fd, path)
     except OSError:
         return None
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode) or (executable and not mode & 0o111):
             return None
         with open(fd, "rb", closefd=False) as file:
             return file.read(limit)
@@ -78,67 +78,3 @@ def read_image_files(root: Path) -> ImageFiles:
     finally:
         os.close(root_fd)
     return ImageFiles(passwd.decode(errors="replace"), group.decode(errors="replace"))
-
-
-_ELF_MACHINES = {
-    "x86_64": {3, 62},
-    "aarch64": {40, 183},
-    "armv7l": {40},
-    "ppc64le": {21},
-    "s390x": {22},
-    "riscv64": {243},
-}
-"""`e_machine` (elf(5)) of the programs that a machine of this kind runs."""
-_MACHINE_NAMES = {
-    3: "x86",
-    21: "ppc64",
-    22: "s390x",
-    40: "arm",
-    62: "x86_64",
-    183: "aarch64",
-    243: "riscv64",
-}
-
-
-def check_architecture(
-    root: Path, program: str, env: Sequence[str], workdir: str, machine: str
-) -> None:
-    """Refuse a program that is made for another kind of machine, before it is run.
-
-    `program` is looked up in the PATH of `env` as execvp(3) does. Anything that is not found, or
-    not ELF, is left to the OCI runtime to judge; so is everything on a host that runs foreign
-    programs by binfmt_misc. Raises RuntimeFailure.
-    """
-    native = _ELF_MACHINES.get(machine)
-    if native is None or _emulates():
-        return
-    if "/" in program:
-        places = [os.path.join(workdir, program)]
-    else:
-        path = next((entry[5:] for entry in env if entry.startswith("PATH=")), "")
-        places = [f"{folder or workdir}/{program}" for folder in path.split(":")]
-    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        header = next(
-            (found for place in places if (found := read_in_root(root_fd, place, 20)) is not None),
-            b"",
-        )
-    finally:
-        os.close(root_fd)
-    if len(header) < 20 or header[:4] != b"\x7fELF":
-        return
-    kind = int.from_bytes(header[18:20], "little" if header[5] == 1 else "big")
-    if kind not in native:
-        made_for = _MACHINE_NAMES.get(kind, f"machine type {kind}")
-        raise RuntimeFailure(
-            f"the image is for another architecture: `{program}` is made for {made_for}, "
-            f"this node is {machine}",
-            CANNOT_INVOKE,
-        )
-
-
-def _emulates() -> bool:
-    try:
-        return bool(set(os.listdir("/proc/sys/fs/binfmt_misc")) - {"register", "status"})
-    except OSError:
-        return False

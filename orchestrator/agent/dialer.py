@@ -20,8 +20,9 @@ from orchestrator.pb import dispatch_pb2
 
 log = logging.getLogger(__name__)
 
-BACKOFF_FIRST, BACKOFF_MOST = 0.1, 8.0
-"""Seconds between attempts, from the first failure on."""
+BACKOFF_FIRST, BACKOFF_MOST = 0.1, 2.0
+"""Seconds between attempts, from the first failure on. The most is short: a node that was cut off
+has old names and addresses until it has a session again."""
 _REDIRECTS = 3
 """Redirects in a row that are followed at once; from then on they count as failures."""
 

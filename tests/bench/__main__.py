@@ -25,6 +25,7 @@ from tests.bench import (
     latency,
     machine,
     memory,
+    names,
     planner,
     rollout,
     store,
@@ -45,6 +46,7 @@ PARTS = (
     "store",
     "cni",
     "balance",
+    "names",
     "commands",
 )
 ON_CLUSTER = frozenset({"rollout", "latency", "memory", "throughput", "commands"})
@@ -81,6 +83,7 @@ class Run:
         self.part("store", lambda: store.report(asyncio.run(store.measure(self.folder))))
         self.part("cni", lambda: cni.report(asyncio.run(cni.measure(self.folder))))
         self.part("balance", lambda: balance.report(asyncio.run(balance.measure(self.folder))))
+        self.part("names", lambda: names.report(asyncio.run(names.measure(self.folder))))
         if not self.parts & ON_CLUSTER:
             return
         say("a dev cluster …")

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from orchestrator.agent.endpoints import Change
 from orchestrator.cni import endpoints
-from orchestrator.pb import dispatch_pb2
+from orchestrator.pb import dispatch_pb2, types_pb2
 
 
 class Balancing(Protocol):
@@ -61,6 +61,15 @@ def _service(entry: dispatch_pb2.ServiceEndpoints, node_id: str) -> endpoints.Se
                 each.node_id == node_id,
             )
             for each in entry.endpoints
+        ),
+        ports=tuple(
+            endpoints.Published(
+                "udp" if port.protocol == types_pb2.PROTOCOL_UDP else "tcp",
+                port.published,
+                port.target,
+            )
+            for port in entry.ports
+            if entry.publishes and port.mode == types_pb2.PUBLISH_MODE_INGRESS
         ),
     )
 

@@ -24,7 +24,7 @@ from orchestrator.agent.network import (
     Peer,
     PortMapping,
 )
-from orchestrator.model.specs import PortSpec
+from orchestrator.model.specs import PortSpec, PublishMode
 from orchestrator.pb import dispatch_pb2
 
 log = logging.getLogger(__name__)
@@ -124,9 +124,14 @@ class Networks:
         await self._ready()
 
     async def attach(self, container_id: str, ports: Sequence[PortSpec]) -> Connected:
-        """Connect a container, once the network as ordered is there. Raises NetworkError."""
+        """Connect a container, once the network as ordered is there, and publish those ports that
+        this node alone is asked at; the others follow the endpoint table. Raises NetworkError."""
         config = await self._ready()
-        mappings = [PortMapping(p.published, p.target, p.protocol.name.lower()) for p in ports]
+        mappings = [
+            PortMapping(p.published, p.target, p.protocol.name.lower())
+            for p in ports
+            if p.mode is PublishMode.HOST
+        ]
         interface = Interface(ports=tuple(mappings))
         attachment = await self._network.attach(config.id, container_id, interface)
         addresses = {config.name: attachment.address}

@@ -98,7 +98,12 @@ def service_row(message: Any) -> Row:
 
 
 def port_row(port: PortSpec) -> Row:
-    return {"published": port.published, "target": port.target, "protocol": word(port.protocol)}
+    return {
+        "published": port.published,
+        "target": port.target,
+        "protocol": word(port.protocol),
+        "mode": word(port.mode),
+    }
 
 
 def service_columns(whole: bool) -> list[Column]:

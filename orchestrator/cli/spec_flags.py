@@ -21,6 +21,7 @@ from orchestrator.model.specs import (
     HealthCheck,
     PortSpec,
     Protocol,
+    PublishMode,
     RestartCondition,
     ServiceSpec,
     UpdateOrder,
@@ -412,7 +413,8 @@ def _env_lines(files: Iterable[str], what: str = "env") -> Iterable[str]:
 
 
 def ports(texts: Iterable[str]) -> tuple[PortSpec, ...]:
-    """Ports of `8080:80[/udp]`, `8000-8002:80-82` or `published=8080,target=80,protocol=tcp`."""
+    """Ports of `8080:80[/udp]`, `8000-8002:80-82` or `published=8080,target=80,protocol=tcp`,
+    which may say `mode=host`, too."""
     return tuple(port for text in texts for port in _ports(text))
 
 
@@ -420,21 +422,23 @@ def _ports(text: str) -> list[PortSpec]:
     if "=" in text:
         fields = dict(part.partition("=")[::2] for part in text.lower().split(","))
         unknown = fields.keys() - {"published", "target", "protocol", "mode"}
-        if unknown or fields.get("mode", "host") != "host" or "published" not in fields:
+        mode = fields.get("mode", "ingress").upper()
+        if unknown or mode not in PublishMode.__members__ or "published" not in fields:
             raise _bad_port(text)
         published, target = fields["published"], fields.get("target", "")
         protocol = fields.get("protocol", "tcp")
     else:
         addresses, _, protocol = text.lower().partition("/")
         published, _, target = addresses.rpartition(":")
-        protocol = protocol or "tcp"
+        protocol, mode = protocol or "tcp", "INGRESS"
     if protocol.upper() not in Protocol.__members__:
         raise click.BadParameter(f"port {text!r} has the protocol {protocol!r}; tcp and udp are")
     outside, inside = _range(text, published), _range(text, target)
     if len(outside) != len(inside):
         raise click.BadParameter(f"port {text!r} has ranges of different lengths")
     kind = Protocol[protocol.upper()]
-    return [PortSpec(one, other, kind) for one, other in zip(outside, inside, strict=True)]
+    where = PublishMode[mode]
+    return [PortSpec(one, other, kind, where) for one, other in zip(outside, inside, strict=True)]
 
 
 def _range(whole: str, text: str) -> range:

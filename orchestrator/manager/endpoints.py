@@ -178,6 +178,7 @@ def _entry(change: EntryChange) -> dispatch_pb2.ServiceEndpoints:
         endpoints=map(_endpoint, change.endpoints),
         gone=change.gone,
         container=entry.container,
+        publishes=entry.publishes,
         aliases=entry.aliases,
     )
 

@@ -1,8 +1,8 @@
 """What each node is told of networks.
 
-A node has the networks that its tasks are on, the default one, and those of services with published
-ports, since any node is asked for them. What is told is made anew only when something has changed
-that it was made from.
+A node has the networks that its tasks are on, the default one, and those of services and containers
+with published ports, since any node is asked for them. What is told is made anew only when
+something has changed that it was made from.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class NetworkOrders:
         return found
 
     def _follow(self, view: ClusterView) -> None:
-        made_from = (view.networks, view.nodes, view.services, view.fixed)
+        made_from = (view.networks, view.nodes, view.services, view.fixed, view.publishing)
         same = len(self._made_from) == len(made_from) and all(
             map(lambda old, new: old is new, self._made_from, made_from)
         )
@@ -77,6 +77,9 @@ def _everywhere(view: ClusterView) -> Iterable[str]:
     for service in view.services.values():
         if service.spec.task.ports:
             yield from service.spec.task.network_names
+    for task in view.publishing.values():
+        if not is_terminal(task.status.state):
+            yield from task.spec.network_names
 
 
 def _order(view: ClusterView, network: Network, fixed: Mapping[str, list[str]]) -> Any:

@@ -19,9 +19,9 @@ def numbered(view: ClusterView, spec: TaskSpec, id: str) -> TaskSpec:
     container's `id`, so that two that are made at a time do not get the same. Raises Refusal."""
     if all(port.published for port in spec.ports):
         return spec
-    taken = {
-        (port.published, port.protocol) for task in view.tasks.values() for port in task.spec.ports
-    }
+    specs = [task.spec for task in view.tasks.values()]
+    specs += [service.spec.task for service in view.services.values()]
+    taken = {(port.published, port.protocol) for each in specs for port in each.ports}
     taken |= {(port.published, port.protocol) for port in spec.ports}
     start, size = crc32(id.encode()), LAST - FIRST + 1
     ports: list[PortSpec] = []

@@ -58,13 +58,23 @@ class Resources:
     memory: int = 0
 
 
+class PublishMode(IntEnum):
+    """Where a published port is open."""
+
+    INGRESS = 0
+    """On every node; it leads to the tasks wherever they run."""
+    HOST = 1
+    """On the node of each task; it leads to that one."""
+
+
 @dataclass(frozen=True, slots=True)
 class PortSpec:
-    """A container port published on the node where the task runs."""
+    """A container port published on nodes."""
 
     published: int = 0
     target: int = 0
     protocol: Protocol = Protocol.TCP
+    mode: PublishMode = PublishMode.INGRESS
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,10 +213,13 @@ def test_containers_reach_the_outside_with_their_nodes_address(
     assert json.loads(route)[0]["gateway"].startswith(address(first).rpartition(".")[0])
 
 
+OWN_PORT = "mode=host,published=18080,target=80"
+
+
 def test_a_port_is_published_on_the_node_of_its_task_and_nowhere_else(
     cluster: Cluster, hello: str
 ) -> None:
-    (task,) = cluster.script("who", hello, WHO, "-p", "18080:80", "--constraint",
+    (task,) = cluster.script("who", hello, WHO, "-p", OWN_PORT, "--constraint",
                              "node.hostname==node2")  # fmt: skip
     nodes = cluster.nodes()
     home = nodes["node2"]["address"]
@@ -359,7 +362,7 @@ def test_published_ports_come_back_and_foreign_rules_are_left_alone(
         before = cluster.exec("node1", "nft", "list", "table", "inet", "foreign").stdout
         assert "192.0.2.1" in before
         cluster.orc(
-            "service", "create", "--name", "web", "-p", "18080:80",
+            "service", "create", "--name", "web", "-p", OWN_PORT,
             "--constraint", "node.hostname==node1", hello,
         )  # fmt: skip
         host = cluster.nodes()["node1"]["address"]

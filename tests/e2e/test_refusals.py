@@ -63,9 +63,10 @@ def test_a_near_miss_is_suggested(cluster: Cluster, hello: str) -> None:
 
 
 def test_a_port_that_is_in_use_waits_with_its_reason(cluster: Cluster, hello: str) -> None:
-    cluster.orc("service", "create", "--name", "a", "--replicas", "3", "-p", "18081:80", hello)
+    port = "mode=host,published=18081,target=80"
+    cluster.orc("service", "create", "--name", "a", "--replicas", "3", "-p", port, hello)
     done = cluster.orc(
-        "service", "create", "--name", "b", "-p", "18081:80", "--timeout", "2s", hello, ok=False
+        "service", "create", "--name", "b", "-p", port, "--timeout", "2s", hello, ok=False
     )
     assert done.returncode == 3
     (task,) = cluster.tasks("b")

@@ -17,6 +17,7 @@ from orchestrator.manager.lookup import container_by_name, find_container, find_
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.portchoice import numbered
+from orchestrator.manager.portuse import check_ports, settled
 from orchestrator.manager.refusal import invalid, precondition, taken
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import unique_key
@@ -40,7 +41,7 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
     async def CreateContainer(self, request: Any, context: Any) -> Any:
         api, view = self.api, self.api.view
         id = api.new_id()
-        spec = numbered(view, from_proto(request.spec), id)
+        spec = settled(view, numbered(view, from_proto(request.spec), id))
         validate_task(spec)
         constraints = tuple(request.constraints)
         validate_constraints(constraints)
@@ -50,6 +51,7 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
         _check_name(name)
         wanted = ServiceSpec(task=spec)
         usable_networks(view, wanted, name=name)
+        check_ports(view, spec, id)
         now = api.now()
         task = Task(
             id=id,
@@ -85,11 +87,11 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
 
     @answering
     async def StartContainer(self, request: Any, context: Any) -> Any:
-        return to_proto(await self._order(request.container, orders.start))
+        return to_proto(await self._order(request.container, self._with_ports(orders.start)))
 
     @answering
     async def PrepareContainer(self, request: Any, context: Any) -> Any:
-        return to_proto(await self._order(request.container, orders.prepare))
+        return to_proto(await self._order(request.container, self._with_ports(orders.prepare)))
 
     @answering
     async def StopContainer(self, request: Any, context: Any) -> Any:
@@ -227,6 +229,17 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
             raise invalid(f"signal {request.signal!r} is unknown; write such as SIGTERM or SIGINT")
         grace = request.grace if request.HasField("grace") else None
         return await self._order(request.container, lambda task: order(task, request.signal, grace))
+
+    def _with_ports(self, order: Callable[[Task], Task]) -> Callable[[Task], Task]:
+        """The order, refused for a container whose ports have become somebody else's."""
+
+        def edit(task: Task) -> Task:
+            after = order(task)
+            if after != task:
+                check_ports(self.api.view, task.spec, task.id)
+            return after
+
+        return edit
 
     async def _order(self, word: str, edit: Callable[[Task], Task]) -> Task:
         """Write an order; anew for as long as the leader writes what its node reports."""

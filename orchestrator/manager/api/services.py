@@ -15,12 +15,14 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import progress
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.vips import allocate_vips
+from orchestrator.manager.portuse import check_ports, settled
 from orchestrator.manager.refusal import aborted, invalid, taken
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import name_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.objects import Service, Task
+from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.validate import validate_service
 from orchestrator.pb import control_pb2
 
@@ -35,7 +37,7 @@ class ServiceCalls(Calls):
     @answering
     async def CreateService(self, request: Any, context: Any) -> Any:
         api = self.api
-        spec = from_proto(request.spec)
+        spec = _settled(api.view, from_proto(request.spec))
         validate_service(spec)
         name = spec.name
         if (there := api.view.service_by_name(name)) is not None and not there.removed:
@@ -44,6 +46,7 @@ class ServiceCalls(Calls):
                 f"or change it with 'orc service update {name}'"
             )
         usable_networks(api.view, spec)
+        check_ports(api.view, spec.task, "")
         now = api.now()
         service = Service(
             id=api.new_id(),
@@ -85,13 +88,14 @@ class ServiceCalls(Calls):
                 f"service '{service.spec.name}' was changed by somebody else meanwhile; "
                 f"look at 'orc service inspect {service.spec.name}' and try again"
             )
-        spec = from_proto(request.spec)
+        spec = _settled(api.view, from_proto(request.spec))
         if spec.name != service.spec.name:
             raise invalid("a service cannot be renamed; create another and remove this one")
         if spec.mode is not service.spec.mode:
             raise invalid("a service's mode cannot be changed; create another service")
         validate_service(spec)
         networks = usable_networks(api.view, spec, service.spec)
+        check_ports(api.view, spec.task, service.id)
         digest = service.image_digest
         image_named = (
             request.resolve_image or spec.task.container.image != service.spec.task.container.image
@@ -192,6 +196,10 @@ class ServiceCalls(Calls):
             converged=state.converged,
             hostnames=hostnames(view),
         )
+
+
+def _settled(view: ClusterView, spec: ServiceSpec) -> ServiceSpec:
+    return replace(spec, task=settled(view, spec.task))
 
 
 def _with_vips(view: ClusterView, service: Service) -> Service:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.networks import OVERLAY
 from orchestrator.model.objects import Network, Node, NodeState, Service, Task
-from orchestrator.model.specs import PortSpec
+from orchestrator.model.specs import PortSpec, TaskSpec
 from orchestrator.model.states import TaskState
 
 Key = tuple[str, str]
@@ -51,6 +52,8 @@ class Entry:
     container: bool = False
     aliases: tuple[str, ...] = ()
     """Names of the service besides its own; a container's are its endpoint's."""
+    publishes: bool = False
+    """Its ports that are open on every node lead to it in this network."""
 
     @property
     def key(self) -> Key:
@@ -218,7 +221,9 @@ class _Edit:
         if task is not None:
             owner = task.service_id or task.id
         if owner == task_id:
-            self._have(owner, [_container(task, network) for network in found] if task else [])
+            self._have(
+                owner, [_container(self._view, task, network) for network in found] if task else []
+            )
         networks = self._table._networks.get(owner, ())
         found = {network: each for network, each in found.items() if network in networks}
         for network in networks:
@@ -267,8 +272,19 @@ class _Edit:
             difference.endpoints[task_id] = endpoint
 
 
+def _published_in(view: ClusterView, spec: TaskSpec) -> str:
+    """The network in which every node leads to a task's ports: the first that spans nodes; empty
+    for none."""
+    for attachment in spec.attachments if spec.ports else ():
+        network = view.network_by_name(attachment.network)
+        if network is not None and network.driver == OVERLAY:
+            return network.id
+    return ""
+
+
 def _entries(view: ClusterView, service: Service) -> list[Entry]:
     found = []
+    published_in = _published_in(view, service.spec.task)
     for attachment in service.spec.task.attachments:
         if (network := view.network_by_name(attachment.network)) is not None:
             found.append(
@@ -280,18 +296,20 @@ def _entries(view: ClusterView, service: Service) -> list[Entry]:
                     vip6=service.vips6.get(network.id, ""),
                     ports=service.spec.task.ports,
                     aliases=attachment.aliases,
+                    publishes=network.id == published_in,
                 )
             )
     return found
 
 
-def _container(task: Task, network_id: str) -> Entry:
+def _container(view: ClusterView, task: Task, network_id: str) -> Entry:
     return Entry(
         id=task.id,
         network_id=network_id,
         name=task.name,
         ports=task.spec.ports,
         container=True,
+        publishes=network_id == _published_in(view, task.spec),
     )
 
 

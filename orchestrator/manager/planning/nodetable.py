@@ -13,7 +13,7 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import Homes, named_volumes
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.objects import Task
-from orchestrator.model.specs import Protocol, Resources
+from orchestrator.model.specs import Protocol, PublishMode, Resources
 from orchestrator.model.states import TaskState
 
 Port = tuple[int, Protocol]
@@ -58,8 +58,12 @@ class Demand:
 
 
 def published(task: Task) -> tuple[Port, ...]:
-    """The ports that the task takes on its node."""
-    return tuple((port.published, port.protocol) for port in task.spec.ports if port.published)
+    """The ports that the task takes on its node, and another task could take there too."""
+    return tuple(
+        (port.published, port.protocol)
+        for port in task.spec.ports
+        if port.published and port.mode is PublishMode.HOST
+    )
 
 
 class NodeTable:

@@ -50,6 +50,8 @@ class ClusterView:
     """The tasks that wait for a node."""
     fixed: Mapping[str, Task] = field(default_factory=dict)
     """The tasks with addresses that their specs fix."""
+    publishing: Mapping[str, Task] = field(default_factory=dict)
+    """The standalone containers that publish ports and name their networks."""
     _by_service: Mapping[str, Mapping[str, Task]] = field(default_factory=dict)
     _by_node: Mapping[str, Mapping[str, Task]] = field(default_factory=dict)
     _service_names: _Names = field(default_factory=dict)
@@ -192,6 +194,7 @@ class _Edit:
         self._credentials = _Table(base.credentials)
         self._pending = _Table(base.pending)
         self._fixed = _Table(base.fixed)
+        self._publishing = _Table(base.publishing)
         self._by_service = _Groups(base._by_service)
         self._by_node = _Groups(base._by_node)
         self._service_names = _NameIndex(base._service_names)
@@ -243,6 +246,8 @@ class _Edit:
         self._pending.put(task.id, task if waits else None)
         fixes = not gone and any(each.ip or each.ip6 for each in task.spec.networks)
         self._fixed.put(task.id, task if fixes else None)
+        publishes = not gone and task.standalone and task.spec.ports and task.spec.networks
+        self._publishing.put(task.id, task if publishes else None)
 
     def result(self) -> ClusterView:
         return ClusterView(
@@ -256,6 +261,7 @@ class _Edit:
             credentials=self._credentials.items,
             pending=self._pending.items,
             fixed=self._fixed.items,
+            publishing=self._publishing.items,
             _by_service=self._by_service.items,
             _by_node=self._by_node.items,
             _service_names=self._service_names.items,

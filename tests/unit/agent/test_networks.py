@@ -19,7 +19,7 @@ from orchestrator.agent.network import (
     PortMapping,
 )
 from orchestrator.agent.networks import Connected, Networks
-from orchestrator.model.specs import PortSpec, Protocol
+from orchestrator.model.specs import PortSpec, Protocol, PublishMode
 from orchestrator.pb import dispatch_pb2
 
 
@@ -103,7 +103,11 @@ async def test_a_container_waits_for_the_network() -> None:
     node = FakeNode()
     async with running(node) as networks, asyncio.TaskGroup() as group:
         networks.order(order())
-        ports = [PortSpec(8080, 80), PortSpec(53, 53, Protocol.UDP)]
+        ports = [
+            PortSpec(8080, 80, mode=PublishMode.HOST),
+            PortSpec(53, 53, Protocol.UDP, PublishMode.HOST),
+            PortSpec(80, 80),
+        ]
         attached = group.create_task(networks.attach("c", ports))
         assert await attached == Connected(
             Path("/run/netns/c"), {"orc": "10.128.1.2"}, ("10.128.1.1",)

@@ -578,7 +578,7 @@ def test_service_ls(services: Any, run: Run) -> None:
         "replicas": 6,
         "running": 5,
         "image": "hello:1",
-        "ports": [{"published": 8080, "target": 80, "protocol": "tcp"}],
+        "ports": [{"published": 8080, "target": 80, "protocol": "tcp", "mode": "ingress"}],
     }
     assert [row.items() >= promised.items() for row in rows] == [True]
     assert run("service", "ls", "-q", "--filter", "mode=global").stdout == "svc2\n"

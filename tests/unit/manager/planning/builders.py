@@ -23,6 +23,7 @@ from orchestrator.model.objects import (
 from orchestrator.model.specs import (
     ContainerSpec,
     PortSpec,
+    PublishMode,
     Resources,
     RestartCondition,
     RestartPolicy,
@@ -78,7 +79,7 @@ def task_spec(
     return TaskSpec(
         container=ContainerSpec(image=image),
         reservation=Resources(shares, memory),
-        ports=tuple(PortSpec(port, 80) for port in ports),
+        ports=tuple(PortSpec(port, 80, mode=PublishMode.HOST) for port in ports),
         restart=restart or RestartPolicy(delay=5.0),
         **fields,
     )

@@ -21,6 +21,7 @@ counts) and, pure, presents it (`report`, gives a `Table`):
 
     rollout     60 replicas, from the API call to all running; Docker Swarm
     latency     one container, from the API call to running; `docker run -d`
+    byhand      whole commands by hand, `run --rm` and `exec`, and a key; Docker's
     memory      a container's cost besides its own process; idle agent and manager
     throughput  TCP between containers on two hosts; a bare VXLAN link
     planner     scheduling in memory, no I/O

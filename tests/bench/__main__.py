@@ -7,6 +7,7 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 import orchestrator  # noqa: F401
 from tests.bench import (
     balance,
+    byhand,
     cluster,
     cni,
     commands,
@@ -40,6 +42,7 @@ PREFIX = "orc-bench-"
 PARTS = (
     "rollout",
     "latency",
+    "byhand",
     "memory",
     "throughput",
     "planner",
@@ -49,8 +52,8 @@ PARTS = (
     "names",
     "commands",
 )
-ON_CLUSTER = frozenset({"rollout", "latency", "memory", "throughput", "commands"})
-BESIDE_DOCKER = frozenset({"rollout", "latency"})
+ON_CLUSTER = frozenset({"rollout", "latency", "byhand", "memory", "throughput", "commands"})
+BESIDE_DOCKER = frozenset({"rollout", "latency", "byhand"})
 
 
 @dataclass(slots=True)
@@ -106,6 +109,7 @@ class Run:
                 "latency",
                 lambda: latency.report(asyncio.run(latency.measure(up, beside)), absent),
             )
+            self.part("byhand", lambda: byhand.report(byhand.measure(up, beside), absent))
         if idle is not None:
             idle_cluster = idle
             self.part(
@@ -147,6 +151,7 @@ def workplace() -> Iterator[Path]:
             balance.remove_leftovers(int(pid))
             asyncio.run(store.remove_leftovers(left))
             docker.remove_cgroups(left.name)
+            _unmount_below(left)
             shutil.rmtree(left)
     folder = WORK / f"{PREFIX}{os.getpid()}"
     folder.mkdir(mode=0o711)
@@ -154,6 +159,14 @@ def workplace() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unmount_below(folder: Path) -> None:
+    """Take down what is still mounted in it, such as a network namespace by its name."""
+    mounts = (line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    below = [place for place in mounts if place.startswith(f"{folder}/")]
+    for place in reversed(below):
+        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 @contextmanager

@@ -18,8 +18,8 @@ Three rules carry everything else:
 * `desired_state` tells what becomes of the slot once its task has ended. RUNNING: the task ended
   by itself, and the restart policy decides. SHUTDOWN: the manager stopped it (an update, a
   drained node), and the slot is filled anew whatever the policy. REMOVE: the slot is given up.
-* A slot never has two tasks that may run, but in an update that starts the new one first (`update`).
-  Else a replacement is created when the old task has ended.
+* A slot never has two tasks that may run, but in an update that starts the new one first
+  (`update`). Else a replacement is created when the old task has ended.
 * A delay is stored: `task.not_before` holds a restart back, `task.attempt` counts the failures
   in a row, and `requeue_at` says when to look again. A new leader loses nothing.
 

@@ -21,6 +21,7 @@ A file a noun (`node`, `service`, `image`, `network`, `cluster`, `contexts`), an
 - `completion`: names of nodes and services that live in the cluster, for the shell.
 
 Startup time is a feature: nothing here imports rich, nor gRPC's modules, which take longer to
-import than most commands to run; the little of its protocol that a client needs is in `rpc`. There
-is no asyncio: one command makes one call, or follows one stream.
+import than most commands to run; the little of its protocol that a client needs is in `rpc`. What
+libraries import for nothing waits (`lazyimport`), and the end is quick (`main`). There is no
+asyncio: one command makes one call, or follows one stream.
 """

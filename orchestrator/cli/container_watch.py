@@ -10,10 +10,8 @@ import click
 
 from orchestrator.cli.client import Client
 from orchestrator.cli.groups import CliError
-from orchestrator.model.convert import from_proto
-from orchestrator.model.objects import NodeState, Task
 from orchestrator.model.states import CANNOT_INVOKE, NOT_FOUND, TaskState, is_terminal
-from orchestrator.pb import containers_pb2
+from orchestrator.pb import containers_pb2, types_pb2
 
 
 class NotRun(CliError):
@@ -42,7 +40,8 @@ _KINDS: dict[int, type[NotRun]] = {CANNOT_INVOKE: CannotInvoke, NOT_FOUND: NotFo
 class Seen:
     """A container at one moment."""
 
-    task: Task
+    task: Any
+    """The Task, as the message that came: a short command is spared the model of it."""
     removed: bool
     node: str
     """Hostname."""
@@ -58,7 +57,7 @@ class Seen:
     def begun(self) -> bool:
         """Whether the run that is wanted has begun, or has ended already."""
         status = self.task.status
-        running = status.state is TaskState.RUNNING and status.run >= self.task.run
+        running = status.state == TaskState.RUNNING and status.run >= self.task.run
         return running or self.ended
 
 
@@ -86,7 +85,7 @@ class Watch:
         """Wait until `done`; what keeps a container waiting is said once on stderr."""
         while not done(self.last):
             if self.last.removed:
-                raise CliError(f"container '{self.last.task.name}' was removed meanwhile")
+                raise CliError(f"container '{_name(self.last.task)}' was removed meanwhile")
             self._say(self.last)
             self.last = self._next()
         return self.last
@@ -96,22 +95,26 @@ class Watch:
         if row is None:
             raise CliError("the manager ended the call; try again")
         return Seen(
-            from_proto(row.task),
+            row.task,
             row.removed,
             row.node.description.hostname,
-            row.node.state == NodeState.DOWN.value,
+            row.node.state == types_pb2.NODE_DOWN,
         )
 
     def _say(self, seen: Seen) -> None:
         task = seen.task
         text = ""
-        if task.status.state is TaskState.PENDING and not task.not_before:
+        if task.status.state == TaskState.PENDING and not task.not_before:
             text = task.status.message
         elif seen.node_down:
             text = f"its node {seen.node} is down"
         if text and text not in self._said and not self._quiet:
             self._said.add(text)
-            click.echo(f"{task.name} waits: {text}", err=True)
+            click.echo(f"{_name(task)} waits: {text}", err=True)
+
+
+def _name(task: Any) -> str:
+    return task.container_name or f"{task.service_name}.{task.slot}"
 
 
 def failure(seen: Seen) -> NotRun | None:
@@ -119,11 +122,11 @@ def failure(seen: Seen) -> NotRun | None:
     task, status = seen.task, seen.task.status
     if not seen.ended or status.started_at or not is_terminal(status.state):
         return None
-    if status.state is TaskState.SHUTDOWN:
-        return NotRun(f"container '{task.name}' was stopped before it started")
+    if status.state == TaskState.SHUTDOWN:
+        return NotRun(f"container '{_name(task)}' was stopped before it started")
     where = f" (on node {seen.node})" if seen.node else ""
     kind = _KINDS.get(status.exit_code, NotRun)
-    return kind(f"container '{task.name}': {status.message}{where}")
+    return kind(f"container '{_name(task)}': {status.message}{where}")
 
 
 def await_removal(client: Client, task: Any) -> None:

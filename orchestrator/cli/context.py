@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from orchestrator.cli.groups import CliError
 from orchestrator.model.names import check_name, near_miss
@@ -62,7 +62,8 @@ def load_context(name: str | None = None) -> Context:
         raise CliError(NO_CLUSTER)
     path = _existing(name)
     try:
-        fields = json.loads(path.read_text())
+        with open(path, encoding="utf-8") as file:
+            fields = json.load(file)
         return Context(**{**fields, "endpoints": tuple(fields["endpoints"])})
     except OSError as error:
         raise CliError(f"cannot read context {name!r}: {error.strerror} ({path})") from None
@@ -74,13 +75,18 @@ def load_context(name: str | None = None) -> Context:
 
 def list_contexts() -> list[str]:
     """The names of all contexts, sorted."""
-    return sorted(path.stem for path in (_folder() / "contexts").glob("*.json"))
+    try:
+        names = os.listdir(os.path.join(_folder(), "contexts"))
+    except OSError:
+        return []
+    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
 
 def current_context() -> str | None:
     """The name of the context in use, if one is."""
     try:
-        return (_folder() / "current").read_text().strip() or None
+        with open(_current(), encoding="utf-8") as file:
+            return file.read().strip() or None
     except OSError:
         return None
 
@@ -88,26 +94,31 @@ def current_context() -> str | None:
 def use_context(name: str) -> None:
     """Make `name` the current context. Raises CliError if there is none of that name."""
     _existing(name)
-    _write(_folder() / "current", name + "\n")
+    _write(_current(), name + "\n")
 
 
 def remove_context(name: str) -> None:
     """Forget a context and its key. Raises CliError if there is none of that name."""
-    _existing(name).unlink(missing_ok=True)
-    if current_context() == name:
-        (_folder() / "current").unlink(missing_ok=True)
+    current = current_context() == name
+    for path in (_existing(name), *([_current()] if current else [])):
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
 
-def _folder() -> Path:
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "orc"
+def _folder() -> str:
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return os.path.join(base, "orc")
 
 
-def _file(name: str) -> Path:
-    return _folder() / "contexts" / f"{name}.json"
+def _current() -> str:
+    return os.path.join(_folder(), "current")
 
 
-def _existing(name: str) -> Path:
+def _file(name: str) -> str:
+    return os.path.join(_folder(), "contexts", f"{name}.json")
+
+
+def _existing(name: str) -> str:
     names = list_contexts()
     if name in names:
         return _file(name)
@@ -116,14 +127,15 @@ def _existing(name: str) -> Path:
     raise CliError(f"no context {name!r}; {hint}")
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: str, text: str) -> None:
     """Replace a private file as a whole: a reader or a crash sees the old one or the new one."""
     import tempfile
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True, mode=0o700)
         # mkstemp makes it 0600.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".new-")
         try:
             with os.fdopen(handle, "w") as file:
                 file.write(text)

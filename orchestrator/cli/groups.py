@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ import click
 
 from orchestrator.model.names import near_miss
 
+_USUAL = (700, 10, 10)
+"""How often Python looks for garbage unless told otherwise."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 
@@ -37,6 +40,9 @@ class Lazy:
 
     def load(self) -> click.Command:
         module, _, attribute = self.target.partition(":")
+        if not module.startswith("orchestrator.cli."):
+            # A daemon, which lives long: what `main` has set for short commands is not for it.
+            gc.set_threshold(*_USUAL)
         command: click.Command = getattr(import_module(module), attribute)
         return command
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from orchestrator.cli.client import Client, Refused
 from orchestrator.cli.groups import CliError
-from orchestrator.pb import images_pb2
 
 POLICIES = ("always", "missing", "never")
 
@@ -31,6 +29,8 @@ def exposed_ports(client: Client, image: str, node: str, quiet: bool) -> list[st
     if found is None:
         pull_image(client, image, node, quiet)
         found = _found(client, image)
+    import json
+
     config = json.loads(found.config) if found is not None else {}
     return sorted((config.get("config") or {}).get("ExposedPorts") or {})
 
@@ -38,6 +38,7 @@ def exposed_ports(client: Client, image: str, node: str, quiet: bool) -> list[st
 def pull_image(client: Client, image: str, node: str, quiet: bool) -> None:
     """Get it from its registry, with progress on stderr unless `quiet`."""
     from orchestrator.cli.image_registry import add_login, follow
+    from orchestrator.pb import images_pb2
 
     request = images_pb2.PullImageRequest(name=image, node=node)
     add_login(request)
@@ -47,6 +48,8 @@ def pull_image(client: Client, image: str, node: str, quiet: bool) -> None:
 
 
 def _found(client: Client, image: str) -> Any:
+    from orchestrator.pb import images_pb2
+
     try:
         return client.call("Images.Inspect", images_pb2.InspectImageRequest(image=image))
     except Refused as refused:

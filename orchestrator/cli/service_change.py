@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,22 +10,18 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, Refused, pass_client
-from orchestrator.cli.container_flags import image_and_command, many_options, with_many
+from orchestrator.cli.container_flags import many_options
 from orchestrator.cli.groups import CliError, example
-from orchestrator.cli.mount_flags import apply_mounts, mount_options
-from orchestrator.cli.network_flags import attachments, network_options
+from orchestrator.cli.mount_flags import mount_options
+from orchestrator.cli.network_flags import network_options
+from orchestrator.cli.new_spec import new_spec
 from orchestrator.cli.spec_edit import edit_options, edited, scaled
 from orchestrator.cli.spec_flags import (
     DURATION,
-    apply_settings,
     checked,
-    environment,
-    pairs,
-    ports,
     setting_options,
 )
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.names import parse_image
 from orchestrator.model.objects import Service
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 from orchestrator.pb import control_pb2
@@ -122,45 +115,6 @@ def create(client: Client, **values: Any) -> None:
         spec=to_proto(spec), no_resolve_image=values["no_resolve_image"]
     )
     _wait(client, [client.call("CreateService", request)], values)
-
-
-def new_spec(values: dict[str, Any]) -> ServiceSpec:
-    """The spec that the flags of `create` describe. Raises a usage error for a bad one."""
-    mode = ServiceMode[values["mode"].upper()]
-    if mode is ServiceMode.GLOBAL and values["replicas"] is not None:
-        raise click.UsageError("a global service has a task on each node; it takes no --replicas")
-    image, command = image_and_command(values)
-    name = values["name"] if values["name"] is not None else _name_for(image or "host")
-    spec = apply_settings(ServiceSpec(name=name, mode=mode), values)
-    container = replace(
-        spec.task.container,
-        image=image,
-        command=command,
-        env=environment(values["env"], values["env_file"]),
-        labels=pairs("container label", values["container_label"]),
-    )
-    container = apply_mounts(container, values)
-    container = with_many(container, values)
-    task = replace(
-        spec.task,
-        container=container,
-        ports=ports(values["publish"]),
-        networks=attachments(values),
-    )
-    return checked(
-        replace(
-            spec,
-            task=task,
-            labels=pairs("label", values["label"]),
-            constraints=values["constraint"],
-        )
-    )
-
-
-def _name_for(image: str) -> str:
-    """A name for who gave none: the image's, and a little chance so that it is not taken."""
-    base = re.sub("[^a-z0-9]+", "-", parse_image(image).repository.rpartition("/")[2])
-    return f"{base[:50]}-{secrets.token_hex(3)}"
 
 
 @click.command(

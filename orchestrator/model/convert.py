@@ -17,12 +17,13 @@ import dataclasses
 from collections.abc import Callable
 from enum import IntEnum
 from functools import cache
+from importlib import import_module
 from operator import attrgetter
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from google.protobuf.message import DecodeError, Message
 
-from orchestrator.model import objects, specs
+from orchestrator.model import specs
 from orchestrator.pb import types_pb2
 
 T = TypeVar("T")
@@ -117,7 +118,7 @@ class _Converter:
         elif origin is dict:
             self._maps.append(name)
             self._reads.append((position, dict))
-        elif hint in _classes().values():
+        elif _has_message(hint):
             nested: type = hint
             self._nested.append((position, name, _converter(nested)))
         else:
@@ -177,28 +178,29 @@ def _enum_reader(cls: type, name: str, enum: type[IntEnum]) -> Callable[[int], I
 def _converter(cls: Any) -> _Converter:
     made = _made.get(cls)
     if made is None:
-        if cls not in _classes().values():
+        if not _has_message(cls):
             raise TypeError(f"{cls!r} is not a class of the model that has a message")
         _made[cls] = made = _Converter(cls)
     return made
 
 
+def _has_message(cls: Any) -> bool:
+    return (
+        isinstance(cls, type)
+        and dataclasses.is_dataclass(cls)
+        and cls.__module__.startswith("orchestrator.model.")
+        and hasattr(types_pb2, cls.__name__)
+    )
+
+
+@cache
 def _class_of(name: str) -> type:
-    try:
-        return _classes()[name]
-    except KeyError:
-        raise TypeError(f"the message {name} has no class in the model") from None
+    # Who only writes specs is spared the other half of the model.
+    for module in (specs, import_module("orchestrator.model.objects")):
+        if _has_message(cls := getattr(module, name, None)):
+            return cast(type, cls)
+    raise TypeError(f"the message {name} has no class in the model")
 
 
 _made: dict[Any, _Converter] = {}
 """What `_converter` has derived so far."""
-
-
-@cache
-def _classes() -> dict[str, type]:
-    return {
-        name: value
-        for module in (specs, objects)
-        for name, value in vars(module).items()
-        if isinstance(value, type) and dataclasses.is_dataclass(value) and hasattr(types_pb2, name)
-    }

@@ -7,7 +7,6 @@ one, so `docker.io/library/hello` and `hello` are the same image, `hello:latest`
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -156,6 +155,8 @@ def short_id(text: str) -> str:
 
 def near_miss(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate that `word` was most likely meant to be, if one is close enough."""
+    import difflib  # not for those who never err
+
     known = list(candidates)
     lowered = {candidate.lower(): candidate for candidate in reversed(known)}
     if close := difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6):

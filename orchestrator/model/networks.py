@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.model.names import check_hostname, check_name, near_miss
-from orchestrator.model.objects import Network
 from orchestrator.model.specs import (
     BRIDGE_NETWORK,
     CONTAINER_NETWORK,
@@ -18,6 +17,9 @@ from orchestrator.model.specs import (
     NetworkAttachment,
     TaskSpec,
 )
+
+if TYPE_CHECKING:
+    from orchestrator.model.objects import Network
 
 Subnet = TypeVar("Subnet", IPv4Network, IPv6Network)
 

@@ -1,0 +1,38 @@
+"""Modules that libraries import and short commands never look into: they are loaded when somebody
+does (`importlib.util.LazyLoader`, which the standard library has for this).
+
+Measured, of the 45 ms that `orc exec` imports for: the Python implementation of protobuf, which
+its C implementation imports and does not use, 7.5 ms; `uuid` for click's type of that name 2 ms.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+_NAMES = frozenset({"google.protobuf.internal.python_message", "uuid"})
+
+
+class _Lazily:
+    """A finder of `sys.meta_path` for these names alone."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The module's spec as it would be found anyway, but for when it is executed."""
+        if name not in _NAMES:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            from importlib.util import LazyLoader
+
+            spec.loader = LazyLoader(spec.loader)
+        return spec
+
+
+def install() -> None:
+    """Have it so for what this process imports from now on."""
+    sys.meta_path.insert(0, _Lazily)

@@ -1,0 +1,57 @@
+"""A spec from the flags of `service create`, `run` and `create`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from orchestrator.cli.container_flags import image_and_command, with_many
+from orchestrator.cli.mount_flags import apply_mounts
+from orchestrator.cli.network_flags import attachments
+from orchestrator.cli.spec_flags import apply_settings, checked, environment, pairs, ports
+from orchestrator.model.names import parse_image
+from orchestrator.model.specs import ServiceMode, ServiceSpec
+
+
+def new_spec(values: dict[str, Any]) -> ServiceSpec:
+    """The spec that the flags of `create` describe. Raises a usage error for a bad one."""
+    mode = ServiceMode[values["mode"].upper()]
+    if mode is ServiceMode.GLOBAL and values["replicas"] is not None:
+        raise click.UsageError("a global service has a task on each node; it takes no --replicas")
+    image, command = image_and_command(values)
+    name = values["name"] if values["name"] is not None else _name_for(image or "host")
+    spec = apply_settings(ServiceSpec(name=name, mode=mode), values)
+    container = replace(
+        spec.task.container,
+        image=image,
+        command=command,
+        env=environment(values["env"], values["env_file"]),
+        labels=pairs("container label", values["container_label"]),
+    )
+    container = apply_mounts(container, values)
+    container = with_many(container, values)
+    task = replace(
+        spec.task,
+        container=container,
+        ports=ports(values["publish"]),
+        networks=attachments(values),
+    )
+    return checked(
+        replace(
+            spec,
+            task=task,
+            labels=pairs("label", values["label"]),
+            constraints=values["constraint"],
+        )
+    )
+
+
+def _name_for(image: str) -> str:
+    """A name for who gave none: the image's, and a little chance so that it is not taken."""
+    import secrets  # takes its time, and most users give a name
+
+    base = re.sub("[^a-z0-9]+", "-", parse_image(image).repository.rpartition("/")[2])
+    return f"{base[:50]}-{secrets.token_hex(3)}"

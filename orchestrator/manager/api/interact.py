@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering
@@ -17,8 +17,11 @@ from orchestrator.manager.lookup import find_container
 from orchestrator.manager.refusal import Refusal, invalid, precondition
 from orchestrator.manager.tunnels import Tunnel
 from orchestrator.model.objects import NodeState, Task
-from orchestrator.model.states import TaskState
+from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.pb import dispatch_pb2, interact_pb2, interact_pb2_grpc
+
+_END_TOLD = 5.0
+"""Seconds that a client waits for its container's node to report what the client saw."""
 
 _PICTURES = 64
 """Nodes' figures that wait for a slow client."""
@@ -44,9 +47,24 @@ class InteractApi(Calls, interact_pb2_grpc.InteractServicer):  # type: ignore[mi
             async for frame in tunnel.frames():
                 match frame.WhichOneof("kind"):
                     case "session_output":
+                        if kind == "attach" and frame.session_output.HasField("exited"):
+                            await self._until_over(task)
                         yield frame.session_output
                     case "result" if frame.result.error:
                         raise precondition(frame.result.error)
+
+    async def _until_over(self, task: Task) -> None:
+        """Until the store knows of the end of a container's run, or its node has not told for a
+        while: whoever was told of it may start the container again at once."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_END_TOLD), self.api.cache.subscribe() as feed:
+                while (known := self.api.view.tasks.get(task.id)) is not None:
+                    status = known.status
+                    if status.run > task.run:
+                        return
+                    if status.run == task.run and is_terminal(status.state):
+                        return
+                    await feed.next()
 
     @answering
     async def Copy(self, request: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:

@@ -27,6 +27,7 @@ counts) and, pure, presents it (`report`, gives a `Table`):
     planner     scheduling in memory, no I/O
     store       writes to the etcd that a manager starts
     cni         connecting and disconnecting a container; Debian's Go plugins
+    pull        an image from a registry, ready to run; skopeo and tar by hand
     commands    whole commands: `orc node ls`, `orc dev up`
 
 `cluster`, `docker`, `image`, `processes` and `machine` are what they measure with; `tables` is

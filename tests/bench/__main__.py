@@ -29,6 +29,7 @@ from tests.bench import (
     memory,
     names,
     planner,
+    pull,
     rollout,
     store,
     throughput,
@@ -48,6 +49,7 @@ PARTS = (
     "planner",
     "store",
     "cni",
+    "pull",
     "balance",
     "names",
     "commands",
@@ -85,6 +87,7 @@ class Run:
         self.part("planner", lambda: planner.report(planner.measure()))
         self.part("store", lambda: store.report(asyncio.run(store.measure(self.folder))))
         self.part("cni", lambda: cni.report(asyncio.run(cni.measure(self.folder))))
+        self.part("pull", lambda: pull.report(pull.measure(self.folder)))
         self.part("balance", lambda: balance.report(asyncio.run(balance.measure(self.folder))))
         self.part("names", lambda: names.report(asyncio.run(names.measure(self.folder))))
         if not self.parts & ON_CLUSTER:

@@ -9,7 +9,7 @@ their SHA-256. That makes the rest simple, and this package leans on it everywhe
   unpacked layer, which is a folder. A crash leaves temporary files only; they go at the next
   start. Nothing is repaired, because nothing half-made is ever visible.
 - **Bytes are looked at once.** A blob is hashed as it is written (`incoming`), and a layer is
-  unpacked while its blob still comes (`blobstore`): both are then kept, or neither counts.
+  unpacked while its blob still comes (`blobstore`): it counts only once both are found right.
 - **A layer is unpacked once a node**, under the digest of its uncompressed content (its *diff
   id*), and is then a read-only lower folder of any number of overlay mounts. Layers do not depend
   on what lies below them, so images share them freely, whatever their order.

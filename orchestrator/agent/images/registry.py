@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import tempfile
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,8 @@ HUB = "docker.io"
 
 _PATIENCE = 60.0
 """Seconds that a registry may take to tell what a name stands for."""
+_REMEMBERED = 4
+"""Manifests that are kept of names that were looked up, for the pulls that follow at once."""
 _LOOK = 0.2
 """Seconds between looks at how far a push is."""
 _SLOW_DOWN = b"Too many requests"
@@ -62,17 +65,25 @@ class Registry:
         """`scratch`: an existing folder on a tmpfs, for the one file that skopeo must write."""
         self._scratch = scratch
         self._program = program
+        self._resolved: deque[tuple[str, bytes]] = deque(maxlen=_REMEMBERED)
 
     async def resolve(self, name: str, auth: bytes = b"", within: float = _PATIENCE) -> str:
         """The digest of the manifest or index that `name` stands for now. Raises ImageError."""
-        data = await self.document(name, "", auth, within)
-        return f"sha256:{hashlib.sha256(data).hexdigest()}"
+        data = await self._inspect(name, "", auth, within)
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        self._resolved.append((digest, data))
+        return digest
 
-    async def document(
-        self, name: str, digest: str, auth: bytes, within: float = _PATIENCE
-    ) -> bytes:
-        """A manifest or index as the registry has it, byte for byte: that of `digest` in the
-        repository of `name`, or what the name stands for. Raises ImageError."""
+    async def _document(self, name: str, digest: str, auth: bytes) -> bytes:
+        """The manifest or index of `digest` in the repository of `name`. Raises ImageError."""
+        for known, data in self._resolved:
+            if known == digest:
+                return data
+        return await self._inspect(name, digest, auth, _PATIENCE)
+
+    async def _inspect(self, name: str, digest: str, auth: bytes, within: float) -> bytes:
+        """A manifest or index as the registry has it, byte for byte: that of `digest`, or, where
+        that is empty, what the name stands for."""
         parsed = parse_image(name)
         with _in_memory(auth) as (options, fds):
             # It waits for half a minute where a registry asks it to slow down, and says so here.
@@ -107,7 +118,7 @@ class Registry:
                 fds=fds,
                 reference=remote(parsed, digest),
                 failed=lambda said: explain(registry_of(parsed), name, said),
-                document=lambda wanted: self.document(name, wanted, auth),
+                document=lambda wanted: self._document(name, wanted, auth),
                 progress=progress,
                 there=there,
             )

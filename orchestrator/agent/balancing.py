@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Protocol
 
 from orchestrator.agent.endpoints import Change
+from orchestrator.agent.networks import network_config
 from orchestrator.cni import endpoints
 from orchestrator.pb import dispatch_pb2, types_pb2
 
@@ -75,10 +76,11 @@ def _service(entry: dispatch_pb2.ServiceEndpoints, node_id: str) -> endpoints.Se
 
 
 def _network(network: dispatch_pb2.AssignedNetwork) -> endpoints.Network:
+    config = network_config(network, "")
     return endpoints.Network(
         id=network.id,
-        bridge=f"orcbr{network.vni}",
-        device=f"orcvx{network.vni}",
+        bridge=config.bridge,
+        device=config.device,
         cluster=IPv4Network(network.cluster_cidr),
         cluster6=IPv6Network(network.cluster_cidr6) if network.cluster_cidr6 else None,
         nodes=tuple(

@@ -30,12 +30,15 @@ def describe_container(task: Task, made: Prepared, hostname: str) -> Container:
     else:
         own_hostname = task.id
         told = (f"ORC_SERVICE_NAME={task.service_name}", f"ORC_TASK_SLOT={task.slot}")
+    if made.connected.netns is None:
+        own_hostname = hostname
     return Container(
         id=task.id,
         name=task.name,
         spec=task.spec,
         image=made.image,
         netns=made.connected.netns,
+        host_network=made.connected.netns is None,
         address=next(iter(made.connected.addresses.values()), ""),
         nameservers=made.connected.nameservers,
         hostname=task.spec.container.hostname or own_hostname,

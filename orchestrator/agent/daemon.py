@@ -159,7 +159,12 @@ async def run(settings: Settings) -> None:
 
         reporter = Reporter(observed)
         endpoints = Endpoints(db, (KernelBalance(network, identity.node_id), names), wake.set)
-        networks = Networks(network, identity.address, lambda: worker.holders())
+        networks = Networks(
+            network,
+            identity.address,
+            held=lambda: worker.holders(),
+            running=lambda word: worker.running(word),
+        )
         kept = KeptLogs(data / "logs")
         dial = _Dial(settings)
         volumes = VolumeStore(

@@ -7,15 +7,17 @@ any point, since the parts make and remove by name. When to do what is the runne
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from orchestrator.agent.containers import Prepared, describe_container
 from orchestrator.agent.images.config import NO_IMAGE, LocalImage
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.lifecycle import keeps
+from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.runtime.base import Mount, Started
 from orchestrator.model.health import effective
-from orchestrator.model.objects import Task, Volume
+from orchestrator.model.objects import Task, TaskStatus, Volume
 from orchestrator.model.specs import HealthCheck
 
 
@@ -54,16 +56,22 @@ class Holding:
         return await self._parts.volumes.attach(task, volumes, image)
 
     async def connect(self, task: Task, image: LocalImage, mounts: tuple[Mount, ...]) -> None:
-        """Give it user ids and its network; then its container can be created."""
+        """Give it user ids and its networks; then its container can be created."""
         await self._parts.network.ready()
         await self._parts.runtime.reserve(task.id, task.spec)
-        connected = await self._parts.network.attach(task.id, task.spec.ports)
+        connected = await self._parts.network.connect(task)
         self._prepared = Prepared(image, mounts, connected)
 
-    @property
-    def addresses(self) -> dict[str, str]:
-        """Its addresses by network, once it is connected."""
-        return dict(self._prepared.connected.addresses) if self._prepared else {}
+    def addressed(self, status: TaskStatus) -> TaskStatus:
+        """The status with its addresses by network, once it is connected."""
+        if self._prepared is None:
+            return status
+        return _with_addresses(status, self._prepared.connected)
+
+    async def reconnect(self, task: Task, status: TaskStatus) -> TaskStatus:
+        """Have its container, which runs, on the networks that the order names now; the status
+        with the addresses that it then has. Raises NetworkError."""
+        return _with_addresses(status, await self._parts.network.connect(task))
 
     async def create(self, task: Task) -> None:
         """Create its container; its program does not run yet."""
@@ -101,3 +109,11 @@ class Holding:
         await self._parts.volumes.detach(task)
         self._prepared = None
         return gone
+
+
+def _with_addresses(status: TaskStatus, connected: Connected) -> TaskStatus:
+    return replace(
+        status,
+        addresses=dict(connected.addresses),
+        addresses6=dict(connected.addresses6),
+    )

@@ -25,8 +25,9 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from orchestrator.agent.runtime.base import Exit, Started
+from orchestrator.model.networks import is_connected
 from orchestrator.model.objects import Health, Task, TaskStatus
-from orchestrator.model.specs import RestartCondition
+from orchestrator.model.specs import NetworkAttachment, RestartCondition
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.units import format_memory
 
@@ -51,6 +52,8 @@ class Step(Enum):
     """Create the container and start its process."""
     RUN = auto()
     """Record that it runs."""
+    CONNECT = auto()
+    """Put it on the networks that the order says now, and take it off others."""
     WATCH = auto()
     """Wait until it ends or the order changes."""
     STOP = auto()
@@ -83,6 +86,8 @@ class Observed:
     """The files of a standalone container are gone too."""
     rebooted: bool = False
     """It ran in an earlier boot of the host, so nothing of it can run now."""
+    unconnected: tuple[NetworkAttachment, ...] | None = None
+    """The networks that it was to be on when that failed."""
     confirmed: bool = True
     """A manager assigned it to this agent's process; not only to one before."""
 
@@ -90,7 +95,8 @@ class Observed:
 def sense(task: Task) -> tuple[object, ...]:
     """What of an order the steps depend on."""
     given = task.status.run == task.run and task.status.state >= TaskState.ASSIGNED
-    return task.desired_state, task.run, given, task.stop_signal, task.stop_grace
+    ending = task.stop_signal, task.stop_grace
+    return task.desired_state, task.run, given, ending, task.spec.networks
 
 
 def keeps(task: Task) -> bool:
@@ -116,7 +122,13 @@ def next_step(task: Task, status: TaskStatus, observed: Observed) -> Step:
         if not wanted or sick(task, status):
             return Step.STOP
         recorded = status.state is TaskState.RUNNING and status.pid == observed.container.pid
-        return Step.WATCH if recorded else Step.RUN
+        if not recorded:
+            return Step.RUN
+        if observed.unconnected != task.spec.networks and not is_connected(
+            task.spec.attachments, task.slot, status
+        ):
+            return Step.CONNECT
+        return Step.WATCH
     if not wanted or _lost(task, status, observed):
         return Step.SETTLE
     if not observed.confirmed and not observed.rebooted:
@@ -187,6 +199,7 @@ def settle(task: Task, status: TaskStatus, observed: Observed, now: float) -> Ta
             finished_at=end.finished_at,
             pid=0,
             addresses={},
+            addresses6={},
             paused=False,
         )
     if ordered:
@@ -221,6 +234,7 @@ def _ended(status: TaskStatus, state: TaskState, message: str, now: float) -> Ta
         finished_at=now,
         pid=0,
         addresses={},
+        addresses6={},
         paused=False,
     )
 

@@ -1,18 +1,20 @@
-"""The node's network as the manager orders it, kept in force.
+"""The node's networks as the manager orders them, kept in force, and its containers on them.
 
 The order is applied at each change and every few seconds, level-triggered: whatever somebody
 removed comes back. A container is connected only after the first pass, which also gives back what
-no task of this node can hold any more.
+no task of this node can hold any more. A network that is ordered no more goes when nobody is on it.
 
-This version connects every container to one network, the cluster's default.
+Which networks a container is on, and by which interface, the helper's records tell: so connecting
+it is the same whether it is new, was connected by an earlier agent, or has others now than before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -24,13 +26,19 @@ from orchestrator.agent.network import (
     Peer,
     PortMapping,
 )
-from orchestrator.model.specs import PortSpec, PublishMode
+from orchestrator.model.networks import BRIDGE, MTU, joined_container, own_addresses, stands_alone
+from orchestrator.model.objects import Task
+from orchestrator.model.specs import HOST_NETWORK, NetworkAttachment, PublishMode
 from orchestrator.pb import dispatch_pb2
 
 log = logging.getLogger(__name__)
 
 APPLY_PERIOD = 5.0
 """Seconds between two passes when nothing changes."""
+
+
+MOST_NAMESERVERS = 3
+"""That resolvers look at (resolv.conf(5))."""
 
 
 class NodeNetworking(Protocol):
@@ -40,127 +48,255 @@ class NodeNetworking(Protocol):
 
     async def attach(self, network: str, container_id: str, interface: Interface) -> Attachment: ...
 
+    async def disconnect(self, network: str, container_id: str) -> None: ...
+
     async def detach(self, container_id: str) -> None: ...
 
     async def collect(self, valid: Collection[str]) -> None: ...
+
+    async def namespace(self, container_id: str) -> str: ...
+
+    async def interfaces(self, container_id: str) -> Mapping[str, str]: ...
+
+    async def unused(self) -> Collection[str]: ...
+
+    async def remove(self, network: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Connected:
     """How a container is connected."""
 
-    netns: Path
-    addresses: Mapping[str, str]
-    """Network name → IP address, no prefix length."""
+    netns: Path | None
+    """None: the node's own."""
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """Network name → IPv4 address, no prefix length."""
+    addresses6: Mapping[str, str] = field(default_factory=dict)
     nameservers: tuple[str, ...] = ()
     """Who answers names there; none: the node's own."""
 
 
+@dataclass(slots=True)
+class _Network:
+    """One that is ordered."""
+
+    config: NetworkConfig
+    passed: asyncio.Event = field(default_factory=asyncio.Event)
+    """A pass was made over this configuration, well or badly."""
+    failure: NetworkError | None = None
+
+
 class Networks:
-    """Applies the ordered network and connects containers to it."""
+    """Applies the ordered networks and connects containers to them."""
 
     def __init__(
         self,
         network: NodeNetworking,
         node_address: str,
         held: Callable[[], Collection[str]],
+        running: Callable[[str], Task | None],
         period: float = APPLY_PERIOD,
     ) -> None:
         """`held` tells the ids of containers that may hold an address now; it is asked once,
-        after the first pass."""
+        after the first pass. `running` is the running task of this node that a user means by a
+        word."""
         self._network = network
         self._node_address = node_address
         self._held = held
+        self._running = running
         self._period = period
-        self._wanted: NetworkConfig | None = None
+        self._networks: dict[str, _Network] = {}
+        """By id."""
         self._changed = asyncio.Event()
-        self._passed = asyncio.Event()
-        """A pass was made, well or badly, over the newest order."""
-        self._failure: NetworkError | None = None
+        self._ready = asyncio.Event()
+        """The first pass is over."""
         self._collected = False
+        self._failure: NetworkError | None = None
+        """Why what earlier containers left could not be given back."""
 
     def order(self, networks: Sequence[dispatch_pb2.AssignedNetwork]) -> None:
-        """Take the complete list of this node's networks."""
-        first = min(networks, key=lambda network: network.vni, default=None)
-        wanted = _config(first, self._node_address) if first else None
-        if wanted is None or wanted == self._wanted:
+        """Take the complete list of this node's networks; none: nobody has said yet."""
+        if not networks:
             return
-        self._wanted = wanted
-        self._passed.clear()
+        wanted = {}
+        for each in networks:
+            config = network_config(each, self._node_address)
+            known = self._networks.get(each.id)
+            wanted[each.id] = (
+                known if known is not None and known.config == config else _Network(config)
+            )
+        if wanted == self._networks:
+            return
+        for id, before in self._networks.items():
+            if wanted.get(id) is not before:
+                # Whoever waits for it looks what there is in its place.
+                before.passed.set()
+        self._networks = wanted
         self._changed.set()
 
     async def run(self) -> None:
         """Keep the order in force until cancelled."""
         while True:
             self._changed.clear()
-            if self._wanted is not None:
-                await self._pass(self._wanted)
+            if self._networks:
+                await self._pass()
             try:
-                async with asyncio.timeout(self._period if self._wanted else None):
+                async with asyncio.timeout(self._period if self._networks else None):
                     await self._changed.wait()
             except TimeoutError:
                 pass
 
-    async def _pass(self, config: NetworkConfig) -> None:
+    async def _pass(self) -> None:
+        # What containers wait for first.
+        for each in sorted(self._networks.values(), key=lambda each: each.passed.is_set()):
+            await self._apply(each)
         try:
-            await self._network.apply(config)
             if not self._collected:
                 await self._network.collect(self._held())
                 self._collected = True
+            for id in await self._network.unused():
+                if id not in self._networks:
+                    await self._network.remove(id)
+            self._failure = None
         except NetworkError as error:
             if str(error) != str(self._failure):
-                log.error("the network cannot be applied: %s", error)
+                log.error("networks cannot be cleared up: %s", error)
             self._failure = error
+        self._ready.set()
+
+    async def _apply(self, network: _Network) -> None:
+        before, name = network.failure, network.config.name
+        try:
+            await self._network.apply(network.config)
+        except NetworkError as error:
+            network.failure = error
+            if str(error) != str(before):
+                log.error("network %s cannot be applied: %s", name, error)
         else:
-            if self._failure is not None:
-                log.info("the network is applied again")
-            self._failure = None
-        if config is self._wanted:
-            self._passed.set()
+            network.failure = None
+            if before is not None:
+                log.info("network %s is applied again", name)
+        network.passed.set()
 
     async def ready(self) -> None:
-        """Until the network as ordered is there, and what earlier containers left is given back:
-        also their namespaces, so that new ones are made only now. Raises NetworkError."""
-        await self._ready()
+        """Until what earlier containers left is given back: also their namespaces, so that new ones
+        are made only now. Raises NetworkError."""
+        if not self._networks:
+            raise NetworkError("this node has no network yet: it gets one from a manager")
+        await self._ready.wait()
+        if not self._collected and self._failure is not None:
+            raise self._failure
 
-    async def attach(self, container_id: str, ports: Sequence[PortSpec]) -> Connected:
-        """Connect a container, once the network as ordered is there, and publish those ports that
-        this node alone is asked at; the others follow the endpoint table. Raises NetworkError."""
-        config = await self._ready()
-        mappings = [
-            PortMapping(p.published, p.target, p.protocol.name.lower())
-            for p in ports
-            if p.mode is PublishMode.HOST
+    async def connect(self, task: Task) -> Connected:
+        """Have a task's container on the networks that its spec names and on no other, once these
+        are there. Its interfaces are eth0 and on, in the order of the spec as far as it has none
+        yet; its way out is by the first network that has one. Raises NetworkError."""
+        await self.ready()
+        if word := joined_container(task.spec):
+            neighbour = self._running(word)
+            if neighbour is None:
+                raise NetworkError(f"container {word}, whose network it is to share, does not run")
+            shared = await self.connect(neighbour)
+            return Connected(shared.netns, nameservers=shared.nameservers)
+        attachments = task.spec.attachments
+        if task.spec.network_names == (HOST_NETWORK,):
+            return Connected(None)
+        wanted = [
+            (each, await self._applied(each.network))
+            for each in attachments
+            if not stands_alone(each.network)
         ]
-        interface = Interface(ports=tuple(mappings))
-        attachment = await self._network.attach(config.id, container_id, interface)
-        addresses = {config.name: attachment.address}
-        return Connected(Path(attachment.netns), addresses, (attachment.gateway,))
+        has = dict(await self._network.interfaces(task.id))
+        for id in has.keys() - {config.id for _, config in wanted}:
+            await self._network.disconnect(id, task.id)
+            del has[id]
+        netns = await self._network.namespace(task.id)
+        free = _free_names(list(has.values()))
+        way_out = next((config.id for _, config in wanted if not config.internal), "")
+        addresses, addresses6, gateways = {}, {}, []
+        for index, (attachment, config) in enumerate(wanted):
+            interface = _interface(
+                task,
+                attachment,
+                ifname=has.get(config.id) or next(free),
+                default_route=config.id == way_out,
+                publishes=index == 0,
+            )
+            made = await self._network.attach(config.id, task.id, interface)
+            addresses[config.name] = made.address
+            gateways.append(made.gateway)
+            if made.address6:
+                addresses6[config.name] = made.address6
+        # Any of them answers for all of the container's networks; the others are there for when it
+        # is taken off the first.
+        return Connected(Path(netns), addresses, addresses6, tuple(gateways[:MOST_NAMESERVERS]))
 
     async def detach(self, container_id: str) -> None:
         """Disconnect a container and free what it had. Raises NetworkError."""
-        if self._wanted is None:
+        if not self._networks:
             return
-        await self._ready()
+        await self.ready()
         await self._network.detach(container_id)
 
-    async def _ready(self) -> NetworkConfig:
-        if self._wanted is None:
-            raise NetworkError("this node has no network yet: it gets one from a manager")
-        await self._passed.wait()
-        if self._failure is not None:
-            raise self._failure
-        return self._wanted
+    async def _applied(self, name: str) -> NetworkConfig:
+        """The network of this name, once it is there."""
+        while (network := self._named(name)) is not None:
+            await network.passed.wait()
+            if self._named(name) is network:
+                if network.failure is not None:
+                    raise network.failure
+                return network.config
+        raise NetworkError(f"this node has no part of network {name}")
+
+    def _named(self, name: str) -> _Network | None:
+        found = (each for each in self._networks.values() if each.config.name == name)
+        return next(found, None)
 
 
-def _config(network: dispatch_pb2.AssignedNetwork, node_address: str) -> NetworkConfig:
+def _free_names(taken: Collection[str]) -> Iterator[str]:
+    return (name for n in itertools.count() if (name := f"eth{n}") not in taken)
+
+
+def _interface(
+    task: Task,
+    attachment: NetworkAttachment,
+    *,
+    ifname: str,
+    default_route: bool,
+    publishes: bool,
+) -> Interface:
+    ip, ip6 = own_addresses(attachment, task.slot)
+    # The others follow the endpoint table.
+    ports = [port for port in task.spec.ports if port.mode is PublishMode.HOST and publishes]
+    return Interface(
+        ifname=ifname,
+        ip=ip,
+        ip6=ip6,
+        mac=attachment.mac,
+        default_route=default_route,
+        ports=tuple(
+            PortMapping(port.published, port.target, port.protocol.name.lower()) for port in ports
+        ),
+    )
+
+
+def network_config(network: dispatch_pb2.AssignedNetwork, node_address: str) -> NetworkConfig:
+    """A network as it is ordered, as this node's kernel is to have it."""
+    alone = network.driver == BRIDGE
     return NetworkConfig(
         id=network.id,
         name=network.name,
-        vni=network.vni,
+        vni=0 if alone else network.vni,
         cluster_cidr=network.cluster_cidr,
         subnet=network.subnet,
-        mtu=0,
+        mtu=int(network.options.get(MTU, 0)),
         node_address=node_address,
-        peers=tuple(Peer(peer.subnet, peer.address) for peer in network.peers),
+        peers=tuple(
+            Peer(peer.subnet, peer.address, peer.subnet6, tuple(peer.addresses))
+            for peer in network.peers
+        ),
+        subnet6=network.subnet6,
+        cluster_cidr6=network.cluster_cidr6,
+        gateway=network.gateway,
+        internal=network.internal,
     )

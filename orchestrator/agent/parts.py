@@ -17,7 +17,7 @@ from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.runtime.base import Mount, Runtime
 from orchestrator.model.objects import Task, Volume
-from orchestrator.model.specs import HealthCheck, PortSpec
+from orchestrator.model.specs import HealthCheck
 from orchestrator.pb import dispatch_pb2
 
 
@@ -37,7 +37,7 @@ class Network(Protocol):
 
     async def ready(self) -> None: ...
 
-    async def attach(self, container_id: str, ports: Sequence[PortSpec]) -> Connected: ...
+    async def connect(self, task: Task) -> Connected: ...
 
     async def detach(self, container_id: str) -> None: ...
 

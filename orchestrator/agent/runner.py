@@ -31,12 +31,14 @@ from orchestrator.agent.lifecycle import (
     settle,
     sick,
 )
+from orchestrator.agent.network import NetworkError
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.signals import signal_number
 from orchestrator.agent.statedb import Record, StateDb
 from orchestrator.model.convert import from_proto
+from orchestrator.model.networks import NOT_CONNECTED
 from orchestrator.model.objects import Health, Task, TaskStatus, Volume
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.pb import dispatch_pb2
@@ -179,6 +181,8 @@ class TaskRunner:
                 await self._start()
             case Step.RUN:
                 await self._record_running()
+            case Step.CONNECT:
+                await self._connect()
             case Step.WATCH:
                 async with self._until_new_order():
                     end = await self._watch()
@@ -236,7 +240,7 @@ class TaskRunner:
             if self._task.desired_state is not TaskState.RUNNING:
                 return
             # From here on it counts as "may have run"; see the module `lifecycle`.
-            starting = replace(self._status, addresses=self._holding.addresses)
+            starting = self._holding.addressed(self._status)
             if starting.state < TaskState.STARTING:
                 starting = replace(starting, state=TaskState.STARTING, at=self._parts.clock())
             self._record(starting)
@@ -280,6 +284,18 @@ class TaskRunner:
         self._record(replace(self._status, health=health, health_output=output, at=now))
         if sick(self._task, self._status):
             self._cut_short()
+
+    async def _connect(self) -> None:
+        try:
+            status = await self._holding.reconnect(self._task, self._status)
+        except NetworkError as error:
+            # It runs on as it is; another order may be one that can be followed.
+            self._observed = replace(self._observed, unconnected=self._task.spec.networks)
+            self._record(replace(self._status, message=f"{NOT_CONNECTED}{error}"))
+            return
+        if status.message.startswith(NOT_CONNECTED):
+            status = replace(status, message="")
+        self._record(status)
 
     async def _stop(self) -> None:
         runtime = self._parts.runtime

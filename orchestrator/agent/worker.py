@@ -19,6 +19,8 @@ from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.statedb import Record, StateDb
 from orchestrator.agent.volumes.errors import VolumeError
+from orchestrator.model.objects import Task
+from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2
 
 log = logging.getLogger(__name__)
@@ -77,6 +79,17 @@ class Worker:
         runners = self._runners.values()
         found = (client_of(runner.task, runner.status) for runner in runners)
         return [client for client in found if client is not None]
+
+    def running(self, word: str) -> Task | None:
+        """The running task that a user means by a name, an id, or the beginning of one."""
+        running = [
+            runner.task
+            for runner in self._runners.values()
+            if runner.status.state is TaskState.RUNNING
+        ]
+        named = [task for task in running if word in (task.id, task.name)]
+        found = named or [task for task in running if task.id.startswith(word)]
+        return max(found, key=lambda task: task.created_at, default=None)
 
     def apply(
         self,

@@ -55,7 +55,12 @@ def network() -> None:
     metavar="SUBNET",
     help="Such as 10.5.0.0/16, and one of IPv6; else one that is free is chosen.",
 )
-@click.option("--gateway", default="", metavar="IP", help="A further address of every gateway.")
+@click.option(
+    "--gateway",
+    default="",
+    metavar="IP",
+    help="The place of each node's gateway in its part of the network, as in the first part.",
+)
 @click.option("--ip-range", default="", metavar="SUBNET", help="The part to give out by itself.")
 @click.option("--ipv6", is_flag=True, help="IPv6 besides IPv4.")
 @click.option("--internal", is_flag=True, help="No way out of it.")
@@ -160,6 +165,51 @@ def rm(client: Client, networks: tuple[str, ...], force: bool) -> None:
             click.echo(name)
     if failed:
         raise failed[0] if len(networks) == 1 else CliError(f"{len(failed)} were not removed")
+
+
+@network.command(
+    epilog=example("orc network connect back db", "orc network connect --alias db back db-1")
+)
+@click.option("--alias", multiple=True, metavar="NAME", help="A further name there; repeatable.")
+@click.option("--ip", default="", metavar="IP", help="A fixed IPv4 address.")
+@click.option("--ip6", default="", metavar="IP", help="A fixed IPv6 address.")
+@click.option("--mac-address", default="", metavar="MAC", help="A fixed hardware address.")
+@click.argument("network", shell_complete=completion.networks)
+@click.argument("container", shell_complete=completion.containers)
+@pass_client
+def connect(
+    client: Client,
+    alias: tuple[str, ...],
+    ip: str,
+    ip6: str,
+    mac_address: str,
+    network: str,
+    container: str,
+) -> None:
+    """Put a container on a network, also while it runs."""
+    attachment = types_pb2.NetworkAttachment(
+        network=_find(_networks(client), network).name,
+        aliases=alias,
+        ip=filter(None, (ip,)),
+        ip6=filter(None, (ip6,)),
+        mac=mac_address.lower(),
+    )
+    request = networks_pb2.ConnectNetworkRequest(attachment=attachment, container=container)
+    client.call("Networks.ConnectNetwork", request)
+
+
+@network.command(epilog=example("orc network disconnect back db"))
+@click.option("--force", "-f", is_flag=True, help="Do not wait for its node.")
+@click.argument("network", shell_complete=completion.networks)
+@click.argument("container", shell_complete=completion.containers)
+@pass_client
+def disconnect(client: Client, force: bool, network: str, container: str) -> None:
+    """Take a container off a network, also while it runs."""
+    found = [each.name for each in _networks(client) if network in (each.name, each.id)]
+    request = networks_pb2.DisconnectNetworkRequest(
+        network=found[0] if found else network, container=container, force=force
+    )
+    client.call("Networks.DisconnectNetwork", request)
 
 
 @network.command(epilog=example("orc network prune --force"))

@@ -19,10 +19,13 @@ About one network, given as a configuration (`config`); `apply` remembers it unt
 
 About all networks:
 
+    namespace   container               make its namespace unless it is there; the path
+    interfaces  container               network → interface
     disconnect  network container       DEL of the container's interfaces in one network
     detach      container               DEL of all, then remove the namespace
     collect     valid                   remove all attachments and namespaces but these containers'
-    networks                            the names of those that `apply` remembers
+    networks                            the names of those that `apply` remembers, and of these the
+                                        ones that no container is on
     remove      network                 the network, and everything attached to it
     balance     table                   VIPs, published ports and policies; see `endpoints`
     connections                         how many the kernel tracks, and of how many at most
@@ -38,7 +41,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import attachment, conntrack, endpoints, namespaces
+from . import attachment, conntrack, endpoints, namespaces, netlink
 from .attachment import Attachment, Host
 from .balancer import Balancer
 from .config import VERSION, NetConf, parse
@@ -110,6 +113,20 @@ OPERATIONS: dict[str, Operation] = {
 # -- about all networks --------------------------------------------------------------------------
 
 
+def _namespace(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
+    path = desk.namespaces / desk.container(request)
+    if not namespaces.ensure(path):
+        # It may have been made elsewhere, and be as new.
+        with namespaces.opened(path) as there, namespaces.route_socket(there) as within:
+            netlink.set_loopback_up(within)
+    return {"path": str(path)}
+
+
+def _interfaces(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
+    leases = desk.host.ipam.leases(container=desk.container(request))
+    return {"interfaces": {lease.key.network: lease.key.ifname for lease in leases}}
+
+
 def _disconnect(desk: Desk, request: Mapping[str, Any]) -> None:
     container, network = desk.container(request), str(request["network"])
     conf = attachment.known(desk.host, network)
@@ -146,7 +163,9 @@ def _collect(desk: Desk, request: Mapping[str, Any]) -> None:
 
 
 def _networks(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
-    return {"networks": sorted(desk.host.ipam.networks())}
+    known = sorted(desk.host.ipam.networks())
+    used = {lease.key.network for lease in desk.host.ipam.leases()}
+    return {"networks": known, "unused": [name for name in known if name not in used]}
 
 
 def _remove(desk: Desk, request: Mapping[str, Any]) -> None:
@@ -164,6 +183,8 @@ def _connections(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 GENERAL: dict[str, Service] = {
+    "namespace": _namespace,
+    "interfaces": _interfaces,
     "disconnect": _disconnect,
     "detach": _detach,
     "collect": _collect,

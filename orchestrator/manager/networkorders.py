@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from orchestrator.manager.planning.addressing import slice6
+from orchestrator.manager.planning.addressing import slice6, slice_gateway
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.networks import OVERLAY, own_addresses
 from orchestrator.model.objects import Network
@@ -49,6 +49,7 @@ class NetworkOrders:
             order.CopyFrom(self._orders[network.id])
             order.subnet = network.slices[node_id]
             order.subnet6 = slice6(network, order.subnet)
+            order.gateway = slice_gateway(network, order.subnet)
             for index, peer in enumerate(order.peers):
                 if peer.subnet == order.subnet:
                     del order.peers[index]
@@ -92,7 +93,6 @@ def _order(view: ClusterView, network: Network, fixed: Mapping[str, list[str]]) 
         internal=network.internal,
         cluster_cidr6=network.subnet6,
         options=network.options,
-        gateway=network.gateway,
         encrypted=network.encrypted,
     )
     for id, subnet in sorted(network.slices.items()):

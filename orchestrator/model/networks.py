@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,7 +20,7 @@ from orchestrator.model.specs import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.model.objects import Network
+    from orchestrator.model.objects import Network, TaskStatus
 
 Subnet = TypeVar("Subnet", IPv4Network, IPv6Network)
 
@@ -46,6 +47,10 @@ LONGEST_SLICE = 29
 SLICE6 = 64
 """Prefix length of a node's slice of IPv6."""
 
+NOT_CONNECTED = "not connected: "
+"""Begins the message of a running task that could not be put on the networks that it was to be on
+since it runs, or not be taken off one."""
+
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 
 
@@ -60,6 +65,45 @@ def own_addresses(attachment: NetworkAttachment, slot: int) -> tuple[str, str]:
     index = max(slot - 1, 0)
     ip, ip6 = attachment.ip, attachment.ip6
     return ip[index] if index < len(ip) else "", ip6[index] if index < len(ip6) else ""
+
+
+def joined_container(spec: TaskSpec) -> str:
+    """The container whose network namespace it shares; empty: none's."""
+    (*_, last) = spec.network_names
+    return last.removeprefix(CONTAINER_NETWORK) if last.startswith(CONTAINER_NETWORK) else ""
+
+
+def connected(spec: TaskSpec, attachment: NetworkAttachment) -> TaskSpec:
+    """The spec with one network more, or another attachment to it. Raises ValueError."""
+    kept = [each for each in spec.attachments if each.network != attachment.network]
+    if [each.network for each in kept] == [NO_NETWORK]:
+        kept = []
+    if kept and stands_alone(kept[0].network):
+        raise ValueError(f"on network {kept[0].network} it can be on no other")
+    found = replace(spec, networks=(*kept, attachment))
+    check_attachments(found)
+    return found
+
+
+def is_connected(attachments: Sequence[NetworkAttachment], slot: int, status: TaskStatus) -> bool:
+    """Whether what was observed of a task's networks is what its spec says."""
+    wanted = [each for each in attachments if not stands_alone(each.network)]
+    addresses, addresses6 = status.addresses, status.addresses6
+    if {each.network for each in wanted} != addresses.keys() | addresses6.keys():
+        return False
+    for each in wanted:
+        ip, ip6 = own_addresses(each, slot)
+        if ip not in ("", addresses.get(each.network)):
+            return False
+        if ip6 and IPv6Address(ip6) != IPv6Address(addresses6.get(each.network, "::")):
+            return False
+    return True
+
+
+def disconnected(spec: TaskSpec, network: str) -> TaskSpec:
+    """The spec without a network; one that is on none then has loopback only."""
+    kept = tuple(each for each in spec.attachments if each.network != network)
+    return replace(spec, networks=kept or (NetworkAttachment(NO_NETWORK),))
 
 
 def check_attachments(spec: TaskSpec) -> None:
@@ -178,7 +222,7 @@ def _check_ranges(network: Network) -> None:
             f"{max(pool.prefixlen + 1, 16)} to {LONGEST_SLICE}"
         )
     if network.gateway:
-        _check_gateway(network, subnet, pool)
+        _check_gateway(network, pool)
     if network.subnet6:
         subnet6 = parse_subnet(network.subnet6, IPv6Network)
         longest = SLICE6 - (prefix - pool.prefixlen)
@@ -189,18 +233,16 @@ def _check_ranges(network: Network) -> None:
             )
 
 
-def _check_gateway(network: Network, subnet: IPv4Network, pool: IPv4Network) -> None:
+def _check_gateway(network: Network, pool: IPv4Network) -> None:
     try:
         gateway = IPv4Address(network.gateway)
     except ValueError:
         raise ValueError(f"gateway {network.gateway!r} is not an IPv4 address") from None
-    if gateway not in subnet or gateway in (subnet.network_address, subnet.broadcast_address):
-        raise ValueError(f"gateway {gateway} is not an address of the subnet {subnet}")
     first = IPv4Network((pool.network_address, network.node_prefix))
-    if gateway in pool and gateway not in first:
+    if gateway not in first or gateway in (first.network_address, first.broadcast_address):
         raise ValueError(
-            f"gateway {gateway} is in what nodes have parts of; choose one in {first}, which no "
-            "node has"
+            f"gateway {gateway} is not in {first}: each node's part has one at the place that the "
+            "network's has in the first part"
         )
 
 

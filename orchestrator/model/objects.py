@@ -218,7 +218,7 @@ class Network:
     ip_range: str = ""
     """The part of the subnet that nodes' slices are taken from; empty: all of it."""
     gateway: str = ""
-    """An address that the bridge of every node has besides its own; empty: none."""
+    """One of the first slice, and each slice's is at the same place in it. Empty: the first."""
     subnet6: str = ""
     """A node's slice of it is the /64 of the same number as its IPv4 slice."""
     removing: bool = False

@@ -94,6 +94,17 @@ class NodeNetwork:
             result = await self._helper.request("attach", body)
         return attachment_of(container_id, config, result)
 
+    async def namespace(self, container_id: str) -> str:
+        """The path of the container's network namespace, which is made if it has none yet."""
+        body = {"container": container_id}
+        return str((await self._helper.request("namespace", body))["path"])
+
+    async def interfaces(self, container_id: str) -> dict[str, str]:
+        """Network → the container's interface in it, of those that it is connected to."""
+        body = {"container": container_id}
+        found: dict[str, str] = (await self._helper.request("interfaces", body))["interfaces"]
+        return found
+
     async def disconnect(self, network: str, container_id: str) -> None:
         """Disconnect a container, which may go on, from one network."""
         body = {"network": network, "container": container_id}
@@ -110,6 +121,11 @@ class NodeNetwork:
     async def networks(self) -> list[str]:
         """The networks that this node has: applied now or by an earlier process, not removed."""
         found: list[str] = (await self._helper.request("networks", {}))["networks"]
+        return found
+
+    async def unused(self) -> list[str]:
+        """Of `networks` those that no container is on."""
+        found: list[str] = (await self._helper.request("networks", {}))["unused"]
         return found
 
     async def balance(self, change: Table, whole: Callable[[], Table]) -> None:

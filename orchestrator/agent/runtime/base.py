@@ -50,8 +50,10 @@ class Container:
     image: LocalImage
     netns: Path | None
     """The bind-mounted network namespace to join; None: an empty one of its own."""
+    host_network: bool = False
+    """The node's own network namespace in place of any other."""
     address: str = ""
-    """Its IP on the default network, for /etc/hosts."""
+    """Its IP on its first network, for /etc/hosts."""
     hostname: str = ""
     env: tuple[str, ...] = ()
     """What the node tells it, as `KEY=value`; the image and the spec may say otherwise."""

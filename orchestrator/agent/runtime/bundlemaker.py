@@ -158,7 +158,7 @@ class BundleMaker:
             stack.callback(os.close, made)
             netns = netns or _path(made)
         stack.callback(os.close, userns)
-        foreign = container.netns is not None and not ours
+        foreign = container.host_network or (container.netns is not None and not ours)
         return oci.OwnUsers(_path(userns), netns, foreign), Owners(ids, userns)
 
     def _places(self, container: Container, bundle: Bundle) -> oci.Places:

@@ -144,15 +144,18 @@ def process(
 
 
 def namespaces(container: Container, users: OwnUsers | None = None) -> list[dict[str, str]]:
-    """Everything of its own; the network namespace is joined when the network made one."""
-    own = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")]
+    """Everything of its own; the network namespace is joined when the network made one, and is the
+    node's when the container has that."""
+    found = [{"type": "user", "path": users.userns}] if users is not None else []
+    found += [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")]
+    if container.host_network:
+        return found
     network = {"type": "network"}
     if users is not None:
         network["path"] = users.netns
     elif container.netns is not None:
         network["path"] = str(container.netns)
-    user = [{"type": "user", "path": users.userns}] if users is not None else []
-    return [*user, *own, network]
+    return [*found, network]
 
 
 def mounts(

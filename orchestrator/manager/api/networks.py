@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering
-from orchestrator.manager.api.networkuse import users
-from orchestrator.manager.lookup import find_network
+from orchestrator.manager.api.networkuse import usable_networks, users
+from orchestrator.manager.lookup import find_container, find_network
 from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork, complete
 from orchestrator.manager.planning.networkrules import ENCRYPTED
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.manager.refusal import Refusal, invalid, precondition, taken
+from orchestrator.manager.refusal import (
+    Refusal,
+    invalid,
+    not_found,
+    precondition,
+    taken,
+    unavailable,
+)
 from orchestrator.manager.selection import selected
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import NETWORK_TURN, name_key
 from orchestrator.manager.store.kv import Conflict, Guard, Put
-from orchestrator.model.convert import to_proto
-from orchestrator.model.networks import BUILT_IN, DOCKER_MTU, MTU, OVERLAY, check_network_name
-from orchestrator.model.objects import Network
+from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.networks import (
+    BUILT_IN,
+    DOCKER_MTU,
+    MTU,
+    NOT_CONNECTED,
+    OVERLAY,
+    check_network_name,
+    connected,
+    disconnected,
+    is_connected,
+    stands_alone,
+)
+from orchestrator.model.objects import Network, Task
+from orchestrator.model.specs import ServiceSpec
+from orchestrator.model.states import TaskState
 from orchestrator.pb import networks_pb2, networks_pb2_grpc
+
+SETTLE_TIMEOUT = 10.0
+"""Seconds that a node has to connect or disconnect a container that runs."""
 
 
 class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[misc]
@@ -93,6 +117,94 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
             else:
                 reply.names.append(network.name)
         return reply
+
+    @answering
+    async def ConnectNetwork(self, request: Any, context: Any) -> Any:
+        attachment = from_proto(request.attachment)
+
+        def edit(task: Task) -> tuple[Task, list[Network]]:
+            name = attachment.network
+            if name in task.spec.network_names:
+                raise taken(f"container '{task.name}' is on network '{name}' already")
+            if stands_alone(name):
+                raise invalid(
+                    f"a container cannot come to be on network {name}; make it so with "
+                    f"'orc run --network {name}'"
+                )
+            try:
+                spec = connected(task.spec, attachment)
+            except ValueError as error:
+                raise invalid(str(error)) from None
+            before = ServiceSpec(task=task.spec)
+            wanted = ServiceSpec(task=spec)
+            networks = usable_networks(self.api.view, wanted, before, name=task.name)
+            return replace(task, spec=spec), networks
+
+        task = await self._edit(request.container, edit)
+        return to_proto(await self._settled(task))
+
+    @answering
+    async def DisconnectNetwork(self, request: Any, context: Any) -> Any:
+        def edit(task: Task) -> tuple[Task, list[Network]]:
+            if request.network not in task.spec.network_names:
+                if request.force:
+                    return task, []
+                raise not_found(
+                    f"container '{task.name}' is not on network '{request.network}'; it is on "
+                    f"{', '.join(task.spec.network_names)}"
+                )
+            if stands_alone(request.network):
+                raise invalid(
+                    f"container '{task.name}' cannot leave network {request.network}; make another"
+                )
+            return replace(task, spec=disconnected(task.spec, request.network)), []
+
+        task = await self._edit(request.container, edit)
+        return to_proto(task if request.force else await self._settled(task))
+
+    async def _edit(self, word: str, edit: Callable[[Task], tuple[Task, list[Network]]]) -> Task:
+        """Change a container of its own; anew for as long as others change it meanwhile."""
+        cache = self.api.cache
+        while True:
+            read = cache.revision
+            task = find_container(cache.view, word)
+            if not task.standalone:
+                raise precondition(
+                    f"'{task.name}' is a task of service '{task.service_name}'; use 'orc service "
+                    f"update --network-add' or '--network-rm' on {task.service_name}"
+                )
+            word = task.id
+            after, networks = edit(task)
+            if after == task:
+                return task
+            try:
+                revision = await commit(self.api.kv, [Change(task, after)], networks)
+            except Conflict:
+                await cache.wait_for(read + 1)
+            else:
+                await cache.wait_for(revision)
+                return replace(after, revision=revision)
+
+    async def _settled(self, task: Task) -> Task:
+        """The container, once its node has it on the networks that it is to be on."""
+        try:
+            async with asyncio.timeout(SETTLE_TIMEOUT), self.api.cache.subscribe() as feed:
+                while True:
+                    known = self.api.view.tasks.get(task.id)
+                    if known is None or known.status.state is not TaskState.RUNNING:
+                        return known or task
+                    if is_connected(known.spec.attachments, known.slot, known.status):
+                        return known
+                    if known.status.message.startswith(NOT_CONNECTED):
+                        raise precondition(f"container '{task.name}' is {known.status.message}")
+                    await feed.next()
+        except TimeoutError:
+            node = self.api.view.nodes.get(task.node_id)
+            hostname = node.description.hostname if node else task.node_id
+            raise unavailable(
+                f"node {hostname} has not done it within {SETTLE_TIMEOUT:g} seconds; it will when "
+                "it can (see 'orc node ls')"
+            ) from None
 
     async def _remove(self, network: Network) -> None:
         """Mark it, so that nobody new may have it; look who has it; forget it."""

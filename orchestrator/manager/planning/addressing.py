@@ -79,6 +79,15 @@ def slice6(network: Network, slice_: str) -> str:
     return f"{first}/{SLICE6}"
 
 
+def slice_gateway(network: Network, slice_: str) -> str:
+    """The gateway's address in a slice: at the place that the network's has in the first one.
+    Empty: the first address."""
+    if not network.gateway:
+        return ""
+    place = int(IPv4Address(network.gateway)) - int(IPv4Network(network.pool)[0])
+    return str(IPv4Network(slice_)[place])
+
+
 def twin(network: Network, address: IPv4Address) -> str:
     """The IPv6 address at the place that an IPv4 address of the pool has: the host of the same
     number in the slice of the same number."""

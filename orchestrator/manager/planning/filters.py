@@ -12,15 +12,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from orchestrator.manager.planning.constraints import parse_constraint
-from orchestrator.manager.planning.networkrules import network_rules
+from orchestrator.manager.planning.networkrules import (
+    namespace_holder,
+    network_rules,
+    unusable_network,
+)
 from orchestrator.manager.planning.nodetable import Demand, Filter, NodeTable, Port
 from orchestrator.manager.planning.resources import BoolArray, fits
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.manager.planning.volumes import NodeRule, node_rules, unusable
+from orchestrator.manager.planning.volumes import NodeRule, node_rules, only_on, unusable
 from orchestrator.model.names import parse_image
-from orchestrator.model.networks import stands_alone
 from orchestrator.model.objects import Availability, NodeState
-from orchestrator.model.specs import DEFAULT_NETWORK, Protocol
+from orchestrator.model.specs import Protocol
 
 NO_NODES = "no suitable node (the cluster has no nodes; join one with orc cluster join)"
 
@@ -38,6 +41,8 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
         network = view.network_by_name(name)
         if network is not None:
             yield from network_rules(network)
+        elif (holder := namespace_holder(view, name)) is not None:
+            yield _node_rule(only_on(view, holder.node_id, f"container {holder.name} is on"))
     for port in demand.ports:
         yield _port(port)
     shares, memory = demand.resources.shares, demand.resources.memory
@@ -50,9 +55,8 @@ def impossible(view: ClusterView, demand: Demand) -> str | None:
     if not view.nodes:
         return NO_NODES
     for name in demand.networks:
-        known = name == DEFAULT_NETWORK or stands_alone(name)
-        if not known and view.network_by_name(name) is None:
-            return f"network {name} does not exist"
+        if (reason := unusable_network(view, name)) is not None:
+            return reason
     if demand.image_digest:
         image = view.images.get(demand.image_digest)
         holders = image.nodes if image else ()

@@ -10,7 +10,12 @@ import numpy as np
 from orchestrator.manager.planning.addressing import Subnet, overlap, slice_size
 from orchestrator.manager.planning.nodetable import Filter, NodeTable
 from orchestrator.manager.planning.resources import BoolArray
-from orchestrator.model.objects import Network, Node
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.volumes import container_named
+from orchestrator.model.networks import stands_alone
+from orchestrator.model.objects import Network, Node, Task
+from orchestrator.model.specs import CONTAINER_NETWORK, DEFAULT_NETWORK
+from orchestrator.model.states import TaskState
 
 ENCRYPTED = "encrypted"
 """What a node says of itself that can encrypt."""
@@ -40,6 +45,31 @@ def network_rules(network: Network) -> Iterator[Filter]:
             lambda table: _each(table, lambda node: ENCRYPTED in node.description.network_features),
             f"its kernel cannot encrypt network {network.name}",
         )
+
+
+def namespace_holder(view: ClusterView, network: str) -> Task | None:
+    """The container that `container:NAME` means."""
+    if not network.startswith(CONTAINER_NETWORK):
+        return None
+    return container_named(view, network.removeprefix(CONTAINER_NETWORK))
+
+
+def unusable_network(view: ClusterView, name: str) -> str | None:
+    """Why no node at all can take a task on this network; None if some might."""
+    if name.startswith(CONTAINER_NETWORK):
+        word = name.removeprefix(CONTAINER_NETWORK)
+        holder = namespace_holder(view, name)
+        if holder is None:
+            return f"no container {word}, whose network it is to share"
+        if holder.status.state is not TaskState.RUNNING:
+            return f"container {word}, whose network it is to share, does not run"
+        return None
+    if name == DEFAULT_NETWORK or stands_alone(name):
+        return None
+    network = view.network_by_name(name)
+    if network is None:
+        return f"network {name} does not exist"
+    return f"network {name} is being removed" if network.removing else None
 
 
 def _each(table: NodeTable, passes: Callable[[Node], bool]) -> BoolArray:

@@ -20,6 +20,7 @@ from orchestrator.manager.planning.standalone import reconcile_standalone
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.vips import allocate_vips
 from orchestrator.manager.planning.volumes import placed as volumes_placed
+from orchestrator.model.networks import joined_container
 from orchestrator.model.objects import Image, Network, Node, Object, Service, Task, Volume
 from orchestrator.model.specs import ServiceMode
 
@@ -193,7 +194,7 @@ def _waiting(
             touched = task.service_id in services
         due = everything or touched or 0 < task.not_before <= now
         # What waits for another container's place may go with any change.
-        if due or task.spec.container.volumes_from:
+        if due or task.spec.container.volumes_from or joined_container(task.spec):
             yield task
 
 

@@ -98,7 +98,7 @@ def node_rules(
         name, _ = split_volumes_from(text)
         holder = container_named(view, name)
         if holder is not None:
-            yield _only(view, holder.node_id, f"container {name} is on")
+            yield only_on(view, holder.node_id, f"container {name} is on")
 
 
 def _rule(view: ClusterView, homes: Homes, mount: MountSpec) -> NodeRule:
@@ -109,7 +109,7 @@ def _rule(view: ClusterView, homes: Homes, mount: MountSpec) -> NodeRule:
         )
     home = homes.of(mount.source)
     if home:
-        return _only(view, home, f"volume {mount.source} is on")
+        return only_on(view, home, f"volume {mount.source} is on")
     driver = driver_of(view, mount.source, mount)
     return NodeRule(
         lambda node: driver == LOCAL_DRIVER or driver in node.description.volume_drivers,
@@ -117,7 +117,8 @@ def _rule(view: ClusterView, homes: Homes, mount: MountSpec) -> NodeRule:
     )
 
 
-def _only(view: ClusterView, node_id: str, words: str) -> NodeRule:
+def only_on(view: ClusterView, node_id: str, words: str) -> NodeRule:
+    """Only that node will do; `words` say what is on it."""
     home = view.nodes.get(node_id)
     hostname = home.description.hostname if home else node_id
     return NodeRule(lambda node: node.id == node_id, f"{words} {hostname or node_id}")

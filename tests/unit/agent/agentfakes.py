@@ -17,8 +17,9 @@ from orchestrator.agent.parts import Parts
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Container, Exit, Mount, RuntimeFailure, Started
 from orchestrator.model.convert import to_proto
+from orchestrator.model.networks import stands_alone
 from orchestrator.model.objects import Task, TaskStatus, Volume
-from orchestrator.model.specs import ContainerSpec, HealthCheck, PortSpec, TaskSpec
+from orchestrator.model.specs import ContainerSpec, HealthCheck, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2
 
@@ -189,6 +190,7 @@ class FakeNetwork:
     def __init__(self) -> None:
         self.attached: dict[str, str] = {}
         self.taken: set[int] = set()
+        self.missing: set[str] = set()
         self.ordered: list[dispatch_pb2.AssignedNetwork] = []
 
     def order(self, networks: Sequence[dispatch_pb2.AssignedNetwork]) -> None:
@@ -197,12 +199,15 @@ class FakeNetwork:
     async def ready(self) -> None:
         """It is."""
 
-    async def attach(self, container_id: str, ports: Sequence[PortSpec]) -> Connected:
-        for port in ports:
+    async def connect(self, task: Task) -> Connected:
+        for port in task.spec.ports:
             if port.published in self.taken:
                 raise NetworkError(f"port {port.published} is in use on this node")
-        self.attached.setdefault(container_id, f"10.128.0.{len(self.attached) + 2}")
-        return Connected(Path(f"/netns/{container_id}"), {"orc": self.attached[container_id]})
+        names = [name for name in task.spec.network_names if not stands_alone(name)]
+        if self.missing & set(names):
+            raise NetworkError("this node has no part of the network")
+        self.attached.setdefault(task.id, f"10.128.0.{len(self.attached) + 2}")
+        return Connected(Path(f"/netns/{task.id}"), dict.fromkeys(names, self.attached[task.id]))
 
     async def detach(self, container_id: str) -> None:
         self.attached.pop(container_id, None)

@@ -37,7 +37,7 @@ from orchestrator.pb import control_pb2, dispatch_pb2, dispatch_pb2_grpc
 ADDRESS = "10.77.0.1"
 CGROUP = f"/orc-agent-test-{os.getpid()}"
 NETWORK = dispatch_pb2.AssignedNetwork(
-    id="net1", name="orc", vni=4242, cluster_cidr="10.128.0.0/14", subnet="10.128.1.0/24"
+    id="net1", name="default", vni=4242, cluster_cidr="10.128.0.0/14", subnet="10.128.1.0/24"
 )
 START = "from orchestrator.agent.command import agent; agent()"
 

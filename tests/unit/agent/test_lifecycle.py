@@ -8,11 +8,14 @@ from agentfakes import NOW, task
 from orchestrator.agent.lifecycle import Observed, Step, explain, fail, next_step, settle
 from orchestrator.agent.runtime.base import Exit, Started
 from orchestrator.model.objects import TaskStatus
+from orchestrator.model.specs import NetworkAttachment, TaskSpec
 from orchestrator.model.states import TERMINAL, TaskState
 
 RUNS = Started(7, NOW)
 ENDED = Exit(0, False, NOW)
 EARLIER = {"looked": False, "confirmed": False}
+
+ON_DEFAULT = {"default": "10.128.0.2"}
 
 STEPS = [
     # desired, recorded state, observed, step
@@ -58,13 +61,37 @@ STEPS = [
 
 @pytest.mark.parametrize(("desired", "state", "observed", "step"), STEPS)
 def test_next_step(desired: str, state: str, observed: Observed, step: Step) -> None:
-    status = TaskStatus(state=TaskState[state], pid=7)
+    status = TaskStatus(state=TaskState[state], pid=7, addresses=ON_DEFAULT)
     assert next_step(task(desired=TaskState[desired]), status, observed) is step
 
 
 def test_a_container_that_was_started_again_is_recorded_anew() -> None:
     status = TaskStatus(state=TaskState.RUNNING, pid=6)
     assert next_step(task(), status, Observed(RUNS)) is Step.RUN
+
+
+BACK = NetworkAttachment("back")
+
+
+@pytest.mark.parametrize(
+    ("networks", "observed", "step"),
+    [
+        # it came to be on another network than when it was started
+        ((NetworkAttachment("default"), BACK), Observed(RUNS), Step.CONNECT),
+        ((BACK,), Observed(RUNS), Step.CONNECT),
+        ((NetworkAttachment("default", ip=("10.128.0.9",)),), Observed(RUNS), Step.CONNECT),
+        ((NetworkAttachment("none"),), Observed(RUNS), Step.CONNECT),
+        # what cannot be is not tried again and again
+        ((BACK,), Observed(RUNS, unconnected=(BACK,)), Step.WATCH),
+        ((BACK,), Observed(RUNS, unconnected=(NetworkAttachment("front"),)), Step.CONNECT),
+        ((NetworkAttachment("default", aliases=("db",)),), Observed(RUNS), Step.WATCH),
+    ],
+)
+def test_a_running_container_comes_to_be_on_the_networks_of_its_order(
+    networks: tuple[NetworkAttachment, ...], observed: Observed, step: Step
+) -> None:
+    status = TaskStatus(state=TaskState.RUNNING, pid=7, addresses=ON_DEFAULT)
+    assert next_step(task(spec=TaskSpec(networks=networks)), status, observed) is step
 
 
 ENDS = [

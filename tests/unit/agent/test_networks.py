@@ -1,14 +1,15 @@
-"""The ordered network is kept in force, and containers wait for it."""
+"""The ordered networks are kept in force, and containers wait for them and come to be on them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agentfakes import until
+from agentfakes import task, until
 
 from orchestrator.agent.network import (
     Attachment,
@@ -19,52 +20,113 @@ from orchestrator.agent.network import (
     PortMapping,
 )
 from orchestrator.agent.networks import Connected, Networks
-from orchestrator.model.specs import PortSpec, Protocol, PublishMode
+from orchestrator.model.objects import Task
+from orchestrator.model.specs import (
+    NetworkAttachment,
+    PortSpec,
+    Protocol,
+    PublishMode,
+    TaskSpec,
+)
 from orchestrator.pb import dispatch_pb2
+
+NETNS = Path("/run/netns/t1")
 
 
 class FakeNode:
+    """A node's networks in memory: network → container → what it asked for."""
+
     def __init__(self) -> None:
         self.applied: list[NetworkConfig] = []
         self.collected: list[Collection[str]] = []
-        self.ports: list[PortMapping] = []
-        self.detached: list[str] = []
-        self.broken = ""
+        self.on: dict[str, dict[str, Interface]] = {}
+        self.broken: dict[str, str] = {}
+        """Network → why it cannot be."""
 
     async def apply(self, config: NetworkConfig) -> None:
-        if self.broken:
-            raise NetworkError(self.broken)
+        if config.id in self.broken:
+            raise NetworkError(self.broken[config.id])
         self.applied.append(config)
+        self.on.setdefault(config.id, {})
 
     async def attach(self, network: str, container_id: str, interface: Interface) -> Attachment:
-        self.ports = list(interface.ports)
+        self.on[network][container_id] = interface
+        address = interface.ip or f"10.{len(network)}.1.2"
         return Attachment(
-            container_id, "/run/netns/c", "n", "10.128.1.2", "10.128.1.1", "", "eth0", {}
+            container_id,
+            netns=f"/run/netns/{container_id}",
+            network=network,
+            address=address,
+            gateway=f"10.{len(network)}.1.1",
+            mac="",
+            ifname=interface.ifname,
+            result={},
+            address6=interface.ip6,
         )
 
+    async def disconnect(self, network: str, container_id: str) -> None:
+        self.on[network].pop(container_id, None)
+
     async def detach(self, container_id: str) -> None:
-        self.detached.append(container_id)
+        for containers in self.on.values():
+            containers.pop(container_id, None)
 
     async def collect(self, valid: Collection[str]) -> None:
         self.collected.append(valid)
 
+    async def namespace(self, container_id: str) -> str:
+        return f"/run/netns/{container_id}"
 
-def order(*peers: str) -> list[dispatch_pb2.AssignedNetwork]:
-    return [
-        dispatch_pb2.AssignedNetwork(
-            id="n",
-            name="orc",
-            vni=7,
-            cluster_cidr="10.128.0.0/14",
-            subnet="10.128.1.0/24",
-            peers=[dispatch_pb2.NetworkPeer(subnet="10.128.2.0/24", address=p) for p in peers],
-        )
-    ]
+    async def interfaces(self, container_id: str) -> dict[str, str]:
+        return {
+            network: containers[container_id].ifname
+            for network, containers in self.on.items()
+            if container_id in containers
+        }
+
+    async def unused(self) -> list[str]:
+        return [network for network, containers in self.on.items() if not containers]
+
+    async def remove(self, network: str) -> None:
+        del self.on[network]
+
+
+def network(
+    name: str = "default", *peers: str, internal: bool = False
+) -> dispatch_pb2.AssignedNetwork:
+    return dispatch_pb2.AssignedNetwork(
+        id=f"{name}-id",
+        name=name,
+        vni=7,
+        cluster_cidr="10.128.0.0/14",
+        subnet="10.128.1.0/24",
+        cluster_cidr6="fd00::/48",
+        subnet6="fd00:0:0:1::/64",
+        options={"mtu": "1400"},
+        internal=internal,
+        peers=[
+            dispatch_pb2.NetworkPeer(
+                subnet="10.128.2.0/24",
+                address=peer,
+                subnet6="fd00:0:0:2::/64",
+                addresses=["10.128.0.9"],
+            )
+            for peer in peers
+        ],
+    )
+
+
+def on(*names: str, **fields: object) -> Task:
+    attachments = tuple(NetworkAttachment(name) for name in names)
+    return task(spec=TaskSpec(networks=attachments, **fields))  # type: ignore[arg-type]
 
 
 @asynccontextmanager
-async def running(node: FakeNode, period: float = 60.0) -> AsyncIterator[Networks]:
-    networks = Networks(node, "10.0.0.1", lambda: {"held"}, period)
+async def running(
+    node: FakeNode, *neighbours: Task, period: float = 60.0
+) -> AsyncIterator[Networks]:
+    named = {each.name: each for each in neighbours}
+    networks = Networks(node, "10.0.0.1", lambda: {"held"}, named.get, period)
     async with asyncio.TaskGroup() as group:
         loop = group.create_task(networks.run())
         yield networks
@@ -74,66 +136,152 @@ async def running(node: FakeNode, period: float = 60.0) -> AsyncIterator[Network
 async def test_an_order_is_applied_and_what_nobody_holds_given_back_once() -> None:
     node = FakeNode()
     async with running(node) as networks:
-        networks.order(order())
+        networks.order([network()])
         await until(lambda: node.collected)
-        networks.order(order("10.0.0.2"))
+        networks.order([network("default", "10.0.0.2")])
         await until(lambda: len(node.applied) == 2)
         assert node.collected == [{"held"}]
         assert node.applied[1] == NetworkConfig(
-            id="n",
-            name="orc",
+            id="default-id",
+            name="default",
             vni=7,
             cluster_cidr="10.128.0.0/14",
             subnet="10.128.1.0/24",
-            mtu=0,
+            mtu=1400,
             node_address="10.0.0.1",
-            peers=(Peer("10.128.2.0/24", "10.0.0.2"),),
+            peers=(Peer("10.128.2.0/24", "10.0.0.2", "fd00:0:0:2::/64", ("10.128.0.9",)),),
+            subnet6="fd00:0:0:1::/64",
+            cluster_cidr6="fd00::/48",
         )
 
 
 async def test_the_same_order_is_not_news_but_is_mended_now_and_then() -> None:
     node = FakeNode()
     async with running(node, period=0.01) as networks:
-        networks.order(order())
-        networks.order(order())
+        networks.order([network()])
+        networks.order([network()])
         await until(lambda: len(node.applied) >= 3)
 
 
-async def test_a_container_waits_for_the_network() -> None:
+async def test_a_container_waits_for_its_network() -> None:
     node = FakeNode()
     async with running(node) as networks, asyncio.TaskGroup() as group:
-        networks.order(order())
-        ports = [
+        networks.order([network()])
+        ports = (
             PortSpec(8080, 80, mode=PublishMode.HOST),
             PortSpec(53, 53, Protocol.UDP, PublishMode.HOST),
             PortSpec(80, 80),
-        ]
-        attached = group.create_task(networks.attach("c", ports))
-        assert await attached == Connected(
-            Path("/run/netns/c"), {"orc": "10.128.1.2"}, ("10.128.1.1",)
+        )
+        connected = group.create_task(networks.connect(on("default", ports=ports)))
+        assert await connected == Connected(
+            NETNS, {"default": "10.10.1.2"}, nameservers=("10.10.1.1",)
         )
         assert node.collected
-        assert node.ports == [PortMapping(8080, 80, "tcp"), PortMapping(53, 53, "udp")]
+        mappings = (PortMapping(8080, 80, "tcp"), PortMapping(53, 53, "udp"))
+        assert node.on["default-id"]["t1"].ports == mappings
 
 
-async def test_a_network_that_cannot_be_is_the_containers_reason(
+async def test_on_several_networks_the_first_with_a_way_out_is_its_way_out() -> None:
+    node = FakeNode()
+    async with running(node) as networks:
+        networks.order([network("in", internal=True), network("back"), network("front")])
+        made = await networks.connect(on("in", "front", "back"))
+        assert list(made.addresses) == ["in", "front", "back"]
+        interfaces = {name: node.on[f"{name}-id"]["t1"] for name in ("in", "front", "back")}
+        assert [each.ifname for each in interfaces.values()] == ["eth0", "eth1", "eth2"]
+        assert [name for name, each in interfaces.items() if each.default_route] == ["front"]
+
+
+async def test_what_it_is_to_be_there_is_asked_for_by_its_slot() -> None:
+    node = FakeNode()
+    attachment = NetworkAttachment(
+        "back", ip=("10.128.0.5", "10.128.0.6"), ip6=("fd00::5", "fd00::6"), mac="02:00:00:00:00:07"
+    )
+    second = replace(task(spec=TaskSpec(networks=(attachment,))), slot=2)
+    async with running(node) as networks:
+        networks.order([network("back")])
+        made = await networks.connect(second)
+        assert (made.addresses, made.addresses6) == ({"back": "10.128.0.6"}, {"back": "fd00::6"})
+        assert node.on["back-id"]["t1"].mac == "02:00:00:00:00:07"
+
+
+async def test_other_networks_than_before_leave_the_rest_as_it_is() -> None:
+    node = FakeNode()
+    async with running(node) as networks:
+        networks.order([network("a"), network("b"), network("c")])
+        await networks.connect(on("a", "b"))
+        made = await networks.connect(on("b", "c"))
+        assert list(made.addresses) == ["b", "c"]
+        assert node.on["a-id"] == {}
+        assert node.on["b-id"]["t1"].ifname == "eth1"
+        assert node.on["b-id"]["t1"].default_route
+        assert node.on["c-id"]["t1"].ifname == "eth0"
+
+
+async def test_a_network_that_is_ordered_no_more_goes_when_nobody_is_on_it() -> None:
+    node = FakeNode()
+    async with running(node, period=0.01) as networks:
+        networks.order([network("a"), network("b"), network("c")])
+        await networks.connect(on("b"))
+        networks.order([network("a")])
+        await until(lambda: "c-id" not in node.on)
+        assert "b-id" in node.on
+        await networks.detach("t1")
+        await until(lambda: list(node.on) == ["a-id"])
+
+
+async def test_some_are_on_no_network() -> None:
+    node = FakeNode()
+    db = replace(on("default"), id="t2", service_id="", container_name="db")
+    web = replace(on("host"), id="t3", service_id="", container_name="web")
+    async with running(node, db, web) as networks:
+        networks.order([network()])
+        assert await networks.connect(on("none")) == Connected(NETNS)
+        assert await networks.connect(on("host")) == Connected(None)
+        assert await networks.connect(on("container:db")) == Connected(
+            Path("/run/netns/t2"), nameservers=("10.10.1.1",)
+        )
+        assert await networks.connect(on("container:web")) == Connected(None)
+        with pytest.raises(NetworkError, match="container cache, whose network it is to share"):
+            await networks.connect(on("container:cache"))
+
+
+async def test_a_network_that_cannot_be_is_the_containers_reason_and_no_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     node = FakeNode()
-    node.broken = "this kernel has no VXLAN"
+    node.broken["default-id"] = "this kernel has no VXLAN"
     async with running(node, period=0.01) as networks:
-        networks.order(order())
+        networks.order([network(), network("back")])
         with pytest.raises(NetworkError, match="no VXLAN"):
-            await networks.attach("c", [])
-        node.broken = ""
-        await until(lambda: node.applied)
-        await networks.attach("c", [])
+            await networks.connect(on("default"))
+        await networks.connect(on("back"))
+        node.broken.clear()
+        await until(lambda: "default-id" in node.on)
+        await networks.connect(on("default"))
         assert len([r for r in caplog.records if "cannot be applied" in r.message]) == 1
+
+
+async def test_an_order_that_comes_while_a_container_waits_is_the_one_it_gets() -> None:
+    node = FakeNode()
+    networks = Networks(node, "10.0.0.1", lambda: (), {}.get)
+    networks.order([network("back")])
+    async with asyncio.TaskGroup() as group:
+        connected = group.create_task(networks.connect(on("back")))
+        await asyncio.sleep(0)
+        networks.order([network("back", "10.0.0.2")])
+        loop = group.create_task(networks.run())
+        assert (await connected).addresses
+        assert node.applied[-1].peers
+        loop.cancel()
 
 
 async def test_without_a_network() -> None:
     async with running(FakeNode()) as networks:
         networks.order([])
         with pytest.raises(NetworkError, match="no network yet"):
-            await networks.attach("c", [])
-        await networks.detach("c")
+            await networks.connect(on("default"))
+        await networks.detach("t1")
+        networks.order([network()])
+        with pytest.raises(NetworkError, match="no part of network back"):
+            await networks.connect(on("back"))

@@ -64,7 +64,7 @@ async def test_an_assigned_task_runs(host: Host) -> None:
         a.full(assigned())
         await a.reaches(TaskState.RUNNING)
         status = a.reports.last()
-        assert status.addresses == {"orc": "10.128.0.2"}
+        assert status.addresses == {"default": "10.128.0.2"}
         assert status.pid == host.runtime.running["t1"].pid
         assert status.started_at == NOW
         states = [status.state for status in a.reports.seen["t1"]]
@@ -88,7 +88,7 @@ async def test_starting_is_written_down_before_the_container_is_made(host: Host)
         await until(lambda: host.runtime.did("create"))
         record = a.db.records()["t1"].status
         assert record.state is TaskState.STARTING
-        assert record.addresses == {"orc": "10.128.0.2"}
+        assert record.addresses == {"default": "10.128.0.2"}
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ async def test_killed_after_the_start_and_before_it_was_recorded(host: Host) -> 
     await host.runtime.start("t1")
     async with agent(host) as a:
         await a.reaches(TaskState.RUNNING)
-        assert a.reports.last().addresses == {"orc": "10.128.0.2"}
+        assert a.reports.last().addresses == {"default": "10.128.0.2"}
 
 
 async def test_killed_while_it_prepared(host: Host) -> None:

@@ -77,6 +77,14 @@ def test_what_it_is_told_is_all_that_the_network_is() -> None:
     )
 
 
+def test_the_gateway_has_the_same_place_in_each_nodes_part() -> None:
+    db = on_back("db")
+    back = replace(BACK, gateway="10.132.0.254")
+    view = ClusterView.of([DEFAULT, back, *HOSTS, db, task("t", node_id="b", of=db)])
+    _, order = NetworkOrders().of(view, "b")
+    assert order.gateway == "10.132.2.254"
+
+
 def test_a_bridge_of_its_own_has_no_peers() -> None:
     db = on_back("db")
     view = ClusterView.of(

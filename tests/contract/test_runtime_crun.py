@@ -210,6 +210,7 @@ async def test_what_the_process_sees(world: CrunWorld) -> None:
             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "web-3",
             "nameserver 10.1.0.1",
+            "options ndots:0",
             "10.1.2.3\tweb-3",
             "1",
             "/dev/shm",

@@ -182,10 +182,21 @@ def test_further_programs(kind: type[CrunWorld], tmp_path: Path) -> None:
             out, _, _ = await finish(await execs.start(access, who))
             assert out.split() == b"1000 1001 44 / /srv b".split()
 
-            for command, code in (("nope", 127), ("/etc/passwd", 126), ("/etc", 126)):
+            write = "echo '#!/nope' > /tmp/script; echo echo > /tmp/plain; chmod +x /tmp/*"
+            await finish(await execs.start(access, ExecSpec(("sh", "-c", write))))
+            for command, code in (
+                ("nope", 127),
+                ("/etc/passwd", 126),
+                ("/etc", 126),
+                ("/tmp/script", 127),
+                ("/tmp/plain", 126),
+            ):
                 with pytest.raises(RuntimeFailure) as failure:
                     await execs.start(access, ExecSpec((command,)))
                 assert failure.value.exit_code == code
+            with pytest.raises(RuntimeFailure, match="no user `nobody`") as failure:
+                await execs.start(access, ExecSpec(("true",), user="nobody"))
+            assert failure.value.exit_code == 126
             with pytest.raises(RuntimeFailure, match="no folder `/nowhere`"):
                 await execs.start(access, ExecSpec(("true",), workdir="/nowhere"))
 

@@ -38,6 +38,10 @@ def _endpoints(services: Iterable[Service]) -> dict[bytes, bool]:
     }
 
 
+def _translates(service: Service) -> bool:
+    return bool(service.vip or service.vip6 or service.ports)
+
+
 def _vips(services: Iterable[Service]) -> set[bytes]:
     found = ((service.vip, service.vip6) for service in services)
     return {vip.packed for pair in found for vip in pair if vip is not None}
@@ -54,8 +58,12 @@ def _ports(services: Iterable[Service]) -> set[tuple[int, int]]:
 
 
 def obsolete(before: Collection[Service], after: Collection[Service]) -> Obsolete | None:
-    """The flows that end when these services, as they were, become what they are; None: none."""
-    was, now = _endpoints(before), _endpoints(after)
+    """The flows that end when these services, as they were, become what they are; None: none.
+
+    What has neither a VIP nor a port, as most containers, is reached by its own address alone, so
+    its coming and going ends none: the table of flows, which takes long to read, is not looked at.
+    """
+    was, now = _endpoints(filter(_translates, before)), _endpoints(after)
     gone = was.keys() - now.keys()
     silent = {address for address, ready in was.items() if ready and not now.get(address)}
     vips = _vips(before) ^ _vips(after)

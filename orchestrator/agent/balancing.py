@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Protocol
 
@@ -44,7 +44,7 @@ def _table(change: Change, node_id: str) -> endpoints.Table:
         services=tuple(_service(entry, node_id) for entry in change.entries),
         removed=tuple(endpoints.Key(*key) for key in change.removed),
         networks=None if networks is None else tuple(map(_network, networks)),
-        policies=() if change.base is None else None,
+        policies=None if networks is None else tuple(_policies(networks)),
     )
 
 
@@ -52,6 +52,7 @@ def _service(entry: dispatch_pb2.ServiceEndpoints, node_id: str) -> endpoints.Se
     return endpoints.Service(
         id=entry.id,
         network=entry.network_id,
+        name=entry.name,
         vip=IPv4Address(entry.vip) if entry.vip else None,
         vip6=IPv6Address(entry.vip6) if entry.vip6 else None,
         endpoints=tuple(
@@ -65,7 +66,7 @@ def _service(entry: dispatch_pb2.ServiceEndpoints, node_id: str) -> endpoints.Se
         ),
         ports=tuple(
             endpoints.Published(
-                "udp" if port.protocol == types_pb2.PROTOCOL_UDP else "tcp",
+                _transport(port.protocol),
                 port.published,
                 port.target,
             )
@@ -73,6 +74,25 @@ def _service(entry: dispatch_pb2.ServiceEndpoints, node_id: str) -> endpoints.Se
             if entry.publishes and port.mode == types_pb2.PUBLISH_MODE_INGRESS
         ),
     )
+
+
+def _policies(
+    networks: Iterable[dispatch_pb2.AssignedNetwork],
+) -> Iterator[endpoints.Policy]:
+    for network in networks:
+        for policy in network.policies:
+            yield endpoints.Policy(
+                id=policy.id,
+                network=network.id,
+                allow=policy.allow,
+                destination=policy.destination,
+                sources=tuple(policy.sources),
+                ports=tuple((_transport(one.protocol), one.port) for one in policy.ports),
+            )
+
+
+def _transport(protocol: int) -> str:
+    return "udp" if protocol == types_pb2.PROTOCOL_UDP else "tcp"
 
 
 def _network(network: dispatch_pb2.AssignedNetwork) -> endpoints.Network:

@@ -8,7 +8,7 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.groups import CliError, OrcGroup, example
+from orchestrator.cli.groups import CliError, Lazy, OrcGroup, example
 from orchestrator.cli.network_rows import (
     described_network,
     network_columns,
@@ -30,6 +30,9 @@ from orchestrator.pb import control_pb2, networks_pb2, types_pb2
 
 @click.group(
     cls=OrcGroup,
+    sections=(
+        ("Groups", (Lazy("policy", "orchestrator.cli.network_policy:policy", "Who may connect"),)),
+    ),
     epilog=example("orc network create back", "orc network ls"),
 )
 def network() -> None:
@@ -231,6 +234,11 @@ def _networks(client: Client) -> Sequence[types_pb2.Network]:
     request = control_pb2.ListNetworksRequest()
     networks: Sequence[types_pb2.Network] = client.call("ListNetworks", request).networks
     return networks
+
+
+def find_network(client: Client, name: str) -> types_pb2.Network:
+    """The network of that name, id or beginning of an id. Raises CliError."""
+    return _find(_networks(client), name)
 
 
 def _find(networks: Sequence[types_pb2.Network], name: str) -> types_pb2.Network:

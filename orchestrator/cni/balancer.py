@@ -137,8 +137,9 @@ def _advance(sock: RouteSocket, state: _State, table: Table) -> str:
     guarded, named = policy.destinations(policies), policy.sources(policies)
     if policies != state.policies or moved:
         changes["policies"] = policy.part(policies, networks)
-        dirty |= guarded | named | policy.destinations(state.policies)
-        dirty |= policy.sources(state.policies)
+        affected = guarded | named
+        affected |= policy.destinations(state.policies) | policy.sources(state.policies)
+        dirty |= {key for key, one in state.services.items() if one.label in affected}
     state.networks, state.policies, state.devices = networks, policies, devices
     state.revision = table.revision
     for key in dirty:
@@ -148,7 +149,8 @@ def _advance(sock: RouteSocket, state: _State, table: Table) -> str:
             changes[f"service/{owner}"] = changes[f"members/{owner}"] = NOTHING
         else:
             changes[f"service/{owner}"] = balance.part(found, home.bridge)
-            changes[f"members/{owner}"] = policy.members(found, key in guarded, key in named)
+            label = found.label
+            changes[f"members/{owner}"] = policy.members(found, label in guarded, label in named)
     return state.rules.update(changes)
 
 

@@ -8,7 +8,8 @@ asks that the kernel be compared with what was applied, and mended.
 The same as JSON, the request `balance` of the helper:
 
     {"revision": 8, "base": 7,
-     "services": [{"id": "s1", "network": "n1", "vip": "10.128.0.9", "vip6": "fd00::9",
+     "services": [{"id": "s1", "network": "n1", "name": "web",
+                   "vip": "10.128.0.9", "vip6": "fd00::9",
                    "endpoints": [{"address": "10.128.3.2", "address6": "fd00:3::2", "ready": true,
                                   "local": false}],
                    "ports": [{"protocol": "tcp", "port": 8080, "target": 80}]}],
@@ -17,8 +18,8 @@ The same as JSON, the request `balance` of the helper:
                    "cluster": "10.128.0.0/14", "cluster6": "fd00::/48",
                    "nodes": [{"subnet": "10.128.3.0/24", "subnet6": "fd00:0:0:3::/64",
                              "address": "192.0.2.13", "addresses": ["10.128.0.77"]}]}],
-     "policies": [{"id": "p1", "network": "n1", "allow": false, "sources": ["s2"],
-                   "destination": "s1", "ports": [{"protocol": "tcp", "port": 80}]}]}
+     "policies": [{"id": "p1", "network": "n1", "allow": false, "sources": ["web"],
+                   "destination": "db", "ports": [{"protocol": "tcp", "port": 80}]}]}
 """
 
 from __future__ import annotations
@@ -37,6 +38,13 @@ class Key(NamedTuple):
     """An entry of the table: a service, or a container of its own, in one network."""
 
     id: str
+    network: str
+
+
+class Label(NamedTuple):
+    """A service, or a container of its own, as policies name it."""
+
+    name: str
     network: str
 
 
@@ -66,7 +74,8 @@ class Published:
 class Service:
     """A service, or a container of its own, in one network; without a VIP it has only ports.
 
-    `endpoints` are those of all nodes, also such as are not ready: policies hold for them, too.
+    `name` is what policies know it by. `endpoints` are those of all nodes, also such as are not
+    ready: policies hold for them, too.
     `ports` are those published on all nodes, on one of the service's networks only.
     """
 
@@ -76,11 +85,17 @@ class Service:
     vip6: IPv6Address | None = None
     endpoints: tuple[Endpoint, ...] = ()
     ports: tuple[Published, ...] = ()
+    name: str = ""
 
     @property
     def key(self) -> Key:
         """What identifies it in the table."""
         return Key(self.id, self.network)
+
+    @property
+    def label(self) -> Label:
+        """What policies know it by."""
+        return Label(self.name, self.network)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +129,9 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What may connect to the service `destination`: `sources` are services, none means anything.
+    """What may connect to the service `destination`; `sources` are services, none means anything.
+
+    All are names, so that a policy holds for a service that is made anew.
 
     `ports` are (protocol, port) of the container, none means all. A network is open until a policy
     denies; one that allows is an exception to those that deny.
@@ -190,6 +207,7 @@ def _service_document(service: Service) -> dict[str, Any]:
     return {
         "id": service.id,
         "network": service.network,
+        "name": service.name,
         "vip": _text(service.vip),
         "vip6": _text(service.vip6),
         "endpoints": [
@@ -235,6 +253,7 @@ def _service(raw: Mapping[str, Any]) -> Service:
     return Service(
         id=str(raw["id"]),
         network=str(raw["network"]),
+        name=str(raw.get("name") or ""),
         vip=_ipv4(raw.get("vip")),
         vip6=_ipv6(raw.get("vip6")),
         endpoints=tuple(

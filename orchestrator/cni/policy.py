@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from .endpoints import Key, Network, Policy, Service
+from .endpoints import Label, Network, Policy, Service
 from .ruleset import INET, Chain, Part
 
 GUARDED4, GUARDED6 = f"{INET} guarded4", f"{INET} guarded6"
@@ -22,22 +22,22 @@ DENY = (
 )
 
 
-def _chain(key: Key) -> str:
-    return f"policy/{key.id}/{key.network}"
+def _chain(label: Label) -> str:
+    return f"policy/{label.name}/{label.network}"
 
 
-def _source(key: Key) -> tuple[str, str]:
-    return f"from4/{key.id}/{key.network}", f"from6/{key.id}/{key.network}"
+def _source(label: Label) -> tuple[str, str]:
+    return f"from4/{label.name}/{label.network}", f"from6/{label.name}/{label.network}"
 
 
-def destinations(policies: Iterable[Policy]) -> set[Key]:
+def destinations(policies: Iterable[Policy]) -> set[Label]:
     """The services that are guarded."""
-    return {Key(policy.destination, policy.network) for policy in policies}
+    return {Label(policy.destination, policy.network) for policy in policies}
 
 
-def sources(policies: Iterable[Policy]) -> set[Key]:
+def sources(policies: Iterable[Policy]) -> set[Label]:
     """The services that some policy names as the ones that connect."""
-    return {Key(source, policy.network) for policy in policies for source in policy.sources}
+    return {Label(source, policy.network) for policy in policies for source in policy.sources}
 
 
 def part(policies: Sequence[Policy], networks: Mapping[str, Network]) -> Part:
@@ -48,8 +48,8 @@ def part(policies: Sequence[Policy], networks: Mapping[str, Network]) -> Part:
         GUARDED4: "map {name} {{ type ipv4_addr : verdict; }}",
         GUARDED6: "map {name} {{ type ipv6_addr : verdict; }}",
     }
-    for key in sorted(sources(policies)):
-        four, six = _source(key)
+    for label in sorted(sources(policies)):
+        four, six = _source(label)
         sets[f"{INET} {four}"] = "set {name} {{ type ipv4_addr; }}"
         sets[f"{INET} {six}"] = "set {name} {{ type ipv6_addr; }}"
     chains = {
@@ -61,19 +61,19 @@ def part(policies: Sequence[Policy], networks: Mapping[str, Network]) -> Part:
             "type filter hook forward priority filter;",
         )
     }
-    for key in sorted(destinations(policies)):
-        about = [one for one in policies if Key(one.destination, one.network) == key]
+    for label in sorted(destinations(policies)):
+        about = [one for one in policies if Label(one.destination, one.network) == label]
         # Exceptions first.
         about.sort(key=lambda policy: (not policy.allow, policy.id))
         rules = [rule for policy in about for rule in _rules(policy, networks)]
-        chains[f"{INET} {_chain(key)}"] = Chain(tuple(rules))
+        chains[f"{INET} {_chain(label)}"] = Chain(tuple(rules))
     return Part(chains, sets)
 
 
 def _rules(policy: Policy, networks: Mapping[str, Network]) -> list[str]:
     froms: list[str] = []
     for source in policy.sources:
-        four, six = _source(Key(source, policy.network))
+        four, six = _source(Label(source, policy.network))
         froms += [f"ip saddr @{four}", f"ip6 saddr @{six}"]
     network = networks.get(policy.network)
     if not policy.sources and network is not None:
@@ -95,11 +95,11 @@ def members(service: Service, guarded: bool, named: bool) -> Part:
     four = [str(one.address) for one in service.endpoints if one.address is not None]
     six = [str(one.address6) for one in service.endpoints if one.address6 is not None]
     if guarded:
-        verdict = f"jump {_chain(service.key)}"
+        verdict = f"jump {_chain(service.label)}"
         elements[GUARDED4] = dict.fromkeys(four, verdict)
         elements[GUARDED6] = dict.fromkeys(six, verdict)
     if named:
-        names = _source(service.key)
+        names = _source(service.label)
         elements[f"{INET} {names[0]}"] = dict.fromkeys(four, "")
         elements[f"{INET} {names[1]}"] = dict.fromkeys(six, "")
     return Part(elements=elements)

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 ALLOWED: dict[str, frozenset[str]] = {
     "orchestrator.v1.Control": frozenset({"admin"}),
     "orchestrator.v1.Interact": frozenset({"admin"}),
+    "orchestrator.v1.Policies": frozenset({"admin"}),
     "orchestrator.v1.Volumes": frozenset({"admin"}),
     "orchestrator.v1.Networks": frozenset({"admin"}),
     "orchestrator.v1.Containers": frozenset({"admin"}),

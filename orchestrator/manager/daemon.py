@@ -23,6 +23,7 @@ from orchestrator.manager.api.containers import ContainerCalls
 from orchestrator.manager.api.image_service import ImagesApi
 from orchestrator.manager.api.interact import InteractApi
 from orchestrator.manager.api.networks import NetworkCalls
+from orchestrator.manager.api.policies import PolicyCalls
 from orchestrator.manager.api.system import SystemCalls
 from orchestrator.manager.api.volumes import VolumeCalls
 from orchestrator.manager.dispatcher import Dispatcher
@@ -52,6 +53,7 @@ from orchestrator.pb import (
     images_pb2_grpc,
     interact_pb2_grpc,
     networks_pb2_grpc,
+    policies_pb2_grpc,
     system_pb2_grpc,
     volumes_pb2_grpc,
 )
@@ -209,6 +211,7 @@ class Manager:
         images_pb2_grpc.add_ImagesServicer_to_server(ImagesApi(context), server)
         images_pb2_grpc.add_SourcesServicer_to_server(Sources(self.cache, vault), server)
         networks_pb2_grpc.add_NetworksServicer_to_server(NetworkCalls(context), server)
+        policies_pb2_grpc.add_PoliciesServicer_to_server(PolicyCalls(context), server)
         volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeCalls(context), server)
         system_pb2_grpc.add_SystemServicer_to_server(SystemCalls(context), server)
         interact_pb2_grpc.add_InteractServicer_to_server(InteractApi(context), server)

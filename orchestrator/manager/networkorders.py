@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.manager.planning.addressing import slice6, slice_gateway
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.convert import to_proto
 from orchestrator.model.networks import OVERLAY, own_addresses
 from orchestrator.model.objects import Network
 from orchestrator.model.specs import DEFAULT_NETWORK
@@ -94,6 +95,7 @@ def _order(view: ClusterView, network: Network, fixed: Mapping[str, list[str]]) 
         cluster_cidr6=network.subnet6,
         options=network.options,
         encrypted=network.encrypted,
+        policies=map(to_proto, network.policies),
     )
     for id, subnet in sorted(network.slices.items()):
         peer = view.nodes.get(id)

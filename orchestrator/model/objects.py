@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from orchestrator.model.specs import Resources, ServiceSpec, TaskSpec
+from orchestrator.model.specs import Protocol, Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
 
 
@@ -193,6 +193,30 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyPort:
+    """A port of containers."""
+
+    port: int = 0
+    protocol: Protocol = Protocol.TCP
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPolicy:
+    """Whether connections inside a network are let through. All is open until something denies;
+    what allows is an exception from all that denies."""
+
+    id: str = ""
+    created_at: float = 0.0
+    allow: bool = False
+    destination: str = ""
+    """Name of the service or container that is connected to, now or later."""
+    sources: tuple[str, ...] = ()
+    """Names of those that connect; none: any."""
+    ports: tuple[PolicyPort, ...] = ()
+    """Of the destination's containers; none: all."""
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
     """A network and the slice of it that each node has."""
 
@@ -223,6 +247,8 @@ class Network:
     """A node's slice of it is the /64 of the same number as its IPv4 slice."""
     removing: bool = False
     """Somebody is removing it: it takes no new user."""
+    policies: tuple[NetworkPolicy, ...] = ()
+    """In the order in which they were made."""
 
     @property
     def pool(self) -> str:

@@ -34,7 +34,7 @@ CLASSES = [
 ]
 STORED = [cls for cls in CLASSES if "revision" in {f.name for f in dataclasses.fields(cls)}]
 INT32 = {"published", "target", "max_attempts", "parallelism", "blob_port", "exit_code", "slot"}
-INT32 |= {"attempt", "node_prefix", "tmpfs_mode", "run", "restarts", "retries"}
+INT32 |= {"port", "attempt", "node_prefix", "tmpfs_mode", "run", "restarts", "retries"}
 
 text = st.text(st.characters(codec="utf-8"), max_size=8)
 

@@ -16,7 +16,7 @@ from balancekit import TCP, UDP, Answer, echoes, endpoints, open_socket, serving
 from nshosts import NsHost
 
 from orchestrator.agent.network import Attachment, NetworkConfig, NodeNetwork, Peer
-from orchestrator.cni.endpoints import Endpoint, Network, Node, Published, Service, Table
+from orchestrator.cni.endpoints import Endpoint, Network, Node, Policy, Published, Service, Table
 
 pytestmark = pytest.mark.root
 
@@ -49,9 +49,9 @@ class Web:
     async def container(self, number: int, name: str) -> Attachment:
         return await self.nodes[number].attach("n1", name)
 
-    async def have(self, *services: Service) -> None:
+    async def have(self, *services: Service, policies: tuple[Policy, ...] = ()) -> None:
         """Give every node the whole table."""
-        self.table = replace(self.table, revision=self.table.revision + 1, services=services)
+        self.table = Table(self.table.revision + 1, services=services, policies=policies)
         for number, node in enumerate(self.nodes):
             whole = self._for(number)
             await node.balance(whole, lambda whole=whole: whole)  # type: ignore[misc]
@@ -105,7 +105,6 @@ class Web:
             self.table,
             services=self._seen_from(number, self.table.services),
             networks=(network,),
-            policies=(),
         )
 
     @staticmethod
@@ -432,3 +431,60 @@ async def test_the_last_word_of_a_network_leaves_nothing(web: Web) -> None:
         assert "orc_balance" not in host.shell("nft", "list", "ruleset")
         assert "20338" not in host.shell("ip", "rule")
         assert "20338" not in host.shell("ip", "-6", "rule")
+
+
+# -- policies ------------------------------------------------------------------------------------
+
+
+async def test_policies_hold_on_one_host_and_on_two(web: Web) -> None:
+    db = await web.container(0, "db")
+    front = await web.container(0, "front")
+    far = await web.container(1, "far")
+    stranger = await web.container(0, "stranger")
+    stranger_far = await web.container(2, "stranger-far")
+    services = (
+        named("db", *endpoints([db]), vip=VIP),
+        named("front", *endpoints([front, far])),
+    )
+    deny = Policy("p1", "n1", False, "db")
+    allow = Policy("p2", "n1", True, "db", ("front",), (("tcp", 80),))
+    await web.have(*services)
+    with serving({"db": db.netns}, 80) as servers, serving({"db": db.netns}, 81) as others:
+        for client in (front, far, stranger, stranger_far):
+            assert servers.ask(client.netns, VIP, 80).server == "db"
+        with servers.connection(stranger.netns, VIP, 80) as (sock, _, _):
+            await web.have(*services, policies=(deny, allow))
+            sock.sendall(b"a connection that is denied ends")
+            with pytest.raises(ConnectionResetError):
+                sock.recv(100)
+        for client in (front, far):
+            assert servers.ask(client.netns, VIP, 80) == Answer("db", client.address)
+            with pytest.raises(ConnectionRefusedError):
+                others.ask(client.netns, db.address, 81)
+        for client in (stranger, stranger_far):
+            for address in (VIP, db.address):
+                with pytest.raises(ConnectionRefusedError):
+                    servers.ask(client.netns, address, 80)
+        # One that joins is allowed at once, and one that left is not any more.
+        await web.change(named("front", *endpoints([front, stranger])))
+        assert servers.ask(stranger.netns, VIP, 80).server == "db"
+        with pytest.raises(ConnectionRefusedError):
+            servers.ask(far.netns, VIP, 80)
+        await web.have(*services)
+        assert servers.ask(stranger_far.netns, VIP, 80).server == "db"
+
+
+async def test_a_published_port_is_for_all_whatever_is_denied_inside(web: Web) -> None:
+    db = await web.container(0, "db")
+    inside = await web.container(1, "inside")
+    serves = replace(named("db", *endpoints([db]), vip=VIP), ports=published(TCP))
+    await web.have(serves, policies=(Policy("p1", "n1", False, "db"),))
+    with serving({"db": db.netns}, 80) as servers:
+        for host in web.hosts:
+            assert servers.ask(web.router.netns, host.address, 8080).server == "db"
+        with pytest.raises(ConnectionRefusedError):
+            servers.ask(inside.netns, VIP, 80)
+
+
+def named(name: str, *ends: Endpoint, vip: str = "") -> Service:
+    return Service(name, "n1", IPv4Address(vip) if vip else None, endpoints=ends, name=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -113,12 +114,15 @@ class Copies:
         if runner.task.spec.container.storage_size:
             raise RuntimeFailure("its disk is away while it is stopped; start it first")
         layers = await self._layers(runner.task)
-        with tempfile.TemporaryDirectory(dir=access.bundle.state) as root:
+        # Beside the writable layer, as the kernel wants them; they go with the copy, or with it.
+        with tempfile.TemporaryDirectory(dir=access.bundle.state) as folder:
+            places = {name: f"{folder}/{name}" for name in ("root", "work")}
+            for place in places.values():
+                os.mkdir(place)
             yield {
                 "layers": [str(layer) for layer in layers],
                 "upper": str(upper),
-                "work": str(access.bundle.work),
-                "root": root,
+                **places,
             }
 
     @asynccontextmanager

@@ -223,6 +223,8 @@ async def test_what_the_process_may_not_do(tmp_path: Path, kind: type[CrunWorld]
     script = (
         "mount -t tmpfs none /tmp 2>/dev/null || echo no mount; "
         "touch /sys/x 2>/dev/null || echo no sys; "
+        "for f in /sys/fs/cgroup/ /sys/fs/cgroup/*/; do touch $f/x 2>/dev/null && echo $f; done; "
+        "ls /sys/fs/cgroup/memory* >/dev/null || echo no cgroup; "
         "echo 1 2>/dev/null >/proc/sys/kernel/panic || echo no sysctl; "
         "mknod /tmp/disk b 254 0 2>/dev/null || echo no disk; "
         "ls /sys/firmware /proc/acpi /proc/scsi 2>/dev/null | busybox grep -v : ; "

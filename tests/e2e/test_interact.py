@@ -285,6 +285,33 @@ def test_copies_keep_what_files_are(cluster: Cluster, box: str, tmp_path: Path) 
     assert (tmp_path / "kept").stat().st_uid == 1234
 
 
+def test_copies_reach_what_is_stopped(cluster: Cluster, hello: str, tmp_path: Path) -> None:
+    def exec(*command: str) -> str:
+        return cluster.orc("exec", "still", BUSYBOX, *command).stdout
+
+    tree = make_tree(tmp_path)
+    script = "mkdir -p /data; echo $$ >> /data/runs; exec sleep 1000"
+    flags = ("-d", "--name", "still", "--stop-signal", "KILL", "--entrypoint", BUSYBOX)
+    cluster.orc("run", *flags, hello, "sh", "-c", script)
+    try:
+        eventually(lambda: exec("cat", "/data/runs") == "1\n", within=10)
+        cluster.orc("stop", "still")
+        cluster.orc("cp", str(tree), "still:/data/")
+        cluster.orc("cp", "still:/data", str(tmp_path / "back"))
+        assert (tmp_path / "back" / "runs").read_text() == "1\n"
+        assert listing(tmp_path / "back" / "tree") == listing(tree)
+        assert "no folder /nowhere" in cluster.refused("cp", str(tree), "still:/nowhere/x")
+        changed = set(cluster.orc("diff", "still").stdout.splitlines())
+        assert {"A /data", "A /data/runs", "A /data/tree", "A /data/tree/sub"} <= changed
+        # Nothing of a copy is left but what was copied, and its next run has that.
+        cluster.orc("start", "still")
+        eventually(lambda: exec("cat", "/data/runs") == "1\n1\n", within=10)
+        assert exec("stat", "-c", "%u:%g", "/data/tree/one", "/data/runs") == "1234:55\n0:0\n"
+        assert set(cluster.orc("diff", "still").stdout.splitlines()) == changed
+    finally:
+        cluster.orc("rm", "-f", "still")
+
+
 def test_where_copies_go(cluster: Cluster, box: str, tmp_path: Path) -> None:
     tree = make_tree(tmp_path)
     cluster.orc("cp", str(tree), f"{box}:/www")  # an existing folder: into it

@@ -44,7 +44,11 @@ MASKED_PATHS = (
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
-READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+READONLY_PATHS = (
+    *("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"),
+    # On cgroup v1 also the folder of the trees, which the OCI runtime leaves to be written.
+    "/sys/fs/cgroup",
+)
 
 
 def own_users(spec: ContainerSpec) -> bool:

@@ -95,6 +95,22 @@ def _memory(context: click.Context, parameter: click.Parameter, text: str) -> in
     help="What an image's layer may unpack to.",
 )
 @click.option(
+    "--image-gc-high",
+    type=click.IntRange(1, 100),
+    default=85,
+    show_default=True,
+    metavar="PERCENT",
+    help="How full the disk may be before images that nobody needs are removed.",
+)
+@click.option(
+    "--image-gc-low",
+    type=click.IntRange(0, 99),
+    default=80,
+    show_default=True,
+    metavar="PERCENT",
+    help="How full the disk is left then.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -110,6 +126,8 @@ def agent(
     memory: int,
     blob_port: int,
     max_layer: int,
+    image_gc_high: int,
+    image_gc_low: int,
     log_level: str,
 ) -> None:
     """Run this host's node agent in the foreground.
@@ -120,11 +138,16 @@ def agent(
     Example: orc agent --label zone=a
     """
     from orchestrator import log
+    from orchestrator.agent.imagepressure import Marks
     from orchestrator.agent.runtime.base import RuntimeFailure
     from orchestrator.agent.runtime.mounts import enter_private_mounts
     from orchestrator.agent.settings import Settings
     from orchestrator.identity.files import NoIdentity, read_node
 
+    if image_gc_low >= image_gc_high:
+        raise click.UsageError(
+            f"--image-gc-low ({image_gc_low}) must be below --image-gc-high ({image_gc_high})"
+        )
     if os.geteuid() != 0:
         raise click.ClickException("orc agent makes containers, so it must run as root; try sudo")
     try:
@@ -141,6 +164,7 @@ def agent(
         runtime=runtime,
         offered=Resources(shares=shares or 0, memory=memory),
         max_layer=max_layer,
+        marks=Marks(image_gc_high, image_gc_low),
         blob_port=blob_port,
     )
     try:

@@ -13,6 +13,7 @@ import logging
 import random
 import signal
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -28,6 +29,7 @@ from orchestrator.agent.copies import Copies
 from orchestrator.agent.dialer import Dialer
 from orchestrator.agent.diskusage import DiskUsage
 from orchestrator.agent.endpoints import Endpoints
+from orchestrator.agent.imagepressure import ImagePressure, disk_of
 from orchestrator.agent.images.blobs import BlobService
 from orchestrator.agent.images.build import Builder
 from orchestrator.agent.images.errors import ImageError
@@ -212,6 +214,13 @@ async def run(settings: Settings) -> None:
         disk_usage = DiskUsage(
             store=store, builder=builder, runners=worker.runners, roots=runtime, data=data
         )
+        pressure = ImagePressure(
+            store,
+            settings.marks,
+            image_orders.needed,
+            clock=time.time,
+            disk=partial(disk_of, data / "images"),
+        )
         tunnels = Tunnels(
             runners=worker.runners,
             images=store,
@@ -267,6 +276,7 @@ async def run(settings: Settings) -> None:
             group.create_task(networks.run(), name="networks")
             group.create_task(endpoints.run(), name="endpoints")
             group.create_task(_report_images(store, dialer), name="images")
+            group.create_task(pressure.run(), name="image pressure")
             group.create_task(volumes.run(), name="volumes")
             group.create_task(_wake_for(volumes.changed, wake), name="volume drivers")
             group.create_task(dialer.run(), name="dialer")

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.tunnelframes import Frames, receive
 from orchestrator.model.convert import to_proto
 from orchestrator.model.names import short_id
-from orchestrator.model.objects import Image
+from orchestrator.model.objects import Image, Task
+from orchestrator.model.states import is_terminal
 from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
 
 ORDERS = (
@@ -94,7 +95,17 @@ class ImageOrders:
             for runner in self._runners.values()
             if runner.holds or not runner.task.service_id
         ]
-        wanted = (task.image_digest or task.spec.container.image for task in held)
+        return self._images_of(held)
+
+    def needed(self) -> frozenset[str]:
+        """Digests of the images of which there are containers here, or will be."""
+        waiting = [
+            runner.task for runner in self._runners.values() if not is_terminal(runner.status.state)
+        ]
+        return self.in_use() | self._images_of(waiting)
+
+    def _images_of(self, tasks: Iterable[Task]) -> frozenset[str]:
+        wanted = (task.image_digest or task.spec.container.image for task in tasks)
         return frozenset(digest for text in wanted if (digest := self._store.resolve(text)))
 
     async def _pull(self, call: Any, order: images_pb2.PullOrder) -> dispatch_pb2.TunnelResult:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.agent.imagepressure import Marks
 from orchestrator.identity.files import NodeIdentity
 from orchestrator.model.specs import Resources
 
@@ -27,5 +28,7 @@ class Settings:
     """What the node offers; 0: what the host has."""
     max_layer: int
     """Bytes that an image's layer may unpack to."""
+    marks: Marks
+    """How full the disk of the images may become before some are removed."""
     blob_port: int
     """TCP port at which other nodes get images from this one; 0: any free one."""

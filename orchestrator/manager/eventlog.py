@@ -42,7 +42,7 @@ class Event:
     id: str
     name: str
     node: str = ""
-    """Hostname, of a container or node."""
+    """Hostname, of a container or node, and of those that have got or lost an image."""
     attributes: dict[str, str] = field(default_factory=dict)
 
 
@@ -105,7 +105,7 @@ def events_of(change: Change, view: ClusterView, now: float) -> Iterator[Event]:
                     action,
                     other.id,
                     _name(other),
-                    _name(other) if isinstance(other, Node) else "",
+                    _where(before, after, view),
                     _attributes(other),
                 )
 
@@ -189,9 +189,24 @@ def _action(before: Object | None, after: Object | None) -> str:
                 return "tag"
             if set(before.names) - set(after.names):
                 return "untag"
-            return "pull" if set(after.nodes) - set(before.nodes) else ""
+            if set(after.nodes) - set(before.nodes):
+                return "pull"
+            return "delete" if set(before.nodes) - set(after.nodes) else ""
         case _:
             return "update"
+
+
+def _where(before: Object | None, after: Object | None, view: ClusterView) -> str:
+    """The hostname of a node, or those of the nodes on which an image came or went."""
+    match after or before:
+        case Node() as node:
+            return _name(node)
+        case Image():
+            had, has = (set(i.nodes) if isinstance(i, Image) else set() for i in (before, after))
+            nodes = [view.nodes[id] for id in had ^ has if id in view.nodes]
+            return ",".join(sorted(node.description.hostname for node in nodes))
+        case _:
+            return ""
 
 
 def _name(item: Object) -> str:

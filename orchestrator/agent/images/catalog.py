@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -51,6 +51,8 @@ class Catalog:
         self._names: dict[str, str] = {}
         self._indexes: dict[str, set[str]] = {}
         """Digest of an image → digests of the indexes that it was taken from."""
+        self._made: set[str] = set()
+        """Digests of the images that began on this node."""
 
     def has(self, digest: str) -> bool:
         """Whether the image is here."""
@@ -68,6 +70,14 @@ class Catalog:
         before = len(known)
         known.update(indexes)
         return len(known) > before
+
+    def note_made(self, digest: str) -> None:
+        """Note that an image here began on this node."""
+        self._made.add(digest)
+
+    def made_here(self, digest: str) -> bool:
+        """Whether an image began on this node."""
+        return digest in self._made
 
     def named(self, name: str) -> str | None:
         """The digest of the image with this full name."""
@@ -104,6 +114,7 @@ class Catalog:
         """Forget an image and its names."""
         self._records.pop(digest, None)
         self._indexes.pop(digest, None)
+        self._made.discard(digest)
         for name in [name for name, owner in self._names.items() if owner == digest]:
             del self._names[name]
 
@@ -127,24 +138,40 @@ class Catalog:
             "images": sorted(self._records),
             "names": self._names,
             "indexes": {image: sorted(above) for image, above in self._indexes.items() if above},
+            "made": sorted(self._made),
         }
         return json.dumps(document, sort_keys=True, indent=1).encode()
 
 
-def read_index(path: Path) -> tuple[list[str], dict[str, str], dict[str, list[str]]]:
-    """Digests of the images, name → digest, and image → indexes, as the file has them; all empty
-    without a file.
+@dataclass(frozen=True, slots=True)
+class IndexFile:
+    """What the file holds; all empty without one."""
 
-    Raises `ImageError` for a file that this version cannot read.
-    """
+    images: tuple[str, ...] = ()
+    """Digests."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Name → digest."""
+    indexes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Digest of an image → digests of the indexes that it was taken from."""
+    made: frozenset[str] = frozenset()
+    """Digests of the images that began on this node."""
+
+
+def read_index(path: Path) -> IndexFile:
+    """Read the file. Raises `ImageError` for one that this version cannot read."""
     try:
         document = json.loads(path.read_bytes())
         if document["version"] != 1:
             raise ImageError(f"{path} was written by a newer version: upgrade the agent")
-        indexes = dict(document.get("indexes", {}))
-        return list(document["images"]), dict(document["names"]), indexes
+        return IndexFile(
+            images=tuple(document["images"]),
+            names=dict(document["names"]),
+            indexes=dict(document.get("indexes", {})),
+            # One that was written before this was noted does not say who else has an image.
+            made=frozenset(document.get("made", document["images"])),
+        )
     except FileNotFoundError:
-        return [], {}, {}
+        return IndexFile()
     except (ValueError, KeyError, TypeError) as error:
         raise ImageError(
             f"{path} is damaged ({error!r}): remove it, and load images anew"

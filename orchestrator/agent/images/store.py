@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import os
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -99,6 +100,25 @@ class ImageStore:
         """The file of a blob, whole and not to be written to; None if it is not here."""
         return self._blobs.find(digest)
 
+    @property
+    def swept(self) -> bool:
+        """Whether all that no image needs has gone; not so while others are at work."""
+        return not self._garbage
+
+    def made_here(self, digest: str) -> bool:
+        """Whether an image here was built, loaded or imported, so that no other place may have it;
+        the others were fetched."""
+        return self._catalog.made_here(digest)
+
+    def touch(self, digest: str) -> None:
+        """Note that an image is in use now."""
+        if (path := self.blob_path(digest)) is not None:
+            os.utime(path)
+
+    def last_used(self, digest: str) -> float:
+        """When an image here was last made ready or touched, in seconds since the epoch."""
+        return self._blobs.blob(digest).stat().st_mtime
+
     async def load(self, archive: Path, name: str = "") -> Image:
         """Take in an image archive: a tar, compressed or not, or a folder in the OCI layout.
 
@@ -120,6 +140,7 @@ class ImageStore:
                 raise
             for image, record in zip(images, records, strict=True):
                 self._catalog.add(record, (given,) if given else image.names)
+                self._catalog.note_made(record.digest)
             first = self._catalog.image(images[0].digest)
             await self._save()
         return first
@@ -136,6 +157,7 @@ class ImageStore:
         if names and (here := self.resolve(digest)) is not None:
             await self.tag(here, names[0])
         if (ready := self._ready.get(self.resolve(digest) or digest)) is not None:
+            self.touch(ready.digest)
             return ready
         indexes: list[str] = []
         async with self._working():
@@ -168,6 +190,7 @@ class ImageStore:
                 config=config.process,
             )
             record = await asyncio.to_thread(self._record, digest)
+            self.touch(digest)
             # From here to the end of the method, nobody can have removed it in between.
             self._ready[digest] = local
             new = not self._catalog.has(digest)
@@ -244,16 +267,18 @@ class ImageStore:
     def _open(self) -> None:
         self._scratch.clear()
         self._blobs.open()
-        digests, names, indexes = read_index(self._index)
-        for digest in digests:
+        index = read_index(self._index)
+        for digest in index.images:
             try:
                 record = self._record(digest)
             except (ImageError, OSError) as error:
                 log.warning("image %s is dropped, its blobs are not whole: %s", digest, error)
             else:
-                owned = tuple(name for name, owner in names.items() if owner == digest)
+                owned = tuple(name for name, owner in index.names.items() if owner == digest)
                 self._catalog.add(record, owned)
-                self._catalog.add_indexes(digest, indexes.get(digest, ()))
+                self._catalog.add_indexes(digest, index.indexes.get(digest, ()))
+                if digest in index.made:
+                    self._catalog.note_made(digest)
         _remove_all(self._hide_garbage())
 
     async def _save(self) -> None:

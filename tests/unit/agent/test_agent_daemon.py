@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.agent import daemon
 from orchestrator.agent.daemon import AgentFailure, main
+from orchestrator.agent.imagepressure import Marks
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.statedb import StateDb
 from orchestrator.identity import ca
@@ -41,6 +42,7 @@ def settings(tmp_path: Path) -> Settings:
         runtime="crun",
         offered=Resources(),
         max_layer=1 << 30,
+        marks=Marks(),
         blob_port=0,
     )
 

@@ -63,6 +63,8 @@ def at(state: TaskState, run: int = 1, **fields: Any) -> Task:
         (IMAGE, replace(IMAGE, names=("web:1", "web:2")), ["tag"]),
         (IMAGE, replace(IMAGE, names=()), ["untag"]),
         (IMAGE, replace(IMAGE, nodes=("n1", "n2")), ["pull"]),
+        (replace(IMAGE, nodes=("n1", "n2")), IMAGE, ["delete"]),
+        (IMAGE, None, ["remove"]),
         (WEB, replace(WEB, spec=ServiceSpec(name="web", replicas=3)), ["update"]),
         (WEB, replace(WEB, removed=True), ["remove"]),
         (WEB, replace(WEB, updated_at=1.0), []),
@@ -78,3 +80,14 @@ def test_what_an_event_of_a_container_tells() -> None:
     (event,) = events_of(Change(BOX, at(S.FAILED, exit_code=3)), ClusterView.of([NODE]), 5.0)
     assert (event.type, event.id, event.name, event.node) == ("container", "c1", "box", "host-1")
     assert event.attributes["exitCode"] == "3"
+
+
+def test_an_event_of_an_image_tells_where_it_came_or_went() -> None:
+    both = replace(IMAGE, nodes=("n1", "n2"))
+    (event,) = events_of(Change(both, replace(IMAGE, nodes=("n2",))), ClusterView.of([NODE]), 5.0)
+    assert (event.type, event.action, event.name, event.node) == (
+        "image",
+        "delete",
+        "web:1",
+        "host-1",
+    )

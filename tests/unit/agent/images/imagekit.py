@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,3 +128,18 @@ class Layout:
         with tarfile.open(path, "w") as out:
             out.add(self.root, arcname=".")
         return path
+
+
+@contextmanager
+def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
+    """A file system of its own, mounted for the length of the block."""
+    backing, mounted = folder / "disk.img", folder / "disk"
+    with backing.open("wb") as file:
+        file.truncate(mebibytes << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", backing], check=True)
+    mounted.mkdir()
+    subprocess.run(["mount", "-o", "loop", backing, mounted], check=True)
+    try:
+        yield mounted
+    finally:
+        subprocess.run(["umount", mounted], check=True)

@@ -1,0 +1,105 @@
+"""A disk that fills up, for real: which images go, in which order, and which never do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from imagekit import Layout, entry, small_disk, tar
+
+from orchestrator.agent.imagepressure import YOUNG, Disk, ImagePressure, Marks, disk_of
+from orchestrator.agent.images.incoming import Fetch, Incoming
+from orchestrator.agent.images.store import ImageStore
+
+pytestmark = pytest.mark.root
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, 96) as folder:
+        yield folder
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "layout")
+
+
+def fetch_of(layout: Layout) -> Fetch:
+    async def fetch(blob: Incoming) -> None:
+        blob.write(layout.path(blob.digest).read_bytes())
+
+    return fetch
+
+
+def image(layout: Layout, number: int) -> str:
+    """An image that takes 10 MiB of a store: its blob, and what is unpacked of it."""
+    return layout.image([tar(entry(f"file-{number}", os.urandom(5 * MIB)))])
+
+
+def used_ago(store: ImageStore, digest: str, seconds: float) -> None:
+    path = store.blob_path(digest)
+    assert path is not None
+    os.utime(path, (time.time() - seconds, time.time() - seconds))
+
+
+def under(store: ImageStore, folder: Path, needed: set[str], marks: Marks) -> ImagePressure:
+    return ImagePressure(store, marks, lambda: needed, time.time, partial(disk_of, folder))
+
+
+async def test_the_least_recently_used_go_until_the_low_mark_and_never_what_is_needed(
+    disk: Path, layout: Layout, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ImageStore(disk / "images") as store:
+        made, runs, oldest, older, young = (image(layout, number) for number in range(5))
+        await store.load(layout.finish())
+        for digest in (runs, oldest, older, young):
+            # As if they had come from a registry: what was loaded stays in any case.
+            await store.remove(digest)
+            await store.ensure(digest, fetch_of(layout), f"web:{digest[-12:]}")
+        for digest, hours in ((made, 9), (runs, 8), (older, 2), (oldest, 3)):
+            used_ago(store, digest, hours * 3600)
+        full = disk_of(disk).percent
+        pressure = under(store, disk, {runs}, Marks(high=int(full), low=int(full) - 8))
+        assert await pressure.relieve() == (oldest,)
+        assert disk_of(disk).percent <= full - 8
+        # Nothing more while it is below the high mark.
+        assert await pressure.relieve() == ()
+        pressure = under(store, disk, {runs}, Marks(high=20, low=1))
+        assert await pressure.relieve() == (older,)
+        assert {i.id for i in store.inventory()} == {made, runs, young}
+        assert "image removed" in caplog.text
+        # All that is left is needed, new, or nowhere else; that is said once.
+        assert await pressure.relieve() == ()
+        assert await pressure.relieve() == ()
+        said = [r for r in caplog.records if r.levelno == logging.ERROR]
+        assert [r.getMessage().count("no image may be removed") for r in said] == [1]
+    async with ImageStore(disk / "images") as store:
+        # Where an image began is still known after a restart.
+        used_ago(store, made, 9 * 3600)
+        used_ago(store, young, YOUNG + 60)
+        assert await under(store, disk, set(), Marks(20, 1)).relieve() == (young,)
+        assert {i.id for i in store.inventory()} == {made, runs}
+
+
+async def test_what_a_container_has_needed_until_now_is_not_old(disk: Path, layout: Layout) -> None:
+    async with ImageStore(disk / "images") as store:
+        served, idle = image(layout, 1), image(layout, 2)
+        for digest, hours in ((served, 9), (idle, 1)):
+            await store.ensure(digest, fetch_of(layout))
+            used_ago(store, digest, hours * 3600)
+        assert await under(store, disk, {served}, Marks(99, 98)).relieve() == ()
+        # Its container has ended a moment ago.
+        assert await under(store, disk, set(), Marks(2, 1)).relieve() == (idle,)
+
+
+def test_percents_are_those_of_df() -> None:
+    assert Disk(used=85, free=15).percent == 85
+    assert Disk(used=0, free=0).percent == 0

@@ -160,7 +160,12 @@ async def run(settings: Settings) -> None:
             endpoints.look_again(names)
 
         reporter = Reporter(observed)
-        endpoints = Endpoints(db, (KernelBalance(network, identity.node_id), names), wake.set)
+        endpoints = Endpoints(
+            db,
+            (KernelBalance(network, identity.node_id), names),
+            wake.set,
+            identity.node_id,
+        )
         networks = Networks(
             network,
             identity.address,
@@ -249,17 +254,21 @@ async def run(settings: Settings) -> None:
             labels=settings.labels,
             offered=settings.offered,
         )
-        node = Node(
-            lambda: replace(description, volume_drivers=dict(volumes.plugins.scopes)),
-            parts.boot_id,
-            store.inventory,
-        )
+
+        def node() -> Node:
+            here = replace(description, routes=describe.routes())
+            return Node(
+                lambda: replace(here, volume_drivers=dict(volumes.plugins.scopes)),
+                parts.boot_id,
+                store.inventory,
+            )
+
         dialer = Dialer(
             db=db,
             joined_by=identity.managers,
             dial=dial.manager,
             new_session=lambda: Session(
-                node,
+                node(),
                 worker=worker,
                 endpoints=endpoints,
                 reporter=reporter,

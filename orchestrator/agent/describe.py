@@ -6,7 +6,9 @@ import asyncio
 import os
 import platform
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address, IPv6Network
 from pathlib import Path
 
 from orchestrator import __version__
@@ -15,6 +17,9 @@ from orchestrator.model.specs import SHARES_PER_CORE, Resources
 
 _MEMINFO = Path("/proc/meminfo")
 _OS_RELEASE = Path("/etc/os-release")
+_ROUTES, _ROUTES6 = Path("/proc/thread-self/net/route"), Path("/proc/thread-self/net/ipv6_route")
+_OURS = "orc"
+"""Begins the names of our own interfaces."""
 
 
 def describe(
@@ -70,3 +75,35 @@ def os_name(os_release: str) -> str:
     """`PRETTY_NAME` in the text of /etc/os-release (os-release(5)); else `Linux`."""
     match = re.search(r"^PRETTY_NAME=(.*)$", os_release, re.MULTILINE)
     return match[1].strip().strip("\"'") if match else "Linux"
+
+
+def routes() -> tuple[str, ...]:
+    """The subnets that this host has routes to, but for those of our own networks."""
+    return tuple(sorted({*_parsed(_ROUTES, _route4), *_parsed(_ROUTES6, _route6)}))
+
+
+def _parsed(path: Path, parse: Callable[[str], str]) -> list[str]:
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    return [route for line in lines if (route := parse(line))]
+
+
+def _route4(line: str) -> str:
+    """The subnet of a line of /proc/net/route (proc(5)); empty for what is none."""
+    fields = line.split()
+    if len(fields) < 8 or fields[0] == "Iface" or fields[0].startswith(_OURS):
+        return ""
+    address, mask = (int.from_bytes(bytes.fromhex(fields[n]), sys.byteorder) for n in (1, 7))
+    return f"{IPv4Address(address)}/{mask.bit_count()}" if mask else ""
+
+
+def _route6(line: str) -> str:
+    """The subnet of a line of /proc/net/ipv6_route; empty for what is none, or for no host."""
+    fields = line.split()
+    prefix = int(fields[1], 16)
+    network = IPv6Network((int(fields[0], 16), prefix))
+    ours = fields[-1].startswith(_OURS) or fields[-1] == "lo"
+    local = network.is_link_local or network.is_multicast
+    return "" if ours or local or not prefix else str(network)

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from orchestrator.agent.network import NetworkError
 from orchestrator.agent.statedb import EndpointKey, StateDb
+from orchestrator.model.networks import BRIDGE
 from orchestrator.pb import dispatch_pb2
 
 log = logging.getLogger(__name__)
@@ -79,14 +80,17 @@ class Endpoints:
         db: StateDb,
         followers: Iterable[Follower],
         wake: Callable[[], None],
+        node_id: str = "",
         period: float = MEND_PERIOD,
     ) -> None:
-        """`wake` is called when `applied` has grown."""
+        """`wake` is called when `applied` has grown; `node_id` is this node's."""
         self._db = db
         self._wake = wake
         self._period = period
         self._entries = {_key(entry): entry for entry in db.endpoints()}
+        self._node_id = node_id
         self._networks = tuple(db.networks())
+        self._alone = _alone(self._networks)
         self._followers = {follower: _Progress() for follower in followers}
         self._revision = 1
 
@@ -121,7 +125,9 @@ class Endpoints:
         """Take the complete list of this node's networks."""
         if tuple(networks) != self._networks:
             self._networks = tuple(networks)
-            self._move_on((), networks=True)
+            before, self._alone = self._alone, _alone(self._networks)
+            others = before ^ self._alone
+            self._move_on([key for key in self._entries if key[1] in others], networks=True)
 
     def look_again(self, follower: Follower) -> None:
         """Have a follower see now that all is as it should be."""
@@ -175,14 +181,31 @@ class Endpoints:
         return Change(
             revision=self._revision,
             base=progress.applied,
-            entries=tuple(self._entries[key] for key in sorted(dirty) if key in self._entries),
+            entries=tuple(self._seen(key) for key in sorted(dirty) if key in self._entries),
             removed=tuple(key for key in sorted(dirty) if key not in self._entries),
             networks=self._networks if networks else None,
         )
 
     def _whole(self) -> Change:
-        entries = tuple(entry for _, entry in sorted(self._entries.items()))
+        entries = tuple(map(self._seen, sorted(self._entries)))
         return Change(self._revision, None, entries, (), self._networks)
+
+    def _seen(self, key: EndpointKey) -> dispatch_pb2.ServiceEndpoints:
+        """An entry as it is from here: in a network that each node has for itself the tasks of
+        other nodes cannot be reached."""
+        entry = self._entries[key]
+        if key[1] not in self._alone:
+            return entry
+        seen = dispatch_pb2.ServiceEndpoints()
+        seen.CopyFrom(entry)
+        del seen.endpoints[:]
+        seen.endpoints.extend(each for each in entry.endpoints if each.node_id == self._node_id)
+        return seen
+
+
+def _alone(networks: Iterable[dispatch_pb2.AssignedNetwork]) -> frozenset[str]:
+    """Ids of the networks that each node has for itself."""
+    return frozenset(network.id for network in networks if network.driver == BRIDGE)
 
 
 def _key(entry: dispatch_pb2.ServiceEndpoints) -> EndpointKey:

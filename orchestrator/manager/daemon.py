@@ -30,6 +30,8 @@ from orchestrator.manager.dispatcher import Dispatcher
 from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.joining import Joining
+from orchestrator.manager.networkmaking import make_network
+from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork, complete
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.sources import Sources
 from orchestrator.manager.store.cache import Cache
@@ -43,8 +45,9 @@ from orchestrator.manager.store.member import EtcdMember
 from orchestrator.manager.term import Term
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.manager.vault import Vault
+from orchestrator.model.networks import BRIDGE
 from orchestrator.model.objects import Cluster, Network
-from orchestrator.model.specs import DEFAULT_NETWORK
+from orchestrator.model.specs import BRIDGE_NETWORK, DEFAULT_NETWORK
 from orchestrator.pb import (
     containers_pb2_grpc,
     control_pb2_grpc,
@@ -139,6 +142,14 @@ async def _found(
             await cache.wait_for(await commit(kv, changes))
         except Conflict:
             log.info("another manager founded the cluster at the same time")
+    if cache.view.network_by_name(BRIDGE_NETWORK) is None:
+        bridge = Network(id=new_id(), name=BRIDGE_NETWORK, created_at=now, driver=BRIDGE)
+        try:
+            await make_network(kv, cache, lambda view: complete(view, NewNetwork(bridge)))
+        except Conflict:
+            log.info("another manager made network %s at the same time", BRIDGE_NETWORK)
+        except AddressRefused as refusal:
+            log.warning("there is no network %s: %s", BRIDGE_NETWORK, refusal)
 
 
 class Manager:

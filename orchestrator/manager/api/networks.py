@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.api.networkuse import usable_networks, users
 from orchestrator.manager.lookup import find_container, find_network
+from orchestrator.manager.networkmaking import make_network
 from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork, complete
 from orchestrator.manager.planning.networkrules import ENCRYPTED
 from orchestrator.manager.planning.plan import Change
@@ -24,8 +25,7 @@ from orchestrator.manager.refusal import (
 )
 from orchestrator.manager.selection import selected
 from orchestrator.manager.store.commit import commit
-from orchestrator.manager.store.keys import NETWORK_TURN, name_key
-from orchestrator.manager.store.kv import Conflict, Guard, Put
+from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.networks import (
     BUILT_IN,
@@ -71,28 +71,11 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
             tuple(request.subnets),
             request.ipv6,
         )
-        name = name_key(Network, request.name)
-        while True:
-            turn = await api.kv.get(NETWORK_TURN)
-            stamp = turn.mod_revision if turn else 0
-            await api.cache.wait_for(stamp)
-            network = _completed(api.view, wanted)
-            try:
-                revision = await commit(
-                    api.kv,
-                    [Change(None, network)],
-                    guards=[
-                        Guard(name, mod_revision=0),
-                        Guard(NETWORK_TURN, mod_revision=stamp),
-                    ],
-                    ops=[Put(name, network.id.encode()), Put(NETWORK_TURN, network.id.encode())],
-                )
-            except Conflict as conflict:
-                if name in conflict.keys:
-                    raise _name_taken(network.name) from None
-            else:
-                await api.cache.wait_for(revision)
-                return to_proto(replace(network, revision=revision))
+        try:
+            made = await make_network(api.kv, api.cache, lambda view: _completed(view, wanted))
+        except Conflict:
+            raise _name_taken(request.name) from None
+        return to_proto(made)
 
     @answering
     async def RemoveNetwork(self, request: Any, context: Any) -> Any:

@@ -46,6 +46,30 @@ def test_a_host_may_offer_less() -> None:
     assert found.resources == Resources(512, 1 << 30)
 
 
+def test_its_routes_are_told_but_for_what_is_its_own_business(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routes, routes6 = tmp_path / "route", tmp_path / "ipv6_route"
+    routes.write_text(
+        "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
+        "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
+        "eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n"
+        "tun0\t0000050A\t010200C0\t0003\t0\t0\t0\t0000FFFF\t0\t0\t0\n"
+        "orcbr7\t0001800A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n"
+    )
+    none = f"{0:032x} 00 {0:032x} 00000400 00000001 00000000 00000001"
+    routes6.write_text(
+        f"fd00000000000000{0:016x} 40 {0:032x} 00 {none} eth0\n"
+        f"fe80000000000000{0:016x} 40 {0:032x} 00 {none} eth0\n"
+        f"fd00000700000000{0:016x} 30 {0:032x} 00 {none} orcvx7\n"
+        f"{0:032x} 00 {0:032x} 00 {none} eth0\n"
+        f"{1:032x} 80 {0:032x} 00 {none} lo\n"
+    )
+    monkeypatch.setattr(describe, "_ROUTES", routes)
+    monkeypatch.setattr(describe, "_ROUTES6", routes6)
+    assert describe.routes() == ("10.5.0.0/16", "192.0.2.0/24", "fd00::/64")
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [

@@ -23,6 +23,7 @@ counts) and, pure, presents it (`report`, gives a `Table`):
     latency     one container, from the API call to running; `docker run -d`
     byhand      whole commands by hand, `run --rm` and `exec`, and a key; Docker's
     memory      a container's cost besides its own process; idle agent and manager
+    endurance   a thousand execs, a hundred containers' figures, 200 containers ten times
     throughput  TCP between containers on two hosts; a bare VXLAN link
     planner     scheduling in memory, no I/O
     store       writes to the etcd that a manager starts

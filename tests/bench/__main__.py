@@ -24,6 +24,7 @@ from tests.bench import (
     cni,
     commands,
     docker,
+    endurance,
     latency,
     machine,
     memory,
@@ -52,9 +53,12 @@ PARTS = (
     "pull",
     "balance",
     "names",
+    "endurance",
     "commands",
 )
-ON_CLUSTER = frozenset({"rollout", "latency", "byhand", "memory", "throughput", "commands"})
+ON_CLUSTER = frozenset(
+    {"endurance", "rollout", "latency", "byhand", "memory", "throughput", "commands"}
+)
 BESIDE_DOCKER = frozenset({"rollout", "latency", "byhand"})
 
 
@@ -119,6 +123,7 @@ class Run:
                 "memory",
                 lambda: memory.report(idle_cluster, asyncio.run(memory.measure_containers(up))),
             )
+        self.part("endurance", lambda: endurance.report(asyncio.run(endurance.measure(up))))
         self.part("throughput", lambda: throughput.report(asyncio.run(throughput.measure(up))))
 
     def _docker(self, stack: ExitStack) -> tuple[str, Docker | None]:

@@ -113,18 +113,23 @@ class Timed:
     """The ServiceProgress at that moment."""
 
 
+def channel() -> grpc.aio.Channel:
+    """A connection to the cluster's manager; an async context manager."""
+    context = load_context()
+    return grpc.aio.secure_channel(
+        context.endpoints[0],
+        grpc.ssl_channel_credentials(
+            context.ca.encode(), context.key.encode(), context.certificate.encode()
+        ),
+        options=[("grpc.ssl_target_name_override", MANAGER_NAME)],
+    )
+
+
 class Control:
     """The cluster's API over one connection that stays."""
 
     def __init__(self) -> None:
-        context = load_context()
-        self._channel = grpc.aio.secure_channel(
-            context.endpoints[0],
-            grpc.ssl_channel_credentials(
-                context.ca.encode(), context.key.encode(), context.certificate.encode()
-            ),
-            options=[("grpc.ssl_target_name_override", MANAGER_NAME)],
-        )
+        self._channel = channel()
         self._stub = control_pb2_grpc.ControlStub(self._channel)
 
     async def __aenter__(self) -> Self:

@@ -52,6 +52,10 @@ class Terminal:
             self._status = os.waitstatus_to_exitcode(status)
         return self._status
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the command."""
+        os.kill(self.pid, number)
+
     def kill(self) -> None:
         """SIGKILL to the command: no way to say good-bye."""
         os.kill(self.pid, signal.SIGKILL)

@@ -10,11 +10,11 @@ A file a noun (`node`, `service`, `image`, `network`, `cluster`, `contexts`), an
   module only when it is called for, so that `orc --help` and completion are quick. That is also
   how commands of other packages (`orc manager`, `orc agent`, `orc dev`) come in.
 - `groups`: that lazy group, near misses of command names, and errors as one line with the exit
-  statuses 0 done, 1 refused or failed, 2 usage, 3 not converged in time.
+  statuses 0 done, 1 refused or failed, 2 usage, 3 not converged in time, 4 rolled back.
 - `client`: calls of the first manager that answers, with errors in the user's words. `rpc`,
   `http2`, `headers`: how a call travels, by mutual TLS. `context`: where the addresses and
   certificates of clusters are kept.
-- `spec_flags` and `spec_edit`: a service's flags to a spec, for `create` and for `update`.
+- `settings`, `spec_flags`, `spec_edit`: a service's flags to a spec, for `create` and `update`.
   `wait`: the lines that a user sees until a service has converged.
 - `output`: tables, JSON, filters. `rows`: objects as the dicts that both are made from.
 - `build_context`: a folder as a tar stream that honours `.dockerignore`.

@@ -1,6 +1,6 @@
 """The flags of a container that take several values, and where in the spec each list goes.
 
-As data, like `spec_flags.SETTINGS`: `create` and `run` have `--dns`, `service update` has
+As data, like `settings.SETTINGS`: `create` and `run` have `--dns`, `service update` has
 `--dns-add` and `--dns-rm`. What Docker's `service update` names otherwise has that name too.
 """
 
@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.cli.spec_flags import checked_image, with_value
+from orchestrator.cli.settings import with_value
+from orchestrator.cli.spec_flags import checked_image
 from orchestrator.model import confinement
 from orchestrator.model.specs import ContainerSpec
 

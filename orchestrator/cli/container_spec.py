@@ -14,13 +14,15 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client
 from orchestrator.cli.container_flags import many_options
+from orchestrator.cli.flag_types import Parsed
 from orchestrator.cli.groups import CliError
 from orchestrator.cli.mount_flags import mount_options
 from orchestrator.cli.network_flags import network_options
 from orchestrator.cli.new_spec import new_spec
 from orchestrator.cli.port_flags import split_publish, unnumbered
 from orchestrator.cli.presence import POLICIES, ensure_image, exposed_ports
-from orchestrator.cli.spec_flags import SETTINGS, Parsed, label_lines
+from orchestrator.cli.settings import SETTINGS
+from orchestrator.cli.spec_flags import label_lines
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.specs import RestartCondition, RestartPolicy
 from orchestrator.pb import containers_pb2

@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.flag_types import Parsed
 from orchestrator.cli.groups import INTERRUPTED, example
 from orchestrator.cli.output import Row, format_option, template_lines
-from orchestrator.cli.spec_flags import Parsed
 from orchestrator.model.names import near_miss
 from orchestrator.model.units import format_time, parse_moment
 from orchestrator.pb import containers_pb2

@@ -30,6 +30,12 @@ class NotConverged(CliError):
     exit_code = 3
 
 
+class RolledBack(CliError):
+    """The update failed, and the service is what it was before. Exit status 4."""
+
+    exit_code = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Lazy:
     """A command that is imported when it is called: `target` is `module:attribute`."""

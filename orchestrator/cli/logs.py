@@ -12,8 +12,8 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.flag_types import Parsed
 from orchestrator.cli.groups import INTERRUPTED, example
-from orchestrator.cli.spec_flags import Parsed
 from orchestrator.model.units import format_time, parse_moment
 from orchestrator.pb import containers_pb2, control_pb2
 

@@ -11,7 +11,8 @@ import click
 from orchestrator.cli.container_flags import image_and_command, with_many
 from orchestrator.cli.mount_flags import apply_mounts
 from orchestrator.cli.network_flags import attachments
-from orchestrator.cli.spec_flags import apply_settings, checked, environment, pairs, ports
+from orchestrator.cli.settings import apply_settings
+from orchestrator.cli.spec_flags import checked, environment, pairs, ports
 from orchestrator.model.names import parse_image
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 

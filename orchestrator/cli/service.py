@@ -29,7 +29,7 @@ from orchestrator.cli.rows import (
     task_columns,
     task_rows,
 )
-from orchestrator.cli.service_change import create, scale, update
+from orchestrator.cli.service_change import create, promote, rollback, scale, update
 from orchestrator.model.units import format_cores, format_duration, format_memory
 from orchestrator.pb import control_pb2
 
@@ -42,7 +42,7 @@ def service() -> None:
     """Services: a declared number of containers that is kept alive."""
 
 
-for _command in (create, update, scale, logs):
+for _command in (create, update, rollback, promote, scale, logs):
     service.add_command(_command)
 
 
@@ -131,9 +131,18 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
             "Update",
             f"{update['parallelism']} at a time, delay {format_duration(update['delay'])}",
         ),
+        ("Update state", _update_state(document["update"])),
+        ("Earlier versions", ", ".join(str(past["version"]) for past in document["history"])),
         ("Created at", document["created_at"] or ""),
         ("Updated at", document["updated_at"] or ""),
     ]
+
+
+def _update_state(update: Row) -> str:
+    if update["state"] == "none":
+        return ""
+    words: str = update["state"].replace("-", " ")
+    return f"{words}: {update['message']}" if update["message"] else words
 
 
 def _pairs(labels: Mapping[str, str]) -> str:

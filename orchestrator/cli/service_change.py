@@ -11,16 +11,14 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, Refused, pass_client
 from orchestrator.cli.container_flags import many_options
+from orchestrator.cli.flag_types import DURATION
 from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.mount_flags import mount_options
 from orchestrator.cli.network_flags import network_options
 from orchestrator.cli.new_spec import new_spec
+from orchestrator.cli.settings import setting_options
 from orchestrator.cli.spec_edit import edit_options, edited, scaled
-from orchestrator.cli.spec_flags import (
-    DURATION,
-    checked,
-    setting_options,
-)
+from orchestrator.cli.spec_flags import checked
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.objects import Service
 from orchestrator.model.specs import ServiceMode, ServiceSpec
@@ -141,6 +139,35 @@ def update(client: Client, **values: Any) -> None:
     _wait(client, [changed], values)
 
 
+@click.command(epilog=example("orc service rollback web", "orc service rollback --to 3 web"))
+@click.option(
+    "--to",
+    "version",
+    type=click.INT,
+    default=0,
+    metavar="VERSION",
+    help="One of the last ten that 'orc service inspect' lists; else the one before this.",
+)
+@wait_options
+@click.argument("service", shell_complete=completion.services)
+@pass_client
+def rollback(client: Client, service: str, version: int, **values: Any) -> None:
+    """Bring an earlier spec of a service back, and wait until it runs. Its number of replicas
+    stays."""
+    request = control_pb2.RollbackServiceRequest(service=service, version=version)
+    _wait(client, [client.call("RollbackService", request)], values)
+
+
+@click.command(epilog=example("orc service promote web"))
+@wait_options
+@click.argument("service", shell_complete=completion.services)
+@pass_client
+def promote(client: Client, service: str, **values: Any) -> None:
+    """Let an update that stands at its canaries go on, and wait until all tasks run."""
+    request = control_pb2.PromoteServiceRequest(service=service)
+    _wait(client, [client.call("PromoteService", request)], values)
+
+
 @click.command(epilog=example("orc service scale web=12", "orc service scale web=3 api=5"))
 @wait_options
 @click.argument(
@@ -218,6 +245,4 @@ def _wait(client: Client, services: list[Any], values: dict[str, Any]) -> None:
     from orchestrator.cli.wait import until_converged
 
     for service in services:
-        until_converged(
-            client, service.spec.name, service.revision, values["timeout"], values["quiet"]
-        )
+        until_converged(client, service, values["timeout"], values["quiet"])

@@ -12,17 +12,11 @@ from typing import Any, TypeVar
 import click
 
 from orchestrator.cli.container_flags import many_edit_options, with_many
+from orchestrator.cli.flag_types import WORDS
 from orchestrator.cli.mount_flags import edit_mounts, mount_edit_options
 from orchestrator.cli.network_flags import edited_attachments
-from orchestrator.cli.spec_flags import (
-    WORDS,
-    apply_settings,
-    checked_image,
-    environment,
-    pairs,
-    ports,
-    with_value,
-)
+from orchestrator.cli.settings import apply_settings, with_value
+from orchestrator.cli.spec_flags import checked_image, environment, pairs, ports
 from orchestrator.model.specs import PortSpec, Protocol, ServiceMode, ServiceSpec
 
 F = TypeVar("F", bound=Callable[..., Any])

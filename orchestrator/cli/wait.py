@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import click
 
 from orchestrator.cli.client import Client, ManagerLost
-from orchestrator.cli.groups import INTERRUPTED, CliError, NotConverged
+from orchestrator.cli.groups import INTERRUPTED, CliError, NotConverged, RolledBack
 from orchestrator.cli.output import word
 from orchestrator.cli.rows import health_text, task_error
 from orchestrator.model.convert import from_proto
-from orchestrator.model.objects import Task, TaskStatus
+from orchestrator.model.objects import Task, TaskStatus, UpdateState
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.units import format_duration
 from orchestrator.pb import control_pb2
@@ -34,15 +34,15 @@ class _View(Protocol):
     def show(self, progress: Any, tasks: list[Task], hostnames: Mapping[str, str]) -> None: ...
 
 
-def until_converged(
-    client: Client, name: str, revision: int, timeout: float, quiet: bool = False
-) -> None:
+def until_converged(client: Client, written: Any, timeout: float, quiet: bool = False) -> None:
     """Show a service's progress, unless `quiet`, until it has converged.
 
-    `revision` is that of the service as we wrote it: what a manager says of an older one is not
-    the answer. Raises NotConverged with the reasons after `timeout` seconds, CliError if the
-    service was removed. Ctrl-C detaches: it says so and exits.
+    `written` is the service as we wrote it: what a manager says of an older one is not the answer.
+    Raises NotConverged with the reasons after `timeout` seconds, or when failures have paused the
+    update; RolledBack when they took it back; CliError if the service was removed. Ctrl-C detaches:
+    it says so and exits.
     """
+    name, ours = written.spec.name, _Update(written)
     deadline = time.monotonic() + timeout
     last = None
     try:
@@ -53,7 +53,7 @@ def until_converged(
                     raise CliError(f"service '{name}' was removed meanwhile")
                 tasks = [from_proto(task) for task in progress.tasks]
                 view.show(progress, tasks, progress.hostnames)
-                if progress.converged and progress.service.revision >= revision:
+                if ours.ended(progress):
                     break
     except KeyboardInterrupt:
         click.echo(
@@ -64,7 +64,42 @@ def until_converged(
     except TimeoutError:
         raise NotConverged(_reasons(name, last, timeout)) from None
     if not quiet:
-        click.echo(f"{name}: {overall(last)}, converged", err=True)
+        click.echo(f"{name}: {overall(last)}, {_outcome(last)}", err=True)
+
+
+class _Update:
+    """The update that we made, if any, as progress tells of it."""
+
+    def __init__(self, written: Any) -> None:
+        self._revision = written.revision
+        self._began = UpdateState(written.update.state)
+
+    def ended(self, progress: Any) -> bool:
+        """Whether the service has converged. Raises NotConverged or RolledBack."""
+        service = progress.service
+        if service.revision < self._revision:
+            return False
+        name, state = service.spec.name, UpdateState(service.update.state)
+        begun = self._began in (UpdateState.UPDATING, UpdateState.ROLLING_BACK)
+        if begun and state in (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED):
+            raise NotConverged(
+                f"the update of service '{name}' is paused: {service.update.message}; update it "
+                f"again, or go back with 'orc service rollback {name}'"
+            )
+        if not progress.converged:
+            return False
+        if self._began is UpdateState.UPDATING and state is UpdateState.ROLLED_BACK:
+            raise RolledBack(f"service '{name}' was rolled back: {service.update.message}")
+        return True
+
+
+def _outcome(progress: Any) -> str:
+    if progress.service.update.state == UpdateState.CANARY:
+        return (
+            f"{progress.service.update.message}; "
+            f"'orc service promote {progress.service.spec.name}' lets the others follow"
+        )
+    return "converged"
 
 
 def _pictures(client: Client, name: str, deadline: float) -> Iterator[Any]:
@@ -124,6 +159,10 @@ class PlainView:
                 click.echo(f"{task.name}  {text}", err=True)
             self._shown[task.id] = text
         self._first = False
+        update = progress.service.update
+        if _goes_back(update) and update.message not in self._reasons:
+            self._reasons.add(update.message)
+            click.echo(f"{progress.service.spec.name}: {back_text(update)}", err=True)
         for reason, count in waiting_reasons(tasks).items():
             if reason not in self._reasons:
                 self._reasons.add(reason)
@@ -173,7 +212,18 @@ def _running(progress: Any) -> int:
 
 
 def overall(progress: Any) -> str:
-    return f"{_running(progress)} of {progress.desired} running"
+    text = f"{_running(progress)} of {progress.desired} running"
+    update = progress.service.update
+    return f"{text}, {back_text(update)}" if _goes_back(update) else text
+
+
+def _goes_back(update: Any) -> bool:
+    return bool(update.state == UpdateState.ROLLING_BACK)
+
+
+def back_text(update: Any) -> str:
+    """Why a service is on its way back."""
+    return f"rolling back: {update.message}"
 
 
 def _reasons(name: str, progress: Any, timeout: float) -> str:

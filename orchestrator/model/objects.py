@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from orchestrator.model.specs import Protocol, Resources, ServiceSpec, TaskSpec
+from orchestrator.model.specs import Protocol, Resources, ServiceSpec, TaskSpec, UpdatePolicy
 from orchestrator.model.states import TaskState
 
 
@@ -77,6 +77,53 @@ class Node:
     """Names the boot of the host in which its agent last said hello."""
 
 
+class UpdateState(IntEnum):
+    """How the newest update of a service's tasks goes."""
+
+    NONE = 0
+    """There was none."""
+    UPDATING = 1
+    CANARY = 2
+    """Its canaries work; it waits to be promoted."""
+    PAUSED = 3
+    """Too many tasks failed; it waits for a new spec, a rollback or a word to go on."""
+    COMPLETED = 4
+    ROLLING_BACK = 5
+    ROLLBACK_PAUSED = 6
+    ROLLED_BACK = 7
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStatus:
+    """Where the newest update of a service's tasks stands."""
+
+    state: UpdateState = UpdateState.NONE
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    """When it completed, was rolled back, or paused; 0 while it goes on."""
+    message: str = ""
+    """Why, in the user's words."""
+    promoted: bool = False
+    """It waits for nobody at its canaries."""
+
+    @property
+    def moving(self) -> bool:
+        """Whether it goes on by itself."""
+        return self.state in (UpdateState.UPDATING, UpdateState.ROLLING_BACK)
+
+
+@dataclass(frozen=True, slots=True)
+class PastSpec:
+    """What a service was before."""
+
+    spec: ServiceSpec = field(default_factory=ServiceSpec)
+    image_digest: str = ""
+    version: int = 0
+    """`spec_version` of its tasks."""
+    until: float = 0.0
+    """When another spec took its place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """A declared service. `spec_version` grows with each change of `spec.task`."""
@@ -95,6 +142,15 @@ class Service:
     """Network id → the service's own IPv4 address there, for its life."""
     vips6: dict[str, str] = field(default_factory=dict)
     """Network id → its IPv6 address there."""
+    update: UpdateStatus = field(default_factory=UpdateStatus)
+    history: tuple[PastSpec, ...] = ()
+    """Earlier specs, the newest first."""
+
+    @property
+    def policy(self) -> UpdatePolicy:
+        """How its tasks are replaced now: as for an update, or as for a rollback."""
+        back = (UpdateState.ROLLING_BACK, UpdateState.ROLLBACK_PAUSED)
+        return self.spec.rollback if self.update.state in back else self.spec.update
 
 
 class Health(IntEnum):

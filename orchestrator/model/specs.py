@@ -208,6 +208,16 @@ class UpdateOrder(IntEnum):
     """The new one starts, and when it works the old one ends."""
 
 
+class FailureAction(IntEnum):
+    """What becomes of an update of which too many tasks fail."""
+
+    PAUSE = 0
+    """No further slot is updated until somebody says so."""
+    CONTINUE = 1
+    ROLLBACK = 2
+    """Back to the spec before it."""
+
+
 @dataclass(frozen=True, slots=True)
 class UpdatePolicy:
     """How an update replaces tasks."""
@@ -217,6 +227,13 @@ class UpdatePolicy:
     delay: float = 0.0
     """Seconds between two batches."""
     order: UpdateOrder = UpdateOrder.STOP_FIRST
+    monitor: float = 5.0
+    """Seconds that a new task must run: one that ends sooner counts as a failure of the update."""
+    failure_action: FailureAction = FailureAction.PAUSE
+    max_failure_ratio: float = 0.0
+    """Part of the slots that may fail before the failure action is taken."""
+    canary: int = 0
+    """Slots that are updated before the update waits to be promoted; 0: it waits for nobody."""
 
 
 DEFAULT_NETWORK = "default"
@@ -303,3 +320,5 @@ class ServiceSpec:
     constraints: tuple[str, ...] = ()
     """Placement rules such as `node.labels.zone==a`; all must hold."""
     endpoint_mode: EndpointMode = EndpointMode.VIP
+    rollback: UpdatePolicy = field(default_factory=UpdatePolicy)
+    """How a rollback replaces tasks."""

@@ -18,12 +18,14 @@ from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.networks import check_attachments
 from orchestrator.model.specs import (
     ContainerSpec,
+    FailureAction,
     PortSpec,
     Resources,
     RestartPolicy,
     ServiceMode,
     ServiceSpec,
     TaskSpec,
+    UpdatePolicy,
 )
 from orchestrator.model.units import format_memory
 
@@ -67,8 +69,8 @@ def validate_service(spec: ServiceSpec) -> None:
     if spec.replicas > MAX_REPLICAS and spec.mode is ServiceMode.REPLICATED:
         raise InvalidSpec("replicas", f"replicas {spec.replicas} is over {MAX_REPLICAS}, the most")
     validate_task(spec.task)
-    _not_negative("update.parallelism", spec.update.parallelism, "update parallelism")
-    _not_negative("update.delay", spec.update.delay, "update delay")
+    _policy("update", spec.update)
+    _policy("rollback", spec.rollback)
     validate_constraints(spec.constraints)
 
 
@@ -271,6 +273,20 @@ def _ports(ports: tuple[PortSpec, ...]) -> None:
         if (port.published, protocol) in seen:
             raise InvalidSpec("task.ports", f"port {port.published}/{protocol} is published twice")
         seen.add((port.published, protocol))
+
+
+def _policy(word: str, policy: UpdatePolicy) -> None:
+    for name in ("parallelism", "delay", "monitor", "canary", "max_failure_ratio"):
+        _not_negative(f"{word}.{name}", getattr(policy, name), f"{word} {name.replace('_', ' ')}")
+    if policy.max_failure_ratio > 1:
+        raise InvalidSpec(
+            f"{word}.max_failure_ratio",
+            f"{word} max failure ratio {policy.max_failure_ratio:g} is over 1, which is all tasks",
+        )
+    if word == "rollback" and policy.failure_action is FailureAction.ROLLBACK:
+        raise InvalidSpec(
+            "rollback.failure_action", "a rollback is not rolled back; pause or continue"
+        )
 
 
 def _restart(policy: RestartPolicy) -> None:

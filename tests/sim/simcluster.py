@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from orchestrator.manager.planning.assignments import assigned_tasks
+from orchestrator.manager.planning.history import rolled_back, with_spec
 from orchestrator.manager.planning.liveness import expire, node_up
 from orchestrator.manager.planning.nodetable import published
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of, plan
@@ -30,9 +31,11 @@ from orchestrator.model.objects import (
     Service,
     Task,
     TaskStatus,
+    UpdateState,
 )
 from orchestrator.model.specs import (
     ContainerSpec,
+    FailureAction,
     PortSpec,
     Resources,
     RestartPolicy,
@@ -94,7 +97,8 @@ class SimCluster:
         self.term_started = self.now
         self.dirty = EVERYTHING
         self.wake: float | None = None
-        self.duplicates: dict[tuple[str, int], float] = {}
+        self.surplus: dict[str, float] = {}
+        """Container that runs beside a newer one of its slot → since when."""
         self._ids = 0
         network = Network(id="net", name="default", subnet="10.128.0.0/20", node_prefix=24)
         self.view = ClusterView.of([Cluster(id="cluster", node_timeout=2.0), network])
@@ -129,7 +133,15 @@ class SimCluster:
             mode=mode,
             replicas=self.random.randrange(0, 3 if ports else 9),
             task=task,
-            update=UpdatePolicy(pick((0, 1, 2)), pick((0.0, 0.0, 1.0)), pick(tuple(UpdateOrder))),
+            update=UpdatePolicy(
+                pick((0, 1, 2)),
+                pick((0.0, 0.0, 1.0)),
+                pick(tuple(UpdateOrder)),
+                monitor=pick((1.0, 5.0)),
+                failure_action=pick(tuple(FailureAction)),
+                max_failure_ratio=pick((0.0, 0.5)),
+                canary=pick((0, 0, 0, 1)),
+            ),
         )
         self.write(Change(None, Service(id=self.new_id(), created_at=self.now, spec=spec)))
 
@@ -139,6 +151,11 @@ class SimCluster:
         match self.random.randrange(8):
             case 0:
                 after = replace(service, removed=True)
+            case 5 if service.history:
+                after = rolled_back(service, service.history[-1], self.now, "by hand")
+            case 6 if service.update.state is UpdateState.CANARY:
+                update = replace(service.update, state=UpdateState.UPDATING, promoted=True)
+                after = replace(service, update=update)
             case 1 | 2 | 3:
                 most = 3 if spec.task.ports else 9
                 after = replace(
@@ -146,14 +163,10 @@ class SimCluster:
                 )
             case 4:
                 task = replace(spec.task, restart=replace(spec.task.restart, delay=0.25))
-                after = replace(service, spec=replace(spec, task=task))
+                after = with_spec(service, replace(spec, task=task), "", self.now)
             case _:
                 task = replace(spec.task, force=spec.task.force + 1)
-                after = replace(
-                    service,
-                    spec=replace(spec, task=task),
-                    spec_version=service.spec_version + 1,
-                )
+                after = with_spec(service, replace(spec, task=task), "", self.now)
         self.write(Change(service, after))
 
     def write(self, *changes: Change) -> None:
@@ -368,18 +381,22 @@ class SimCluster:
 
     def _check_containers(self) -> None:
         """A slot runs twice only where nobody can reach, or for as long as a stop takes."""
-        running: defaultdict[tuple[str, int], int] = defaultdict(int)
+        running: defaultdict[tuple[str, int], list[Task]] = defaultdict(list)
         for agent in self.agents.values():
             if agent.connected:
                 for item in agent.containers.values():
                     if item.state is TaskState.RUNNING:
-                        running[item.task.service_id, item.task.slot] += 1
-        twice = {
-            key for key, count in running.items() if count > 1 and not self._starts_first(key[0])
-        }
-        self.duplicates = {key: self.duplicates.get(key, self.now) for key in twice}
-        for key, since in self.duplicates.items():
-            assert self.now - since <= STOPPING + 2 * TICK, f"{key} runs twice since {since}"
+                        running[item.task.service_id, item.task.slot].append(item.task)
+        surplus = set()
+        for (service_id, _), tasks in running.items():
+            if not self._starts_first(service_id):
+                tasks.sort(key=lambda task: (task.created_at, task.id))
+                surplus |= {task.id for task in tasks[:-1]}
+        self.surplus = {id: self.surplus.get(id, self.now) for id in surplus}
+        for id, since in self.surplus.items():
+            assert self.now - since <= STOPPING + 2 * TICK, (
+                f"{id} runs beside another since {since}"
+            )
 
     # The end
 
@@ -409,9 +426,10 @@ class SimCluster:
         )
 
     def _blocked(self, service_id: str) -> bool:
-        """Whether the service waits for a port that another has, or for room on the very node
-        that it is meant for: no fault of the planner."""
-        return any(
+        """Whether the service waits for a port that another has, for room on the very node that it
+        is meant for, or for its user to look after a failed update: no fault of the planner."""
+        paused = (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
+        return self.view.services[service_id].update.state in paused or any(
             task.status.state is TaskState.PENDING
             and ("/tcp in use" in task.status.message or task.node_id)
             for task in self.view.tasks_of_service(service_id).values()
@@ -426,7 +444,8 @@ class SimCluster:
         ]
         lines += [f"{node.id} {node.state.name}" for node in self.view.nodes.values()]
         lines += [
-            f"{id} {service.spec.replicas} {service.spec.update} {progress(self.view, id)}"
+            f"{id} {service.spec.replicas} {service.spec.update} {service.update}"
+            f" {progress(self.view, id)}"
             for id, service in self.view.services.items()
         ]
         return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from orchestrator.manager.api.context import Calls, answering, hostnames
 from orchestrator.manager.api.image_resolve import resolve_image
 from orchestrator.manager.api.networkuse import usable_networks
 from orchestrator.manager.lookup import find_node, find_service
+from orchestrator.manager.planning.history import rolled_back, with_spec
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import progress
 from orchestrator.manager.planning.views import ClusterView
@@ -21,7 +22,7 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import name_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.objects import Service, Task
+from orchestrator.model.objects import Object, Service, Task, UpdateState
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.validate import validate_service
 from orchestrator.pb import control_pb2
@@ -104,16 +105,45 @@ class ServiceCalls(Calls):
             digest = await resolve_image(
                 api, spec.task.container, ask_registry=not request.no_resolve_image
             )
-        changed = spec.task != service.spec.task or digest != service.image_digest
-        after = replace(
-            service,
-            spec=spec,
-            updated_at=api.now(),
-            spec_version=service.spec_version + changed,
-            image_digest=digest,
-        )
-        revision = await commit(api.kv, [Change(service, after)], networks)
-        await api.cache.wait_for(revision)
+        after = with_spec(service, spec, digest, api.now())
+        return await self._written(service, after, networks)
+
+    @answering
+    async def RollbackService(self, request: Any, context: Any) -> Any:
+        service = find_service(self.api.view, request.service)
+        name = service.spec.name
+        versions = [past.version for past in service.history]
+        if not versions:
+            raise invalid(f"service '{name}' has had no other spec, so there is no way back")
+        version = request.version or versions[0]
+        if version not in versions:
+            known = ", ".join(map(str, versions))
+            raise invalid(f"service '{name}' remembers no version {version}; there are {known}")
+        past = service.history[versions.index(version)]
+        networks = usable_networks(self.api.view, past.spec, service.spec)
+        check_ports(self.api.view, past.spec.task, service.id)
+        after = rolled_back(service, past, self.api.now(), f"back to version {version}")
+        return await self._written(service, after, networks)
+
+    @answering
+    async def PromoteService(self, request: Any, context: Any) -> Any:
+        service = find_service(self.api.view, request.service)
+        goes_on = {
+            UpdateState.CANARY: UpdateState.UPDATING,
+            UpdateState.UPDATING: UpdateState.UPDATING,
+        }.get(service.update.state)
+        if goes_on is None:
+            raise invalid(
+                f"service '{service.spec.name}' has no update at its canaries; see "
+                f"'orc service inspect {service.spec.name}'"
+            )
+        update = replace(service.update, state=goes_on, promoted=True, finished_at=0.0, message="")
+        return await self._written(service, replace(service, update=update), ())
+
+    async def _written(self, service: Service, after: Service, requires: Iterable[Object]) -> Any:
+        """Write a changed service, and answer with it."""
+        revision = await commit(self.api.kv, [Change(service, after)], requires)
+        await self.api.cache.wait_for(revision)
         return to_proto(replace(after, revision=revision))
 
     @answering
@@ -187,7 +217,7 @@ class ServiceCalls(Calls):
             if task_id not in sent or sent[task_id][0] is not task:
                 sent[task_id] = (task, to_proto(task))
         return control_pb2.ServiceProgress(
-            service=to_proto(service),
+            service=to_proto(replace(service, history=())),
             tasks=[
                 sent[task.id][1]
                 for task in sorted(tasks.values(), key=lambda t: (t.slot, t.created_at))

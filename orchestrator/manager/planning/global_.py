@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.manager.planning import reaper, update
+from orchestrator.manager.planning import reaper, rollout, update
 from orchestrator.manager.planning.constraints import welcome
 from orchestrator.manager.planning.replicated import give_up_lost
 from orchestrator.manager.planning.restart import decide
@@ -36,6 +36,7 @@ def reconcile_global(view: ClusterView, service: Service, draft: Draft) -> None:
     known = draft.slots()
     for number, home in zip(draft.free_numbers(len(new)), new, strict=True):
         draft.create(service, number, Start(node_id=home), known.get(number))
+    service = rollout.follow(service, draft)
     update.advance(view, service, draft)
     for slot in draft.kept_slots():
         home = slot.newest.node_id

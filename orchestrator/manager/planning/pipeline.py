@@ -157,8 +157,13 @@ def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
     if dirty.nodes_changed:
         services |= view.services.keys()
     if dirty.timer:
-        services |= {id for id, item in view.services.items() if item.spec.update.delay > 0}
+        services |= {id for id, item in view.services.items() if _timed(item)}
     return services
+
+
+def _timed(service: Service) -> bool:
+    """Whether time alone may decide something of it."""
+    return service.policy.delay > 0 or service.update.moving
 
 
 def _draft(view: ClusterView, service_id: str, now: float, new_id: Callable[[], str]) -> Draft:
@@ -201,8 +206,9 @@ def _waiting(
 def _finish(id: str, draft: Draft, placements: _Placed) -> Plan:
     changes = draft.changes()
     read = [placements.read[key] for key in sorted(placements.read)]
-    if draft.service is not None and not draft.service_gone:
-        read.insert(0, draft.service)
+    service = draft.service_before
+    if service is not None and service is draft.service and not draft.service_gone:
+        read.insert(0, service)
     held = (
         task.not_before
         for task in draft.tasks.values()

@@ -9,7 +9,7 @@ from orchestrator.manager.planning.constraints import welcome
 from orchestrator.manager.planning.restart import finished
 from orchestrator.manager.planning.slots import Slot, ended, is_current, slots_of
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import NodeState, Service
+from orchestrator.model.objects import NodeState, Service, UpdateState
 from orchestrator.model.specs import ServiceMode
 
 
@@ -26,7 +26,8 @@ def progress(view: ClusterView, service_id: str) -> Progress:
     """The progress of a service.
 
     It has converged when each slot that it should have runs a task of the present spec, or has
-    done its work, and nothing else of it runs any more. One that is removed, or unknown, has
+    done its work, nothing else of it runs any more, and no update is under way; at canaries, when
+    each slot's task works. One that is removed, or unknown, has
     converged when it has no task left.
     """
     service = view.services.get(service_id)
@@ -39,9 +40,8 @@ def progress(view: ClusterView, service_id: str) -> Progress:
     live = sum(not ended(task) for task in tasks.values())
     at_work = sum(not slot.vacant for slot in slots)
     desired = wanted(view, service)
-    return Progress(
-        desired, running, converged=arrived == len(slots) == desired and live == at_work
-    )
+    there = arrived == len(slots) == desired and live == at_work
+    return Progress(desired, running, converged=there and not service.update.moving)
 
 
 def wanted(view: ClusterView, service: Service) -> int:
@@ -54,9 +54,9 @@ def wanted(view: ClusterView, service: Service) -> int:
 
 
 def _arrived(service: Service, slot: Slot) -> bool:
-    if not is_current(service, slot.newest):
-        return False
     task = slot.runnable
+    if service.update.state is UpdateState.CANARY and task is not None:
+        return task.status.works
     if task is None:
-        return finished(service, slot)
-    return task.status.works
+        return is_current(service, slot.newest) and finished(service, slot)
+    return is_current(service, task) and task.status.works

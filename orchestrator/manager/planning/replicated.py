@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from orchestrator.manager.planning import reaper, update
+from orchestrator.manager.planning import reaper, rollout, update
 from orchestrator.manager.planning.restart import decide
 from orchestrator.manager.planning.slots import Draft, Slot, Start, ended, is_current, waits
 from orchestrator.manager.planning.views import ClusterView
@@ -21,6 +21,7 @@ def reconcile_replicated(view: ClusterView, service: Service, draft: Draft) -> N
     """Bring the service's tasks one step nearer to its spec."""
     give_up_lost(view, draft)
     _scale(service, draft)
+    service = rollout.follow(service, draft)
     update.advance(view, service, draft)
     for slot in draft.kept_slots():
         if slot.vacant:

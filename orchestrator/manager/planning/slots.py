@@ -117,6 +117,8 @@ class Draft:
         new_id: Callable[[], str],
     ) -> None:
         self.service = service
+        """As it is to be; a decision may change it."""
+        self.service_before = service
         self.now = now
         self.requeue_at: float | None = None
         self.service_gone = False
@@ -276,15 +278,17 @@ class Draft:
         self.requeue_at = earliest(self.requeue_at, at)
 
     def changes(self) -> tuple[Change, ...]:
-        """What differs from before: by slot, within a slot stops before starts, then by age."""
+        """What differs from before: by slot, within a slot stops before starts, then by age; the
+        service itself comes last."""
         changed = [
             Change(self._before.get(id), self._tasks.get(id))
             for id in self._touched
             if self._before.get(id) is not self._tasks.get(id)
         ]
         changed.sort(key=_order)
-        if self.service_gone and self.service is not None:
-            changed.append(Change(self.service, None))
+        before = self.service_before
+        if before is not None and (self.service_gone or self.service is not before):
+            changed.append(Change(before, None if self.service_gone else self.service))
         return tuple(changed)
 
     def _put(self, task: Task) -> None:

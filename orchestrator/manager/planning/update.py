@@ -13,14 +13,16 @@ Start first: the new task is made beside the old one, which is told to end when 
 Until then the old one is left alone, whatever becomes of the new one: such an update, or a drained
 node, never makes less of the service than there was.
 
-Nothing is stored for an update but the tasks themselves. With a delay, the next batch starts
-that long after the last new task began to run, by that task's own record.
+Nothing is stored of its progress but the tasks themselves (`rollout` says what becomes of it). With
+a delay, the next batch starts that long after the last new task began to run, by that task's own
+record.
 """
 
 from __future__ import annotations
 
 from orchestrator.manager.planning.constraints import welcome
 from orchestrator.manager.planning.restart import decide, finished
+from orchestrator.manager.planning.rollout import waits_for_promotion
 from orchestrator.manager.planning.slots import (
     Draft,
     Slot,
@@ -31,9 +33,11 @@ from orchestrator.manager.planning.slots import (
     waits,
 )
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Service, Task
+from orchestrator.model.objects import Service, Task, UpdateState
 from orchestrator.model.specs import ServiceMode, UpdateOrder
 from orchestrator.model.states import TaskState
+
+_STANDING = (UpdateState.CANARY, UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
 
 
 def advance(view: ClusterView, service: Service, draft: Draft) -> None:
@@ -61,6 +65,7 @@ def advance(view: ClusterView, service: Service, draft: Draft) -> None:
         and not slot.stopping
         and not _failed_beside(service, slot)
     ]
+    old = _allowed(service, slots, old)
     if not old:
         return
     # Those that do not work yet go first: they may never do so.
@@ -72,9 +77,23 @@ def advance(view: ClusterView, service: Service, draft: Draft) -> None:
             draft.stop(slot.live[-1], TaskState.SHUTDOWN)
 
 
+def _allowed(service: Service, slots: list[Slot], old: list[Slot]) -> list[Slot]:
+    """Those of the outdated slots that the state of the update lets go: if it stands, only such as
+    must leave their nodes, which is for another reason."""
+    evicted = [slot for slot in old if is_current(service, slot.live[-1])]
+    if service.update.state in _STANDING:
+        return evicted
+    if service.update.state is UpdateState.UPDATING and waits_for_promotion(service):
+        begun = sum(slot.runnable is None or is_current(service, slot.newest) for slot in slots)
+        others = [slot for slot in old if not is_current(service, slot.live[-1])]
+        others.sort(key=lambda slot: (slot.live[-1].status.works, slot.number))
+        return [*evicted, *others[: max(service.policy.canary - begun, 0)]]
+    return old
+
+
 def starts_first(service: Service) -> bool:
     """Whether a new task is made beside the old one."""
-    return service.spec.update.order is UpdateOrder.START_FIRST
+    return service.policy.order is UpdateOrder.START_FIRST
 
 
 def outdated(view: ClusterView, service: Service, task: Task) -> bool:
@@ -118,7 +137,7 @@ def _failed_beside(service: Service, slot: Slot) -> bool:
 def _allowance(service: Service, slots: list[Slot], draft: Draft) -> int:
     """How many more slots may be set on the way now; asks the draft to look again when time
     decides."""
-    policy = service.spec.update
+    policy = service.policy
     most = policy.parallelism or len(slots)
     under_way = sum(_under_way(service, slot) for slot in slots)
     if policy.delay <= 0:

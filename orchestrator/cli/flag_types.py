@@ -1,0 +1,62 @@
+"""How the texts of flags are read, and what a flag that sets one value of a spec is."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.model.units import parse_cpus, parse_duration, parse_memory
+
+if TYPE_CHECKING:
+    AnyType = click.ParamType[Any]
+else:
+    AnyType = click.ParamType  # not generic before click 8.4
+
+
+class Parsed(AnyType):
+    """A flag's text, read by a function that raises ValueError in the user's words."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self._read(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(shlex.split(text))
+
+
+MEMORY = Parsed("size", parse_memory)
+CPUS = Parsed("cores", parse_cpus)
+DURATION = Parsed("duration", parse_duration)
+WORDS = Parsed("words", _words)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A flag that sets one value of a spec."""
+
+    flags: tuple[str, ...]
+    path: str
+    """Where in ServiceSpec, such as `task.container.user`."""
+    type: AnyType
+    help: str
+    flag_value: str | None = None
+    """The text that it stands for, of a flag that takes none."""
+
+    @property
+    def click_options(self) -> dict[str, Any]:
+        return {} if self.flag_value is None else {"is_flag": True, "flag_value": self.flag_value}
+
+    @property
+    def name(self) -> str:
+        return self.flags[0].partition("/")[0].lstrip("-").replace("-", "_")

@@ -1,0 +1,83 @@
+"""The flags of how tasks are replaced, in an update and in a rollback: the same for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import TypeVar
+
+import click
+
+from orchestrator.cli.flag_types import DURATION, Parsed, Setting
+from orchestrator.model.specs import FailureAction, UpdateOrder
+
+E = TypeVar("E", bound=IntEnum)
+
+
+def _one_of(kind: type[E]) -> Callable[[str], E]:
+    names = {each.name.lower().replace("_", "-"): each for each in kind}
+
+    def read(text: str) -> E:
+        if text not in names:
+            raise ValueError(f"{text!r} is none of {', '.join(names)}")
+        return names[text]
+
+    return read
+
+
+def _ratio(text: str) -> float:
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = -1.0
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"{text!r} is no part of the tasks; write such as 0.25")
+    return ratio
+
+
+def _settings(word: str, actions: str) -> tuple[Setting, ...]:
+    return (
+        Setting(
+            (f"--{word}-parallelism",),
+            f"{word}.parallelism",
+            click.INT,
+            f"Tasks that the {word} replaces at a time (1; 0: all).",
+        ),
+        Setting((f"--{word}-delay",), f"{word}.delay", DURATION, "Time between two batches (0s)."),
+        Setting(
+            (f"--{word}-order",),
+            f"{word}.order",
+            Parsed("stop-first|start-first", _one_of(UpdateOrder)),
+            "What comes first, the end of the old task or the start of the new one (stop-first).",
+        ),
+        Setting(
+            (f"--{word}-monitor",),
+            f"{word}.monitor",
+            DURATION,
+            "A new task that ends within this time is a failure (5s).",
+        ),
+        Setting(
+            (f"--{word}-max-failure-ratio",),
+            f"{word}.max_failure_ratio",
+            Parsed("ratio", _ratio),
+            "Part of the tasks that may fail before the failure action is taken (0).",
+        ),
+        Setting(
+            (f"--{word}-failure-action",),
+            f"{word}.failure_action",
+            Parsed(actions, _one_of(FailureAction)),
+            "What is done about failures (pause).",
+        ),
+    )
+
+
+UPDATE_SETTINGS = (
+    *_settings("update", "pause|continue|rollback"),
+    Setting(
+        ("--update-canary",),
+        "update.canary",
+        click.INT,
+        "Tasks that are updated before 'orc service promote' lets the others follow (0).",
+    ),
+    *_settings("rollback", "pause|continue"),
+)

@@ -1,10 +1,10 @@
 """Orc: a multi-host container orchestrator, a Swarm made small and right.
 
 Packages, by noun: `model` (what things are), `manager` (decides and keeps state), `agent` (one
-node: runs containers), `cni` (how a container is connected), `cli` (the `orc` command), `dev`
-(a cluster of namespace hosts on one machine), `identity` (certificates, tokens, roles).
-Imports point one way: cli → model; manager, agent → model; never manager ↔ agent; `cni` imports
-none of them.
+node: runs containers), `cni` (how a container is connected), `nameserver` (answers names), `cli`
+(the `orc` command), `dev` (a cluster of namespace hosts on one machine), `identity` (certificates,
+tokens, roles). Imports point one way: cli → model; manager, agent → model; never manager ↔ agent;
+`cni` and `nameserver` import none of them.
 """
 
 import os

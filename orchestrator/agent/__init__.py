@@ -21,6 +21,11 @@ While no manager answers, everything runs on and nobody decides anything.
 leaves the state file only when its container, mounts, address and ports are gone. What no row knows
 is removed once a manager has sent the full set.
 
+**The endpoint table** tells where everything of the cluster can be reached (`endpoints`). It is
+written down as well, and followed by the kernel's balance (`balancing`) and by the name server
+(`names`), a process of its own that goes on while there is no agent. What they follow is
+acknowledged: a task is told to stop once no node leads to it any more.
+
 **One process, one loop.** The daemon (`daemon`) is one TaskGroup. What blocks (netlink, unpacking,
 building) is done by child processes or threads. An error of one task ends that task; a bug in one
 of the loops ends the daemon, visibly, and its supervisor starts it again: the containers do not

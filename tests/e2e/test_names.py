@@ -18,7 +18,12 @@ SMALL = ("--reserve-cpu", "0.05", "--reserve-memory", "16m")
 def looked_up(cluster: Cluster, task: dict[str, Any], name: str, kind: str = "a") -> list[str]:
     """What `nslookup` in a container finds under a name, sorted; nothing if there is no such."""
     asked = cluster.in_task(task, "/bin/busybox", "nslookup", f"-type={kind}", name, ok=False)
-    answer = asked.stdout.partition("\n\n")[2]
+    return found(asked.stdout)
+
+
+def found(said: str) -> list[str]:
+    """The addresses in what `nslookup` says, sorted."""
+    answer = said.partition("\n\n")[2]
     return sorted(
         line.partition("Address:")[2].strip()
         for line in answer.splitlines()
@@ -94,7 +99,10 @@ print(answers, failures[:5])
 
 
 def test_a_rolling_update_loses_no_request(cluster: Cluster, hello: str, tmp_path: Path) -> None:
-    cluster.script("web", hello, GRACEFUL, "--replicas", "3", "--stop-grace-period", "5s", *SMALL)
+    cluster.script(
+        "web", hello, GRACEFUL, "--replicas", "3", "--health-tcp", "80",
+        "--stop-grace-period", "5s", *SMALL,
+    )  # fmt: skip
     before = {task["id"] for task in cluster.running("web")}
     (client,) = cluster.script("client", hello, "sleep 1000", *SMALL)
     (vip,) = looked_up(cluster, client, "web")
@@ -126,17 +134,25 @@ def test_names_survive_the_agent_and_the_name_server_is_replaced(
     cluster.orc("service", "create", "--name", "web", *SMALL, hello)
     (client,) = cluster.script("client", hello, "sleep 1000", *SMALL)
     node = client["node"]
+    gateway = cluster.in_task(client, "/bin/busybox", "cat", "/etc/resolv.conf").stdout.split()[1]
     known = looked_up(cluster, client, "web")
+
+    def names() -> list[str]:
+        """What the node's name server says; also when this test is so slow that what ran on the
+        node is moved to others while its agent is away."""
+        nslookup = ("/bin/busybox", "nslookup", "-type=a", "web", gateway)
+        return found(cluster.exec(node, *nslookup, ok=False).stdout)
+
     server = name_server(cluster, node)
-    # The agent ends and is away: its containers have names all the same, from the same server.
-    cluster.stop(node)
-    assert looked_up(cluster, client, "web") == known != []
+    # The agent ends and is away: there are names all the same, from the same server.
+    cluster.kill9(node, "daemon")
+    assert names() == known != []
     cluster.start(node)
     cluster.await_ready(node)
-    assert name_server(cluster, node) == server
-    # The server is killed: a question after that is answered by another one within a second.
+    assert (names(), name_server(cluster, node)) == (known, server)
+    # The server is killed, and another one is there at once.
     cluster.exec(node, "kill", "-9", server)
-    eventually(lambda: looked_up(cluster, client, "web") == known, within=3)
+    eventually(lambda: names() == known, within=5)
     assert name_server(cluster, node) != server
 
 

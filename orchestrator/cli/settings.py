@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import click
 
 from orchestrator.cli.flag_types import CPUS, DURATION, MEMORY, WORDS, Parsed, Setting
-from orchestrator.cli.update_settings import UPDATE_SETTINGS
-from orchestrator.model.specs import HealthCheck, RestartCondition, ServiceSpec
+from orchestrator.cli.update_settings import UPDATE_SETTINGS, one_of
+from orchestrator.model.specs import EndpointMode, HealthCheck, RestartCondition, ServiceSpec
 from orchestrator.model.units import parse_cpus, parse_memory
 from orchestrator.model.validate import MIN_SHARES
 
@@ -61,6 +61,12 @@ def _seconds(text: str) -> float:
 
 SETTINGS = (
     Setting(("--replicas",), "replicas", click.INT, "How many tasks to run."),
+    Setting(
+        ("--endpoint-mode",),
+        "endpoint_mode",
+        Parsed("vip|dnsrr", one_of(EndpointMode)),
+        "What its name stands for: an address that is balanced, or all tasks' (vip).",
+    ),
     Setting(
         ("--reserve-cpu",),
         "task.reservation.shares",

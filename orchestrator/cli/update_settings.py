@@ -14,7 +14,8 @@ from orchestrator.model.specs import FailureAction, UpdateOrder
 E = TypeVar("E", bound=IntEnum)
 
 
-def _one_of(kind: type[E]) -> Callable[[str], E]:
+def one_of(kind: type[E]) -> Callable[[str], E]:
+    """Reads the name of a member, as users write it."""
     names = {each.name.lower().replace("_", "-"): each for each in kind}
 
     def read(text: str) -> E:
@@ -47,7 +48,7 @@ def _settings(word: str, actions: str) -> tuple[Setting, ...]:
         Setting(
             (f"--{word}-order",),
             f"{word}.order",
-            Parsed("stop-first|start-first", _one_of(UpdateOrder)),
+            Parsed("stop-first|start-first", one_of(UpdateOrder)),
             "What comes first, the end of the old task or the start of the new one (stop-first).",
         ),
         Setting(
@@ -65,7 +66,7 @@ def _settings(word: str, actions: str) -> tuple[Setting, ...]:
         Setting(
             (f"--{word}-failure-action",),
             f"{word}.failure_action",
-            Parsed(actions, _one_of(FailureAction)),
+            Parsed(actions, one_of(FailureAction)),
             "What is done about failures (pause).",
         ),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,38 @@ def test_names_follow_over_a_leaders_loss_and_a_partition(cluster: Cluster, hell
     cluster.await_ready(cut)
     clients = cluster.await_running("client", len(clients))
     eventually(lambda: named_everywhere(cluster, clients, "web"), within=2)
+
+
+def test_names_are_those_of_ones_own_networks(cluster: Cluster, hello: str) -> None:
+    cluster.orc("network", "create", "--internal", "--ipv6", "back")
+    try:
+        cluster.orc(
+            "service", "create", "--name", "db", "--network", "name=back,alias=store",
+            "--replicas", "2", "--endpoint-mode", "dnsrr", "-p", "15432:80", *SMALL, hello,
+        )  # fmt: skip
+        tasks = cluster.running("db")
+        both = ("--network", "default", "--network", "back")
+        (inside,) = cluster.script("inside", hello, "sleep 1000", *both, *SMALL)
+        (outside,) = cluster.script("outside", hello, "sleep 1000", *SMALL)
+        own = sorted(task["addresses"]["back"] for task in tasks)
+        for name in ("db", "store", "tasks.db"):
+            eventually(partial(same, own, cluster, inside, name), within=5)
+        assert looked_up(cluster, outside, "db") == []
+        assert len(looked_up(cluster, inside, "db", "aaaa")) == 2
+        # Of the networks that it is on with itself it is told the first one's address.
+        assert looked_up(cluster, inside, "inside.1") == [inside["addresses"]["default"]]
+        asked = cluster.in_task(inside, "/bin/busybox", "nslookup", "-type=srv", "_80._tcp.db")
+        targets = {line.split()[-1] for line in asked.stdout.splitlines() if "service =" in line}
+        assert targets == {task["name"] for task in tasks}
+        for task in tasks:
+            asked = cluster.in_task(inside, "/bin/busybox", "nslookup", task["addresses"]["back"])
+            assert f"name = {task['name']}" in asked.stdout
+    finally:
+        cluster.orc("service", "rm", "db", "inside", "outside", ok=False)
+        eventually(lambda: cluster.orc("network", "rm", "back", ok=False).returncode == 0, 20)
+
+
+def same(wanted: list[str], cluster: Cluster, task: dict[str, Any], name: str) -> bool:
+    found = looked_up(cluster, task, name)
+    assert found == wanted, name
+    return True

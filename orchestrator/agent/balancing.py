@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Protocol
 
 from orchestrator.agent.endpoints import Change
 from orchestrator.agent.networks import network_config
 from orchestrator.cni import endpoints
+from orchestrator.model.networks import OVERLAY
 from orchestrator.pb import dispatch_pb2, types_pb2
 
 
@@ -25,30 +26,29 @@ class KernelBalance:
 
     name = "the balance"
 
-    def __init__(self, network: Balancing, node_id: str) -> None:
+    def __init__(self, network: Balancing) -> None:
         self._network = network
-        self._node_id = node_id
 
     async def follow(self, change: Change, whole: Callable[[], Change]) -> None:
         """Have connections go by the table. Raises NetworkError."""
-        await self._network.balance(
-            _table(change, self._node_id), lambda: _table(whole(), self._node_id)
-        )
+        await self._network.balance(_table(change), lambda: _table(whole()))
 
 
-def _table(change: Change, node_id: str) -> endpoints.Table:
+def _table(change: Change) -> endpoints.Table:
     networks = change.networks
+    if networks is not None:  # others are each node's own
+        networks = tuple(each for each in networks if each.driver in ("", OVERLAY))
     return endpoints.Table(
         revision=change.revision,
         base=change.base,
-        services=tuple(_service(entry, node_id) for entry in change.entries),
+        services=tuple(map(_service, change.entries)),
         removed=tuple(endpoints.Key(*key) for key in change.removed),
         networks=None if networks is None else tuple(map(_network, networks)),
         policies=None if networks is None else tuple(_policies(networks)),
     )
 
 
-def _service(entry: dispatch_pb2.ServiceEndpoints, node_id: str) -> endpoints.Service:
+def _service(entry: dispatch_pb2.ServiceEndpoints) -> endpoints.Service:
     return endpoints.Service(
         id=entry.id,
         network=entry.network_id,
@@ -60,7 +60,6 @@ def _service(entry: dispatch_pb2.ServiceEndpoints, node_id: str) -> endpoints.Se
                 IPv4Address(each.address) if each.address else None,
                 IPv6Address(each.address6) if each.address6 else None,
                 each.ready,
-                each.node_id == node_id,
             )
             for each in entry.endpoints
         ),
@@ -108,7 +107,7 @@ def _network(network: dispatch_pb2.AssignedNetwork) -> endpoints.Network:
                 IPv4Network(peer.subnet),
                 IPv6Network(peer.subnet6) if peer.subnet6 else None,
                 IPv4Address(peer.address),
-                tuple(map(IPv4Address, peer.addresses)),
+                tuple(map(ip_address, peer.addresses)),
             )
             for peer in network.peers
         ),

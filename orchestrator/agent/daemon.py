@@ -162,7 +162,7 @@ async def run(settings: Settings) -> None:
         reporter = Reporter(observed)
         endpoints = Endpoints(
             db,
-            (KernelBalance(network, identity.node_id), names),
+            (KernelBalance(network), names),
             wake.set,
             identity.node_id,
         )

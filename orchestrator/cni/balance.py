@@ -6,9 +6,6 @@ published port, in one look-up however many services there are. The kernel asks 
 packet of a connection only; the translation then is part of the connection, and stays what it is
 when endpoints come and go.
 
-A container that asks a VIP may be the one that is picked. Nobody takes a packet from himself off a
-wire, so such a connection comes from the bridge's address.
-
 A port is published on the node's own addresses. That of a network's bridge belongs to the network,
 with the name server on it.
 
@@ -24,7 +21,6 @@ from .endpoints import Endpoint, Service
 from .ruleset import INET, Chain, Part
 
 VIPS4, VIPS6, PORTS = f"{INET} vips4", f"{INET} vips6", f"{INET} ports"
-SELVES4, SELVES6 = f"{INET} selves4", f"{INET} selves6"
 
 PICK = (
     "iifname . ip daddr vmap @vips4",
@@ -38,21 +34,12 @@ BASE = Part(
         VIPS4: "map {name} {{ type ifname . ipv4_addr : verdict; }}",
         VIPS6: "map {name} {{ type ifname . ipv6_addr : verdict; }}",
         PORTS: "map {name} {{ type inet_proto . inet_service : verdict; }}",
-        SELVES4: "set {name} {{ type ipv4_addr . ipv4_addr; }}",
-        SELVES6: "set {name} {{ type ipv6_addr . ipv6_addr; }}",
     },
     chains={
         f"{INET} prerouting": Chain(
             (*PICK, OWN, PICK_BY_PORT), "type nat hook prerouting priority dstnat;"
         ),
         f"{INET} output": Chain((PICK_BY_PORT,), "type nat hook output priority -100;"),
-        f"{INET} hairpin": Chain(
-            (
-                "ip saddr . ip daddr @selves4 masquerade",
-                "ip6 saddr . ip6 daddr @selves6 masquerade",
-            ),
-            "type nat hook postrouting priority srcnat;",
-        ),
     },
 )
 
@@ -70,13 +57,7 @@ def part(service: Service, bridge: str) -> Part:
             chosen = f"{name}/{port.target}"
             chains[f"{INET} {chosen}"] = Chain(_choice(service.endpoints, port.target))
         ports[f"{port.protocol} . {port.port}"] = f"jump {chosen}"
-    elements = {PORTS: ports, SELVES4: {}, SELVES6: {}}
-    for endpoint in service.endpoints:
-        if not endpoint.local:
-            continue
-        for selves, address in ((SELVES4, endpoint.address), (SELVES6, endpoint.address6)):
-            if address is not None:
-                elements[selves][f"{address} . {address}"] = ""
+    elements = {PORTS: ports}
     for vips, vip in ((VIPS4, service.vip), (VIPS6, service.vip6)):
         if vip is not None:
             elements[vips] = {f'"{bridge}" . {vip}': f"jump {name}"}

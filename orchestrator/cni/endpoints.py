@@ -10,8 +10,7 @@ The same as JSON, the request `balance` of the helper:
     {"revision": 8, "base": 7,
      "services": [{"id": "s1", "network": "n1", "name": "web",
                    "vip": "10.128.0.9", "vip6": "fd00::9",
-                   "endpoints": [{"address": "10.128.3.2", "address6": "fd00:3::2", "ready": true,
-                                  "local": false}],
+                   "endpoints": [{"address": "10.128.3.2", "address6": "fd00:3::2", "ready": true}],
                    "ports": [{"protocol": "tcp", "port": 8080, "target": 80}]}],
      "removed": [["s2", "n1"]],
      "networks": [{"id": "n1", "bridge": "orcbr7", "device": "orcvx7",
@@ -26,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, NamedTuple
 
 from .errors import CniError, Code
@@ -50,15 +49,11 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A task's addresses in the network.
-
-    `ready`: it gets new connections; `local`: it runs on this node.
-    """
+    """A task's addresses in the network. `ready`: it gets new connections."""
 
     address: IPv4Address | None = None
     address6: IPv6Address | None = None
     ready: bool = True
-    local: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -108,7 +103,7 @@ class Node:
     subnet: IPv4Network
     subnet6: IPv6Network | None = None
     address: IPv4Address | None = None
-    addresses: tuple[IPv4Address, ...] = ()
+    addresses: tuple[IPv4Address | IPv6Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +210,6 @@ def _service_document(service: Service) -> dict[str, Any]:
                 "address": _text(endpoint.address),
                 "address6": _text(endpoint.address6),
                 "ready": endpoint.ready,
-                "local": endpoint.local,
             }
             for endpoint in service.endpoints
         ],
@@ -261,7 +255,6 @@ def _service(raw: Mapping[str, Any]) -> Service:
                 _ipv4(entry.get("address")),
                 _ipv6(entry.get("address6")),
                 bool(entry.get("ready", True)),
-                bool(entry.get("local", False)),
             )
             for entry in raw.get("endpoints", ())
         ),
@@ -284,7 +277,7 @@ def _network(raw: Mapping[str, Any]) -> Network:
                 IPv4Network(entry["subnet"]),
                 IPv6Network(entry["subnet6"]) if entry.get("subnet6") else None,
                 _ipv4(entry.get("address")),
-                tuple(IPv4Address(address) for address in entry.get("addresses", ())),
+                tuple(ip_address(address) for address in entry.get("addresses", ())),
             )
             for entry in raw.get("nodes", ())
         ),

@@ -94,7 +94,7 @@ def part(network: Network, device_exists: bool) -> Part:
             f"{node.address} . {part}": ""
             for node in network.nodes
             if node.address is not None
-            for part in (node.subnet, *node.addresses)
+            for part in (node.subnet, *(each for each in node.addresses if each.version == 4))
         },
     }
     chains = {

@@ -64,7 +64,7 @@ class Web:
         self.table = replace(self.table, revision=base + 1, services=tuple(known.values()))
         for number, node in enumerate(self.nodes):
             whole = self._for(number)
-            difference = Table(base + 1, base, services=self._seen_from(number, services))
+            difference = Table(base + 1, base, services=services)
             await node.balance(difference, lambda whole=whole: whole)  # type: ignore[misc]
 
     async def settle(self, number: int) -> None:
@@ -101,23 +101,7 @@ class Web:
             if n != number
         ]
         network = Network("n1", "orcbr7", IPv4Network(CLUSTER), "orcvx7", nodes=tuple(others))
-        return replace(
-            self.table,
-            services=self._seen_from(number, self.table.services),
-            networks=(network,),
-        )
-
-    @staticmethod
-    def _seen_from(number: int, services: tuple[Service, ...]) -> tuple[Service, ...]:
-        """As the node's own table has them: its endpoints are local."""
-        home = IPv4Network(subnet(number))
-        return tuple(
-            replace(
-                one,
-                endpoints=tuple(replace(end, local=end.address in home) for end in one.endpoints),
-            )
-            for one in services
-        )
+        return replace(self.table, networks=(network,))
 
 
 @pytest.fixture

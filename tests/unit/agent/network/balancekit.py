@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from nshosts import within
@@ -132,4 +132,6 @@ def echoes(client: socket.socket, server: socket.socket) -> bool:
 
 
 def endpoints(attachments: Iterable[Attachment], *, ready: bool = True) -> tuple[Endpoint, ...]:
-    return tuple(Endpoint(IPv4Address(one.address), ready=ready) for one in attachments)
+    return tuple(
+        Endpoint(IPv4Address(one.address), IPv6Address(one.address6), ready) for one in attachments
+    )

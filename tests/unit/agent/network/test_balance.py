@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from balancekit import TCP, UDP, Answer, echoes, endpoints, open_socket, serving
@@ -21,7 +21,8 @@ from orchestrator.cni.endpoints import Endpoint, Network, Node, Policy, Publishe
 pytestmark = pytest.mark.root
 
 CLUSTER = "10.128.0.0/14"
-VIP = "10.131.255.9"
+CLUSTER6 = "fd00:0:0::/48"
+VIP, VIP6 = "10.131.255.9", "fd00:0:0:fff::9"
 FILTERED = pytest.mark.parametrize(
     "filtered",
     [
@@ -35,6 +36,15 @@ KINDS = pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
 
 def subnet(number: int) -> str:
     return f"10.128.{number + 1}.0/24"
+
+
+def subnet6(number: int) -> str:
+    return f"fd00:0:0:{number + 1}::/64"
+
+
+def address6(host: NsHost) -> str:
+    """A host's on the underlay."""
+    return f"2001:db8::{host.address.rpartition('.')[2]}"
 
 
 @dataclass(slots=True)
@@ -80,9 +90,18 @@ class Web:
             await node.balance(nothing, lambda: nothing)
 
     def config(self, number: int) -> NetworkConfig:
-        peers = tuple(Peer(subnet(n), host.address) for n, host in enumerate(self.hosts))
-        here = self.hosts[number].address
-        return NetworkConfig("n1", "default", 7, CLUSTER, subnet(number), 0, here, peers)
+        return NetworkConfig(
+            "n1",
+            "default",
+            7,
+            CLUSTER,
+            subnet(number),
+            0,
+            self.hosts[number].address,
+            tuple(Peer(subnet(n), host.address, subnet6(n)) for n, host in enumerate(self.hosts)),
+            subnet6(number),
+            CLUSTER6,
+        )
 
     def rules(self, number: int) -> str:
         """All of the balance that is in a host's kernel."""
@@ -96,17 +115,27 @@ class Web:
 
     def _for(self, number: int) -> Table:
         others = [
-            Node(IPv4Network(subnet(n)), address=IPv4Address(host.address))
+            Node(IPv4Network(subnet(n)), IPv6Network(subnet6(n)), IPv4Address(host.address))
             for n, host in enumerate(self.hosts)
             if n != number
         ]
-        network = Network("n1", "orcbr7", IPv4Network(CLUSTER), "orcvx7", nodes=tuple(others))
+        network = Network(
+            "n1",
+            "orcbr7",
+            IPv4Network(CLUSTER),
+            "orcvx7",
+            IPv6Network(CLUSTER6),
+            tuple(others),
+        )
         return replace(self.table, networks=(network,))
 
 
 @pytest.fixture
 async def web(hosts: list[NsHost]) -> AsyncIterator[Web]:
     router, *places = hosts
+    for host, device in ((router, "under"), *((host, "uplink") for host in places)):
+        address = f"{address6(host)}/64"
+        host.shell("ip", "addr", "replace", address, "dev", device, "nodad")
     async with AsyncExitStack() as stack:
         nodes = [
             await stack.enter_async_context(NodeNetwork(h.state, h.run, command=h.helper))
@@ -123,7 +152,8 @@ async def web(hosts: list[NsHost]) -> AsyncIterator[Web]:
 
 
 def service(*ends: Endpoint, ports: tuple[Published, ...] = (), vip: str = VIP) -> Service:
-    return Service("s1", "n1", IPv4Address(vip) if vip else None, None, ends, ports)
+    vips = (IPv4Address(vip), IPv6Address(VIP6)) if vip else (None, None)
+    return Service("s1", "n1", *vips, ends, ports)
 
 
 # -- VIPs ----------------------------------------------------------------------------------------
@@ -316,6 +346,36 @@ async def test_a_udp_client_was_there_before_the_port(web: Web) -> None:
         sock.sendto(b"too early", (web.hosts[1].address, 8080))
         await web.have(service(*endpoints([one]), ports=published(UDP)))
         assert servers.ask_by(sock, web.hosts[1].address, 8080).server == "one"
+
+
+# -- IPv6 ----------------------------------------------------------------------------------------
+
+
+@KINDS
+async def test_a_vip_in_ipv6(web: Web, kind: int) -> None:
+    here = await web.container(0, "here")
+    there = await web.container(1, "there")
+    client = await web.container(0, "client")
+    await web.have(service(*endpoints([here, there])))
+    netns = {"here": here.netns, "there": there.netns}
+    with serving(netns, 80, kind, "::") as servers:
+        seen = {servers.ask(client.netns, VIP6, 80) for _ in range(2)}
+        assert seen == {Answer("here", client.address6), Answer("there", client.address6)}
+        itself = {servers.ask(there.netns, VIP6, 80).server for _ in range(2)}
+        assert itself == {"here", "there"}
+
+
+@KINDS
+async def test_a_published_port_in_ipv6(web: Web, kind: int) -> None:
+    one = await web.container(0, "one")
+    far = await web.container(1, "far")
+    await web.have(service(*endpoints([one]), ports=published(kind)))
+    with serving({"one": one.netns}, 80, kind, "::") as servers:
+        for host in web.hosts:
+            answer = servers.ask(web.router.netns, address6(host), 8080)
+            assert answer == Answer("one", address6(web.router))
+            assert servers.ask(host.netns, address6(host), 8080).server == "one"
+            assert servers.ask(far.netns, address6(host), 8080).server == "one"
 
 
 # -- what goes on meanwhile ----------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import Any, NamedTuple
 
 SHORT_ID = 12
@@ -200,14 +200,16 @@ def _add_pointers(entry: Entry, add: Any) -> None:
 
 def _addresses(ipv4: Iterable[str], ipv6: Iterable[str]) -> Name:
     return Name(
-        tuple(ip_address(text).packed for text in ipv4 if text),
-        tuple(ip_address(text).packed for text in ipv6 if text),
+        tuple(inet_pton(AF_INET, text) for text in ipv4 if text),
+        tuple(inet_pton(AF_INET6, text) for text in ipv6 if text),
     )
 
 
 def reverse(address: str) -> str:
     """The name under which an address is looked up."""
-    return ip_address(address).reverse_pointer
+    if ":" not in address:
+        return f"{'.'.join(address.split('.')[::-1])}.in-addr.arpa"
+    return f"{'.'.join(inet_pton(AF_INET6, address).hex()[::-1])}.ip6.arpa"
 
 
 def parse_entry(raw: Mapping[str, Any]) -> Entry:

@@ -23,7 +23,7 @@ from typing import Any
 
 import grpc
 
-from orchestrator.agent import buildorders, describe, imageorders
+from orchestrator.agent import buildorders, containerfiles, describe, imageorders
 from orchestrator.agent.balancing import KernelBalance
 from orchestrator.agent.copies import Copies
 from orchestrator.agent.dialer import Dialer
@@ -210,9 +210,12 @@ async def run(settings: Settings) -> None:
             images=images,
             registry=registry,
             runners=worker.runners,
-            roots=runtime,
             scratch=data / "image-work",
         )
+        files = containerfiles.ContainerFiles(
+            store=store, runners=worker.runners, roots=runtime, scratch=data / "container-files"
+        )
+        await files.recover()
         uploads = data / "uploads"
         builder = Builder(store, data / "build", settings.run_dir / "build-secrets", images.base)
         builds = buildorders.BuildOrders(builder, uploads)
@@ -243,6 +246,7 @@ async def run(settings: Settings) -> None:
             }
             | dict.fromkeys(ORDERS, VolumeOrders(volumes, listing).serve)
             | dict.fromkeys(imageorders.ORDERS, image_orders.serve)
+            | dict.fromkeys(containerfiles.ORDERS, files.serve)
             | dict.fromkeys(buildorders.ORDERS, builds.serve)
             | {"disk_usage": disk_usage.serve},
         )

@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
-from orchestrator.agent.images import layerfiles, layout
+from orchestrator.agent.images import layout
+from orchestrator.agent.images.archive import NOT_COMPRESSED, decompressed
 from orchestrator.agent.images.disk import remove_tree
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.registry import Registry
@@ -20,28 +21,20 @@ from orchestrator.agent.images.registryblobs import LayerProgress
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.agent.runner import TaskRunner
-from orchestrator.agent.tunnelframes import Frames, receive
+from orchestrator.agent.tunnelframes import Frames, receive, send, send_piece
 from orchestrator.model.convert import to_proto
 from orchestrator.model.names import short_id
-from orchestrator.model.objects import Image, Task
+from orchestrator.model.objects import Task
 from orchestrator.model.states import is_terminal
 from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
 
 ORDERS = (
     *("pull", "push", "resolve", "tag", "remove_image", "read_image"),
-    *("save", "import_image", "container_files", "login"),
+    *("save", "import_image", "login"),
 )
 """The kinds of orders that are served here."""
 
 _Handler = Callable[[Any, Any], Awaitable[dispatch_pb2.TunnelResult]]
-
-
-class Roots(Protocol):
-    """Where a container's files are (`runtime.crun.CrunRuntime`)."""
-
-    def upper(self, container_id: str) -> Path: ...
-
-    def root(self, container_id: str) -> Path: ...
 
 
 class ImageOrders:
@@ -54,7 +47,6 @@ class ImageOrders:
         images: ClusterImages,
         registry: Registry,
         runners: Mapping[str, TaskRunner],
-        roots: Roots,
         scratch: Path,
     ) -> None:
         """`runners` are this node's tasks; `scratch` is a folder of this object's alone, on the
@@ -63,7 +55,6 @@ class ImageOrders:
         self._images = images
         self._registry = registry
         self._runners = runners
-        self._roots = roots
         self._scratch = scratch
         scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
         for left in scratch.iterdir():
@@ -83,7 +74,6 @@ class ImageOrders:
             "read_image": self._read,
             "save": self._save,
             "import_image": self._import,
-            "container_files": self._container,
             "login": self._login,
         }
         return await handlers[kind](call, getattr(order, kind))
@@ -164,8 +154,13 @@ class ImageOrders:
 
     async def _save(self, call: Any, order: images_pb2.SaveOrder) -> Any:
         images = [(image.digest, list(image.names)) for image in order.images]
-        pieces = (piece for piece in layout.save(self._store, images) if piece)
-        await _send(call, partial(next, pieces, b""))
+        before = layout.SavedSoFar.parse(order.before)
+        saved = await asyncio.to_thread(layout.with_images, self._store, images, before)
+        pieces = layout.save_blobs(self._store, saved.blobs - before.blobs)
+        await send(call, partial(next, pieces, b""))
+        if order.more:
+            return dispatch_pb2.TunnelResult(saved=saved.dump())
+        await send_piece(call, layout.save_end(saved))
         return dispatch_pb2.TunnelResult()
 
     async def _import(self, call: Any, order: images_pb2.ImportOrder) -> Any:
@@ -174,65 +169,19 @@ class ImageOrders:
             archive = folder / "archive"
             with archive.open("wb") as file:
                 await receive(call, file)
+            # A layer is plain, or compressed by gzip or zstd.
+            if (await asyncio.to_thread(_magic, archive)) in (b"BZh", b"\xfd7z"):
+                try:
+                    archive = await asyncio.to_thread(decompressed, archive, folder)
+                except NOT_COMPRESSED as error:
+                    raise ImageError(f"the archive is damaged: {error}") from error
             new = layout.NewLayer(
                 archive, header.changes, comment=header.message or "Imported from -"
             )
-            image = await self._compose("", new, folder, header.name)
+            place = folder / "layout"
+            await asyncio.to_thread(layout.compose, self._store, "", new, place)
+            image = await self._store.load(place, header.name)
         return dispatch_pb2.TunnelResult(image=to_proto(image))
-
-    async def _compose(self, base: str, new: layout.NewLayer, folder: Path, name: str) -> Image:
-        place = folder / "layout"
-        await asyncio.to_thread(layout.compose, self._store, base, new, place)
-        return await self._store.load(place, name)
-
-    async def _container(self, call: Any, order: images_pb2.ContainerFilesOrder) -> Any:
-        runner = self._runners.get(order.task_id)
-        task = runner.task if runner else None
-        digest = self._store.resolve(task.image_digest or task.spec.container.image) if task else ""
-        upper = self._roots.upper(order.task_id)
-        if task is None or not digest or not upper.exists():
-            raise ImageError("the container has no files on this node any more")
-        mounts = frozenset(m.target.strip("/") for m in task.spec.container.mounts)
-        Action = images_pb2.ContainerFilesOrder
-        match order.action:
-            case Action.DIFF:
-                layers = self._store.layers(digest)
-                for kind, path in await asyncio.to_thread(
-                    layerfiles.changes, upper, layers, mounts
-                ):
-                    await call.write(dispatch_pb2.Frame(line=f"{kind} {path}"))
-            case Action.EXPORT:
-                root = self._roots.root(order.task_id)
-                if not root.is_mount():
-                    raise ImageError("the container is not running, so its root is not mounted")
-                async with self._spooled(partial(layerfiles.write_root, root)) as (file, _):
-                    await _send(call, partial(file.read, 1 << 20))
-            case Action.COMMIT:
-                write = partial(layerfiles.write_layer, upper, mounts=mounts)
-                async with self._spooled(write) as (file, folder):
-                    asked = order.commit
-                    command = [*task.spec.container.entrypoint, *task.spec.container.command]
-                    new = layout.NewLayer(
-                        Path(file.name),
-                        asked.changes,
-                        asked.author,
-                        asked.message,
-                        " ".join(command),
-                    )
-                    image = await self._compose(digest, new, folder, asked.name)
-                return dispatch_pb2.TunnelResult(image=to_proto(image))
-        return dispatch_pb2.TunnelResult()
-
-    @asynccontextmanager
-    async def _spooled(
-        self, write: Callable[[IO[bytes]], None]
-    ) -> AsyncIterator[tuple[IO[bytes], Path]]:
-        """A file with what is written at once, so that a slow client does not hold it open."""
-        async with self._folder() as folder:
-            with (folder / "spool").open("w+b") as file:
-                await asyncio.to_thread(write, file)
-                await asyncio.to_thread(file.seek, 0)
-                yield file, folder
 
     @asynccontextmanager
     async def _folder(self) -> AsyncIterator[Path]:
@@ -258,10 +207,9 @@ def _telling(frames: Frames) -> tuple[LayerProgress, Callable[[str], None]]:
     return progress, there
 
 
-async def _send(call: Any, read: Callable[[], bytes]) -> None:
-    while piece := await asyncio.to_thread(read):
-        for start in range(0, len(piece), 1 << 20):
-            await call.write(dispatch_pb2.Frame(data=piece[start : start + (1 << 20)]))
+def _magic(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(3)
 
 
 def _credentials(auth: bytes) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import IO, Any, Self
 
@@ -15,6 +15,8 @@ from orchestrator.pb import dispatch_pb2
 
 _WAITING = 10_000
 """Frames that wait for a slow reader; the oldest go first."""
+_CHUNK = 1 << 20
+"""Bytes in a frame."""
 
 
 class Frames:
@@ -76,3 +78,15 @@ async def receive(call: Any, file: IO[bytes]) -> None:
         if frame.eof:
             break
     await asyncio.to_thread(file.flush)
+
+
+async def send(call: Any, read: Callable[[], bytes]) -> None:
+    """Send all that `read`, which blocks, returns up to nothing."""
+    while piece := await asyncio.to_thread(read):
+        await send_piece(call, piece)
+
+
+async def send_piece(call: Any, piece: bytes) -> None:
+    """Send some bytes, however many."""
+    for start in range(0, len(piece), _CHUNK):
+        await call.write(dispatch_pb2.Frame(data=piece[start : start + _CHUNK]))

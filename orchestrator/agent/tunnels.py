@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class Loader(Protocol):
     """What is needed of `images.store.ImageStore`."""
 
-    async def load(self, archive: Path, name: str = "") -> Image: ...
+    async def load_all(self, archive: Path, name: str = "") -> tuple[Image, ...]: ...
 
 
 Handler = Callable[
@@ -95,7 +95,7 @@ class Tunnels:
                     return dispatch_pb2.TunnelResult()
                 case "load":
                     async with self._upload(call) as archive:
-                        image = await self._images.load(archive, order.load.name)
+                        images = await self._images.load_all(archive, order.load.name)
                 case str() if (handler := self._handlers.get(kind)) is not None:
                     return await handler(call, order, readers)
                 case _:
@@ -109,7 +109,8 @@ class Tunnels:
         except Exception as error:
             log.exception("a tunnel failed", extra={"tunnel": order.id, "order": kind})
             return dispatch_pb2.TunnelResult(error=f"internal error of the agent: {error}")
-        return dispatch_pb2.TunnelResult(image=to_proto(image))
+        first, *more = (to_proto(image) for image in images)
+        return dispatch_pb2.TunnelResult(image=first, more_images=more)
 
     @asynccontextmanager
     async def _upload(self, call: Any) -> AsyncIterator[Path]:

@@ -86,7 +86,6 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "--disable-content-trust": "signatures are checked as each node's policy.json says",
     },
     "rmi": {"--no-prune": "layers that an image shares are kept anyway"},
-    "commit": {"--pause": "files are read while the container runs; 'orc pause' it before"},
 }
 """Command → flag → what to do instead."""
 

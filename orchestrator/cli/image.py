@@ -77,12 +77,13 @@ def load(
             from orchestrator.cli.bar import with_bar
 
             chunks = with_bar(chunks, size, f"loading {path}")
-        image = _send(client, header, chunks)
-    if quiet:
-        click.echo(image.id)
-        return
-    shown = header.name or ", ".join(image.names) or "an image without a name"
-    click.echo(f"loaded {shown} ({short_id(image.id)}, {format_size(image.size)})")
+        loaded = _send(client, header, chunks)
+    for image in loaded:
+        if quiet:
+            click.echo(image.id)
+            continue
+        shown = header.name or ", ".join(image.names) or "an image without a name"
+        click.echo(f"loaded {shown} ({short_id(image.id)}, {format_size(image.size)})")
 
 
 def _archive(path: str | None) -> AbstractContextManager[BinaryIO]:
@@ -96,15 +97,15 @@ def _archive(path: str | None) -> AbstractContextManager[BinaryIO]:
         raise CliError(f"cannot read {path}: {(error.strerror or '').lower()}") from None
 
 
-def _send(client: Client, header: Any, chunks: Iterable[bytes]) -> Any:
-    """Upload an archive, and return the image that came of it."""
-    image = None
+def _send(client: Client, header: Any, chunks: Iterable[bytes]) -> list[Any]:
+    """Upload an archive, and return the images that came of it."""
+    images = []
     try:
         for progress in client.stream("LoadImage", upload(header, chunks)):
             if progress.WhichOneof("part") == "image":
-                image = progress.image
+                images.append(progress.image)
     except OSError as error:
         raise CliError(f"cannot read {error.filename}: {error.strerror}") from None
-    if image is None:
+    if not images:
         raise CliError("the manager ended the upload without an image; see its log")
-    return image
+    return images

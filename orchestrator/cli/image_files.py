@@ -109,6 +109,9 @@ def _upload(header: Any, source: BinaryIO) -> Iterator[Any]:
 @click.option("--author", "-a", default="", help="Who made it.")
 @click.option("--message", "-m", default="", help="A comment for the image's history.")
 @click.option("--change", "-c", multiple=True, metavar="LINE", help="Such as 'ENV A=1'.")
+@click.option(
+    "--pause/--no-pause", "-p", default=True, help="Whether it stands still for that time."
+)
 @click.argument("container")
 @click.argument("name", metavar="[NAME]", required=False)
 @pass_client
@@ -117,6 +120,7 @@ def commit(
     author: str,
     message: str,
     change: tuple[str, ...],
+    pause: bool,
     container: str,
     name: str | None,
 ) -> None:
@@ -127,6 +131,7 @@ def commit(
         changes=change,
         author=author,
         message=message,
+        no_pause=not pause,
     )
     click.echo(client.call("Images.Commit", request, timeout=300.0).id)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from devcluster import Cluster, eventually
+from devcluster import ORC, Cluster, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -53,7 +54,7 @@ def test_an_image_in_use_stays_and_it_says_by_whom(cluster: Cluster, mine: str) 
     cluster.orc("rmi", "-f", mine)
     assert "mine:1" not in _images(cluster)
     assert len(cluster.running("web")) == 1
-    assert "freed" in cluster.orc("image", "prune", "-f").stdout
+    assert "Total reclaimed space: 0B" in cluster.orc("image", "prune", "-f").stdout
     assert len(cluster.running("web")) == 1
     cluster.orc("service", "rm", "web")
     eventually(lambda: not cluster.json("service", "ls"), within=20)
@@ -128,3 +129,105 @@ def test_import_takes_a_tar_only(cluster: Cluster, hello: str, tmp_path: Path) -
     (tmp_path / "no.tar").write_bytes(b"x" * 2000)
     assert "not a tar" in cluster.refused("import", str(tmp_path / "no.tar"), "made:1")
     assert "made:1" not in _images(cluster)
+
+
+SHELL = ("sh", "-c")
+IN_BUSYBOX = ("--entrypoint", "/bin/busybox")
+
+
+def test_a_stopped_containers_files_belong_to_whom_they_did_inside(
+    cluster: Cluster, mine: str, tmp_path: Path
+) -> None:
+    script = "echo x > /seven; busybox chown 7:8 /seven; busybox rm /bin/entrypoint; echo $A"
+    run = ("run", *IN_BUSYBOX, "--name", "work", "-e", "A=1", "--node", "node2", mine)
+    assert cluster.orc(*run, *SHELL, script).stdout == "1\n"
+    # It has ended, and its root is not mounted any more.
+    changes = {(c["kind"], c["path"]) for c in cluster.json("diff", "work")}
+    assert changes == {("A", "/seven"), ("C", "/bin"), ("D", "/bin/entrypoint")}
+    cluster.orc("export", "-o", str(tmp_path / "stopped.tar"), "work")
+    commit = ("commit", "--author", "me", "--message", "by hand", "--change", "USER 7", "work")
+    cluster.orc(*commit, "made:1")
+    cluster.orc("rm", "work")
+    (document,) = json.loads(cluster.orc("image", "inspect", "made:1").stdout)
+    assert document["author"] == "me"
+    assert document["history"][-1]["comment"] == "by hand"
+    # What it was run with is the image's, too.
+    assert "A=1" in document["config"]["Env"]
+    assert document["config"]["Entrypoint"] == ["/bin/busybox"]
+    assert document["config"]["Cmd"] == [*SHELL, script]
+    show = "busybox stat -c %u:%g%n /seven /bin/busybox; busybox id -u"
+    # Its entrypoint is now the one that it was run with.
+    again = ("run", "-d", "--name", "again", "--node", "node3", "made:1", *SHELL)
+    cluster.orc(*again, f"{show}; busybox sleep 1000")
+    said = ["7:8/seven", "0:0/bin/busybox", "7"]
+    eventually(lambda: cluster.orc("logs", "again").stdout.split() == said, within=10)
+    cluster.orc("export", "-o", str(tmp_path / "running.tar"), "again")
+    cluster.orc("rm", "-f", "again")
+    for name in ("stopped", "running"):
+        with tarfile.open(tmp_path / f"{name}.tar") as files:
+            members = {member.name: member for member in files.getmembers()}
+        assert (members["seven"].uid, members["seven"].gid) == (7, 8)
+        assert (members["bin/busybox"].uid, members["bin/busybox"].gid) == (0, 0)
+        assert "bin/entrypoint" not in members
+    # And such a tar is an image's root again, however it is compressed.
+    subprocess.run(["xz", "-0", tmp_path / "stopped.tar"], check=True)
+    cluster.orc("import", "-m", "all of it", str(tmp_path / "stopped.tar.xz"), "made:1")
+    assert (
+        cluster.orc("run", "--rm", *IN_BUSYBOX, "made:1", *SHELL, show).stdout.split()[0]
+        == "7:8/seven"
+    )
+
+
+def test_a_commit_takes_a_container_that_stands_still(cluster: Cluster, mine: str) -> None:
+    # Two files that are always changed one after the other.
+    script = "i=0; while :; do i=$((i+1)); echo $i > /a; echo $i > /b; done"
+    cluster.orc("run", "-d", "--name", "busy", *IN_BUSYBOX, mine, *SHELL, script)
+    eventually(lambda: cluster.orc("commit", "busy", "made:1", ok=False).returncode == 0, 10)
+    asked = ("--since", "1m", "--until", "0s", "--filter", "container=busy")
+
+    def heard() -> bool:
+        lines = cluster.orc("events", *asked, "--format", "{{.Action}}").stdout.split()
+        assert [each for each in lines if "pause" in each] == ["pause", "unpause"]
+        return True
+
+    eventually(heard, within=10)
+    (busy,) = [row for row in cluster.json("ps") if row["name"] == "busy"]
+    assert busy["state"] == "running"
+    cluster.orc("rm", "-f", "busy")
+    # The one that is being written may be empty.
+    read = "read a < /a || read a < /b; read b < /b || b=$a; echo $((a-b))"
+    made = ("run", "--rm", *IN_BUSYBOX, "made:1")
+    assert cluster.orc(*made, *SHELL, read).stdout.strip() in ("0", "1")
+
+
+def test_images_of_several_nodes_in_one_archive(
+    cluster: Cluster, hello: str, tmp_path: Path
+) -> None:
+    for node, name in (("node1", "mine:1"), ("node3", "mine:2")):
+        (tmp_path / "Dockerfile").write_text(f"FROM {hello}\nLABEL of={tmp_path} node={node}\n")
+        cluster.orc("build", "-q", "-t", name, "--node", node, str(tmp_path))
+    cluster.orc("tag", "mine:2", "made:1")
+    before = {name: _images(cluster)[name] for name in ("mine:1", "mine:2", "made:1")}
+    assert (before["mine:1"]["nodes"], before["mine:2"]["nodes"]) == (["node1"], ["node3"])
+    archive = tmp_path / "all.tar"
+    cluster.orc("save", "-o", str(archive), *before)
+    with tarfile.open(archive) as files:
+        names = files.getnames()
+    assert len(names) == len(set(names))
+    for row in before.values():
+        tag = f"{row['repository']}:{row['tag']}"
+        source = f"docker-archive:{archive}:{tag}"
+        done = subprocess.run(["skopeo", "inspect", source], capture_output=True, check=True)
+        assert json.loads(done.stdout)["Labels"]["node"] == row["nodes"][0]
+    cluster.orc("rmi", "-f", *before)
+    subprocess.run(["gzip", "-1", archive], check=True)
+    with archive.with_suffix(".tar.gz").open("rb") as stdin:
+        done = subprocess.run(
+            [ORC, "load", "--node", "node2"],
+            env=cluster.env, stdin=stdin, capture_output=True, check=True, text=True,
+        )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 2
+    after = {name: _images(cluster)[name] for name in before}
+    assert {name: row["id"] for name, row in after.items()} == {
+        name: row["id"] for name, row in before.items()
+    }

@@ -7,18 +7,22 @@ Docker has written since version 25 is both at once; the OCI side is taken for t
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import posixpath
 import shutil
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import IO, Any, Protocol
 
 from orchestrator.agent.images.errors import ImageError
@@ -122,21 +126,11 @@ def open_archive(path: Path, scratch: Path) -> Iterator[Files]:
         yield FolderFiles(path)
         return
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-        if magic[:2] == b"\x1f\x8b":
-            plain = scratch / "archive.tar"
-            with gzip.open(path) as source, plain.open("wb") as target:
-                shutil.copyfileobj(source, target, _CHUNK)
-            path = plain
-        elif magic == b"\x28\xb5\x2f\xfd":
-            plain = scratch / "archive.tar"
-            subprocess.run(["zstd", "-dqf", "-o", plain, path], check=True, capture_output=True)
-            path = plain
-        tar = tarfile.open(path, "r:")  # noqa: SIM115 (closed below, errors are not told apart)
+        plain = decompressed(path, scratch)
+        tar = tarfile.open(plain, "r:")  # noqa: SIM115 (closed below, errors are not told apart)
     except FileNotFoundError as error:
         raise ImageError(f"no such file: {error.filename}") from error
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, subprocess.CalledProcessError) as error:
+    except (tarfile.TarError, *NOT_COMPRESSED) as error:
         raise not_an_archive(path) from error
     with tar:
         try:
@@ -144,6 +138,32 @@ def open_archive(path: Path, scratch: Path) -> Iterator[Files]:
         except (tarfile.TarError, EOFError) as error:
             raise ImageError(f"the archive {path.name} is cut off or damaged: {error}") from error
         yield files
+
+
+NOT_COMPRESSED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, CalledProcessError)
+"""What `decompressed` raises, beside OSError, for a file that is not what its beginning says."""
+
+
+def decompressed(path: Path, scratch: Path) -> Path:
+    """A file with the content of one that gzip, zstd, bzip2 or xz has compressed, in the folder
+    `scratch`; the file itself if none has."""
+    with path.open("rb") as file:
+        magic = file.read(6)
+    plain = scratch / "decompressed"
+    if magic[:4] == b"\x28\xb5\x2f\xfd":
+        subprocess.run(["zstd", "-dqf", "-o", plain, path], check=True, capture_output=True)
+        return plain
+    openers: tuple[tuple[bytes, Any], ...] = (
+        (b"\x1f\x8b", gzip.open),
+        (b"BZh", bz2.open),
+        (b"\xfd7zXZ\x00", lzma.open),
+    )
+    opener = next((each for begin, each in openers if magic.startswith(begin)), None)
+    if opener is None:
+        return path
+    with opener(path) as source, plain.open("wb") as target:
+        shutil.copyfileobj(source, target, _CHUNK)
+    return plain
 
 
 def not_an_archive(path: Path) -> ImageError:

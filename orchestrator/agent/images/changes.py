@@ -1,5 +1,5 @@
-"""`--change`: instructions of a Dockerfile that change an image's config, as `docker commit` and
-`docker import` take them."""
+"""What changes an image's config: `--change`, which takes instructions of a Dockerfile as `docker
+commit` and `docker import` do, and what a container that is committed was run with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.model.specs import ContainerSpec
 
 
 def apply(config: dict[str, Any], changes: Iterable[str]) -> dict[str, Any]:
@@ -44,6 +45,28 @@ def apply(config: dict[str, Any], changes: Iterable[str]) -> dict[str, Any]:
                     f"--change cannot do {other!r}: use CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, "
                     "STOPSIGNAL, USER, VOLUME or WORKDIR"
                 )
+    return config
+
+
+def of_container(config: dict[str, Any], spec: ContainerSpec) -> dict[str, Any]:
+    """The config of an image, changed to what a container of it was run with, as Docker does."""
+    config = dict(config)
+    if spec.entrypoint:
+        config["Entrypoint"], config["Cmd"] = list(spec.entrypoint), list(spec.command)
+    elif spec.command:
+        config["Cmd"] = list(spec.command)
+    new = dict(entry.partition("=")[::2] for entry in spec.env)
+    kept = [entry for entry in config.get("Env") or [] if entry.partition("=")[0] not in new]
+    config["Env"] = [*kept, *spec.env]
+    if spec.labels:
+        config["Labels"] = {**(config.get("Labels") or {}), **spec.labels}
+    for key, value in (
+        ("User", spec.user),
+        ("WorkingDir", spec.workdir),
+        ("StopSignal", spec.stop_signal),
+    ):
+        if value:
+            config[key] = value
     return config
 
 

@@ -1,20 +1,27 @@
-"""A container's writable layer as others see it: what it changed, and as a layer's tar.
+"""A container's files as others see them: what it changed, as a layer's tar, and all of them.
 
 Overlay's marks are read as its documentation has them (kernel, filesystems/overlayfs.rst) and
-written as a layer's whiteouts (OCI image-spec, layer.md). All of it blocks.
+written as a layer's whiteouts (OCI image-spec, layer.md). A container with users of its own has
+files that belong to a range of the host's ids; in a tar they belong to whom the container sees.
+All of it blocks.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import struct
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+HOST_IDS = range(0)
+"""Of a container that has the host's users."""
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
+
+_CAPABILITY_V2 = 0x02000000
 
 # What the OCI runtime makes in a root to mount on: as little the container's as its mounts are.
 _MOUNT_POINTS = frozenset(
@@ -44,12 +51,20 @@ def changes(
     return [
         (kind, path)
         for kind, path in found
-        if kind != "C" or path != "/etc" or any(other.startswith("/etc/") for other in kept)
+        if kind == "D" or path != "/etc" or any(other.startswith("/etc/") for other in kept)
     ]
 
 
-def write_layer(upper: Path, target: IO[bytes], mounts: frozenset[str] = frozenset()) -> None:
-    """Write a writable layer as the tar of an image's layer, with owners, links and attributes."""
+def write_layer(
+    upper: Path,
+    target: IO[bytes],
+    mounts: frozenset[str] = frozenset(),
+    ids: range = HOST_IDS,
+) -> None:
+    """Write a writable layer as the tar of an image's layer, with owners, links and attributes.
+
+    `ids` are the host's ids of the container's users, 0 and on.
+    """
     with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for name, info in _walk(upper):
             if _hidden(name, mounts):
@@ -58,16 +73,16 @@ def write_layer(upper: Path, target: IO[bytes], mounts: frozenset[str] = frozens
                 folder, _, last = name.rpartition("/")
                 _empty(archive, f"{folder}/{WHITEOUT}{last}".lstrip("/"))
                 continue
-            _add(archive, upper / name, name)
+            _add(archive, upper / name, name, ids)
             if stat.S_ISDIR(info.st_mode) and _attribute(upper / name, "trusted.overlay.opaque"):
                 _empty(archive, f"{name}/{OPAQUE}")
 
 
-def write_root(root: Path, target: IO[bytes]) -> None:
+def write_root(root: Path, target: IO[bytes], ids: range = HOST_IDS) -> None:
     """Write a whole mounted root as a plain tar."""
     with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for name, _ in _walk(root):
-            _add(archive, root / name, name)
+            _add(archive, root / name, name, ids)
 
 
 def _walk(root: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
@@ -84,17 +99,20 @@ def _walk(root: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
             yield from _walk(root, name)
 
 
-def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
+def _add(archive: tarfile.TarFile, path: Path, name: str, ids: range) -> None:
     try:
         member = archive.gettarinfo(path, name)
     except FileNotFoundError:
         return
     if member is None:
         return  # a socket
+    member.uid, member.gid = _own(member.uid, ids), _own(member.gid, ids)
+    # The host's names of them say nothing.
+    member.uname = member.gname = ""
     headers = dict(member.pax_headers)
     for key in os.listxattr(path, follow_symlinks=False):
         if not key.startswith(("trusted.overlay.", "user.overlay.")):
-            value = os.getxattr(path, key, follow_symlinks=False)
+            value = _own_attribute(key, os.getxattr(path, key, follow_symlinks=False), ids)
             headers[f"SCHILY.xattr.{key}"] = value.decode("utf-8", "surrogateescape")
     member.pax_headers = headers
     if member.isreg():
@@ -103,6 +121,24 @@ def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
             archive.addfile(member, file)
     else:
         archive.addfile(member)
+
+
+def _own(number: int, ids: range) -> int:
+    return number - ids.start if number in ids else number
+
+
+def _own_attribute(key: str, value: bytes, ids: range) -> bytes:
+    """An attribute's value with the container's ids (linux/capability.h, posix_acl_xattr.h)."""
+    if key == "security.capability" and len(value) == 24:
+        *words, owner = struct.unpack("<6I", value)
+        if owner == ids.start:
+            return struct.pack("<5I", words[0] & 0xFFFFFF | _CAPABILITY_V2, *words[1:])
+    if key.startswith("system.posix_acl_") and len(value) % 8 == 4:
+        entries = [
+            (tag, mode, _own(n, ids)) for tag, mode, n in struct.iter_unpack("<HHI", value[4:])
+        ]
+        return value[:4] + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    return value
 
 
 def _empty(archive: tarfile.TarFile, name: str) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from orchestrator.agent.images.names import hex_of
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.model.specs import ContainerSpec
 
 _CHUNK = 1 << 20
 _VERSION = b'{"imageLayoutVersion":"1.0.0"}'
@@ -62,10 +63,39 @@ def _entry(manifest: bytes, annotations: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def save(store: ImageStore, images: Sequence[tuple[str, Sequence[str]]]) -> Iterator[bytes]:
-    """The bytes of an archive of images (digest, names) that `docker load`, podman, skopeo and
-    this store all read. Raises ImageError when one is not here. Blocks."""
-    entries, docker, blobs = [], [], dict[str, None]()
+@dataclass(frozen=True, slots=True)
+class SavedSoFar:
+    """What an archive has already, where its images come from several nodes."""
+
+    index: tuple[dict[str, Any], ...] = ()
+    """Entries of its index.json."""
+    docker: tuple[dict[str, Any], ...] = ()
+    """Entries of its manifest.json."""
+    blobs: frozenset[str] = frozenset()
+    """Digests."""
+
+    @classmethod
+    def parse(cls, data: bytes) -> SavedSoFar:
+        """From what `dump` made; nothing so far for nothing."""
+        if not data:
+            return cls()
+        words = json.loads(data)
+        return cls(tuple(words["index"]), tuple(words["docker"]), frozenset(words["blobs"]))
+
+    def dump(self) -> bytes:
+        """As JSON, for the node that goes on."""
+        words = {"index": self.index, "docker": self.docker, "blobs": sorted(self.blobs)}
+        return json.dumps(words).encode()
+
+
+def with_images(
+    store: ImageStore, images: Sequence[tuple[str, Sequence[str]]], before: SavedSoFar
+) -> SavedSoFar:
+    """What an archive has once images (digest, names) of this node are in it too.
+
+    Raises ImageError when one is not here.
+    """
+    index, docker, blobs = list(before.index), list(before.docker), set(before.blobs)
     for digest, names in images:
         data = _blob(store, digest).read_bytes()
         document = json.loads(data)
@@ -73,7 +103,7 @@ def save(store: ImageStore, images: Sequence[tuple[str, Sequence[str]]]) -> Iter
         for name in names or [""]:
             tag = name.rpartition(":")[2]
             marks = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag}
-            entries.append(_entry(data, marks if name else {}))
+            index.append(_entry(data, marks if name else {}))
         docker.append(
             {
                 "Config": _path(config),
@@ -81,21 +111,33 @@ def save(store: ImageStore, images: Sequence[tuple[str, Sequence[str]]]) -> Iter
                 "Layers": [_path(layer) for layer in layers],
             }
         )
-        blobs.update(dict.fromkeys([*layers, config, digest]))
-    for blob in blobs:
+        blobs.update([*layers, config, digest])
+    return SavedSoFar(tuple(index), tuple(docker), frozenset(blobs))
+
+
+def save_blobs(store: ImageStore, digests: Iterable[str]) -> Iterator[bytes]:
+    """The bytes of blobs as parts of an archive. Raises ImageError. Blocks."""
+    for blob in sorted(digests):
         path = _blob(store, blob)
         yield _header(_path(blob), path.stat().st_size)
         with path.open("rb") as file:
             while piece := file.read(_CHUNK):
                 yield piece
-            yield bytes(-file.tell() % tarfile.BLOCKSIZE)
+            if padding := bytes(-file.tell() % tarfile.BLOCKSIZE):
+                yield padding
+
+
+def save_end(saved: SavedSoFar) -> bytes:
+    """What an archive ends with, so that `docker load`, podman, skopeo and this store read it."""
+    index = {"schemaVersion": 2, "manifests": saved.index}
+    end = b""
     for name, text in (
-        ("manifest.json", json.dumps(docker).encode()),
-        ("index.json", json.dumps({"schemaVersion": 2, "manifests": entries}).encode()),
+        ("manifest.json", json.dumps(saved.docker).encode()),
+        ("index.json", json.dumps(index).encode()),
         ("oci-layout", _VERSION),
     ):
-        yield _header(name, len(text)) + text + bytes(-len(text) % tarfile.BLOCKSIZE)
-    yield bytes(2 * tarfile.BLOCKSIZE)
+        end += _header(name, len(text)) + text + bytes(-len(text) % tarfile.BLOCKSIZE)
+    return end + bytes(2 * tarfile.BLOCKSIZE)
 
 
 def _header(name: str, size: int) -> bytes:
@@ -126,6 +168,8 @@ class NewLayer:
     author: str = ""
     comment: str = ""
     created_by: str = ""
+    container: ContainerSpec | None = None
+    """Of the container that the layer comes from; its settings become the image's."""
 
 
 def compose(store: ImageStore, base: str, new: NewLayer, layout: Path) -> None:
@@ -151,7 +195,10 @@ def compose(store: ImageStore, base: str, new: NewLayer, layout: Path) -> None:
     config["created"] = now
     if new.author:
         config["author"] = history["author"] = new.author
-    config["config"] = dockerfile.apply(config.get("config") or {}, new.changes)
+    process = config.get("config") or {}
+    if new.container is not None:
+        process = dockerfile.of_container(process, new.container)
+    config["config"] = dockerfile.apply(process, new.changes)
     config["rootfs"] = {
         "type": "layers",
         "diff_ids": [*(config.get("rootfs") or {}).get("diff_ids", []), diff_id],

@@ -120,10 +120,14 @@ class ImageStore:
         return self._blobs.blob(digest).stat().st_mtime
 
     async def load(self, archive: Path, name: str = "") -> Image:
+        """Like `load_all`, for an archive of one image."""
+        return (await self.load_all(archive, name))[0]
+
+    async def load_all(self, archive: Path, name: str = "") -> tuple[Image, ...]:
         """Take in an image archive: a tar, compressed or not, or a folder in the OCI layout.
 
-        `name` is given to its image instead of the archive's own names. Of several images all
-        are taken and the first is returned. Raises `ImageError`, and then nothing has changed.
+        `name` is given to its image instead of the archive's own names. Raises `ImageError`, and
+        then nothing has changed.
         """
         given = full_name(name) if name else ""
         async with self._working():
@@ -141,9 +145,9 @@ class ImageStore:
             for image, record in zip(images, records, strict=True):
                 self._catalog.add(record, (given,) if given else image.names)
                 self._catalog.note_made(record.digest)
-            first = self._catalog.image(images[0].digest)
+            loaded = tuple(self._catalog.image(image.digest) for image in images)
             await self._save()
-        return first
+        return loaded
 
     async def ensure(self, digest: str, fetch: Fetch, name: str = "") -> LocalImage:
         """The image of a manifest's or index's digest, ready to run: what is missing is fetched

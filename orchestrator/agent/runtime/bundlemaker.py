@@ -20,7 +20,7 @@ from orchestrator.agent.runtime.facts import NodeFacts
 from orchestrator.agent.runtime.host import find_runtime, kernel_version
 from orchestrator.agent.runtime.hostroot import masked, mount_host_root
 from orchestrator.agent.runtime.idmap import idmapped
-from orchestrator.agent.runtime.idranges import IdRanges
+from orchestrator.agent.runtime.idranges import SIZE, IdRanges
 from orchestrator.agent.runtime.overlay import Owners, ensure_unmounted, mount_overlay
 from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES, capabilities, own_users
 from orchestrator.agent.runtime.programs import check_program
@@ -76,6 +76,11 @@ class BundleMaker:
     def held(self) -> frozenset[str]:
         """Containers that hold user ids."""
         return self._ids.held()
+
+    def users(self, container_id: str) -> range:
+        """The host's ids that a container holds."""
+        found = self._ids.find(container_id)
+        return range(found.first, found.first + SIZE) if found is not None else range(0)
 
     def release(self, container_id: str) -> None:
         """Give back what `reserve` took, but for the network namespace, which is the network's."""

@@ -180,6 +180,17 @@ class Cgroups:
         except OSError:
             return False
 
+    def still(self, container_id: str) -> bool:
+        """Whether every process of a container is frozen."""
+        if (place := self._freezer(container_id)) is None:
+            return False
+        try:
+            if self.hierarchy.mode is CgroupMode.V2:
+                return "frozen 1" in place.with_name("cgroup.events").read_text().splitlines()
+            return place.read_text().strip() == "FROZEN"
+        except OSError:
+            return False
+
     def _freezer(self, container_id: str) -> Path | None:
         v2 = self.hierarchy.mode is CgroupMode.V2
         if self.hierarchy.freezer is None:

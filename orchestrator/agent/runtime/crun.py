@@ -41,6 +41,8 @@ OUT_OF_MEMORY = "it used more memory than its limit, and the kernel killed it"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _CREATE_TIMEOUT = 60.0
+_STILL_WITHIN, _LOOK = 5.0, 0.002
+"""Seconds in which all of a container has to be frozen, and between looks."""
 """Seconds after which a `create` is given up: a disk that hangs must not hold the agent."""
 _BACKSTOP = 10
 """With no agent to rotate it, a log may grow to this many times its size."""
@@ -277,6 +279,14 @@ class CrunRuntime:
     async def pause(self, container_id: str) -> None:
         """See `Runtime.pause`. Raises RuntimeFailure."""
         self._freeze(container_id, True)
+        until = asyncio.get_running_loop().time() + _STILL_WITHIN
+        while not self._cgroups.still(container_id):
+            if asyncio.get_running_loop().time() > until:
+                self._freeze(container_id, False)
+                raise RuntimeFailure(
+                    "it could not be paused: not all of it stands still; try again"
+                )
+            await asyncio.sleep(_LOOK)
 
     async def resume(self, container_id: str) -> None:
         """See `Runtime.resume`. Raises RuntimeFailure."""
@@ -300,6 +310,10 @@ class CrunRuntime:
     def root(self, container_id: str) -> Path:
         """Where a container's root is mounted, in the agent's mount namespace."""
         return self._bundle(container_id).root
+
+    def users(self, container_id: str) -> range:
+        """The host's ids that are 0 and on in the container; none if it has the host's users."""
+        return self._maker.users(container_id)
 
     async def list(self) -> frozenset[str]:
         """Ids of which there is a folder, a record of the OCI runtime, a cgroup, or user ids."""

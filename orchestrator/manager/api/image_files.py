@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -23,25 +24,48 @@ class FileCalls(Calls):
 
     @answering
     async def Save(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """One archive of images that may be on different nodes, each of which adds its own."""
         if not request.images:
             raise invalid("say which image to save")
-        order = images_pb2.SaveOrder()
-        view = self.api.view
-        found = [(word, find_image_by_word(view, word)) for word in request.images]
-        for word, image in found:
-            names = [name for name in image.names if name == _full(word)]
-            order.images.append(images_pb2.NamedImage(digest=image.id, names=names))
-        nodes = set(found[0][1].nodes).intersection(*(image.nodes for _, image in found))
-        for _, image in found:
-            if not nodes & set(image.nodes):
-                raise precondition("no node has all of these images; save them one by one")
-        node = holder(self.api, found[0][1])
-        for node_id in sorted(nodes):
-            if self.api.dispatcher.connected(node_id):
-                node = view.nodes[node_id]
-        async for frame in frames(self.api, node, dispatch_pb2.OpenTunnel(save=order)):
-            if frame.data:
-                yield images_pb2.FileData(data=frame.data)
+        api = self.api
+        names: dict[str, list[str]] = {}
+        for word in request.images:
+            image = find_image_by_word(api.view, word)
+            named = names.setdefault(image.id, [])
+            named += [n for n in image.names if n == _full(word) and n not in named]
+        orders: dict[str, images_pb2.SaveOrder] = {}
+        for digest, node_id in self._spread(list(names)).items():
+            order = orders.setdefault(node_id, images_pb2.SaveOrder(more=True))
+            order.images.append(images_pb2.NamedImage(digest=digest, names=names[digest]))
+        *_, last = orders.values()
+        last.more = False
+        before = b""
+        for node_id, order in orders.items():
+            order.before = before
+            node = api.view.nodes[node_id]
+            async for frame in frames(api, node, dispatch_pb2.OpenTunnel(save=order)):
+                if frame.data:
+                    yield images_pb2.FileData(data=frame.data)
+                elif frame.WhichOneof("kind") == "result":
+                    before = frame.result.saved
+
+    def _spread(self, digests: list[str]) -> dict[str, str]:
+        """For each image a connected node that has it, few nodes in all. Raises Refusal."""
+        api = self.api
+        images = [api.view.images[digest] for digest in digests]
+        holders = {
+            image.id: {id for id in image.nodes if api.dispatcher.connected(id)} for image in images
+        }
+        found: dict[str, str] = {}
+        while left := [image for image in images if image.id not in found]:
+            counts = Counter(id for image in left for id in sorted(holders[image.id]))
+            best = counts.most_common(1)[0][0] if counts else ""
+            for image in left:
+                if not holders[image.id]:
+                    holder(api, image)  # says why
+                if best in holders[image.id]:
+                    found[image.id] = best
+        return found
 
     @answering
     async def Import(self, request: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:

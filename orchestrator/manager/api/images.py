@@ -59,8 +59,10 @@ class ImageCalls(Calls):
                     case "line":
                         yield control_pb2.ImageProgress(line=frame.line)
                     case "result":
-                        image = await settled(self.api, node, frame.result)
-                        yield control_pb2.ImageProgress(image=to_proto(image))
+                        for each in (frame.result.image, *frame.result.more_images):
+                            part = dispatch_pb2.TunnelResult(error=frame.result.error, image=each)
+                            image = await settled(self.api, node, part)
+                            yield control_pb2.ImageProgress(image=to_proto(image))
 
 
 async def _send(uploads: AsyncIterator[Any], tunnel: Tunnel) -> None:

@@ -34,6 +34,9 @@ class FakeImages:
         self.taken: list[tuple[str, bytes]] = []
         self.error: Exception | None = None
 
+    async def load_all(self, archive: Path, name: str = "") -> tuple[Image, ...]:
+        return (await self.load(archive, name), Image(id="sha256:2"))
+
     async def load(self, archive: Path, name: str = "") -> Image:
         if self.error is not None:
             raise self.error
@@ -204,6 +207,7 @@ async def test_an_image_is_loaded(agent: Agent) -> None:
         (last,) = await tunnel.frames()
     assert agent.images.taken == [("hello:1", b"first second")]
     assert list(last.result.image.names) == ["hello:1"]
+    assert [image.id for image in last.result.more_images] == ["sha256:2"]
     assert list((agent.host.folder / "uploads").iterdir()) == []
 
 

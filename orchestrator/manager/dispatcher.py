@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 
 from orchestrator.identity.tls import peer_identity
-from orchestrator.manager.endpoints import EndpointFeed, held_back
+from orchestrator.manager.endpoints import LEAVE_LIMIT, EndpointFeed, held_back
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.lookup import images_of
 from orchestrator.manager.networkorders import NetworkOrders
@@ -184,7 +184,9 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         """Lead: take sessions, and wake them at each change. Ends them all when cancelled."""
         try:
             async with self._cache.subscribe() as feed:
-                endpoints = EndpointFeed(self._cache.view, asyncio.get_running_loop().time)
+                endpoints = EndpointFeed(
+                    self._cache.view, asyncio.get_running_loop().time, LEAVE_LIMIT
+                )
                 self._endpoints = endpoints
                 while True:
                     changes: list[Change] = []

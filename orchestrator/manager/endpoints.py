@@ -45,10 +45,9 @@ class _Leave:
 class EndpointFeed:
     """The endpoint table of one term, and who follows it."""
 
-    def __init__(
-        self, view: ClusterView, now: Callable[[], float], limit: float = LEAVE_LIMIT
-    ) -> None:
-        """`now` is a clock that only goes forward, in seconds."""
+    def __init__(self, view: ClusterView, now: Callable[[], float], limit: float) -> None:
+        """`now` is a clock that only goes forward; `limit` is how long a task may be held up.
+        Both in seconds."""
         self._view = view
         self._now = now
         self._limit = limit

@@ -46,7 +46,10 @@ class Agent:
         self.tasks: dict[str, Any] = {}
         self.networks: list[Any] = []
         self.follows = True
-        """It acknowledges endpoint tables."""
+        """It acknowledges endpoint tables as they come."""
+        self.ready: set[str] = set()
+        """Ids of the tasks that are ready by the newest table."""
+        self.revision = 0
         self.sequence = 0
         self.acknowledged = 0
 
@@ -75,12 +78,26 @@ class Agent:
             for task_id in change.removed_tasks:
                 del self.tasks[task_id]
             self.networks = list(change.networks) or self.networks
-        elif kind == "endpoints" and self.follows:
-            revision = message.endpoints.revision
-            await self.say(endpoints_applied=dispatch_pb2.EndpointsApplied(revision=revision))
+        elif kind == "endpoints":
+            await self._take(message.endpoints)
         elif kind == "ack":
             self.acknowledged = message.ack.sequence
         return kind
+
+    async def _take(self, table: Any) -> None:
+        if table.full:
+            self.ready = set()
+        for entry in table.changed:
+            self.ready -= {*entry.gone, *(each.task_id for each in entry.endpoints)}
+            self.ready |= {each.task_id for each in entry.endpoints if each.ready}
+        self.revision = table.revision
+        if self.follows:
+            await self.follow()
+
+    async def follow(self) -> None:
+        """Acknowledge the newest endpoint table."""
+        applied = dispatch_pb2.EndpointsApplied(revision=self.revision)
+        await self.say(endpoints_applied=applied)
 
     async def until(self, holds: Any) -> None:
         """Hear until something holds."""
@@ -281,3 +298,39 @@ async def test_removing_waits_for_the_node_and_leaves_nothing(
         assert not (await control.ListTasks(control_pb2.ListTasksRequest())).tasks
         # The name is free again.
         await deploy(running, control, web())
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader waits as long as it takes for nodes to follow."""
+    monkeypatch.setattr("orchestrator.manager.dispatcher.LEAVE_LIMIT", 60.0)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_task_is_told_to_stop_once_every_node_follows_without_it(
+    running: Running, control: Any
+) -> None:
+    async with agent(running, "one") as one, agent(running, "two") as two:
+        await deploy(running, control, web(replicas=2))
+        await one.until(lambda: one.tasks)
+        await two.until(lambda: two.tasks)
+        (task_id,) = one.tasks
+        addresses = {"default": "10.128.1.2"}
+        await one.report(task_id, state=TaskState.RUNNING, addresses=addresses)
+        await two.report(*two.tasks, state=TaskState.RUNNING, addresses=addresses)
+        await one.until(lambda: one.ready == {*one.tasks, *two.tasks})
+        await two.until(lambda: two.ready == one.ready)
+        two.follows = False
+        await control.UpdateService(
+            control_pb2.UpdateServiceRequest(service="web", spec=web(replicas=0))
+        )
+        await one.until(lambda: not one.ready)
+        await two.until(lambda: not two.ready)
+        # Something else is told meanwhile: the order has been held back, not just not yet sent.
+        other = web(replicas=2)
+        other.name = "other"
+        await deploy(running, control, other)
+        await one.until(lambda: len(one.tasks) == 2)
+        assert one.tasks[task_id].desired_state is TaskState.RUNNING
+        await two.follow()
+        await one.until(lambda: one.tasks[task_id].desired_state > TaskState.RUNNING)

@@ -29,7 +29,7 @@ class Leader:
     def __init__(self, *objects: Object) -> None:
         self.time = 100.0
         self.view = ClusterView.of([NETWORK, WEB, *NODES, *objects])
-        self.feed = EndpointFeed(self.view, lambda: self.time, limit=2.0)
+        self.feed = EndpointFeed(self.view, lambda: self.time, 2.0)
 
     def change(self, before: Object | None, after: Object | None) -> None:
         changes = [Change(before, after)]

@@ -233,6 +233,10 @@ class Refused(CliError):
     """There is nothing of that name."""
 
 
+CLIENT = "orchestrator.cli.client"
+"""Key of click's `meta`: what makes the clients that commands are given, if not `Client`."""
+
+
 def pass_client(function: F) -> F:
     """Give a command the option `--context` and, as its first argument, a Client."""
 
@@ -240,7 +244,8 @@ def pass_client(function: F) -> F:
     @click.pass_context
     def command(ctx: click.Context, /, context_name: str | None, **kwargs: Any) -> Any:
         name = context_name or ctx.find_root().params.get("context_name")
-        client = ctx.with_resource(Client(load_context(name)))
+        kind: Callable[[Context], Client] = ctx.meta.get(CLIENT, Client)
+        client = ctx.with_resource(kind(load_context(name)))
         return ctx.invoke(function, client, **kwargs)
 
     return update_wrapper(command, function)  # type: ignore[return-value]

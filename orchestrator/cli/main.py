@@ -93,6 +93,7 @@ SECTIONS = (
         (
             Lazy("manager", "orchestrator.manager.command:manager", "Run a manager (foreground)"),
             Lazy("agent", "orchestrator.agent.command:agent", "Run this node's agent (foreground)"),
+            Lazy("plan", "orchestrator.cli.plan:plan", "What a command would do, and nothing done"),
             Lazy("system", "orchestrator.cli.system_group:system", "Disks, hosts, and what may go"),
             Lazy("info", "orchestrator.cli.info:info", "The cluster in figures"),
             Lazy("version", "orchestrator.cli.system:version", "Versions of orc and the manager"),

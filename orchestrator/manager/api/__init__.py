@@ -15,6 +15,7 @@ from orchestrator.manager.api.context import ApiContext
 from orchestrator.manager.api.images import ImageCalls
 from orchestrator.manager.api.logs import LogCalls
 from orchestrator.manager.api.nodes import NodeCalls
+from orchestrator.manager.api.plans import PlanCalls
 from orchestrator.manager.api.services import ServiceCalls
 from orchestrator.pb import control_pb2_grpc
 
@@ -25,6 +26,7 @@ class ControlApi(
     ClusterCalls,
     NodeCalls,
     ServiceCalls,
+    PlanCalls,
     ImageCalls,
     LogCalls,
     control_pb2_grpc.ControlServicer,  # type: ignore[misc]

@@ -155,7 +155,7 @@ class Cache:
 
     def _current(self, key: str) -> Object | None:
         found = object_type(key)
-        return _find(self.view, *found) if found else None
+        return find_object(self.view, *found) if found else None
 
     def _publish(self, changes: list[Change], revision: int) -> None:
         self.view = self.view.evolve(changes)
@@ -169,7 +169,7 @@ class Cache:
                 waiter.set_result(None)
 
 
-def _find(view: ClusterView, type_: type[Object], identifier: str) -> Object | None:
+def find_object(view: ClusterView, type_: type[Object], identifier: str) -> Object | None:
     if type_ is Cluster:
         return view.cluster
     tables: dict[type[Object], Mapping[str, Object]] = {

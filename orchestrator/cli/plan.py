@@ -1,0 +1,131 @@
+"""`orc plan COMMAND…`: what a command would do.
+
+The command itself runs, with all its flags and checks, on a client that asks a manager to think
+each change through instead of making it.
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stdout, suppress
+from functools import partial
+from typing import Any, NoReturn
+
+import click
+
+from orchestrator.cli.client import CALL_TIMEOUT, CLIENT, Client
+from orchestrator.cli.context import Context
+from orchestrator.cli.groups import CliError, example
+from orchestrator.cli.output import Row, column, format_option, print_list
+from orchestrator.pb import control_pb2, types_pb2
+
+_CHANGES = {
+    "CreateService": "create_service",
+    "UpdateService": "update_service",
+    "RemoveService": "remove_service",
+    "RollbackService": "rollback_service",
+    "PromoteService": "promote_service",
+    "UpdateNode": "update_node",
+}
+"""Calls that can be thought through → their field of a PlannedChange."""
+_READS = ("List", "Get")
+_COMMANDS = (
+    "service create",
+    "service update",
+    "service scale",
+    "service rollback",
+    "service promote",
+    "service rm",
+    "node update",
+)
+
+
+class _Planned(Exception):
+    """The command has said all that it would change, and begins to wait."""
+
+
+class _PlanningClient(Client):
+    """Reads as it should, and notes changes down."""
+
+    def __init__(self, noted: list[_PlanningClient], context: Context) -> None:
+        super().__init__(context)
+        self.changes: list[Any] = []
+        noted.append(self)
+
+    def call(self, method: str, request: Any, timeout: float = CALL_TIMEOUT) -> Any:
+        if (field := _CHANGES.get(method)) is not None:
+            self.changes.append(control_pb2.PlannedChange(**{field: request}))
+            return types_pb2.Service()
+        if not method.rpartition(".")[2].startswith(_READS):
+            raise CliError("what this would do cannot be told without doing it")
+        return super().call(method, request, timeout)
+
+    def stream(self, *arguments: Any, **options: Any) -> NoReturn:
+        raise _Planned
+
+    def planned(self) -> list[Row]:
+        """What a manager says that the changes would do."""
+        request = control_pb2.PlanRequest(changes=self.changes)
+        steps = super().call("Plan", request).steps
+        return [
+            {
+                "action": control_pb2.PlannedAction.Name(step.action)
+                .removeprefix("PLANNED_")
+                .lower(),
+                "service": step.service,
+                "task": step.name,
+                "from": step.source,
+                "to": step.target,
+                "reason": step.reason,
+            }
+            for step in steps
+        ]
+
+
+_COLUMNS = [
+    column("ACTION", "action"),
+    column("TASK", "task"),
+    column("FROM", "from"),
+    column("TO", "to"),
+    column("REASON", "reason"),
+]
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog=example(
+        "orc plan service scale web=12",
+        "orc plan --format json node update --availability drain node2",
+    ),
+)
+@format_option()
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def plan(ctx: click.Context, command: tuple[str, ...], form: str) -> None:
+    """Show what a command would start, stop, move or leave waiting, and where; nothing is done.
+
+    All goes well in it: what only running would show, such as a program that fails, is not
+    foreseen.
+    """
+    words, arguments = command[:2], list(command[2:])
+    if " ".join(words) not in _COMMANDS:
+        raise click.UsageError(
+            f"'orc {' '.join(words)}' cannot be planned; what can is {', '.join(_COMMANDS)}"
+        )
+    group = ctx.find_root().command
+    for word in words:
+        assert isinstance(group, click.Group)
+        found = group.get_command(ctx, word)
+        assert found is not None
+        group = found
+    noted: list[_PlanningClient] = []
+    ctx.meta[CLIENT] = partial(_PlanningClient, noted)
+    name = " ".join(("orc plan", *words))
+    with group.make_context(name, arguments, parent=ctx) as inner:
+        with redirect_stdout(io.StringIO()), suppress(_Planned):
+            group.invoke(inner)
+        rows = [row for client in noted for row in client.planned()]
+    if not rows and form == "table":
+        click.echo("nothing would change", err=True)
+        return
+    print_list(rows, _COLUMNS, form=form, quiet=False, filters={})

@@ -1,0 +1,151 @@
+"""What a change would do: the planner itself on a copy of the cluster, with agents that obey.
+
+Nothing is guessed: the view with the change in it is planned pass by pass, as the leader would, and
+between two passes each agent does at once what it is told, in perfect health. Time passes only
+where the planner asks for it. What comes of it is compared with what there was, slot by slot. On a
+cluster in which nothing else happens, that is what then happens.
+
+A failure that only running would show is not foreseen, nor how long anything takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+from orchestrator.manager.planning.pipeline import Dirty, dirty_of, plan
+from orchestrator.manager.planning.plan import Change, earliest
+from orchestrator.manager.planning.slots import Slot, slots_of
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Health, Task
+from orchestrator.model.states import TaskState
+
+_HORIZON = 3600.0
+"""Seconds that are foreseen at the most."""
+_PASSES = 100_000
+
+
+class Action(IntEnum):
+    """What happens to a slot."""
+
+    START = 0
+    STOP = 1
+    """Or, of one that waits for a node, no longer does."""
+    REPLACE = 2
+    """A new task on the same node."""
+    MOVE = 3
+    """A new task on another node."""
+    WAIT = 4
+    """A task that no node takes; the reason says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happens to one slot of a service."""
+
+    action: Action
+    service: str
+    name: str
+    """Of the task, such as `web.3`."""
+    source: str = ""
+    """Id of the node that it leaves, or stays on."""
+    target: str = ""
+    """Id of the node that it is on afterwards."""
+    reason: str = ""
+
+
+def foresee(
+    view: ClusterView, changes: Iterable[Change], now: float, new_id: Callable[[], str]
+) -> list[Step]:
+    """What these changes would lead to, by service and slot. What is under way already counts as
+    done: only what comes of the changes is told."""
+    before = _future(view, (), now, new_id)
+    after = _future(before, changes, now, new_id)
+    steps = []
+    names = {service.id: service.spec.name for service in before.services.values()}
+    names |= {service.id: service.spec.name for service in after.services.values()}
+    for service_id in sorted(names, key=lambda id: (names[id], id)):
+        old = slots_of(before.tasks_of_service(service_id))
+        new = slots_of(after.tasks_of_service(service_id))
+        for number in sorted(old.keys() | new.keys()):
+            step = _step(names[service_id], number, old.get(number), new.get(number))
+            if step is not None:
+                steps.append(step)
+    return steps
+
+
+def _step(service: str, number: int, old: Slot | None, new: Slot | None) -> Step | None:
+    was, now = _task(old), _task(new)
+    name = f"{service}.{number}"
+    ran, runs = _running(was), _running(now)
+    if now is not None and not runs and now.status.state is TaskState.PENDING:
+        same = was is not None and was.status.message == now.status.message and not ran
+        source = was.node_id if was is not None and ran else ""
+        return None if same else Step(Action.WAIT, service, name, source, "", now.status.message)
+    if ran and runs and was is not None and now is not None:
+        if was.id == now.id:
+            return None
+        action = Action.REPLACE if was.node_id == now.node_id else Action.MOVE
+        return Step(action, service, name, was.node_id, now.node_id)
+    if runs and now is not None:
+        return Step(Action.START, service, name, "", now.node_id)
+    if was is not None and now is None:
+        return Step(Action.STOP, service, name, was.node_id if ran else "")
+    return None
+
+
+def _task(slot: Slot | None) -> Task | None:
+    return slot.runnable if slot is not None else None
+
+
+def _running(task: Task | None) -> bool:
+    return task is not None and task.status.state is TaskState.RUNNING
+
+
+def _future(
+    view: ClusterView, changes: Iterable[Change], now: float, new_id: Callable[[], str]
+) -> ClusterView:
+    """The cluster once nothing is left to do about the changes."""
+    made = list(changes)
+    view = view.evolve(made)
+    dirty, horizon = dirty_of(made) if made else _everything(), now + _HORIZON
+    wake: float | None = None
+    for _ in range(_PASSES):
+        plans, again_at = plan(view, dirty, now, new_id)
+        wake = earliest(wake, again_at)
+        written = [change for each in plans for change in each.changes]
+        view = view.evolve(written)
+        obeyed = list(_obedience(view, now))
+        view = view.evolve(obeyed)
+        if written or obeyed:
+            dirty = dirty_of([*written, *obeyed])
+        elif wake is not None and wake <= horizon:
+            now, wake, dirty = max(now, wake), None, Dirty(timer=True)
+        else:
+            break
+    return view
+
+
+def _everything() -> Dirty:
+    return Dirty(nodes_changed=True, capacity_freed=True, timer=True)
+
+
+def _obedience(view: ClusterView, now: float) -> Iterator[Change]:
+    """What agents would report next if all went well: tasks end that shall, then others run."""
+    on_nodes = [
+        task
+        for task in view.tasks.values()
+        if not task.standalone and TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING
+    ]
+    on_nodes.sort(key=lambda task: (task.service_id, task.slot, task.created_at, task.id))
+    for task in on_nodes:
+        status = task.status
+        if task.desired_state > TaskState.RUNNING:
+            after = replace(status, state=TaskState.SHUTDOWN, at=now, finished_at=now)
+        elif not status.works:
+            healthy = Health.NONE if status.health is Health.NONE else Health.HEALTHY
+            after = replace(status, state=TaskState.RUNNING, at=now, started_at=now, health=healthy)
+        else:
+            continue
+        yield Change(task, replace(task, status=after))

@@ -1,0 +1,66 @@
+"""`orc plan`: what it says is what then happens, and it does nothing itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from devcluster import Cluster
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+
+def planned(cluster: Cluster, *command: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(
+        cluster.orc("plan", "--format", "json", *command).stdout
+    )
+    return rows
+
+
+def where(cluster: Cluster, service: str) -> dict[str, str]:
+    return {task["name"]: task["node"] for task in cluster.running(service)}
+
+
+def test_a_plan_is_what_then_happens(cluster: Cluster, hello: str) -> None:
+    create = ("service", "create", "--name", "web", "--replicas", "4", hello)
+    steps = planned(cluster, *create)
+    assert cluster.json("service", "ls") == []
+    cluster.orc(*create)
+    assert where(cluster, "web") == {step["task"]: step["to"] for step in steps}
+    assert {step["action"] for step in steps} == {"start"}
+
+    before = where(cluster, "web")
+    drain = ("node", "update", "--availability", "drain", "node2")
+    moves = planned(cluster, *drain)
+    assert {step["task"]: step["from"] for step in moves} == {
+        name: node for name, node in before.items() if node == "node2"
+    }
+    assert cluster.nodes()["node2"]["availability"] == "active"
+    cluster.orc(*drain)
+    try:
+        cluster.await_running("web", 4)
+        moved = {step["task"]: step["to"] for step in moves}
+        assert where(cluster, "web") == {**before, **moved}
+    finally:
+        cluster.orc("node", "update", "--availability", "active", "node2")
+
+    assert [s["action"] for s in planned(cluster, "service", "scale", "web=3")] == ["stop"]
+    labels = cluster.orc("plan", "service", "update", "--label-add", "a=b", "web")
+    assert (labels.stdout, labels.stderr.strip()) == ("", "nothing would change")
+    update = ("service", "update", "--env-add", "A=1", "web")
+    steps = planned(cluster, *update)
+    assert {step["action"] for step in steps} <= {"replace", "move"}
+    cluster.orc(*update)
+    assert where(cluster, "web") == {step["task"]: step["to"] for step in steps}
+
+
+def test_what_cannot_be_is_refused_as_the_command_would(cluster: Cluster, hello: str) -> None:
+    assert "9web$" in cluster.refused("plan", "service", "create", "--name", "9web$", hello)
+    assert "no service 'nope'" in cluster.refused("plan", "service", "rm", "nope")
+    assert "'orc run hello' cannot be planned" in cluster.refused("plan", "run", "hello")
+    steps = planned(
+        cluster, "service", "create", "--name", "big", "--reserve-memory", "900g", hello
+    )
+    assert steps[0]["action"] == "wait"
+    assert "memory" in steps[0]["reason"]

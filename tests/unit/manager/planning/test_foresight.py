@@ -1,0 +1,168 @@
+"""A plan is what then happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from builders import GIB, MIB, World, node, service, task_spec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.manager.planning.foresight import Action, Step, foresee
+from orchestrator.manager.planning.history import with_spec
+from orchestrator.manager.planning.plan import Change
+from orchestrator.model.objects import Availability, Object, Service
+from orchestrator.model.specs import ServiceMode, UpdateOrder, UpdatePolicy
+from orchestrator.model.states import TaskState
+
+
+def plan_of(world: World, *changes: Change) -> list[Step]:
+    ids = (f"plan{number}" for number in range(10**6))
+    return foresee(world.view, changes, world.now, lambda: next(ids))
+
+
+def at_rest(*objects: Object) -> World:
+    world = World(*objects)
+    world.obey()
+    return world
+
+
+def scaled(of: Service, replicas: int) -> Service:
+    return replace(of, spec=replace(of.spec, replicas=replicas))
+
+
+def test_what_is_new_starts() -> None:
+    world = at_rest(node("a"), node("b"))
+    assert plan_of(world, Change(None, service(replicas=3))) == [
+        Step(Action.START, "web", "web.1", "", "a"),
+        Step(Action.START, "web", "web.2", "", "b"),
+        Step(Action.START, "web", "web.3", "", "a"),
+    ]
+    assert world.view.services == {}
+
+
+def test_what_does_not_fit_waits_and_says_why() -> None:
+    world = at_rest(node("a", memory=GIB))
+    [first, second] = plan_of(
+        world, Change(None, service(replicas=2, spec=task_spec(memory=600 * MIB)))
+    )
+    assert first.action is Action.START
+    assert (second.action, second.target) == (Action.WAIT, "")
+    assert "memory" in second.reason
+
+
+def test_what_is_changed_is_replaced_and_what_goes_stops() -> None:
+    web = service(replicas=3)
+    world = at_rest(node("a"), web)
+    changed = with_spec(web, replace(web.spec, replicas=2, task=task_spec(image="web:2")), "", 1.0)
+    assert plan_of(world, Change(world.view.services["web-id"], changed)) == [
+        Step(Action.REPLACE, "web", "web.1", "a", "a"),
+        Step(Action.REPLACE, "web", "web.2", "a", "a"),
+        Step(Action.STOP, "web", "web.3", "a"),
+    ]
+
+
+def test_a_drained_node_is_left() -> None:
+    world = at_rest(node("a"), service(replicas=2), service("db"))
+    world.put(node("b"))
+    world.obey()
+    drained = replace(world.view.nodes["a"], availability=Availability.DRAIN)
+    steps = plan_of(world, Change(world.view.nodes["a"], drained))
+    assert [(step.action, step.name, step.source, step.target) for step in steps] == [
+        (Action.MOVE, "db.1", "a", "b"),
+        (Action.MOVE, "web.1", "a", "b"),
+        (Action.MOVE, "web.2", "a", "b"),
+    ]
+
+
+def test_what_changes_nothing_is_an_empty_plan() -> None:
+    web = service(replicas=2)
+    world = at_rest(node("a"), web)
+    labelled = replace(web, spec=replace(web.spec, labels={"a": "b"}))
+    assert plan_of(world, Change(world.view.services["web-id"], labelled)) == []
+
+
+nodes = st.builds(
+    node,
+    st.sampled_from(["n1", "n2", "n3"]),
+    shares=st.sampled_from([256, 1024]),
+    memory=st.sampled_from([256 * MIB, 1024 * MIB]),
+    labels=st.sampled_from([{}, {"zone": "a"}]),
+)
+services = st.builds(
+    service,
+    st.sampled_from(["web", "db"]),
+    st.integers(0, 5),
+    spec=st.builds(
+        task_spec,
+        shares=st.sampled_from([64, 256]),
+        memory=st.sampled_from([32 * MIB, 128 * MIB]),
+        ports=st.sampled_from([(), (8080,)]),
+    ),
+    update=st.builds(
+        UpdatePolicy, st.integers(0, 2), st.sampled_from([0.0, 1.0]), st.sampled_from(UpdateOrder)
+    ),
+    constraints=st.sampled_from([(), (), ("node.labels.zone==a",)]),
+    mode=st.sampled_from([ServiceMode.REPLICATED, ServiceMode.REPLICATED, ServiceMode.GLOBAL]),
+)
+
+
+@st.composite
+def changes(draw: st.DrawFn, world: World) -> Change:
+    """What a user may do to a cluster."""
+    there = sorted(world.view.services.values(), key=lambda each: each.id)
+    match draw(st.integers(0, 4)):
+        case 0:
+            made = draw(services.filter(lambda each: each.id not in world.view.services))
+            return Change(None, made)
+        case 1:
+            some = draw(st.sampled_from(sorted(world.view.nodes.values(), key=lambda n: n.id)))
+            return Change(some, replace(some, availability=draw(st.sampled_from(Availability))))
+        case 2:
+            some = draw(st.sampled_from(there))
+            return Change(some, scaled(some, draw(st.integers(0, 5))))
+        case 3:
+            some = draw(st.sampled_from(there))
+            return Change(some, replace(some, removed=True))
+        case _:
+            some = draw(st.sampled_from(there))
+            task = replace(some.spec.task, force=some.spec.task.force + 1)
+            spec = replace(some.spec, task=task)
+            return Change(some, with_spec(some, spec, "", world.now))
+
+
+def lives(world: World) -> Iterable[tuple[str, str, str]]:
+    """Task, its node, and why it waits."""
+    for item in world.tasks():
+        if item.status.state is TaskState.RUNNING:
+            yield item.name, item.node_id, ""
+        elif item.status.state is TaskState.PENDING:
+            yield item.name, "", item.status.message
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_plan_equals_run(data: st.DataObject) -> None:
+    made = data.draw(st.lists(nodes, min_size=1, max_size=3, unique_by=lambda item: item.id))
+    declared = data.draw(st.lists(services, min_size=1, max_size=1))
+    world = at_rest(*made, *declared)
+    before = {name: (where, why) for name, where, why in lives(world)}
+    change = data.draw(changes(world))
+    steps = plan_of(world, change)
+    world.write(change)
+    world.obey()
+    while world.requeue_at is not None:
+        world.pass_time(max(world.requeue_at - world.now, 0.0))
+        world.obey()
+    after = {name: (where, why) for name, where, why in lives(world)}
+    foreseen = dict(before)
+    for step in steps:
+        match step.action:
+            case Action.STOP:
+                del foreseen[step.name]
+            case Action.WAIT:
+                foreseen[step.name] = ("", step.reason)
+            case _:
+                foreseen[step.name] = (step.target, "")
+    assert foreseen == after, steps

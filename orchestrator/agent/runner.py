@@ -122,6 +122,13 @@ class TaskRunner:
         return self._status
 
     @property
+    def connected(self) -> TaskStatus:
+        """The newest status, with the addresses that its container has before it starts."""
+        status = self._status
+        known = status.addresses or status.addresses6
+        return status if known else self._holding.addressed(status)
+
+    @property
     def holds(self) -> bool:
         """Whether anything in this boot's kernel may be its own: container, address, ports."""
         return not self._observed.released and not self._observed.rebooted

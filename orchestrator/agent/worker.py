@@ -77,7 +77,7 @@ class Worker:
     def clients(self) -> list[Client]:
         """The containers of which the name server must know more than their network."""
         runners = self._runners.values()
-        found = (client_of(runner.task, runner.status) for runner in runners)
+        found = (client_of(runner.task, runner.connected) for runner in runners)
         return [client for client in found if client is not None]
 
     def running(self, word: str) -> Task | None:

@@ -14,7 +14,13 @@ from agentfakes import NOW, Host, Reports, assigned, until
 from orchestrator.agent.runtime.base import Exit, RuntimeFailure
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker
-from orchestrator.model.specs import ContainerSpec, PortSpec, Resources, TaskSpec
+from orchestrator.model.specs import (
+    ContainerSpec,
+    NetworkAttachment,
+    PortSpec,
+    Resources,
+    TaskSpec,
+)
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2
 
@@ -437,3 +443,28 @@ async def test_strangers_go_after_the_first_full_set_and_not_before(host: Host) 
         await until(lambda: "old" not in host.runtime.made)
         assert list(host.network.attached) == ["t1"]
         assert list(host.runtime.running) == ["t1"]
+
+
+async def test_the_name_server_knows_a_containers_networks_before_it_starts(host: Host) -> None:
+    host.runtime.hold["create"] = asyncio.Event()
+    both = TaskSpec(
+        container=ContainerSpec(image="hello:1", dns=("9.9.9.9",)),
+        networks=(NetworkAttachment("front"), NetworkAttachment("back")),
+    )
+    async with agent(host) as a:
+        a.full(assigned("t1", spec=both), assigned("t2"))
+        await until(lambda: len(host.runtime.did("create")) == 2)
+        (client,) = a.worker.clients()
+        assert list(client.addresses.items()) == [
+            ("front", (host.network.attached["t1"],)),
+            ("back", (host.network.attached["t1"],)),
+        ]
+        assert client.servers == ("9.9.9.9",)
+        host.runtime.hold["create"].set()
+        await a.reaches(TaskState.RUNNING)
+        assert a.worker.clients() == [client]
+    # So does the next agent, from what was written down.
+    async with agent(host) as a:
+        assert a.worker.clients() == [client]
+        a.full(assigned("t2"))
+        await until(lambda: not a.worker.clients())

@@ -14,8 +14,8 @@ import click
 from orchestrator.cli import build_context, completion
 from orchestrator.cli.client import Client, pass_client, upload
 from orchestrator.cli.groups import CliError, example
-from orchestrator.cli.output import listing_options, print_list
-from orchestrator.cli.rows import by_age, image_columns, image_rows, named
+from orchestrator.cli.output import is_named, listing_options, print_list
+from orchestrator.cli.rows import by_age, image_columns, image_rows
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.model.names import short_id
 from orchestrator.model.units import format_size
@@ -42,7 +42,7 @@ def images(
     reply = client.call("ListImages", control_pb2.ListImagesRequest())
     rows = image_rows(reply.images, reply.hostnames)
     if reference:
-        rows = [row for row in rows if named(row, reference)]
+        rows = [row for row in rows if is_named(row, reference)]
     rows, filters = by_age(rows, filters)
     columns = image_columns(no_trunc, digests, time.time())
     print_list(rows, columns, form=form, quiet=quiet, filters=filters)

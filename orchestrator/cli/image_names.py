@@ -11,7 +11,7 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.groups import CliError, error_line, example
-from orchestrator.cli.output import Column, Row, column, format_option, print_json, print_table
+from orchestrator.cli.output import Column, Row, column, format_option, print_rows
 from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.model.names import short_id
@@ -72,7 +72,7 @@ def _show(reply: Any) -> None:
 
 
 @click.command(epilog=example("orc history hello:1"))
-@format_option()
+@format_option(templates=True)
 @click.option("--no-trunc", is_flag=True, help="Show whole commands.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the ids of layers only.")
 @click.argument("image", shell_complete=completion.images)
@@ -84,10 +84,8 @@ def history(client: Client, form: str, no_trunc: bool, quiet: bool, image: str) 
     if quiet:
         for row in rows:
             click.echo(row["layer"] or "<none>")
-    elif form == "json":
-        print_json(rows)
     else:
-        print_table(rows, _history_columns(no_trunc, time.time()))
+        print_rows(rows, _history_columns(no_trunc, time.time()), form)
 
 
 def history_rows(manifest: dict[str, Any], config: dict[str, Any]) -> list[Row]:
@@ -133,32 +131,43 @@ def _history_columns(whole: bool, now: float) -> list[Column]:
     ]
 
 
-@click.command(epilog=example("orc image inspect hello:1"))
-@click.option("--format", "form", type=click.Choice(["json"]), default="json", help="JSON.")
+@click.command(
+    epilog=example("orc image inspect hello:1", "orc image inspect -f '{{.config.Cmd}}' hello:1")
+)
+@format_option("json", templates=True, short=True)
 @click.argument("images", nargs=-1, required=True, shell_complete=completion.images)
 @pass_client
 def inspect(client: Client, form: str, images: tuple[str, ...]) -> None:
     """Show all that is known of images, as one JSON array."""
-    documents = []
+    documents: list[Row] = []
+    missing: list[CliError] = []
     for image in images:
-        reply = client.call("Images.Inspect", images_pb2.InspectImageRequest(image=image))
-        config = json.loads(reply.config)
-        about = reply.image
-        documents.append(
-            {
-                "id": about.id,
-                "names": list(about.names),
-                "digests": [about.id, *about.indexes],
-                "created_at": config.get("created"),
-                "author": config.get("author", ""),
-                "architecture": config.get("architecture"),
-                "os": config.get("os"),
-                "size": about.size,
-                "layers": list(about.layers),
-                "nodes": [reply.hostnames.get(node, node) for node in about.nodes],
-                "config": config.get("config") or {},
-                "history": config.get("history") or [],
-                "manifest": json.loads(reply.manifest),
-            }
-        )
-    print_json(documents)
+        request = images_pb2.InspectImageRequest(image=image)
+        try:
+            documents.append(_document(client.call("Images.Inspect", request)))
+        except CliError as error:
+            missing.append(error)
+    if documents or form == "json":
+        print_rows(documents, (), "json" if form == "table" else form)
+    if missing:
+        raise missing[0]
+
+
+def _document(reply: Any) -> Row:
+    config = json.loads(reply.config)
+    about = reply.image
+    return {
+        "id": about.id,
+        "names": list(about.names),
+        "digests": [about.id, *about.indexes],
+        "created_at": config.get("created"),
+        "author": config.get("author", ""),
+        "architecture": config.get("architecture"),
+        "os": config.get("os"),
+        "size": about.size,
+        "layers": list(about.layers),
+        "nodes": [reply.hostnames.get(node, node) for node in about.nodes],
+        "config": config.get("config") or {},
+        "history": config.get("history") or [],
+        "manifest": json.loads(reply.manifest),
+    }

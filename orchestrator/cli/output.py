@@ -246,6 +246,17 @@ def _matches(row: Row, filters: Mapping[str, Sequence[str]]) -> bool:
     )
 
 
+def is_named(row: Row, reference: str) -> bool:
+    """Whether an image's row has such a name: `hello`, `hello:1`, or a pattern such as `*/hello:1*`
+    of which, as Docker has it, no `*` stands for a slash."""
+    pattern = reference.split("/")
+    return any(
+        len(pattern) == len(parts) and all(map(fnmatchcase, parts, pattern))
+        for name in (row["repository"], f"{row['repository']}:{row['tag']}")
+        for parts in [name.split("/")]
+    )
+
+
 def _holds(row: Row, key: str, value: str) -> bool:
     if key == "label":
         name, equals, wanted = value.partition("=")
@@ -256,8 +267,7 @@ def _holds(row: Row, key: str, value: str) -> bool:
     if key == "node":
         return value in (row["node"], row["node_id"]) or row["node_id"].startswith(value)
     if key == "reference":
-        names = (row["repository"], f"{row['repository']}:{row['tag']}")
-        return any(fnmatchcase(name, value) for name in names)
+        return is_named(row, value)
     if key == "on":
         return value in row["nodes"]
     return bool(str(row[key]).lower() == value.lower())

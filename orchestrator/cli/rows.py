@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from orchestrator.cli.groups import CliError
-from orchestrator.cli.output import Column, Row, column, jsonable, moment, word
+from orchestrator.cli.output import Column, Row, column, is_named, jsonable, moment, word
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import parse_image, short_id
 from orchestrator.model.objects import Health, Image, Node, Service, Task
@@ -239,12 +238,6 @@ def image_rows(messages: Iterable[Any], hostnames: Mapping[str, str]) -> list[Ro
     return rows
 
 
-def named(row: Row, reference: str) -> bool:
-    """Whether an image has such a name: `hello`, `hello:1`, or a pattern such as `*/hello`."""
-    names = (row["repository"], f"{row['repository']}:{row['tag']}")
-    return any(fnmatchcase(name, reference) for name in names)
-
-
 _AGES = {"before", "since", "until"}
 
 
@@ -273,7 +266,7 @@ def _moment_of(key: str, value: str, rows: Sequence[Row]) -> float:
         except ValueError as error:
             raise CliError(str(error)) from None
     for row in rows:
-        if named(row, value) or short_id(row["id"]).startswith(value) or row["id"] == value:
+        if is_named(row, value) or short_id(row["id"]).startswith(value) or row["id"] == value:
             return float(row["_created"])
     raise CliError(f"no image '{value}'; see 'orc images'")
 

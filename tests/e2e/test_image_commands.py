@@ -231,3 +231,29 @@ def test_images_of_several_nodes_in_one_archive(
     assert {name: row["id"] for name, row in after.items()} == {
         name: row["id"] for name, row in before.items()
     }
+
+
+def test_a_stopped_container_keeps_its_image(cluster: Cluster, mine: str) -> None:
+    digest = _images(cluster)[mine]["id"]
+    cluster.orc("run", *IN_BUSYBOX, "--name", "ended", mine, *SHELL, "echo again")
+    line = cluster.refused("rmi", mine)
+    assert "image 'mine:1' is used by container ended on node" in line
+    done = cluster.orc("rmi", "-f", mine)
+    assert done.stdout == "untagged: mine:1\n"
+    assert "stays while it is used by container ended" in done.stderr
+    cluster.orc("image", "prune", "-a", "-f", "--filter", "label=of")
+    (row,) = [row for row in cluster.json("images", "--filter", "dangling=true", "-f", "label=of")
+              if row["id"] == digest]  # fmt: skip
+    assert (row["repository"], row["tag"]) == ("<none>", "<none>")
+    assert "again" in cluster.orc("start", "-a", "ended").stdout
+    cluster.orc("rm", "ended")
+    deleted = eventually(
+        lambda: cluster.orc("image", "prune", "-f", "--filter", "label=of").stdout, within=10
+    )
+    assert f"deleted: {digest}" in deleted
+
+
+def test_one_that_is_needed_by_its_name_alone_is_needed(cluster: Cluster, mine: str) -> None:
+    cluster.orc("service", "create", "-d", "--name", "web", "--no-resolve-image", mine)
+    assert "is used by" in cluster.refused("rmi", mine)
+    cluster.orc("service", "rm", "web")

@@ -16,6 +16,7 @@ from orchestrator.manager.selection import selected
 from orchestrator.manager.store.commit import commit
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Image, Node
+from orchestrator.model.specs import ContainerSpec
 from orchestrator.model.states import is_terminal
 from orchestrator.pb import dispatch_pb2, images_pb2
 
@@ -23,15 +24,22 @@ from orchestrator.pb import dispatch_pb2, images_pb2
 def users(view: ClusterView, image: Image) -> list[str]:
     """What needs the image, each in a few words: containers, then services."""
     known = {image.id, *image.indexes}
+
+    def needs(digest: str, container: ContainerSpec) -> bool:
+        # Without a digest, each node has looked the name up for itself.
+        return digest in known if digest else _name(container.image) in image.names
+
     found = []
     for task in sorted(view.tasks.values(), key=lambda task: task.name):
         of_service = bool(task.service_id)
-        if task.image_digest in known and not (of_service and is_terminal(task.status.state)):
+        if needs(task.image_digest, task.spec.container) and not (
+            of_service and is_terminal(task.status.state)
+        ):
             node = view.nodes.get(task.node_id)
             where = f" on {node.description.hostname}" if node else ""
             found.append(f"container {task.name}{where}")
     for service in sorted(view.services.values(), key=lambda service: service.spec.name):
-        if service.image_digest in known and not service.removed:
+        if not service.removed and needs(service.image_digest, service.spec.task.container):
             found.append(f"service {service.spec.name}")
     return found
 

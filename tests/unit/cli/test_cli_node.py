@@ -372,3 +372,19 @@ def test_images(manager: Any, run: Run) -> None:
     assert run("images", "-q").stdout.split() == [digest, config]
     assert run("images", "-q", "--filter", "reference=hello:1").stdout.split() == [digest]
     assert "DIGEST" in run("images", "--digests").stdout
+
+    def left(*filters: str) -> list[str]:
+        words = [word for each in filters for word in ("--filter", each)]
+        return run("images", "--format", "{{.Repository}}:{{.Tag}}", *words).stdout.split()
+
+    # No `*` stands for a slash; several of one key are alternatives.
+    assert left("reference=hel*") == ["hello:1"]
+    assert left("reference=*") == ["hello:1", "<none>:<none>"]
+    assert left("reference=*/hello:2") == ["reg:5000/hello:2"]
+    assert left("reference=hello:1", "reference=*/*") == ["hello:1", "reg:5000/hello:2"]
+    assert left("dangling=true") == ["<none>:<none>"]
+    assert left("dangling=false", "reference=hello") == ["hello:1"]
+    assert left("before=hello:1") == ["<none>:<none>"]
+    assert left(f"since={config}") == ["hello:1", "reg:5000/hello:2"]
+    assert run("images", "-q", "*/hello").stdout.split() == [digest]
+    assert run("images", "-q", "hello:2").stdout == ""

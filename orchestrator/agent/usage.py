@@ -10,7 +10,8 @@ from typing import Any
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.figures import node_memory, read_figures
+from orchestrator.agent.runtime.figures import FigureFiles, node_memory
+from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2, interact_pb2
 
 INTERVAL = 1.0
@@ -62,25 +63,32 @@ class Usage:
         wanted = frozenset(order.stats.containers)
         loop = asyncio.get_running_loop()
         due = loop.time()
+        files: dict[tuple[str, int], FigureFiles] = {}
         while True:
-            rows = interact_pb2.NodeStats(containers=self._figures(wanted))
+            rows = interact_pb2.NodeStats(containers=self._figures(wanted, files))
             await call.write(dispatch_pb2.Frame(stats=rows))
             # Where nobody takes them, none are collected to be sent later.
             due = max(due + INTERVAL, loop.time())
             await asyncio.sleep(due - loop.time())
 
-    def _figures(self, wanted: frozenset[str]) -> Iterator[interact_pb2.ContainerStats]:
+    def _figures(
+        self, wanted: frozenset[str], files: dict[tuple[str, int], FigureFiles]
+    ) -> Iterator[interact_pb2.ContainerStats]:
+        """The figures of what runs. `files` are those of containers that were looked at before,
+        by id and process."""
+        known = dict(files)
+        files.clear()
         for task_id in wanted or list(self._runners):
             runner = self._runners.get(task_id)
-            if runner is None:
+            if runner is None or runner.status.state is not TaskState.RUNNING:
                 continue
-            access = self._access(task_id)
-            try:
-                pid = access.running().pid
-            except RuntimeFailure:
-                continue
+            pid = runner.status.pid
+            found = known.get((task_id, pid))
+            if found is None:
+                found = FigureFiles(self._access(task_id).cgroups, task_id)
+            files[task_id, pid] = found
             at = time.monotonic()
-            figures = read_figures(access.cgroups, task_id, pid)
+            figures = found.read(pid)
             yield interact_pb2.ContainerStats(
                 task_id=task_id,
                 name=runner.task.name,

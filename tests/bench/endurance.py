@@ -155,10 +155,12 @@ class _Bench:
         deadline = time.monotonic() + _SETTLE
         while True:
             held = self.held()
-            same = (held.mounts, held.cgroups, held.processes)
-            if same == (wanted.mounts, wanted.cgroups, wanted.processes):
-                return held
-            if time.monotonic() > deadline:
+            pairs = (
+                (held.mounts, wanted.mounts),
+                (held.cgroups, wanted.cgroups),
+                (held.processes, wanted.processes),
+            )
+            if all(now <= then for now, then in pairs) or time.monotonic() > deadline:
                 return held
             await asyncio.sleep(0.5)
 

@@ -14,7 +14,7 @@ from orchestrator.agent.runtime.attach import AttachedProgram, attach
 from orchestrator.agent.runtime.base import Container, RuntimeFailure
 from orchestrator.agent.runtime.crun import CrunRuntime
 from orchestrator.agent.runtime.execs import ExecProgram, ExecSpec
-from orchestrator.agent.runtime.figures import node_memory, read_figures
+from orchestrator.agent.runtime.figures import FigureFiles, node_memory
 from orchestrator.agent.runtime.streams import Program
 from orchestrator.model.specs import Resources
 
@@ -235,7 +235,7 @@ def test_figures(kind: type[CrunWorld], tmp_path: Path) -> None:
             await runtime.start("c1")
             await world.ready(runtime, "c1")
             access = runtime.access("c1")
-            figures = read_figures(access.cgroups, "c1", access.running().pid)
+            figures = FigureFiles(access.cgroups, "c1").read(access.running().pid)
             assert figures.cpu > 0
             if kind is CrunWorld:
                 assert 0 < figures.memory < figures.memory_limit == 64 << 20

@@ -35,37 +35,59 @@ class Figures:
     block_written: int = 0
 
 
-def read_figures(cgroups: Cgroups, container_id: str, pid: int) -> Figures:
-    """The figures of a container whose first process is `pid`. What cannot be read is 0."""
-    received, sent = _network(_text(f"/proc/{pid}/net/dev"))
-    if cgroups.hierarchy.mode is CgroupMode.V2:
-        folder = f"{cgroups.folder('', container_id)}/"
-        cpu = _keyed(_text(folder + "cpu.stat"), "usage_usec") * 1000
-        memory = _number(_text(folder + "memory.current"))
-        memory -= _keyed(_text(folder + "memory.stat"), "inactive_file")
-        limit = _number(_text(folder + "memory.max"))
-        pids_folder = folder
-        read, written = _io_stat(_text(folder + "io.stat"))
-    else:
-        cpu = _number(_text(f"{cgroups.folder('cpuacct', container_id)}/cpuacct.usage"))
-        folder = f"{cgroups.folder('memory', container_id)}/"
-        memory = _number(_text(folder + "memory.usage_in_bytes"))
-        memory -= _keyed(_text(folder + "memory.stat"), "total_inactive_file")
-        limit = _number(_text(folder + "memory.limit_in_bytes"))
-        pids_folder = f"{cgroups.folder('pids', container_id)}/"
-        folder = f"{cgroups.folder('blkio', container_id)}/"
-        read, written = _io_service(_text(folder + "blkio.throttle.io_service_bytes"))
-    return Figures(
-        cpu=cpu,
-        memory=max(memory, 0),
-        memory_limit=limit if limit < _UNLIMITED else 0,
-        pids=_number(_text(pids_folder + "pids.current")),
-        pids_limit=_number(_text(pids_folder + "pids.max")),
-        net_received=received,
-        net_sent=sent,
-        block_read=read,
-        block_written=written,
+class FigureFiles:
+    """Where a container's figures are found, put together once, with what does not change."""
+
+    __slots__ = (
+        *("_block", "_cpu", "_memory", "_memory_stat", "_pids"),
+        *("_memory_limit", "_pids_limit", "_v2"),
     )
+
+    def __init__(self, cgroups: Cgroups, container_id: str) -> None:
+        def folder(controller: str) -> str:
+            return f"{cgroups.folder(controller, container_id)}/"
+
+        self._v2 = cgroups.hierarchy.mode is CgroupMode.V2
+        memory, pids = folder("memory"), folder("pids")
+        if self._v2:
+            self._cpu, self._block = memory + "cpu.stat", memory + "io.stat"
+            self._memory, limit = memory + "memory.current", memory + "memory.max"
+        else:
+            self._cpu = folder("cpuacct") + "cpuacct.usage"
+            self._block = folder("blkio") + "blkio.throttle.io_service_bytes"
+            self._memory = memory + "memory.usage_in_bytes"
+            limit = memory + "memory.limit_in_bytes"
+        self._memory_stat = memory + "memory.stat"
+        self._pids = pids + "pids.current"
+        most = _number(_text(limit))
+        self._memory_limit = most if most < _UNLIMITED else 0
+        self._pids_limit = _number(_text(pids + "pids.max"))
+
+    def read(self, pid: int) -> Figures:
+        """The figures now, where `pid` is the container's first process. What cannot be read is
+        0."""
+        received, sent = _network(_text(f"/proc/{pid}/net/dev"))
+        cpu, memory = _text(self._cpu), _number(_text(self._memory))
+        stat = _text(self._memory_stat)
+        if self._v2:
+            nanoseconds = _keyed(cpu, "usage_usec") * 1000
+            cached = _keyed(stat, "inactive_file")
+            read, written = _io_stat(_text(self._block))
+        else:
+            nanoseconds = _number(cpu)
+            cached = _keyed(stat, "total_inactive_file")
+            read, written = _io_service(_text(self._block))
+        return Figures(
+            cpu=nanoseconds,
+            memory=max(memory - cached, 0),
+            memory_limit=self._memory_limit,
+            pids=_number(_text(self._pids)),
+            pids_limit=self._pids_limit,
+            net_received=received,
+            net_sent=sent,
+            block_read=read,
+            block_written=written,
+        )
 
 
 def node_memory() -> int:

@@ -86,7 +86,7 @@ def container_options(function: F) -> F:
                 "-p",
                 multiple=True,
                 metavar="[PUBLISHED:]TARGET[/udp]",
-                help="Publish a port on its node; without a number there, one is chosen.",
+                help="Publish a port on the nodes; without PUBLISHED, one is chosen.",
             ),
             click.option(
                 "--publish-all", "-P", is_flag=True, help="Publish all ports that the image has."

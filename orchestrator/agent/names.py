@@ -1,7 +1,8 @@
 """The agent's side of the name server: started if none runs, told the endpoint table.
 
 The server is a process of its own that outlives the agent, as containers do: names are answered
-while there is no agent. The next agent finds it by its socket; one that dies is replaced at once.
+while there is no agent. The next agent finds it by its socket; one that dies is replaced at once,
+and so is one of another version of Orc.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from orchestrator import __version__
 from orchestrator.agent.endpoints import Change
 from orchestrator.agent.network import NetworkError
 from orchestrator.model.objects import Task, TaskStatus
@@ -29,8 +31,6 @@ from orchestrator.pb import dispatch_pb2, types_pb2
 log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "orchestrator.nameserver")
-VERSION = 1
-"""Of what is said to the server; one of another version is replaced."""
 ANSWER_SECONDS = 10.0
 """After that the server is taken to hang."""
 _LOOK_AGAIN = 0.02
@@ -139,7 +139,7 @@ class NameServerProcess:
             return self._link
         self._link, self._revision = None, None
         link = await self._reach()
-        while link is None or link.version != VERSION:
+        while link is None or link.version != __version__:
             if link is not None:
                 log.info("replacing a name server of version %s", link.version)
                 with suppress(EOFError):
@@ -194,7 +194,7 @@ class _Link(asyncio.Protocol):
     """A connection to the server: a line there, a line back."""
 
     def __init__(self) -> None:
-        self.version = 0
+        self.version = ""
         self.lost: Callable[[], None] = lambda: None
         self._transport: Any = None
         self._partial = bytearray()

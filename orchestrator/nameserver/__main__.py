@@ -22,12 +22,11 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from orchestrator import __version__
+
 from .server import NameServer
 from .table import parse
 from .upstream import HostServers
-
-VERSION = 1
-"""Of what is said over the socket and of the answers that are given."""
 
 _LINE_LIMIT = 256 << 20
 
@@ -48,7 +47,7 @@ class _Desk:
             self._current.close()
         self._current = writer
         try:
-            await _say(writer, {"version": VERSION})
+            await _say(writer, {"version": __version__})
             while self._current is writer and (line := await reader.readline()).endswith(b"\n"):
                 await _say(writer, await self._do(json.loads(line)))
         except (OSError, ValueError) as error:

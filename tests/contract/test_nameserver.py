@@ -371,9 +371,11 @@ async def test_a_server_of_another_version_is_replaced(
         (pid,) = pids(tmp_path)
     stub = tmp_path / "newer.py"
     stub.write_text(
-        "from orchestrator.nameserver import __main__\n__main__.VERSION = 99\n__main__.main()\n"
+        "from orchestrator.nameserver import __main__ as server\n"
+        "server.__version__ = '99'\n"
+        "server.main()\n"
     )
-    monkeypatch.setattr("orchestrator.agent.names.VERSION", 99)
+    monkeypatch.setattr("orchestrator.agent.names.__version__", "99")
     async with NameServerProcess(
         tmp_path, lambda: None, command=(sys.executable, str(stub))
     ) as newer:

@@ -20,11 +20,13 @@ from typing import Any
 import pytest
 
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.flight import Flights
 from orchestrator.agent.images.layout import lay_out
 from orchestrator.agent.images.manifest import Platform
 from orchestrator.agent.images.registry import Registry, remote
 from orchestrator.agent.images.registryerrors import (
     AccessDenied,
+    Damaged,
     Forbidden,
     NotThere,
     NotTrusted,
@@ -125,8 +127,11 @@ def _image(tmp_path: Path, size: int, docker: bool = False) -> Path:
 
 
 @asynccontextmanager
-async def _cutting(target: int, after: int, times: int) -> AsyncIterator[int]:
-    """A way to the registry that breaks off the first `times` answers longer than `after` bytes."""
+async def _cutting(
+    target: int, after: int, times: int, silently: bool = False
+) -> AsyncIterator[int]:
+    """A way to the registry that breaks off the first `times` answers longer than `after` bytes;
+    `silently`: without closing the connection."""
     left = times
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -145,6 +150,8 @@ async def _cutting(target: int, after: int, times: int) -> AsyncIterator[int]:
                 count += len(data)
                 if left and count > after:
                     left -= 1
+                    if silently:
+                        await up  # until the other side has had enough
                     break
                 writer.write(data)
                 await writer.drain()
@@ -202,6 +209,68 @@ async def test_a_blob_that_breaks_off_goes_on_or_leaves_nothing(tmp_path: Path, 
         assert list((tmp_path / "b" / "tmp").iterdir()) == []
         assert list((tmp_path / "b" / "layers").iterdir()) == []
     shutil.rmtree(tmp_path / "b")
+
+
+async def test_a_registry_that_sends_damaged_content_is_named(tmp_path: Path, port: int) -> None:
+    _insecure(tmp_path, f"127.0.0.1:{port}")
+    registry, name = Registry(tmp_path), f"127.0.0.1:{port}/web:1"
+    digest = await registry.push(_image(tmp_path, 2_000_000), name, b"", lambda *news: None)
+    stored = max((tmp_path / "registry").rglob("data"), key=lambda path: path.stat().st_size)
+    data = bytearray(stored.read_bytes())
+    data[1_000_000] ^= 0xFF
+    stored.write_bytes(data)
+    async with ImageStore(tmp_path / "store") as store:
+        with pytest.raises(Damaged, match=f"127.0.0.1:{port} sends damaged content for the image"):
+            async with registry.source(name, digest) as fetch:
+                await store.ensure(digest, fetch)
+        assert store.inventory() == ()
+        assert list((tmp_path / "store" / "tmp").iterdir()) == []
+        assert list((tmp_path / "store" / "layers").iterdir()) == []
+
+
+async def test_a_pull_goes_on_when_the_one_that_it_joined_is_cancelled(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _insecure(tmp_path, f"127.0.0.1:{port}")
+    registry = Registry(tmp_path)
+    name = f"127.0.0.1:{port}/web:1"
+    digest = await registry.push(_image(tmp_path, 3_000_000), name, b"", lambda *news: None)
+    asked: list[str] = []
+    joined = asyncio.Event()
+    run = Flights.run
+
+    async def counted(flights: Any, key: str, work: Any) -> Any:
+        asked.append(key)
+        if len(asked) > len(set(asked)):
+            joined.set()
+        return await run(flights, key, work)
+
+    begun = asyncio.Event()
+
+    async def pull(store: ImageStore, way: int) -> str:
+        source = registry.source(
+            f"127.0.0.1:{way}/web:1",
+            digest,
+            progress=lambda blob, done, total: begun.set() if 0 < done < total else None,
+            there=store.blob_path,
+        )
+        async with source as fetch:
+            return (await store.ensure(digest, fetch)).digest
+
+    monkeypatch.setattr(Flights, "run", counted)
+    async with (
+        _cutting(port, 1_000_000, times=1000, silently=True) as way,
+        ImageStore(tmp_path / "store") as store,
+    ):
+        _insecure(tmp_path, f"127.0.0.1:{port}", f"127.0.0.1:{way}")
+        first = asyncio.create_task(pull(store, way))
+        await begun.wait()
+        second = asyncio.create_task(pull(store, port))
+        await joined.wait()
+        first.cancel()
+        assert await second == digest
+        await asyncio.wait([first])
+        assert list((tmp_path / "store" / "tmp").iterdir()) == []
 
 
 def _note(told: list[tuple[str, int, int]], *news: Any) -> None:

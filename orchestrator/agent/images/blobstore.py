@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +14,14 @@ from typing import Self
 
 from orchestrator.agent.images import disk
 from orchestrator.agent.images.archive import MAX_DOCUMENT
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.errors import ImageError, SourceGone
 from orchestrator.agent.images.flight import Flights
 from orchestrator.agent.images.incoming import Fetch, Incoming
 from orchestrator.agent.images.manifest import Descriptor
 from orchestrator.agent.images.names import hex_of
 from orchestrator.agent.images.unpack import unpack_layer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +76,13 @@ class BlobStore:
     async def fetched(self, digest: str, size: int | None, fetch: Fetch) -> None:
         """See that a blob is here; a `size` of None is any that a document may have."""
         if self.find(digest) is None:
-            await self._flights.run(digest, partial(self._fetch, digest, size, fetch))
+            await self._shared(digest, partial(self._fetch, digest, size, fetch))
 
     async def unpacked(self, layer: Descriptor, diff_id: str, fetch: Fetch) -> None:
         """See that a layer is here, as its blob and as a folder."""
         if self.find(layer.digest) is None or not self.layer(diff_id).exists():
             key = f"{layer.digest} as {diff_id}"
-            await self._flights.run(key, partial(self._make_layer, layer, diff_id, fetch))
+            await self._shared(key, partial(self._make_layer, layer, diff_id, fetch))
 
     def hide_all_but(self, blobs: Collection[str], layers: Collection[str]) -> list[Path]:
         """Take all but what is named (digits of digests) out of the store, each at once and whole,
@@ -90,6 +93,17 @@ class BlobStore:
             for path in folder.iterdir()
             if path.name not in needed
         ]
+
+    async def _shared(
+        self, key: str, work: Callable[[], Awaitable[_Faulty | None]]
+    ) -> _Faulty | None:
+        """Do work, or wait for those who do it; what they fetch with may go with them. Only for
+        callers from outside: they are here, and so is what they fetch with."""
+        while True:
+            try:
+                return await self._flights.run(key, work)
+            except SourceGone as error:
+                log.info("a fetch is begun anew: %s", error, extra={"blob": key})
 
     async def _fetch(self, digest: str, size: int | None, fetch: Fetch) -> None:
         with self._incoming(digest, size) as blob:
@@ -149,7 +163,8 @@ class BlobStore:
                     return
             # The disk has damaged the blob since it was verified: get it once more.
             blob.unlink(missing_ok=True)
-            await self.fetched(layer.digest, layer.size, fetch)
+            work = partial(self._fetch, layer.digest, layer.size, fetch)
+            await self._flights.run(layer.digest, work)
 
     def _publish_layer(self, made: Path, diff_id: str) -> None:
         final = self.layer(diff_id)

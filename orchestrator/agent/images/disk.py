@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,8 @@ from typing import IO
 from orchestrator.agent.images.errors import ImageError
 
 _CHUNK = 1 << 20
+_LAST_WRITES = 10.0
+"""Seconds in which an unpacker notices that its agent was killed; it takes one chunk."""
 
 
 class Scratch:
@@ -23,10 +27,18 @@ class Scratch:
         self._root = root
 
     def clear(self) -> None:
-        """Remove what an earlier run left, and see that the folder exists."""
+        """Remove what an earlier run left, and see that the folder exists. Blocks until those who
+        still write there have noticed that it is over."""
         self._root.mkdir(parents=True, exist_ok=True)
         for left in self._root.iterdir():
-            remove_tree(left)
+            deadline = time.monotonic() + _LAST_WRITES
+            while True:
+                try:
+                    remove_tree(left)
+                    break
+                except OSError as error:
+                    if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
+                        raise
 
     def path(self) -> Path:
         """A new name."""
@@ -111,11 +123,14 @@ def verify(path: Path, digest: str, size: int | None) -> None:
 def write_atomically(path: Path, data: bytes, scratch: Scratch) -> None:
     """Replace a file's content: at any moment it is the old or the new one."""
     made = scratch.path()
-    with made.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    publish(made, path)
+    try:
+        with made.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        publish(made, path)
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def compare(digest: str, found: str, size: int, count: int) -> None:

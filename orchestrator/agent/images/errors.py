@@ -13,3 +13,11 @@ class BuildError(ImageError):
 
 class ImageInUse(ImageError):
     """The image cannot be removed now, because a container is made from it."""
+
+
+class NoSpace(ImageError):
+    """The node's disk is too small for the image and what else is there."""
+
+
+class SourceGone(ImageError):
+    """Whoever was fetching a blob has gone; the others fetch it themselves."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.errors import ImageError, SourceGone
 from orchestrator.agent.images.incoming import Incoming
 from orchestrator.agent.images.manifest import Index, parse_manifest
 
@@ -35,6 +35,7 @@ _STALL = 30.0
 """Seconds without a byte after which a blob is given up."""
 _CHUNK = 1 << 20
 _PACKET = 1 << 16
+_GONE = "the pull that fetched this was cancelled"
 
 
 class ProxyError(Exception):
@@ -159,6 +160,7 @@ class BlobSource:
         self._slots = asyncio.Semaphore(_PARALLEL)
         self._idle: list[Proxy] = []
         self._all: list[Proxy] = []
+        self._ended = False
 
     async def __aenter__(self) -> Self:
         """Opens the image: policy, credentials and the way there are in order then."""
@@ -192,10 +194,14 @@ class BlobSource:
             return
         async with self._slots:
             for attempt in range(1, _ATTEMPTS + 1):
+                if self._ended:
+                    raise SourceGone(_GONE)
                 proxy = self._idle.pop() if self._idle else await self._connect()
                 try:
                     await self._watched(proxy, blob, size)
                 except ProxyError as error:
+                    if self._ended:
+                        raise SourceGone(_GONE) from error
                     if blob.received == size:
                         blob.restart()  # all of it came, and is something else
                     if attempt == _ATTEMPTS or "unknown" in str(error):
@@ -242,5 +248,6 @@ class BlobSource:
         return proxy
 
     async def _end(self) -> None:
+        self._ended = True
         for proxy in self._all:
             await asyncio.shield(proxy.close())

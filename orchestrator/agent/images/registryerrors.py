@@ -33,6 +33,10 @@ class Unreachable(RegistryError):
     """The registry does not answer."""
 
 
+class Damaged(RegistryError):
+    """The registry sends other bytes than it was asked for."""
+
+
 class Forbidden(RegistryError):
     """This node's own configuration rules the image out."""
 
@@ -67,6 +71,8 @@ def explain(registry: str, name: str, said: str) -> RegistryError:
         return AccessDenied(f"{registry} denies access to {what}{missing}: 'orc login {registry}'")
     if has("manifest unknown", "name unknown", "not found", "unknown to registry", "404"):
         return NotThere(f"{registry} has no image {name}")
+    if has("corrupted blob", "did not match expected digest", "digest mismatch"):
+        return Damaged(f"{registry} sends damaged content for {what}: push it there again")
     for mark, reason in _UNREACHABLE:
         if mark in low:
             return Unreachable(f"{registry} cannot be reached ({reason})")

@@ -12,12 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orchestrator.agent.images import disk
+from orchestrator.agent.images import disk, untar
 from orchestrator.agent.images.archive import MAX_DOCUMENT, ArchivedImage, open_archive, read_images
 from orchestrator.agent.images.blobstore import BlobStore
 from orchestrator.agent.images.catalog import Catalog, Record, read_index
 from orchestrator.agent.images.config import LocalImage
-from orchestrator.agent.images.errors import ImageError, ImageInUse
+from orchestrator.agent.images.errors import ImageError, ImageInUse, NoSpace
 from orchestrator.agent.images.incoming import Fetch
 from orchestrator.agent.images.manifest import (
     ConfigFile,
@@ -347,10 +347,21 @@ class ImageStore:
 
     @asynccontextmanager
     async def _working(self) -> AsyncIterator[None]:
-        """While blobs are being collected, those that no image needs yet must stay."""
+        """While blobs are being collected, those that no image needs yet must stay. What came of
+        them goes again where the disk is too small for all: the image could never be used."""
         self._busy += 1
         try:
             yield
+        except OSError as error:
+            if not untar.disk_is_full(error):
+                raise
+            self._garbage = True
+            raise NoSpace(untar.NO_SPACE) from error
+        except ImageError as error:
+            if str(error) == untar.NO_SPACE:
+                self._garbage = True
+                raise NoSpace(untar.NO_SPACE) from error
+            raise
         finally:
             self._busy -= 1
             if self._garbage and not self._busy:

@@ -41,6 +41,11 @@ _NOBODY = 65534
 _MOMENT = 0.02
 """Seconds between two looks at a blob that is still growing."""
 
+NO_SPACE = (
+    "no space left on this node's disk for the image: remove images there that nobody needs "
+    "('orc image prune'), or give it a larger disk"
+)
+
 _Made = TypeVar("_Made")
 
 
@@ -118,6 +123,8 @@ class Unpacker:
             else:
                 self._make(path, member, reader)
         except OSError as error:
+            if disk_is_full(error):
+                raise BadLayer(NO_SPACE) from error
             raise BadLayer(f"cannot make {member.name!r}: {error.strerror}") from error
 
     def _make(self, path: str, member: tarfile.TarInfo, reader: Forward) -> None:
@@ -270,6 +277,11 @@ class Unpacker:
                     errno.EINVAL,
                 ):
                     raise
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether it is for want of space, or of what the owner may use of it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _is_whiteout(found: os.stat_result) -> bool:
@@ -438,6 +450,13 @@ def _unpack(folder: str, pipe: int, layer: bool) -> None:
         Unpacker(layer).run(source)
 
 
+def _flush(folder: int) -> None:
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.syncfs(folder):
+        error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        raise BadLayer(NO_SPACE) if disk_is_full(error) else error
+
+
 def _attempt(step: Callable[[], None]) -> int:
     try:
         step()
@@ -470,7 +489,7 @@ def main(folder: str, diff_id: str, limit: int, whole: int) -> int:
     status |= os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
     if status == 0 and diff_id != "-":
         # One flush for all files of the layer, before its name promises that it is whole.
-        ctypes.CDLL(None).syncfs(target)
+        status = _attempt(lambda: _flush(target))
     return status
 
 

@@ -94,9 +94,14 @@ class Observed:
 
 def sense(task: Task) -> tuple[object, ...]:
     """What of an order the steps depend on."""
-    given = task.status.run == task.run and task.status.state >= TaskState.ASSIGNED
     ending = task.stop_signal, task.stop_grace
-    return task.desired_state, task.run, given, ending, task.spec.networks
+    return task.desired_state, task.run, given_run(task), ending, task.spec.networks
+
+
+def given_run(task: Task) -> int:
+    """The newest run that the manager has given to the node; 0: none yet. It may be behind the
+    one that is wanted, which is only given when this one has ended."""
+    return task.status.run if task.status.state >= TaskState.ASSIGNED else 0
 
 
 def keeps(task: Task) -> bool:
@@ -145,8 +150,7 @@ def _after_end(task: Task, status: TaskStatus, observed: Observed) -> Step:
         return Step.RELEASE
     # The manager's own word: the next run has its node's room, and its delay is over. It is begun
     # also when it is to end at once, so that its end is told.
-    given = task.status.run == task.run and task.status.state >= TaskState.ASSIGNED
-    if task.run > status.run and given:
+    if given_run(task) > status.run:
         return Step.RENEW
     if task.standalone and task.desired_state is TaskState.REMOVE and not observed.discarded:
         return Step.DISCARD

@@ -25,6 +25,7 @@ from orchestrator.agent.lifecycle import (
     Observed,
     Step,
     fail,
+    given_run,
     grace_of,
     next_step,
     sense,
@@ -87,9 +88,7 @@ class TaskRunner:
             self._status = known
             self._observed = Observed(looked=False)
         elif record is None:
-            self._status = TaskStatus(
-                state=TaskState.ACCEPTED, at=parts.clock(), run=self._task.run
-            )
+            self._status = TaskStatus(state=TaskState.ACCEPTED, at=parts.clock(), run=known.run)
             self._observed = Observed()
         else:
             self._status = record.status
@@ -354,7 +353,7 @@ class TaskRunner:
 
     def _renew(self) -> None:
         now = self._parts.clock()
-        self._status = TaskStatus(state=TaskState.ACCEPTED, at=now, run=self._task.run)
+        self._status = TaskStatus(state=TaskState.ACCEPTED, at=now, run=given_run(self._task))
         self._db.put_renewed(self.id, self._status, self._parts.boot_id)
         self._observed = Observed(confirmed=self._observed.confirmed)
         # Whoever waits for the end of the run before has it.

@@ -155,7 +155,11 @@ class StateDb:
             self._db.executemany(
                 "INSERT INTO tasks VALUES (?, ?, ?, ?, 0)"
                 " ON CONFLICT (id) DO UPDATE SET assigned = excluded.assigned",
-                ((t.task.id, t.SerializeToString(), _accepted(t.task.run), boot_id) for t in tasks),
+                (
+                    (task.id, each.SerializeToString(), _accepted(task.status.run), boot_id)
+                    for each in tasks
+                    for task in (each.task,)
+                ),
             )
             if networks is not None:
                 whole = dispatch_pb2.Assignments(networks=networks)

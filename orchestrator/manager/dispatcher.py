@@ -44,7 +44,7 @@ class _Ended(Exception):
     """The session is over; the reason is its text."""
 
 
-_Order = tuple[TaskState, int, bool, str, float, tuple[NetworkAttachment, ...]]
+_Order = tuple[TaskState, int, int, str, float, tuple[NetworkAttachment, ...]]
 
 
 def _order(task: Task) -> _Order:
@@ -52,7 +52,7 @@ def _order(task: Task) -> _Order:
     return (
         task.desired_state,
         task.run,
-        task.status.run == task.run and task.status.state >= TaskState.ASSIGNED,
+        task.status.run if task.status.state >= TaskState.ASSIGNED else 0,
         task.stop_signal,
         task.stop_grace,
         task.spec.networks,

@@ -55,6 +55,10 @@ def at(state: TaskState, run: int = 1) -> TaskStatus:
         # It is begun also if it is to end at once: somebody waits to hear of its end.
         (box(S.REMOVE, run=2), at(S.COMPLETE), ENDED, Step.RENEW),
         (box(S.REMOVE, run=2), at(S.ACCEPTED, 2), Observed(), Step.SETTLE),
+        # One that is wanted again before it was begun is begun, and ends for the next.
+        (box(run=3, known=at(S.ASSIGNED, 2)), at(S.COMPLETE), ENDED, Step.RENEW),
+        (box(run=3, known=at(S.ASSIGNED, 2)), at(S.ACCEPTED, 2), Observed(), Step.SETTLE),
+        (box(run=3, known=at(S.ASSIGNED, 2)), at(S.SHUTDOWN, 2), ENDED, Step.REST),
         # A run that has been given waits for the manager's word where that was lost.
         (box(run=2, known=at(S.PENDING, 2)), at(S.ACCEPTED, 2), Observed(), Step.REST),
         (box(run=2), at(S.ACCEPTED, 2), Observed(), Step.PREPARE),

@@ -138,6 +138,23 @@ async def test_the_next_run_waits_for_the_managers_word(host: Host) -> None:
         await until(lambda: newest(reports) == (2, S.RUNNING))
 
 
+async def test_a_run_that_is_ordered_again_before_its_node_hears_of_it_is_told_to_have_ended(
+    host: Host,
+) -> None:
+    again = replace(next_run(BOX), run=3)
+    async with agent(host, again) as (worker, reports):
+        await until(lambda: newest(reports) == (2, S.SHUTDOWN))
+        assert host.runtime.did("start") == []
+        give(worker, next_run(next_run(BOX)))
+        await until(lambda: newest(reports) == (3, S.RUNNING))
+        # Once more, while the node has the run before.
+        give(worker, desired(next_run(next_run(BOX)), S.SHUTDOWN))
+        await until(lambda: newest(reports) == (3, S.SHUTDOWN))
+        give(worker, replace(next_run(next_run(next_run(BOX))), run=5))
+        await until(lambda: newest(reports) == (4, S.SHUTDOWN))
+        assert host.runtime.did("start") == ["c1"]
+
+
 async def test_what_cannot_be_run_has_an_exit_status(host: Host) -> None:
     host.runtime.failures["create", "c1"] = RuntimeFailure("the image has no program `x`", 127)
     async with agent(host, BOX) as (_, reports):

@@ -53,7 +53,12 @@ class Finding:
     help="Where images and volumes are to be.",
 )
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="How to print it.",
 )
 def check(runtime: str, data_dir: Path, form: str) -> None:
     """Try whether this host can be a node: programs, kernel, room. Exits with 1 if it cannot."""

@@ -115,6 +115,7 @@ def _memory(context: click.Context, parameter: click.Parameter, text: str) -> in
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
+    help="The least serious lines that are written.",
 )
 def agent(
     data_dir: Path,

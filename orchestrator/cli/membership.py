@@ -42,6 +42,7 @@ def _network(text: str) -> str:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/var/lib/orc/manager"),
     show_default=True,
+    help="Where the manager keeps its identity and state.",
 )
 @click.option("--context", "name", default="default", show_default=True, help="Name for 'orc'.")
 def init(advertise: str, listen_port: int, network: str, data_dir: Path, name: str) -> None:
@@ -70,6 +71,7 @@ def init(advertise: str, listen_port: int, network: str, data_dir: Path, name: s
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/var/lib/orc/agent"),
     show_default=True,
+    help="Where the agent keeps its identity and state.",
 )
 @click.argument("manager", metavar="ADDRESS")
 def join(token: str, address: str, data_dir: Path, manager: str) -> None:

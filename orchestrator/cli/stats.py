@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -73,27 +74,33 @@ def stats(
     containers: tuple[str, ...],
 ) -> None:
     """Show what containers use, all that run unless some are named, anew each second."""
+    columns = [short("CONTAINER ID", "id", no_trunc), *_COLUMNS]
+    try:
+        for rows in pictures(client, containers):
+            if everything and not containers:
+                rows += _idle(client, {row["id"] for row in rows})
+            show(rows, columns, form, no_stream)
+            if no_stream:
+                return
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def pictures(client: Client, containers: Sequence[str]) -> Iterator[list[Row]]:
+    """The figures of all that runs, or of these containers, a list about each second. What is to
+    be said of a node goes to stderr. Raises CliError."""
     from orchestrator.pb import interact_pb2
 
     request = interact_pb2.StatsRequest(containers=containers)
     picture = Picture()
     shown = time.monotonic()
-    try:
-        for message in client.stream("Interact.Stats", request):
-            if notice := picture.take(message):
-                click.echo(f"orc: {notice}", err=True)
-            now = time.monotonic()
-            if not picture.complete(message.nodes, now - shown) or now - shown < _PERIOD / 2:
-                continue
+    for message in client.stream("Interact.Stats", request):
+        if notice := picture.take(message):
+            click.echo(f"orc: {notice}", err=True)
+        now = time.monotonic()
+        if picture.complete(message.nodes, now - shown) and now - shown >= _PERIOD / 2:
             shown = now
-            rows = picture.rows()
-            if everything and not containers:
-                rows += _idle(client, {row["id"] for row in rows})
-            _show(rows, form, no_stream, no_trunc)
-            if no_stream:
-                return
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+            yield picture.rows()
 
 
 def _idle(client: Client, running: set[str]) -> list[Row]:
@@ -110,14 +117,14 @@ def _idle(client: Client, running: set[str]) -> list[Row]:
     ]  # fmt: skip
 
 
-def _show(rows: list[Row], form: str, once: bool, whole: bool) -> None:
+def show(rows: list[Row], columns: Sequence[Column], form: str, once: bool) -> None:
+    """Print one picture: as `--format` says, `once` or in place of the one before."""
     if form == "json":
         if once:
             print_json(rows)
         else:
             click.echo(json.dumps(rows, ensure_ascii=False))
         return
-    columns = [short("CONTAINER ID", "id", whole), *_COLUMNS]
     is_template = form != "table"
     lines = template_lines(rows, columns, form) if is_template else table_lines(rows, columns)
     live = not once and sys.stdout.isatty()

@@ -91,7 +91,13 @@ def down(name: str) -> None:
 
 
 @dev.command(epilog=_example("orc dev status --format json"))
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    help="Of what is printed.",
+)
 @_name
 @_words
 def status(form: str, name: str) -> None:

@@ -34,6 +34,7 @@ import click
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
+    help="The least serious lines that are written.",
 )
 def manager(
     data_dir: Path,

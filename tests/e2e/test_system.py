@@ -58,6 +58,19 @@ def test_the_cluster_in_figures(cluster: Cluster, hello: str) -> None:
     assert cluster.orc("system", "info", "-f", "{{.NodesReady}}").stdout == f"{row['nodes']}\n"
 
 
+def test_what_nodes_use(cluster: Cluster, hello: str) -> None:
+    cluster.orc(
+        "run", "-d", "--name", "busy", "--node", "node1", "--cpus", "0.3",
+        *BOX, hello, "sh", "-c", "while :; do :; done",
+    )  # fmt: skip
+    rows = {row["hostname"]: row for row in cluster.json("system", "top", "--no-stream")}
+    assert rows.keys() == cluster.nodes().keys()
+    assert rows["node1"]["containers"] == 1
+    assert 5 < rows["node1"]["cpu_percent"] < 60
+    assert all(row["containers"] == 0 for name, row in rows.items() if name != "node1")
+    cluster.orc("rm", "-f", "busy")
+
+
 def test_a_host_is_checked_before_it_joins(cluster: Cluster) -> None:
     findings = {row["check"]: row for row in cluster.json("system", "check")}
     assert all(row["ok"] for row in findings.values() if row["needed"])

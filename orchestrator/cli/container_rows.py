@@ -60,7 +60,7 @@ def container_row(message: Any, now: float) -> Row:
         "id": task.id,
         "name": task.name,
         "image": spec.container.image,
-        "command": [*spec.container.entrypoint, *spec.container.command],
+        "command": [*filter(None, spec.container.entrypoint), *spec.container.command],
         "node": node.description.hostname if node else task.node_id,
         "node_id": task.node_id,
         "node_state": node.state.name.lower() if node else "",

@@ -19,6 +19,9 @@ from orchestrator.model.specs import ServiceMode, ServiceSpec
 
 def new_spec(values: dict[str, Any]) -> ServiceSpec:
     """The spec that the flags of `create` describe. Raises a usage error for a bad one."""
+    if values["entrypoint"] == ():
+        # Given and empty: none, not the image's.
+        values = {**values, "entrypoint": ("",)}
     mode = ServiceMode[values["mode"].upper()]
     if mode is ServiceMode.GLOBAL and values["replicas"] is not None:
         raise click.UsageError("a global service has a task on each node; it takes no --replicas")

@@ -115,7 +115,7 @@ class ContainerSpec:
 
     image: str = ""
     entrypoint: tuple[str, ...] = ()
-    """Replaces the image's entrypoint when not empty."""
+    """Replaces the image's entrypoint when not empty; a single empty text is none at all."""
     command: tuple[str, ...] = ()
     """Replaces the image's command when not empty."""
     env: tuple[str, ...] = ()

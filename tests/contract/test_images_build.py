@@ -1,6 +1,6 @@
 """Dockerfiles, built by the real buildah."""
 
-# ruff: noqa: ASYNC221, ASYNC240 (a test may block its own loop)
+# ruff: noqa: ASYNC110, ASYNC221, ASYNC240 (a test may block its own loop)
 
 from __future__ import annotations
 
@@ -237,6 +237,31 @@ async def test_a_build_that_is_given_up_leaves_nothing(
     assert [path for path in left if path.is_dir()] == []
 
 
+async def test_a_build_ends_with_its_agent(tmp_path: Path) -> None:
+    mark = f"96{os.getpid()}"
+    context(tmp_path, f"FROM scratch\nCOPY busybox /bin/sh\nRUN echo at it; exec sleep {mark}\n")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", BUILD, str(tmp_path),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    async with asyncio.timeout(20):
+        async for line in process.stdout:
+            if line == b"at it\n":
+                break
+        assert processes_with(mark)
+        process.kill()
+        await process.wait()
+        while processes_with(mark):
+            await asyncio.sleep(0.02)
+        # The next agent removes what is left of it.
+        async with ImageStore(tmp_path / "inner") as store:
+            await builder_of(store, tmp_path).cache()
+    left = (tmp_path / "build/storage/root/overlay-containers").iterdir()
+    assert [path for path in left if path.is_dir()] == []
+    assert os.listdir(tmp_path / "build/tmp") == []
+
+
 def processes_with(word: str) -> list[str]:
     """Ids of processes with this word on their command line, buildah's and unshare's too."""
     found = []
@@ -255,7 +280,8 @@ from orchestrator.agent.images.store import ImageStore
 async def main(top):
     async with ImageStore(top / "inner") as store:
         builder = Builder(store, top / "build", top / "secrets", None)
-        print((await builder.build(top / "context.tar", BuildSpec(("inner:1",)), print)).names)
+        def said(line): print(line, flush=True)
+        print((await builder.build(top / "context.tar", BuildSpec(("inner:1",)), said)).names)
 asyncio.run(main(Path(sys.argv[1])))
 """
 

@@ -16,8 +16,9 @@ Progress = Callable[[str], None]
 _CHUNK = 64 << 10
 
 # Its mounts and processes are made in namespaces that end with it, however it ends: with a kill,
-# nothing stays mounted in the agent's view and no RUN goes on.
+# be it the agent's own, nothing stays mounted in the agent's view and no RUN goes on.
 _CONTAINED = (
+    *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--mount", "--propagation", "private"),
     *("--pid", "--fork", "--kill-child", "--mount-proc"),
 )

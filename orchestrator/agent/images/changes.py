@@ -52,7 +52,7 @@ def of_container(config: dict[str, Any], spec: ContainerSpec) -> dict[str, Any]:
     """The config of an image, changed to what a container of it was run with, as Docker does."""
     config = dict(config)
     if spec.entrypoint:
-        config["Entrypoint"], config["Cmd"] = list(spec.entrypoint), list(spec.command)
+        config["Entrypoint"], config["Cmd"] = [*filter(None, spec.entrypoint)], list(spec.command)
     elif spec.command:
         config["Cmd"] = list(spec.command)
     new = dict(entry.partition("=")[::2] for entry in spec.env)

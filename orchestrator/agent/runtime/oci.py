@@ -87,7 +87,7 @@ def arguments(container: Container) -> list[str]:
     """
     spec, image = container.spec.container, container.image.config
     if spec.entrypoint:
-        argv = [*spec.entrypoint, *spec.command]
+        argv = [*filter(None, spec.entrypoint), *spec.command]
     else:
         argv = [*image.entrypoint, *(spec.command or image.command)]
     if not argv or not argv[0]:

@@ -39,6 +39,7 @@ def configured(made: Container, node: oci.NodeFacts = NODE) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("image", "entrypoint", "command", "argv"),
     [
+        ((("/e",), ("d",)), ("",), ("c",), ["c"]),
         ((("/e",), ("c",)), (), (), ["/e", "c"]),
         ((("/e",), ("c",)), (), ("d", "f"), ["/e", "d", "f"]),
         ((("/e",), ("c",)), ("/n",), (), ["/n"]),

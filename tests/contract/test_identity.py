@@ -77,7 +77,7 @@ async def test_a_host_joins_and_may_hold_a_session(running: Running) -> None:
     assert (joined.role, joined.cluster_id) == ("worker", running.identity.cluster_id)
     assert joined.managers == (f"127.0.0.1:{running.identity.port}",)
     async with running.channel(KeyPair(joined.certificate, joined.key)) as channel:
-        assert await hello(channel) == ["welcome", "assignments"]
+        assert await hello(channel) == ["welcome", "endpoints"]
 
 
 @pytest.mark.parametrize("role", ["worker", "manager", "stranger"])

@@ -9,6 +9,7 @@ A file a noun (`node`, `service`, `image`, `network`, `cluster`, `contexts`), an
 - `main`: the root group. It knows every command's name and summary as data and imports a noun's
   module only when it is called for, so that `orc --help` and completion are quick. That is also
   how commands of other packages (`orc manager`, `orc agent`, `orc dev`) come in.
+  `container_group`, `image_group`, `system_group`: Docker's second names for the same commands.
 - `groups`: that lazy group, near misses of command names, and errors as one line with the exit
   statuses 0 done, 1 refused or failed, 2 usage, 3 not converged in time, 4 rolled back.
 - `client`: calls of the first manager that answers, with errors in the user's words. `rpc`,
@@ -16,7 +17,11 @@ A file a noun (`node`, `service`, `image`, `network`, `cluster`, `contexts`), an
   certificates of clusters are kept.
 - `settings`, `spec_flags`, `spec_edit`: a service's flags to a spec, for `create` and `update`.
   `wait`: the lines that a user sees until a service has converged.
-- `output`: tables, JSON, filters. `rows`: objects as the dicts that both are made from.
+- `container_spec`: the flags of `run` and `create`; `new_spec`: what they and `service create`
+  have in common. `container_watch`, `foreground`, `session`: from there to the program's end.
+- `docker_flags`: what Docker has and Orc has not, with what to use instead.
+- `output`: tables, JSON, filters; `template`: the templates of `--format`. `rows`: objects as the
+  dicts that all are made from. `prune_flags`: filters and the question of what removes much.
 - `build_context`: a folder as a tar stream that honours `.dockerignore`.
 - `completion`: names of nodes and services that live in the cluster, for the shell.
 

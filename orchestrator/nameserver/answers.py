@@ -21,7 +21,7 @@ Range = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What an asker may know: its networks, that in which it asks first."""
+    """What an asker may know: its networks, in the order in which they are searched."""
 
     networks: tuple[str, ...]
     ranges: tuple[Range, ...]

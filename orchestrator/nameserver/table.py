@@ -57,9 +57,9 @@ class Client:
 
 
 def scope_of(asked: Network, networks: Mapping[str, Network], client: Client | None) -> Scope:
-    """What an asker may know, of whom no more may be known than the network in which it asks."""
-    others = [networks[id_] for id_ in client.addresses if id_ in networks] if client else []
-    mine = [asked, *(each for each in others if each.id != asked.id)]
+    """What an asker may know, of whom no more may be known than the network in which it asks. A
+    client's networks are in its own order wherever it asks: some resolvers ask everywhere at once."""
+    mine = [networks[id_] for id_ in client.addresses if id_ in networks] if client else [asked]
     return Scope(
         networks=tuple(each.id for each in mine),
         ranges=tuple(one for each in mine for one in each.ranges),

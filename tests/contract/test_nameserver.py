@@ -205,9 +205,13 @@ async def test_a_container_knows_the_names_of_all_its_networks(served: Served) -
     await served.tell(3, base=2, clients=[client])
     assert await served.ask("db") == ["10.0.9.9"]
     assert await served.ask("web", at=INTERNAL) == ["10.0.0.1"]
+    # Wherever it asks, its first network goes first.
+    two = dict(web(endpoint(8, "10.0.8.8"), network="in"), id="s3")
+    await served.tell(4, two, base=3)
+    assert await served.ask("web", at=INTERNAL) == await served.ask("web") == ["10.0.0.1"]
     # It has a way out, and wants another server asked there.
     assert await served.ask("example.com", at=INTERNAL) == "SERVFAIL"
-    await served.tell(4, base=3, clients=[])
+    await served.tell(5, base=4, clients=[])
     assert await served.ask("db") == ["192.0.2.1"]
 
 

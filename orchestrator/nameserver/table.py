@@ -58,7 +58,7 @@ class Client:
 
 def scope_of(asked: Network, networks: Mapping[str, Network], client: Client | None) -> Scope:
     """What an asker may know, of whom no more may be known than the network in which it asks. A
-    client's networks are in its own order wherever it asks: some resolvers ask everywhere at once."""
+    client's networks are in its own order wherever it asks: some resolvers ask all servers."""
     mine = [networks[id_] for id_ in client.addresses if id_ in networks] if client else [asked]
     return Scope(
         networks=tuple(each.id for each in mine),

@@ -278,6 +278,7 @@ async def run(settings: Settings) -> None:
                 reporter=reporter,
                 wake=wake,
                 open_tunnel=tunnels.open,
+                remove_images=image_orders.remove,
             ),
             rng=rng,
         )

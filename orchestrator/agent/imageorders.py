@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,8 @@ from orchestrator.model.names import short_id
 from orchestrator.model.objects import Task
 from orchestrator.model.states import is_terminal
 from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
+
+log = logging.getLogger(__name__)
 
 ORDERS = (
     *("pull", "push", "resolve", "tag", "remove_image", "read_image"),
@@ -138,6 +141,15 @@ class ImageOrders:
         else:
             await self._store.remove(order.image, self.in_use())
         return dispatch_pb2.TunnelResult()
+
+    async def remove(self, digests: Sequence[str]) -> None:
+        """Remove images that were removed while this node was away; those in use stay."""
+        for digest in digests:
+            try:
+                if self._store.resolve(digest) is not None:
+                    await self._store.remove(digest, self.in_use())
+            except ImageError as error:
+                log.info("an image that was removed stays: %s", error, extra={"image": digest})
 
     async def _read(self, call: Any, order: images_pb2.ReadOrder) -> Any:
         manifest = await asyncio.to_thread(self._text, order.image)

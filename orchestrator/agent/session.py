@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,15 +70,17 @@ class Session:
         reporter: Reporter,
         wake: asyncio.Event,
         open_tunnel: OpenTunnel,
+        remove_images: Callable[[Sequence[str]], Coroutine[Any, Any, None]],
     ) -> None:
         """`wake` is set by whoever has something to send. `open_tunnel` must keep its errors to
-        itself."""
+        itself. `remove_images`: of these digests, as far as no container needs them."""
         self._node = node
         self._worker = worker
         self._endpoints = endpoints
         self._reporter = reporter
         self._wake = wake
         self._open_tunnel = open_tunnel
+        self._remove_images = remove_images
         self._images_changed = True
         self._volume_drivers: dict[str, str] = {}
         """As the manager was told."""
@@ -148,6 +150,9 @@ class Session:
                 self._progress = asyncio.get_running_loop().time()
             case "open":
                 group.create_task(self._open_tunnel(channel, message.open), name="tunnel")
+            case "remove_images":
+                images = list(message.remove_images.images)
+                group.create_task(self._remove_images(images), name="image removal")
             case "redirect":
                 raise _redirected(message.redirect)
             case other:

@@ -29,7 +29,7 @@ from orchestrator.manager.refusal import unavailable
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.objects import NodeState, Task
+from orchestrator.model.objects import Image, NodeState, Task
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
@@ -75,12 +75,18 @@ class NodeSession:
         """The revision of the endpoint table that it was sent."""
         self._holding = False
         """An order is yet to be told: its task must first leave names and balance everywhere."""
+        self._condemning = True
+        """Images may have been removed that the node has, and was not told of."""
         self.wake = asyncio.Event()
 
     def push(self, message: Any) -> None:
         """Queue a `ManagerMessage` that is not an assignment."""
         self._messages.append(message)
         self.wake.set()
+
+    def condemn(self) -> None:
+        """Tell the node of images that it is to remove."""
+        self._condemning = True
 
     def end(self, reason: str) -> None:
         """Make the session end."""
@@ -94,6 +100,11 @@ class NodeSession:
         self._messages.clear()
         news, self._endpoints = endpoints.since(self._endpoints)
         out += news
+        if self._condemning:
+            self._condemning = False
+            if images := _condemned(view, self.node_id):
+                order = dispatch_pb2.RemoveImages(images=images)
+                out.append(dispatch_pb2.ManagerMessage(remove_images=order))
         if view is not self._looked_at or self._holding:
             assignments = self._difference(view, endpoints)
             if assignments is not None:
@@ -136,6 +147,10 @@ class NodeSession:
             removed_tasks=removed,
             networks=networks if networks_changed or full else [],
         )
+
+
+def _condemned(view: ClusterView, node_id: str) -> list[str]:
+    return sorted(image.id for image in view.images.values() if node_id in image.condemned)
 
 
 def _sources(view: ClusterView, task: Task) -> list[str]:
@@ -194,11 +209,18 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                         async with asyncio.timeout_at(endpoints.deadline):
                             changes = await feed.next()
                     endpoints.update(self._cache.view, changes)
+                    self._condemn(changes)
                     self._wake_sessions()
         finally:
             self._endpoints = None
             for session in self._sessions.values():
                 session.end("this manager leads no longer")
+
+    def _condemn(self, changes: list[Change]) -> None:
+        for change in changes:
+            for node_id in change.after.condemned if isinstance(change.after, Image) else ():
+                if node_id in self._sessions:
+                    self._sessions[node_id].condemn()
 
     def _wake_sessions(self) -> None:
         for session in self._sessions.values():

@@ -67,8 +67,10 @@ def _inventory(view: ClusterView, node_id: str, images: tuple[Image, ...]) -> It
     for image in view.images.values():
         if node_id in image.nodes and image.id not in present:
             nodes = tuple(n for n in image.nodes if n != node_id)
+            condemned = tuple(n for n in image.condemned if n != node_id)
             # An image that no node has is gone; its names go with it.
-            yield Change(image, replace(image, nodes=nodes) if nodes else None)
+            after = replace(image, nodes=nodes, condemned=condemned) if nodes else None
+            yield Change(image, after)
     for image in images:
         known = view.images.get(image.id)
         if known is None:
@@ -96,6 +98,7 @@ def _tag(view: ClusterView, node_id: str, image: Image) -> Iterator[Change]:
         known,
         names=tuple(sorted({*known.names, *image.names})),
         nodes=tuple(sorted({*known.nodes, node_id})),
+        condemned=(),  # it is wanted again
         indexes=tuple(sorted({*known.indexes, *image.indexes})),
     )
     if after != known:

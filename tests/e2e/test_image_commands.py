@@ -46,6 +46,28 @@ def test_a_name_more_and_a_name_less(cluster: Cluster, mine: str) -> None:
     assert "no image 'mine:2'" in cluster.refused("rmi", "mine:2")
 
 
+def test_a_node_that_was_away_removes_its_copy_when_it_is_back(cluster: Cluster, mine: str) -> None:
+    image = _images(cluster)[mine]
+    cluster.orc("service", "create", "--name", "web", "--mode", "global", mine)
+    assert set(_images(cluster)[mine]["nodes"]) == set(cluster.nodes())
+    cluster.orc("service", "rm", "web")
+    eventually(lambda: not cluster.json("service", "ls"), within=20)
+    blob = cluster.data("node3") / "images/blobs/sha256" / image["digest"].partition(":")[2]
+    cluster.stop("node3")
+    try:
+        eventually(lambda: cluster.nodes()["node3"]["state"] == "down", within=20)
+        done = cluster.orc("rmi", mine)
+        assert f"deleted: {image['id']}" in done.stdout
+        assert "node node3 is away and removes its copy when it is back" in done.stderr
+        assert image["id"] not in {i["id"] for i in cluster.json("images")}
+        assert blob.exists()
+    finally:
+        cluster.start("node3")
+    eventually(lambda: not blob.exists(), within=20)
+    assert image["id"] not in {i["id"] for i in cluster.json("images")}
+    assert "no image" in cluster.refused("image", "inspect", image["id"])
+
+
 def test_an_image_in_use_stays_and_it_says_by_whom(cluster: Cluster, mine: str) -> None:
     cluster.orc("service", "create", "--name", "web", mine)
     line = cluster.refused("rmi", mine)

@@ -52,7 +52,7 @@ class NameCalls(Calls):
         api = self.api
         image = find_image_by_word(api.view, request.image)
         name = str(parsed(request.name))
-        after = replace(image, names=tuple(sorted({*image.names, name})))
+        after = replace(image, names=tuple(sorted({*image.names, name})), condemned=())
         changes = [
             Change(other, replace(other, names=tuple(n for n in other.names if n != name)))
             for other in api.view.images.values()
@@ -109,11 +109,19 @@ class NameCalls(Calls):
     async def _delete(self, image: Image, reply: Any) -> None:
         """Remove it from every node that can be reached, and take its names first."""
         api = self.api
-        if image.names:
-            nameless = Change(image, replace(image, names=()))
-            await api.cache.wait_for(await commit(api.kv, [nameless]))
+        nodes = self._nodes(image)
+        away = [node for node in nodes if not api.dispatcher.connected(node.id)]
+        condemned = tuple(sorted(node.id for node in away))
+        after = replace(image, names=(), condemned=condemned)
+        if after != image:
+            await api.cache.wait_for(await commit(api.kv, [Change(image, after)]))
         order = images_pb2.RemoveOrder(image=image.id)
-        notices = await every(api, self._nodes(image), dispatch_pb2.OpenTunnel(remove_image=order))
+        there = [node for node in nodes if node not in away]
+        notices = [
+            f"node {node.description.hostname} is away and removes its copy when it is back"
+            for node in away
+        ]
+        notices += await every(api, there, dispatch_pb2.OpenTunnel(remove_image=order))
         reply.untagged.extend(image.names)
         reply.notices.extend(notices)
         reply.freed += image.size * max(0, len(image.nodes) - len(notices))

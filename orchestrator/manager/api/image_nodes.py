@@ -116,7 +116,7 @@ async def every(api: ApiContext, nodes: list[Node], order: dispatch_pb2.OpenTunn
 
     async def one(node: Node) -> str:
         if not api.dispatcher.connected(node.id):
-            return f"node {node.description.hostname} is away and keeps its copy"
+            return f"node {node.description.hostname} is away"
         try:
             await ask(api, node, order)
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering, hostnames
@@ -21,9 +22,13 @@ class ImageCalls(Calls):
     @answering
     async def ListImages(self, request: Any, context: Any) -> Any:
         view = self.api.view
-        images = sorted(view.images.values(), key=lambda i: (-i.created_at, i.id))
+        images = [
+            # What is only yet to be removed is no longer there for a user.
+            replace(image, nodes=tuple(n for n in image.nodes if n not in image.condemned))
+            for image in sorted(view.images.values(), key=lambda i: (-i.created_at, i.id))
+        ]
         return control_pb2.ListImagesReply(
-            images=[to_proto(image) for image in images], hostnames=hostnames(view)
+            images=[to_proto(image) for image in images if image.nodes], hostnames=hostnames(view)
         )
 
     @answering

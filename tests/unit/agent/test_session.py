@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class Agent:
         self.dialer = dialer
         self.images: list[Image] = [Image(id="sha256:1", names=("hello:1",))]
         self.tunnels: list[dispatch_pb2.OpenTunnel] = []
+        self.removed: list[str] = []
 
 
 @asynccontextmanager
@@ -74,6 +75,9 @@ async def agent(host: Host, *managers: str) -> AsyncIterator[Agent]:
 
     async def open_tunnel(channel: Any, order: dispatch_pb2.OpenTunnel) -> None:
         made.tunnels.append(order)
+
+    async def remove_images(digests: Sequence[str]) -> None:
+        made.removed.extend(digests)
 
     with StateDb(host.folder / "state.db") as db:
         worker = Worker(host.parts(), db, reporter)
@@ -97,6 +101,7 @@ async def agent(host: Host, *managers: str) -> AsyncIterator[Agent]:
                 reporter=reporter,
                 wake=wake,
                 open_tunnel=open_tunnel,
+                remove_images=remove_images,
             ),
             rng=random.Random(1),
         )
@@ -268,6 +273,14 @@ async def test_a_tunnel_is_opened_on_order(host: Host) -> None:
         await session.welcome()
         await session.say(open=dispatch_pb2.OpenTunnel(id="x"))
         await until(lambda: [order.id for order in a.tunnels] == ["x"])
+
+
+async def test_images_that_were_removed_meanwhile_are_removed(host: Host) -> None:
+    async with manager_stub() as manager, agent(host, manager.address) as a:
+        session = await manager.session()
+        await session.welcome()
+        await session.say(remove_images=dispatch_pb2.RemoveImages(images=["sha256:1"]))
+        await until(lambda: a.removed == ["sha256:1"])
 
 
 async def test_a_restarted_agent_reports_what_it_knows(host: Host) -> None:

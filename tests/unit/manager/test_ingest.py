@@ -108,6 +108,21 @@ def test_a_reboot_starts_what_is_always_to_run_though_it_was_stopped(
     assert view.tasks["t2"] == replica
 
 
+def test_an_image_is_condemned_until_its_node_has_removed_it_or_it_is_wanted_again() -> None:
+    image = Image(id="sha256:a", nodes=("n1", "n2"), condemned=("n1", "n2"))
+    view = ClusterView.of([NODE, image])
+    # A node that is back tells of its copy, under a name that is nobody's any more.
+    copy = Image(id="sha256:a", names=("a:1",))
+    back = after(view, Reports(inventories={"n1": (copy,)}))
+    assert back.images["sha256:a"] == image
+    gone = after(back, Reports(inventories={"n1": ()}))
+    assert gone.images["sha256:a"].nodes == gone.images["sha256:a"].condemned == ("n2",)
+    assert not after(gone, Reports(inventories={"n2": ()})).images
+    pulled = after(view, Reports(tagged=[("n3", copy)]))
+    assert pulled.images["sha256:a"].condemned == ()
+    assert pulled.images["sha256:a"].names == ("a:1",)
+
+
 def test_a_hello_of_a_removed_node_changes_nothing() -> None:
     assert ingest(ClusterView(), Reports(hellos={"n9": (NodeDescription(), "")}), 1.0) == []
 

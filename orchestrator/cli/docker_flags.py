@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 _BLOCK_IO = "the kernel's weights and rates of block devices are not set by container"
 _REAL_TIME = "real-time scheduling is not given to containers"
+_TRUST = "signatures are checked as each node's policy.json says"
 _OWN = "each container has its own; for a look at the node's, use --rootfs host"
 
 _CONTAINER = {
@@ -31,7 +32,7 @@ _CONTAINER = {
     "--cpu-rt-runtime": _REAL_TIME,
     "--cpuset-mems": "use --cpuset-cpus; memory follows the CPUs",
     "--device-cgroup-rule": "use --device, with the rights that it needs",
-    "--disable-content-trust": "signatures are checked as each node's policy.json says",
+    "--disable-content-trust": _TRUST,
     "--gpus": "use --device for each of its devices",
     "--ipc": _OWN,
     "--isolation": "that is Windows'; there is --runtime",
@@ -45,6 +46,8 @@ _CONTAINER = {
     "--oom-kill-disable": "use --oom-score-adj, or give more --memory",
     "--pid": _OWN,
     "--platform": "a node runs its own platform; choose one by --constraint node.platform.arch==…",
+    "--io-maxbandwidth": "that is Windows'",
+    "--io-maxiops": "that is Windows'",
     "--use-api-socket": "mount the socket with -v",
     "--uts": "each container has its own; see --hostname and --domainname",
 }
@@ -58,8 +61,32 @@ _BUILD = {
     "--push": "use 'orc push' afterwards",
     "--rm": "nothing is left of a build's containers",
     "--ssh": "keys stay with you; give a build what it needs with --secret",
+    **dict.fromkeys(
+        (
+            *("--cgroup-parent", "--cpu-period", "--cpu-quota", "--cpu-shares", "-c"),
+            *("--cpuset-cpus", "--cpuset-mems", "--memory", "-m", "--memory-swap"),
+            *("--security-opt", "--shm-size", "--ulimit"),
+        ),
+        "a build's RUN has the agent's own limits; choose a node by --node",
+    ),
+    "--compress": "the context is sent as it is",
+    "--disable-content-trust": _TRUST,
+    "--force-rm": "nothing is left of a build's containers",
+    "--isolation": "that is Windows'",
     "--squash": "write one RUN, or copy from an earlier stage",
 }
+
+_SERVICE = {
+    "--credential-spec": "that is Windows'",
+    "--generic-resource": "use --device, and --constraint for the nodes that have it",
+    "--isolation": "that is Windows'",
+    "--log-driver": _CONTAINER["--log-driver"],
+    "--log-opt": _CONTAINER["--log-opt"],
+    "--tty": "a terminal is for one user; see 'orc run -it'",
+    "-t": "a terminal is for one user; see 'orc run -it'",
+}
+_SCOPE = "a network spans all nodes; one node's own is the network bridge"
+_CLUSTER_VOLUME = "that is for Docker's cluster volumes; a volume here has a node, a driver, a size"
 
 FLAGS: Mapping[str, Mapping[str, str]] = {
     "run": _CONTAINER,
@@ -78,14 +105,49 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "--all-tags": "name the tags one by one",
         "-a": "name the tags one by one",
         "--platform": "a node pulls for its own platform; choose one by --node",
-        "--disable-content-trust": "signatures are checked as each node's policy.json says",
+        "--disable-content-trust": _TRUST,
     },
     "push": {
         "--all-tags": "name the tags one by one",
         "-a": "name the tags one by one",
-        "--disable-content-trust": "signatures are checked as each node's policy.json says",
+        "--disable-content-trust": _TRUST,
     },
     "rmi": {"--no-prune": "layers that an image shares are kept anyway"},
+    "history": dict.fromkeys(("--human", "-H"), "sizes are for people; --format json has bytes"),
+    "import": {"--platform": "an image is of the platform of its node; choose one by --node"},
+    "volume create": dict.fromkeys(
+        (
+            *("--availability", "--group", "--limit-bytes", "--required-bytes", "--scope"),
+            *("--secret", "--sharing", "--topology-preferred", "--topology-required", "--type"),
+        ),
+        _CLUSTER_VOLUME,
+    ),
+    "volume ls": {"--cluster": _CLUSTER_VOLUME},
+    "network create": {
+        "--aux-address": "addresses of hosts are not a container network's; see --ip-range",
+        "--config-from": "write the options of the network itself",
+        "--config-only": "write the options of the network itself",
+        "--ingress": "published ports need no network of their own",
+        "--ipam-driver": "addresses are given by each node from its slice of the subnet",
+        "--ipam-opt": "addresses are given by each node from its slice of the subnet",
+        "--scope": _SCOPE,
+    },
+    "network connect": {
+        "--driver-opt": "give options to 'orc network create'",
+        "--link": "containers of one network find each other by name",
+        "--link-local-ip": "use --ip",
+    },
+    "network inspect": {"--verbose": "all is shown", "-v": "all is shown"},
+    "service create": _SERVICE,
+    "service update": _SERVICE,
+    "service logs": {
+        "--details": "see 'orc inspect' for a container's labels and variables",
+        "--no-resolve": "use --raw for lines without names",
+        "--no-task-ids": "lines have a task's name, such as web.3; --raw leaves it out",
+        "--no-trunc": "nothing is cut",
+    },
+    "service ps": {"--no-resolve": "--format json has the ids"},
+    "node ps": {"--no-resolve": "--format json has the ids"},
 }
 """Command → flag → what to do instead."""
 
@@ -97,12 +159,17 @@ COMMANDS: Mapping[str, str] = {
     "plugin": "volume and network plugins are found by themselves where their sockets are",
     "search": "search at the registry; 'orc pull' takes any name",
     "swarm": "use 'orc cluster'",
-    "trust": "signatures are checked as each node's policy.json says",
+    "trust": _TRUST,
     "update": "use 'orc service update', or make the container anew with other flags",
 }
 """Docker's commands that are not ours."""
 
 
-def advice(command: str, flag: str) -> str | None:
-    """What to do instead of a flag of Docker's; None for what is none."""
-    return FLAGS.get(command, {}).get(flag)
+_ALIASES = {"image ls": "images", "image rm": "rmi"}
+
+
+def advice(path: str, flag: str) -> str | None:
+    """What to do instead of a flag of Docker's; None for what is none. `path`: the command's words
+    behind `orc`."""
+    path = _ALIASES.get(path, path.removeprefix("container ").removeprefix("image "))
+    return FLAGS.get(path, {}).get(flag)

@@ -153,8 +153,7 @@ def _usage_words(error: click.UsageError) -> str:
     if isinstance(error, click.NoSuchOption):
         from orchestrator.cli.docker_flags import advice
 
-        command = error.ctx.command.name if error.ctx else ""
-        if instead := advice(command or "", error.option_name):
+        if instead := advice(path.partition(" ")[2], error.option_name):
             return f"'{path}' has no option {error.option_name}: {instead}"
         meant = near_miss(error.option_name, error.possibilities or ())
         hint = f"did you mean {meant}?" if meant else f"see '{path} --help'"

@@ -19,8 +19,8 @@ from orchestrator.cli.output import (
     format_option,
     listing_options,
     print_fields,
-    print_json,
     print_list,
+    print_rows,
 )
 from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
 from orchestrator.cli.spec_flags import pairs
@@ -125,7 +125,7 @@ def list_networks(
 
 @network.command(epilog=example("orc network inspect NAME"))
 @click.argument("networks", nargs=-1, required=True, shell_complete=completion.networks)
-@format_option("json")
+@format_option("json", templates=True, short=True)
 @click.option("--pretty", is_flag=True, help="The same as --format table.")
 @pass_client
 def inspect(client: Client, networks: tuple[str, ...], form: str, pretty: bool) -> None:
@@ -137,8 +137,8 @@ def inspect(client: Client, networks: tuple[str, ...], form: str, pretty: bool) 
     services = client.call("ListServices", control_pb2.ListServicesRequest()).services
     tasks = client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
     rows = [described_network(message, hostnames, services, tasks) for message in found]
-    if form == "json" and not pretty:
-        print_json(rows)
+    if form != "table" and not pretty:
+        print_rows(rows, (), form)
         return
     for index, row in enumerate(rows):
         if index:

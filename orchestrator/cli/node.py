@@ -15,9 +15,8 @@ from orchestrator.cli.output import (
     format_option,
     listing_options,
     print_fields,
-    print_json,
     print_list,
-    public,
+    print_rows,
 )
 from orchestrator.cli.rows import node_columns, node_row, task_columns, task_rows
 from orchestrator.cli.spec_flags import pairs
@@ -47,15 +46,15 @@ def list_nodes(
 
 @node.command(epilog=example("orc node inspect node1"))
 @click.argument("nodes", nargs=-1, required=True, shell_complete=completion.nodes)
-@format_option("json")
+@format_option("json", templates=True, short=True)
 @click.option("--pretty", is_flag=True, help="The same as --format table.")
 @pass_client
 def inspect(client: Client, nodes: tuple[str, ...], form: str, pretty: bool) -> None:
     """Show all that is known of nodes."""
     known = _nodes(client)
     rows = [node_row(_find(known, name)) for name in nodes]
-    if form == "json" and not pretty:
-        print_json([public(row) for row in rows])
+    if form != "table" and not pretty:
+        print_rows(rows, (), form)
         return
     for index, row in enumerate(rows):
         if index:

@@ -18,8 +18,8 @@ from orchestrator.cli.output import (
     format_option,
     listing_options,
     print_fields,
-    print_json,
     print_list,
+    print_rows,
 )
 from orchestrator.cli.rows import (
     port_text,
@@ -82,7 +82,7 @@ def ps(
 
 @service.command(epilog=example("orc service inspect web", "orc service inspect --pretty web"))
 @click.argument("services", nargs=-1, required=True, shell_complete=completion.services)
-@format_option("json")
+@format_option("json", templates=True, short=True)
 @click.option("--pretty", is_flag=True, help="The same as --format table.")
 @pass_client
 def inspect(client: Client, services: tuple[str, ...], form: str, pretty: bool) -> None:
@@ -94,8 +94,8 @@ def inspect(client: Client, services: tuple[str, ...], form: str, pretty: bool) 
             "ListServices", control_pb2.ListServicesRequest(service=name)
         ).services
     ]
-    if form == "json" and not pretty:
-        print_json(list(map(service_document, messages)))
+    if form != "table" and not pretty:
+        print_rows(list(map(service_document, messages)), (), form)
         return
     for index, message in enumerate(messages):
         if index:

@@ -101,7 +101,12 @@ SETTINGS = (
         Parsed("shares", _shares),
         "CPU weight, 1024 a core; what the scheduler counts unless --reserve-cpu says.",
     ),
-    Setting(("--pids-limit",), "task.container.pids_limit", click.INT, "Most processes of a task."),
+    Setting(
+        ("--pids-limit", "--limit-pids"),
+        "task.container.pids_limit",
+        click.INT,
+        "Most processes of a task.",
+    ),
     Setting(
         ("--restart-condition",),
         "task.restart.condition",

@@ -11,7 +11,7 @@ from orchestrator import __version__
 from orchestrator.cli.client import Client
 from orchestrator.cli.context import current_context, load_context
 from orchestrator.cli.groups import CliError, example
-from orchestrator.cli.output import Row, format_option, print_fields, print_json
+from orchestrator.cli.output import Row, format_option, print_fields, print_json, print_rows
 from orchestrator.pb import control_pb2
 
 _RC_LINES = {
@@ -22,7 +22,7 @@ _RC_LINES = {
 
 
 @click.command(epilog=example("orc version --format json"))
-@format_option()
+@format_option(templates=True, short=True)
 @click.option("--context", "context_name", metavar="NAME", help="The cluster to speak to.")
 @click.pass_context
 def version(ctx: click.Context, form: str, context_name: str | None) -> None:
@@ -30,8 +30,12 @@ def version(ctx: click.Context, form: str, context_name: str | None) -> None:
     client = {"version": __version__, "python": platform.python_version()}
     name = context_name or ctx.find_root().params.get("context_name")
     server, problem = _server(name)
-    if form == "json":
-        print_json({"client": client, "server": server})
+    if form != "table":
+        document = {"client": client, "server": server}
+        if form == "json":
+            print_json(document)
+        else:
+            print_rows([document], (), form)
     else:
         print_fields([("Client", client["version"]), ("Python", client["python"])])
         if server:

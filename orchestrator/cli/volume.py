@@ -18,8 +18,8 @@ from orchestrator.cli.output import (
     listing_options,
     moment,
     print_fields,
-    print_json,
     print_list,
+    print_rows,
 )
 from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
 from orchestrator.cli.spec_flags import pairs
@@ -93,7 +93,7 @@ def list_volumes(
 
 @volume.command(epilog=example("orc volume inspect data"))
 @click.argument("names", nargs=-1, required=True, shell_complete=completion.volumes)
-@format_option("json")
+@format_option("json", templates=True, short=True)
 @click.option("--pretty", is_flag=True, help="The same as --format table.")
 @pass_client
 def inspect(client: Client, names: tuple[str, ...], form: str, pretty: bool) -> None:
@@ -102,8 +102,8 @@ def inspect(client: Client, names: tuple[str, ...], form: str, pretty: bool) -> 
     for name in names:
         reply = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest(name=name))
         rows += [volume_row(message) for message in reply.volumes]
-    if form == "json" and not pretty:
-        print_json(rows)
+    if form != "table" and not pretty:
+        print_rows(rows, (), form)
         return
     for index, row in enumerate(rows):
         if index:

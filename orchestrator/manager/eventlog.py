@@ -18,6 +18,7 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.model.objects import (
     Health,
     Image,
+    Network,
     Node,
     NodeState,
     Object,
@@ -96,7 +97,9 @@ def events_of(change: Change, view: ClusterView, now: float) -> Iterator[Event]:
     match change.subject:
         case Task() as task:
             was = before if isinstance(before, Task) else None
-            yield from _of_task(was, after if isinstance(after, Task) else None, task, view, now)
+            now_is = after if isinstance(after, Task) else None
+            yield from _of_task(was, now_is, task, view, now)
+            yield from _of_networks(was, now_is, task, view, now)
         case other:
             if action := _action(before, after):
                 yield Event(
@@ -120,6 +123,24 @@ def _of_task(
             attributes["service"] = task.service_name
         hostname = node.description.hostname if node else ""
         yield Event(now, "container", action, task.id, task.name, hostname, attributes)
+
+
+def _of_networks(
+    before: Task | None, after: Task | None, task: Task, view: ClusterView, now: float
+) -> Iterator[Event]:
+    """The networks that a container came to be on, and those that it left."""
+    had, has = _on(before), _on(after)
+    node = view.nodes.get(task.node_id)
+    hostname = node.description.hostname if node else ""
+    for action, names in (("disconnect", had - has), ("connect", has - had)):
+        for name in sorted(names):
+            network = view.network_by_name(name)
+            id = network.id if network else name
+            yield Event(now, "network", action, id, name, hostname, {"container": task.id})
+
+
+def _on(task: Task | None) -> set[str]:
+    return {*task.status.addresses, *task.status.addresses6} if task is not None else set()
 
 
 def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str, dict[str, str]]]:
@@ -192,6 +213,9 @@ def _action(before: Object | None, after: Object | None) -> str:
             if set(after.nodes) - set(before.nodes):
                 return "pull"
             return "delete" if set(before.nodes) - set(after.nodes) else ""
+        case Network(), Network():
+            # Nodes got their slices.
+            return ""
         case _:
             return "update"
 

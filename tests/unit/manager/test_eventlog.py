@@ -13,6 +13,7 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.objects import (
     Availability,
     Image,
+    Network,
     Node,
     NodeDescription,
     NodeState,
@@ -28,6 +29,7 @@ S = TaskState
 NODE = Node(id="n1", state=NodeState.READY, description=NodeDescription(hostname="host-1"))
 BOX = Task(id="c1", container_name="box", node_id="n1", run=1, status=TaskStatus(S.RUNNING, run=1))
 IMAGE = Image(id="sha256:1", names=("web:1",), nodes=("n1",))
+BACK = Network(id="b1", name="back", subnet="10.5.0.0/16")
 WEB = Service(id="s1", spec=ServiceSpec(name="web"))
 
 
@@ -68,6 +70,9 @@ def at(state: TaskState, run: int = 1, **fields: Any) -> Task:
         (WEB, replace(WEB, spec=ServiceSpec(name="web", replicas=3)), ["update"]),
         (WEB, replace(WEB, removed=True), ["remove"]),
         (WEB, replace(WEB, updated_at=1.0), []),
+        (None, BACK, ["create"]),
+        (BACK, replace(BACK, slices={"n1": "10.5.1.0/24"}), []),
+        (BACK, None, ["remove"]),
     ],
 )
 def test_actions(before: Object | None, after: Object | None, actions: list[str]) -> None:
@@ -80,6 +85,17 @@ def test_what_an_event_of_a_container_tells() -> None:
     (event,) = events_of(Change(BOX, at(S.FAILED, exit_code=3)), ClusterView.of([NODE]), 5.0)
     assert (event.type, event.id, event.name, event.node) == ("container", "c1", "box", "host-1")
     assert event.attributes["exitCode"] == "3"
+
+
+def test_a_container_that_joins_and_leaves_networks_tells_so() -> None:
+    before = at(S.RUNNING, addresses={"default": "10.128.1.2"})
+    after = at(S.RUNNING, addresses={"back": "10.5.1.2"}, addresses6={"back": "fd00::2"})
+    events = events_of(Change(before, after), ClusterView.of([NODE, BACK]), 5.0)
+    told = [(each.type, each.action, each.id, each.name, each.attributes) for each in events]
+    assert told == [
+        ("network", "disconnect", "default", "default", {"container": "c1"}),
+        ("network", "connect", "b1", "back", {"container": "c1"}),
+    ]
 
 
 def test_an_event_of_an_image_tells_where_it_came_or_went() -> None:

@@ -1,7 +1,8 @@
-"""The command `orc-cni`: CNI 1.1.0, also for callers of 1.0.0 and 0.4.0.
+"""The plugin: CNI 1.1.0, also for callers of 1.0.0 and 0.4.0.
 
 Configuration on stdin, CNI_* in the environment, a result or an error as JSON on stdout; exit
-status 0 or 1. See https://www.cni.dev/docs/spec/.
+status 0 or 1. See https://www.cni.dev/docs/spec/. Runtimes execute the command `orc-cni`
+(`client`), which has a warm process do the same (`server`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from . import attachment
@@ -18,6 +21,9 @@ from .attachment import Attachment, Host
 from .config import SUPPORTED, VERSION, NetConf, decode, parse, version_of
 from .errors import CniError, Code
 from .fields import IDENTIFIER
+
+OpenHost = Callable[[Path], AbstractContextManager[Host]]
+EXPECTED = (CniError, OSError)
 
 IFNAME = re.compile(r"[^/:\s]{1,15}")
 SINCE_1_1 = frozenset({"STATUS", "GC"})
@@ -62,13 +68,15 @@ def attachment_of(environment: Mapping[str, str]) -> Attachment:
     return Attachment(container_id, ifname, environment.get("CNI_NETNS", ""))
 
 
-def perform(command: str, conf: NetConf, environment: Mapping[str, str]) -> dict[str, Any] | None:
+def perform(
+    command: str, conf: NetConf, environment: Mapping[str, str], open_host: OpenHost = Host
+) -> dict[str, Any] | None:
     """Do one operation; return its result, if it has one."""
     if command in SINCE_1_1 and conf.version != VERSION:
         raise CniError(
             Code.INCOMPATIBLE_VERSION, f"{command} needs cniVersion {VERSION}, not {conf.version}"
         )
-    with Host(conf.data_dir) as host:
+    with open_host(conf.data_dir) as host:
         match command:
             case "ADD":
                 target = attachment_of(environment)
@@ -89,7 +97,9 @@ def perform(command: str, conf: NetConf, environment: Mapping[str, str]) -> dict
     return None
 
 
-def answer(data: bytes, environment: Mapping[str, str]) -> tuple[int, dict[str, Any] | None]:
+def answer(
+    data: bytes, environment: Mapping[str, str], open_host: OpenHost = Host
+) -> tuple[int, dict[str, Any] | None]:
     """The exit status and the document to print for one invocation. Never raises."""
     version = VERSION
     try:
@@ -99,7 +109,7 @@ def answer(data: bytes, environment: Mapping[str, str]) -> tuple[int, dict[str, 
             asked = str(raw.get("cniVersion") or VERSION)
             return 0, {"cniVersion": asked, "supportedVersions": list(SUPPORTED)}
         version = version_of(raw)
-        return 0, perform(command, parse(raw), environment)
+        return 0, perform(command, parse(raw), environment, open_host)
     except CniError as error:
         return 1, failure(version, error)
     except OSError as error:
@@ -118,9 +128,17 @@ def failure(version: str, error: CniError) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Entry point of `orc-cni`."""
+    """Run one operation, or install the command."""
+    if sys.argv[1:2] == ["install"] and len(sys.argv) == 3:
+        from .install import install
+
+        print(f"orc-cni: {install(Path(sys.argv[2]))} is in place")
+        return 0
     if not os.environ.get("CNI_COMMAND") and sys.stdin.isatty():
-        print(f"orc-cni: a CNI plugin, version {VERSION}; container runtimes execute it")
+        print(
+            f"orc-cni: a CNI plugin, version {VERSION}; container runtimes execute it."
+            " To put it where they look: orc-cni install /opt/cni/bin"
+        )
         return 0
     status, document = answer(sys.stdin.buffer.read(), os.environ)
     if document is not None:

@@ -1,0 +1,29 @@
+"""Put `orc-cni` where a container runtime looks for plugins: `orc-cni install /opt/cni/bin`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from . import client
+
+NAME = "orc-cni"
+# Isolated, without `site`, without the environment: all that a thin client can do without.
+OPTIONS = "-ISE"
+
+
+def script(interpreter: str) -> str:
+    """The client as a command of its own; it starts with the options that make it start fast."""
+    return f"#!{interpreter} {OPTIONS}\n{Path(client.__file__).read_text()}"
+
+
+def install(folder: Path) -> Path:
+    """Write the command into a folder, in place of an older one; return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NAME
+    made = folder / f".{NAME}.new"
+    made.write_text(script(sys.executable))
+    made.chmod(0o755)
+    os.replace(made, path)  # a runtime that executes it meanwhile has the old one or the new one
+    return path

@@ -18,7 +18,7 @@ TCP = 6
 def service(*endpoints: tuple[IPv4Address, bool], vip: bool = True, **fields: Any) -> Service:
     return Service(
         id="web", network="n1", vip=VIP if vip else None,
-        endpoints=tuple(Endpoint(address, None, ready, True) for address, ready in endpoints),
+        endpoints=tuple(Endpoint(address, None, ready) for address, ready in endpoints),
         **fields,
     )  # fmt: skip
 

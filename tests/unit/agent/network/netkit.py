@@ -58,7 +58,9 @@ class Node:
         return config
 
 
-def reaches(client: str | Path, server: str | Path, address: str, port: int = 0) -> str:
+def reaches(
+    client: str | Path, server: str | Path, address: str, port: int = 0, seconds: float = 5.0
+) -> str:
     """Whom a UDP listener sees that a client sends to at an address; empty if nothing arrives.
 
     `port` is the one that is asked for, if it is not the listener's.
@@ -70,12 +72,17 @@ def reaches(client: str | Path, server: str | Path, address: str, port: int = 0)
 
     with within(server, opened) as receiver, within(client, opened) as sender:
         receiver.bind(("", 53 if port else 0))
-        receiver.settimeout(0.15)
+        receiver.settimeout(seconds)
         try:
             sender.sendto(b"?", (address, port or receiver.getsockname()[1]))
             return str(receiver.recvfrom(1)[1][0])
         except OSError:
             return ""
+
+
+def misses(client: str | Path, server: str | Path, address: str, port: int = 0) -> bool:
+    """Whether such a packet does not arrive."""
+    return reaches(client, server, address, port, seconds=0.2) == ""
 
 
 def shell(netns: str | Path, *argv: str) -> str:

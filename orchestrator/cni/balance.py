@@ -14,13 +14,24 @@ A service with no ready endpoint refuses at once, as a host does on which nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
-from .endpoints import Endpoint, Service
+from .endpoints import Endpoint, Published, Service
 from .ruleset import INET, Chain, Part
 
 VIPS4, VIPS6, PORTS = f"{INET} vips4", f"{INET} vips6", f"{INET} ports"
+
+
+class Family(NamedTuple):
+    """A family of addresses, as nftables names it in a match and in a translation."""
+
+    protocol: str
+    keyword: str
+
+
+IPV4, IPV6 = Family("ipv4", "ip"), Family("ipv6", "ip6")
 
 PICK = (
     "iifname . ip daddr vmap @vips4",
@@ -36,6 +47,12 @@ BASE = Part(
         PORTS: "map {name} {{ type inet_proto . inet_service : verdict; }}",
     },
     chains={
+        f"{INET} refused": Chain(
+            (
+                "meta l4proto tcp reject with tcp reset",
+                "reject with icmpx port-unreachable",
+            )
+        ),
         f"{INET} prerouting": Chain(
             (*PICK, OWN, PICK_BY_PORT), "type nat hook prerouting priority dstnat;"
         ),
@@ -48,20 +65,27 @@ def part(service: Service, bridge: str) -> Part:
     """The rules of one service in a network; `bridge` is the network's on this node."""
     name = f"service/{service.id}/{service.network}"
     chains = {}
-    if service.vip or service.vip6 or any(port.port == port.target for port in service.ports):
-        chains[f"{INET} {name}"] = Chain(_choice(service.endpoints, 0))
-    ports = {}
-    for port in service.ports:
-        chosen = name
-        if port.port != port.target:
-            chosen = f"{name}/{port.target}"
-            chains[f"{INET} {chosen}"] = Chain(_choice(service.endpoints, port.target))
-        ports[f"{port.protocol} . {port.port}"] = f"jump {chosen}"
-    elements = {PORTS: ports}
-    for vips, vip in ((VIPS4, service.vip), (VIPS6, service.vip6)):
+    elements: dict[str, dict[str, str]] = {PORTS: {}}
+    families = set()
+    for family, vips, vip in ((IPV4, VIPS4, service.vip), (IPV6, VIPS6, service.vip6)):
         if vip is not None:
+            families.add(family)
             elements[vips] = {f'"{bridge}" . {vip}': f"jump {name}"}
+    if families:
+        chains[f"{INET} {name}"] = Chain(_choice(service, families))
+    for port in service.ports:
+        chosen = f"{name}/{port.protocol}/{port.target}"
+        chains[f"{INET} {chosen}"] = Chain(_choice(service, _families(service), port))
+        elements[PORTS][f"{port.protocol} . {port.port}"] = f"jump {chosen}"
     return Part(chains, {}, elements)
+
+
+def _families(service: Service) -> set[Family]:
+    """Those in which the service's tasks have addresses; both while it has no task."""
+    found = {IPV4} if any(one.address is not None for one in service.endpoints) else set()
+    if any(one.address6 is not None for one in service.endpoints):
+        found.add(IPV6)
+    return found or {IPV4, IPV6}
 
 
 def ready(endpoints: Iterable[Endpoint]) -> tuple[list[IPv4Address], list[IPv6Address]]:
@@ -73,26 +97,25 @@ def ready(endpoints: Iterable[Endpoint]) -> tuple[list[IPv4Address], list[IPv6Ad
     )
 
 
-def _choice(endpoints: Sequence[Endpoint], port: int) -> tuple[str, ...]:
-    """Rules that pick one of the endpoints; `port` 0 keeps the one that was asked for."""
-    ipv4, ipv6 = ready(endpoints)
-    transport = "meta l4proto { tcp, udp } " if port else ""
-    suffix = f" . {port}" if port else ""
-    rules: list[str] = []
-    for family, addresses, unreachable in (
-        ("ip", [str(address) for address in ipv4], "icmp port-unreachable"),
-        ("ip6", [str(address) for address in ipv6], "icmpv6 port-unreachable"),
-    ):
-        protocol = "ipv4" if family == "ip" else "ipv6"
+def _choice(
+    service: Service, families: Collection[Family], port: Published | None = None
+) -> tuple[str, ...]:
+    """Rules that pick one of the endpoints; without a port it stays the one that was asked for.
+
+    What is left out costs nothing: a change of a thousand services is mostly the making of rules.
+    """
+    ipv4, ipv6 = ready(service.endpoints)
+    transport = f"meta l4proto {port.protocol} " if port else ""
+    suffix = f" . {port.target}" if port else ""
+    rules = []
+    for family, addresses in ((IPV4, list(map(str, ipv4))), (IPV6, list(map(str, ipv6)))):
+        if family not in families:
+            continue
+        only = f"meta nfproto {family.protocol} "
         if addresses:
             listed = ", ".join(f"{n} : {one}{suffix}" for n, one in enumerate(addresses))
-            rules.append(
-                f"meta nfproto {protocol} {transport}"
-                f"dnat {family} to numgen inc mod {len(addresses)} map {{ {listed} }}"
-            )
+            pick = f"numgen inc mod {len(addresses)} map {{ {listed} }}"
+            rules.append(f"{only}{transport}dnat {family.keyword} to {pick}")
         else:
-            rules += [
-                f"meta nfproto {protocol} meta l4proto tcp reject with tcp reset",
-                f"meta nfproto {protocol} reject with {unreachable}",
-            ]
+            rules.append(f"{only}goto refused")
     return tuple(rules)

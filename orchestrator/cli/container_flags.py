@@ -87,7 +87,13 @@ MANY = (
     Many(
         ("--dns-option", "--dns-opt"), "dns_options", "OPTION", "An option of resolv.conf, ndots:2."
     ),
-    Many(("--group-add", "--group"), "groups", "GROUP", "A further group of the process."),
+    Many(
+        ("--group", "--group-add"),
+        "groups",
+        "GROUP",
+        "A further group of the process.",
+        add="--group-add",
+    ),
     Many(
         ("--cap-add",),
         "cap_add",

@@ -12,7 +12,7 @@ from orchestrator.cli.container_flags import image_and_command, with_many
 from orchestrator.cli.mount_flags import apply_mounts
 from orchestrator.cli.network_flags import attachments
 from orchestrator.cli.settings import apply_settings
-from orchestrator.cli.spec_flags import checked, environment, pairs, ports
+from orchestrator.cli.spec_flags import checked, environment, pairs, ports, preferences
 from orchestrator.model.names import parse_image
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 
@@ -49,6 +49,7 @@ def new_spec(values: dict[str, Any]) -> ServiceSpec:
             task=task,
             labels=pairs("label", values["label"]),
             constraints=values["constraint"],
+            spread=preferences(values.get("placement_pref") or ()),
         )
     )
 

@@ -97,6 +97,12 @@ def _share_login(client: Client, values: Mapping[str, Any]) -> None:
 @click.option(
     "--constraint", multiple=True, metavar="RULE", help="Only nodes such as node.labels.zone==a."
 )
+@click.option(
+    "--placement-pref",
+    multiple=True,
+    metavar="spread=ATTRIBUTE",
+    help="Spread evenly over the values of such as node.labels.zone; repeatable, the first first.",
+)
 @resolve_options
 @mount_options
 @many_options

@@ -68,6 +68,12 @@ SETTINGS = (
         "What its name stands for: an address that is balanced, or all tasks' (vip).",
     ),
     Setting(
+        ("--replicas-max-per-node",),
+        "max_per_node",
+        click.INT,
+        "Most tasks that a node may have (0: no limit).",
+    ),
+    Setting(
         ("--reserve-cpu",),
         "task.reservation.shares",
         Parsed("cores", _reserved_cpus),

@@ -16,7 +16,7 @@ from orchestrator.cli.flag_types import WORDS
 from orchestrator.cli.mount_flags import edit_mounts, mount_edit_options
 from orchestrator.cli.network_flags import edited_attachments
 from orchestrator.cli.settings import apply_settings, with_value
-from orchestrator.cli.spec_flags import checked_image, environment, pairs, ports
+from orchestrator.cli.spec_flags import checked_image, environment, pairs, ports, preferences
 from orchestrator.model.specs import PortSpec, Protocol, ServiceMode, ServiceSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,6 +33,7 @@ _LISTS = (
     ),
     ("constraint", "RULE", "RULE", "placement rule such as node.labels.zone==a"),
     ("network", "NAME", "NAME", "network"),
+    ("placement-pref", "spread=RULE", "spread=RULE", "preference such as spread=node.labels.zone"),
 )
 
 
@@ -91,6 +92,11 @@ def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
         task=task,
         labels=_labels(spec.labels, values["label_add"], values["label_rm"]),
         constraints=_list(spec.constraints, values["constraint_add"], values["constraint_rm"]),
+        spread=_list(
+            spec.spread,
+            preferences(values["placement_pref_add"]),
+            preferences(values["placement_pref_rm"]),
+        ),
     )
 
 

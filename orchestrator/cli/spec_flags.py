@@ -47,6 +47,19 @@ def label_lines(files: Iterable[str]) -> list[str]:
     return list(_env_lines(files, "label"))
 
 
+def preferences(texts: Iterable[str]) -> tuple[str, ...]:
+    """The attributes of `spread=node.labels.zone` texts."""
+    found = []
+    for text in texts:
+        strategy, _, attribute = text.partition("=")
+        if strategy != "spread" or not attribute:
+            raise click.BadParameter(
+                f"placement preference {text!r} is not of the form spread=node.labels.NAME"
+            )
+        found.append(attribute)
+    return tuple(found)
+
+
 def environment(texts: Iterable[str], files: Iterable[str] = ()) -> tuple[str, ...]:
     """`KEY=value` of `--env-file` and then `--env`, the last of a key winning. `KEY` alone is
     taken from our own environment, and left out if it is not there (as Docker does)."""

@@ -322,3 +322,8 @@ class ServiceSpec:
     endpoint_mode: EndpointMode = EndpointMode.VIP
     rollback: UpdatePolicy = field(default_factory=UpdatePolicy)
     """How a rollback replaces tasks."""
+    max_per_node: int = 0
+    """Most tasks that a node may have; 0: no limit."""
+    spread: tuple[str, ...] = ()
+    """Attributes such as `node.labels.zone`, over whose values tasks are spread evenly, the first
+    before the second, and all before the nodes."""

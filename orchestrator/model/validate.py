@@ -72,6 +72,9 @@ def validate_service(spec: ServiceSpec) -> None:
     _policy("update", spec.update)
     _policy("rollback", spec.rollback)
     validate_constraints(spec.constraints)
+    _not_negative("max_per_node", spec.max_per_node, "replicas max per node")
+    for key in spec.spread:
+        _attribute("spread", f"placement preference spread={key}", key)
 
 
 def validate_task(spec: TaskSpec) -> None:
@@ -303,11 +306,15 @@ def _constraint(text: str) -> None:
             f"constraint {text!r} is not of the form KEY==VALUE or KEY!=VALUE, "
             "such as node.labels.zone==a",
         )
-    key = match[1]
+    _attribute("constraints", f"constraint {text!r}", match[1])
+
+
+def _attribute(field: str, what: str, key: str) -> None:
+    """Raise InvalidSpec unless nodes have an attribute of that name."""
     if key not in _CONSTRAINT_KEYS and not re.fullmatch(r"node\.labels\..+", key):
         raise InvalidSpec(
-            "constraints",
-            f"constraint {text!r} asks for {key!r}; known are "
+            field,
+            f"{what} asks for {key!r}; known are "
             f"{', '.join(_CONSTRAINT_KEYS)} and node.labels.NAME",
         )
 

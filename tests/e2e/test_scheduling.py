@@ -177,3 +177,19 @@ def test_a_global_service_has_a_task_on_each_node_that_takes_tasks(
     eventually(lambda: places(cluster, "each") == {"node2": 1, "node3": 1}, within=20)
     cluster.orc("node", "update", "--availability", "active", "node1")
     eventually(lambda: places(cluster, "each") == {"node1": 1, "node2": 1, "node3": 1}, within=20)
+
+
+def test_zones_before_nodes_and_no_more_than_so_many_a_node(cluster: Cluster, hello: str) -> None:
+    for name, zone in (("node1", "a"), ("node2", "a"), ("node3", "b")):
+        cluster.orc("node", "update", "--label-add", f"zone={zone}", name)
+    cluster.orc("service", "create", "--name", "web", "--replicas", "4",
+                "--placement-pref", "spread=node.labels.zone", hello)  # fmt: skip
+    assert places(cluster, "web") == {"node1": 1, "node2": 1, "node3": 2}
+    done = cluster.orc("service", "update", "--placement-pref-rm", "spread=node.labels.zone",
+                       "--replicas-max-per-node", "1", "--force", "--timeout", "3s", "web",
+                       ok=False)  # fmt: skip
+    assert done.returncode == 3
+    assert "1 task of the service already, the most" in done.stderr
+    assert places(cluster, "web") == {"node1": 1, "node2": 1, "node3": 1}
+    refusal = cluster.refused("service", "update", "--placement-pref-add", "spread=zone", "web")
+    assert "asks for 'zone'; known are node.id" in refusal

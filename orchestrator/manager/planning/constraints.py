@@ -25,7 +25,7 @@ class Constraint:
 
     def met_by(self, node: Node) -> bool:
         """Whether the node satisfies the rule. A label that a node lacks equals nothing."""
-        return (_read(node, self.attribute) == self.value) is not self.negated
+        return (read(node, self.attribute) == self.value) is not self.negated
 
 
 @lru_cache(maxsize=1024)
@@ -67,7 +67,8 @@ def welcome(node: Node, service: Service) -> bool:
     return node.availability is not Availability.DRAIN and meets(node, service.spec.constraints)
 
 
-def _read(node: Node, attribute: str) -> str | None:
+def read(node: Node, attribute: str) -> str | None:
+    """An attribute of a node, None where it has no such label."""
     if attribute.startswith(_LABELS):
         label = attribute.removeprefix(_LABELS)
         return node.labels.get(label, node.description.labels.get(label))

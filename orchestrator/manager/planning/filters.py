@@ -45,6 +45,11 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
             yield _node_rule(only_on(view, holder.node_id, f"container {holder.name} is on"))
     for port in demand.ports:
         yield _port(port)
+    if most := demand.max_per_node:
+        yield Filter(
+            lambda table: table.tasks_of_service(demand.service_id) < most,
+            f"{most} {'task' if most == 1 else 'tasks'} of the service already, the most",
+        )
     shares, memory = demand.resources.shares, demand.resources.memory
     yield Filter(lambda table: fits(table.free_shares, shares), "insufficient shares")
     yield Filter(lambda table: fits(table.free_memory, memory), "insufficient memory")

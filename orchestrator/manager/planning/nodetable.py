@@ -37,6 +37,8 @@ class Demand:
     volumes: tuple[MountSpec, ...] = ()
     """The named volumes, their names expanded as far as they are known before it has a node."""
     volumes_from: tuple[str, ...] = ()
+    max_per_node: int = 0
+    spread: tuple[str, ...] = ()
 
     @staticmethod
     def of(view: ClusterView, task: Task) -> Demand:
@@ -54,6 +56,8 @@ class Demand:
             at_home=task.standalone and bool(task.node_id),
             volumes=named_volumes(task),
             volumes_from=task.spec.container.volumes_from,
+            max_per_node=service.spec.max_per_node if service else 0,
+            spread=service.spec.spread if service else (),
         )
 
 

@@ -1,21 +1,22 @@
 """Where tasks go: filter, then spread.
 
-Among the nodes that can take a task, the one with the fewest tasks of its service wins, then the
-one least loaded with it (the larger of its shares' and its memory's fraction), then the one with
-the fewest tasks, then the lowest id. Tasks with the same demand are placed together: filters and
-scores are array operations over all nodes once a demand, and after each placement only the row
-of the chosen node is scored anew.
+Among the nodes that can take a task, those win in whose zone are the fewest tasks of its service (a
+zone is what has one value of an attribute that the service is spread over; there may be zones in
+zones), then the node with the fewest of them, then the one least loaded with it (the larger of its
+shares' and its memory's fraction), then the one with the fewest tasks, then the lowest id. Tasks
+with the same demand are placed together: filters and scores are array operations over all nodes
+once a demand, and after each placement only the row of the chosen node is scored anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 
-from orchestrator.manager.planning.constraints import ConstraintError
+from orchestrator.manager.planning.constraints import ConstraintError, read
 from orchestrator.manager.planning.filters import (
     candidates,
     explain,
@@ -87,13 +88,14 @@ def _place(
     for rule in filters:
         passing &= rule.check(table)
     scores = np.where(passing, _score(table, demand, slice(None)), _NEVER)
+    zones = [_Zones(table, demand, level) for level in range(1, len(demand.spread) + 1)]
     decided: list[Placement | Unplaced] = []
     chosen: int | None = None
     for task in tasks:
         if chosen is not None:
             scores[chosen] = _NEVER if demand.ports else _score_again(table, demand, chosen)
             chosen = None
-        row = int(np.argmin(scores))
+        row = _best(scores, zones)
         if scores[row] == _NEVER:
             reason = reason or explain(_rejects(table, demand, filters))
             decided.append(Unplaced(task, reason))
@@ -101,8 +103,38 @@ def _place(
         decided.append(Placement(task, table.nodes[row]))
         if table.place(row, demand):
             break
+        for each in zones:
+            each.place(row)
         chosen = row
     return decided
+
+
+class _Zones:
+    """The nodes by the values of the first so many attributes, and the tasks of the service in
+    each zone."""
+
+    def __init__(self, table: NodeTable, demand: Demand, level: int) -> None:
+        attributes = demand.spread[:level]
+        values = [tuple(read(node, each) or "" for each in attributes) for node in table.nodes]
+        numbers = {value: number for number, value in enumerate(sorted(set(values)))}
+        self._zone = np.array([numbers[value] for value in values], dtype=np.int64)
+        self._tasks = np.bincount(self._zone, weights=table.tasks_of_service(demand.service_id))
+
+    def tasks(self) -> IntArray:
+        """For each node, how many tasks its zone has."""
+        return self._tasks[self._zone].astype(np.int64)
+
+    def place(self, row: int) -> None:
+        """Count a task on a node."""
+        self._tasks[self._zone[row]] += 1
+
+
+def _best(scores: IntArray, zones: Sequence[_Zones]) -> int:
+    """The row with the least score among those in the zones with the fewest tasks."""
+    for each in zones:
+        tasks = np.where(scores == _NEVER, _NEVER, each.tasks())
+        scores = np.where(tasks == tasks.min(), scores, _NEVER)
+    return int(np.argmin(scores))
 
 
 def _score_again(table: NodeTable, demand: Demand, row: int) -> int:
@@ -111,6 +143,9 @@ def _score_again(table: NodeTable, demand: Demand, row: int) -> int:
         fits(int(table.free_shares[row]), demand.resources.shares)
         and fits(int(table.free_memory[row]), demand.resources.memory)
     ):
+        return _NEVER
+    most = demand.max_per_node
+    if most and table.tasks_of_service(demand.service_id)[row] >= most:
         return _NEVER
     return int(_score(table, demand, slice(row, row + 1))[0])
 

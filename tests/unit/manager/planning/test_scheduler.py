@@ -53,6 +53,46 @@ def test_tasks_of_the_service_count_before_load() -> None:
     assert chosen(node("a"), node("b"), web, db, busy, mine, *waiting(1, web)) == ["a"]
 
 
+def spread_over(*attributes: str, most: int = 0) -> Service:
+    web = service()
+    return replace(web, spec=replace(web.spec, spread=attributes, max_per_node=most))
+
+
+def zoned(id: str, zone: str, rack: str = "") -> Node:
+    return node(id, labels={"zone": zone, "rack": rack} if rack else {"zone": zone})
+
+
+def test_spreads_over_zones_before_nodes() -> None:
+    web = spread_over("node.labels.zone")
+    nodes = [zoned("a1", "a"), zoned("a2", "a"), zoned("a3", "a"), zoned("b1", "b"), node("none")]
+    assert chosen(*nodes, web, *waiting(6, web)) == ["a1", "b1", "none", "a2", "b1", "none"]
+
+
+def test_spreads_over_several_levels() -> None:
+    web = spread_over("node.labels.zone", "node.labels.rack")
+    nodes = [
+        zoned("a1", "a", "1"),
+        zoned("a2", "a", "1"),
+        zoned("a3", "a", "2"),
+        zoned("b", "b", "1"),
+    ]
+    assert chosen(*nodes, web, *waiting(6, web)) == ["a1", "b", "a3", "b", "a2", "b"]
+
+
+def test_a_full_zone_is_passed_over() -> None:
+    web = replace(spread_over("node.labels.zone"), id="web-id")
+    small = node("b", shares=128, labels={"zone": "b"})
+    assert chosen(zoned("a", "a"), small, web, *waiting(4, web)) == ["a", "b", "a", "a"]
+
+
+def test_no_more_than_so_many_on_a_node() -> None:
+    web = spread_over(most=2)
+    *placed, last = decide(node("a"), node("b"), web, *waiting(5, web))
+    assert [item.node.id for item in placed if isinstance(item, Placement)] == list("abab")
+    assert isinstance(last, Unplaced)
+    assert last.reason == "no suitable node (2 nodes: 2 tasks of the service already, the most)"
+
+
 def test_load_is_the_larger_of_shares_and_memory() -> None:
     web = service("web")
     shares = task("t1", node_id="a", of=service("x", spec=task_spec(shares=2048, memory=1 * MIB)))

@@ -104,9 +104,12 @@ class ClusterImages:
         known = await self._located(name)
         digest = name.partition("@")[2] or known.digest
         if digest and not fresh:
+            if self._store.resolve(digest) is None:
+                progress(f"{name}: getting it from another node")
             return (await self.prepare(name, digest, ())).digest
         if self._registry is None:
             raise ImageError(f"no node that is up has the image {name}")
+        progress(f"{name}: asking its registry")
         try:
             newest = await self._registry.resolve(name, known.auth)
             return (await self.prepare(name, newest, ())).digest

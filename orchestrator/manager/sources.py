@@ -20,6 +20,7 @@ from orchestrator.manager.lookup import images_of
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.vault import Vault
+from orchestrator.model.names import parse_image
 from orchestrator.model.objects import NodeState
 from orchestrator.pb import images_pb2, images_pb2_grpc
 
@@ -64,7 +65,15 @@ class Turns:
 class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
     """Serves the agents' questions."""
 
-    def __init__(self, cache: Cache, vault: Vault, grace: float = REPORT_GRACE) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        vault: Vault,
+        building: Callable[[str], bool],
+        grace: float = REPORT_GRACE,
+    ) -> None:
+        """`building`: whether a node builds an image for a client now."""
+        self._building = building
         self._cache = cache
         self._vault = vault
         self._grace = grace
@@ -80,7 +89,7 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
             if source:
                 yield images_pb2.Grant(nodes=[source], registry=False)
             else:
-                auth = auth_for(self._cache.view, self._vault, request.name)
+                auth = self._auth(request.name, identity.id)
                 yield images_pb2.Grant(registry=True, auth=auth)
             await asyncio.get_running_loop().create_future()
         finally:
@@ -94,11 +103,19 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
 
     async def Locate(self, request: Any, context: Any) -> Any:
         """What the cluster has under a name now."""
-        view = self._cache.view
-        found = images_of(view, request.name)
+        identity = peer_identity(context)
+        assert identity is not None  # the role guard saw to it
+        found = images_of(self._cache.view, request.name)
         return images_pb2.LocateReply(
-            digest=found[0].id if found else "", auth=auth_for(view, self._vault, request.name)
+            digest=found[0].id if found else "", auth=self._auth(request.name, identity.id)
         )
+
+    def _auth(self, image: str, node_id: str) -> bytes:
+        """The credentials for an image's registry, if the node has any need of them."""
+        view = self._cache.view
+        if not self._building(node_id) and not needs_registry(view, node_id, image):
+            return b""
+        return auth_for(view, self._vault, image)
 
     async def _turn(self, key: str, request: Any, node_id: str) -> str:
         async with self._cache.subscribe() as feed:
@@ -109,6 +126,16 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
                 if source is not None:
                     return source
                 await _first(feed.next, changed.wait)
+
+
+def needs_registry(view: ClusterView, node_id: str, image: str) -> bool:
+    """Whether a node has a task with an image of the same registry."""
+    registry = parse_image(image).registry
+    return any(
+        parse_image(task.spec.container.image).registry == registry
+        for task in view.tasks_of_node(node_id).values()
+        if task.spec.container.image
+    )
 
 
 async def _first(*waits: Callable[[], Any]) -> None:

@@ -28,7 +28,9 @@ class _Over(Exception):
 class Tunnel:
     """One stream to one node."""
 
-    def __init__(self, node_id: str, node_name: str) -> None:
+    def __init__(self, node_id: str, node_name: str, work: str = "") -> None:
+        """`work`: the kind of its order."""
+        self.work = work
         self.node_id = node_id
         self.node_name = node_name
         self._to_agent: asyncio.Queue[Any | None] = asyncio.Queue(_DEPTH)
@@ -112,7 +114,7 @@ class Tunnels:
         """Order a tunnel of `node_id`. `order` is an `OpenTunnel` without its id; `push` hands a
         `ManagerMessage` to the node's session and raises Refusal when it has none."""
         identifier = self._new_id()
-        tunnel = Tunnel(node_id, node_name)
+        tunnel = Tunnel(node_id, node_name, order.WhichOneof("order") or "")
         message = dispatch_pb2.OpenTunnel()
         message.CopyFrom(order)
         message.id = identifier
@@ -123,6 +125,12 @@ class Tunnels:
         finally:
             del self._open[identifier]
             tunnel.close()
+
+    def serving(self, node_id: str, work: str) -> bool:
+        """Whether a node is at such work for a client now."""
+        return any(
+            tunnel.node_id == node_id and tunnel.work == work for tunnel in self._open.values()
+        )
 
     def find(self, identifier: str, node_id: str) -> Tunnel | None:
         """The tunnel that was ordered of this node under this id."""

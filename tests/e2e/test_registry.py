@@ -118,7 +118,13 @@ def test_tls_and_passwords(cluster: Cluster, hello: str, tmp_path: Path) -> None
         mine.orc("service", "create", "--name", "web", "--with-registry-auth", name)
         assert len(cluster.running("web")) == 1
         cluster.orc("service", "rm", "web")
+        # And for a build, as long as it goes on.
+        (tmp_path / "Dockerfile").write_text(f"FROM {name}\nENV A=1\n")
+        build = ("build", "--node", "node2", "-t", "above:1", str(tmp_path))
+        assert f"{name}: asking its registry" in cluster.orc(*build).stderr
+        cluster.orc("rmi", "above:1")
         cluster.orc("logout", host.name)
+        assert "denies access" in cluster.orc(*build, ok=False).stderr
         assert "by docker-credential-test" in mine.orc("login", host.name).stdout
         cluster.orc("logout", host.name)
 

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.manager.credentials import registry_name
-from orchestrator.manager.sources import SERVED_BY_ONE, Turns
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.sources import SERVED_BY_ONE, Turns, needs_registry
 from orchestrator.manager.vault import KEY_FILE, Vault, VaultError
+from orchestrator.model.objects import Task
+from orchestrator.model.specs import ContainerSpec, TaskSpec
 
 
 def test_one_at_a_time_at_the_registry_and_a_few_at_each_node() -> None:
@@ -51,3 +54,13 @@ def test_what_is_sealed_opens_here_for_its_purpose_only(tmp_path: Path) -> None:
 )
 def test_a_registry_has_one_name(text: str, name: str) -> None:
     assert registry_name(text) == name
+
+
+def test_a_node_gets_the_credentials_of_registries_that_its_tasks_come_from() -> None:
+    spec = TaskSpec(container=ContainerSpec(image="r.example:5000/web:1"))
+    tasks = [Task(id="t1", node_id="n1", spec=spec), Task(id="t2", node_id="n2")]
+    view = ClusterView.of(tasks)
+    assert needs_registry(view, "n1", "r.example:5000/other:2")
+    assert not needs_registry(view, "n1", "other.example/web:1")
+    assert not needs_registry(view, "n1", "web:1")
+    assert not needs_registry(view, "n2", "r.example:5000/web:1")

@@ -326,14 +326,14 @@ class Image:
     created_at: float = 0.0
     nodes: tuple[str, ...] = ()
     """Ids of the nodes that have it, sorted."""
-    condemned: tuple[str, ...] = ()
-    """Ids of those of them that were away when it was removed: they remove it when they are back.
-    Sorted."""
     revision: int = 0
     indexes: tuple[str, ...] = ()
     """Digests of the multi-platform indexes that it was taken from, sorted."""
     labels: dict[str, str] = field(default_factory=dict)
     """As its config has them."""
+    condemned: tuple[str, ...] = ()
+    """Ids of those of its nodes that were away when it was removed: they remove it when they are
+    back. Sorted."""
 
 
 @dataclass(frozen=True, slots=True)

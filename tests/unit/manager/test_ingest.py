@@ -139,6 +139,15 @@ def test_an_inventory_adds_and_withdraws_a_node() -> None:
     assert (images["sha256:c"].names, images["sha256:c"].nodes) == (("c:1",), ("n1",))
 
 
+def test_an_image_known_from_before_gets_its_labels() -> None:
+    known = Image(id="sha256:a", names=("a:1",), nodes=("n1",))
+    view = ClusterView(nodes={"n1": NODE}, images={known.id: known})
+    told = Image(id="sha256:a", names=("a:1",), labels={"tier": "db"})
+    later = after(view, Reports(inventories={"n1": (told,)}))
+    assert later.images[known.id].labels == {"tier": "db"}
+    assert not ingest(later, Reports(inventories={"n1": (told,)}), 100.0)
+
+
 def test_a_tag_moves_the_name_in_the_whole_cluster() -> None:
     old = Image(id="sha256:a", names=("web:1", "web:old"), nodes=("n1", "n2"))
     view = ClusterView.of([NODE, old])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from netkit import BEYOND, Node, monitored, misses, reaches, shell, show
+from netkit import BEYOND, Node, misses, monitored, reaches, shell, show
 from nshosts import NsHost, wait_for
 
 from orchestrator.agent.network import Attachment, Interface, Peer

@@ -1,16 +1,20 @@
-"""The kernel's balance as a follower of the endpoint table."""
+"""The kernel's balance as a follower of the endpoint table, and whether the kernel has room."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Protocol
 
 from orchestrator.agent.endpoints import Change
+from orchestrator.agent.network import Connections
 from orchestrator.agent.networks import network_config
 from orchestrator.cni import endpoints
 from orchestrator.model.networks import OVERLAY
 from orchestrator.pb import dispatch_pb2, types_pb2
+
+log = logging.getLogger(__name__)
 
 
 class Balancing(Protocol):
@@ -20,18 +24,43 @@ class Balancing(Protocol):
         self, change: endpoints.Table, whole: Callable[[], endpoints.Table]
     ) -> None: ...
 
+    async def connections(self) -> Connections: ...
+
 
 class KernelBalance:
-    """Has the kernel's VIPs follow the endpoint table."""
+    """Has the kernel's VIPs follow the endpoint table.
+
+    A kernel that tracks as many connections as it may drops each new one's first packet, which
+    looks like a network that is broken here and there. So it is told, once each time.
+    """
 
     name = "the balance"
 
     def __init__(self, network: Balancing) -> None:
         self._network = network
+        self._crowded = False
+        self._refused: int | None = None
 
     async def follow(self, change: Change, whole: Callable[[], Change]) -> None:
         """Have connections go by the table. Raises NetworkError."""
         await self._network.balance(_table(change), lambda: _table(whole()))
+        if change.base == change.revision:  # one of the passes every few seconds
+            await self._look_for_room()
+
+    async def _look_for_room(self) -> None:
+        found = await self._network.connections()
+        before, self._refused = self._refused, found.refused
+        crowded = found.full or (before is not None and found.refused > before)
+        if crowded and not self._crowded:
+            log.error(
+                "the kernel tracks %d connections of at most %d and refuses new ones: raise "
+                "net.netfilter.nf_conntrack_max, or end what opens so many",
+                found.count,
+                found.limit,
+            )
+        elif self._crowded and not crowded:
+            log.info("the kernel has room for connections again")
+        self._crowded = crowded
 
 
 def _table(change: Change) -> endpoints.Table:

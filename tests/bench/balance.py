@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from orchestrator.agent.network import Attachment, NetworkConfig, NodeNetwork, Peer
+from orchestrator.agent.network import Attachment, Interface, NetworkConfig, NodeNetwork, Peer
 from orchestrator.cni import namespaces
 from orchestrator.cni.endpoints import Endpoint, Network, Node, Published, Service, Table
 from tests.bench import tables, throughput
@@ -286,9 +286,9 @@ async def _pair(folder: Path) -> AsyncIterator[Pair]:
             node = await stack.enter_async_context(NodeNetwork(state, run, command=helper))
             config = NetworkConfig("n1", "bench", 7, str(CLUSTER), str(subnet), 0, address, peers)
             await node.apply(config)
-            stack.push_async_callback(node.remove)
+            stack.push_async_callback(node.remove, "n1")
             nodes.append(node)
-        client, server = [await node.attach("bench") for node in nodes]
+        client, server = [await node.attach("n1", "bench", Interface()) for node in nodes]
         yield Pair((left, right), (nodes[0], nodes[1]), client, server)
 
 

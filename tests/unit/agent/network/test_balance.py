@@ -378,6 +378,18 @@ async def test_a_published_port_in_ipv6(web: Web, kind: int) -> None:
             assert servers.ask(far.netns, address6(host), 8080).server == "one"
 
 
+async def test_connections_are_counted(web: Web) -> None:
+    one = await web.container(0, "one")
+    client = await web.container(0, "client")
+    await web.have(service(*endpoints([one])))
+    with serving({"one": one.netns}, 80) as servers:
+        before = await web.nodes[0].connections()
+        with servers.connection(client.netns, VIP, 80):
+            after = await web.nodes[0].connections()
+    assert before.count < after.count < after.limit
+    assert not after.full
+
+
 # -- what goes on meanwhile ----------------------------------------------------------------------
 
 

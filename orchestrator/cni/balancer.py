@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from . import balance, conntrack, flows, ingress, netlink, nftcount, policy
+from . import balance, conntrack, flows, ingress, netlink, nftcount, policy, untracked
 from .endpoints import Key, Network, Policy, Service, Table
 from .errors import CniError, Code
 from .flows import Obsolete
@@ -121,6 +121,7 @@ def _advance(sock: RouteSocket, state: _State, table: Table) -> str:
     changes: dict[str, Part] = {
         "base/balance": balance.BASE if networks else NOTHING,
         "base/ingress": ingress.BASE if networks else NOTHING,
+        "base/untracked": untracked.BASE if networks else NOTHING,
     }
     moved = {
         id_

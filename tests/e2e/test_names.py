@@ -226,3 +226,25 @@ def test_names_are_those_of_ones_own_networks(cluster: Cluster, hello: str) -> N
     finally:
         cluster.orc("service", "rm", "db", "inside", "outside", ok=False)
         eventually(lambda: cluster.orc("network", "rm", "back", ok=False).returncode == 0, 20)
+
+
+QUESTIONS = r"""
+import socket, sys
+
+question = b"\0\1\1\0\0\1\0\0\0\0\0\0\3web\0\0\1\0\1"
+for _ in range(300):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.settimeout(5)
+        asking.sendto(question, (sys.argv[1], 53))
+        asking.recv(512)
+"""
+"""Asks as a resolver does: each question from a port of its own."""
+
+
+def test_questions_do_not_fill_the_table_of_connections(cluster: Cluster, hello: str) -> None:
+    cluster.orc("service", "create", "--name", "web", *SMALL, hello)
+    (task,) = cluster.running("web")
+    gateway = cluster.in_task(task, "/bin/busybox", "cat", "/etc/resolv.conf").stdout.split()[1]
+    cluster.in_network(task, sys.executable, "-I", "-c", QUESTIONS, gateway)
+    tracked = cluster.exec(task["node"], "cat", "/proc/sys/net/netfilter/nf_conntrack_count")
+    assert int(tracked.stdout) < 150

@@ -29,9 +29,13 @@ def with_spec(service: Service, spec: ServiceSpec, image_digest: str, now: float
     return after
 
 
-def rolled_back(service: Service, past: PastSpec, now: float, message: str) -> Service:
+def rolled_back(
+    service: Service, past: PastSpec, now: float, message: str, *, failed: bool = False
+) -> Service:
     """The service on its way back to an earlier spec. How many replicas there are stays, as it
-    is more often scaled than meant by a spec."""
+    is more often scaled than meant by a spec. One that `failed` is not remembered: nobody wants to
+    go back to it."""
+    history = service.history if failed else _with(service, now)
     return replace(
         service,
         spec=replace(past.spec, replicas=service.spec.replicas),
@@ -39,7 +43,7 @@ def rolled_back(service: Service, past: PastSpec, now: float, message: str) -> S
         spec_version=service.spec_version + 1,
         image_digest=past.image_digest,
         update=UpdateStatus(UpdateState.ROLLING_BACK, started_at=now, message=message),
-        history=tuple(each for each in _with(service, now) if each != past),
+        history=tuple(each for each in history if each != past),
     )
 
 

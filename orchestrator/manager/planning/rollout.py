@@ -70,7 +70,7 @@ def _after_failure(service: Service, failed: list[Slot], slots: int, now: float)
         case FailureAction.CONTINUE:
             return None
         case FailureAction.ROLLBACK if service.history and not back:
-            return rolled_back(service, service.history[0], now, reason)
+            return rolled_back(service, service.history[0], now, reason, failed=True)
         case _:
             state = UpdateState.ROLLBACK_PAUSED if back else UpdateState.PAUSED
             return _ended(service, state, now, reason)

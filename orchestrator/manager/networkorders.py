@@ -7,6 +7,7 @@ something has changed that it was made from.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,13 +29,16 @@ class NetworkOrders:
 
     def __init__(self) -> None:
         self._made_from: tuple[object, ...] = ()
+        self._users: tuple[object, ...] = ()
         self._orders: dict[str, Any] = {}
         """Network id → its AssignedNetwork, but for what is a node's own."""
         self._everywhere: frozenset[str] = frozenset()
         """Names of the networks that every node has."""
+        self._of: dict[str, tuple[frozenset[str], list[Any]]] = {}
+        """Node id → the names that its list was made for, and the list."""
 
     def of(self, view: ClusterView, node_id: str) -> list[Any]:
-        """The complete list for one node."""
+        """The complete list for one node; the same object for as long as it is the same."""
         self._follow(view)
         names = self._everywhere | {
             name
@@ -42,6 +46,9 @@ class NetworkOrders:
             if not is_terminal(task.status.state)
             for name in task.spec.network_names
         }
+        known = self._of.get(node_id)
+        if known is not None and known[0] == names:
+            return known[1]
         found = []
         for network in sorted(view.networks.values(), key=lambda each: each.id):
             if network.name not in names or node_id not in network.slices:
@@ -56,22 +63,29 @@ class NetworkOrders:
                     del order.peers[index]
                     break
             found.append(order)
+        self._of[node_id] = names, found
         return found
 
     def _follow(self, view: ClusterView) -> None:
-        made_from = (view.networks, view.nodes, view.services, view.fixed, view.publishing)
-        same = len(self._made_from) == len(made_from) and all(
-            map(lambda old, new: old is new, self._made_from, made_from)
-        )
-        if same:
+        users = view.services, view.publishing
+        if not _same(users, self._users):
+            self._users = users
+            self._everywhere = frozenset(_everywhere(view))
+        made_from = view.networks, view.nodes, view.fixed
+        if _same(made_from, self._made_from):
             return
         self._made_from = made_from
+        self._of = {}
         fixed = fixed_addresses(view)
         self._orders = {
             network.id: _order(view, network, fixed.get(network.name, {}))
             for network in view.networks.values()
         }
-        self._everywhere = frozenset(_everywhere(view))
+
+
+def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
+    """Whether these are the same objects: a view shares with the one before what is as it was."""
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _everywhere(view: ClusterView) -> Iterable[str]:

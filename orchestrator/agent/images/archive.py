@@ -131,16 +131,16 @@ def open_archive(path: Path, scratch: Path) -> Iterator[Files]:
     except FileNotFoundError as error:
         raise ImageError(f"no such file: {error.filename}") from error
     except (tarfile.TarError, *NOT_COMPRESSED) as error:
-        raise not_an_archive(path) from error
+        raise not_an_archive() from error
     with tar:
         try:
             files = TarFiles(tar)
         except (tarfile.TarError, EOFError) as error:
-            raise ImageError(f"the archive {path.name} is cut off or damaged: {error}") from error
+            raise ImageError(f"the archive is cut off or damaged: {error}") from error
         yield files
 
 
-NOT_COMPRESSED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, CalledProcessError)
+NOT_COMPRESSED = (EOFError, lzma.LZMAError, zlib.error, CalledProcessError)
 """What `decompressed` raises, beside OSError, for a file that is not what its beginning says."""
 
 
@@ -161,33 +161,38 @@ def decompressed(path: Path, scratch: Path) -> Path:
     opener = next((each for begin, each in openers if magic.startswith(begin)), None)
     if opener is None:
         return path
-    with opener(path) as source, plain.open("wb") as target:
-        shutil.copyfileobj(source, target, _CHUNK)
+    try:
+        with opener(path) as source, plain.open("wb") as target:
+            shutil.copyfileobj(source, target, _CHUNK)
+    except OSError as error:
+        if error.errno is None:  # bz2's word for damage
+            raise EOFError(str(error)) from error
+        raise
     return plain
 
 
-def not_an_archive(path: Path) -> ImageError:
+def not_an_archive() -> ImageError:
     """The error for a file of another kind."""
     return ImageError(
-        f"{path.name} is not an image archive: "
+        "this is not an image archive: "
         "make one with `docker save`, `podman save` or `skopeo copy … oci-archive:FILE`"
     )
 
 
-def read_images(files: Files, wanted: Platform, path: Path) -> tuple[ArchivedImage, ...]:
+def read_images(files: Files, wanted: Platform) -> tuple[ArchivedImage, ...]:
     """All images of an archive that are for the wanted platform, at least one.
 
-    Raises `ImageError` when there is none, or when the archive at `path` is no image archive or
-    is damaged. Blobs are not verified here: that happens while they are copied.
+    Raises `ImageError` when there is none, or when it is no image archive or is damaged. Blobs are
+    not verified here: that happens while they are copied.
     """
     if files.has("index.json"):
         images = _oci_images(files, wanted)
     elif files.has("manifest.json"):
         images = tuple(_docker_image(files, e, wanted) for e in _docker_entries(files))
     else:
-        raise not_an_archive(path)
+        raise not_an_archive()
     if not images:
-        raise ImageError(f"the archive {path.name} holds no image")
+        raise ImageError("the archive holds no image")
     return images
 
 

@@ -136,7 +136,7 @@ class ImageStore:
                     images = await asyncio.to_thread(self._take, archive, folder)
                 if given and len(images) > 1:
                     raise ImageError(
-                        f"{archive.name} holds {len(images)} images, so no single name can be given"
+                        f"the archive holds {len(images)} images, so no single name can be given"
                     )
                 records = [await asyncio.to_thread(self._record, i.digest) for i in images]
             except BaseException:
@@ -296,7 +296,7 @@ class ImageStore:
 
     def _take(self, archive: Path, folder: Path) -> tuple[ArchivedImage, ...]:
         with open_archive(archive, folder) as files:
-            images = read_images(files, self.platform, archive)
+            images = read_images(files, self.platform)
             for image in images:
                 for content in image.contents:
                     final = self._blobs.blob(content.digest)

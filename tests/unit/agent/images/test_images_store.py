@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import gzip
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -96,12 +98,13 @@ async def test_what_was_loaded_is_listed_and_ready_and_still_there_after_a_resta
         assert await store.ensure(digest, no_fetch) == local
 
 
-@pytest.mark.parametrize("form", ["folder", "tar", "tar.gz", "tar.zst"])
+@pytest.mark.parametrize("form", ["folder", "tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst"])
 async def test_archives_in_each_form(layout: Layout, root: Path, form: str) -> None:
     digest = layout.image([ONE], "quay.io/a/b:2", blobs=[gzip.compress(ONE)])
     archive = layout.finish() if form == "folder" else layout.archive()
-    if form == "tar.gz":
-        archive.write_bytes(gzip.compress(archive.read_bytes()))
+    compress = {"tar.gz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress}
+    if form in compress:
+        archive.write_bytes(compress[form](archive.read_bytes()))
     elif form == "tar.zst":
         packed = subprocess.run(["zstd", "-qc", archive], capture_output=True, check=True).stdout
         archive.write_bytes(packed)
@@ -183,8 +186,8 @@ async def test_what_is_no_image_archive_is_refused_and_changes_nothing(
     cut.write_bytes(tar(entry("index.json", b"{" * 5000))[:3000])
     async with ImageStore(root) as store:
         for path, words in (
-            (text, r"t\.txt is not an image archive"),
-            (other, r"o\.tar is not an image archive"),
+            (text, "this is not an image archive"),
+            (other, "this is not an image archive"),
             (lacking, "no such file"),
             (cut, "cut off or damaged|index.json|not JSON"),
             (tmp_path, "is not an image archive"),

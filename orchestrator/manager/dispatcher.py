@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -32,6 +33,7 @@ from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.objects import Image, NodeState, Task
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
+from orchestrator.model.templates import filled
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -138,7 +140,7 @@ class NodeSession:
             results_in=self._sequence,
             tasks=[
                 dispatch_pb2.AssignedTask(
-                    task=to_proto(task),
+                    task=to_proto(_filled_in(view, task)),
                     image_sources=_sources(view, task),
                     volumes=_volumes(view, task),
                 )
@@ -147,6 +149,17 @@ class NodeSession:
             removed_tasks=removed,
             networks=networks if networks_changed or full else [],
         )
+
+
+def _filled_in(view: ClusterView, task: Task) -> Task:
+    """The task as its node is to make it: what its spec says of task and node has its values."""
+    service, node = view.services.get(task.service_id), view.nodes.get(task.node_id)
+    if service is None or node is None:
+        return task
+    container = filled(task.spec.container, task, service, node)
+    if container is task.spec.container:
+        return task
+    return replace(task, spec=replace(task.spec, container=container))
 
 
 def _condemned(view: ClusterView, node_id: str) -> list[str]:

@@ -1,8 +1,23 @@
-"""What a volume's name may refer to, of a task and of its node (`mounts.TEMPLATE_FIELDS`)."""
+"""What a spec may say of the task that is made from it, in Docker's spelling.
+
+`{{.Task.Slot}}` and the like stand in the names of volumes, which are filled in where a volume is
+looked for (`mounts.expand`), and in the variables, the hostname and the labels of a service's
+containers, which are filled in when a task is sent to its node. A label that is not there is empty.
+"""
 
 from __future__ import annotations
 
-from orchestrator.model.objects import Node, Task
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from orchestrator.model.mounts import TEMPLATE_FIELDS
+from orchestrator.model.objects import Node, Service, Task
+from orchestrator.model.specs import ContainerSpec
+
+_PLACEHOLDER = re.compile(r"\{\{\s*\.(\w+\.\w+)(?:\.([^\s{}]+))?\s*\}\}")
+_LABELS = ("Service.Labels", "Node.Labels")
+_FIELDS = frozenset({*TEMPLATE_FIELDS, "Node.Address"})
 
 
 def task_fields(task: Task) -> dict[str, str]:
@@ -19,3 +34,49 @@ def task_fields(task: Task) -> dict[str, str]:
 def node_fields(node: Node) -> dict[str, str]:
     """What is known of a node."""
     return {"Node.ID": node.id, "Node.Hostname": node.description.hostname or node.id}
+
+
+def with_examples(spec: ContainerSpec) -> ContainerSpec:
+    """The container of a service with something in each place that is to be filled in, so that it
+    can be checked. Raises ValueError for a place that is unknown."""
+
+    def example(field: str, label: str | None) -> str:
+        if (field in _LABELS) if label else (field in _FIELDS):
+            return "1"
+        whole = f"{field}.{label}" if label else field
+        known = sorted("{{." + name + "}}" for name in _FIELDS)
+        known += ["{{." + name + ".NAME}}" for name in _LABELS]
+        raise ValueError("template {{." + whole + "}} is not known; known are " + ", ".join(known))
+
+    return _filled(spec, example)
+
+
+def filled(spec: ContainerSpec, task: Task, service: Service, node: Node) -> ContainerSpec:
+    """The container of a service's task as its node is to make it."""
+    fields = {**task_fields(task), **node_fields(node), "Node.Address": node.description.address}
+    labels = {
+        "Service.Labels": service.spec.labels,
+        "Node.Labels": {**node.description.labels, **node.labels},
+    }
+
+    def value(field: str, label: str | None) -> str:
+        if label:
+            return labels.get(field, {}).get(label, "")
+        return fields.get(field, "")
+
+    return _filled(spec, value)
+
+
+def _filled(spec: ContainerSpec, value: Callable[[str, str | None], str]) -> ContainerSpec:
+    def fill(text: str) -> str:
+        return _PLACEHOLDER.sub(lambda match: value(match[1], match[2]), text)
+
+    texts = (*spec.env, spec.hostname, *spec.labels.values())
+    if not any("{{" in text for text in texts):
+        return spec
+    return replace(
+        spec,
+        env=tuple(map(fill, spec.env)),
+        hostname=fill(spec.hostname),
+        labels={key: fill(text) for key, text in spec.labels.items()},
+    )

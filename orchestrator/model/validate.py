@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from math import isfinite
 
 from orchestrator.model import confinement
@@ -27,6 +28,7 @@ from orchestrator.model.specs import (
     TaskSpec,
     UpdatePolicy,
 )
+from orchestrator.model.templates import with_examples
 from orchestrator.model.units import format_memory
 
 MIN_MEMORY = 6 << 20
@@ -68,7 +70,11 @@ def validate_service(spec: ServiceSpec) -> None:
         raise InvalidSpec("replicas", f"replicas {spec.replicas} is negative; 0 is the least")
     if spec.replicas > MAX_REPLICAS and spec.mode is ServiceMode.REPLICATED:
         raise InvalidSpec("replicas", f"replicas {spec.replicas} is over {MAX_REPLICAS}, the most")
-    validate_task(spec.task)
+    try:
+        container = with_examples(spec.task.container)
+    except ValueError as error:
+        raise InvalidSpec("task.container", str(error)) from None
+    validate_task(replace(spec.task, container=container))
     _policy("update", spec.update)
     _policy("rollback", spec.rollback)
     validate_constraints(spec.constraints)

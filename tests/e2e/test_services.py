@@ -203,3 +203,16 @@ def test_json_keys_are_those_promised(cluster: Cluster, hello: str) -> None:
     assert node["shares_total"] == 1024 * 2 or node["shares_total"] % 1024 == 0
     assert (node["shares_reserved"], node["memory_reserved"]) == (128, 64 << 20)
     assert json.dumps(cluster.json("cluster", "info"))
+
+
+def test_what_a_container_is_told_of_its_task_and_node(cluster: Cluster, hello: str) -> None:
+    cluster.orc("node", "update", "--label-add", "zone=a", "node1")
+    cluster.orc("service", "create", "--name", "web", "--constraint", "node.labels.zone==a",
+                "--label", "tier=front", "--hostname", "{{.Service.Name}}-{{.Task.Slot}}",
+                "--env", "AT={{.Node.Hostname}} {{.Node.Labels.zone}} {{.Service.Labels.tier}}",
+                hello)  # fmt: skip
+    told = cluster.orc("exec", "web.1", "/bin/busybox", "sh", "-c", "hostname; echo $AT").stdout
+    assert told.splitlines() == ["web-1", "node1 a front"]
+    cluster.orc("node", "update", "--label-rm", "zone", "node1")
+    refused = cluster.refused("service", "update", "--env-add", "A={{.Node.Nmae}}", "web")
+    assert "template {{.Node.Nmae}} is not known" in refused

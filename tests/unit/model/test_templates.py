@@ -1,0 +1,59 @@
+"""What a service's containers are told of their task, service and node."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.model.objects import Node, NodeDescription, Service, Task
+from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec
+from orchestrator.model.templates import filled
+from orchestrator.model.validate import InvalidSpec, validate_service, validate_task
+
+TASK = Task(id="t1", service_id="s1", service_name="web", slot=3)
+SERVICE = Service(id="s1", spec=ServiceSpec(name="web", labels={"tier": "front", "a.b": "dotted"}))
+NODE = Node(
+    id="n1",
+    labels={"zone": "a"},
+    description=NodeDescription(hostname="node1", address="192.0.2.1", labels={"disk": "ssd"}),
+)
+
+
+def container(*env: str, hostname: str = "", **labels: str) -> ContainerSpec:
+    return ContainerSpec(image="web:1", env=env, hostname=hostname, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{{.Service.Name}}-{{.Task.Slot}}", "web-3"),
+        ("{{ .Task.ID }}/{{.Task.Name}}", "t1/web.3"),
+        ("{{.Service.ID}} {{.Service.Labels.tier}} {{.Service.Labels.a.b}}", "s1 front dotted"),
+        ("{{.Node.ID}} {{.Node.Hostname}} {{.Node.Address}}", "n1 node1 192.0.2.1"),
+        ("{{.Node.Labels.zone}} {{.Node.Labels.disk}}", "a ssd"),
+        ("[{{.Node.Labels.none}}]", "[]"),
+        ("no {braces} {{}} {{ x }}", "no {braces} {{}} {{ x }}"),
+    ],
+)
+def test_values(text: str, value: str) -> None:
+    made = filled(container(f"A={text}", what=text), TASK, SERVICE, NODE)
+    assert made.env == (f"A={value}",)
+    assert made.labels == {"what": value}
+
+
+def test_a_spec_without_templates_is_the_same_object() -> None:
+    spec = container("A=1", hostname="web")
+    assert filled(spec, TASK, SERVICE, NODE) is spec
+
+
+def test_a_hostname() -> None:
+    spec = container(hostname="{{.Service.Name}}-{{.Task.Slot}}")
+    validate_service(ServiceSpec(name="web", task=TaskSpec(spec)))
+    assert filled(spec, TASK, SERVICE, NODE).hostname == "web-3"
+    with pytest.raises(InvalidSpec):  # a container of no service has none of these
+        validate_task(TaskSpec(spec))
+
+
+@pytest.mark.parametrize("text", ["{{.Task.Slott}}", "{{.Node.Labels}}", "{{.Task.Slot.x}}"])
+def test_what_is_not_known_is_refused(text: str) -> None:
+    with pytest.raises(InvalidSpec, match=r"is not known; known are .*Node\.Labels\.NAME"):
+        validate_service(ServiceSpec(name="web", task=TaskSpec(container(f"A={text}"))))

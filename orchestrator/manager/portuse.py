@@ -7,17 +7,41 @@ cluster. Ports of mode host are each node's own: the scheduler keeps them apart.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from orchestrator.manager.planning.slots import ended
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import taken
+from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.keys import PORT_TURN
+from orchestrator.manager.store.kv import Guard, Kv, Put
 from orchestrator.model.networks import BRIDGE
 from orchestrator.model.objects import Task
 from orchestrator.model.specs import PortSpec, Protocol, PublishMode, TaskSpec
 from orchestrator.model.states import TaskState
 
 Number = tuple[int, Protocol]
+
+
+@dataclass(frozen=True, slots=True)
+class PortTurn:
+    """What a write that publishes ports carries, so that of two at once the second sees the first:
+    the guard of one of them fails (`PORT_TURN`), and it looks again."""
+
+    guards: tuple[Guard, ...] = ()
+    ops: tuple[Put, ...] = ()
+
+
+async def port_turn(kv: Kv, cache: Cache, spec: TaskSpec, owner_id: str) -> PortTurn:
+    """Have ports for a service or standalone container; `check_ports` of the newest there is."""
+    if not spec.ports:
+        return PortTurn()
+    turn = await kv.get(PORT_TURN)
+    stamp = turn.mod_revision if turn else 0
+    await cache.wait_for(stamp)
+    check_ports(cache.view, spec, owner_id)
+    guard = Guard(PORT_TURN, mod_revision=stamp)
+    return PortTurn((guard,), (Put(PORT_TURN, owner_id.encode()),))
 
 
 def settled(view: ClusterView, spec: TaskSpec) -> TaskSpec:

@@ -17,7 +17,7 @@ from orchestrator.manager.lookup import container_by_name, find_container, find_
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.portchoice import numbered
-from orchestrator.manager.portuse import check_ports, settled
+from orchestrator.manager.portuse import PortTurn, check_ports, port_turn, settled
 from orchestrator.manager.refusal import invalid, precondition, taken
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import unique_key
@@ -69,13 +69,14 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
         assert key is not None  # it has a name
         while True:
             read = api.cache.revision
+            turn = await port_turn(api.kv, api.cache, spec, id)
             try:
                 revision = await commit(
                     api.kv,
                     [Change(None, task)],
                     usable_networks(api.view, wanted, name=name),
-                    guards=[Guard(key, mod_revision=0)],
-                    ops=[Put(key, id.encode())],
+                    guards=[Guard(key, mod_revision=0), *turn.guards],
+                    ops=[Put(key, id.encode()), *turn.ops],
                 )
             except Conflict as conflict:
                 if key in conflict.keys:
@@ -87,11 +88,11 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
 
     @answering
     async def StartContainer(self, request: Any, context: Any) -> Any:
-        return to_proto(await self._order(request.container, self._with_ports(orders.start)))
+        return to_proto(await self._order(request.container, orders.start, ports=True))
 
     @answering
     async def PrepareContainer(self, request: Any, context: Any) -> Any:
-        return to_proto(await self._order(request.container, self._with_ports(orders.prepare)))
+        return to_proto(await self._order(request.container, orders.prepare, ports=True))
 
     @answering
     async def StopContainer(self, request: Any, context: Any) -> Any:
@@ -230,19 +231,9 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
         grace = request.grace if request.HasField("grace") else None
         return await self._order(request.container, lambda task: order(task, request.signal, grace))
 
-    def _with_ports(self, order: Callable[[Task], Task]) -> Callable[[Task], Task]:
-        """The order, refused for a container whose ports have become somebody else's."""
-
-        def edit(task: Task) -> Task:
-            after = order(task)
-            if after != task:
-                check_ports(self.api.view, task.spec, task.id)
-            return after
-
-        return edit
-
-    async def _order(self, word: str, edit: Callable[[Task], Task]) -> Task:
-        """Write an order; anew for as long as the leader writes what its node reports."""
+    async def _order(self, word: str, edit: Callable[[Task], Task], *, ports: bool = False) -> Task:
+        """Write an order; anew for as long as the leader writes what its node reports. With `ports`
+        it takes the container's, and is refused when they have become somebody else's."""
         cache = self.api.cache
         while True:
             read = cache.revision
@@ -251,8 +242,13 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
             after = edit(task)
             if after == task:
                 return task
+            turn = PortTurn()
+            if ports:
+                turn = await port_turn(self.api.kv, cache, task.spec, task.id)
             try:
-                revision = await commit(self.api.kv, [Change(task, after)])
+                revision = await commit(
+                    self.api.kv, [Change(task, after)], guards=turn.guards, ops=turn.ops
+                )
             except Conflict:
                 await cache.wait_for(read + 1)
             else:

@@ -16,10 +16,10 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import progress
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.vips import allocate_vips
-from orchestrator.manager.portuse import check_ports, settled
+from orchestrator.manager.portuse import PortTurn, check_ports, port_turn, settled
 from orchestrator.manager.refusal import aborted, invalid, taken
 from orchestrator.manager.store.commit import commit
-from orchestrator.manager.store.keys import name_key
+from orchestrator.manager.store.keys import PORT_TURN, name_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.objects import Object, Service, Task, UpdateState
@@ -62,13 +62,14 @@ class ServiceCalls(Calls):
         while True:
             read = api.cache.revision
             born = _with_vips(api.view, service)
+            turn = await port_turn(api.kv, api.cache, spec.task, service.id)
             try:
                 revision = await commit(
                     api.kv,
                     [Change(None, born)],
                     usable_networks(api.view, spec),
-                    guards=[Guard(key, mod_revision=0)],
-                    ops=[Put(key, service.id.encode())],
+                    guards=[Guard(key, mod_revision=0), *turn.guards],
+                    ops=[Put(key, service.id.encode()), *turn.ops],
                 )
             except Conflict as conflict:
                 if key in conflict.keys:
@@ -142,9 +143,25 @@ class ServiceCalls(Calls):
 
     async def _written(self, service: Service, after: Service, requires: Iterable[Object]) -> Any:
         """Write a changed service, and answer with it."""
-        revision = await commit(self.api.kv, [Change(service, after)], requires)
-        await self.api.cache.wait_for(revision)
-        return to_proto(replace(after, revision=revision))
+        api, ports = self.api, after.spec.task.ports
+        while True:
+            turn = PortTurn()
+            if ports != service.spec.task.ports:
+                turn = await port_turn(api.kv, api.cache, after.spec.task, service.id)
+            try:
+                revision = await commit(
+                    api.kv,
+                    [Change(service, after)],
+                    requires,
+                    guards=turn.guards,
+                    ops=turn.ops,
+                )
+            except Conflict as conflict:
+                if conflict.keys != (PORT_TURN,):
+                    raise
+            else:
+                await api.cache.wait_for(revision)
+                return to_proto(replace(after, revision=revision))
 
     @answering
     async def RemoveService(self, request: Any, context: Any) -> Any:

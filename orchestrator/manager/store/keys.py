@@ -31,6 +31,9 @@ NETWORK_TURN = _NAMES + "networks//turn"
 """Written with each new network, so that of two that are made at once the second sees the first:
 their subnets and numbers must differ."""
 
+PORT_TURN = _NAMES + "ports//turn"
+"""Written with each service or container that publishes ports, for the same reason."""
+
 _KINDS: dict[type[Object], str] = {
     Cluster: "clusters",
     Node: "nodes",

@@ -1,8 +1,9 @@
 """Statuses on their way to the manager: the newest of each task, repeated until acknowledged.
 
 A start passes six states in some 20 ms. The reporter keeps one status a task, so a report holds
-whatever is newest at the instant at which the session sends it: no timer, no queue, and no older
-state behind a newer one.
+whatever is newest at the instant at which the session sends it: no queue, and no older state behind
+a newer one. What a task only passes through need not be told at once (`hurries`), and is not at all
+when it goes on meanwhile: each state that is told is a transaction of the store.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from orchestrator.model.objects import TaskStatus
+from orchestrator.model.states import TaskState
+
+PASSING = frozenset({TaskState.ACCEPTED, TaskState.PREPARING, TaskState.STARTING})
+"""States that nobody decides by."""
 
 
 class Reporter:
@@ -63,6 +68,16 @@ class Reporter:
         self._sent.update(dict.fromkeys(report, self._sequence))
         self._unsent.clear()
         return self._sequence, report
+
+    @property
+    def hurries(self) -> bool:
+        """Whether there is something to send that is to be told at once."""
+        return any(self._newest[task_id].state not in PASSING for task_id in self._unsent)
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._unsent)
 
     def acknowledge(self, sequence: int) -> None:
         """The manager keeps every report up to `sequence`."""

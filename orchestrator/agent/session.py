@@ -31,6 +31,8 @@ WELCOME_LIMIT = 5.0
 """Seconds from dialling to the manager's welcome."""
 ACK_LIMIT = 5.0
 """Seconds without an acknowledgement after which reports are sent again."""
+LULL = 0.025
+"""Seconds that a state which a task only passes through may wait to be told."""
 _DEFAULT_PERIOD = 1.0
 """Seconds between heartbeats where the welcome does not say."""
 
@@ -183,9 +185,14 @@ class Session:
     async def _send(self, call: Any) -> None:
         loop = asyncio.get_running_loop()
         beat = loop.time() + self._period
+        lull: float | None = None
         while True:
             self._wake.clear()
-            if (report := self._reporter.take()) is not None:
+            if lull is None and self._reporter.waits:
+                lull = loop.time() + LULL
+            due = self._reporter.hurries or (lull is not None and loop.time() >= lull)
+            if due and (report := self._reporter.take()) is not None:
+                lull = None
                 sequence, statuses = report
                 message = dispatch_pb2.StatusReport(sequence=sequence)
                 for task_id, status in statuses.items():
@@ -199,9 +206,11 @@ class Session:
             await self._send_volume_drivers(call)
             await self._acknowledge_endpoints(call)
             try:
-                async with asyncio.timeout_at(beat):
+                async with asyncio.timeout_at(beat if lull is None else min(beat, lull)):
                     await self._wake.wait()
             except TimeoutError:
+                if loop.time() < beat:
+                    continue
                 await call.write(dispatch_pb2.AgentMessage(heartbeat=dispatch_pb2.Heartbeat()))
                 # A suspended process does not make up for the beats that it missed.
                 beat = max(beat, loop.time() - self._period) + self._period

@@ -79,3 +79,14 @@ def test_a_forgotten_task_is_not_reported() -> None:
     reporter.forget("a")
     reporter.restart()
     assert reporter.take() is None
+
+
+def test_only_what_somebody_decides_by_hurries() -> None:
+    reporter = Reporter(Woken())
+    assert not reporter.waits
+    reporter.put("a", STARTING)
+    assert (reporter.waits, reporter.hurries) == (True, False)
+    reporter.put("b", RUNNING)
+    assert reporter.hurries
+    assert reporter.take() == (1, {"a": STARTING, "b": RUNNING})
+    assert (reporter.waits, reporter.hurries) == (False, False)

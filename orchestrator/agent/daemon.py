@@ -228,6 +228,7 @@ async def run(settings: Settings) -> None:
             image_orders.needed,
             clock=time.time,
             disk=partial(disk_of, data / "images"),
+            spare=partial(builder.prune, everything=True),
         )
         tunnels = Tunnels(
             runners=worker.runners,

@@ -1,5 +1,7 @@
 """Images that go when the disk is full: the least recently used first, and none that is needed.
 
+What builds have left to be quick the next time goes before any image.
+
 What is needed: the images of all containers on this node, also of those that are stopped; those
 that were used a moment ago, since a container may be on its way; and what was built, loaded or
 imported here, because nobody else need have it. All others came from a registry or from another
@@ -11,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +66,13 @@ class ImagePressure:
         needed: Callable[[], Collection[str]],
         clock: Callable[[], float],
         disk: Callable[[], Disk],
+        spare: Callable[[], Awaitable[int]],
     ) -> None:
         """`needed`: digests of the images that stay whatever happens; `clock`: seconds since the
-        epoch, as the store's file system counts them."""
+        epoch, as the store's file system counts them; `spare` frees what is easily missed, and
+        returns how many bytes that were."""
+        self._spare = spare
+        self._spared = False
         self._store = store
         self._marks = marks
         self._needed = needed
@@ -88,8 +94,9 @@ class ImagePressure:
             self._store.touch(digest)
         before = self._disk()
         if before.percent < self._marks.high:
-            self._complained = False
+            self._complained = self._spared = False
             return ()
+        await self._empty_cache(before)
         gone: list[str] = []
         for digest, used in self._candidates(needed):
             disk = self._disk()
@@ -114,6 +121,21 @@ class ImagePressure:
                 after.percent,
             )
         return tuple(gone)
+
+    async def _empty_cache(self, before: Disk) -> None:
+        """Free what builds have left, once for each time that the disk has filled."""
+        if self._spared:
+            return
+        try:
+            freed = await self._spare()
+        except ImageError as error:
+            log.info("the build cache stays: %s", error)
+            return
+        self._spared = True
+        if freed:
+            log.warning(
+                "the disk is %d%% full: build cache emptied", before.percent, extra={"freed": freed}
+            )
 
     def _candidates(self, needed: Collection[str]) -> list[tuple[str, float]]:
         """Images that may go and when each was used last, the least recently used first."""

@@ -154,6 +154,8 @@ class Builder:
     async def prune(self, everything: bool) -> int:
         """Empty the cache of the steps of earlier builds, with `everything` also of the images
         that they started from; the bytes that are free then. Raises `ImageError`."""
+        if not self._storage.exists():
+            return 0
         async with self._turn:
             if self._building:
                 raise ImageError("a build is under way, so the cache stays as it is")

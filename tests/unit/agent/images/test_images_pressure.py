@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 from imagekit import Layout, entry, small_disk, tar
 
 from orchestrator.agent.imagepressure import YOUNG, Disk, ImagePressure, Marks, disk_of
+from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.incoming import Fetch, Incoming
 from orchestrator.agent.images.store import ImageStore
 
@@ -50,8 +51,18 @@ def used_ago(store: ImageStore, digest: str, seconds: float) -> None:
     os.utime(path, (time.time() - seconds, time.time() - seconds))
 
 
-def under(store: ImageStore, folder: Path, needed: set[str], marks: Marks) -> ImagePressure:
-    return ImagePressure(store, marks, lambda: needed, time.time, partial(disk_of, folder))
+async def _nothing() -> int:
+    return 0
+
+
+def under(
+    store: ImageStore,
+    folder: Path,
+    needed: set[str],
+    marks: Marks,
+    spare: Callable[[], Awaitable[int]] = _nothing,
+) -> ImagePressure:
+    return ImagePressure(store, marks, lambda: needed, time.time, partial(disk_of, folder), spare)
 
 
 async def test_the_least_recently_used_go_until_the_low_mark_and_never_what_is_needed(
@@ -87,6 +98,40 @@ async def test_the_least_recently_used_go_until_the_low_mark_and_never_what_is_n
         used_ago(store, young, YOUNG + 60)
         assert await under(store, disk, set(), Marks(20, 1)).relieve() == (young,)
         assert {i.id for i in store.inventory()} == {made, runs}
+
+
+async def test_what_builds_have_left_goes_first_and_once(disk: Path, layout: Layout) -> None:
+    left = disk / "left"
+    left.write_bytes(os.urandom(10 * MIB))
+    emptied = 0
+
+    async def spare() -> int:
+        nonlocal emptied
+        emptied += 1
+        if emptied == 1:
+            raise ImageError("a build is under way")
+        left.unlink(missing_ok=True)
+        return 10 * MIB
+
+    async with ImageStore(disk / "images") as store:
+        digest = image(layout, 1)
+        await store.ensure(digest, fetch_of(layout))
+        used_ago(store, digest, 3600)
+        full = int(disk_of(disk).percent)
+        pressure = under(store, disk, {digest}, Marks(full, full), spare)
+        assert await pressure.relieve() == ()
+        assert await pressure.relieve() == ()
+        assert disk_of(disk).percent < full
+        assert emptied == 2
+        # Below the mark it is let alone, and what is needed stays.
+        assert await pressure.relieve() == ()
+        assert emptied == 2
+        assert [each.id for each in store.inventory()] == [digest]
+        # Over it again, with nothing left to free, it is asked once.
+        pressure = under(store, disk, {digest}, Marks(1, 1), spare)
+        assert await pressure.relieve() == ()
+        assert await pressure.relieve() == ()
+        assert emptied == 3
 
 
 async def test_what_a_container_has_needed_until_now_is_not_old(disk: Path, layout: Layout) -> None:

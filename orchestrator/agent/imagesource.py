@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import grpc
@@ -17,7 +17,7 @@ import grpc.aio
 
 from orchestrator.agent.images.blobs import ChannelFactory, fetch_from
 from orchestrator.agent.images.config import LocalImage
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.errors import ImageError, NoSpace
 from orchestrator.agent.images.incoming import Fetch
 from orchestrator.agent.images.registry import Registry
 from orchestrator.agent.images.registryblobs import LayerProgress
@@ -61,8 +61,20 @@ class ClusterImages:
         local = self._store.resolve(digest or name)
         if local is not None:
             return await self._store.ensure(local, self._from_nodes(sources))
-        async with self._granted(name, digest, sources) as grant:
-            return await self.pull(name, digest, grant)
+        failures: dict[str, ImageError] = {}
+        """What nodes had to say that could not give it, by their HOST:PORT."""
+        while True:
+            async with self._granted(name, digest, sources, list(failures)) as grant:
+                try:
+                    return await self.pull(name, digest, grant)
+                except NoSpace:
+                    raise
+                except ImageError as error:
+                    fresh = [node for node in grant.nodes if node not in failures]
+                    if grant.registry or not fresh or self._manager() is None:
+                        raise _with(error, failures) from error
+                    failures.update(dict.fromkeys(fresh, error))
+                    log.warning("another source is asked: %s", error, extra={"image": name})
 
     async def pull(
         self,
@@ -142,16 +154,16 @@ class ClusterImages:
 
     @asynccontextmanager
     async def _granted(
-        self, name: str, digest: str, sources: Sequence[str]
+        self, name: str, digest: str, sources: Sequence[str], failed: Sequence[str]
     ) -> AsyncIterator[images_pb2.Grant]:
         """Where to get an image from, for the length of the block: a manager's word, else what
-        can be known without one."""
+        can be known without one; not from nodes that have failed."""
         grant = images_pb2.Grant(nodes=sources, registry=self._registry is not None)
         channel = self._manager() if self._registry is not None else None
         if channel is None:
             yield grant
             return
-        request = images_pb2.AcquireRequest(name=name, digest=digest)
+        request = images_pb2.AcquireRequest(name=name, digest=digest, failed=failed)
         call = images_pb2_grpc.SourcesStub(channel).Acquire(request)
         try:
             try:
@@ -163,3 +175,9 @@ class ClusterImages:
             yield grant
         finally:
             call.cancel()
+
+
+def _with(error: ImageError, failures: Mapping[str, ImageError]) -> ImageError:
+    """The last error, and before it what the first node said that has the image."""
+    first = next(iter(failures.values()), None)
+    return error if first is None else ImageError(f"{first}; {error}")

@@ -122,6 +122,7 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
             while True:
                 changed = self._turns.changed
                 holders = _holders(self._cache.view, request.digest, request.name, node_id)
+                holders = [holder for holder in holders if holder not in request.failed]
                 source = self._turns.take(key, holders)
                 if source is not None:
                     return source
@@ -156,6 +157,7 @@ def _holders(view: ClusterView, digest: str, name: str, asking: str) -> list[str
     for image in images_of(view, digest or name):
         for node_id in image.nodes:
             node = view.nodes.get(node_id)
-            if node and node_id != asking and node.state is NodeState.READY:
+            leaving = node_id == asking or node_id in image.condemned
+            if node and not leaving and node.state is NodeState.READY:
                 found.append(f"{node.description.address}:{node.description.blob_port}")
     return sorted(set(found)) if digest else []

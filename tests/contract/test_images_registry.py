@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import os
 import shutil
-import socket
-import subprocess
-import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -18,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from imageregistry import layout_of, registry_in, take_insecure
 
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.flight import Flights
-from orchestrator.agent.images.layout import lay_out
 from orchestrator.agent.images.manifest import Platform
 from orchestrator.agent.images.registry import Registry, remote
 from orchestrator.agent.images.registryerrors import (
@@ -41,89 +36,15 @@ from orchestrator.model.names import parse_image
 pytestmark = pytest.mark.root
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
-def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The port of a registry that is there for one test; and skopeo takes 127.0.0.1 as it is."""
-    port = _free_port()
-    config = tmp_path / "registry.yml"
-    config.write_text(
-        "version: 0.1\nlog: {level: error}\n"
-        f"storage: {{filesystem: {{rootdirectory: {tmp_path}/registry}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n"
-    )
-    conf = tmp_path / "home" / ".config" / "containers"
-    conf.mkdir(parents=True)
-    (conf / "registries.conf").write_text('[[registry]]\nlocation = "127.0.0.1"\ninsecure = true\n')
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    process = subprocess.Popen(
-        ["docker-registry", "serve", str(config)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except ConnectionRefusedError:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-        yield port
-    finally:
-        process.kill()
-        process.wait()
+def port(tmp_path: Path) -> Iterator[int]:
+    """The port of a registry that is there for one test; and skopeo takes it as it is."""
+    with registry_in(tmp_path) as (name, _):
+        yield int(name.partition("/")[0].rpartition(":")[2])
 
 
 def _insecure(tmp_path: Path, *registries: str) -> None:
-    conf = tmp_path / "home" / ".config" / "containers" / "registries.conf"
-    conf.write_text(
-        "".join(f'[[registry]]\nlocation = "{name}"\ninsecure = true\n' for name in registries)
-    )
-
-
-def _image(tmp_path: Path, size: int, docker: bool = False) -> Path:
-    """An image of one layer, laid out as it is pushed."""
-    blobs = tmp_path / "blobs"
-    blobs.mkdir()
-
-    def blob(data: bytes, kind: str) -> dict[str, object]:
-        digest = hashlib.sha256(data).hexdigest()
-        (blobs / digest).write_bytes(data)
-        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
-
-    source = tmp_path / "files"
-    source.mkdir()
-    (source / "data").write_bytes(os.urandom(size))
-    subprocess.run(["tar", "-cf", tmp_path / "l.tar", "-C", source, "."], check=True)
-    layer = (tmp_path / "l.tar").read_bytes()
-    kinds = {name: f"application/vnd.oci.image.{name}.v1" for name in ("manifest", "config")}
-    kinds = {name: f"{kind}+json" for name, kind in kinds.items()}
-    kinds["layer"] = "application/vnd.oci.image.layer.v1.tar"
-    if docker:
-        kinds["manifest"] = "application/vnd.docker.distribution.manifest.v2+json"
-        kinds["config"] = "application/vnd.docker.container.image.v1+json"
-        kinds["layer"] = "application/vnd.docker.image.rootfs.diff.tar"
-    config = {
-        "architecture": "amd64",
-        "os": "linux",
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
-    }
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": kinds["manifest"],
-        "config": blob(json.dumps(config).encode(), kinds["config"]),
-        "layers": [blob(layer, kinds["layer"])],
-    }
-    digest = str(blob(json.dumps(manifest).encode(), "")["digest"])
-    lay_out(tmp_path / "layout", blobs / digest.removeprefix("sha256:"))
-    return tmp_path / "layout"
+    take_insecure(tmp_path / "home", *registries)
 
 
 @asynccontextmanager
@@ -174,7 +95,9 @@ async def _cutting(
 async def test_there_and_back(tmp_path: Path, port: int, docker: bool) -> None:
     _insecure(tmp_path, f"127.0.0.1:{port}")
     registry, name = Registry(tmp_path), f"127.0.0.1:{port}/some/web:1"
-    pushed = await registry.push(_image(tmp_path, 100_000, docker), name, b"", lambda *news: None)
+    pushed = await registry.push(
+        layout_of(tmp_path, 100_000, docker), name, b"", lambda *news: None
+    )
     digest = await registry.resolve(name)
     assert digest == pushed
     told: list[tuple[str, int, int]] = []
@@ -191,7 +114,7 @@ async def test_there_and_back(tmp_path: Path, port: int, docker: bool) -> None:
 
 
 async def test_a_blob_that_breaks_off_goes_on_or_leaves_nothing(tmp_path: Path, port: int) -> None:
-    layout = _image(tmp_path, 3_000_000)
+    layout = layout_of(tmp_path, 3_000_000)
     _insecure(tmp_path, f"127.0.0.1:{port}")
     registry = Registry(tmp_path)
     digest = await registry.push(layout, f"127.0.0.1:{port}/web:1", b"", lambda *news: None)
@@ -214,7 +137,7 @@ async def test_a_blob_that_breaks_off_goes_on_or_leaves_nothing(tmp_path: Path, 
 async def test_a_registry_that_sends_damaged_content_is_named(tmp_path: Path, port: int) -> None:
     _insecure(tmp_path, f"127.0.0.1:{port}")
     registry, name = Registry(tmp_path), f"127.0.0.1:{port}/web:1"
-    digest = await registry.push(_image(tmp_path, 2_000_000), name, b"", lambda *news: None)
+    digest = await registry.push(layout_of(tmp_path, 2_000_000), name, b"", lambda *news: None)
     stored = max((tmp_path / "registry").rglob("data"), key=lambda path: path.stat().st_size)
     data = bytearray(stored.read_bytes())
     data[1_000_000] ^= 0xFF
@@ -234,7 +157,7 @@ async def test_a_pull_goes_on_when_the_one_that_it_joined_is_cancelled(
     _insecure(tmp_path, f"127.0.0.1:{port}")
     registry = Registry(tmp_path)
     name = f"127.0.0.1:{port}/web:1"
-    digest = await registry.push(_image(tmp_path, 3_000_000), name, b"", lambda *news: None)
+    digest = await registry.push(layout_of(tmp_path, 3_000_000), name, b"", lambda *news: None)
     asked: list[str] = []
     joined = asyncio.Event()
     run = Flights.run
@@ -279,7 +202,7 @@ def _note(told: list[tuple[str, int, int]], *news: Any) -> None:
 
 async def test_a_push_tells_of_each_layer_once_it_is_there(tmp_path: Path, port: int) -> None:
     _insecure(tmp_path, f"127.0.0.1:{port}")
-    registry, folder = Registry(tmp_path), _image(tmp_path, 3_000_000)
+    registry, folder = Registry(tmp_path), layout_of(tmp_path, 3_000_000)
     sizes = {f"sha256:{p.name}": p.stat().st_size for p in folder.iterdir() if len(p.name) == 64}
     for again in (False, True):
         told: list[tuple[str, int, int]] = []
@@ -324,7 +247,7 @@ async def test_a_registry_that_limits_is_not_waited_for_in_vain(tmp_path: Path, 
 async def test_a_mirror_is_asked_in_place_of_the_registry(tmp_path: Path, port: int) -> None:
     registry = Registry(tmp_path)
     _insecure(tmp_path, f"127.0.0.1:{port}")
-    folder = _image(tmp_path, 1000)
+    folder = layout_of(tmp_path, 1000)
     pushed = await registry.push(
         folder, f"127.0.0.1:{port}/mirror/library/web:1", b"", lambda *news: None
     )
@@ -345,7 +268,7 @@ async def test_a_signature_policy_is_obeyed_in_a_line(tmp_path: Path, port: int)
     policy = tmp_path / "home/.config/containers/policy.json"
     policy.write_text('{"default": [{"type": "reject"}]}')
     # What is this node's own may be given away all the same.
-    digest = await registry.push(_image(tmp_path, 1000), name, b"", lambda *news: None)
+    digest = await registry.push(layout_of(tmp_path, 1000), name, b"", lambda *news: None)
     async with ImageStore(tmp_path / "store") as store:
         with pytest.raises(
             Forbidden, match=r"this node's signature policy \(policy.json\) rejects"
@@ -358,7 +281,7 @@ async def test_a_signature_policy_is_obeyed_in_a_line(tmp_path: Path, port: int)
 async def test_of_an_index_this_nodes_platform_is_taken(tmp_path: Path, port: int) -> None:
     registry = Registry(tmp_path)
     _insecure(tmp_path, f"127.0.0.1:{port}")
-    folder = _image(tmp_path, 1000)
+    folder = layout_of(tmp_path, 1000)
     ours = f"127.0.0.1:{port}/many"
     pushed = await registry.push(folder, f"{ours}:amd64", b"", lambda *news: None)
     entry = {

@@ -15,6 +15,7 @@ from orchestrator.agent import describe
 from orchestrator.agent.command import agent
 from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.incoming import Incoming
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.model.specs import Resources
@@ -121,7 +122,8 @@ class FakeStore:
 
     async def ensure(self, digest: str, fetch: Any) -> LocalImage:
         if digest not in self.present:
-            await fetch(digest, Path("/dev/null"))
+            with Incoming(Path("/dev/null"), digest, None, 0) as blob:
+                await fetch(blob)
         return LocalImage(digest, (), ImageConfig())
 
 
@@ -179,6 +181,7 @@ def test_a_host_that_has_not_joined_is_told(
         (("--memory", "12q"), "'12q' is not a size"),
         (("--label", "zone"), "'zone' is not KEY=VALUE"),
         (("--shares", "0"), "0 is not in the range"),
+        (("--image-gc-high", "70", "--image-gc-low", "80"), "(80) must be below --image-gc-high"),
     ],
 )
 def test_bad_options(arguments: tuple[str, ...], words: str) -> None:

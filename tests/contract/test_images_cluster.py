@@ -1,0 +1,130 @@
+"""Twenty nodes and one registry: a manager says whose turn it is, over real gRPC and TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from imageregistry import layout_of, registry_in
+from managerhost import Running, manager_in
+
+from orchestrator.agent.images.blobs import BlobService
+from orchestrator.agent.images.registry import Registry
+from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.imagesource import ClusterImages
+from orchestrator.identity.ca import KeyPair
+from orchestrator.model.convert import to_proto
+from orchestrator.model.objects import NodeDescription
+from orchestrator.model.specs import Resources
+from orchestrator.pb import blobs_pb2_grpc, dispatch_pb2, dispatch_pb2_grpc
+
+pytestmark = pytest.mark.root
+
+SIZE = 4 << 20
+
+
+@dataclass(frozen=True)
+class LightNode:
+    """All of a node that has to do with images: its store, its blob port and its session."""
+
+    store: ImageStore
+    images: ClusterImages
+
+
+@asynccontextmanager
+async def light_node(running: Running, folder: Path, number: int) -> AsyncIterator[LightNode]:
+    joined = await running.join(running.token)
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(ImageStore(folder / f"store-{number}"))
+        server = grpc.aio.server()
+        blobs_pb2_grpc.add_BlobsServicer_to_server(BlobService(store.blob_path), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        stack.push_async_callback(server.stop, None)
+        channel = running.channel(KeyPair(joined.certificate, joined.key))
+        await stack.enter_async_context(channel)
+        call: Any = dispatch_pb2_grpc.DispatchStub(channel).Session()
+        description = NodeDescription(
+            hostname=f"node{number}",
+            address="127.0.0.1",
+            blob_port=port,
+            resources=Resources(shares=1024, memory=1 << 30),
+        )
+        hello = dispatch_pb2.Hello(description=to_proto(description))
+        await call.write(dispatch_pb2.AgentMessage(hello=hello))
+
+        async def report() -> None:
+            while True:
+                await store.changed.wait()
+                store.changed.clear()
+                images = dispatch_pb2.ImageReport(images=map(to_proto, store.inventory()))
+                await call.write(dispatch_pb2.AgentMessage(images=images))
+
+        reporting = asyncio.create_task(report())
+        stack.callback(reporting.cancel)
+        images = ClusterImages(
+            store,
+            grpc.aio.insecure_channel,
+            f"127.0.0.1:{port}",
+            random.Random(number),
+            Registry(folder),
+            lambda: channel,
+        )
+        yield LightNode(store, images)
+        call.cancel()
+
+
+async def known_everywhere(running: Running, digest: str, count: int) -> None:
+    """Wait until the manager knows of so many nodes that have the image."""
+    cache = running.manager.cache
+    async with asyncio.timeout(20), cache.subscribe() as feed:
+        while len(getattr(cache.view.images.get(digest), "nodes", ())) != count:
+            await feed.next()
+
+
+async def test_a_registry_serves_twenty_nodes_once(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        name, log = stack.enter_context(registry_in(tmp_path))
+        running = await stack.enter_async_context(manager_in(tmp_path / "manager"))
+        nodes = [
+            await stack.enter_async_context(light_node(running, tmp_path, number))
+            for number in range(20)
+        ]
+        layout = layout_of(tmp_path, SIZE)
+        digest = await Registry(tmp_path).push(layout, name, b"", lambda *news: None)
+        found = await asyncio.gather(*(node.images.prepare(name, digest, ()) for node in nodes))
+        assert {local.digest for local in found} == {digest}
+        assert {(local.layers[0] / "data").stat().st_size for local in found} == {SIZE}
+        asked = Counter(re.findall(r'"GET (\S+/blobs/\S+) HTTP', log.read_text()))
+        assert len(asked) == 2
+        assert set(asked.values()) == {1}
+        await known_everywhere(running, digest, len(nodes))
+
+
+async def test_a_node_that_sends_damaged_content_is_passed_over(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        name, _ = stack.enter_context(registry_in(tmp_path))
+        running = await stack.enter_async_context(manager_in(tmp_path / "manager"))
+        rotten = await stack.enter_async_context(light_node(running, tmp_path, 1))
+        node = await stack.enter_async_context(light_node(running, tmp_path, 2))
+        digest = await Registry(tmp_path).push(
+            layout_of(tmp_path, SIZE), name, b"", lambda *news: None
+        )
+        await rotten.images.prepare(name, digest, ())
+        await known_everywhere(running, digest, 1)
+        blobs = tmp_path / "store-1" / "blobs" / "sha256"
+        largest = max(blobs.iterdir(), key=lambda path: path.stat().st_size)
+        largest.write_bytes(os.urandom(largest.stat().st_size))
+        local = await node.images.prepare(name, digest, ())
+        assert (local.layers[0] / "data").read_bytes() == (tmp_path / "files/data").read_bytes()
+        assert list((tmp_path / "store-2" / "tmp").iterdir()) == []

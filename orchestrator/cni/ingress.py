@@ -53,6 +53,8 @@ BASE = Part(
         f"{INET} origin": Chain(
             (
                 f"ct {MARKED} iifname @bridges meta mark set ct mark",
+                # Most packets are of a connection whose first one went on.
+                "ct state established,related accept",
                 "iifname vmap @entrances",
             ),
             "type filter hook prerouting priority mangle;",

@@ -30,6 +30,11 @@ def test_every_node_answers_and_the_container_sees_the_client(cluster: Cluster, 
         assert cluster.exec(node, *fetch(asked)).stdout.strip()
     for node in addresses:
         assert cluster.exec(node, *fetch("http://127.0.0.1:18080/")).stdout.strip()
+    # An agent that is killed changes no packet's way, where it is asked or where the task runs.
+    for node in ("node2", "node3"):
+        cluster.kill9(node, "daemon")
+    for address in addresses.values():
+        assert asker(get(address, 18080)) == here
 
 
 def test_a_published_port_has_one_owner(cluster: Cluster, hello: str) -> None:

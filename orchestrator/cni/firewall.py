@@ -129,6 +129,7 @@ def dismiss(addresses: Iterable[Address]) -> str:
 
 def remove(nft: Nftables, conf: NetConf, *, last: bool) -> None:
     """Remove a network's part; with the `last` one goes the table."""
+    nft.doubt_all()
     scripts = [f"delete table {TABLE}\n"]
     if not last:
         scripts = [

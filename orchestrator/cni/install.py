@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -11,11 +12,17 @@ from . import client
 NAME = "orc-cni"
 # Isolated, without `site`, without the environment: all that a thin client can do without.
 OPTIONS = "-ISE"
+PLACE = re.compile(r"^PACKAGES = .*$", re.MULTILINE)
 
 
 def script(interpreter: str) -> str:
     """The client as a command of its own; it starts with the options that make it start fast."""
-    return f"#!{interpreter} {OPTIONS}\n{Path(client.__file__).read_text()}"
+    source = Path(client.__file__).read_text()
+    # Without its words: what is compiled at each start is short.
+    source = source[source.index("import posix") :]
+    source, count = PLACE.subn(f"PACKAGES = {client.PACKAGES!r}", source)
+    assert count == 1
+    return f"#!{interpreter} {OPTIONS}\n{source}"
 
 
 def install(folder: Path) -> Path:

@@ -1,16 +1,23 @@
 """libnftables, bound with ctypes: a change costs 0.04 ms, where starting `nft` costs 2 ms.
 
 The library is the one behind the `nft` command (Debian: libnftables1), the language the same.
-Every script is one transaction: all of it is in force, or none.
+Every script is one transaction: all of it is in force, or none. The kernel numbers transactions, so
+who made all that happened since knows, for 0.01 ms, that a script is in force still.
 """
 
 from __future__ import annotations
 
 import ctypes
+import struct
 
 from .errors import CniError, Code
+from .rtnetlink import NetlinkSocket, Request, attributes
 
 LIBRARY = "libnftables.so.1"
+NETLINK_NETFILTER = 12
+GET_GENERATION = 10 << 8 | 16  # include/uapi/linux/netfilter/nf_tables.h
+NFTA_GEN_ID = 1
+HEAD = struct.pack("=BBH", 0, 0, 0)
 
 
 class NftError(Exception):
@@ -54,9 +61,47 @@ class Nftables:
             raise CniError(Code.IO_FAILURE, "libnftables could not be initialised")
         self._lib.nft_ctx_buffer_output(self._context)
         self._lib.nft_ctx_buffer_error(self._context)
+        self._generations = NetlinkSocket(NETLINK_NETFILTER)
+        self._trusted = -1
+        self._in_force: dict[str, str] = {}
+
+    def ensure(self, subject: str, script: str) -> None:
+        """Run a script that says what is to be about a subject, unless it is in force: it was the
+        last one about it, and since then only this object has changed anything.
+
+        Raises `NftError`.
+        """
+        if self._in_force.get(subject) == script and self._generation() == self._trusted:
+            return
+        self.run(script)
+        self._in_force[subject] = script
+
+    def doubt(self, subject: str) -> None:
+        """What is to be about a subject changes by other scripts."""
+        self._in_force.pop(subject, None)
+
+    def doubt_all(self) -> None:
+        """A script removes what others stand on."""
+        self._in_force.clear()
 
     def run(self, script: str) -> str:
         """Run a script as one transaction; return what it prints; raises `NftError`."""
+        before = self._generation()
+        if before != self._trusted:
+            self._in_force.clear()
+        try:
+            return self._run(script)
+        finally:
+            after = self._generation()
+            if after - before > 1:
+                self._in_force.clear()  # somebody was faster
+            self._trusted = after
+
+    def _generation(self) -> int:
+        answer = attributes(self._generations.get(Request(GET_GENERATION, HEAD)), len(HEAD))
+        return int.from_bytes(answer[NFTA_GEN_ID], "big")
+
+    def _run(self, script: str) -> str:
         status = self._lib.nft_run_cmd_from_buffer(self._context, script.encode())
         printed: bytes = self._lib.nft_ctx_get_output_buffer(self._context) or b""
         complaint: bytes = self._lib.nft_ctx_get_error_buffer(self._context) or b""

@@ -17,6 +17,8 @@ from .netlink import Address
 from .nft import Nftables, NftError, failed
 
 TAKEN = "File exists"
+CONTAINERS = "containers"
+"""What the rules know of containers, as a subject of `Nftables.ensure`."""
 FAMILIES = {4: ("published", "ip", "ipv4_addr"), 6: ("published6", "ip6", "ipv6_addr")}
 
 Target = tuple[PortMapping, Address]
@@ -83,7 +85,7 @@ def _put(targets: Iterable[Target]) -> str:
 def ensure(nft: Nftables, conf: NetConf) -> None:
     """Have the table and one network's rules; what is published stays published."""
     try:
-        nft.run(firewall.script(conf) + BASE)
+        nft.ensure(conf.bridge, firewall.script(conf) + BASE)
     except NftError as error:
         raise failed("nftables rules", error) from error
 
@@ -96,7 +98,7 @@ def restore(nft: Nftables, targets: Iterable[Target], addresses: Iterable[Addres
     script = "".join(f"flush map {TABLE} {name}\n" for name in MAPS)
     script += f"flush set {TABLE} itself4\nflush set {TABLE} itself6\n"
     try:
-        nft.run(script + firewall.admit(addresses) + _put(targets))
+        nft.ensure(CONTAINERS, script + firewall.admit(addresses) + _put(targets))
     except NftError as error:
         raise failed("published ports", error) from error
 
@@ -107,6 +109,7 @@ def publish(nft: Nftables, targets: Iterable[Target], addresses: Iterable[Addres
     `addresses` are those of the container.
     """
     script = firewall.admit(addresses) + _put(targets)
+    nft.doubt(CONTAINERS)
     try:
         if script:
             nft.run(script)
@@ -122,6 +125,7 @@ def publish(nft: Nftables, targets: Iterable[Target], addresses: Iterable[Addres
 
 def withdraw(nft: Nftables, ports: Iterable[PortMapping], addresses: Iterable[Address]) -> None:
     """Publish these no more, whatever they lead to; what is not published is fine."""
+    nft.doubt(CONTAINERS)
     scripts = [firewall.dismiss(addresses)]
     for port in ports:
         for version in FAMILIES:

@@ -1,8 +1,6 @@
 """The warm server behind the command `orc-cni`: a process that runs the plugin many times.
 
-    python -m orchestrator.cni.server SOCKET
-
-The command (`client`) starts it for its network namespace when there is none; no agent is needed.
+The command starts it (`starter`) for its network namespace when there is none; no agent is needed.
 It serves one request at a time, keeps nothing but open files, and leaves when nobody has asked for
 a while, or when its code on the disk is not what it runs. Killing it loses nothing: the command
 that waits for an answer starts another one and asks again, and every operation may be repeated.
@@ -22,7 +20,6 @@ import os
 import selectors
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -138,9 +135,9 @@ def _answer(sock: socket.socket, answer: bytes) -> None:
             return  # the command was killed: what it asked for is done, as if it had died later
 
 
-def main() -> int:
-    """Serve at the socket that is the argument, alone."""
-    path = os.fsencode(sys.argv[1])
+def main(socket_path: str) -> int:
+    """Serve at a socket, alone."""
+    path = os.fsencode(socket_path)
     os.chdir("/")
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -160,7 +157,3 @@ def main() -> int:
         serve(listener, float(os.environ.get("ORC_CNI_IDLE", IDLE_SECONDS)))
         os.unlink(path)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -48,19 +48,19 @@ async def test_published_ports_in_ipv6(nodes: list[Node]) -> None:
     one, two = nodes
     for node in nodes:
         node.host.shell(
-            "ip", "addr", "add", f"2001:db8::{node.number}/64", "dev", "uplink", "nodad"
+            "ip", "addr", "add", f"2001:db8:1::{node.number}/64", "dev", "uplink", "nodad"
         )
     try:
-        ports = (PortMapping(5300, 53, "udp"), PortMapping(5301, 53, "udp", "2001:db8::1"))
+        ports = (PortMapping(5300, 53, "udp"), PortMapping(5301, 53, "udp", "2001:db8:1::1"))
         a = await one.network.attach("a", "a1", Interface(ports=ports))
         for port in (5300, 5301):
-            assert reaches(two.host.netns, a.netns, "2001:db8::1", port) == "2001:db8::2"
+            assert reaches(two.host.netns, a.netns, "2001:db8:1::1", port) == "2001:db8:1::2"
         assert misses(two.host.netns, a.netns, one.host.address, 5301)
         out = await two.network.attach("a", "a2")
-        assert reaches(out.netns, one.host.netns, "2001:db8::1") == "2001:db8::2", "masqueraded"
+        assert reaches(out.netns, one.host.netns, "2001:db8:1::1") == "2001:db8:1::2", "masqueraded"
     finally:
         for node in nodes:
-            node.host.shell("ip", "addr", "del", f"2001:db8::{node.number}/64", "dev", "uplink")
+            node.host.shell("ip", "addr", "del", f"2001:db8:1::{node.number}/64", "dev", "uplink")
 
 
 async def test_an_internal_network_has_no_way_out_and_none_in(

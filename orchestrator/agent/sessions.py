@@ -178,6 +178,9 @@ class _Conversation:
                 stderr, data = output
                 await self._send(**{"stderr" if stderr else "stdout": data})
             code = await program.wait()
+            # Not in the middle of a word to the client: a write that is cancelled ends the call.
+            async with self._sending:
+                feeder.cancel()
         finally:
             feeder.cancel()
             # It must have let go of the descriptors before they are closed.

@@ -156,7 +156,7 @@ class MortalWorld(World):
             *(f"address of {name}" for name in leases),
             *(f"cgroup {name}" for name in Cgroups(detect(), CGROUP).ids()),
             *mounts,
-            *(cmdline(pid) for pid in os.listdir("/proc") if pid.isdecimal()),
+            *(line for line in map(cmdline, processes()) if str(root) in line),
         ]
         extra = interfaces() - self.own if self.own else ()
         return [*(line for line in lines if task_id in line), *extra]
@@ -168,6 +168,11 @@ def cmdline(pid: int | str) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def processes() -> list[str]:
+    """Every process of this host, by id."""
+    return [pid for pid in os.listdir("/proc") if pid.isdecimal()]
 
 
 def interfaces() -> frozenset[str]:

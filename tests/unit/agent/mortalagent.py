@@ -46,13 +46,15 @@ class Death:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._steps = os.open(folder / "steps", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._order = self._last = ""
+        self._order = self._last = self._task = ""
         self._calls: Counter[str] = Counter()
         self._armed = self._within = False
 
-    def arm(self) -> None:
-        """Tasks are ordered: from now on the steps count."""
+    def arm(self, task: str) -> None:
+        """A task is ordered: from now on its steps count. Those of one before, which the agent may
+        still be about to forget, do not."""
         self._armed = False
+        self._task = task
         order = (self._folder / "death").read_text()
         if order != self._order:
             self._order, self._calls = order, Counter()
@@ -61,7 +63,7 @@ class Death:
 
     def step(self, words: str) -> None:
         """Something is about to be done."""
-        if not self._armed:
+        if not self._armed or self.foreign(words):
             return
         words = _TASK.sub("TASK", words).replace(str(self._folder), "")
         for varies, same in _VARIABLE:
@@ -69,6 +71,11 @@ class Death:
         os.write(self._steps, f"{words}\n".encode())
         if words == self._last:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def foreign(self, text: object) -> bool:
+        """Whether this names another task than the one that was ordered last."""
+        named = _TASK.search(text) if isinstance(text, str) else None
+        return named is not None and named[0] != self._task
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         """What Python tells of this process (sys.addaudithook)."""
@@ -95,6 +102,8 @@ class Death:
 
         @functools.wraps(call)
         def stepped(*arguments: Any, **named: Any) -> Any:
+            if any(map(self.foreign, arguments)):
+                return call(*arguments, **named)
             # A file has one meaning; a call has many, so each of them counts.
             self._calls[name] += 1
             self.step(f"{name} {self._calls[name]}")
@@ -125,7 +134,7 @@ def _agent(folder: Path, arguments: list[str]) -> None:
 
     def applied(self: Worker, tasks: Any, *rest: Any, **named: Any) -> None:
         if tasks:
-            death.arm()
+            death.arm(tasks[-1].task.id)
         apply(self, tasks, *rest, **named)
 
     Worker.apply = applied  # type: ignore[method-assign]

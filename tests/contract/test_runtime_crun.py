@@ -8,8 +8,10 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -588,6 +590,62 @@ def test_containers_outlive_an_agent_that_is_killed(world: CrunWorld) -> None:
     second = agent("second")
     assert second.returncode == 0, second.stderr
     assert second.stdout.splitlines() == [first.stdout.strip(), "143", "frozenset()"]
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.2, 60.0])
+def test_an_agent_killed_while_a_monitor_starts_leaves_none(world: CrunWorld, delay: float) -> None:
+    slow = world.path / "slow"
+    slow.write_text(f'#!/bin/sh\nsleep {delay}\nexec conmon "$@"\n')
+    slow.chmod(0o755)
+    program = [sys.executable, "-c", STARTING, str(Path(__file__).parent), str(world.path)]
+    with subprocess.Popen([*program, world.parent, str(slow)]) as first:
+        while not cids("a", world.bundles):
+            assert first.poll() is None
+            time.sleep(0.001)
+        first.kill()
+
+    @private
+    async def test() -> None:
+        async with world, world.runtime() as runtime:
+            await runtime.adopt("a")
+            await runtime.remove("a")
+            assert cids("a", world.bundles) == []
+            assert await runtime.list() == frozenset()
+            assert world.cgroup_pids("a") == []
+
+    test()
+
+
+STARTING = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from runtimehost import CrunWorld
+from orchestrator.agent.runtime.mounts import enter_private_mounts
+
+path, parent, monitor = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+enter_private_mounts(None)
+
+async def main():
+    world = CrunWorld(path / "starting")
+    world.path, world.parent = path, parent
+    async with world.runtime(monitor=monitor) as runtime:
+        await runtime.create(world.graceful("a"))
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def cids(container_id: str, bundles: Path) -> list[str]:
+    """The processes of a container's monitor and of what it makes the container with."""
+    words = f"{bundles}/{container_id}".encode()
+    found = []
+    for entry in os.scandir("/proc"):
+        with suppress(OSError):
+            if entry.name.isdecimal() and words in Path(entry.path, "cmdline").read_bytes():
+                found.append(entry.name)
+    return found
 
 
 @private

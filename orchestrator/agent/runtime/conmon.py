@@ -15,9 +15,12 @@ Source: conmon(8) and the behaviour of version 2.1. Worth knowing of it:
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +38,8 @@ STATE_LINK = "state"
 LOG = "log"
 
 _REOPEN_LOG = b"2 0 0\n"
+_PATIENCE = 200
+"""Looks, a hundredth of a second apart, at a monitor that is yet to be in its pid file."""
 _MOST_CELLS = 1000
 """Rows and columns that conmon takes."""
 
@@ -148,6 +153,51 @@ def find_monitor(bundle: Path, container_id: str) -> ProcessIdentity | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return found if f"--cid={container_id}".encode() in argv else None
+
+
+async def end_unnamed(bundles: Path) -> None:
+    """See to it that each monitor of a bundle below `bundles` can be found by its pid file.
+
+    An agent that is killed right after it has started one leaves one that is in no file yet, which
+    goes on to make its container whatever the next agent decides. It gets the moment that it needs;
+    who is in no file after that is killed, with what it has started.
+    """
+    for _ in range(_PATIENCE):
+        if not (unnamed := await asyncio.to_thread(_unnamed, bundles)):
+            return
+        await asyncio.sleep(0.01)
+    for monitor in unnamed:
+        for process in (monitor, *_descendants(monitor.pid)):
+            process.send(signal.SIGKILL)
+
+
+def _unnamed(bundles: Path) -> list[ProcessIdentity]:
+    mark = b"\0--bundle=%s/" % os.fsencode(bundles)
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdecimal():
+            continue
+        try:
+            words = Path("/proc", entry, "cmdline").read_bytes()
+        except OSError:
+            continue
+        _, there, rest = words.partition(mark)
+        if not there:
+            continue
+        name = os.fsdecode(rest.split(b"\0", 1)[0])
+        process = identify(int(entry))
+        if process is not None and read_pid(bundles / name / MONITOR_PID) != process.pid:
+            found.append(process)
+    return found
+
+
+def _descendants(pid: int) -> list[ProcessIdentity]:
+    found = []
+    with suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if (process := identify(int(child))) is not None:
+                found += [process, *_descendants(process.pid)]
+    return found
 
 
 def reopen_log(bundle: Path) -> bool:

@@ -99,6 +99,7 @@ class CrunRuntime:
         self._boot = boot_id()
         for folder in (self._state, self._containers, self._records):
             folder.mkdir(parents=True, exist_ok=True, mode=0o711)
+        await conmon.end_unnamed(self._containers)
         spread_inodes(self._state)
         self._maker = await self._stack.enter_async_context(
             BundleMaker(

@@ -12,7 +12,8 @@ Loopback            route_localnet makes 127.0.0.1 reachable through the bridge'
                     published ports need and containers must not use (cf. CVE-2020-8558).
 
 Networks are elements of sets, so a packet's way costs the same with one network and with a hundred;
-only the first packet of a connection passes each network's chain of masquerading.
+only the first packet of a connection passes each network's chain of masquerading. What most packets
+are not is asked first.
 Rules that others made are in tables of their own and never touched.
 """
 
@@ -55,9 +56,9 @@ add rule {TABLE} input iifname != @internal accept
 add rule {TABLE} input meta l4proto {{ icmp, icmpv6 }} accept
 add rule {TABLE} input meta l4proto {{ tcp, udp }} th dport 53 accept
 add rule {TABLE} input reject with icmpx admin-prohibited
-add rule {TABLE} output oifname @members icmp type redirect drop
-add rule {TABLE} output oifname @members icmpv6 type nd-redirect drop
-add rule {TABLE} guard iifname @members ip daddr 127.0.0.0/8 drop
+add rule {TABLE} output icmp type redirect oifname @members drop
+add rule {TABLE} output icmpv6 type nd-redirect oifname @members drop
+add rule {TABLE} guard ip daddr 127.0.0.0/8 iifname @members drop
 add rule {TABLE} hairpin ip saddr . ip daddr @itself4 masquerade
 add rule {TABLE} hairpin ip6 saddr . ip6 daddr @itself6 masquerade
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orchestrator.agent.images import disk
+from orchestrator.agent.images import disk, untar
 from orchestrator.agent.images.archive import MAX_DOCUMENT
 from orchestrator.agent.images.errors import ImageError, SourceGone
 from orchestrator.agent.images.flight import Flights
@@ -67,6 +67,14 @@ class BlobStore:
     def layer(self, diff_id: str) -> Path:
         """Where a layer is unpacked, or would be."""
         return self._layers / hex_of(diff_id)
+
+    def stack(self, diff_ids: Sequence[str]) -> tuple[Path, ...]:
+        """The folders of unpacked layers as they are mounted, lowest first. A layer whose root is
+        opaque hides all below it, which overlayfs does not see: it merges roots whatever they say.
+        """
+        folders = [self.layer(diff_id) for diff_id in diff_ids]
+        lowest = max((n for n, folder in enumerate(folders) if untar.is_opaque(folder)), default=0)
+        return tuple(folders[lowest:])
 
     def find(self, digest: str) -> Path | None:
         """The file of a blob; None if it is not here."""

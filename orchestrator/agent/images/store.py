@@ -190,7 +190,7 @@ class ImageStore:
                 raise group.exceptions[0] from None
             local = LocalImage(
                 digest=digest,
-                layers=tuple(self._blobs.layer(d) for d in config.diff_ids),
+                layers=self._blobs.stack(config.diff_ids),
                 config=config.process,
             )
             record = await asyncio.to_thread(self._record, digest)
@@ -243,7 +243,7 @@ class ImageStore:
     def layers(self, digest: str) -> tuple[Path, ...]:
         """The unpacked folders of an image here, lowest first. Raises `ImageError`."""
         record = self._catalog.record(self._require(digest))
-        return tuple(self._blobs.layer(diff_id) for diff_id in record.diff_ids)
+        return self._blobs.stack(record.diff_ids)
 
     def parts(self, digest: str) -> tuple[Path, ...]:
         """Where the blobs and the unpacked layers of an image here are; images share them. Raises

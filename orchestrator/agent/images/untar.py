@@ -292,6 +292,14 @@ def _make_opaque(folder: str) -> None:
     os.setxattr(folder, "trusted.overlay.opaque", b"y")
 
 
+def is_opaque(folder: os.PathLike[str]) -> bool:
+    """Whether nothing from below shows through a folder of a layer."""
+    try:
+        return os.getxattr(folder, "trusted.overlay.opaque") == b"y"
+    except OSError:
+        return False
+
+
 def _remove(path: str) -> None:
     if stat.S_ISDIR(os.lstat(path).st_mode):
         shutil.rmtree(path)

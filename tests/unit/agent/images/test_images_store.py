@@ -355,6 +355,15 @@ async def test_an_image_that_lies_about_a_layer_does_not_spoil_it_for_others(
         assert [image.id for image in store.inventory()] == [honest]
 
 
+async def test_a_layer_that_begins_anew_hides_all_below_it(layout: Layout, root: Path) -> None:
+    anew = tar(entry(".wh..wh..opq"), entry("anew", b"1"))
+    digest = layout.image([BASE, anew, TWO])
+    async with ImageStore(root) as store:
+        local = await store.ensure(digest, fetch_of(layout, []))
+        assert [os.listdir(folder) for folder in local.layers] == [["anew"], ["two"]]
+        assert store.layers(digest) == local.layers
+
+
 async def test_a_source_that_sends_too_much_is_stopped(layout: Layout, root: Path) -> None:
     digest = layout.image([BASE])
 

@@ -184,6 +184,41 @@ async def test_the_last_entry_of_a_name_wins(unpack: Unpack) -> None:
     assert not (root / "e").is_symlink()
 
 
+async def test_hard_links_and_whiteouts_of_one_layer(unpack: Unpack) -> None:
+    root = await unpack(
+        tar(
+            # Whiteouts speak of what is below: what this layer has stays, also what is linked.
+            entry("kept", b"1"),
+            hardlink("other", "kept"),
+            entry(".wh.kept"),
+            entry(".wh.target"),
+            entry("target", b"2", mode=0o750, owner=(7, 8)),
+            hardlink("dir/link", "./target"),
+            symlink("s", "target"),
+            hardlink("s2", "s"),
+            entry(".wh.only"),
+            entry("far", b"3"),
+            hardlink("only", "far"),
+        )
+    )
+    assert (root / "kept").stat().st_ino == (root / "other").stat().st_ino
+    assert (root / "dir/link").read_bytes() == b"2"
+    linked = (root / "dir/link").stat()
+    assert (linked.st_nlink, linked.st_uid, linked.st_gid) == (2, 7, 8)
+    assert os.readlink(root / "s2") == "target"
+    assert (root / "only").read_bytes() == b"3"
+
+
+async def test_a_hard_link_to_what_another_layer_has_is_an_error(unpack: Unpack) -> None:
+    with pytest.raises(ImageError, match="cannot make 'link': No such file or directory"):
+        await unpack(tar(hardlink("link", "below")))
+
+
+async def test_the_root_itself_may_be_opaque(unpack: Unpack) -> None:
+    root = await unpack(tar(entry(".wh..wh..opq"), entry("new", b"1")))
+    assert is_opaque(root)
+
+
 ESCAPES = {
     "dots": [entry("../../escaped", b"evil"), entry("a/../../../escaped", b"evil")],
     "absolute": [entry("/escaped", b"evil")],

@@ -12,10 +12,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "cni"))
 from netkit import Node
 from nsfixtures import host, hosts, netns_folder
 from nshosts import NsHost
+from webkit import web
 
 from orchestrator.agent.network import NodeNetwork
 
-__all__ = ["host", "hosts", "netns_folder", "nodes"]
+__all__ = ["host", "hosts", "netns_folder", "nodes", "web"]
 
 
 @pytest.fixture

@@ -6,6 +6,10 @@ tasks, ready or not, and follow the endpoint table. They see the packets of ever
 the service, so that a connection which exists when a policy denies it ends. The check comes after
 translation: it is the endpoint's address and the container's port that count. Both ends check: the
 sender's node and the receiver's.
+
+Who is denied is told at once. But where bridged packets pass netfilter (br_netfilter), a VIP of a
+neighbour is translated below routing, and the kernel sends the refusal from there, untranslated:
+such a client waits in vain.
 """
 
 from __future__ import annotations

@@ -112,6 +112,8 @@ async def test_a_published_port_in_ipv6(web: Web, kind: int) -> None:
 
 
 async def test_policies_hold_on_one_host_and_on_two(web: Web) -> None:
+    for host in web.hosts:
+        host.shell("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0")
     db = await web.container(0, "db")
     front = await web.container(0, "front")
     far = await web.container(1, "far")
@@ -150,6 +152,8 @@ async def test_policies_hold_on_one_host_and_on_two(web: Web) -> None:
 
 
 async def test_a_published_port_is_for_all_whatever_is_denied_inside(web: Web) -> None:
+    for host in web.hosts:
+        host.shell("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0")
     db = await web.container(0, "db")
     inside = await web.container(1, "inside")
     serves = replace(named("db", *endpoints([db]), vip=VIP), ports=published(TCP))

@@ -77,12 +77,13 @@ def ensure_plugged(sock: RouteSocket, bridge: Link, cables: Collection[Cable]) -
             requests = [
                 netlink.link_request(end.index, master=bridge.index),
                 netlink.port_request(end.index, cable.label, isolated=isolated),
+                netlink.open_request(end.index),
             ]
         if (cable.mac, end.index) not in stations:
             requests.append(routing.station_request(end.index, cable.mac))
         for outcome in sock.attempt(requests):
-            # It may go at the same moment.
-            if outcome is not None and outcome.errno != errno.ENODEV:
+            # It may go at the same moment, or open by itself in the next.
+            if outcome is not None and outcome.errno not in (errno.ENODEV, errno.ENETDOWN):
                 raise outcome
     return lost
 

@@ -149,6 +149,8 @@ def connect(sock: RouteSocket, bridge: Link, cable: Cable, namespace: int) -> Li
                 routing.station_request(host.index, cable.mac),
                 *_announcements(bridge.index, cable),
             )
+            if kept:
+                sock.attempt([netlink.open_request(host.index)])
         except BaseException:
             disconnect(sock, cable.host)
             raise

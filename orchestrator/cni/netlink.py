@@ -275,7 +275,7 @@ def _port(index: int, more: bytes, port: bytes) -> Request:
 
 
 def port_request(index: int, alias: str, *, isolated: bool) -> Request:
-    """Label a port of a bridge and open it, also one that was muted.
+    """Label a port of a bridge, and say what it may pass.
 
     What is behind it is stated (`routing.station_request`), not learned. Frames pass between an
     `isolated` port and the bridge's own device only. Another one may send a frame back to where it
@@ -284,11 +284,19 @@ def port_request(index: int, alias: str, *, isolated: bool) -> Request:
     return _port(
         index,
         text(IFLA_IFALIAS, alias),
-        attribute(IFLA_BRPORT_STATE, bytes([BR_STATE_FORWARDING]))
-        + attribute(IFLA_BRPORT_LEARNING, b"\0")
+        attribute(IFLA_BRPORT_LEARNING, b"\0")
         + attribute(IFLA_BRPORT_ISOLATED, bytes([isolated]))
         + attribute(IFLA_BRPORT_MODE, bytes([not isolated])),
     )
+
+
+def open_request(index: int) -> Request:
+    """Let a bridge pass frames at a port that was muted.
+
+    Refused with ENETDOWN while the kernel has not noticed that the cable's other end is up: it then
+    opens the port by itself, as it does with a new one.
+    """
+    return _port(index, b"", attribute(IFLA_BRPORT_STATE, bytes([BR_STATE_FORWARDING])))
 
 
 def mute_request(index: int) -> Request:

@@ -1,9 +1,10 @@
 """A container's whole life, once for each step of it at which the agent may die of kill -9.
 
-First each way (of a standalone container, of a service's task) is gone with no death, which tells
-all steps there are. Then for each step the way is gone again; the agent dies just before it, the
-next agent gets the same order, and the container must end in a state that the order wants. In the
-end nothing may be left of it: files, mounts, processes, cgroups, user ids, namespaces, addresses.
+First each way (a standalone container's, that of one that is restarted, that of a service's task)
+is gone with no death, which tells all steps there are. Then for each step the way is gone again;
+the agent dies just before it, the next agent gets the same order, and the container must end in a
+state that the order wants. In the end nothing may be left of it: files, mounts, processes, cgroups,
+user ids, namespaces, addresses.
 
 It prints the steps of each way as JSON; a failed assertion names the step.
 """
@@ -57,6 +58,24 @@ def container(task_id: str) -> list[Order]:
         (replace(first, desired_state=S.SHUTDOWN), (S.SHUTDOWN,)),
         (replace(second, desired_state=S.RUNNING), (S.RUNNING,)),
         (replace(second, desired_state=S.REMOVE), (S.SHUTDOWN,)),
+        (None, ()),
+    ]
+
+
+def restarted(task_id: str) -> list[Order]:
+    """Run, restarted in one order, stopped, removed."""
+    (_, (made, _), (_, _), (again, _), *_) = container(task_id)
+    assert made is not None
+    assert again is not None
+    # The next run is wanted, and is given once the one before has ended.
+    wanted = replace(made, run=2, status=TaskStatus(S.RUNNING, run=1), stop_signal="SIGKILL")
+    ended = replace(again, status=TaskStatus(S.SHUTDOWN, run=2))
+    return [
+        (made, (S.RUNNING,)),
+        (wanted, (S.SHUTDOWN,)),
+        (again, (S.RUNNING,)),
+        (replace(again, desired_state=S.SHUTDOWN), (S.SHUTDOWN,)),
+        (replace(ended, desired_state=S.REMOVE), (S.SHUTDOWN,)),
         (None, ()),
     ]
 
@@ -217,7 +236,7 @@ def at_end(
     if order is None:
         return not world.left(task_id)
     status = world.reported(task_id)
-    return status.run == order.run and status.state in ends
+    return status.run == order.status.run and status.state in ends
 
 
 async def scenario(world: MortalWorld) -> None:
@@ -229,11 +248,14 @@ async def scenario(world: MortalWorld) -> None:
     await go(world, replica(f"walk-{next(numbers):03}"), "")
     world.own = interfaces()
     tried: dict[str, list[str]] = {}
-    for make in (container, replica):
+    for make in (container, restarted, replica):
         await go(world, make(f"walk-{next(numbers):03}"), "")
         # What is done to files is the same for both.
         done = tried.get("container", [])
         steps = [step for step in world.steps() if step not in done or step[-1].isdigit()]
+        if make is restarted:
+            # The kernel's part of it is as before; what differs is what the agent remembers.
+            steps = [step for step in steps if step.startswith("put_")]
         for step in steps:
             await go(world, make(f"walk-{next(numbers):03}"), step)
         tried[make.__name__] = steps

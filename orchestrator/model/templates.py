@@ -10,10 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from orchestrator.model.mounts import TEMPLATE_FIELDS
-from orchestrator.model.objects import Node, Service, Task
 from orchestrator.model.specs import ContainerSpec
+
+if TYPE_CHECKING:
+    from orchestrator.model.objects import Node, Service, Task
 
 _PLACEHOLDER = re.compile(r"\{\{\s*\.(\w+\.\w+)(?:\.([^\s{}]+))?\s*\}\}")
 _LABELS = ("Service.Labels", "Node.Labels")

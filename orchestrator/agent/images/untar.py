@@ -327,8 +327,9 @@ class Blob:
 
     def magic(self) -> bytes:
         """The first four bytes, fewer in a shorter blob; they are read once more by `read`."""
-        while len(data := os.pread(self._file, 4, 0)) < 4 and not self._complete():
-            pass
+        while len(data := os.pread(self._file, 4, 0)) < 4:
+            if self._complete():
+                return os.pread(self._file, 4, 0)  # it has come since the look
         return data
 
     def read(self, size: int) -> bytes:

@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import gzip
 import os
+import select
 import stat
 import subprocess
 import tarfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from imagekit import digest_of, entry, folder, hardlink, symlink, tar
 
+from orchestrator.agent.images import untar
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.unpack import unpack_context, unpack_layer
 
@@ -212,6 +215,27 @@ async def test_hard_links_and_whiteouts_of_one_layer(unpack: Unpack) -> None:
 async def test_a_hard_link_to_what_another_layer_has_is_an_error(unpack: Unpack) -> None:
     with pytest.raises(ImageError, match="cannot make 'link': No such file or directory"):
         await unpack(tar(hardlink("link", "below")))
+
+
+def test_a_small_blob_that_comes_in_one_moment_is_seen_for_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "blob"
+    path.touch()
+    told, tell = os.pipe()
+    waited = select.select
+
+    def comes(*arguments: Any) -> Any:
+        """All of it comes just after a look at a file that was empty."""
+        path.write_bytes(gzip.compress(b"small"))
+        os.write(tell, b"w")
+        return waited(*arguments)
+
+    monkeypatch.setattr(untar.select, "select", comes)
+    with path.open("rb") as file:
+        assert b"".join(untar.content(untar.Blob(file.fileno(), told))) == b"small"
+    os.close(told)
+    os.close(tell)
 
 
 async def test_the_root_itself_may_be_opaque(unpack: Unpack) -> None:

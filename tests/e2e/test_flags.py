@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
+import struct
+import tarfile
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -163,6 +166,34 @@ def test_root_in_a_container_is_nobody_elsewhere(cluster: Cluster, hello: str) -
 def cpu_time(cluster: Cluster, task: Mapping[str, Any]) -> int:
     """Nanoseconds of CPU that the task's cgroup counts."""
     return int(cgroup(cluster, task, "cpuacct/cpuacct.usage"))
+
+
+def test_a_files_capabilities_hold_in_a_user_namespace(
+    cluster: Cluster, hello: str, tmp_path: Path
+) -> None:
+    content = Path("/usr/bin/busybox").read_bytes()
+    net_raw = 13
+    # Version 2 of the attribute, effective (linux/capability.h).
+    caps = struct.pack("<5I", 0x02000001, 1 << net_raw, 0, 0, 0)
+    path = tmp_path / "root.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        program = tarfile.TarInfo("bin/busybox")
+        program.size, program.mode = len(content), 0o755
+        text = caps.decode("utf-8", "surrogateescape")
+        program.pax_headers = {"SCHILY.xattr.security.capability": text}
+        archive.addfile(program, io.BytesIO(content))
+    cluster.orc("import", str(path), "capable:1")
+
+    def held(*flags: str) -> int:
+        command = ("capable:1", "grep", "CapEff", "/proc/self/status")
+        flags = ("--rm", "--user", "1000", "--entrypoint", "/bin/busybox", *flags)
+        return int(cluster.orc("run", *flags, *command).stdout.split()[1], 16)
+
+    try:
+        assert held("--security-opt", "no-new-privileges=false") == 1 << net_raw
+        assert held() == 0, "privileges do not grow unless that is asked for"
+    finally:
+        cluster.orc("rmi", "capable:1")
 
 
 def test_time_is_shared_by_weight(cluster: Cluster, hello: str) -> None:

@@ -70,6 +70,7 @@ def test_a_node_that_was_away_removes_its_copy_when_it_is_back(cluster: Cluster,
 
 def test_an_image_in_use_stays_and_it_says_by_whom(cluster: Cluster, mine: str) -> None:
     cluster.orc("service", "create", "--name", "web", mine)
+    cluster.orc("image", "prune", "-f")  # what others have left without a name
     line = cluster.refused("rmi", mine)
     assert "image 'mine:1' is used by container web.1 on node" in line
     assert "-f" in line

@@ -1,4 +1,11 @@
 """What every test relies on."""
 
-# First of all: it sets what gRPC's core reads when it is imported.
+import signal
+
+# Before gRPC: it sets what its core reads when it is imported.
 import orchestrator  # noqa: F401
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts the tests in the background has it ignored, and so would all that they
+    # start; some tests press Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)

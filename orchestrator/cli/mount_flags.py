@@ -217,6 +217,7 @@ _KEYS: dict[str, Callable[[MountSpec, str], MountSpec]] = {
     "bind-recursive": _recursive,
     "bind-create-src": _switch("create_source"),
     "volume-nocopy": _switch("no_copy"),
+    "volume-subpath": _text("subpath"),
     "volume-driver": _text("driver"),
     "volume-opt": _pair("options"),
     "volume-label": _pair("labels"),

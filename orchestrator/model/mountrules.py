@@ -99,7 +99,7 @@ def _check_bind(mount: MountSpec) -> None:
         raise ValueError(
             f"bind propagation {mount.propagation!r} is none of {', '.join(PROPAGATIONS)}"
         )
-    if mount.driver or mount.options or mount.labels or mount.no_copy:
+    if mount.driver or mount.options or mount.labels or mount.no_copy or mount.subpath:
         raise ValueError(f"bind mount of {mount.source} has options that only volumes have")
 
 
@@ -108,12 +108,25 @@ def _check_volume(mount: MountSpec) -> None:
         raise ValueError(f"volume mount at {mount.target} has options that only binds have")
     if mount.source:
         check_template(mount.source)
+    if mount.subpath:
+        _check_subpath(mount)
     check_driver_options(mount.driver, mount.options)
+
+
+def _check_subpath(mount: MountSpec) -> None:
+    path = mount.subpath
+    if not mount.source:
+        raise ValueError(f"volume subpath {path!r} needs a volume with a name; add source=NAME")
+    outside = posixpath.normpath(path).split("/")[0] == ".."
+    if path.startswith("/") or outside or "\0" in path:
+        raise ValueError(f"volume subpath {path!r} is not a path inside of the volume, such as a/b")
 
 
 def _check_tmpfs(mount: MountSpec) -> None:
     if mount.source:
         raise ValueError(f"the tmpfs at {mount.target} takes no source")
+    if mount.subpath:
+        raise ValueError(f"the tmpfs at {mount.target} has options that only volumes have")
     if mount.tmpfs_size < 0:
         raise ValueError(f"tmpfs size {mount.tmpfs_size} is negative")
     if not 0 <= mount.tmpfs_mode <= 0o7777:

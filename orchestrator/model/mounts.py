@@ -65,6 +65,8 @@ class MountSpec:
     """Bytes; 0: as the kernel has it, half of the memory."""
     tmpfs_mode: int = 0
     """Permission bits; 0: 1777 in octal."""
+    subpath: str = ""
+    """The folder of a volume that is mounted, relative to its root; empty: all of it."""
 
 
 def check_volume_name(text: str) -> None:

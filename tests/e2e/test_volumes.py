@@ -142,6 +142,36 @@ def test_a_new_volume_has_what_the_image_has_there(volumes: Cluster, seeded: str
     assert inside(cluster, task, "cat /seed/file") == "changed"
 
 
+def test_one_folder_of_a_volume(volumes: Cluster, hello: str) -> None:
+    cluster = volumes
+    (writer,) = cluster.script(
+        "writer", hello,
+        "mkdir -p /data/a/b && echo mine > /data/a/b/file && ln -s a/b /data/good && "
+        "ln -s /etc /data/bad && touch /data/ready; sleep 1h", "-v", "shared:/data",
+    )  # fmt: skip
+    eventually(lambda: inside(cluster, writer, "ls /data/ready"), within=10)
+    part = "source=shared,target=/part,volume-subpath="
+    (task,) = cluster.script("part", hello, "sleep 1h", "--mount", f"{part}good")
+    assert inside(cluster, task, "cat /part/file; stat -c %u /part/file") == "mine\n0"
+    inside(cluster, task, "echo more > /part/new")
+    assert inside(cluster, writer, "cat /data/a/b/new; stat -c %u /data/a/b/new") == "more\n0"
+    # A link that was good when one container started is looked at again for the next.
+    inside(cluster, writer, "ln -sfn /etc /data/good")
+    for path, why in (("good", "leads out of the volume"), ("none", "has no folder 'none'")):
+        run = cluster.orc("run", "--rm", "--mount", part + path, hello, "true", ok=False)
+        assert run.returncode != 0
+        assert why in run.stderr
+        assert len(run.stderr.splitlines()) == 1, run.stderr
+    cluster.orc("service", "rm", "part")
+
+    def unmounted() -> bool:
+        mounts = cluster.exec(task["node"], "cat", "/proc/self/mountinfo").stdout
+        assert "/subpaths/" not in mounts
+        return True
+
+    eventually(unmounted, within=20)
+
+
 def test_a_size_is_a_hard_limit(volumes: Cluster, hello: str) -> None:
     cluster = volumes
     cluster.orc("volume", "create", "--opt", "size=16m", "small")

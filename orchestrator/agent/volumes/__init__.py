@@ -14,6 +14,7 @@ uses it, and removed when the manager orders so. What the parts are:
 - `copyup`: the filling. A mark in the record says that it is under way, so what a kill left half
   done is begun anew; the image's layers are read, never the container's root, so that owners are
   those that the image has.
+- `subpaths`: a folder of a volume, mounted where no link that a container makes can lead it out.
 - `plugins`, `pluginapi`, `http`: Docker's volume plugin protocol.
 - `store`: all of it together.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.agent.runtime import spawn
 from orchestrator.agent.runtime.base import Mount
-from orchestrator.agent.volumes import binds, copyup, local
+from orchestrator.agent.volumes import binds, copyup, local, subpaths
 from orchestrator.agent.volumes.errors import PluginAway, VolumeError
 from orchestrator.agent.volumes.plan import Holder, Wanted, wanted_mounts
 from orchestrator.agent.volumes.plugins import Plugins
@@ -53,6 +53,8 @@ class VolumeStore:
         self._records = Records(folder)
         self._scratch = folder / "scratch"
         self._scratch.mkdir(exist_ok=True, mode=0o700)
+        self._places = folder / "subpaths"
+        self._places.mkdir(exist_ok=True, mode=0o711)
         self._node = node
         self.plugins = plugins
         self._clock = clock
@@ -165,8 +167,11 @@ class VolumeStore:
         async with self._locks[spec.source]:
             record = await self._ensure(volume, owner=wanted.owner)
             path = await self._path(record, container_id)
-            if not spec.no_copy:
+            # Only a whole volume is filled: begun anew, a filling empties all of it.
+            if not spec.no_copy and not spec.subpath:
                 await self._fill(record, path, wanted)
+        if spec.subpath:
+            path = await subpaths.ensure_mounted(self._places, container_id, spec, path)
         return Mount(target=spec.target, source=str(path), read_only=spec.read_only, owned=True)
 
     async def _ensure(self, volume: Volume, *, owner: str) -> VolumeRecord:
@@ -217,6 +222,8 @@ class VolumeStore:
     async def _leave(self, use: Use) -> None:
         """Give back what a container that is gone had mounted; what a plugin does not take back
         now stays on record."""
+        if use.container_id not in self._uses:
+            subpaths.ensure_unmounted(self._places, use.container_id)
         others = {name: driver for name, driver in use.volumes.items() if driver != LOCAL_DRIVER}
         for name in use.volumes.keys() - others.keys():
             await self._unmount_unused(name)

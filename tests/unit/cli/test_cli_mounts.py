@@ -55,6 +55,10 @@ def test_volumes_that_are_none(text: str) -> None:
         ("source=data,target=/srv", MountSpec(source="data", target="/srv")),
         ("type=volume,dst=/srv", MountSpec(target="/srv")),
         (
+            "type=volume,src=d,dst=/srv,volume-subpath=a/b",
+            MountSpec(source="d", target="/srv", subpath="a/b"),
+        ),
+        (
             "type=volume,src=d,destination=/srv,ro,volume-nocopy,volume-driver=nfs,"
             'volume-opt=type=nfs,"volume-opt=o=addr=a,ro",volume-label=a=b',
             MountSpec(
@@ -107,6 +111,11 @@ def test_mounts_that_are_none(text: str, words: str) -> None:
         ("type=bind,target=/a", "not an absolute path of the node"),
         ("type=bind,source=/x,target=/a,bind-propagation=up", "none of rprivate"),
         ("type=bind,source=/x,target=/a,volume-nocopy", "only volumes have"),
+        ("type=bind,source=/x,target=/a,volume-subpath=b", "only volumes have"),
+        ("type=tmpfs,target=/a,volume-subpath=b", "only volumes have"),
+        ("target=/a,volume-subpath=b", "needs a volume with a name"),
+        ("source=data,target=/a,volume-subpath=/b", "'/b' is not a path inside of the volume"),
+        ("source=data,target=/a,volume-subpath=b/../..", "is not a path inside of the volume"),
         ("target=/a,bind-propagation=shared", "only binds have"),
         ("type=tmpfs,source=x,target=/a", "takes no source"),
         ("target=/a,volume-opt=colour=red", "has no option 'colour'"),

@@ -85,7 +85,7 @@ def test_what_is_nowhere_is_refused_with_the_registrys_word(
 
 
 def test_tls_and_passwords(cluster: Cluster, hello: str, tmp_path: Path) -> None:
-    with registry(cluster, tmp_path, port=5001, tls=True, password="s3cret") as host:
+    with registry(cluster, tmp_path, port=5001, tls=True, password="open-sesame") as host:
         name = f"{host.name}/web:1"
         cluster.orc("tag", hello, name)
         line = _last_line(cluster, "push", name)
@@ -97,14 +97,14 @@ def test_tls_and_passwords(cluster: Cluster, hello: str, tmp_path: Path) -> None
         assert f"orc login {host.name}" in line
         login = ["login", "-u", "orc", "--password-stdin", host.name]
         assert "denies access" in _with_stdin(cluster, "wrong\n", *login).stderr
-        assert _with_stdin(cluster, "s3cret\n", *login).returncode == 0
+        assert _with_stdin(cluster, "open-sesame\n", *login).returncode == 0
         done = cluster.orc("push", name).stderr
         assert ": pushed " in done
         (pushed,) = [line.split()[1] for line in done.splitlines() if line.startswith("digest: ")]
         assert ": is there already" in cluster.orc("push", name).stderr
         cluster.orc("pull", "--node", "node3", name)
         for node in NODES:
-            kept = cluster.exec(node, "grep", "-rlaF", "s3cret", "/var/lib/orc-dev", ok=False)
+            kept = cluster.exec(node, "grep", "-rlaF", "open-sesame", "/var/lib/orc-dev", ok=False)
             assert kept.stdout.replace(str(tmp_path), "") == ""
         cluster.orc("logout", host.name)
         assert "not logged in" in cluster.refused("logout", host.name)
@@ -133,7 +133,7 @@ def _with_helper(cluster: Cluster, folder: Path, registry: str) -> Cluster:
     """The same cluster for a user whose Docker has a credential helper."""
     program = folder / "bin" / "docker-credential-test"
     program.parent.mkdir()
-    answer = json.dumps({"ServerURL": registry, "Username": "orc", "Secret": "s3cret"})
+    answer = json.dumps({"ServerURL": registry, "Username": "orc", "Secret": "open-sesame"})
     program.write_text(f"#!/bin/sh\necho '{answer}'\n")
     program.chmod(0o755)
     config = {"credHelpers": {registry: "test"}}

@@ -226,7 +226,7 @@ async def test_a_build_that_is_given_up_leaves_nothing(
     build = asyncio.create_task(built(builder, context(tmp_path, text), "gone:1", progress))
     async with asyncio.timeout(20):
         await running.wait()
-        while not processes_with(mark):  # noqa: ASYNC110 - that it has become the other program
+        while not processes_with(mark):
             await asyncio.sleep(0.01)
     build.cancel()
     await asyncio.wait([build])

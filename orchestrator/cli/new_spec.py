@@ -11,6 +11,7 @@ import click
 from orchestrator.cli.container_flags import image_and_command, with_many
 from orchestrator.cli.mount_flags import apply_mounts
 from orchestrator.cli.network_flags import attachments
+from orchestrator.cli.placement_flags import with_placement
 from orchestrator.cli.settings import apply_settings
 from orchestrator.cli.spec_flags import checked, environment, pairs, ports, preferences
 from orchestrator.model.names import parse_image
@@ -27,7 +28,7 @@ def new_spec(values: dict[str, Any]) -> ServiceSpec:
         raise click.UsageError("a global service has a task on each node; it takes no --replicas")
     image, command = image_and_command(values)
     name = values["name"] if values["name"] is not None else _name_for(image or "host")
-    spec = apply_settings(ServiceSpec(name=name, mode=mode), values)
+    spec = with_placement(apply_settings(ServiceSpec(name=name, mode=mode), values), values)
     container = replace(
         spec.task.container,
         image=image,

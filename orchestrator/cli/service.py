@@ -30,6 +30,7 @@ from orchestrator.cli.rows import (
     task_rows,
 )
 from orchestrator.cli.service_change import create, promote, rollback, scale, update
+from orchestrator.model.dependencies import start_order
 from orchestrator.model.units import format_cores, format_duration, format_memory
 from orchestrator.pb import control_pb2
 
@@ -121,6 +122,7 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Workdir", container["workdir"]),
         ("Container labels", _pairs(container["labels"])),
         ("Constraints", ", ".join(spec["constraints"])),
+        ("Depends on", ", ".join(map(_dependency, spec["depends_on"]))),
         ("Networks", ", ".join(map(attachment_text, task["networks"]))),
         ("Ports", ", ".join(map(port_text, task["ports"]))),
         ("Reserved", _resources(task["reservation"])),
@@ -145,6 +147,10 @@ def _update_state(update: Row) -> str:
     return f"{words}: {update['message']}" if update["message"] else words
 
 
+def _dependency(entry: Row) -> str:
+    return f"{entry['service']}:{entry['condition']}"
+
+
 def _pairs(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
@@ -161,6 +167,19 @@ def _resources(resources: Mapping[str, Any]) -> str:
 @pass_client
 def rm(client: Client, services: tuple[str, ...]) -> None:
     """Remove services; their tasks are stopped in the background."""
-    for name in services:
+    for name in _stop_order(client, services):
         client.call("RemoveService", control_pb2.RemoveServiceRequest(service=name))
         click.echo(name)
+
+
+def _stop_order(client: Client, names: Sequence[str]) -> list[str]:
+    """The same names, each before those that its service depends on."""
+    if len(names) < 2:
+        return list(names)
+    rows = client.call("ListServices", control_pb2.ListServicesRequest()).services
+    specs = {row.service.spec.name: row.service.spec for row in rows}
+    needs = {
+        name: [each.service for each in specs[name].depends_on] if name in specs else []
+        for name in reversed(names)
+    }
+    return start_order(needs)[::-1]

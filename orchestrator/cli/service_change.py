@@ -16,6 +16,7 @@ from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.mount_flags import mount_options
 from orchestrator.cli.network_flags import network_options
 from orchestrator.cli.new_spec import new_spec
+from orchestrator.cli.placement_flags import placement_edit_options, placement_options
 from orchestrator.cli.settings import setting_options
 from orchestrator.cli.spec_edit import edit_options, edited, scaled
 from orchestrator.cli.spec_flags import checked
@@ -103,6 +104,7 @@ def _share_login(client: Client, values: Mapping[str, Any]) -> None:
     metavar="spread=ATTRIBUTE",
     help="Spread evenly over the values of such as node.labels.zone; repeatable, the first first.",
 )
+@placement_options
 @resolve_options
 @mount_options
 @many_options
@@ -127,6 +129,7 @@ def create(client: Client, **values: Any) -> None:
     )
 )
 @edit_options
+@placement_edit_options
 @resolve_options
 @setting_options
 @wait_options

@@ -15,6 +15,7 @@ from orchestrator.cli.container_flags import many_edit_options, with_many
 from orchestrator.cli.flag_types import WORDS
 from orchestrator.cli.mount_flags import edit_mounts, mount_edit_options
 from orchestrator.cli.network_flags import edited_attachments
+from orchestrator.cli.placement_flags import with_placement
 from orchestrator.cli.settings import apply_settings, with_value
 from orchestrator.cli.spec_flags import checked_image, environment, pairs, ports, preferences
 from orchestrator.model.specs import PortSpec, Protocol, ServiceMode, ServiceSpec
@@ -63,7 +64,7 @@ def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
     """The spec with an update's flags applied. Raises a usage error for what cannot be."""
     if values["replicas"] is not None and spec.mode is ServiceMode.GLOBAL:
         raise click.UsageError("a global service has a task on each node; it takes no --replicas")
-    spec = apply_settings(spec, values)
+    spec = with_placement(apply_settings(spec, values), values)
     container = spec.task.container
     container = replace(
         container,

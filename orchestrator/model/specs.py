@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from orchestrator.model.dependencies import Dependency
 from orchestrator.model.mounts import MountSpec
 
 SHARES_PER_CORE = 1024
@@ -327,3 +328,5 @@ class ServiceSpec:
     spread: tuple[str, ...] = ()
     """Attributes such as `node.labels.zone`, over whose values tasks are spread evenly, the first
     before the second, and all before the nodes."""
+    depends_on: tuple[Dependency, ...] = ()
+    """Other services, and how far they must have come before a task of this one starts."""

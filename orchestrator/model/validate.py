@@ -13,6 +13,7 @@ from dataclasses import replace
 from math import isfinite
 
 from orchestrator.model import confinement
+from orchestrator.model.dependencies import check_dependencies
 from orchestrator.model.health import check_health
 from orchestrator.model.mountrules import check_mounts
 from orchestrator.model.names import check_hostname, check_name, parse_image
@@ -81,6 +82,7 @@ def validate_service(spec: ServiceSpec) -> None:
     _not_negative("max_per_node", spec.max_per_node, "replicas max per node")
     for key in spec.spread:
         _attribute("spread", f"placement preference spread={key}", key)
+    _guard("depends_on", check_dependencies, spec.name, spec.depends_on)
 
 
 def validate_task(spec: TaskSpec) -> None:

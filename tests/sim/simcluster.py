@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from orchestrator.manager.planning.assignments import assigned_tasks
+from orchestrator.manager.planning.dependencies import unmet
 from orchestrator.manager.planning.history import rolled_back, with_spec
 from orchestrator.manager.planning.liveness import expire, node_up
 from orchestrator.manager.planning.nodetable import published
@@ -22,6 +23,7 @@ from orchestrator.manager.planning.resources import occupies, reserved
 from orchestrator.manager.planning.scheduler import Placement, schedule
 from orchestrator.manager.planning.statuses import ingest
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.objects import (
     Availability,
     Cluster,
@@ -142,8 +144,17 @@ class SimCluster:
                 max_failure_ratio=pick((0.0, 0.5)),
                 canary=pick((0, 0, 0, 1)),
             ),
+            depends_on=self._dependencies(),
         )
         self.write(Change(None, Service(id=self.new_id(), created_at=self.now, spec=spec)))
+
+    def _dependencies(self) -> tuple[Dependency, ...]:
+        """On one of the services that are there, or on none."""
+        names = sorted(each.spec.name for each in self.view.services.values() if not each.removed)
+        if not names or self.random.random() < 0.7:
+            return ()
+        conditions = (DependencyCondition.STARTED, DependencyCondition.HEALTHY)
+        return (Dependency(self.random.choice(names), self.random.choice(conditions)),)
 
     def change_service(self, service: Service) -> None:
         """Scale it, update it, or remove it."""
@@ -344,6 +355,10 @@ class SimCluster:
 
     def _check_growth(self, change: Change) -> None:
         before, after = change.before, change.after
+        waited = not isinstance(before, Task) or before.status.state < TaskState.ASSIGNED
+        if isinstance(after, Task) and after.status.state is TaskState.ASSIGNED and waited:
+            waits_for = unmet(self.view, self.view.services.get(after.service_id))
+            assert waits_for is None, f"{after.name} is started although it {waits_for}"
         if isinstance(before, Task):
             stored = self.view.tasks[before.id]
             assert stored == before, "a change of something else than what is stored"
@@ -427,11 +442,16 @@ class SimCluster:
 
     def _blocked(self, service_id: str) -> bool:
         """Whether the service waits for a port that another has, for room on the very node that it
-        is meant for, or for its user to look after a failed update: no fault of the planner."""
+        is meant for, for a service that does not run, or for its user to look after a failed
+        update: no fault of the planner."""
         paused = (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
         return self.view.services[service_id].update.state in paused or any(
             task.status.state is TaskState.PENDING
-            and ("/tcp in use" in task.status.message or task.node_id)
+            and (
+                "/tcp in use" in task.status.message
+                or task.node_id
+                or unmet(self.view, self.view.services[service_id])
+            )
             for task in self.view.tasks_of_service(service_id).values()
         )
 

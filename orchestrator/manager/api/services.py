@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.manager.api.context import Calls, answering, hostnames
 from orchestrator.manager.api.image_resolve import resolve_image
 from orchestrator.manager.api.networkuse import usable_networks
+from orchestrator.manager.api.serviceorder import check_not_needed, needed_services
 from orchestrator.manager.lookup import find_node, find_service
 from orchestrator.manager.planning.history import rolled_back, with_spec
 from orchestrator.manager.planning.plan import Change
@@ -47,6 +48,7 @@ class ServiceCalls(Calls):
                 f"or change it with 'orc service update {name}'"
             )
         usable_networks(api.view, spec)
+        needed_services(api.view, spec)
         check_ports(api.view, spec.task, "")
         now = api.now()
         service = Service(
@@ -67,7 +69,7 @@ class ServiceCalls(Calls):
                 revision = await commit(
                     api.kv,
                     [Change(None, born)],
-                    usable_networks(api.view, spec),
+                    [*usable_networks(api.view, spec), *needed_services(api.view, spec)],
                     guards=[Guard(key, mod_revision=0), *turn.guards],
                     ops=[Put(key, service.id.encode()), *turn.ops],
                 )
@@ -96,7 +98,7 @@ class ServiceCalls(Calls):
         if spec.mode is not service.spec.mode:
             raise invalid("a service's mode cannot be changed; create another service")
         validate_service(spec)
-        networks = usable_networks(api.view, spec, service.spec)
+        read = self._read(spec, service)
         check_ports(api.view, spec.task, service.id)
         digest = service.image_digest
         image_named = (
@@ -107,7 +109,15 @@ class ServiceCalls(Calls):
                 api, spec.task.container, ask_registry=not request.no_resolve_image
             )
         after = with_spec(service, spec, digest, api.now())
-        return await self._written(service, after, networks)
+        return await self._written(service, after, read)
+
+    def _read(self, spec: ServiceSpec, service: Service) -> list[Object]:
+        """What a new spec of a service builds on, which must not change until it is written.
+        Raises Refusal if that cannot be."""
+        networks = usable_networks(self.api.view, spec, service.spec)
+        if spec.depends_on == service.spec.depends_on:
+            return [*networks]
+        return [*networks, *needed_services(self.api.view, spec)]
 
     @answering
     async def RollbackService(self, request: Any, context: Any) -> Any:
@@ -121,10 +131,10 @@ class ServiceCalls(Calls):
             known = ", ".join(map(str, versions))
             raise invalid(f"service '{name}' remembers no version {version}; there are {known}")
         past = service.history[versions.index(version)]
-        networks = usable_networks(self.api.view, past.spec, service.spec)
+        read = self._read(past.spec, service)
         check_ports(self.api.view, past.spec.task, service.id)
         after = rolled_back(service, past, self.api.now(), f"back to version {version}")
-        return await self._written(service, after, networks)
+        return await self._written(service, after, read)
 
     @answering
     async def PromoteService(self, request: Any, context: Any) -> Any:
@@ -167,6 +177,7 @@ class ServiceCalls(Calls):
     async def RemoveService(self, request: Any, context: Any) -> Any:
         api = self.api
         service = find_service(api.view, request.service)
+        check_not_needed(api.view, service)
         after = replace(service, removed=True, updated_at=api.now())
         revision = await commit(
             api.kv, [Change(service, after)], ops=[Delete(name_key(Service, service.spec.name))]

@@ -35,5 +35,6 @@ Files: `plan` and `views` are the contract with the shell. `pipeline` is the pas
 and `global_` say which slots there should be, `slots`, `restart`, `update`, `removal` and
 `reaper` what happens inside one; `scheduler`, `filters`, `constraints` and `resources` choose
 nodes; `allocator` cuts networks into slices; `statuses` takes in what agents report;
-`accounting` and `progress` answer what listings and waiting commands ask.
+`dependencies` holds back what waits for other services; `accounting` and `progress` answer what
+listings and waiting commands ask.
 """

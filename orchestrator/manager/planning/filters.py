@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from orchestrator.manager.planning.constraints import parse_constraint
+from orchestrator.manager.planning.dependencies import unmet
 from orchestrator.manager.planning.networkrules import (
     namespace_holder,
     network_rules,
@@ -59,6 +60,8 @@ def impossible(view: ClusterView, demand: Demand) -> str | None:
     """Why no node at all can take it, whatever its room; None if some might."""
     if not view.nodes:
         return NO_NODES
+    if (reason := unmet(view, view.services.get(demand.service_id))) is not None:
+        return reason
     for name in demand.networks:
         if (reason := unusable_network(view, name)) is not None:
             return reason

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from orchestrator.manager.planning.allocator import allocate_slices
+from orchestrator.manager.planning.dependencies import needs, stops_later
 from orchestrator.manager.planning.global_ import reconcile_global
 from orchestrator.manager.planning.plan import Change, Plan, earliest, requeue
 from orchestrator.manager.planning.removal import remove
@@ -154,6 +155,18 @@ class _Placed:
 
 def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
     services = set(dirty.services)
+    ordered = [
+        item
+        for id in dirty.services
+        if (item := view.services.get(id)) and item.removed and item.spec.depends_on
+    ]
+    # What these need may be waiting for their end with its own.
+    services |= {
+        other.id
+        for item in ordered
+        for other in view.services.values()
+        if other.removed and needs(item, other)
+    }
     if dirty.nodes_changed:
         services |= view.services.keys()
     if dirty.timer:
@@ -175,7 +188,8 @@ def _reconcile(view: ClusterView, service_id: str, now: float, new_id: Callable[
     service = draft.service
     if service is None or service.removed:
         give_up_lost(view, draft)
-        remove(draft)
+        if service is None or not stops_later(view, service):
+            remove(draft)
     elif service.spec.mode is ServiceMode.GLOBAL:
         reconcile_global(view, service, draft)
     else:
@@ -198,8 +212,9 @@ def _waiting(
         else:
             touched = task.service_id in services
         due = everything or touched or 0 < task.not_before <= now
-        # What waits for another container's place may go with any change.
-        if due or task.spec.container.volumes_from or joined_container(task.spec):
+        # What waits for another container's place, or for other services, may go with any change.
+        follows = task.spec.container.volumes_from or joined_container(task.spec)
+        if due or follows or (service is not None and service.spec.depends_on):
             yield task
 
 

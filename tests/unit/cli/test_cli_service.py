@@ -656,6 +656,7 @@ def test_service_ps(manager: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_service_rm(manager: Any, run: Run) -> None:
     manager.script.answers["RemoveService"] = pb.RemoveServiceReply(id="svc1")
+    manager.script.answers["ListServices"] = pb.ListServicesReply()
     assert run("service", "rm", "web", "db").stdout == "web\ndb\n"
     assert manager.script.request("RemoveService").service == "db"
 

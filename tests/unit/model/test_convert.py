@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.model import mounts, objects, specs
+from orchestrator.model import dependencies, mounts, objects, specs
 from orchestrator.model.convert import ConvertError, decode, encode, from_proto, to_proto
 from orchestrator.model.objects import Image, Node, Service, Task, TaskStatus
 from orchestrator.model.specs import (
@@ -28,7 +28,7 @@ from orchestrator.pb import types_pb2
 
 CLASSES = [
     value
-    for module in (mounts, specs, objects)
+    for module in (dependencies, mounts, specs, objects)
     for _, value in inspect.getmembers(module, dataclasses.is_dataclass)
     if value.__module__ == module.__name__
 ]
@@ -83,7 +83,9 @@ def test_every_message_has_a_class() -> None:
 def test_enum_numbers_are_the_same(name: str) -> None:
     proto = types_pb2.DESCRIPTOR.enum_types_by_name[name]
     python: Any = next(
-        found for module in (objects, specs, mounts) if (found := getattr(module, name, None))
+        found
+        for module in (objects, specs, mounts, dependencies)
+        if (found := getattr(module, name, None))
     )
     assert {value.number for value in proto.values} == {int(member) for member in python}
     for value in proto.values:

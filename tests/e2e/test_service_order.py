@@ -1,0 +1,63 @@
+"""Services that wait for others, as a user sees them."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from devcluster import Cluster, eventually
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+RUNS = ("--entrypoint", "/bin/busybox sleep 1000", "--stop-grace-period", "100ms")
+
+
+def test_it_starts_when_the_other_is_healthy_and_stops_before_it(
+    cluster: Cluster, hello: str
+) -> None:
+    began = time.time()
+    cluster.orc("service", "create", "-d", "--name", "db", "--health-tcp", "80",
+                "--health-start-period", "60s", "--health-start-interval", "200ms",
+                "--entrypoint", "/bin/busybox sh -c", "--stop-grace-period", "100ms", hello,
+                "sleep 2; exec /bin/busybox httpd -f -p 80")  # fmt: skip
+    cluster.orc("service", "create", "-d", "--name", "web", "--depends-on", "db:healthy",
+                *RUNS, hello)  # fmt: skip
+    [web] = cluster.tasks("web")
+    assert web["error"] == "waits for service db: no task of it is healthy yet"
+    cluster.await_running("web", 1)
+    assert cluster.running("db")[0]["health"] == "healthy"
+    cluster.orc("service", "rm", "db", "web")
+    eventually(lambda: not cluster.json("service", "ls"), within=20)
+    told = [json.loads(line) for line in cluster.orc(
+        "events", "--since", str(began), "--until", "0s", "--format", "json"
+    ).stdout.splitlines()]  # fmt: skip
+    ended = [e["name"] for e in told if e["type"] == "container" and e["action"] == "die"]
+    assert ended == ["web.1", "db.1"]
+
+
+def test_it_starts_when_the_other_has_completed(cluster: Cluster, hello: str) -> None:
+    cluster.orc("service", "create", "-d", "--name", "migrate", "--restart-condition", "none",
+                "--entrypoint", "/bin/busybox sh -c", hello, "sleep 1; exit 3")  # fmt: skip
+    cluster.orc("service", "create", "-d", "--name", "web", "--depends-on", "migrate:completed",
+                *RUNS, hello)  # fmt: skip
+    failed = "waits for service migrate: it has not completed; migrate.1 failed: exit status 3"
+    eventually(lambda: cluster.tasks("web")[0]["error"] == failed, within=15)
+    cluster.orc("service", "update", "-d", "--args", "true", "migrate")
+    cluster.await_running("web", 1)
+
+
+def test_what_cannot_be_waited_for(cluster: Cluster, hello: str) -> None:
+    cluster.orc("service", "create", "--name", "db", *RUNS, hello)
+    cluster.orc("service", "create", "--name", "web", "--depends-on", "db", *RUNS, hello)
+    assert "circle: db -> web -> db" in cluster.refused(
+        "service", "update", "--depends-on-add", "web", "db"
+    )
+    assert "no service 'dbb' to wait for; did you mean 'db'?" in cluster.refused(
+        "service", "create", "--depends-on", "dbb", hello
+    )
+    assert "so it never completes" in cluster.refused(
+        "service", "create", "--depends-on", "db:completed", hello
+    )
+    assert "service 'db' is needed by 'web'" in cluster.refused("service", "rm", "db")
+    assert len(cluster.running("db")) == len(cluster.running("web")) == 1

@@ -41,6 +41,7 @@ from orchestrator.agent.names import NameServerProcess
 from orchestrator.agent.network import NetworkError, NodeNetwork
 from orchestrator.agent.networks import Networks
 from orchestrator.agent.parts import Parts
+from orchestrator.agent.pathmtu import PathMtus
 from orchestrator.agent.probes import Probes
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import RuntimeFailure
@@ -172,6 +173,7 @@ async def run(settings: Settings) -> None:
             held=lambda: worker.holders(),
             running=lambda word: worker.running(word),
         )
+        paths = PathMtus(identity.address, networks.peers, wake.set)
         kept = KeptLogs(data / "logs")
         dial = _Dial(settings)
         volumes = VolumeStore(
@@ -263,7 +265,11 @@ async def run(settings: Settings) -> None:
         def node() -> Node:
             here = replace(description, routes=describe.routes())
             return Node(
-                lambda: replace(here, volume_drivers=dict(volumes.plugins.scopes)),
+                lambda: replace(
+                    here,
+                    volume_drivers=dict(volumes.plugins.scopes),
+                    path_mtu=paths.least,
+                ),
                 parts.boot_id,
                 store.inventory,
             )
@@ -289,6 +295,7 @@ async def run(settings: Settings) -> None:
         )
         async with worker, asyncio.TaskGroup() as group:
             group.create_task(networks.run(), name="networks")
+            group.create_task(paths.run(), name="path MTUs")
             group.create_task(endpoints.run(), name="endpoints")
             group.create_task(_report_images(store, dialer), name="images")
             group.create_task(pressure.run(), name="image pressure")

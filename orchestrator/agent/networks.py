@@ -134,6 +134,11 @@ class Networks:
         self._networks = wanted
         self._changed.set()
 
+    def peers(self) -> frozenset[str]:
+        """The addresses of the other nodes of these networks."""
+        found = {peer.address for each in self._networks.values() for peer in each.config.peers}
+        return frozenset(found - {self._node_address})
+
     async def run(self) -> None:
         """Keep the order in force until cancelled."""
         while True:
@@ -299,4 +304,5 @@ def network_config(network: dispatch_pb2.AssignedNetwork, node_address: str) -> 
         cluster_cidr6=network.cluster_cidr6,
         gateway=network.gateway,
         internal=network.internal,
+        path_mtu=network.path_mtu,
     )

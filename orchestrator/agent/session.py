@@ -85,7 +85,8 @@ class Session:
         self._remove_images = remove_images
         self._images_changed = True
         self._volume_drivers: dict[str, str] = {}
-        """As the manager was told."""
+        self._path_mtu = 0
+        """Both as the manager was told."""
         self._period = _DEFAULT_PERIOD
         self._version: int | None = None
         """Of the assignment set as the last message left it; None before the full set."""
@@ -125,6 +126,7 @@ class Session:
     async def _greet(self, call: Any) -> dispatch_pb2.Welcome:
         description = self._node.describe()
         self._volume_drivers = description.volume_drivers
+        self._path_mtu = description.path_mtu
         hello = dispatch_pb2.Hello(description=to_proto(description), boot_id=self._node.boot_id)
         async with asyncio.timeout(WELCOME_LIMIT):
             await call.write(dispatch_pb2.AgentMessage(hello=hello))
@@ -203,7 +205,7 @@ class Session:
                 self._images_changed = False
                 images = dispatch_pb2.ImageReport(images=map(to_proto, self._node.images()))
                 await call.write(dispatch_pb2.AgentMessage(images=images))
-            await self._send_volume_drivers(call)
+            await self._send_changes(call)
             await self._acknowledge_endpoints(call)
             try:
                 async with asyncio.timeout_at(beat if lull is None else min(beat, lull)):
@@ -217,12 +219,17 @@ class Session:
                 if loop.time() - self._progress > ACK_LIMIT:
                     self._reporter.retry()
 
-    async def _send_volume_drivers(self, call: Any) -> None:
-        scopes = self._node.describe().volume_drivers
+    async def _send_changes(self, call: Any) -> None:
+        """Tell what of the description is not as it was told."""
+        description = self._node.describe()
+        scopes, path_mtu = description.volume_drivers, description.path_mtu
         if scopes != self._volume_drivers:
             self._volume_drivers = scopes
             drivers = dispatch_pb2.VolumeDrivers(scopes=scopes)
             await call.write(dispatch_pb2.AgentMessage(volume_drivers=drivers))
+        if path_mtu != self._path_mtu:
+            self._path_mtu = path_mtu
+            await call.write(dispatch_pb2.AgentMessage(path_mtu=path_mtu))
 
     async def _acknowledge_endpoints(self, call: Any) -> None:
         revision = 0

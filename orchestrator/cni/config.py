@@ -14,6 +14,7 @@ Pure. Keys besides those of the CNI specification, with their defaults:
     internal       there is no way out of the network, nor in     false
     ipMasq         masquerade what leaves the network             true
     mtu            bytes; 0 derives it from the underlay          0
+    pathMtu        bytes that all paths of the underlay carry     what its interface does
     dataDir        where addresses are kept                       "/var/lib/orc/cni"
     vni            VXLAN network identifier; absent: a network of this host alone
     vxlan          name of the tunnel device                      "orcvx" + vni
@@ -127,12 +128,18 @@ class NetConf:
     internal: bool
     masquerade: bool
     mtu: int
+    path_mtu: int
     data_dir: Path
     overlay: Overlay | None
     wanted: Wanted
     dns: Mapping[str, Any]
     previous: Mapping[str, Any] | None
     valid: frozenset[tuple[str, str]] | None
+
+    @property
+    def least_mtu(self) -> int:
+        """Bytes of a packet that each host of the network must take."""
+        return _least_mtu(self.ipv6)
 
     def twin(self, address: IPv4Address) -> IPv6Address | None:
         """The IPv6 address that belongs to an IPv4 address, where the network has IPv6."""
@@ -202,6 +209,7 @@ def parse(raw: Mapping[str, Any]) -> NetConf:
         internal=raw.get("internal", False) is True,
         masquerade=raw.get("ipMasq", True) is not False,
         mtu=_mtu(raw, ipv6),
+        path_mtu=fields.integer(raw.get("pathMtu", 0), "pathMtu", 0, MOST_MTU),
         data_dir=Path(str(raw.get("dataDir", "/var/lib/orc/cni"))),
         overlay=_overlay(raw, subnet, ipv6) if raw.get("vni") is not None else None,
         wanted=wanted(raw, cluster, ipv6),
@@ -299,9 +307,12 @@ def _range(raw: Mapping[str, Any], subnet: IPv4Network) -> IPv4Network:
 
 
 def _mtu(raw: Mapping[str, Any], ipv6: Part6 | None) -> int:
-    least = LEAST_MTU6 if ipv6 is not None else LEAST_MTU
     asked = raw.get("mtu", 0)
-    return fields.integer(asked, "mtu", least, MOST_MTU) if asked else 0
+    return fields.integer(asked, "mtu", _least_mtu(ipv6), MOST_MTU) if asked else 0
+
+
+def _least_mtu(ipv6: Part6 | None) -> int:
+    return LEAST_MTU6 if ipv6 is not None else LEAST_MTU
 
 
 def _overlay(raw: Mapping[str, Any], subnet: IPv4Network, ipv6: Part6 | None) -> Overlay:

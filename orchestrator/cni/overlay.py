@@ -36,7 +36,9 @@ def ensure(sock: RouteSocket, nft: Nftables, conf: NetConf, held: Collection[Add
                 f"mtu {mtu} is too large: packets of at most {most} bytes fit the tunnel over"
                 f" {under.name}, whose own mtu is {under.mtu}"
             )
-        mtu = mtu or most
+        # Not what the interface says, where packets of that size get lost on the way.
+        carried = min(under.mtu, conf.path_mtu or under.mtu)
+        mtu = mtu or max(carried - vxlan.OVERHEAD, conf.least_mtu)
     _switch_on("ipv4/ip_forward")
     if conf.ipv6 is not None:
         _forward_ipv6()

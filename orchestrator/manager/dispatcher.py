@@ -321,6 +321,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                     self._inbox.inventory(node_id, images)
                 case "volume_drivers":
                     self._inbox.volume_drivers(node_id, dict(message.volume_drivers.scopes))
+                case "path_mtu":
+                    self._inbox.path_mtu(node_id, message.path_mtu)
         raise _Ended("the agent closed it")
 
     def _take_statuses(self, session: NodeSession, report: Any) -> None:

@@ -24,6 +24,8 @@ class Reports:
     """Node id → all images it has."""
     drivers: dict[str, dict[str, str]] = field(default_factory=dict)
     """Node id → its volume plugins and their scopes."""
+    path_mtus: dict[str, int] = field(default_factory=dict)
+    """Node id → bytes of the largest packet that gets to each other node."""
     tagged: list[tuple[str, Image]] = field(default_factory=list)
     """(node id, image with the names just given to it), in order."""
     acknowledge: list[Callable[[], None]] = field(default_factory=list)
@@ -71,6 +73,12 @@ class Inbox:
         """All volume plugins that answer on the node."""
         self.hear(node_id)
         self._reports.drivers[node_id] = scopes
+        self.on_report()
+
+    def path_mtu(self, node_id: str, size: int) -> None:
+        """Bytes of the largest packet that gets from the node to each other one."""
+        self.hear(node_id)
+        self._reports.path_mtus[node_id] = size
         self.on_report()
 
     def tag(self, node_id: str, image: Image) -> None:

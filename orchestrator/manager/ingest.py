@@ -20,6 +20,7 @@ def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:
     changes: list[Change] = []
     changes.extend(_hellos(view, reports, now))
     changes.extend(_drivers(view.evolve(changes), reports))
+    changes.extend(_path_mtus(view.evolve(changes), reports))
     for node_id, statuses in sorted(reports.statuses.items()):
         changes.extend(task_changes(view, node_id, statuses))
     view = view.evolve(changes)
@@ -39,6 +40,9 @@ def _hellos(view: ClusterView, reports: Reports, now: float) -> Iterator[Change]
         node = view.nodes.get(node_id)
         if node is None:
             continue
+        if not description.path_mtu:
+            # A new agent has not measured yet; until then the path is what it was.
+            description = replace(description, path_mtu=node.description.path_mtu)
         after = node_up(node, description, now)
         if boot_id != node.boot_id:
             after = replace(after, boot_id=boot_id)
@@ -59,6 +63,14 @@ def _drivers(view: ClusterView, reports: Reports) -> Iterator[Change]:
         node = view.nodes.get(node_id)
         if node is not None and node.description.volume_drivers != scopes:
             description = replace(node.description, volume_drivers=scopes)
+            yield Change(node, replace(node, description=description))
+
+
+def _path_mtus(view: ClusterView, reports: Reports) -> Iterator[Change]:
+    for node_id, size in sorted(reports.path_mtus.items()):
+        node = view.nodes.get(node_id)
+        if node is not None and node.description.path_mtu != size:
+            description = replace(node.description, path_mtu=size)
             yield Change(node, replace(node, description=description))
 
 

@@ -110,6 +110,7 @@ def _order(view: ClusterView, network: Network, fixed: Mapping[str, list[str]]) 
         options=network.options,
         encrypted=network.encrypted,
         policies=map(to_proto, network.policies),
+        path_mtu=least_path_mtu(view),
     )
     for id, subnet in sorted(network.slices.items()):
         peer = view.nodes.get(id)
@@ -121,6 +122,13 @@ def _order(view: ClusterView, network: Network, fixed: Mapping[str, list[str]]) 
                 addresses=fixed.get(id, ()),
             )
     return order
+
+
+def least_path_mtu(view: ClusterView) -> int:
+    """Bytes of the largest packet that gets from each node to each other one, as far as they have
+    found out; also from those that are down, as they come back. 0: nothing is known."""
+    known = (node.description.path_mtu for node in view.nodes.values())
+    return min(filter(None, known), default=0)
 
 
 def fixed_addresses(view: ClusterView) -> _Fixed:

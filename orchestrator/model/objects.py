@@ -55,6 +55,9 @@ class NodeDescription:
     """Subnets that the host has routes to, which no network may overlap."""
     volume_drivers: dict[str, str] = field(default_factory=dict)
     """Name of each volume plugin that answers there → `local` or `global`."""
+    path_mtu: int = 0
+    """Bytes of the largest packet that gets to each other node in one piece, as was found by
+    sending such; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,9 @@ class NetworkConfig:
 
     `vni` 0 is a network of this node alone, with `subnet` all of it; else `subnet` is this node's
     part of `cluster_cidr`, and `subnet6` of `cluster_cidr6`, both empty where it has no IPv6.
-    `mtu` in bytes, 0 derives it from the interface that has `node_address`, less the overhead of
-    VXLAN. `peers` may name this node too. `gateway` is this node's address in `subnet`, empty for
+    `mtu` in bytes, 0 derives it, less the overhead of VXLAN, from the interface that has
+    `node_address`, or from `path_mtu`, what the paths between the nodes carry, if that is known and
+    less. `peers` may name this node too. `gateway` is this node's address in `subnet`, empty for
     the first. Addresses are given out of `ip_range`, empty for all of `subnet`, but not those that
     are `reserved`: only who asks for such a one gets it. `internal`: there is no way out, nor in.
     """
@@ -49,6 +50,7 @@ class NetworkConfig:
     ip_range: str = ""
     reserved: tuple[str, ...] = ()
     internal: bool = False
+    path_mtu: int = 0
 
     @property
     def bridge(self) -> str:
@@ -121,6 +123,7 @@ def network_document(config: NetworkConfig, *, with_peers: bool = False) -> dict
         "reserved": list(config.reserved),
         "internal": config.internal,
         "mtu": config.mtu,
+        "pathMtu": config.path_mtu,
     }
     if config.vni:
         document |= {

@@ -163,3 +163,14 @@ def test_changes_are_applied_to_what_was_read() -> None:
     (change,) = ingest(view, reports, 1.0)
     assert isinstance(change, Change)
     assert change.before is view.tasks["t1"]
+
+
+def test_what_a_path_carries_is_kept_until_a_new_agent_has_measured_it() -> None:
+    view = after(ClusterView.of([NODE]), Reports(path_mtus={"n1": 1400, "gone": 1500}))
+    assert view.nodes["n1"].description.path_mtu == 1400
+    assert ingest(view, Reports(path_mtus={"n1": 1400}), 100.0) == []
+    view = after(view, Reports(hellos={"n1": (NODE.description, "boot")}))
+    assert view.nodes["n1"].description.path_mtu == 1400
+    again = replace(NODE.description, path_mtu=1500)
+    view = after(view, Reports(hellos={"n1": (again, "boot")}))
+    assert view.nodes["n1"].description.path_mtu == 1500

@@ -109,3 +109,13 @@ def test_a_fixed_address_is_where_the_newest_task_of_it_is() -> None:
     view = view.evolve([Change(second, replace(second, status=task("", TaskState.FAILED).status))])
     (peer,) = orders.of(view, "b")[1].peers
     assert not peer.addresses
+
+
+def test_a_network_is_told_what_the_worst_path_between_nodes_carries() -> None:
+    orders, (one, two) = NetworkOrders(), HOSTS
+    view = ClusterView.of([DEFAULT, one, two])
+    for node_id, size, least in (("a", 1500, 1500), ("b", 1400, 1400), ("b", 9000, 1500)):
+        before = view.nodes[node_id]
+        description = replace(before.description, path_mtu=size)
+        view = view.evolve([Change(before, replace(before, description=description))])
+        assert [orders.of(view, host)[0].path_mtu for host in "ab"] == [least, least]

@@ -1,0 +1,229 @@
+"""ICMP echoes from one address of this node: whether, how fast and how large packets get anywhere.
+
+By a raw socket (RFC 792), so that a packet's size is ours to say. All bear the "don't fragment"
+bit, and what the kernel remembers of a path's MTU is passed over (`IP_PMTUDISC_PROBE`): a packet
+goes out if its interface takes it, and what comes back is the truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from types import TracebackType
+from typing import Self
+
+SMALL = 84
+"""Bytes of an ordinary echo's packet, as `ping` sends it."""
+PATIENCE = 1.0
+"""Seconds in which an answer must come."""
+LEAST = 68
+"""Bytes that each IPv4 path takes in one piece (RFC 791)."""
+
+_IP_HEADER = 20
+_ECHO = struct.Struct("!BBHHH")
+_REQUEST, _REPLY = 8, 0
+_ICMP_FILTER = 1
+_IP_MTU_DISCOVER, _IP_MTU = 10, 14
+_IP_PMTUDISC_PROBE = 3
+_SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 33, 35
+_TIMESPEC = struct.Struct("@ll")
+_DISCARD = 9
+"""A UDP port (RFC 863); nothing is sent to it."""
+_BUFFER = 1 << 21
+_LARGEST = 1 << 16
+_COPIES = 3
+"""How often a packet is sent before its size counts as too large."""
+_STEPS = 16
+"""Sizes that are tried at once."""
+_UNSENT = frozenset(
+    {errno.EMSGSIZE, errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOBUFS, errno.EAGAIN}
+    | {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}
+)
+"""Why the kernel does not send a packet; to be asked for an answer, it is a lost one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Echoes to one address: how many, and the seconds there and back of those that came back."""
+
+    sent: int = 0
+    times: tuple[float, ...] = ()
+
+    @property
+    def received(self) -> int:
+        return len(self.times)
+
+    @property
+    def latency(self) -> float:
+        """Seconds there and back, the median; 0 if nothing came back."""
+        return median(self.times) if self.times else 0.0
+
+    def __add__(self, other: Series) -> Series:
+        return Series(self.sent + other.sent, self.times + other.times)
+
+
+class Echo:
+    """Sends echoes from `source`, an address of this node, while its context lasts. Needs root.
+
+    Raises OSError when it is entered, if the address is not this node's.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._id = int.from_bytes(os.urandom(2), "big")
+        self._sequence = 0
+        self._waiting: dict[int, tuple[str, asyncio.Future[float]]] = {}
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._socket = socket.socket(
+            socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP
+        )
+        try:
+            self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+            only_replies = struct.pack("=I", ~(1 << _REPLY) & 0xFFFFFFFF)
+            self._socket.setsockopt(socket.IPPROTO_RAW, _ICMP_FILTER, only_replies)
+            self._socket.bind((self._source, 0))
+            self._guide = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._guide.bind((self._source, 0))
+        except BaseException:
+            self._socket.close()
+            raise
+        self._loop.add_reader(self._socket.fileno(), self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        self._guide.close()
+
+    def known_mtu(self, address: str) -> int:
+        """Bytes of the largest packet that the kernel would send there in one piece: what
+        interface, route and earlier complaints of routers say. 0: there is no way."""
+        try:
+            self._guide.connect((address, _DISCARD))
+        except OSError:
+            return 0
+        return self._guide.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+
+    async def ask(
+        self, address: str, size: int = SMALL, patience: float = PATIENCE
+    ) -> float | None:
+        """Send a packet of `size` bytes, headers and all; the seconds until its answer came.
+
+        None: none came, or the packet could not even be sent.
+        """
+        number = self._sequence = self._sequence + 1 & 0xFFFF
+        answer: asyncio.Future[float] = self._loop.create_future()
+        self._waiting[number] = address, answer
+        began = time.time()
+        try:
+            self._socket.sendto(_request(self._id, number, size), (address, 0))
+            async with asyncio.timeout(patience):
+                return max(0.0, await answer - began)
+        except TimeoutError:
+            return None
+        except OSError as error:
+            if error.errno not in _UNSENT:
+                raise
+            return None
+        finally:
+            self._waiting.pop(number, None)
+
+    async def series(self, address: str, count: int, pause: float, size: int = SMALL) -> Series:
+        """Send `count` packets, `pause` seconds apart, whether answers come or not."""
+        asked = []
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                asked.append(group.create_task(self.ask(address, size)))
+                await asyncio.sleep(pause)
+        return Series(count, tuple(time for each in asked if (time := each.result()) is not None))
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                data, extra, _, (host, _) = self._socket.recvmsg(_LARGEST, 64)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # what became of an earlier packet
+            _, _, _, whose, number = _ECHO.unpack_from(data, (data[0] & 0xF) * 4)
+            address, answer = self._waiting.get(number, ("", None))
+            if whose == self._id and host == address and answer is not None and not answer.done():
+                answer.set_result(_stamped(extra))
+
+
+def _request(identity: int, number: int, size: int) -> bytes:
+    """An echo that fills a packet of `size` bytes with zeros, which its checksum need not sum."""
+    total = (_REQUEST << 8) + identity + number
+    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    head = _ECHO.pack(_REQUEST, 0, checksum, identity, number)
+    return head + bytes(max(0, size - _IP_HEADER - len(head)))
+
+
+def _stamped(extra: Sequence[tuple[int, int, bytes]]) -> float:
+    """When the kernel took the packet, so that a busy process is not measured."""
+    for level, kind, data in extra:
+        if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+            seconds, nanoseconds = _TIMESPEC.unpack_from(data)
+            return float(seconds + nanoseconds / 1e9)
+    return time.time()
+
+
+async def path_mtu(echo: Echo, address: str) -> int:
+    """Bytes of the largest packet that gets to an address in one piece; 0: nothing is answered
+    there.
+
+    The size that the kernel believes in is tried first, which mostly is the end of it. Else several
+    sizes at once narrow it down, to the byte in three rounds.
+    """
+    most = echo.known_mtu(address)
+    first = await _first(echo, address, SMALL, PATIENCE)
+    if not most or first is None:
+        return 0
+    patience = min(PATIENCE, max(0.1, 5 * first))
+    if await _first(echo, address, most, patience) is not None:
+        return most
+    fits, too_large = LEAST, most
+    while too_large - fits > 1:
+        sizes = ladder(fits, too_large)
+        answers = await asyncio.gather(*(_first(echo, address, size, patience) for size in sizes))
+        fits = max(
+            [size for size, time in zip(sizes, answers, strict=True) if time is not None],
+            default=fits,
+        )
+        too_large = min([size for size in sizes if size > fits], default=too_large)
+    return fits
+
+
+def ladder(fits: int, too_large: int) -> list[int]:
+    """Sizes between one that fits and one that does not, evenly, each only once."""
+    steps = min(_STEPS, too_large - fits)
+    return sorted({fits + (too_large - fits) * n // steps for n in range(1, steps)})
+
+
+async def _first(echo: Echo, address: str, size: int, patience: float) -> float | None:
+    """The first answer to a few packets, the seconds that it took; None: none came."""
+    asked = {asyncio.ensure_future(echo.ask(address, size, patience)) for _ in range(_COPIES)}
+    try:
+        for each in asyncio.as_completed(asked):
+            if (time := await each) is not None:
+                return time
+        return None
+    finally:
+        for one in asked:
+            one.cancel()

@@ -1,0 +1,190 @@
+"""The MTU of paths: found by packets, and what networks make of it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from threading import Thread
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from netkit import Node, network, shell
+from nshosts import NsHost, socket_in, within
+
+from orchestrator.agent.echo import Echo, ladder, path_mtu
+from orchestrator.agent.pathmtu import Known, PathMtus, after
+
+ROUNDS = [
+    # (found in each round, what is known at last)
+    ((), None),
+    ((0,), None),
+    ((1500,), 1500),
+    ((1500, 0, 0), 1500),
+    ((1500, 1400), 1500),
+    ((1500, 1400, 1400), 1400),
+    ((1500, 1400, 1300), 1400),
+    ((1500, 1400, 1500, 1400, 1500), 1500),
+    ((1400, 1500), 1400),
+    ((1400, 1500, 1500), 1500),
+    ((1400, 1500, 9000), 1500),
+    ((1400, 1500, 1400, 1500, 1400), 1400),
+    ((1400, 1500, 1300, 1300), 1300),
+    ((1500, 1400, 0, 1400), 1400),
+]
+
+
+@pytest.mark.parametrize(("found", "size"), ROUNDS)
+def test_a_path_is_what_two_rounds_agree_on(found: tuple[int, ...], size: int | None) -> None:
+    known: Known | None = None
+    for each in found:
+        known = after(known, each)
+    assert (known.size if known else None) == size
+
+
+@given(st.integers(68, 65000), st.integers(2, 65000))
+def test_a_ladder_stands_between_what_fits_and_what_does_not(fits: int, span: int) -> None:
+    sizes = ladder(fits, fits + span)
+    assert sizes == sorted(set(sizes))
+    assert fits < sizes[0]
+    assert sizes[-1] < fits + span
+    assert max(b - a for a, b in pairwise([fits, *sizes, fits + span])) <= max(1, span / 8)
+
+
+@contextmanager
+def echo_of(host: NsHost) -> Iterator[Echo]:
+    """An echo of a host, whose sockets are opened in its namespace."""
+    echo = Echo(host.address)
+    within(host.netns, echo.__enter__)
+    try:
+        yield echo
+    finally:
+        echo.__exit__(None, None, None)
+
+
+@contextmanager
+def narrowed(router: NsHost, port: str, mtu: int) -> Iterator[None]:
+    """The switch drops what is larger on its way to a host, and tells nobody."""
+    router.shell("ip", "link", "set", port, "mtu", str(mtu))
+    try:
+        yield
+    finally:
+        router.shell("ip", "link", "set", port, "mtu", "1500")
+
+
+@pytest.mark.root
+async def test_a_path_is_found_to_the_byte(hosts: list[NsHost]) -> None:
+    router, one, two, three = hosts
+    with echo_of(one) as echo:
+        assert await path_mtu(echo, two.address) == 1500
+        for mtu in (1499, 1400, 576):
+            with narrowed(router, "h2", mtu):
+                assert await path_mtu(echo, two.address) == mtu
+                assert await path_mtu(echo, three.address) == 1500
+        assert await path_mtu(echo, "192.0.2.99") == 0
+        # What the node's own route says bounds it: the tunnel follows that, too.
+        one.shell("ip", "route", "add", two.address, "dev", "uplink", "mtu", "1450")
+        try:
+            assert await path_mtu(echo, two.address) == 1450
+        finally:
+            one.shell("ip", "route", "del", two.address)
+
+
+@pytest.mark.root
+async def test_what_is_told_is_the_least_of_the_paths(hosts: list[NsHost]) -> None:
+    router, one, two, three = hosts
+    peers = {two.address, three.address}
+    told: list[int] = []
+    paths = PathMtus(one.address, lambda: peers, lambda: told.append(paths.least))
+    with echo_of(one) as echo:
+        await paths.measure(echo, two.address)
+        with narrowed(router, "h3", 1400):
+            # Less counts at once: it is measured again.
+            await paths.measure(echo, three.address)
+            await paths.measure(echo, two.address)
+        await paths.measure(echo, three.address)
+        assert told == [1500, 1400]
+        await paths.measure(echo, three.address)
+        assert told == [1500, 1400, 1500]
+        with narrowed(router, "h3", 1400):
+            await paths.measure(echo, three.address)
+        peers.remove(three.address)
+        await paths.measure(echo, two.address)
+    assert told == [1500, 1400, 1500, 1400, 1500]
+
+
+def mtus(host: NsHost, *names: str) -> list[int]:
+    return [link["mtu"] for name in names for link in host.ip("link", "show", name)]
+
+
+@pytest.mark.root
+async def test_a_network_follows_its_paths_and_its_containers_go_on(
+    nodes: list[Node], hosts: list[NsHost]
+) -> None:
+    one, two = nodes
+    config = await one.apply("a")
+    await two.apply("a")
+    old = await one.network.attach("a", "old")
+    other = await two.network.attach("a", "other")
+    with narrowed(hosts[0], "h2", 1400), narrowed(hosts[0], "h1", 1400):
+        for node in nodes:
+            await node.apply("a", path_mtu=1400)
+        assert mtus(one.host, "orcbr1", "orcvx1") == [1350, 1350]
+        new = await one.network.attach("a", "new")
+        assert "mtu 1350" in shell(new.netns, "ip", "link", "show", "eth0")
+        # One that runs keeps its interface, and its packets get there: TCP's and fragments.
+        assert "mtu 1450" in shell(old.netns, "ip", "link", "show", "eth0")
+        assert await asyncio.to_thread(sent, old.netns, other.netns, other.address) == 300_000
+        assert await asyncio.to_thread(sent, other.netns, old.netns, old.address) == 300_000
+        assert datagram(old.netns, other.netns, other.address, 1400) == 1400
+    # What a user says is what is done.
+    await one.network.apply(replace(config, mtu=1440, path_mtu=1400))
+    assert mtus(one.host, "orcbr1", "orcvx1") == [1440, 1440]
+    # Nothing is known (any more), or more than the interface takes.
+    for path in (0, 9000):
+        await one.apply("a", path_mtu=path)
+        assert mtus(one.host, "orcbr1", "orcvx1") == [1450, 1450]
+    # IPv6 is not possible below its least.
+    await one.apply("a", path_mtu=1290)
+    assert mtus(one.host, "orcbr1", "orcvx1") == [1280, 1280]
+    await one.network.apply(replace(network(one.host, one.number, "a"), subnet6="", path_mtu=1290))
+    assert mtus(one.host, "orcbr1", "orcvx1") == [1240, 1240]
+
+
+def sent(client: str, server: str, address: str, size: int = 300_000) -> int:
+    """How many of so many bytes arrive over TCP in a few seconds."""
+    with socket_in(server) as listener, socket_in(client) as dialler:
+        listener.bind(("", 7))
+        listener.listen()
+        dialler.connect((address, 7))
+        accepted, _ = listener.accept()
+        accepted.settimeout(5)
+
+        def send() -> None:
+            dialler.sendall(bytes(size))
+            dialler.shutdown(socket.SHUT_WR)
+
+        sender = Thread(target=send)
+        sender.start()
+        arrived = 0
+        with accepted:
+            while data := accepted.recv(1 << 16):
+                arrived += len(data)
+        sender.join()
+        return arrived
+
+
+def datagram(client: str, server: str, address: str, size: int) -> int:
+    """How many bytes of a datagram arrive that may be fragmented."""
+    with (
+        socket_in(server, socket.SOCK_DGRAM) as receiver,
+        socket_in(client, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind(("", 7))
+        sender.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER, IP_PMTUDISC_DONT
+        sender.sendto(bytes(size), (address, 7))
+        return len(receiver.recv(4000))

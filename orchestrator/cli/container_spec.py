@@ -19,6 +19,7 @@ from orchestrator.cli.groups import CliError
 from orchestrator.cli.mount_flags import mount_options
 from orchestrator.cli.network_flags import network_options
 from orchestrator.cli.new_spec import new_spec
+from orchestrator.cli.placement_flags import affinity_options
 from orchestrator.cli.port_flags import split_publish, unnumbered
 from orchestrator.cli.presence import POLICIES, ensure_image, exposed_ports
 from orchestrator.cli.settings import SETTINGS
@@ -71,6 +72,7 @@ def container_options(function: F) -> F:
             click.option(
                 "--constraint", multiple=True, metavar="RULE", help="Only nodes such as these."
             ),
+            affinity_options,
             click.option("--rm", "auto_remove", is_flag=True, help="Remove it when it has ended."),
             click.option(
                 "--restart",
@@ -185,6 +187,7 @@ def container_request(values: Mapping[str, Any], start: bool) -> Any:
         name=values["name"] or "",
         spec=to_proto(task),
         constraints=service.constraints,
+        affinities=[to_proto(each) for each in service.affinities],
         node=values["node"] or "",
         auto_remove=values["auto_remove"],
         start=start,

@@ -8,16 +8,32 @@ from typing import Any, TypeVar
 
 import click
 
+from orchestrator.model.affinities import Affinity, parse_affinity
 from orchestrator.model.dependencies import Dependency, parse_dependency
 from orchestrator.model.specs import ServiceSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_AFFINITY = "RULE[,weight=N][,within=ATTRIBUTE]"
 _DEPENDENCY = "SERVICE[:started|healthy|completed]"
+
+
+def affinity_options(function: F) -> F:
+    """Add `--affinity` and `--anti-affinity`, which services and containers have."""
+    for name, what in (("anti-affinity", "far from"), ("affinity", "near")):
+        function = click.option(
+            f"--{name}",
+            multiple=True,
+            metavar=_AFFINITY,
+            help=f"Be {what} nodes or services, such as node.labels.disk==ssd or service==db; "
+            "with a weight (1 to 100) it is a wish.",
+        )(function)
+    return function
 
 
 def placement_options(function: F) -> F:
     """Add the flags to `service create`."""
+    function = affinity_options(function)
     return click.option(
         "--depends-on",
         multiple=True,
@@ -28,6 +44,13 @@ def placement_options(function: F) -> F:
 
 def placement_edit_options(function: F) -> F:
     """Add the flags to `service update`."""
+    for name in ("anti-affinity", "affinity"):
+        function = click.option(
+            f"--{name}-rm", multiple=True, metavar="RULE", help=f"Remove an {name}; repeatable."
+        )(function)
+        function = click.option(
+            f"--{name}-add", multiple=True, metavar=_AFFINITY, help=f"Add an {name}; repeatable."
+        )(function)
     function = click.option(
         "--depends-on-rm", multiple=True, metavar="SERVICE", help="Wait no more for a service."
     )(function)
@@ -46,7 +69,30 @@ def with_placement(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
     removed = values.get("depends_on_rm") or ()
     kept = {each.service: each for each in spec.depends_on if each.service not in removed}
     kept.update({each.service: each for each in added})
-    return replace(spec, depends_on=tuple(kept.values()))
+    affinities = spec.affinities
+    for anti in (False, True):
+        affinities = _affinities(affinities, values, anti)
+    return replace(spec, depends_on=tuple(kept.values()), affinities=affinities)
+
+
+def _affinities(
+    known: tuple[Affinity, ...], values: Mapping[str, Any], anti: bool
+) -> tuple[Affinity, ...]:
+    """With those of one kind that were given, and without those that were taken away. One of a
+    rule that is there already takes its place."""
+    name = "anti_affinity" if anti else "affinity"
+    try:
+        added = [
+            parse_affinity(text, anti=anti)
+            for text in values.get(name) or values.get(f"{name}_add") or ()
+        ]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    gone = {*(values.get(f"{name}_rm") or ()), *(each.rule for each in added)}
+    kept = [
+        each for each in known if each.anti is not anti or gone.isdisjoint({each.rule, str(each)})
+    ]
+    return (*kept, *added)
 
 
 def _dependencies(texts: Iterable[str]) -> list[Dependency]:

@@ -30,6 +30,7 @@ from orchestrator.cli.rows import (
     task_rows,
 )
 from orchestrator.cli.service_change import create, promote, rollback, scale, update
+from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import start_order
 from orchestrator.model.units import format_cores, format_duration, format_memory
 from orchestrator.pb import control_pb2
@@ -122,6 +123,7 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Workdir", container["workdir"]),
         ("Container labels", _pairs(container["labels"])),
         ("Constraints", ", ".join(spec["constraints"])),
+        ("Affinities", ", ".join(map(_affinity, spec["affinities"]))),
         ("Depends on", ", ".join(map(_dependency, spec["depends_on"]))),
         ("Networks", ", ".join(map(attachment_text, task["networks"]))),
         ("Ports", ", ".join(map(port_text, task["ports"]))),
@@ -145,6 +147,11 @@ def _update_state(update: Row) -> str:
         return ""
     words: str = update["state"].replace("-", " ")
     return f"{words}: {update['message']}" if update["message"] else words
+
+
+def _affinity(entry: Row) -> str:
+    affinity = Affinity(**entry)
+    return f"{affinity.word} {affinity}"
 
 
 def _dependency(entry: Row) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from orchestrator.model.affinities import Affinity
 from orchestrator.model.specs import Protocol, Resources, ServiceSpec, TaskSpec, UpdatePolicy
 from orchestrator.model.states import TaskState
 
@@ -239,6 +240,8 @@ class Task:
     """What this stop begins with; empty: what the spec says."""
     stop_grace: float = 0.0
     """Seconds that this stop gives until SIGKILL; 0: what the spec says, negative: none."""
+    affinities: tuple[Affinity, ...] = ()
+    """Likings of a standalone container; a service's tasks have those of the service."""
 
     @property
     def standalone(self) -> bool:

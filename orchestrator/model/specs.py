@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency
 from orchestrator.model.mounts import MountSpec
 
@@ -330,3 +331,5 @@ class ServiceSpec:
     before the second, and all before the nodes."""
     depends_on: tuple[Dependency, ...] = ()
     """Other services, and how far they must have come before a task of this one starts."""
+    affinities: tuple[Affinity, ...] = ()
+    """Nodes and services that its tasks are to be near to, or far from."""

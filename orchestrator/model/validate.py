@@ -13,11 +13,13 @@ from dataclasses import replace
 from math import isfinite
 
 from orchestrator.model import confinement
+from orchestrator.model.affinities import Affinity, check_affinities
 from orchestrator.model.dependencies import check_dependencies
 from orchestrator.model.health import check_health
 from orchestrator.model.mountrules import check_mounts
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.networks import check_attachments
+from orchestrator.model.rules import check_agreement, check_attribute
 from orchestrator.model.specs import (
     ContainerSpec,
     FailureAction,
@@ -44,15 +46,6 @@ MIN_LIMIT_SHARES = 11
 
 MAX_REPLICAS = 100_000
 
-_CONSTRAINT = re.compile(r"\s*([\w./-]+)\s*(==|!=)\s*(\S.*?)\s*", re.ASCII)
-_CONSTRAINT_KEYS = (
-    "node.id",
-    "node.hostname",
-    "node.role",
-    "node.platform.os",
-    "node.platform.arch",
-)
-
 
 class InvalidSpec(ValueError):
     """A spec that cannot be run. `str()` is one line for the user; `field` is where it is."""
@@ -78,10 +71,10 @@ def validate_service(spec: ServiceSpec) -> None:
     validate_task(replace(spec.task, container=container))
     _policy("update", spec.update)
     _policy("rollback", spec.rollback)
-    validate_constraints(spec.constraints)
+    validate_constraints(spec.constraints, spec.affinities)
     _not_negative("max_per_node", spec.max_per_node, "replicas max per node")
     for key in spec.spread:
-        _attribute("spread", f"placement preference spread={key}", key)
+        _guard("spread", check_attribute, key, f"placement preference spread={key}")
     _guard("depends_on", check_dependencies, spec.name, spec.depends_on)
 
 
@@ -96,10 +89,16 @@ def validate_task(spec: TaskSpec) -> None:
     _guard("task.networks", check_attachments, spec)
 
 
-def validate_constraints(constraints: Iterable[str]) -> None:
-    """Raise InvalidSpec for the first placement rule that cannot be read."""
-    for text in constraints:
-        _constraint(text)
+def validate_constraints(constraints: Iterable[str], affinities: Iterable[Affinity]) -> None:
+    """Raise InvalidSpec for the first placement rule that cannot be read, or that contradicts
+    others so that no node can ever do."""
+    _guard("affinities", check_affinities, affinities)
+    insisted = [
+        each.rule
+        for each in affinities
+        if each.hard and not each.anti and not each.parsed.of_services
+    ]
+    _guard("constraints", check_agreement, (*constraints, *insisted))
 
 
 def known_signal(text: str) -> bool:
@@ -304,27 +303,6 @@ def _restart(policy: RestartPolicy) -> None:
     _not_negative("task.restart.delay", policy.delay, "restart delay")
     _not_negative("task.restart.max_attempts", policy.max_attempts, "restart max attempts")
     _not_negative("task.restart.window", policy.window, "restart window")
-
-
-def _constraint(text: str) -> None:
-    match = _CONSTRAINT.fullmatch(text)
-    if match is None:
-        raise InvalidSpec(
-            "constraints",
-            f"constraint {text!r} is not of the form KEY==VALUE or KEY!=VALUE, "
-            "such as node.labels.zone==a",
-        )
-    _attribute("constraints", f"constraint {text!r}", match[1])
-
-
-def _attribute(field: str, what: str, key: str) -> None:
-    """Raise InvalidSpec unless nodes have an attribute of that name."""
-    if key not in _CONSTRAINT_KEYS and not re.fullmatch(r"node\.labels\..+", key):
-        raise InvalidSpec(
-            field,
-            f"{what} asks for {key!r}; known are "
-            f"{', '.join(_CONSTRAINT_KEYS)} and node.labels.NAME",
-        )
 
 
 def _labels(field: str, labels: Mapping[str, str]) -> None:

@@ -23,6 +23,7 @@ from orchestrator.manager.planning.resources import occupies, reserved
 from orchestrator.manager.planning.scheduler import Placement, schedule
 from orchestrator.manager.planning.statuses import ingest
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.objects import (
     Availability,
@@ -130,8 +131,9 @@ class SimCluster:
             restart=RestartPolicy(delay=pick((0.0, 0.5, 1.0))),
         )
         mode = ServiceMode.GLOBAL if self.random.random() < 0.15 else ServiceMode.REPLICATED
+        name = f"web{self.new_id()}"
         spec = ServiceSpec(
-            name=f"web{self.new_id()}",
+            name=name,
             mode=mode,
             replicas=self.random.randrange(0, 3 if ports else 9),
             task=task,
@@ -145,6 +147,7 @@ class SimCluster:
                 canary=pick((0, 0, 0, 1)),
             ),
             depends_on=self._dependencies(),
+            affinities=pick(((), (), (), (Affinity(f"service=={name}", anti=True),))),
         )
         self.write(Change(None, Service(id=self.new_id(), created_at=self.now, spec=spec)))
 
@@ -377,6 +380,14 @@ class SimCluster:
             assert taken.memory <= size.memory, f"{node.id} is over capacity: {taken.memory}"
             ports = Counter(port for task in tasks for port in published(task))
             assert all(count == 1 for count in ports.values()), f"{node.id}: ports {ports}"
+            alone = Counter(
+                task.service_name
+                for task in tasks
+                if task.desired_state <= TaskState.RUNNING
+                and (service := self.view.services.get(task.service_id))
+                and service.spec.affinities
+            )
+            assert all(count == 1 for count in alone.values()), f"{node.id}: not apart: {alone}"
 
     def _check_slots(self) -> None:
         live: Counter[tuple[str, int]] = Counter()
@@ -448,7 +459,7 @@ class SimCluster:
         return self.view.services[service_id].update.state in paused or any(
             task.status.state is TaskState.PENDING
             and (
-                "/tcp in use" in task.status.message
+                any(word in task.status.message for word in ("/tcp in use", "anti-affinity"))
                 or task.node_id
                 or unmet(self.view, self.view.services[service_id])
             )

@@ -44,7 +44,8 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
         spec = settled(view, numbered(view, from_proto(request.spec), id))
         validate_task(spec)
         constraints = tuple(request.constraints)
-        validate_constraints(constraints)
+        affinities = tuple(map(from_proto, request.affinities))
+        validate_constraints(constraints, affinities)
         if request.node:
             constraints = (*constraints, f"node.id=={find_node(view, request.node).id}")
         name = request.name or container_name(id, lambda n: container_by_name(view, n) is not None)
@@ -64,6 +65,7 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
             run=1,
             auto_remove=request.auto_remove,
             constraints=constraints,
+            affinities=affinities,
         )
         key = unique_key(task)
         assert key is not None  # it has a name

@@ -1,76 +1,46 @@
-"""Placement rules such as `node.labels.zone==a`, in Docker's syntax."""
+"""Which nodes a service's rules allow, whatever else is there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable
 
+from orchestrator.model.affinities import Affinity
 from orchestrator.model.objects import Availability, Node, Service
-
-_LABELS = "node.labels."
-_ATTRIBUTES = ("node.id", "node.hostname", "node.role", "node.platform.os", "node.platform.arch")
+from orchestrator.model.rules import NODE_LABELS, Rule, RuleError, parse_rule
 
 
-class ConstraintError(ValueError):
-    """A rule that cannot be read; the text says why and gives an example."""
+def met_by(rule: Rule, node: Node) -> bool:
+    """Whether the node satisfies the rule. A label that a node lacks equals nothing."""
+    return rule.accepts(read(node, rule.attribute))
 
 
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """One rule: the node's `attribute` equals `value`, or (`negated`) does not."""
-
-    attribute: str
-    negated: bool
-    value: str
-
-    def met_by(self, node: Node) -> bool:
-        """Whether the node satisfies the rule. A label that a node lacks equals nothing."""
-        return (read(node, self.attribute) == self.value) is not self.negated
-
-
-@lru_cache(maxsize=1024)
-def parse_constraint(text: str) -> Constraint:
-    """The rule written as `ATTRIBUTE==VALUE` or `ATTRIBUTE!=VALUE`.
-
-    Raises `ConstraintError` for another operator or an attribute that nodes do not have.
-    """
-    for operator in ("==", "!="):
-        attribute, found, value = text.partition(operator)
-        if found:
-            break
-    else:
-        raise ConstraintError(
-            f"constraint {text!r} has neither == nor !=; write it like node.labels.zone==a"
-        )
-    attribute, value = attribute.strip(), value.strip()
-    label = attribute.removeprefix(_LABELS) if attribute.startswith(_LABELS) else ""
-    if not label and attribute not in _ATTRIBUTES:
-        known = ", ".join((*_ATTRIBUTES, _LABELS + "NAME"))
-        raise ConstraintError(
-            f"constraint {text!r}: nodes have no {attribute or 'empty name'}; they have {known}"
-        )
-    if not value:
-        raise ConstraintError(f"constraint {text!r} has no value after {operator}")
-    return Constraint(attribute, operator == "!=", value)
-
-
-def meets(node: Node, constraints: tuple[str, ...]) -> bool:
-    """Whether the node satisfies every rule. One that cannot be read is met by no node."""
+def meets(node: Node, constraints: Iterable[str], affinities: Iterable[Affinity] = ()) -> bool:
+    """Whether the node satisfies every constraint, and all that its likings of nodes insist on.
+    What cannot be read is met by no node."""
     try:
-        return all(parse_constraint(text).met_by(node) for text in constraints)
-    except ConstraintError:
+        if not all(met_by(parse_rule(text), node) for text in constraints):
+            return False
+        return all(
+            met_by(each.parsed, node) is not each.anti
+            for each in affinities
+            if each.hard and not each.parsed.of_services
+        )
+    except RuleError:
         return False
 
 
 def welcome(node: Node, service: Service) -> bool:
     """Whether tasks of the service may stay on the node."""
-    return node.availability is not Availability.DRAIN and meets(node, service.spec.constraints)
+    spec = service.spec
+    return node.availability is not Availability.DRAIN and meets(
+        node, spec.constraints, spec.affinities
+    )
 
 
 def read(node: Node, attribute: str) -> str | None:
     """An attribute of a node, None where it has no such label."""
-    if attribute.startswith(_LABELS):
-        label = attribute.removeprefix(_LABELS)
+    if attribute.startswith(NODE_LABELS):
+        label = attribute.removeprefix(NODE_LABELS)
         return node.labels.get(label, node.description.labels.get(label))
     match attribute:
         case "node.id":

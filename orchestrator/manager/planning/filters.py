@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from orchestrator.manager.planning.constraints import parse_constraint
+from orchestrator.manager.planning.affinities import affinity_filters
+from orchestrator.manager.planning.constraints import met_by
 from orchestrator.manager.planning.dependencies import unmet
 from orchestrator.manager.planning.networkrules import (
     namespace_holder,
@@ -24,18 +25,20 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import NodeRule, node_rules, only_on, unusable
 from orchestrator.model.names import parse_image
 from orchestrator.model.objects import Availability, NodeState
+from orchestrator.model.rules import parse_rule
 from orchestrator.model.specs import Protocol
 
 NO_NODES = "no suitable node (the cluster has no nodes; join one with orc cluster join)"
 
 
 def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator[Filter]:
-    """The rules that apply to this demand. Raises `ConstraintError` for one that is unreadable."""
+    """The rules that apply to this demand. Raises `RuleError` for one that is unreadable."""
     yield from _UP
     if not demand.at_home:
         yield from _WELCOME
         for text in demand.constraints:
             yield _constraint(text)
+        yield from affinity_filters(view, demand)
     for rule in node_rules(view, table.homes, demand.volumes, demand.volumes_from):
         yield _node_rule(rule)
     for name in demand.networks:
@@ -104,9 +107,9 @@ _WELCOME = (
 
 
 def _constraint(text: str) -> Filter:
-    rule = parse_constraint(text)
+    rule = parse_rule(text)
     return Filter(
-        lambda table: np.array([rule.met_by(node) for node in table.nodes], dtype=np.bool_),
+        lambda table: np.array([met_by(rule, node) for node in table.nodes], dtype=np.bool_),
         f"constraint {text} not met",
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 from orchestrator.manager.planning.resources import BoolArray, IntArray, occupies
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import Homes, named_volumes
+from orchestrator.model.affinities import Affinity
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.objects import Task
 from orchestrator.model.specs import Protocol, PublishMode, Resources
@@ -39,6 +40,7 @@ class Demand:
     volumes_from: tuple[str, ...] = ()
     max_per_node: int = 0
     spread: tuple[str, ...] = ()
+    affinities: tuple[Affinity, ...] = ()
 
     @staticmethod
     def of(view: ClusterView, task: Task) -> Demand:
@@ -58,6 +60,7 @@ class Demand:
             volumes_from=task.spec.container.volumes_from,
             max_per_node=service.spec.max_per_node if service else 0,
             spread=service.spec.spread if service else (),
+            affinities=service.spec.affinities if service else task.affinities,
         )
 
 

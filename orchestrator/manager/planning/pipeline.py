@@ -82,6 +82,7 @@ def dirty_of(changes: Iterable[Change]) -> Dirty:
                 freed = freed or change.after is None or ended(task)
             case Service() as service:
                 services.add(service.id)
+                freed = freed or _is_liked_otherwise(change)
             case Node() | Network():
                 nodes = True
             case Image() | Volume():
@@ -89,6 +90,15 @@ def dirty_of(changes: Iterable[Change]) -> Dirty:
             case _:
                 pass
     return Dirty(frozenset(services), nodes, freed, containers=frozenset(containers))
+
+
+def _is_liked_otherwise(change: Change) -> bool:
+    """Whether others may be near to a service now that might not before."""
+    before, after = change.before, change.after
+    if not isinstance(before, Service) or not isinstance(after, Service):
+        return False
+    old, new = before.spec, after.spec
+    return (old.labels, old.affinities) != (new.labels, new.affinities)
 
 
 def plan(
@@ -214,8 +224,13 @@ def _waiting(
         due = everything or touched or 0 < task.not_before <= now
         # What waits for another container's place, or for other services, may go with any change.
         follows = task.spec.container.volumes_from or joined_container(task.spec)
-        if due or follows or (service is not None and service.spec.depends_on):
+        if due or follows or task.affinities or (service is not None and _follows(service)):
             yield task
+
+
+def _follows(service: Service) -> bool:
+    """Whether what its tasks may do depends on other services."""
+    return bool(service.spec.depends_on or service.spec.affinities)
 
 
 def _finish(id: str, draft: Draft, placements: _Placed) -> Plan:

@@ -2,8 +2,7 @@
 
 Among the nodes that can take a task, those win in whose zone are the fewest tasks of its service (a
 zone is what has one value of an attribute that the service is spread over; there may be zones in
-zones), then the node with the fewest of them, then the one least loaded with it (the larger of its
-shares' and its memory's fraction), then the one with the fewest tasks, then the lowest id. Tasks
+zones), then the node with the best rank (`scoring`), then the lowest id. Tasks
 with the same demand are placed together: filters and scores are array operations over all nodes
 once a demand, and after each placement only the row of the chosen node is scored anew.
 """
@@ -16,7 +15,8 @@ from itertools import groupby
 
 import numpy as np
 
-from orchestrator.manager.planning.constraints import ConstraintError, read
+from orchestrator.manager.planning.affinities import feeds_on_itself, liking
+from orchestrator.manager.planning.constraints import read
 from orchestrator.manager.planning.filters import (
     candidates,
     explain,
@@ -25,13 +25,10 @@ from orchestrator.manager.planning.filters import (
 )
 from orchestrator.manager.planning.nodetable import Demand, Filter, NodeTable
 from orchestrator.manager.planning.resources import IntArray, fits
+from orchestrator.manager.planning.scoring import NEVER, Ranking
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.objects import Node, Task
-
-_LOAD_BITS, _TASK_BITS = 22, 20
-"""A score is one integer: tasks of the service, load in units of 2^-20, tasks of the node."""
-_LOAD_UNIT = 1 << 20
-_NEVER = np.iinfo(np.int64).max
+from orchestrator.model.rules import RuleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,32 +73,34 @@ def _place(
     view: ClusterView, table: NodeTable, demand: Demand, tasks: Iterable[Task]
 ) -> list[Placement | Unplaced]:
     """Decide about tasks of one demand, in order: all of them, or up to one that gave a volume
-    its home, since the rules for those behind it are others then."""
+    its home or a liking its object, since the rules for those behind it are others then."""
     reason = impossible(view, demand)
     if reason is not None:
         return [Unplaced(task, reason) for task in tasks]
     try:
         filters = tuple(filters_for(view, table, demand))
-    except ConstraintError as error:
+    except RuleError as error:
         return [Unplaced(task, str(error)) for task in tasks]
     passing = candidates(table, demand)
     for rule in filters:
         passing &= rule.check(table)
-    scores = np.where(passing, _score(table, demand, slice(None)), _NEVER)
+    ranking = Ranking(table, demand, liking(view, table, demand))
+    scores = np.where(passing, ranking.rank(slice(None)), NEVER)
+    one_by_one = feeds_on_itself(view, demand)
     zones = [_Zones(table, demand, level) for level in range(1, len(demand.spread) + 1)]
     decided: list[Placement | Unplaced] = []
     chosen: int | None = None
     for task in tasks:
         if chosen is not None:
-            scores[chosen] = _NEVER if demand.ports else _score_again(table, demand, chosen)
+            scores[chosen] = NEVER if demand.ports else _score_again(table, demand, ranking, chosen)
             chosen = None
         row = _best(scores, zones)
-        if scores[row] == _NEVER:
+        if scores[row] == NEVER:
             reason = reason or explain(_rejects(table, demand, filters))
             decided.append(Unplaced(task, reason))
             continue
         decided.append(Placement(task, table.nodes[row]))
-        if table.place(row, demand):
+        if table.place(row, demand) or one_by_one:
             break
         for each in zones:
             each.place(row)
@@ -132,42 +131,22 @@ class _Zones:
 def _best(scores: IntArray, zones: Sequence[_Zones]) -> int:
     """The row with the least score among those in the zones with the fewest tasks."""
     for each in zones:
-        tasks = np.where(scores == _NEVER, _NEVER, each.tasks())
-        scores = np.where(tasks == tasks.min(), scores, _NEVER)
+        tasks = np.where(scores == NEVER, NEVER, each.tasks())
+        scores = np.where(tasks == tasks.min(), scores, NEVER)
     return int(np.argmin(scores))
 
 
-def _score_again(table: NodeTable, demand: Demand, row: int) -> int:
+def _score_again(table: NodeTable, demand: Demand, ranking: Ranking, row: int) -> int:
     """The rank of a node that has just been given a task of this demand."""
     if not (
         fits(int(table.free_shares[row]), demand.resources.shares)
         and fits(int(table.free_memory[row]), demand.resources.memory)
     ):
-        return _NEVER
+        return NEVER
     most = demand.max_per_node
     if most and table.tasks_of_service(demand.service_id)[row] >= most:
-        return _NEVER
-    return int(_score(table, demand, slice(row, row + 1))[0])
-
-
-def _score(table: NodeTable, demand: Demand, rows: slice) -> IntArray:
-    """The rank of each node for one more task of this demand; less is better."""
-    load = np.maximum(
-        _fraction(table.total_shares[rows], table.free_shares[rows], demand.resources.shares),
-        _fraction(table.total_memory[rows], table.free_memory[rows], demand.resources.memory),
-    )
-    ranked: IntArray = (
-        (table.tasks_of_service(demand.service_id)[rows] << (_LOAD_BITS + _TASK_BITS))
-        + (load << _TASK_BITS)
-        + table.tasks[rows]
-    )
-    return ranked
-
-
-def _fraction(total: IntArray, free: IntArray, wanted: int) -> IntArray:
-    """The part of a resource in use once `wanted` more is taken, in units of 2^-20, at most 2."""
-    used = (total - free + wanted) / np.maximum(total, 1)
-    return (np.minimum(used, 2.0) * _LOAD_UNIT).astype(np.int64)
+        return NEVER
+    return int(ranking.rank(slice(row, row + 1))[0])
 
 
 def _rejects(table: NodeTable, demand: Demand, filters: Iterable[Filter]) -> list[tuple[str, int]]:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.model import dependencies, mounts, objects, specs
+from orchestrator.model import affinities, dependencies, mounts, objects, specs
 from orchestrator.model.convert import ConvertError, decode, encode, from_proto, to_proto
 from orchestrator.model.objects import Image, Node, Service, Task, TaskStatus
 from orchestrator.model.specs import (
@@ -28,13 +28,23 @@ from orchestrator.pb import types_pb2
 
 CLASSES = [
     value
-    for module in (dependencies, mounts, specs, objects)
+    for module in (affinities, dependencies, mounts, specs, objects)
     for _, value in inspect.getmembers(module, dataclasses.is_dataclass)
     if value.__module__ == module.__name__
 ]
 STORED = [cls for cls in CLASSES if "revision" in {f.name for f in dataclasses.fields(cls)}]
 INT32 = {"published", "target", "max_attempts", "parallelism", "blob_port", "exit_code", "slot"}
-INT32 |= {"port", "attempt", "node_prefix", "tmpfs_mode", "run", "restarts", "retries", "canary"}
+INT32 |= {
+    "port",
+    "attempt",
+    "node_prefix",
+    "tmpfs_mode",
+    "run",
+    "restarts",
+    "retries",
+    "canary",
+    "weight",
+}
 
 text = st.text(st.characters(codec="utf-8"), max_size=8)
 

@@ -62,7 +62,7 @@ def test_good(spec: ServiceSpec) -> None:
         (replace(GOOD, labels={" ": "x"}), "labels", "a label has no name"),
         (replace(GOOD, update=UpdatePolicy(parallelism=-1)), "update.parallelism", "-1"),
         (replace(GOOD, update=UpdatePolicy(delay=-0.5)), "update.delay", "-0.5"),
-        (replace(GOOD, constraints=("zone=a",)), "constraints", "KEY==VALUE or KEY!=VALUE"),
+        (replace(GOOD, constraints=("zone=a",)), "constraints", "KEY==VALUE, KEY!=VALUE or"),
         (replace(GOOD, constraints=("zone==a",)), "constraints", "asks for 'zone'; known are"),
         (replace(GOOD, constraints=("node.labels.==a",)), "constraints", "known are"),
         (container(image=""), "task.container.image", "no image is named"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from builders import node
 
-from orchestrator.manager.planning.constraints import ConstraintError, meets, parse_constraint
+from orchestrator.manager.planning.constraints import meets, met_by
+from orchestrator.model.rules import RuleError, check_agreement, parse_rule
 
 HOST = node("n1", labels={"zone": "a"}, role="worker")
 
@@ -24,10 +25,13 @@ HOST = node("n1", labels={"zone": "a"}, role="worker")
         ("node.labels.disk!=ssd", True),
         ("node.platform.os==linux", True),
         ("node.platform.arch!=x86_64", False),
+        ("node.labels.zone in a,b", True),
+        ("node.labels.zone in b, c", False),
+        ("node.labels.disk in ssd,nvme", False),
     ],
 )
 def test_rules(rule: str, met: bool) -> None:
-    assert parse_constraint(rule).met_by(HOST) is met
+    assert met_by(parse_rule(rule), HOST) is met
 
 
 def test_all_rules_must_hold() -> None:
@@ -39,13 +43,33 @@ def test_all_rules_must_hold() -> None:
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        ("zone", "neither == nor !="),
-        ("node.zone==a", "nodes have no node.zone"),
-        ("node.labels.==a", "nodes have no node.labels."),
-        ("==a", "nodes have no empty name"),
-        ("node.id==", "has no value"),
+        ("zone", "is not of the form KEY==VALUE"),
+        ("node.zone==a", "asks for 'node.zone'; known are node.id"),
+        ("node.labels.==a", "asks for 'node.labels.'"),
+        ("==a", "is not of the form"),
+        ("node.id==", "is not of the form"),
+        ("node.id in a,,b", "has an empty value"),
+        ("service==db", "asks for 'service'"),
     ],
 )
 def test_bad_rules_say_what_is_wrong(rule: str, words: str) -> None:
-    with pytest.raises(ConstraintError, match=words):
-        parse_constraint(rule)
+    with pytest.raises(RuleError, match=words):
+        parse_rule(rule)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ("node.labels.zone==a", "node.labels.zone==b"),
+        ("node.labels.zone==a", "node.labels.zone!=a"),
+        ("node.labels.zone in a,b", "node.labels.zone in c,d"),
+        ("node.labels.zone!=a", "node.labels.zone in a,b", "node.labels.zone!=b"),
+    ],
+)
+def test_rules_that_no_node_can_ever_meet_are_refused(rules: tuple[str, ...]) -> None:
+    with pytest.raises(RuleError, match="contradict each other: no node can ever meet both"):
+        check_agreement(rules)
+
+
+def test_rules_that_narrow_each_other_are_fine() -> None:
+    check_agreement(("node.labels.zone in a,b", "node.labels.zone!=a", "node.labels.disk!=ssd"))

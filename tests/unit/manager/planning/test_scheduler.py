@@ -241,7 +241,7 @@ def test_an_unreadable_constraint_is_a_reason_not_a_crash() -> None:
     web = service(constraints=["zone"])
     [decision] = decide(node(), web, *waiting(1, web))
     assert isinstance(decision, Unplaced)
-    assert "neither == nor !=" in decision.reason
+    assert "is not of the form KEY==VALUE" in decision.reason
 
 
 @pytest.mark.parametrize("count", [1, 20, 500], ids=lambda count: f"{count} services")

@@ -1,0 +1,65 @@
+"""Where tasks go: likings, strategies and devices, as a user sees them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from devcluster import Cluster
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+
+def places(cluster: Cluster, service: str) -> dict[str, int]:
+    """Node → how many tasks of the service run there."""
+    return dict(sorted(Counter(task["node"] for task in cluster.running(service)).items()))
+
+
+def test_near_and_far(cluster: Cluster, hello: str) -> None:
+    create = ("service", "create", "--name")
+    cluster.orc(*create, "db", "--label", "tier=data", "--affinity", "node.hostname==node2", hello)
+    cluster.orc(*create, "web", "--replicas", "3", "--affinity", "service==db", hello)
+    assert places(cluster, "web") == {"node2": 3}
+    cluster.orc(*create, "far", "--replicas", "2",
+                "--anti-affinity", "service.labels.tier==data", hello)  # fmt: skip
+    assert places(cluster, "far") == {"node1": 1, "node3": 1}
+    cluster.orc(*create, "wish", "--replicas", "4", "--affinity", "service==db,weight=3", hello)
+    assert places(cluster, "wish")["node2"] == 3
+    cluster.orc(*create, "alone", "--replicas", "3", "--anti-affinity", "service==alone", hello)
+    assert places(cluster, "alone") == {"node1": 1, "node2": 1, "node3": 1}
+    done = cluster.orc("service", "scale", "--timeout", "1s", "alone=4", ok=False)
+    reason = "no suitable node (3 nodes: anti-affinity: a task with service==alone is there)"
+    assert reason in done.stderr
+    cluster.orc("service", "update", "--anti-affinity-rm", "service==alone", "alone")
+    assert sum(places(cluster, "alone").values()) == 4
+    shown = cluster.orc("service", "inspect", "--pretty", "wish").stdout
+    assert "affinity service==db,weight=3" in shown
+
+
+def test_a_container_goes_where_it_likes_to_be(cluster: Cluster, hello: str) -> None:
+    on = ("--constraint", "node.hostname==node3")
+    cluster.orc("service", "create", "--name", "db", *on, hello)
+    id = cluster.orc("run", "-d", "--affinity", "service==db", hello).stdout.strip()
+    [row] = [row for row in cluster.json("ps") if row["id"] == id]
+    assert row["node"] == "node3"
+    cluster.orc("rm", "-f", id)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--affinity", "disk==ssd"], "asks for 'disk'; known are node.id"),
+        (["--affinity", "service==db,weight=500"], "weight '500' is not a number from 1 to 100"),
+        (["--anti-affinity", "service!=db"], "with services only == and in"),
+        (
+            ["--constraint", "node.labels.a==1", "--constraint", "node.labels.a==2"],
+            "contradict each other: no node can ever meet both",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    cluster: Cluster, hello: str, flags: list[str], words: str
+) -> None:
+    assert words in cluster.refused("service", "create", "--name", "x", *flags, hello)
+    assert words in cluster.refused("run", *flags, hello)
+    assert cluster.json("service", "ls") == []

@@ -213,7 +213,7 @@ def settle(task: Task, status: TaskStatus, observed: Observed, now: float) -> Ta
     else:
         state, message = TaskState.FAILED, "lost over a restart of the node"
     code = _NOT_SEEN if status.state >= TaskState.STARTING else 0
-    return replace(_ended(status, state, message, now), exit_code=code)
+    return replace(_ended(status, state, message, now), exit_code=code, lost=not ordered)
 
 
 def fail(task: Task, status: TaskStatus, reason: str, now: float, exit_code: int = 0) -> TaskStatus:

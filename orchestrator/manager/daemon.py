@@ -22,6 +22,7 @@ from orchestrator.manager.api import ApiContext, ControlApi
 from orchestrator.manager.api.containers import ContainerCalls
 from orchestrator.manager.api.image_service import ImagesApi
 from orchestrator.manager.api.interact import InteractApi
+from orchestrator.manager.api.jobs import JobCalls
 from orchestrator.manager.api.networks import NetworkCalls
 from orchestrator.manager.api.policies import PolicyCalls
 from orchestrator.manager.api.system import SystemCalls
@@ -55,6 +56,7 @@ from orchestrator.pb import (
     identity_pb2_grpc,
     images_pb2_grpc,
     interact_pb2_grpc,
+    jobs_pb2_grpc,
     networks_pb2_grpc,
     policies_pb2_grpc,
     system_pb2_grpc,
@@ -223,6 +225,7 @@ class Manager:
         sources = Sources(self.cache, vault, lambda node: self._tunnels.serving(node, "build"))
         images_pb2_grpc.add_SourcesServicer_to_server(sources, server)
         networks_pb2_grpc.add_NetworksServicer_to_server(NetworkCalls(context), server)
+        jobs_pb2_grpc.add_JobsServicer_to_server(JobCalls(context), server)
         policies_pb2_grpc.add_PoliciesServicer_to_server(PolicyCalls(context), server)
         volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeCalls(context), server)
         system_pb2_grpc.add_SystemServicer_to_server(SystemCalls(context), server)

@@ -45,6 +45,20 @@ def find_service(view: ClusterView, word: str) -> Service:
     return _pick("service", word, live, names, "orc service ls")
 
 
+def find_job(view: ClusterView, word: str) -> Service:
+    """The job meant by `word`."""
+    live = {
+        id: service
+        for id, service in view.services.items()
+        if service.spec.mode.is_job and not service.removed
+    }
+    other = view.service_by_name(word)
+    if other is not None and not other.removed and not other.spec.mode.is_job:
+        raise invalid(f"'{word}' is a service, not a job; see 'orc job ls'")
+    names = ((service.spec.name, service) for service in live.values())
+    return _pick("job", word, live, names, "orc job ls")
+
+
 def find_node(view: ClusterView, word: str) -> Node:
     """The node meant by `word`: id, hostname or the beginning of an id."""
     names = ((node.description.hostname, node) for node in view.nodes.values())

@@ -128,6 +128,54 @@ class PastSpec:
     """When another spec took its place."""
 
 
+class JobState(IntEnum):
+    """How a run of a job goes."""
+
+    RUNNING = 0
+    COMPLETE = 1
+    FAILED = 2
+    STOPPED = 3
+    """By its user, or for another run."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRun:
+    """One time that a job does all of its work."""
+
+    number: int = 0
+    """From 1, of this job."""
+    version: int = 0
+    """`spec_version` of its tasks."""
+    due_at: float = 0.0
+    """When the schedule wanted it; 0: somebody said so."""
+    started_at: float = 0.0
+    since: float = 0.0
+    """When it last began to be busy: at its start, or when it went on for a new node."""
+    finished_at: float = 0.0
+    state: JobState = JobState.RUNNING
+    message: str = ""
+    """Why it failed or was stopped, in the user's words."""
+    completed: str = ""
+    """Indexes that are done, such as `1-3,5`. Once here, a completion is counted, and its task may
+    be forgotten."""
+    nodes: tuple[str, ...] = ()
+    """Ids of the nodes on which a global job is done, sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """What became of a job so far."""
+
+    runs: tuple[JobRun, ...] = ()
+    """Those remembered, the newest first."""
+    decided_until: float = 0.0
+    """The moment up to which the schedule's runs have begun or been left out."""
+    skipped: int = 0
+    """How many of them were left out."""
+    message: str = ""
+    """Why the last one was, in the user's words."""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """A declared service. `spec_version` grows with each change of `spec.task`."""
@@ -149,6 +197,7 @@ class Service:
     update: UpdateStatus = field(default_factory=UpdateStatus)
     history: tuple[PastSpec, ...] = ()
     """Earlier specs, the newest first."""
+    job: JobStatus = field(default_factory=JobStatus)
 
     @property
     def policy(self) -> UpdatePolicy:
@@ -193,6 +242,8 @@ class TaskStatus:
     health: Health = Health.NONE
     health_output: str = ""
     """What the last probe that failed said, in one line; empty after one that succeeded."""
+    lost: bool = False
+    """It ended with its node's restart, through no fault of its own."""
 
     @property
     def works(self) -> bool:
@@ -242,6 +293,8 @@ class Task:
     """Seconds that this stop gives until SIGKILL; 0: what the spec says, negative: none."""
     affinities: tuple[Affinity, ...] = ()
     """Likings of a standalone container; a service's tasks have those of the service."""
+    job_run: int = 0
+    """The number of the run of its job that it is of."""
 
     @property
     def standalone(self) -> bool:

@@ -34,6 +34,15 @@ class ServiceMode(IntEnum):
 
     REPLICATED = 0
     GLOBAL = 1
+    REPLICATED_JOB = 2
+    """A number of tasks that do their work and end."""
+    GLOBAL_JOB = 3
+    """Such a task on each node."""
+
+    @property
+    def is_job(self) -> bool:
+        """Whether its tasks are to end."""
+        return self in (ServiceMode.REPLICATED_JOB, ServiceMode.GLOBAL_JOB)
 
 
 class EndpointMode(IntEnum):
@@ -309,6 +318,45 @@ class TaskSpec:
         return self.shares or self.reservation.shares or DEFAULT_SHARES
 
 
+class Overlap(IntEnum):
+    """What becomes of a scheduled run while another is under way."""
+
+    FORBID = 0
+    """It is left out."""
+    ALLOW = 1
+    """It begins beside it."""
+    REPLACE = 2
+    """The other is stopped, and it begins when that has ended."""
+
+
+class Missed(IntEnum):
+    """What becomes of runs that were due while no manager was there."""
+
+    ONCE = 0
+    """One is made up for, however many there were."""
+    SKIP = 1
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """How a job's tasks follow one another; when it runs again."""
+
+    parallelism: int = 0
+    """Most tasks at a time; 0: all at once."""
+    deadline: float = 0.0
+    """Seconds that a run may take; 0: no limit."""
+    schedule: str = ""
+    """When a run begins, such as `0 2 * * *` (`model.cron`); empty: once."""
+    time_zone: str = ""
+    """By whose clock, such as `Europe/Vienna`; empty: UTC."""
+    overlap: Overlap = Overlap.FORBID
+    missed: Missed = Missed.ONCE
+    history: int = 5
+    """Runs that are remembered, with their tasks."""
+    suspended: bool = False
+    """The schedule begins no run."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
     """What a user declares: a name, what to run, and how many of it."""
@@ -333,3 +381,5 @@ class ServiceSpec:
     """Other services, and how far they must have come before a task of this one starts."""
     affinities: tuple[Affinity, ...] = ()
     """Nodes and services that its tasks are to be near to, or far from."""
+    job: JobSpec = field(default_factory=JobSpec)
+    """Of the modes that are jobs; `replicas` is the number of completions."""

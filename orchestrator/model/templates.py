@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.model.mounts import TEMPLATE_FIELDS
-from orchestrator.model.specs import ContainerSpec
+from orchestrator.model.specs import ContainerSpec, ServiceMode
 
 if TYPE_CHECKING:
     from orchestrator.model.objects import Node, Service, Task
@@ -67,7 +67,19 @@ def filled(spec: ContainerSpec, task: Task, service: Service, node: Node) -> Con
             return labels.get(field, {}).get(label, "")
         return fields.get(field, "")
 
-    return _filled(spec, value)
+    return _filled(_with_job(spec, task, service), value)
+
+
+def _with_job(spec: ContainerSpec, task: Task, service: Service) -> ContainerSpec:
+    """With the variables that tell a job's task what its part is. Those of its user go before."""
+    if not task.job_run:
+        return spec
+    own = {"ORC_JOB_INDEX": task.slot, "ORC_JOB_RUN": task.job_run}
+    if service.spec.mode is ServiceMode.REPLICATED_JOB:
+        own["ORC_JOB_COMPLETIONS"] = service.spec.replicas
+    said = {entry.partition("=")[0] for entry in spec.env}
+    more = tuple(f"{key}={value}" for key, value in own.items() if key not in said)
+    return replace(spec, env=(*more, *spec.env))
 
 
 def _filled(spec: ContainerSpec, value: Callable[[str, str | None], str]) -> ContainerSpec:

@@ -16,6 +16,7 @@ from orchestrator.model import confinement
 from orchestrator.model.affinities import Affinity, check_affinities
 from orchestrator.model.dependencies import check_dependencies
 from orchestrator.model.health import check_health
+from orchestrator.model.jobrules import job_faults
 from orchestrator.model.mountrules import check_mounts
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.networks import check_attachments
@@ -62,7 +63,8 @@ def validate_service(spec: ServiceSpec) -> None:
     _labels("labels", spec.labels)
     if spec.replicas < 0:
         raise InvalidSpec("replicas", f"replicas {spec.replicas} is negative; 0 is the least")
-    if spec.replicas > MAX_REPLICAS and spec.mode is ServiceMode.REPLICATED:
+    replicated = (ServiceMode.REPLICATED, ServiceMode.REPLICATED_JOB)
+    if spec.replicas > MAX_REPLICAS and spec.mode in replicated:
         raise InvalidSpec("replicas", f"replicas {spec.replicas} is over {MAX_REPLICAS}, the most")
     try:
         container = with_examples(spec.task.container)
@@ -71,6 +73,8 @@ def validate_service(spec: ServiceSpec) -> None:
     validate_task(replace(spec.task, container=container))
     _policy("update", spec.update)
     _policy("rollback", spec.rollback)
+    for field, words in job_faults(spec):
+        raise InvalidSpec(field, words)
     validate_constraints(spec.constraints, spec.affinities)
     _not_negative("max_per_node", spec.max_per_node, "replicas max per node")
     for key in spec.spread:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from orchestrator.manager.api.context import ApiContext, Calls, answering
+from orchestrator.manager.api.jobs import JobCalls
 from orchestrator.manager.api.nodes import NodeCalls
 from orchestrator.manager.api.services import ServiceCalls
 from orchestrator.manager.planning.foresight import foresee
@@ -58,7 +59,8 @@ class _Pretence:
         self._cache = _PretendedCache(api.view, api.cache.revision)
         self._kv = _PretendedKv(api.kv, self._cache)
         pretending = replace(api, kv=cast(Kv, self._kv), cache=cast(Cache, self._cache))
-        self._services, self._nodes = ServiceCalls(pretending), NodeCalls(pretending)
+        self._services, jobs = ServiceCalls(pretending), JobCalls(pretending)
+        self._calls = {"update_node": NodeCalls(pretending), "start_job": jobs, "stop_job": jobs}
 
     @property
     def changes(self) -> Sequence[Change]:
@@ -70,7 +72,7 @@ class _Pretence:
         kind = change.WhichOneof("change")
         request = getattr(change, kind)
         method = "".join(map(str.capitalize, kind.split("_")))
-        calls = self._nodes if kind == "update_node" else self._services
+        calls = self._calls.get(kind, self._services)
         # Without the decorator, that turns refusals into the end of the call: there is one already.
         await getattr(type(calls), method).__wrapped__(calls, request, context)
 

@@ -12,6 +12,7 @@ from orchestrator.manager.api.image_resolve import resolve_image
 from orchestrator.manager.api.networkuse import usable_networks
 from orchestrator.manager.api.serviceorder import check_not_needed, needed_services
 from orchestrator.manager.lookup import find_node, find_service
+from orchestrator.manager.planning import jobruns
 from orchestrator.manager.planning.history import rolled_back, with_spec
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import progress
@@ -60,6 +61,7 @@ class ServiceCalls(Calls):
                 api, spec.task.container, ask_registry=not request.no_resolve_image
             ),
         )
+        service = jobruns.born(service)
         key = name_key(Service, name)
         while True:
             read = api.cache.revision

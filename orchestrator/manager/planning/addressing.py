@@ -162,7 +162,7 @@ def check_fixed(view: ClusterView, spec: ServiceSpec, owner: str) -> None:
 def _check_count(attachment: NetworkAttachment, spec: ServiceSpec) -> None:
     if not spec.name:
         return
-    if spec.mode is ServiceMode.GLOBAL:
+    if spec.mode in (ServiceMode.GLOBAL, ServiceMode.GLOBAL_JOB):
         raise AddressRefused("a global service has a task on every node: it has no fixed addresses")
     for addresses in (attachment.ip, attachment.ip6):
         if addresses and len(addresses) < spec.replicas:

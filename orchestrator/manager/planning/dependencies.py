@@ -15,7 +15,7 @@ from orchestrator.manager.planning.restart import finished
 from orchestrator.manager.planning.slots import Slot, ended, placed, slots_of
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.dependencies import Dependency, DependencyCondition
-from orchestrator.model.objects import Service
+from orchestrator.model.objects import JobState, Service
 from orchestrator.model.states import TaskState
 
 
@@ -28,7 +28,9 @@ def unmet(view: ClusterView, service: Service | None) -> str | None:
 
 
 def completed(view: ClusterView, service: Service) -> bool:
-    """Whether the service has done its work and does nothing any more."""
+    """Whether the service has done its work and does nothing any more; a job, its newest run."""
+    if service.spec.mode.is_job:
+        return any(run.state is JobState.COMPLETE for run in service.job.runs[:1])
     slots = [slot for slot in slots_of(view.tasks_of_service(service.id)).values() if slot.kept]
     done = all(finished(service, slot) for slot in slots)
     return done and len(slots) == wanted(view, service) > 0
@@ -68,6 +70,9 @@ def _unmet(view: ClusterView, dependency: Dependency) -> str | None:
 
 
 def _unfinished(view: ClusterView, service: Service) -> str:
+    for run in service.job.runs[:1]:
+        if run.message:
+            return f"it has not completed; {run.message}"
     for slot in slots_of(view.tasks_of_service(service.id)).values():
         if slot.kept and _failed(slot):
             status = slot.newest.status

@@ -3,7 +3,8 @@
 Nothing is guessed: the view with the change in it is planned pass by pass, as the leader would, and
 between two passes each agent does at once what it is told, in perfect health. Time passes only
 where the planner asks for it. What comes of it is compared with what there was, slot by slot. On a
-cluster in which nothing else happens, that is what then happens.
+cluster in which nothing else happens, that is what then happens. Of a job is told what begins at
+once and what has to wait for its turn, not what its schedule will do.
 
 A failure that only running would show is not foreseen, nor how long anything takes.
 """
@@ -14,10 +15,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
+from orchestrator.manager.planning.jobruns import active
+from orchestrator.manager.planning.jobs import waiting_turn
 from orchestrator.manager.planning.pipeline import Dirty, dirty_of, plan
 from orchestrator.manager.planning.plan import Change, earliest
 from orchestrator.manager.planning.slots import Slot, slots_of
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.indexes import format_indexes
 from orchestrator.model.objects import Health, Task
 from orchestrator.model.states import TaskState
 
@@ -66,13 +70,39 @@ def foresee(
     names = {service.id: service.spec.name for service in before.services.values()}
     names |= {service.id: service.spec.name for service in after.services.values()}
     for service_id in sorted(names, key=lambda id: (names[id], id)):
-        old = slots_of(before.tasks_of_service(service_id))
-        new = slots_of(after.tasks_of_service(service_id))
-        for number in sorted(old.keys() | new.keys()):
-            step = _step(names[service_id], number, old.get(number), new.get(number))
+        old, new = _slots(before, service_id), _slots(after, service_id)
+        for run, number in sorted(old.keys() | new.keys()):
+            key = (run, number)
+            step = _step(names[service_id], number, old.get(key), new.get(key))
             if step is not None:
                 steps.append(step)
+        steps += _turns(before, after, service_id)
     return steps
+
+
+def _slots(view: ClusterView, service_id: str) -> dict[tuple[int, int], Slot]:
+    """A service's slots; of a job for each of its runs."""
+    runs: dict[int, dict[str, Task]] = {}
+    for id, task in view.tasks_of_service(service_id).items():
+        runs.setdefault(task.job_run, {})[id] = task
+    return {
+        (run, number): slot
+        for run, tasks in runs.items()
+        for number, slot in slots_of(tasks).items()
+    }
+
+
+def _turns(before: ClusterView, after: ClusterView, service_id: str) -> Iterator[Step]:
+    """What is new of a job and has to wait for its turn."""
+    service, known = after.services.get(service_id), before.services.get(service_id)
+    if service is None or not service.spec.mode.is_job:
+        return
+    name, most = service.spec.name, service.spec.job.parallelism
+    old = {run.number for run in known.job.runs} if known else set()
+    for run in active(service):
+        left = format_indexes(waiting_turn(after, service, run))
+        if left and run.number not in old:
+            yield Step(Action.WAIT, name, f"{name}.{left}", reason=f"{most} run at a time")
 
 
 def _step(service: str, number: int, old: Slot | None, new: Slot | None) -> Step | None:
@@ -109,6 +139,7 @@ def _future(
     """The cluster once nothing is left to do about the changes."""
     made = list(changes)
     view = view.evolve(made)
+    view = view.evolve(_timeless(view))
     dirty, horizon = dirty_of(made) if made else _everything(), now + _HORIZON
     wake: float | None = None
     for _ in range(_PASSES):
@@ -125,6 +156,14 @@ def _future(
         else:
             break
     return view
+
+
+def _timeless(view: ClusterView) -> Iterator[Change]:
+    """Jobs as they are if no time passes: none is late, and no schedule begins a run."""
+    for service in view.services.values():
+        if service.spec.mode.is_job:
+            job = replace(service.spec.job, deadline=0.0, suspended=True)
+            yield Change(service, replace(service, spec=replace(service.spec, job=job)))
 
 
 def _everything() -> Dirty:

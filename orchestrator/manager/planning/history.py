@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from orchestrator.manager.planning.jobruns import with_job_spec
 from orchestrator.model.objects import PastSpec, Service, UpdateState, UpdateStatus
 from orchestrator.model.specs import ServiceSpec
 
@@ -14,6 +15,8 @@ REMEMBERED = 10
 def with_spec(service: Service, spec: ServiceSpec, image_digest: str, now: float) -> Service:
     """The service with a new spec; the one before is remembered, unless only the number of replicas
     differs. An update begins if the tasks are to be others."""
+    if spec.mode.is_job:
+        return with_job_spec(service, spec, image_digest, now, _with(service, now))
     new_tasks = spec.task != service.spec.task or image_digest != service.image_digest
     after = replace(
         service,
@@ -36,9 +39,12 @@ def rolled_back(
     is more often scaled than meant by a spec. One that `failed` is not remembered: nobody wants to
     go back to it."""
     history = service.history if failed else _with(service, now)
+    spec = replace(past.spec, replicas=service.spec.replicas)
+    if spec.mode.is_job:
+        return with_job_spec(service, spec, past.image_digest, now, history)
     return replace(
         service,
-        spec=replace(past.spec, replicas=service.spec.replicas),
+        spec=spec,
         updated_at=now,
         spec_version=service.spec_version + 1,
         image_digest=past.image_digest,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from orchestrator.manager.planning.allocator import allocate_slices
 from orchestrator.manager.planning.dependencies import needs, stops_later
 from orchestrator.manager.planning.global_ import reconcile_global
+from orchestrator.manager.planning.jobs import reconcile_job
 from orchestrator.manager.planning.plan import Change, Plan, earliest, requeue
 from orchestrator.manager.planning.removal import remove
 from orchestrator.manager.planning.replicated import give_up_lost, reconcile_replicated
@@ -186,7 +187,7 @@ def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
 
 def _timed(service: Service) -> bool:
     """Whether time alone may decide something of it."""
-    return service.policy.delay > 0 or service.update.moving
+    return service.policy.delay > 0 or service.update.moving or service.spec.mode.is_job
 
 
 def _draft(view: ClusterView, service_id: str, now: float, new_id: Callable[[], str]) -> Draft:
@@ -200,6 +201,8 @@ def _reconcile(view: ClusterView, service_id: str, now: float, new_id: Callable[
         give_up_lost(view, draft)
         if service is None or not stops_later(view, service):
             remove(draft)
+    elif service.spec.mode.is_job:
+        reconcile_job(view, service, draft)
     elif service.spec.mode is ServiceMode.GLOBAL:
         reconcile_global(view, service, draft)
     else:

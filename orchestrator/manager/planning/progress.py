@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from orchestrator.manager.planning.accounting import running_tasks
 from orchestrator.manager.planning.constraints import welcome
+from orchestrator.manager.planning.jobruns import active
+from orchestrator.manager.planning.jobs import job_tasks
 from orchestrator.manager.planning.restart import finished
 from orchestrator.manager.planning.slots import Slot, ended, is_current, slots_of
 from orchestrator.manager.planning.views import ClusterView
@@ -27,14 +29,17 @@ def progress(view: ClusterView, service_id: str) -> Progress:
 
     It has converged when each slot that it should have runs a task of the present spec, or has
     done its work, nothing else of it runs any more, and no update is under way; at canaries, when
-    each slot's task works. One that is removed, or unknown, has
-    converged when it has no task left.
+    each slot's task works. A job has when no run of it is under way. One that is removed, or
+    unknown, has converged when it has no task left.
     """
     service = view.services.get(service_id)
     tasks = view.tasks_of_service(service_id)
     running = running_tasks(view, service_id)
     if service is None or service.removed:
         return Progress(0, running, converged=not tasks)
+    if service.spec.mode.is_job:
+        busy = any(not ended(task) for task in tasks.values())
+        return Progress(job_tasks(view, service), running, not (busy or active(service)))
     slots = [slot for slot in slots_of(tasks).values() if slot.kept]
     arrived = sum(_arrived(service, slot) for slot in slots)
     live = sum(not ended(task) for task in tasks.values())

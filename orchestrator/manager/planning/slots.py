@@ -101,6 +101,8 @@ class Start:
     message: str = ""
     node_id: str = ""
     """The only node that will do; empty: any."""
+    job_run: int = 0
+    """The run of a job that it is of."""
 
 
 class Draft:
@@ -177,6 +179,7 @@ class Draft:
                 status=TaskStatus(TaskState.PENDING, at=self.now, message=start.message),
                 not_before=start.not_before,
                 attempt=start.attempt,
+                job_run=start.job_run,
             )
         )
 

@@ -60,7 +60,7 @@ def without_room(view: ClusterView, spec: ServiceSpec) -> str | None:
 
 def _networks(view: ClusterView, spec: ServiceSpec) -> Iterator[Network]:
     """The networks in which a service of this spec has a VIP."""
-    if spec.endpoint_mode is EndpointMode.DNSRR:
+    if spec.endpoint_mode is EndpointMode.DNSRR or spec.mode.is_job:
         return
     for attachment in spec.task.attachments:
         network = view.network_by_name(attachment.network)

@@ -45,6 +45,7 @@ INT32 |= {
     "canary",
     "weight",
 }
+INT32 |= {"job_run", "number", "skipped", "history"}
 
 text = st.text(st.characters(codec="utf-8"), max_size=8)
 

@@ -1,0 +1,79 @@
+"""When a schedule begins a run, and when it leaves one out.
+
+Of all firings since the last one decided about, only the latest counts: however long no manager
+was there, at most one run is made up for. It is *missed* if it is decided about more than a minute
+late. `decided_until` is stored with the run that it begins, so that no firing counts twice, whoever
+leads and however its clock goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from orchestrator.manager.planning import jobruns
+from orchestrator.manager.planning.slots import Draft
+from orchestrator.model.cron import CronError, next_firing, parse_schedule, parse_zone
+from orchestrator.model.objects import Service
+from orchestrator.model.specs import JobSpec, Missed, Overlap
+from orchestrator.model.units import format_duration
+
+LATE = 60.0
+"""Seconds after which a run that has not begun was missed."""
+
+
+def follow(service: Service, draft: Draft) -> Service:
+    """The job with the run that is due, if one is; asks the draft to look again at the next."""
+    job, now = service.spec.job, draft.now
+    if not job.schedule or job.suspended:
+        return service
+    try:
+        due = _latest(job, service.job.decided_until, now)
+        if due is not None:
+            service = _decided(service, due, now)
+        draft.look_again(_next(job, service.job.decided_until))
+    except CronError:  # of a newer version; validation lets none through
+        return service
+    return service
+
+
+def _decided(service: Service, due: float, now: float) -> Service:
+    job = service.spec.job
+    moment = datetime.fromtimestamp(due, parse_zone(job.time_zone)).strftime("%Y-%m-%d %H:%M %Z")
+    service = replace(service, job=replace(service.job, decided_until=due))
+    under_way = jobruns.active(service)
+    if now - due > LATE and job.missed is Missed.SKIP:
+        late = format_duration(float(round(now - due)))
+        return _left_out(service, f"the run due at {moment} was missed by {late}")
+    if under_way and job.overlap is Overlap.FORBID:
+        reason = f"run {under_way[0].number} was still under way"
+        return _left_out(service, f"the run due at {moment} was left out: {reason}")
+    if job.overlap is Overlap.REPLACE:
+        service = jobruns.stopped(service, now, "another run has taken its place")
+    return jobruns.begin(service, now, due_at=due)
+
+
+def _left_out(service: Service, message: str) -> Service:
+    job = replace(service.job, skipped=service.job.skipped + 1, message=message)
+    return replace(service, job=job)
+
+
+def _latest(job: JobSpec, after: float, now: float) -> float | None:
+    """The last firing after a moment, and not after now. Looked for backwards, so that a month
+    without a manager costs no more than a minute."""
+    span = LATE
+    while True:
+        begin = max(after, now - span)
+        found = _next(job, begin)
+        if found <= now:
+            break
+        if begin <= after:
+            return None
+        span *= 2
+    while (later := _next(job, found)) <= now:
+        found = later
+    return found
+
+
+def _next(job: JobSpec, after: float) -> float:
+    return next_firing(parse_schedule(job.schedule), parse_zone(job.time_zone), after)

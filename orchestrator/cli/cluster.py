@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import click
 
 from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.flag_types import Parsed
 from orchestrator.cli.groups import Lazy, OrcGroup, example
-from orchestrator.cli.output import format_option, moment, print_fields, print_json
+from orchestrator.cli.output import format_option, moment, print_fields, print_json, word
+from orchestrator.cli.update_settings import one_of
+from orchestrator.model.placement import Strategy
 from orchestrator.model.units import format_duration
 from orchestrator.pb import control_pb2
 
@@ -46,6 +51,7 @@ def info(client: Client, form: str) -> None:
                 "services": reply.services,
                 "tasks_running": reply.tasks_running,
                 "join_address": reply.join_address,
+                "strategy": word(Strategy(reply.strategy)),
             }
         )
         return
@@ -63,9 +69,25 @@ def info(client: Client, form: str) -> None:
             ("Tasks running", str(reply.tasks_running)),
             ("Network", reply.network_cidr),
             ("Node is down after", format_duration(reply.node_timeout)),
+            ("Strategy", word(Strategy(reply.strategy))),
             ("Nodes join at", reply.join_address),
         ]
     )
+
+
+@cluster.command(epilog=example("orc cluster update --strategy binpack"))
+@click.option(
+    "--strategy",
+    type=Parsed("spread|binpack", one_of(Strategy)),
+    help="Which nodes get what is new: those with little load, or the fullest.",
+)
+@pass_client
+def update(client: Client, strategy: Strategy | None) -> None:
+    """Change settings of the cluster. What runs stays where it is."""
+    if strategy is None:
+        raise click.UsageError("nothing to change; give --strategy")
+    request = control_pb2.UpdateClusterRequest(strategy=cast(Any, int(strategy)))
+    click.echo(client.call("UpdateCluster", request).id)
 
 
 @cluster.command(epilog=example("orc cluster token worker", "orc cluster token --rotate worker"))

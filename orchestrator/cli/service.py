@@ -123,6 +123,7 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Workdir", container["workdir"]),
         ("Container labels", _pairs(container["labels"])),
         ("Constraints", ", ".join(spec["constraints"])),
+        ("Strategy", "" if spec["strategy"] == "default" else spec["strategy"]),
         ("Affinities", ", ".join(map(_affinity, spec["affinities"]))),
         ("Depends on", ", ".join(map(_dependency, spec["depends_on"]))),
         ("Networks", ", ".join(map(attachment_text, task["networks"]))),

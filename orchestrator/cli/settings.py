@@ -14,7 +14,13 @@ import click
 
 from orchestrator.cli.flag_types import CPUS, DURATION, MEMORY, WORDS, Parsed, Setting
 from orchestrator.cli.update_settings import UPDATE_SETTINGS, one_of
-from orchestrator.model.specs import EndpointMode, HealthCheck, RestartCondition, ServiceSpec
+from orchestrator.model.placement import Strategy
+from orchestrator.model.specs import (
+    EndpointMode,
+    HealthCheck,
+    RestartCondition,
+    ServiceSpec,
+)
 from orchestrator.model.units import parse_cpus, parse_memory
 from orchestrator.model.validate import MIN_SHARES
 
@@ -72,6 +78,12 @@ SETTINGS = (
         "max_per_node",
         click.INT,
         "Most tasks that a node may have (0: no limit).",
+    ),
+    Setting(
+        ("--strategy",),
+        "strategy",
+        Parsed("spread|binpack|default", one_of(Strategy)),
+        "Which nodes get its tasks: those with few, or the fullest (the cluster's).",
     ),
     Setting(
         ("--reserve-cpu",),

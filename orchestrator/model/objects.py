@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from orchestrator.model.affinities import Affinity
-from orchestrator.model.specs import Protocol, Resources, ServiceSpec, TaskSpec, UpdatePolicy
+from orchestrator.model.placement import Strategy
+from orchestrator.model.specs import (
+    Protocol,
+    Resources,
+    ServiceSpec,
+    TaskSpec,
+    UpdatePolicy,
+)
 from orchestrator.model.states import TaskState
 
 
@@ -454,6 +461,8 @@ class Cluster:
     """Seconds of silence after which a node is down."""
     network_cidr: str = "10.128.0.0/14"
     revision: int = 0
+    strategy: Strategy = Strategy.DEFAULT
+    """Of the services that say nothing else, and of containers."""
 
 
 Object = Node | Service | Task | Network | Image | Volume | Cluster | Credential

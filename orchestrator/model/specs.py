@@ -8,6 +8,7 @@ from enum import IntEnum
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency
 from orchestrator.model.mounts import MountSpec
+from orchestrator.model.placement import Strategy
 
 SHARES_PER_CORE = 1024
 """CPU weight of one core, as in cgroup v1's `cpu.shares`."""
@@ -383,3 +384,4 @@ class ServiceSpec:
     """Nodes and services that its tasks are to be near to, or far from."""
     job: JobSpec = field(default_factory=JobSpec)
     """Of the modes that are jobs; `replicas` is the number of completions."""
+    strategy: Strategy = Strategy.DEFAULT

@@ -45,6 +45,45 @@ def test_a_container_goes_where_it_likes_to_be(cluster: Cluster, hello: str) -> 
     cluster.orc("rm", "-f", id)
 
 
+def test_packed_or_spread(cluster: Cluster, hello: str) -> None:
+    create = ("service", "create", "--name")
+    cluster.orc(*create, "pack", "--replicas", "3", "--strategy", "binpack", hello)
+    assert list(places(cluster, "pack").values()) == [3]
+    assert cluster.json("cluster", "info")["strategy"] == "spread"
+    cluster.orc("cluster", "update", "--strategy", "binpack")
+    try:
+        cluster.orc(*create, "more", "--replicas", "3", hello)
+        assert places(cluster, "more") == places(cluster, "pack")
+        cluster.orc(*create, "wide", "--replicas", "3", "--strategy", "spread", hello)
+        assert places(cluster, "wide") == {"node1": 1, "node2": 1, "node3": 1}
+        assert cluster.json("cluster", "info")["strategy"] == "binpack"
+    finally:
+        cluster.orc("cluster", "update", "--strategy", "spread")
+
+
+def test_a_node_on_which_it_keeps_failing_is_avoided(cluster: Cluster, hello: str) -> None:
+    cluster.exec("node1", "mkdir", "-p", "/run/broken")
+    cluster.orc("service", "create", "--name", "web", "--restart-delay", "100ms", "--affinity",
+                "node.hostname==node1,weight=9", "-v", "/run:/host:ro", "--entrypoint",
+                "/bin/busybox sh -c", "--stop-grace-period", "100ms", hello,
+                "test ! -e /host/broken && exec sleep 1000")  # fmt: skip
+    try:
+        [task] = cluster.await_running("web", 1)
+        assert task["node"] != "node1"
+        failed = [t["node"] for t in cluster.tasks("web") if t["state"] == "failed"]
+        assert failed == ["node1", "node1"]
+    finally:
+        cluster.exec("node1", "rmdir", "/run/broken")
+
+
+def test_it_says_when_no_node_can_ever_fit(cluster: Cluster, hello: str) -> None:
+    done = cluster.orc("service", "create", "--name", "x", "--reserve-memory", "500g",
+                       "--timeout", "1s", hello, ok=False)  # fmt: skip
+    assert done.returncode == 3
+    reason = "(3 nodes: insufficient memory); as the nodes are, none can ever fit"
+    assert reason in cluster.tasks("x")[0]["error"]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

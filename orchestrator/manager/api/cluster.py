@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from orchestrator import __version__
 from orchestrator.identity.token import JoinToken, new_secret
@@ -13,12 +13,13 @@ from orchestrator.manager.refusal import invalid, unavailable
 from orchestrator.manager.store.commit import commit
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Cluster, NodeState
+from orchestrator.model.placement import Strategy
 from orchestrator.model.states import TaskState
 from orchestrator.pb import control_pb2
 
 
 class ClusterCalls(Calls):
-    """`orc cluster info|token`, `orc network ls`."""
+    """`orc cluster info|update|token`, `orc network ls`."""
 
     def _cluster(self) -> Cluster:
         cluster = self.api.view.cluster
@@ -53,7 +54,19 @@ class ClusterCalls(Calls):
             worker_token=self._token(cluster.worker_token),
             manager_token=self._token(cluster.manager_token),
             join_address=f"{identity.address}:{identity.port + 1}",
+            strategy=cast(Any, int(cluster.strategy or Strategy.SPREAD)),
         )
+
+    @answering
+    async def UpdateCluster(self, request: Any, context: Any) -> Any:
+        cluster = self._cluster()
+        after = cluster
+        if request.HasField("strategy"):
+            after = replace(after, strategy=Strategy(request.strategy))
+        if after != cluster:
+            revision = await commit(self.api.kv, [Change(cluster, after)])
+            await self.api.cache.wait_for(revision)
+        return await type(self).GetCluster.__wrapped__(self, request, context)
 
     @answering
     async def RotateToken(self, request: Any, context: Any) -> Any:

@@ -75,7 +75,7 @@ def _filter(view: ClusterView, affinity: Affinity, own: Service | None) -> Filte
         alone = rule.of_services and own is not None and _names(rule, own) and not near.any()
         return np.ones_like(near) if alone else near
 
-    return Filter(check, words)
+    return Filter(check, words, lasting=not rule.of_services)
 
 
 def _apart_from(other: Service, affinity: Affinity) -> Filter:

@@ -111,6 +111,7 @@ def _constraint(text: str) -> Filter:
     return Filter(
         lambda table: np.array([met_by(rule, node) for node in table.nodes], dtype=np.bool_),
         f"constraint {text} not met",
+        lasting=True,
     )
 
 
@@ -118,6 +119,7 @@ def _node_rule(rule: NodeRule) -> Filter:
     return Filter(
         lambda table: np.array([rule.allows(node) for node in table.nodes], dtype=np.bool_),
         rule.words,
+        rule.lasting,
     )
 
 

@@ -39,11 +39,13 @@ def network_rules(network: Network) -> Iterator[Filter]:
     yield Filter(
         lambda table: _each(table, lambda node: not _overlaps(node, subnets)),
         f"a route of it overlaps network {network.name}",
+        lasting=True,
     )
     if network.encrypted:
         yield Filter(
             lambda table: _each(table, lambda node: ENCRYPTED in node.description.network_features),
             f"its kernel cannot encrypt network {network.name}",
+            lasting=True,
         )
 
 

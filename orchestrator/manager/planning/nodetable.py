@@ -13,7 +13,8 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import Homes, named_volumes
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.mounts import MountSpec
-from orchestrator.model.objects import Task
+from orchestrator.model.objects import Service, Task
+from orchestrator.model.placement import Strategy
 from orchestrator.model.specs import Protocol, PublishMode, Resources
 from orchestrator.model.states import TaskState
 
@@ -41,6 +42,8 @@ class Demand:
     max_per_node: int = 0
     spread: tuple[str, ...] = ()
     affinities: tuple[Affinity, ...] = ()
+    binpack: bool = False
+    """The fullest node is the best."""
 
     @staticmethod
     def of(view: ClusterView, task: Task) -> Demand:
@@ -61,7 +64,14 @@ class Demand:
             max_per_node=service.spec.max_per_node if service else 0,
             spread=service.spec.spread if service else (),
             affinities=service.spec.affinities if service else task.affinities,
+            binpack=_strategy(view, service) is Strategy.BINPACK,
         )
+
+
+def _strategy(view: ClusterView, service: Service | None) -> Strategy:
+    """Of a service, or of containers."""
+    own = service.spec.strategy if service else Strategy.DEFAULT
+    return own or (view.cluster.strategy if view.cluster else own)
 
 
 def published(task: Task) -> tuple[Port, ...]:
@@ -155,6 +165,8 @@ class Filter:
     """True for each row that passes."""
     explain: str
     """What is wrong with a node that does not pass, in the user's words."""
+    lasting: bool = False
+    """What does not pass never will, unless its operator changes the node."""
 
 
 def _ints(values: list[int]) -> IntArray:

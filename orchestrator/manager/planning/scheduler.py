@@ -9,13 +9,14 @@ once a demand, and after each placement only the row of the chosen node is score
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 
 from orchestrator.manager.planning.affinities import feeds_on_itself, liking
+from orchestrator.manager.planning.avoidance import avoided
 from orchestrator.manager.planning.constraints import read
 from orchestrator.manager.planning.filters import (
     candidates,
@@ -24,11 +25,14 @@ from orchestrator.manager.planning.filters import (
     impossible,
 )
 from orchestrator.manager.planning.nodetable import Demand, Filter, NodeTable
-from orchestrator.manager.planning.resources import IntArray, fits
+from orchestrator.manager.planning.resources import BoolArray, IntArray, fits
 from orchestrator.manager.planning.scoring import NEVER, Ranking
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.objects import Node, Task
 from orchestrator.model.rules import RuleError
+
+NEVER_FITS = "as the nodes are, none can ever fit"
+ITS_NEVER_FITS = "as its node is, it can never fit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +67,14 @@ def schedule(view: ClusterView, pending: Iterable[Task], now: float) -> list[Pla
     for demand, alike in groupby(due, key=lambda task: Demand.of(view, task)):
         left = list(alike)
         while left:
-            placed = _place(view, table, demand, left)
+            placed = _place(view, table, demand, left, now)
             decided += placed
             left = left[len(placed) :]
     return decided
 
 
 def _place(
-    view: ClusterView, table: NodeTable, demand: Demand, tasks: Iterable[Task]
+    view: ClusterView, table: NodeTable, demand: Demand, tasks: Iterable[Task], now: float
 ) -> list[Placement | Unplaced]:
     """Decide about tasks of one demand, in order: all of them, or up to one that gave a volume
     its home or a liking its object, since the rules for those behind it are others then."""
@@ -84,7 +88,8 @@ def _place(
     passing = candidates(table, demand)
     for rule in filters:
         passing &= rule.check(table)
-    ranking = Ranking(table, demand, liking(view, table, demand))
+    ranking = Ranking(view, table, demand, liking(view, table, demand))
+    shunned = _rows(table, avoided(view, demand.service_id, now))
     scores = np.where(passing, ranking.rank(slice(None)), NEVER)
     one_by_one = feeds_on_itself(view, demand)
     zones = [_Zones(table, demand, level) for level in range(1, len(demand.spread) + 1)]
@@ -94,9 +99,9 @@ def _place(
         if chosen is not None:
             scores[chosen] = NEVER if demand.ports else _score_again(table, demand, ranking, chosen)
             chosen = None
-        row = _best(scores, zones)
+        row = _best(scores, zones, shunned)
         if scores[row] == NEVER:
-            reason = reason or explain(_rejects(table, demand, filters))
+            reason = reason or _reason(table, demand, filters)
             decided.append(Unplaced(task, reason))
             continue
         decided.append(Placement(task, table.nodes[row]))
@@ -128,8 +133,11 @@ class _Zones:
         self._tasks[self._zone[row]] += 1
 
 
-def _best(scores: IntArray, zones: Sequence[_Zones]) -> int:
-    """The row with the least score among those in the zones with the fewest tasks."""
+def _best(scores: IntArray, zones: Sequence[_Zones], shunned: BoolArray | None) -> int:
+    """The row with the least score among those in the zones with the fewest tasks; one that is
+    shunned only if there is no other."""
+    if shunned is not None and (others := np.where(shunned, NEVER, scores)).min() != NEVER:
+        scores = others
     for each in zones:
         tasks = np.where(scores == NEVER, NEVER, each.tasks())
         scores = np.where(tasks == tasks.min(), scores, NEVER)
@@ -147,6 +155,27 @@ def _score_again(table: NodeTable, demand: Demand, ranking: Ranking, row: int) -
     if most and table.tasks_of_service(demand.service_id)[row] >= most:
         return NEVER
     return int(ranking.rank(slice(row, row + 1))[0])
+
+
+def _rows(table: NodeTable, node_ids: Collection[str]) -> BoolArray | None:
+    """These nodes; None if there are none."""
+    if not node_ids:
+        return None
+    return np.array([node.id in node_ids for node in table.nodes], dtype=np.bool_)
+
+
+def _reason(table: NodeTable, demand: Demand, filters: Sequence[Filter]) -> str:
+    """Why no node takes a task now, and whether one ever will."""
+    reason = explain(_rejects(table, demand, filters))
+    able = fits(table.total_shares, demand.resources.shares)
+    able &= fits(table.total_memory, demand.resources.memory)
+    able &= candidates(table, demand)
+    for rule in filters:
+        if rule.lasting:
+            able &= rule.check(table)
+    if able.any():
+        return reason
+    return f"{reason}; {ITS_NEVER_FITS if demand.node_id else NEVER_FITS}"
 
 
 def _rejects(table: NodeTable, demand: Demand, filters: Iterable[Filter]) -> list[tuple[str, int]]:

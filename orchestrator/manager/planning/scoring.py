@@ -1,8 +1,10 @@
 """How good a node is for one more task, among those that can take it.
 
-A rank is one integer, less is better: the tasks of the service on the node, less what the service's
-wishes make of it; then the load with the task (the larger of the shares' and the memory's
-fraction), in units of 2^-20; then the tasks of the node.
+A rank is one integer, less is better. To spread: the tasks of the service on the node, less what
+the service's wishes make of it; then the load with the task (the larger of the shares' and the
+memory's fraction), in units of 2^-20; then the tasks of the node. To pack: the wishes alone; then
+what is left of the node by its load; then how few tasks it has. A node that has the image counts
+as a little less loaded, or, to pack, as a little fuller.
 """
 
 from __future__ import annotations
@@ -11,22 +13,34 @@ import numpy as np
 
 from orchestrator.manager.planning.nodetable import Demand, NodeTable
 from orchestrator.manager.planning.resources import IntArray
+from orchestrator.manager.planning.views import ClusterView
 
 NEVER = np.iinfo(np.int64).max
 """The rank of a node that cannot take the task."""
 
 _LOAD_BITS, _TASK_BITS = 22, 20
 _LOAD_UNIT = 1 << 20
+_TASKS = (1 << _TASK_BITS) - 1
+
+IMAGE_THERE = 1 / 32
+"""What the image on a node is worth, as a fraction of its load."""
 
 
 class Ranking:
     """The ranks of nodes for tasks of one demand; `liked` is what its wishes make of each node, in
     tasks of the service."""
 
-    def __init__(self, table: NodeTable, demand: Demand, liked: IntArray | None) -> None:
+    def __init__(
+        self, view: ClusterView, table: NodeTable, demand: Demand, liked: IntArray | None
+    ) -> None:
         self._table = table
         self._demand = demand
         self._disliked = liked.max() - liked if liked is not None and len(liked) else None
+        there = np.zeros(len(table.nodes), dtype=np.int64)
+        for id in _holders(view, demand):
+            if (row := table.row.get(id)) is not None:
+                there[row] = int(IMAGE_THERE * _LOAD_UNIT)
+        self._image = there
 
     def rank(self, rows: slice) -> IntArray:
         """The rank of each of these nodes for one more task."""
@@ -35,13 +49,26 @@ class Ranking:
             _fraction(table.total_shares[rows], table.free_shares[rows], demand.resources.shares),
             _fraction(table.total_memory[rows], table.free_memory[rows], demand.resources.memory),
         )
-        crowd = table.tasks_of_service(demand.service_id)[rows]
+        crowd, tasks = table.tasks_of_service(demand.service_id)[rows], table.tasks[rows]
+        if demand.binpack:
+            crowd, tasks = np.zeros_like(crowd), _TASKS - tasks
+            load = 2 * _LOAD_UNIT - load
         if self._disliked is not None:
             crowd = crowd + self._disliked[rows]
-        ranked: IntArray = (
-            (crowd << (_LOAD_BITS + _TASK_BITS)) + (load << _TASK_BITS) + table.tasks[rows]
-        )
+        # What has the image all else equal: never less than no load at all.
+        load = load + int(IMAGE_THERE * _LOAD_UNIT) - self._image[rows]
+        ranked: IntArray = (crowd << (_LOAD_BITS + _TASK_BITS)) + (load << _TASK_BITS) + tasks
         return ranked
+
+
+def _holders(view: ClusterView, demand: Demand) -> tuple[str, ...]:
+    """Ids of the nodes that have the demand's image."""
+    digest = demand.image_digest
+    image = view.images.get(digest) if digest else view.image_by_name(demand.image)
+    if image is None and digest:
+        indexed = (each for each in view.images.values() if digest in each.indexes)
+        image = min(indexed, key=lambda each: each.id, default=None)
+    return image.nodes if image is not None else ()
 
 
 def _fraction(total: IntArray, free: IntArray, wanted: int) -> IntArray:

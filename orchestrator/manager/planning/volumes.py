@@ -30,6 +30,8 @@ class NodeRule:
     allows: Callable[[Node], bool]
     words: str
     """What is wrong with a node that it does not allow, in the user's words."""
+    lasting: bool = False
+    """For life."""
 
 
 class Homes:
@@ -109,7 +111,7 @@ def _rule(view: ClusterView, homes: Homes, mount: MountSpec) -> NodeRule:
         )
     home = homes.of(mount.source)
     if home:
-        return only_on(view, home, f"volume {mount.source} is on")
+        return replace(only_on(view, home, f"volume {mount.source} is on"), lasting=True)
     driver = driver_of(view, mount.source, mount)
     return NodeRule(
         lambda node: driver == LOCAL_DRIVER or driver in node.description.volume_drivers,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.model import affinities, dependencies, mounts, objects, specs
+from orchestrator.model import affinities, dependencies, mounts, objects, placement, specs
 from orchestrator.model.convert import ConvertError, decode, encode, from_proto, to_proto
 from orchestrator.model.objects import Image, Node, Service, Task, TaskStatus
 from orchestrator.model.specs import (
@@ -26,9 +26,10 @@ from orchestrator.model.specs import (
 from orchestrator.model.states import TaskState
 from orchestrator.pb import types_pb2
 
+MODULES = (affinities, dependencies, mounts, placement, specs, objects)
 CLASSES = [
     value
-    for module in (affinities, dependencies, mounts, specs, objects)
+    for module in MODULES
     for _, value in inspect.getmembers(module, dataclasses.is_dataclass)
     if value.__module__ == module.__name__
 ]
@@ -93,11 +94,7 @@ def test_every_message_has_a_class() -> None:
 @pytest.mark.parametrize("name", list(types_pb2.DESCRIPTOR.enum_types_by_name))
 def test_enum_numbers_are_the_same(name: str) -> None:
     proto = types_pb2.DESCRIPTOR.enum_types_by_name[name]
-    python: Any = next(
-        found
-        for module in (objects, specs, mounts, dependencies)
-        if (found := getattr(module, name, None))
-    )
+    python: Any = next(found for module in MODULES if (found := getattr(module, name, None)))
     assert {value.number for value in proto.values} == {int(member) for member in python}
     for value in proto.values:
         assert value.name.endswith("_" + python(value.number).name)

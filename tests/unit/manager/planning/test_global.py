@@ -81,7 +81,9 @@ def test_a_full_node_says_so_for_itself_only() -> None:
     world = everywhere(spec=task_spec(shares=4096))
     world.put(node("a", shares=1024))
     world.obey()
-    assert world.task(1).status.message == "no suitable node (1 node: insufficient shares)"
+    assert world.task(1).status.message == (
+        "no suitable node (1 node: insufficient shares); as its node is, it can never fit"
+    )
 
 
 def test_an_update_goes_from_node_to_node() -> None:

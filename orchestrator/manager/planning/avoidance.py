@@ -1,0 +1,60 @@
+"""Nodes on which a service keeps failing, which it avoids for a while.
+
+A node is avoided by a service once two of its present tasks have failed there by themselves within
+five minutes, and none has settled there since. It is told by the tasks that are remembered, so a
+new leader avoids the same. It is a wish: if no other node can take a task, that one gets it, and
+what fails everywhere avoids nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from orchestrator.manager.planning.restart import SETTLED, ran
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Health, Task
+from orchestrator.model.states import TaskState
+
+FAILURES = 2
+"""Failures that make a node one to avoid."""
+
+REMEMBERED = 300.0
+"""Seconds for which a failure counts."""
+
+_FAILED = (TaskState.FAILED, TaskState.REJECTED)
+
+
+def avoided(view: ClusterView, service_id: str, now: float) -> set[str]:
+    """Ids of the nodes that tasks of the service had better not go to now."""
+    service = view.services.get(service_id)
+    if service is None:
+        return set()
+    failures: defaultdict[str, list[float]] = defaultdict(list)
+    settled: defaultdict[str, float] = defaultdict(float)
+    for task in view.tasks_of_service(service_id).values():
+        if not task.node_id or task.spec_version != service.spec_version:
+            continue
+        if _failed(task):
+            failures[task.node_id].append(task.status.at)
+        elif _settles(task, now):
+            settled[task.node_id] = max(settled[task.node_id], task.status.started_at + SETTLED)
+    return {
+        node_id
+        for node_id, times in failures.items()
+        if sum(at > max(now - REMEMBERED, settled[node_id]) for at in times) >= FAILURES
+    }
+
+
+def _failed(task: Task) -> bool:
+    """Whether it failed by itself before it had settled."""
+    if task.status.state not in _FAILED or task.desired_state > TaskState.RUNNING:
+        return False
+    return ran(task) < SETTLED or task.status.health is Health.UNHEALTHY
+
+
+def _settles(task: Task, now: float) -> bool:
+    status = task.status
+    if not status.started_at or status.health is Health.UNHEALTHY:
+        return False
+    ends = now if status.state is TaskState.RUNNING else status.finished_at or status.at
+    return ends - status.started_at >= SETTLED

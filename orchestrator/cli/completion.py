@@ -33,6 +33,16 @@ def services(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     return _starting(names, incomplete)
 
 
+def jobs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of jobs."""
+    from orchestrator.model.convert import from_proto
+    from orchestrator.pb import control_pb2
+
+    reply = _call(ctx, "ListServices", control_pb2.ListServicesRequest())
+    found = [from_proto(row.service).spec for row in reply.services] if reply else []
+    return _starting([spec.name for spec in found if spec.mode.is_job], incomplete)
+
+
 def scales(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of services with the `=` of `orc service scale`."""
     return [f"{name}=" for name in services(ctx, param, incomplete)]

@@ -67,7 +67,7 @@ def log_options(function: F) -> F:
 @pass_client
 def logs(client: Client, service: str, raw: bool, timestamps: bool, **values: Any) -> None:
     """Show the logs of a service or of one task: its stdout on stdout, its stderr on stderr."""
-    _show(client, _request(service, values), raw=raw, timestamps=timestamps)
+    show_logs(client, service, values, raw=raw, timestamps=timestamps)
 
 
 @click.command("logs", epilog=example("orc logs -f web", "orc logs --since 10m -t web.3"))
@@ -78,7 +78,17 @@ def container_logs(client: Client, container: str, timestamps: bool, **values: A
     """Show what a container wrote: its stdout on stdout, its stderr on stderr."""
     listing = containers_pb2.ListContainersRequest(containers=[container])
     task = client.call("Containers.ListContainers", listing).containers[0].task
-    _show(client, _request(task.id, values), raw=True, timestamps=timestamps)
+    show_logs(client, task.id, values, raw=True, timestamps=timestamps)
+
+
+def show_logs(
+    client: Client, name: str, values: Mapping[str, Any], *, raw: bool, timestamps: bool
+) -> None:
+    """Print the logs of a service, job or task as `log_options` say, until their end or Ctrl-C."""
+    try:
+        print_records(client, _request(name, values), raw=raw, timestamps=timestamps)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def _request(name: str, values: Mapping[str, Any]) -> Any:
@@ -89,13 +99,6 @@ def _request(name: str, values: Mapping[str, Any]) -> Any:
         since=values["since"] or 0.0,
         until=values["until"] or 0.0,
     )
-
-
-def _show(client: Client, request: Any, *, raw: bool, timestamps: bool) -> None:
-    try:
-        print_records(client, request, raw=raw, timestamps=timestamps)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
 
 
 def print_records(client: Client, request: Any, *, raw: bool, timestamps: bool) -> None:

@@ -33,7 +33,10 @@ SECTIONS = (
     ),
     (
         "What runs",
-        (Lazy("service", "orchestrator.cli.service:service", "Replicated and global services"),),
+        (
+            Lazy("service", "orchestrator.cli.service:service", "Replicated and global services"),
+            Lazy("job", "orchestrator.cli.job:job", "Work that ends, at once or on a schedule"),
+        ),
     ),
     (
         "Containers",

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.container_flags import image_and_command, with_many
+from orchestrator.cli.job_settings import blank_spec
 from orchestrator.cli.mount_flags import apply_mounts
 from orchestrator.cli.network_flags import attachments
 from orchestrator.cli.placement_flags import with_placement
@@ -23,12 +24,13 @@ def new_spec(values: dict[str, Any]) -> ServiceSpec:
     if values["entrypoint"] == ():
         # Given and empty: none, not the image's.
         values = {**values, "entrypoint": ("",)}
-    mode = ServiceMode[values["mode"].upper()]
-    if mode is ServiceMode.GLOBAL and values["replicas"] is not None:
-        raise click.UsageError("a global service has a task on each node; it takes no --replicas")
+    mode = ServiceMode[values["mode"].upper().replace("-", "_")]
+    if mode.is_global and values["replicas"] is not None:
+        what = "job" if mode.is_job else "service"
+        raise click.UsageError(f"a global {what} has a task on each node; it takes no --replicas")
     image, command = image_and_command(values)
     name = values["name"] if values["name"] is not None else _name_for(image or "host")
-    spec = with_placement(apply_settings(ServiceSpec(name=name, mode=mode), values), values)
+    spec = with_placement(apply_settings(blank_spec(name, mode), values), values)
     container = replace(
         spec.task.container,
         image=image,

@@ -26,6 +26,8 @@ _CHANGES = {
     "RollbackService": "rollback_service",
     "PromoteService": "promote_service",
     "UpdateNode": "update_node",
+    "Jobs.StartJob": "start_job",
+    "Jobs.StopJob": "stop_job",
 }
 """Calls that can be thought through → their field of a PlannedChange."""
 _READS = ("List", "Get")
@@ -36,6 +38,10 @@ _COMMANDS = (
     "service rollback",
     "service promote",
     "service rm",
+    "job run",
+    "job start",
+    "job stop",
+    "job rm",
     "node update",
 )
 

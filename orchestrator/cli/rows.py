@@ -86,6 +86,7 @@ def service_row(message: Any) -> Row:
         "name": spec.name,
         "mode": word(spec.mode),
         "replicas": spec.replicas if replicated else message.desired,
+        "_done": f" ({job_count(message)} completed)" if spec.mode.is_job else "",
         "running": message.running,
         "image": spec.task.container.image,
         "ports": [port_row(port) for port in spec.task.ports],
@@ -94,6 +95,11 @@ def service_row(message: Any) -> Row:
         "created_at": moment(service.created_at),
         "updated_at": moment(service.updated_at),
     }
+
+
+def job_count(message: Any) -> str:
+    """What the newest run of a job has done, such as `3/10`, from a ServiceRow."""
+    return f"{message.completed}/{message.completions}"
 
 
 def port_row(port: PortSpec) -> Row:
@@ -110,7 +116,7 @@ def service_columns(whole: bool) -> list[Column]:
         short("ID", "id", whole),
         column("NAME", "name"),
         column("MODE", "mode"),
-        Column("REPLICAS", lambda row: f"{row['running']}/{row['replicas']}"),
+        Column("REPLICAS", lambda row: f"{row['running']}/{row['replicas']}{row['_done']}"),
         column("IMAGE", "image"),
         Column("PORTS", lambda row: ", ".join(map(port_text, row["ports"]))),
     ]

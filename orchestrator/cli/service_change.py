@@ -30,15 +30,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 CONFLICTS = 5
 """How often an edit is made anew on a newer spec before we give up."""
 
+PATIENCE = 120.0
+"""Seconds that services are waited for, unless told otherwise."""
+
 
 def wait_options(function: F) -> F:
     """`--detach`, `--quiet` and `--timeout` of a command that waits for convergence."""
     function = click.option(
         "--timeout",
         type=DURATION,
-        default="2m",
-        show_default=True,
-        help="How long to wait for it to run; then the exit status is 3.",
+        help="How long to wait for it (2m; for a job's end as long as it takes); then the exit "
+        "status is 3.",
     )(function)
     function = click.option("--quiet", "-q", is_flag=True, help="No progress.")(function)
     return click.option("--detach", "-d", is_flag=True, help="Do not wait.")(function)
@@ -58,7 +60,7 @@ def resolve_options(function: F) -> F:
     )(function)
 
 
-def _share_login(client: Client, values: Mapping[str, Any]) -> None:
+def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
     """Do as `--with-registry-auth` says: the cluster's own credentials go to whoever pulls."""
     if values["with_registry_auth"] and values["image"]:
         from orchestrator.cli.image_registry import share_login
@@ -70,16 +72,17 @@ def _share_login(client: Client, values: Mapping[str, Any]) -> None:
     context_settings={"allow_interspersed_args": False},
     epilog=example(
         "orc service create --name web --replicas 3 -p 8080:80 hello:1",
-        "orc service create --name job --restart-condition none hello:1 echo hi",
+        "orc service create --name sums --mode replicated-job --replicas 10 --max-concurrent 3 "
+        "sums:1",
     ),
 )
 @click.option("--name", help="The service's name; else one is made from the image's.")
 @click.option(
     "--mode",
-    type=click.Choice([mode.name.lower() for mode in ServiceMode]),
+    type=click.Choice([mode.name.lower().replace("_", "-") for mode in ServiceMode]),
     default="replicated",
     show_default=True,
-    help="A number of tasks, or one on each node.",
+    help="A number of tasks, or one on each node; the tasks of a job do their work and end.",
 )
 @click.option(
     "--publish", "-p", multiple=True, metavar="PUBLISHED:TARGET[/udp]", help="Publish a port."
@@ -116,11 +119,11 @@ def _share_login(client: Client, values: Mapping[str, Any]) -> None:
 def create(client: Client, **values: Any) -> None:
     """Create a service from an image, and wait until it runs."""
     spec = new_spec(values)
-    _share_login(client, values)
+    share_credentials(client, values)
     request = control_pb2.CreateServiceRequest(
         spec=to_proto(spec), no_resolve_image=values["no_resolve_image"]
     )
-    _wait(client, [client.call("CreateService", request)], values)
+    wait_for(client, [client.call("CreateService", request)], values)
 
 
 @click.command(
@@ -137,15 +140,15 @@ def create(client: Client, **values: Any) -> None:
 @pass_client
 def update(client: Client, **values: Any) -> None:
     """Change a service, and wait until it runs as changed."""
-    _share_login(client, values)
-    changed = _change(
+    share_credentials(client, values)
+    changed = change(
         client,
         values["service"],
         lambda spec: edited(spec, values),
         resolve_image=values["image"] is not None,
         no_resolve_image=values["no_resolve_image"],
     )
-    _wait(client, [changed], values)
+    wait_for(client, [changed], values)
 
 
 @click.command(epilog=example("orc service rollback web", "orc service rollback --to 3 web"))
@@ -164,7 +167,7 @@ def rollback(client: Client, service: str, version: int, **values: Any) -> None:
     """Bring an earlier spec of a service back, and wait until it runs. Its number of replicas
     stays."""
     request = control_pb2.RollbackServiceRequest(service=service, version=version)
-    _wait(client, [client.call("RollbackService", request)], values)
+    wait_for(client, [client.call("RollbackService", request)], values)
 
 
 @click.command(epilog=example("orc service promote web"))
@@ -174,7 +177,7 @@ def rollback(client: Client, service: str, version: int, **values: Any) -> None:
 def promote(client: Client, service: str, **values: Any) -> None:
     """Let an update that stands at its canaries go on, and wait until all tasks run."""
     request = control_pb2.PromoteServiceRequest(service=service)
-    _wait(client, [client.call("PromoteService", request)], values)
+    wait_for(client, [client.call("PromoteService", request)], values)
 
 
 @click.command(epilog=example("orc service scale web=12", "orc service scale web=3 api=5"))
@@ -191,9 +194,9 @@ def scale(client: Client, scales: tuple[str, ...], **values: Any) -> None:
     """Set the number of replicas of services, and wait until they run."""
     wanted = [_scale(text) for text in scales]
     changed = [
-        _change(client, name, partial(scaled, replicas=replicas)) for name, replicas in wanted
+        change(client, name, partial(scaled, replicas=replicas)) for name, replicas in wanted
     ]
-    _wait(client, changed, values)
+    wait_for(client, changed, values)
 
 
 def _scale(text: str) -> tuple[str, int]:
@@ -212,7 +215,7 @@ def _scale(text: str) -> tuple[str, int]:
     return name, replicas
 
 
-def _change(
+def change(
     client: Client,
     name: str,
     edit: Callable[[ServiceSpec], ServiceSpec],
@@ -245,13 +248,18 @@ def _change(
     raise CliError(f"service '{name}' is being changed by others all the time; try again")
 
 
-def _wait(client: Client, services: list[Any], values: dict[str, Any]) -> None:
+def wait_for(client: Client, services: list[Any], values: dict[str, Any]) -> None:
     """Print the ids (of what was created) or names, and wait for each unless told not to."""
     for service in services:
         click.echo(service.id)
     if values["detach"]:
         return
+    from orchestrator.cli.job_wait import until_done
     from orchestrator.cli.wait import until_converged
 
     for service in services:
-        until_converged(client, service, values["timeout"], values["quiet"])
+        if from_proto(service).spec.mode.is_job:
+            until_done(client, service, values["timeout"], values["quiet"])
+        else:
+            timeout = PATIENCE if values["timeout"] is None else values["timeout"]
+            until_converged(client, service, timeout, values["quiet"])

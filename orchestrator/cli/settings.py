@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from orchestrator.cli.flag_types import CPUS, DURATION, MEMORY, WORDS, Parsed, Setting
+from orchestrator.cli.job_settings import JOB_SETTINGS
 from orchestrator.cli.update_settings import UPDATE_SETTINGS, one_of
 from orchestrator.model.placement import Strategy
 from orchestrator.model.specs import (
@@ -147,6 +148,7 @@ SETTINGS = (
         "Time over which attempts are counted (0: forever).",
     ),
     *UPDATE_SETTINGS,
+    *JOB_SETTINGS,
     Setting(
         ("--health-cmd",),
         "task.container.health.test",

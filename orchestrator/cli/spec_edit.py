@@ -62,8 +62,9 @@ def edit_options(function: F) -> F:
 
 def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
     """The spec with an update's flags applied. Raises a usage error for what cannot be."""
-    if values["replicas"] is not None and spec.mode is ServiceMode.GLOBAL:
-        raise click.UsageError("a global service has a task on each node; it takes no --replicas")
+    if values["replicas"] is not None and spec.mode.is_global:
+        what = "job" if spec.mode.is_job else "service"
+        raise click.UsageError(f"a global {what} has a task on each node; it takes no --replicas")
     spec = with_placement(apply_settings(spec, values), values)
     container = spec.task.container
     container = replace(
@@ -103,6 +104,11 @@ def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
 
 def scaled(spec: ServiceSpec, replicas: int) -> ServiceSpec:
     """The spec with another number of replicas."""
+    if spec.mode.is_job:
+        raise click.UsageError(
+            f"'{spec.name}' is a job: 'orc service update --replicas' begins another run with "
+            "that many completions"
+        )
     if spec.mode is ServiceMode.GLOBAL:
         raise click.UsageError(f"service '{spec.name}' is global: a task on each node, no replicas")
     result: ServiceSpec = with_value(spec, "replicas", replicas)

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
 from typing import Any, Protocol
 
 import click
@@ -46,8 +47,8 @@ def until_converged(client: Client, written: Any, timeout: float, quiet: bool = 
     deadline = time.monotonic() + timeout
     last = None
     try:
-        with _view(quiet) as view:
-            for progress in _pictures(client, name, deadline):
+        with progress_view(quiet) as view:
+            for progress in pictures(client, name, deadline):
                 last = progress
                 if progress.removed:
                     raise CliError(f"service '{name}' was removed meanwhile")
@@ -102,13 +103,14 @@ def _outcome(progress: Any) -> str:
     return "converged"
 
 
-def _pictures(client: Client, name: str, deadline: float) -> Iterator[Any]:
+def pictures(client: Client, name: str, deadline: float) -> Iterator[Any]:
     """Each ServiceProgress until the deadline (TimeoutError), whatever becomes of managers."""
     told = False
     while (left := deadline - time.monotonic()) > 0:
         request = control_pb2.WatchServiceRequest(service=name)
         try:
-            yield from client.stream("WatchService", request, timeout=left)
+            bound = left if isfinite(left) else None
+            yield from client.stream("WatchService", request, timeout=bound)
         except ManagerLost as lost:
             if not told:
                 click.echo(f"{name}: {lost.message}; trying again", err=True)
@@ -119,7 +121,7 @@ def _pictures(client: Client, name: str, deadline: float) -> Iterator[Any]:
     raise TimeoutError
 
 
-def _view(quiet: bool) -> AbstractContextManager[_View]:
+def progress_view(quiet: bool) -> AbstractContextManager[_View]:
     if quiet:
         return nullcontext(_NoView())
     if sys.stderr.isatty():
@@ -135,16 +137,17 @@ class _NoView:
 
 
 PATIENCE = 1.0
-"""Seconds of waiting before the steps on a task's way are worth a line each."""
+"""Seconds on its way before a task's steps are worth a line each."""
 
 
 class PlainView:
-    """One line for each task that runs or has ended, and for each new reason to wait; of waits
-    that last, also for each step on the way."""
+    """One line for each task that runs or has ended, and for each new reason to wait; of a task
+    that takes its time, also for each step on its way."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._patient_until = clock() + PATIENCE
+        self._patient_until: dict[str, float] = {}
+        """By task."""
         self._shown: dict[str, str] = {}
         self._reasons: set[str] = set()
         self._first = True
@@ -153,7 +156,8 @@ class PlainView:
         for task in sorted(tasks, key=lambda task: (task.slot, task.created_at)):
             text = task_text(task, hostnames)
             old = self._first and is_terminal(task.status.state)
-            if _on_its_way(task.status) and self._clock() < self._patient_until:
+            until = self._patient_until.setdefault(task.id, self._clock() + PATIENCE)
+            if _on_its_way(task.status) and self._clock() < until:
                 continue
             if self._shown.get(task.id) != text and not old and not is_waiting(task):
                 click.echo(f"{task.name}  {text}", err=True)
@@ -212,7 +216,11 @@ def _running(progress: Any) -> int:
 
 
 def overall(progress: Any) -> str:
-    text = f"{_running(progress)} of {progress.desired} running"
+    """A service in one line; of a job what is done."""
+    running = _running(progress)
+    if progress.service.job.runs:
+        return f"{progress.completed} of {progress.completions} completed, {running} running"
+    text = f"{running} of {progress.desired} running"
     update = progress.service.update
     return f"{text}, {back_text(update)}" if _goes_back(update) else text
 
@@ -231,18 +239,23 @@ def _reasons(name: str, progress: Any, timeout: float) -> str:
     time_text, hint = format_duration(timeout), f"see 'orc service ps {name}'"
     if progress is None:
         return f"service '{name}' has not converged in {time_text}: no manager answered; {hint}"
-    tasks = [from_proto(task) for task in progress.tasks]
-    wanted = [task for task in tasks if task.desired_state <= TaskState.RUNNING]
-    reasons = Counter(
-        f"{word(task.status.state)}: {task_error(task)}" for task in wanted if task_error(task)
-    )
-    # What failed before the tasks that are being tried now tells why those may not run either.
-    if not reasons:
-        reasons = Counter(
-            f"failed: {task_error(task)}" for task in tasks if task.status.state is TaskState.FAILED
-        )
-    why = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+    why = reasons(progress)
     return (
         f"service '{name}' has not converged in {time_text}: {overall(progress)}"
         f"{'; ' + why if why else ''}; it goes on in the background, {hint}"
     )
+
+
+def reasons(progress: Any) -> str:
+    """Why tasks wait or fail, the most frequent reasons first."""
+    tasks = [from_proto(task) for task in progress.tasks]
+    wanted = [task for task in tasks if task.desired_state <= TaskState.RUNNING]
+    found = Counter(
+        f"{word(task.status.state)}: {task_error(task)}" for task in wanted if task_error(task)
+    )
+    # What failed before the tasks that are being tried now tells why those may not run either.
+    if not found:
+        found = Counter(
+            f"failed: {task_error(task)}" for task in tasks if task.status.state is TaskState.FAILED
+        )
+    return "; ".join(f"{count} {reason}" for reason, count in found.most_common(3))

@@ -164,17 +164,17 @@ def _range(field: _Field, part: str, offset: int) -> range:
 
 
 def _number(field: _Field, text: str, offset: int) -> int:
-    if text.isdecimal() and text.isascii():
-        if field.first <= int(text) <= field.last:
-            return int(text)
-        raise _Typo(offset, f"{text} is not in {field.first}-{field.last}")
-    if text.lower() in field.names:
-        return field.first + field.names.index(text.lower())
     known = f"{field.first}-{field.last}"
     if field.names:
         known += f" or {field.names[0]}-{field.names[-1]}"
-        if meant := near_miss(text.lower(), field.names):
-            raise _Typo(offset, f"{text!r} is not in {known}; did you mean {meant}?")
+    if text.isdecimal() and text.isascii():
+        if field.first <= int(text) <= field.last:
+            return int(text)
+        raise _Typo(offset, f"{text} is not in {known}")
+    if text.lower() in field.names:
+        return field.first + field.names.index(text.lower())
+    if meant := near_miss(text.lower(), field.names):
+        raise _Typo(offset, f"{text!r} is not in {known}; did you mean {meant}?")
     raise _Typo(
         offset, f"{text!r} is not in {known}" if text else f"a number of {known} is missing"
     )

@@ -45,6 +45,11 @@ class ServiceMode(IntEnum):
         """Whether its tasks are to end."""
         return self in (ServiceMode.REPLICATED_JOB, ServiceMode.GLOBAL_JOB)
 
+    @property
+    def is_global(self) -> bool:
+        """Whether it has a task on each node, and no number of them."""
+        return self in (ServiceMode.GLOBAL, ServiceMode.GLOBAL_JOB)
+
 
 class EndpointMode(IntEnum):
     """What the name of a service stands for."""

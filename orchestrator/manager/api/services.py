@@ -200,7 +200,11 @@ class ServiceCalls(Calls):
             state = progress(view, service.id)
             rows.append(
                 control_pb2.ServiceRow(
-                    service=to_proto(service), running=state.running, desired=state.desired
+                    service=to_proto(service),
+                    running=state.running,
+                    desired=state.desired,
+                    completed=state.completed,
+                    completions=state.completions,
                 )
             )
         return control_pb2.ListServicesReply(services=rows)
@@ -254,6 +258,8 @@ class ServiceCalls(Calls):
             ],
             desired=state.desired,
             converged=state.converged,
+            completed=state.completed,
+            completions=state.completions,
             hostnames=hostnames(view),
         )
 

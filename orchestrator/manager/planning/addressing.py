@@ -28,7 +28,7 @@ from orchestrator.model.networks import (
     slices_in,
 )
 from orchestrator.model.objects import Network, Service, Task
-from orchestrator.model.specs import NetworkAttachment, ServiceMode, ServiceSpec, TaskSpec
+from orchestrator.model.specs import NetworkAttachment, ServiceSpec, TaskSpec
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
@@ -162,7 +162,7 @@ def check_fixed(view: ClusterView, spec: ServiceSpec, owner: str) -> None:
 def _check_count(attachment: NetworkAttachment, spec: ServiceSpec) -> None:
     if not spec.name:
         return
-    if spec.mode in (ServiceMode.GLOBAL, ServiceMode.GLOBAL_JOB):
+    if spec.mode.is_global:
         raise AddressRefused("a global service has a task on every node: it has no fixed addresses")
     for addresses in (attachment.ip, attachment.ip6):
         if addresses and len(addresses) < spec.replicas:

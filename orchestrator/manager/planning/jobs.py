@@ -39,7 +39,7 @@ from orchestrator.model.objects import (
     Service,
     Task,
 )
-from orchestrator.model.specs import Overlap, RestartCondition, RestartPolicy, ServiceMode
+from orchestrator.model.specs import Overlap, RestartCondition, RestartPolicy
 from orchestrator.model.states import TaskState
 from orchestrator.model.units import format_duration
 
@@ -82,6 +82,16 @@ def job_tasks(view: ClusterView, service: Service) -> int:
     return wanted
 
 
+def job_count(view: ClusterView, service: Service) -> tuple[int, int]:
+    """Completions of the newest run, and how many there are to be; of a job everywhere, as many as
+    there are nodes for it now."""
+    run = service.job.runs[0] if service.job.runs else JobRun(version=service.spec_version)
+    work = _Work(view, jobruns.as_of(service, run), run, {})
+    if work.everywhere:
+        return len(run.nodes), len({*run.nodes, *work.homes()})
+    return len(parse_indexes(run.completed)), work.service.spec.replicas
+
+
 def waiting_turn(view: ClusterView, service: Service, run: JobRun) -> list[int]:
     """The indexes of a run for which there is no task yet."""
     tasks = _by_run(view.tasks_of_service(service.id)).get(run.number, {})
@@ -102,7 +112,7 @@ class _Work:
 
     @property
     def everywhere(self) -> bool:
-        return self.service.spec.mode is ServiceMode.GLOBAL_JOB
+        return self.service.spec.mode.is_global
 
     def counted(self) -> JobRun:
         """The run with all that is done."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from orchestrator.manager.planning.accounting import running_tasks
 from orchestrator.manager.planning.constraints import welcome
 from orchestrator.manager.planning.jobruns import active
-from orchestrator.manager.planning.jobs import job_tasks
+from orchestrator.manager.planning.jobs import job_count, job_tasks
 from orchestrator.manager.planning.restart import finished
 from orchestrator.manager.planning.slots import Slot, ended, is_current, slots_of
 from orchestrator.manager.planning.views import ClusterView
@@ -22,6 +22,9 @@ class Progress:
     desired: int
     running: int
     converged: bool
+    completed: int = 0
+    """Of a job's newest run."""
+    completions: int = 0
 
 
 def progress(view: ClusterView, service_id: str) -> Progress:
@@ -39,7 +42,8 @@ def progress(view: ClusterView, service_id: str) -> Progress:
         return Progress(0, running, converged=not tasks)
     if service.spec.mode.is_job:
         busy = any(not ended(task) for task in tasks.values())
-        return Progress(job_tasks(view, service), running, not (busy or active(service)))
+        done, of = job_count(view, service)
+        return Progress(job_tasks(view, service), running, not (busy or active(service)), done, of)
     slots = [slot for slot in slots_of(tasks).values() if slot.kept]
     arrived = sum(_arrived(service, slot) for slot in slots)
     live = sum(not ended(task) for task in tasks.values())

@@ -30,14 +30,14 @@ from orchestrator.model.states import TaskState, is_terminal
 def test_indexes_follow_one_another_as_far_as_parallelism_allows() -> None:
     world = JobWorld.of(5, parallelism=2)
     assert world.live() == [1, 2]
-    assert progress(world.view, "work-id") == Progress(2, 0, converged=False)
+    assert progress(world.view, "work-id") == Progress(2, 0, False, completed=0, completions=5)
     world.end(2)
     assert (world.live(), world.done) == ([1, 3], {2})
     for index in (1, 3, 4, 5):
         world.end(index)
     assert world.states == [(1, JobState.COMPLETE)]
     assert world.runs[0].completed == "1-5"
-    assert progress(world.view, "work-id") == Progress(0, 0, converged=True)
+    assert progress(world.view, "work-id") == Progress(0, 0, True, completed=5, completions=5)
     world.pass_time(1000)
     assert len(world.tasks(COMPLETE)) == 5, "its tasks stay, and nothing begins anew"
 

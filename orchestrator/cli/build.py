@@ -130,7 +130,7 @@ def build(
         secrets=_secrets(secret),
         format=image_format,
         network="none" if network == "none" else "host",
-        add_hosts=[_host(text) for text in add_host],
+        add_hosts=[build_host(text) for text in add_host],
     )
     if folder == "-" or dockerfile == "-":
         chunks = _from_stdin(header, folder, dockerfile)
@@ -148,6 +148,16 @@ def build(
         return
     shown = ", ".join(names) or "an image without a name"
     click.echo(f"built {shown} ({short_id(image.id)}, {format_size(image.size)})")
+
+
+def build_folder(
+    client: Client, header: Any, folder: Path, dockerfile: str | None, quiet: bool
+) -> Any:
+    """Build what a header describes from a folder, with progress on stderr unless `quiet`, and
+    return the image. Raises CliError."""
+    chunks = _from_folder(header, folder, dockerfile)
+    with _view("quiet" if quiet else "auto") as view:
+        return _follow(client, header, chunks, view)
 
 
 def _from_folder(header: Any, root: Path, dockerfile: str | None) -> Iterator[bytes]:
@@ -241,7 +251,8 @@ def _secrets(texts: Iterable[str]) -> dict[str, bytes]:
     return found
 
 
-def _host(text: str) -> str:
+def build_host(text: str) -> str:
+    """`HOST:IP` or `HOST=IP` of a build, checked. Raises a usage error."""
     name, separator, address = text.partition("=" if "=" in text else ":")
     try:
         ipaddress.ip_address(address.strip("[]"))

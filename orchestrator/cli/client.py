@@ -41,6 +41,9 @@ class Client:
     A method is named `Method` of the Control service, or `Service.Method` of another.
     """
 
+    pretends = False
+    """Whether changes are only noted down, to be thought through (`orc plan`)."""
+
     def __init__(self, context: Context) -> None:
         self._context = context
         self._connection: Connection | None = None
@@ -62,6 +65,9 @@ class Client:
         if self._connection is not None:
             self._connection.close()
         self._connection = None
+
+    def intends(self, step: Any) -> None:
+        """What the command is about to do, for those who only want to know."""
 
     def call(self, method: str, request: Any, timeout: float = CALL_TIMEOUT) -> Any:
         """Call a unary method. Raises CliError (ManagerLost when no manager could be reached)."""

@@ -43,6 +43,16 @@ def jobs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[st
     return _starting([spec.name for spec in found if spec.mode.is_job], incomplete)
 
 
+def stacks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of stacks."""
+    from orchestrator.compose.stack import NAMESPACE
+    from orchestrator.pb import control_pb2
+
+    reply = _call(ctx, "ListServices", control_pb2.ListServicesRequest())
+    labels = [row.service.spec.labels for row in reply.services] if reply else []
+    return _starting([each[NAMESPACE] for each in labels if NAMESPACE in each], incomplete)
+
+
 def scales(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of services with the `=` of `orc service scale`."""
     return [f"{name}=" for name in services(ctx, param, incomplete)]

@@ -36,6 +36,7 @@ SECTIONS = (
         (
             Lazy("service", "orchestrator.cli.service:service", "Replicated and global services"),
             Lazy("job", "orchestrator.cli.job:job", "Work that ends, at once or on a schedule"),
+            Lazy("stack", "orchestrator.cli.stack:stack", "Services from compose files"),
         ),
     ),
     (

@@ -16,7 +16,15 @@ import click
 from orchestrator.cli.client import CALL_TIMEOUT, CLIENT, Client
 from orchestrator.cli.context import Context
 from orchestrator.cli.groups import CliError, example
-from orchestrator.cli.output import Row, column, format_option, print_list
+from orchestrator.cli.output import (
+    Column,
+    Row,
+    column,
+    format_option,
+    print_json,
+    print_list,
+    print_table,
+)
 from orchestrator.pb import control_pb2, types_pb2
 
 _CHANGES = {
@@ -28,8 +36,11 @@ _CHANGES = {
     "UpdateNode": "update_node",
     "Jobs.StartJob": "start_job",
     "Jobs.StopJob": "stop_job",
+    "Networks.CreateNetwork": "create_network",
 }
 """Calls that can be thought through → their field of a PlannedChange."""
+_UNSEEN = {"Volumes.CreateVolume": types_pb2.Volume}
+"""Calls that move no task → what they answer with."""
 _READS = ("List", "Get")
 _COMMANDS = (
     "service create",
@@ -43,6 +54,8 @@ _COMMANDS = (
     "job stop",
     "job rm",
     "node update",
+    "stack deploy",
+    "stack rm",
 )
 
 
@@ -53,15 +66,31 @@ class _Planned(Exception):
 class _PlanningClient(Client):
     """Reads as it should, and notes changes down."""
 
+    pretends = True
+
     def __init__(self, noted: list[_PlanningClient], context: Context) -> None:
         super().__init__(context)
         self.changes: list[Any] = []
+        self.steps: list[Row] = []
+        """What a stack's deployment consists of."""
         noted.append(self)
+
+    def intends(self, step: Any) -> None:
+        self.steps.append(
+            {
+                "action": step.action,
+                "kind": step.kind,
+                "name": step.name,
+                "changes": list(step.keys),
+            }
+        )
 
     def call(self, method: str, request: Any, timeout: float = CALL_TIMEOUT) -> Any:
         if (field := _CHANGES.get(method)) is not None:
             self.changes.append(control_pb2.PlannedChange(**{field: request}))
             return types_pb2.Service()
+        if method in _UNSEEN:
+            return _UNSEEN[method]()
         if not method.rpartition(".")[2].startswith(_READS):
             raise CliError("what this would do cannot be told without doing it")
         return super().call(method, request, timeout)
@@ -131,7 +160,29 @@ def plan(ctx: click.Context, command: tuple[str, ...], form: str) -> None:
         with redirect_stdout(io.StringIO()), suppress(_Planned):
             group.invoke(inner)
         rows = [row for client in noted for row in client.planned()]
-    if not rows and form == "table":
+    steps = [step for client in noted for step in client.steps]
+    if not rows and not steps and form == "table":
         click.echo("nothing would change", err=True)
+    elif words[0] == "stack":
+        _print_stack(steps, rows, form)
+    else:
+        print_list(rows, _COLUMNS, form=form, quiet=False, filters={})
+
+
+_STEP_COLUMNS = [
+    column("ACTION", "action"),
+    column("KIND", "kind"),
+    column("NAME", "name"),
+    Column("CHANGES", lambda row: ", ".join(row["changes"])),
+]
+
+
+def _print_stack(steps: list[Row], rows: list[Row], form: str) -> None:
+    """What would be made, changed and removed, and then what becomes of tasks."""
+    if form == "json":
+        print_json({"steps": steps, "tasks": rows})
         return
-    print_list(rows, _COLUMNS, form=form, quiet=False, filters={})
+    print_table(steps, _STEP_COLUMNS)
+    if rows:
+        click.echo()
+        print_table(rows, _COLUMNS)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from orchestrator.manager.api.context import ApiContext, Calls, answering
 from orchestrator.manager.api.jobs import JobCalls
+from orchestrator.manager.api.networks import NetworkCalls
 from orchestrator.manager.api.nodes import NodeCalls
 from orchestrator.manager.api.services import ServiceCalls
 from orchestrator.manager.planning.foresight import foresee
@@ -35,6 +36,8 @@ class PlanCalls(Calls):
         pretended = _Pretence(api)
         for change in request.changes:
             await pretended.make(change, context)
+        if request.check_only:
+            return control_pb2.PlanReply()
         steps = foresee(before, pretended.changes, api.now(), api.new_id)
         names = {node.id: node.description.hostname or node.id for node in before.nodes.values()}
         return control_pb2.PlanReply(
@@ -60,7 +63,12 @@ class _Pretence:
         self._kv = _PretendedKv(api.kv, self._cache)
         pretending = replace(api, kv=cast(Kv, self._kv), cache=cast(Cache, self._cache))
         self._services, jobs = ServiceCalls(pretending), JobCalls(pretending)
-        self._calls = {"update_node": NodeCalls(pretending), "start_job": jobs, "stop_job": jobs}
+        self._calls: dict[str, Calls] = {
+            "update_node": NodeCalls(pretending),
+            "start_job": jobs,
+            "stop_job": jobs,
+            "create_network": NetworkCalls(pretending),
+        }
 
     @property
     def changes(self) -> Sequence[Change]:

@@ -1,0 +1,269 @@
+"""What a deployment does: the difference between what a stack is to be and what there is. Pure.
+
+Nothing that is the same is touched, so a second deployment of the same files does nothing, and one
+that was cut off goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from orchestrator.compose.stack import NAMESPACE, Stack, StackNetwork, StackService, StackVolume
+from orchestrator.model.dependencies import start_order
+from orchestrator.model.mounts import LOCAL_DRIVER
+from orchestrator.model.names import near_miss
+from orchestrator.model.networks import BRIDGE, OVERLAY
+from orchestrator.model.objects import Network, Service, Volume
+from orchestrator.model.specs import PublishMode, ServiceSpec
+
+CREATE, CHANGE, REMOVE = "create", "change", "remove"
+
+
+class Conflict(ValueError):
+    """Something that the stack is to have is somebody else's, or not there. One line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the cluster has, by name."""
+
+    services: Mapping[str, Service] = field(default_factory=dict)
+    networks: Mapping[str, Network] = field(default_factory=dict)
+    volumes: Mapping[str, Volume] = field(default_factory=dict)
+    images: Mapping[str, str] = field(default_factory=dict)
+    """Name → the id that it stands for in the cluster."""
+    volume_names: frozenset[str] = frozenset()
+    """Also of those that only a node or a plugin knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One step of a deployment."""
+
+    action: str
+    kind: str
+    name: str
+    keys: tuple[str, ...] = ()
+    """What of it changes."""
+    wanted: Any = None
+    """The part of the stack that it makes true."""
+
+    def __str__(self) -> str:
+        keys = f" ({', '.join(self.keys)})" if self.keys else ""
+        return f"{self.kind} {self.name}{keys}"
+
+
+def changes(
+    stack: Stack,
+    there: Observed,
+    *,
+    prune: bool,
+    resolve: bool,
+    built: frozenset[str] = frozenset(),
+) -> list[Change]:
+    """The steps that make a stack true, in their order: what goes, networks, volumes, services
+    behind those that they wait for, what they needed until then. An image whose name stands for
+    another one by now is a change, of all if `resolve`, else of those that were `built`. Raises
+    Conflict."""
+    early, late = _gone(stack, there) if prune else ([], [])
+    found = [*early]
+    for network in stack.networks:
+        found += _network(network, there.networks.get(network.name), stack.name)
+    for volume in stack.volumes:
+        found += _volume(volume, there.volumes.get(volume.name))
+    drivers = {each.name: each.driver or OVERLAY for each in stack.networks if not each.external}
+    drivers = {**{each.name: each.driver for each in there.networks.values()}, **drivers}
+    for service in stack.services:
+        newest = resolve or service.spec.task.container.image in built
+        found += _service(service, there, drivers, stack.name, newest)
+    networks = {each.name for each in stack.networks}
+    found += late
+    if prune:
+        found += [
+            Change(REMOVE, "network", each.name)
+            for each in there.networks.values()
+            if each.labels.get(NAMESPACE) == stack.name and each.name not in networks
+        ]
+    return found
+
+
+def removals(name: str, there: Observed) -> list[Change]:
+    """The steps that remove a stack; its volumes stay. Services go before those that they wait
+    for."""
+    services = stop_order(each for each in there.services.values() if _is_of(each, name))
+    networks = sorted(n.name for n in there.networks.values() if n.labels.get(NAMESPACE) == name)
+    return [Change(REMOVE, "service", each) for each in services] + [
+        Change(REMOVE, "network", each) for each in networks
+    ]
+
+
+def stop_order(services: Iterable[Service]) -> list[str]:
+    """Names, each before those that it waits for."""
+    ordered = sorted(services, key=lambda each: each.spec.name, reverse=True)
+    needs = {each.spec.name: [d.service for d in each.spec.depends_on] for each in ordered}
+    return start_order(needs)[::-1]
+
+
+def _is_of(service: Service, stack: str) -> bool:
+    return service.spec.labels.get(NAMESPACE) == stack
+
+
+def _gone(stack: Stack, there: Observed) -> tuple[list[Change], list[Change]]:
+    """Services that the stack has no more: those that nothing needs go first, as their ports may
+    be wanted; others once nothing needs them."""
+    names = {each.spec.name for each in stack.services}
+    gone = [
+        s for s in there.services.values() if _is_of(s, stack.name) and s.spec.name not in names
+    ]
+    kept = [s for s in there.services.values() if s not in gone]
+    needed = {each.service for service in kept for each in service.spec.depends_on}
+    steps = [Change(REMOVE, "service", name) for name in stop_order(gone)]
+    if any(each.name in needed for each in steps):
+        return [], steps
+    return steps, []
+
+
+def _owner(labels: Mapping[str, str]) -> str:
+    stack = labels.get(NAMESPACE)
+    return f"it is of stack '{stack}'" if stack else "it is of no stack"
+
+
+def _missing(kind: str, name: str, known: Iterable[str], listing: str) -> Conflict:
+    meant = near_miss(name, known)
+    hint = f"did you mean '{meant}'?" if meant else f"make it first, see '{listing}'"
+    return Conflict(f"{kind} '{name}' is external, and there is none; {hint}")
+
+
+def _network(wanted: StackNetwork, there: Network | None, stack: str) -> Iterator[Change]:
+    if there is None:
+        if not wanted.external:
+            yield Change(CREATE, "network", wanted.name, wanted=wanted)
+        return
+    if wanted.external:
+        return
+    if there.labels.get(NAMESPACE) != stack:
+        raise Conflict(
+            f"there is a network '{wanted.name}' already, and {_owner(there.labels)}; name another "
+            f"one, or declare it external: true"
+        )
+    if keys := _network_differences(wanted, there):
+        raise Conflict(
+            f"network '{wanted.name}' has another {', '.join(keys)} than the file says, and "
+            f"networks cannot be changed; remove the stack first ('orc stack rm {stack}')"
+        )
+
+
+def _network_differences(wanted: StackNetwork, there: Network) -> list[str]:
+    said: list[tuple[str, Any, Any]] = [
+        ("driver", wanted.driver or OVERLAY, there.driver),
+        ("internal", wanted.internal, there.internal),
+        ("attachable", wanted.attachable, there.attachable),
+        ("encrypted", wanted.encrypted, there.encrypted),
+        ("driver_opts", dict(wanted.options), dict(there.options)),
+        ("ip_range", wanted.ip_range or there.ip_range, there.ip_range),
+        ("gateway", wanted.gateway or there.gateway, there.gateway),
+        ("enable_ipv6", wanted.ipv6 or _has_ipv6(wanted), bool(there.subnet6)),
+    ]
+    keys = [key for key, one, other in said if one != other]
+    if not set(wanted.subnets) <= {there.subnet, there.subnet6}:
+        keys.append("subnet")
+    return keys
+
+
+def _has_ipv6(wanted: StackNetwork) -> bool:
+    return any(":" in subnet for subnet in wanted.subnets)
+
+
+def _volume(wanted: StackVolume, there: Volume | None) -> Iterator[Change]:
+    if there is None:
+        if not wanted.external:
+            yield Change(CREATE, "volume", wanted.name, wanted=wanted)
+        return
+    driver = wanted.driver or LOCAL_DRIVER
+    if not wanted.external and (driver != there.driver or dict(wanted.options) != there.options):
+        raise Conflict(
+            f"there is a volume '{wanted.name}' with another driver or other options than the file "
+            f"says, and volumes cannot be changed; name another one, or remove it with its data "
+            f"('orc volume rm {wanted.name}')"
+        )
+
+
+def _service(
+    wanted: StackService,
+    there: Observed,
+    drivers: Mapping[str, str],
+    stack: str,
+    newest: bool,
+) -> Iterator[Change]:
+    name = wanted.spec.name
+    current = there.services.get(name)
+    if current is None:
+        yield Change(CREATE, "service", name, wanted=wanted)
+        return
+    if not _is_of(current, stack):
+        raise Conflict(
+            f"there is a service '{name}' already, and {_owner(current.spec.labels)}; choose "
+            "another name for the stack, or remove the service"
+        )
+    if wanted.spec.mode is not current.spec.mode:
+        raise Conflict(
+            f"service '{name}' is {current.spec.mode.name.lower()} and is to be "
+            f"{wanted.spec.mode.name.lower()}, which cannot be changed; remove it first "
+            f"('orc service rm {name}')"
+        )
+    spec = as_stored(wanted.spec, current.spec, drivers)
+    keys = differences(current.spec, spec)
+    image = spec.task.container.image
+    known = there.images.get(image, current.image_digest)
+    if newest and "image" not in keys and "@" not in image and known != current.image_digest:
+        keys = ["image", *keys]
+    if keys:
+        yield Change(CHANGE, "service", name, tuple(keys), replace(wanted, spec=spec))
+
+
+def as_stored(spec: ServiceSpec, current: ServiceSpec, drivers: Mapping[str, str]) -> ServiceSpec:
+    """The spec as the manager would keep it in place of the current one: forced restarts stay
+    counted, and what is on networks of each node alone publishes its ports there."""
+    task = replace(spec.task, force=current.task.force)
+    if all(drivers.get(each.network) == BRIDGE for each in task.attachments):
+        task = replace(task, ports=tuple(replace(p, mode=PublishMode.HOST) for p in task.ports))
+    return replace(spec, task=task)
+
+
+_LEFT_OUT = ("task", "container")
+"""Steps of a path that say nothing to a user."""
+
+
+def differences(old: Any, new: Any, path: tuple[str, ...] = ()) -> list[str]:
+    """The fields that differ, such as `image` and `update.delay`."""
+    if old == new:
+        return []
+    if not is_dataclass(old) or type(old) is not type(new):
+        return [".".join(step for step in path if step not in _LEFT_OUT)]
+    found = []
+    for each in fields(old):
+        one, other = getattr(old, each.name), getattr(new, each.name)
+        found += differences(one, other, (*path, each.name))
+    return found
+
+
+def check_external(stack: Stack, there: Observed) -> None:
+    """Raise Conflict for the first thing that is to be there already, and is not."""
+    for network in stack.networks:
+        if network.external and network.name not in there.networks:
+            if network.name in ("host", "none"):
+                raise Conflict(
+                    f"network '{network.name}' is not a network to be declared; write "
+                    f"network_mode: {network.name} at the service"
+                )
+            raise _missing("network", network.name, there.networks, "orc network ls")
+    for volume in stack.volumes:
+        if volume.external and volume.name not in there.volume_names and "{{" not in volume.name:
+            raise _missing("volume", volume.name, there.volume_names, "orc volume ls")
+
+
+def left(steps: Sequence[Change]) -> str:
+    """What is still to be done, as a sentence has it."""
+    return ", ".join(f"{each.kind} {each.name}" for each in steps) or "nothing"

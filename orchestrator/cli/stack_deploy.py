@@ -1,0 +1,362 @@
+"""`orc stack deploy` and `rm`: one step after the other, and what is left if one fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from orchestrator.cli import completion
+from orchestrator.cli.client import Client, Refused, pass_client
+from orchestrator.cli.flag_types import DURATION
+from orchestrator.cli.groups import CliError, NotConverged, RolledBack, example
+from orchestrator.cli.stack_changes import (
+    CHANGE,
+    CREATE,
+    Change,
+    Conflict,
+    Observed,
+    changes,
+    check_external,
+    left,
+    removals,
+)
+from orchestrator.cli.stack_files import file_options, read_files
+from orchestrator.cli.stack_rows import stack_names
+from orchestrator.compose.stack import Stack, StackNetwork, StackService, StackVolume
+from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.names import check_name, near_miss
+from orchestrator.model.objects import Network, Service, Volume
+from orchestrator.model.states import is_terminal
+from orchestrator.pb import control_pb2, networks_pb2, volumes_pb2
+
+_PARTICIPLES = {"create": "created", "change": "changed", "remove": "removed"}
+GONE_TIMEOUT = 120.0
+"""Seconds that containers and networks of a stack have to go."""
+_LOOK = 0.1
+"""Seconds between two looks whether they have."""
+
+
+@click.command(
+    epilog=example(
+        "orc stack deploy -c compose.yaml shop",
+        "orc stack deploy -c compose.yaml -c production.yaml --prune shop",
+        "orc stack deploy --set TAG=2 charts/hello hello",
+    )
+)
+@file_options
+@click.option("--prune", is_flag=True, help="Remove what the files have no more; volumes stay.")
+@click.option("--detach", "-d", is_flag=True, help="Do not wait until it runs.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@click.option(
+    "--timeout",
+    type=DURATION,
+    default="5m",
+    show_default=True,
+    help="How long to wait for all of it to run; then the exit status is 3.",
+)
+@click.option(
+    "--resolve-image",
+    type=click.Choice(["always", "changed", "never"]),
+    default="always",
+    show_default=True,
+    help="When to look up what an image's tag stands for; never: each node does it.",
+)
+@click.option(
+    "--with-registry-auth",
+    is_flag=True,
+    help="Log the cluster in with what this user's Docker has for the images' registries.",
+)
+@click.argument("names", metavar="[FOLDER] NAME", nargs=-1, required=True)
+@pass_client
+def deploy(client: Client, names: tuple[str, ...], **values: Any) -> None:
+    """Deploy a stack from compose files, or from a folder with one (a chart): make and change what
+    differs, and wait until it runs. What is the same is not touched."""
+    if len(names) > 2 or (len(names) == 1 and not values["files"]):
+        raise click.UsageError(
+            "say which file and how the stack is called: orc stack deploy -c FILE NAME, or "
+            "orc stack deploy FOLDER NAME"
+        )
+    name = checked_name(names[-1])
+    given = read_files(values, names[0] if len(names) == 2 else None, name)
+    stack = given.stack(name)
+    for note in given.notes:
+        click.echo(f"note: {note}", err=True)
+    there = observed(client)
+    prune, resolve = values["prune"], values["resolve_image"] == "always"
+    try:
+        check_external(stack, there)
+        steps = changes(stack, there, prune=prune, resolve=resolve)
+    except Conflict as conflict:
+        raise CliError(str(conflict)) from None
+    deployment = _Deployment(client, stack, there, values)
+    deployment.check(steps)
+    if built := deployment.build():
+        there = replace(there, images={**there.images, **built})
+        steps = changes(stack, there, prune=prune, resolve=resolve, built=frozenset(built))
+    deployment.make(steps)
+    if not steps and not values["quiet"]:
+        click.echo(f"stack {name} is as the files say already", err=True)
+    if not values["detach"]:
+        deployment.wait()
+
+
+@click.command(epilog=example("orc stack rm shop"))
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@click.argument("names", nargs=-1, required=True, shell_complete=completion.stacks)
+@pass_client
+def rm(client: Client, names: tuple[str, ...], quiet: bool) -> None:
+    """Remove stacks, and wait until their containers and networks are gone. Services stop before
+    those that they wait for; volumes stay."""
+    there = observed(client)
+    known = stack_names(there)
+    for name in names:
+        if name not in known:
+            raise no_stack(name, known)
+    for name in names:
+        _Deployment(client, Stack(name, (), (), (), (), ()), there, {"quiet": quiet}).make(
+            removals(name, there)
+        )
+
+
+def no_stack(name: str, known: Sequence[str]) -> CliError:
+    """There is none of that name."""
+    meant = near_miss(name, known)
+    hint = f"did you mean '{meant}'?" if meant else "see 'orc stack ls'"
+    return CliError(f"no stack '{name}'; {hint}")
+
+
+def checked_name(text: str) -> str:
+    """A stack's name, which begins the names of all that it has. Raises a usage error."""
+    try:
+        check_name(text, "stack name")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return text
+
+
+def observed(client: Client) -> Observed:
+    """What the cluster has."""
+    services = client.call("ListServices", control_pb2.ListServicesRequest()).services
+    networks = client.call("ListNetworks", control_pb2.ListNetworksRequest()).networks
+    volumes = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest()).volumes
+    images = client.call("ListImages", control_pb2.ListImagesRequest()).images
+    found: list[Service] = [from_proto(row.service) for row in services]
+    nets: list[Network] = [from_proto(each) for each in networks]
+    vols: list[Volume] = [from_proto(row.volume) for row in volumes if row.declared]
+    return Observed(
+        {each.spec.name: each for each in found},
+        {each.name: each for each in nets},
+        {each.name: each for each in vols},
+        {name: image.id for image in images for name in image.names},
+        frozenset(row.volume.id for row in volumes),
+    )
+
+
+class _Deployment:
+    """The steps of one deployment, or of a removal."""
+
+    def __init__(
+        self, client: Client, stack: Stack, there: Observed, values: Mapping[str, Any]
+    ) -> None:
+        self._client, self._stack, self._there, self._values = client, stack, there, values
+        self._written: dict[str, Any] = {}
+        """Services as a manager has stored them."""
+        self._built = {each.spec.name for each in stack.services if each.build}
+
+    def check(self, steps: Sequence[Change]) -> None:
+        """Have a manager look at all steps before the first is made. Raises CliError for one that
+        it would refuse."""
+        if self._client.pretends:
+            return
+        planned = []
+        for step in steps:
+            method, request = self._request(step, checking=True)
+            if (field := _PLANNED.get(method)) is not None:
+                planned.append(control_pb2.PlannedChange(**{field: request}))
+        self._client.call("Plan", control_pb2.PlanRequest(changes=planned, check_only=True))
+
+    def build(self) -> dict[str, str]:
+        """Build the images that the files say how to build; their names, and their ids."""
+        from orchestrator.cli.stack_build import build_image
+
+        built: dict[str, str] = {}
+        for service in self._stack.services:
+            if service.build is not None and not self._client.pretends:
+                self._say(f"building {service.build.image}")
+                image = build_image(self._client, service.build, self._values["quiet"])
+                built[service.spec.task.container.image] = image.id
+        return built
+
+    def make(self, steps: Sequence[Change]) -> None:
+        """Make the steps. Raises CliError, with what was done and what is left, if one fails."""
+        if self._values.get("with_registry_auth"):
+            self._share_logins()
+        for index, step in enumerate(steps):
+            self._client.intends(step)
+            try:
+                self._make(step)
+            except CliError as error:
+                done = left(steps[:index])
+                raise type(error)(
+                    f"{error.format_message()}; done: {done}; left: {left(steps[index:])} "
+                    "(the same command goes on from there)"
+                ) from None
+            if not self._client.pretends:
+                self._say(f"{_PARTICIPLES[step.action]} {step}")
+
+    def wait(self) -> None:
+        """Wait until all services run. Raises CliError if one does not."""
+        from orchestrator.cli.wait import until_converged
+
+        deadline = time.monotonic() + self._values["timeout"]
+        failed: list[CliError] = []
+        for service in self._stack.services:
+            written = self._written.get(service.spec.name)
+            if written is None:
+                written = to_proto(self._there.services[service.spec.name])
+            timeout = max(deadline - time.monotonic(), 1.0)
+            try:
+                until_converged(self._client, written, timeout, self._values["quiet"])
+            except (NotConverged, RolledBack) as error:
+                failed.append(error)
+        if len(failed) == 1:
+            raise failed[0]
+        for each in failed:
+            click.echo(f"orc: {each.format_message()}", err=True)
+        if failed:
+            worst = RolledBack if all(isinstance(e, RolledBack) for e in failed) else NotConverged
+            raise worst(
+                f"{len(failed)} of {len(self._stack.services)} services of stack "
+                f"{self._stack.name} do not run as the files say"
+            )
+
+    def _say(self, text: str) -> None:
+        if not self._values["quiet"]:
+            click.echo(text, err=True)
+
+    def _share_logins(self) -> None:
+        from orchestrator.cli.image_registry import share_login
+        from orchestrator.model.names import parse_image
+
+        images = [service.spec.task.container.image for service in self._stack.services]
+        by_registry = {parse_image(image).registry: image for image in images}
+        for image in by_registry.values():
+            share_login(self._client, image)
+
+    def _make(self, step: Change) -> None:
+        method, request = self._request(step)
+        if step.action in (CREATE, CHANGE):
+            reply = self._client.call(method, request, timeout=90.0)
+            if step.kind == "service":
+                self._written[step.name] = reply
+        elif step.kind == "network":
+            self._remove_network(step.name, method, request)
+        else:
+            try:
+                self._client.call(method, request)
+            except Refused as refused:
+                if not refused.missing:
+                    raise
+
+    def _remove_network(self, name: str, method: str, request: Any) -> None:
+        """Remove a network once the containers of the stack's removed services have left it."""
+        if self._client.pretends:
+            return
+        deadline = time.monotonic() + GONE_TIMEOUT
+        while self._leaving(name) and time.monotonic() < deadline:
+            time.sleep(_LOOK)
+        try:
+            self._client.call(method, request)
+        except Refused as refused:
+            if not refused.missing:
+                raise
+
+    def _leaving(self, network: str) -> bool:
+        """Whether tasks of services that are removed are still on the network."""
+        live = self._client.call("ListServices", control_pb2.ListServicesRequest()).services
+        names = {row.service.spec.name for row in live}
+        tasks = self._client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
+        return any(
+            task.service_id
+            and task.service_name not in names
+            and not is_terminal(task.status.state)
+            and network in (each.network for each in task.spec.networks)
+            for task in tasks
+        )
+
+    def _request(self, step: Change, checking: bool = False) -> tuple[str, Any]:
+        """The call that makes a step."""
+        return _REQUESTS[step.action, step.kind](self, step, checking)
+
+    def _create_network(self, step: Change, checking: bool) -> tuple[str, Any]:
+        wanted: StackNetwork = step.wanted
+        return "Networks.CreateNetwork", networks_pb2.CreateNetworkRequest(
+            name=wanted.name,
+            driver=wanted.driver,
+            subnets=wanted.subnets,
+            gateway=wanted.gateway,
+            ip_range=wanted.ip_range,
+            ipv6=wanted.ipv6,
+            internal=wanted.internal,
+            attachable=wanted.attachable,
+            encrypted=wanted.encrypted,
+            options=wanted.options,
+            labels=wanted.labels,
+        )
+
+    def _create_volume(self, step: Change, checking: bool) -> tuple[str, Any]:
+        wanted: StackVolume = step.wanted
+        return "Volumes.CreateVolume", volumes_pb2.CreateVolumeRequest(
+            name=wanted.name, driver=wanted.driver, options=wanted.options, labels=wanted.labels
+        )
+
+    def _create_service(self, step: Change, checking: bool) -> tuple[str, Any]:
+        wanted: StackService = step.wanted
+        return "CreateService", control_pb2.CreateServiceRequest(
+            spec=to_proto(wanted.spec), no_resolve_image=self._unresolved(step, checking)
+        )
+
+    def _change_service(self, step: Change, checking: bool) -> tuple[str, Any]:
+        wanted: StackService = step.wanted
+        current = self._there.services[step.name]
+        never = self._unresolved(step, checking)
+        return "UpdateService", control_pb2.UpdateServiceRequest(
+            service=current.id,
+            spec=to_proto(wanted.spec),
+            revision=current.revision,
+            no_resolve_image=never,
+            resolve_image="image" in step.keys and not never,
+        )
+
+    def _unresolved(self, step: Change, checking: bool) -> bool:
+        """Whether the image's tag is not looked up by the manager: it is for the nodes to do, or
+        the image is to be built first."""
+        never: bool = self._values["resolve_image"] == "never"
+        return never or checking or (self._client.pretends and step.name in self._built)
+
+    def _remove_service(self, step: Change, checking: bool) -> tuple[str, Any]:
+        return "RemoveService", control_pb2.RemoveServiceRequest(service=step.name)
+
+    def _drop_network(self, step: Change, checking: bool) -> tuple[str, Any]:
+        return "Networks.RemoveNetwork", networks_pb2.RemoveNetworkRequest(network=step.name)
+
+
+_REQUESTS: dict[tuple[str, str], Callable[[_Deployment, Change, bool], tuple[str, Any]]] = {
+    ("create", "network"): _Deployment._create_network,
+    ("create", "volume"): _Deployment._create_volume,
+    ("create", "service"): _Deployment._create_service,
+    ("change", "service"): _Deployment._change_service,
+    ("remove", "service"): _Deployment._remove_service,
+    ("remove", "network"): _Deployment._drop_network,
+}
+_PLANNED = {
+    "Networks.CreateNetwork": "create_network",
+    "CreateService": "create_service",
+    "UpdateService": "update_service",
+    "RemoveService": "remove_service",
+}
+"""Calls that a manager can look at before they are made → their field of a PlannedChange."""

@@ -1,0 +1,86 @@
+"""The keys of a service's `deploy` section (the compose specification's deploy.md)."""
+
+from __future__ import annotations
+
+from orchestrator.compose.kinds import Choice, Noted, Number, Refused, Text
+from orchestrator.compose.mapkinds import Keys, Many, Pairs
+from orchestrator.model.units import parse_cpus, parse_duration, parse_memory
+from orchestrator.model.validate import validate_constraints
+
+_DURATION = Text(parse_duration, "a length of time")
+SIZE = Text(parse_memory, "a size")
+LIMITS_CPUS = Text(parse_cpus, "a number of cores")
+
+
+def _constraint(text: str) -> None:
+    validate_constraints([text], ())
+
+
+def _policy(*actions: str) -> Keys:
+    return Keys(
+        {
+            "parallelism": Number(),
+            "delay": _DURATION,
+            "failure_action": Choice(actions),
+            "monitor": _DURATION,
+            "max_failure_ratio": Number(whole=False, most=1),
+            "order": Choice(("stop-first", "start-first")),
+        },
+        "an update's policy",
+    )
+
+
+_GENERIC = "Orc counts no such resource; use a constraint with a label of the nodes that have it"
+
+DEPLOY = Keys(
+    {
+        "mode": Choice(
+            ("replicated", "global"),
+            {
+                "replicated-job": "run it as a service with restart: 'no'",
+                "global-job": "run it as a global service with restart: 'no'",
+            },
+        ),
+        "replicas": Number(),
+        "endpoint_mode": Choice(("vip", "dnsrr")),
+        "labels": Pairs(),
+        "placement": Keys(
+            {
+                "constraints": Many(Text(_constraint)),
+                "preferences": Many(Keys({"spread": Text()}, required=("spread",))),
+                "max_replicas_per_node": Number(),
+            },
+            "a placement",
+        ),
+        "resources": Keys(
+            {
+                "limits": Keys(
+                    {"cpus": LIMITS_CPUS, "memory": SIZE, "pids": Number(-1)}, "the limits"
+                ),
+                "reservations": Keys(
+                    {
+                        "cpus": LIMITS_CPUS,
+                        "memory": SIZE,
+                        "pids": Noted("processes are limited, not reserved"),
+                        "generic_resources": Refused(_GENERIC),
+                        "devices": Refused(_GENERIC),
+                    },
+                    "the reservations",
+                ),
+            },
+            "the resources",
+        ),
+        "restart_policy": Keys(
+            {
+                "condition": Choice(("none", "on-failure", "any", "unless-stopped")),
+                "delay": _DURATION,
+                "max_attempts": Number(),
+                "window": _DURATION,
+            },
+            "a restart policy",
+        ),
+        "update_config": _policy("pause", "continue", "rollback"),
+        "rollback_config": _policy("pause", "continue"),
+    },
+    "a deployment",
+)

@@ -1,0 +1,284 @@
+"""Several files as one: `include`, `extends`, merging, profiles and env files."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from orchestrator.compose.kinds import Reading
+from orchestrator.compose.mapkinds import settled
+from orchestrator.compose.schema import FILE
+from orchestrator.compose.serviceschema import SERVICE
+from orchestrator.compose.tree import (
+    ComposeError,
+    List,
+    Map,
+    Node,
+    Place,
+    Scalar,
+    hint,
+    plain,
+    within,
+)
+from orchestrator.compose.variables import Variables, parse_env
+from orchestrator.compose.yamlfile import parse
+
+Read = Callable[[str], bytes]
+"""The content of a file by its path; raises OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A project in its long form, and what the files hold that it names."""
+
+    document: Map
+    read: Read
+    values: Mapping[str, str]
+    """Our environment, for what is made from it."""
+
+
+SECTIONS = ("services", "networks", "volumes", "secrets", "configs")
+_ENV = ".env"
+
+
+@dataclass(slots=True)
+class Loader:
+    """What the reading of a project needs from outside, and what it has to say."""
+
+    read: Read
+    values: Mapping[str, str]
+    """What variables stand for."""
+    home: str = "/root"
+    interpolate: bool = True
+    profiles: frozenset[str] = frozenset()
+    """Those that are active; `*` is all."""
+    notes: list[str] = field(default_factory=list)
+    _reading: list[str] = field(default_factory=list)
+    """Files whose includes are being read."""
+
+    def text(self, path: str, place: Place | None = None, at: str = "") -> str:
+        """A file's text. Raises ComposeError, at the place where it is named."""
+        try:
+            return self.read(path).decode()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ComposeError(place or Place(path, 0), at, _cannot(path, place, reason)) from None
+        except UnicodeError:
+            raise ComposeError(
+                place or Place(path, 0), at, _cannot(path, place, "it is not UTF-8 text")
+            ) from None
+
+    def project(self, files: Sequence[str], folder: str) -> Map:
+        """The project that these files are together, with everything in its long form. `folder` is
+        what their relative paths begin at. Raises ComposeError."""
+        document = self._merged(files, folder, Variables(self.values))
+        document = _with_profiles(document, self.profiles)
+        services = {
+            name: self._with_env_files(cast(Map, service), within("services", name))
+            for name, service in document.section("services").entries.items()
+        }
+        return document.with_entries(
+            services=replace(document.section("services"), entries={**services})
+        )
+
+    def _merged(self, files: Sequence[str], folder: str, variables: Variables) -> Map:
+        document: Node | None = None
+        for file in files:
+            one = self._file(file, folder, variables)
+            document = one if document is None else FILE.merge(document, one)
+        for name, place in variables.unset.items():
+            self._note(f"{place}: variable {name} is not set; it is empty")
+        return cast(Map, settled(document or Map({}, Place("", 0))))
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _file(self, file: str, folder: str, variables: Variables) -> Map:
+        """One file with what it includes, and its services with what they extend."""
+        if file in self._reading:
+            raise ComposeError(Place(file, 0), "include", "this file includes itself")
+        self._reading.append(file)
+        document = self._document(file, folder, variables)
+        services = document.section("services").entries
+        extended = {
+            name: self._extended(document, name, file, folder, variables, ()) for name in services
+        }
+        if services:
+            document = document.with_entries(
+                services=replace(document.section("services"), entries={**extended})
+            )
+        for entry in document.items_of("include"):
+            included = self._included(cast(Map, entry), variables)
+            document = _with_included(document, included)
+        self._reading.pop()
+        return document.without("include")
+
+    def _document(self, file: str, folder: str, variables: Variables) -> Map:
+        tree: Node = parse(self.text(file), _shown(file))
+        if self.interpolate:
+            tree = variables.filled(tree)
+        reading = Reading(folder, self.home, self.notes)
+        return cast(Map, FILE.read(tree, "", reading))
+
+    def _included(self, entry: Map, variables: Variables) -> Map:
+        paths = entry.texts("path")
+        if not paths:
+            raise ComposeError(entry.place, "include", "path is missing")
+        folder = entry.text("project_directory") or posixpath.dirname(paths[0])
+        named = entry.texts("env_file")
+        values: dict[str, str] = {}
+        for file in named or (posixpath.join(folder, _ENV),):
+            if named or self._exists(file):
+                text = self.text(file, entry.place, "include")
+                found = parse_env(text, _shown(file), {**values, **variables.values})
+                values |= {k: v for k, v in found.items() if v is not None}
+        for path in paths:
+            self.text(path, entry.place, "include")  # refused where it is named, not where it is
+        return self._merged(paths, folder, Variables({**values, **variables.values}))
+
+    def _exists(self, file: str) -> bool:
+        try:
+            self.read(file)
+        except OSError:
+            return False
+        return True
+
+    def _extended(
+        self,
+        document: Map,
+        name: str,
+        file: str,
+        folder: str,
+        variables: Variables,
+        chain: tuple[tuple[str, str], ...],
+    ) -> Node:
+        """A service with what it extends, of this file or another, in it."""
+        service = document.section("services").entries[name]
+        if not isinstance(service, Map) or not isinstance(extends := service.get("extends"), Map):
+            return service
+        at = within("services", f"{name}.extends")
+        if (file, name) in chain:
+            raise ComposeError(extends.place, at, "this service extends itself")
+        wanted, other = extends.text("service"), extends.text("file")
+        if other and other != file:
+            self.text(other, extends.place, at)
+            folder, file = posixpath.dirname(other), other
+            document = self._document(other, folder, variables)
+        known = document.section("services").entries
+        if wanted not in known:
+            words = f"there is no service '{wanted}' in {_shown(file)}; {hint(wanted, known)}"
+            raise ComposeError(extends.place, at, words)
+        links = (*chain, (file if not other else extends.place.file, name))
+        base = self._extended(document, wanted, file, folder, variables, links)
+        return SERVICE.merge(base, service.without("extends"))
+
+    def _with_env_files(self, service: Map, at: str) -> Map:
+        """The service with the variables and labels that its files hold."""
+        environment: dict[str, Node] = {}
+        for index, each in enumerate(service.items_of("env_file")):
+            entry, where = cast(Map, each), within(f"{at}.env_file", index)
+            path = entry.text("path")
+            if entry.text("required") == "false" and not self._exists(path):
+                continue
+            text = self.text(path, entry.place, where)
+            raw = entry.text("format") == "raw"
+            found = parse_env(text, _shown(path), self.values, raw=raw)
+            for name, given in found.items():
+                environment[name] = Scalar(given or "", entry.place, given is None)
+        environment |= service.section("environment").entries
+        resolved: dict[str, Node] = {}
+        for name, value in environment.items():
+            if isinstance(value, Scalar) and value.is_null:
+                if (own := self.values.get(name)) is not None:
+                    resolved[name] = Scalar(own, value.place, False)
+            else:
+                resolved[name] = value
+        labels: dict[str, Node] = {}
+        for path in service.texts("label_file"):
+            place = service.place_of("label_file")
+            text = self.text(path, place, f"{at}.label_file")
+            for name, label in parse_env(text, _shown(path), self.values).items():
+                labels[name] = Scalar(label or "", place, False)
+        labels |= service.section("labels").entries
+        service = service.without("env_file", "label_file")
+        if resolved or service.get("environment"):
+            place = service.place_of("environment")
+            service = service.with_entries(environment=Map(resolved, place))
+        if labels:
+            service = service.with_entries(labels=Map(labels, service.place_of("labels")))
+        return service
+
+
+def _cannot(path: str, place: Place | None, reason: str) -> str:
+    """The place itself names the file that the user gave."""
+    return f"cannot read {_shown(path)}: {reason}" if place else f"cannot be read: {reason}"
+
+
+def _shown(path: str) -> str:
+    """A path as short as the user may have written it."""
+    relative = posixpath.relpath(path) if path.startswith("/") else path
+    return path if relative.startswith("..") else relative
+
+
+def _with_included(document: Map, included: Map) -> Map:
+    """What a file includes goes beside what it has; no name may be in both."""
+    for section in SECTIONS:
+        own, theirs = document.section(section), included.section(section)
+        for name, value in theirs.entries.items():
+            mine = own.get(name)
+            if mine is not None and plain(mine) != plain(value):
+                raise ComposeError(
+                    mine.place,
+                    within(section, name),
+                    f"{value.place} has it too, which is included; rename one of them",
+                )
+        if theirs.entries:
+            together = replace(own, entries={**theirs.entries, **own.entries})
+            document = document.with_entries(**{section: together})
+    return document
+
+
+def _with_profiles(document: Map, active: frozenset[str]) -> Map:
+    """Without the services whose profiles are not active, and without the optional dependencies on
+    what is not there. Raises ComposeError for other dependencies on it."""
+    services = document.section("services").entries
+    kept: dict[str, Node] = {
+        name: service
+        for name, service in services.items()
+        if isinstance(service, Map)
+        and (
+            "*" in active or not service.texts("profiles") or active & {*service.texts("profiles")}
+        )
+    }
+    for name, service in kept.items():
+        assert isinstance(service, Map)
+        needs = service.section("depends_on")
+        there: dict[str, Node] = {}
+        for other, dependency in needs.entries.items():
+            at = within("services", f"{name}.depends_on.{other}")
+            optional = isinstance(dependency, Map) and dependency.text("required") == "false"
+            if other in kept:
+                there[other] = dependency
+            elif other in services and not optional:
+                profiles = ", ".join(cast(Map, services[other]).texts("profiles"))
+                words = f"service '{other}' is of profile {profiles}; activate it with --profile"
+                raise ComposeError(dependency.place, at, words)
+            elif not optional:
+                words = f"there is no service '{other}'; {hint(other, services)}"
+                raise ComposeError(dependency.place, at, words)
+        if needs.entries != there:
+            kept[name] = service.with_entries(depends_on=replace(needs, entries=there))
+    section = replace(document.section("services"), entries=kept)
+    return document.with_entries(services=section)
+
+
+def escaped(node: Node) -> Node:
+    """The tree with its dollar signs doubled, so that it can be read again."""
+    if isinstance(node, Map):
+        return replace(node, entries={key: escaped(each) for key, each in node.entries.items()})
+    if isinstance(node, List):
+        return replace(node, items=tuple(map(escaped, node.items)))
+    return replace(node, text=node.text.replace("$", "$$")) if "$" in node.text else node

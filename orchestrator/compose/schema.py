@@ -1,0 +1,103 @@
+"""The keys of a compose file, and what each may hold (`serviceschema` has those of a service)."""
+
+from __future__ import annotations
+
+from orchestrator.compose import short
+from orchestrator.compose.kinds import Choice, External, Kind, Noted, Path, Refused, Text, Truth
+from orchestrator.compose.mapkinds import Entries, Keys, Many, Pairs
+from orchestrator.compose.serviceschema import SERVICE, check_service_name
+from orchestrator.model.names import check_name
+
+_NAME = Text(lambda text: check_name(text, "name"))
+
+NETWORK = Keys(
+    {
+        "name": Text(),
+        "external": External(),
+        "driver": Text(),
+        "driver_opts": Pairs(),
+        "attachable": Truth(),
+        "internal": Truth(),
+        "enable_ipv4": Refused("each network has IPv4", ("true",)),
+        "enable_ipv6": Truth(),
+        "labels": Pairs(),
+        "ipam": Keys(
+            {
+                "driver": Choice(("default",), {}),
+                "config": Many(
+                    Keys(
+                        {
+                            "subnet": Text(),
+                            "ip_range": Text(),
+                            "gateway": Text(),
+                            "aux_addresses": Refused("take the addresses out of ip_range"),
+                        },
+                        "a network's addresses",
+                    )
+                ),
+                "options": Refused("Orc gives addresses out by itself"),
+            },
+            "a network's addresses",
+        ),
+    },
+    "a network",
+)
+
+VOLUME = Keys(
+    {
+        "name": Text(),
+        "external": External(),
+        "driver": Text(),
+        "driver_opts": Pairs(),
+        "labels": Pairs(),
+    },
+    "a volume",
+)
+
+_FILE: dict[str, Kind] = {
+    "name": Text(),
+    "external": External(),
+    "file": Path(),
+    "environment": Text(),
+    "content": Text(),
+    "labels": Pairs(),
+}
+CONFIG = Keys({**_FILE, "template_driver": Refused("files are given as they are")}, "a config")
+SECRET = Keys(
+    {
+        **_FILE,
+        "driver": Refused("secrets are kept by Orc itself"),
+        "driver_opts": Refused("secrets are kept by Orc itself"),
+        "template_driver": Refused("files are given as they are"),
+    },
+    "a secret",
+)
+
+INCLUDE = Many(
+    Keys(
+        {
+            "path": Many(Path(), single=True),
+            "project_directory": Path(),
+            "env_file": Many(Path(), single=True),
+        },
+        "an include",
+        short=short.include,
+        required=("path",),
+    )
+)
+
+FILE = Keys(
+    {
+        "version": Noted(),
+        "name": _NAME,
+        "include": INCLUDE,
+        "services": Entries(SERVICE, check_service_name),
+        "networks": Entries(NETWORK),
+        "volumes": Entries(VOLUME),
+        "secrets": Entries(SECRET),
+        "configs": Entries(CONFIG),
+        "models": Refused("Orc runs no models; run them as a service"),
+    },
+    "a compose file",
+)
+"""A whole file."""

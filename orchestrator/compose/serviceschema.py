@@ -1,0 +1,326 @@
+"""The keys of a service (the compose specification's services.md and build.md), and their kinds.
+
+All that the specification names is here: what Orc does, with its kind; what makes no difference in
+a cluster, as a note; what cannot be done, as a refusal that says what to write instead.
+"""
+
+from __future__ import annotations
+
+from orchestrator.compose import short
+from orchestrator.compose.deployschema import DEPLOY, LIMITS_CPUS, SIZE
+from orchestrator.compose.kinds import (
+    Choice,
+    Noted,
+    Number,
+    Path,
+    Refused,
+    Text,
+    Truth,
+    Words,
+)
+from orchestrator.compose.mapkinds import Entries, Keyed, Keys, Many, Pairs
+from orchestrator.compose.tree import Map
+from orchestrator.model import confinement
+from orchestrator.model.names import check_hostname, check_name, parse_image
+from orchestrator.model.units import parse_duration
+from orchestrator.model.validate import known_signal
+
+DURATION = Text(parse_duration, "a length of time")
+
+
+def _signal(text: str) -> None:
+    if not known_signal(text):
+        raise ValueError(f"stop signal {text!r} is unknown; write such as SIGTERM or SIGINT")
+
+
+def _restart(text: str) -> None:
+    word, colon, count = text.partition(":")
+    known = ("no", "always", "on-failure", "unless-stopped")
+    if word not in known or (colon and (word != "on-failure" or not count.isdecimal())):
+        raise ValueError(f"{text!r} is none of no, always, on-failure[:N], unless-stopped")
+
+
+def _link(text: str) -> None:
+    name, colon, alias = text.partition(":")
+    if colon and alias != name:
+        raise ValueError(
+            f"give {name!r} the alias {alias!r} instead: networks: {{NAME: {{aliases: [{alias}]}}}}"
+        )
+
+
+def check_service_name(text: str) -> None:
+    """Refuse a name that no service can have. Raises ValueError."""
+    check_name(text, "service name")
+
+
+def _port_key(entry: Map) -> object:
+    protocol = entry.text("protocol", "tcp")
+    return entry.text("target"), entry.text("published"), protocol, entry.text("host_ip")
+
+
+PORT = Keys(
+    {
+        "target": Number(1, most=65535),
+        "published": Text(),
+        "protocol": Choice(("tcp", "udp"), {"sctp": "tcp and udp are published"}),
+        "host_ip": Text(),
+        "mode": Choice(("ingress", "host")),
+        "name": Noted(),
+        "app_protocol": Noted(),
+    },
+    "a port",
+    required=("target",),
+)
+
+MOUNT = Keys(
+    {
+        "type": Choice(
+            ("volume", "bind", "tmpfs"),
+            {
+                "npipe": "it is of Windows",
+                "cluster": "name a volume of a plugin with type volume",
+                "image": "build what is needed into the service's own image",
+            },
+        ),
+        "source": Text(),
+        "target": Text(),
+        "read_only": Truth(),
+        "consistency": Noted(),
+        "bind": Keys(
+            {
+                "propagation": Choice(short.PROPAGATIONS),
+                "create_host_path": Truth(),
+                "recursive": Choice(
+                    ("enabled", "disabled"),
+                    {
+                        "readonly": "write enabled or disabled",
+                        "writable": "write enabled or disabled",
+                    },
+                ),
+                "selinux": Noted("this asks for nothing: Orc uses no SELinux labels"),
+            },
+            "a bind mount",
+        ),
+        "volume": Keys(
+            {"nocopy": Truth(), "subpath": Text(), "labels": Pairs()}, "a volume's mount"
+        ),
+        "tmpfs": Keys({"size": SIZE, "mode": Text()}, "a tmpfs"),
+        "image": Refused("only volumes, binds and tmpfs are mounted"),
+    },
+    "a volume",
+    required=("type", "target"),
+)
+
+GRANT = Keys(
+    {"source": Text(), "target": Text(), "uid": Text(), "gid": Text(), "mode": Text()},
+    required=("source",),
+)
+
+
+def _grant_key(entry: Map) -> object:
+    return entry.text("target") or entry.text("source")
+
+
+HEALTHCHECK = Keys(
+    {
+        "test": Words(shell=True),
+        "interval": DURATION,
+        "timeout": DURATION,
+        "retries": Number(1),
+        "start_period": DURATION,
+        "start_interval": DURATION,
+        "disable": Truth(),
+    },
+    "a health check",
+)
+
+NETWORK_OF_SERVICE = Keys(
+    {
+        "aliases": Many(Text(check_hostname)),
+        "ipv4_address": Text(),
+        "ipv6_address": Text(),
+        "mac_address": Text(),
+        "link_local_ips": Refused("a container has one address of each kind on a network"),
+        "priority": Noted("networks are joined in the order in which they are named"),
+        "gw_priority": Refused("the way out is by the first network that is named"),
+        "interface_name": Refused("interfaces are named eth0, eth1, … in the networks' order"),
+        "driver_opts": Refused("give options to the network, under networks"),
+    },
+    "a service's network",
+)
+
+DEPENDENCY = Keys(
+    {
+        "condition": Choice(
+            ("service_started", "service_healthy", "service_completed_successfully")
+        ),
+        "required": Truth(),
+        "restart": Noted("what depends on a service is not restarted with it"),
+    },
+    "a dependency",
+)
+
+BUILD = Keys(
+    {
+        "context": Path(),
+        "dockerfile": Text(),
+        "dockerfile_inline": Text(),
+        "args": Pairs(),
+        "target": Text(),
+        "labels": Pairs(),
+        "tags": Many(Text(parse_image)),
+        "network": Choice(("default", "host", "none")),
+        "extra_hosts": Pairs("=:"),
+        "no_cache": Truth(),
+        "pull": Truth(),
+        "platforms": Many(Text()),
+        "cache_from": Noted("the nodes' own build caches are used"),
+        "cache_to": Noted("the nodes' own build caches are used"),
+        "additional_contexts": Refused("copy what is needed into the context"),
+        "ssh": Refused("builds have no SSH agent; use a secret of 'orc build'"),
+        "secrets": Refused("build it beforehand with 'orc build --secret', and name the image"),
+        "isolation": Refused("it is of Windows"),
+        "privileged": Refused("builds are not privileged", ("false",)),
+        "entitlements": Refused("builds are not privileged"),
+        "shm_size": Refused("builds have the usual /dev/shm"),
+        "ulimits": Refused("builds have the nodes' limits"),
+        "provenance": Noted("images are built without attestations"),
+        "sbom": Noted("images are built without attestations"),
+    },
+    "a build",
+    short=short.build,
+)
+
+SERVICE = Keys(
+    {
+        "image": Text(parse_image),
+        "build": BUILD,
+        "pull_policy": Noted("nodes fetch the image that the service's digest names"),
+        "platform": Text(),
+        "command": Words(),
+        "entrypoint": Words(),
+        "environment": Pairs(),
+        "env_file": Keyed(
+            Keys(
+                {"path": Path(), "required": Truth(), "format": Choice(("raw",))},
+                "an env file",
+                required=("path",),
+            ),
+            short.env_files,
+            lambda entry: entry.text("path"),
+            single=True,
+        ),
+        "extends": Keys(
+            {"service": Text(), "file": Path()}, short=short.extends, required=("service",)
+        ),
+        "profiles": Many(),
+        "depends_on": Entries(DEPENDENCY, check_service_name, names=True),
+        "deploy": DEPLOY,
+        "scale": Number(),
+        "restart": Text(_restart),
+        "ports": Keyed(PORT, short.ports, _port_key),
+        "expose": Noted(),
+        "networks": Entries(NETWORK_OF_SERVICE, names=True),
+        "network_mode": Text(),
+        "links": Many(Text(_link)),
+        "external_links": Refused("put both services on one network, under networks"),
+        "hostname": Text(),
+        "domainname": Text(),
+        "mac_address": Refused("write it at the network: networks: {NAME: {mac_address: …}}"),
+        "dns": Many(single=True),
+        "dns_search": Many(single=True),
+        "dns_opt": Many(),
+        "extra_hosts": Pairs("=:", many=True),
+        "volumes": Keyed(MOUNT, short.volumes, lambda entry: entry.text("target")),
+        "volumes_from": Refused("name the volumes at each service, under volumes"),
+        "tmpfs": Many(Text(confinement.parse_tmpfs), single=True),
+        "secrets": Keyed(GRANT, short.grants, _grant_key),
+        "configs": Keyed(GRANT, short.grants, _grant_key),
+        "healthcheck": HEALTHCHECK,
+        "labels": Pairs(),
+        "label_file": Many(Path(), single=True),
+        "annotations": Refused("use labels"),
+        "logging": Keys(
+            {
+                "driver": Choice(
+                    ("json-file", "local", "journald"),
+                    {
+                        "none": "leave logging out; logs are files on the nodes",
+                        **dict.fromkeys(
+                            ("syslog", "gelf", "fluentd", "awslogs", "splunk", "gcplogs", "loki"),
+                            "logs are files on the nodes, which 'orc service logs' reads",
+                        ),
+                    },
+                ),
+                "options": Entries(Text()),
+            },
+            "logging",
+        ),
+        "stop_grace_period": DURATION,
+        "stop_signal": Text(_signal),
+        "user": Text(),
+        "group_add": Many(),
+        "working_dir": Text(),
+        "stdin_open": Truth(),
+        "tty": Truth(),
+        "init": Truth(),
+        "read_only": Truth(),
+        "privileged": Truth(),
+        "cap_add": Many(Text(confinement.parse_capability)),
+        "cap_drop": Many(Text(confinement.parse_capability)),
+        "security_opt": Many(),
+        "userns_mode": Text(),
+        "devices": Keyed(
+            Keys({"source": Text(), "target": Text(), "permissions": Text()}, required=("source",)),
+            short.devices,
+            lambda entry: entry.text("target") or entry.text("source"),
+        ),
+        "sysctls": Pairs(check=confinement.check_sysctl),
+        "ulimits": Entries(
+            Keys(
+                {"soft": Number(-1), "hard": Number(-1)},
+                short=short.ulimit,
+                required=("soft", "hard"),
+            )
+        ),
+        "shm_size": SIZE,
+        "runtime": Text(),
+        "oom_score_adj": Number(-1000, most=1000),
+        "cpus": LIMITS_CPUS,
+        "cpu_shares": Number(),
+        "cpuset": Text(confinement.check_cpus),
+        "mem_limit": SIZE,
+        "mem_reservation": SIZE,
+        "memswap_limit": Text(),
+        "pids_limit": Number(-1),
+        "storage_opt": Entries(Text()),
+        "container_name": Noted("tasks are named after their service and slot"),
+        "attach": Noted("'orc service logs -f' shows what a service prints"),
+        "develop": Noted("it is for 'docker compose watch'"),
+        "blkio_config": Refused("Orc limits no block devices"),
+        "cgroup": Refused("each container has a cgroup namespace of its own", ("private",)),
+        "cgroup_parent": Refused("Orc has a cgroup of its own for containers"),
+        "cpu_count": Refused("it is of Windows; write cpus"),
+        "cpu_percent": Refused("it is of Windows; write cpus"),
+        "cpu_period": Refused("write cpus: such as 0.5 for half a core"),
+        "cpu_quota": Refused("write cpus: such as 0.5 for half a core"),
+        "cpu_rt_period": Refused("Orc schedules nothing in real time"),
+        "cpu_rt_runtime": Refused("Orc schedules nothing in real time"),
+        "credential_spec": Refused("it is of Windows"),
+        "device_cgroup_rules": Refused("name the devices, under devices"),
+        "gpus": Refused("name the devices, under devices, and a constraint for nodes that have"),
+        "ipc": Refused("each container has IPC of its own", ("private", "shareable")),
+        "isolation": Refused("it is of Windows", ("default",)),
+        "mem_swappiness": Refused("containers have no swap; memswap_limit gives them some"),
+        "models": Refused("Orc runs no models; run them as a service"),
+        "oom_kill_disable": Refused("a container over its memory limit is killed", ("false",)),
+        "pid": Refused("each container has process ids of its own"),
+        "post_start": Refused("Orc has no life cycle hooks; use a wrapper as entrypoint"),
+        "pre_stop": Refused("Orc has no life cycle hooks; use a wrapper as entrypoint"),
+        "provider": Refused("Orc runs containers only"),
+        "pull_refresh_after": Noted("'orc stack deploy' looks tags up each time"),
+        "use_api_socket": Refused("there is no daemon's socket on nodes"),
+        "uts": Refused("each container has a hostname of its own"),
+    },
+    "a service",
+)

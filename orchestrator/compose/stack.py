@@ -1,0 +1,103 @@
+"""What a stack is: networks, volumes, files and services by the names that they have in the
+cluster, which are Docker's (`STACK_NAME`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.compose.tree import Map, Place
+from orchestrator.model.specs import ServiceSpec
+
+NAMESPACE = "com.docker.stack.namespace"
+"""Label of all that belongs to a stack, with the stack's name; as in Docker, whose tools look for
+it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackNetwork:
+    """A network that a stack has or, if it is external, uses."""
+
+    name: str
+    place: Place
+    external: bool = False
+    driver: str = ""
+    internal: bool = False
+    attachable: bool = False
+    encrypted: bool = False
+    ipv6: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    subnets: tuple[str, ...] = ()
+    ip_range: str = ""
+    gateway: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StackVolume:
+    """A volume that a stack has or uses."""
+
+    name: str
+    place: Place
+    external: bool = False
+    driver: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StackFile:
+    """A secret or config that a stack has or uses."""
+
+    name: str
+    place: Place
+    external: bool = False
+    content: bytes = field(default=b"", repr=False)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StackGrant:
+    """A secret or config that a service's containers have as a file."""
+
+    name: str
+    """Of the secret or config in the cluster."""
+    target: str
+    """Path in the container."""
+    uid: str = ""
+    gid: str = ""
+    mode: int = 0o444
+
+
+@dataclass(frozen=True, slots=True)
+class StackBuild:
+    """An image that is built before the stack is deployed."""
+
+    image: str
+    section: Map
+    """The `build` section, in its long form."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackService:
+    """A service of a stack."""
+
+    key: str
+    """Its name in the file."""
+    spec: ServiceSpec
+    place: Place
+    build: StackBuild | None = None
+    secrets: tuple[StackGrant, ...] = ()
+    configs: tuple[StackGrant, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """All that a stack is to be. Services stand behind those that they wait for."""
+
+    name: str
+    services: tuple[StackService, ...]
+    networks: tuple[StackNetwork, ...]
+    volumes: tuple[StackVolume, ...]
+    secrets: tuple[StackFile, ...]
+    configs: tuple[StackFile, ...]

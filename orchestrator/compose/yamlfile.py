@@ -1,0 +1,131 @@
+"""YAML, by PyYAML: a text becomes a tree, and a tree a text.
+
+PyYAML is only asked for the structure. What a scalar is, it would decide by YAML 1.1, in which
+`no` is false and `8080:80` a number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from orchestrator.compose.tree import (
+    OVERRIDE,
+    RESET,
+    ComposeError,
+    List,
+    Map,
+    Node,
+    Place,
+    Scalar,
+    plain,
+    within,
+)
+
+MOST_NODES = 200_000
+"""Values in one file, anchors counted as often as they are used: more is a bomb or a mistake."""
+
+_LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_USUAL = "tag:yaml.org,2002:"
+_MERGE = "<<"
+
+
+def parse(text: str, file: str) -> Map:
+    """The map that a file holds; an empty one if it holds nothing. Raises ComposeError."""
+    top = Place(file, 1)
+    try:
+        root = yaml.compose(text, Loader=_LOADER)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        words = " ".join(filter(None, (error.context, error.problem)))
+        raise ComposeError(Place(file, mark.line + 1 if mark else 0), "", f"{words}") from None
+    except yaml.YAMLError as error:
+        raise ComposeError(top, "", f"this is not YAML: {' '.join(str(error).split())}") from None
+    if root is None:
+        return Map({}, top)
+    tree = _Builder(file).build(root, "")
+    if isinstance(tree, Scalar) and tree.is_null:
+        return Map({}, top)
+    if not isinstance(tree, Map):
+        raise ComposeError(top, "", "this is no compose file; it has keys such as services")
+    return tree
+
+
+class _Builder:
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._made = 0
+        self._open: set[int] = set()
+
+    def build(self, node: Any, at: str, place: Place | None = None) -> Node:
+        """The tree of a YAML node. What stands behind a key has the key's `place`."""
+        place = place or Place(self._file, node.start_mark.line + 1)
+        self._made += 1
+        if self._made > MOST_NODES:
+            raise ComposeError(place, at, f"the file has over {MOST_NODES} values")
+        if id(node) in self._open:
+            raise ComposeError(place, at, "an anchor contains itself")
+        tag = self._tag(node, place, at)
+        if isinstance(node, yaml.ScalarNode):
+            return Scalar(node.value, place, not node.style, tag)
+        self._open.add(id(node))
+        try:
+            if isinstance(node, yaml.SequenceNode):
+                items = (self.build(each, within(at, i)) for i, each in enumerate(node.value))
+                return List(tuple(items), place, tag)
+            return Map(self._entries(node, at), place, tag)
+        finally:
+            self._open.discard(id(node))
+
+    def _tag(self, node: Any, place: Place, at: str) -> str:
+        tag: str = node.tag or ""
+        if tag in (RESET, OVERRIDE):
+            return tag
+        if tag and not tag.startswith(_USUAL) and tag != "!":
+            raise ComposeError(place, at, f"the tag {tag} is unknown; there are !reset, !override")
+        return ""
+
+    def _entries(self, node: Any, at: str) -> dict[str, Node]:
+        own: dict[str, Node] = {}
+        merged: dict[str, Node] = {}
+        for key_node, value_node in node.value:
+            place = Place(self._file, key_node.start_mark.line + 1)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ComposeError(place, at, "a key is a list or a map; keys are texts")
+            key = key_node.value
+            if key == _MERGE and not key_node.style:
+                for entry, value in self._merged(value_node, place, at).items():
+                    merged.setdefault(entry, value)
+                continue
+            if key in own:
+                raise ComposeError(place, within(at, key), "this key is there twice")
+            own[key] = self.build(value_node, within(at, key), place)
+        # Keys keep their order; what a merge key brings stands behind what is written.
+        return own | {key: value for key, value in merged.items() if key not in own}
+
+    def _merged(self, node: Any, place: Place, at: str) -> dict[str, Node]:
+        """What a merge key (`<<`) brings: of a map, or of several of which the first wins."""
+        built = self.build(node, within(at, _MERGE))
+        found: dict[str, Node] = {}
+        for each in built.items if isinstance(built, List) else (built,):
+            if not isinstance(each, Map):
+                raise ComposeError(place, within(at, _MERGE), "only maps can be merged")
+            for key, value in each.entries.items():
+                found.setdefault(key, value)
+        return found
+
+
+class _Dumper(_DUMPER):  # type: ignore[misc]
+    """Writes no anchors: a value that is there twice is written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def dump(tree: Node) -> str:
+    """A tree as YAML that any reader takes for the same."""
+    return yaml.dump(
+        plain(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False
+    )

@@ -42,6 +42,7 @@ from orchestrator.agent.network import NetworkError, NodeNetwork
 from orchestrator.agent.networks import Networks
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.pathmtu import PathMtus
+from orchestrator.agent.peerprobes import PeerProbes
 from orchestrator.agent.probes import Probes
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import RuntimeFailure
@@ -251,7 +252,10 @@ async def run(settings: Settings) -> None:
             | dict.fromkeys(imageorders.ORDERS, image_orders.serve)
             | dict.fromkeys(containerfiles.ORDERS, files.serve)
             | dict.fromkeys(buildorders.ORDERS, builds.serve)
-            | {"disk_usage": disk_usage.serve},
+            | {
+                "disk_usage": disk_usage.serve,
+                "diagnosis": PeerProbes(identity.address, network, networks, paths).serve,
+            },
         )
         description = describe.describe(
             address=identity.address,

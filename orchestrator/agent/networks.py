@@ -139,6 +139,16 @@ class Networks:
         found = {peer.address for each in self._networks.values() for peer in each.config.peers}
         return frozenset(found - {self._node_address})
 
+    def applied(self) -> Mapping[str, NetworkConfig]:
+        """The networks that a pass was made over, by id."""
+        return {id: each.config for id, each in self._networks.items() if each.passed.is_set()}
+
+    def failures(self) -> Mapping[str, str]:
+        """Why the last pass over a network failed, by the network's id."""
+        return {
+            id: str(each.failure) for id, each in self._networks.items() if each.failure is not None
+        }
+
     async def run(self) -> None:
         """Keep the order in force until cancelled."""
         while True:

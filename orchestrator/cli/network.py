@@ -32,6 +32,16 @@ from orchestrator.pb import control_pb2, networks_pb2, types_pb2
     cls=OrcGroup,
     sections=(
         ("Groups", (Lazy("policy", "orchestrator.cli.network_policy:policy", "Who may connect"),)),
+        (
+            "Tests",
+            (
+                Lazy(
+                    "doctor",
+                    "orchestrator.cli.network_doctor:doctor",
+                    "What is wrong between the nodes, and what mends it",
+                ),
+            ),
+        ),
     ),
     epilog=example("orc network create back", "orc network ls"),
 )

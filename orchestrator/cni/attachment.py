@@ -102,16 +102,6 @@ def _addresses(leases: Iterable[Lease]) -> list[Address]:
     return [address for lease in leases for address in lease.addresses]
 
 
-def _elsewhere(conf: NetConf, leases: Iterable[Lease]) -> set[Address]:
-    """The addresses of this host's containers that are not of its part of the network."""
-    return {
-        place.address.ip
-        for lease in leases
-        for place in _cable(conf, lease).places
-        if not place.local
-    }
-
-
 def add(host: Host, conf: NetConf, attachment: Attachment) -> dict[str, Any]:
     """Connect a container; the network itself must exist (`establish`).
 
@@ -262,10 +252,25 @@ def collect(host: Host, conf: NetConf, valid: Collection[tuple[str, str]]) -> No
         host.ipam.release(lease.key)
 
 
+def laid(host: Host, conf: NetConf) -> list[tuple[Cable, Lease]]:
+    """The network's cables on this host as they are to be."""
+    return [(_cable(conf, lease), lease) for lease in host.ipam.leases(conf.name)]
+
+
+def elsewhere(conf: NetConf, leases: Iterable[Lease]) -> set[Address]:
+    """The addresses of this host's containers that are not of its part of the network."""
+    return {
+        place.address.ip
+        for lease in leases
+        for place in _cable(conf, lease).places
+        if not place.local
+    }
+
+
 def establish(host: Host, conf: NetConf) -> list[Lease]:
     """Have the network as configured, but for its containers; return their leases."""
     leases = host.ipam.leases(conf.name)
-    overlay.ensure(host.sock, host.nft, conf, _elsewhere(conf, leases))
+    overlay.ensure(host.sock, host.nft, conf, elsewhere(conf, leases))
     return leases
 
 

@@ -66,6 +66,12 @@ class Balancer:
         _forget(state, before if known else None, table)
         self._state = state
 
+    def deviations(self) -> list[str]:
+        """What of the rules is not in the kernel as it was put there; none if nothing was."""
+        if self._state is None:
+            return []
+        return nftcount.deviations(nftcount.counts(), self._state.rules.counts())
+
 
 def _run(nft: Nftables, script: str, rules: Ruleset, *, check: bool) -> None:
     """Run a script; replace everything if the kernel does not have what it stands on."""

@@ -105,6 +105,18 @@ def _network(conf: NetConf) -> str:
     return script
 
 
+def incomplete(nft: Nftables, conf: NetConf) -> list[str]:
+    """The sets that do not have all of the network that they are to have."""
+    lacking = []
+    for name, elements in _elements(conf).items():
+        try:
+            if elements:
+                nft.run(f"get element {TABLE} {name} {{ {', '.join(elements)} }}")
+        except NftError:
+            lacking.append(f"{TABLE} {name}")
+    return lacking
+
+
 def script(conf: NetConf) -> str:
     """What has the table and one network's part of it; what is there already stays."""
     return BASE + _network(conf)

@@ -16,6 +16,7 @@ About one network, given as a configuration (`config`); `apply` remembers it unt
                                         configuration say what the attachment asks for
     check       conf container ifname
     status      conf
+    deviations  conf                    what the next `apply` would mend, in words
 
 About all networks:
 
@@ -29,6 +30,9 @@ About all networks:
     remove      network                 the network, and everything attached to it
     balance     table                   VIPs, published ports and policies; see `endpoints`
     connections                         how many the kernel tracks, and of how many at most
+    underlay    address vxlan           the interface with that address of this host, and its MTU;
+                                        also the MTU of a tunnel device, 0 if it is not there
+    unbalanced                          what the next `balance` would mend, in words
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import attachment, conntrack, endpoints, namespaces, netlink
+from . import attachment, conntrack, drift, endpoints, fields, namespaces, netlink, vxlan
 from .attachment import Attachment, Host
 from .balancer import Balancer
 from .config import VERSION, NetConf, parse
@@ -95,6 +99,10 @@ def _check(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
     attachment.check(desk.host, conf, desk.target(request))
 
 
+def _deviations(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> dict[str, Any]:
+    return {"deviations": drift.deviations(desk.host, conf)}
+
+
 def _status(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
     attachment.status(desk.host, conf)
 
@@ -107,6 +115,7 @@ OPERATIONS: dict[str, Operation] = {
     "attach": _attach,
     "check": _check,
     "status": _status,
+    "deviations": _deviations,
 }
 
 
@@ -182,6 +191,17 @@ def _connections(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
     return asdict(conntrack.usage())
 
 
+def _underlay(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
+    address = fields.address4(request.get("address"), "address")
+    under = vxlan.underlay(desk.host.sock, address)
+    device = netlink.get_link(desk.host.sock, fields.interface(request.get("vxlan"), "vxlan"))
+    return {"device": under.name, "mtu": under.mtu, "tunnel": device.mtu if device else 0}
+
+
+def _unbalanced(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
+    return {"deviations": desk.balancer.deviations()}
+
+
 GENERAL: dict[str, Service] = {
     "namespace": _namespace,
     "interfaces": _interfaces,
@@ -192,6 +212,8 @@ GENERAL: dict[str, Service] = {
     "remove": _remove,
     "balance": _balance,
     "connections": _connections,
+    "underlay": _underlay,
+    "unbalanced": _unbalanced,
 }
 
 

@@ -9,26 +9,27 @@ from __future__ import annotations
 import errno
 import struct
 from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from .conntrack import NETLINK_NETFILTER
 from .rtnetlink import ATTRIBUTE, NetlinkSocket, Request, attributes, text
-from .ruleset import INET, NETDEV
+from .ruleset import TABLES
 
 SUBSYSTEM = 10 << 8
 GETCHAIN, GETRULE, GETSET, GETSETELEM = (SUBSYSTEM | kind for kind in (4, 7, 10, 13))
 TABLE, SECOND, THIRD = 1, 2, 3  # attributes: of all four the table; then the name, mostly
 NFT_SET_ANONYMOUS = 1
-FAMILIES = {INET: 1, NETDEV: 5}
+FAMILIES = {"inet": 1, "netdev": 5}
 HEAD = 4
 
 
-def counts() -> dict[str, int]:
+def counts(tables: Iterable[str] = TABLES) -> dict[str, int]:
     """By qualified name: `inet orc_balance output` has 1, for example."""
     found: Counter[str] = Counter()
     with NetlinkSocket(NETLINK_NETFILTER) as sock:
-        for table, family in FAMILIES.items():
-            name = table.partition(" ")[2]
-            head = struct.pack("=BBH", family, 0, 0)
+        for table in tables:
+            family, _, name = table.partition(" ")
+            head = struct.pack("=BBH", FAMILIES[family], 0, 0)
             for chain in _answers(sock, GETCHAIN, head):
                 if _string(chain[TABLE]) == name:
                     found[f"{table} {_string(chain[THIRD])}"] += 0
@@ -43,6 +44,17 @@ def counts() -> dict[str, int]:
                 for elements in _answers(sock, GETSETELEM, body):
                     found[f"{table} {label}"] += _length(elements.get(THIRD, b""))
     return dict(found)
+
+
+def deviations(found: Mapping[str, int], wanted: Mapping[str, int]) -> list[str]:
+    """What there is not in the right number, in words; pure."""
+    return [
+        f"nftables: {name} has {found[name]} entries instead of {number}"
+        if name in found
+        else f"nftables: {name} is gone"
+        for name, number in sorted(wanted.items())
+        if found.get(name) != number
+    ]
 
 
 def _answers(sock: NetlinkSocket, kind: int, body: bytes) -> list[dict[int, bytes]]:

@@ -12,6 +12,7 @@ from .errors import CniError, Code
 from .fields import invalid
 from .netlink import Address, Link
 from .nft import Nftables
+from .peers import Entry
 from .rtnetlink import RouteSocket
 
 SYSCTL = Path("/proc/sys/net")
@@ -22,23 +23,8 @@ def ensure(sock: RouteSocket, nft: Nftables, conf: NetConf, held: Collection[Add
 
     `held` are the addresses of this host's containers that are not of its part.
     """
-    mtu = conf.mtu
-    wanted = None
-    if conf.overlay is not None:
-        try:
-            wanted = peers.desired(conf.overlay.me, conf.overlay.peers, conf.gateway, held)
-        except ValueError as error:
-            raise invalid(f"peers: {error}") from error
-        under = vxlan.underlay(sock, conf.overlay.me.address)
-        most = under.mtu - vxlan.OVERHEAD
-        if mtu > most:
-            raise invalid(
-                f"mtu {mtu} is too large: packets of at most {most} bytes fit the tunnel over"
-                f" {under.name}, whose own mtu is {under.mtu}"
-            )
-        # Not what the interface says, where packets of that size get lost on the way.
-        carried = min(under.mtu, conf.path_mtu or under.mtu)
-        mtu = mtu or max(carried - vxlan.OVERHEAD, conf.least_mtu)
+    wanted = entries(conf, held)
+    mtu = fitting_mtu(sock, conf)
     _switch_on("ipv4/ip_forward")
     if conf.ipv6 is not None:
         _forward_ipv6()
@@ -52,11 +38,37 @@ def ensure(sock: RouteSocket, nft: Nftables, conf: NetConf, held: Collection[Add
     portmap.ensure(nft, conf)
     # After the rules that guard it.
     _switch_on(f"ipv4/conf/{conf.bridge}/route_localnet")
-    if conf.overlay is not None and wanted is not None:
+    if conf.overlay is not None:
         overlay = conf.overlay
         device = vxlan.ensure(sock, overlay.device, overlay.me, mtu, overlay.vni, overlay.port)
         vxlan.apply_peers(sock, device.index, wanted)
     return link
+
+
+def entries(conf: NetConf, held: Collection[Address]) -> frozenset[Entry]:
+    """What the kernel is to have about the other hosts; none for a network of this host alone."""
+    if conf.overlay is None:
+        return frozenset()
+    try:
+        return peers.desired(conf.overlay.me, conf.overlay.peers, conf.gateway, held)
+    except ValueError as error:
+        raise invalid(f"peers: {error}") from error
+
+
+def fitting_mtu(sock: RouteSocket, conf: NetConf) -> int:
+    """Bytes of the network's packets: as many as was said, else as fit the tunnel. 0: no matter."""
+    if conf.overlay is None:
+        return conf.mtu
+    under = vxlan.underlay(sock, conf.overlay.me.address)
+    most = under.mtu - vxlan.OVERHEAD
+    if conf.mtu > most:
+        raise invalid(
+            f"mtu {conf.mtu} is too large: packets of at most {most} bytes fit the tunnel over"
+            f" {under.name}, whose own mtu is {under.mtu}"
+        )
+    # Not what the interface says, where packets of that size get lost on the way.
+    carried = min(under.mtu, conf.path_mtu or under.mtu)
+    return conf.mtu or max(carried - vxlan.OVERHEAD, conf.least_mtu)
 
 
 def remove(sock: RouteSocket, nft: Nftables, conf: NetConf, *, last: bool) -> None:
@@ -68,6 +80,16 @@ def remove(sock: RouteSocket, nft: Nftables, conf: NetConf, *, last: bool) -> No
         if link is not None:
             netlink.delete_link(sock, link.index)
     firewall.remove(nft, conf, last=last)
+
+
+def switched_off(conf: NetConf) -> list[str]:
+    """Of the settings below `net` that the network needs, those that are off."""
+    needed = ["ipv4/ip_forward"]
+    if (SYSCTL / "ipv4/conf" / conf.bridge).exists():
+        needed.append(f"ipv4/conf/{conf.bridge}/route_localnet")
+    if conf.ipv6 is not None:
+        needed.append("ipv6/conf/all/forwarding")
+    return [name for name in needed if _read(name) == "0"]
 
 
 def _forward_ipv6() -> None:

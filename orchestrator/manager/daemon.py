@@ -23,6 +23,7 @@ from orchestrator.manager.api.containers import ContainerCalls
 from orchestrator.manager.api.image_service import ImagesApi
 from orchestrator.manager.api.interact import InteractApi
 from orchestrator.manager.api.jobs import JobCalls
+from orchestrator.manager.api.networkdoctor import DoctorCalls
 from orchestrator.manager.api.networks import NetworkCalls
 from orchestrator.manager.api.policies import PolicyCalls
 from orchestrator.manager.api.system import SystemCalls
@@ -53,6 +54,7 @@ from orchestrator.pb import (
     containers_pb2_grpc,
     control_pb2_grpc,
     dispatch_pb2_grpc,
+    doctor_pb2_grpc,
     identity_pb2_grpc,
     images_pb2_grpc,
     interact_pb2_grpc,
@@ -227,6 +229,7 @@ class Manager:
         networks_pb2_grpc.add_NetworksServicer_to_server(NetworkCalls(context), server)
         jobs_pb2_grpc.add_JobsServicer_to_server(JobCalls(context), server)
         policies_pb2_grpc.add_PoliciesServicer_to_server(PolicyCalls(context), server)
+        doctor_pb2_grpc.add_DoctorServicer_to_server(DoctorCalls(context), server)
         volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeCalls(context), server)
         system_pb2_grpc.add_SystemServicer_to_server(SystemCalls(context), server)
         interact_pb2_grpc.add_InteractServicer_to_server(InteractApi(context), server)

@@ -25,7 +25,7 @@ Errors are `NetworkError`, whose text is for the user.
 from .balance import Connections
 from .helper import NetworkError
 from .node import NodeNetwork
-from .values import Attachment, Interface, NetworkConfig, Peer, PortMapping
+from .values import Attachment, Interface, NetworkConfig, Peer, PortMapping, Underlay
 
 __all__ = [
     "Attachment",
@@ -36,4 +36,5 @@ __all__ = [
     "NodeNetwork",
     "Peer",
     "PortMapping",
+    "Underlay",
 ]

@@ -15,6 +15,7 @@ from .values import (
     Attachment,
     Interface,
     NetworkConfig,
+    Underlay,
     attachment_document,
     attachment_of,
     network_document,
@@ -135,6 +136,24 @@ class NodeNetwork:
     async def connections(self) -> Connections:
         """How many connections the kernel of this node tracks, and whether it has room."""
         return await connections(self._helper)
+
+    async def deviations(self, network: str) -> list[str]:
+        """What the next pass would mend of a network as it was applied last, in words; what would
+        end the pass raises."""
+        document = network_document(self._configured(network), with_peers=True)
+        found = await self._helper.request("deviations", {"conf": document})
+        return list(found["deviations"])
+
+    async def unbalanced(self) -> list[str]:
+        """What the next pass would mend of VIPs, published ports and policies, in words."""
+        return list((await self._helper.request("unbalanced", {}))["deviations"])
+
+    async def underlay(self, network: str) -> Underlay:
+        """What the network's tunnel stands on, as the kernel has it now."""
+        config = self._configured(network)
+        body = {"address": config.node_address, "vxlan": config.device}
+        found = await self._helper.request("underlay", body)
+        return Underlay(found["device"], found["mtu"], found["tunnel"])
 
     async def check(self, network: str, container_id: str, ifname: str = "eth0") -> None:
         """Raise `NetworkError`, with the reason, unless the container is connected as it was."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from typing import Any
 
 CNI_VERSION = "1.1.0"
@@ -51,6 +52,11 @@ class NetworkConfig:
     reserved: tuple[str, ...] = ()
     internal: bool = False
     path_mtu: int = 0
+
+    @property
+    def own_address(self) -> str:
+        """This node's address in the network, its containers' gateway."""
+        return self.gateway or str(IPv4Network(self.subnet)[1])
 
     @property
     def bridge(self) -> str:
@@ -106,6 +112,16 @@ class Attachment:
     ifname: str
     result: Mapping[str, Any]
     address6: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Underlay:
+    """The interface below a tunnel and its MTU in bytes; `tunnel` is the tunnel's own, 0 if it is
+    not there."""
+
+    device: str
+    mtu: int
+    tunnel: int
 
 
 def network_document(config: NetworkConfig, *, with_peers: bool = False) -> dict[str, Any]:

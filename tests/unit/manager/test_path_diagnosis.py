@@ -1,0 +1,361 @@
+"""From what was measured between nodes to the one right sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import permutations
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.manager.pathdiagnosis import bits, judge, listed, scopes
+from orchestrator.manager.pathfacts import (
+    Drift,
+    Echoes,
+    Finding,
+    NetworkFacts,
+    NodeFacts,
+    PathFacts,
+    rounds,
+)
+
+ALL, NONE = Echoes(20, 20, 0.0002), Echoes(20, 0)
+SOME = Echoes(220, 198, 0.0002)
+FIVE = Echoes(5, 5, 0.0002)
+DEAD = {"overlay": NONE, "large": Echoes(), "checked": 0, "unchecked": 0, "rate": 0.0}
+"""What is measured where the tunnel's packets do not arrive."""
+CUT = {**DEAD, "underlay": NONE, "path_mtu": 0}
+
+Way = tuple[str, str]
+
+
+class World:
+    """Nodes and their paths, all well until something is changed."""
+
+    def __init__(self, count: int = 3, asked_mtu: int = 0) -> None:
+        self.network = NetworkFacts("back", vni=4097, asked_mtu=asked_mtu)
+        self.nodes = {
+            f"node{n}": NodeFacts(
+                f"node{n}", f"192.0.2.{n}", mtu=1450, device="eth0", device_mtu=1500
+            )
+            for n in range(1, count + 1)
+        }
+        self.paths: dict[Way, PathFacts] = {
+            way: PathFacts(
+                *way,
+                underlay=ALL,
+                overlay=ALL,
+                large=FIVE,
+                path_mtu=1500,
+                datagrams=10,
+                checked=10,
+                unchecked=10,
+                rate=9e9,
+            )
+            for way in permutations(self.nodes, 2)
+        }
+
+    def node(self, name: str, **change: Any) -> World:
+        self.nodes[name] = replace(self.nodes[name], **change)
+        return self
+
+    def path(self, source: str, target: str, **change: Any) -> World:
+        """Change a path; `*` is any node."""
+        for way, path in self.paths.items():
+            if source in ("*", way[0]) and target in ("*", way[1]):
+                self.paths[way] = replace(path, **change)
+        return self
+
+    def both(self, one: str, two: str, **change: Any) -> World:
+        return self.path(one, two, **change).path(two, one, **change)
+
+    def without(self, name: str) -> World:
+        """A node that tells nothing."""
+        self.paths = {way: path for way, path in self.paths.items() if way[0] != name}
+        return self
+
+    def judged(self) -> tuple[Finding, ...]:
+        return judge(self.network, self.nodes.values(), self.paths.values())
+
+
+DOWN_DEAD = {**CUT, "datagrams": 0}
+DOWN_ALIVE = {**DEAD, "datagrams": 0}
+
+CASES: list[tuple[str, Callable[[], World], str, str]] = [
+    (
+        "a node is down",
+        lambda: (
+            World().node("node3", state="down").without("node3").path("*", "node3", **DOWN_DEAD)
+        ),
+        "node3 is down, and nobody gets an answer from 192.0.2.3",
+        "see whether the host is on and connected",
+    ),
+    (
+        "only its agent is",
+        lambda: (
+            World().node("node3", state="down").without("node3").path("*", "node3", **DOWN_ALIVE)
+        ),
+        "node3 is down, but its host answers node1 and node2",
+        "start the agent on node3, or see in its log why it reaches no manager",
+    ),
+    (
+        "all others are down",
+        lambda: World(1).node("node1", state="down"),
+        "node1 is down",
+        "",
+    ),
+    (
+        "an old agent",
+        lambda: (
+            World()
+            .node("node2", trouble="this node is too old for what was asked of it", mtu=0)
+            .without("node2")
+            .path("*", "node2", **DEAD)
+        ),
+        "node2 could not be tested: this node is too old for what was asked of it",
+        "",
+    ),
+    (
+        "two nodes are apart",
+        lambda: World().both("node1", "node2", **CUT),
+        "nothing gets through between node1 and node2, neither pings nor the tunnel's packets",
+        "look for a cable, a route or a firewall between 192.0.2.1 and 192.0.2.2",
+    ),
+    (
+        "one is apart from all",
+        lambda: World().path("*", "node2", **CUT).path("node2", "*", **CUT),
+        "nothing gets through between node2 and all other nodes, neither pings nor the tunnel's "
+        "packets",
+        "look for a cable, a route or a firewall between 192.0.2.2 and the others",
+    ),
+    (
+        "nothing of one arrives at another",
+        lambda: World().both("node1", "node2", **CUT).path("node1", "node2", checked=10),
+        "nothing from node2 arrives at node1, though node2 hears node1",
+        "look for a firewall on node1, or between the nodes, or a route that is missing on node2",
+    ),
+    (
+        "the tunnel is blocked between two",
+        lambda: World().both("node1", "node2", **DEAD),
+        "packets of the tunnel (UDP port 4789) do not get through between node1 and node2, though "
+        "pings do",
+        "let UDP port 4789 through on these nodes and between them: a firewall drops it",
+    ),
+    (
+        "the tunnel is blocked everywhere",
+        lambda: World().path("*", "*", **DEAD),
+        "packets of the tunnel (UDP port 4789) do not get through between any two nodes, though "
+        "pings do",
+        "let UDP port 4789 through on these nodes and between them: a firewall drops it",
+    ),
+    (
+        "a node lets none in",
+        lambda: (
+            World()
+            .path("*", "node1", **DEAD)
+            .path("node1", "*", **{**DEAD, "checked": 10, "unchecked": 10})
+        ),
+        "packets of the tunnel (UDP port 4789) from node2 and node3 do not arrive at node1, though "
+        "pings do",
+        "let UDP port 4789 through on these nodes and between them: a firewall drops it",
+    ),
+    (
+        "a card does not compute checksums",
+        lambda: World().path("node1", "*", checked=0, rate=0.0),
+        "TCP and UDP from node1 arrive at node2 and node3 with a wrong checksum and are dropped: "
+        "eth0 of node1 says that it computes it inside of a tunnel, and does not",
+        "on node1: ethtool -K eth0 tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off; "
+        "if that does not do: ethtool -K orcvx4097 tx off",
+    ),
+    (
+        "a network that was asked to be too large",
+        lambda: World(asked_mtu=1450).path("node1", "node2", path_mtu=1400, large=Echoes(5, 0)),
+        "packets of 1450 bytes, as network back has them, do not get from node1 to node2: that "
+        "path carries 1400 bytes, 50 of them for the tunnel",
+        "make the network anew with --opt mtu=1350, or raise the MTU of what lies between the "
+        "nodes",
+    ),
+    (
+        "the path would do, but a peer's own network is smaller still",
+        lambda: (
+            World(asked_mtu=1450)
+            .path("node1", "node2", path_mtu=1400, large=Echoes(5, 0))
+            .node("node3", mtu=1300)
+        ),
+        "packets of 1450 bytes, as network back has them, do not get from node1 to node2: that "
+        "path carries 1400 bytes, 50 of them for the tunnel",
+        "make the network anew with --opt mtu=1300, or raise the MTU of what lies between the "
+        "nodes",
+    ),
+    (
+        "a network whose MTU is ours to choose",
+        lambda: World().both("node1", "node2", path_mtu=1400, large=Echoes(5, 0)),
+        "packets of 1450 bytes, as network back has them, do not get from node1 to node2, nor "
+        "along 1 other path: that path carries 1400 bytes, 50 of them for the tunnel",
+        "the network follows by itself, to 1350 bytes, within a minute, or raise the MTU of what "
+        "lies between the nodes",
+    ),
+    (
+        "large packets get lost, and nobody knows where",
+        lambda: World().path("node1", "node2", large=Echoes(5, 0)),
+        "packets of 1450 bytes, as network back has them, do not get from node1 to node2",
+        "make the network anew with a smaller --opt mtu",
+    ),
+    (
+        "packets get lost",
+        lambda: World().both("node1", "node2", underlay=SOME, overlay=SOME),
+        "10% of packets between node1 and node2 get lost",
+        "look for a bad cable, a full link or a full queue",
+    ),
+    (
+        "packets of one node get lost",
+        lambda: World().path("node3", "*", underlay=SOME).path("*", "node3", overlay=SOME),
+        "10% of packets between node3 and all other nodes get lost",
+        "look for a bad cable, a full link or a full queue",
+    ),
+    (
+        "the tunnel's packets get lost",
+        lambda: World().both("node1", "node2", overlay=SOME),
+        "10% of the tunnel's packets, but of no others, between node1 and node2 get lost",
+        "look for a firewall that limits UDP port 4789",
+    ),
+    (
+        "an entry is gone, and what follows from that is not said",
+        lambda: (
+            World()
+            .node("node1", drifts=(Drift("back", ("the route to 10.1.2.0/24 is missing",)),))
+            .both("node1", "node2", **DEAD)
+        ),
+        "network back on node1 is not in the kernel as it was made: the route to 10.1.2.0/24 is "
+        "missing",
+        "its agent mends that within five seconds; if it comes back, something else on node1 "
+        "changes it",
+    ),
+    (
+        "many entries are gone, of another network",
+        lambda: World().node("node1", drifts=(Drift("front", ("a", "b", "c", "d", "e")),)),
+        "network front on node1 is not in the kernel as it was made: a; b; c; and 2 more",
+        "its agent mends that within five seconds; if it comes back, something else on node1 "
+        "changes it",
+    ),
+    (
+        "a network cannot be",
+        lambda: World().node("node1", drifts=(Drift("back", (), "mtu 1500 is too large"),), mtu=0),
+        "network back on node1: mtu 1500 is too large",
+        "",
+    ),
+]
+
+NOTES: list[tuple[str, Callable[[], World], str]] = [
+    (
+        "a path carries less than the interface says, and the network fits",
+        lambda: (
+            World()
+            .both("node1", "node2", path_mtu=1400)
+            .node("node1", mtu=1350)
+            .node("node2", mtu=1350)
+        ),
+        "packets of 1400 bytes and no larger get from node1 to node2, though eth0 of node1 is set "
+        "to 1500; 1 other path alike",
+    ),
+    (
+        "pings are filtered",
+        lambda: World().path("*", "node2", underlay=NONE, path_mtu=0),
+        "node2 answers no pings at 192.0.2.2, so nobody can find the MTU of the paths to it, and "
+        "interfaces are believed",
+    ),
+    (
+        "a node is far away",
+        lambda: (
+            World(5)
+            .path("*", "node5", underlay=Echoes(20, 20, 0.08))
+            .path("node5", "*", underlay=Echoes(20, 20, 0.08))
+        ),
+        "a packet takes 80 ms there and back between node5 and all other nodes; most take 0.2 ms",
+    ),
+    (
+        "a pair is slow",
+        lambda: World().path("node1", "node2", rate=94e6),
+        "94 Mbit/s get through between node1 and node2, a fraction of the usual 9 Gbit/s",
+    ),
+]
+
+
+def test_nothing_is_said_where_all_is_well() -> None:
+    for count in (0, 1, 2, 3, 20):
+        assert World(count).judged() == ()
+
+
+@pytest.mark.parametrize(
+    ("world", "text", "mend"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
+def test_what_is_wrong_is_said_once(world: Callable[[], World], text: str, mend: str) -> None:
+    (finding,) = world().judged()
+    assert (finding.wrong, finding.text, finding.mend) == (True, text, mend)
+
+
+@pytest.mark.parametrize(
+    ("world", "text"), [case[1:] for case in NOTES], ids=[case[0] for case in NOTES]
+)
+def test_what_is_only_worth_knowing_is_not_wrong(world: Callable[[], World], text: str) -> None:
+    (finding,) = world().judged()
+    assert (finding.wrong, finding.text) == (False, text)
+
+
+def test_two_things_are_two_findings_what_is_wrong_first() -> None:
+    world = World(4).path("node1", "node2", rate=1e6).both("node3", "node4", **CUT)
+    assert [finding.wrong for finding in world.judged()] == [True, False]
+
+
+def test_a_node_without_the_network_is_asked_for_nothing_of_it() -> None:
+    gone: dict[str, Any] = {**DEAD, "overlay": Echoes(), "datagrams": 0}
+    world = World().node("node3", mtu=0).path("node3", "*", **gone).path("*", "node3", **gone)
+    assert world.judged() == ()
+
+
+PAIRS = st.sets(st.frozensets(st.sampled_from("abcdef"), min_size=2, max_size=2))
+
+
+@given(PAIRS, PAIRS)
+def test_scopes_name_each_bad_pair_and_no_other(
+    bad: set[frozenset[str]], more: set[frozenset[str]]
+) -> None:
+    tested = bad | more
+    said = list(scopes(bad, tested))
+    covered: set[frozenset[str]] = set()
+    for words, names in said:
+        if "any two" in words:
+            covered |= tested
+        elif "all other" in words:
+            covered |= {pair for pair in tested if names[0] in pair}
+        else:
+            covered.add(frozenset(names))
+    assert covered == bad
+    assert len(said) <= len(bad)
+
+
+@given(st.integers(0, 40), st.integers(1, 40))
+def test_rounds_have_each_pair_once_and_nobody_twice(count: int, most: int) -> None:
+    names = [str(n) for n in range(count)]
+    found = rounds(names, most)
+    for each in found:
+        met = [name for pair in each for name in pair]
+        assert len(met) == len(set(met))
+    pairs = [frozenset(pair) for each in found for pair in each]
+    assert len(pairs) == len(set(pairs))
+    assert len(found) <= most
+    if most >= count:
+        assert len(pairs) == count * (count - 1) // 2
+
+
+def test_words() -> None:
+    assert [bits(n) for n in (9.41e9, 94.2e6, 5e3, 7)] == [
+        "9.41 Gbit/s", "94.2 Mbit/s", "5 kbit/s", "7 bit/s",
+    ]  # fmt: skip
+    assert listed("a") == "a"
+    assert listed("ab") == "a and b"
+    assert listed("abcd") == "a, b, c and d"
+    assert listed("abcde") == "a, b, c and 2 more"

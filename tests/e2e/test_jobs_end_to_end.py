@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_a_schedule_runs_it_and_a_user_does(cluster: Cluster, hello: str) -> Non
 def test_docker_s_words_for_a_job(cluster: Cluster, hello: str) -> None:
     words = ("service", "create", "--mode", "replicated-job", "--replicas", "4",
              "--max-concurrent", "2", "--name", "batch", "-e", "SLOT={{.Task.Slot}}")  # fmt: skip
-    plan = cluster.json("plan", *words, hello)
+    plan = json.loads(cluster.orc("plan", "--format", "json", *words, hello).stdout)
     assert [step["action"] for step in plan] == ["start", "start", "wait"]
     began = time.monotonic()
     cluster.orc(*words, *SHELL, hello, "sh", "-c", "echo $SLOT")

@@ -86,6 +86,13 @@ def _memory(context: click.Context, parameter: click.Parameter, text: str) -> in
     help="Port at which other nodes get images from this one; 0: any.",
 )
 @click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    default=7424,
+    show_default=True,
+    help="Port at which Prometheus reads this node's metrics; 0: any.",
+)
+@click.option(
     "--max-layer-size",
     "max_layer",
     default="64g",
@@ -126,6 +133,7 @@ def agent(
     shares: int | None,
     memory: int,
     blob_port: int,
+    metrics_port: int,
     max_layer: int,
     image_gc_high: int,
     image_gc_low: int,
@@ -167,6 +175,7 @@ def agent(
         max_layer=max_layer,
         marks=Marks(image_gc_high, image_gc_low),
         blob_port=blob_port,
+        metrics_port=metrics_port,
     )
     try:
         enter_private_mounts(_some_monitor(run_dir.absolute() / "containers"))

@@ -23,7 +23,7 @@ from typing import Any
 
 import grpc
 
-from orchestrator.agent import buildorders, containerfiles, describe, imageorders
+from orchestrator.agent import buildorders, containerfiles, describe, imageorders, metrics
 from orchestrator.agent.balancing import KernelBalance
 from orchestrator.agent.copies import Copies
 from orchestrator.agent.dialer import Dialer
@@ -73,6 +73,8 @@ from orchestrator.identity.tls import (
 from orchestrator.model import objects
 from orchestrator.model.objects import Task
 from orchestrator.pb import blobs_pb2_grpc
+from orchestrator.web.https import CannotListen, TlsFiles, listening
+from orchestrator.web.scrape import MetricsApp, process_registry
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +154,16 @@ async def run(settings: Settings) -> None:
                 )
             )
             server, blob_port = await _serve_blobs(settings, store)
-        except (StateDbError, ImageError, RuntimeFailure, NetworkError) as error:
+            measured = process_registry()
+            metrics_port = await stack.enter_async_context(
+                listening(
+                    MetricsApp(measured, identity.cluster_id, db.scrape_digest),
+                    identity.address,
+                    settings.metrics_port,
+                    TlsFiles(data / "ca.pem", data / "node.pem", data / "node.key"),
+                )
+            )
+        except (StateDbError, ImageError, RuntimeFailure, NetworkError, CannotListen) as error:
             raise AgentFailure(str(error)) from error
         stack.push_async_callback(server.stop, None)
         wake = asyncio.Event()
@@ -260,6 +271,7 @@ async def run(settings: Settings) -> None:
         description = describe.describe(
             address=identity.address,
             blob_port=blob_port,
+            metrics_port=metrics_port,
             cgroup=detect().mode.value,
             runtime=await describe.runtime_version(settings.runtime),
             labels=settings.labels,
@@ -290,8 +302,22 @@ async def run(settings: Settings) -> None:
                 wake=wake,
                 open_tunnel=tunnels.open,
                 remove_images=image_orders.remove,
+                scrapable=db.put_scrape_digest,
             ),
             rng=rng,
+        )
+        measured.register(
+            metrics.ContainerCollector(worker.runners, runtime.access, description.hostname)
+        )
+        measured.register(metrics.HostCollector(data))
+        measured.register(
+            metrics.AgentCollector(
+                partial(metrics.holdings, store, volumes, networks, endpoints),
+                worker.runners,
+                lambda: bool(dialer.connected_to),
+                {"node": description.hostname, "node_id": identity.node_id}
+                | {key: getattr(description, key) for key in ("version", "runtime", "kernel")},
+            )
         )
         log.info(
             "agent started",

@@ -26,6 +26,7 @@ def describe(
     *,
     address: str,
     blob_port: int,
+    metrics_port: int,
     cgroup: str,
     runtime: str,
     labels: Mapping[str, str],
@@ -49,6 +50,7 @@ def describe(
         version=__version__,
         labels=dict(labels),
         blob_port=blob_port,
+        metrics_port=metrics_port,
     )
 
 

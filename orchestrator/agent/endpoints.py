@@ -100,6 +100,11 @@ class Endpoints:
         this process's own, see `apply`."""
         return min((each.applied or 0 for each in self._followers.values()), default=0)
 
+    @property
+    def count(self) -> int:
+        """Addresses of running tasks in the table."""
+        return sum(len(entry.endpoints) for entry in self._entries.values())
+
     def apply(self, table: dispatch_pb2.EndpointTable) -> int:
         """Write down and take a table or a change of it; the revision that it makes here."""
         changed: dict[EndpointKey, dispatch_pb2.ServiceEndpoints] = {}

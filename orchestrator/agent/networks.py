@@ -149,6 +149,11 @@ class Networks:
             id: str(each.failure) for id, each in self._networks.items() if each.failure is not None
         }
 
+    @property
+    def count(self) -> int:
+        """Networks in the order."""
+        return len(self._networks)
+
     async def run(self) -> None:
         """Keep the order in force until cancelled."""
         while True:

@@ -73,9 +73,11 @@ class Session:
         wake: asyncio.Event,
         open_tunnel: OpenTunnel,
         remove_images: Callable[[Sequence[str]], Coroutine[Any, Any, None]],
+        scrapable: Callable[[str], None],
     ) -> None:
         """`wake` is set by whoever has something to send. `open_tunnel` must keep its errors to
-        itself. `remove_images`: of these digests, as far as no container needs them."""
+        itself. `remove_images`: of these digests, as far as no container needs them. `scrapable`:
+        by whoever shows the token of this digest."""
         self._node = node
         self._worker = worker
         self._endpoints = endpoints
@@ -83,6 +85,7 @@ class Session:
         self._wake = wake
         self._open_tunnel = open_tunnel
         self._remove_images = remove_images
+        self._scrapable = scrapable
         self._images_changed = True
         self._volume_drivers: dict[str, str] = {}
         self._path_mtu = 0
@@ -157,6 +160,8 @@ class Session:
             case "remove_images":
                 images = list(message.remove_images.images)
                 group.create_task(self._remove_images(images), name="image removal")
+            case "scrape":
+                self._scrapable(message.scrape.token_digest)
             case "redirect":
                 raise _redirected(message.redirect)
             case other:

@@ -32,3 +32,5 @@ class Settings:
     """How full the disk of the images may become before some are removed."""
     blob_port: int
     """TCP port at which other nodes get images from this one; 0: any free one."""
+    metrics_port: int
+    """TCP port at which Prometheus reads this node's metrics; 0: any free one."""

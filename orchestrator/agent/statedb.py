@@ -55,6 +55,7 @@ _SCHEMA_VERSION = len(_SCHEMAS)
 
 _NETWORKS = "networks"
 _MANAGERS = "managers"
+_SCRAPE = "scrape"
 
 
 EndpointKey = tuple[str, str]
@@ -227,6 +228,14 @@ class StateDb:
     def put_managers(self, managers: Iterable[str]) -> None:
         """Remember where the managers are."""
         self._set(_MANAGERS, " ".join(managers).encode())
+
+    def scrape_digest(self) -> str:
+        """Digest of the token that Prometheus must show; empty before a session told it."""
+        return (self._get(_SCRAPE) or b"").decode()
+
+    def put_scrape_digest(self, digest: str) -> None:
+        """Remember the token's digest."""
+        self._set(_SCRAPE, digest.encode())
 
     def _get(self, key: str) -> bytes | None:
         row = self._db.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()

@@ -91,14 +91,22 @@ def update(client: Client, strategy: Strategy | None) -> None:
 
 
 @cluster.command(epilog=example("orc cluster token worker", "orc cluster token --rotate worker"))
-@click.argument("role", type=click.Choice(["worker", "manager"]))
+@click.argument("role", type=click.Choice(["worker", "manager", "scrape"]))
 @click.option("--rotate", is_flag=True, help="Make a new token; the old one is worth nothing.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the token only.")
 @pass_client
 def token(client: Client, role: str, rotate: bool, quiet: bool) -> None:
-    """Print the command with which a host joins."""
+    """Print the command with which a host joins, or the token that Prometheus shows.
+
+    With the token `scrape` everything that is measured can be read, and nothing else done.
+    """
     reply = client.call("GetCluster", control_pb2.GetClusterRequest())
-    text = reply.worker_token if role == "worker" else reply.manager_token
+    text = {
+        "worker": reply.worker_token,
+        "manager": reply.manager_token,
+        "scrape": reply.scrape_token,
+    }[role]
     if rotate:
         text = client.call("RotateToken", control_pb2.RotateTokenRequest(role=role)).token
-    click.echo(text if quiet else f"orc cluster join --token {text} {reply.join_address}")
+    bare = quiet or role == "scrape"
+    click.echo(text if bare else f"orc cluster join --token {text} {reply.join_address}")

@@ -18,6 +18,8 @@ from orchestrator.identity.files import ManagerIdentity, read_manager
 from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.setup import new_id
 from orchestrator.identity.tls import join_credentials, server_credentials
+from orchestrator.identity.token import new_secret
+from orchestrator.manager import metrics
 from orchestrator.manager.api import ApiContext, ControlApi
 from orchestrator.manager.api.containers import ContainerCalls
 from orchestrator.manager.api.image_service import ImagesApi
@@ -28,6 +30,7 @@ from orchestrator.manager.api.networks import NetworkCalls
 from orchestrator.manager.api.policies import PolicyCalls
 from orchestrator.manager.api.system import SystemCalls
 from orchestrator.manager.api.volumes import VolumeCalls
+from orchestrator.manager.discovery import targets
 from orchestrator.manager.dispatcher import Dispatcher
 from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.inbox import Inbox
@@ -44,9 +47,11 @@ from orchestrator.manager.store.etcdtls import EtcdTls
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Conflict, Kv
 from orchestrator.manager.store.member import EtcdMember
+from orchestrator.manager.store.timed import TimedKv
 from orchestrator.manager.term import Term
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.manager.vault import Vault
+from orchestrator.manager.webapp import ManagerApp
 from orchestrator.model.networks import BRIDGE
 from orchestrator.model.objects import Cluster, Network
 from orchestrator.model.specs import BRIDGE_NETWORK, DEFAULT_NETWORK
@@ -64,10 +69,15 @@ from orchestrator.pb import (
     system_pb2_grpc,
     volumes_pb2_grpc,
 )
+from orchestrator.web.https import CannotListen, TlsFiles, listening
+from orchestrator.web.scrape import digest, process_registry
 
 log = logging.getLogger(__name__)
 
 DEFAULT_VNI = 4096
+
+WEB_PORT = 2
+"""Of metrics and service discovery, from the control port on."""
 
 _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
@@ -124,6 +134,7 @@ async def _found(
             manager_token=identity.manager_token,
             node_timeout=settings.node_timeout or Cluster().node_timeout,
             network_cidr=identity.network_cidr,
+            scrape_token=new_secret(),
         )
         network = Network(
             id=new_id(),
@@ -139,8 +150,14 @@ async def _found(
             f"the store holds the cluster {cluster.id}, but {settings.data_dir} belongs to "
             f"{identity.cluster_id}; check --etcd-endpoints and --data-dir"
         )
-    elif settings.node_timeout and settings.node_timeout != cluster.node_timeout:
-        changes = [Change(cluster, replace(cluster, node_timeout=settings.node_timeout))]
+    else:
+        after = replace(
+            cluster,
+            node_timeout=settings.node_timeout or cluster.node_timeout,
+            # A cluster of an earlier version has none.
+            scrape_token=cluster.scrape_token or new_secret(),
+        )
+        changes = [Change(cluster, after)] if after != cluster else []
     if changes:
         try:
             await cache.wait_for(await commit(kv, changes))
@@ -162,12 +179,17 @@ class Manager:
     def __init__(self, settings: ManagerSettings, identity: ManagerIdentity, kv: Kv) -> None:
         self._settings = settings
         self._identity = identity
-        self._kv = kv
+        self._registry = process_registry()
+        times = metrics.StoreTimes(self._registry)
+        self._kv = kv = TimedKv(kv, times.took, times.failed)
         self.cache = Cache(kv)
+        self._latencies = metrics.Latencies(self.cache, self._registry)
         self.inbox = Inbox(time.time)
         self._events = EventLog(self.cache, time.time)
         self._tunnels = Tunnels(new_id)
         self._leader = ""
+        self._term = 0
+        """Revision of the store at which this manager's term began; 0 while it does not lead."""
         self.serving = asyncio.Event()
         """Set once the ports are open."""
         self._address = f"{identity.address}:{identity.port}"
@@ -184,8 +206,36 @@ class Manager:
             group.create_task(self.cache.follow())
             await self.cache.wait_for(1)
             await _found(self._kv, self.cache, self._identity, self._settings)
-            async with self._events.following():
+            async with self._events.following(), self._latencies.following():
                 await self._serve()
+
+    @asynccontextmanager
+    async def _web(self) -> AsyncIterator[None]:
+        """Serve what others than our own clients read. Raises CannotServe."""
+        folder, identity = self._settings.data_dir, self._identity
+        self._registry.register(metrics.ClusterCollector(lambda: self.cache.view, self._state))
+        host = f"[{identity.address}]" if ":" in identity.address else identity.address
+        here = f"{host}:{identity.port + WEB_PORT}"
+        app = ManagerApp(
+            self._registry,
+            identity.cluster_id,
+            lambda: digest(cluster.scrape_token) if (cluster := self.cache.view.cluster) else "",
+            lambda job: targets(self.cache.view, [here], job),
+        )
+        files = TlsFiles(folder / "ca.pem", folder / "manager.pem", folder / "manager.key")
+        try:
+            async with listening(app, identity.address, identity.port + WEB_PORT, files):
+                yield
+        except CannotListen as error:
+            raise CannotServe(str(error)) from error
+
+    def _state(self) -> metrics.ManagerState:
+        return metrics.ManagerState(
+            leader=bool(self._leader),
+            term=self._term,
+            sessions=self._dispatcher.sessions,
+            reports=self.inbox.waiting,
+        )
 
     async def _serve(self) -> None:
         server = self._server()
@@ -196,7 +246,8 @@ class Manager:
             extra={"address": self._address, "manager": self._identity.manager_id},
         )
         try:
-            await self._lead()
+            async with self._web():
+                await self._lead()
         finally:
             await server.stop(0.2)
 
@@ -257,7 +308,7 @@ class Manager:
             try:
                 async with election.term() as won:
                     self.inbox.clear()
-                    self._leader = self._identity.manager_id
+                    self._leader, self._term = self._identity.manager_id, won.revision
                     term = Term(
                         self._kv,
                         self.cache,
@@ -273,7 +324,7 @@ class Manager:
             except LeadershipLost as lost:
                 log.warning("leadership lost", extra={"reason": lost})
             finally:
-                self._leader = ""
+                self._leader, self._term = "", 0
 
 
 async def serve(settings: ManagerSettings) -> None:

@@ -35,6 +35,7 @@ from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
 from orchestrator.model.templates import filled
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
+from orchestrator.web.scrape import digest
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class NodeSession:
         """The revision of the endpoint table that it was sent."""
         self._holding = False
         """An order is yet to be told: its task must first leave names and balance everywhere."""
+        self._scrape_token = ""
+        """The token whose digest it was told."""
         self._condemning = True
         """Images may have been removed that the node has, and was not told of."""
         self.wake = asyncio.Event()
@@ -102,6 +105,11 @@ class NodeSession:
         self._messages.clear()
         news, self._endpoints = endpoints.since(self._endpoints)
         out += news
+        token = view.cluster.scrape_token if view.cluster else ""
+        if token != self._scrape_token:
+            self._scrape_token = token
+            access = dispatch_pb2.ScrapeAccess(token_digest=digest(token))
+            out.append(dispatch_pb2.ManagerMessage(scrape=access))
         if self._condemning:
             self._condemning = False
             if images := _condemned(view, self.node_id):
@@ -207,6 +215,11 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
     def leading(self) -> bool:
         """Whether sessions are taken."""
         return self._endpoints is not None
+
+    @property
+    def sessions(self) -> int:
+        """How many agents are in session."""
+        return len(self._sessions)
 
     async def run(self) -> None:
         """Lead: take sessions, and wake them at each change. Ends them all when cancelled."""

@@ -44,6 +44,13 @@ class Inbox:
         self.on_report: Callable[[], None] = lambda: None
         """Called at each report; the loop's alarm clock."""
 
+    @property
+    def waiting(self) -> int:
+        """How many words of agents are yet to be taken."""
+        told = self._reports
+        of_nodes = len(told.hellos) + len(told.inventories) + len(told.drivers)
+        return of_nodes + len(told.statuses) + len(told.tagged)
+
     def hear(self, node_id: str) -> None:
         """Any sign of life."""
         self.heard[node_id] = self._now()

@@ -57,6 +57,8 @@ class NodeDescription:
     """Given to the agent on its own command line."""
     blob_port: int = 0
     """TCP port at which the node serves its image blobs to other nodes."""
+    metrics_port: int = 0
+    """TCP port of its metrics, HTTPS."""
     network_features: tuple[str, ...] = ()
     """What its networks can be, such as `overlay`, `bridge`, `ipv6`, `encrypted`."""
     routes: tuple[str, ...] = ()
@@ -463,6 +465,8 @@ class Cluster:
     revision: int = 0
     strategy: Strategy = Strategy.DEFAULT
     """Of the services that say nothing else, and of containers."""
+    scrape_token: str = ""
+    """What Prometheus shows to managers and agents; empty: nothing that it could."""
 
 
 Object = Node | Service | Task | Network | Image | Volume | Cluster | Credential

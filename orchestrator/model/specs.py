@@ -20,6 +20,10 @@ DEFAULT_MEMORY = 64 << 20
 """Bytes of memory that a task counts when it asks for nothing."""
 
 
+STACK_LABEL = "com.docker.stack.namespace"
+"""The label of services, networks, … that says which stack they are of; Docker's name for it."""
+
+
 class RestartCondition(IntEnum):
     """When a finished task is replaced."""
 

@@ -7,14 +7,13 @@ cache that the kernel can drop at once.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.agent.runtime.cgroups import CgroupMode, Cgroups
+from orchestrator.agent.runtime.kernelfiles import io_service, io_stat, keyed, number, read_text
 
-_MOST = 1 << 16
-_UNLIMITED = 1 << 60
+UNLIMITED = 1 << 60
 """Bytes from which on a memory limit of version 1 is none."""
 
 
@@ -59,29 +58,29 @@ class FigureFiles:
             limit = memory + "memory.limit_in_bytes"
         self._memory_stat = memory + "memory.stat"
         self._pids = pids + "pids.current"
-        most = _number(_text(limit))
-        self._memory_limit = most if most < _UNLIMITED else 0
-        self._pids_limit = _number(_text(pids + "pids.max"))
+        most = number(read_text(limit))
+        self._memory_limit = most if most < UNLIMITED else 0
+        self._pids_limit = number(read_text(pids + "pids.max"))
 
     def read(self, pid: int) -> Figures:
         """The figures now, where `pid` is the container's first process. What cannot be read is
         0."""
-        received, sent = _network(_text(f"/proc/{pid}/net/dev"))
-        cpu, memory = _text(self._cpu), _number(_text(self._memory))
-        stat = _text(self._memory_stat)
+        received, sent = _network(read_text(f"/proc/{pid}/net/dev"))
+        cpu, memory = read_text(self._cpu), number(read_text(self._memory))
+        stat = read_text(self._memory_stat)
         if self._v2:
-            nanoseconds = _keyed(cpu, "usage_usec") * 1000
-            cached = _keyed(stat, "inactive_file")
-            read, written = _io_stat(_text(self._block))
+            nanoseconds = keyed(cpu, "usage_usec") * 1000
+            cached = keyed(stat, "inactive_file")
+            read, written = io_stat(read_text(self._block))
         else:
-            nanoseconds = _number(cpu)
-            cached = _keyed(stat, "total_inactive_file")
-            read, written = _io_service(_text(self._block))
+            nanoseconds = number(cpu)
+            cached = keyed(stat, "total_inactive_file")
+            read, written = io_service(read_text(self._block))
         return Figures(
             cpu=nanoseconds,
             memory=max(memory - cached, 0),
             memory_limit=self._memory_limit,
-            pids=_number(_text(self._pids)),
+            pids=number(read_text(self._pids)),
             pids_limit=self._pids_limit,
             net_received=received,
             net_sent=sent,
@@ -92,36 +91,7 @@ class FigureFiles:
 
 def node_memory() -> int:
     """Bytes of memory that the node has (proc_meminfo(5))."""
-    return _keyed(Path("/proc/meminfo").read_bytes(), "MemTotal:") * 1024
-
-
-def _text(path: str) -> bytes:
-    """A small file; nothing when it is not there. Without Python's file objects, which cost more
-    than the kernel's work."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.read(fd, _MOST)
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)
-
-
-def _number(text: bytes) -> int:
-    return int(text) if text.strip().isdigit() else 0
-
-
-def _keyed(text: bytes, key: str) -> int:
-    """The number after a key at the beginning of a line."""
-    word = key.encode()
-    at = 0 if text.startswith(word + b" ") else text.find(b"\n" + word + b" ") + 1
-    if at == 0 and not text.startswith(word + b" "):
-        return 0
-    fields = text[at : at + 80].split(None, 2)
-    return int(fields[1])
+    return keyed(Path("/proc/meminfo").read_bytes(), "MemTotal:") * 1024
 
 
 def _network(text: bytes) -> tuple[int, int]:
@@ -134,27 +104,3 @@ def _network(text: bytes) -> tuple[int, int]:
             received += int(fields[0])
             sent += int(fields[8])
     return received, sent
-
-
-def _io_stat(text: bytes) -> tuple[int, int]:
-    """Bytes read and written of version 2's `8:0 rbytes=1 wbytes=2 …`."""
-    read = written = 0
-    for field in text.split():
-        key, _, value = field.partition(b"=")
-        if key == b"rbytes":
-            read += int(value)
-        elif key == b"wbytes":
-            written += int(value)
-    return read, written
-
-
-def _io_service(text: bytes) -> tuple[int, int]:
-    """Bytes read and written of version 1's `8:0 Read 1`, a line a device and kind."""
-    read = written = 0
-    for line in text.splitlines():
-        fields = line.split()
-        if len(fields) == 3 and fields[1] == b"Read":
-            read += int(fields[2])
-        elif len(fields) == 3 and fields[1] == b"Write":
-            written += int(fields[2])
-    return read, written

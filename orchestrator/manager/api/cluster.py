@@ -55,6 +55,7 @@ class ClusterCalls(Calls):
             manager_token=self._token(cluster.manager_token),
             join_address=f"{identity.address}:{identity.port + 1}",
             strategy=cast(Any, int(cluster.strategy or Strategy.SPREAD)),
+            scrape_token=cluster.scrape_token,
         )
 
     @answering
@@ -76,11 +77,16 @@ class ClusterCalls(Calls):
                 after = replace(cluster, worker_token=secret)
             case "manager":
                 after = replace(cluster, manager_token=secret)
+            case "scrape":
+                after = replace(cluster, scrape_token=secret)
             case other:
-                raise invalid(f"there is no token for the role '{other}'; say worker or manager")
+                raise invalid(
+                    f"there is no token for the role '{other}'; say worker, manager or scrape"
+                )
         revision = await commit(self.api.kv, [Change(cluster, after)])
         await self.api.cache.wait_for(revision)
-        return control_pb2.TokenReply(token=self._token(secret))
+        join = request.role != "scrape"
+        return control_pb2.TokenReply(token=self._token(secret) if join else secret)
 
     @answering
     async def ListNetworks(self, request: Any, context: Any) -> Any:

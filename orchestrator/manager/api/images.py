@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+from orchestrator.background import background
 from orchestrator.manager.api.context import Calls, answering, hostnames
 from orchestrator.manager.api.image_nodes import choose_node, settled
 from orchestrator.manager.api.image_registry import parsed
-from orchestrator.manager.background import background
 from orchestrator.manager.refusal import invalid
 from orchestrator.manager.tunnels import Tunnel
 from orchestrator.model.convert import to_proto

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from orchestrator.background import background
 from orchestrator.manager.api.context import Calls, answering
-from orchestrator.manager.background import background
 from orchestrator.manager.lookup import find_container
 from orchestrator.manager.refusal import Refusal, invalid, precondition
 from orchestrator.manager.tunnels import Tunnel

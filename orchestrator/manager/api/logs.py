@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from orchestrator.background import background
 from orchestrator.manager.api.context import ApiContext, Calls, answering
-from orchestrator.manager.background import background
 from orchestrator.manager.lookup import find_logged
 from orchestrator.manager.refusal import Refusal
 from orchestrator.model.objects import Service, Task

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from orchestrator.manager.background import background
+from orchestrator.background import background
 from orchestrator.manager.store.kv import (
     Compacted,
     Conflict,

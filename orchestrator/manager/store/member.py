@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
-from orchestrator.manager.background import background
+from orchestrator.background import background
 from orchestrator.manager.store.etcd import EtcdKv
 from orchestrator.manager.store.etcdprocess import EtcdProcess, find_orphan, start
 from orchestrator.manager.store.etcdtls import EtcdTls, MemberTls, ensure_member_tls

@@ -44,6 +44,7 @@ def settings(tmp_path: Path) -> Settings:
         max_layer=1 << 30,
         marks=Marks(),
         blob_port=0,
+        metrics_port=0,
     )
 
 

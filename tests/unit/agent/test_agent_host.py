@@ -27,6 +27,7 @@ def test_a_host_is_described_by_what_it_has() -> None:
     found = describe.describe(
         address="10.0.0.1",
         blob_port=7423,
+        metrics_port=7424,
         cgroup="v2",
         runtime="crun 1.21",
         labels={"zone": "a"},
@@ -42,7 +43,13 @@ def test_a_host_is_described_by_what_it_has() -> None:
 
 def test_a_host_may_offer_less() -> None:
     found = describe.describe(
-        address="", blob_port=0, cgroup="", runtime="", labels={}, offered=Resources(512, 1 << 30)
+        address="",
+        blob_port=0,
+        metrics_port=0,
+        cgroup="",
+        runtime="",
+        labels={},
+        offered=Resources(512, 1 << 30),
     )
     assert found.resources == Resources(512, 1 << 30)
 

@@ -102,6 +102,7 @@ async def agent(host: Host, *managers: str) -> AsyncIterator[Agent]:
                 wake=wake,
                 open_tunnel=open_tunnel,
                 remove_images=remove_images,
+                scrapable=db.put_scrape_digest,
             ),
             rng=random.Random(1),
         )
@@ -281,6 +282,16 @@ async def test_images_that_were_removed_meanwhile_are_removed(host: Host) -> Non
         await session.welcome()
         await session.say(remove_images=dispatch_pb2.RemoveImages(images=["sha256:1"]))
         await until(lambda: a.removed == ["sha256:1"])
+
+
+async def test_who_may_read_its_metrics_is_known_without_a_manager(host: Host) -> None:
+    async with manager_stub() as manager, agent(host, manager.address) as a:
+        session = await manager.session()
+        await session.welcome()
+        await session.say(scrape=dispatch_pb2.ScrapeAccess(token_digest="ab12"))
+        await until(lambda: a.db.scrape_digest() == "ab12")
+    with StateDb(host.folder / "state.db") as db:
+        assert db.scrape_digest() == "ab12"
 
 
 async def test_a_restarted_agent_reports_what_it_knows(host: Host) -> None:

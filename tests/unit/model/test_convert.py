@@ -36,6 +36,7 @@ CLASSES = [
 STORED = [cls for cls in CLASSES if "revision" in {f.name for f in dataclasses.fields(cls)}]
 INT32 = {"published", "target", "max_attempts", "parallelism", "blob_port", "exit_code", "slot"}
 INT32 |= {
+    "metrics_port",
     "port",
     "attempt",
     "node_prefix",

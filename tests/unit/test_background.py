@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from orchestrator.manager.background import background
+from orchestrator.background import background
 
 
 async def forever(ended: list[str]) -> None:

@@ -1,0 +1,114 @@
+"""An HTTPS listener inside a daemon's event loop.
+
+The server's library is imported when the first client knocks: an agent that nobody scrapes does not
+pay for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.background import background
+from orchestrator.identity.tls import Identity
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+"""An ASGI application (asgi.readthedocs.io, version 3)."""
+
+PEER = "orc.peer"
+"""Key of the scope: the `Identity` in the caller's certificate, or None."""
+
+_SUBJECT = {"organizationalUnitName": "cluster_id", "organizationName": "role", "commonName": "id"}
+_BACKLOG = 64
+_MOST_CONNECTIONS = 256
+_CLOSING = 1
+"""Seconds that requests under way have when the listener closes."""
+
+
+class CannotListen(Exception):
+    """The address cannot be had; one line that says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """A host's certificate and key, and the CA of its cluster; all PEM."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    def context(self) -> ssl.SSLContext:
+        """TLS 1.3. A client may show a certificate; one that another CA signed ends the
+        handshake."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(self.certificate, self.key)
+        context.load_verify_locations(self.ca)
+        context.verify_mode = ssl.CERT_OPTIONAL
+        return context
+
+
+@asynccontextmanager
+async def listening(app: App, address: str, port: int, files: TlsFiles) -> AsyncIterator[int]:
+    """Serve `app` at an address of this host while the body runs; the port (0 takes any free one).
+
+    Raises CannotListen.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setblocking(False)
+        try:
+            listener.bind((address, port))
+        except OSError as error:
+            raise CannotListen(
+                f"cannot listen on {address}:{port} ({error.strerror}): is another one running, or "
+                "is that not this host's address?"
+            ) from error
+        listener.listen(_BACKLOG)
+        async with background(_serve(app, listener, files)):
+            yield int(listener.getsockname()[1])
+
+
+async def _serve(app: App, listener: socket.socket, files: TlsFiles) -> None:
+    await _knock(listener)
+    from orchestrator.web.uvicornserver import run
+
+    await run(
+        app,
+        listener,
+        files.context(),
+        most_connections=_MOST_CONNECTIONS,
+        closing=_CLOSING,
+    )
+
+
+async def _knock(listener: socket.socket) -> None:
+    """Until somebody wants to connect."""
+    loop = asyncio.get_running_loop()
+    knocked = loop.create_future()
+    loop.add_reader(listener, lambda: None if knocked.done() else knocked.set_result(None))
+    try:
+        await knocked
+    finally:
+        loop.remove_reader(listener)
+
+
+def identity_in(certificate: Any) -> Identity | None:
+    """Whose certificate it is, by its subject as `SSLObject.getpeercert` gives it."""
+    found = {
+        _SUBJECT[key]: value
+        for part in (certificate or {}).get("subject", ())
+        for key, value in part
+        if key in _SUBJECT
+    }
+    return Identity(**found) if len(found) == len(_SUBJECT) else None

@@ -1,0 +1,103 @@
+"""`/metrics`: what Prometheus reads, and who may.
+
+Prometheus shows the cluster's scrape token (`orc cluster token scrape`) as a bearer token, or a
+certificate of the cluster. A host knows only the token's digest, so that nothing that leaks from a
+node lets anybody in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import choose_encoder
+
+from orchestrator.web.https import PEER, Receive, Scope, Send
+
+
+def process_registry() -> CollectorRegistry:
+    """A registry that has the process itself, and shows no `_created` beside each counter."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    made = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=made)
+    PlatformCollector(registry=made)
+    return made
+
+
+def digest(token: str) -> str:
+    """What hosts know of a token: its SHA-256, in hexadecimal digits."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def may_read(scope: Scope, cluster_id: str, token_digest: str) -> bool:
+    """Whether the request may read what is measured."""
+    peer = scope.get(PEER)
+    if peer is not None and peer.cluster_id == cluster_id:
+        return True
+    kind, _, token = header(scope, b"authorization").partition(" ")
+    return (
+        bool(token_digest)
+        and kind.lower() == "bearer"
+        and hmac.compare_digest(digest(token.strip()), token_digest)
+    )
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """A request's header; empty when there is none."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+class MetricsApp:
+    """An ASGI application that answers `GET /metrics`, in the form that the reader asks for."""
+
+    def __init__(
+        self, registry: CollectorRegistry, cluster_id: str, token_digest: Callable[[], str]
+    ) -> None:
+        self._registry = registry
+        self._cluster_id = cluster_id
+        self._digest = token_digest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != "/metrics":
+            await respond(send, 404, b"there is only /metrics here\n")
+        elif scope["method"] not in ("GET", "HEAD"):
+            await respond(send, 405, b"/metrics is read with GET\n")
+        elif not may_read(scope, self._cluster_id, self._digest()):
+            await refuse(send)
+        else:
+            encode, kind = choose_encoder(header(scope, b"accept"))
+            await respond(send, 200, encode(self._registry), kind)
+
+
+async def refuse(send: Send) -> None:
+    """Answer that nobody knows who asks."""
+    await respond(
+        send,
+        401,
+        b"show the token that 'orc cluster token scrape' prints as a bearer token, or a "
+        b"certificate of the cluster\n",
+        authenticate=True,
+    )
+
+
+async def respond(
+    send: Send,
+    status: int,
+    body: bytes,
+    kind: str = "text/plain; charset=utf-8",
+    *,
+    authenticate: bool = False,
+) -> None:
+    """Send a whole response."""
+    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+    if authenticate:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,157 @@
+"""What a manager counts, as Prometheus reads it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from orchestrator.manager.metrics import (
+    ClusterCollector,
+    Latencies,
+    ManagerState,
+    StoreTimes,
+)
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.kv import StoreUnavailable
+from orchestrator.manager.store.memory import MemoryKv
+from orchestrator.manager.store.timed import TimedKv
+from orchestrator.model.objects import (
+    Availability,
+    Health,
+    Node,
+    NodeDescription,
+    NodeState,
+    Object,
+    Service,
+    Task,
+    TaskStatus,
+)
+from orchestrator.model.specs import STACK_LABEL, Resources, ServiceSpec, TaskSpec
+from orchestrator.model.states import TaskState
+
+NODE = Node(
+    id="n1",
+    state=NodeState.READY,
+    description=NodeDescription(hostname="host1", resources=Resources(2048, 1 << 30)),
+)
+WEB = Service(id="s1", spec=ServiceSpec(name="web", replicas=3, labels={STACK_LABEL: "shop"}))
+
+
+def task(id: str, state: TaskState, **fields: Any) -> Task:
+    health = fields.pop("health", Health.NONE)
+    return Task(
+        id=id,
+        service_id="s1",
+        service_name="web",
+        node_id="n1" if state >= TaskState.ASSIGNED else "",
+        spec=TaskSpec(reservation=Resources(512, 1 << 20)),
+        status=TaskStatus(state, health=health),
+        **fields,
+    )
+
+
+def registry(*objects: Object) -> CollectorRegistry:
+    made = CollectorRegistry()
+    view = ClusterView.of(objects)
+    made.register(ClusterCollector(lambda: view, lambda: ManagerState(True, 12, 3, 1)))
+    return made
+
+
+def test_the_cluster_is_counted() -> None:
+    found = registry(
+        NODE,
+        replace(NODE, id="n2", state=NodeState.DOWN, availability=Availability.DRAIN),
+        WEB,
+        task("a", TaskState.RUNNING),
+        task("b", TaskState.PENDING),
+        task("c", TaskState.FAILED),
+    ).get_sample_value
+    assert found("orc_nodes", {"state": "ready", "availability": "active"}) == 1
+    assert found("orc_nodes", {"state": "down", "availability": "drain"}) == 1
+    assert found("orc_nodes", {"state": "unknown", "availability": "active"}) == 0
+    node = {"node": "host1", "node_id": "n1"}
+    assert found("orc_node_up", node) == 1
+    assert found("orc_node_shares", node) == 2048
+    assert found("orc_node_shares_reserved", node) == 512
+    assert found("orc_node_memory_reserved_bytes", node) == 1 << 20
+    assert found("orc_node_tasks", node) == 1
+    web = {"service": "web", "stack": "shop"}
+    assert found("orc_service_tasks_wanted", web) == 3
+    assert found("orc_service_tasks_running", web) == 1
+    assert found("orc_tasks", {"state": "failed"}) == 1
+    assert found("orc_manager_leader") == 1
+    assert found("orc_manager_term") == 12
+    assert found("orc_manager_sessions") == 3
+
+
+@pytest.mark.parametrize(
+    ("waits", "reason"),
+    [
+        (task("a", TaskState.PENDING), "placement"),
+        (task("a", TaskState.PENDING, not_before=9.0), "restart_delay"),
+        (task("a", TaskState.ASSIGNED), "node"),
+        (task("a", TaskState.PREPARING), "preparation"),
+        (task("a", TaskState.RUNNING, health=Health.STARTING), "health"),
+    ],
+)
+def test_a_task_that_waits_is_counted_by_why(waits: Task, reason: str) -> None:
+    found = registry(NODE, WEB, waits).get_sample_value
+    reasons = ("placement", "restart_delay", "node", "preparation", "health")
+    counts = {each: found("orc_tasks_waiting", {"reason": each}) for each in reasons}
+    assert counts == {each: float(each == reason) for each in reasons}
+
+
+@pytest.mark.parametrize(
+    "busy",
+    [
+        task("a", TaskState.RUNNING),
+        task("a", TaskState.COMPLETE),
+        task("a", TaskState.PENDING, desired_state=TaskState.REMOVE),
+    ],
+)
+def test_a_task_that_waits_for_nothing_is_not(busy: Task) -> None:
+    found = registry(NODE, WEB, busy).get_sample_value
+    assert found("orc_tasks_waiting", {"reason": "placement"}) == 0
+
+
+def test_times_are_taken_once_a_task_from_its_wish_on() -> None:
+    made = CollectorRegistry()
+    latencies = Latencies(Cache(MemoryKv(lambda: 0.0)), made)
+    wished = task("a", TaskState.PENDING, created_at=100.0, not_before=110.0)
+    placed = replace(wished, node_id="n1", status=TaskStatus(TaskState.ASSIGNED, at=110.5))
+    runs = replace(placed, status=TaskStatus(TaskState.RUNNING, at=112.1, started_at=112.0))
+    ended = replace(runs, status=TaskStatus(TaskState.FAILED, at=113.0, oom_killed=True))
+    latencies.take([Change(None, wished)])
+    latencies.take([Change(wished, placed), Change(placed, placed)])
+    latencies.take([Change(placed, runs), Change(runs, ended), Change(ended, None)])
+    found = made.get_sample_value
+    assert found("orc_scheduling_seconds_count") == 1
+    assert found("orc_scheduling_seconds_sum") == pytest.approx(0.5)
+    assert found("orc_convergence_seconds_count") == 1
+    assert found("orc_convergence_seconds_sum") == pytest.approx(2.0)
+    assert found("orc_task_ends_total", {"state": "failed"}) == 1
+    assert found("orc_task_ends_total", {"state": "complete"}) == 0
+    assert found("orc_task_ooms_total") == 1
+
+
+class AwayKv(MemoryKv):
+    async def get(self, key: str) -> Any:
+        raise StoreUnavailable("nobody answers")
+
+
+async def test_the_stores_answers_are_timed_and_its_silences_counted() -> None:
+    made = CollectorRegistry()
+    times = StoreTimes(made)
+    kv = TimedKv(AwayKv(lambda: 0.0), times.took, times.failed)
+    await kv.list("/orc/")
+    with pytest.raises(StoreUnavailable):
+        await kv.get("/orc/x")
+    found = made.get_sample_value
+    assert found("orc_store_request_seconds_count", {"operation": "list"}) == 1
+    assert found("orc_store_failures_total", {"operation": "get"}) == 1
+    assert found("orc_store_failures_total", {"operation": "list"}) is None

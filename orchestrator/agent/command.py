@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.model.generic import is_device, parse_supply, supply_names
 from orchestrator.model.specs import Resources
 from orchestrator.model.units import parse_memory
 
@@ -25,6 +26,24 @@ def _labels(
             raise click.BadParameter(f"'{text}' is not KEY=VALUE")
         labels[key] = value
     return labels
+
+
+def _generic(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        try:
+            kind, value = parse_supply(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+        if kind in found:
+            raise click.BadParameter(f"generic resource {kind!r} is given twice")
+        for name in filter(is_device, supply_names(value)):
+            if not Path(name).is_char_device() and not Path(name).is_block_device():
+                raise click.BadParameter(f"generic resource {text!r}: {name} is no device here")
+        found[kind] = value
+    return found
 
 
 def _memory(context: click.Context, parameter: click.Parameter, text: str) -> int:
@@ -77,6 +96,14 @@ def _memory(context: click.Context, parameter: click.Parameter, text: str) -> in
     metavar="SIZE",
     callback=_memory,
     help="Memory to offer, such as 2g.  [default: all]",
+)
+@click.option(
+    "--generic-resource",
+    "generic",
+    multiple=True,
+    metavar="KIND=NUMBER|NAME,...",
+    callback=_generic,
+    help="What tasks may ask for, such as gpu=/dev/dri/card0,/dev/dri/card1; repeatable.",
 )
 @click.option(
     "--blob-port",
@@ -132,6 +159,7 @@ def agent(
     runtime: str,
     shares: int | None,
     memory: int,
+    generic: dict[str, str],
     blob_port: int,
     metrics_port: int,
     max_layer: int,
@@ -172,6 +200,7 @@ def agent(
         labels=labels,
         runtime=runtime,
         offered=Resources(shares=shares or 0, memory=memory),
+        generic=generic,
         max_layer=max_layer,
         marks=Marks(image_gc_high, image_gc_low),
         blob_port=blob_port,

@@ -283,6 +283,7 @@ async def run(settings: Settings) -> None:
             return Node(
                 lambda: replace(
                     here,
+                    generic_resources=dict(settings.generic),
                     volume_drivers=dict(volumes.plugins.scopes),
                     path_mtu=paths.least,
                 ),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -64,13 +64,15 @@ class TaskRunner:
         db: StateDb,
         reporter: Reporter,
         gate: asyncio.Semaphore,
+        predecessors: Callable[[Task], Iterable[asyncio.Event]] = lambda task: (),
     ) -> None:
         """`record` is what an earlier agent left, None for a new task; `gate` bounds how many
-        containers are made at a time."""
+        containers are made at a time; `predecessors` are the ends that are waited for first."""
         self._parts = parts
         self._db = db
         self._reporter = reporter
         self._gate = gate
+        self._predecessors = predecessors
         self._task: Task = from_proto(assigned.task)
         self._volumes = named_volumes(assigned)
         self._holding = Holding(parts, tuple(assigned.image_sources))
@@ -229,6 +231,8 @@ class TaskRunner:
         self._advance(TaskState.PREPARING)
         mounts = None
         async with self._until_new_order():
+            for end in self._predecessors(self._task):
+                await end.wait()
             image = await self._holding.image(self._task)
             mounts = await self._holding.mount(self._task, self._volumes, image)
         if mounts is None:

@@ -26,6 +26,8 @@ class Settings:
     """Name or path of the OCI runtime's program."""
     offered: Resources
     """What the node offers; 0: what the host has."""
+    generic: Mapping[str, str]
+    """Kind of generic resource → how many the node has, or their names."""
     max_layer: int
     """Bytes that an image's layer may unpack to."""
     marks: Marks

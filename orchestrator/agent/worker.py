@@ -19,6 +19,7 @@ from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.statedb import Record, StateDb
 from orchestrator.agent.volumes.errors import VolumeError
+from orchestrator.model.generic import supply_names
 from orchestrator.model.objects import Task
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2
@@ -127,9 +128,20 @@ class Worker:
             db=self._db,
             reporter=self._reporter,
             gate=self._gate,
+            predecessors=self._predecessors,
         )
         self._runners[runner.id] = runner
         self._spawn(self._drive(runner), f"task {runner.id}")
+
+    def _predecessors(self, task: Task) -> list[asyncio.Event]:
+        """The ends of older tasks that have generic resources which this one was given. A manager
+        gives them away anew when it has lost sight of this node and of what runs here."""
+        names = _given(task)
+        return [
+            runner.ended
+            for runner in self._runners.values()
+            if names & _given(runner.task) and runner.task.created_at < task.created_at
+        ]
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         task = self._group.create_task(work, name=name)
@@ -158,3 +170,9 @@ class Worker:
             await self._parts.volumes.retain(self._runners.keys())
         except VolumeError as error:
             log.warning("volumes of containers that are gone: %s", error)
+
+
+def _given(task: Task) -> set[tuple[str, str]]:
+    """The generic resources that the task was given by name: pairs of kind and name."""
+    given = task.generic_resources.items()
+    return {(kind, name) for kind, value in given for name in supply_names(value)}

@@ -12,6 +12,7 @@ from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.groups import CliError, OrcGroup, example
 from orchestrator.cli.output import (
+    Row,
     format_option,
     listing_options,
     print_fields,
@@ -73,6 +74,7 @@ def inspect(client: Client, nodes: tuple[str, ...], form: str, pretty: bool) -> 
                 ("Labels", ", ".join(f"{k}={v}" for k, v in sorted(row["labels"].items()))),
                 ("Resources", f"{cores} cores, {memory}"),
                 ("Reserved", f"{reserved[0]} cores, {reserved[1]}"),
+                ("Generic resources", ", ".join(map(_generic, row["generic_resources"].items()))),
                 ("Tasks", str(row["tasks"])),
                 ("System", f"{row['os']}, kernel {row['kernel']}, {row['arch']}"),
                 ("Cgroups", row["cgroup"]),
@@ -146,6 +148,13 @@ def rm(client: Client, nodes: tuple[str, ...], force: bool) -> None:
     for name in nodes:
         client.call("RemoveNode", control_pb2.RemoveNodeRequest(node=name, force=force))
         click.echo(name)
+
+
+def _generic(item: tuple[str, Row]) -> str:
+    """Such as `gpu: 1 of 2 reserved (/dev/a, /dev/b)`."""
+    kind, about = item
+    names = f" ({', '.join(about['names'])})" if about["names"] else ""
+    return f"{kind}: {about['reserved']} of {about['total']} reserved{names}"
 
 
 def _nodes(client: Client) -> Sequence[Any]:

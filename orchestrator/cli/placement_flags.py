@@ -10,6 +10,8 @@ import click
 
 from orchestrator.model.affinities import Affinity, parse_affinity
 from orchestrator.model.dependencies import Dependency, parse_dependency
+from orchestrator.model.generic import check_generic, parse_generic
+from orchestrator.model.placement import GenericResource
 from orchestrator.model.specs import ServiceSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -19,7 +21,8 @@ _DEPENDENCY = "SERVICE[:started|healthy|completed]"
 
 
 def affinity_options(function: F) -> F:
-    """Add `--affinity` and `--anti-affinity`, which services and containers have."""
+    """Add `--affinity`, `--anti-affinity` and `--generic-resource`, which services and containers
+    have."""
     for name, what in (("anti-affinity", "far from"), ("affinity", "near")):
         function = click.option(
             f"--{name}",
@@ -28,7 +31,12 @@ def affinity_options(function: F) -> F:
             help=f"Be {what} nodes or services, such as node.labels.disk==ssd or service==db; "
             "with a weight (1 to 100) it is a wish.",
         )(function)
-    return function
+    return click.option(
+        "--generic-resource",
+        multiple=True,
+        metavar="KIND=NUMBER",
+        help="Things of its node that it needs, such as gpu=2; repeatable.",
+    )(function)
 
 
 def placement_options(function: F) -> F:
@@ -52,6 +60,15 @@ def placement_edit_options(function: F) -> F:
             f"--{name}-add", multiple=True, metavar=_AFFINITY, help=f"Add an {name}; repeatable."
         )(function)
     function = click.option(
+        "--generic-resource-rm", multiple=True, metavar="KIND", help="Need none of a kind."
+    )(function)
+    function = click.option(
+        "--generic-resource-add",
+        multiple=True,
+        metavar="KIND=NUMBER",
+        help="Need so many of a kind; repeatable.",
+    )(function)
+    function = click.option(
         "--depends-on-rm", multiple=True, metavar="SERVICE", help="Wait no more for a service."
     )(function)
     return click.option(
@@ -72,7 +89,27 @@ def with_placement(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
     affinities = spec.affinities
     for anti in (False, True):
         affinities = _affinities(affinities, values, anti)
-    return replace(spec, depends_on=tuple(kept.values()), affinities=affinities)
+    generic = _generic(spec.task.generic_resources, values)
+    return replace(
+        spec,
+        depends_on=tuple(kept.values()),
+        affinities=affinities,
+        task=replace(spec.task, generic_resources=generic),
+    )
+
+
+def _generic(
+    known: tuple[GenericResource, ...], values: Mapping[str, Any]
+) -> tuple[GenericResource, ...]:
+    texts = values.get("generic_resource") or values.get("generic_resource_add") or ()
+    try:
+        added = [parse_generic(text) for text in texts]
+        check_generic(added)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    removed = {text.partition("=")[0] for text in values.get("generic_resource_rm") or ()}
+    by_kind = {each.kind: each for each in (*known, *added)}
+    return tuple(each for kind, each in by_kind.items() if kind not in removed)
 
 
 def _affinities(

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.cli.groups import CliError
 from orchestrator.cli.output import Column, Row, column, is_named, jsonable, moment, word
 from orchestrator.model.convert import from_proto
+from orchestrator.model.generic import supply_names, supply_size
 from orchestrator.model.names import parse_image, short_id
 from orchestrator.model.objects import Health, Image, Node, Service, Task
 from orchestrator.model.specs import PortSpec, ServiceMode
@@ -54,6 +55,14 @@ def node_row(message: Any) -> Row:
         "arch": about.arch,
         "cgroup": about.cgroup,
         "runtime": about.runtime,
+        "generic_resources": {
+            kind: {
+                "total": supply_size(value),
+                "reserved": supply_size(value) - message.generic_free[kind],
+                "names": list(supply_names(value)),
+            }
+            for kind, value in sorted(about.generic_resources.items())
+        },
     }
 
 

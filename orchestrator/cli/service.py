@@ -130,6 +130,7 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Ports", ", ".join(map(port_text, task["ports"]))),
         ("Reserved", _resources(task["reservation"])),
         ("Limit", _resources(task["limit"])),
+        ("Generic resources", ", ".join(map(_generic, task["generic_resources"]))),
         ("CPU shares", str(task["shares"] or "")),
         ("Restart", f"{restart['condition']}, delay {format_duration(restart['delay'])}"),
         (
@@ -148,6 +149,10 @@ def _update_state(update: Row) -> str:
         return ""
     words: str = update["state"].replace("-", " ")
     return f"{words}: {update['message']}" if update["message"] else words
+
+
+def _generic(entry: Row) -> str:
+    return f"{entry['kind']}={entry['count']}"
 
 
 def _affinity(entry: Row) -> str:

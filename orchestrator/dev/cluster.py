@@ -200,11 +200,11 @@ class DevCluster:
         marker.touch()
         return True
 
-    def _start_daemon(self, host: Host) -> None:
+    def _start_daemon(self, host: Host, flags: Sequence[str] = ()) -> None:
         command = [*self._command, host.plan.daemon, "--data-dir", str(host.data)]
         if host.plan.role == "node":
             command += ["--run-dir", "/run/orc", "--cgroup-parent", f"/{host.plan.cgroup}"]
-        host.start(command)
+        host.start([*command, *flags])
 
     def _token(self, plan: ClusterPlan, manager: Host, deadline: float) -> str:
         def ask() -> str | None:
@@ -241,13 +241,14 @@ class DevCluster:
         with _locked(self._directory):
             yield
 
-    def start(self, name: str) -> None:
-        """Boot a host that is off, and start its daemon. No change if both run."""
+    def start(self, name: str, flags: Sequence[str] = ()) -> None:
+        """Boot a host that is off, and start its daemon with further `flags`. No change if both
+        run."""
         with self._changing():
             host = self.host(name)
             underlay.ensure_switch(self.plan)
             host.boot(self.plan)
-            self._start_daemon(host)
+            self._start_daemon(host, flags)
 
     def stop(self, name: str) -> None:
         """Stop a host's daemon and keep it stopped; the host and its containers run on."""

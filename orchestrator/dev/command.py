@@ -148,13 +148,15 @@ def stop(node: str, name: str) -> None:
     DevCluster(name).stop(node)
 
 
-@dev.command(epilog=_example("orc dev start node1"))
+@dev.command(epilog=_example("orc dev start node1 -- --generic-resource gpu=2"))
 @click.argument("node")
+@click.argument("flags", metavar="[-- FLAG...]", nargs=-1, type=click.UNPROCESSED)
 @_name
 @_words
-def start(node: str, name: str) -> None:
-    """Boot a host that is off, and start its daemon if it is stopped."""
-    DevCluster(name).start(node)
+def start(node: str, flags: tuple[str, ...], name: str) -> None:
+    """Boot a host that is off, and start its daemon if it is stopped; with further flags until it
+    is stopped again."""
+    DevCluster(name).start(node, flags)
 
 
 @dev.command(epilog=_example("orc dev kill node1 && orc dev start node1"))

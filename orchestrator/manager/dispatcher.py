@@ -30,6 +30,7 @@ from orchestrator.manager.refusal import unavailable
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.generic import with_generic
 from orchestrator.model.objects import Image, NodeState, Task
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
@@ -162,9 +163,10 @@ class NodeSession:
 def _filled_in(view: ClusterView, task: Task) -> Task:
     """The task as its node is to make it: what its spec says of task and node has its values."""
     service, node = view.services.get(task.service_id), view.nodes.get(task.node_id)
-    if service is None or node is None:
-        return task
-    container = filled(task.spec.container, task, service, node)
+    container = task.spec.container
+    if service is not None and node is not None:
+        container = filled(container, task, service, node)
+    container = with_generic(container, task.generic_resources)
     if container is task.spec.container:
         return task
     return replace(task, spec=replace(task.spec, container=container))

@@ -68,6 +68,8 @@ class NodeDescription:
     path_mtu: int = 0
     """Bytes of the largest packet that gets to each other node in one piece, as was found by
     sending such; 0: not known."""
+    generic_resources: dict[str, str] = field(default_factory=dict)
+    """Kind → how many it has, or the names of them: `4`, or `/dev/a,/dev/b`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +306,8 @@ class Task:
     """Likings of a standalone container; a service's tasks have those of the service."""
     job_run: int = 0
     """The number of the run of its job that it is of."""
+    generic_resources: dict[str, str] = field(default_factory=dict)
+    """What it was given of its node: kind → a number, or names."""
 
     @property
     def standalone(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 
@@ -14,3 +15,14 @@ class Strategy(IntEnum):
     """One with few tasks of the service, and little load."""
     BINPACK = 2
     """The fullest, so that others stay empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenericResource:
+    """So many of a kind of things that nodes have a few of (`model.generic`)."""
+
+    kind: str = ""
+    count: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.count}"

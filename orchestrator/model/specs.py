@@ -8,7 +8,7 @@ from enum import IntEnum
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency
 from orchestrator.model.mounts import MountSpec
-from orchestrator.model.placement import Strategy
+from orchestrator.model.placement import GenericResource, Strategy
 
 SHARES_PER_CORE = 1024
 """CPU weight of one core, as in cgroup v1's `cpu.shares`."""
@@ -302,6 +302,8 @@ class TaskSpec:
     """Raised to replace tasks although nothing else changed."""
     networks: tuple[NetworkAttachment, ...] = ()
     """One a network; none: the cluster's default network."""
+    generic_resources: tuple[GenericResource, ...] = ()
+    """What it needs of its node besides, such as two GPUs; one a kind."""
 
     @property
     def attachments(self) -> tuple[NetworkAttachment, ...]:

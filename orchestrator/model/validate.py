@@ -15,6 +15,7 @@ from math import isfinite
 from orchestrator.model import confinement
 from orchestrator.model.affinities import Affinity, check_affinities
 from orchestrator.model.dependencies import check_dependencies
+from orchestrator.model.generic import check_generic
 from orchestrator.model.health import check_health
 from orchestrator.model.jobrules import job_faults
 from orchestrator.model.mountrules import check_mounts
@@ -91,6 +92,7 @@ def validate_task(spec: TaskSpec) -> None:
     _restart(spec.restart)
     _guard("task.container.health", check_health, spec)
     _guard("task.networks", check_attachments, spec)
+    _guard("task.generic_resources", check_generic, spec.generic_resources)
 
 
 def validate_constraints(constraints: Iterable[str], affinities: Iterable[Affinity]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
-from devcluster import Cluster
+from devcluster import Cluster, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -82,6 +83,53 @@ def test_it_says_when_no_node_can_ever_fit(cluster: Cluster, hello: str) -> None
     assert done.returncode == 3
     reason = "(3 nodes: insufficient memory); as the nodes are, none can ever fit"
     assert reason in cluster.tasks("x")[0]["error"]
+
+
+GPUS = ("/dev/orc-test-gpu0", "/dev/orc-test-gpu1")
+
+
+@pytest.fixture
+def gpus(cluster: Cluster) -> Iterator[tuple[str, str]]:
+    """Two devices, that node2 has and says so."""
+    for number, name in enumerate(GPUS):
+        cluster.exec("node2", "sh", "-c", f"rm -f {name}; mknod {name} c 1 {(3, 5)[number]}")
+    cluster.stop("node2")
+    cluster.dev("start", "node2", "--", "--generic-resource", f"gpu={','.join(GPUS)}",
+                "--generic-resource", "licence=3")  # fmt: skip
+    cluster.await_ready("node2")
+    yield GPUS
+    cluster.stop("node2")
+    cluster.start("node2")
+    cluster.exec("node2", "rm", *GPUS)
+
+
+def test_devices_are_counted_given_and_given_back(
+    cluster: Cluster, hello: str, gpus: tuple[str, str]
+) -> None:
+    eventually(lambda: cluster.nodes()["node2"]["generic_resources"], within=15)
+    create = ("service", "create", "--entrypoint", "/bin/busybox sleep 1000",
+              "--stop-grace-period", "100ms", "--name")  # fmt: skip
+    cluster.orc(*create, "web", "--generic-resource", "gpu=1", "--replicas", "2", hello)
+    assert places(cluster, "web") == {"node2": 2}
+    told = [
+        cluster.orc("exec", f"web.{n}", "/bin/busybox", "sh", "-c",
+                    "echo $DOCKER_RESOURCE_GPU; ls /dev/orc-test-gpu*").stdout.split()
+        for n in (1, 2)
+    ]  # fmt: skip
+    assert sorted(told) == [[gpus[0], gpus[0]], [gpus[1], gpus[1]]], "its own, and no other"
+    about = cluster.nodes()["node2"]["generic_resources"]
+    assert about["gpu"] == {"total": 2, "reserved": 2, "names": list(gpus)}
+    done = cluster.orc(*create, "more", "--generic-resource", "gpu=1", "--timeout", "1s", hello,
+                       ok=False)  # fmt: skip
+    assert "no suitable node (3 nodes: insufficient gpu)" in done.stderr
+    cluster.orc("service", "update", "--generic-resource-rm", "gpu", "--force", "web")
+    cluster.await_running("more", 1)
+    env = cluster.orc("run", "--rm", "--generic-resource", "licence=2", "--entrypoint",
+                      "/bin/busybox env", hello).stdout  # fmt: skip
+    assert "DOCKER_RESOURCE_LICENCE=2" in env
+    assert "is not from 1 to 10000" in cluster.refused(
+        *create, "x", "--generic-resource", "gpu=0", hello
+    )
 
 
 @pytest.mark.parametrize(

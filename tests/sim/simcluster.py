@@ -11,15 +11,15 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from simchecks import check_nodes
+
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.dependencies import unmet
 from orchestrator.manager.planning.history import rolled_back, with_spec
 from orchestrator.manager.planning.liveness import expire, node_up
-from orchestrator.manager.planning.nodetable import published
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of, plan
 from orchestrator.manager.planning.plan import Change, earliest
 from orchestrator.manager.planning.progress import progress
-from orchestrator.manager.planning.resources import occupies, reserved
 from orchestrator.manager.planning.scheduler import Placement, schedule
 from orchestrator.manager.planning.statuses import ingest
 from orchestrator.manager.planning.views import ClusterView
@@ -36,6 +36,7 @@ from orchestrator.model.objects import (
     TaskStatus,
     UpdateState,
 )
+from orchestrator.model.placement import GenericResource
 from orchestrator.model.specs import (
     ContainerSpec,
     FailureAction,
@@ -88,6 +89,10 @@ _STEPS = (
 )
 
 
+_SCARCE = ("/tcp in use", "anti-affinity", "insufficient gpu")
+"""What a task may wait for that never comes, in words of its reason."""
+
+
 class SimCluster:
     """The store, the leader and the agents of one simulated cluster."""
 
@@ -129,6 +134,7 @@ class SimCluster:
             reservation=Resources(pick((64, 128)), pick((32, 64)) * MIB),
             ports=ports,
             restart=RestartPolicy(delay=pick((0.0, 0.5, 1.0))),
+            generic_resources=pick(((), (), (), (GenericResource("gpu", 1),))),
         )
         mode = ServiceMode.GLOBAL if self.random.random() < 0.15 else ServiceMode.REPLICATED
         name = f"web{self.new_id()}"
@@ -248,7 +254,9 @@ class SimCluster:
     def _greet(self, agent: Agent) -> None:
         node = self.view.nodes[agent.node_id]
         size = Resources(1024, 1024 * MIB)
-        after = node_up(node, NodeDescription(hostname=node.id, resources=size), self.now)
+        gpus = {"gpu": "/dev/a,/dev/b"}
+        here = NodeDescription(hostname=node.id, resources=size, generic_resources=gpus)
+        after = node_up(node, here, self.now)
         if after is not node:
             self.write(Change(node, after))
         agent.greeted = True
@@ -338,7 +346,7 @@ class SimCluster:
 
     def check(self, whole: bool) -> None:
         """Raise AssertionError if the cluster is in a state that must not be."""
-        self._check_capacity()
+        check_nodes(self.view)
         self._check_slots()
         self._check_containers()
         for task in self.view.pending.values():
@@ -371,23 +379,6 @@ class SimCluster:
             assert not is_terminal(before.status.state) or (
                 before.status.state is after.status.state
             ), "a task rose from the dead"
-
-    def _check_capacity(self) -> None:
-        for node in self.view.nodes.values():
-            tasks = [task for task in self.view.tasks_of_node(node.id).values() if occupies(task)]
-            taken, size = reserved(tasks), node.description.resources
-            assert taken.shares <= size.shares, f"{node.id} is over capacity: {taken.shares}"
-            assert taken.memory <= size.memory, f"{node.id} is over capacity: {taken.memory}"
-            ports = Counter(port for task in tasks for port in published(task))
-            assert all(count == 1 for count in ports.values()), f"{node.id}: ports {ports}"
-            alone = Counter(
-                task.service_name
-                for task in tasks
-                if task.desired_state <= TaskState.RUNNING
-                and (service := self.view.services.get(task.service_id))
-                and service.spec.affinities
-            )
-            assert all(count == 1 for count in alone.values()), f"{node.id}: not apart: {alone}"
 
     def _check_slots(self) -> None:
         live: Counter[tuple[str, int]] = Counter()
@@ -459,7 +450,7 @@ class SimCluster:
         return self.view.services[service_id].update.state in paused or any(
             task.status.state is TaskState.PENDING
             and (
-                any(word in task.status.message for word in ("/tcp in use", "anti-affinity"))
+                any(word in task.status.message for word in _SCARCE)
                 or task.node_id
                 or unmet(self.view, self.view.services[service_id])
             )

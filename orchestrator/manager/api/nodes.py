@@ -9,6 +9,7 @@ from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.lookup import find_node
 from orchestrator.manager.planning.accounting import node_usage
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.stock import free_of
 from orchestrator.manager.refusal import not_found, precondition
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
@@ -29,7 +30,13 @@ class NodeCalls(Calls):
             usage = node_usage(view, node.id)
             rows.append(
                 control_pb2.NodeRow(
-                    node=to_proto(node), reserved=to_proto(usage.reserved), tasks=usage.tasks
+                    node=to_proto(node),
+                    reserved=to_proto(usage.reserved),
+                    tasks=usage.tasks,
+                    generic_free={
+                        kind: free_of(view, node, kind)[1]
+                        for kind in node.description.generic_resources
+                    },
                 )
             )
         return control_pb2.ListNodesReply(nodes=rows)

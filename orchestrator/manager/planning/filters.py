@@ -25,6 +25,7 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import NodeRule, node_rules, only_on, unusable
 from orchestrator.model.names import parse_image
 from orchestrator.model.objects import Availability, NodeState
+from orchestrator.model.placement import GenericResource
 from orchestrator.model.rules import parse_rule
 from orchestrator.model.specs import Protocol
 
@@ -57,6 +58,8 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
     shares, memory = demand.resources.shares, demand.resources.memory
     yield Filter(lambda table: fits(table.free_shares, shares), "insufficient shares")
     yield Filter(lambda table: fits(table.free_memory, memory), "insufficient memory")
+    for each in demand.generic:
+        yield _generic(each)
 
 
 def impossible(view: ClusterView, demand: Demand) -> str | None:
@@ -120,6 +123,13 @@ def _node_rule(rule: NodeRule) -> Filter:
         lambda table: np.array([rule.allows(node) for node in table.nodes], dtype=np.bool_),
         rule.words,
         rule.lasting,
+    )
+
+
+def _generic(wanted: GenericResource) -> Filter:
+    return Filter(
+        lambda table: fits(table.stock.free(wanted.kind), wanted.count),
+        f"insufficient {wanted.kind}",
     )
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.manager.planning.resources import BoolArray, IntArray, occupies
+from orchestrator.manager.planning.stock import Stock
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import Homes, named_volumes
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.objects import Service, Task
-from orchestrator.model.placement import Strategy
+from orchestrator.model.placement import GenericResource, Strategy
 from orchestrator.model.specs import Protocol, PublishMode, Resources
 from orchestrator.model.states import TaskState
 
@@ -42,6 +43,7 @@ class Demand:
     max_per_node: int = 0
     spread: tuple[str, ...] = ()
     affinities: tuple[Affinity, ...] = ()
+    generic: tuple[GenericResource, ...] = ()
     binpack: bool = False
     """The fullest node is the best."""
 
@@ -64,6 +66,7 @@ class Demand:
             max_per_node=service.spec.max_per_node if service else 0,
             spread=service.spec.spread if service else (),
             affinities=service.spec.affinities if service else task.affinities,
+            generic=task.spec.generic_resources,
             binpack=_strategy(view, service) is Strategy.BINPACK,
         )
 
@@ -101,6 +104,7 @@ class NodeTable:
         """Which rows have a published port in use."""
         self.homes = Homes(view)
         """Where volumes are, those that this pass creates included."""
+        self.stock = Stock(view, self.nodes)
         self._attached: dict[str, IntArray] = {}
         self._active: dict[str, Counter[int]] = {}
         self._counts: dict[str, IntArray] = {}

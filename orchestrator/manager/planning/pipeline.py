@@ -130,7 +130,7 @@ def plan(
         if draft is None:
             draft = drafts[task.service_id] = _draft(view, task.service_id, now, new_id)
         if isinstance(decision, Placement):
-            draft.assign(task, decision.node.id)
+            draft.assign(task, decision.node.id, decision.generic)
             changes, read = volumes_placed(ahead, task, decision.node, now)
             ahead = ahead.evolve(changes)
             placements.setdefault(task.service_id, _Placed()).add(decision.node, changes, read)

@@ -10,7 +10,7 @@ once a demand, and after each placement only the row of the chosen node is score
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
@@ -41,6 +41,8 @@ class Placement:
 
     task: Task
     node: Node
+    generic: dict[str, str] = field(default_factory=dict)
+    """What the task is given of the node's generic resources."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ def _place(
             reason = reason or _reason(table, demand, filters)
             decided.append(Unplaced(task, reason))
             continue
-        decided.append(Placement(task, table.nodes[row]))
+        given = table.stock.take(row, demand.generic)
+        decided.append(Placement(task, table.nodes[row], given))
         if table.place(row, demand) or one_by_one:
             break
         for each in zones:
@@ -149,6 +152,7 @@ def _score_again(table: NodeTable, demand: Demand, ranking: Ranking, row: int) -
     if not (
         fits(int(table.free_shares[row]), demand.resources.shares)
         and fits(int(table.free_memory[row]), demand.resources.memory)
+        and table.stock.has(row, demand.generic)
     ):
         return NEVER
     most = demand.max_per_node
@@ -170,6 +174,8 @@ def _reason(table: NodeTable, demand: Demand, filters: Sequence[Filter]) -> str:
     able = fits(table.total_shares, demand.resources.shares)
     able &= fits(table.total_memory, demand.resources.memory)
     able &= candidates(table, demand)
+    for each in demand.generic:
+        able &= fits(table.stock.total(each.kind), each.count)
     for rule in filters:
         if rule.lasting:
             able &= rule.check(table)

@@ -183,10 +183,11 @@ class Draft:
             )
         )
 
-    def assign(self, task: Task, node_id: str) -> None:
-        """Give a waiting task its node."""
+    def assign(self, task: Task, node_id: str, generic: Mapping[str, str]) -> None:
+        """Give a waiting task its node, and what it is given of the node's generic resources."""
         status = TaskStatus(TaskState.ASSIGNED, at=self.now, run=task.run)
-        self._put(replace(task, node_id=node_id, status=status))
+        given = dict(generic)
+        self._put(replace(task, node_id=node_id, status=status, generic_resources=given))
 
     def keep_waiting(self, task: Task, reason: str) -> None:
         """Say why a task still waits; nothing is written if that has been said already."""

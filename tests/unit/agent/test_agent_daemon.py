@@ -43,6 +43,7 @@ def settings(tmp_path: Path) -> Settings:
         offered=Resources(),
         max_layer=1 << 30,
         marks=Marks(),
+        generic={},
         blob_port=0,
         metrics_port=0,
     )

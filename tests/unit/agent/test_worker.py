@@ -468,3 +468,22 @@ async def test_the_name_server_knows_a_containers_networks_before_it_starts(host
         assert a.worker.clients() == [client]
         a.full(assigned("t2"))
         await until(lambda: not a.worker.clients())
+
+
+async def test_what_was_given_by_name_is_not_taken_before_who_had_it_has_ended(host: Host) -> None:
+    """A manager that had lost sight of the node gave a device anew that is still in use."""
+    old, new = assigned("t1"), assigned("t2")
+    for item, made_at in ((old, 1.0), (new, 2.0)):
+        item.task.created_at = made_at
+        item.task.generic_resources["gpu"] = f"/dev/a,/dev/{item.task.id}"
+    async with agent(host) as a:
+        a.full(old)
+        await a.reaches(TaskState.RUNNING)
+        stopped = host.runtime.hold["kill"] = asyncio.Event()
+        a.full(new)
+        await until(lambda: host.runtime.did("kill"))
+        assert host.runtime.did("create") == ["t1"]
+        stopped.set()
+        await a.reaches(TaskState.RUNNING, "t2")
+        calls = [call for call in host.runtime.calls if call in (("kill", "t1"), ("create", "t2"))]
+        assert calls == [("kill", "t1"), ("create", "t2")]

@@ -1,0 +1,156 @@
+"""Generic resources of nodes: counted, given by name, never twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from builders import World, node, service, task_spec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.manager.planning.stock import free_of
+from orchestrator.model.objects import Node, Service, Task
+from orchestrator.model.placement import GenericResource
+from orchestrator.model.specs import UpdateOrder, UpdatePolicy
+from orchestrator.model.states import TaskState
+
+
+def having(of: Node, **kinds: str) -> Node:
+    return replace(of, description=replace(of.description, generic_resources=kinds))
+
+
+def needing(name: str, replicas: int, *wanted: tuple[str, int], **fields: object) -> Service:
+    resources = tuple(GenericResource(*each) for each in wanted)
+    return service(name, replicas, spec=task_spec(generic_resources=resources), **fields)  # type: ignore[arg-type]
+
+
+def given_to(world: World, name: str = "web") -> list[str]:
+    """Node and what was given, by slot."""
+    return [
+        f"{t.node_id} {t.generic_resources.get('gpu', '-')}" if t.node_id else t.status.message
+        for t in world.tasks()
+        if t.service_name == name
+    ]
+
+
+def test_names_are_given_and_what_there_is_not_is_waited_for() -> None:
+    world = World(having(node("a"), gpu="/dev/a,/dev/b"), node("b"), needing("web", 3, ("gpu", 1)))
+    world.settle()
+    assert given_to(world) == [
+        "a /dev/a",
+        "a /dev/b",
+        "no suitable node (2 nodes: insufficient gpu)",
+    ]
+
+
+def test_what_no_node_has_so_many_of_can_never_fit() -> None:
+    world = World(having(node("a"), gpu="2"), needing("web", 1, ("gpu", 3)))
+    world.settle()
+    assert given_to(world) == [
+        "no suitable node (1 node: insufficient gpu); as the nodes are, none can ever fit"
+    ]
+
+
+def test_a_number_is_counted() -> None:
+    world = World(having(node("a"), gpu="5"), needing("web", 3, ("gpu", 2)))
+    world.settle()
+    assert given_to(world)[:2] == ["a 2", "a 2"]
+    assert free_of(world.view, world.view.nodes["a"], "gpu") == ((), 1)
+
+
+def test_what_has_ended_gives_back_and_what_stops_does_not_yet() -> None:
+    world = World(having(node("a"), gpu="/dev/a"), needing("web", 1, ("gpu", 1)))
+    world.obey()
+    first = world.task()
+    world.put(needing("other", 1, ("gpu", 1)))
+    world.settle()
+    assert given_to(world, "other") == ["no suitable node (1 node: insufficient gpu)"]
+    gone = world.view.services["web-id"]
+    world.put(replace(gone, removed=True))
+    world.settle()
+    assert given_to(world, "other") == ["no suitable node (1 node: insufficient gpu)"]
+    world.report(world.view.tasks[first.id], TaskState.SHUTDOWN)
+    world.settle()
+    assert given_to(world, "other") == ["a /dev/a"]
+
+
+def test_a_node_may_come_back_with_others() -> None:
+    host = having(node("a"), gpu="/dev/a,/dev/b")
+    world = World(host, needing("web", 2, ("gpu", 1)))
+    world.obey()
+    world.put(having(host, gpu="/dev/b,/dev/c"))
+    assert free_of(world.view, world.view.nodes["a"], "gpu") == (("/dev/c",), 1)
+    world.put(having(host, gpu="1"))
+    assert free_of(world.view, world.view.nodes["a"], "gpu")[1] == -1
+    world.put(having(host))
+    assert free_of(world.view, world.view.nodes["a"], "gpu")[1] == -2
+
+
+nodes = st.builds(
+    lambda id, gpu, key: having(node(id), **{k: v for k, v in (("gpu", gpu), ("key", key)) if v}),
+    st.sampled_from(["a", "b", "c"]),
+    st.sampled_from(["", "/dev/a", "/dev/a,/dev/b,/dev/c", "3"]),
+    st.sampled_from(["", "red,blue", "1"]),
+)
+services = st.builds(
+    lambda name, replicas, gpu, key, order: needing(
+        name,
+        replicas,
+        *(each for each in (("gpu", gpu), ("key", key)) if each[1]),
+        update=UpdatePolicy(order=order),
+    ),
+    st.sampled_from(["x", "y", "z"]),
+    st.integers(0, 5),
+    st.integers(0, 2),
+    st.integers(0, 1),
+    st.sampled_from(UpdateOrder),
+)
+
+
+@given(
+    st.lists(nodes, min_size=1, max_size=3, unique_by=lambda each: each.id),
+    st.lists(services, min_size=1, max_size=3, unique_by=lambda each: each.id),
+    st.sets(st.sampled_from(["x", "y", "z"])),
+)
+@settings(max_examples=150, deadline=None)
+def test_nothing_is_given_twice(
+    hosts: list[Node], declared: list[Service], changed: set[str]
+) -> None:
+    world = World(*hosts, *declared)
+    world.obey()
+    check(world)
+    for of in declared:
+        if of.spec.name in changed:
+            spec = replace(of.spec, task=replace(of.spec.task, force=1))
+            world.put(replace(of, spec=spec, spec_version=2))
+    world.settle()
+    check(world)
+    world.obey()
+    check(world)
+
+
+def check(world: World) -> None:
+    for host in world.view.nodes.values():
+        has = host.description.generic_resources
+        live = [
+            t
+            for t in world.view.tasks_of_node(host.id).values()
+            if TaskState.ASSIGNED <= t.status.state <= TaskState.RUNNING
+        ]
+        for kind in ("gpu", "key"):
+            texts = [t.generic_resources[kind] for t in live if kind in t.generic_resources]
+            if has.get(kind, "").isdecimal():
+                assert sum(map(int, texts)) <= int(has[kind])
+            else:
+                names = Counter(name for text in texts for name in text.split(","))
+                assert all(count == 1 for count in names.values())
+                assert names.keys() <= set(has.get(kind, "").split(","))
+        for item in live:
+            assert_given(item)
+
+
+def assert_given(item: Task) -> None:
+    for each in item.spec.generic_resources:
+        text = item.generic_resources[each.kind]
+        assert (int(text) if text.isdecimal() else len(text.split(","))) == each.count

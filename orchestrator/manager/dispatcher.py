@@ -31,7 +31,7 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.generic import with_generic
-from orchestrator.model.objects import Image, NodeState, Task
+from orchestrator.model.objects import Image, Node, NodeState, Task
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
 from orchestrator.model.templates import filled
@@ -238,6 +238,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                             changes = await feed.next()
                     endpoints.update(self._cache.view, changes)
                     self._condemn(changes)
+                    self._part(changes)
                     self._wake_sessions()
         finally:
             self._endpoints = None
@@ -249,6 +250,13 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             for node_id in change.after.condemned if isinstance(change.after, Image) else ():
                 if node_id in self._sessions:
                     self._sessions[node_id].condemn()
+
+    def _part(self, changes: list[Change]) -> None:
+        """End the sessions of nodes that are down. One that was merely silent says hello again."""
+        for change in changes:
+            node = change.after
+            if isinstance(node, Node) and node.state is NodeState.DOWN:
+                self.end(node.id, "the node was silent for too long")
 
     def _wake_sessions(self) -> None:
         for session in self._sessions.values():

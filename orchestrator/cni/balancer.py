@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from . import balance, conntrack, flows, ingress, netlink, nftcount, policy, untracked
+from . import balance, conntrack, flows, ingress, netlink, nftcount, policy
+from .abroad import Abroad
 from .endpoints import Key, Network, Policy, Service, Table
 from .errors import CniError, Code
 from .flows import Obsolete
@@ -25,6 +27,9 @@ class _State:
     networks: dict[str, Network] = field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
     devices: frozenset[str] = frozenset()
+    abroad: dict[str, Abroad] = field(default_factory=dict)
+    answering: dict[str, set[Key]] = field(default_factory=lambda: defaultdict(set))
+    """Network → those of its services to which a published port of another node may lead here."""
     rules: Ruleset = field(default_factory=Ruleset)
 
 
@@ -62,7 +67,8 @@ class Balancer:
                 _run(nft, script, state.rules, check=asked.base in (None, asked.revision))
         except NftError as error:
             raise failed(WHAT, error) from error
-        ingress.ensure(sock, list(state.networks.values()))
+        answering = {id_ for id_, services in state.answering.items() if services}
+        ingress.ensure(sock, state.abroad.values(), answering)
         _forget(state, before if known else None, table)
         self._state = state
 
@@ -124,23 +130,37 @@ def _advance(sock: RouteSocket, state: _State, table: Table) -> str:
     for key in table.removed:
         state.services.pop(key, None)
 
-    changes: dict[str, Part] = {
-        "base/balance": balance.BASE if networks else NOTHING,
-        "base/ingress": ingress.BASE if networks else NOTHING,
-        "base/untracked": untracked.BASE if networks else NOTHING,
+    abroad = {
+        network.id: others
+        for network in networks.values()
+        if (others := Abroad.of(sock, network, state.abroad.get(network.id))) is not None
     }
     moved = {
         id_
         for id_ in state.networks.keys() | networks.keys()
         if state.networks.get(id_) != networks.get(id_)
+        or state.abroad.get(id_) is not abroad.get(id_)
+    }
+    if moved:
+        dirty |= {key for key in state.services if key.network in moved}
+    for key in dirty:
+        state.answering[key.network].discard(key)
+        changed, others = state.services.get(key), abroad.get(key.network)
+        if changed is not None and others is not None and others.answers(changed):
+            state.answering[key.network].add(key)
+
+    changes: dict[str, Part] = {
+        "base/balance": balance.BASE if networks else NOTHING,
+        "base/ingress": ingress.BASE if networks else NOTHING,
+        "base/answers": ingress.ANSWERS if any(state.answering.values()) else NOTHING,
     }
     for id_ in networks.keys() | state.networks.keys():
         network = networks.get(id_)
         changes[f"network/{id_}"] = (
-            ingress.part(network, network.device in devices) if network else NOTHING
+            ingress.part(network, network.device in devices, bool(state.answering[id_]))
+            if network
+            else NOTHING
         )
-    if moved:
-        dirty |= {key for key in state.services if key.network in moved}
     guarded, named = policy.destinations(policies), policy.sources(policies)
     if policies != state.policies or moved:
         changes["policies"] = policy.part(policies, networks)
@@ -148,6 +168,7 @@ def _advance(sock: RouteSocket, state: _State, table: Table) -> str:
         affected |= policy.destinations(state.policies) | policy.sources(state.policies)
         dirty |= {key for key, one in state.services.items() if one.label in affected}
     state.networks, state.policies, state.devices = networks, policies, devices
+    state.abroad = abroad
     state.revision = table.revision
     for key in dirty:
         found, home = state.services.get(key), networks.get(key.network)

@@ -8,12 +8,16 @@ To itself           a container that reaches itself by a translated address (a p
                     service) would get a packet from its own address, and drop it: it gets the
                     host's. Each container's pair of addresses is in the sets `itself4`, `itself6`.
 Redirects           none is sent: packets between neighbours pass this host on purpose.
+Name server         questions to the gateway, and its answers, are not tracked. A resolver asks each
+                    from a port of its own, so each would be a connection in the kernel's table for
+                    half a minute: a busy container would fill it, and then nobody on the host could
+                    connect. Nothing is translated on that way.
 Loopback            route_localnet makes 127.0.0.1 reachable through the bridge's device, which
                     published ports need and containers must not use (cf. CVE-2020-8558).
 
 Networks are elements of sets, so a packet's way costs the same with one network and with a hundred;
 only the first packet of a connection passes each network's chain of masquerading. What most packets
-are not is asked first.
+are not is asked first, and there is one chain a hook: each costs every packet some 40 ns.
 Rules that others made are in tables of their own and never touched.
 """
 
@@ -37,12 +41,12 @@ add set {TABLE} itself4 {{ type ipv4_addr . ipv4_addr; }}
 add set {TABLE} itself6 {{ type ipv6_addr . ipv6_addr; }}
 add chain {TABLE} forward {{ type filter hook forward priority filter; }}
 add chain {TABLE} input {{ type filter hook input priority filter; }}
-add chain {TABLE} output {{ type filter hook output priority filter; }}
+add chain {TABLE} own {{ type filter hook output priority raw; }}
 add chain {TABLE} guard {{ type filter hook prerouting priority raw; }}
 add chain {TABLE} hairpin {{ type nat hook postrouting priority srcnat; }}
 flush chain {TABLE} forward
 flush chain {TABLE} input
-flush chain {TABLE} output
+flush chain {TABLE} own
 flush chain {TABLE} guard
 flush chain {TABLE} hairpin
 add rule {TABLE} forward ct state established,related accept
@@ -56,9 +60,11 @@ add rule {TABLE} input iifname != @internal accept
 add rule {TABLE} input meta l4proto {{ icmp, icmpv6 }} accept
 add rule {TABLE} input meta l4proto {{ tcp, udp }} th dport 53 accept
 add rule {TABLE} input reject with icmpx admin-prohibited
-add rule {TABLE} output icmp type redirect oifname @members drop
-add rule {TABLE} output icmpv6 type nd-redirect oifname @members drop
+add rule {TABLE} own icmp type redirect oifname @members drop
+add rule {TABLE} own icmpv6 type nd-redirect oifname @members drop
+add rule {TABLE} own udp sport 53 oifname @members fib saddr . oif type local notrack
 add rule {TABLE} guard ip daddr 127.0.0.0/8 iifname @members drop
+add rule {TABLE} guard udp dport 53 iifname @members fib daddr . iif type local notrack
 add rule {TABLE} hairpin ip saddr . ip daddr @itself4 masquerade
 add rule {TABLE} hairpin ip6 saddr . ip6 daddr @itself6 masquerade
 """

@@ -12,7 +12,9 @@ go back by the node that was asked:
 
 The last step is a rewritten MAC address (the netdev family's egress hook, since Linux 5.16), looked
 up in a map. Routing rules are searched one after the other by every packet: one for each node would
-make each packet of a large cluster slower. So there is one of them a network.
+make each packet of a large cluster slower. So there is one of them a network, and only on a node
+that has a task with a published port there: where there is none at all, the kernel takes a short
+way for every packet.
 
 The node asked may be the client itself. From 127.0.0.1 nothing can be answered over a wire, so such
 a packet leaves with the address of the node's tunnel end. So does one that goes to the very node
@@ -21,12 +23,15 @@ that it came from: nobody takes his own address for that of somebody else.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from . import netlink, peers, steering
+from . import peers, steering
+from .abroad import Abroad
 from .endpoints import Network
 from .errors import CniError, Code
+from .netlink import Address
 from .rtnetlink import RouteSocket
 from .ruleset import INET, NETDEV, Chain, Part
 from .steering import Way
@@ -50,15 +55,6 @@ BASE = Part(
         TUNNEL_ENDS: "map {name} {{ type mark : ether_addr; }}",
     },
     chains={
-        f"{INET} origin": Chain(
-            (
-                f"ct {MARKED} iifname @bridges meta mark set ct mark",
-                # Most packets are of a connection whose first one went on.
-                "ct state established,related accept",
-                "iifname vmap @entrances",
-            ),
-            "type filter hook prerouting priority mangle;",
-        ),
         f"{INET} postrouting": Chain(
             (
                 "oifname @tunnels ip saddr 127.0.0.0/8 masquerade",
@@ -71,11 +67,40 @@ BASE = Part(
     },
 )
 
+ANSWERS = Part(
+    chains={
+        f"{INET} origin": Chain(
+            (
+                f"ct {MARKED} iifname @bridges meta mark set ct mark",
+                # Most packets are of a connection whose first one went on.
+                "ct state established,related accept",
+                "iifname vmap @entrances",
+            ),
+            "type filter hook prerouting priority mangle;",
+        )
+    }
+)
+"""What a node needs besides that has tasks with published ports."""
 
-def part(network: Network, device_exists: bool) -> Part:
-    """The rules of one network; pure. A chain of a device's can only be where the device is."""
+
+def part(network: Network, device_exists: bool, answers: bool) -> Part:
+    """The rules of one network; pure. A chain of a device's can only be where the device is.
+
+    `answers`: a published port of another node may lead to a task of this one.
+    """
     elements = {BRIDGES: {f'"{network.bridge}"': ""}}
     if not network.device or not device_exists:
+        return Part(elements=elements)
+    elements |= {
+        TUNNELS: {f'"{network.device}"': ""},
+        RETURNS: {
+            f"{node.address} . {part}": ""
+            for node in network.nodes
+            if node.address is not None
+            for part in (node.subnet, *(each for each in node.addresses if each.version == 4))
+        },
+    }
+    if not answers:
         return Part(elements=elements)
     entrance = f"entrance/{network.id}"
     rules = [
@@ -88,16 +113,9 @@ def part(network: Network, device_exists: bool) -> Part:
         )
     marks = {peers.vtep_mac(node.subnet): f"{_mark(node.subnet):#010x}" for node in network.nodes}
     elements |= {
-        TUNNELS: {f'"{network.device}"': ""},
         ENTRANCES: {f'"{network.device}"': f"jump {entrance}"},
         ORIGINS: marks,
         TUNNEL_ENDS: {mark: mac for mac, mark in marks.items()},
-        RETURNS: {
-            f"{node.address} . {part}": ""
-            for node in network.nodes
-            if node.address is not None
-            for part in (node.subnet, *(each for each in node.addresses if each.version == 4))
-        },
     }
     chains = {
         f"{INET} {entrance}": Chain(tuple(rules)),
@@ -114,24 +132,26 @@ def _mark(subnet: IPv4Network) -> int:
     return OURS | int(peers.vtep_address(subnet)) & ~MASK
 
 
-def ensure(sock: RouteSocket, networks: list[Network]) -> None:
-    """Have the routes of the ways back, and what the kernel must let pass for them."""
+def ensure(sock: RouteSocket, networks: Iterable[Abroad], answering: Collection[str]) -> None:
+    """Have the routes of the ways back, and what the kernel must let pass for them.
+
+    `answering` are the networks (ids) in which a published port of another node may lead to a task
+    of this one.
+    """
     ways = []
-    for network in networks:
-        link = netlink.get_link(sock, network.device) if network.device else None
-        if link is None:
-            continue
-        mine = {address.ip for _, address in netlink.addresses(sock, link.index)}
-        others = [n for n in network.nodes if peers.vtep_address(n.subnet) not in mine]
-        if not others:
+    for abroad in networks:
+        network = abroad.network
+        if not abroad.nodes:
             continue
         _let_pass(network.device)
+        if network.id not in answering:
+            continue
         # Any node's tunnel end: the device takes it for resolved, and its MAC is rewritten.
-        via = min(others, key=lambda node: node.subnet)
-        gateways = [peers.vtep_address(via.subnet)]
-        ways.append(Way(network.bridge, link.index, gateways[0], OURS, MASK))
+        via = min(abroad.nodes, key=lambda node: node.subnet)
+        gateways: list[Address] = [peers.vtep_address(via.subnet)]
         if via.subnet6 is not None:
-            ways.append(Way(network.bridge, link.index, via.subnet6.network_address, OURS, MASK))
+            gateways.append(via.subnet6.network_address)
+        ways += [Way(network.bridge, abroad.device, one, OURS, MASK) for one in gateways]
     steering.ensure(sock, ways)
 
 

@@ -225,7 +225,8 @@ async def test_the_table_is_replaced_in_one_step(web: Web) -> None:
 async def test_a_pass_mends_what_a_hand_has_broken(web: Web, damage: str) -> None:
     far = await web.container(1, "far")
     client = await web.container(0, "client")
-    await web.have(service(*endpoints([far]), ports=published(TCP)))
+    waiting = endpoints([client], ready=False)
+    await web.have(service(*endpoints([far]), *waiting, ports=published(TCP)))
     with serving({"far": far.netns}, 80) as servers:
         for number in (0, 1):
             web.hosts[number].shell(*damage.split())

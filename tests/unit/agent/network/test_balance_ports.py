@@ -163,3 +163,19 @@ async def test_a_published_port_is_for_all_whatever_is_denied_inside(web: Web) -
             assert servers.ask(web.router.netns, host.address, 8080).server == "db"
         with pytest.raises(ConnectionRefusedError):
             servers.ask(inside.netns, VIP, 80)
+
+
+async def test_only_a_node_with_a_published_task_has_the_rules_of_the_way_back(web: Web) -> None:
+    """A routing rule makes each packet that the host forwards slower."""
+    far = await web.container(1, "far")
+    serves = service(*endpoints([far]), ports=published(TCP))
+    await web.have(serves)
+    ways = [host.shell("ip", "rule").count("20338") for host in web.hosts]
+    assert ways == [0, 1, 0]
+    await web.change(replace(serves, ports=()))
+    assert "20338" not in web.hosts[1].shell("ip", "rule")
+    assert "chain origin" not in web.rules(1)
+    await web.change(serves)
+    with serving({"far": far.netns}, 80) as servers:
+        answer = servers.ask(web.router.netns, web.hosts[0].address, 8080)
+    assert answer == Answer("far", web.router.address)

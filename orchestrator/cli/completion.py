@@ -95,6 +95,24 @@ def volumes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     return _starting([row.volume.id for row in reply.volumes] if reply else [], incomplete)
 
 
+def secrets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of secrets."""
+    return _documents(ctx, 0, incomplete)
+
+
+def configs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of configs."""
+    return _documents(ctx, 1, incomplete)
+
+
+def _documents(ctx: click.Context, kind: int, incomplete: str) -> list[str]:
+    from orchestrator.pb import documents_pb2
+
+    request = documents_pb2.ListDocumentsRequest(kind=kind)  # type: ignore[arg-type]
+    reply = _call(ctx, "Documents.ListDocuments", request)
+    return _starting([row.document.name for row in reply.documents] if reply else [], incomplete)
+
+
 def contexts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of contexts."""
     return _starting(list_contexts(), incomplete)

@@ -14,6 +14,7 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client
 from orchestrator.cli.container_flags import many_options
+from orchestrator.cli.document_flags import document_options
 from orchestrator.cli.flag_types import Parsed
 from orchestrator.cli.groups import CliError
 from orchestrator.cli.mount_flags import mount_options
@@ -59,7 +60,7 @@ def container_options(function: F) -> F:
             function = click.option(
                 *short, *setting.flags, setting.name, type=setting.type, help=setting.help
             )(function)
-    function = many_options(mount_options(function))
+    function = many_options(document_options(mount_options(function)))
     for option in reversed(
         (
             click.option("--name", help="The container's name; else one is made up."),

@@ -90,6 +90,8 @@ SECTIONS = (
             Lazy("diff", "orchestrator.cli.image_files:diff", "What a container has changed"),
             Lazy("network", "orchestrator.cli.network:network", "Networks of the cluster"),
             Lazy("volume", "orchestrator.cli.volume:volume", "Data that outlives containers"),
+            Lazy("secret", "orchestrator.cli.document:secret", "Passwords and keys for containers"),
+            Lazy("config", "orchestrator.cli.document:config", "Files for containers"),
         ),
     ),
     (

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.container_flags import image_and_command, with_many
+from orchestrator.cli.document_flags import with_documents
 from orchestrator.cli.job_settings import blank_spec
 from orchestrator.cli.mount_flags import apply_mounts
 from orchestrator.cli.network_flags import attachments
@@ -39,6 +40,7 @@ def new_spec(values: dict[str, Any]) -> ServiceSpec:
         labels=pairs("container label", values["container_label"]),
     )
     container = apply_mounts(container, values)
+    container = with_documents(container, values)
     container = with_many(container, values)
     task = replace(
         spec.task,

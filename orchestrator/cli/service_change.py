@@ -11,6 +11,7 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, Refused, pass_client
 from orchestrator.cli.container_flags import many_options
+from orchestrator.cli.document_flags import document_options
 from orchestrator.cli.flag_types import DURATION
 from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.mount_flags import mount_options
@@ -110,6 +111,7 @@ def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
 @placement_options
 @resolve_options
 @mount_options
+@document_options
 @many_options
 @setting_options
 @wait_options

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from orchestrator.cli.container_flags import many_edit_options, with_many
+from orchestrator.cli.document_flags import document_edit_options, edit_documents
 from orchestrator.cli.flag_types import WORDS
 from orchestrator.cli.mount_flags import edit_mounts, mount_edit_options
 from orchestrator.cli.network_flags import edited_attachments
@@ -40,7 +41,7 @@ _LISTS = (
 
 def edit_options(function: F) -> F:
     """Add the flags of an update that are not of SETTINGS."""
-    function = mount_edit_options(function)
+    function = document_edit_options(mount_edit_options(function))
     for name, added, removed, what in reversed(_LISTS):
         function = click.option(
             f"--{name}-rm", multiple=True, metavar=removed, help=f"Remove a {what}; repeatable."
@@ -80,6 +81,7 @@ def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
         container = replace(container, command=values["arguments"])
     container = with_many(container, values)
     container = edit_mounts(container, values)
+    container = edit_documents(container, values)
     task = replace(
         spec.task,
         container=container,

@@ -19,6 +19,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "orchestrator.v1.Policies": frozenset({"admin"}),
     "orchestrator.v1.Jobs": frozenset({"admin"}),
     "orchestrator.v1.Volumes": frozenset({"admin"}),
+    "orchestrator.v1.Documents": frozenset({"admin"}),
     "orchestrator.v1.Networks": frozenset({"admin"}),
     "orchestrator.v1.Doctor": frozenset({"admin"}),
     "orchestrator.v1.Containers": frozenset({"admin"}),

@@ -22,6 +22,7 @@ from orchestrator.identity.token import new_secret
 from orchestrator.manager import metrics
 from orchestrator.manager.api import ApiContext, ControlApi
 from orchestrator.manager.api.containers import ContainerCalls
+from orchestrator.manager.api.documents import DocumentCalls
 from orchestrator.manager.api.image_service import ImagesApi
 from orchestrator.manager.api.interact import InteractApi
 from orchestrator.manager.api.jobs import JobCalls
@@ -32,10 +33,12 @@ from orchestrator.manager.api.system import SystemCalls
 from orchestrator.manager.api.volumes import VolumeCalls
 from orchestrator.manager.discovery import targets
 from orchestrator.manager.dispatcher import Dispatcher
+from orchestrator.manager.documentstore import DocumentStore
 from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.joining import Joining
 from orchestrator.manager.networkmaking import make_network
+from orchestrator.manager.payloads import Payloads
 from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork, complete
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.sources import Sources
@@ -60,6 +63,7 @@ from orchestrator.pb import (
     control_pb2_grpc,
     dispatch_pb2_grpc,
     doctor_pb2_grpc,
+    documents_pb2_grpc,
     identity_pb2_grpc,
     images_pb2_grpc,
     interact_pb2_grpc,
@@ -193,8 +197,14 @@ class Manager:
         self.serving = asyncio.Event()
         """Set once the ports are open."""
         self._address = f"{identity.address}:{identity.port}"
+        self._vault = Vault.at(settings.data_dir)
         self._dispatcher = Dispatcher(
-            self.cache, self.inbox, self._tunnels, lambda: self._address, self._managers
+            self.cache,
+            self.inbox,
+            self._tunnels,
+            Payloads(self.cache, DocumentStore(kv, self._vault)),
+            lambda: self._address,
+            self._managers,
         )
 
     def _managers(self) -> list[str]:
@@ -257,7 +267,6 @@ class Manager:
         server = grpc.aio.server(
             interceptors=[RoleGuard(identity.cluster_id)], options=_SERVER_OPTIONS
         )
-        vault = Vault.at(folder)
         context = ApiContext(
             kv=self._kv,
             cache=self.cache,
@@ -265,7 +274,7 @@ class Manager:
             tunnels=self._tunnels,
             inbox=self.inbox,
             events=self._events,
-            vault=vault,
+            vault=self._vault,
             identity=identity,
             ca_digest=ca.digest(authority.certificate),
             leader=lambda: self._leader,
@@ -275,13 +284,16 @@ class Manager:
         control_pb2_grpc.add_ControlServicer_to_server(ControlApi(context), server)
         containers_pb2_grpc.add_ContainersServicer_to_server(ContainerCalls(context), server)
         images_pb2_grpc.add_ImagesServicer_to_server(ImagesApi(context), server)
-        sources = Sources(self.cache, vault, lambda node: self._tunnels.serving(node, "build"))
+        sources = Sources(
+            self.cache, self._vault, lambda node: self._tunnels.serving(node, "build")
+        )
         images_pb2_grpc.add_SourcesServicer_to_server(sources, server)
         networks_pb2_grpc.add_NetworksServicer_to_server(NetworkCalls(context), server)
         jobs_pb2_grpc.add_JobsServicer_to_server(JobCalls(context), server)
         policies_pb2_grpc.add_PoliciesServicer_to_server(PolicyCalls(context), server)
         doctor_pb2_grpc.add_DoctorServicer_to_server(DoctorCalls(context), server)
         volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeCalls(context), server)
+        documents_pb2_grpc.add_DocumentsServicer_to_server(DocumentCalls(context), server)
         system_pb2_grpc.add_SystemServicer_to_server(SystemCalls(context), server)
         interact_pb2_grpc.add_InteractServicer_to_server(InteractApi(context), server)
         dispatch_pb2_grpc.add_DispatchServicer_to_server(self._dispatcher, server)

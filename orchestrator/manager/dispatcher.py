@@ -22,12 +22,14 @@ from orchestrator.manager.endpoints import LEAVE_LIMIT, EndpointFeed, held_back
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.lookup import images_of
 from orchestrator.manager.networkorders import NetworkOrders
+from orchestrator.manager.payloads import Payloads, files_of, payloads_of
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import name_on, named_volumes
 from orchestrator.manager.refusal import unavailable
 from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.kv import StoreError
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.generic import with_generic
@@ -48,10 +50,10 @@ class _Ended(Exception):
     """The session is over; the reason is its text."""
 
 
-_Order = tuple[TaskState, int, int, str, float, tuple[NetworkAttachment, ...]]
+_Order = tuple[TaskState, int, int, str, float, tuple[NetworkAttachment, ...], tuple[str, ...]]
 
 
-def _order(task: Task) -> _Order:
+def _order(view: ClusterView, task: Task) -> _Order:
     """What of a task its node acts on: when this changes, it is sent again."""
     return (
         task.desired_state,
@@ -60,6 +62,7 @@ def _order(task: Task) -> _Order:
         task.stop_signal,
         task.stop_grace,
         task.spec.networks,
+        tuple(file.payload for file in files_of(view, task)),
     )
 
 
@@ -73,6 +76,8 @@ class NodeSession:
         self._messages: deque[Any] = deque()
         self._sent: dict[str, _Order] = {}
         self._sent_networks: list[Any] | None = None
+        self._sent_payloads: frozenset[str] = frozenset()
+        """Keys of the data that the node has: of the tasks that it was sent."""
         self._sequence = 0
         self._looked_at: ClusterView | None = None
         self._endpoints = 0
@@ -118,6 +123,7 @@ class NodeSession:
                 out.append(dispatch_pb2.ManagerMessage(remove_images=order))
         if view is not self._looked_at or self._holding:
             assignments = self._difference(view, endpoints)
+            out += self._new_payloads(view)
             if assignments is not None:
                 out.append(dispatch_pb2.ManagerMessage(assignments=assignments))
             self._looked_at = view
@@ -130,7 +136,9 @@ class NodeSession:
         wanted |= {task.id: held_back(task) for task in held}
         self._holding = bool(held)
         added = [
-            task for task_id, task in wanted.items() if self._sent.get(task_id) != _order(task)
+            task
+            for task_id, task in wanted.items()
+            if self._sent.get(task_id) != _order(view, task)
         ]
         removed = sorted(self._sent.keys() - wanted.keys())
         networks = self._networks.of(view, self.node_id)
@@ -138,7 +146,7 @@ class NodeSession:
         if not (full or added or removed or networks_changed):
             return None
         for task in added:
-            self._sent[task.id] = _order(task)
+            self._sent[task.id] = _order(view, task)
         for task_id in removed:
             del self._sent[task_id]
         self._sent_networks = networks
@@ -152,12 +160,25 @@ class NodeSession:
                     task=to_proto(_filled_in(view, task)),
                     image_sources=_sources(view, task),
                     volumes=_volumes(view, task),
+                    files=files_of(view, task),
                 )
                 for task in added
             ],
             removed_tasks=removed,
             networks=networks if networks_changed or full else [],
         )
+
+    def _new_payloads(self, view: ClusterView) -> list[Any]:
+        """The data that the node needs and has not been sent, yet to be filled in."""
+        wanted = {
+            payload.key: payload
+            for task in view.tasks_of_node(self.node_id).values()
+            if task.id in self._sent
+            for payload in payloads_of(view, task)
+        }
+        new = [wanted[key] for key in sorted(wanted.keys() - self._sent_payloads)]
+        self._sent_payloads = frozenset(wanted)
+        return [dispatch_pb2.ManagerMessage(payload=payload) for payload in new]
 
 
 def _filled_in(view: ClusterView, task: Task) -> Task:
@@ -200,12 +221,14 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         cache: Cache,
         inbox: Inbox,
         tunnels: Tunnels,
+        payloads: Payloads,
         leader_address: Callable[[], str],
         managers: Callable[[], list[str]],
     ) -> None:
         self._cache = cache
         self._inbox = inbox
         self._tunnels = tunnels
+        self._payloads = payloads
         self._leader_address = leader_address
         self._managers = managers
         self._sessions: dict[str, NodeSession] = {}
@@ -361,9 +384,17 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         while not session.ended and self._endpoints is not None:
             session.wake.clear()
             for message in session.messages(self._cache.view, self._endpoints):
+                if message.HasField("payload"):
+                    await self._fill(message.payload)
                 await context.write(message)
             await session.wake.wait()
         raise _Ended(session.ended)
+
+    async def _fill(self, payload: Any) -> None:
+        try:
+            await self._payloads.fill(payload)
+        except StoreError as error:
+            raise _Ended(f"the store is away: {error}") from error
 
     async def Tunnel(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         identity = peer_identity(context)

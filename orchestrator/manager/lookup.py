@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, not_found
+from orchestrator.model.documents import Document, DocumentKind
 from orchestrator.model.names import near_miss, parse_image
 from orchestrator.model.objects import Image, Network, Node, Service, Task
 
@@ -69,6 +70,13 @@ def find_network(view: ClusterView, word: str) -> Network:
     """The network meant by `word`: id, name or the beginning of an id."""
     names = ((network.name, network) for network in view.networks.values())
     return _pick("network", word, view.networks, names, "orc network ls")
+
+
+def find_document(view: ClusterView, kind: DocumentKind, word: str) -> Document:
+    """The secret or config meant by `word`: id, name or the beginning of an id."""
+    known = {id: each for id, each in view.documents.items() if each.kind is kind}
+    names = ((each.name, each) for each in known.values())
+    return _pick(kind.word, word, known, names, f"orc {kind.word} ls")
 
 
 def find_logged(view: ClusterView, word: str) -> tuple[Service | None, Sequence[Task]]:

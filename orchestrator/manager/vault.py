@@ -18,7 +18,7 @@ class VaultError(Exception):
 
 
 class Vault:
-    """Seals and opens texts with AES-256-GCM (NIST SP 800-38D), a random nonce each."""
+    """Seals and opens texts and data with AES-256-GCM (NIST SP 800-38D), a random nonce each."""
 
     def __init__(self, key: bytes) -> None:
         self._cipher = AESGCM(key)
@@ -39,18 +39,23 @@ class Vault:
         return cls(key)
 
     def seal(self, text: str, purpose: str) -> str:
-        """`text`, encrypted for `purpose`: it opens for no other."""
-        nonce = os.urandom(_NONCE)
-        sealed = self._cipher.encrypt(nonce, text.encode(), purpose.encode())
-        return base64.b64encode(nonce + sealed).decode()
+        """`text`, encrypted for `purpose`: it opens for no other. In base64."""
+        return base64.b64encode(self.seal_data(text.encode(), purpose)).decode()
 
     def open(self, sealed: str, purpose: str) -> str:
+        """The text that was sealed for `purpose`. Raises VaultError."""
+        return self.open_data(base64.b64decode(sealed), purpose).decode()
+
+    def seal_data(self, data: bytes, purpose: str) -> bytes:
+        """`data`, encrypted for `purpose`: it opens for no other."""
+        nonce = os.urandom(_NONCE)
+        return nonce + self._cipher.encrypt(nonce, data, purpose.encode())
+
+    def open_data(self, sealed: bytes, purpose: str) -> bytes:
         """What was sealed for `purpose`. Raises VaultError."""
-        data = base64.b64decode(sealed)
         try:
-            plain = self._cipher.decrypt(data[:_NONCE], data[_NONCE:], purpose.encode())
-        except InvalidTag as error:
+            return self._cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], purpose.encode())
+        except (InvalidTag, ValueError) as error:
             raise VaultError(
                 "it was encrypted with another key than this manager's cluster.key"
             ) from error
-        return plain.decode()

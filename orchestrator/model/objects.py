@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from orchestrator.model.affinities import Affinity
+from orchestrator.model.documents import Document
 from orchestrator.model.placement import Strategy
 from orchestrator.model.specs import (
     Protocol,
@@ -70,6 +71,8 @@ class NodeDescription:
     sending such; 0: not known."""
     generic_resources: dict[str, str] = field(default_factory=dict)
     """Kind → how many it has, or the names of them: `4`, or `/dev/a,/dev/b`."""
+    features: tuple[str, ...] = ()
+    """What its agent can do that older ones cannot, such as `files` (secrets and configs)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,8 @@ class PastSpec:
     """`spec_version` of its tasks."""
     until: float = 0.0
     """When another spec took its place."""
+    documents: dict[str, int] = field(default_factory=dict)
+    """As `Service.documents`."""
 
 
 class JobState(IntEnum):
@@ -209,6 +214,10 @@ class Service:
     history: tuple[PastSpec, ...] = ()
     """Earlier specs, the newest first."""
     job: JobStatus = field(default_factory=JobStatus)
+    documents: dict[str, int] = field(default_factory=dict)
+    """Id of each secret and config that the spec names → the version that its tasks have."""
+    declined: dict[str, int] = field(default_factory=dict)
+    """Versions that it was rolled back from: it is not given them again by itself."""
 
     @property
     def policy(self) -> UpdatePolicy:
@@ -308,6 +317,8 @@ class Task:
     """The number of the run of its job that it is of."""
     generic_resources: dict[str, str] = field(default_factory=dict)
     """What it was given of its node: kind → a number, or names."""
+    documents: dict[str, int] = field(default_factory=dict)
+    """Id of each secret and config that its spec names → the version that it has, or is to have."""
 
     @property
     def standalone(self) -> bool:
@@ -473,4 +484,4 @@ class Cluster:
     """What Prometheus shows to managers and agents; empty: nothing that it could."""
 
 
-Object = Node | Service | Task | Network | Image | Volume | Cluster | Credential
+Object = Node | Service | Task | Network | Image | Volume | Cluster | Credential | Document

@@ -7,6 +7,7 @@ from enum import IntEnum
 
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency
+from orchestrator.model.documents import FileReference
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.placement import GenericResource, Strategy
 
@@ -205,6 +206,10 @@ class ContainerSpec:
     storage_size: int = 0
     """Most bytes of the container's writable layer; 0: what the node's disk has."""
     health: HealthCheck = field(default_factory=HealthCheck)
+    secrets: tuple[FileReference, ...] = ()
+    """Secrets that it has as files in memory."""
+    configs: tuple[FileReference, ...] = ()
+    """Configs that it has as files in memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.model.mounts import TEMPLATE_FIELDS
-from orchestrator.model.specs import ContainerSpec, ServiceMode
+from orchestrator.model.specs import ContainerSpec
 
 if TYPE_CHECKING:
     from orchestrator.model.objects import Node, Service, Task
@@ -39,26 +39,21 @@ def node_fields(node: Node) -> dict[str, str]:
     return {"Node.ID": node.id, "Node.Hostname": node.description.hostname or node.id}
 
 
-def with_examples(spec: ContainerSpec) -> ContainerSpec:
-    """The container of a service with something in each place that is to be filled in, so that it
-    can be checked. Raises ValueError for a place that is unknown."""
-
-    def example(field: str, label: str | None) -> str:
-        if (field in _LABELS) if label else (field in _FIELDS):
-            return "1"
-        whole = f"{field}.{label}" if label else field
-        known = sorted("{{." + name + "}}" for name in _FIELDS)
-        known += ["{{." + name + ".NAME}}" for name in _LABELS]
-        raise ValueError("template {{." + whole + "}} is not known; known are " + ", ".join(known))
-
-    return _filled(spec, example)
+def check_place(field: str, label: str | None) -> None:
+    """Refuse a place of a template that is unknown. Raises ValueError."""
+    if (field in _LABELS) if label else (field in _FIELDS):
+        return
+    whole = f"{field}.{label}" if label else field
+    known = sorted("{{." + name + "}}" for name in _FIELDS)
+    known += ["{{." + name + ".NAME}}" for name in _LABELS]
+    raise ValueError("template {{." + whole + "}} is not known; known are " + ", ".join(known))
 
 
-def filled(spec: ContainerSpec, task: Task, service: Service, node: Node) -> ContainerSpec:
-    """The container of a service's task as its node is to make it."""
+def values(task: Task, service: Service | None, node: Node) -> Callable[[str, str | None], str]:
+    """What fills a place, by its field and label, for a task on its node."""
     fields = {**task_fields(task), **node_fields(node), "Node.Address": node.description.address}
     labels = {
-        "Service.Labels": service.spec.labels,
+        "Service.Labels": service.spec.labels if service else {},
         "Node.Labels": {**node.description.labels, **node.labels},
     }
 
@@ -67,19 +62,23 @@ def filled(spec: ContainerSpec, task: Task, service: Service, node: Node) -> Con
             return labels.get(field, {}).get(label, "")
         return fields.get(field, "")
 
-    return _filled(_with_job(spec, task, service), value)
+    return value
 
 
-def _with_job(spec: ContainerSpec, task: Task, service: Service) -> ContainerSpec:
-    """With the variables that tell a job's task what its part is. Those of its user go before."""
-    if not task.job_run:
-        return spec
-    own = {"ORC_JOB_INDEX": task.slot, "ORC_JOB_RUN": task.job_run}
-    if service.spec.mode is ServiceMode.REPLICATED_JOB:
-        own["ORC_JOB_COMPLETIONS"] = service.spec.replicas
-    said = {entry.partition("=")[0] for entry in spec.env}
-    more = tuple(f"{key}={value}" for key, value in own.items() if key not in said)
-    return replace(spec, env=(*more, *spec.env))
+def with_examples(spec: ContainerSpec) -> ContainerSpec:
+    """The container of a service with something in each place that is to be filled in, so that it
+    can be checked. Raises ValueError for a place that is unknown."""
+
+    def example(field: str, label: str | None) -> str:
+        check_place(field, label)
+        return "1"
+
+    return _filled(spec, example)
+
+
+def filled(spec: ContainerSpec, task: Task, service: Service, node: Node) -> ContainerSpec:
+    """The container of a service's task as its node is to make it."""
+    return _filled(spec, values(task, service, node))
 
 
 def _filled(spec: ContainerSpec, value: Callable[[str, str | None], str]) -> ContainerSpec:

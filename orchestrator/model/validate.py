@@ -15,6 +15,7 @@ from math import isfinite
 from orchestrator.model import confinement
 from orchestrator.model.affinities import Affinity, check_affinities
 from orchestrator.model.dependencies import check_dependencies
+from orchestrator.model.documents import check_references
 from orchestrator.model.generic import check_generic
 from orchestrator.model.health import check_health
 from orchestrator.model.jobrules import job_faults
@@ -133,6 +134,8 @@ def _container(spec: ContainerSpec) -> None:
         check_mounts(spec)
     except ValueError as error:
         raise InvalidSpec(f"{where}.mounts", str(error)) from None
+    targets = [mount.target for mount in spec.mounts]
+    _guard(f"{where}.secrets", check_references, spec, targets)
     if spec.workdir and (not spec.workdir.startswith("/") or "\0" in spec.workdir):
         raise InvalidSpec(
             f"{where}.workdir", f"workdir {spec.workdir!r} is not an absolute path; begin with '/'"

@@ -10,10 +10,12 @@ from typing import Any
 
 from orchestrator.manager import orders
 from orchestrator.manager.api.context import Calls, answering
+from orchestrator.manager.api.documentuse import usable_documents
 from orchestrator.manager.api.image_resolve import resolve_image
 from orchestrator.manager.api.networkuse import usable_networks
 from orchestrator.manager.containernames import container_name
 from orchestrator.manager.lookup import container_by_name, find_container, find_node
+from orchestrator.manager.planning.documents import newest
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.portchoice import numbered
@@ -52,6 +54,7 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
         _check_name(name)
         wanted = ServiceSpec(task=spec)
         usable_networks(view, wanted, name=name)
+        usable_documents(view, spec.container)
         check_ports(view, spec, id)
         now = api.now()
         task = Task(
@@ -71,12 +74,14 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
         assert key is not None  # it has a name
         while True:
             read = api.cache.revision
+            documents = usable_documents(api.view, spec.container)
+            task = replace(task, documents=newest(api.view, spec.container))
             turn = await port_turn(api.kv, api.cache, spec, id)
             try:
                 revision = await commit(
                     api.kv,
                     [Change(None, task)],
-                    usable_networks(api.view, wanted, name=name),
+                    [*usable_networks(api.view, wanted, name=name), *documents],
                     guards=[Guard(key, mod_revision=0), *turn.guards],
                     ops=[Put(key, id.encode()), *turn.ops],
                 )

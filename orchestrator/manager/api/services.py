@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering, hostnames
+from orchestrator.manager.api.documentuse import usable_documents
 from orchestrator.manager.api.image_resolve import resolve_image
 from orchestrator.manager.api.networkuse import usable_networks
 from orchestrator.manager.api.serviceorder import check_not_needed, needed_services
 from orchestrator.manager.lookup import find_node, find_service
 from orchestrator.manager.planning import jobruns
+from orchestrator.manager.planning.documents import newest, restored
 from orchestrator.manager.planning.history import rolled_back, with_spec
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import progress
@@ -50,6 +52,7 @@ class ServiceCalls(Calls):
             )
         usable_networks(api.view, spec)
         needed_services(api.view, spec)
+        usable_documents(api.view, spec.task.container)
         check_ports(api.view, spec.task, "")
         now = api.now()
         service = Service(
@@ -65,13 +68,19 @@ class ServiceCalls(Calls):
         key = name_key(Service, name)
         while True:
             read = api.cache.revision
+            documents = usable_documents(api.view, spec.task.container)
+            service = replace(service, documents=newest(api.view, spec.task.container))
             born = _with_vips(api.view, service)
             turn = await port_turn(api.kv, api.cache, spec.task, service.id)
             try:
                 revision = await commit(
                     api.kv,
                     [Change(None, born)],
-                    [*usable_networks(api.view, spec), *needed_services(api.view, spec)],
+                    [
+                        *usable_networks(api.view, spec),
+                        *needed_services(api.view, spec),
+                        *documents,
+                    ],
                     guards=[Guard(key, mod_revision=0), *turn.guards],
                     ops=[Put(key, service.id.encode()), *turn.ops],
                 )
@@ -110,16 +119,19 @@ class ServiceCalls(Calls):
             digest = await resolve_image(
                 api, spec.task.container, ask_registry=not request.no_resolve_image
             )
-        after = with_spec(service, spec, digest, api.now())
+        documents = newest(api.view, spec.task.container)
+        after = with_spec(service, spec, digest, api.now(), documents)
         return await self._written(service, after, read)
 
     def _read(self, spec: ServiceSpec, service: Service) -> list[Object]:
         """What a new spec of a service builds on, which must not change until it is written.
         Raises Refusal if that cannot be."""
-        networks = usable_networks(self.api.view, spec, service.spec)
-        if spec.depends_on == service.spec.depends_on:
-            return [*networks]
-        return [*networks, *needed_services(self.api.view, spec)]
+        view = self.api.view
+        read: list[Object] = [*usable_networks(view, spec, service.spec)]
+        read += usable_documents(view, spec.task.container)
+        if spec.depends_on != service.spec.depends_on:
+            read += needed_services(view, spec)
+        return read
 
     @answering
     async def RollbackService(self, request: Any, context: Any) -> Any:
@@ -135,7 +147,13 @@ class ServiceCalls(Calls):
         past = service.history[versions.index(version)]
         read = self._read(past.spec, service)
         check_ports(self.api.view, past.spec.task, service.id)
-        after = rolled_back(service, past, self.api.now(), f"back to version {version}")
+        after = rolled_back(
+            service,
+            past,
+            self.api.now(),
+            f"back to version {version}",
+            documents=restored(self.api.view, past.spec.task.container, past.documents),
+        )
         return await self._written(service, after, read)
 
     @answering

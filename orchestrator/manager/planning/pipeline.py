@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.manager.planning.allocator import allocate_slices
 from orchestrator.manager.planning.dependencies import needs, stops_later
+from orchestrator.manager.planning.documents import follow_documents
 from orchestrator.manager.planning.global_ import reconcile_global
 from orchestrator.manager.planning.jobs import reconcile_job
 from orchestrator.manager.planning.plan import Change, Plan, earliest, requeue
@@ -22,6 +23,7 @@ from orchestrator.manager.planning.standalone import reconcile_standalone
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.vips import allocate_vips
 from orchestrator.manager.planning.volumes import placed as volumes_placed
+from orchestrator.model.documents import Document
 from orchestrator.model.networks import joined_container
 from orchestrator.model.objects import Image, Network, Node, Object, Service, Task, Volume
 from orchestrator.model.specs import ServiceMode
@@ -44,6 +46,8 @@ class Dirty:
     """The time that a pass asked for (`requeue_at`) has come."""
     containers: frozenset[str] = field(default_factory=frozenset)
     """Ids of standalone containers that have changed."""
+    documents: bool = False
+    """A secret or config has a new version: who names one may be given it."""
 
     def __or__(self, other: Dirty) -> Dirty:
         return Dirty(
@@ -52,6 +56,7 @@ class Dirty:
             self.capacity_freed or other.capacity_freed,
             self.timer or other.timer,
             self.containers | other.containers,
+            self.documents or other.documents,
         )
 
     def __bool__(self) -> bool:
@@ -61,6 +66,7 @@ class Dirty:
             or self.nodes_changed
             or self.capacity_freed
             or self.timer
+            or self.documents
         )
 
 
@@ -72,7 +78,7 @@ def dirty_of(changes: Iterable[Change]) -> Dirty:
     """What these changes of the store make dirty."""
     services: set[str] = set()
     containers: set[str] = set()
-    nodes = freed = False
+    nodes = freed = documents = False
     for change in changes:
         match change.subject:
             case Task() as task:
@@ -88,9 +94,13 @@ def dirty_of(changes: Iterable[Change]) -> Dirty:
                 nodes = True
             case Image() | Volume():
                 freed = True
+            case Document():
+                documents = True
             case _:
                 pass
-    return Dirty(frozenset(services), nodes, freed, containers=frozenset(containers))
+    return Dirty(
+        frozenset(services), nodes, freed, containers=frozenset(containers), documents=documents
+    )
 
 
 def _is_liked_otherwise(change: Change) -> bool:
@@ -117,7 +127,8 @@ def plan(
     vips = allocate_vips(view.evolve(slices), services)
     for id in sorted(services):
         drafts[id] = _reconcile(view, id, now, new_id)
-    containers = view.tasks_of_service(STANDALONE) if dirty.nodes_changed else dirty.containers
+    every_container = dirty.nodes_changed or dirty.documents
+    containers = view.tasks_of_service(STANDALONE) if every_container else dirty.containers
     if containers:
         drafts[STANDALONE] = _draft(view, STANDALONE, now, new_id)
         reconcile_standalone(view, drafts[STANDALONE], containers)
@@ -182,12 +193,19 @@ def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
         services |= view.services.keys()
     if dirty.timer:
         services |= {id for id, item in view.services.items() if _timed(item)}
+    if dirty.documents:
+        services |= {id for id, item in view.services.items() if _has_files(item)}
     return services
 
 
 def _timed(service: Service) -> bool:
     """Whether time alone may decide something of it."""
     return service.policy.delay > 0 or service.update.moving or service.spec.mode.is_job
+
+
+def _has_files(service: Service) -> bool:
+    container = service.spec.task.container
+    return bool(container.secrets or container.configs)
 
 
 def _draft(view: ClusterView, service_id: str, now: float, new_id: Callable[[], str]) -> Draft:
@@ -201,7 +219,9 @@ def _reconcile(view: ClusterView, service_id: str, now: float, new_id: Callable[
         give_up_lost(view, draft)
         if service is None or not stops_later(view, service):
             remove(draft)
-    elif service.spec.mode.is_job:
+        return draft
+    service = follow_documents(view, service, draft)
+    if service.spec.mode.is_job:
         reconcile_job(view, service, draft)
     elif service.spec.mode is ServiceMode.GLOBAL:
         reconcile_global(view, service, draft)

@@ -29,11 +29,12 @@ def ended(task: Task) -> bool:
 def is_current(service: Service, task: Task) -> bool:
     """Whether the task is made from what the service declares now.
 
-    All of the task's spec counts but the restart policy, which is read from the service when it
-    is needed, so that a change of it restarts nothing.
+    The versions of its secrets and configs count, and all of the task's spec but the restart
+    policy, which is read from the service when it is needed, so that a change of it restarts
+    nothing.
     """
     wanted = service.spec.task
-    if task.image_digest != service.image_digest:
+    if task.image_digest != service.image_digest or task.documents != service.documents:
         return False
     return task.spec == wanted or replace(task.spec, restart=wanted.restart) == wanted
 
@@ -174,6 +175,7 @@ class Draft:
                 spec=service.spec.task,
                 spec_version=service.spec_version,
                 image_digest=service.image_digest,
+                documents=service.documents,
                 node_id=start.node_id,
                 desired_state=TaskState.RUNNING,
                 status=TaskStatus(TaskState.PENDING, at=self.now, message=start.message),
@@ -244,6 +246,10 @@ class Draft:
                 stop_grace=0.0,
             )
         )
+
+    def redocument(self, task: Task, documents: Mapping[str, int]) -> None:
+        """Give a task other versions of its secrets and configs."""
+        self._put(replace(task, documents=dict(documents)))
 
     def dismiss(self, task: Task) -> None:
         """Order what has ended to go. It is forgotten by the next pass, not by this one, so that

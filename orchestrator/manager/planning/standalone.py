@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from orchestrator.manager.planning.documents import newest
 from orchestrator.manager.planning.restart import SETTLED, ran
 from orchestrator.manager.planning.slots import Draft, ended, waits
 from orchestrator.manager.planning.views import ClusterView
@@ -30,6 +31,7 @@ def reconcile_standalone(view: ClusterView, draft: Draft, ids: Iterable[str]) ->
     for id in sorted(ids):
         if (task := draft.tasks.get(id)) is not None:
             _advance(view, draft, task)
+            _give_newest(view, draft, id)
 
 
 def _advance(view: ClusterView, draft: Draft, task: Task) -> None:
@@ -46,6 +48,15 @@ def _advance(view: ClusterView, draft: Draft, task: Task) -> None:
             draft.stop(task, task.desired_state)
     elif ended(task):
         _after_end(draft, task)
+
+
+def _give_newest(view: ClusterView, draft: Draft, id: str) -> None:
+    """A run begins with the newest versions of its secrets and configs."""
+    task = draft.tasks.get(id)
+    if task is not None and waits(task):
+        documents = newest(view, task.spec.container)
+        if documents != task.documents:
+            draft.redocument(task, documents)
 
 
 def _after_end(draft: Draft, task: Task) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from orchestrator.manager.planning.plan import Change
+from orchestrator.model.documents import Document, DocumentKind
 from orchestrator.model.objects import (
     Cluster,
     Credential,
@@ -46,6 +47,7 @@ class ClusterView:
     images: Mapping[str, Image] = field(default_factory=dict)
     volumes: Mapping[str, Volume] = field(default_factory=dict)
     credentials: Mapping[str, Credential] = field(default_factory=dict)
+    documents: Mapping[str, Document] = field(default_factory=dict)
     pending: Mapping[str, Task] = field(default_factory=dict)
     """The tasks that wait for a node."""
     fixed: Mapping[str, Task] = field(default_factory=dict)
@@ -57,6 +59,7 @@ class ClusterView:
     _service_names: _Names = field(default_factory=dict)
     _network_names: _Names = field(default_factory=dict)
     _image_names: _Names = field(default_factory=dict)
+    _document_names: _Names = field(default_factory=dict)
 
     @staticmethod
     def of(objects: Iterable[Object]) -> ClusterView:
@@ -74,6 +77,7 @@ class ClusterView:
         yield from self.images.values()
         yield from self.volumes.values()
         yield from self.credentials.values()
+        yield from self.documents.values()
 
     def tasks_of_service(self, service_id: str) -> Mapping[str, Task]:
         """All tasks of a service, those that have ended included."""
@@ -97,6 +101,11 @@ class ClusterView:
         """The image of this full name; the newest if an older one has not lost the name yet."""
         found = [self.images[id] for id in self._image_names.get(name, ())]
         return max(found, key=lambda image: (image.created_at, image.id), default=None)
+
+    def document_by_name(self, kind: DocumentKind, name: str) -> Document | None:
+        """The secret or config of this name."""
+        ids = self._document_names.get(f"{kind.word}/{name}", ())
+        return self.documents[ids[0]] if ids else None
 
     def evolve(self, changes: Iterable[Change]) -> ClusterView:
         """The view after `changes`, in their order.
@@ -192,6 +201,7 @@ class _Edit:
         self._images = _Table(base.images)
         self._volumes = _Table(base.volumes)
         self._credentials = _Table(base.credentials)
+        self._documents = _Table(base.documents)
         self._pending = _Table(base.pending)
         self._fixed = _Table(base.fixed)
         self._publishing = _Table(base.publishing)
@@ -200,6 +210,7 @@ class _Edit:
         self._service_names = _NameIndex(base._service_names)
         self._network_names = _NameIndex(base._network_names)
         self._image_names = _NameIndex(base._image_names)
+        self._document_names = _NameIndex(base._document_names)
 
     def apply(self, change: Change) -> None:
         item, gone = change.subject, change.after is None
@@ -229,6 +240,9 @@ class _Edit:
                 self._volumes.put(item.id, None if gone else item)
             case Credential():
                 self._credentials.put(item.id, None if gone else item)
+            case Document():
+                old = self._documents.put(item.id, None if gone else item)
+                self._document_names.move(item.id, _named(old), () if gone else _named(item))
             case Cluster():
                 self._cluster = None if gone else item
 
@@ -259,6 +273,7 @@ class _Edit:
             images=self._images.items,
             volumes=self._volumes.items,
             credentials=self._credentials.items,
+            documents=self._documents.items,
             pending=self._pending.items,
             fixed=self._fixed.items,
             publishing=self._publishing.items,
@@ -267,4 +282,9 @@ class _Edit:
             _service_names=self._service_names.items,
             _network_names=self._network_names.items,
             _image_names=self._image_names.items,
+            _document_names=self._document_names.items,
         )
+
+
+def _named(document: Document | None) -> tuple[str, ...]:
+    return (f"{document.kind.word}/{document.name}",) if document else ()

@@ -20,6 +20,7 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.keys import PREFIX, object_key, object_type
 from orchestrator.manager.store.kv import Compacted, Entry, Event, Kv, StoreUnavailable
 from orchestrator.model.convert import decode
+from orchestrator.model.documents import Document
 from orchestrator.model.objects import (
     Cluster,
     Credential,
@@ -180,6 +181,7 @@ def find_object(view: ClusterView, type_: type[Object], identifier: str) -> Obje
         Image: view.images,
         Volume: view.volumes,
         Credential: view.credentials,
+        Document: view.documents,
     }
     return tables[type_].get(identifier)
 

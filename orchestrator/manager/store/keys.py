@@ -4,12 +4,16 @@ A unique name is a key of its own, `/orc/names/<kind>/<name>`, whose value is th
 is created with a guard that it does not exist, so two clients cannot take one name. In the same way
 `/orc/addresses/<address>` is the owner's id of each VIP and each address that a spec fixes, so that
 none has two owners: networks do not overlap.
+
+The data of a secret's or config's version, sealed, is at `/orc-sealed/<id>/<version>`: beside what
+managers keep in memory, since only a node's session reads it, when a task needs it there.
 """
 
 from __future__ import annotations
 
 from ipaddress import ip_address
 
+from orchestrator.model.documents import Document
 from orchestrator.model.objects import (
     Cluster,
     Credential,
@@ -23,6 +27,7 @@ from orchestrator.model.objects import (
 )
 
 PREFIX = "/orc/"
+SEALED = "/orc-sealed/"
 LEADER = PREFIX + "leader"
 _NAMES = PREFIX + "names/"
 _ADDRESSES = PREFIX + "addresses/"
@@ -43,6 +48,7 @@ _KINDS: dict[type[Object], str] = {
     Image: "images",
     Volume: "volumes",
     Credential: "credentials",
+    Document: "documents",
 }
 _TYPES: dict[str, type[Object]] = {kind: type_ for type_, kind in _KINDS.items()}
 
@@ -72,7 +78,14 @@ def unique_key(obj: Object) -> str | None:
         return name_key(Task, obj.container_name)
     if isinstance(obj, Network):
         return name_key(Network, obj.name)
+    if isinstance(obj, Document):
+        return name_key(Document, f"{obj.kind.word}/{obj.name}")
     return None
+
+
+def sealed_key(document_id: str, version: int) -> str:
+    """Where the data of a document's version is."""
+    return f"{SEALED}{document_id}/{version}"
 
 
 def address_keys(obj: Object | None) -> frozenset[str]:

@@ -13,7 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.model import affinities, dependencies, mounts, objects, placement, specs
+from orchestrator.model import (
+    affinities,
+    dependencies,
+    documents,
+    mounts,
+    objects,
+    placement,
+    specs,
+)
 from orchestrator.model.convert import ConvertError, decode, encode, from_proto, to_proto
 from orchestrator.model.objects import Image, Node, Service, Task, TaskStatus
 from orchestrator.model.specs import (
@@ -26,7 +34,7 @@ from orchestrator.model.specs import (
 from orchestrator.model.states import TaskState
 from orchestrator.pb import types_pb2
 
-MODULES = (affinities, dependencies, mounts, placement, specs, objects)
+MODULES = (affinities, dependencies, mounts, placement, specs, objects, documents)
 CLASSES = [
     value
     for module in MODULES
@@ -65,7 +73,7 @@ def _value(name: str, hint: Any) -> st.SearchStrategy[Any]:
         most = 1 if name == "history" else 3  # each is as large as all the rest
         return st.lists(_value(name, typing.get_args(hint)[0]), max_size=most).map(tuple)
     if typing.get_origin(hint) is dict:
-        return st.dictionaries(text, text, max_size=3)
+        return st.dictionaries(text, _value(name, typing.get_args(hint)[1]), max_size=3)
     if dataclasses.is_dataclass(hint):
         return values_of(hint)
     if issubclass(hint, IntEnum):

@@ -1,0 +1,265 @@
+"""`orc secret` and `orc config`: what containers find as files in memory."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from orchestrator.cli import completion
+from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.groups import CliError, OrcGroup, example
+from orchestrator.cli.output import (
+    Column,
+    Row,
+    column,
+    format_option,
+    listing_options,
+    moment,
+    print_fields,
+    print_list,
+    print_rows,
+)
+from orchestrator.cli.spec_flags import pairs
+from orchestrator.model.convert import from_proto
+from orchestrator.model.documents import Document, DocumentKind, check_data
+from orchestrator.model.names import short_id
+from orchestrator.model.units import format_duration
+from orchestrator.pb import documents_pb2
+
+_SUMMARY = {
+    DocumentKind.SECRET: "Secrets: data that only the containers that name it can read.",
+    DocumentKind.CONFIG: "Configs: files that containers have without being in their image.",
+}
+
+
+def _group(kind: DocumentKind) -> click.Group:
+    word = kind.word
+    names = completion.secrets if kind is DocumentKind.SECRET else completion.configs
+
+    @click.group(
+        word,
+        cls=OrcGroup,
+        help=_SUMMARY[kind],
+        epilog=example(f"orc {word} create db ./db.{word}", f"orc {word} ls"),
+    )
+    def group() -> None:
+        pass
+
+    @group.command(
+        help=f"Create a {word} from a file, or from what comes in (-).",
+        epilog=example(
+            f"orc {word} create db.{word} ./db.{word}",
+            f"pwgen 32 1 | orc {word} create db.{word} -",
+        ),
+    )
+    @click.option("--label", "-l", multiple=True, metavar="KEY=value", help="A label; repeatable.")
+    @click.option(
+        "--template-driver",
+        default="",
+        metavar="DRIVER",
+        help="golang: it is a template, and filled in for each task.",
+    )
+    @click.argument("name")
+    @click.argument("file", required=False, default="-", type=click.Path(allow_dash=True))
+    @pass_client
+    def create(
+        client: Client, label: tuple[str, ...], template_driver: str, name: str, file: str
+    ) -> None:
+        request = documents_pb2.CreateDocumentRequest(
+            kind=int(kind),  # type: ignore[arg-type]
+            name=name,
+            labels=pairs("label", label),
+            data=_read(kind, name, file),
+            template_driver=template_driver,
+        )
+        click.echo(client.call("Documents.CreateDocument", request).id)
+
+    @group.command(
+        "ls", help=f"List the {word}s.", epilog=example(f"orc {word} ls --filter name=db")
+    )
+    @listing_options("id", "name", "label")
+    @pass_client
+    def list_(client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]]) -> None:
+        request = documents_pb2.ListDocumentsRequest(kind=int(kind))  # type: ignore[arg-type]
+        reply = client.call("Documents.ListDocuments", request)
+        rows = [document_row(message) for message in reply.documents]
+        print_list(rows, _COLUMNS, form=form, quiet=quiet, filters=filters)
+
+    @group.command(
+        help=f"Show all that is known of {word}s"
+        + ("; their data never is." if kind is DocumentKind.SECRET else ", with their data."),
+        epilog=example(f"orc {word} inspect --pretty db"),
+    )
+    @click.argument("names", nargs=-1, required=True, shell_complete=names)
+    @format_option("json", templates=True, short=True)
+    @click.option("--pretty", is_flag=True, help="The same as --format table.")
+    @pass_client
+    def inspect(client: Client, names: tuple[str, ...], form: str, pretty: bool) -> None:
+        rows: list[Row] = []
+        for name in names:
+            request = documents_pb2.ListDocumentsRequest(
+                kind=int(kind),  # type: ignore[arg-type]
+                document=name,
+                with_data=True,
+            )
+            reply = client.call("Documents.ListDocuments", request)
+            rows += [_inspected(kind, message) for message in reply.documents]
+        if form != "table" and not pretty:
+            print_rows(rows, (), form)
+            return
+        for index, row in enumerate(rows):
+            if index:
+                click.echo()
+            print_fields(_fields(row))
+            if kind is DocumentKind.CONFIG:
+                click.echo(f"Data:\n{row['data']}")
+
+    @group.command(
+        help=f"Give a {word} new data. Services that have it are updated, unless their references "
+        "say otherwise (on-update).",
+        epilog=example(f"orc {word} update db ./new.{word}"),
+    )
+    @click.option("--label-add", multiple=True, metavar="KEY=value", help="Add a label.")
+    @click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label.")
+    @click.argument("name", shell_complete=names)
+    @click.argument("file", required=False, type=click.Path(allow_dash=True))
+    @pass_client
+    def update(
+        client: Client,
+        label_add: tuple[str, ...],
+        label_rm: tuple[str, ...],
+        name: str,
+        file: str | None,
+    ) -> None:
+        if file is None and not label_add and not label_rm:
+            raise click.UsageError("say what to change: FILE (or - for what comes in), or a label")
+        request = documents_pb2.UpdateDocumentRequest(
+            kind=int(kind),  # type: ignore[arg-type]
+            document=name,
+            label_add=pairs("label", label_add),
+            label_rm=label_rm,
+            data=None if file is None else _read(kind, name, file),
+        )
+        reply = client.call("Documents.UpdateDocument", request)
+        click.echo(reply.document.name)
+        if file is not None:
+            _tell(reply)
+
+    @group.command(
+        help=f"Remove {word}s. One in use is not removed.",
+        epilog=example(f"orc {word} rm db.{word}"),
+    )
+    @click.argument("names", nargs=-1, required=True, shell_complete=names)
+    @pass_client
+    def rm(client: Client, names: tuple[str, ...]) -> None:
+        failed: list[CliError] = []
+        for name in names:
+            request = documents_pb2.RemoveDocumentRequest(
+                kind=int(kind),  # type: ignore[arg-type]
+                document=name,
+            )
+            try:
+                client.call("Documents.RemoveDocument", request)
+            except CliError as error:
+                failed.append(error)
+                if len(names) > 1:
+                    click.echo(f"orc: {error.format_message()}", err=True)
+            else:
+                click.echo(name)
+        if failed:
+            raise failed[0] if len(names) == 1 else CliError(f"{len(failed)} were not removed")
+
+    return group
+
+
+def _read(kind: DocumentKind, name: str, file: str) -> bytes:
+    """The data of a file, or of what comes in. Raises a usage error, before anything is sent."""
+    try:
+        if file == "-":
+            data = sys.stdin.buffer.read(kind.limit + 1)
+        else:
+            with open(file, "rb") as source:
+                data = source.read(kind.limit + 1)
+        if len(data) <= kind.limit:
+            check_data(kind, name, data)
+    except OSError as error:
+        raise click.UsageError(f"cannot read {file}: {(error.strerror or '').lower()}") from None
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if len(data) > kind.limit:
+        where = "what comes in" if file == "-" else file
+        raise click.UsageError(f"{where} is over {kind.limit >> 10} KiB, the most of a {kind.word}")
+    return data
+
+
+def _tell(reply: Any) -> None:
+    """What the new version does, in a line for each that has it."""
+    if not reply.changed:
+        click.echo("it has that data already", err=True)
+    told = (
+        (reply.rolled, "is updated"),
+        (reply.signalled, "is signalled"),
+        (reply.left, "has it from its next update or start on"),
+    )
+    for names, what in told:
+        for name in names:
+            click.echo(f"{name} {what}", err=True)
+
+
+def document_row(message: Any) -> Row:
+    """From a DocumentRow."""
+    document: Document = from_proto(message.document)
+    return {
+        "id": document.id,
+        "name": document.name,
+        "version": document.version,
+        "labels": document.labels,
+        "template_driver": document.template_driver,
+        "used_by": list(message.used_by),
+        "created_at": moment(document.created_at),
+        "updated_at": moment(document.updated_at),
+        "_created": document.created_at,
+        "_updated": document.updated_at,
+    }
+
+
+def _inspected(kind: DocumentKind, message: Any) -> Row:
+    row = document_row(message) | {"versions": list(message.document.kept)}
+    if kind is DocumentKind.CONFIG:
+        row["data"] = message.data.decode(errors="replace")
+    return row
+
+
+def _fields(row: Row) -> list[tuple[str, str]]:
+    return [
+        ("ID", row["id"]),
+        ("Name", row["name"]),
+        ("Version", str(row["version"])),
+        ("Kept versions", ", ".join(map(str, row["versions"]))),
+        ("Labels", ", ".join(f"{key}={value}" for key, value in sorted(row["labels"].items()))),
+        ("Template", row["template_driver"]),
+        ("Used by", ", ".join(row["used_by"])),
+        ("Created at", row["created_at"] or ""),
+        ("Updated at", row["updated_at"] or ""),
+    ]
+
+
+def _ago(key: str) -> Callable[[Row], str]:
+    return lambda row: f"{format_duration(max(0.0, round(time.time() - row[key])))} ago"
+
+
+_COLUMNS = [
+    Column("ID", lambda row: short_id(row["id"])),
+    column("NAME", "name"),
+    column("VERSION", "version"),
+    Column("CREATED", _ago("_created")),
+    Column("UPDATED", _ago("_updated")),
+    Column("USED BY", lambda row: ", ".join(row["used_by"])),
+]
+
+secret = _group(DocumentKind.SECRET)
+config = _group(DocumentKind.CONFIG)

@@ -160,7 +160,24 @@ def build_folder(
         return _follow(client, header, chunks, view)
 
 
-def _from_folder(header: Any, root: Path, dockerfile: str | None) -> Iterator[bytes]:
+def build_digest(header: Any, folder: Path, dockerfile: str | None) -> str:
+    """What an image is made from, as a digest: the settings, the Dockerfile, the files of the
+    folder with their modes, but not when they were written. Raises CliError."""
+    import hashlib
+
+    chunks = _from_folder(header, folder, dockerfile, timeless=True)
+    found = hashlib.sha256(header.SerializeToString(deterministic=True))
+    try:
+        for chunk in chunks:
+            found.update(chunk)
+    except OSError as error:
+        raise CliError(f"cannot read {error.filename}: {error.strerror}") from None
+    return found.hexdigest()
+
+
+def _from_folder(
+    header: Any, root: Path, dockerfile: str | None, *, timeless: bool = False
+) -> Iterator[bytes]:
     """The context of a folder; its Dockerfile goes into the header."""
     if not root.is_dir():
         raise CliError(f"{root} is not a folder; name the one with the Dockerfile")
@@ -176,7 +193,7 @@ def _from_folder(header: Any, root: Path, dockerfile: str | None) -> Iterator[by
         rules = build_context.read_rules(root, file)
     except (ValueError, OSError) as error:
         raise CliError(str(error)) from None
-    return build_context.stream(root, rules)
+    return build_context.stream(root, rules, timeless=timeless)
 
 
 def _from_stdin(header: Any, folder: str, dockerfile: str | None) -> Iterator[bytes]:

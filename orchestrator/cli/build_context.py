@@ -97,10 +97,11 @@ def read_rules(folder: Path, dockerfile: Path) -> list[Rule]:
     return []
 
 
-def stream(folder: Path, rules: Sequence[Rule]) -> Iterator[bytes]:
-    """The tar of a build's context, in pieces. Raises OSError for what cannot be read."""
+def stream(folder: Path, rules: Sequence[Rule], *, timeless: bool = False) -> Iterator[bytes]:
+    """The tar of a build's context, in pieces; `timeless`: whenever its files were written. Raises
+    OSError for what cannot be read."""
     for path, entry in _walk(folder, rules):
-        yield from _member(entry, path)
+        yield from _member(entry, path, timeless)
     yield END
 
 
@@ -129,11 +130,11 @@ def _walk(folder: Path, rules: Sequence[Rule], prefix: str = "") -> Iterator[tup
                 yield inner
 
 
-def _member(source: Path, path: str) -> Iterator[bytes]:
+def _member(source: Path, path: str, timeless: bool) -> Iterator[bytes]:
     status = source.lstat()
     info = tarfile.TarInfo(path)
     info.mode = stat.S_IMODE(status.st_mode)
-    info.mtime = int(status.st_mtime)
+    info.mtime = 0 if timeless else int(status.st_mtime)
     if stat.S_ISDIR(status.st_mode):
         info.type = tarfile.DIRTYPE
     elif stat.S_ISLNK(status.st_mode):

@@ -1,29 +1,70 @@
-"""The images that a stack's files say how to build, by `orc build`."""
+"""The images that a stack's files say how to build, by `orc build`.
+
+What an image was built from is in a label of it. So what has not changed is not built again:
+another build, maybe on another node, would be another image, and all its containers would be
+replaced.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.build import build_folder, build_host
+import click
+
+from orchestrator.cli.build import build_digest, build_folder, build_host
 from orchestrator.cli.client import Client
 from orchestrator.cli.groups import CliError
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.compose.stack import StackBuild
 from orchestrator.pb import control_pb2
 
+_MADE_FROM = "orc.stack.build"
+"""Label of an image: the digest of what it was built from."""
 
-def build_image(client: Client, build: StackBuild, quiet: bool) -> Any:
-    """Build the image, and return it. Raises CliError."""
+
+def build_images(client: Client, builds: Mapping[str, StackBuild], quiet: bool) -> dict[str, str]:
+    """Build the images, by name, that are not there as they are to be; the ids of all. Raises
+    CliError."""
+    known = client.call("ListImages", control_pb2.ListImagesRequest()).images
+    there = {name: image for image in known for name in image.names}
+    found = {}
+    for name, build in builds.items():
+        image = _image(client, name, build, there.get(name), quiet)
+        found[name] = image.id
+    return found
+
+
+def _image(client: Client, name: str, build: StackBuild, there: Any, quiet: bool) -> Any:
     section = build.section
-    folder = section.text("context") or "."
+    folder, file = Path(section.text("context") or "."), section.text("dockerfile")
+    header = _header(name, build)
+    with ExitStack() as stack:
+        dockerfile = str(folder / file) if file else None
+        if inline := section.text("dockerfile_inline"):
+            scratch = stack.enter_context(tempfile.TemporaryDirectory())
+            dockerfile = str(Path(scratch, "Dockerfile"))
+            Path(dockerfile).write_text(inline)
+        digest = build_digest(header, folder, dockerfile)
+        anew = section.flag("no_cache") or section.flag("pull")
+        if there is not None and there.labels.get(_MADE_FROM) == digest and not anew:
+            return there
+        if not quiet:
+            click.echo(f"building {name}", err=True)
+        header.labels[_MADE_FROM] = digest
+        return build_folder(client, header, folder, dockerfile, quiet)
+
+
+def _header(name: str, build: StackBuild) -> Any:
+    section = build.section
     platforms = section.texts("platforms")
     if len(platforms) > 1:
         raise CliError(f"{section.place}: an image is built for one platform; name one")
-    dockerfile, inline = section.text("dockerfile"), section.text("dockerfile_inline")
-    header = control_pb2.ImageHeader(
-        name=checked_image(build.image),
+    return control_pb2.ImageHeader(
+        name=name,
         more_names=[checked_image(tag) for tag in section.texts("tags")],
         build_args=section.pairs("args"),
         no_cache=section.flag("no_cache"),
@@ -35,10 +76,3 @@ def build_image(client: Client, build: StackBuild, quiet: bool) -> Any:
         network="none" if section.text("network") == "none" else "host",
         add_hosts=[build_host(f"{k}:{v}") for k, v in section.pairs("extra_hosts").items()],
     )
-    if not inline:
-        file = str(Path(folder, dockerfile)) if dockerfile else None
-        return build_folder(client, header, Path(folder), file, quiet)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, "Dockerfile")
-        path.write_text(inline)
-        return build_folder(client, header, Path(folder), str(path), quiet)

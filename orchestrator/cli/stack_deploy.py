@@ -12,7 +12,7 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, Refused, pass_client
 from orchestrator.cli.flag_types import DURATION
-from orchestrator.cli.groups import CliError, NotConverged, RolledBack, example
+from orchestrator.cli.groups import CliError, NotConverged, example
 from orchestrator.cli.stack_changes import (
     CHANGE,
     CREATE,
@@ -29,8 +29,9 @@ from orchestrator.cli.stack_rows import stack_names
 from orchestrator.compose.stack import Stack, StackNetwork, StackService, StackVolume
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.names import check_name, near_miss
-from orchestrator.model.objects import Network, Service, Volume
-from orchestrator.model.states import is_terminal
+from orchestrator.model.objects import Network, Service, Task, Volume
+from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.units import format_duration
 from orchestrator.pb import control_pb2, networks_pb2, volumes_pb2
 
 _PARTICIPLES = {"create": "created", "change": "changed", "remove": "removed"}
@@ -117,9 +118,10 @@ def rm(client: Client, names: tuple[str, ...], quiet: bool) -> None:
         if name not in known:
             raise no_stack(name, known)
     for name in names:
-        _Deployment(client, Stack(name, (), (), (), (), ()), there, {"quiet": quiet}).make(
-            removals(name, there)
-        )
+        nothing = Stack(name, (), (), (), (), ())
+        deployment = _Deployment(client, nothing, there, {"quiet": quiet})
+        deployment.make(removals(name, there))
+        deployment.await_gone()
 
 
 def no_stack(name: str, known: Sequence[str]) -> CliError:
@@ -165,6 +167,8 @@ class _Deployment:
         self._client, self._stack, self._there, self._values = client, stack, there, values
         self._written: dict[str, Any] = {}
         """Services as a manager has stored them."""
+        self._removed: set[str] = set()
+        """Ids of services."""
         self._built = {each.spec.name for each in stack.services if each.build}
 
     def check(self, steps: Sequence[Change]) -> None:
@@ -181,19 +185,20 @@ class _Deployment:
 
     def build(self) -> dict[str, str]:
         """Build the images that the files say how to build; their names, and their ids."""
-        from orchestrator.cli.stack_build import build_image
+        builds = {
+            service.spec.task.container.image: service.build
+            for service in self._stack.services
+            if service.build is not None
+        }
+        if not builds or self._client.pretends:
+            return {}
+        from orchestrator.cli.stack_build import build_images
 
-        built: dict[str, str] = {}
-        for service in self._stack.services:
-            if service.build is not None and not self._client.pretends:
-                self._say(f"building {service.build.image}")
-                image = build_image(self._client, service.build, self._values["quiet"])
-                built[service.spec.task.container.image] = image.id
-        return built
+        return build_images(self._client, builds, self._values["quiet"])
 
     def make(self, steps: Sequence[Change]) -> None:
         """Make the steps. Raises CliError, with what was done and what is left, if one fails."""
-        if self._values.get("with_registry_auth"):
+        if self._values.get("with_registry_auth") and not self._client.pretends:
             self._share_logins()
         for index, step in enumerate(steps):
             self._client.intends(step)
@@ -209,7 +214,8 @@ class _Deployment:
                 self._say(f"{_PARTICIPLES[step.action]} {step}")
 
     def wait(self) -> None:
-        """Wait until all services run. Raises CliError if one does not."""
+        """Wait until all services run, and jobs are done. Raises CliError if one does not."""
+        from orchestrator.cli.job_wait import until_done
         from orchestrator.cli.wait import until_converged
 
         deadline = time.monotonic() + self._values["timeout"]
@@ -218,21 +224,51 @@ class _Deployment:
             written = self._written.get(service.spec.name)
             if written is None:
                 written = to_proto(self._there.services[service.spec.name])
-            timeout = max(deadline - time.monotonic(), 1.0)
+            wait = until_done if service.spec.mode.is_job else until_converged
             try:
-                until_converged(self._client, written, timeout, self._values["quiet"])
-            except (NotConverged, RolledBack) as error:
+                wait(
+                    self._client,
+                    written,
+                    max(deadline - time.monotonic(), 1.0),
+                    self._values["quiet"],
+                )
+            except CliError as error:
                 failed.append(error)
         if len(failed) == 1:
             raise failed[0]
         for each in failed:
             click.echo(f"orc: {each.format_message()}", err=True)
         if failed:
-            worst = RolledBack if all(isinstance(e, RolledBack) for e in failed) else NotConverged
-            raise worst(
+            kinds = {type(each) for each in failed}
+            kind = kinds.pop() if len(kinds) == 1 else NotConverged
+            raise kind(
                 f"{len(failed)} of {len(self._stack.services)} services of stack "
                 f"{self._stack.name} do not run as the files say"
             )
+
+    def await_gone(self) -> None:
+        """Wait until no task of the services that were removed is on a node. Raises NotConverged
+        if that takes too long."""
+        if self._client.pretends or not self._removed:
+            return
+        deadline = time.monotonic() + GONE_TIMEOUT
+        while names := self._live():
+            if time.monotonic() > deadline:
+                raise NotConverged(
+                    f"{', '.join(names)} of stack {self._stack.name} have not stopped in "
+                    f"{format_duration(GONE_TIMEOUT)}; see 'orc node ls'"
+                )
+            time.sleep(_LOOK)
+
+    def _live(self) -> list[str]:
+        """Tasks of removed services that are still on a node."""
+        tasks = self._client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
+        found: list[Task] = [
+            from_proto(task)
+            for task in tasks
+            if task.service_id in self._removed and not is_terminal(TaskState(task.status.state))
+        ]
+        return [task.name for task in found if task.node_id]
 
     def _say(self, text: str) -> None:
         if not self._values["quiet"]:
@@ -253,40 +289,17 @@ class _Deployment:
             reply = self._client.call(method, request, timeout=90.0)
             if step.kind == "service":
                 self._written[step.name] = reply
-        elif step.kind == "network":
-            self._remove_network(step.name, method, request)
-        else:
-            try:
-                self._client.call(method, request)
-            except Refused as refused:
-                if not refused.missing:
-                    raise
-
-    def _remove_network(self, name: str, method: str, request: Any) -> None:
-        """Remove a network once the containers of the stack's removed services have left it."""
-        if self._client.pretends:
             return
-        deadline = time.monotonic() + GONE_TIMEOUT
-        while self._leaving(name) and time.monotonic() < deadline:
-            time.sleep(_LOOK)
+        if step.kind == "network":
+            self.await_gone()
         try:
-            self._client.call(method, request)
+            if not (self._client.pretends and step.kind == "network"):
+                self._client.call(method, request)
         except Refused as refused:
             if not refused.missing:
                 raise
-
-    def _leaving(self, network: str) -> bool:
-        """Whether tasks of services that are removed are still on the network."""
-        live = self._client.call("ListServices", control_pb2.ListServicesRequest()).services
-        names = {row.service.spec.name for row in live}
-        tasks = self._client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
-        return any(
-            task.service_id
-            and task.service_name not in names
-            and not is_terminal(task.status.state)
-            and network in (each.network for each in task.spec.networks)
-            for task in tasks
-        )
+        if step.kind == "service":
+            self._removed.add(self._there.services[step.name].id)
 
     def _request(self, step: Change, checking: bool = False) -> tuple[str, Any]:
         """The call that makes a step."""

@@ -117,7 +117,8 @@ class _Assembly:
             mounts=mounts_of(section, at, self._volumes),
         )
         reservation, limit, shares = resources_of(section, at)
-        restart = restart_of(section, completes)
+        mode = ServiceMode[deploy.text("mode", "replicated").upper().replace("-", "_")]
+        restart = restart_of(section, mode, completes)
         if completes and restart.condition in (
             RestartCondition.ANY,
             RestartCondition.UNLESS_STOPPED,
@@ -128,8 +129,8 @@ class _Assembly:
         spec = ServiceSpec(
             name=name,
             labels={**deploy.pairs("labels"), NAMESPACE: self._name},
-            mode=ServiceMode[deploy.text("mode", "replicated").upper()],
-            replicas=replicas_of(section, at),
+            mode=mode,
+            replicas=replicas_of(section, mode, at),
             task=TaskSpec(
                 container=container,
                 reservation=reservation,

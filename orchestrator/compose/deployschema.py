@@ -34,13 +34,7 @@ _GENERIC = "Orc counts no such resource; use a constraint with a label of the no
 
 DEPLOY = Keys(
     {
-        "mode": Choice(
-            ("replicated", "global"),
-            {
-                "replicated-job": "run it as a service with restart: 'no'",
-                "global-job": "run it as a global service with restart: 'no'",
-            },
-        ),
+        "mode": Choice(("replicated", "global", "replicated-job", "global-job")),
         "replicas": Number(),
         "endpoint_mode": Choice(("vip", "dnsrr")),
         "labels": Pairs(),

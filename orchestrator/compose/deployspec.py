@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from orchestrator.compose.tree import ComposeError, Map, within
 from orchestrator.model.platforms import wanted_architecture
-from orchestrator.model.specs import FailureAction, UpdateOrder, UpdatePolicy
+from orchestrator.model.specs import FailureAction, ServiceMode, UpdateOrder, UpdatePolicy
 from orchestrator.model.units import parse_duration
 from orchestrator.model.validate import InvalidSpec
 
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "386": "i686", "arm": "armv7l"}
 
 
-def replicas_of(section: Map, at: str) -> int:
+def replicas_of(section: Map, mode: ServiceMode, at: str) -> int:
     """How many tasks a service has. Raises ComposeError."""
     deploy = section.section("deploy")
     own, deployed = section.text("scale"), deploy.text("replicas")
     if own and deployed and own != deployed:
         words = f"this is {own}, and deploy.replicas is {deployed}; leave one out"
         raise ComposeError(section.place_of("scale"), within(at, "scale"), words)
-    if deploy.text("mode") == "global" and (own or deployed):
+    if mode.is_global and (own or deployed):
         place = deploy.place_of("replicas") if deployed else section.place_of("scale")
         words = "a global service has a task on each node, and no replicas"
         raise ComposeError(place, at, words)

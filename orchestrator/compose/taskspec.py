@@ -9,6 +9,7 @@ from typing import cast
 from orchestrator.compose.kinds import Reading
 from orchestrator.compose.tree import ComposeError, List, Map, Place, within
 from orchestrator.model import confinement
+from orchestrator.model.jobrules import DEFAULT_RETRIES
 from orchestrator.model.names import parse_image
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -19,6 +20,7 @@ from orchestrator.model.specs import (
     Resources,
     RestartCondition,
     RestartPolicy,
+    ServiceMode,
     Ulimit,
 )
 from orchestrator.model.units import parse_cpus, parse_duration, parse_memory
@@ -188,17 +190,17 @@ def resources_of(service: Map, at: str) -> tuple[Resources, Resources, int]:
     return reservation, limit, int(service.text("cpu_shares", "0"))
 
 
-def restart_of(service: Map, completes: bool) -> RestartPolicy:
-    """When its tasks are replaced. One that others wait for to complete is not started again when
-    it has, unless it says otherwise."""
+def restart_of(service: Map, mode: ServiceMode, completes: bool) -> RestartPolicy:
+    """When its tasks are replaced. A job, and what others wait for to complete, is not started
+    again when it has, unless it says otherwise."""
     policy = service.section("deploy").section("restart_policy")
     word, _, count = service.text("restart").partition(":")
-    default = "on-failure" if completes else "any"
-    usual = RestartPolicy()
+    default = "on-failure" if completes or mode.is_job else "any"
+    usual = RestartPolicy(max_attempts=DEFAULT_RETRIES if mode.is_job else 0)
     return RestartPolicy(
         condition=_RESTARTS[policy.text("condition") or word or default],
         delay=parse_duration(policy.text("delay", f"{usual.delay}s")),
-        max_attempts=int(policy.text("max_attempts") or count or 0),
+        max_attempts=int(policy.text("max_attempts") or count or usual.max_attempts),
         window=parse_duration(policy.text("window", "0")),
     )
 

@@ -1,0 +1,275 @@
+"""Stacks as a user has them: deployed, changed, planned, pruned, removed, refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import HELLO
+from devcluster import Cluster
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+SHOP = """
+services:
+  web:
+    image: hello:1
+    environment: {GREETING: "${GREETING:-hi}"}
+    ports: ["8085:80"]
+    stop_grace_period: 100ms
+    depends_on:
+      api: {condition: service_healthy}
+    deploy: {replicas: 2}
+  api:
+    image: hello:1
+    stop_grace_period: 100ms
+    networks: {default: , back: {aliases: [inner]}}
+    volumes: ["data:/data"]
+    healthcheck: {test: [HTTP, 80/cgi-bin/index.cgi], interval: 1s}
+    depends_on:
+      setup: {condition: service_completed_successfully}
+  setup:
+    image: hello:1
+    entrypoint: [/bin/busybox, "true"]
+    networks: [back]
+networks:
+  back: {driver_opts: {com.docker.network.driver.mtu: "1300"}}
+volumes:
+  data: {driver_opts: {size: 10m}}
+"""
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def tidy(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster, afterwards without stacks and volumes."""
+    yield cluster
+    if names := [row["name"] for row in cluster.json("stack", "ls")]:
+        cluster.orc("stack", "rm", *names)
+    cluster.orc("volume", "prune", "--all", "--force")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a compose file; its path."""
+
+    def file(text: str, name: str = "compose.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return file
+
+
+def ids(cluster: Cluster, stack: str) -> dict[str, str]:
+    """The running tasks of a stack: name → id."""
+    rows = cluster.json("stack", "ps", stack)
+    return {row["name"]: row["id"] for row in rows if row["state"] == "running"}
+
+
+def plan_json(cluster: Cluster, *arguments: str) -> dict[str, Any]:
+    """What `orc plan stack …` says."""
+    text = cluster.orc("plan", "--format", "json", "stack", *arguments).stdout
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
+def test_a_stack_is_deployed_in_order_and_reached_by_its_names(
+    tidy: Cluster, hello: str, write: Write
+) -> None:
+    cluster, file = tidy, write(SHOP)
+    plan = plan_json(cluster, "deploy", "-c", file, "shop")
+    assert [(step["action"], step["kind"], step["name"]) for step in plan["steps"]] == [
+        ("create", "network", "shop_back"),
+        ("create", "network", "shop_default"),
+        ("create", "volume", "shop_data"),
+        ("create", "service", "shop_setup"),
+        ("create", "service", "shop_api"),
+        ("create", "service", "shop_web"),
+    ]
+    assert cluster.json("stack", "ls") == []
+
+    cluster.orc("stack", "deploy", "-c", file, "shop")
+    (row,) = cluster.json("stack", "ls")
+    assert (row["name"], row["services"], row["networks"]) == ("shop", 3, 2)
+    services = {row["name"]: row for row in cluster.json("stack", "services", "shop")}
+    assert {name: row["running"] for name, row in services.items()} == {
+        "shop_api": 1,
+        "shop_setup": 0,
+        "shop_web": 2,
+    }
+    assert {row["labels"]["com.docker.stack.namespace"] for row in services.values()} == {"shop"}
+    (volume,) = cluster.json("volume", "ls")
+    assert (volume["name"], volume["options"]) == ("shop_data", {"size": "10m"})
+
+    (first, *_) = cluster.running("shop_web")
+    page = ("/bin/busybox", "wget", "-qO-", "-T", "2")
+    for host in ("api", "shop_api", "shop_api.1"):
+        reached = cluster.orc("exec", first["name"], *page, f"http://{host}/").stdout
+        assert "Hello from shop_api.1" in reached
+    # `inner` is a name on the other network only.
+    assert cluster.orc("exec", first["name"], *page, "http://inner/", ok=False).returncode != 0
+    assert "Hello from shop_web" in cluster.exec("node1", *page, "http://127.0.0.1:8085/").stdout
+
+    done = cluster.orc("stack", "rm", "shop")
+    assert [line for line in done.stderr.splitlines() if line.startswith("removed service")] == [
+        "removed service shop_web",
+        "removed service shop_api",
+        "removed service shop_setup",
+    ]
+    assert cluster.json("stack", "ls") == []
+    assert {row["name"] for row in cluster.json("network", "ls")} == {"bridge", "default"}
+    # As in Docker, data stays.
+    assert [row["name"] for row in cluster.json("volume", "ls")] == ["shop_data"]
+
+
+def test_only_what_changed_is_restarted_and_the_plan_says_so(
+    tidy: Cluster, hello: str, write: Write
+) -> None:
+    cluster, file = tidy, write(SHOP)
+    cluster.orc("stack", "deploy", "-c", file, "shop")
+    before = ids(cluster, "shop")
+
+    again = cluster.orc("stack", "deploy", "-c", file, "shop")
+    assert "stack shop is as the files say already" in again.stderr
+    assert ids(cluster, "shop") == before
+
+    change = ("deploy", "-c", file, "--set", "GREETING=hello", "shop")
+    plan = plan_json(cluster, *change)
+    assert [(step["name"], step["changes"]) for step in plan["steps"]] == [("shop_web", ["env"])]
+    assert {(task["action"], task["task"]) for task in plan["tasks"]} <= {
+        (action, f"shop_web.{slot}") for action in ("replace", "move") for slot in (1, 2)
+    }
+    assert ids(cluster, "shop") == before
+
+    cluster.orc("stack", *change)
+    after = ids(cluster, "shop")
+    assert after["shop_api.1"] == before["shop_api.1"]
+    assert not {after["shop_web.1"], after["shop_web.2"]} & set(before.values())
+
+    # A later file changes what it names; labels of a service restart nothing.
+    more = write("services: {api: {deploy: {labels: {team: blue}}}}", "more.yaml")
+    cluster.orc("stack", "deploy", "-c", file, "-c", more, "--set", "GREETING=hello", "shop")
+    assert ids(cluster, "shop") == after
+    services = {row["name"]: row for row in cluster.json("stack", "services", "shop")}
+    assert services["shop_api"]["labels"]["team"] == "blue"
+
+
+def test_prune_removes_what_the_files_have_no_more(tidy: Cluster, hello: str, write: Write) -> None:
+    cluster = tidy
+    file = write("""
+services:
+  web: {image: hello:1, stop_grace_period: 100ms}
+  old: {image: hello:1, stop_grace_period: 100ms, networks: [back], ports: ["8085:80"]}
+networks: {back: }
+""")
+    cluster.orc("stack", "deploy", "-c", file, "shop")
+    before = ids(cluster, "shop")
+    file = write("""
+services:
+  web: {image: hello:1, stop_grace_period: 100ms}
+  new: {image: hello:1, stop_grace_period: 100ms, ports: ["8085:80"]}
+""")
+    # Who leaves `old` there cannot have its port.
+    line = cluster.refused("stack", "deploy", "-c", file, "shop")
+    assert "port 8085/tcp is published by service 'shop_old'" in line
+    assert ids(cluster, "shop") == before
+
+    cluster.orc("stack", "deploy", "-c", file, "--prune", "shop")
+    after = ids(cluster, "shop")
+    assert set(after) == {"shop_web.1", "shop_new.1"}
+    assert after["shop_web.1"] == before["shop_web.1"]
+    assert "shop_back" not in {row["name"] for row in cluster.json("network", "ls")}
+
+
+def test_conflicts_are_refused_before_anything_is_made(
+    tidy: Cluster, hello: str, write: Write
+) -> None:
+    cluster = tidy
+    one_text = "services: {web: {image: hello:1, ports: ['8085:80']}}"
+    cluster.orc("stack", "deploy", "-c", write(one_text, "one.yaml"), "one")
+    cluster.orc("service", "create", "--name", "two_db", hello)
+    cluster.orc("network", "create", "two_back")
+
+    def refused(text: str, *flags: str, name: str = "two") -> str:
+        line = cluster.refused("stack", "deploy", "-c", write(text), *flags, name)
+        assert [row["name"] for row in cluster.json("stack", "ls")] == ["one"]
+        assert "two_default" not in {row["name"] for row in cluster.json("network", "ls")}
+        assert cluster.json("volume", "ls") == []
+        return line
+
+    usual = "image: hello:1, volumes: ['data:/data']"
+    tail = "\nvolumes: {data: }"
+    assert "port 8085/tcp is published by service 'one_web'" in refused(
+        f"services: {{api: {{{usual}}}, web: {{{usual}, ports: ['8085:80']}}}}{tail}"
+    )
+    assert "there is a service 'two_db' already, and it is of no stack" in refused(
+        f"services: {{db: {{{usual}}}}}{tail}"
+    )
+    assert "there is a network 'two_back' already, and it is of no stack" in refused(
+        f"services: {{web: {{{usual}, networks: [back]}}}}\nnetworks: {{back: }}{tail}"
+    )
+    assert "network 'nowhere' is external, and there is none" in refused(
+        f"services: {{web: {{{usual}, networks: [b]}}}}"
+        f"\nnetworks: {{b: {{external: true, name: nowhere}}}}{tail}"
+    )
+    assert "volume 'gone' is external, and there is none" in refused(
+        "services: {web: {image: hello:1, volumes: ['gone:/d']}}\nvolumes: {gone: {external: true}}"
+    )
+    assert "no such file or directory" in cluster.refused("stack", "deploy", "-c", "/none", "two")
+    assert "compose.yaml:1: services.web.imag: there is no such key of a service" in refused(
+        "services: {web: {imag: hello:1}}"
+    )
+    assert "no stack 'on'; did you mean 'one'?" in cluster.refused("stack", "rm", "on")
+    # A network cannot be changed under a stack's feet.
+    text = one_text + "\nnetworks: {default: {internal: true}}"
+    line = cluster.refused("stack", "deploy", "-c", write(text), "one")
+    assert "network 'one_default' has another internal than the file says" in line
+
+
+def test_exit_statuses_tell_what_became_of_it(tidy: Cluster, hello: str, write: Write) -> None:
+    cluster = tidy
+    text = """
+services:
+  web:
+    image: hello:1
+    entrypoint: [/bin/busybox, sleep, "${SECONDS:-1000}"]
+    stop_grace_period: 100ms
+    deploy: {update_config: {failure_action: rollback, monitor: 2s}}
+"""
+    cluster.orc("stack", "deploy", "-c", write(text), "shop")
+    failing = ("stack", "deploy", "-c", write(text), "--set", "SECONDS=never", "shop")
+    back = cluster.orc(*failing, ok=False)
+    assert back.returncode == 4, back.stderr
+    assert "service 'shop_web' was rolled back" in back.stderr
+    assert set(ids(cluster, "shop")) == {"shop_web.1"}
+
+    nowhere = write("""
+services:
+  web:
+    image: hello:1
+    deploy: {placement: {constraints: [node.hostname == nowhere]}}
+""")
+    late = cluster.orc("stack", "deploy", "-c", nowhere, "--timeout", "1s", "other", ok=False)
+    assert late.returncode == 3, late.stderr
+    assert "service 'other_web' has not converged in 1s" in late.stderr
+
+
+def test_a_chart_is_built_and_deployed_with_its_values(tidy: Cluster, hello: str) -> None:
+    cluster = tidy
+    values = ("--set", "PORT=8086", "--set", "REPLICAS=2", "--set", "TAG=chart")
+    cluster.orc("stack", "deploy", *values, str(HELLO), "hello")
+    (service,) = cluster.json("stack", "services", "hello")
+    assert (service["image"], service["running"]) == ("hello:chart", 2)
+    assert service["ports"][0]["published"] == 8086
+    before = ids(cluster, "hello")
+    # Files that are only written again make no other image.
+    subprocess.run([HELLO / "prepare"], check=True)
+    again = cluster.orc("stack", "deploy", *values, str(HELLO), "hello")
+    assert "building" not in again.stderr
+    assert ids(cluster, "hello") == before

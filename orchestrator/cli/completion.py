@@ -45,12 +45,12 @@ def jobs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[st
 
 def stacks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of stacks."""
-    from orchestrator.compose.stack import NAMESPACE
+    from orchestrator.model.specs import STACK_LABEL
     from orchestrator.pb import control_pb2
 
     reply = _call(ctx, "ListServices", control_pb2.ListServicesRequest())
     labels = [row.service.spec.labels for row in reply.services] if reply else []
-    return _starting([each[NAMESPACE] for each in labels if NAMESPACE in each], incomplete)
+    return _starting([each[STACK_LABEL] for each in labels if STACK_LABEL in each], incomplete)
 
 
 def scales(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -18,9 +18,9 @@ from orchestrator.cli.stack_deploy import checked_name, deploy, no_stack, rm
 from orchestrator.cli.stack_files import file_options, read_files
 from orchestrator.cli.stack_rows import STACK_COLUMNS, of_stack, stack_rows
 from orchestrator.compose.project import escaped
-from orchestrator.compose.stack import NAMESPACE
 from orchestrator.compose.tree import plain
 from orchestrator.compose.yamlfile import dump
+from orchestrator.model.specs import STACK_LABEL
 from orchestrator.pb import control_pb2
 
 
@@ -94,9 +94,9 @@ def _services(client: Client, name: str) -> list[Any]:
     rows = of_stack(found, name)
     if not rows:
         known = {
-            row.service.spec.labels[NAMESPACE]
+            row.service.spec.labels[STACK_LABEL]
             for row in found
-            if NAMESPACE in row.service.spec.labels
+            if STACK_LABEL in row.service.spec.labels
         }
         raise no_stack(name, sorted(known))
     return rows

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from orchestrator.compose.stack import NAMESPACE, Stack, StackNetwork, StackService, StackVolume
+from orchestrator.compose.stack import Stack, StackNetwork, StackService, StackVolume
 from orchestrator.model.dependencies import start_order
 from orchestrator.model.mounts import LOCAL_DRIVER
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import BRIDGE, OVERLAY
 from orchestrator.model.objects import Network, Service, Volume
-from orchestrator.model.specs import PublishMode, ServiceSpec
+from orchestrator.model.specs import STACK_LABEL, PublishMode, ServiceSpec
 
 CREATE, CHANGE, REMOVE = "create", "change", "remove"
 
@@ -84,7 +84,7 @@ def changes(
         found += [
             Change(REMOVE, "network", each.name)
             for each in there.networks.values()
-            if each.labels.get(NAMESPACE) == stack.name and each.name not in networks
+            if each.labels.get(STACK_LABEL) == stack.name and each.name not in networks
         ]
     return found
 
@@ -93,7 +93,7 @@ def removals(name: str, there: Observed) -> list[Change]:
     """The steps that remove a stack; its volumes stay. Services go before those that they wait
     for."""
     services = stop_order(each for each in there.services.values() if _is_of(each, name))
-    networks = sorted(n.name for n in there.networks.values() if n.labels.get(NAMESPACE) == name)
+    networks = sorted(n.name for n in there.networks.values() if n.labels.get(STACK_LABEL) == name)
     return [Change(REMOVE, "service", each) for each in services] + [
         Change(REMOVE, "network", each) for each in networks
     ]
@@ -107,7 +107,7 @@ def stop_order(services: Iterable[Service]) -> list[str]:
 
 
 def _is_of(service: Service, stack: str) -> bool:
-    return service.spec.labels.get(NAMESPACE) == stack
+    return service.spec.labels.get(STACK_LABEL) == stack
 
 
 def _gone(stack: Stack, there: Observed) -> tuple[list[Change], list[Change]]:
@@ -126,7 +126,7 @@ def _gone(stack: Stack, there: Observed) -> tuple[list[Change], list[Change]]:
 
 
 def _owner(labels: Mapping[str, str]) -> str:
-    stack = labels.get(NAMESPACE)
+    stack = labels.get(STACK_LABEL)
     return f"it is of stack '{stack}'" if stack else "it is of no stack"
 
 
@@ -143,7 +143,7 @@ def _network(wanted: StackNetwork, there: Network | None, stack: str) -> Iterato
         return
     if wanted.external:
         return
-    if there.labels.get(NAMESPACE) != stack:
+    if there.labels.get(STACK_LABEL) != stack:
         raise Conflict(
             f"there is a network '{wanted.name}' already, and {_owner(there.labels)}; name another "
             f"one, or declare it external: true"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.output import Column, Row, column
-from orchestrator.compose.stack import NAMESPACE
+from orchestrator.model.specs import STACK_LABEL
 
 if TYPE_CHECKING:
     from orchestrator.cli.stack_changes import Observed
@@ -16,12 +16,12 @@ def stack_names(there: Observed) -> list[str]:
     """The stacks that have services or networks."""
     labels = [each.spec.labels for each in there.services.values()]
     labels += [each.labels for each in there.networks.values()]
-    return sorted({each[NAMESPACE] for each in labels if NAMESPACE in each})
+    return sorted({each[STACK_LABEL] for each in labels if STACK_LABEL in each})
 
 
 def of_stack(services: Iterable[Any], name: str) -> list[Any]:
     """The ServiceRows of a stack."""
-    return [row for row in services if row.service.spec.labels.get(NAMESPACE) == name]
+    return [row for row in services if row.service.spec.labels.get(STACK_LABEL) == name]
 
 
 def stack_rows(services: Iterable[Any], networks: Iterable[Any]) -> list[Row]:
@@ -30,7 +30,7 @@ def stack_rows(services: Iterable[Any], networks: Iterable[Any]) -> list[Row]:
     for message in (*services, *networks):
         service = getattr(message, "service", None)
         labels = service.spec.labels if service is not None else message.labels
-        if (name := labels.get(NAMESPACE)) is None:
+        if (name := labels.get(STACK_LABEL)) is None:
             continue
         row = rows.setdefault(
             name,

@@ -18,9 +18,10 @@ from orchestrator.compose.netspec import (
     volumes_of,
 )
 from orchestrator.compose.project import Project
-from orchestrator.compose.stack import NAMESPACE, Stack, StackBuild, StackService
+from orchestrator.compose.stack import Stack, StackBuild, StackService
 from orchestrator.compose.taskspec import (
     container_of,
+    generic_of,
     note_logging,
     ports_of,
     resources_of,
@@ -34,6 +35,7 @@ from orchestrator.model.dependencies import (
     start_order,
 )
 from orchestrator.model.specs import (
+    STACK_LABEL,
     EndpointMode,
     RestartCondition,
     ServiceMode,
@@ -113,7 +115,7 @@ class _Assembly:
         container = container_of(section, at, image, profiles, self._reading)
         container = replace(
             container,
-            labels={**container.labels, NAMESPACE: self._name},
+            labels={**container.labels, STACK_LABEL: self._name},
             mounts=mounts_of(section, at, self._volumes),
         )
         reservation, limit, shares = resources_of(section, at)
@@ -128,12 +130,13 @@ class _Assembly:
         placement = deploy.section("placement")
         spec = ServiceSpec(
             name=name,
-            labels={**deploy.pairs("labels"), NAMESPACE: self._name},
+            labels={**deploy.pairs("labels"), STACK_LABEL: self._name},
             mode=mode,
             replicas=replicas_of(section, mode, at),
             task=TaskSpec(
                 container=container,
                 reservation=reservation,
+                generic_resources=generic_of(section, at, self._reading),
                 limit=limit,
                 shares=shares,
                 ports=ports_of(section, at),

@@ -16,6 +16,11 @@ def _constraint(text: str) -> None:
     validate_constraints([text], ())
 
 
+def _count(text: str) -> None:
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is not a number of devices, of which each node has its own")
+
+
 def _policy(*actions: str) -> Keys:
     return Keys(
         {
@@ -29,8 +34,6 @@ def _policy(*actions: str) -> Keys:
         "an update's policy",
     )
 
-
-_GENERIC = "Orc counts no such resource; use a constraint with a label of the nodes that have it"
 
 DEPLOY = Keys(
     {
@@ -56,8 +59,33 @@ DEPLOY = Keys(
                         "cpus": LIMITS_CPUS,
                         "memory": SIZE,
                         "pids": Noted("processes are limited, not reserved"),
-                        "generic_resources": Refused(_GENERIC),
-                        "devices": Refused(_GENERIC),
+                        "generic_resources": Many(
+                            Keys(
+                                {
+                                    "discrete_resource_spec": Keys(
+                                        {"kind": Text(), "value": Number(1)},
+                                        required=("kind", "value"),
+                                    )
+                                },
+                                required=("discrete_resource_spec",),
+                            )
+                        ),
+                        "devices": Many(
+                            Keys(
+                                {
+                                    "capabilities": Many(),
+                                    "count": Text(_count),
+                                    "driver": Text(),
+                                    "device_ids": Refused(
+                                        "which ones a task is given is the cluster's choice; "
+                                        "write count"
+                                    ),
+                                    "options": Refused("leave them out; write count"),
+                                },
+                                "a device",
+                                required=("capabilities",),
+                            )
+                        ),
                     },
                     "the reservations",
                 ),

@@ -8,8 +8,9 @@ from typing import cast
 
 from orchestrator.compose.mountspec import octal
 from orchestrator.compose.project import Project
-from orchestrator.compose.stack import NAMESPACE, StackFile, StackGrant
+from orchestrator.compose.stack import StackFile, StackGrant
 from orchestrator.compose.tree import ComposeError, Map, hint, within
+from orchestrator.model.specs import STACK_LABEL
 
 _FOLDERS = {"secrets": "/run/secrets/", "configs": "/"}
 """Where a file is whose target is no absolute path."""
@@ -68,7 +69,7 @@ def _file(project: Project, kind: str, key: str, section: Map, stack: str) -> St
     if len(given) != 1:
         words = f"a {word} has one of {', '.join(_SOURCES)}, or external: true"
         raise ComposeError(section.place, at, words)
-    labels = {**section.pairs("labels"), NAMESPACE: stack}
+    labels = {**section.pairs("labels"), STACK_LABEL: stack}
     content = _content(project, section, given[0], within(at, given[0]))
     return StackFile(name, section.place, False, content, labels)
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from orchestrator.compose.kinds import Reading
-from orchestrator.compose.stack import NAMESPACE, StackNetwork, StackVolume
+from orchestrator.compose.stack import StackNetwork, StackVolume
 from orchestrator.compose.tree import ComposeError, Map, hint, within
 from orchestrator.model.mountrules import check_driver_options
 from orchestrator.model.mounts import check_volume_name
 from orchestrator.model.names import check_name
 from orchestrator.model.networks import DOCKER_MTU, MTU
-from orchestrator.model.specs import NetworkAttachment
+from orchestrator.model.specs import STACK_LABEL, NetworkAttachment
 
 DEFAULT = "default"
 """Key of the network of services that name none; it need not be declared."""
@@ -87,7 +87,7 @@ def _full(stack: str, key: str, section: Map) -> str:
 
 
 def _labels(stack: str, section: Map) -> dict[str, str]:
-    return {**section.pairs("labels"), NAMESPACE: stack}
+    return {**section.pairs("labels"), STACK_LABEL: stack}
 
 
 def _volume(stack: str, key: str, section: Map) -> StackVolume:

@@ -308,7 +308,9 @@ SERVICE = Keys(
         "cpu_rt_runtime": Refused("Orc schedules nothing in real time"),
         "credential_spec": Refused("it is of Windows"),
         "device_cgroup_rules": Refused("name the devices, under devices"),
-        "gpus": Refused("name the devices, under devices, and a constraint for nodes that have"),
+        "gpus": Refused(
+            "write deploy.resources.reservations.devices: [{capabilities: [gpu], count: N}]"
+        ),
         "ipc": Refused("each container has IPC of its own", ("private", "shareable")),
         "isolation": Refused("it is of Windows", ("default",)),
         "mem_swappiness": Refused("containers have no swap; memswap_limit gives them some"),

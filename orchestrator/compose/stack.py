@@ -9,10 +9,6 @@ from dataclasses import dataclass, field
 from orchestrator.compose.tree import Map, Place
 from orchestrator.model.specs import ServiceSpec
 
-NAMESPACE = "com.docker.stack.namespace"
-"""Label of all that belongs to a stack, with the stack's name; as in Docker, whose tools look for
-it."""
-
 
 @dataclass(frozen=True, slots=True)
 class StackNetwork:

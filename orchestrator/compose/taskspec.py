@@ -11,6 +11,7 @@ from orchestrator.compose.tree import ComposeError, List, Map, Place, within
 from orchestrator.model import confinement
 from orchestrator.model.jobrules import DEFAULT_RETRIES
 from orchestrator.model.names import parse_image
+from orchestrator.model.placement import GenericResource
 from orchestrator.model.specs import (
     ContainerSpec,
     HealthCheck,
@@ -188,6 +189,24 @@ def resources_of(service: Map, at: str) -> tuple[Resources, Resources, int]:
     )
     limit = Resources(parse_cpus(cpus or "0"), parse_memory(most) if most else 0)
     return reservation, limit, int(service.text("cpu_shares", "0"))
+
+
+def generic_of(service: Map, at: str, reading: Reading) -> tuple[GenericResource, ...]:
+    """What it needs of its node that nodes have a few of; a device is one by its first
+    capability, such as `gpu`."""
+    reserved = service.section("deploy").section("resources").section("reservations")
+    found = []
+    for each in reserved.items_of("generic_resources"):
+        one = cast(Map, each).section("discrete_resource_spec")
+        found.append(GenericResource(one.text("kind"), int(one.text("value"))))
+    for index, each in enumerate(reserved.items_of("devices")):
+        entry, where = cast(Map, each), f"{at}.deploy.resources.reservations.devices[{index}]"
+        kind, *others = entry.texts("capabilities") or ("gpu",)
+        if others or entry.text("driver"):
+            words = f"what counts is what nodes call {kind} ('orc agent --generic-resource')"
+            reading.note(entry.place, where, words)
+        found.append(GenericResource(kind, int(entry.text("count", "1"))))
+    return tuple(found)
 
 
 def restart_of(service: Map, mode: ServiceMode, completes: bool) -> RestartPolicy:

@@ -181,6 +181,8 @@ class Keys:
     short: Callable[[Scalar, str, Reading], Map] | None = None
     """From a text that stands for the map. Raises ComposeError."""
     required: tuple[str, ...] = ()
+    finish: Callable[[Map, Reading], Map] = lambda entry, _: entry
+    """What is left to be done with the map once its values are read."""
 
     def read(self, node: Node, at: str, reading: Reading) -> Node | None:
         if isinstance(node, Scalar) and node.is_null:
@@ -205,7 +207,7 @@ class Keys:
         for key in self.required:
             if key not in entries:
                 raise ComposeError(node.place, at, f"{key} is missing")
-        return Map(entries, node.place, node.tag)
+        return self.finish(Map(entries, node.place, node.tag), reading)
 
     def merge(self, old: Node, new: Node) -> Node:
         if not isinstance(old, Map) or not isinstance(new, Map):

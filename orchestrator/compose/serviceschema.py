@@ -6,6 +6,8 @@ a cluster, as a note; what cannot be done, as a refusal that says what to write 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orchestrator.compose import short
 from orchestrator.compose.deployschema import DEPLOY, LIMITS_CPUS, SIZE
 from orchestrator.compose.kinds import (
@@ -13,13 +15,14 @@ from orchestrator.compose.kinds import (
     Noted,
     Number,
     Path,
+    Reading,
     Refused,
     Text,
     Truth,
     Words,
 )
 from orchestrator.compose.mapkinds import Entries, Keyed, Keys, Many, Pairs
-from orchestrator.compose.tree import Map
+from orchestrator.compose.tree import Map, Scalar
 from orchestrator.model import confinement
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.units import parse_duration
@@ -72,6 +75,15 @@ PORT = Keys(
     required=("target",),
 )
 
+
+def _absolute(mount: Map, reading: Reading) -> Map:
+    """A mount whose source, if it is a file or folder, has an absolute path."""
+    source = mount.get("source")
+    if mount.text("type") != "bind" or not isinstance(source, Scalar):
+        return mount
+    return mount.with_entries(source=replace(source, text=reading.path(source.text)))
+
+
 MOUNT = Keys(
     {
         "type": Choice(
@@ -109,6 +121,7 @@ MOUNT = Keys(
     },
     "a volume",
     required=("type", "target"),
+    finish=_absolute,
 )
 
 GRANT = Keys(

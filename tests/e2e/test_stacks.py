@@ -42,6 +42,8 @@ volumes:
   data: {driver_opts: {size: 10m}}
 """
 
+SAMPLES = Path(__file__).parents[1] / "unit" / "compose" / "samples"
+
 Write = Callable[..., str]
 
 
@@ -258,6 +260,22 @@ services:
     late = cluster.orc("stack", "deploy", "-c", nowhere, "--timeout", "1s", "other", ok=False)
     assert late.returncode == 3, late.stderr
     assert "service 'other_web' has not converged in 1s" in late.stderr
+
+
+def test_what_people_have_can_be_planned(tidy: Cluster) -> None:
+    # No registry is asked: which image a name stands for is left to the nodes.
+    environment = {"GRAFANA_PASSWORD": "hush", "MARIADB_ROOT_PASSWORD": "hush"}
+    settings = [word for key, value in environment.items() for word in ("--set", f"{key}={value}")]
+    for sample in sorted(SAMPLES.glob("*.yaml")):
+        if sample.stem == "common":
+            continue
+        flags = ("--resolve-image", "never", *settings, "-c", str(sample), sample.stem)
+        plan = plan_json(tidy, "deploy", *flags)
+        made = {step["name"] for step in plan["steps"] if step["kind"] == "service"}
+        assert made, sample
+        assert {task["service"] for task in plan["tasks"]} <= made
+        assert {task["action"] for task in plan["tasks"]} <= {"start", "wait"}
+    assert tidy.json("stack", "ls") == []
 
 
 def test_a_chart_is_built_and_deployed_with_its_values(tidy: Cluster, hello: str) -> None:

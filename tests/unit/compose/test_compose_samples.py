@@ -1,0 +1,108 @@
+"""Files in the style of what people have: all of them are read, and mean what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.compose.assemble import stack_of
+from orchestrator.compose.kinds import Reading
+from orchestrator.compose.project import Loader, Project, escaped
+from orchestrator.compose.stack import Stack
+from orchestrator.compose.tree import plain
+from orchestrator.compose.yamlfile import dump
+from orchestrator.model.dependencies import DependencyCondition
+from orchestrator.model.specs import ServiceMode, ServiceSpec
+
+SAMPLES = Path(__file__).parent / "samples"
+NAMES = sorted(path.stem for path in SAMPLES.glob("*.yaml") if path.stem != "common")
+VALUES = {"GRAFANA_PASSWORD": "hush", "MARIADB_ROOT_PASSWORD": "hush"}
+
+
+def loaded(name: str) -> tuple[Project, Loader]:
+    loader = Loader(lambda path: Path(path).read_bytes(), VALUES)
+    document = loader.project([str(SAMPLES / f"{name}.yaml")], str(SAMPLES))
+    return Project(document, loader.read, VALUES), loader
+
+
+def stack(name: str) -> Stack:
+    project, loader = loaded(name)
+    return stack_of(project, name, Reading(str(SAMPLES), notes=loader.notes))
+
+
+def services(name: str) -> dict[str, ServiceSpec]:
+    return {each.key: each.spec for each in stack(name).services}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_is_read_and_what_is_printed_means_the_same(name: str) -> None:
+    assert stack(name).services
+    project, _ = loaded(name)
+    printed = dump(escaped(project.document))
+    loader = Loader(lambda path: printed.encode() if path == "/x" else Path(path).read_bytes(), {})
+    again = loader.project(["/x"], "/")
+    assert plain(again) == plain(project.document)
+
+
+def test_there_are_a_dozen() -> None:
+    assert len(NAMES) >= 12
+
+
+def test_what_makes_no_difference_is_said() -> None:
+    _, loader = loaded("gitea")
+    (note,) = loader.notes
+    assert "gitea.yaml:10: services.server.container_name: tasks are named after" in note
+    project, loader = loaded("traefik")
+    stack_of(project, "t", Reading(str(SAMPLES), notes=loader.notes))
+    assert any("proxy.logging.options.max-size: this is not used" in note for note in loader.notes)
+
+
+def test_the_voting_app() -> None:
+    found = services("voting")
+    worker, result = found["worker"], found["result"]
+    assert worker.labels == {"APP": "VOTING", "com.docker.stack.namespace": "voting"}
+    assert worker.constraints == ("node.role == worker",)
+    assert [each.network for each in worker.task.networks] == ["voting_frontend", "voting_backend"]
+    assert [(each.service, each.condition) for each in result.depends_on] == [
+        ("voting_db", DependencyCondition.HEALTHY)
+    ]
+    assert [each.name for each in stack("voting").networks] == ["voting_frontend", "voting_backend"]
+
+
+def test_the_django_app() -> None:
+    found = services("django")
+    web, migrate = found["web"], found["migrate"]
+    env = dict(entry.split("=", 1) for entry in web.task.container.env)
+    assert env["SECRET_KEY"] == "k$y#1"
+    assert env["ALLOWED_HOSTS"] == "shop.example.org www.shop.example.org"
+    assert env["DATABASE_URL"] == "postgres://app:secret@db:5432/app"
+    assert "beat" not in found
+    assert (web.replicas, web.max_per_node, web.spread) == (4, 2, ("node.labels.zone",))
+    assert migrate.task.restart.condition.name == "NONE"
+    assert found["db"].task.container.health.test == (
+        "CMD-SHELL",
+        "pg_isready -U ${POSTGRES_USER} -d ${POSTGRES_DB}",
+    )
+    order = [each.key for each in stack("django").services]
+    assert order.index("db") < order.index("migrate") < order.index("web")
+
+
+def test_jobs_devices_and_platforms() -> None:
+    report = services("rabbit")["report"]
+    assert (report.mode, report.replicas) == (ServiceMode.REPLICATED_JOB, 4)
+    gpu = services("gpu")
+    assert [str(each) for each in gpu["llm"].task.generic_resources] == ["gpu=1"]
+    assert [str(each) for each in gpu["train"].task.generic_resources] == ["fpga=2"]
+    assert services("nginx")["web"].constraints == ("node.platform.arch==x86_64",)
+
+
+def test_files_reach_the_containers_that_ask_for_them() -> None:
+    found = {each.key: each for each in stack("prometheus").services}
+    (grant,) = found["grafana"].secrets
+    assert (grant.name, grant.target, grant.uid, grant.mode) == (
+        "prometheus_grafana", "/run/secrets/grafana", "472", 0o440,
+    )  # fmt: skip
+    contents = {each.name: each.content for each in stack("prometheus").configs}
+    assert contents["prometheus_prometheus"].startswith(b"global: {scrape_interval: 15s}\n")
+    assert [each.content for each in stack("prometheus").secrets] == [b"hush"]

@@ -13,7 +13,7 @@ import click
 
 from orchestrator.model.generic import is_device, parse_supply, supply_names
 from orchestrator.model.specs import Resources
-from orchestrator.model.units import parse_memory
+from orchestrator.model.units import parse_duration, parse_memory
 
 
 def _labels(
@@ -49,6 +49,13 @@ def _generic(
 def _memory(context: click.Context, parameter: click.Parameter, text: str) -> int:
     try:
         return parse_memory(text, "--memory") if text else 0
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _duration(context: click.Context, parameter: click.Parameter, text: str) -> float:
+    try:
+        return parse_duration(text, f"--{parameter.name}".replace("_", "-"))
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
@@ -145,6 +152,14 @@ def _memory(context: click.Context, parameter: click.Parameter, text: str) -> in
     help="How full the disk is left then.",
 )
 @click.option(
+    "--key-age",
+    default="720h",
+    show_default=True,
+    metavar="DURATION",
+    callback=_duration,
+    help="When the key for encrypted networks is replaced; 0: only by 'orc node update'.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -165,6 +180,7 @@ def agent(
     max_layer: int,
     image_gc_high: int,
     image_gc_low: int,
+    key_age: float,
     log_level: str,
 ) -> None:
     """Run this host's node agent in the foreground.
@@ -203,6 +219,7 @@ def agent(
         generic=generic,
         max_layer=max_layer,
         marks=Marks(image_gc_high, image_gc_low),
+        key_age=key_age,
         blob_port=blob_port,
         metrics_port=metrics_port,
     )

@@ -28,6 +28,7 @@ from orchestrator.agent.balancing import KernelBalance
 from orchestrator.agent.copies import Copies
 from orchestrator.agent.dialer import Dialer
 from orchestrator.agent.diskusage import DiskUsage
+from orchestrator.agent.encryption import Encryption
 from orchestrator.agent.endpoints import Endpoints
 from orchestrator.agent.imagepressure import ImagePressure, disk_of
 from orchestrator.agent.images.blobs import BlobService
@@ -179,9 +180,15 @@ async def run(settings: Settings) -> None:
             wake.set,
             identity.node_id,
         )
+        encryption = Encryption(network, identity.address, settings.key_age, wake.set)
+        try:
+            await encryption.look()
+        except NetworkError as error:
+            raise AgentFailure(str(error)) from error
         networks = Networks(
             network,
             identity.address,
+            encryption=encryption,
             held=lambda: worker.holders(),
             running=lambda word: worker.running(word),
         )
@@ -279,13 +286,16 @@ async def run(settings: Settings) -> None:
         )
 
         def node() -> Node:
-            here = replace(description, routes=describe.routes())
+            here = replace(
+                description, routes=describe.routes(), network_features=encryption.features
+            )
             return Node(
                 lambda: replace(
                     here,
                     generic_resources=dict(settings.generic),
                     volume_drivers=dict(volumes.plugins.scopes),
                     path_mtu=paths.least,
+                    tunnel_keys=encryption.keys,
                 ),
                 parts.boot_id,
                 store.inventory,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.agent.encryption import Encryption, Tunnelling, TunnelOrder, tunnel_order
 from orchestrator.agent.network import (
     Attachment,
     Interface,
@@ -41,7 +42,7 @@ MOST_NAMESERVERS = 3
 """That resolvers look at (resolv.conf(5))."""
 
 
-class NodeNetworking(Protocol):
+class NodeNetworking(Tunnelling, Protocol):
     """What is needed of `network.NodeNetwork`; see there."""
 
     async def apply(self, config: NetworkConfig) -> None: ...
@@ -81,6 +82,8 @@ class _Network:
     """One that is ordered."""
 
     config: NetworkConfig
+    tunnels: TunnelOrder | None
+    """Of an encrypted network."""
     passed: asyncio.Event = field(default_factory=asyncio.Event)
     """A pass was made over this configuration, well or badly."""
     failure: NetworkError | None = None
@@ -95,6 +98,7 @@ class Networks:
         node_address: str,
         held: Callable[[], Collection[str]],
         running: Callable[[str], Task | None],
+        encryption: Encryption,
         period: float = APPLY_PERIOD,
     ) -> None:
         """`held` tells the ids of containers that may hold an address now; it is asked once,
@@ -104,6 +108,7 @@ class Networks:
         self._node_address = node_address
         self._held = held
         self._running = running
+        self._encryption = encryption
         self._period = period
         self._networks: dict[str, _Network] = {}
         """By id."""
@@ -120,11 +125,10 @@ class Networks:
             return
         wanted = {}
         for each in networks:
-            config = network_config(each, self._node_address)
+            new = _Network(network_config(each, self._node_address), tunnel_order(each))
             known = self._networks.get(each.id)
-            wanted[each.id] = (
-                known if known is not None and known.config == config else _Network(config)
-            )
+            same = known is not None and (known.config, known.tunnels) == (new.config, new.tunnels)
+            wanted[each.id] = known if known is not None and same else new
         if wanted == self._networks:
             return
         for id, before in self._networks.items():
@@ -167,6 +171,8 @@ class Networks:
                 pass
 
     async def _pass(self) -> None:
+        orders = (each.tunnels for each in self._networks.values())
+        await self._encryption.apply(order for order in orders if order is not None)
         # What containers wait for first.
         for each in sorted(self._networks.values(), key=lambda each: each.passed.is_set()):
             await self._apply(each)
@@ -187,7 +193,10 @@ class Networks:
     async def _apply(self, network: _Network) -> None:
         before, name = network.failure, network.config.name
         try:
-            await self._network.apply(network.config)
+            config = network.config
+            if network.tunnels is not None:
+                config = self._encryption.through(config)
+            await self._network.apply(config)
         except NetworkError as error:
             network.failure = error
             if str(error) != str(before):
@@ -320,4 +329,5 @@ def network_config(network: dispatch_pb2.AssignedNetwork, node_address: str) -> 
         gateway=network.gateway,
         internal=network.internal,
         path_mtu=network.path_mtu,
+        encrypted=network.encrypted,
     )

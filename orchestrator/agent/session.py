@@ -22,7 +22,7 @@ from orchestrator.agent.endpoints import Endpoints
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.worker import Worker
 from orchestrator.model.convert import to_proto
-from orchestrator.model.objects import Image, NodeDescription
+from orchestrator.model.objects import Image, NodeDescription, TunnelKey
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,8 @@ class Session:
         self._images_changed = True
         self._volume_drivers: dict[str, str] = {}
         self._path_mtu = 0
-        """Both as the manager was told."""
+        self._tunnel_keys: tuple[TunnelKey, ...] = ()
+        """All three as the manager was told."""
         self._period = _DEFAULT_PERIOD
         self._version: int | None = None
         """Of the assignment set as the last message left it; None before the full set."""
@@ -130,6 +131,7 @@ class Session:
         description = self._node.describe()
         self._volume_drivers = description.volume_drivers
         self._path_mtu = description.path_mtu
+        self._tunnel_keys = description.tunnel_keys
         hello = dispatch_pb2.Hello(description=to_proto(description), boot_id=self._node.boot_id)
         async with asyncio.timeout(WELCOME_LIMIT):
             await call.write(dispatch_pb2.AgentMessage(hello=hello))
@@ -228,6 +230,7 @@ class Session:
         """Tell what of the description is not as it was told."""
         description = self._node.describe()
         scopes, path_mtu = description.volume_drivers, description.path_mtu
+        keys = description.tunnel_keys
         if scopes != self._volume_drivers:
             self._volume_drivers = scopes
             drivers = dispatch_pb2.VolumeDrivers(scopes=scopes)
@@ -235,6 +238,10 @@ class Session:
         if path_mtu != self._path_mtu:
             self._path_mtu = path_mtu
             await call.write(dispatch_pb2.AgentMessage(path_mtu=path_mtu))
+        if keys != self._tunnel_keys:
+            self._tunnel_keys = keys
+            message = dispatch_pb2.TunnelKeys(keys=map(to_proto, keys))
+            await call.write(dispatch_pb2.AgentMessage(tunnel_keys=message))
 
     async def _acknowledge_endpoints(self, call: Any) -> None:
         revision = 0

@@ -32,6 +32,8 @@ class Settings:
     """Bytes that an image's layer may unpack to."""
     marks: Marks
     """How full the disk of the images may become before some are removed."""
+    key_age: float
+    """Seconds after which the node replaces its key for encrypted networks; 0: never by itself."""
     blob_port: int
     """TCP port at which other nodes get images from this one; 0: any free one."""
     metrics_port: int

@@ -25,6 +25,7 @@ from orchestrator.cli.output import (
 from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
 from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.names import near_miss
+from orchestrator.model.networks import ENCRYPTED
 from orchestrator.pb import control_pb2, networks_pb2, types_pb2
 
 
@@ -118,6 +119,17 @@ def create(
         labels=pairs("label", label),
     )
     click.echo(client.call("Networks.CreateNetwork", request).id)
+    if encrypted and not _some_node_encrypts(client):
+        click.echo(
+            "no node can encrypt: its kernel must have WireGuard (modprobe wireguard), and then its"
+            " agent be started again",
+            err=True,
+        )
+
+
+def _some_node_encrypts(client: Client) -> bool:
+    nodes = client.call("ListNodes", control_pb2.ListNodesRequest()).nodes
+    return any(ENCRYPTED in row.node.description.network_features for row in nodes)
 
 
 @network.command("ls", epilog=example("orc network ls --format json"))

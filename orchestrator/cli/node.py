@@ -80,6 +80,8 @@ def inspect(client: Client, nodes: tuple[str, ...], form: str, pretty: bool) -> 
                 ("Cgroups", row["cgroup"]),
                 ("Runtime", row["runtime"]),
                 ("Version", row["version"]),
+                ("Networks can be", ", ".join(row["network_features"])),
+                ("Tunnel keys", ", ".join(key["public"] for key in row["tunnel_keys"])),
                 ("Joined at", row["created_at"] or ""),
             ]
         )
@@ -108,7 +110,9 @@ def ps(
 
 @node.command(
     epilog=example(
-        "orc node update --availability drain node1", "orc node update --label-add zone=a node1"
+        "orc node update --availability drain node1",
+        "orc node update --label-add zone=a node1",
+        "orc node update --rotate-key node1",
     )
 )
 @click.argument("name", metavar="NODE", shell_complete=completion.nodes)
@@ -119,6 +123,9 @@ def ps(
 )
 @click.option("--label-add", multiple=True, metavar="KEY=VALUE", help="Set a label; repeatable.")
 @click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label; repeatable.")
+@click.option(
+    "--rotate-key", is_flag=True, help="Replace its key for encrypted networks; no packet is lost."
+)
 @pass_client
 def update(
     client: Client,
@@ -126,12 +133,18 @@ def update(
     availability: str | None,
     label_add: tuple[str, ...],
     label_rm: tuple[str, ...],
+    rotate_key: bool,
 ) -> None:
-    """Change a node's availability or labels."""
-    if availability is None and not label_add and not label_rm:
-        raise click.UsageError("nothing to change; give --availability, --label-add or --label-rm")
+    """Change a node's availability or labels, or replace its key."""
+    if availability is None and not label_add and not label_rm and not rotate_key:
+        raise click.UsageError(
+            "nothing to change; give --availability, --label-add, --label-rm or --rotate-key"
+        )
     request = control_pb2.UpdateNodeRequest(
-        node=name, label_add=pairs("label", label_add), label_rm=label_rm
+        node=name,
+        label_add=pairs("label", label_add),
+        label_rm=label_rm,
+        rotate_key=rotate_key,
     )
     if availability is not None:
         request.availability = Availability[availability.upper()].value  # type: ignore[assignment]

@@ -63,6 +63,8 @@ def node_row(message: Any) -> Row:
             }
             for kind, value in sorted(about.generic_resources.items())
         },
+        "network_features": list(about.network_features),
+        "tunnel_keys": [{"public": key.public, "port": key.port} for key in about.tunnel_keys],
     }
 
 

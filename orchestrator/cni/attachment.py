@@ -28,6 +28,7 @@ class Host:
     """This host's kernel and leases, open while the context lasts."""
 
     def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
         self.ipam = Ipam(data_dir)
         self.sock = RouteSocket()
 
@@ -220,7 +221,7 @@ def status(host: Host, conf: NetConf) -> None:
     if conf.overlay is None:
         return
     try:
-        under = vxlan.underlay(host.sock, conf.overlay.me.address)
+        under = vxlan.underlay(host.sock, conf.overlay.node)
     except CniError as error:
         raise CniError(Code.NOT_AVAILABLE, str(error)) from error
     if not under.up:

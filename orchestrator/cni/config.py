@@ -20,9 +20,12 @@ Pure. Keys besides those of the CNI specification, with their defaults:
     vxlan          name of the tunnel device                      "orcvx" + vni
     vxlanPort      UDP port                                       4789
     nodeAddress    this host's address on the underlay            required with vni
+    encrypted      packets leave this host by `tunnels` only      false
     peers          [{"subnet", "subnet6", "address", "addresses"}] []
 
-`addresses` of a peer are those that its containers have although they are not of its part.
+`address` of a peer is one of the underlay; of an encrypted network it is the host's address inside
+the tunnels, which must be there already. `addresses` are those that its containers have although
+they are not of its part.
 
 What one attachment asks for (`Wanted`) comes in `runtimeConfig`: `portMappings`, `mac`, and `ips`,
 one fixed address of each family at most; `mac` and `ips` also in `args.cni`; and by `defaultRoute`
@@ -44,9 +47,9 @@ from typing import Any
 from . import fields
 from .errors import CniError, Code
 from .fields import IDENTIFIER, invalid
-from .netlink import Address
+from .netlink import Address, Vxlan
 from .peers import Peer, gateway, twin
-from .vxlan import DEFAULT_PORT
+from .vxlan import DEFAULT_PORT, ENCRYPTED_OVERHEAD, OVERHEAD
 
 VERSION = "1.1.0"
 SUPPORTED = ("0.4.0", "1.0.0", "1.1.0")
@@ -94,8 +97,21 @@ class Overlay:
     vni: int
     device: str
     port: int
+    node: IPv4Address
     me: Peer
     peers: tuple[Peer, ...]
+    encrypted: bool
+
+    @property
+    def vxlan(self) -> Vxlan:
+        """What its tunnel device is."""
+        local = IPv4Address(0) if self.encrypted else self.node
+        return Vxlan(self.vni, local, self.port, learning=False, ipv6=self.encrypted)
+
+    @property
+    def overhead(self) -> int:
+        """Bytes by which a packet grows on its way to another host."""
+        return ENCRYPTED_OVERHEAD if self.encrypted else OVERHEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,15 +334,19 @@ def _least_mtu(ipv6: Part6 | None) -> int:
 def _overlay(raw: Mapping[str, Any], subnet: IPv4Network, ipv6: Part6 | None) -> Overlay:
     vni = fields.integer(raw.get("vni"), "vni", 1, (1 << 24) - 1)
     node_address = fields.address4(raw.get("nodeAddress"), "nodeAddress")
+    encrypted = raw.get("encrypted", False) is True
+    leads = fields.address6 if encrypted else fields.address4
     return Overlay(
         vni=vni,
         device=fields.interface(raw.get("vxlan", f"orcvx{vni}"), "vxlan"),
         port=fields.integer(raw.get("vxlanPort", DEFAULT_PORT), "vxlanPort", 1, 65535),
+        node=node_address,
+        encrypted=encrypted,
         me=Peer(subnet, node_address, ipv6.subnet if ipv6 else None),
         peers=tuple(
             Peer(
                 fields.network4(entry.get("subnet"), "peers.subnet"),
-                fields.address4(entry.get("address"), "peers.address"),
+                leads(entry.get("address"), "peers.address"),
                 (
                     fields.network6(entry["subnet6"], "peers.subnet6")
                     if entry.get("subnet6") and ipv6

@@ -25,7 +25,7 @@ from . import (
 )
 from .attachment import Host
 from .config import NetConf
-from .netlink import Interface, Link, Vxlan
+from .netlink import Interface, Link
 from .peers import Entry, Forward, Neighbour
 from .routing import RouteEntry
 
@@ -88,7 +88,7 @@ def _tunnel(host: Host, conf: NetConf, mtu: int) -> Iterator[str]:
         return
     over = conf.overlay
     link = netlink.get_link(host.sock, over.device)
-    wanted = Vxlan(vni=over.vni, local=over.me.address, port=over.port, learning=False)
+    wanted = over.vxlan
     if link is None:
         yield f"tunnel {over.device} is gone"
         return

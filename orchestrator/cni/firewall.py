@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from . import sealed
 from .config import NetConf
 from .netlink import Address
 from .nft import Nftables, NftError, failed
@@ -125,7 +126,7 @@ def incomplete(nft: Nftables, conf: NetConf) -> list[str]:
 
 def script(conf: NetConf) -> str:
     """What has the table and one network's part of it; what is there already stays."""
-    return BASE + _network(conf)
+    return BASE + _network(conf) + sealed.script(conf)
 
 
 def _itself(addresses: Iterable[Address]) -> list[tuple[str, str]]:
@@ -159,8 +160,9 @@ def remove(nft: Nftables, conf: NetConf, *, last: bool) -> None:
                 for verb in ("add", "delete")
             ),
             f"delete chain {TABLE} masquerade_{conf.bridge}\n",
+            sealed.removal(conf),
         ]
-    for one in scripts:
+    for one in filter(None, scripts):
         try:
             nft.run(one)
         except NftError as error:

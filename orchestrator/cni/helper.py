@@ -33,6 +33,9 @@ About all networks:
     underlay    address vxlan           the interface with that address of this host, and its MTU;
                                         also the MTU of a tunnel device, 0 if it is not there
     unbalanced                          what the next `balance` would mend, in words
+    tunnels     tunnels                 those of encrypted networks; see `tunnel`
+    untunnel                            have none
+    encryption                          why this kernel cannot encrypt, empty if it can; its keys
 """
 
 from __future__ import annotations
@@ -42,25 +45,32 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import attachment, conntrack, drift, endpoints, fields, namespaces, netlink, vxlan
+from . import attachment, conntrack, drift, endpoints, fields, namespaces, netlink, tunnel, vxlan
 from .attachment import Attachment, Host
 from .balancer import Balancer
 from .config import VERSION, NetConf, parse
 from .errors import CniError, Code
 from .fields import IDENTIFIER, interface
 from .plugin import failure
+from .tunnel import Tunnel
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Desk:
     """What requests are served with."""
 
     host: Host
     namespaces: Path
     balancer: Balancer = field(default_factory=Balancer)
+
+    @cached_property
+    def tunnel(self) -> Tunnel:
+        """This host's end of all tunnels."""
+        return Tunnel(self.host.data_dir, self.host.sock, self.host.nft)
 
     def container(self, request: Mapping[str, Any]) -> str:
         """The container that a request is about."""
@@ -202,6 +212,18 @@ def _unbalanced(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"deviations": desk.balancer.deviations()}
 
 
+def _tunnels(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
+    return desk.tunnel.apply(tunnel.parse(request["tunnels"]))
+
+
+def _untunnel(desk: Desk, request: Mapping[str, Any]) -> None:
+    desk.tunnel.remove()
+
+
+def _encryption(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
+    return {"why": tunnel.lacks(), "keys": desk.tunnel.keys()}
+
+
 GENERAL: dict[str, Service] = {
     "namespace": _namespace,
     "interfaces": _interfaces,
@@ -214,6 +236,9 @@ GENERAL: dict[str, Service] = {
     "connections": _connections,
     "underlay": _underlay,
     "unbalanced": _unbalanced,
+    "tunnels": _tunnels,
+    "untunnel": _untunnel,
+    "encryption": _encryption,
 }
 
 

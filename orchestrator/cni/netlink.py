@@ -45,6 +45,7 @@ IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING = 1, 4, 8
 BR_STATE_DISABLED, BR_STATE_FORWARDING = 0, 3
 VETH_INFO_PEER = 1
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 4, 7, 15
+IFLA_VXLAN_LOCAL6, IFLA_VXLAN_UDP_ZERO_CSUM6_TX, IFLA_VXLAN_UDP_ZERO_CSUM6_RX = 17, 19, 20
 IFLA_BRPORT_ISOLATED = 33
 RTEXT_FILTER_SKIP_STATS = 8
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
@@ -66,12 +67,17 @@ NAME_LIMIT = 15  # IFNAMSIZ without its terminating zero
 
 @dataclass(frozen=True, slots=True)
 class Vxlan:
-    """What makes a VXLAN device the one it is; none of it can be changed later."""
+    """What makes a VXLAN device the one it is; none of it can be changed later.
+
+    `local` is 0.0.0.0 where the route to the other host says from which address packets leave.
+    `ipv6`: they go over IPv6, without checksums.
+    """
 
     vni: int
     local: IPv4Address
     port: int
     learning: bool
+    ipv6: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +160,7 @@ def _link(body: bytes) -> Link:
             local=ipv4(data.get(IFLA_VXLAN_LOCAL)),
             port=int.from_bytes(data.get(IFLA_VXLAN_PORT, b""), "big"),
             learning=any(data.get(IFLA_VXLAN_LEARNING, b"")),
+            ipv6=any(data.get(IFLA_VXLAN_UDP_ZERO_CSUM6_RX, b"")),
         )
     port = None
     if IFLA_INFO_SLAVE_DATA in info and _string(info.get(IFLA_INFO_SLAVE_KIND)) == "bridge":
@@ -220,12 +227,22 @@ def create_vxlan(sock: RouteSocket, name: str, mac: str, mtu: int, vxlan: Vxlan)
     """Make a VXLAN device, up, with no default destination."""
     data = (
         u32(IFLA_VXLAN_ID, vxlan.vni)
-        + attribute(IFLA_VXLAN_LOCAL, vxlan.local.packed)
         + attribute(IFLA_VXLAN_LEARNING, bytes([vxlan.learning]))
         + attribute(IFLA_VXLAN_PORT, vxlan.port.to_bytes(2, "big"))
     )
+    if vxlan.ipv6:  # from any address of this host
+        data += attribute(IFLA_VXLAN_LOCAL6, IPv6Address(0).packed)
+        data += attribute(IFLA_VXLAN_UDP_ZERO_CSUM6_TX, b"\1")
+        data += attribute(IFLA_VXLAN_UDP_ZERO_CSUM6_RX, b"\1")
+    else:
+        data += attribute(IFLA_VXLAN_LOCAL, vxlan.local.packed)
     head = _ifinfo(0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, name) + u32(IFLA_MTU, mtu)
     _create(sock, head + attribute(IFLA_ADDRESS, mac_bytes(mac)), "vxlan", data)
+
+
+def create_wireguard(sock: RouteSocket, name: str, mtu: int) -> None:
+    """Make a WireGuard device, down and without a key."""
+    _create(sock, _ifinfo() + text(IFLA_IFNAME, name) + u32(IFLA_MTU, mtu), "wireguard")
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def ensure(sock: RouteSocket, nft: Nftables, conf: NetConf, held: Collection[Add
     _switch_on(f"ipv4/conf/{conf.bridge}/route_localnet")
     if conf.overlay is not None:
         overlay = conf.overlay
-        device = vxlan.ensure(sock, overlay.device, overlay.me, mtu, overlay.vni, overlay.port)
+        device = vxlan.ensure(sock, overlay.device, overlay.me, mtu, overlay.vxlan)
         vxlan.apply_peers(sock, device.index, wanted)
     return link
 
@@ -59,8 +59,8 @@ def fitting_mtu(sock: RouteSocket, conf: NetConf) -> int:
     """Bytes of the network's packets: as many as was said, else as fit the tunnel. 0: no matter."""
     if conf.overlay is None:
         return conf.mtu
-    under = vxlan.underlay(sock, conf.overlay.me.address)
-    most = under.mtu - vxlan.OVERHEAD
+    under = vxlan.underlay(sock, conf.overlay.node)
+    most = under.mtu - conf.overlay.overhead
     if conf.mtu > most:
         raise invalid(
             f"mtu {conf.mtu} is too large: packets of at most {most} bytes fit the tunnel over"
@@ -68,7 +68,7 @@ def fitting_mtu(sock: RouteSocket, conf: NetConf) -> int:
         )
     # Not what the interface says, where packets of that size get lost on the way.
     carried = min(under.mtu, conf.path_mtu or under.mtu)
-    return conf.mtu or max(carried - vxlan.OVERHEAD, conf.least_mtu)
+    return conf.mtu or max(carried - conf.overlay.overhead, conf.least_mtu)
 
 
 def remove(sock: RouteSocket, nft: Nftables, conf: NetConf, *, last: bool) -> None:

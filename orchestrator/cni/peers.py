@@ -25,13 +25,13 @@ from .routing import RouteEntry
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A host of the overlay: its part of the network, its address on the underlay.
+    """A host of the overlay: its part of the network, the address that leads to it.
 
     `addresses` are those of its containers that are not of its part.
     """
 
     subnet: IPv4Network
-    address: IPv4Address
+    address: Address
     subnet6: IPv6Network | None = None
     addresses: tuple[Address, ...] = ()
 
@@ -139,8 +139,8 @@ def desired(
     return frozenset(entries)
 
 
-def _refuse_overlaps(claims: Collection[tuple[Network, IPv4Address]]) -> None:
-    previous: tuple[Network, IPv4Address] | None = None
+def _refuse_overlaps(claims: Collection[tuple[Network, Address]]) -> None:
+    previous: tuple[Network, Address] | None = None
     for network, address in sorted(claims, key=_place):
         if previous is not None and int(network[0]) <= int(previous[0][-1]):
             raise ValueError(
@@ -150,7 +150,7 @@ def _refuse_overlaps(claims: Collection[tuple[Network, IPv4Address]]) -> None:
         previous = network, address
 
 
-def _place(claim: tuple[Network, IPv4Address]) -> tuple[int, int, int]:
+def _place(claim: tuple[Network, Address]) -> tuple[int, int, int]:
     network, address = claim
     return int(network[0]), network.prefixlen, int(address)
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import errno
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Interface
 
 from . import netlink, peers, routing
 from .errors import CniError, Code
-from .netlink import Link, Vxlan
+from .netlink import Address, Link, Vxlan
 from .peers import Entry, Forward, Neighbour, Peer
 from .routing import RouteEntry
 from .rtnetlink import NetlinkError, Request, RouteSocket
 
 OVERHEAD = 50  # bytes: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
+ENCRYPTED_OVERHEAD = 130  # with an outer IPv6, which has 40, in WireGuard, which takes 60
 DEFAULT_PORT = 4789  # RFC 7348
 GONE = frozenset({errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL})
 
 
-def underlay(sock: RouteSocket, address: IPv4Address) -> Link:
+def underlay(sock: RouteSocket, address: Address) -> Link:
     """The interface that has this host's own `address`; raises `CniError` if none has."""
     for index, present in netlink.addresses(sock):
         if present.ip == address:
@@ -61,14 +62,13 @@ def difference(link: Link, wanted: Vxlan) -> str:
     return ""
 
 
-def ensure(sock: RouteSocket, name: str, me: Peer, mtu: int, vni: int, port: int) -> Link:
+def ensure(sock: RouteSocket, name: str, me: Peer, mtu: int, wanted: Vxlan) -> Link:
     """Have the tunnel device exist with these properties, up, with its address; return it.
 
     What differs and can be changed is changed in place. A device that differs in what cannot be is
     made anew, without its peers: the caller puts those next, at every pass.
     """
     mac = peers.vtep_mac(me.subnet)
-    wanted = Vxlan(vni=vni, local=me.address, port=port, learning=False)
     link = netlink.get_link(sock, name)
     if link is not None and difference(link, wanted):
         netlink.delete_link(sock, link.index)
@@ -77,7 +77,7 @@ def ensure(sock: RouteSocket, name: str, me: Peer, mtu: int, vni: int, port: int
         try:
             netlink.create_vxlan(sock, name, mac, mtu, wanted)
         except NetlinkError as error:
-            raise refused(name, vni, error) from error
+            raise refused(name, wanted.vni, error) from error
         link = netlink.get_link(sock, name)
         if link is None:
             raise CniError(Code.TRY_AGAIN_LATER, f"VXLAN device {name} vanished while being made")

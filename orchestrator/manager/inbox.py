@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from orchestrator.model.objects import Image, NodeDescription, TaskStatus
+from orchestrator.model.objects import Image, NodeDescription, TaskStatus, TunnelKey
 
 
 @dataclass(slots=True)
@@ -26,6 +26,8 @@ class Reports:
     """Node id → its volume plugins and their scopes."""
     path_mtus: dict[str, int] = field(default_factory=dict)
     """Node id → bytes of the largest packet that gets to each other node."""
+    keys: dict[str, tuple[TunnelKey, ...]] = field(default_factory=dict)
+    """Node id → its keys for encrypted networks."""
     tagged: list[tuple[str, Image]] = field(default_factory=list)
     """(node id, image with the names just given to it), in order."""
     acknowledge: list[Callable[[], None]] = field(default_factory=list)
@@ -86,6 +88,12 @@ class Inbox:
         """Bytes of the largest packet that gets from the node to each other one."""
         self.hear(node_id)
         self._reports.path_mtus[node_id] = size
+        self.on_report()
+
+    def tunnel_keys(self, node_id: str, keys: tuple[TunnelKey, ...]) -> None:
+        """All keys that the node has for encrypted networks."""
+        self.hear(node_id)
+        self._reports.keys[node_id] = keys
         self.on_report()
 
     def tag(self, node_id: str, image: Image) -> None:

@@ -21,6 +21,7 @@ def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:
     changes.extend(_hellos(view, reports, now))
     changes.extend(_drivers(view.evolve(changes), reports))
     changes.extend(_path_mtus(view.evolve(changes), reports))
+    changes.extend(_keys(view.evolve(changes), reports))
     for node_id, statuses in sorted(reports.statuses.items()):
         changes.extend(task_changes(view, node_id, statuses))
     view = view.evolve(changes)
@@ -71,6 +72,14 @@ def _path_mtus(view: ClusterView, reports: Reports) -> Iterator[Change]:
         node = view.nodes.get(node_id)
         if node is not None and node.description.path_mtu != size:
             description = replace(node.description, path_mtu=size)
+            yield Change(node, replace(node, description=description))
+
+
+def _keys(view: ClusterView, reports: Reports) -> Iterator[Change]:
+    for node_id, keys in sorted(reports.keys.items()):
+        node = view.nodes.get(node_id)
+        if node is not None and node.description.tunnel_keys != keys:
+            description = replace(node.description, tunnel_keys=keys)
             yield Change(node, replace(node, description=description))
 
 

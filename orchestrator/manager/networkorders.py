@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.manager.planning.addressing import slice6, slice_gateway
+from orchestrator.manager.planning.networkrules import encrypts
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.convert import to_proto
 from orchestrator.model.networks import OVERLAY, own_addresses
@@ -53,11 +54,15 @@ class NetworkOrders:
         for network in sorted(view.networks.values(), key=lambda each: each.id):
             if network.name not in names or node_id not in network.slices:
                 continue
+            if network.encrypted and not encrypts(view.nodes.get(node_id)):
+                continue
             order = dispatch_pb2.AssignedNetwork()
             order.CopyFrom(self._orders[network.id])
             order.subnet = network.slices[node_id]
             order.subnet6 = slice6(network, order.subnet)
             order.gateway = slice_gateway(network, order.subnet)
+            if network.encrypted:
+                order.key_rotation = view.nodes[node_id].key_rotation
             for index, peer in enumerate(order.peers):
                 if peer.subnet == order.subnet:
                     del order.peers[index]
@@ -120,6 +125,9 @@ def _order(view: ClusterView, network: Network, fixed: Mapping[str, list[str]]) 
                 address=peer.description.address,
                 subnet6=slice6(network, subnet),
                 addresses=fixed.get(id, ()),
+                tunnel_keys=map(to_proto, peer.description.tunnel_keys)
+                if network.encrypted
+                else (),
             )
     return order
 

@@ -35,6 +35,9 @@ MTU, NODE_PREFIX = "mtu", "node-prefix"
 OPTIONS = (MTU, NODE_PREFIX)
 """What `--opt` may say: bytes of a packet, and the prefix length of a node's slice."""
 
+ENCRYPTED = "encrypted"
+"""What a node says of itself whose networks can be encrypted."""
+
 DOCKER_MTU = "com.docker.network.driver.mtu"
 """The name that Docker has for the option `mtu`."""
 

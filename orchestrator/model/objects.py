@@ -38,6 +38,15 @@ class Availability(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelKey:
+    """A node's public WireGuard key, and the UDP port at which the node answers to it."""
+
+    public: str = ""
+    """32 bytes in base64."""
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class NodeDescription:
     """What an agent reports of its host."""
 
@@ -73,6 +82,8 @@ class NodeDescription:
     """Kind → how many it has, or the names of them: `4`, or `/dev/a,/dev/b`."""
     features: tuple[str, ...] = ()
     """What its agent can do that older ones cannot, such as `files` (secrets and configs)."""
+    tunnel_keys: tuple[TunnelKey, ...] = ()
+    """Of encrypted networks, the oldest first; two while one takes the other's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +104,8 @@ class Node:
     revision: int = 0
     boot_id: str = ""
     """Names the boot of the host in which its agent last said hello."""
+    key_rotation: int = 0
+    """How often a user has ordered it to have another key for encrypted networks."""
 
 
 class UpdateState(IntEnum):

@@ -195,7 +195,6 @@ def test_what_cannot_be_is_refused_in_one_line(tidy: Cluster, hello: str) -> Non
         ("--subnet", "10.128.5.0/24", "x"): "overlaps network 'default'",
         ("--subnet", f"{underlay}/32", "x"): "/27 is the smallest",
         ("--subnet", f"{underlay.rpartition('.')[0]}.0/24", "x"): "overlaps the address",
-        ("--opt", "encrypted", "x"): "no node of this cluster can encrypt",
         ("--opt", "mtu=100", "x"): "is not in 576-65485",
         ("--driver", "overly", "x"): "did you mean 'overlay'?",
         ("services",): "there is a network 'services' already",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .kernel import ensure_kernel
-from .machine import NETWORK, VXLAN, Machine, Outcome
+from .machine import NETWORK, VXLAN, WIREGUARD, Machine, Outcome
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("qemu-system-x86",)
@@ -40,6 +40,7 @@ CASES = {
     "v2-cluster": Case("trixie", "v2", (*NETWORK, *VXLAN), ["tests/vm/on_cgroups.py"]),
     "v1-runtime": Case("bookworm", "v1", (), CONTRACT),
     "v1-cluster": Case("bookworm", "v1", (*NETWORK, *VXLAN), ["tests/vm/on_cgroups.py"]),
+    "wireguard": Case("trixie", "v2", (*NETWORK, *VXLAN, *WIREGUARD), ["tests/vm/wireguard.py"]),
     "no-vxlan": Case("trixie", "v2", NETWORK, ["tests/vm/no_vxlan.py"]),
 }
 

@@ -29,6 +29,7 @@ NETWORK = (
 """Those that a host's kernel loads by itself when a rule or device needs them. Inside there is
 nothing that could: the root folder has another kernel's modules, or none."""
 VXLAN = ("vxlan",)
+WIREGUARD = ("wireguard",)
 
 _SHARE = "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
 _STATUS = re.compile(r"^exit=(\d+)$")

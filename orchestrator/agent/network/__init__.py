@@ -25,6 +25,7 @@ Errors are `NetworkError`, whose text is for the user.
 from .balance import Connections
 from .helper import NetworkError
 from .node import NodeNetwork
+from .tunnels import TunnelHost, TunnelKey, Tunnels, TunnelSession
 from .values import Attachment, Interface, NetworkConfig, Peer, PortMapping, Underlay
 
 __all__ = [
@@ -36,5 +37,9 @@ __all__ = [
     "NodeNetwork",
     "Peer",
     "PortMapping",
+    "TunnelHost",
+    "TunnelKey",
+    "TunnelSession",
+    "Tunnels",
     "Underlay",
 ]

@@ -11,6 +11,7 @@ from orchestrator.cni.endpoints import Table
 
 from .balance import Connections, balance, connections
 from .helper import COMMAND, NOT_AVAILABLE, HelperProcess, NetworkError
+from .tunnels import TunnelHost, TunnelKey, Tunnels, tunnel_keys, tunnels
 from .values import (
     Attachment,
     Interface,
@@ -154,6 +155,27 @@ class NodeNetwork:
         body = {"address": config.node_address, "vxlan": config.device}
         found = await self._helper.request("underlay", body)
         return Underlay(found["device"], found["mtu"], found["tunnel"])
+
+    async def encryption(self) -> tuple[str, tuple[TunnelKey, ...]]:
+        """Why this node's kernel cannot encrypt, in words, empty if it can; and the keys that it
+        answers to now, the oldest first."""
+        found = await self._helper.request("encryption", {})
+        return found["why"], tunnel_keys(found)
+
+    async def tunnels(
+        self, address: str, hosts: Sequence[TunnelHost], *, rotation: int, most_age: float
+    ) -> Tunnels:
+        """Have tunnels from this node, which has `address` on the underlay, to others.
+
+        Level-triggered, as `apply`. The node's key is made when it is first needed and anew when
+        `rotation`, a number that grows, says so or it is `most_age` seconds old (0: never), without
+        a packet lost; see `orchestrator.cni.tunnels`. While that goes on there are two.
+        """
+        return await tunnels(self._helper, address, hosts, rotation=rotation, most_age=most_age)
+
+    async def remove_tunnels(self) -> None:
+        """Have none; the key is kept for when there are some again."""
+        await self._helper.request("untunnel", {})
 
     async def check(self, network: str, container_id: str, ifname: str = "eth0") -> None:
         """Raise `NetworkError`, with the reason, unless the container is connected as it was."""

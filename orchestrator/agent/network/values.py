@@ -13,7 +13,9 @@ NAME_LIMIT = 15  # of an interface
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another node of the network: its parts (`subnet` "10.128.3.0/24"), its underlay `address`.
+    """Another node of the network: its parts (`subnet` "10.128.3.0/24"), the `address` to reach it.
+
+    That is one of the underlay; in an encrypted network it is inside the tunnels.
 
     `addresses` are those of its containers that are not of its parts, in both families.
     """
@@ -35,6 +37,7 @@ class NetworkConfig:
     less. `peers` may name this node too. `gateway` is this node's address in `subnet`, empty for
     the first. Addresses are given out of `ip_range`, empty for all of `subnet`, but not those that
     are `reserved`: only who asks for such a one gets it. `internal`: there is no way out, nor in.
+    `encrypted`: packets leave this node by its tunnels only, which must be there.
     """
 
     id: str
@@ -52,6 +55,7 @@ class NetworkConfig:
     reserved: tuple[str, ...] = ()
     internal: bool = False
     path_mtu: int = 0
+    encrypted: bool = False
 
     @property
     def own_address(self) -> str:
@@ -146,6 +150,7 @@ def network_document(config: NetworkConfig, *, with_peers: bool = False) -> dict
             "vni": config.vni,
             "vxlan": config.device,
             "nodeAddress": config.node_address,
+            "encrypted": config.encrypted,
         }
     if with_peers:
         document["peers"] = [

@@ -12,7 +12,6 @@ from orchestrator.manager.api.networkuse import usable_networks, users
 from orchestrator.manager.lookup import find_container, find_network
 from orchestrator.manager.networkmaking import make_network
 from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork, complete
-from orchestrator.manager.planning.networkrules import ENCRYPTED
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import (
@@ -234,17 +233,9 @@ def _completed(view: ClusterView, wanted: NewNetwork) -> Network:
         check_network_name(wanted.network.name)
         if view.network_by_name(wanted.network.name) is not None:
             raise _name_taken(wanted.network.name)
-        network = complete(view, wanted)
+        return complete(view, wanted)
     except (AddressRefused, ValueError) as error:
         raise invalid(str(error)) from None
-    if network.encrypted and not any(
-        ENCRYPTED in node.description.network_features for node in view.nodes.values()
-    ):
-        raise precondition(
-            "no node of this cluster can encrypt: its kernel must have WireGuard ('modprobe "
-            "wireguard'), and then its agent be started again"
-        )
-    return network
 
 
 def _name_taken(name: str) -> Refusal:

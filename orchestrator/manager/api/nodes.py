@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.lookup import find_node
 from orchestrator.manager.planning.accounting import node_usage
+from orchestrator.manager.planning.networkrules import encrypts
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.stock import free_of
 from orchestrator.manager.refusal import not_found, precondition
@@ -82,4 +83,12 @@ def _updated(node: Node, request: Any) -> Node:
     availability = node.availability
     if request.HasField("availability"):
         availability = Availability(request.availability)
-    return replace(node, labels=labels, availability=availability)
+    rotation = node.key_rotation
+    if request.rotate_key:
+        if not encrypts(node):
+            raise precondition(
+                f"node {node.description.hostname} has no key: its kernel has no WireGuard, so it"
+                " has no encrypted network"
+            )
+        rotation += 1
+    return replace(node, labels=labels, availability=availability, key_rotation=rotation)

@@ -12,13 +12,10 @@ from orchestrator.manager.planning.nodetable import Filter, NodeTable
 from orchestrator.manager.planning.resources import BoolArray
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import container_named
-from orchestrator.model.networks import stands_alone
+from orchestrator.model.networks import ENCRYPTED, stands_alone
 from orchestrator.model.objects import Network, Node, Task
 from orchestrator.model.specs import CONTAINER_NETWORK, DEFAULT_NETWORK
 from orchestrator.model.states import TaskState
-
-ENCRYPTED = "encrypted"
-"""What a node says of itself that can encrypt."""
 
 NOT_FOR_CONTAINERS = 3
 """Addresses of a slice: its own, the gateway's, the broadcast's."""
@@ -43,10 +40,15 @@ def network_rules(network: Network) -> Iterator[Filter]:
     )
     if network.encrypted:
         yield Filter(
-            lambda table: _each(table, lambda node: ENCRYPTED in node.description.network_features),
-            f"its kernel cannot encrypt network {network.name}",
+            lambda table: _each(table, encrypts),
+            f"its kernel has no WireGuard, for encrypted network {network.name}",
             lasting=True,
         )
+
+
+def encrypts(node: Node | None) -> bool:
+    """Whether a node can have encrypted networks."""
+    return node is not None and ENCRYPTED in node.description.network_features
 
 
 def namespace_holder(view: ClusterView, network: str) -> Task | None:

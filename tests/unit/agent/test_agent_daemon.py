@@ -44,6 +44,7 @@ def settings(tmp_path: Path) -> Settings:
         max_layer=1 << 30,
         marks=Marks(),
         generic={},
+        key_age=0.0,
         blob_port=0,
         metrics_port=0,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from agentfakes import task, until
 
+from orchestrator.agent.encryption import Encryption
 from orchestrator.agent.network import (
     Attachment,
     Interface,
@@ -18,6 +19,9 @@ from orchestrator.agent.network import (
     NetworkError,
     Peer,
     PortMapping,
+    TunnelHost,
+    TunnelKey,
+    Tunnels,
 )
 from orchestrator.agent.networks import Connected, Networks
 from orchestrator.model.objects import Task
@@ -42,6 +46,20 @@ class FakeNode:
         self.on: dict[str, dict[str, Interface]] = {}
         self.broken: dict[str, str] = {}
         """Network → why it cannot be."""
+
+    async def encryption(self) -> tuple[str, tuple[TunnelKey, ...]]:
+        return "", ()
+
+    async def tunnels(
+        self, address: str, hosts: Sequence[TunnelHost], *, rotation: int, most_age: float
+    ) -> Tunnels:
+        if "tunnels" in self.broken:
+            raise NetworkError(self.broken["tunnels"])
+        hosts_inside = {host.address: f"fd6f:7263::{host.keys[0].port}" for host in hosts}
+        return Tunnels((TunnelKey("mine", 51840),), hosts_inside)
+
+    async def remove_tunnels(self) -> None:
+        raise NetworkError("there was none")
 
     async def apply(self, config: NetworkConfig) -> None:
         if config.id in self.broken:
@@ -126,7 +144,9 @@ async def running(
     node: FakeNode, *neighbours: Task, period: float = 60.0
 ) -> AsyncIterator[Networks]:
     named = {each.name: each for each in neighbours}
-    networks = Networks(node, "10.0.0.1", lambda: {"held"}, named.get, period)
+    networks = Networks(
+        node, "10.0.0.1", lambda: {"held"}, named.get, Encryption(node, "10.0.0.1", 0), period
+    )
     async with asyncio.TaskGroup() as group:
         loop = group.create_task(networks.run())
         yield networks
@@ -264,7 +284,7 @@ async def test_a_network_that_cannot_be_is_the_containers_reason_and_no_others(
 
 async def test_an_order_that_comes_while_a_container_waits_is_the_one_it_gets() -> None:
     node = FakeNode()
-    networks = Networks(node, "10.0.0.1", lambda: (), {}.get)
+    networks = Networks(node, "10.0.0.1", lambda: (), {}.get, Encryption(node, "10.0.0.1", 0))
     networks.order([network("back")])
     async with asyncio.TaskGroup() as group:
         connected = group.create_task(networks.connect(on("back")))
@@ -285,3 +305,27 @@ async def test_without_a_network() -> None:
         networks.order([network()])
         with pytest.raises(NetworkError, match="no part of network back"):
             await networks.connect(on("back"))
+
+
+async def test_an_encrypted_network_has_its_peers_where_tunnels_lead() -> None:
+    node = FakeNode()
+    node.broken["tunnels"] = "this kernel has no WireGuard"
+    secret = network("secret", "10.0.0.2", "10.0.0.3")
+    secret.encrypted = True
+    async with running(node, period=0.01) as networks:
+        networks.order([network("back", "10.0.0.2"), secret])
+        with pytest.raises(NetworkError, match="no WireGuard"):
+            await networks.connect(on("secret"))
+        await networks.connect(on("back"))
+        node.broken.clear()
+        await until(lambda: "secret-id" in node.on)
+        assert node.applied[-1].peers == ()
+        # A peer's key is a change of the order.
+        known = dispatch_pb2.AssignedNetwork()
+        known.CopyFrom(secret)
+        known.peers[1].tunnel_keys.add(public="theirs", port=51841)
+        networks.order([network("back", "10.0.0.2"), known])
+        await networks.connect(on("secret"))
+        config = next(one for one in reversed(node.applied) if one.id == "secret-id")
+        assert [peer.address for peer in config.peers] == ["fd6f:7263::51841"]
+        assert config.encrypted

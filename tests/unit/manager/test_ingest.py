@@ -10,7 +10,15 @@ from orchestrator.manager.inbox import Reports
 from orchestrator.manager.ingest import ingest
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Image, Node, NodeDescription, NodeState, Task, TaskStatus
+from orchestrator.model.objects import (
+    Image,
+    Node,
+    NodeDescription,
+    NodeState,
+    Task,
+    TaskStatus,
+    TunnelKey,
+)
 from orchestrator.model.specs import RestartCondition, RestartPolicy, TaskSpec
 from orchestrator.model.states import TaskState
 
@@ -174,3 +182,14 @@ def test_what_a_path_carries_is_kept_until_a_new_agent_has_measured_it() -> None
     again = replace(NODE.description, path_mtu=1500)
     view = after(view, Reports(hellos={"n1": (again, "boot")}))
     assert view.nodes["n1"].description.path_mtu == 1500
+
+
+def test_the_newest_keys_of_a_node_are_kept() -> None:
+    view = ClusterView.of([NODE])
+    old, new = TunnelKey("old", 51840), TunnelKey("new", 51841)
+    described = replace(NODE.description, tunnel_keys=(old,))
+    reports = Reports(hellos={"n1": (described, "")}, keys={"n1": (old, new), "gone": (old,)})
+    known = after(view, reports)
+    assert known.nodes["n1"].description.tunnel_keys == (old, new)
+    assert ingest(known, Reports(keys={"n1": (old, new)}), 200.0) == []
+    assert after(known, Reports(keys={"n1": ()})).nodes["n1"].description.tunnel_keys == ()

@@ -10,7 +10,8 @@ from builders import node, service, task, task_spec
 from orchestrator.manager.networkorders import NetworkOrders, fixed_addresses
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Network
+from orchestrator.model.networks import ENCRYPTED
+from orchestrator.model.objects import Network, Node, TunnelKey
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
 
@@ -119,3 +120,40 @@ def test_a_network_is_told_what_the_worst_path_between_nodes_carries() -> None:
         description = replace(before.description, path_mtu=size)
         view = view.evolve([Change(before, replace(before, description=description))])
         assert [orders.of(view, host)[0].path_mtu for host in "ab"] == [least, least]
+
+
+def encrypting(host: Node, *keys: str, **more: Any) -> Node:
+    found = tuple(TunnelKey(key, 51840 + number) for number, key in enumerate(keys))
+    return replace(
+        host,
+        description=replace(host.description, network_features=(ENCRYPTED,), tunnel_keys=found),
+        **more,
+    )
+
+
+def test_an_encrypted_network_is_told_with_the_peers_keys() -> None:
+    one, two = HOSTS
+    secret, db = replace(BACK, encrypted=True), on_back("db")
+    here, there = task("t", node_id="b", of=db), task("u", node_id="a", of=db)
+    hosts = [encrypting(one, "old", "new"), encrypting(two, "mine", key_rotation=3)]
+    view = ClusterView.of([DEFAULT, secret, *hosts, db, here, there])
+    orders = NetworkOrders()
+    default, order = orders.of(view, "b")
+    (peer,) = order.peers
+    assert [(key.public, key.port) for key in peer.tunnel_keys] == [("old", 51840), ("new", 51841)]
+    assert (order.encrypted, order.key_rotation) == (True, 3)
+    assert orders.of(view, "a")[1].key_rotation == 0
+    # Who needs none is told none, and hears nothing of their change.
+    assert (default.key_rotation, [list(each.tunnel_keys) for each in default.peers]) == (0, [[]])
+    view = view.evolve([Change(view.nodes["a"], encrypting(one, "new"))])
+    assert orders.of(view, "b")[0] == default
+    assert len(orders.of(view, "b")[1].peers[0].tunnel_keys) == 1
+
+
+def test_a_node_that_cannot_encrypt_is_told_nothing_of_such_a_network() -> None:
+    """Not even where every node has it, as with published ports."""
+    one, two = HOSTS
+    web = on_back("web", ports=(8080,))
+    view = ClusterView.of([DEFAULT, replace(BACK, encrypted=True), encrypting(one), two, web])
+    assert names(NetworkOrders().of(view, "a")) == ["default", "back"]
+    assert names(NetworkOrders().of(view, "b")) == ["default"]

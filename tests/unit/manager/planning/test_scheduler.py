@@ -201,7 +201,7 @@ SMALL = Network(id="n", name="default", subnet="10.0.0.0/24", node_prefix=29)
             [replace(SMALL, slices={"a": "10.0.0.8/29"}, encrypted=True)],
             {},
             (),
-            "1 node: its kernel cannot encrypt network default",
+            "1 node: its kernel has no WireGuard, for encrypted network default",
         ),
     ],
 )

@@ -54,6 +54,7 @@ from orchestrator.agent.session import Node, Session
 from orchestrator.agent.sessions import Sessions
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.statedb import StateDb, StateDbError
+from orchestrator.agent.taskfiles import TaskFiles, mount_memory
 from orchestrator.agent.tasklogs import TaskLogs
 from orchestrator.agent.taskvolumes import TaskVolumes
 from orchestrator.agent.tunnels import Tunnels
@@ -154,6 +155,7 @@ async def run(settings: Settings) -> None:
                     clients=lambda: worker.clients(),
                 )
             )
+            task_files = _files(settings.run_dir / "documents")
             server, blob_port = await _serve_blobs(settings, store)
             measured = process_registry()
             metrics_port = await stack.enter_async_context(
@@ -215,6 +217,7 @@ async def run(settings: Settings) -> None:
             images=images,
             network=networks,
             volumes=TaskVolumes(volumes, images, lambda: worker.runners.values()),
+            files=task_files,
             probes=Probes(runtime.access),
             logs=kept,
             boot_id=boot_id(),
@@ -343,6 +346,17 @@ async def run(settings: Settings) -> None:
             group.create_task(volumes.run(), name="volumes")
             group.create_task(_wake_for(volumes.changed, wake), name="volume drivers")
             group.create_task(dialer.run(), name="dialer")
+
+
+def _files(folder: Path) -> TaskFiles:
+    """Where this node keeps secrets and configs. Raises AgentFailure."""
+    try:
+        mount_memory(folder)
+        return TaskFiles(folder)
+    except OSError as error:
+        raise AgentFailure(
+            f"cannot keep secrets in memory at {folder} ({error.strerror}); must it run as root?"
+        ) from error
 
 
 async def _layers(images: ClusterImages, task: Task) -> Sequence[Path]:

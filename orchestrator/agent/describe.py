@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Network
 from pathlib import Path
 
 from orchestrator import __version__
+from orchestrator.model.documents import FEATURE
 from orchestrator.model.objects import NodeDescription
 from orchestrator.model.specs import SHARES_PER_CORE, Resources
 
@@ -50,6 +51,7 @@ def describe(
         version=__version__,
         labels=dict(labels),
         blob_port=blob_port,
+        features=(FEATURE,),
         metrics_port=metrics_port,
     )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.network import NetworkError
 from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.taskfiles import FileError
 from orchestrator.agent.volumes.errors import VolumeError
 
-EXPECTED = (RuntimeFailure, ImageError, NetworkError, VolumeError, OSError)
+EXPECTED = (RuntimeFailure, ImageError, NetworkError, VolumeError, FileError, OSError)
 
 
 def reason_of(error: Exception) -> str:

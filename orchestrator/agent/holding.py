@@ -19,6 +19,7 @@ from orchestrator.agent.runtime.base import Mount, Started
 from orchestrator.model.health import effective
 from orchestrator.model.objects import Task, TaskStatus, Volume
 from orchestrator.model.specs import HealthCheck
+from orchestrator.pb import documents_pb2
 
 
 class Holding:
@@ -29,6 +30,8 @@ class Holding:
         self._parts = parts
         self._prepared: Prepared | None = None
         self.sources = sources
+        self.files: tuple[documents_pb2.AssignedFile, ...] = ()
+        """Its secrets and configs, as the newest order says."""
 
     async def image(self, task: Task) -> LocalImage:
         """Its image, fetched unless the node has it. It may be cut short. Raises ImageError."""
@@ -56,11 +59,12 @@ class Holding:
         return await self._parts.volumes.attach(task, volumes, image)
 
     async def connect(self, task: Task, image: LocalImage, mounts: tuple[Mount, ...]) -> None:
-        """Give it user ids and its networks; then its container can be created."""
+        """Give it user ids, its files and its networks; then its container can be created."""
         await self._parts.network.ready()
         await self._parts.runtime.reserve(task.id, task.spec)
+        files = self._parts.files.place(task.id, self.files, self._parts.runtime.users(task.id))
         connected = await self._parts.network.connect(task)
-        self._prepared = Prepared(image, mounts, connected)
+        self._prepared = Prepared(image, (*mounts, *files), connected)
 
     def addressed(self, status: TaskStatus) -> TaskStatus:
         """The status with its addresses by network, once it is connected."""
@@ -72,6 +76,21 @@ class Holding:
         """Have its container, which runs, on the networks that the order names now; the status
         with the addresses that it then has. Raises NetworkError."""
         return _with_addresses(status, await self._parts.network.connect(task))
+
+    def stale(self, task: Task) -> bool:
+        """Whether its container has a file in another version than the newest order says."""
+        return bool(self._parts.files.stale(task.id, self.files))
+
+    async def refresh(self, task: Task) -> None:
+        """Replace the files of its container, which runs, that are stale, and tell its program as
+        the order says. Done again if it is cut short: a signal may come twice. Raises
+        RuntimeFailure, FileError."""
+        files, runtime = self._parts.files, self._parts.runtime
+        new = files.renew(task.id, self.files, runtime.users(task.id))
+        await runtime.replace_files(task.id, [(each.source, each.file.target) for each in new])
+        for number in sorted({each.file.signal for each in new if each.file.signal}):
+            await runtime.kill(task.id, number)
+        files.settle(task.id, self.files)
 
     async def create(self, task: Task) -> None:
         """Create its container; its program does not run yet."""
@@ -107,6 +126,7 @@ class Holding:
         gone = await self.clear(task)
         await self._parts.network.detach(task.id)
         await self._parts.volumes.detach(task)
+        self._parts.files.remove(task.id)
         self._prepared = None
         return gone
 

@@ -54,6 +54,8 @@ class Step(Enum):
     """Record that it runs."""
     CONNECT = auto()
     """Put it on the networks that the order says now, and take it off others."""
+    REFRESH = auto()
+    """Replace files of secrets and configs that it has in another version than the order says."""
     WATCH = auto()
     """Wait until it ends or the order changes."""
     STOP = auto()
@@ -88,6 +90,8 @@ class Observed:
     """It ran in an earlier boot of the host, so nothing of it can run now."""
     unconnected: tuple[NetworkAttachment, ...] | None = None
     """The networks that it was to be on when that failed."""
+    stale: bool = False
+    """It has secrets or configs in another version than the newest order says."""
     confirmed: bool = True
     """A manager assigned it to this agent's process; not only to one before."""
 
@@ -133,7 +137,7 @@ def next_step(task: Task, status: TaskStatus, observed: Observed) -> Step:
             task.spec.attachments, task.slot, status
         ):
             return Step.CONNECT
-        return Step.WATCH
+        return Step.REFRESH if observed.stale else Step.WATCH
     if not wanted or _lost(task, status, observed):
         return Step.SETTLE
     if not observed.confirmed and not observed.rebooted:

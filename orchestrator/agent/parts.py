@@ -7,7 +7,7 @@ tests bring scripted ones. Each method may be called again after a crash at any 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,9 +16,10 @@ from orchestrator.agent.images.config import LocalImage
 from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.runtime.base import Mount, Runtime
+from orchestrator.agent.taskfiles import Replaced
 from orchestrator.model.objects import Task, Volume
 from orchestrator.model.specs import HealthCheck
-from orchestrator.pb import dispatch_pb2
+from orchestrator.pb import dispatch_pb2, documents_pb2
 
 
 class Images(Protocol):
@@ -54,6 +55,36 @@ class Volumes(Protocol):
     async def retain(self, task_ids: Collection[str]) -> None: ...
 
 
+class Files(Protocol):
+    """Keeps secrets and configs (`taskfiles.TaskFiles`)."""
+
+    def take(self, payload: documents_pb2.Payload) -> None: ...
+
+    def retain(self, keys: Collection[str]) -> None: ...
+
+    def retain_tasks(self, task_ids: Collection[str]) -> None: ...
+
+    def missing(self, files: Iterable[documents_pb2.AssignedFile]) -> str: ...
+
+    async def wait(self, files: Sequence[documents_pb2.AssignedFile]) -> None: ...
+
+    def place(
+        self, task_id: str, files: Sequence[documents_pb2.AssignedFile], users: range
+    ) -> tuple[Mount, ...]: ...
+
+    def stale(
+        self, task_id: str, files: Sequence[documents_pb2.AssignedFile]
+    ) -> list[documents_pb2.AssignedFile]: ...
+
+    def renew(
+        self, task_id: str, files: Sequence[documents_pb2.AssignedFile], users: range
+    ) -> list[Replaced]: ...
+
+    def settle(self, task_id: str, files: Sequence[documents_pb2.AssignedFile]) -> None: ...
+
+    def remove(self, task_id: str) -> None: ...
+
+
 class Probes(Protocol):
     """Asks containers how they are (`probes.Probes`)."""
 
@@ -70,6 +101,7 @@ class Parts:
     images: Images
     network: Network
     volumes: Volumes
+    files: Files
     probes: Probes
     logs: KeptLogs
     boot_id: str

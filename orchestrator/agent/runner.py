@@ -38,11 +38,12 @@ from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.signals import signal_number
 from orchestrator.agent.statedb import Record, StateDb
+from orchestrator.agent.taskfiles import NOT_REPLACED, FileError
 from orchestrator.model.convert import from_proto
 from orchestrator.model.networks import NOT_CONNECTED
 from orchestrator.model.objects import Health, Task, TaskStatus, Volume
 from orchestrator.model.states import TaskState, is_terminal
-from orchestrator.pb import dispatch_pb2
+from orchestrator.pb import dispatch_pb2, documents_pb2
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class TaskRunner:
         self._task: Task = from_proto(assigned.task)
         self._volumes = named_volumes(assigned)
         self._holding = Holding(parts, tuple(assigned.image_sources))
+        self._holding.files = tuple(assigned.files)
         self._caretaker = Caretaker(parts.probes, parts.clock)
         self._assigned = True
         self._scope: asyncio.Timeout | None = None
@@ -118,6 +120,11 @@ class TaskRunner:
         return self._volumes
 
     @property
+    def files(self) -> tuple[documents_pb2.AssignedFile, ...]:
+        """The secrets and configs of the newest order."""
+        return self._holding.files
+
+    @property
     def status(self) -> TaskStatus:
         """The newest status."""
         return self._status
@@ -143,10 +150,13 @@ class TaskRunner:
             self._assigned = True
             self._holding.sources = tuple(assigned.image_sources)
             self._volumes = named_volumes(assigned)
+            self._holding.files = tuple(assigned.files)
             task = from_proto(assigned.task)
+        stale = self._holding.stale(task)
         news = assigned is None or not self._observed.confirmed or sense(task) != sense(self._task)
+        news = news or stale
         self._task = task
-        self._observed = replace(self._observed, confirmed=True)
+        self._observed = replace(self._observed, confirmed=True, stale=stale)
         if news:
             self._cut_short()
 
@@ -191,6 +201,8 @@ class TaskRunner:
                 await self._record_running()
             case Step.CONNECT:
                 await self._connect()
+            case Step.REFRESH:
+                await self._refresh()
             case Step.WATCH:
                 async with self._until_new_order():
                     end = await self._watch()
@@ -225,7 +237,8 @@ class TaskRunner:
             "runs" if isinstance(found, Started) else "ended" if found else "nothing left",
             extra={"task": self.id},
         )
-        self._observed = replace(self._observed, looked=True, container=found)
+        stale = isinstance(found, Started) and self._holding.stale(self._task)
+        self._observed = replace(self._observed, looked=True, container=found, stale=stale)
 
     async def _prepare(self) -> None:
         self._advance(TaskState.PREPARING)
@@ -235,6 +248,7 @@ class TaskRunner:
                 await end.wait()
             image = await self._holding.image(self._task)
             mounts = await self._holding.mount(self._task, self._volumes, image)
+            await self._await_files()
         if mounts is None:
             return
         await self._holding.connect(self._task, image, mounts)
@@ -244,6 +258,21 @@ class TaskRunner:
                 await self._holding.create(self._task)
         self._observed = replace(self._observed, prepared=True)
         self._advance(TaskState.READY)
+
+    async def _await_files(self) -> None:
+        """Until its secrets and configs are there. They are kept in memory only, so after a reboot
+        a manager has to send them again."""
+        if missing := self._parts.files.missing(self.files):
+            reason = f"waits for {missing}, which a manager has yet to send"
+            log.info(reason, extra={"task": self.id})
+            self._say(reason)
+        await self._parts.files.wait(self.files)
+        if missing:
+            self._say("")
+
+    def _say(self, message: str) -> None:
+        self._status = replace(self._status, message=message, at=self._parts.clock())
+        self._reporter.put(self.id, self._status)
 
     async def _start(self) -> None:
         async with self._gate:
@@ -306,6 +335,20 @@ class TaskRunner:
         if status.message.startswith(NOT_CONNECTED):
             status = replace(status, message="")
         self._record(status)
+
+    async def _refresh(self) -> None:
+        # Whatever comes of it, it is tried again only by another order: the program runs on.
+        self._observed = replace(self._observed, stale=False)
+        try:
+            await self._holding.refresh(self._task)
+        except (FileError, RuntimeFailure, OSError) as error:
+            reason = reason_of(error)
+            log.warning("its files are as they were: %s", reason, extra={"task": self.id})
+            self._record(replace(self._status, message=f"{NOT_REPLACED}{reason}"))
+            return
+        log.info("secrets and configs replaced", extra={"task": self.id})
+        if self._status.message.startswith(NOT_REPLACED):
+            self._record(replace(self._status, message=""))
 
     async def _stop(self) -> None:
         runtime = self._parts.runtime

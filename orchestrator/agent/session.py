@@ -152,6 +152,8 @@ class Session:
         match message.WhichOneof("kind"):
             case "assignments":
                 self._assign(message.assignments)
+            case "payload":
+                self._worker.take(message.payload)
             case "endpoints":
                 self._take_endpoints(message.endpoints)
             case "ack":

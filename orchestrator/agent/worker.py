@@ -22,7 +22,7 @@ from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.model.generic import supply_names
 from orchestrator.model.objects import Task
 from orchestrator.model.states import TaskState
-from orchestrator.pb import dispatch_pb2
+from orchestrator.pb import dispatch_pb2, documents_pb2
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +116,16 @@ class Worker:
         for task_id in removed:
             if (runner := self._runners.get(task_id)) is not None:
                 runner.order(None)
+        self._parts.files.retain(
+            {file.payload for runner in self._runners.values() for file in runner.files}
+        )
         if full and not self._swept:
             self._swept = True
             self._spawn(self._sweep(), "sweep")
+
+    def take(self, payload: documents_pb2.Payload) -> None:
+        """Keep the data of a secret or config, of which the next assignment tells."""
+        self._parts.files.take(payload)
 
     def _begin(self, assigned: dispatch_pb2.AssignedTask, record: Record | None) -> None:
         runner = TaskRunner(
@@ -166,6 +173,7 @@ class Worker:
                 await self._parts.network.detach(container_id)
             except Exception:
                 log.exception("cannot remove it", extra={"task": container_id})
+        self._parts.files.retain_tasks(self._runners.keys())
         try:
             await self._parts.volumes.retain(self._runners.keys())
         except VolumeError as error:

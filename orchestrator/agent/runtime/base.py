@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +38,9 @@ class Mount:
     namespace has on the host."""
     tmpfs: tuple[str, ...] = ()
     """Options of a tmpfs."""
+    exact: bool = False
+    """A file that has on the host the ids of whom it belongs to in the container, so that none are
+    mapped; it is data, and not to be run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,16 @@ class Runtime(Protocol):
     async def release(self, container_id: str) -> None:
         """Kill what is left and remove all but the writable layer and the logs, with which
         `create` goes on. Idempotent."""
+        ...
+
+    async def replace_files(self, container_id: str, files: Sequence[tuple[Path, str]]) -> None:
+        """Mount other files of the node at paths of a running container where it has files mounted,
+        so that whoever opens one finds the old or the new."""
+        ...
+
+    def users(self, container_id: str) -> range:
+        """The host's ids that are 0 and on in the container, once they are reserved; none if it
+        has the host's users."""
         ...
 
     async def pause(self, container_id: str) -> None:

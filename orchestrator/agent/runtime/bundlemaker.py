@@ -209,7 +209,7 @@ def _mapped(mounts: tuple[Mount, ...], owners: Owners) -> tuple[Mount, ...]:
     say; what is there is nobody's for the container."""
     found = []
     for mount in mounts:
-        if mount.source and not mount.owned:
+        if mount.source and not mount.owned and not mount.exact:
             try:
                 os.close(idmapped(Path(mount.source), owners.userns))
             except OSError:

@@ -8,15 +8,16 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orchestrator.agent.runtime import conmon, ending, spawn
+from orchestrator.agent.runtime import conmon, ending, filemounts, spawn
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.bundle import Bundle, Identity
@@ -40,6 +41,7 @@ MONITOR_DIED = "the container's monitor died"
 OUT_OF_MEMORY = "it used more memory than its limit, and the kernel killed it"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_FILE_MOUNTS = (sys.executable, "-I", "-S", filemounts.__file__)
 _CREATE_TIMEOUT = 60.0
 _STILL_WITHIN, _LOOK = 5.0, 0.002
 """Seconds in which all of a container has to be frozen, and between looks."""
@@ -276,6 +278,21 @@ class CrunRuntime:
         await asyncio.to_thread(bundle.release if keep else bundle.discard)
         self._watch.forget(container_id)
         self._rotation.forget(bundle.log)
+
+    async def replace_files(self, container_id: str, files: Sequence[tuple[Path, str]]) -> None:
+        """See `Runtime.replace_files`. Raises RuntimeFailure."""
+        process = self.access(container_id).running().open()
+        if process is None:
+            raise RuntimeFailure("the container is not running any more; see 'orc ps -a'")
+        try:
+            argv = [*_FILE_MOUNTS, str(process)]
+            for source, target in files:
+                argv += [str(source), target]
+            status, stderr = await spawn.run(argv, pass_fds=(process,))
+        finally:
+            os.close(process)
+        if status != 0:
+            raise RuntimeFailure(f"its files cannot be replaced ({stderr.strip()})")
 
     async def pause(self, container_id: str) -> None:
         """See `Runtime.pause`. Raises RuntimeFailure."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +54,8 @@ class FakeNode:
     pids: int = 1000
     layers: set[str] = field(default_factory=set)
     """Ids of containers whose writable layer is there."""
+    replaced: dict[str, list[tuple[Path, str]]] = field(default_factory=dict)
+    """By container id: the files that took the place of others while it ran."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def script(self, container_id: str) -> Script:
@@ -181,6 +183,15 @@ class FakeRuntime:
         if container_id in self._node.containers:
             self._node.end(container_id, 128 + signal.SIGKILL)
             del self._node.containers[container_id]
+
+    async def replace_files(self, container_id: str, files: Sequence[tuple[Path, str]]) -> None:
+        """See `Runtime.replace_files`."""
+        self._step(container_id, "replace_files")
+        self._node.replaced.setdefault(container_id, []).extend(files)
+
+    def users(self, container_id: str) -> range:
+        """See `Runtime.users`."""
+        return range(0)
 
     async def pause(self, container_id: str) -> None:
         """See `Runtime.pause`."""

@@ -10,6 +10,9 @@ from orchestrator.agent.runtime.base import RuntimeFailure
 
 CLONE_NEWNS = 0x00020000
 MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
 MS_BIND = 1 << 12
 MS_REC = 1 << 14
 MS_SLAVE = 1 << 19

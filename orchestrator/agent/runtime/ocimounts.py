@@ -30,6 +30,9 @@ def entry(mount: Mount, *, idmapped: bool) -> dict[str, Any]:
     if not mount.source:
         options = [*mount.tmpfs, "nosuid", "nodev", *(["ro"] if mount.read_only else [])]
         return {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options}
+    if mount.exact:
+        options = ["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"]
+        return {"destination": target, "type": "bind", "source": mount.source, "options": options}
     options = ["rbind" if mount.recursive else "bind", mount.propagation or "rprivate"]
     if mount.read_only:
         options += ["ro", "rro"] if mount.recursive else ["ro"]

@@ -87,11 +87,11 @@ def _settle(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def run(argv: Sequence[str]) -> tuple[int, str]:
+async def run(argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> tuple[int, str]:
     """Run a command to its end: exit status and the beginning of what it wrote on stderr."""
     with descriptors() as owned:
         stderr = owned.memory_file()
-        status = await reap(spawn(argv, stderr=stderr))
+        status = await reap(spawn(argv, stderr=stderr, pass_fds=pass_fds))
         return status, read_text(stderr)
 
 

@@ -23,6 +23,7 @@ from orchestrator.manager.planning.nodetable import Demand, Filter, NodeTable, P
 from orchestrator.manager.planning.resources import BoolArray, fits
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import NodeRule, node_rules, only_on, unusable
+from orchestrator.model.documents import FEATURE
 from orchestrator.model.names import parse_image
 from orchestrator.model.objects import Availability, NodeState
 from orchestrator.model.placement import GenericResource
@@ -48,6 +49,8 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
             yield from network_rules(network)
         elif (holder := namespace_holder(view, name)) is not None:
             yield _node_rule(only_on(view, holder.node_id, f"container {holder.name} is on"))
+    if demand.files:
+        yield _FILES
     for port in demand.ports:
         yield _port(port)
     if most := demand.max_per_node:
@@ -106,6 +109,14 @@ _UP = (
 _WELCOME = (
     Filter(lambda table: table.availability != Availability.PAUSE, "paused"),
     Filter(lambda table: table.availability != Availability.DRAIN, "drained"),
+)
+
+
+_FILES = Filter(
+    lambda table: np.array(
+        [FEATURE in node.description.features for node in table.nodes], dtype=np.bool_
+    ),
+    "its agent is too old for secrets and configs",
 )
 
 

@@ -13,6 +13,7 @@ from orchestrator.manager.planning.stock import Stock
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import Homes, named_volumes
 from orchestrator.model.affinities import Affinity
+from orchestrator.model.documents import references
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.objects import Service, Task
 from orchestrator.model.placement import GenericResource, Strategy
@@ -40,6 +41,8 @@ class Demand:
     volumes: tuple[MountSpec, ...] = ()
     """The named volumes, their names expanded as far as they are known before it has a node."""
     volumes_from: tuple[str, ...] = ()
+    files: bool = False
+    """It has secrets or configs."""
     max_per_node: int = 0
     spread: tuple[str, ...] = ()
     affinities: tuple[Affinity, ...] = ()
@@ -63,6 +66,7 @@ class Demand:
             at_home=task.standalone and bool(task.node_id),
             volumes=named_volumes(task),
             volumes_from=task.spec.container.volumes_from,
+            files=any(references(task.spec.container)),
             max_per_node=service.spec.max_per_node if service else 0,
             spread=service.spec.spread if service else (),
             affinities=service.spec.affinities if service else task.affinities,

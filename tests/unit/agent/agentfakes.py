@@ -4,6 +4,7 @@ test waits for what it expects instead of sleeping."""
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Container, Exit, Mount, RuntimeFailure, Started
+from orchestrator.agent.taskfiles import TaskFiles
 from orchestrator.model.convert import to_proto
 from orchestrator.model.networks import stands_alone
 from orchestrator.model.objects import Task, TaskStatus, Volume
@@ -69,6 +71,8 @@ class FakeRuntime:
         self.calls: list[tuple[str, str]] = []
         self.signals: list[tuple[str, int]] = []
         self.frozen: set[str] = set()
+        self.files: dict[tuple[str, str], bytes] = {}
+        """By container and path: what took the place of another file while it ran."""
         self.deaf: set[str] = set()
         """Containers that only SIGKILL ends."""
         self.failures: dict[tuple[str, str], Exception] = {}
@@ -133,6 +137,14 @@ class FakeRuntime:
     async def release(self, container_id: str) -> None:
         await self._called("release", container_id)
         self.lose(container_id)
+
+    async def replace_files(self, container_id: str, files: Sequence[tuple[Path, str]]) -> None:
+        self.calls.append(("replace_files", container_id))
+        for source, target in files:
+            self.files[container_id, target] = source.read_bytes()
+
+    def users(self, container_id: str) -> range:
+        return range(0)
 
     async def pause(self, container_id: str) -> None:
         await self._called("pause", container_id)
@@ -253,6 +265,8 @@ class Host:
         self.images = FakeImages()
         self.network = FakeNetwork()
         self.volumes = FakeVolumes()
+        self.files = folder / "documents"
+        self.files.mkdir(exist_ok=True)
         self.probes = FakeProbes()
         self.boot_id = "boot-1"
 
@@ -262,6 +276,7 @@ class Host:
             images=self.images,
             network=self.network,
             volumes=self.volumes,
+            files=TaskFiles(self.files),
             probes=self.probes,
             logs=KeptLogs(self.folder / "logs"),
             boot_id=self.boot_id,
@@ -273,6 +288,8 @@ class Host:
         for container_id in [*self.runtime.made]:
             self.runtime.lose(container_id)
         self.network.attached.clear()
+        shutil.rmtree(self.files)
+        self.files.mkdir()
         self.boot_id += "+"
 
 

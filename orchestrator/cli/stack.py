@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.groups import OrcGroup, example
-from orchestrator.cli.output import listing_options, print_json, print_list
+from orchestrator.cli.groups import Lazy, OrcGroup, example
+from orchestrator.cli.output import listing_options, print_list
 from orchestrator.cli.rows import service_columns, service_row, task_columns, task_rows
-from orchestrator.cli.stack_deploy import checked_name, deploy, no_stack, rm
-from orchestrator.cli.stack_files import file_options, read_files
-from orchestrator.cli.stack_rows import STACK_COLUMNS, of_stack, stack_rows
-from orchestrator.compose.project import escaped
-from orchestrator.compose.tree import plain
-from orchestrator.compose.yamlfile import dump
+from orchestrator.cli.stack_rows import STACK_COLUMNS, no_stack, of_stack, stack_rows
 from orchestrator.model.specs import STACK_LABEL
 from orchestrator.pb import control_pb2
 
 
 @click.group(
     cls=OrcGroup,
+    # Those that read compose files take longer to import than the others take to run.
+    sections=(
+        (
+            "Compose files",
+            (
+                Lazy("deploy", "orchestrator.cli.stack_deploy:deploy", "Make what the files say"),
+                Lazy("config", "orchestrator.cli.stack_config:config", "Print the files as one"),
+                Lazy("rm", "orchestrator.cli.stack_deploy:rm", "Remove stacks"),
+            ),
+        ),
+    ),
     epilog=example("orc stack deploy -c compose.yaml shop", "orc stack services shop"),
 )
 def stack() -> None:
     """Stacks: services, networks and volumes that are deployed together from compose files."""
-
-
-stack.add_command(deploy)
-stack.add_command(rm)
 
 
 @stack.command("ls", epilog=example("orc stack ls"))
@@ -100,45 +101,3 @@ def _services(client: Client, name: str) -> list[Any]:
         }
         raise no_stack(name, sorted(known))
     return rows
-
-
-@stack.command(
-    epilog=example(
-        "orc stack config -c compose.yaml",
-        "orc stack config -c compose.yaml -c production.yaml --format json",
-    )
-)
-@file_options
-@click.option(
-    "--skip-interpolation", "--no-interpolate", is_flag=True, help="Leave variables as they are."
-)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["yaml", "json"]),
-    default="yaml",
-    show_default=True,
-    help="How to print it.",
-)
-@click.option("--quiet", "-q", is_flag=True, help="Only say what is wrong.")
-@click.argument("folder", required=False)
-def config(
-    folder: str | None, skip_interpolation: bool, form: str, quiet: bool, **values: Any
-) -> None:
-    """Print the one file that compose files are together: merged, with their variables filled in,
-    and everything in its long form. Nothing is asked of a cluster."""
-    given = read_files(values, folder, interpolate=not skip_interpolation)
-    if not skip_interpolation:
-        given.stack(checked_name(given.document.text("name") or "stack"))
-    for note in given.notes:
-        click.echo(f"note: {note}", err=True)
-    if quiet:
-        return
-    document = given.document
-    shown = {key: each for key, each in document.entries.items() if key != "version"}
-    document = replace(document, entries=shown)
-    if form == "json":
-        print_json(plain(document))
-    else:
-        tree = document if skip_interpolation else escaped(document)
-        click.echo(dump(tree), nl=False)

@@ -24,11 +24,11 @@ from orchestrator.cli.stack_changes import (
     left,
     removals,
 )
-from orchestrator.cli.stack_files import file_options, read_files
-from orchestrator.cli.stack_rows import stack_names
+from orchestrator.cli.stack_files import checked_name, file_options, read_files
+from orchestrator.cli.stack_rows import no_stack, stack_names
 from orchestrator.compose.stack import Stack, StackNetwork, StackService, StackVolume
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.names import check_name, near_miss
+from orchestrator.model.mounts import LOCAL_DRIVER
 from orchestrator.model.objects import Network, Service, Task, Volume
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.units import format_duration
@@ -124,22 +124,6 @@ def rm(client: Client, names: tuple[str, ...], quiet: bool) -> None:
         deployment.await_gone()
 
 
-def no_stack(name: str, known: Sequence[str]) -> CliError:
-    """There is none of that name."""
-    meant = near_miss(name, known)
-    hint = f"did you mean '{meant}'?" if meant else "see 'orc stack ls'"
-    return CliError(f"no stack '{name}'; {hint}")
-
-
-def checked_name(text: str) -> str:
-    """A stack's name, which begins the names of all that it has. Raises a usage error."""
-    try:
-        check_name(text, "stack name")
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    return text
-
-
 def observed(client: Client) -> Observed:
     """What the cluster has."""
     services = client.call("ListServices", control_pb2.ListServicesRequest()).services
@@ -182,6 +166,15 @@ class _Deployment:
             if (field := _PLANNED.get(method)) is not None:
                 planned.append(control_pb2.PlannedChange(**{field: request}))
         self._client.call("Plan", control_pb2.PlanRequest(changes=planned, check_only=True))
+        wanted = {step.wanted.driver: step.name for step in steps if step.kind == "volume"}
+        if drivers := wanted.keys() - {"", LOCAL_DRIVER}:
+            nodes = self._client.call("ListNodes", control_pb2.ListNodesRequest()).nodes
+            known = {name for row in nodes for name in row.node.description.volume_drivers}
+            for driver in sorted(drivers - known):
+                raise CliError(
+                    f"volume '{wanted[driver]}' is of driver '{driver}', which no node has; start "
+                    "its plugin"
+                )
 
     def build(self) -> dict[str, str]:
         """Build the images that the files say how to build; their names, and their ids."""

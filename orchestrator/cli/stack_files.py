@@ -19,6 +19,7 @@ from orchestrator.compose.project import Loader, Project
 from orchestrator.compose.stack import Stack
 from orchestrator.compose.tree import ComposeError, Map
 from orchestrator.compose.variables import parse_env
+from orchestrator.model.names import check_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,6 +49,15 @@ class Given:
             return stack_of(Project(self.document, _read, self.values), name, reading)
         except ComposeError as error:
             raise CliError(str(error)) from None
+
+
+def checked_name(text: str) -> str:
+    """A stack's name, which begins the names of all that it has. Raises a usage error."""
+    try:
+        check_name(text, "stack name")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return text
 
 
 def file_options(function: F) -> F:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cli.groups import CliError
 from orchestrator.cli.output import Column, Row, column
+from orchestrator.model.names import near_miss
 from orchestrator.model.specs import STACK_LABEL
 
 if TYPE_CHECKING:
@@ -51,3 +53,10 @@ STACK_COLUMNS = [
     Column("TASKS", lambda row: f"{row['running']}/{row['tasks']}"),
     column("NETWORKS", "networks"),
 ]
+
+
+def no_stack(name: str, known: Sequence[str]) -> CliError:
+    """There is none of that name."""
+    meant = near_miss(name, known)
+    hint = f"did you mean '{meant}'?" if meant else "see 'orc stack ls'"
+    return CliError(f"no stack '{name}'; {hint}")

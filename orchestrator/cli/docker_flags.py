@@ -78,7 +78,6 @@ _BUILD = {
 
 _SERVICE = {
     "--credential-spec": "that is Windows'",
-    "--generic-resource": "use --device, and --constraint for the nodes that have it",
     "--isolation": "that is Windows'",
     "--log-driver": _CONTAINER["--log-driver"],
     "--log-opt": _CONTAINER["--log-opt"],

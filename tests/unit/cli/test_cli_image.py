@@ -273,7 +273,7 @@ def test_failed_build(manager: Any, run: Run, folder: Path) -> None:
 def test_a_file_that_cannot_be_read(
     manager: Any, refused: Refused, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def vanished(*_: Any, **_: object) -> Any:
+    def vanished(*_: Any, **more: Any) -> Any:
         yield b"x"
         raise FileNotFoundError(2, "No such file or directory", "sub/x")
 

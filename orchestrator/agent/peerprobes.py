@@ -7,7 +7,6 @@ manager.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from orchestrator.agent.pathmtu import AT_ONCE
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.wiretest import DATAGRAMS, Responder, measure_rate, send_datagrams
 from orchestrator.pb import dispatch_pb2, doctor_pb2
-
-log = logging.getLogger(__name__)
 
 COUNT, PAUSE = 20, 0.01
 """Echoes to each node, and seconds between."""
@@ -87,7 +84,7 @@ class PeerProbes:
         asked = order.diagnosis
         async with AsyncExitStack() as stack:
             test = _Test(stack.enter_context(Echo(self._address)), asked.token)
-            here = await self._enter(stack, test, asked)
+            here = await self._enter(stack, readers, test, asked)
             await call.write(_frame(here=here))
             while True:
                 frame = await self._next(call)
@@ -115,22 +112,27 @@ class PeerProbes:
         return frame.diagnosis
 
     async def _enter(
-        self, stack: AsyncExitStack, test: _Test, asked: doctor_pb2.DiagnosisOrder
+        self,
+        stack: AsyncExitStack,
+        readers: asyncio.TaskGroup,
+        test: _Test,
+        asked: doctor_pb2.DiagnosisOrder,
     ) -> doctor_pb2.Here:
-        """Get ready; what there is of the network here."""
+        """Get ready; what there is of the network here. Raises RuntimeFailure."""
         here = doctor_pb2.Here(drifts=await self._drifts())
         config = self._ordered.applied().get(asked.network_id)
-        if config is None or not config.vni:
+        if config is None or not config.vni or config.id in self._ordered.failures():
             return here
+        # At the gateway's own address the name server has the port.
+        address = config.tunnel_address if asked.reserved_port else config.own_address
         try:
             under = await self._network.underlay(config.id)
-            address = config.own_address
-            responder = Responder(address, asked.token, asked.reserved_port)
             inner = stack.enter_context(Echo(address))
-            await stack.enter_async_context(responder)
+            responder = await stack.enter_async_context(
+                Responder(readers, address, asked.token, reserved=asked.reserved_port)
+            )
         except (OSError, NetworkError) as error:
-            log.warning("network %s cannot be tested here: %s", config.name, error)
-            return here
+            raise RuntimeFailure(f"network {config.name} cannot be tested here: {error}") from None
         test.address, test.mtu, test.inner, test.responder = address, under.tunnel, inner, responder
         here.address, here.port, here.mtu = address, responder.port, under.tunnel
         here.device, here.device_mtu = under.device, under.mtu

@@ -42,8 +42,12 @@ class Responder:
     """Hears datagrams and takes streams while its context lasts. Raises OSError when entered, if
     the address is not this node's or the port is taken."""
 
-    def __init__(self, address: str, token: bytes, reserved: bool) -> None:
-        """`reserved`: at the name servers' port, which is open where others are not."""
+    def __init__(
+        self, group: asyncio.TaskGroup, address: str, token: bytes, *, reserved: bool
+    ) -> None:
+        """`reserved`: at the name servers' port, which is open where others are not. Its task is
+        one of the `group`."""
+        self._group = group
         self._address = address
         self._token = token
         self._wanted = _RESERVED if reserved else 0
@@ -59,13 +63,12 @@ class Responder:
             self._udp.bind((self._address, self.port))
             self._tcp.listen(1)
         except BaseException:
-            self._close()
+            self._udp.close()
+            self._tcp.close()
             raise
         self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._udp.fileno(), self._hear)
-        self._group = asyncio.TaskGroup()
-        await self._group.__aenter__()
         self._server = self._group.create_task(self._serve(), name="rate test")
         return self
 
@@ -76,15 +79,12 @@ class Responder:
         trace: TracebackType | None,
     ) -> None:
         self._server.cancel()
-        try:
-            await self._group.__aexit__(kind, error, trace)
-        finally:
-            self._loop.remove_reader(self._udp.fileno())
-            self._close()
-
-    def _close(self) -> None:
+        self._loop.remove_reader(self._udp.fileno())
         self._udp.close()
-        self._tcp.close()
+        try:
+            await asyncio.wait([self._server])  # it must have let go of the socket
+        finally:
+            self._tcp.close()
 
     @property
     def heard(self) -> Mapping[int, tuple[int, int]]:

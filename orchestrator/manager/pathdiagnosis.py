@@ -30,6 +30,7 @@ class _Case:
     network: NetworkFacts
     nodes: dict[str, NodeFacts]
     paths: list[PathFacts]
+    others: tuple[NetworkFacts, ...]
     explained: set[frozenset[str]] = field(default_factory=set)
 
     @property
@@ -53,10 +54,14 @@ class _Case:
 
 
 def judge(
-    network: NetworkFacts, nodes: Iterable[NodeFacts], paths: Iterable[PathFacts]
+    network: NetworkFacts,
+    nodes: Iterable[NodeFacts],
+    paths: Iterable[PathFacts],
+    others: Iterable[NetworkFacts] = (),
 ) -> tuple[Finding, ...]:
-    """All that is worth a word, what is wrong first."""
-    case = _Case(network, {node.name: node for node in nodes}, list(paths))
+    """All that is worth a word, what is wrong first. `others` are networks that use the same paths
+    and were not tested themselves."""
+    case = _Case(network, {node.name: node for node in nodes}, list(paths), tuple(others))
     found = [finding for rule in _RULES for finding in rule(case)]
     return tuple(sorted(found, key=lambda finding: not finding.wrong))
 
@@ -204,9 +209,6 @@ def _mtus(case: _Case) -> Iterator[Finding]:
     small = [p for p in inside if p.large.sent and not p.large.received and p.overlay.received]
     if not small:
         return
-    # No node's packets may be larger than what every path leaves, nor than what a peer takes.
-    carried = [path.path_mtu - OVERHEAD for path in inside if path.path_mtu]
-    fitting = min([*carried, *(case.nodes[name].mtu for path in inside for name in path.pair)])
     worst = min(small, key=lambda path: (path.path_mtu or 1 << 16, path.source, path.target))
     size, name = case.nodes[worst.source].mtu, case.network.name
     more = f", nor along {_others(len(small) - 1)}" if len(small) > 1 else ""
@@ -214,17 +216,50 @@ def _mtus(case: _Case) -> Iterator[Finding]:
         f"packets of {size} bytes, as network {name} has them, do not get from {worst.source} to "
         f"{worst.target}{more}"
     )
+    mend = "make the network anew with a smaller --opt mtu"
     if 0 < worst.path_mtu < size + OVERHEAD:
         text += f": that path carries {worst.path_mtu} bytes, {OVERHEAD} of them for the tunnel"
         if case.network.asked_mtu:
-            mend = f"make the network anew with --opt mtu={fitting}"
+            mend = _smaller(_fitting(case))
         else:
-            mend = f"the network follows by itself, to {fitting} bytes, within a minute"
-        mend += ", or raise the MTU of what lies between the nodes"
-    else:
-        mend = "make the network anew with a smaller --opt mtu"
+            mend = (
+                f"the network follows by itself within a minute, to {_fitting(case)} bytes; for "
+                "larger packets raise the MTU of what lies between the nodes"
+            )
     yield Finding(True, tuple(sorted({n for path in small for n in path.pair})), text, mend)
     case.explained |= _pairs(small)
+
+
+def _fitting(case: _Case) -> int:
+    """Bytes of a network's packets that every path leaves, and every peer takes."""
+    carried = [path.path_mtu - OVERHEAD for path in case.paths if path.path_mtu]
+    taken = [node.mtu for node in case.nodes.values() if node.mtu]
+    return min([*carried, *taken])
+
+
+def _smaller(size: int) -> str:
+    return (
+        f"make the network anew with --opt mtu={size}, or raise the MTU of what lies between the "
+        "nodes"
+    )
+
+
+def _wishes(case: _Case) -> Iterator[Finding]:
+    """Other networks that were made with an MTU which the paths do not carry."""
+    known = [path for path in case.paths if path.path_mtu]
+    if not known:
+        return
+    worst = min(known, key=lambda path: (path.path_mtu, path.source, path.target))
+    for other in case.others:
+        if other.asked_mtu + OVERHEAD > worst.path_mtu:
+            yield Finding(
+                True,
+                (worst.source, worst.target),
+                f"network {other.name} was made for packets of {other.asked_mtu} bytes, and the "
+                f"path from {worst.source} to {worst.target} carries {worst.path_mtu}, {OVERHEAD} "
+                "of them for the tunnel",
+                _smaller(worst.path_mtu - OVERHEAD),
+            )
 
 
 def _others(count: int) -> str:
@@ -347,6 +382,7 @@ _RULES = (
     _checksums,
     _losses,
     _mtus,
+    _wishes,
     _narrow,
     _silent,
     _slow,

@@ -63,6 +63,11 @@ class NetworkConfig:
         return self.gateway or str(IPv4Network(self.subnet)[1])
 
     @property
+    def tunnel_address(self) -> str:
+        """This node's end of the tunnel."""
+        return str(IPv4Network(self.subnet)[0])
+
+    @property
     def bridge(self) -> str:
         """The name of its bridge on this node."""
         return f"orcbr{self.vni}" if self.vni else f"orcbr-{self.id}"[:NAME_LIMIT]

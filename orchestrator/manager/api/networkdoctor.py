@@ -220,9 +220,12 @@ class _Diagnosis:
     def reply(self) -> Any:
         """What came of it."""
         network, nodes, paths = self._network, self._facts(), self._paths()
-        findings = judge(
-            NetworkFacts(network.name, network.vni, int(network.options.get(MTU, 0))), nodes, paths
-        )
+        others = [
+            _network_facts(each)
+            for each in self._api.view.networks.values()
+            if each.driver == OVERLAY and each.id != network.id and not self._alone
+        ]
+        findings = judge(_network_facts(network), nodes, paths, others)
         return doctor_pb2.Diagnosis(
             network=network.name,
             nodes=[_described(node, facts) for node, facts in zip(self._nodes, nodes, strict=True)],
@@ -285,6 +288,10 @@ class _Diagnosis:
         """What a node heard of the one with that number."""
         heard = self._patients[node_id].result.heard if node_id in self._patients else ()
         return next((each for each in heard if each.number == number), doctor_pb2.Heard())
+
+
+def _network_facts(network: Network) -> NetworkFacts:
+    return NetworkFacts(network.name, network.vni, int(network.options.get(MTU, 0)))
 
 
 def _number(count: int, what: str) -> str:

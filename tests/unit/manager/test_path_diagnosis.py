@@ -37,6 +37,7 @@ class World:
 
     def __init__(self, count: int = 3, asked_mtu: int = 0) -> None:
         self.network = NetworkFacts("back", vni=4097, asked_mtu=asked_mtu)
+        self.others = [NetworkFacts("front", 4098), NetworkFacts("small", 4099, asked_mtu=1300)]
         self.nodes = {
             f"node{n}": NodeFacts(
                 f"node{n}", f"192.0.2.{n}", mtu=1450, device="eth0", device_mtu=1500
@@ -72,13 +73,18 @@ class World:
     def both(self, one: str, two: str, **change: Any) -> World:
         return self.path(one, two, **change).path(two, one, **change)
 
+    def beside(self, name: str, asked_mtu: int) -> World:
+        """Another network, which is not tested."""
+        self.others.append(NetworkFacts(name, 4100, asked_mtu))
+        return self
+
     def without(self, name: str) -> World:
         """A node that tells nothing."""
         self.paths = {way: path for way, path in self.paths.items() if way[0] != name}
         return self
 
     def judged(self) -> tuple[Finding, ...]:
-        return judge(self.network, self.nodes.values(), self.paths.values())
+        return judge(self.network, self.nodes.values(), self.paths.values(), self.others)
 
 
 DOWN_DEAD = {**CUT, "datagrams": 0}
@@ -195,8 +201,22 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
         lambda: World().both("node1", "node2", path_mtu=1400, large=Echoes(5, 0)),
         "packets of 1450 bytes, as network back has them, do not get from node1 to node2, nor "
         "along 1 other path: that path carries 1400 bytes, 50 of them for the tunnel",
-        "the network follows by itself, to 1350 bytes, within a minute, or raise the MTU of what "
-        "lies between the nodes",
+        "the network follows by itself within a minute, to 1350 bytes; for larger packets raise "
+        "the MTU of what lies between the nodes",
+    ),
+    (
+        "another network was asked to be too large",
+        lambda: (
+            World()
+            .beside("old", 1400)
+            .path("node2", "node1", path_mtu=1400)
+            .node("node1", mtu=1350, device_mtu=1400)
+            .node("node2", mtu=1350, device_mtu=1400)
+        ),
+        "network old was made for packets of 1400 bytes, and the path from node2 to node1 carries "
+        "1400, 50 of them for the tunnel",
+        "make the network anew with --opt mtu=1350, or raise the MTU of what lies between the "
+        "nodes",
     ),
     (
         "large packets get lost, and nobody knows where",

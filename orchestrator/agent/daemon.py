@@ -39,6 +39,10 @@ from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.names import NameServerProcess
+from orchestrator.agent.netplugins.chains import Chains
+from orchestrator.agent.netplugins.mixed import AllNetworks
+from orchestrator.agent.netplugins.program import Programs
+from orchestrator.agent.netplugins.records import Records
 from orchestrator.agent.network import NetworkError, NodeNetwork
 from orchestrator.agent.networks import Networks
 from orchestrator.agent.parts import Parts
@@ -73,6 +77,7 @@ from orchestrator.identity.tls import (
     server_credentials,
 )
 from orchestrator.model import objects
+from orchestrator.model.networks import CHAINS
 from orchestrator.model.objects import Task
 from orchestrator.pb import blobs_pb2_grpc
 from orchestrator.web.https import CannotListen, TlsFiles, listening
@@ -153,6 +158,7 @@ async def run(settings: Settings) -> None:
                     settings.run_dir,
                     lost=lambda: endpoints.look_again(names),
                     clients=lambda: worker.clients(),
+                    places=lambda: chains.places(),
                 )
             )
             task_files = _files(settings.run_dir / "documents")
@@ -187,8 +193,9 @@ async def run(settings: Settings) -> None:
             await encryption.look()
         except NetworkError as error:
             raise AgentFailure(str(error)) from error
+        chains = Chains(Records(data / "network-plugins" / "cni"), Programs(socket.gethostname()))
         networks = Networks(
-            network,
+            AllNetworks(network, chains),
             identity.address,
             encryption=encryption,
             held=lambda: worker.holders(),
@@ -290,7 +297,9 @@ async def run(settings: Settings) -> None:
 
         def node() -> Node:
             here = replace(
-                description, routes=describe.routes(), network_features=encryption.features
+                description,
+                routes=describe.routes(),
+                network_features=(*encryption.features, CHAINS),
             )
             return Node(
                 lambda: replace(
@@ -299,6 +308,7 @@ async def run(settings: Settings) -> None:
                     volume_drivers=dict(volumes.plugins.scopes),
                     path_mtu=paths.least,
                     tunnel_keys=encryption.keys,
+                    cni_plugins=chains.names,
                 ),
                 parts.boot_id,
                 store.inventory,
@@ -345,6 +355,8 @@ async def run(settings: Settings) -> None:
             group.create_task(pressure.run(), name="image pressure")
             group.create_task(volumes.run(), name="volumes")
             group.create_task(_wake_for(volumes.changed, wake), name="volume drivers")
+            group.create_task(chains.run(), name="CNI networks")
+            group.create_task(_wake_for(chains.changed, wake), name="CNI plugins")
             group.create_task(dialer.run(), name="dialer")
 
 

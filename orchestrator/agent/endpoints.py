@@ -20,7 +20,7 @@ from typing import Protocol
 
 from orchestrator.agent.network import NetworkError
 from orchestrator.agent.statedb import EndpointKey, StateDb
-from orchestrator.model.networks import BRIDGE
+from orchestrator.model.networks import stays_on_node
 from orchestrator.pb import dispatch_pb2
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,8 @@ class Endpoints:
 
 def _alone(networks: Iterable[dispatch_pb2.AssignedNetwork]) -> frozenset[str]:
     """Ids of the networks that each node has for itself."""
-    return frozenset(network.id for network in networks if network.driver == BRIDGE)
+    alone = (each for each in networks if stays_on_node(each.driver, each.options))
+    return frozenset(network.id for network in alone)
 
 
 def _key(entry: dispatch_pb2.ServiceEndpoints) -> EndpointKey:

@@ -19,12 +19,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from orchestrator import __version__
 from orchestrator.agent.endpoints import Change
+from orchestrator.agent.netplugins.results import Place
 from orchestrator.agent.network import NetworkError
+from orchestrator.model.networks import is_ours
 from orchestrator.model.objects import Task, TaskStatus
 from orchestrator.pb import dispatch_pb2, types_pb2
 
@@ -69,13 +71,17 @@ class NameServerProcess:
         run_dir: Path,
         lost: Callable[[], None],
         clients: Callable[[], Iterable[Client]] = tuple,
+        places: Callable[[], Mapping[str, Place]] = dict,
         command: Sequence[str] = COMMAND,
     ) -> None:
         """`lost` is called when the server has ended, and so is to be told everything again.
-        `clients` are the containers of this node that ask for more than one network's names."""
+        `clients` are the containers of this node that ask for more than one network's names,
+        `places` tells by network's id where names are answered in those that others make."""
         self._path = run_dir / "names.sock"
         self._lost = lost
         self._clients = clients
+        self._places = places
+        self._told_places: Mapping[str, Place] = {}
         self._networks: dict[str, str] = {}
         """Name → id."""
         self._told_of: list[dict[str, Any]] | None = None
@@ -104,14 +110,17 @@ class NameServerProcess:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 link = await self._connected()
-                if change.base is not None and change.base != self._revision:
+                places = self._places()
+                moved = places != self._told_places
+                if change.base is not None and (moved or change.base != self._revision):
                     change = whole()
                 if change.networks is not None:
                     self._networks = {network.name: network.id for network in change.networks}
                 clients = [_client(each, self._networks) for each in self._clients()]
-                news = change.revision != self._revision or clients != self._told_of
+                news = moved or change.revision != self._revision or clients != self._told_of
                 self._revision = None
-                answer = await link.ask(document(change) | {"clients": clients} if news else {})
+                told = document(change, places) | {"clients": clients} if news else {}
+                answer = await link.ask(told)
         except TimeoutError:
             self._disconnect()
             self._kill()
@@ -126,7 +135,7 @@ class NameServerProcess:
             raise
         if "revision" not in answer:
             raise NetworkError(str(answer.get("error", "the name server has lost its table")))
-        self._revision, self._told_of = change.revision, clients
+        self._revision, self._told_of, self._told_places = change.revision, clients, places
         if (complaint := answer["complaint"]) != self._complaint:
             log.log(
                 logging.ERROR if complaint else logging.INFO,
@@ -244,8 +253,9 @@ class _Link(asyncio.Protocol):
             self._transport.close()
 
 
-def document(change: Change) -> dict[str, Any]:
+def document(change: Change, places: Mapping[str, Place] = MappingProxyType({})) -> dict[str, Any]:
     """A change as the server reads it; see `orchestrator.nameserver.table`."""
+    nowhere = Place((), ())
     document: dict[str, Any] = {
         "revision": change.revision,
         "base": change.base,
@@ -256,11 +266,13 @@ def document(change: Change) -> dict[str, Any]:
         document["networks"] = [
             {
                 "id": network.id,
-                "gateways": _gateways(network),
-                "ranges": [r for r in (network.cluster_cidr, network.cluster_cidr6) if r],
+                "gateways": list(place.gateways) or _gateways(network),
+                "ranges": list(place.ranges)
+                or [r for r in (network.cluster_cidr, network.cluster_cidr6) if r],
                 "internal": network.internal,
             }
             for network in change.networks
+            for place in (places.get(network.id, nowhere),)
         ]
     return document
 
@@ -278,6 +290,8 @@ def _client(client: Client, networks: Mapping[str, str]) -> dict[str, Any]:
 
 def _gateways(network: dispatch_pb2.AssignedNetwork) -> list[str]:
     """This node's addresses in a network: the first of each of its slices, if no other is said."""
+    if network.driver and not is_ours(network.driver):
+        return []
     subnets = [ip_network(each) for each in (network.subnet, network.subnet6) if each]
     said = [ip_address(network.gateway)] if network.gateway else []
     return [

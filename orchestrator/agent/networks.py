@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.agent.encryption import Encryption, Tunnelling, TunnelOrder, tunnel_order
+from orchestrator.agent.encryption import Encryption, TunnelOrder, tunnel_order
 from orchestrator.agent.network import (
     Attachment,
     Interface,
@@ -27,7 +27,14 @@ from orchestrator.agent.network import (
     Peer,
     PortMapping,
 )
-from orchestrator.model.networks import BRIDGE, MTU, joined_container, own_addresses, stands_alone
+from orchestrator.model.networks import (
+    BRIDGE,
+    MTU,
+    is_ours,
+    joined_container,
+    own_addresses,
+    stands_alone,
+)
 from orchestrator.model.objects import Task
 from orchestrator.model.specs import HOST_NETWORK, NetworkAttachment, PublishMode
 from orchestrator.pb import dispatch_pb2
@@ -42,7 +49,7 @@ MOST_NAMESERVERS = 3
 """That resolvers look at (resolv.conf(5))."""
 
 
-class NodeNetworking(Tunnelling, Protocol):
+class NodeNetworking(Protocol):
     """What is needed of `network.NodeNetwork`; see there."""
 
     async def apply(self, config: NetworkConfig) -> None: ...
@@ -243,6 +250,7 @@ class Networks:
         free = _free_names(list(has.values()))
         way_out = next((config.id for _, config in wanted if not config.internal), "")
         addresses, addresses6, gateways = {}, {}, []
+        others: list[str] = []
         for index, (attachment, config) in enumerate(wanted):
             interface = _interface(
                 task,
@@ -253,12 +261,15 @@ class Networks:
             )
             made = await self._network.attach(config.id, task.id, interface)
             addresses[config.name] = made.address
-            gateways.append(made.gateway)
+            if made.gateway:
+                gateways.append(made.gateway)
+            others += made.nameservers
             if made.address6:
                 addresses6[config.name] = made.address6
         # Any of them answers for all of the container's networks; the others are there for when it
         # is taken off the first.
-        return Connected(Path(netns), addresses, addresses6, tuple(gateways[:MOST_NAMESERVERS]))
+        nameservers = gateways or others
+        return Connected(Path(netns), addresses, addresses6, tuple(nameservers[:MOST_NAMESERVERS]))
 
     async def detach(self, container_id: str) -> None:
         """Disconnect a container and free what it had. Raises NetworkError."""
@@ -306,19 +317,22 @@ def _interface(
         ports=tuple(
             PortMapping(port.published, port.target, port.protocol.name.lower()) for port in ports
         ),
+        aliases=attachment.aliases,
+        options=attachment.options,
     )
 
 
 def network_config(network: dispatch_pb2.AssignedNetwork, node_address: str) -> NetworkConfig:
     """A network as it is ordered, as this node's kernel is to have it."""
     alone = network.driver == BRIDGE
+    foreign = bool(network.driver) and not is_ours(network.driver)
     return NetworkConfig(
         id=network.id,
         name=network.name,
         vni=0 if alone else network.vni,
         cluster_cidr=network.cluster_cidr,
         subnet=network.subnet,
-        mtu=int(network.options.get(MTU, 0)),
+        mtu=0 if foreign else int(network.options.get(MTU, 0)),
         node_address=node_address,
         peers=tuple(
             Peer(peer.subnet, peer.address, peer.subnet6, tuple(peer.addresses))
@@ -330,4 +344,9 @@ def network_config(network: dispatch_pb2.AssignedNetwork, node_address: str) -> 
         internal=network.internal,
         path_mtu=network.path_mtu,
         encrypted=network.encrypted,
+        driver=network.driver if foreign else "",
+        conflist=network.conflist,
+        options=dict(network.options) if foreign else {},
+        ipam_driver=network.ipam_driver,
+        ipam_options=dict(network.ipam_options),
     )

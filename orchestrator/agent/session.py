@@ -90,7 +90,8 @@ class Session:
         self._volume_drivers: dict[str, str] = {}
         self._path_mtu = 0
         self._tunnel_keys: tuple[TunnelKey, ...] = ()
-        """All three as the manager was told."""
+        self._network_plugins = dispatch_pb2.NetworkPlugins()
+        """All four as the manager was told."""
         self._period = _DEFAULT_PERIOD
         self._version: int | None = None
         """Of the assignment set as the last message left it; None before the full set."""
@@ -132,6 +133,7 @@ class Session:
         self._volume_drivers = description.volume_drivers
         self._path_mtu = description.path_mtu
         self._tunnel_keys = description.tunnel_keys
+        self._network_plugins = _network_plugins(description)
         hello = dispatch_pb2.Hello(description=to_proto(description), boot_id=self._node.boot_id)
         async with asyncio.timeout(WELCOME_LIMIT):
             await call.write(dispatch_pb2.AgentMessage(hello=hello))
@@ -215,6 +217,7 @@ class Session:
                 images = dispatch_pb2.ImageReport(images=map(to_proto, self._node.images()))
                 await call.write(dispatch_pb2.AgentMessage(images=images))
             await self._send_changes(call)
+            await self._send_network_plugins(call)
             await self._acknowledge_endpoints(call)
             try:
                 async with asyncio.timeout_at(beat if lull is None else min(beat, lull)):
@@ -245,6 +248,12 @@ class Session:
             message = dispatch_pb2.TunnelKeys(keys=map(to_proto, keys))
             await call.write(dispatch_pb2.AgentMessage(tunnel_keys=message))
 
+    async def _send_network_plugins(self, call: Any) -> None:
+        found = _network_plugins(self._node.describe())
+        if found != self._network_plugins:
+            self._network_plugins = found
+            await call.write(dispatch_pb2.AgentMessage(network_plugins=found))
+
     async def _acknowledge_endpoints(self, call: Any) -> None:
         revision = 0
         while self._followed and self._followed[0][0] <= self._endpoints.applied:
@@ -252,6 +261,12 @@ class Session:
         if revision:
             applied = dispatch_pb2.EndpointsApplied(revision=revision)
             await call.write(dispatch_pb2.AgentMessage(endpoints_applied=applied))
+
+
+def _network_plugins(node: NodeDescription) -> dispatch_pb2.NetworkPlugins:
+    return dispatch_pb2.NetworkPlugins(
+        cni=node.cni_plugins, drivers=node.network_drivers, ipam=node.ipam_drivers
+    )
 
 
 async def _read(call: Any) -> dispatch_pb2.ManagerMessage:

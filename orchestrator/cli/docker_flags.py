@@ -127,12 +127,9 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "--config-from": "write the options of the network itself",
         "--config-only": "write the options of the network itself",
         "--ingress": "published ports need no network of their own",
-        "--ipam-driver": "addresses are given by each node from its slice of the subnet",
-        "--ipam-opt": "addresses are given by each node from its slice of the subnet",
         "--scope": _SCOPE,
     },
     "network connect": {
-        "--driver-opt": "give options to 'orc network create'",
         "--link": "containers of one network find each other by name",
         "--link-local-ip": "use --ip",
     },

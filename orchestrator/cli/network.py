@@ -8,6 +8,7 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.conflist_file import taken_conflist
 from orchestrator.cli.groups import CliError, Lazy, OrcGroup, example
 from orchestrator.cli.network_rows import (
     described_network,
@@ -54,6 +55,7 @@ def network() -> None:
     epilog=example(
         "orc network create back",
         "orc network create --subnet 10.5.0.0/16 --ipv6 --attachable front",
+        "orc network create --driver cni --opt conflist=lan.conflist lan",
     )
 )
 @click.option(
@@ -61,7 +63,8 @@ def network() -> None:
     "-d",
     default="",
     metavar="DRIVER",
-    help="overlay (over all nodes; the default) or bridge (one of its own on each node).",
+    help="overlay (over all nodes; the default), bridge (one of its own on each node), cni (a "
+    "chain of CNI plugins), or the name of a Docker network plugin.",
 )
 @click.option(
     "--subnet",
@@ -84,10 +87,15 @@ def network() -> None:
     "-o",
     multiple=True,
     metavar="KEY=value",
-    help="mtu=BYTES, encrypted, node-prefix=BITS (of the part that a node has).",
+    help="mtu=BYTES, encrypted, node-prefix=BITS (of the part that a node has); of driver cni "
+    "conflist=FILE and scope=local|global; of a plugin its own.",
 )
+@click.option(
+    "--ipam-driver", default="", metavar="NAME", help="A plugin that gives out its addresses."
+)
+@click.option("--ipam-opt", multiple=True, metavar="KEY=value", help="For that plugin; repeatable.")
 @click.option("--label", multiple=True, metavar="KEY=value", help="A label; repeatable.")
-@click.argument("name")
+@click.argument("name", required=False, default="")
 @pass_client
 def create(
     client: Client,
@@ -99,11 +107,17 @@ def create(
     internal: bool,
     attachable: bool,
     opt: tuple[str, ...],
+    ipam_driver: str,
+    ipam_opt: tuple[str, ...],
     label: tuple[str, ...],
     name: str,
 ) -> None:
-    """Create a network."""
+    """Create a network.
+
+    Of driver cni its name is that of its conflist, if none is given.
+    """
     options = pairs("option", opt)
+    conflist, name = taken_conflist(driver, options, name)
     encrypted = options.pop("encrypted", "false") in ("", "true", "1")
     request = networks_pb2.CreateNetworkRequest(
         name=name,
@@ -117,6 +131,9 @@ def create(
         encrypted=encrypted,
         options=options,
         labels=pairs("label", label),
+        conflist=conflist,
+        ipam_driver=ipam_driver,
+        ipam_options=pairs("ipam option", ipam_opt),
     )
     click.echo(client.call("Networks.CreateNetwork", request).id)
     if encrypted and not _some_node_encrypts(client):
@@ -199,6 +216,9 @@ def rm(client: Client, networks: tuple[str, ...], force: bool) -> None:
 @click.option("--ip", default="", metavar="IP", help="A fixed IPv4 address.")
 @click.option("--ip6", default="", metavar="IP", help="A fixed IPv6 address.")
 @click.option("--mac-address", default="", metavar="MAC", help="A fixed hardware address.")
+@click.option(
+    "--driver-opt", multiple=True, metavar="KEY=value", help="For its driver; repeatable."
+)
 @click.argument("network", shell_complete=completion.networks)
 @click.argument("container", shell_complete=completion.containers)
 @pass_client
@@ -208,6 +228,7 @@ def connect(
     ip: str,
     ip6: str,
     mac_address: str,
+    driver_opt: tuple[str, ...],
     network: str,
     container: str,
 ) -> None:
@@ -218,6 +239,7 @@ def connect(
         ip=filter(None, (ip,)),
         ip6=filter(None, (ip6,)),
         mac=mac_address.lower(),
+        options=pairs("driver option", driver_opt),
     )
     request = networks_pb2.ConnectNetworkRequest(attachment=attachment, container=container)
     client.call("Networks.ConnectNetwork", request)

@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 import click
 
 from orchestrator.cli import completion
+from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import stands_alone
 from orchestrator.model.specs import NetworkAttachment
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_KEYS = ("name", "alias", "ip", "ip6", "mac-address")
+_KEYS = ("name", "alias", "ip", "ip6", "mac-address", "driver-opt")
 
 
 def network_options(function: F) -> F:
@@ -26,7 +27,7 @@ def network_options(function: F) -> F:
                 "--network",
                 "--net",
                 multiple=True,
-                metavar="NAME|name=NAME[,alias=NAME][,ip=IP]",
+                metavar="NAME|name=NAME[,alias=NAME][,ip=IP][,driver-opt=KEY=value]",
                 help="A network to be on; repeatable. none, host and container:NAME stand alone.",
                 shell_complete=completion.networks,
             ),
@@ -96,6 +97,7 @@ def attachment_text(attachment: Mapping[str, Any]) -> str:
     parts += [f"ip6={ip}" for ip in attachment["ip6"]]
     if attachment["mac"]:
         parts.append(f"mac-address={attachment['mac']}")
+    parts += [f"driver-opt={key}={each}" for key, each in sorted(attachment["options"].items())]
     name: str = attachment["network"]
     return ",".join((f"name={name}", *parts)) if parts else name
 
@@ -127,6 +129,7 @@ def _attachment(text: str) -> NetworkAttachment:
         tuple(lists["ip"]),
         tuple(lists["ip6"]),
         lists["mac-address"][-1].lower() if lists["mac-address"] else "",
+        pairs("driver option", lists["driver-opt"]),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from orchestrator.cli.output import Column, Row, column, moment
 from orchestrator.cli.rows import short
 from orchestrator.model.convert import from_proto
-from orchestrator.model.networks import OVERLAY
+from orchestrator.model.networks import OVERLAY, is_sliced
 from orchestrator.model.objects import Network, Service, Task
 from orchestrator.model.states import TaskState
 from orchestrator.pb import control_pb2, types_pb2
@@ -20,7 +21,7 @@ def network_row(message: types_pb2.Network) -> Row:
         "id": network.id,
         "name": network.name,
         "driver": network.driver,
-        "subnet": network.subnet,
+        "subnet": network.subnet or None,
         "subnet6": network.subnet6 or None,
         "vni": network.vni if network.driver == OVERLAY else None,
         "internal": network.internal,
@@ -28,7 +29,10 @@ def network_row(message: types_pb2.Network) -> Row:
         "attachable": network.attachable,
         "ip_range": network.ip_range or None,
         "gateway": network.gateway or None,
-        "node_prefix": network.node_prefix,
+        "node_prefix": network.node_prefix if is_sliced(network) else None,
+        "ipam_driver": network.ipam_driver or None,
+        "ipam_options": network.ipam_options,
+        "conflist": json.loads(network.conflist) if network.conflist else None,
         "options": network.options,
         "labels": network.labels,
         "created_at": moment(network.created_at),
@@ -108,6 +112,8 @@ def network_fields(row: Row) -> list[tuple[str, str]]:
         ("Subnet", _subnets(row)),
         ("IP range", row["ip_range"] or ""),
         ("Gateway", row["gateway"] or ""),
+        ("IPAM driver", row["ipam_driver"] or ""),
+        ("CNI plugins", _chain(row["conflist"])),
         ("VNI", "" if row["vni"] is None else str(row["vni"])),
         ("Options", ", ".join(f"{key}={value}" for key, value in sorted(row["options"].items()))),
         ("Labels", ", ".join(f"{key}={value}" for key, value in sorted(row["labels"].items()))),
@@ -116,6 +122,10 @@ def network_fields(row: Row) -> list[tuple[str, str]]:
         *((f"Node {each['hostname']}", each["subnet"]) for each in row["nodes"]),
         *((f"Container {each['name']}", _addresses(each)) for each in row["containers"]),
     ]
+
+
+def _chain(conflist: Row | None) -> str:
+    return ", ".join(plugin["type"] for plugin in conflist["plugins"]) if conflist else ""
 
 
 def _named(service: Row) -> str:

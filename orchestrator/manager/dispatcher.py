@@ -19,7 +19,7 @@ import grpc
 
 from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.endpoints import LEAVE_LIMIT, EndpointFeed, held_back
-from orchestrator.manager.inbox import Inbox
+from orchestrator.manager.inbox import Inbox, NetworkPlugins
 from orchestrator.manager.lookup import images_of
 from orchestrator.manager.networkorders import NetworkOrders
 from orchestrator.manager.payloads import Payloads, files_of, payloads_of
@@ -372,6 +372,12 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 case "tunnel_keys":
                     keys = tuple(from_proto(key) for key in message.tunnel_keys.keys)
                     self._inbox.tunnel_keys(node_id, keys)
+                case "network_plugins":
+                    found = message.network_plugins
+                    plugins = NetworkPlugins(
+                        tuple(found.cni), dict(found.drivers), tuple(found.ipam)
+                    )
+                    self._inbox.network_plugins(node_id, plugins)
         raise _Ended("the agent closed it")
 
     def _take_statuses(self, session: NodeSession, report: Any) -> None:

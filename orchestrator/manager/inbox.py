@@ -12,6 +12,15 @@ from dataclasses import dataclass, field
 from orchestrator.model.objects import Image, NodeDescription, TaskStatus, TunnelKey
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkPlugins:
+    """What other people's networks can be had by on a node; see `NodeDescription`."""
+
+    cni: tuple[str, ...]
+    drivers: dict[str, str]
+    ipam: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class Reports:
     """One loop's worth of reports, by node id."""
@@ -28,6 +37,8 @@ class Reports:
     """Node id → bytes of the largest packet that gets to each other node."""
     keys: dict[str, tuple[TunnelKey, ...]] = field(default_factory=dict)
     """Node id → its keys for encrypted networks."""
+    network_plugins: dict[str, NetworkPlugins] = field(default_factory=dict)
+    """By node id."""
     tagged: list[tuple[str, Image]] = field(default_factory=list)
     """(node id, image with the names just given to it), in order."""
     acknowledge: list[Callable[[], None]] = field(default_factory=list)
@@ -94,6 +105,11 @@ class Inbox:
         """All keys that the node has for encrypted networks."""
         self.hear(node_id)
         self._reports.keys[node_id] = keys
+
+    def network_plugins(self, node_id: str, plugins: NetworkPlugins) -> None:
+        """All that other people's networks can be had by on the node."""
+        self.hear(node_id)
+        self._reports.network_plugins[node_id] = plugins
         self.on_report()
 
     def tag(self, node_id: str, image: Image) -> None:

@@ -22,6 +22,7 @@ def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:
     changes.extend(_drivers(view.evolve(changes), reports))
     changes.extend(_path_mtus(view.evolve(changes), reports))
     changes.extend(_keys(view.evolve(changes), reports))
+    changes.extend(_network_plugins(view.evolve(changes), reports))
     for node_id, statuses in sorted(reports.statuses.items()):
         changes.extend(task_changes(view, node_id, statuses))
     view = view.evolve(changes)
@@ -80,6 +81,20 @@ def _keys(view: ClusterView, reports: Reports) -> Iterator[Change]:
         node = view.nodes.get(node_id)
         if node is not None and node.description.tunnel_keys != keys:
             description = replace(node.description, tunnel_keys=keys)
+            yield Change(node, replace(node, description=description))
+
+
+def _network_plugins(view: ClusterView, reports: Reports) -> Iterator[Change]:
+    for node_id, found in sorted(reports.network_plugins.items()):
+        if (node := view.nodes.get(node_id)) is None:
+            continue
+        description = replace(
+            node.description,
+            cni_plugins=found.cni,
+            network_drivers=found.drivers,
+            ipam_drivers=found.ipam,
+        )
+        if description != node.description:
             yield Change(node, replace(node, description=description))
 
 

@@ -8,14 +8,15 @@ something has changed that it was made from.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from orchestrator.manager.planning.addressing import slice6, slice_gateway
+from orchestrator.manager.planning.foreignnetworks import conflist_for
 from orchestrator.manager.planning.networkrules import encrypts
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.convert import to_proto
-from orchestrator.model.networks import OVERLAY, own_addresses
+from orchestrator.model.networks import OVERLAY, is_ours, is_sliced, own_addresses
 from orchestrator.model.objects import Network
 from orchestrator.model.specs import DEFAULT_NETWORK
 from orchestrator.model.states import TaskState, is_terminal
@@ -35,40 +36,48 @@ class NetworkOrders:
         """Network id → its AssignedNetwork, but for what is a node's own."""
         self._everywhere: frozenset[str] = frozenset()
         """Names of the networks that every node has."""
-        self._of: dict[str, tuple[frozenset[str], list[Any]]] = {}
-        """Node id → the names that its list was made for, and the list."""
+        self._of: dict[str, tuple[tuple[Set[str], Set[str]], list[Any]]] = {}
+        """Node id → the names that its list was made for, all and those of its own tasks, and the
+        list."""
 
     def of(self, view: ClusterView, node_id: str) -> list[Any]:
         """The complete list for one node; the same object for as long as it is the same."""
         self._follow(view)
-        names = self._everywhere | {
+        needed = {
             name
             for task in view.tasks_of_node(node_id).values()
             if not is_terminal(task.status.state)
             for name in task.spec.network_names
         }
+        names = self._everywhere | needed
         known = self._of.get(node_id)
-        if known is not None and known[0] == names:
+        if known is not None and known[0] == (names, needed):
             return known[1]
         found = []
         for network in sorted(view.networks.values(), key=lambda each: each.id):
-            if network.name not in names or node_id not in network.slices:
+            slice_ = network.slices.get(node_id, "")
+            if network.name not in names or (is_sliced(network) and not slice_):
                 continue
+            if network.name not in needed and not is_ours(network.driver):
+                continue  # its ports are published where its containers are
             if network.encrypted and not encrypts(view.nodes.get(node_id)):
                 continue
             order = dispatch_pb2.AssignedNetwork()
             order.CopyFrom(self._orders[network.id])
-            order.subnet = network.slices[node_id]
-            order.subnet6 = slice6(network, order.subnet)
-            order.gateway = slice_gateway(network, order.subnet)
+            if slice_:
+                order.subnet = slice_
+                order.subnet6 = slice6(network, slice_)
+                order.gateway = slice_gateway(network, slice_)
+            if network.conflist and (node := view.nodes.get(node_id)) is not None:
+                order.conflist = conflist_for(network, node, order.subnet6, order.gateway)
             if network.encrypted:
                 order.key_rotation = view.nodes[node_id].key_rotation
             for index, peer in enumerate(order.peers):
-                if peer.subnet == order.subnet:
+                if peer.subnet == slice_:
                     del order.peers[index]
                     break
             found.append(order)
-        self._of[node_id] = names, found
+        self._of[node_id] = (names, needed), found
         return found
 
     def _follow(self, view: ClusterView) -> None:
@@ -116,6 +125,8 @@ def _order(view: ClusterView, network: Network, fixed: Mapping[str, list[str]]) 
         encrypted=network.encrypted,
         policies=map(to_proto, network.policies),
         path_mtu=least_path_mtu(view),
+        ipam_driver=network.ipam_driver,
+        ipam_options=network.ipam_options,
     )
     for id, subnet in sorted(network.slices.items()):
         peer = view.nodes.get(id)

@@ -15,7 +15,7 @@ from orchestrator.manager.refusal import taken
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.keys import PORT_TURN
 from orchestrator.manager.store.kv import Guard, Kv, Put
-from orchestrator.model.networks import BRIDGE
+from orchestrator.model.networks import OVERLAY
 from orchestrator.model.objects import Task
 from orchestrator.model.specs import PortSpec, Protocol, PublishMode, TaskSpec
 from orchestrator.model.states import TaskState
@@ -46,9 +46,9 @@ async def port_turn(kv: Kv, cache: Cache, spec: TaskSpec, owner_id: str) -> Port
 
 def settled(view: ClusterView, spec: TaskSpec) -> TaskSpec:
     """The spec with its ports in mode host where no other node could lead to it: on networks that
-    are each node's own."""
+    are each node's own, or made by others."""
     networks = [view.network_by_name(each.network) for each in spec.attachments]
-    if not networks or any(each is None or each.driver != BRIDGE for each in networks):
+    if not networks or any(each is None or each.driver == OVERLAY for each in networks):
         return spec
     ports = tuple(replace(port, mode=PublishMode.HOST) for port in spec.ports)
     return replace(spec, ports=ports)

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 Subnet = TypeVar("Subnet", IPv4Network, IPv6Network)
 
-OVERLAY, BRIDGE = "overlay", "bridge"
-DRIVERS = (OVERLAY, BRIDGE)
-"""Over all nodes, and one of its own on each node with a way out by the node's address."""
+OVERLAY, BRIDGE, CNI = "overlay", "bridge", "cni"
+DRIVERS = (OVERLAY, BRIDGE, CNI)
+"""Over all nodes; one of its own on each node with a way out by the node's address; a chain of
+CNI plugins. Any other name is that of a network plugin of Docker's protocol."""
 
 BUILT_IN = (DEFAULT_NETWORK, BRIDGE_NETWORK, HOST_NETWORK, NO_NETWORK)
 """Networks that every cluster has, and that nobody makes or removes."""
@@ -37,6 +38,15 @@ OPTIONS = (MTU, NODE_PREFIX)
 
 ENCRYPTED = "encrypted"
 """What a node says of itself whose networks can be encrypted."""
+
+CONFLIST, SCOPE = "conflist", "scope"
+"""What `--opt` may say of a chain of CNI plugins: its file, and how far its networks reach."""
+
+CHAINS = "cni"
+"""What a node says of itself (`network_features`) that can run chains of CNI plugins."""
+
+LOCAL, GLOBAL = "local", "global"
+"""How far a network of others reaches: containers of one node reach each other, or of all."""
 
 DOCKER_MTU = "com.docker.network.driver.mtu"
 """The name that Docker has for the option `mtu`."""
@@ -172,6 +182,21 @@ def slices_in(network: Network) -> int:
     return int(1 << max(network.node_prefix - pool.prefixlen, 0))
 
 
+def is_ours(driver: str) -> bool:
+    """Whether networks of this driver are made by Orc itself."""
+    return driver in (OVERLAY, BRIDGE)
+
+
+def is_sliced(network: Network) -> bool:
+    """Whether Orc gives each node a part of the network's subnet."""
+    return bool(network.subnet) and not network.ipam_driver
+
+
+def stays_on_node(driver: str, options: Mapping[str, str]) -> bool:
+    """Whether a container of the network reaches only those of its own node."""
+    return driver == BRIDGE or (not is_ours(driver) and options.get(SCOPE) == LOCAL)
+
+
 def check_network_name(name: str) -> None:
     """Raise ValueError for a name that no new network can have."""
     check_name(name, "network name")
@@ -182,16 +207,75 @@ def check_network_name(name: str) -> None:
 def check_network(network: Network) -> None:
     """Raise ValueError for the first thing in a network, but for its name, that cannot be,
     whatever the cluster."""
-    if network.driver not in DRIVERS:
-        meant = near_miss(network.driver, DRIVERS)
-        hint = f"did you mean '{meant}'?" if meant else f"there are {' and '.join(DRIVERS)}"
-        raise ValueError(f"network driver '{network.driver}' is unknown; {hint}")
+    if not is_ours(network.driver):
+        check_foreign(network)
+        return
+    if network.conflist:
+        raise ValueError(f"driver {network.driver} has no conflist; write --driver cni")
+    if network.ipam_driver:
+        raise ValueError(
+            f"a network of driver {network.driver} gives out its addresses itself; leave out "
+            "--ipam-driver"
+        )
     if network.encrypted and network.driver != OVERLAY:
         raise ValueError(f"a network of driver {network.driver} leaves no node: nothing to encrypt")
     if any(not key.strip() for key in network.labels):
         raise ValueError("a label has no name; write KEY=value")
     _check_options(network.options, bool(network.subnet6))
     _check_ranges(network)
+
+
+def check_foreign(network: Network) -> None:
+    """Raise ValueError for the first thing that cannot be in a network that others make."""
+    what = "a CNI network" if network.driver == CNI else f"a network of plugin {network.driver}"
+    for said, words in (
+        (network.encrypted, "--opt encrypted"),
+        (network.internal and network.driver == CNI, "--internal"),
+    ):
+        if said:
+            raise ValueError(f"{words} is not ours to give {what}: its plugins decide that")
+    if any(not key.strip() for key in network.labels):
+        raise ValueError("a label has no name; write KEY=value")
+    scope = network.options.get(SCOPE, LOCAL)
+    if scope not in (LOCAL, GLOBAL):
+        raise ValueError(f"network option {SCOPE}={scope} is neither {LOCAL} nor {GLOBAL}")
+    if network.driver == CNI:
+        _check_chain(network)
+    elif network.conflist:
+        raise ValueError(f"{what} has no conflist; write --driver cni")
+    if is_sliced(network):
+        _check_ranges(network)
+    elif network.subnet:
+        parse_subnet(network.subnet, IPv4Network)
+
+
+def _check_chain(network: Network) -> None:
+    """Of a network of driver `cni`."""
+    # Not for those who have none.
+    from orchestrator.model.conflist import ConflistError, parse_conflist, wants_slices
+
+    if not network.conflist:
+        raise ValueError("a CNI network needs --opt conflist=FILE, the list of its plugins")
+    known = (SCOPE, NODE_PREFIX)
+    for key in network.options:
+        if key not in known:
+            meant = near_miss(key, known)
+            hint = f"did you mean '{meant}'?" if meant else f"there are {', '.join(known)}"
+            raise ValueError(
+                f"network option '{key}' is unknown to a CNI network; {hint}, and what its plugins "
+                "are to know stands in the conflist"
+            )
+    if network.ipam_driver:
+        raise ValueError("a CNI network has its ipam in the conflist; leave out --ipam-driver")
+    try:
+        parse_conflist(network.conflist)
+    except ConflistError as error:
+        raise ValueError(f"conflist: {error}") from None
+    if bool(network.subnet) is not wants_slices(network.conflist):
+        raise ValueError(
+            "--subnet is for a conflist that speaks of {{.Node.Subnet}}, the part of it that each "
+            "node has; this one does not"
+        )
 
 
 def _check_options(options: Mapping[str, str], ipv6: bool) -> None:

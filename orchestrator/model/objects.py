@@ -70,7 +70,7 @@ class NodeDescription:
     metrics_port: int = 0
     """TCP port of its metrics, HTTPS."""
     network_features: tuple[str, ...] = ()
-    """What its networks can be, such as `overlay`, `bridge`, `ipv6`, `encrypted`."""
+    """What its networks can be, such as `encrypted`, `cni`."""
     routes: tuple[str, ...] = ()
     """Subnets that the host has routes to, which no network may overlap."""
     volume_drivers: dict[str, str] = field(default_factory=dict)
@@ -84,6 +84,13 @@ class NodeDescription:
     """What its agent can do that older ones cannot, such as `files` (secrets and configs)."""
     tunnel_keys: tuple[TunnelKey, ...] = ()
     """Of encrypted networks, the oldest first; two while one takes the other's place."""
+    cni_plugins: tuple[str, ...] = ()
+    """Names of the CNI plugins (programs) that it has, sorted."""
+    network_drivers: dict[str, str] = field(default_factory=dict)
+    """Name of each network plugin of Docker's protocol that answers there → `local` or `global`,
+    which says whether its networks connect containers of several nodes."""
+    ipam_drivers: tuple[str, ...] = ()
+    """Names of those that give out addresses, sorted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +408,11 @@ class Network:
     """Somebody is removing it: it takes no new user."""
     policies: tuple[NetworkPolicy, ...] = ()
     """In the order in which they were made."""
+    conflist: str = ""
+    """Of driver `cni`: the configuration list (JSON)."""
+    ipam_driver: str = ""
+    """The plugin that gives out its addresses; empty: Orc, or its chain of CNI plugins."""
+    ipam_options: dict[str, str] = field(default_factory=dict)
 
     @property
     def pool(self) -> str:

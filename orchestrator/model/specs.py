@@ -285,6 +285,8 @@ class NetworkAttachment:
     ip6: tuple[str, ...] = ()
     mac: str = ""
     """Fixed hardware address; empty: made up."""
+    options: dict[str, str] = field(default_factory=dict)
+    """For the network's driver, if that is somebody else's."""
 
 
 _DEFAULT_ATTACHMENTS = (NetworkAttachment(DEFAULT_NETWORK),)

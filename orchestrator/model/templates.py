@@ -18,7 +18,7 @@ from orchestrator.model.specs import ContainerSpec
 if TYPE_CHECKING:
     from orchestrator.model.objects import Node, Service, Task
 
-_PLACEHOLDER = re.compile(r"\{\{\s*\.(\w+\.\w+)(?:\.([^\s{}]+))?\s*\}\}")
+PLACEHOLDER = re.compile(r"\{\{\s*\.(\w+\.\w+)(?:\.([^\s{}]+))?\s*\}\}")
 _LABELS = ("Service.Labels", "Node.Labels")
 _FIELDS = frozenset({*TEMPLATE_FIELDS, "Node.Address"})
 
@@ -83,7 +83,7 @@ def filled(spec: ContainerSpec, task: Task, service: Service, node: Node) -> Con
 
 def _filled(spec: ContainerSpec, value: Callable[[str, str | None], str]) -> ContainerSpec:
     def fill(text: str) -> str:
-        return _PLACEHOLDER.sub(lambda match: value(match[1], match[2]), text)
+        return PLACEHOLDER.sub(lambda match: value(match[1], match[2]), text)
 
     texts = (*spec.env, spec.hostname, *spec.labels.values())
     if not any("{{" in text for text in texts):

@@ -13,6 +13,7 @@ from math import isfinite
 from orchestrator.model.specs import SHARES_PER_CORE
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmgtp]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
+_RATE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmg]?)(?:bit)?", re.IGNORECASE | re.ASCII)
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
 
@@ -29,6 +30,17 @@ def parse_memory(text: str, what: str = "memory") -> int:
     if size >= 1 << 63:
         raise ValueError(f"{what} {text!r} is more than any machine has")
     return int(size)
+
+
+def parse_rate(text: str, what: str = "rate") -> int:
+    """Bits (a second) of `10m`, `1.5g`, `10Mbit` or a plain number; as all rates of networks these
+    are decimal, `1k` is 1000."""
+    match = _RATE.fullmatch(text.strip())
+    if match is None or not 0 < float(match[1]) < 1e12:
+        raise ValueError(
+            f"{what} {text!r} is not a number of bits; write it with k, m or g, such as 10m"
+        )
+    return int(float(match[1]) * 1000 ** " kmg".index(match[2].lower() or " "))
 
 
 def parse_cpus(text: str, what: str = "cpus") -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import Any
 
@@ -56,6 +56,15 @@ class NetworkConfig:
     internal: bool = False
     path_mtu: int = 0
     encrypted: bool = False
+    driver: str = ""
+    """Whose the network is, if not ours: `cni`, or the name of a plugin of Docker's protocol."""
+    conflist: str = ""
+    """Of driver `cni`: its list of plugins, as this node is to run it."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """For a plugin of Docker's protocol."""
+    ipam_driver: str = ""
+    """The plugin that gives out the addresses of such a network; empty: this node, of `subnet`."""
+    ipam_options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def own_address(self) -> str:
@@ -102,6 +111,9 @@ class Interface:
     mac: str = ""
     default_route: bool = True
     ports: tuple[PortMapping, ...] = ()
+    aliases: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    """For the driver, in a network that is not ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,7 @@ class Attachment:
 
     `netns` is the path of its network namespace, `address` and `address6` are its IPs without
     prefix length (`address6` empty where the network has no IPv6), `result` is the CNI result.
+    `gateway` is this node's address there; empty where it has none.
     """
 
     container_id: str
@@ -121,6 +134,8 @@ class Attachment:
     ifname: str
     result: Mapping[str, Any]
     address6: str = ""
+    nameservers: tuple[str, ...] = ()
+    """Who the network says answers names, where this node does not, by the gateway."""
 
 
 @dataclass(frozen=True, slots=True)

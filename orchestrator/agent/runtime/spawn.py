@@ -25,8 +25,10 @@ def spawn(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    process_group: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a command. The caller reaps it. Raises OSError."""
+    """Start a command; `process_group` 0 gives it a group of its own. The caller reaps it. Raises
+    OSError."""
     return subprocess.Popen(
         argv,
         stdin=stdin,
@@ -35,6 +37,7 @@ def spawn(
         cwd=cwd,
         env=env,
         pass_fds=pass_fds,
+        process_group=process_group,
     )
 
 

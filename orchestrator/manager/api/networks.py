@@ -12,6 +12,7 @@ from orchestrator.manager.api.networkuse import usable_networks, users
 from orchestrator.manager.lookup import find_container, find_network
 from orchestrator.manager.networkmaking import make_network
 from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork, complete
+from orchestrator.manager.planning.foreignnetworks import complete_foreign
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import (
@@ -36,6 +37,7 @@ from orchestrator.model.networks import (
     connected,
     disconnected,
     is_connected,
+    is_ours,
     stands_alone,
 )
 from orchestrator.model.objects import Network, Task
@@ -63,9 +65,12 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
                 attachable=request.attachable,
                 encrypted=request.encrypted,
                 labels=dict(request.labels),
-                options=_options(request.options),
+                options=_options(request.options, request.driver),
                 ip_range=request.ip_range,
                 gateway=request.gateway,
+                conflist=request.conflist,
+                ipam_driver=request.ipam_driver,
+                ipam_options=dict(request.ipam_options),
             ),
             tuple(request.subnets),
             request.ipv6,
@@ -233,7 +238,8 @@ def _completed(view: ClusterView, wanted: NewNetwork) -> Network:
         check_network_name(wanted.network.name)
         if view.network_by_name(wanted.network.name) is not None:
             raise _name_taken(wanted.network.name)
-        return complete(view, wanted)
+        ours = is_ours(wanted.network.driver)
+        return complete(view, wanted) if ours else complete_foreign(view, wanted)
     except (AddressRefused, ValueError) as error:
         raise invalid(str(error)) from None
 
@@ -242,8 +248,10 @@ def _name_taken(name: str) -> Refusal:
     return taken(f"there is a network '{name}' already; choose another name")
 
 
-def _options(given: Mapping[str, str]) -> dict[str, str]:
-    """Options by our names."""
+def _options(given: Mapping[str, str], driver: str) -> dict[str, str]:
+    """Options by our names, of networks that are ours."""
+    if driver and not is_ours(driver):
+        return dict(given)
     return {MTU if key == DOCKER_MTU else key: value for key, value in given.items()}
 
 

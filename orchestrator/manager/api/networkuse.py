@@ -7,14 +7,17 @@ it was read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from orchestrator.manager.lookup import find_container
 from orchestrator.manager.planning.addressing import AddressRefused, check_fixed
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, not_found, precondition
+from orchestrator.model.conflist import check_asked, parse_conflist
 from orchestrator.model.names import near_miss
-from orchestrator.model.networks import BRIDGE, stands_alone
+from orchestrator.model.networks import OVERLAY, is_ours, stands_alone
 from orchestrator.model.objects import Network, Task
-from orchestrator.model.specs import CONTAINER_NETWORK, ServiceSpec
+from orchestrator.model.specs import CONTAINER_NETWORK, NetworkAttachment, PortSpec, ServiceSpec
 from orchestrator.model.states import is_terminal
 
 
@@ -27,7 +30,7 @@ def usable_networks(
     `name` is of a standalone container, of which `spec` has only the task. `before` is what it
     changes: what that has already it may keep.
     """
-    found = []
+    found: list[Network] = []
     had = set(before.task.network_names) if before else set()
     for attachment in spec.task.networks:
         word = attachment.network
@@ -36,12 +39,13 @@ def usable_networks(
         if stands_alone(word):
             continue
         network = _existing(view, word)
+        _check_options(network, attachment, () if found else spec.task.ports)
         found.append(network)
         if word in had:
             continue
         if network.removing:
             raise precondition(f"network '{word}' is being removed; choose another")
-        if name and not network.attachable and network.driver != BRIDGE:
+        if name and not network.attachable and network.driver == OVERLAY:
             raise precondition(
                 f"network '{word}' takes services only; make it with 'orc network create "
                 "--attachable' for containers of their own"
@@ -52,6 +56,22 @@ def usable_networks(
     except AddressRefused as error:
         raise invalid(str(error)) from None
     return found
+
+
+def _check_options(
+    network: Network, attachment: NetworkAttachment, ports: Sequence[PortSpec]
+) -> None:
+    """Raise Refusal for what a container asks of a network and its driver cannot do; `ports` are
+    those that are published in it."""
+    if is_ours(network.driver) and attachment.options:
+        raise invalid(
+            f"network '{network.name}' is of driver {network.driver}, which has no driver-opt"
+        )
+    if network.conflist:
+        try:
+            check_asked(parse_conflist(network.conflist), network.name, attachment, ports)
+        except ValueError as error:
+            raise invalid(str(error)) from None
 
 
 def _existing(view: ClusterView, name: str) -> Network:

@@ -15,7 +15,7 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.names import near_miss
-from orchestrator.model.networks import OVERLAY
+from orchestrator.model.networks import OVERLAY, is_ours
 from orchestrator.model.objects import Network, NetworkPolicy
 from orchestrator.pb import policies_pb2_grpc
 
@@ -32,6 +32,11 @@ class PolicyCalls(Calls, policies_pb2_grpc.PoliciesServicer):  # type: ignore[mi
         _check(api.view, policy)
 
         def add(network: Network) -> Network:
+            if not is_ours(network.driver):
+                raise precondition(
+                    f"who may connect in network '{network.name}' is for its driver "
+                    f"{network.driver} to say; it has no policies here"
+                )
             if network.driver != OVERLAY:
                 raise precondition(
                     f"network '{network.name}' is each node's own, and has no policies"

@@ -21,9 +21,11 @@ from ipaddress import (
 
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.networks import (
+    CNI,
     NODE_PREFIX,
     SLICE6,
     check_network,
+    is_sliced,
     node_prefix,
     slices_in,
 )
@@ -59,6 +61,8 @@ def slice_size(network: Network) -> int:
 
 def slice_number(network: Network, address: Address) -> int | None:
     """The number of the slice that an address is in; None outside of the pool."""
+    if not is_sliced(network):
+        return None
     if isinstance(address, IPv4Address):
         pool = IPv4Network(network.pool)
         if address not in pool:
@@ -173,6 +177,8 @@ def _check_count(attachment: NetworkAttachment, spec: ServiceSpec) -> None:
 
 
 def _check_place(view: ClusterView, network: Network, address: Address) -> None:
+    if network.driver == CNI or network.ipam_driver:
+        return  # its plugins give it, or say why not
     text = network.subnet if isinstance(address, IPv4Address) else network.subnet6
     if not text:
         raise AddressRefused(
@@ -212,29 +218,45 @@ class NewNetwork:
 def complete(view: ClusterView, new: NewNetwork) -> Network:
     """The network with all that was not said. Raises AddressRefused and ValueError."""
     network = new.network
+    subnet, subnet6 = told_subnets(new)
+    network = replace(
+        network,
+        vni=_free_vni(view),
+        subnet=subnet or choose_subnet(view),
+        subnet6=subnet6 or (_unique_local(network.id) if new.ipv6 else ""),
+    )
+    network = with_prefix(network)
+    check_network(network)
+    check_free(view, network)
+    return network
+
+
+def told_subnets(new: NewNetwork) -> tuple[str, str]:
+    """The subnet of IPv4 and that of IPv6 that a user gave; empty for none."""
     subnet4 = [text for text in new.subnets if ":" not in text]
     subnet6 = [text for text in new.subnets if ":" in text]
     if len(subnet4) > 1 or len(subnet6) > 1:
         raise AddressRefused("a network has one subnet of IPv4, and one of IPv6; leave out others")
-    network = replace(
-        network,
-        vni=_free_vni(view),
-        subnet=subnet4[0] if subnet4 else _choose(view),
-        subnet6=subnet6[0] if subnet6 else _unique_local(network.id) if new.ipv6 else "",
-    )
+    return "".join(subnet4), "".join(subnet6)
+
+
+def with_prefix(network: Network) -> Network:
+    """The network with the length of its nodes' slices, as it is told or else chosen."""
     told = network.options.get(NODE_PREFIX, "")
     try:
         prefix = int(told) if told else node_prefix(IPv4Network(network.pool))
     except ValueError:
         prefix = network.node_prefix  # the check has the words
-    network = replace(network, node_prefix=prefix)
-    check_network(network)
+    return replace(network, node_prefix=prefix)
+
+
+def check_free(view: ClusterView, network: Network) -> None:
+    """Raise AddressRefused for a subnet that overlaps what there is."""
     for text in filter(None, (network.subnet, network.subnet6)):
-        if clash := _clash(view, ip_network(text)):
+        if clash := _clash(view, network, ip_network(text)):
             raise AddressRefused(
                 f"subnet {text} overlaps {clash}; choose another, or leave --subnet out"
             )
-    return network
 
 
 def _free_vni(view: ClusterView) -> int:
@@ -249,9 +271,10 @@ def _free_vni(view: ClusterView) -> int:
     raise AddressRefused("every number that a network can have is taken; remove a network")
 
 
-def _choose(view: ClusterView) -> str:
+def choose_subnet(view: ClusterView) -> str:
+    """One that is free."""
     cidr = view.cluster.network_cidr if view.cluster else ""
-    used = [ip_network(text) for text, _ in _in_use(view)]
+    used = [ip_network(text) for text, _ in (*_in_use(view), *_of_hosts(view))]
     begin = int(IPv4Network(cidr).broadcast_address) + 1 if cidr else 0
     candidates = [subnet for pool in PRIVATE for subnet in pool.subnets(new_prefix=CHOSEN_PREFIX)]
     for subnet in sorted(candidates, key=lambda each: (int(each[0]) < begin, each)):
@@ -273,6 +296,10 @@ def _in_use(view: ClusterView) -> Iterable[tuple[str, str]]:
     for network in sorted(view.networks.values(), key=lambda each: each.name):
         for text in filter(None, (network.subnet, network.subnet6)):
             yield text, f"network '{network.name}' ({text})"
+
+
+def _of_hosts(view: ClusterView) -> Iterable[tuple[str, str]]:
+    """The same of what the nodes' hosts have."""
     for node in sorted(view.nodes.values(), key=lambda each: each.description.hostname):
         description = node.description
         if description.address:
@@ -281,8 +308,10 @@ def _in_use(view: ClusterView) -> Iterable[tuple[str, str]]:
             yield route, f"a route of node {description.hostname} ({route})"
 
 
-def _clash(view: ClusterView, subnet: Subnet) -> str:
-    for text, what in _in_use(view):
+def _clash(view: ClusterView, network: Network, subnet: Subnet) -> str:
+    # A chain of plugins may well give out addresses of the hosts' own network.
+    hosts = () if network.driver == CNI else _of_hosts(view)
+    for text, what in (*_in_use(view), *hosts):
         if overlap(ip_network(text), subnet):
             return what
     return ""

@@ -15,7 +15,7 @@ from ipaddress import IPv4Network
 from orchestrator.manager.planning.addressing import Address, owned, slice_number
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.networks import slices_in
+from orchestrator.model.networks import is_sliced, slices_in
 from orchestrator.model.objects import Network
 
 
@@ -36,7 +36,7 @@ def _allocate(
 ) -> dict[str, str]:
     kept = {id: subnet for id, subnet in network.slices.items() if id in node_ids}
     missing = sorted(node_ids - kept.keys())
-    if not missing or not network.subnet:
+    if not missing or not is_sliced(network):
         return kept
     taken = {slice_number(network, IPv4Network(subnet)[0]) for subnet in kept.values()}
     taken |= {slice_number(network, address) for address in owned_addresses}

@@ -46,7 +46,7 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
     for name in demand.networks:
         network = view.network_by_name(name)
         if network is not None:
-            yield from network_rules(network)
+            yield from network_rules(network, table.nodes)
         elif (holder := namespace_holder(view, name)) is not None:
             yield _node_rule(only_on(view, holder.node_id, f"container {holder.name} is on"))
     if demand.files:

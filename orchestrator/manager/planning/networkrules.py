@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_network
 
 import numpy as np
 
 from orchestrator.manager.planning.addressing import Subnet, overlap, slice_size
+from orchestrator.manager.planning.foreignnetworks import Lack, lacks
 from orchestrator.manager.planning.nodetable import Filter, NodeTable
 from orchestrator.manager.planning.resources import BoolArray
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import container_named
-from orchestrator.model.networks import ENCRYPTED, stands_alone
-from orchestrator.model.objects import Network, Node, Task
+from orchestrator.model.networks import ENCRYPTED, is_ours, is_sliced, stands_alone
+from orchestrator.model.objects import Network, Node, NodeState, Task
 from orchestrator.model.specs import CONTAINER_NETWORK, DEFAULT_NETWORK
 from orchestrator.model.states import TaskState
 
@@ -21,8 +22,28 @@ NOT_FOR_CONTAINERS = 3
 """Addresses of a slice: its own, the gateway's, the broadcast's."""
 
 
-def network_rules(network: Network) -> Iterator[Filter]:
-    """The rules that a network brings along."""
+def network_rules(network: Network, nodes: Sequence[Node]) -> Iterator[Filter]:
+    """The rules that a network brings along; `nodes` are all."""
+    if not is_ours(network.driver):
+        up = [node for node in nodes if node.state is NodeState.READY]
+        for lack in lacks(network, up):
+            yield _without(lack)
+    if is_sliced(network):
+        yield from _slice_rules(network)
+    if network.encrypted:
+        yield Filter(
+            lambda table: _each(table, encrypts),
+            f"its kernel has no WireGuard, for encrypted network {network.name}",
+            lasting=True,
+        )
+
+
+def _without(lack: Lack) -> Filter:
+    return Filter(lambda table: _each(table, lack.spares), lack.words, lasting=True)
+
+
+def _slice_rules(network: Network) -> Iterator[Filter]:
+    """Of one whose subnet is cut for the nodes."""
     yield Filter(
         lambda table: _each(table, lambda node: node.id in network.slices),
         f"no subnet of network {network.name} left for it",
@@ -32,18 +53,14 @@ def network_rules(network: Network) -> Iterator[Filter]:
         lambda table: table.attached(network.name) < room,
         f"no address of network {network.name} left on it",
     )
+    if not is_ours(network.driver):
+        return  # what it is on a node is its plugins' choice: a route of their own, the host's LAN
     subnets = [ip_network(text) for text in (network.subnet, network.subnet6) if text]
     yield Filter(
         lambda table: _each(table, lambda node: not _overlaps(node, subnets)),
         f"a route of it overlaps network {network.name}",
         lasting=True,
     )
-    if network.encrypted:
-        yield Filter(
-            lambda table: _each(table, encrypts),
-            f"its kernel has no WireGuard, for encrypted network {network.name}",
-            lasting=True,
-        )
 
 
 def encrypts(node: Node | None) -> bool:

@@ -1,0 +1,382 @@
+"""Networks of CNI plugins: the runtime's side of the specification, kept over kills and reboots.
+
+ADD goes through the chain with each plugin's answer as the next one's `prevResult`; the last answer
+is on record and goes with CHECK and DEL. A chain of which a plugin fails is taken back as a whole.
+Source: CNI specification 1.1, sections 2 to 4, and CONVENTIONS.md for `runtimeConfig`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.agent.netplugins.chainconfig import (
+    asked_of,
+    before,
+    call_of,
+    configs,
+    numbers,
+    same,
+)
+from orchestrator.agent.netplugins.program import TRY_AGAIN, Call, Programs
+from orchestrator.agent.netplugins.records import Record, Records, namespace_stamp
+from orchestrator.agent.netplugins.results import Place, attachment_of, given
+from orchestrator.agent.network import Attachment, Interface, NetworkConfig, NetworkError
+from orchestrator.model.conflist import Conflist, parse_conflist
+
+log = logging.getLogger(__name__)
+
+ADD_SECONDS = 60.0
+"""For each plugin of a chain; some wait for their daemon."""
+DEL_SECONDS = 12.0
+"""For a whole chain: the agent gives up a release after 20."""
+ASK_SECONDS = 10.0
+"""CHECK, STATUS, GC and VERSION."""
+PATIENCE = 30.0
+"""Seconds for which a plugin that says "try again later" is tried again."""
+_RETRY_FIRST, _RETRY_MOST = 1.0, 300.0
+"""Seconds between two attempts to give back what a plugin does not take."""
+_LOOK_PERIOD = 5.0
+_LOCK_PERIOD = 0.05
+
+_CHECKS, _COLLECTS = "0.4.0", "1.1.0"
+"""Versions from which on there is CHECK, and STATUS and GC."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Overdue:
+    """What is to be given back and could not be yet."""
+
+    due: float = 0.0
+    """Loop time of the next attempt."""
+    pause: float = _RETRY_FIRST
+
+
+class Chains:
+    """The CNI networks of this node."""
+
+    def __init__(self, records: Records, programs: Programs) -> None:
+        self._records = records
+        self._programs = programs
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """One operation a container at a time, as the specification has it."""
+        self._overdue: dict[tuple[str, str], _Overdue] = {}
+        """By key, records that are nobody's any more."""
+        self._uncollected = False
+        self._news = asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set when there are other programs than before."""
+        self.names: tuple[str, ...] = programs.names()
+
+    # -- what `mixed.Driver` asks for --------------------------------------------------------------
+
+    async def apply(self, config: NetworkConfig) -> None:
+        """Know a network. Raises NetworkError for a plugin that this node has not."""
+        chain = parse_conflist(config.conflist)
+        self._records.put_network(config.id, {"name": config.name, "conflist": config.conflist})
+        for name in chain.programs:
+            self._programs.find(name)
+
+    async def attach(
+        self, config: NetworkConfig, container: str, interface: Interface, netns: str
+    ) -> Attachment:
+        """Connect a container. Again, it is looked whether it still is (`_check`)."""
+        wanted = Record(
+            config.id,
+            container,
+            interface.ifname,
+            netns,
+            namespace_stamp(netns),
+            {"conflist": config.conflist, "asked": asked_of(interface)},
+        )
+        async with self._turn(container) as lock:
+            known = self._records.get(*wanted.key)
+            if known is not None:
+                if same(known, wanted):
+                    await self._check(known, lock)
+                    return attachment_of(known, known.body["result"])
+                await self._delete(known, lock)
+            version = await self._version(parse_conflist(config.conflist))
+            record = replace(wanted, body={**wanted.body, "version": version})
+            self._records.put(record)
+            self._overdue.pop(record.key, None)
+            try:
+                result = await self._add(record, lock)
+                attachment = attachment_of(record, result)
+            except NetworkError:
+                await self._try_to_delete(record, lock)
+                raise
+            self._records.put(replace(record, body={**record.body, "result": result}))
+            return attachment
+
+    async def disconnect(self, network: str, container: str) -> None:
+        """Take a container off a network; what cannot be taken back now is later."""
+        if (record := self._records.get(network, container)) is not None:
+            async with self._turn(container) as lock:
+                await self._try_to_delete(record, lock)
+
+    async def detach(self, container: str) -> None:
+        """Take a container off all networks, while its namespace is still there."""
+        for record in reversed(self._records.of_container(container)):
+            await self.disconnect(*record.key)
+        self._turns.pop(container, None)
+
+    def collect(self, valid: Collection[str]) -> None:
+        """Give back what others than these containers have, and have what remains looked at;
+        `run` does it."""
+        for record in self._records.all():
+            if record.container not in valid:
+                self._overdue[record.key] = _Overdue()
+        self._uncollected = True
+        self._news.set()
+
+    def interfaces(self, container: str) -> dict[str, str]:
+        """Network → interface of a container."""
+        return {each.network: each.ifname for each in self._records.of_container(container)}
+
+    def unused(self) -> list[str]:
+        """Networks that no container is on."""
+        return [id for id in self._records.networks if not self._records.of_network(id)]
+
+    async def remove(self, network: str) -> None:
+        """Forget a network that no container is on, and let its plugins forget."""
+        known = self._records.networks.get(network)
+        if known is not None:
+            await self._collect_garbage(known, [])
+            self._records.drop_network(network)
+
+    # -- what goes on by itself --------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Clear what earlier agents left, and see which programs there are, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._news.clear()
+            for key, overdue in list(self._overdue.items()):
+                if overdue.due <= loop.time():
+                    await self._clear(key)
+            if self._uncollected:
+                self._uncollected = False
+                await self._look_after_kill()
+            names = await asyncio.to_thread(self._programs.names)
+            if names != self.names:
+                self.names = names
+                self.changed.set()
+            due = [each.due for each in self._overdue.values()]
+            try:
+                async with asyncio.timeout_at(min((loop.time() + _LOOK_PERIOD, *due))):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
+
+    def places(self) -> dict[str, Place]:
+        """Network id → where this node can answer names in it: by the gateways of its containers
+        that are its own addresses."""
+        found: dict[str, Place] = {}
+        for record in self._records.all():
+            result = record.body.get("result")
+            if not result:
+                continue
+            gateway = attachment_of(record, result).gateway
+            if gateway:
+                ranges = {
+                    str(each.address.network)
+                    for each in given(result, record.ifname)
+                    if each.gateway
+                }
+                known = found.get(record.network, Place((), ()))
+                found[record.network] = Place(
+                    tuple(sorted({*known.gateways, gateway})),
+                    tuple(sorted({*known.ranges, *ranges})),
+                )
+        return found
+
+    async def _clear(self, key: tuple[str, str]) -> None:
+        """Try to give back what is nobody's."""
+        try:
+            async with self._turn(key[1]) as lock:
+                # Its container may have been connected anew meanwhile.
+                record = self._records.get(*key)
+                if record is not None and key in self._overdue:
+                    await self._try_to_delete(record, lock)
+        except NetworkError as error:
+            self._put_off(key, error)
+        if self._records.get(*key) is None:
+            self._overdue.pop(key, None)
+
+    async def _look_after_kill(self) -> None:
+        """Once an agent: have plugins forget what nobody has, and see whether what is connected
+        still is."""
+        for id, known in list(self._records.networks.items()):
+            await self._collect_garbage(known, self._records.of_network(id))
+        for record in self._records.all():
+            try:
+                async with self._turn(record.container) as lock:
+                    now = self._records.get(*record.key)
+                    if now is not None and now.body.get("result") and now.key not in self._overdue:
+                        await self._check(now, lock)
+            except NetworkError as error:
+                log.warning("it cannot be checked: %s", error, extra={"task": record.container})
+
+    # -- the verbs ---------------------------------------------------------------------------------
+
+    async def _add(self, record: Record, lock: int) -> Mapping[str, Any]:
+        chain = parse_conflist(record.body["conflist"])
+        await self._status(chain, record.body["version"])
+        loop = asyncio.get_running_loop()
+        give_up, pause = loop.time() + PATIENCE, 0.25
+        while True:
+            try:
+                return await self._add_once(chain, record, lock)
+            except NetworkError as error:
+                if error.code != TRY_AGAIN or loop.time() + pause > give_up:
+                    raise
+                log.info("it is tried again: %s", error, extra={"task": record.container})
+            await asyncio.sleep(pause)
+            pause *= 2
+
+    async def _add_once(self, chain: Conflist, record: Record, lock: int) -> Mapping[str, Any]:
+        result: Mapping[str, Any] | None = None
+        for index, config in enumerate(configs(chain, record)):
+            if result is not None:
+                config["prevResult"] = result
+            call = call_of("ADD", record)
+            result = await self._programs.call(
+                chain.plugins[index].type, call, config, ADD_SECONDS, lock
+            )
+        assert result is not None  # a chain has a plugin
+        return result
+
+    async def _check(self, record: Record, lock: int) -> None:
+        """Have it in the log if a container is not connected as it was (CHECK). It is left as it
+        is: it may run, and some plugins find fault with what they themselves have made."""
+        chain, version = parse_conflist(record.body["conflist"]), record.body["version"]
+        if not chain.checks or before(version, _CHECKS):
+            return
+        try:
+            for plugin, config in zip(chain.plugins, configs(chain, record), strict=True):
+                config["prevResult"] = record.body["result"]
+                await self._programs.call(
+                    plugin.type, call_of("CHECK", record), config, ASK_SECONDS, lock
+                )
+        except NetworkError as error:
+            log.warning(
+                "it may not be connected as it was: %s", error, extra={"task": record.container}
+            )
+
+    async def _delete(self, record: Record, lock: int) -> None:
+        """DEL of all plugins, in reverse, whatever some of them say; then forget. Raises the first
+        of their errors."""
+        chain = parse_conflist(record.body["conflist"])
+        loop = asyncio.get_running_loop()
+        end = loop.time() + DEL_SECONDS
+        failure: NetworkError | None = None
+        told = configs(chain, record)
+        for plugin, config in reversed(list(zip(chain.plugins, told, strict=True))):
+            if result := record.body.get("result"):
+                config["prevResult"] = result
+            left = max(end - loop.time(), 1.0)
+            try:
+                await self._programs.call(plugin.type, call_of("DEL", record), config, left, lock)
+            except NetworkError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        self._records.drop(record)
+        self._overdue.pop(record.key, None)
+
+    async def _try_to_delete(self, record: Record, lock: int) -> None:
+        """DEL; if that fails it is done later, with growing pauses, and given up at last: there are
+        plugins that fail for ever once their network was wrong, and the namespace is gone."""
+        try:
+            await self._delete(record, lock)
+        except NetworkError as error:
+            earlier = self._overdue.get(record.key, _Overdue())
+            if earlier.pause >= _RETRY_MOST and not namespace_stamp(record.netns):
+                log.error(
+                    "given up; what it holds of network %s in a plugin's books is left there: %s",
+                    record.network,
+                    error,
+                    extra={"task": record.container},
+                )
+                self._records.drop(record)
+                self._overdue.pop(record.key, None)
+            else:
+                self._put_off(record.key, error)
+
+    def _put_off(self, key: tuple[str, str], error: NetworkError) -> None:
+        network, container = key
+        earlier = self._overdue.get(key, _Overdue())
+        if not earlier.due:
+            log.error(
+                "it is not taken off network %s yet: %s", network, error, extra={"task": container}
+            )
+        due = asyncio.get_running_loop().time() + earlier.pause
+        self._overdue[key] = _Overdue(due, min(2 * earlier.pause, _RETRY_MOST))
+        self._news.set()
+
+    async def _status(self, chain: Conflist, version: str) -> None:
+        """Raise NetworkError if a plugin says that it cannot connect anything now."""
+        if before(version, _COLLECTS):
+            return
+        for plugin in chain.plugins:
+            config = {**plugin.config, "name": chain.name, "cniVersion": version}
+            await self._programs.call(plugin.type, Call("STATUS"), config, ASK_SECONDS)
+
+    async def _collect_garbage(self, network: Mapping[str, Any], valid: list[Record]) -> None:
+        """GC: whatever else than these attachments the plugins know of, they forget."""
+        chain = parse_conflist(network["conflist"])
+        if not chain.collects or before(chain.versions[0], _COLLECTS):
+            return
+        attachments = [{"containerID": each.container, "ifname": each.ifname} for each in valid]
+        try:
+            if before(version := await self._version(chain), _COLLECTS):
+                return
+            for plugin in chain.plugins:
+                config = {
+                    **plugin.config,
+                    "name": chain.name,
+                    "cniVersion": version,
+                    "cni.dev/valid-attachments": attachments,
+                }
+                await self._programs.call(plugin.type, Call("GC"), config, ASK_SECONDS)
+        except NetworkError as error:
+            log.warning("network %s: %s", network["name"], error)
+
+    async def _version(self, chain: Conflist) -> str:
+        """The newest version that the list has and all its plugins speak. Raises NetworkError."""
+        spoken = list(chain.versions)
+        for plugin in chain.plugins:
+            speaks = await self._programs.speaks(plugin.type, spoken[0], ASK_SECONDS)
+            if not (left := [each for each in spoken if each in speaks]):
+                known = ", ".join(sorted(speaks, key=numbers)) or "none that it tells"
+                raise NetworkError(
+                    f"CNI plugin {plugin.type} of this node speaks versions {known}, and the "
+                    f"conflist has {', '.join(chain.versions)}: set cniVersion to one of them"
+                )
+            spoken = left
+        return spoken[0]
+
+    @asynccontextmanager
+    async def _turn(self, container: str) -> AsyncIterator[int]:
+        """This operation of a container alone; what an earlier agent's program does is waited
+        for."""
+        async with self._turns[container]:
+            loop = asyncio.get_running_loop()
+            give_up = loop.time() + ADD_SECONDS
+            while True:
+                with self._records.lock(container) as lock:
+                    if lock is not None:
+                        yield lock
+                        return
+                if loop.time() > give_up:
+                    raise NetworkError(
+                        "a CNI plugin that was called before the agent was started again has not "
+                        "ended yet"
+                    )
+                await asyncio.sleep(_LOCK_PERIOD)

@@ -1,0 +1,125 @@
+"""All networks of this node: ours, and those that others make, behind the methods of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+from orchestrator.agent.network import Attachment, Interface, NetworkConfig, NetworkError
+from orchestrator.agent.networks import NodeNetworking
+from orchestrator.model.networks import CNI
+
+
+class Driver(Protocol):
+    """Makes the networks of one kind. What it cannot give back at once it gives back later."""
+
+    async def apply(self, config: NetworkConfig) -> None:
+        """Have a network. Raises NetworkError."""
+        ...
+
+    async def attach(
+        self, config: NetworkConfig, container: str, interface: Interface, netns: str
+    ) -> Attachment:
+        """Connect a container, whose namespace is there; again, as it is connected. If it fails,
+        nothing of it remains. Raises NetworkError."""
+        ...
+
+    async def disconnect(self, network: str, container: str) -> None:
+        """Take a container off a network, if it is on it. Raises NetworkError."""
+        ...
+
+    async def detach(self, container: str) -> None:
+        """Take it off all networks of this kind. Raises NetworkError."""
+        ...
+
+    def collect(self, valid: Collection[str]) -> None:
+        """Give back, some time, what other containers have."""
+        ...
+
+    def interfaces(self, container: str) -> Mapping[str, str]:
+        """Network → interface of a container."""
+        ...
+
+    def unused(self) -> Collection[str]:
+        """Networks that this node has and that no container is on."""
+        ...
+
+    async def remove(self, network: str) -> None:
+        """Remove a network from this node, if it is one of this kind. Raises NetworkError."""
+        ...
+
+
+class AllNetworks:
+    """As `network.NodeNetwork`, of networks of all kinds."""
+
+    def __init__(self, own: NodeNetworking, chains: Driver, *plugins: Driver) -> None:
+        """`chains` makes the networks of driver `cni`, `plugins` those of any other that is not
+        ours; none: there are no others."""
+        self._own = own
+        self._drivers = (chains, *plugins)
+        self._foreign: dict[str, NetworkConfig] = {}
+
+    async def apply(self, config: NetworkConfig) -> None:
+        """Have a network as configured."""
+        if not config.driver:
+            await self._own.apply(config)
+            return
+        self._foreign[config.id] = config
+        await self._driver(config).apply(config)
+
+    async def attach(self, network: str, container_id: str, interface: Interface) -> Attachment:
+        """Connect a container to a network that was applied."""
+        config = self._foreign.get(network)
+        if config is None:
+            return await self._own.attach(network, container_id, interface)
+        netns = await self._own.namespace(container_id)
+        try:
+            return await self._driver(config).attach(config, container_id, interface, netns)
+        except NetworkError as error:
+            raise NetworkError(
+                f"network {config.name}: {error}", error.code, error.details
+            ) from error
+
+    async def disconnect(self, network: str, container_id: str) -> None:
+        """Disconnect a container from one network."""
+        for driver in self._drivers:
+            await driver.disconnect(network, container_id)
+        await self._own.disconnect(network, container_id)
+
+    async def detach(self, container_id: str) -> None:
+        """Disconnect a container from all, and remove its namespace."""
+        for driver in self._drivers:
+            await driver.detach(container_id)
+        await self._own.detach(container_id)
+
+    async def collect(self, valid: Collection[str]) -> None:
+        """Remove what belongs to other containers than these."""
+        for driver in self._drivers:
+            driver.collect(valid)
+        await self._own.collect(valid)
+
+    async def namespace(self, container_id: str) -> str:
+        """The path of a container's namespace, which is made if there is none."""
+        return await self._own.namespace(container_id)
+
+    async def interfaces(self, container_id: str) -> dict[str, str]:
+        """Network → the container's interface in it."""
+        found = dict(await self._own.interfaces(container_id))
+        for driver in self._drivers:
+            found.update(driver.interfaces(container_id))
+        return found
+
+    async def unused(self) -> list[str]:
+        """The networks of this node that no container is on."""
+        others = [network for driver in self._drivers for network in driver.unused()]
+        return [*await self._own.unused(), *others]
+
+    async def remove(self, network: str) -> None:
+        """Remove a network that no container is on."""
+        self._foreign.pop(network, None)
+        for driver in self._drivers:
+            await driver.remove(network)
+        await self._own.remove(network)
+
+    def _driver(self, config: NetworkConfig) -> Driver:
+        return self._drivers[0 if config.driver == CNI else -1]

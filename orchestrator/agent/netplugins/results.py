@@ -1,0 +1,100 @@
+"""What a chain of CNI plugins answered, as an attachment. Pure but for `answers_here`.
+
+Source: CNI specification 1.1, section 5 ("ADD Success").
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from typing import Any
+
+from orchestrator.agent.netplugins.records import Record
+from orchestrator.agent.network import Attachment, NetworkError
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An address that a container was given."""
+
+    address: IPv4Interface | IPv6Interface
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this node can answer names in a network: its own addresses there, and the ranges of
+    those who may ask."""
+
+    gateways: tuple[str, ...]
+    ranges: tuple[str, ...]
+
+
+def given(result: Mapping[str, Any], ifname: str) -> list[Given]:
+    """The container's addresses in a result: of its interface, or of no interface that is told.
+    Raises NetworkError for what cannot be read."""
+    return list(_given(result, ifname))
+
+
+def _given(result: Mapping[str, Any], ifname: str) -> Iterator[Given]:
+    interfaces = [each for each in _list(result, "interfaces") if isinstance(each, dict)]
+    for each in _list(result, "ips"):
+        try:
+            address, index = ip_interface(each["address"]), each.get("interface")
+            gateway = str(ip_address(each["gateway"])) if each.get("gateway") else ""
+            of = interfaces[int(index)] if index is not None else None
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            raise NetworkError(
+                f"a CNI plugin answered with an address that is none: {each}"
+            ) from None
+        if of is None or (of.get("sandbox") and of.get("name", ifname) == ifname):
+            yield Given(address, gateway)
+
+
+def attachment_of(record: Record, result: Mapping[str, Any]) -> Attachment:
+    """A container's attachment as a result says it. Raises NetworkError."""
+    found = given(result, record.ifname)
+    addresses = {4: "", 6: ""}
+    for each in found:
+        addresses[each.address.version] = addresses[each.address.version] or str(each.address.ip)
+    dns = result.get("dns")
+    servers = dns.get("nameservers") if isinstance(dns, dict) else None
+    mac = next(
+        (
+            str(each.get("mac", ""))
+            for each in _list(result, "interfaces")
+            if isinstance(each, dict) and each.get("sandbox") and each.get("name") == record.ifname
+        ),
+        "",
+    )
+    return Attachment(
+        container_id=record.container,
+        netns=record.netns,
+        network=record.network,
+        address=addresses[4],
+        gateway=next((each.gateway for each in found if answers_here(each.gateway)), ""),
+        mac=mac,
+        ifname=record.ifname,
+        result=result,
+        address6=addresses[6],
+        nameservers=tuple(map(str, servers)) if isinstance(servers, list) else (),
+    )
+
+
+def answers_here(gateway: str) -> bool:
+    """Whether an address is this node's own, so that its name server can listen on it."""
+    if not gateway:
+        return False
+    family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.bind((gateway, 0))
+        return True
+    return False
+
+
+def _list(result: Mapping[str, Any], key: str) -> list[Any]:
+    found = result.get(key)
+    return found if isinstance(found, list) else []

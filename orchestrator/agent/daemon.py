@@ -161,7 +161,6 @@ async def run(settings: Settings) -> None:
                     places=lambda: chains.places(),
                 )
             )
-            task_files = _files(settings.run_dir / "documents")
             server, blob_port = await _serve_blobs(settings, store)
             measured = process_registry()
             metrics_port = await stack.enter_async_context(
@@ -175,6 +174,7 @@ async def run(settings: Settings) -> None:
         except (StateDbError, ImageError, RuntimeFailure, NetworkError, CannotListen) as error:
             raise AgentFailure(str(error)) from error
         stack.push_async_callback(server.stop, None)
+        task_files = _files(settings.run_dir / "documents")
         wake = asyncio.Event()
 
         def observed() -> None:

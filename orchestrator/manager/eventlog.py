@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache
+from orchestrator.model.documents import Document
 from orchestrator.model.objects import (
     Health,
     Image,
@@ -104,13 +105,17 @@ def events_of(change: Change, view: ClusterView, now: float) -> Iterator[Event]:
             if action := _action(before, after):
                 yield Event(
                     now,
-                    type(other).__name__.lower(),
+                    _type(other),
                     action,
                     other.id,
                     _name(other),
                     _where(before, after, view),
                     _attributes(other),
                 )
+
+
+def _type(item: Object) -> str:
+    return item.kind.word if isinstance(item, Document) else type(item).__name__.lower()
 
 
 def _of_task(
@@ -213,6 +218,9 @@ def _action(before: Object | None, after: Object | None) -> str:
             if set(after.nodes) - set(before.nodes):
                 return "pull"
             return "delete" if set(before.nodes) - set(after.nodes) else ""
+        case Document(), Document():
+            changed = (before.version, before.labels) != (after.version, after.labels)
+            return "update" if changed else ""
         case Network(), Network():
             # Nodes got their slices.
             return ""
@@ -251,5 +259,7 @@ def _attributes(item: Object) -> dict[str, str]:
             return {"state": item.state.name.lower(), **item.labels}
         case Service():
             return dict(item.spec.labels)
+        case Document():
+            return {"version": str(item.version), **item.labels}
         case _:
             return {}

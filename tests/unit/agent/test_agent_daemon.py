@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from orchestrator.agent import daemon
 from orchestrator.agent.daemon import AgentFailure, main
 from orchestrator.agent.imagepressure import Marks
+from orchestrator.agent.runtime.mounts import is_mounted, unmount
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.statedb import StateDb
 from orchestrator.identity import ca
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path) -> Iterator[Settings]:
     """A joined host whose containers would be in a cgroup that is never made."""
     now = dt.datetime.now(dt.UTC)
     authority = ca.new_ca("c1", now)
@@ -33,7 +35,7 @@ def settings(tmp_path: Path) -> Settings:
         ("node.key", node.key),
     ):
         write_private(tmp_path / name, text)
-    return Settings(
+    yield Settings(
         identity=NodeIdentity("n1", "c1", "worker", "127.0.0.1", ("127.0.0.1:1",)),
         data_dir=tmp_path,
         run_dir=tmp_path / "run",
@@ -48,6 +50,8 @@ def settings(tmp_path: Path) -> Settings:
         blob_port=0,
         metrics_port=0,
     )
+    if is_mounted(memory := tmp_path / "run" / "documents"):
+        unmount(memory)
 
 
 def but(settings: Settings, **changes: object) -> Settings:

@@ -15,7 +15,7 @@ uses it, and removed when the manager orders so. What the parts are:
   done is begun anew; the image's layers are read, never the container's root, so that owners are
   those that the image has.
 - `subpaths`: a folder of a volume, mounted where no link that a container makes can lead it out.
-- `plugins`, `pluginapi`, `http`: Docker's volume plugin protocol.
+- `plugins`, `pluginapi`: Docker's volume plugin protocol, over `agent.plugins`.
 - `store`: all of it together.
 
 **Owners.** Files of a volume are stored with the ids that the container sees. A container with a

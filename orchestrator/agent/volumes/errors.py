@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from orchestrator.agent.plugins import errors
+
 
 class VolumeError(Exception):
     """A volume cannot be made, mounted or removed; one line that says why and what to do."""
@@ -9,3 +14,14 @@ class VolumeError(Exception):
 
 class PluginAway(VolumeError):
     """A plugin did not answer, or what came was no answer. It may work later."""
+
+
+@contextmanager
+def of_volumes() -> Iterator[None]:
+    """Errors of a plugin's within are errors with volumes."""
+    try:
+        yield
+    except errors.PluginAway as error:
+        raise PluginAway(str(error)) from error
+    except errors.PluginError as error:
+        raise VolumeError(str(error)) from error

@@ -44,7 +44,7 @@ class VolumeListing:
         """All volumes, those included that a plugin has from elsewhere, and a notice for each
         plugin that does not answer."""
         plugins = self._store.plugins
-        asked = plugins.all()
+        asked = list(plugins.all().values())
         answers, _, _ = await asyncio.gather(
             asyncio.gather(*(_volumes(plugin) for plugin in asked)),
             plugins.look(PATIENCE),

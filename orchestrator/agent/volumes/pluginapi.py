@@ -5,21 +5,16 @@ Source: Docker's "Docker volume plugins" (`/VolumeDriver.*`).
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from orchestrator.agent.volumes.errors import PluginAway, VolumeError
-from orchestrator.agent.volumes.http import Address, post
-
-PATIENCE = 30.0
-"""Seconds for which a plugin that cannot be reached is tried again, with growing pauses."""
-CALL_TIMEOUT = 60.0
-"""Seconds that a plugin gets to do what it was asked: it may have to attach a disk."""
-_FIRST_PAUSE, _MOST_PAUSE = 0.1, 8.0
+from orchestrator.agent.plugins import errors
+from orchestrator.agent.plugins.calls import ask, patiently
+from orchestrator.agent.plugins.http import Address
+from orchestrator.agent.volumes.errors import PluginAway, VolumeError, of_volumes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +35,18 @@ class VolumePlugin:
         self._address = address
 
     @classmethod
-    async def activate(cls, name: str, address: Address) -> Self | None:
-        """Ask what a plugin is; None when it is something else than a volume plugin.
-
-        Raises VolumeError.
-        """
-        plugin = cls(name, address, "local")
-        answer = await plugin._once("/Plugin.Activate", {})
-        implements = answer.get("Implements")
-        if not isinstance(implements, list):
-            raise PluginAway("it does not say what it implements")
+    async def activate(cls, name: str, address: Address, implements: list[str]) -> Self | None:
+        """One that implements this; None when it is something else than a volume plugin. Raises
+        PluginError."""
         if "VolumeDriver" not in implements:
             return None
         try:
-            answer = await plugin._once("/VolumeDriver.Capabilities", {})
-        except PluginAway:
+            answer = await ask(address, "/VolumeDriver.Capabilities", {}, _named(name))
+        except errors.PluginAway:
             raise
-        except VolumeError:
+        except errors.PluginError:
             # Optional: those that are older do not know the call.
-            return plugin
+            return cls(name, address, "local")
         capabilities = answer.get("Capabilities")
         scope = capabilities.get("Scope") if isinstance(capabilities, dict) else None
         return cls(name, address, "global" if str(scope).lower() == "global" else "local")
@@ -114,33 +102,21 @@ class VolumePlugin:
 
     async def _patiently(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """A call that is tried again while the plugin cannot be reached or hangs up."""
-        loop = asyncio.get_running_loop()
-        give_up, pause = loop.time() + PATIENCE, _FIRST_PAUSE
-        while True:
+        path = f"/VolumeDriver.{method}"
+        with of_volumes():
             try:
-                return await self._once(f"/VolumeDriver.{method}", body)
-            except PluginAway as error:
-                if loop.time() + pause > give_up:
-                    raise PluginAway(
-                        f"volume driver {self.name} does not answer: {error}"
-                    ) from error
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _MOST_PAUSE)
+                return await patiently(lambda: ask(self._address, path, body, _named(self.name)))
+            except errors.PluginAway as error:
+                raise PluginAway(f"{_named(self.name)} does not answer: {error}") from error
 
     async def _once(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Raises PluginAway, or VolumeError with what the plugin itself says."""
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT):
-                status, answer = await post(self._address, path, body)
-        except TimeoutError:
-            raise PluginAway(f"no answer within {CALL_TIMEOUT:.0f} s") from None
-        if not isinstance(answer, dict | None):
-            raise PluginAway(f"its answer to {path} is no JSON object")
-        said = (answer or {}).get("Err")
-        if status >= 400 or said:
-            words = " ".join(str(said or f"HTTP status {status}").split())
-            raise VolumeError(f"volume driver {self.name}: {words}")
-        return answer or {}
+        with of_volumes():
+            return await ask(self._address, path, body, _named(self.name))
+
+
+def _named(name: str) -> str:
+    return f"volume driver {name}"
 
 
 def _volume(found: object) -> PluginVolume | None:

@@ -1,155 +1,34 @@
-"""Finding volume plugins, as Docker does: sockets first, then `.spec` and `.json` files.
-
-A plugin is asked what it is when its file is first seen, or has changed, and again while it does
-not answer. Source: Docker's "Plugin API" (legacy plugins, version 1).
-"""
+"""The volume plugins of this node."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.agent.volumes.errors import PluginAway, VolumeError
-from orchestrator.agent.volumes.http import Address, parse_address
-from orchestrator.agent.volumes.pluginapi import PATIENCE, VolumePlugin
-
-log = logging.getLogger(__name__)
-
-SOCKET_FOLDERS = (Path("/run/docker/plugins"),)
-SPEC_FOLDERS = (Path("/etc/docker/plugins"), Path("/usr/lib/docker/plugins"))
-
-ACTIVATION_TIMEOUT = 2.0
-"""Seconds that a plugin gets to say what it is."""
+from orchestrator.agent.plugins.discovery import SOCKET_FOLDERS, SPEC_FOLDERS, PluginSet
+from orchestrator.agent.volumes.errors import of_volumes
+from orchestrator.agent.volumes.pluginapi import VolumePlugin
 
 
-@dataclass(frozen=True, slots=True)
-class PluginFile:
-    """A file that names a plugin."""
-
-    name: str
-    path: Path
-    stamp: tuple[int, int]
-    """Inode and time of change, so that one that was replaced is asked anew."""
-
-
-def find(sockets: Sequence[Path], specs: Sequence[Path]) -> dict[str, PluginFile]:
-    """The plugins' files by name; the first found of a name counts."""
-    found: dict[str, PluginFile] = {}
-    places = [*((each, (".sock",)) for each in sockets), *((e, (".spec", ".json")) for e in specs)]
-    for folder, kinds in places:
-        for path in _files(folder, kinds):
-            try:
-                status = path.stat()
-            except OSError:
-                continue
-            stamp = (status.st_ino, status.st_mtime_ns)
-            found.setdefault(path.stem, PluginFile(path.stem, path, stamp))
-    return found
-
-
-def _files(folder: Path, kinds: Sequence[str]) -> Iterator[Path]:
-    """Those in the folder, and those in a folder of the plugin's own name in it."""
-    for kind in kinds:
-        yield from sorted(folder.glob(f"*{kind}"))
-        for path in sorted(folder.glob(f"*/*{kind}")):
-            if path.parent.name == path.stem:
-                yield path
-
-
-def read_address(file: PluginFile) -> Address:
-    """Where the plugin of a file listens. Raises VolumeError."""
-    if file.path.suffix == ".sock":
-        return Address(socket=file.path)
-    try:
-        text = file.path.read_text()
-        if file.path.suffix == ".spec":
-            return parse_address(text.strip())
-        document = json.loads(text)
-        return parse_address(document["Addr"], document.get("TLSConfig"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise VolumeError(f"the plugin file {file.path} cannot be read: {error}") from error
-
-
-class Plugins:
-    """The volume plugins of this node."""
+class Plugins(PluginSet[VolumePlugin]):
+    """Those that speak Docker's volume plugin protocol; what is raised are VolumeErrors."""
 
     def __init__(
-        self,
-        sockets: Sequence[Path] = SOCKET_FOLDERS,
-        specs: Sequence[Path] = SPEC_FOLDERS,
+        self, sockets: Sequence[Path] = SOCKET_FOLDERS, specs: Sequence[Path] = SPEC_FOLDERS
     ) -> None:
-        self._sockets, self._specs = tuple(sockets), tuple(specs)
-        self._known: dict[str, tuple[PluginFile, VolumePlugin | None]] = {}
-        """Those that have answered; None: it is no volume plugin."""
-        self.silent: dict[str, str] = {}
-        """Those that do not answer, and why."""
+        super().__init__(VolumePlugin.activate, "volume driver", sockets, specs)
 
     @property
     def scopes(self) -> Mapping[str, str]:
         """Name → `local` or `global` of those that have answered, and whose file is there."""
-        return {name: plugin.scope for name, (_, plugin) in sorted(self._known.items()) if plugin}
+        return {name: plugin.scope for name, plugin in self.all().items()}
 
-    def all(self) -> list[VolumePlugin]:
-        """The volume plugins that have answered once."""
-        return [plugin for _, (_, plugin) in sorted(self._known.items()) if plugin]
+    async def named(self, name: str) -> VolumePlugin:
+        """The plugin of this name. Raises VolumeError."""
+        with of_volumes():
+            return await self.get(name)
 
-    async def look(self, timeout: float = ACTIVATION_TIMEOUT) -> None:
-        """Look for plugins, and ask those that are new what they are, all at the same time."""
-        files = find(self._sockets, self._specs)
-        for name in [*self._known]:
-            if name not in files or files[name].stamp != self._known[name][0].stamp:
-                del self._known[name]
-        self.silent = {name: why for name, why in self.silent.items() if name in files}
-        new = [file for name, file in files.items() if name not in self._known]
-        await asyncio.gather(*(self._ask(file, timeout) for file in new))
-
-    async def get(self, name: str) -> VolumePlugin:
-        """The plugin of this name. Raises PluginAway when there is none that answers."""
-        for _ in range(2):
-            known = self._known.get(name)
-            if known is not None:
-                if known[1] is None:
-                    raise VolumeError(f"plugin {name} is no volume driver")
-                return known[1]
-            await self.look()
-        raise PluginAway(
-            f"volume driver {name} does not answer: {self.silent[name]}"
-            if name in self.silent
-            else f"there is no volume driver {name} on this node; start its plugin"
-        )
-
-    async def patiently(self, name: str) -> VolumePlugin:
-        """As `get`, but one that does not answer is waited for, for `PATIENCE` seconds."""
-        loop = asyncio.get_running_loop()
-        give_up, pause = loop.time() + PATIENCE, 0.1
-        while True:
-            try:
-                return await self.get(name)
-            except PluginAway:
-                if loop.time() + pause > give_up:
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 8.0)
-
-    async def _ask(self, file: PluginFile, timeout: float) -> None:
-        try:
-            async with asyncio.timeout(timeout):
-                plugin = await VolumePlugin.activate(file.name, read_address(file))
-        except TimeoutError:
-            self._is_silent(file.name, f"no answer within {timeout:g} s")
-        except VolumeError as error:
-            self._is_silent(file.name, str(error))
-        else:
-            self._known[file.name] = (file, plugin)
-            self.silent.pop(file.name, None)
-            if plugin is not None:
-                log.info("volume plugin", extra={"plugin": file.name, "scope": plugin.scope})
-
-    def _is_silent(self, name: str, why: str) -> None:
-        if self.silent.get(name) != why:
-            log.warning("plugin %s cannot be used: %s", name, why)
-        self.silent[name] = why
+    async def awaited(self, name: str) -> VolumePlugin:
+        """The same; one that does not answer is waited for. Raises VolumeError."""
+        with of_volumes():
+            return await self.patiently(name)

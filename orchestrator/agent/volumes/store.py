@@ -186,7 +186,7 @@ class VolumeStore:
             owner=owner,
         )
         if record.driver != LOCAL_DRIVER:
-            plugin = await self.plugins.patiently(record.driver)
+            plugin = await self.plugins.awaited(record.driver)
             # What another node has made of one of global scope is there already.
             if await plugin.get(record.name) is None:
                 await plugin.create(record.name, record.options)
@@ -197,7 +197,7 @@ class VolumeStore:
     async def _path(self, record: VolumeRecord, container_id: str) -> Path:
         if record.driver == LOCAL_DRIVER:
             return await local.ensure_mounted(record, self._records.folder(record.name))
-        plugin = await self.plugins.patiently(record.driver)
+        plugin = await self.plugins.awaited(record.driver)
         path = await plugin.mount(record.name, container_id)
         if not await copyup.is_folder(path):
             raise VolumeError(
@@ -259,7 +259,7 @@ class VolumeStore:
         """Whether a plugin has taken back a container's mount."""
         try:
             async with asyncio.timeout(_UNMOUNT_TIMEOUT):
-                plugin = await self.plugins.get(driver)
+                plugin = await self.plugins.named(driver)
                 await plugin.unmount(name, container_id)
         except (TimeoutError, PluginAway) as error:
             log.warning(
@@ -273,7 +273,7 @@ class VolumeStore:
 
     async def _remove_from_plugin(self, name: str, driver: str, *, force: bool) -> None:
         try:
-            plugin = await self.plugins.get(driver)
+            plugin = await self.plugins.named(driver)
             if await plugin.get(name) is not None:
                 await plugin.remove(name)
         except VolumeError:

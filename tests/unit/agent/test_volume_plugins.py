@@ -14,11 +14,13 @@ import pytest
 from scriptedplugin import ScriptedPlugin
 from volumekit import holder, volume_store
 
-from orchestrator.agent.volumes import pluginapi, store
+from orchestrator.agent.plugins import calls
+from orchestrator.agent.plugins.discovery import find
+from orchestrator.agent.plugins.errors import PluginError
+from orchestrator.agent.plugins.http import parse_address
+from orchestrator.agent.volumes import store
 from orchestrator.agent.volumes.errors import PluginAway, VolumeError
-from orchestrator.agent.volumes.http import parse_address
 from orchestrator.agent.volumes.listing import VolumeListing
-from orchestrator.agent.volumes.plugins import find
 from orchestrator.agent.volumes.store import VolumeStore
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.objects import Volume
@@ -96,7 +98,7 @@ async def test_sockets_come_before_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["ftp://x:1", "tcp://x", "nothing", "tcp://x:port"])
 def test_addresses_that_are_none(url: str) -> None:
-    with pytest.raises(VolumeError, match="no plugin's address"):
+    with pytest.raises(PluginError, match="no plugin's address"):
         parse_address(url)
 
 
@@ -183,7 +185,7 @@ async def test_an_answer_that_is_none(
     answer: bytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pluginapi, "PATIENCE", 0.2)
+    monkeypatch.setattr(calls, "PATIENCE", 0.2)
     plugin.answers["Mount"] = answer
     async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
         with pytest.raises(PluginAway, match="volume driver toy does not answer"):

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.agent.volumes.errors import PluginAway, VolumeError
+from orchestrator.agent.plugins.errors import PluginAway, PluginError
 
 MEDIA_TYPE = "application/vnd.docker.plugins.v1+json"
 
 _MOST = 4 << 20
-"""Bytes of an answer; no list of volumes is longer."""
+"""Bytes of an answer; no list that plugins give is longer."""
 _MOST_HEADERS = 100
 
 
@@ -36,7 +36,7 @@ class Address:
 
 def parse_address(url: str, tls: Mapping[str, Any] | None = None) -> Address:
     """Of `unix:///run/x.sock`, `tcp://127.0.0.1:9000`, `http://…` or `https://…`; `tls` is the
-    `TLSConfig` of a plugin's JSON file. Raises VolumeError."""
+    `TLSConfig` of a plugin's JSON file. Raises PluginError."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return Address(socket=Path(parts.path or parts.netloc))
@@ -45,7 +45,7 @@ def parse_address(url: str, tls: Mapping[str, Any] | None = None) -> Address:
     except ValueError:
         host = port = None
     if parts.scheme not in ("tcp", "http", "https") or not host or not port:
-        raise VolumeError(f"{url!r} is no plugin's address; write unix:///PATH or tcp://HOST:PORT")
+        raise PluginError(f"{url!r} is no plugin's address; write unix:///PATH or tcp://HOST:PORT")
     if not tls and parts.scheme != "https":
         return Address(host=host, port=port)
     return Address(host=host, port=port, tls=_tls(tls or {}))
@@ -57,7 +57,7 @@ def _tls(config: Mapping[str, Any]) -> ssl.SSLContext:
         if config.get("CertFile"):
             context.load_cert_chain(config["CertFile"], config.get("KeyFile") or None)
     except (OSError, ssl.SSLError) as error:
-        raise VolumeError(f"the plugin's TLS files cannot be used: {error}") from error
+        raise PluginError(f"the plugin's TLS files cannot be used: {error}") from error
     if config.get("InsecureSkipVerify"):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from orchestrator.manager.inbox import Reports
+from orchestrator.manager.planning.encryption import honest_keys
 from orchestrator.manager.planning.liveness import node_up
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.standalone import over_reboot
@@ -45,7 +46,8 @@ def _hellos(view: ClusterView, reports: Reports, now: float) -> Iterator[Change]
         if not description.path_mtu:
             # A new agent has not measured yet; until then the path is what it was.
             description = replace(description, path_mtu=node.description.path_mtu)
-        after = node_up(node, description, now)
+        keys = honest_keys(view, node_id, description.tunnel_keys)
+        after = node_up(node, replace(description, tunnel_keys=keys), now)
         if boot_id != node.boot_id:
             after = replace(after, boot_id=boot_id)
             if node.boot_id:
@@ -78,7 +80,7 @@ def _path_mtus(view: ClusterView, reports: Reports) -> Iterator[Change]:
 
 def _keys(view: ClusterView, reports: Reports) -> Iterator[Change]:
     for node_id, keys in sorted(reports.keys.items()):
-        node = view.nodes.get(node_id)
+        node, keys = view.nodes.get(node_id), honest_keys(view, node_id, keys)
         if node is not None and node.description.tunnel_keys != keys:
             description = replace(node.description, tunnel_keys=keys)
             yield Change(node, replace(node, description=description))

@@ -6,15 +6,17 @@ Status 0 if all of them passed. Kernels are kept in `$XDG_CACHE_HOME/orc-vm` (~/
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .kernel import ensure_kernel
-from .machine import NETWORK, VXLAN, WIREGUARD, Machine, Outcome
+from .machine import CABLE, NETWORK, VXLAN, WIREGUARD, Machine, Outcome, Wire
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("qemu-system-x86",)
@@ -33,6 +35,8 @@ class Case:
     cgroups: str
     modules: Sequence[str]
     tests: Sequence[str]
+    others: int = 0
+    """How many machines besides do what the tests ask them to."""
 
 
 CASES = {
@@ -41,6 +45,13 @@ CASES = {
     "v1-runtime": Case("bookworm", "v1", (), CONTRACT),
     "v1-cluster": Case("bookworm", "v1", (*NETWORK, *VXLAN), ["tests/vm/on_cgroups.py"]),
     "wireguard": Case("trixie", "v2", (*NETWORK, *VXLAN, *WIREGUARD), ["tests/vm/wireguard.py"]),
+    "encryption": Case(
+        "trixie",
+        "v2",
+        (*NETWORK, *VXLAN, *WIREGUARD, *CABLE),
+        ["tests/vm/between_hosts.py"],
+        others=1,
+    ),
     "no-vxlan": Case("trixie", "v2", NETWORK, ["tests/vm/no_vxlan.py"]),
 }
 
@@ -70,14 +81,31 @@ def _run(name: str, cache: Path) -> Outcome:
     print(f"\n{name}: Linux {kernel.release}, cgroup {case.cgroups}, {' '.join(case.tests)}")
     pytest = ["-m", "pytest", "-vv", "--color=no", "--tb=short", "-p", "no:cacheprovider"]
     machine = Machine(kernel, case.cgroups, case.modules)
-    with tempfile.TemporaryDirectory(prefix="orc-vm-") as scratch:
+    python = str(REPOSITORY / ".venv/bin/python")
+    with tempfile.TemporaryDirectory(prefix="orc-vm-") as scratch, ExitStack() as stack:
         console = Path(scratch, "console.log")
-        command = [str(REPOSITORY / ".venv/bin/python"), *pytest, *case.tests]
-        outcome = machine.run(command, REPOSITORY, console, WITHIN)
+        if case.others:
+            port = _free_port()
+            for number in range(2, 2 + case.others):
+                other = replace(machine, wire=Wire(number, port))
+                stack.enter_context(
+                    other.beside(
+                        [python, "-m", "tests.vm.hand"], REPOSITORY, Path(scratch, f"{number}.log")
+                    )
+                )
+            machine = replace(machine, wire=Wire(1, port))
+        outcome = machine.run([python, *pytest, *case.tests], REPOSITORY, console, WITHIN)
         if outcome.status is None:
             print("the kernel's last words:")
             print("\n".join(console.read_text(errors="replace").splitlines()[-20:]))
     return outcome
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("", 0))
+        port: int = sock.getsockname()[1]
+        return port
 
 
 def _ensure_packages() -> None:

@@ -7,7 +7,8 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ NETWORK = (
 nothing that could: the root folder has another kernel's modules, or none."""
 VXLAN = ("vxlan",)
 WIREGUARD = ("wireguard",)
+CABLE = ("virtio_net",)
 
 _SHARE = "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
 _STATUS = re.compile(r"^exit=(\d+)$")
@@ -46,6 +48,16 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Wire:
+    """A machine's cable to the others that are started beside it: eth0, 10.99.0.`number`/24. They
+    are one segment, and it leads nowhere else."""
+
+    number: int
+    port: int
+    """UDP port of this machine's loopback by which QEMU's processes pass each other frames."""
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """A virtual machine to be."""
 
@@ -55,6 +67,7 @@ class Machine:
     modules: Sequence[str]
     memory: int = 3072
     """MiB. It holds all that is written inside."""
+    wire: Wire | None = None
 
     def run(self, argv: Sequence[str], work: Path, console: Path, within: float) -> Outcome:
         """Boot, run a command in the folder `work`, switch off. Its output is copied to ours.
@@ -80,6 +93,24 @@ class Machine:
             initramfs.unlink()
         return Outcome(status, time.monotonic() - began)
 
+    @contextmanager
+    def beside(self, argv: Sequence[str], work: Path, console: Path) -> Iterator[None]:
+        """Run a command in another machine than the one whose command it is about, for as long as
+        the context lasts. What it prints goes to a file beside `console`."""
+        initramfs = console.with_suffix(".initramfs")
+        initramfs.write_bytes(self._initramfs(argv, work))
+        with (
+            console.with_suffix(".output").open("w") as output,
+            subprocess.Popen(
+                self._command(initramfs, console), stdin=subprocess.DEVNULL, stdout=output
+            ) as qemu,
+        ):
+            try:
+                yield
+            finally:
+                qemu.kill()
+                initramfs.unlink()
+
     def _command(self, initramfs: Path, console: Path) -> list[str]:
         return [
             # Whatever becomes of us, no virtual machine is left running.
@@ -93,17 +124,29 @@ class Machine:
             *("-chardev", f"file,id=console,path={console}", "-serial", "chardev:console"),
             *("-chardev", "stdio,id=output,signal=off", "-serial", "chardev:output"),
             *("-virtfs", _SHARE),
+            *(_cable(self.wire) if self.wire else ()),
         ]
+
+    def _variables(self) -> dict[str, str]:
+        number = self.wire.number if self.wire else ""
+        address = f"10.99.0.{number}/24" if number else ""
+        return {"CGROUPS": self.cgroups, "NAME": f"vm{number}", "ADDRESS": address}
 
     def _initramfs(self, argv: Sequence[str], work: Path) -> bytes:
         files = {
             "init": INIT.read_bytes(),
             "bin/busybox": BUSYBOX.read_bytes(),
-            "config": _shell({"CGROUPS": self.cgroups, "WORK": str(work)}, argv),
+            "config": _shell({**self._variables(), "WORK": str(work)}, argv),
         }
         for number, (name, content) in enumerate(self.kernel.closure([*ROOT, *self.modules])):
             files[f"modules/{number:03}-{name}.ko"] = content
         return archive(files)
+
+
+def _cable(wire: Wire) -> list[str]:
+    segment = f"socket,id=wire,mcast=230.0.0.1:{wire.port},localaddr=127.0.0.1"
+    card = f"virtio-net-pci,netdev=wire,mac=02:0e:00:00:00:{wire.number:02x}"
+    return ["-netdev", segment, "-device", card]
 
 
 def _shell(variables: Mapping[str, str], argv: Sequence[str]) -> bytes:

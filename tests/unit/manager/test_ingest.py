@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 
 import pytest
@@ -184,12 +185,40 @@ def test_what_a_path_carries_is_kept_until_a_new_agent_has_measured_it() -> None
     assert view.nodes["n1"].description.path_mtu == 1500
 
 
+def tunnel_key(name: str, port: int = 51840) -> TunnelKey:
+    return TunnelKey(base64.b64encode(name.encode().ljust(32)).decode(), port)
+
+
 def test_the_newest_keys_of_a_node_are_kept() -> None:
     view = ClusterView.of([NODE])
-    old, new = TunnelKey("old", 51840), TunnelKey("new", 51841)
+    old, new = tunnel_key("old"), tunnel_key("new", 51841)
     described = replace(NODE.description, tunnel_keys=(old,))
     reports = Reports(hellos={"n1": (described, "")}, keys={"n1": (old, new), "gone": (old,)})
     known = after(view, reports)
     assert known.nodes["n1"].description.tunnel_keys == (old, new)
     assert ingest(known, Reports(keys={"n1": (old, new)}), 200.0) == []
     assert after(known, Reports(keys={"n1": ()})).nodes["n1"].description.tunnel_keys == ()
+
+
+def test_what_is_no_key_of_the_nodes_own_is_told_to_nobody() -> None:
+    theirs, mine = tunnel_key("theirs"), tunnel_key("mine")
+    other = replace(NODE, id="n2", description=replace(NODE.description, tunnel_keys=(theirs,)))
+    view = ClusterView.of([NODE, other])
+    said = (
+        TunnelKey("not base64!", 51840),
+        TunnelKey(base64.b64encode(b"short").decode(), 51840),
+        TunnelKey(mine.public[:-2] + "h=", 51840),
+        TunnelKey(mine.public + "\n", 51840),
+        replace(mine, port=0),
+        theirs,
+        mine,
+    )
+    for reports in (
+        Reports(keys={"n1": said}),
+        Reports(hellos={"n1": (replace(NODE.description, tunnel_keys=said), "")}),
+    ):
+        found = after(view, reports).nodes
+        assert found["n1"].description.tunnel_keys == (mine,)
+        assert found["n2"].description.tunnel_keys == (theirs,)
+    many = tuple(tunnel_key(str(number)) for number in range(5))
+    assert after(view, Reports(keys={"n1": many})).nodes["n1"].description.tunnel_keys == many[-2:]

@@ -21,6 +21,7 @@ What is pure, what acts
     `netlink` `routing`   links and addresses; routes, neighbours, forwarding entries: typed
     `namespaces`  named network namespaces, made without fork
     `bridge` `cable` `vxlan` `overlay`   `ensure_*`: create, tolerate, compare, mend
+    `records`     frozen dataclasses that take no time to make
     `nft` `firewall` `portmap` `conntrack`   our table for networks: isolation, masquerade, ports
     `endpoints` `balance` `ingress` `policy` `ruleset`   the endpoint table and rules
                   that follow from it: VIPs, published ports, policies (pure)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +20,7 @@ from .errors import CniError, Code
 from .ipam import Ipam, Key, Lease
 from .netlink import Address
 from .nft import Nftables
+from .records import record
 from .rtnetlink import RouteSocket
 
 
@@ -50,7 +50,7 @@ class Host:
         self.ipam.__exit__(kind, error, trace)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Attachment:
     """Which interface of which container, and where its namespace is (may be gone on DEL)."""
 

@@ -14,13 +14,13 @@ first packet need not wait for one.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from . import namespaces, netlink, peers, routing
 from .errors import CniError, Code
 from .netlink import Address, Interface, Link, Network, VethPair
+from .records import record
 from .routing import RouteEntry
 from .rtnetlink import NetlinkError, Request, RouteSocket
 
@@ -32,7 +32,7 @@ BRIDGED_PASS_RULES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Place:
     """An address of the attachment: in which network, and by which address of the host.
 
@@ -45,7 +45,7 @@ class Place:
     local: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cable:
     """One attachment of a container: identity, and what its interface is to be."""
 

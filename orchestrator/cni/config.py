@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,7 @@ from .errors import CniError, Code
 from .fields import IDENTIFIER, invalid
 from .netlink import Address, Vxlan
 from .peers import Peer, gateway, twin
+from .records import record
 from .vxlan import DEFAULT_PORT, ENCRYPTED_OVERHEAD, OVERHEAD
 
 VERSION = "1.1.0"
@@ -60,7 +60,7 @@ ANY_ADDRESS = IPv4Address(0)
 QUARANTINE = 60
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PortMapping:
     """`host_port` of this host leads to `container_port`; `host_ip` 0.0.0.0 is any address."""
 
@@ -79,7 +79,7 @@ class PortMapping:
         return self.host_port, self.container_port, self.protocol, str(self.host_ip)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Wanted:
     """What one attachment asks for; an empty MAC and absent addresses are chosen for it."""
 
@@ -90,7 +90,7 @@ class Wanted:
     default_route: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Overlay:
     """The part of a configuration that spans hosts."""
 
@@ -114,7 +114,7 @@ class Overlay:
         return ENCRYPTED_OVERHEAD if self.encrypted else OVERHEAD
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Part6:
     """A network's IPv6: this host's part, and the whole."""
 
@@ -127,7 +127,7 @@ class Part6:
         return self.subnet.network_address + 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NetConf:
     """A network on this host, and what an attachment to it asks for."""
 

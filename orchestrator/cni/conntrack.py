@@ -13,10 +13,10 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
+from .records import record
 from .rtnetlink import NetlinkSocket, Request, attribute, attributes
 
 NETLINK_NETFILTER = 12
@@ -33,7 +33,7 @@ USAGE = Path("/proc/sys/net/netfilter")
 STATISTICS = Path("/proc/self/net/stat/nf_conntrack")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Flow:
     """A connection: `asked` (packed) and `port` are whom the client sends to, `server` who answers.
 
@@ -46,7 +46,7 @@ class Flow:
     server: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Usage:
     """`count` connections of at most `limit`; `refused` found no room since the host started."""
 

@@ -44,7 +44,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,8 @@ def _balance(desk: Desk, request: Mapping[str, Any]) -> None:
 
 
 def _connections(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
-    return asdict(conntrack.usage())
+    usage = conntrack.usage()
+    return {"count": usage.count, "limit": usage.limit, "refused": usage.refused}
 
 
 def _underlay(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:

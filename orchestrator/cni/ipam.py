@@ -15,7 +15,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +24,7 @@ from . import netlink, pool
 from .config import NetConf, PortMapping
 from .errors import CniError, Code
 from .netlink import Address
+from .records import record
 
 SCHEMA = """
 CREATE TABLE lease (
@@ -58,7 +58,7 @@ OWNER = "network = ? AND container = ? AND ifname = ?"
 ANY = bytes(4)
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@record
 class Key:
     """One attachment: an interface of a container in a network."""
 
@@ -67,7 +67,7 @@ class Key:
     ifname: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Lease:
     """What an attachment holds, and where its container is: `netns` is the namespace's path."""
 

@@ -11,7 +11,6 @@ import errno
 import socket
 import struct
 from collections.abc import Collection
-from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -21,6 +20,7 @@ from ipaddress import (
     IPv6Network,
 )
 
+from .records import record
 from .rtnetlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -65,7 +65,7 @@ DOOMED = 0x6F7263  # the group of links that are removed together
 NAME_LIMIT = 15  # IFNAMSIZ without its terminating zero
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Vxlan:
     """What makes a VXLAN device the one it is; none of it can be changed later.
 
@@ -80,7 +80,7 @@ class Vxlan:
     ipv6: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Port:
     """A port of a bridge: does it forward, only to and from the bridge's own device, and learn?"""
 
@@ -89,7 +89,7 @@ class Port:
     learning: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Link:
     """An interface as the kernel reports it.
 
@@ -245,7 +245,7 @@ def create_wireguard(sock: RouteSocket, name: str, mtu: int) -> None:
     _create(sock, _ifinfo() + text(IFLA_IFNAME, name) + u32(IFLA_MTU, mtu), "wireguard")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class VethPair:
     """A cable: `host` is a port of the bridge with index `master`, `inside` is the other end."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -20,10 +19,11 @@ from ipaddress import (
 )
 
 from .netlink import Address, Network
+from .records import record
 from .routing import RouteEntry
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Peer:
     """A host of the overlay: its part of the network, the address that leads to it.
 
@@ -36,7 +36,7 @@ class Peer:
     addresses: tuple[Address, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Neighbour:
     """`address`, on the VXLAN device, has `mac`."""
 
@@ -44,7 +44,7 @@ class Neighbour:
     mac: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Forward:
     """`mac`, on the VXLAN device, is behind `host`."""
 
@@ -55,7 +55,7 @@ class Forward:
 Entry = RouteEntry | Neighbour | Forward
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Operations:
     """First remove, then put; each in an order that never leaves a route to an unknown MAC."""
 

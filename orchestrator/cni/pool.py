@@ -7,15 +7,15 @@ while, unless no other is left: whoever still sends to its former owner is not t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from .config import NetConf
 from .errors import CniError, Code
 from .netlink import Address
+from .records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Pool:
     """The addresses that this host gives out in a network, as numbers.
 

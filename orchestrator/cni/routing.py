@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
 from .netlink import (
@@ -17,6 +16,7 @@ from .netlink import (
     mac_text,
     number,
 )
+from .records import record
 from .rtnetlink import (
     NLM_F_CREATE,
     NLM_F_REPLACE,
@@ -40,7 +40,7 @@ RTMSG = struct.Struct("=BBBBBBBBI")
 NDMSG = struct.Struct("=BxxxiHBB")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RouteEntry:
     """A route of the main table: `destination` by `gateway` (None: on the link), from `source`.
 

@@ -11,9 +11,10 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+
+from .records import record
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
@@ -48,7 +49,7 @@ class NetlinkError(OSError):
     """The kernel refused a request: `errno`, and its own words where it gave any."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Request:
     """One message to the kernel: its type, its flags besides REQUEST and ACK, its body."""
 

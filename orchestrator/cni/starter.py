@@ -1,4 +1,8 @@
-"""Start a server for the command `orc-cni` when there is none, or do without."""
+"""Start a server for the command `orc-cni` when there is none, or do without.
+
+The server is a fork of the command. What an interpreter imports takes most of the time until the
+first container is connected, so it is imported once, in one interpreter.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,11 @@ import sys
 
 from . import client
 
+TYPE_CHECKING = False  # as `typing` has it, which takes long to import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ATTEMPTS = 3
-# The server needs the standard library and this package only, and starts faster without the rest.
-PROGRAM = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from orchestrator.cni.server import main
-sys.exit(main(sys.argv[2]))
-"""
 
 
 def answer(path: bytes, request: bytes) -> bytes:
@@ -50,25 +51,32 @@ def _lock(path: bytes) -> int:
 
 
 def _start(path: bytes, request: bytes) -> bytes:
+    from . import server
+
     ready, write = posix.pipe()
-    # It must hold nothing of the runtime's: that waits until all have closed its pipe.
-    posix.posix_spawn(
-        sys.executable,
-        [sys.executable, "-ISE", "-c", PROGRAM, client.PACKAGES, path.decode()],
-        posix.environ,
-        file_actions=[
-            (posix.POSIX_SPAWN_OPEN, 0, "/dev/null", posix.O_RDWR, 0),
-            (posix.POSIX_SPAWN_DUP2, write, 1),
-            (posix.POSIX_SPAWN_OPEN, 2, "/dev/null", posix.O_RDWR, 0),
-        ],
-        setsid=True,
-    )
+    if posix.fork() == 0:
+        try:
+            _become(server.main, path, write)
+        finally:
+            posix._exit(1)
     posix.close(write)
     try:
         client.read(ready)  # until it listens, or has died
     finally:
         posix.close(ready)
     return client.ask(path, request)
+
+
+def _become(serve: Callable[[str], int], path: bytes, ready: int) -> None:
+    """Be the server, and hold nothing of the runtime's, which waits until all have closed its pipe.
+
+    `ready` is closed when it listens.
+    """
+    posix.setsid()
+    nothing = posix.open("/dev/null", posix.O_RDWR)
+    for source, target in ((nothing, 0), (ready, 1), (nothing, 2)):
+        posix.dup2(source, target)
+    serve(path.decode())
 
 
 def become_plugin(data: bytes) -> bytes:

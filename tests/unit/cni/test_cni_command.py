@@ -90,7 +90,7 @@ class Runtime:
         for path in self.run.glob("*.lock"):
             pid = int(path.read_text() or 0)
             with suppress(FileNotFoundError, ProcessLookupError):
-                if b"orchestrator.cni.server" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"orc-cni" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     found.append(pid)
         return found
 

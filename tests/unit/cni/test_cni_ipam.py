@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from orchestrator.cni.config import NetConf, PortMapping, Wanted, parse
 from orchestrator.cni.errors import CniError, Code
 from orchestrator.cni.ipam import Ipam, Key
+from orchestrator.cni.records import replace
 
 
 def network(**more: Any) -> NetConf:

@@ -76,15 +76,18 @@ class TaskFiles:
         self._tasks = folder / "tasks"
         self._data.mkdir(exist_ok=True, mode=0o700)
         self._tasks.mkdir(exist_ok=True, mode=0o711)
+        self._ahead: set[str] = set()
+        """Keys that came and that no assignment has told of yet."""
         self._errors: dict[str, str] = {}
         """Key → why a manager has no data for it."""
         self._arrived = asyncio.Event()
 
     def take(self, payload: documents_pb2.Payload) -> None:
-        """Keep what a manager sent."""
+        """Keep what a manager sent, of which its next assignment tells."""
         if not _KEY.fullmatch(payload.key):
             log.warning("data with the key %r is not kept", payload.key)
             return
+        self._ahead.add(payload.key)
         if payload.error:
             self._errors[payload.key] = payload.error
         else:
@@ -93,12 +96,16 @@ class TaskFiles:
         arrived, self._arrived = self._arrived, asyncio.Event()
         arrived.set()
 
-    def retain(self, keys: Collection[str]) -> None:
-        """Forget what no task of this node names any more."""
+    def retain(self, keys: Collection[str], *, assigned: bool) -> None:
+        """Forget what no task of this node names any more. `assigned`: an assignment has told who
+        needs what came before it."""
+        if assigned:
+            self._ahead.clear()
+        needed = {*keys, *self._ahead}
         for entry in list(os.scandir(self._data)):
-            if entry.name not in keys:
+            if entry.name not in needed:
                 os.unlink(entry.path)
-        for key in self._errors.keys() - keys:
+        for key in self._errors.keys() - needed:
             del self._errors[key]
 
     def retain_tasks(self, task_ids: Collection[str]) -> None:

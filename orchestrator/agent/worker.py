@@ -116,9 +116,7 @@ class Worker:
         for task_id in removed:
             if (runner := self._runners.get(task_id)) is not None:
                 runner.order(None)
-        self._parts.files.retain(
-            {file.payload for runner in self._runners.values() for file in runner.files}
-        )
+        self._retain_files(assigned=True)
         if full and not self._swept:
             self._swept = True
             self._spawn(self._sweep(), "sweep")
@@ -161,6 +159,14 @@ class Worker:
         self._reporter.forget(runner.id)
         self._parts.logs.forget(runner.id)
         del self._runners[runner.id]
+        self._retain_files(assigned=False)
+
+    def _retain_files(self, *, assigned: bool) -> None:
+        """Forget the data of secrets and configs that no task names any more."""
+        self._parts.files.retain(
+            {file.payload for runner in self._runners.values() for file in runner.files},
+            assigned=assigned,
+        )
 
     async def _sweep(self) -> None:
         """Remove containers that are nobody's."""

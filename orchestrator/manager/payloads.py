@@ -28,10 +28,12 @@ from orchestrator.pb import documents_pb2
 
 
 def files_of(view: ClusterView, task: Task) -> list[documents_pb2.AssignedFile]:
-    """The files of a task, each with the key of its data."""
-    spec = task.spec.container
+    """The files of a task, each with the key of its data; none once it has ended for good, so that
+    its node forgets them."""
+    if _ended(task):
+        return []
     found = []
-    for kind, reference in references(spec):
+    for kind, reference in references(task.spec.container):
         document = view.document_by_name(kind, reference.source)
         if document is None:
             key = f"{kind.word}.{reference.source}"
@@ -53,7 +55,7 @@ def files_of(view: ClusterView, task: Task) -> list[documents_pb2.AssignedFile]:
 
 def payloads_of(view: ClusterView, task: Task) -> Iterator[documents_pb2.Payload]:
     """The data that a task needs, by key and without it; none once it has ended for good."""
-    if is_terminal(task.status.state) and task.run <= task.status.run:
+    if _ended(task):
         return
     for kind, reference in references(task.spec.container):
         document = view.document_by_name(kind, reference.source)
@@ -70,6 +72,10 @@ def payloads_of(view: ClusterView, task: Task) -> Iterator[documents_pb2.Payload
             version=version,
             task=task.id if document.template_driver else "",
         )
+
+
+def _ended(task: Task) -> bool:
+    return is_terminal(task.status.state) and task.run <= task.status.run
 
 
 def _key(task: Task, document: Document, version: int) -> str:

@@ -37,6 +37,8 @@ _CHANGES = {
     "Jobs.StartJob": "start_job",
     "Jobs.StopJob": "stop_job",
     "Networks.CreateNetwork": "create_network",
+    "Documents.CreateDocument": "create_document",
+    "Documents.UpdateDocument": "update_document",
 }
 """Calls that can be thought through → their field of a PlannedChange."""
 _UNSEEN = {"Volumes.CreateVolume": types_pb2.Volume}
@@ -86,6 +88,8 @@ class _PlanningClient(Client):
         )
 
     def call(self, method: str, request: Any, timeout: float = CALL_TIMEOUT) -> Any:
+        if getattr(request, "check_only", False):
+            return super().call(method, request, timeout)
         if (field := _CHANGES.get(method)) is not None:
             self.changes.append(control_pb2.PlannedChange(**{field: request}))
             return types_pb2.Service()

@@ -10,8 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from orchestrator.compose.stack import Stack, StackNetwork, StackService, StackVolume
+from orchestrator.compose.stack import (
+    Stack,
+    StackFile,
+    StackNetwork,
+    StackService,
+    StackVolume,
+)
 from orchestrator.model.dependencies import start_order
+from orchestrator.model.documents import Document, DocumentKind, references
 from orchestrator.model.mounts import LOCAL_DRIVER
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import BRIDGE, OVERLAY
@@ -36,6 +43,10 @@ class Observed:
     """Name → the id that it stands for in the cluster."""
     volume_names: frozenset[str] = frozenset()
     """Also of those that only a node or a plugin knows."""
+    documents: Mapping[tuple[DocumentKind, str], Document] = field(default_factory=dict)
+    """Secrets and configs."""
+    outdated: frozenset[tuple[DocumentKind, str]] = frozenset()
+    """Those whose data is to be another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +74,19 @@ def changes(
     resolve: bool,
     built: frozenset[str] = frozenset(),
 ) -> list[Change]:
-    """The steps that make a stack true, in their order: what goes, networks, volumes, services
-    behind those that they wait for, what they needed until then. An image whose name stands for
-    another one by now is a change, of all if `resolve`, else of those that were `built`. Raises
-    Conflict."""
+    """The steps that make a stack true, in their order: what goes, networks, volumes, secrets and
+    configs, services behind those that they wait for, what they needed until then.
+
+    An image whose name stands for another one by now is a change, of all if `resolve`, else of
+    those that were `built`. Raises Conflict."""
     early, late = _gone(stack, there) if prune else ([], [])
     found = [*early]
     for network in stack.networks:
         found += _network(network, there.networks.get(network.name), stack.name)
     for volume in stack.volumes:
         found += _volume(volume, there.volumes.get(volume.name))
+    for file in stack.files:
+        found += _file(file, there, stack.name)
     drivers = {each.name: each.driver or OVERLAY for each in stack.networks if not each.external}
     drivers = {**{each.name: each.driver for each in there.networks.values()}, **drivers}
     for service in stack.services:
@@ -86,6 +100,7 @@ def changes(
             for each in there.networks.values()
             if each.labels.get(STACK_LABEL) == stack.name and each.name not in networks
         ]
+        found += _documents_of(stack.name, there, {(each.kind, each.name) for each in stack.files})
     return found
 
 
@@ -94,8 +109,18 @@ def removals(name: str, there: Observed) -> list[Change]:
     for."""
     services = stop_order(each for each in there.services.values() if _is_of(each, name))
     networks = sorted(n.name for n in there.networks.values() if n.labels.get(STACK_LABEL) == name)
-    return [Change(REMOVE, "service", each) for each in services] + [
-        Change(REMOVE, "network", each) for each in networks
+    return [
+        *(Change(REMOVE, "service", each) for each in services),
+        *(Change(REMOVE, "network", each) for each in networks),
+        *_documents_of(name, there, set()),
+    ]
+
+
+def _documents_of(stack: str, there: Observed, kept: set[tuple[DocumentKind, str]]) -> list[Change]:
+    return [
+        Change(REMOVE, kind.word, name)
+        for (kind, name), each in sorted(there.documents.items())
+        if each.labels.get(STACK_LABEL) == stack and (kind, name) not in kept
     ]
 
 
@@ -190,6 +215,31 @@ def _volume(wanted: StackVolume, there: Volume | None) -> Iterator[Change]:
         )
 
 
+def _file(wanted: StackFile, there: Observed, stack: str) -> Iterator[Change]:
+    word, name = wanted.kind.word, wanted.name
+    current = there.documents.get((wanted.kind, name))
+    if current is None:
+        if not wanted.external:
+            yield Change(CREATE, word, name, wanted=wanted)
+        return
+    if wanted.external:
+        return
+    if current.labels.get(STACK_LABEL) != stack:
+        raise Conflict(
+            f"there is a {word} '{name}' already, and {_owner(current.labels)}; name another one, "
+            "or declare it external: true"
+        )
+    if current.template_driver != wanted.template_driver:
+        raise Conflict(
+            f"{word} '{name}' has another template_driver than the file says, which cannot be "
+            f"changed; remove the stack first ('orc stack rm {stack}')"
+        )
+    keys = ["data"] if (wanted.kind, name) in there.outdated else []
+    keys += ["labels"] if dict(wanted.labels) != current.labels else []
+    if keys:
+        yield Change(CHANGE, word, name, tuple(keys), wanted)
+
+
 def _service(
     wanted: StackService,
     there: Observed,
@@ -219,6 +269,11 @@ def _service(
     known = there.images.get(image, current.image_digest)
     if newest and "image" not in keys and "@" not in image and known != current.image_digest:
         keys = ["image", *keys]
+    keys += [
+        f"{kind.word} {reference.source}"
+        for kind, reference in references(spec.task.container)
+        if (kind, reference.source) in there.outdated
+    ]
     if keys:
         yield Change(CHANGE, "service", name, tuple(keys), replace(wanted, spec=spec))
 
@@ -262,6 +317,10 @@ def check_external(stack: Stack, there: Observed) -> None:
     for volume in stack.volumes:
         if volume.external and volume.name not in there.volume_names and "{{" not in volume.name:
             raise _missing("volume", volume.name, there.volume_names, "orc volume ls")
+    for file in stack.files:
+        if file.external and (file.kind, file.name) not in there.documents:
+            known = [name for kind, name in there.documents if kind is file.kind]
+            raise _missing(file.kind.word, file.name, known, f"orc {file.kind.word} ls")
 
 
 def left(steps: Sequence[Change]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from orchestrator.cli import completion
 from orchestrator.cli.client import Client, Refused, pass_client
 from orchestrator.cli.flag_types import DURATION
 from orchestrator.cli.groups import CliError, NotConverged, example
+from orchestrator.cli.service_change import CONFLICTS
+from orchestrator.cli.stack_calls import StackCalls, observed, with_outdated
 from orchestrator.cli.stack_changes import (
     CHANGE,
     CREATE,
@@ -26,13 +28,13 @@ from orchestrator.cli.stack_changes import (
 )
 from orchestrator.cli.stack_files import checked_name, file_options, read_files
 from orchestrator.cli.stack_rows import no_stack, stack_names
-from orchestrator.compose.stack import Stack, StackNetwork, StackService, StackVolume
+from orchestrator.compose.stack import Stack
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.mounts import LOCAL_DRIVER
-from orchestrator.model.objects import Network, Service, Task, Volume
+from orchestrator.model.objects import Task
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.units import format_duration
-from orchestrator.pb import control_pb2, networks_pb2, volumes_pb2
+from orchestrator.pb import control_pb2
 
 _PARTICIPLES = {"create": "created", "change": "changed", "remove": "removed"}
 GONE_TIMEOUT = 120.0
@@ -86,7 +88,7 @@ def deploy(client: Client, names: tuple[str, ...], **values: Any) -> None:
     stack = given.stack(name)
     for note in given.notes:
         click.echo(f"note: {note}", err=True)
-    there = observed(client)
+    there = with_outdated(client, observed(client), stack)
     prune, resolve = values["prune"], values["resolve_image"] == "always"
     try:
         check_external(stack, there)
@@ -118,28 +120,10 @@ def rm(client: Client, names: tuple[str, ...], quiet: bool) -> None:
         if name not in known:
             raise no_stack(name, known)
     for name in names:
-        nothing = Stack(name, (), (), (), (), ())
+        nothing = Stack(name, (), (), (), ())
         deployment = _Deployment(client, nothing, there, {"quiet": quiet})
         deployment.make(removals(name, there))
         deployment.await_gone()
-
-
-def observed(client: Client) -> Observed:
-    """What the cluster has."""
-    services = client.call("ListServices", control_pb2.ListServicesRequest()).services
-    networks = client.call("ListNetworks", control_pb2.ListNetworksRequest()).networks
-    volumes = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest()).volumes
-    images = client.call("ListImages", control_pb2.ListImagesRequest()).images
-    found: list[Service] = [from_proto(row.service) for row in services]
-    nets: list[Network] = [from_proto(each) for each in networks]
-    vols: list[Volume] = [from_proto(row.volume) for row in volumes if row.declared]
-    return Observed(
-        {each.spec.name: each for each in found},
-        {each.name: each for each in nets},
-        {each.name: each for each in vols},
-        {name: image.id for image in images for name in image.names},
-        frozenset(row.volume.id for row in volumes),
-    )
 
 
 class _Deployment:
@@ -153,7 +137,10 @@ class _Deployment:
         """Services as a manager has stored them."""
         self._removed: set[str] = set()
         """Ids of services."""
-        self._built = {each.spec.name for each in stack.services if each.build}
+        built = frozenset(each.spec.name for each in stack.services if each.build)
+        self._calls = StackCalls(
+            there, values.get("resolve_image", "never"), built if client.pretends else frozenset()
+        )
 
     def check(self, steps: Sequence[Change]) -> None:
         """Have a manager look at all steps before the first is made. Raises CliError for one that
@@ -162,7 +149,7 @@ class _Deployment:
             return
         planned = []
         for step in steps:
-            method, request = self._request(step, checking=True)
+            method, request = self._calls.request(step, checking=True)
             if (field := _PLANNED.get(method)) is not None:
                 planned.append(control_pb2.PlannedChange(**{field: request}))
         self._client.call("Plan", control_pb2.PlanRequest(changes=planned, check_only=True))
@@ -277,16 +264,16 @@ class _Deployment:
             share_login(self._client, image)
 
     def _make(self, step: Change) -> None:
-        method, request = self._request(step)
+        method, request = self._calls.request(step)
         if step.action in (CREATE, CHANGE):
-            reply = self._client.call(method, request, timeout=90.0)
+            reply = self._write(step, method, request)
             if step.kind == "service":
                 self._written[step.name] = reply
             return
-        if step.kind == "network":
+        if step.kind != "service":
             self.await_gone()
         try:
-            if not (self._client.pretends and step.kind == "network"):
+            if step.kind == "service" or not self._client.pretends:
                 self._client.call(method, request)
         except Refused as refused:
             if not refused.missing:
@@ -294,73 +281,27 @@ class _Deployment:
         if step.kind == "service":
             self._removed.add(self._there.services[step.name].id)
 
-    def _request(self, step: Change, checking: bool = False) -> tuple[str, Any]:
-        """The call that makes a step."""
-        return _REQUESTS[step.action, step.kind](self, step, checking)
-
-    def _create_network(self, step: Change, checking: bool) -> tuple[str, Any]:
-        wanted: StackNetwork = step.wanted
-        return "Networks.CreateNetwork", networks_pb2.CreateNetworkRequest(
-            name=wanted.name,
-            driver=wanted.driver,
-            subnets=wanted.subnets,
-            gateway=wanted.gateway,
-            ip_range=wanted.ip_range,
-            ipv6=wanted.ipv6,
-            internal=wanted.internal,
-            attachable=wanted.attachable,
-            encrypted=wanted.encrypted,
-            options=wanted.options,
-            labels=wanted.labels,
-        )
-
-    def _create_volume(self, step: Change, checking: bool) -> tuple[str, Any]:
-        wanted: StackVolume = step.wanted
-        return "Volumes.CreateVolume", volumes_pb2.CreateVolumeRequest(
-            name=wanted.name, driver=wanted.driver, options=wanted.options, labels=wanted.labels
-        )
-
-    def _create_service(self, step: Change, checking: bool) -> tuple[str, Any]:
-        wanted: StackService = step.wanted
-        return "CreateService", control_pb2.CreateServiceRequest(
-            spec=to_proto(wanted.spec), no_resolve_image=self._unresolved(step, checking)
-        )
-
-    def _change_service(self, step: Change, checking: bool) -> tuple[str, Any]:
-        wanted: StackService = step.wanted
-        current = self._there.services[step.name]
-        never = self._unresolved(step, checking)
-        return "UpdateService", control_pb2.UpdateServiceRequest(
-            service=current.id,
-            spec=to_proto(wanted.spec),
-            revision=current.revision,
-            no_resolve_image=never,
-            resolve_image="image" in step.keys and not never,
-        )
-
-    def _unresolved(self, step: Change, checking: bool) -> bool:
-        """Whether the image's tag is not looked up by the manager: it is for the nodes to do, or
-        the image is to be built first."""
-        never: bool = self._values["resolve_image"] == "never"
-        return never or checking or (self._client.pretends and step.name in self._built)
-
-    def _remove_service(self, step: Change, checking: bool) -> tuple[str, Any]:
-        return "RemoveService", control_pb2.RemoveServiceRequest(service=step.name)
-
-    def _drop_network(self, step: Change, checking: bool) -> tuple[str, Any]:
-        return "Networks.RemoveNetwork", networks_pb2.RemoveNetworkRequest(network=step.name)
+    def _write(self, step: Change, method: str, request: Any) -> Any:
+        """Make the call of a step; anew if only what was observed of a service, or the version of a
+        secret that it has, has changed since we read it."""
+        for _ in range(CONFLICTS):
+            try:
+                return self._client.call(method, request, timeout=90.0)
+            except Refused as refused:
+                if not refused.conflict or step.kind != "service":
+                    raise
+                read = control_pb2.ListServicesRequest(service=request.service)
+                (row,) = self._client.call("ListServices", read).services
+                if from_proto(row.service).spec != self._there.services[step.name].spec:
+                    raise
+                request.revision = row.service.revision
+        raise CliError(f"service '{step.name}' is being changed all the time; try again")
 
 
-_REQUESTS: dict[tuple[str, str], Callable[[_Deployment, Change, bool], tuple[str, Any]]] = {
-    ("create", "network"): _Deployment._create_network,
-    ("create", "volume"): _Deployment._create_volume,
-    ("create", "service"): _Deployment._create_service,
-    ("change", "service"): _Deployment._change_service,
-    ("remove", "service"): _Deployment._remove_service,
-    ("remove", "network"): _Deployment._drop_network,
-}
 _PLANNED = {
     "Networks.CreateNetwork": "create_network",
+    "Documents.CreateDocument": "create_document",
+    "Documents.UpdateDocument": "update_document",
     "CreateService": "create_service",
     "UpdateService": "update_service",
     "RemoveService": "remove_service",

@@ -96,8 +96,7 @@ class _Assembly:
             services,
             tuple(networks),
             tuple(self._volumes.values()),
-            tuple(self._secrets.values()),
-            tuple(self._configs.values()),
+            (*self._secrets.values(), *self._configs.values()),
         )
 
     def _service(
@@ -117,6 +116,8 @@ class _Assembly:
             container,
             labels={**container.labels, STACK_LABEL: self._name},
             mounts=mounts_of(section, at, self._volumes),
+            secrets=grants_of(section, at, "secrets", self._secrets),
+            configs=grants_of(section, at, "configs", self._configs),
         )
         reservation, limit, shares = resources_of(section, at)
         mode = ServiceMode[deploy.text("mode", "replicated").upper().replace("-", "_")]
@@ -158,9 +159,7 @@ class _Assembly:
             validate_service(spec)
         except InvalidSpec as error:
             raise placed(error, section, at) from None
-        secrets = grants_of(section, at, "secrets", self._secrets)
-        configs = grants_of(section, at, "configs", self._configs)
-        return StackService(key, spec, section.place, build, secrets, configs)
+        return StackService(key, spec, section.place, build)
 
     def _image(self, section: Map, at: str, name: str) -> tuple[str, StackBuild | None]:
         image, build = section.text("image"), section.get("build")

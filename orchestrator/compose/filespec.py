@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Mapping
 from typing import cast
 
 from orchestrator.compose.mountspec import octal
 from orchestrator.compose.project import Project
-from orchestrator.compose.stack import StackFile, StackGrant
+from orchestrator.compose.stack import StackFile
 from orchestrator.compose.tree import ComposeError, Map, hint, within
+from orchestrator.model.documents import (
+    DocumentKind,
+    FileReference,
+    check_data,
+    check_document_name,
+)
 from orchestrator.model.specs import STACK_LABEL
 
-_FOLDERS = {"secrets": "/run/secrets/", "configs": "/"}
-"""Where a file is whose target is no absolute path."""
 _SOURCES = ("file", "environment", "content")
 
 
@@ -27,7 +30,7 @@ def files_of(project: Project, kind: str, stack: str) -> dict[str, StackFile]:
 
 def grants_of(
     service: Map, at: str, kind: str, files: Mapping[str, StackFile]
-) -> tuple[StackGrant, ...]:
+) -> tuple[FileReference, ...]:
     """What a service has of `secrets` or `configs`; `files` are those that are declared, by their
     keys. Raises ComposeError."""
     found = []
@@ -39,20 +42,17 @@ def grants_of(
             words = f"{kind.removesuffix('s')} {source!r} is not declared; add it under {kind}"
             words += f"; {hint(source, files)}" if files else ""
             raise ComposeError(entry.place, where, words)
-        target = entry.text("target") or source
+        ids = {}
         for key in ("uid", "gid"):
-            if not entry.text(key, "0").isdecimal():
-                words = f"{entry.text(key)!r} is not the number of a user or group"
+            text = entry.text(key, "0")
+            if not text.isdecimal():
+                words = f"{text!r} is not the number of a user or group"
                 raise ComposeError(entry.place_of(key), within(where, key), words)
-        found.append(
-            StackGrant(
-                file.name,
-                posixpath.join(_FOLDERS[kind], target),
-                entry.text("uid"),
-                entry.text("gid"),
-                octal(entry, "mode", where) if entry.get("mode") else 0o444,
-            )
-        )
+            ids[key] = int(text)
+        mode = octal(entry, "mode", where) if entry.get("mode") else 0
+        # Its name in the file, not in the cluster, is what a container finds it by.
+        target = entry.text("target") or source
+        found.append(FileReference(file.name, target, ids["uid"], ids["gid"], mode))
     return tuple(found)
 
 
@@ -65,13 +65,22 @@ def _file(project: Project, kind: str, key: str, section: Map, stack: str) -> St
         if given:
             words = f"it is external, so {given[0]} is not this stack's to say; leave one out"
             raise ComposeError(section.place_of(given[0]), at, words)
-        return StackFile(name, section.place, external=True)
+        return StackFile(DocumentKind[word.upper()], name, section.place, external=True)
     if len(given) != 1:
         words = f"a {word} has one of {', '.join(_SOURCES)}, or external: true"
         raise ComposeError(section.place, at, words)
     labels = {**section.pairs("labels"), STACK_LABEL: stack}
     content = _content(project, section, given[0], within(at, given[0]))
-    return StackFile(name, section.place, False, content, labels)
+    template = section.text("template_driver")
+    file = StackFile(
+        DocumentKind[word.upper()], name, section.place, False, content, labels, template
+    )
+    try:
+        check_document_name(file.kind, name)
+        check_data(file.kind, name, content, template)
+    except ValueError as error:
+        raise ComposeError(section.place_of(given[0]), within(at, given[0]), str(error)) from None
+    return file
 
 
 def _content(project: Project, section: Map, source: str, at: str) -> bytes:

@@ -6,6 +6,7 @@ from orchestrator.compose import short
 from orchestrator.compose.kinds import Choice, External, Kind, Noted, Path, Refused, Text, Truth
 from orchestrator.compose.mapkinds import Entries, Keys, Many, Pairs
 from orchestrator.compose.serviceschema import SERVICE, check_service_name
+from orchestrator.model.documents import TEMPLATE_DRIVERS
 from orchestrator.model.names import check_name
 
 _NAME = Text(lambda text: check_name(text, "name"))
@@ -61,14 +62,14 @@ _FILE: dict[str, Kind] = {
     "environment": Text(),
     "content": Text(),
     "labels": Pairs(),
+    "template_driver": Choice(TEMPLATE_DRIVERS),
 }
-CONFIG = Keys({**_FILE, "template_driver": Refused("files are given as they are")}, "a config")
+CONFIG = Keys(_FILE, "a config")
 SECRET = Keys(
     {
         **_FILE,
         "driver": Refused("secrets are kept by Orc itself"),
         "driver_opts": Refused("secrets are kept by Orc itself"),
-        "template_driver": Refused("files are given as they are"),
     },
     "a secret",
 )

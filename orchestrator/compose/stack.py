@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.compose.tree import Map, Place
+from orchestrator.model.documents import DocumentKind
 from orchestrator.model.specs import ServiceSpec
 
 
@@ -45,24 +46,13 @@ class StackVolume:
 class StackFile:
     """A secret or config that a stack has or uses."""
 
+    kind: DocumentKind
     name: str
     place: Place
     external: bool = False
     content: bytes = field(default=b"", repr=False)
     labels: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class StackGrant:
-    """A secret or config that a service's containers have as a file."""
-
-    name: str
-    """Of the secret or config in the cluster."""
-    target: str
-    """Path in the container."""
-    uid: str = ""
-    gid: str = ""
-    mode: int = 0o444
+    template_driver: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +73,6 @@ class StackService:
     spec: ServiceSpec
     place: Place
     build: StackBuild | None = None
-    secrets: tuple[StackGrant, ...] = ()
-    configs: tuple[StackGrant, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,5 +83,5 @@ class Stack:
     services: tuple[StackService, ...]
     networks: tuple[StackNetwork, ...]
     volumes: tuple[StackVolume, ...]
-    secrets: tuple[StackFile, ...]
-    configs: tuple[StackFile, ...]
+    files: tuple[StackFile, ...]
+    """Secrets and configs."""

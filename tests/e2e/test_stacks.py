@@ -262,6 +262,54 @@ services:
     assert "service 'other_web' has not converged in 1s" in late.stderr
 
 
+def test_secrets_and_configs_are_files_that_roll_who_has_them(
+    tidy: Cluster, hello: str, write: Write, tmp_path: Path
+) -> None:
+    cluster = tidy
+    (tmp_path / "pw").write_text("first")
+    file = write("""
+services:
+  web:
+    image: hello:1
+    stop_grace_period: 100ms
+    secrets: [pw]
+    configs: [{source: page, target: /etc/page, mode: 0440, uid: "5"}]
+  other: {image: hello:1, stop_grace_period: 100ms, configs: [page]}
+secrets: {pw: {file: pw}}
+configs: {page: {content: "port ${PORT:-80}"}}
+""")
+
+    def read(name: str, path: str) -> str:
+        return cluster.orc("exec", name, "/bin/busybox", "cat", path).stdout
+
+    cluster.orc("stack", "deploy", "-c", file, "shop")
+    assert read("shop_web.1", "/run/secrets/pw") == "first"
+    assert read("shop_web.1", "/etc/page") == read("shop_other.1", "/page") == "port 80"
+    look = ("exec", "shop_web.1", "/bin/busybox", "stat", "-c", "%a %u", "/etc/page")
+    assert cluster.orc(*look).stdout.split() == ["440", "5"]
+    assert [row["name"] for row in cluster.json("secret", "ls")] == ["shop_pw"]
+    before = ids(cluster, "shop")
+    cluster.orc("stack", "deploy", "-c", file, "shop")
+    assert ids(cluster, "shop") == before
+
+    (tmp_path / "pw").write_text("second")
+    plan = plan_json(cluster, "deploy", "-c", file, "shop")
+    assert [(step["name"], step["changes"]) for step in plan["steps"]] == [
+        ("shop_pw", ["data"]),
+        ("shop_web", ["secret shop_pw"]),
+    ]
+    assert {task["task"] for task in plan["tasks"]} == {"shop_web.1"}
+    assert ids(cluster, "shop") == before
+    cluster.orc("stack", "deploy", "-c", file, "shop")
+    after = ids(cluster, "shop")
+    assert read("shop_web.1", "/run/secrets/pw") == "second"
+    assert after["shop_other.1"] == before["shop_other.1"]
+    assert after["shop_web.1"] != before["shop_web.1"]
+
+    cluster.orc("stack", "rm", "shop")
+    assert cluster.json("secret", "ls") == cluster.json("config", "ls") == []
+
+
 def test_what_people_have_can_be_planned(tidy: Cluster) -> None:
     # No registry is asked: which image a name stands for is left to the nodes.
     environment = {"GRAFANA_PASSWORD": "hush", "MARIADB_ROOT_PASSWORD": "hush"}

@@ -93,6 +93,8 @@ class DocumentCalls(Calls, documents_pb2_grpc.DocumentsServicer):  # type: ignor
             _check(before, request.data)
             if not await self._is(before, request.data):
                 after, ops = self._next(after, request.data)
+        if request.check_only:
+            return documents_pb2.UpdateDocumentReply(document=to_proto(before), changed=bool(ops))
         if after == before:
             return documents_pb2.UpdateDocumentReply(document=to_proto(before))
         revision = await commit(api.kv, [Change(before, after)], ops=ops)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from orchestrator.manager.api.context import ApiContext, Calls, answering
+from orchestrator.manager.api.documents import DocumentCalls
 from orchestrator.manager.api.jobs import JobCalls
 from orchestrator.manager.api.networks import NetworkCalls
 from orchestrator.manager.api.nodes import NodeCalls
@@ -63,11 +64,14 @@ class _Pretence:
         self._kv = _PretendedKv(api.kv, self._cache)
         pretending = replace(api, kv=cast(Kv, self._kv), cache=cast(Cache, self._cache))
         self._services, jobs = ServiceCalls(pretending), JobCalls(pretending)
+        documents = DocumentCalls(pretending)
         self._calls: dict[str, Calls] = {
             "update_node": NodeCalls(pretending),
             "start_job": jobs,
             "stop_job": jobs,
             "create_network": NetworkCalls(pretending),
+            "create_document": documents,
+            "update_document": documents,
         }
 
     @property

@@ -15,9 +15,16 @@ from orchestrator.cli.stack_changes import (
     differences,
     removals,
 )
-from orchestrator.compose.stack import Stack, StackNetwork, StackService, StackVolume
+from orchestrator.compose.stack import (
+    Stack,
+    StackFile,
+    StackNetwork,
+    StackService,
+    StackVolume,
+)
 from orchestrator.compose.tree import Place
 from orchestrator.model.dependencies import Dependency
+from orchestrator.model.documents import Document, DocumentKind, FileReference
 from orchestrator.model.objects import Network, Service, Volume
 from orchestrator.model.specs import (
     STACK_LABEL,
@@ -48,7 +55,7 @@ def spec(name: str, *needs: str, image: str = "a:1") -> ServiceSpec:
 def stack(*specs: ServiceSpec, volumes: tuple[StackVolume, ...] = ()) -> Stack:
     services = tuple(StackService(each.name, each, PLACE) for each in specs)
     network = StackNetwork("s_default", PLACE, labels=MINE)
-    return Stack("s", services, (network,), volumes, (), ())
+    return Stack("s", services, (network,), volumes, ())
 
 
 def there(*specs: ServiceSpec, **images: str) -> Observed:
@@ -143,6 +150,32 @@ def test_pruning_removes_last_what_a_service_needed_until_now() -> None:
     ]
 
 
+def test_new_data_of_a_secret_is_a_change_of_who_has_it() -> None:
+    secret = StackFile(DocumentKind.SECRET, "s_pw", PLACE, content=b"new", labels=MINE)
+    web = spec("web")
+    container = replace(web.task.container, secrets=(FileReference("s_pw", "pw"),))
+    web = replace(web, task=replace(web.task, container=container))
+    wanted = replace(stack(spec("db"), web), files=(secret,))
+    found = there(spec("db"), web)
+    assert steps(wanted, found) == [("create", "s_pw")]
+
+    key = (DocumentKind.SECRET, "s_pw")
+    known = Document(id="d", name="s_pw", labels=MINE)
+    found = replace(found, documents={key: known})
+    assert steps(wanted, found) == []
+    assert steps(wanted, replace(found, outdated=frozenset({key}))) == [
+        ("change", "s_pw", "data"),
+        ("change", "s_web", "secret s_pw"),
+    ]
+    labelled = replace(secret, labels={**MINE, "a": "b"})
+    assert steps(replace(wanted, files=(labelled,)), found) == [("change", "s_pw", "labels")]
+    assert steps(replace(wanted, files=()), found, prune=True) == [("remove", "s_pw")]
+    assert ("secret", "s_pw") in [(each.kind, each.name) for each in removals("s", found)]
+
+    theirs = replace(found, documents={key: replace(known, labels={})})
+    assert "there is a secret 's_pw' already, and it is of no stack" in conflict(wanted, theirs)
+
+
 def test_a_stack_goes_from_its_ends() -> None:
     found = there(spec("db"), spec("cache"), spec("web", "db", "cache"))
     assert [(each.kind, each.name) for each in removals("s", found)] == [
@@ -195,6 +228,8 @@ def test_what_is_external_must_be_there() -> None:
     assert "there is none; did you mean 's_default'?" in missing(networks=(network,))
     network = StackNetwork("host", PLACE, external=True)
     assert "write network_mode: host at the service" in missing(networks=(network,))
+    config = StackFile(DocumentKind.CONFIG, "site", PLACE, external=True)
+    assert "config 'site' is external, and there is none" in missing(files=(config,))
     volume = StackVolume("data", PLACE, external=True)
     assert "volume 'data' is external, and there is none" in missing(volumes=(volume,))
 

@@ -13,6 +13,7 @@ from orchestrator.compose.stack import Stack
 from orchestrator.compose.tree import plain
 from orchestrator.compose.yamlfile import dump
 from orchestrator.model.dependencies import DependencyCondition
+from orchestrator.model.documents import DocumentKind
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -98,11 +99,14 @@ def test_jobs_devices_and_platforms() -> None:
 
 
 def test_files_reach_the_containers_that_ask_for_them() -> None:
-    found = {each.key: each for each in stack("prometheus").services}
-    (grant,) = found["grafana"].secrets
-    assert (grant.name, grant.target, grant.uid, grant.mode) == (
-        "prometheus_grafana", "/run/secrets/grafana", "472", 0o440,
-    )  # fmt: skip
-    contents = {each.name: each.content for each in stack("prometheus").configs}
+    found = stack("prometheus")
+    containers = {each.key: each.spec.task.container for each in found.services}
+    (secret,) = containers["grafana"].secrets
+    assert (secret.source, secret.path(DocumentKind.SECRET)) == (
+        "prometheus_grafana",
+        "/run/secrets/grafana",
+    )
+    assert (secret.uid, secret.mode) == (472, 0o440)
+    contents = {each.name: each.content for each in found.files}
     assert contents["prometheus_prometheus"].startswith(b"global: {scrape_interval: 15s}\n")
-    assert [each.content for each in stack("prometheus").secrets] == [b"hush"]
+    assert contents["prometheus_grafana"] == b"hush"

@@ -9,6 +9,7 @@ import pytest
 from composekit import FOLDER, Given, service
 
 from orchestrator.model.dependencies import Dependency, DependencyCondition
+from orchestrator.model.documents import FileReference
 from orchestrator.model.mounts import MountSpec, MountType
 from orchestrator.model.placement import GenericResource
 from orchestrator.model.specs import (
@@ -227,14 +228,15 @@ configs: {c: {environment: C}}
 """
     stack = Given(text, {"C": "value"}).stack()
     (web,) = stack.services
-    assert [(each.name, each.target, each.uid, each.mode) for each in web.secrets] == [
-        ("s_pw", "/run/secrets/pw", "", 0o444),
-        ("tls-key", "/run/secrets/certs/key", "1", 0o400),
-    ]
-    assert [(each.name, each.target) for each in web.configs] == [("s_c", "/etc/c")]
-    assert [(each.name, each.external, each.content) for each in stack.secrets] == [
+    container = web.spec.task.container
+    assert container.secrets == (
+        FileReference("s_pw", "pw"),
+        FileReference("tls-key", "certs/key", uid=1, mode=0o400),
+    )
+    assert container.configs == (FileReference("s_c", "/etc/c"),)
+    assert [(each.name, each.external, each.content) for each in stack.files] == [
         ("s_pw", False, b"x"),
         ("tls-key", True, b""),
+        ("s_c", False, b"value"),
     ]
-    assert stack.configs[0].content == b"value"
     assert "'x'" not in repr(stack)

@@ -201,7 +201,7 @@ async def run(settings: Settings) -> None:
             held=lambda: worker.holders(),
             running=lambda word: worker.running(word),
         )
-        paths = PathMtus(identity.address, networks.peers, wake.set)
+        paths = PathMtus(identity.address, networks.peers, networks.plain, wake.set)
         kept = KeptLogs(data / "logs")
         dial = _Dial(settings)
         volumes = VolumeStore(

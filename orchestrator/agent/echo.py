@@ -30,8 +30,8 @@ _IP_HEADER = 20
 _ECHO = struct.Struct("!BBHHH")
 _REQUEST, _REPLY = 8, 0
 _ICMP_FILTER = 1
-_IP_MTU_DISCOVER, _IP_MTU = 10, 14
-_IP_PMTUDISC_PROBE = 3
+IP_MTU_DISCOVER, _IP_MTU = 10, 14
+IP_PMTUDISC_PROBE = 3
 _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 33, 35
 _TIMESPEC = struct.Struct("@ll")
 _DISCARD = 9
@@ -80,6 +80,7 @@ class Echo:
         self._id = int.from_bytes(os.urandom(2), "big")
         self._sequence = 0
         self._waiting: dict[int, tuple[str, asyncio.Future[float]]] = {}
+        """Number → whence the answer comes, and the seconds at which it came."""
 
     def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -87,7 +88,7 @@ class Echo:
             socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP
         )
         try:
-            self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
+            self._socket.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
             only_replies = struct.pack("=I", ~(1 << _REPLY) & 0xFFFFFFFF)
@@ -129,10 +130,10 @@ class Echo:
         """
         number = self._sequence = self._sequence + 1 & 0xFFFF
         answer: asyncio.Future[float] = self._loop.create_future()
-        self._waiting[number] = address, answer
+        self._waiting[number] = self._answerer(address), answer
         began = time.time()
         try:
-            self._socket.sendto(_request(self._id, number, size), (address, 0))
+            self._send(address, number, size)
             async with asyncio.timeout(patience):
                 return max(0.0, await answer - began)
         except TimeoutError:
@@ -143,6 +144,13 @@ class Echo:
             return None
         finally:
             self._waiting.pop(number, None)
+
+    def _send(self, address: str, number: int, size: int) -> None:
+        self._socket.sendto(request(self._id, number, size), (address, 0))
+
+    def _answerer(self, address: str) -> str:
+        """The address from which the answer comes."""
+        return address
 
     async def series(self, address: str, count: int, pause: float, size: int = SMALL) -> Series:
         """Send `count` packets, `pause` seconds apart, whether answers come or not."""
@@ -167,7 +175,7 @@ class Echo:
                 answer.set_result(_stamped(extra))
 
 
-def _request(identity: int, number: int, size: int) -> bytes:
+def request(identity: int, number: int, size: int) -> bytes:
     """An echo that fills a packet of `size` bytes with zeros, which its checksum need not sum."""
     total = (_REQUEST << 8) + identity + number
     checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF

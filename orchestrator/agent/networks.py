@@ -119,6 +119,7 @@ class Networks:
         self._period = period
         self._networks: dict[str, _Network] = {}
         """By id."""
+        self._peers: frozenset[str] = frozenset()
         self._changed = asyncio.Event()
         self._ready = asyncio.Event()
         """The first pass is over."""
@@ -143,16 +144,24 @@ class Networks:
                 # Whoever waits for it looks what there is in its place.
                 before.passed.set()
         self._networks = wanted
+        addresses = {peer.address for each in wanted.values() for peer in each.config.peers}
+        self._peers = frozenset(addresses - {self._node_address})
         self._changed.set()
 
     def peers(self) -> frozenset[str]:
         """The addresses of the other nodes of these networks."""
-        found = {peer.address for each in self._networks.values() for peer in each.config.peers}
-        return frozenset(found - {self._node_address})
+        return self._peers
 
     def applied(self) -> Mapping[str, NetworkConfig]:
         """The networks that a pass was made over, by id."""
         return {id: each.config for id, each in self._networks.items() if each.passed.is_set()}
+
+    def plain(self) -> NetworkConfig | None:
+        """A network that is there, over all nodes and not encrypted: the first by id."""
+        for id, config in sorted(self.applied().items()):
+            if config.vni and not config.encrypted and id not in self.failures():
+                return config
+        return None
 
     def failures(self) -> Mapping[str, str]:
         """Why the last pass over a network failed, by the network's id."""

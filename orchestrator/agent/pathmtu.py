@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass
 
 from orchestrator.agent.echo import Echo, path_mtu
+from orchestrator.agent.network import NetworkConfig
+from orchestrator.agent.tunnelecho import TunnelEcho
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +54,17 @@ class PathMtus:
     """Measures the paths from this node to its peers for as long as it runs."""
 
     def __init__(
-        self, address: str, peers: Callable[[], Set[str]], changed: Callable[[], None]
+        self,
+        address: str,
+        peers: Callable[[], Set[str]],
+        plain: Callable[[], NetworkConfig | None],
+        changed: Callable[[], None],
     ) -> None:
-        """`address` is this node's, `peers` are the others' now. `changed` is called when `least`
-        has."""
+        """`address` is this node's, `peers` are the others' now, `plain` is a network whose tunnel
+        may be used. `changed` is called when `least` has."""
         self._address = address
         self._peers = peers
+        self._plain = plain
         self._changed = changed
         self._known: dict[str, Known] = {}
         self._tried: set[str] = set()
@@ -77,6 +84,7 @@ class PathMtus:
             if fresh := self._peers() - self._tried:
                 self._tried |= fresh
                 await self._round(fresh)
+            self._conclude()
             await asyncio.sleep(LOOK)
 
     async def _round(self, peers: Collection[str]) -> None:
@@ -101,7 +109,7 @@ class PathMtus:
         0: nothing is answered. `echo` is of this node's address."""
         found = 0
         for _ in range(2):
-            found = await path_mtu(echo, peer)
+            found = await path_mtu(echo, peer) or await self._through_tunnel(peer)
             known = self._known.get(peer)
             now = after(known, found)
             if now is not None and peer in self._peers():
@@ -111,8 +119,18 @@ class PathMtus:
                 break
         return found
 
+    async def _through_tunnel(self, peer: str) -> int:
+        """The same for a peer that does not answer pings."""
+        config = self._plain()
+        if config is None:
+            return 0
+        with TunnelEcho(config) as echo:
+            return await path_mtu(echo, peer) if echo.knows(peer) else 0
+
     def _conclude(self) -> None:
         peers = self._peers()
+        # One that comes back is measured anew.
+        self._tried &= peers
         self._known = {peer: known for peer, known in self._known.items() if peer in peers}
         least = min((known.size for known in self._known.values()), default=0)
         if least != self.least:

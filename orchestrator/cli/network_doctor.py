@@ -112,10 +112,10 @@ def _echoes(message: Any) -> Row | None:
 _COLUMNS = [
     column("FROM", "source"),
     column("TO", "target"),
-    Column("UNDERLAY", lambda row: _reached(row["underlay"])),
+    Column("UNDERLAY", lambda row: _reached(row["underlay"], row["overlay"])),
     Column("NETWORK", lambda row: _reached(row["overlay"])),
-    Column("LOSS", lambda row: _loss(row)),
-    Column("LATENCY", lambda row: _latency(row["underlay"] or row["overlay"])),
+    Column("LOSS", lambda row: _loss(_telling(row))),
+    Column("LATENCY", lambda row: _latency(_telling(row))),
     Column("PATH MTU", lambda row: str(row["path_mtu"] or "-")),
     Column("RATE", lambda row: _rate(row["rate"])),
 ]
@@ -139,21 +139,28 @@ def _print(found: Any) -> None:
         click.echo(f"All is well between {len(rows['nodes'])} nodes.")
 
 
-def _reached(echoes: Row | None) -> str:
+def _reached(echoes: Row | None, other: Row | None = None) -> str:
+    """`silent`: no answers come this way, but they do the other."""
     if echoes is None:
         return "-"
-    return "ok" if echoes["received"] else "NO"
+    if echoes["received"]:
+        return "ok"
+    return "silent" if other is not None and other["received"] else "NO"
 
 
-def _loss(row: Row) -> str:
-    shares = [each["loss"] for each in (row["underlay"], row["overlay"]) if each is not None]
-    return f"{max(shares) * 100:.0f}%" if shares else "-"
+def _telling(row: Row) -> list[Row]:
+    """The series of which something came back; else all."""
+    asked = [each for each in (row["underlay"], row["overlay"]) if each is not None]
+    return [each for each in asked if each["received"]] or asked
 
 
-def _latency(echoes: Row | None) -> str:
-    if echoes is None or echoes["latency"] is None:
-        return "-"
-    return f"{echoes['latency'] * 1000:.2f} ms"
+def _loss(series: list[Row]) -> str:
+    return f"{max(each['loss'] for each in series) * 100:.0f}%" if series else "-"
+
+
+def _latency(series: list[Row]) -> str:
+    known = [each["latency"] for each in series if each["latency"] is not None]
+    return f"{known[0] * 1000:.2f} ms" if known else "-"
 
 
 def _rate(rate: float | None) -> str:

@@ -13,8 +13,6 @@ from statistics import median
 
 from orchestrator.manager.pathfacts import Finding, NetworkFacts, NodeFacts, PathFacts
 
-OVERHEAD = 50
-"""Bytes that VXLAN adds to a packet over IPv4."""
 LOSSY = 0.01
 """Share of lost packets from which on something is wrong."""
 SLOW_RATE, SLOW_LATENCY = 4.0, 4.0
@@ -169,20 +167,21 @@ def _tunnel(case: _Case) -> Iterator[Finding]:
     one_way = {(source, target) for source, target in deaf if (target, source) not in deaf}
     both = dead - {frozenset(pair) for pair in one_way}
     for where, names in scopes(both, _pairs(inside)):
-        yield _no_tunnel(f"do not get through {where}", names)
+        yield _no_tunnel(case, f"do not get through {where}", names)
     for target in sorted({target for _, target in one_way}):
         sources = sorted(source for source, its in one_way if its == target)
         text = f"from {listed(sources)} do not arrive at {target}"
-        yield _no_tunnel(text, (*sources, target))
+        yield _no_tunnel(case, text, (*sources, target))
     case.explained |= dead
 
 
-def _no_tunnel(text: str, names: tuple[str, ...]) -> Finding:
+def _no_tunnel(case: _Case, text: str, names: tuple[str, ...]) -> Finding:
+    transport = case.network.transport
     return Finding(
         True,
         names,
-        f"packets of the tunnel (UDP port 4789) {text}, though pings do",
-        "let UDP port 4789 through on these nodes and between them: a firewall drops it",
+        f"packets of the tunnel ({transport}) {text}, though pings do",
+        f"let {transport} through on these nodes and between them: a firewall drops it",
     )
 
 
@@ -217,8 +216,9 @@ def _mtus(case: _Case) -> Iterator[Finding]:
         f"{worst.target}{more}"
     )
     mend = "make the network anew with a smaller --opt mtu"
-    if 0 < worst.path_mtu < size + OVERHEAD:
-        text += f": that path carries {worst.path_mtu} bytes, {OVERHEAD} of them for the tunnel"
+    overhead = case.network.overhead
+    if 0 < worst.path_mtu < size + overhead:
+        text += f": that path carries {worst.path_mtu} bytes, {overhead} of them for the tunnel"
         if case.network.asked_mtu:
             mend = _smaller(_fitting(case))
         else:
@@ -232,7 +232,7 @@ def _mtus(case: _Case) -> Iterator[Finding]:
 
 def _fitting(case: _Case) -> int:
     """Bytes of a network's packets that every path leaves, and every peer takes."""
-    carried = [path.path_mtu - OVERHEAD for path in case.paths if path.path_mtu]
+    carried = [path.path_mtu - case.network.overhead for path in case.paths if path.path_mtu]
     taken = [node.mtu for node in case.nodes.values() if node.mtu]
     return min([*carried, *taken])
 
@@ -251,14 +251,14 @@ def _wishes(case: _Case) -> Iterator[Finding]:
         return
     worst = min(known, key=lambda path: (path.path_mtu, path.source, path.target))
     for other in case.others:
-        if other.asked_mtu + OVERHEAD > worst.path_mtu:
+        if other.asked_mtu + other.overhead > worst.path_mtu:
             yield Finding(
                 True,
                 (worst.source, worst.target),
                 f"network {other.name} was made for packets of {other.asked_mtu} bytes, and the "
-                f"path from {worst.source} to {worst.target} carries {worst.path_mtu}, {OVERHEAD} "
-                "of them for the tunnel",
-                _smaller(worst.path_mtu - OVERHEAD),
+                f"path from {worst.source} to {worst.target} carries {worst.path_mtu}, "
+                f"{other.overhead} of them for the tunnel",
+                _smaller(worst.path_mtu - other.overhead),
             )
 
 
@@ -296,7 +296,7 @@ def _losses(case: _Case) -> Iterator[Finding]:
             mend = (
                 "look for a bad cable, a full link or a full queue"
                 if kind == "underlay"
-                else "look for a firewall that limits UDP port 4789"
+                else f"look for a firewall that limits {case.network.transport}"
             )
             yield Finding(True, names, f"{_percent(max(shares))} of {what} {where} get lost", mend)
     case.explained |= plain.keys() | tunnel.keys()
@@ -313,15 +313,14 @@ def _percent(share: float) -> str:
 
 
 def _silent(case: _Case) -> Iterator[Finding]:
-    """The tunnel works, pings do not: the path's MTU cannot be found."""
-    silent = [p for p in case.inside if p.overlay.received and not p.underlay.received]
+    """Neither by pings nor through the tunnel the path's MTU could be found."""
+    silent = [p for p in case.inside if not p.path_mtu]
     for target in sorted({path.target for path in silent}):
         yield Finding(
             False,
             (target,),
-            f"{target} answers no pings at {case.nodes[target].address}, so nobody can find the "
-            "MTU of the paths to it, and interfaces are believed",
-            "let ICMP echo through between the nodes",
+            f"the MTU of the paths to {target} could not be found, so interfaces are believed",
+            f"let ICMP echo through to {case.nodes[target].address}",
         )
 
 

@@ -142,6 +142,16 @@ def test_a_firewall_drops_the_tunnel(cluster: Cluster, addresses: dict[str, str]
         ]
 
 
+def test_pings_that_are_dropped_are_no_matter(cluster: Cluster) -> None:
+    with filtered(cluster, "node2", "iifname eth0 meta l4proto icmp drop"):
+        text = cluster.orc("network", "doctor").stdout
+    ways = {tuple(line.split()[:2]): line.split()[2:] for line in text.splitlines()[1:7]}
+    assert ways["node1", "node2"][:3] == ["silent", "ok", "0%"], text
+    assert ways["node1", "node3"][:3] == ["ok", "ok", "0%"], text
+    assert {way[5] for way in ways.values()} == {"1500"}, text
+    assert text.endswith("All is well between 3 nodes.\n"), text
+
+
 def test_packets_get_lost(cluster: Cluster, addresses: dict[str, str]) -> None:
     rule = f"ip saddr {addresses['node3']} numgen random mod 100 < 20 drop"
     with filtered(cluster, "node2", rule):

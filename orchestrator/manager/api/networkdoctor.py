@@ -291,7 +291,8 @@ class _Diagnosis:
 
 
 def _network_facts(network: Network) -> NetworkFacts:
-    return NetworkFacts(network.name, network.vni, int(network.options.get(MTU, 0)))
+    asked_mtu = int(network.options.get(MTU, 0))
+    return NetworkFacts(network.name, network.vni, asked_mtu, network.encrypted)
 
 
 def _number(count: int, what: str) -> str:

@@ -284,8 +284,7 @@ NOTES: list[tuple[str, Callable[[], World], str]] = [
     (
         "pings are filtered",
         lambda: World().path("*", "node2", underlay=NONE, path_mtu=0),
-        "node2 answers no pings at 192.0.2.2, so nobody can find the MTU of the paths to it, and "
-        "interfaces are believed",
+        "the MTU of the paths to node2 could not be found, so interfaces are believed",
     ),
     (
         "a node is far away",
@@ -302,6 +301,10 @@ NOTES: list[tuple[str, Callable[[], World], str]] = [
         "94 Mbit/s get through between node1 and node2, a fraction of the usual 9 Gbit/s",
     ),
 ]
+
+
+def test_pings_that_are_filtered_are_nothing_as_long_as_the_tunnel_tells_the_mtu() -> None:
+    assert World().path("*", "node2", underlay=NONE).judged() == ()
 
 
 def test_nothing_is_said_where_all_is_well() -> None:
@@ -323,6 +326,21 @@ def test_what_is_wrong_is_said_once(world: Callable[[], World], text: str, mend:
 def test_what_is_only_worth_knowing_is_not_wrong(world: Callable[[], World], text: str) -> None:
     (finding,) = world().judged()
     assert (finding.wrong, finding.text) == (False, text)
+
+
+def test_an_encrypted_network_takes_more_and_goes_by_another_port() -> None:
+    world = World(asked_mtu=1370).path("node1", "node2", path_mtu=1400, large=Echoes(5, 0))
+    world.network = replace(world.network, encrypted=True)
+    for name in world.nodes:
+        world.node(name, mtu=1370)
+    (finding,) = world.judged()
+    assert finding.text.endswith("carries 1400 bytes, 130 of them for the tunnel")
+    assert finding.mend.startswith("make the network anew with --opt mtu=1270, or ")
+    world.both("node1", "node2", **DEAD)
+    (finding,) = world.judged()
+    assert finding.mend == (
+        "let WireGuard through on these nodes and between them: a firewall drops it"
+    )
 
 
 def test_two_things_are_two_findings_what_is_wrong_first() -> None:

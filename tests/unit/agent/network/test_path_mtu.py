@@ -17,7 +17,9 @@ from netkit import Node, network, shell
 from nshosts import NsHost, socket_in, within
 
 from orchestrator.agent.echo import Echo, ladder, path_mtu
+from orchestrator.agent.network import NetworkConfig
 from orchestrator.agent.pathmtu import Known, PathMtus, after
+from orchestrator.agent.tunnelecho import TunnelEcho
 
 ROUNDS = [
     # (found in each round, what is known at last)
@@ -56,9 +58,9 @@ def test_a_ladder_stands_between_what_fits_and_what_does_not(fits: int, span: in
 
 
 @contextmanager
-def echo_of(host: NsHost) -> Iterator[Echo]:
-    """An echo of a host, whose sockets are opened in its namespace."""
-    echo = Echo(host.address)
+def echo_of(host: NsHost, config: NetworkConfig | None = None) -> Iterator[Echo]:
+    """An echo of a host, whose sockets are opened in its namespace; through a network's tunnel."""
+    echo = Echo(host.address) if config is None else TunnelEcho(config)
     within(host.netns, echo.__enter__)
     try:
         yield echo
@@ -95,11 +97,36 @@ async def test_a_path_is_found_to_the_byte(hosts: list[NsHost]) -> None:
 
 
 @pytest.mark.root
+async def test_a_path_is_found_through_the_tunnel_where_pings_are_dropped(
+    nodes: list[Node], hosts: list[NsHost]
+) -> None:
+    one, two = nodes
+    config = await one.apply("a")
+    await two.apply("a")
+    two.host.shell(
+        "nft",
+        "add table inet t; add chain inet t i { type filter hook input priority 0; }; "
+        "add rule inet t i iifname uplink meta l4proto icmp drop",
+    )
+    try:
+        with echo_of(one.host) as plain, echo_of(one.host, config) as echo:
+            assert await path_mtu(plain, two.host.address) == 0
+            assert await path_mtu(echo, two.host.address) == 1500
+            for mtu in (1499, 1400, 600):
+                with narrowed(hosts[0], "h2", mtu):
+                    assert await path_mtu(echo, two.host.address) == mtu
+            two.host.shell("nft", "add rule inet t i udp dport 4789 drop")
+            assert await path_mtu(echo, two.host.address) == 0
+    finally:
+        two.host.shell("nft", "delete table inet t")
+
+
+@pytest.mark.root
 async def test_what_is_told_is_the_least_of_the_paths(hosts: list[NsHost]) -> None:
     router, one, two, three = hosts
     peers = {two.address, three.address}
     told: list[int] = []
-    paths = PathMtus(one.address, lambda: peers, lambda: told.append(paths.least))
+    paths = PathMtus(one.address, lambda: peers, lambda: None, lambda: told.append(paths.least))
     with echo_of(one) as echo:
         await paths.measure(echo, two.address)
         with narrowed(router, "h3", 1400):
@@ -115,6 +142,24 @@ async def test_what_is_told_is_the_least_of_the_paths(hosts: list[NsHost]) -> No
         peers.remove(three.address)
         await paths.measure(echo, two.address)
     assert told == [1500, 1400, 1500, 1400, 1500]
+
+
+@pytest.mark.root
+async def test_a_node_that_is_new_is_measured_at_once_and_one_that_is_gone_forgotten() -> None:
+    peers: set[str] = set()
+    told: asyncio.Queue[int] = asyncio.Queue()
+    paths = PathMtus("127.0.0.1", lambda: peers, lambda: None, lambda: told.put_nowait(paths.least))
+    running = asyncio.create_task(paths.run())
+    try:
+        peers.add("127.0.0.1")
+        async with asyncio.timeout(10):
+            assert await told.get() == 65535  # what IPv4 can say
+            peers.clear()
+            assert await told.get() == 0
+            peers.add("127.0.0.2")
+            assert await told.get() == 65535
+    finally:
+        running.cancel()
 
 
 def mtus(host: NsHost, *names: str) -> list[int]:

@@ -8,7 +8,6 @@ goes out if its interface takes it, and what comes back is the truth.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 import struct
@@ -42,11 +41,6 @@ _COPIES = 3
 """How often a packet is sent before its size counts as too large."""
 _STEPS = 16
 """Sizes that are tried at once."""
-_UNSENT = frozenset(
-    {errno.EMSGSIZE, errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOBUFS, errno.EAGAIN}
-    | {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}
-)
-"""Why the kernel does not send a packet; to be asked for an answer, it is a lost one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +130,7 @@ class Echo:
             self._send(address, number, size)
             async with asyncio.timeout(patience):
                 return max(0.0, await answer - began)
-        except TimeoutError:
-            return None
-        except OSError as error:
-            if error.errno not in _UNSENT:
-                raise
+        except (TimeoutError, OSError):  # or too large for its interface, no route, forbidden
             return None
         finally:
             self._waiting.pop(number, None)

@@ -64,6 +64,7 @@ def node_row(message: Any) -> Row:
             for kind, value in sorted(about.generic_resources.items())
         },
         "network_features": list(about.network_features),
+        "path_mtu": about.path_mtu or None,
         "tunnel_keys": [{"public": key.public, "port": key.port} for key in about.tunnel_keys],
     }
 

@@ -93,7 +93,7 @@ class NetworkFacts:
     @property
     def transport(self) -> str:
         """What of a firewall lets its packets through."""
-        return "WireGuard" if self.encrypted else "UDP port 4789"
+        return "UDP ports 51840 and 51841" if self.encrypted else "UDP port 4789"
 
 
 @dataclass(frozen=True, slots=True)

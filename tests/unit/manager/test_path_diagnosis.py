@@ -339,7 +339,7 @@ def test_an_encrypted_network_takes_more_and_goes_by_another_port() -> None:
     world.both("node1", "node2", **DEAD)
     (finding,) = world.judged()
     assert finding.mend == (
-        "let WireGuard through on these nodes and between them: a firewall drops it"
+        "let UDP ports 51840 and 51841 through on these nodes and between them: a firewall drops it"
     )
 
 

@@ -17,6 +17,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "orchestrator.v1.Control": frozenset({"admin"}),
     "orchestrator.v1.Interact": frozenset({"admin"}),
     "orchestrator.v1.Policies": frozenset({"admin"}),
+    "orchestrator.v1.Dashboard": frozenset({"admin"}),
     "orchestrator.v1.Jobs": frozenset({"admin"}),
     "orchestrator.v1.Volumes": frozenset({"admin"}),
     "orchestrator.v1.Documents": frozenset({"admin"}),

@@ -31,7 +31,7 @@ from orchestrator.manager.api.networks import NetworkCalls
 from orchestrator.manager.api.policies import PolicyCalls
 from orchestrator.manager.api.system import SystemCalls
 from orchestrator.manager.api.volumes import VolumeCalls
-from orchestrator.manager.discovery import targets
+from orchestrator.manager.dashboard.tickets import TicketCalls
 from orchestrator.manager.dispatcher import Dispatcher
 from orchestrator.manager.documentstore import DocumentStore
 from orchestrator.manager.eventlog import EventLog
@@ -54,13 +54,14 @@ from orchestrator.manager.store.timed import TimedKv
 from orchestrator.manager.term import Term
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.manager.vault import Vault
-from orchestrator.manager.webapp import ManagerApp
+from orchestrator.manager.webapp import web
 from orchestrator.model.networks import BRIDGE
 from orchestrator.model.objects import Cluster, Network
 from orchestrator.model.specs import BRIDGE_NETWORK, DEFAULT_NETWORK
 from orchestrator.pb import (
     containers_pb2_grpc,
     control_pb2_grpc,
+    dashboard_pb2_grpc,
     dispatch_pb2_grpc,
     doctor_pb2_grpc,
     documents_pb2_grpc,
@@ -73,15 +74,12 @@ from orchestrator.pb import (
     system_pb2_grpc,
     volumes_pb2_grpc,
 )
-from orchestrator.web.https import CannotListen, TlsFiles, listening
-from orchestrator.web.scrape import digest, process_registry
+from orchestrator.web.https import CannotListen
+from orchestrator.web.scrape import process_registry
 
 log = logging.getLogger(__name__)
 
 DEFAULT_VNI = 4096
-
-WEB_PORT = 2
-"""Of metrics and service discovery, from the control port on."""
 
 _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
@@ -219,26 +217,6 @@ class Manager:
             async with self._events.following(), self._latencies.following():
                 await self._serve()
 
-    @asynccontextmanager
-    async def _web(self) -> AsyncIterator[None]:
-        """Serve what others than our own clients read. Raises CannotServe."""
-        folder, identity = self._settings.data_dir, self._identity
-        self._registry.register(metrics.ClusterCollector(lambda: self.cache.view, self._state))
-        host = f"[{identity.address}]" if ":" in identity.address else identity.address
-        here = f"{host}:{identity.port + WEB_PORT}"
-        app = ManagerApp(
-            self._registry,
-            identity.cluster_id,
-            lambda: digest(cluster.scrape_token) if (cluster := self.cache.view.cluster) else "",
-            lambda job: targets(self.cache.view, [here], job),
-        )
-        files = TlsFiles(folder / "ca.pem", folder / "manager.pem", folder / "manager.key")
-        try:
-            async with listening(app, identity.address, identity.port + WEB_PORT, files):
-                yield
-        except CannotListen as error:
-            raise CannotServe(str(error)) from error
-
     def _state(self) -> metrics.ManagerState:
         return metrics.ManagerState(
             leader=bool(self._leader),
@@ -248,7 +226,8 @@ class Manager:
         )
 
     async def _serve(self) -> None:
-        server = self._server()
+        api = self._api()
+        server = self._server(api)
         await server.start()
         self.serving.set()
         log.info(
@@ -256,18 +235,16 @@ class Manager:
             extra={"address": self._address, "manager": self._identity.manager_id},
         )
         try:
-            async with self._web():
+            async with web(api, self._settings.data_dir, self._registry, self._state):
                 await self._lead()
+        except CannotListen as error:
+            raise CannotServe(str(error)) from error
         finally:
             await server.stop(0.2)
 
-    def _server(self) -> grpc.aio.Server:
-        folder, identity = self._settings.data_dir, self._identity
-        authority = KeyPair((folder / "ca.pem").read_text(), (folder / "ca.key").read_text())
-        server = grpc.aio.server(
-            interceptors=[RoleGuard(identity.cluster_id)], options=_SERVER_OPTIONS
-        )
-        context = ApiContext(
+    def _api(self) -> ApiContext:
+        folder = self._settings.data_dir
+        return ApiContext(
             kv=self._kv,
             cache=self.cache,
             dispatcher=self._dispatcher,
@@ -275,23 +252,31 @@ class Manager:
             inbox=self.inbox,
             events=self._events,
             vault=self._vault,
-            identity=identity,
-            ca_digest=ca.digest(authority.certificate),
+            identity=self._identity,
+            ca_digest=ca.digest((folder / "ca.pem").read_text()),
             leader=lambda: self._leader,
             now=time.time,
             new_id=new_id,
+        )
+
+    def _server(self, context: ApiContext) -> grpc.aio.Server:
+        folder, identity = self._settings.data_dir, self._identity
+        authority = KeyPair((folder / "ca.pem").read_text(), (folder / "ca.key").read_text())
+        server = grpc.aio.server(
+            interceptors=[RoleGuard(identity.cluster_id)], options=_SERVER_OPTIONS
         )
         control_pb2_grpc.add_ControlServicer_to_server(ControlApi(context), server)
         containers_pb2_grpc.add_ContainersServicer_to_server(ContainerCalls(context), server)
         images_pb2_grpc.add_ImagesServicer_to_server(ImagesApi(context), server)
         sources = Sources(
-            self.cache, self._vault, lambda node: self._tunnels.serving(node, "build")
+            self.cache, context.vault, lambda node: self._tunnels.serving(node, "build")
         )
         images_pb2_grpc.add_SourcesServicer_to_server(sources, server)
         networks_pb2_grpc.add_NetworksServicer_to_server(NetworkCalls(context), server)
         jobs_pb2_grpc.add_JobsServicer_to_server(JobCalls(context), server)
         policies_pb2_grpc.add_PoliciesServicer_to_server(PolicyCalls(context), server)
         doctor_pb2_grpc.add_DoctorServicer_to_server(DoctorCalls(context), server)
+        dashboard_pb2_grpc.add_DashboardServicer_to_server(TicketCalls(context, folder), server)
         volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeCalls(context), server)
         documents_pb2_grpc.add_DocumentsServicer_to_server(DocumentCalls(context), server)
         system_pb2_grpc.add_SystemServicer_to_server(SystemCalls(context), server)

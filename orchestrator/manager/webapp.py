@@ -1,49 +1,76 @@
-"""What a manager serves over HTTPS: `/metrics` and `/sd`."""
+"""What a manager serves over HTTPS: `/metrics`, `/sd`, and the web page."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry
 
-from orchestrator.manager.discovery import JOBS, Group
-from orchestrator.web.https import Receive, Scope, Send
-from orchestrator.web.scrape import MetricsApp, may_read, refuse, respond
+from orchestrator.identity.files import ManagerIdentity
+from orchestrator.manager.api.context import ApiContext
+from orchestrator.manager.dashboard.app import DashboardApp
+from orchestrator.manager.dashboard.sessions import Sessions
+from orchestrator.manager.discovery import JOBS, targets
+from orchestrator.manager.metrics import ClusterCollector, ManagerState
+from orchestrator.web.https import Receive, Scope, Send, TlsFiles, listening
+from orchestrator.web.scrape import MetricsApp, digest, may_read, refuse, respond
+
+_PORT = 2
+"""Of all this, counted from the control port."""
+
+
+def web_address(identity: ManagerIdentity) -> str:
+    """HOST:PORT at which a manager serves it."""
+    host = f"[{identity.address}]" if ":" in identity.address else identity.address
+    return f"{host}:{identity.port + _PORT}"
+
+
+@asynccontextmanager
+async def web(
+    api: ApiContext, folder: Path, registry: CollectorRegistry, state: Callable[[], ManagerState]
+) -> AsyncIterator[None]:
+    """Serve while the body runs. `folder` has the manager's certificate; `registry` is completed
+    by what the cluster is. Raises CannotListen."""
+    registry.register(ClusterCollector(lambda: api.view, state))
+    app = ManagerApp(api, registry)
+    files = TlsFiles(folder / "ca.pem", folder / "manager.pem", folder / "manager.key")
+    async with listening(app, api.identity.address, api.identity.port + _PORT, files):
+        yield
 
 
 class ManagerApp:
     """An ASGI application."""
 
-    def __init__(
-        self,
-        registry: CollectorRegistry,
-        cluster_id: str,
-        token_digest: Callable[[], str],
-        targets: Callable[[str], list[Group]],
-    ) -> None:
-        """`targets`: what `/sd` answers for a job, or for all with an empty one."""
-        self._metrics = MetricsApp(registry, cluster_id, token_digest)
-        self._cluster_id = cluster_id
-        self._digest = token_digest
-        self._targets = targets
+    def __init__(self, api: ApiContext, registry: CollectorRegistry) -> None:
+        self._api = api
+        self._metrics = MetricsApp(registry, api.identity.cluster_id, self._digest)
+        self._dashboard = DashboardApp(api, Sessions(api.vault, api.now))
+
+    def _digest(self) -> str:
+        cluster = self._api.view.cluster
+        return digest(cluster.scrape_token) if cluster and cluster.scrape_token else ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/sd":
-            await self._discovery(scope, send)
-        elif scope["path"] == "/metrics":
-            await self._metrics(scope, receive, send)
-        else:
-            await respond(send, 404, b"there are /metrics and /sd here\n")
+        match scope["path"]:
+            case "/metrics":
+                await self._metrics(scope, receive, send)
+            case "/sd":
+                await self._discovery(scope, send)
+            case _:
+                await self._dashboard(scope, receive, send)
 
     async def _discovery(self, scope: Scope, send: Send) -> None:
+        api = self._api
         job = parse_qs(scope["query_string"].decode("latin-1")).get("job", [""])[0]
-        if not may_read(scope, self._cluster_id, self._digest()):
+        if not may_read(scope, api.identity.cluster_id, self._digest()):
             await refuse(send)
         elif job and job not in JOBS:
             said = f"there is no job '{job}'; say {', '.join(JOBS[:-1])} or {JOBS[-1]}\n"
             await respond(send, 400, said.encode())
         else:
-            body = json.dumps(self._targets(job)).encode()
+            body = json.dumps(targets(api.view, [web_address(api.identity)], job)).encode()
             await respond(send, 200, body, "application/json")

@@ -1,0 +1,88 @@
+"""The few things that the page may do, each by the call that the command line makes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from orchestrator.manager.api.context import ApiContext
+from orchestrator.manager.api.nodes import NodeCalls
+from orchestrator.manager.api.services import ServiceCalls
+from orchestrator.manager.lookup import find_service
+from orchestrator.manager.refusal import invalid
+from orchestrator.model.convert import to_proto
+from orchestrator.model.objects import Availability
+from orchestrator.model.specs import ServiceMode, ServiceSpec
+from orchestrator.pb import control_pb2
+
+MOST_REPLICAS = 10_000
+
+
+async def act(api: ApiContext, order: Mapping[str, Any]) -> None:
+    """Do what is ordered: `{"do": …, "to": id, "replicas": …}`. Raises Refusal, InvalidSpec,
+    StoreError."""
+    action = _ACTIONS.get(str(order.get("do")))
+    target = order.get("to")
+    if action is None or not isinstance(target, str) or not target:
+        raise invalid("the page may scale, restart, roll back, drain and activate")
+    await action(api, target, order)
+
+
+async def _scale(api: ApiContext, target: str, order: Mapping[str, Any]) -> None:
+    replicas = order.get("replicas")
+    if not isinstance(replicas, int) or not 0 <= replicas <= MOST_REPLICAS:
+        raise invalid(f"give a number of replicas from 0 to {MOST_REPLICAS}")
+    service = find_service(api.view, target)
+    if service.spec.mode is not ServiceMode.REPLICATED:
+        raise invalid(f"service '{service.spec.name}' is not replicated, so it has no such number")
+    await _update(api, target, lambda spec: replace(spec, replicas=replicas))
+
+
+async def _restart(api: ApiContext, target: str, order: Mapping[str, Any]) -> None:
+    await _update(
+        api, target, lambda spec: replace(spec, task=replace(spec.task, force=spec.task.force + 1))
+    )
+
+
+async def _update(
+    api: ApiContext, target: str, change: Callable[[ServiceSpec], ServiceSpec]
+) -> None:
+    service = find_service(api.view, target)
+    request = control_pb2.UpdateServiceRequest(
+        service=service.id,
+        spec=to_proto(change(service.spec)),
+        revision=service.revision,
+        no_resolve_image=True,
+    )
+    await _call(ServiceCalls.UpdateService, ServiceCalls(api), request)
+
+
+async def _roll_back(api: ApiContext, target: str, order: Mapping[str, Any]) -> None:
+    request = control_pb2.RollbackServiceRequest(service=target)
+    await _call(ServiceCalls.RollbackService, ServiceCalls(api), request)
+
+
+def _available(availability: Availability) -> Callable[..., Awaitable[None]]:
+    async def update(api: ApiContext, target: str, order: Mapping[str, Any]) -> None:
+        request = control_pb2.UpdateNodeRequest(
+            node=target, availability=cast(Any, availability.value)
+        )
+        await _call(NodeCalls.UpdateNode, NodeCalls(api), request)
+
+    return update
+
+
+async def _call(method: Any, calls: object, request: Any) -> None:
+    """Make a call of the API and let its refusal out as it is."""
+    await inspect.unwrap(method)(calls, request, None)
+
+
+_ACTIONS: dict[str, Callable[..., Awaitable[None]]] = {
+    "scale": _scale,
+    "restart": _restart,
+    "rollback": _roll_back,
+    "drain": _available(Availability.DRAIN),
+    "activate": _available(Availability.ACTIVE),
+}

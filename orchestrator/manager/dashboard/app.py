@@ -1,0 +1,283 @@
+"""The page's requests, as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from http.cookies import CookieError, SimpleCookie
+from importlib import resources
+from typing import Any
+from urllib.parse import parse_qs
+
+from orchestrator.manager.api.context import ApiContext
+from orchestrator.manager.api.logs import LogCalls
+from orchestrator.manager.dashboard import actions, picture
+from orchestrator.manager.dashboard.sessions import SESSION_LIFE, Session, Sessions
+from orchestrator.manager.eventlog import Event
+from orchestrator.manager.refusal import Refusal
+from orchestrator.manager.store.kv import Conflict, StoreError
+from orchestrator.model.validate import InvalidSpec
+from orchestrator.pb import control_pb2
+from orchestrator.web.https import Receive, Scope, Send
+from orchestrator.web.scrape import header
+
+log = logging.getLogger(__name__)
+
+LULL = 0.1
+"""Seconds between two pictures of changes at the least: no eye sees more, and a hundred tasks that
+start are told of in a few."""
+BEAT = 15.0
+"""Seconds after which a stream that has nothing to tell says so, so that nobody in between hangs
+up."""
+REMEMBERED = 200
+"""Events of before that one who opens the page is shown."""
+
+_COOKIE = "orc"
+_MOST_BODY = 1 << 16
+_LAST_LINES = 200
+_KINDS = {
+    "index.html": "text/html; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+_SCRIPT = "text/javascript; charset=utf-8"
+_GUARDS = (
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        b"img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+
+
+class DashboardApp:
+    """Serves the page and what it asks for."""
+
+    def __init__(self, api: ApiContext, sessions: Sessions) -> None:
+        self._api = api
+        self._sessions = sessions
+        self._files = _files()
+        self._calls: dict[tuple[str, str], Callable[..., Awaitable[None]]] = {
+            ("GET", "/api/session"): self._who,
+            ("DELETE", "/api/session"): self._log_out,
+            ("GET", "/api/events"): self._events,
+            ("GET", "/api/logs"): self._logs,
+            ("POST", "/api/act"): self._act,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        if method == "GET" and (found := self._files.get(path)):
+            await _respond(send, 200, *found)
+        elif (method, path) == ("POST", "/api/session"):
+            await self._log_in(receive, send)
+        elif (call := self._calls.get((method, path))) is None:
+            await _say(send, 404, "there is no such page")
+        elif (session := self._session(scope)) is None:
+            await _say(send, 401, "log in with the address that 'orc dashboard' prints")
+        else:
+            await call(session, scope, receive, send)
+
+    def _session(self, scope: Scope) -> Session | None:
+        try:
+            cookie = SimpleCookie(header(scope, b"cookie")).get(_COOKIE)
+        except CookieError:
+            return None
+        return self._sessions.session(cookie.value) if cookie else None
+
+    async def _log_in(self, receive: Receive, send: Send) -> None:
+        order = await _json(receive)
+        cookie = self._sessions.log_in(str(order.get("ticket", ""))) if order else None
+        if cookie is None:
+            await _say(send, 401, "this address was good for five minutes; run 'orc dashboard'")
+            return
+        session = self._sessions.session(cookie)
+        assert session is not None
+        await _tell(send, {"role": session.role}, _cookie(cookie, SESSION_LIFE))
+
+    async def _log_out(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
+        await _tell(send, {}, _cookie("", 0))
+
+    async def _who(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
+        await _tell(send, {"role": session.role, "until": session.until})
+
+    async def _act(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
+        if session.role != "admin":
+            await _say(send, 403, "this log-in may look, and change nothing")
+            return
+        # A page of another origin cannot send this header without being asked first.
+        if header(scope, b"content-type") != "application/json":
+            await _say(send, 415, "an action is JSON")
+            return
+        try:
+            await actions.act(self._api, await _json(receive) or {})
+        except (Refusal, InvalidSpec) as error:
+            await _say(send, 409, str(error))
+        except Conflict:
+            await _say(send, 409, "somebody else changed it meanwhile; try again")
+        except StoreError as error:
+            await _say(send, 503, f"the cluster's store is away: {error}")
+        else:
+            await _tell(send, {})
+
+    async def _events(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
+        await _stream(receive, send, self._pictures())
+
+    async def _pictures(self) -> AsyncIterator[tuple[str, Any]]:
+        """The whole, then what changes, and what happens."""
+        api, wake = self._api, asyncio.Event()
+        async with api.cache.subscribe() as feed, api.events.follow(wake.set) as happened:
+            feed.on_change = wake.set
+            past = api.events.since(0.0)[-REMEMBERED:]
+            yield "picture", picture.whole(api.view) | {"cluster": self._cluster()}
+            yield "happened", [_event(each) for each in past]
+            while True:
+                await wake.wait()
+                wake.clear()
+                changes = feed.take()
+                news = picture.changed(api.view, changes)
+                if news:
+                    yield "changed", news
+                if happened:
+                    yield "happened", [_event(happened.popleft()) for _ in range(len(happened))]
+                await asyncio.sleep(LULL)
+
+    def _cluster(self) -> dict[str, Any]:
+        cluster = self._api.view.cluster
+        return {"id": cluster.id if cluster else "", "leader": self._api.leader()}
+
+    async def _logs(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
+        word = parse_qs(scope["query_string"].decode("latin-1")).get("of", [""])[0]
+        await _stream(receive, send, self._lines(word))
+
+    async def _lines(self, word: str) -> AsyncIterator[tuple[str, Any]]:
+        request = control_pb2.LogsRequest(service=word, follow=True, tail=_LAST_LINES)
+        async with aclosing(LogCalls.Logs.__wrapped__(LogCalls(self._api), request, None)) as found:
+            try:
+                async for batch in found:
+                    yield (
+                        "lines",
+                        [
+                            {
+                                "task": batch.task_name,
+                                "at": record.at,
+                                "error": record.stderr,
+                                "notice": record.notice,
+                                "line": record.line.decode(errors="replace"),
+                            }
+                            for record in batch.records
+                        ],
+                    )
+            except Refusal as refusal:
+                yield "refused", refusal.text
+
+
+def _event(event: Event) -> dict[str, Any]:
+    return {
+        "at": event.at,
+        "type": event.type,
+        "action": event.action,
+        "id": event.id,
+        "name": event.name,
+        "node": event.node,
+    }
+
+
+def _files() -> dict[str, tuple[bytes, str]]:
+    """Path → content and type, of the page."""
+    found = {}
+    for file in resources.files(__package__).joinpath("page").iterdir():
+        if file.is_file():
+            kind = _KINDS.get(file.name, _SCRIPT)
+            found["/" if file.name == "index.html" else f"/{file.name}"] = file.read_bytes(), kind
+    return found
+
+
+def _cookie(value: str, life: float) -> tuple[bytes, bytes]:
+    text = f"{_COOKIE}={value}; Path=/; Max-Age={life:.0f}; Secure; HttpOnly; SameSite=Strict"
+    return b"set-cookie", text.encode()
+
+
+async def _json(receive: Receive) -> dict[str, Any] | None:
+    """A request's body; None when it is no JSON object."""
+    body, more = b"", True
+    while more and len(body) <= _MOST_BODY:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+async def _stream(receive: Receive, send: Send, events: AsyncIterator[tuple[str, Any]]) -> None:
+    """Send server-sent events (WHATWG HTML, 9.2) until the browser hangs up."""
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"content-type", b"text/event-stream; charset=utf-8"), *_GUARDS],
+        }
+    )
+    await _chunk(send, "retry: 1000\n\n")
+    quiet = asyncio.Event()
+
+    async def pump() -> None:
+        async for kind, data in events:
+            quiet.clear()
+            text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+            await _chunk(send, f"event: {kind}\ndata: {text}\n\n")
+
+    async def beat() -> None:
+        while True:
+            quiet.set()
+            await asyncio.sleep(BEAT)
+            if quiet.is_set():
+                await _chunk(send, ": still here\n\n")
+
+    async with asyncio.TaskGroup() as group:
+        others = [group.create_task(beat()), group.create_task(pump())]
+        await _hung_up(receive)
+        for task in others:
+            task.cancel()
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _chunk(send: Send, text: str) -> None:
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+
+
+async def _tell(send: Send, data: Any, *headers: tuple[bytes, bytes]) -> None:
+    await _respond(send, 200, json.dumps(data).encode(), "application/json", *headers)
+
+
+async def _say(send: Send, status: int, text: str) -> None:
+    """Refuse, in a line that the page shows."""
+    await _respond(send, status, json.dumps({"error": text}).encode(), "application/json")
+
+
+async def _respond(
+    send: Send, status: int, body: bytes, kind: str, *headers: tuple[bytes, bytes]
+) -> None:
+    fixed = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [*fixed, *_GUARDS, *headers],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,149 @@
+"""What the web page is told, and who may look at it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.manager.dashboard import picture
+from orchestrator.manager.dashboard.sessions import SESSION_LIFE, TICKET_LIFE, Session, Sessions
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.vault import Vault
+from orchestrator.model.objects import (
+    Availability,
+    Health,
+    Image,
+    Network,
+    Node,
+    NodeDescription,
+    NodeState,
+    Service,
+    Task,
+    TaskStatus,
+    UpdateState,
+    UpdateStatus,
+)
+from orchestrator.model.specs import (
+    STACK_LABEL,
+    ContainerSpec,
+    Resources,
+    ServiceMode,
+    ServiceSpec,
+    TaskSpec,
+)
+from orchestrator.model.states import TaskState
+
+NODE = Node(
+    id="n1",
+    state=NodeState.READY,
+    description=NodeDescription(hostname="host1", address="10.0.0.1", resources=Resources(2048, 9)),
+)
+SPEC = TaskSpec(
+    container=ContainerSpec(image="web:1", env=("PASSWORD=sesame",), command=("serve", "-k", "key"))
+)
+WEB = Service(
+    id="s1",
+    spec=ServiceSpec(name="web", replicas=2, labels={STACK_LABEL: "shop"}, task=SPEC),
+    update=UpdateStatus(UpdateState.PAUSED, message="too many failed"),
+)
+TASK = Task(
+    id="t1",
+    service_id="s1",
+    service_name="web",
+    slot=2,
+    node_id="n1",
+    spec=SPEC,
+    status=TaskStatus(TaskState.RUNNING, health=Health.UNHEALTHY, health_output="HTTP 500"),
+)
+
+
+def test_all_of_the_cluster_that_is_drawn() -> None:
+    view = ClusterView.of([NODE, WEB, TASK, Network(id="w1", name="front"), Image(id="i1")])
+    found = picture.whole(view)
+    assert set(found) == {"nodes", "services", "tasks", "networks"}
+    assert found["nodes"]["n1"]["name"] == "host1"
+    assert found["networks"]["w1"]["name"] == "front"
+    web, task = found["services"]["s1"], found["tasks"]["t1"]
+    assert (web["wanted"], web["stack"], web["update"]) == (2, "shop", "paused")
+    assert (task["name"], task["node"], task["health"]) == ("web.2", "n1", "unhealthy")
+    assert task["message"] == "HTTP 500"
+
+
+def test_nothing_of_what_a_container_is_given_is_told() -> None:
+    text = json.dumps(picture.whole(ClusterView.of([NODE, WEB, TASK])))
+    assert "sesame" not in text
+    assert "serve" not in text
+
+
+def test_only_what_looks_different_is_told() -> None:
+    view = ClusterView.of([NODE, WEB, TASK])
+    moved = replace(TASK, status=replace(TASK.status, state=TaskState.FAILED))
+    heard = replace(NODE, boot_id="another")
+    found = picture.changed(view, [Change(TASK, moved), Change(NODE, heard)])
+    assert found == {"tasks": {"t1": {**picture.whole(view)["tasks"]["t1"], "state": "failed"}}}
+
+
+def test_what_is_gone_is_told() -> None:
+    gone = replace(WEB, removed=True)
+    view = ClusterView.of([NODE, gone])
+    assert picture.changed(view, [Change(TASK, None), Change(WEB, gone)]) == {
+        "tasks": {"t1": None},
+        "services": {"s1": None},
+    }
+
+
+def test_a_global_service_wants_more_when_a_node_comes() -> None:
+    everywhere = replace(WEB, spec=replace(WEB.spec, mode=ServiceMode.GLOBAL))
+    other = replace(NODE, id="n2", availability=Availability.ACTIVE)
+    view = ClusterView.of([NODE, other, everywhere])
+    assert picture.changed(view, [Change(None, other)])["services"]["s1"]["wanted"] == 2
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sessions(clock: Clock) -> Sessions:
+    return Sessions(Vault(b"k" * 32), clock)
+
+
+def test_a_ticket_is_a_cookie_for_hours(sessions: Sessions, clock: Clock) -> None:
+    cookie = sessions.log_in(sessions.ticket("viewer"))
+    assert cookie is not None
+    assert sessions.session(cookie) == Session("viewer", 1000.0 + SESSION_LIFE)
+    clock.now += SESSION_LIFE
+    assert sessions.session(cookie) is None
+
+
+def test_a_ticket_that_is_old_or_none_at_all(sessions: Sessions, clock: Clock) -> None:
+    ticket = sessions.ticket("admin")
+    clock.now += TICKET_LIFE
+    assert sessions.log_in(ticket) is None
+    for text in ("", "x", "%%%", ticket[:-4], Sessions(Vault(b"o" * 32), clock).ticket("admin")):
+        assert sessions.log_in(text) is None
+
+
+def test_a_ticket_is_no_cookie_and_a_cookie_no_ticket(sessions: Sessions) -> None:
+    ticket = sessions.ticket("admin")
+    cookie = sessions.log_in(ticket)
+    assert cookie is not None
+    assert sessions.session(ticket) is None
+    assert sessions.log_in(cookie) is None
+
+
+def test_another_manager_of_the_cluster_knows_it_too(clock: Clock) -> None:
+    key = b"k" * 32
+    ticket = Sessions(Vault(key), clock).ticket("admin")
+    assert Sessions(Vault(key), clock).log_in(ticket) is not None

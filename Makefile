@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 SOURCES := orchestrator tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test vm-test lint bench install format clean
+.PHONY: help demo test sim vm-test lint bench install format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ demo: install ## Start a dev cluster and show a service on it (root)
 
 test: install ## Run all tests, the end-to-end ones on a real dev cluster included (root)
 	@$(PYTHON) -m pytest $(ARGS)
+
+sim: install ## Simulate 10,000 clusters with faults, each from a seed (ARGS="2000": so many)
+	@$(PYTHON) tests/sim/manyseeds.py $(ARGS)
 
 vm-test: install ## Try other kernels in virtual machines: cgroup v2, cgroup v1, no VXLAN (root, slow)
 	@$(PYTHON) -m tests.vm $(ARGS)

@@ -1,13 +1,20 @@
-"""What must hold of the simulated cluster's nodes at every tick."""
+"""What must hold of the simulated cluster at every step."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
+from orchestrator.manager.planning.constraints import welcome
+from orchestrator.manager.planning.dependencies import unmet
 from orchestrator.manager.planning.nodetable import published
+from orchestrator.manager.planning.plan import Change, Plan
 from orchestrator.manager.planning.resources import occupies, reserved
+from orchestrator.manager.planning.slots import Slot, slots_of
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.states import TaskState
+from orchestrator.model.objects import Service, Task
+from orchestrator.model.specs import ServiceMode, UpdateOrder
+from orchestrator.model.states import Owner, TaskState, is_terminal, may_move
 
 
 def check_nodes(view: ClusterView) -> None:
@@ -29,3 +36,88 @@ def check_nodes(view: ClusterView) -> None:
             and service.spec.affinities
         )
         assert all(count == 1 for count in alone.values()), f"{node.id}: not apart: {alone}"
+
+
+def check_change(view: ClusterView, read: ClusterView, change: Change, owner: Owner) -> None:
+    """A change of a task is one that its owner may make, and a step forward. `view` is as before
+    it, `read` as it was when it was decided about."""
+    before, after = change.before, change.after
+    waited = not isinstance(before, Task) or before.status.state < TaskState.ASSIGNED
+    if isinstance(after, Task) and after.status.state is TaskState.ASSIGNED and waited:
+        reasons = [unmet(each, each.services.get(after.service_id)) for each in (view, read)]
+        assert None in reasons, f"{after.name} is started although it {reasons[0]}"
+    if isinstance(before, Task):
+        assert view.tasks[before.id] == before, "a change of something else than what is stored"
+    if isinstance(before, Task) and isinstance(after, Task):
+        source, target = before.status.state, after.status.state
+        move = f"{before.name} from {source.name} to {target.name}"
+        assert source is target or may_move(owner, source, target), f"{owner.name} moves {move}"
+        assert after.desired_state >= before.desired_state, "a desired state shrank"
+        assert not before.node_id or after.node_id == before.node_id, "it moved"
+
+
+def check_slots(view: ClusterView, started_first: Iterable[str], *, settled: bool) -> None:
+    """Never more tasks than slots, but for those that an update starts first; and history ends.
+    `settled`: nothing is left to decide now, so that what users wanted is ordered."""
+    twice = set(started_first)
+    for service_id, service in view.services.items():
+        if service.spec.mode.is_job:
+            continue
+        slots = slots_of(view.tasks_of_service(service_id))
+        for slot in slots.values():
+            alive = sum(not is_terminal(task.status.state) for task in slot.tasks)
+            most = 2 if service_id in twice else 1
+            assert alive <= most, f"{alive} live tasks in slot {slot.number} of {service_id}"
+            assert len(slot.tasks) <= 8, f"history grows: {slot}"
+        if settled and not service.removed and service.spec.mode is ServiceMode.REPLICATED:
+            _check_count(service, [slot for slot in slots.values() if slot.kept])
+
+
+def _check_count(service: Service, slots: list[Slot]) -> None:
+    """Never more that may run than replicas and what an update may have beside them."""
+    replicas, policy = service.spec.replicas, service.policy
+    beside = sum(max(len(slot.live) - 1, 0) for slot in slots)
+    live = sum(len(slot.live) for slot in slots)
+    assert live - beside <= replicas, f"{service.spec.name}: {live} of {replicas} may run"
+    if policy.order is UpdateOrder.START_FIRST and policy.parallelism:
+        most = policy.parallelism
+        assert beside <= most, f"{service.spec.name}: {beside} more than there should be"
+
+
+def check_update(view: ClusterView, plan: Plan) -> None:
+    """An update never makes less of a service than it may: what works is stopped only in exchange
+    for another that works (start first), or if no more than `parallelism` slots are down then.
+    `view` is as before the plan is written."""
+    after = view.evolve(plan.changes)
+    stops = [
+        (was, now)
+        for was, now in ((change.before, change.after) for change in plan.changes)
+        if isinstance(was, Task) and isinstance(now, Task) and _is_stopped(was, now)
+    ]
+    for was, now in stops:
+        service, node = after.services.get(was.service_id), view.nodes.get(was.node_id)
+        if service is None or service.removed or service.spec.mode.is_job or node is None:
+            continue
+        if service.spec.mode is ServiceMode.GLOBAL and not welcome(node, service):
+            continue
+        slots = slots_of(after.tasks_of_service(service.id))
+        works = any(task.status.works for task in slots[was.slot].live)
+        if service.policy.order is UpdateOrder.START_FIRST:
+            assert works, f"{now.name} is stopped, and nothing stands in for it"
+        elif welcome(node, service) and service.policy.parallelism and not works:
+            down = [slot.number for slot in slots.values() if slot.kept and _is_down(view, slot)]
+            most = service.policy.parallelism
+            assert len(down) <= most, f"{now.name} is stopped while {down} are down"
+
+
+def _is_stopped(was: Task, now: Task) -> bool:
+    """Whether a working task that is not lost is told to stop, though its slot goes on."""
+    works = now.status.works and was.desired_state <= TaskState.RUNNING
+    return works and TaskState.RUNNING < now.desired_state < TaskState.REMOVE
+
+
+def _is_down(view: ClusterView, slot: Slot) -> bool:
+    """Whether nothing works in it, and that is not for want of a node until now."""
+    before = view.tasks.get(slot.newest.id, slot.newest)
+    waits = before.status.state <= TaskState.PENDING
+    return not waits and not any(task.status.works for task in slot.live)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+import simchecks
 from simcluster import MIB, STOPPING, Agent, SimCluster
 
 from orchestrator.agent.lifecycle import (
@@ -29,7 +30,7 @@ from orchestrator.manager.ingest import ingest
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.refusal import Refusal
-from orchestrator.model.objects import NodeDescription, Task, TaskStatus
+from orchestrator.model.objects import NodeDescription, NodeState, Task, TaskStatus
 from orchestrator.model.specs import (
     ContainerSpec,
     Resources,
@@ -37,7 +38,7 @@ from orchestrator.model.specs import (
     RestartPolicy,
     TaskSpec,
 )
-from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.states import Owner, TaskState, is_terminal
 
 S = TaskState
 
@@ -101,7 +102,7 @@ class ContainerCluster(SimCluster):
 
     # What users do
 
-    def create_container(self) -> None:
+    def create(self) -> None:
         id = self.new_id()
         policy = RestartPolicy(
             self.random.choice(tuple(RestartCondition)), max_attempts=self.random.choice((0, 2))
@@ -145,7 +146,7 @@ class ContainerCluster(SimCluster):
         chance = self.random.random
         super()._fault()
         if chance() < 0.15 and len(self.view.tasks) < 8:
-            self.create_container()
+            self.create()
         if chance() < 0.3 and self.view.tasks:
             self.order(self.view.tasks[self.random.choice(sorted(self.view.tasks))])
         agent = self.random.choice(list(self.agents.values()))
@@ -154,13 +155,13 @@ class ContainerCluster(SimCluster):
         if chance() < 0.02:
             self._reboot(agent)
 
-    def create_service(self) -> None:
+    def _users(self) -> None:
         """There are containers only."""
 
     def _kill_agent(self, agent: Agent) -> None:
         host = self._host(agent)
         agent.unreported.clear()
-        agent.greeted = False
+        agent.leave()
         host.runners = {
             id: Runner(
                 row.task,
@@ -192,10 +193,15 @@ class ContainerCluster(SimCluster):
         for kernel in host.kernel.values():
             if isinstance(kernel.process, Started) and kernel.ends_at <= self.now:
                 kernel.process = Exit(self.random.choice((0, 1, 137)), False, self.now)
+        node = self.view.nodes.get(agent.node_id)
+        if node is not None and node.state is NodeState.DOWN:
+            agent.leave()  # as the dispatcher ends its session
+        if self.now < agent.frozen_until:
+            return
         if agent.connected:
             if not agent.greeted:
-                self._greet(agent)
-            self.last_heard[agent.node_id] = self.now
+                self._say_hello(agent)
+            self.last_heard[agent.node_id] = self.leader_now
             self._assign(host, agent)
         for id, runner in list(host.runners.items()):
             for _ in range(self.random.randrange(1, 8)):
@@ -205,21 +211,21 @@ class ContainerCluster(SimCluster):
                 if host.runners.get(id) is not runner or not self._step(host, agent, id, runner):
                     break
         if agent.connected and not (self.faults and self.random.random() < 0.2):
-            self._take(Reports(statuses={agent.node_id: agent.unreported}))
+            self._hear(Reports(statuses={agent.node_id: agent.unreported}))
             if not self.faults or self.random.random() < 0.8:  # else it was not acknowledged
                 agent.unreported = {}
 
-    def _greet(self, agent: Agent) -> None:
+    def _say_hello(self, agent: Agent) -> None:
         size = Resources(1024, 1024 * MIB)
         host = self._host(agent)
         about = NodeDescription(hostname=agent.node_id, resources=size)
-        self._take(Reports(hellos={agent.node_id: (about, f"boot{host.boot}")}))
+        self._hear(Reports(hellos={agent.node_id: (about, f"boot{host.boot}")}))
         agent.greeted = True
         for id, runner in host.runners.items():
             if not is_terminal(runner.status.state) or runner.observed.released:
                 agent.unreported[id] = runner.status
 
-    def _take(self, reports: Reports) -> None:
+    def _hear(self, reports: Reports) -> None:
         self.write(*ingest(self.view, reports, self.now))
 
     def _assign(self, host: Host, agent: Agent) -> None:
@@ -362,7 +368,7 @@ class ContainerCluster(SimCluster):
 
     def check(self, whole: bool) -> None:
         """Raise AssertionError if the cluster is in a state that must not be."""
-        self._check_capacity()
+        simchecks.check_nodes(self.view)
         runs: Counter[str] = Counter()
         for node_id, host in self.hosts.items():
             for id, kernel in host.kernel.items():
@@ -374,7 +380,7 @@ class ContainerCluster(SimCluster):
         for task in self.view.pending.values() if whole and not self.dirty else ():
             assert task.status.message, f"{task.name} waits without a reason"
 
-    def _check_growth(self, change: Change) -> None:
+    def check_change(self, change: Change, owner: Owner) -> None:
         before, after = change.before, change.after
         if isinstance(before, Task):
             assert self.view.tasks[before.id] == before, "a change of something else than is stored"

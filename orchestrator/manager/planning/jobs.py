@@ -61,9 +61,9 @@ def reconcile_job(view: ClusterView, service: Service, draft: Draft) -> None:
     for run in reversed(service.job.runs):
         newest = run is service.job.runs[0]
         work = _Work(view, jobruns.as_of(service, run), run, slots_of(tasks.get(run.number, {})))
-        starts = run.number in stored and not _held_up(service, run, draft)
+        starts = run.number in stored and not _held_up(view, service)
         runs.append(_advance(work, draft, newest=newest, starts=starts))
-    runs = _remembered(list(reversed(runs)), service.spec.job.history)
+    runs = _remembered(list(reversed(runs)), draft.service_before, service.spec.job.history)
     job = replace(service.job, runs=tuple(runs))
     if job != service.job:
         service = replace(service, job=job)
@@ -198,14 +198,14 @@ def _goes_on(work: _Work) -> bool:
     return work.everywhere and not work.service.spec.job.schedule and not work.done(work.run)
 
 
-def _held_up(service: Service, run: JobRun, draft: Draft) -> bool:
-    """Whether the run waits for the tasks of others to end that were stopped, perhaps for it."""
+def _held_up(view: ClusterView, service: Service) -> bool:
+    """Whether the run waits for tasks of others to end, which were stopped, perhaps for it. Those
+    that this pass gives up count as well, since that may be written after what it starts."""
     if service.spec.job.overlap is Overlap.ALLOW:
         return False
-    over = {each.number for each in service.job.runs if each.state is not JobState.RUNNING} - {
-        run.number
-    }
-    return any(not ended(task) and task.job_run in over for task in draft.tasks.values())
+    under_way = {each.number for each in jobruns.active(service)}
+    tasks = view.tasks_of_service(service.id).values()
+    return any(not ended(task) and task.job_run not in under_way for task in tasks)
 
 
 def _stop(slots: Slots, draft: Draft, reason: str) -> None:
@@ -279,11 +279,15 @@ def _by_run(tasks: Mapping[str, Task]) -> dict[int, dict[str, Task]]:
     return runs
 
 
-def _remembered(runs: list[JobRun], history: int) -> list[JobRun]:
+def _remembered(runs: list[JobRun], before: Service | None, history: int) -> list[JobRun]:
+    """The runs that are not to be forgotten. One that has ended is, once the store has that: else
+    what is lost of this write could begin it anew."""
+    old = before.job.runs if before is not None else ()
+    over = {run.number for run in old if run.state is not JobState.RUNNING}
     return [
         run
         for age, run in enumerate(runs)
-        if age < max(history, 1) or run.state is JobState.RUNNING
+        if age < max(history, 1) or run.state is JobState.RUNNING or run.number not in over
     ]
 
 

@@ -53,9 +53,8 @@ class Change:
 class Plan:
     """What one decision wants written. Legal by construction: see `check_change`.
 
-    The changes of a service are ordered by slot, with what stops a slot's old task directly
-    before what starts its new one, so that a plan too large for one transaction may be cut
-    between slots.
+    The changes of a service are ordered: what stops or has ended comes before what starts, so that
+    a plan too large for one transaction may be cut anywhere.
     """
 
     changes: tuple[Change, ...] = ()

@@ -288,8 +288,8 @@ class Draft:
         self.requeue_at = earliest(self.requeue_at, at)
 
     def changes(self) -> tuple[Change, ...]:
-        """What differs from before: by slot, within a slot stops before starts, then by age; the
-        service itself comes last."""
+        """What differs from before: what makes room (stops, ends) before what takes it, then by
+        slot and by age; the service itself comes last."""
         changed = [
             Change(self._before.get(id), self._tasks.get(id))
             for id in self._touched
@@ -307,7 +307,8 @@ class Draft:
         self._slots = None
 
 
-def _order(change: Change) -> tuple[int, bool, float, str]:
+def _order(change: Change) -> tuple[bool, int, float, str]:
     task = change.subject
     assert isinstance(task, Task)
-    return (task.slot, change.before is None, task.created_at, task.id)
+    takes = change.after is not None and task.desired_state <= TaskState.RUNNING
+    return (takes, task.slot, task.created_at, task.id)

@@ -106,11 +106,13 @@ def outdated(view: ClusterView, service: Service, task: Task) -> bool:
 
 def _hand_over(view: ClusterView, service: Service, slot: Slot, draft: Draft) -> None:
     """Of several tasks of a slot that may run, stop those whose time is over: the old one when the
-    new one works, and until then all but the two."""
+    new one works, and until then all but the two. If the old one is none any more, as its node has
+    a place for it again, it is the new one that is one too many, unless only that one works."""
     live = slot.live
     if len(live) < 2:
         return
-    new = [task for task in live if not outdated(view, service, task)][-1:]
+    new = [task for task in live if not outdated(view, service, task)]
+    new = sorted(new, key=lambda task: (not task.status.works, task.created_at))[:1]
     old = [task for task in live if outdated(view, service, task)]
     old.sort(key=lambda task: (not task.status.works, task.created_at))
     keep = new if new and new[0].status.works else [*new, *old[:1]]

@@ -25,7 +25,7 @@ async def commit(
     `requires` are objects that were read and must not have changed, `fence` is the leader's key,
     `guards` and `ops` go along with the first transaction as they are (name keys). One
     transaction if the store takes that many operations; else several, in the order of the
-    changes, each guarded in full: a plan may be cut between slots. Raises `Conflict` when a
+    changes, each guarded in full: a plan may be cut anywhere. Raises `Conflict` when a
     guard fails; transactions before it stay. What is deleted gives its unique name back with it.
     Addresses that an object comes to own are taken with it, and given back by what loses them.
     """

@@ -23,7 +23,7 @@ from orchestrator.manager.planning import jobruns, jobs
 from orchestrator.manager.planning.progress import Progress, progress
 from orchestrator.model.indexes import format_indexes, parse_indexes
 from orchestrator.model.objects import Availability, JobState, NodeState
-from orchestrator.model.specs import JobSpec
+from orchestrator.model.specs import JobSpec, Overlap
 from orchestrator.model.states import TaskState, is_terminal
 
 
@@ -312,3 +312,18 @@ def test_whatever_happens_each_index_counts_once(
         if world.runs[0].state is JobState.COMPLETE:
             break
     assert world.done == set(range(1, completions + 1))
+
+
+def test_a_run_is_forgotten_only_once_the_store_has_its_end() -> None:
+    world = JobWorld.of(history=1, schedule="* * * * *", overlap=Overlap.ALLOW)
+    world.pass_time(60)
+    world.pass_time(60)
+    assert [run.number for run in world.runs] == [2, 1], "one under way is remembered"
+    [first] = [item for item in world.tasks() if item.job_run == 1]
+    world.report(first, RUNNING)
+    world.report(first, COMPLETE)
+    (plan,) = world.plan()
+    assert world.states == [(2, JobState.RUNNING), (1, JobState.COMPLETE)]
+    assert all(change.after is not None for change in plan.changes)
+    world.settle()
+    assert world.states == [(2, JobState.RUNNING)]

@@ -158,7 +158,7 @@ def test_a_lost_node_gives_its_slots_to_others_at_once() -> None:
     assert world.task(1).attempt == 0
 
 
-def test_stop_and_start_of_a_slot_stand_together() -> None:
+def test_what_makes_room_is_written_before_what_takes_it() -> None:
     web = service(replicas=3)
     world = World(node("a"), node("b"), web)
     world.obey()
@@ -166,8 +166,8 @@ def test_stop_and_start_of_a_slot_stand_together() -> None:
     [plan] = world.plan()
     assert [(change.subject.slot, change.before is None) for change in plan.changes] == [
         (1, False),
-        (1, True),
         (3, False),
+        (1, True),
         (3, True),
     ]
 

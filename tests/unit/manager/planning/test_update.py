@@ -319,6 +319,20 @@ def test_a_drained_node_is_left_start_first() -> None:
     assert world.slots_on() == {"b": [1, 2]}
 
 
+def test_a_node_that_is_drained_no_more_keeps_what_works_there() -> None:
+    web = service(update=START_FIRST, spec=task_spec(shares=600))
+    world = World(node("a", shares=1000), web)
+    world.obey()
+    world.put(node("a", shares=1000, availability=Availability.DRAIN))
+    world.settle()
+    old, new = world.tasks()
+    assert (old.status.state, new.status.state) == (RUNNING, PENDING), "there is room nowhere else"
+    world.put(node("a", shares=1000, availability=Availability.PAUSE))
+    world.obey()
+    [left] = world.tasks(RUNNING)
+    assert (left.id, left.desired_state) == (old.id, RUNNING)
+
+
 def test_a_global_service_starts_first_on_its_own_nodes() -> None:
     web = service(mode=ServiceMode.GLOBAL, update=START_FIRST)
     world = World(node("a"), node("b"), web)

@@ -1,0 +1,161 @@
+"""What users declare in the simulated cluster, and how they change their minds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+from orchestrator.manager.planning import jobruns
+from orchestrator.manager.planning.history import rolled_back, with_spec
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.affinities import Affinity
+from orchestrator.model.dependencies import Dependency, DependencyCondition
+from orchestrator.model.objects import Service, UpdateState
+from orchestrator.model.placement import GenericResource
+from orchestrator.model.specs import (
+    ContainerSpec,
+    FailureAction,
+    HealthCheck,
+    JobSpec,
+    Missed,
+    Overlap,
+    PortSpec,
+    Resources,
+    RestartCondition,
+    RestartPolicy,
+    ServiceMode,
+    ServiceSpec,
+    TaskSpec,
+    UpdateOrder,
+    UpdatePolicy,
+)
+
+MIB = 1 << 20
+
+
+def any_service(random: Random, view: ClusterView, id: str, now: float) -> Service:
+    """A new service, or a job."""
+    return _any_job(random, id, now) if random.random() < 0.3 else _any_service(random, view, id)
+
+
+def changed(random: Random, service: Service, now: float) -> Service:
+    """The service as its user wants it from now on."""
+    if random.randrange(8) == 0:
+        return replace(service, removed=True)
+    if service.spec.mode.is_job:
+        return _changed_job(random, service, now)
+    return _changed_service(random, service, now)
+
+
+def _task(random: Random, restart: RestartPolicy, **fields: Any) -> TaskSpec:
+    pick = random.choice
+    return TaskSpec(
+        container=ContainerSpec(image="web:1", health=pick((HealthCheck(), _PROBED))),
+        reservation=Resources(pick((64, 128)), pick((32, 64)) * MIB),
+        restart=restart,
+        **fields,
+    )
+
+
+_PROBED = HealthCheck(test=("TCP", "80"))
+
+
+def _any_service(random: Random, view: ClusterView, id: str) -> Service:
+    pick = random.choice
+    ports = (PortSpec(8080 + random.randrange(2), 80),) if random.random() < 0.3 else ()
+    task = _task(
+        random,
+        RestartPolicy(delay=pick((0.0, 0.5, 1.0))),
+        ports=ports,
+        generic_resources=pick(((), (), (), (GenericResource("gpu", 1),))),
+    )
+    name = f"web{id}"
+    spec = ServiceSpec(
+        name=name,
+        mode=ServiceMode.GLOBAL if random.random() < 0.2 else ServiceMode.REPLICATED,
+        replicas=random.randrange(0, 3 if ports else 9),
+        task=task,
+        update=UpdatePolicy(
+            pick((0, 1, 2)),
+            pick((0.0, 0.0, 1.0)),
+            pick(tuple(UpdateOrder)),
+            monitor=pick((1.0, 5.0)),
+            failure_action=pick(tuple(FailureAction)),
+            max_failure_ratio=pick((0.0, 0.5)),
+            canary=pick((0, 0, 0, 1)),
+        ),
+        depends_on=_dependencies(random, view),
+        affinities=pick(((), (), (), (Affinity(f"service=={name}", anti=True),))),
+    )
+    return Service(id=id, spec=spec)
+
+
+def _dependencies(random: Random, view: ClusterView) -> tuple[Dependency, ...]:
+    """On one of the services that are there, or on none."""
+    names = sorted(each.spec.name for each in view.services.values() if not each.removed)
+    if not names or random.random() < 0.7:
+        return ()
+    conditions = (DependencyCondition.STARTED, DependencyCondition.HEALTHY)
+    return (Dependency(random.choice(names), random.choice(conditions)),)
+
+
+def _any_job(random: Random, id: str, now: float) -> Service:
+    pick = random.choice
+    restart = RestartPolicy(
+        pick((RestartCondition.ON_FAILURE, RestartCondition.ON_FAILURE, RestartCondition.NONE)),
+        delay=pick((0.0, 0.5)),
+        max_attempts=pick((0, 1, 3)),
+    )
+    schedule = pick(("", "", "* * * * *"))
+    job = JobSpec(
+        parallelism=pick((0, 1, 2, 3)),
+        deadline=pick((0.0, 0.0, 15.0)),
+        schedule=schedule,
+        history=pick((1, 3)),
+    )
+    if schedule:
+        job = replace(job, overlap=pick(tuple(Overlap)), missed=pick(tuple(Missed)))
+    spec = ServiceSpec(
+        name=f"job{id}",
+        mode=pick((ServiceMode.REPLICATED_JOB, ServiceMode.REPLICATED_JOB, ServiceMode.GLOBAL_JOB)),
+        replicas=random.randrange(0, 12),
+        task=_task(random, restart),
+        job=job,
+    )
+    return jobruns.born(Service(id=id, created_at=now, spec=spec))
+
+
+def _changed_service(random: Random, service: Service, now: float) -> Service:
+    spec = service.spec
+    match random.randrange(7):
+        case 0 if service.history:
+            return rolled_back(service, service.history[-1], now, "by hand")
+        case 1 if service.update.state is UpdateState.CANARY:
+            update = replace(service.update, state=UpdateState.UPDATING, promoted=True)
+            return replace(service, update=update)
+        case 2 | 3 | 4:
+            most = 3 if spec.task.ports else 9
+            return replace(service, spec=replace(spec, replicas=random.randrange(0, most)))
+        case 5:
+            task = replace(spec.task, restart=replace(spec.task.restart, delay=0.25))
+        case _:
+            task = replace(spec.task, force=spec.task.force + 1)
+    return with_spec(service, replace(spec, task=task), "", now)
+
+
+def _changed_job(random: Random, job: Service, now: float) -> Service:
+    spec = job.spec
+    match random.randrange(5):
+        case 0 if jobruns.active(job):
+            return jobruns.stopped(job, now, "stopped by its user")
+        case 1 if not jobruns.active(job) or spec.job.overlap is Overlap.ALLOW:
+            return jobruns.begin(job, now)
+        case 2 if spec.job.schedule:
+            suspended = replace(spec.job, suspended=not spec.job.suspended)
+            return with_spec(job, replace(spec, job=suspended), "", now)
+        case 3:
+            task = replace(spec.task, force=spec.task.force + 1)
+            return with_spec(job, replace(spec, task=task), "", now)
+        case _:
+            return with_spec(job, replace(spec, labels={"changed": str(now)}), "", now)

@@ -19,15 +19,19 @@ from .config import NetConf, PortMapping, parse
 from .errors import CniError, Code
 from .ipam import Ipam, Key, Lease
 from .netlink import Address
-from .nft import Nftables
+from .nft import TABLE, Nftables
 from .records import record
 from .rtnetlink import RouteSocket
 
 
 class Host:
-    """This host's kernel and leases, open while the context lasts."""
+    """This host's kernel and leases, open while the context lasts.
 
-    def __init__(self, data_dir: Path) -> None:
+    `table` is the nftables table for the networks that these leases are of.
+    """
+
+    def __init__(self, data_dir: Path, table: str = TABLE) -> None:
+        self._table = table
         self.data_dir = data_dir
         self.ipam = Ipam(data_dir)
         self.sock = RouteSocket()
@@ -35,7 +39,7 @@ class Host:
     @functools.cached_property
     def nft(self) -> Nftables:
         """Loaded when it is first used."""
-        return Nftables()
+        return Nftables(self._table)
 
     def __enter__(self) -> Self:
         return self

@@ -26,10 +26,11 @@ from . import (
 from .attachment import Host
 from .config import NetConf
 from .netlink import Interface, Link
+from .nft import TABLE
 from .peers import Entry, Forward, Neighbour
 from .routing import RouteEntry
 
-_RULE = re.compile(rf"^add rule ({firewall.TABLE} \S+) ", re.MULTILINE)
+_RULE = re.compile(rf"^add rule ({TABLE} \S+) ", re.MULTILINE)
 
 
 def deviations(host: Host, conf: NetConf) -> list[str]:
@@ -77,7 +78,7 @@ def _addresses(host: Host, link: Link, wanted: list[Interface]) -> Iterator[str]
 def _rules(host: Host, conf: NetConf) -> Iterator[str]:
     """Rules by their number: nobody edits one."""
     script = firewall.script(conf) + portmap.BASE
-    found = nftcount.counts([firewall.TABLE])
+    found = nftcount.counts([TABLE])
     yield from nftcount.deviations(found, Counter(_RULE.findall(script)))
     for name in firewall.incomplete(host.nft, conf):
         yield f"nftables: set {name} has lost the devices of the network"

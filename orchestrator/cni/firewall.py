@@ -1,4 +1,5 @@
-"""Which packets of a network go where: the table `inet orc`, ours alone.
+"""Which packets of a network go where: the table `inet orc`, ours alone; `inet orc_cni` of the
+networks of other container runtimes, which may be on the same host.
 
 Between networks    what is for a network's containers comes from the network itself, from this
                     host, or by a published port; all else that another network's container or a
@@ -28,9 +29,8 @@ from collections.abc import Iterable
 from . import sealed
 from .config import NetConf
 from .netlink import Address
-from .nft import Nftables, NftError, failed
+from .nft import TABLE, Nftables, NftError, failed
 
-TABLE = "inet orc"
 GONE = "No such file or directory"
 
 BASE = f"""

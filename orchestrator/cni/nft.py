@@ -8,6 +8,7 @@ who made all that happened since knows, for 0.01 ms, that a script is in force s
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
 
 from .errors import CniError, Code
@@ -18,6 +19,9 @@ NETLINK_NETFILTER = 12
 GET_GENERATION = 10 << 8 | 16  # include/uapi/linux/netfilter/nf_tables.h
 NFTA_GEN_ID = 1
 HEAD = struct.pack("=BBH", 0, 0, 0)
+TABLE = "inet orc"
+"""What all scripts call our table for networks."""
+NAMED = re.compile(rf"\b{TABLE}\b")
 
 
 class NftError(Exception):
@@ -37,9 +41,14 @@ def failed(what: str, error: NftError) -> CniError:
 
 
 class Nftables:
-    """A libnftables context, for the network namespace of the process."""
+    """A libnftables context, for the network namespace of the process.
 
-    def __init__(self) -> None:
+    `table` is the one that scripts mean by `TABLE`: whoever keeps leases of his own has rules of
+    his own, so that what one knows nothing of stays with the other.
+    """
+
+    def __init__(self, table: str = TABLE) -> None:
+        self._table = table
         try:
             self._lib = ctypes.CDLL(LIBRARY)
         except OSError as error:
@@ -102,6 +111,8 @@ class Nftables:
         return int.from_bytes(answer[NFTA_GEN_ID], "big")
 
     def _run(self, script: str) -> str:
+        if self._table != TABLE:
+            script = NAMED.sub(self._table, script)
         status = self._lib.nft_run_cmd_from_buffer(self._context, script.encode())
         printed: bytes = self._lib.nft_ctx_get_output_buffer(self._context) or b""
         complaint: bytes = self._lib.nft_ctx_get_error_buffer(self._context) or b""

@@ -24,6 +24,13 @@ from .fields import IDENTIFIER
 
 OpenHost = Callable[[Path], AbstractContextManager[Host]]
 EXPECTED = (CniError, OSError)
+TABLE = "inet orc_cni"
+
+
+def open_host(data_dir: Path) -> Host:
+    """This host for the networks of other container runtimes; an agent may have its own here."""
+    return Host(data_dir, TABLE)
+
 
 IFNAME = re.compile(r"[^/:\s]{1,15}")
 SINCE_1_1 = frozenset({"STATUS", "GC"})
@@ -69,7 +76,7 @@ def attachment_of(environment: Mapping[str, str]) -> Attachment:
 
 
 def perform(
-    command: str, conf: NetConf, environment: Mapping[str, str], open_host: OpenHost = Host
+    command: str, conf: NetConf, environment: Mapping[str, str], open_host: OpenHost = open_host
 ) -> dict[str, Any] | None:
     """Do one operation; return its result, if it has one."""
     if command in SINCE_1_1 and conf.version != VERSION:
@@ -98,7 +105,7 @@ def perform(
 
 
 def answer(
-    data: bytes, environment: Mapping[str, str], open_host: OpenHost = Host
+    data: bytes, environment: Mapping[str, str], open_host: OpenHost = open_host
 ) -> tuple[int, dict[str, Any] | None]:
     """The exit status and the document to print for one invocation. Never raises."""
     version = VERSION

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from . import firewall
 from .config import ANY_ADDRESS, NetConf, PortMapping
 from .errors import CniError, Code
-from .firewall import GONE, TABLE
+from .firewall import GONE
 from .netlink import Address
-from .nft import Nftables, NftError, failed
+from .nft import TABLE, Nftables, NftError, failed
 
 TAKEN = "File exists"
 CONTAINERS = "containers"

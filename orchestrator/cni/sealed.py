@@ -16,13 +16,13 @@ from __future__ import annotations
 from ipaddress import IPv6Network
 
 from .config import NetConf
+from .nft import TABLE
 from .vxlan import DEFAULT_PORT
 
 DEVICES = ("orcwg0", "orcwg1")
 """WireGuard's; see `tunnels`."""
 PREFIX = IPv6Network("fd6f:7263::/32")
 """Addresses inside the tunnels; RFC 4193."""
-TABLE = "inet orc"
 TUNNELS = f"{{ {', '.join(DEVICES)} }}"
 OURS = f"{{ {', '.join(DEVICES)}, lo }}"
 VNI = "@th,96,24"  # behind 8 bytes of UDP and 4 of VXLAN (RFC 7348, section 5)

@@ -54,7 +54,7 @@ class Hosts:
             self._close(directory)
             known = None
         if known is None:
-            host = Host(directory)
+            host = plugin.open_host(directory)
             known = self._open[directory] = host, _identity(directory)
         try:
             yield known[0]

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from nshosts import NsHost, reach, wait_for
 
+from orchestrator.agent.network import NetworkConfig, NodeNetwork
 from orchestrator.cni import namespaces
 from orchestrator.cni.install import install
 
@@ -224,3 +225,40 @@ print(*sorted(set(sys.modules) - before))
         [sys.executable, "-ISE", "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["_socket"]
+
+
+async def test_an_agent_on_the_same_host_neither_knows_nor_touches_its_networks(
+    runtime: Runtime,
+) -> None:
+    host, box = runtime.host, runtime.box("c1")
+    conf = runtime.conf(
+        runtimeConfig={"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+    )
+    status, result = runtime("ADD", conf=conf)
+    assert status == 0, result
+    config = NetworkConfig(
+        id="a",
+        name="a",
+        vni=1,
+        cluster_cidr="10.1.0.0/16",
+        subnet="10.1.1.0/24",
+        mtu=0,
+        node_address=host.address,
+        peers=(),
+    )
+    async with NodeNetwork(host.state / "agent", host.run / "agent", command=host.helper) as agent:
+        await agent.apply(config)
+        theirs = await agent.attach("a", "c2")
+        assert reach(box, host.netns, host.address, 8080, 80)
+        with pytest.raises(TimeoutError):
+            reach(box, theirs.netns, "10.128.0.2", 80)
+        # The other way about: what the command takes back is its own.
+        assert runtime("DEL", conf=conf) == (0, None)
+        assert reach(theirs.netns, host.netns, theirs.address, 80)
+        status, result = runtime("ADD", conf=conf)
+        assert status == 0, result
+        await agent.collect([])
+        await agent.remove("a")
+    assert reach(box, host.netns, host.address, 8080, 80)
+    again = {**conf, "prevResult": result}
+    assert runtime("CHECK", conf=again) == (0, None)

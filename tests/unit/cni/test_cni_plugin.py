@@ -330,7 +330,7 @@ def test_check_finds_damage_on_the_host(host: NsHost, box: Path) -> None:
     other = copy.deepcopy(checked)
     other["prevResult"]["ips"][0]["address"] = "10.128.0.99/24"
     assert "prevResult does not hold the address 10.128.0.2/24" in complaint(other)
-    host.shell("nft", "flush", "map", "inet", "orc", "published")
+    host.shell("nft", "flush", "map", "inet", "orc_cni", "published")
     assert "port 8080/tcp of this host no longer leads to 10.128.0.2" in complaint(checked)
     host.shell("ip", "link", "set", result["interfaces"][1]["name"], "nomaster")
     assert "not a port of bridge orc0" in complaint(checked)
@@ -367,7 +367,7 @@ def test_gc(host: NsHost, box: Path) -> None:
     assert host.cni("GC", valid) == (0, None)
     inside = {link["ifname"] for link in NsHost(box, "", host.state, host.run).ip("link")}
     assert inside == {"lo", "eth0"}
-    assert "8080" not in host.shell("nft", "list", "map", "inet", "orc", "published")
+    assert "8080" not in host.shell("nft", "list", "map", "inet", "orc_cni", "published")
     assert host.cni("GC", valid) == (0, None), "twice is fine"
 
 

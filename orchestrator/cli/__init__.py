@@ -16,7 +16,7 @@ A file a noun (`node`, `service`, `image`, `network`, `cluster`, `contexts`), an
   `http2`, `headers`: how a call travels, by mutual TLS. `context`: where the addresses and
   certificates of clusters are kept.
 - `settings`, `spec_flags`, `spec_edit`: a service's flags to a spec, for `create` and `update`.
-  `wait`: the lines that a user sees until a service has converged.
+  `wait`: the lines that a user sees until a service has converged, `job_wait` until a job is done.
 - `container_spec`: the flags of `run` and `create`; `new_spec`: what they and `service create`
   have in common. `container_watch`, `foreground`, `session`: from there to the program's end.
 - `docker_flags`: what Docker has and Orc has not, with what to use instead.

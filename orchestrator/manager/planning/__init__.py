@@ -32,7 +32,8 @@ stops it.
 run again, on the node that they have for life: the clock of their states is the pair (run, state).
 
 Files: `plan` and `views` are the contract with the shell. `pipeline` is the pass; `replicated`
-and `global_` say which slots there should be, `slots`, `restart`, `update`, `removal` and
+and `global_` say which slots there should be, `jobs`, `jobruns` and `jobschedule` the same of
+work that ends, `slots`, `restart`, `update`, `removal` and
 `reaper` what happens inside one; `scheduler`, `filters`, `constraints` and `resources` choose
 nodes; `allocator` cuts networks into slices; `statuses` takes in what agents report;
 `dependencies` holds back what waits for other services; `accounting` and `progress` answer what

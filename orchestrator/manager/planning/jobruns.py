@@ -60,7 +60,13 @@ def as_of(service: Service, run: JobRun) -> Service:
         return service
     task = replace(past.spec.task, restart=service.spec.task.restart)
     spec = replace(service.spec, task=task, replicas=past.spec.replicas)
-    return replace(service, spec=spec, spec_version=past.version, image_digest=past.image_digest)
+    return replace(
+        service,
+        spec=spec,
+        spec_version=past.version,
+        image_digest=past.image_digest,
+        documents=past.documents,
+    )
 
 
 def with_job_spec(

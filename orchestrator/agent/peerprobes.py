@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from orchestrator.agent.echo import SMALL, Echo, Series
-from orchestrator.agent.network import NetworkConfig, NetworkError, Underlay
+from orchestrator.agent.network import Connections, NetworkConfig, NetworkError, Underlay
 from orchestrator.agent.pathmtu import AT_ONCE
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.wiretest import DATAGRAMS, Responder, measure_rate, send_datagrams
@@ -38,6 +38,8 @@ class Networking(Protocol):
     async def unbalanced(self) -> list[str]: ...
 
     async def underlay(self, network: str) -> Underlay: ...
+
+    async def connections(self) -> Connections: ...
 
 
 class Ordered(Protocol):
@@ -120,6 +122,11 @@ class PeerProbes:
     ) -> doctor_pb2.Here:
         """Get ready; what there is of the network here. Raises RuntimeFailure."""
         here = doctor_pb2.Here(drifts=await self._drifts())
+        try:
+            connections = await self._network.connections()
+        except NetworkError as error:
+            raise RuntimeFailure(f"its network helper does not work: {error}") from None
+        here.tracked, here.trackable = connections.count, connections.limit
         config = self._ordered.applied().get(asked.network_id)
         if config is None or not config.vni or config.id in self._ordered.failures():
             return here

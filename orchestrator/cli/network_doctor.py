@@ -134,7 +134,7 @@ def _print(found: Any) -> None:
         if finding.mend:
             click.echo(f"       {finding.mend}")
     if not rows["paths"]:
-        click.echo(f"Network {found.network} has no two nodes to send packets between.")
+        click.echo(f"Network {found.network} is not on two nodes, so no packets were sent.")
     elif rows["ok"]:
         click.echo(f"All is well between {len(rows['nodes'])} nodes.")
 

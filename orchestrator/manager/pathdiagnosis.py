@@ -7,14 +7,17 @@ common is said once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 from orchestrator.manager.pathfacts import Finding, NetworkFacts, NodeFacts, PathFacts
+from orchestrator.manager.pathwords import bits, listed, scopes
 
 LOSSY = 0.01
 """Share of lost packets from which on something is wrong."""
+FULL = 0.95
+"""Share of the connections that a kernel can track from which on something is wrong."""
 SLOW_RATE, SLOW_LATENCY = 4.0, 4.0
 """Times that a pair is slower than most from which on it is worth a word."""
 NOTABLE_LATENCY = 0.02
@@ -62,35 +65,6 @@ def judge(
     case = _Case(network, {node.name: node for node in nodes}, list(paths), tuple(others))
     found = [finding for rule in _RULES for finding in rule(case)]
     return tuple(sorted(found, key=lambda finding: not finding.wrong))
-
-
-# -- which nodes -----------------------------------------------------------------------------------
-
-
-def scopes(
-    bad: Collection[frozenset[str]], tested: Collection[frozenset[str]]
-) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Pairs of nodes as few words as can be: of all, of one node with all others, of two."""
-    left = set(bad)
-    if len(left) > 1 and left == set(tested):
-        yield "between any two nodes", tuple(sorted({name for pair in left for name in pair}))
-        return
-    for name in sorted({name for pair in left for name in pair}):
-        own = {pair for pair in tested if name in pair}
-        if len(own) > 1 and own <= left:
-            left -= own
-            others = sorted(other for pair in own for other in pair - {name})
-            yield f"between {name} and all other nodes", (name, *others)
-    for one, two in sorted(tuple(sorted(pair)) for pair in left):
-        yield f"between {one} and {two}", (one, two)
-
-
-def listed(names: Iterable[str], most: int = 3) -> str:
-    """Names as a sentence has them."""
-    found = sorted(set(names))
-    if len(found) > most + 1:
-        return f"{', '.join(found[:most])} and {len(found) - most} more"
-    return " and ".join(filter(None, (", ".join(found[:-1]), found[-1])))
 
 
 def _pairs(paths: Iterable[PathFacts]) -> set[frozenset[str]]:
@@ -344,14 +318,6 @@ def _slow(case: _Case) -> Iterator[Finding]:
         yield Finding(False, names, text, mend)
 
 
-def bits(rate: float) -> str:
-    """A rate, in bits a second, as people say it."""
-    for factor, unit in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
-        if rate >= factor:
-            return f"{rate / factor:.3g} {unit}"
-    return f"{rate:.0f} bit/s"
-
-
 def _drifts(case: _Case) -> Iterator[Finding]:
     for node in case.nodes.values():
         for drift in node.drifts:
@@ -366,6 +332,19 @@ def _drifts(case: _Case) -> Iterator[Finding]:
                     "its agent mends that within five seconds; if it comes back, something else "
                     f"on {node.name} changes it",
                 )
+
+
+def _crowded(case: _Case) -> Iterator[Finding]:
+    for node in case.nodes.values():
+        if node.trackable and node.tracked >= node.trackable * FULL:
+            yield Finding(
+                True,
+                (node.name,),
+                f"{node.name} tracks {node.tracked} connections of at most {node.trackable}, and "
+                "soon refuses each new one",
+                f"on {node.name}: raise net.netfilter.nf_conntrack_max by sysctl, or end what "
+                "opens so many",
+            )
 
 
 def _some(deviations: Sequence[str], most: int = 3) -> str:
@@ -386,4 +365,5 @@ _RULES = (
     _silent,
     _slow,
     _drifts,
+    _crowded,
 )

@@ -43,6 +43,9 @@ class NodeFacts:
     device: str = ""
     device_mtu: int = 0
     drifts: tuple[Drift, ...] = ()
+    tracked: int = 0
+    """Connections that the kernel tracks, of at most `trackable`."""
+    trackable: int = 0
 
     @property
     def tested(self) -> bool:

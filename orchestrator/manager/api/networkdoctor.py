@@ -253,6 +253,8 @@ class _Diagnosis:
                     mtu=here.mtu,
                     device=here.device,
                     device_mtu=here.device_mtu,
+                    tracked=here.tracked,
+                    trackable=here.trackable,
                     drifts=tuple(
                         drift
                         for drift in drifts

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.manager.pathdiagnosis import bits, judge, listed, scopes
+from orchestrator.manager.pathdiagnosis import judge
 from orchestrator.manager.pathfacts import (
     Drift,
     Echoes,
@@ -21,6 +21,7 @@ from orchestrator.manager.pathfacts import (
     PathFacts,
     rounds,
 )
+from orchestrator.manager.pathwords import bits, listed, scopes
 
 ALL, NONE = Echoes(20, 20, 0.0002), Echoes(20, 0)
 SOME = Echoes(220, 198, 0.0002)
@@ -262,6 +263,12 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
         "changes it",
     ),
     (
+        "a kernel can track hardly any connection more",
+        lambda: World().node("node2", tracked=65000, trackable=65536),
+        "node2 tracks 65000 connections of at most 65536, and soon refuses each new one",
+        "on node2: raise net.netfilter.nf_conntrack_max by sysctl, or end what opens so many",
+    ),
+    (
         "a network cannot be",
         lambda: World().node("node1", drifts=(Drift("back", (), "mtu 1500 is too large"),), mtu=0),
         "network back on node1: mtu 1500 is too large",
@@ -352,6 +359,47 @@ def test_a_node_without_the_network_is_asked_for_nothing_of_it() -> None:
     gone: dict[str, Any] = {**DEAD, "overlay": Echoes(), "datagrams": 0}
     world = World().node("node3", mtu=0).path("node3", "*", **gone).path("*", "node3", **gone)
     assert world.judged() == ()
+
+
+ECHOES = st.builds(
+    lambda sent, received, latency: Echoes(sent, min(sent, received), latency),
+    st.integers(0, 220), st.integers(0, 220), st.floats(0, 1),
+)  # fmt: skip
+PATHS = st.builds(
+    PathFacts,
+    source=st.sampled_from("abcd"),
+    target=st.sampled_from("abcd"),
+    underlay=ECHOES,
+    overlay=ECHOES,
+    large=ECHOES,
+    path_mtu=st.sampled_from([0, 576, 1400, 1500]),
+    datagrams=st.sampled_from([0, 10]),
+    checked=st.integers(0, 10),
+    unchecked=st.integers(0, 10),
+    rate=st.floats(0, 1e11),
+).filter(lambda path: path.source != path.target)
+STATES = st.lists(
+    st.tuples(st.sampled_from(["ready", "down"]), st.sampled_from([0, 1450])),
+    min_size=4, max_size=4,
+)  # fmt: skip
+
+
+@given(STATES, st.lists(PATHS, unique_by=lambda path: (path.source, path.target)))
+def test_whatever_was_measured_is_judged(
+    states: list[tuple[str, int]], paths: list[PathFacts]
+) -> None:
+    nodes = [
+        NodeFacts(name, f"192.0.2.{n}", state=state, mtu=mtu, device_mtu=1500)
+        for n, (name, (state, mtu)) in enumerate(zip("abcd", states, strict=True))
+    ]
+    found = judge(NetworkFacts("back", 4097), nodes, paths)
+    assert judge(NetworkFacts("back", 4097), nodes[::-1], paths[::-1]) is not None
+    down = {node.name for node in nodes if node.state == "down"}
+    for finding in found:
+        assert finding.text
+        assert finding.nodes
+        assert not down & set(finding.nodes) or (finding.wrong and len(finding.nodes) == 1)
+    assert {finding.nodes[0] for finding in found if "is down" in finding.text} == down
 
 
 PAIRS = st.sets(st.frozensets(st.sampled_from("abcdef"), min_size=2, max_size=2))

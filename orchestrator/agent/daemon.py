@@ -39,10 +39,7 @@ from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.names import NameServerProcess
-from orchestrator.agent.netplugins.chains import Chains
-from orchestrator.agent.netplugins.mixed import AllNetworks
-from orchestrator.agent.netplugins.program import Programs
-from orchestrator.agent.netplugins.records import Records
+from orchestrator.agent.netplugins.foreign import ForeignNetworks
 from orchestrator.agent.network import NetworkError, NodeNetwork
 from orchestrator.agent.networks import Networks
 from orchestrator.agent.parts import Parts
@@ -158,7 +155,7 @@ async def run(settings: Settings) -> None:
                     settings.run_dir,
                     lost=lambda: endpoints.look_again(names),
                     clients=lambda: worker.clients(),
-                    places=lambda: chains.places(),
+                    places=lambda: foreign.with_own.places(),
                 )
             )
             server, blob_port = await _serve_blobs(settings, store)
@@ -193,9 +190,9 @@ async def run(settings: Settings) -> None:
             await encryption.look()
         except NetworkError as error:
             raise AgentFailure(str(error)) from error
-        chains = Chains(Records(data / "network-plugins" / "cni"), Programs(socket.gethostname()))
+        foreign = ForeignNetworks(data / "network-plugins", socket.gethostname(), network)
         networks = Networks(
-            AllNetworks(network, chains),
+            foreign.with_own,
             identity.address,
             encryption=encryption,
             held=lambda: worker.holders(),
@@ -303,12 +300,11 @@ async def run(settings: Settings) -> None:
             )
             return Node(
                 lambda: replace(
-                    here,
+                    foreign.described(here),
                     generic_resources=dict(settings.generic),
                     volume_drivers=dict(volumes.plugins.scopes),
                     path_mtu=paths.least,
                     tunnel_keys=encryption.keys,
-                    cni_plugins=chains.names,
                 ),
                 parts.boot_id,
                 store.inventory,
@@ -355,8 +351,7 @@ async def run(settings: Settings) -> None:
             group.create_task(pressure.run(), name="image pressure")
             group.create_task(volumes.run(), name="volumes")
             group.create_task(_wake_for(volumes.changed, wake), name="volume drivers")
-            group.create_task(chains.run(), name="CNI networks")
-            group.create_task(_wake_for(chains.changed, wake), name="CNI plugins")
+            group.create_task(foreign.run(wake.set), name="networks of others")
             group.create_task(dialer.run(), name="dialer")
 
 

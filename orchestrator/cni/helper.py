@@ -36,6 +36,9 @@ About all networks:
     tunnels     tunnels                 those of encrypted networks; see `tunnel`
     untunnel                            have none
     encryption                          why this kernel cannot encrypt, empty if it can; its keys
+    bring       container interface     one that somebody else has made, into the container; see
+                                        `transfer`
+    take_back   container interface     the other way
 """
 
 from __future__ import annotations
@@ -49,7 +52,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import attachment, conntrack, drift, endpoints, fields, namespaces, netlink, tunnel, vxlan
+from . import (
+    attachment,
+    conntrack,
+    drift,
+    endpoints,
+    fields,
+    namespaces,
+    netlink,
+    transfer,
+    tunnel,
+    vxlan,
+)
 from .attachment import Attachment, Host
 from .balancer import Balancer
 from .config import VERSION, NetConf, parse
@@ -225,6 +239,20 @@ def _encryption(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"why": tunnel.lacks(), "keys": desk.tunnel.keys()}
 
 
+def _bring(desk: Desk, request: Mapping[str, Any]) -> None:
+    wanted = transfer.parse(request["interface"])
+    with namespaces.opened(desk.namespaces / desk.container(request)) as there:
+        transfer.bring(desk.host.sock, there, wanted)
+
+
+def _take_back(desk: Desk, request: Mapping[str, Any]) -> None:
+    path = desk.namespaces / desk.container(request)
+    if namespaces.exists(path):
+        wanted = transfer.parse(request["interface"])
+        with namespaces.opened(path) as there:
+            transfer.take_back(there, wanted.source, wanted.ifname)
+
+
 GENERAL: dict[str, Service] = {
     "namespace": _namespace,
     "interfaces": _interfaces,
@@ -240,6 +268,8 @@ GENERAL: dict[str, Service] = {
     "tunnels": _tunnels,
     "untunnel": _untunnel,
     "encryption": _encryption,
+    "bring": _bring,
+    "take_back": _take_back,
 }
 
 

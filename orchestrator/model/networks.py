@@ -45,6 +45,9 @@ CONFLIST, SCOPE = "conflist", "scope"
 CHAINS = "cni"
 """What a node says of itself (`network_features`) that can run chains of CNI plugins."""
 
+NO_IPAM = "null"
+"""The `--ipam-driver` of a network whose own plugin alone knows its addresses."""
+
 LOCAL, GLOBAL = "local", "global"
 """How far a network of others reaches: containers of one node reach each other, or of all."""
 

@@ -12,7 +12,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.agent.netplugins.chainconfig import (
@@ -23,6 +23,7 @@ from orchestrator.agent.netplugins.chainconfig import (
     numbers,
     same,
 )
+from orchestrator.agent.netplugins.overdue import Overdue
 from orchestrator.agent.netplugins.program import TRY_AGAIN, Call, Programs
 from orchestrator.agent.netplugins.records import Record, Records, namespace_stamp
 from orchestrator.agent.netplugins.results import Place, attachment_of, given
@@ -39,22 +40,11 @@ ASK_SECONDS = 10.0
 """CHECK, STATUS, GC and VERSION."""
 PATIENCE = 30.0
 """Seconds for which a plugin that says "try again later" is tried again."""
-_RETRY_FIRST, _RETRY_MOST = 1.0, 300.0
-"""Seconds between two attempts to give back what a plugin does not take."""
 _LOOK_PERIOD = 5.0
 _LOCK_PERIOD = 0.05
 
 _CHECKS, _COLLECTS = "0.4.0", "1.1.0"
 """Versions from which on there is CHECK, and STATUS and GC."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Overdue:
-    """What is to be given back and could not be yet."""
-
-    due: float = 0.0
-    """Loop time of the next attempt."""
-    pause: float = _RETRY_FIRST
 
 
 class Chains:
@@ -65,10 +55,10 @@ class Chains:
         self._programs = programs
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """One operation a container at a time, as the specification has it."""
-        self._overdue: dict[tuple[str, str], _Overdue] = {}
-        """By key, records that are nobody's any more."""
+        self._overdue = Overdue(records)
+        self._leaving: set[str] = set()
+        """Networks that this node is to have no more."""
         self._uncollected = False
-        self._news = asyncio.Event()
         self.changed = asyncio.Event()
         """Set when there are other programs than before."""
         self.names: tuple[str, ...] = programs.names()
@@ -78,6 +68,7 @@ class Chains:
     async def apply(self, config: NetworkConfig) -> None:
         """Know a network. Raises NetworkError for a plugin that this node has not."""
         chain = parse_conflist(config.conflist)
+        self._leaving.discard(config.id)
         self._records.put_network(config.id, {"name": config.name, "conflist": config.conflist})
         for name in chain.programs:
             self._programs.find(name)
@@ -104,7 +95,7 @@ class Chains:
             version = await self._version(parse_conflist(config.conflist))
             record = replace(wanted, body={**wanted.body, "version": version})
             self._records.put(record)
-            self._overdue.pop(record.key, None)
+            self._overdue.forget(record.key)
             try:
                 result = await self._add(record, lock)
                 attachment = attachment_of(record, result)
@@ -131,35 +122,44 @@ class Chains:
         `run` does it."""
         for record in self._records.all():
             if record.container not in valid:
-                self._overdue[record.key] = _Overdue()
+                self._overdue.note(record.key)
         self._uncollected = True
-        self._news.set()
+        self._overdue.news.set()
 
     def interfaces(self, container: str) -> dict[str, str]:
         """Network → interface of a container."""
         return {each.network: each.ifname for each in self._records.of_container(container)}
 
+    def knows(self, network: str) -> bool:
+        """Whether a network is on record."""
+        return network in self._records.networks
+
     def unused(self) -> list[str]:
         """Networks that no container is on."""
-        return [id for id in self._records.networks if not self._records.of_network(id)]
+        networks = self._records.networks.keys() - self._leaving
+        return [id for id in sorted(networks) if not self._records.of_network(id)]
 
     async def remove(self, network: str) -> None:
-        """Forget a network that no container is on, and let its plugins forget."""
-        known = self._records.networks.get(network)
-        if known is not None:
-            await self._collect_garbage(known, [])
-            self._records.drop_network(network)
+        """Forget a network that no container is on, and let its plugins forget; `run` does it."""
+        if network in self._records.networks:
+            self._leaving.add(network)
+            self._overdue.news.set()
 
     # -- what goes on by itself --------------------------------------------------------------------
 
     async def run(self) -> None:
         """Clear what earlier agents left, and see which programs there are, until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
-            self._news.clear()
-            for key, overdue in list(self._overdue.items()):
-                if overdue.due <= loop.time():
-                    await self._clear(key)
+            self._overdue.news.clear()
+            for key in self._overdue.due():
+                await self._clear(key)
+            for network in sorted(self._leaving):
+                known = self._records.networks[network]
+                await self._collect_garbage(known, [])
+                # It may have been ordered again meanwhile.
+                if network in self._leaving:
+                    self._leaving.discard(network)
+                    self._records.drop_network(network)
             if self._uncollected:
                 self._uncollected = False
                 await self._look_after_kill()
@@ -167,12 +167,7 @@ class Chains:
             if names != self.names:
                 self.names = names
                 self.changed.set()
-            due = [each.due for each in self._overdue.values()]
-            try:
-                async with asyncio.timeout_at(min((loop.time() + _LOOK_PERIOD, *due))):
-                    await self._news.wait()
-            except TimeoutError:
-                pass
+            await self._overdue.wait(_LOOK_PERIOD)
 
     def places(self) -> dict[str, Place]:
         """Network id → where this node can answer names in it: by the gateways of its containers
@@ -203,11 +198,11 @@ class Chains:
                 # Its container may have been connected anew meanwhile.
                 record = self._records.get(*key)
                 if record is not None and key in self._overdue:
-                    await self._try_to_delete(record, lock)
+                    await self._delete(record, lock)
         except NetworkError as error:
-            self._put_off(key, error)
+            self._overdue.failed(key, error)
         if self._records.get(*key) is None:
-            self._overdue.pop(key, None)
+            self._overdue.forget(key)
 
     async def _look_after_kill(self) -> None:
         """Once an agent: have plugins forget what nobody has, and see whether what is connected
@@ -288,37 +283,14 @@ class Chains:
         if failure is not None:
             raise failure
         self._records.drop(record)
-        self._overdue.pop(record.key, None)
+        self._overdue.forget(record.key)
 
     async def _try_to_delete(self, record: Record, lock: int) -> None:
-        """DEL; if that fails it is done later, with growing pauses, and given up at last: there are
-        plugins that fail for ever once their network was wrong, and the namespace is gone."""
+        """DEL; if that fails it is done later."""
         try:
             await self._delete(record, lock)
         except NetworkError as error:
-            earlier = self._overdue.get(record.key, _Overdue())
-            if earlier.pause >= _RETRY_MOST and not namespace_stamp(record.netns):
-                log.error(
-                    "given up; what it holds of network %s in a plugin's books is left there: %s",
-                    record.network,
-                    error,
-                    extra={"task": record.container},
-                )
-                self._records.drop(record)
-                self._overdue.pop(record.key, None)
-            else:
-                self._put_off(record.key, error)
-
-    def _put_off(self, key: tuple[str, str], error: NetworkError) -> None:
-        network, container = key
-        earlier = self._overdue.get(key, _Overdue())
-        if not earlier.due:
-            log.error(
-                "it is not taken off network %s yet: %s", network, error, extra={"task": container}
-            )
-        due = asyncio.get_running_loop().time() + earlier.pause
-        self._overdue[key] = _Overdue(due, min(2 * earlier.pause, _RETRY_MOST))
-        self._news.set()
+            self._overdue.failed(record.key, error)
 
     async def _status(self, chain: Conflist, version: str) -> None:
         """Raise NetworkError if a plugin says that it cannot connect anything now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
+from orchestrator.agent.netplugins.results import Place
 from orchestrator.agent.network import Attachment, Interface, NetworkConfig, NetworkError
 from orchestrator.agent.networks import NodeNetworking
 from orchestrator.model.networks import CNI
@@ -45,18 +46,22 @@ class Driver(Protocol):
         ...
 
     async def remove(self, network: str) -> None:
-        """Remove a network from this node, if it is one of this kind. Raises NetworkError."""
+        """Remove a network from this node, some time, if it is one of this kind."""
+        ...
+
+    def places(self) -> Mapping[str, Place]:
+        """Network → where this node can answer names in it."""
         ...
 
 
 class AllNetworks:
     """As `network.NodeNetwork`, of networks of all kinds."""
 
-    def __init__(self, own: NodeNetworking, chains: Driver, *plugins: Driver) -> None:
+    def __init__(self, own: NodeNetworking, chains: Driver, plugins: Driver) -> None:
         """`chains` makes the networks of driver `cni`, `plugins` those of any other that is not
-        ours; none: there are no others."""
+        ours."""
         self._own = own
-        self._drivers = (chains, *plugins)
+        self._drivers = (chains, plugins)
         self._foreign: dict[str, NetworkConfig] = {}
 
     async def apply(self, config: NetworkConfig) -> None:
@@ -120,6 +125,10 @@ class AllNetworks:
         for driver in self._drivers:
             await driver.remove(network)
         await self._own.remove(network)
+
+    def places(self) -> dict[str, Place]:
+        """Network → where this node can answer names in those that others make."""
+        return {network: at for each in self._drivers for network, at in each.places().items()}
 
     def _driver(self, config: NetworkConfig) -> Driver:
         return self._drivers[0 if config.driver == CNI else -1]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from orchestrator.cni.endpoints import Table
 
@@ -106,6 +106,17 @@ class NodeNetwork:
         body = {"container": container_id}
         found: dict[str, str] = (await self._helper.request("interfaces", body))["interfaces"]
         return found
+
+    async def bring(self, container_id: str, interface: Mapping[str, Any]) -> None:
+        """Put an interface that somebody else has made into the container's namespace, which is
+        there; as `cni.transfer` reads it."""
+        body = {"container": container_id, "interface": interface}
+        await self._helper.request("bring", body)
+
+    async def take_back(self, container_id: str, interface: Mapping[str, Any]) -> None:
+        """Have it on this host again, under its name."""
+        body = {"container": container_id, "interface": interface}
+        await self._helper.request("take_back", body)
 
     async def disconnect(self, network: str, container_id: str) -> None:
         """Disconnect a container, which may go on, from one network."""

@@ -23,7 +23,16 @@ from orchestrator.model.conflist import (
     wants_slices,
 )
 from orchestrator.model.names import near_miss
-from orchestrator.model.networks import CHAINS, CNI, DRIVERS, GLOBAL, LOCAL, SCOPE, check_network
+from orchestrator.model.networks import (
+    CHAINS,
+    CNI,
+    DRIVERS,
+    GLOBAL,
+    LOCAL,
+    NO_IPAM,
+    SCOPE,
+    check_network,
+)
 from orchestrator.model.objects import Network, Node
 
 FOLDERS = "/opt/cni/bin or /usr/lib/cni"
@@ -90,7 +99,8 @@ def _scope(view: ClusterView, network: Network) -> str:
             "that name"
         )
     ipam = network.ipam_driver
-    if ipam and not any(ipam in node.description.ipam_drivers for node in nodes):
+    givers = {name for node in nodes for name in node.description.ipam_drivers}
+    if ipam and ipam not in (NO_IPAM, *givers):
         raise ValueError(
             f"no node has an ipam plugin '{ipam}'; start it, or leave out --ipam-driver"
         )
@@ -142,7 +152,7 @@ def _lacks_of_plugin(network: Network, nodes: Sequence[Node]) -> Iterator[tuple[
         f"no network plugin {network.driver}, for network {network.name},",
         [node for node in nodes if network.driver not in node.description.network_drivers],
     )
-    if ipam := network.ipam_driver:
+    if (ipam := network.ipam_driver) not in ("", NO_IPAM):
         yield (
             f"no ipam plugin {ipam}, for network {network.name},",
             [node for node in nodes if ipam not in node.description.ipam_drivers],

@@ -192,9 +192,8 @@ async def test_what_an_earlier_agent_left_goes_and_what_is_held_stays(bench: Ben
     assert valid == [{"containerID": "c2", "ifname": "eth0"}]
     # A network that is no more is told, too.
     await chains.detach("c2")
-    await chains.remove("n1")
+    await _forgotten(chains)
     assert told(bench, "one", "GC")["cni.dev/valid-attachments"] == []
-    assert chains.unused() == []
 
 
 async def test_a_list_may_forbid_checks_and_collection(bench: Bench) -> None:
@@ -207,7 +206,7 @@ async def test_a_list_may_forbid_checks_and_collection(bench: Bench) -> None:
     await chains.attach(network, "c1", eth(), netns)
     await chains.attach(network, "c1", eth(), netns)
     await chains.detach("c1")
-    await chains.remove("n1")
+    await _forgotten(chains)
     assert order(bench) == ["one STATUS", "one ADD", "one DEL"]
 
 
@@ -218,7 +217,7 @@ async def test_older_versions_have_fewer_verbs(bench: Bench) -> None:
     await chains.apply(network)
     await chains.attach(network, "c1", eth(), bench.container("c1"))
     await chains.detach("c1")
-    await chains.remove("n1")
+    await _forgotten(chains)
     assert order(bench) == ["one ADD", "one DEL"]
 
 
@@ -285,6 +284,14 @@ async def test_an_answer_that_is_none(bench: Bench) -> None:
     network = config(bench.conflist({"type": "one"}))
     with pytest.raises(NetworkError, match=r"one \(ADD\) answered what is no JSON object"):
         await bench.chains().attach(network, "c1", eth(), bench.container("c1"))
+
+
+async def _forgotten(chains: chains_module.Chains) -> None:
+    """The network is no more on the node."""
+    assert chains.unused() == ["n1"]
+    await chains.remove("n1")
+    async with _running(chains):
+        await until(lambda: not chains.knows("n1"))
 
 
 def _commands() -> list[bytes]:

@@ -1,0 +1,310 @@
+"""Networks of a plugin that speaks Docker's protocol over a socket: it makes real cables, and the
+containers' namespaces then have them, with the addresses; nothing of it is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chainkit import eth, shown, until
+from nshosts import NsHost, reach
+
+from orchestrator.agent.netplugins.driverapi import NetworkPlugin
+from orchestrator.agent.netplugins.pluginnetworks import PluginNetworks
+from orchestrator.agent.netplugins.records import Records
+from orchestrator.agent.network import NetworkConfig, NetworkError, NodeNetwork, PortMapping
+from orchestrator.agent.plugins import calls as plugincalls
+from orchestrator.agent.plugins.discovery import PluginSet
+from orchestrator.cni import namespaces
+
+pytestmark = pytest.mark.root
+
+SCRIPT = Path(__file__).parents[3] / "e2e" / "networkplugin.py"
+
+
+@dataclass
+class Node:
+    """A host, its helper, and the plugin on it."""
+
+    host: NsHost
+    helper: NodeNetwork
+    folder: Path
+
+    def networks(self) -> PluginNetworks:
+        """As an agent makes them at its start."""
+        plugins = PluginSet(NetworkPlugin.activate, "network plugin", [self.folder / "run"], [])
+        return PluginNetworks(Records(self.folder / "state"), plugins, self.helper)
+
+    @asynccontextmanager
+    async def plugin(self, *kinds: str) -> AsyncIterator[None]:
+        """The plugin runs."""
+        socket = self.folder / "run" / "toy.sock"
+        command = (sys.executable, str(SCRIPT), str(socket), str(self.log), *kinds)
+        process = await asyncio.create_subprocess_exec(*self.host.command(*command))
+        try:
+            await until(lambda: socket.exists() and _answers(socket))
+            yield
+        finally:
+            process.kill()
+            await process.wait()
+            socket.unlink(missing_ok=True)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "calls"
+
+    def fault(self, method: str, words: str) -> Path:
+        """Have a call answered with an error."""
+        path = Path(f"{self.log}.{method}")
+        path.write_text(words)
+        return path
+
+    def calls(self) -> list[str]:
+        """The calls about networks, by their names."""
+        lines = self.log.read_text().splitlines()
+        names = [line.split()[0].partition(".") for line in lines]
+        return [name for kind, _, name in names if kind == "NetworkDriver" and "Get" not in name]
+
+    def told(self, method: str) -> dict[str, Any]:
+        """What it was told by its last call of this name."""
+        lines = [line for line in self.log.read_text().splitlines() if f".{method} " in line]
+        found: dict[str, Any] = json.loads(lines[-1].partition(" ")[2])
+        return found
+
+    async def container(self, name: str) -> str:
+        return await self.helper.namespace(name)
+
+    def links(self) -> str:
+        return self.host.shell("ip", "-brief", "link")
+
+
+def _answers(socket: Path) -> bool:
+    done = subprocess.run(
+        ["curl", "-s", "--unix-socket", str(socket), "-d", "{}", "http://x/Plugin.Activate"],
+        capture_output=True,
+        check=False,
+    )
+    return b"Implements" in done.stdout
+
+
+@pytest.fixture
+async def node(host: NsHost, tmp_path: Path) -> AsyncIterator[Node]:
+    async with NodeNetwork(host.state, host.run, command=host.helper) as helper:
+        yield Node(host, helper, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugincalls, "PATIENCE", 0.2)
+
+
+NETWORK = NetworkConfig(
+    "net123456789",
+    "toys",
+    0,
+    "10.88.0.0/16",
+    "10.88.1.0/24",
+    0,
+    "",
+    driver="toy",
+    options={"colour": "red"},
+)
+
+
+@asynccontextmanager
+async def running(networks: PluginNetworks) -> AsyncIterator[None]:
+    task = asyncio.create_task(networks.run())
+    try:
+        await until(lambda: networks.scopes)
+        yield
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_containers_have_what_the_plugin_made(node: Node) -> None:
+    async with node.plugin(), running(networks := node.networks()):
+        await networks.apply(NETWORK)
+        one, two = await node.container("c1"), await node.container("c2")
+        port = PortMapping(8080, 80)
+        made = await networks.attach(NETWORK, "c1", eth(ports=(port,), options={"speed": "9"}), one)
+        assert (made.address, made.mac[:6]) == ("10.88.1.2", "02:99:")
+        (link,) = shown(one, "address", "show", "eth0")
+        assert link["address"] == made.mac
+        assert ("10.88.1.2", 16) in [(a["local"], a["prefixlen"]) for a in link["addr_info"]]
+        routes = {each["dst"]: each.get("gateway") for each in shown(one, "route", "show")}
+        assert routes["default"] == "10.88.1.1"
+        assert "203.0.113.0/24" in routes
+        await networks.attach(NETWORK, "c2", eth("eth1", mac="02:00:00:00:00:02"), two)
+        assert shown(two, "address", "show", "eth1")[0]["address"] == "02:00:00:00:00:02"
+        assert reach(two, one, "10.88.1.3", 80) == "10.88.1.2"
+
+        assert node.told("CreateNetwork") == {
+            "NetworkID": "net123456789",
+            "Options": {
+                "com.docker.network.generic": {"colour": "red"},
+                "com.docker.network.enable_ipv6": False,
+            },
+            "IPv4Data": [
+                {
+                    "AddressSpace": "",
+                    "Pool": "10.88.0.0/16",
+                    "Gateway": "10.88.1.1/16",
+                    "AuxAddresses": {},
+                }
+            ],
+            "IPv6Data": [],
+        }
+        assert [call for call in node.calls() if call == "CreateNetwork"] == ["CreateNetwork"]
+        assert "speed" not in node.told("CreateEndpoint")["Options"]  # of the second container
+
+        await networks.detach("c1")
+        await networks.detach("c2")
+        assert node.calls()[-3:] == ["RevokeExternalConnectivity", "Leave", "DeleteEndpoint"]
+        assert "vc" not in node.links()
+        assert networks.unused() == ["net123456789"]
+        await networks.remove("net123456789")
+        await until(lambda: "plnet12345" not in node.links())
+        assert networks.unused() == []
+
+
+async def test_what_is_told_of_an_endpoint(node: Node) -> None:
+    async with node.plugin(), running(networks := node.networks()):
+        netns = await node.container("c1")
+        asked = eth(ports=(PortMapping(8080, 80),), options={"speed": "9"}, ip="10.88.0.9")
+        await networks.attach(NETWORK, "c1", asked, netns)
+        told = node.told("CreateEndpoint")
+        assert told["Interface"] == {
+            "Address": "10.88.0.9/16",
+            "AddressIPv6": "",
+            "MacAddress": "",
+        }
+        assert told["Options"]["speed"] == "9"
+        (mapped,) = told["Options"]["com.docker.network.portmap"]
+        assert (mapped["Proto"], mapped["Port"], mapped["HostPort"]) == (6, 80, 8080)
+        assert node.told("Join")["SandboxKey"] == netns
+        assert node.told("Join")["EndpointID"] == told["EndpointID"]
+        await networks.detach("c1")
+
+
+async def test_addresses_of_an_ipam_plugin(node: Node) -> None:
+    network = replace(NETWORK, cluster_cidr="", subnet="", ipam_driver="toy")
+    async with node.plugin(), running(networks := node.networks()):
+        one, two = await node.container("c1"), await node.container("c2")
+        made = await networks.attach(network, "c1", eth(), one)
+        assert made.address == "10.99.0.2"  # the first is the gateway's
+        fixed = await networks.attach(network, "c2", eth(ip="10.99.0.50"), two)
+        assert fixed.address == "10.99.0.50"
+        assert reach(two, one, "10.99.0.50", 80) == "10.99.0.2"
+        with pytest.raises(NetworkError, match=r"ipam plugin toy: address 10.99.0.50 is taken"):
+            await networks.attach(network, "c3", eth(ip="10.99.0.50"), await node.container("c3"))
+        assert networks.interfaces("c3") == {}
+        await networks.detach("c1")
+        assert node.told("ReleaseAddress") == {"PoolID": "pool1", "Address": "10.99.0.2"}
+        await networks.detach("c2")
+        await networks.remove(network.id)
+        await until(lambda: "ReleasePool" in node.log.read_text())
+
+
+async def test_two_families(node: Node) -> None:
+    network = replace(NETWORK, cluster_cidr6="fd88::/48", subnet6="fd88:0:0:1::/64")
+    async with node.plugin(), running(networks := node.networks()):
+        netns = await node.container("c1")
+        made = await networks.attach(network, "c1", eth(), netns)
+        assert (made.address, made.address6) == ("10.88.1.2", "fd88:0:0:1::2")
+        (link,) = shown(netns, "address", "show", "eth0")
+        assert "fd88:0:0:1::2" in [each["local"] for each in link["addr_info"]]
+        await networks.detach("c1")
+
+
+async def test_an_address_that_came_back_is_not_the_next(node: Node) -> None:
+    async with node.plugin(), running(networks := node.networks()):
+        for number, expected in enumerate(("10.88.1.2", "10.88.1.3", "10.88.1.4")):
+            netns = await node.container(f"c{number}")
+            made = await networks.attach(NETWORK, f"c{number}", eth(), netns)
+            assert made.address == expected
+            await networks.detach(f"c{number}")
+
+
+@pytest.mark.parametrize("method", ["CreateNetwork", "CreateEndpoint", "Join"])
+async def test_what_a_plugin_refuses_is_said_and_undone(node: Node, method: str) -> None:
+    async with node.plugin(), running(networks := node.networks()):
+        fault = node.fault(method, "no\n  way")
+        netns = await node.container("c1")
+        with pytest.raises(NetworkError) as caught:
+            await networks.attach(NETWORK, "c1", eth(), netns)
+        assert str(caught.value) == "network plugin toy: no way"
+        assert networks.interfaces("c1") == {}
+        assert "vc" not in node.links()
+        fault.unlink()
+        made = await networks.attach(NETWORK, "c1", eth(), netns)
+        assert made.address.startswith("10.88.1.")
+        await networks.detach("c1")
+
+
+async def test_a_plugin_that_is_away_is_told_later(node: Node) -> None:
+    networks = node.networks()
+    async with node.plugin(), running(networks):
+        netns = await node.container("c1")
+        await networks.attach(NETWORK, "c1", eth(), netns)
+    # Dead, its socket left behind; the container's end does not wait for it.
+    await networks.detach("c1")
+    assert networks.interfaces("c1") == {NETWORK.id: "eth0"}
+    with pytest.raises(NetworkError, match="network plugin toy does not answer"):
+        await networks.attach(NETWORK, "c2", eth(), await node.container("c2"))
+    async with node.plugin(), running(networks):
+        await until(lambda: networks.interfaces("c1") == {})
+    assert node.calls()[-2:] == ["Leave", "DeleteEndpoint"]
+
+
+async def test_over_a_restart_of_the_agent(node: Node) -> None:
+    async with node.plugin():
+        before = node.networks()
+        async with running(before):
+            one, two = await node.container("c1"), await node.container("c2")
+            first = await before.attach(NETWORK, "c1", eth(), one)
+            await before.attach(NETWORK, "c2", eth(), two)
+        networks = node.networks()
+        networks.collect(["c1"])
+        async with running(networks):
+            await until(lambda: networks.interfaces("c2") == {})
+            assert await networks.attach(NETWORK, "c1", eth(), one) == first
+            assert node.calls().count("CreateNetwork") == 1
+            # After a reboot the namespace is another one.
+            namespaces.remove(node.host.run / "netns" / "c1")
+            made = await networks.attach(NETWORK, "c1", eth(), await node.container("c1"))
+            assert made.address != first.address
+            await networks.detach("c1")
+
+
+async def test_what_is_no_network_plugin(node: Node) -> None:
+    networks = node.networks()
+    async with node.plugin("VolumeDriver"):
+        task = asyncio.create_task(networks.run())
+        with pytest.raises(NetworkError, match="plugin toy is no network plugin"):
+            await networks.attach(NETWORK, "c1", eth(), await node.container("c1"))
+        assert networks.scopes == {}
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.parametrize("missing", ["driver", "ipam"])
+async def test_a_network_whose_plugin_is_not_there(node: Node, missing: str) -> None:
+    edit: Callable[[NetworkConfig], NetworkConfig] = (
+        (lambda config: replace(config, driver="other"))
+        if missing == "driver"
+        else (lambda config: replace(config, ipam_driver="other"))
+    )
+    async with node.plugin(), running(networks := node.networks()):
+        with pytest.raises(NetworkError, match="no network plugin other that answers: start it"):
+            await networks.apply(edit(NETWORK))

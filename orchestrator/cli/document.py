@@ -11,7 +11,7 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.groups import CliError, OrcGroup, example
+from orchestrator.cli.groups import CliError, NotConverged, OrcGroup, RolledBack, example
 from orchestrator.cli.output import (
     Column,
     Row,
@@ -23,10 +23,12 @@ from orchestrator.cli.output import (
     print_list,
     print_rows,
 )
+from orchestrator.cli.service_change import PATIENCE, wait_options
 from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.convert import from_proto
 from orchestrator.model.documents import Document, DocumentKind, check_data
 from orchestrator.model.names import short_id
+from orchestrator.model.objects import UpdateState
 from orchestrator.model.units import format_duration
 from orchestrator.pb import documents_pb2
 
@@ -34,6 +36,9 @@ _SUMMARY = {
     DocumentKind.SECRET: "Secrets: data that only the containers that name it can read.",
     DocumentKind.CONFIG: "Configs: files that containers have without being in their image.",
 }
+
+
+_STANDING = (UpdateState.CANARY, UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
 
 
 def _group(kind: DocumentKind) -> click.Group:
@@ -120,11 +125,12 @@ def _group(kind: DocumentKind) -> click.Group:
 
     @group.command(
         help=f"Give a {word} new data. Services that have it are updated, unless their references "
-        "say otherwise (on-update).",
+        "say otherwise (on-update), and are waited for.",
         epilog=example(f"orc {word} update db ./new.{word}"),
     )
     @click.option("--label-add", multiple=True, metavar="KEY=value", help="Add a label.")
     @click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label.")
+    @wait_options
     @click.argument("name", shell_complete=names)
     @click.argument("file", required=False, type=click.Path(allow_dash=True))
     @pass_client
@@ -134,6 +140,7 @@ def _group(kind: DocumentKind) -> click.Group:
         label_rm: tuple[str, ...],
         name: str,
         file: str | None,
+        **values: Any,
     ) -> None:
         if file is None and not label_add and not label_rm:
             raise click.UsageError("say what to change: FILE (or - for what comes in), or a label")
@@ -148,6 +155,9 @@ def _group(kind: DocumentKind) -> click.Group:
         click.echo(reply.document.name)
         if file is not None:
             _tell(reply)
+        if not values["detach"]:
+            timeout = PATIENCE if values["timeout"] is None else values["timeout"]
+            _await_services(client, reply, timeout, values["quiet"])
 
     @group.command(
         help=f"Remove {word}s. One in use is not removed.",
@@ -208,6 +218,30 @@ def _tell(reply: Any) -> None:
     for names, what in told:
         for name in names:
             click.echo(f"{name} {what}", err=True)
+
+
+def _await_services(client: Client, reply: Any, timeout: float, quiet: bool) -> None:
+    """Wait until the services that are updated run with the new version. Raises NotConverged or
+    RolledBack."""
+    from orchestrator.cli.wait import pictures, until_converged
+
+    id, version = reply.document.id, reply.document.version
+    deadline = time.monotonic() + timeout
+    for name in (user.removeprefix("service ") for user in reply.rolled):
+        try:
+            for progress in pictures(client, name, deadline):
+                service = progress.service
+                if progress.removed or service.documents.get(id, 0) >= version:
+                    break
+                if service.declined.get(id, 0) >= version:
+                    raise RolledBack(f"service '{name}' was rolled back: {service.update.message}")
+                if UpdateState(service.update.state) in _STANDING:
+                    click.echo(f"{name}: its update stands; it has this afterwards", err=True)
+                    break
+        except TimeoutError:
+            raise NotConverged(f"service '{name}' was not updated in time") from None
+        if service.documents.get(id, 0) >= version:
+            until_converged(client, service, max(0.0, deadline - time.monotonic()), quiet)
 
 
 def document_row(message: Any) -> Row:

@@ -92,6 +92,33 @@ def test_state_outlives_the_manager_in_the_given_etcd(host: Host, tmp_path: Path
         assert process.wait(10) == 0
 
 
+def test_the_store_has_secrets_and_configs_sealed(host: Host, tmp_path: Path) -> None:
+    """Not even a file of etcd's own holds what a secret was, is, or was before it was removed."""
+    values = [f"correct-horse-{number}" for number in range(4)]
+    file = tmp_path / "value"
+
+    def give(*command: str, value: str) -> None:
+        file.write_text(value)
+        done = host.orc(*command, str(file))
+        assert done.returncode == 0, done.stderr
+
+    data = host.init("one")
+    with host.manager(data):
+        host.info()
+        give("secret", "create", "-l", "team=plain-label", "db", value=values[0])
+        give("secret", "update", "db", value=values[1])
+        give("config", "create", "app.conf", value=values[2])
+        give("secret", "create", "gone", value=values[3])
+        assert host.orc("secret", "rm", "gone").returncode == 0
+        assert values[2] in host.orc("config", "inspect", "app.conf").stdout
+        assert values[1] not in host.orc("secret", "inspect", "db").stdout
+    kept = [path.read_bytes() for path in (tmp_path / "etcd").rglob("*") if path.is_file()]
+    kept += [path.read_bytes() for path in data.rglob("*") if path.is_file()]
+    assert [content for content in kept if b"plain-label" in content]
+    for value in values:
+        assert not [content for content in kept if value.encode() in content]
+
+
 def test_a_store_that_holds_another_cluster_is_refused(host: Host) -> None:
     with host.manager(host.init("one")):
         host.info()

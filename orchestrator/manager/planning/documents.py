@@ -136,7 +136,11 @@ def effects(view: ClusterView, document: Document) -> dict[OnUpdate, list[str]]:
     """What a new version does to whom, by the names of `users`."""
     found: dict[OnUpdate, list[str]] = {each: [] for each in OnUpdate}
     holders = [
-        (f"service {service.spec.name}", service.spec.task.container, OnUpdate.ROLL)
+        (
+            f"service {service.spec.name}",
+            service.spec.task.container,
+            OnUpdate.NONE if service.spec.mode.is_job else OnUpdate.ROLL,
+        )
         for service in view.services.values()
         if not service.removed
     ]

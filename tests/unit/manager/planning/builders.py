@@ -159,7 +159,9 @@ class World:
         self.write(Change(item, None))
 
     def _stored(self, id: str) -> Object | None:
-        return self.view.nodes.get(id) or self.view.services.get(id) or self.view.images.get(id)
+        view = self.view
+        tables = (view.nodes, view.services, view.images, view.documents)
+        return next((table[id] for table in tables if id in table), None)
 
     def plan(self) -> list[Plan]:
         """One pass over what is dirty, written; the earliest time asked for is kept."""

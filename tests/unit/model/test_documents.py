@@ -1,0 +1,138 @@
+"""Secrets and configs: where a reference puts a file, what is refused, and templates."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.model.documents import (
+    DocumentKind,
+    FileReference,
+    OnUpdate,
+    check_data,
+    check_document_name,
+    check_references,
+)
+from orchestrator.model.documenttemplates import Filling, check_template, fill, needed
+from orchestrator.model.specs import ContainerSpec
+
+SECRET, CONFIG = DocumentKind.SECRET, DocumentKind.CONFIG
+
+
+def ref(source: str = "db", **fields: object) -> FileReference:
+    return replace(FileReference(source=source), **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reference", "path"),
+    [
+        (SECRET, ref(), "/run/secrets/db"),
+        (SECRET, ref(target="pw"), "/run/secrets/pw"),
+        (SECRET, ref(target="a/b"), "/run/secrets/a/b"),
+        (SECRET, ref(target="/etc/pw"), "/etc/pw"),
+        (SECRET, ref(target="../x"), "/run/x"),
+        (CONFIG, ref(), "/db"),
+        (CONFIG, ref(target="etc/x"), "/etc/x"),
+        (CONFIG, ref(target="/etc//x/"), "/etc/x"),
+    ],
+)
+def test_where_a_file_is(kind: DocumentKind, reference: FileReference, path: str) -> None:
+    assert reference.path(kind) == path
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (ContainerSpec(secrets=(ref(""),)), "secret has no name"),
+        (ContainerSpec(secrets=(ref("a b"),)), "'a b' is not valid"),
+        (ContainerSpec(configs=(ref("-a"),)), "config name '-a' is not valid"),
+        (ContainerSpec(configs=(ref("a" * 65),)), "at most 64"),
+        (ContainerSpec(secrets=(ref(target="/"),)), "which is no file's path"),
+        (ContainerSpec(secrets=(ref(target="/a\0"),)), "which is no file's path"),
+        (ContainerSpec(secrets=(ref(), ref("b", target="db"))), "and secret 'db' have the target"),
+        (ContainerSpec(secrets=(ref(),), configs=(ref(target="/run/secrets/db"),)), "each path"),
+        (ContainerSpec(secrets=(ref(target="/mounted"),)), "and a mount have the target"),
+        (ContainerSpec(secrets=(ref(uid=-1),)), "uid -1, which is no id"),
+        (ContainerSpec(secrets=(ref(gid=1 << 31),)), "which is no id"),
+        (ContainerSpec(secrets=(ref(mode=0o1777),)), "mode 1777"),
+        (ContainerSpec(secrets=(ref(signal="HUP"),)), "is not updated by one"),
+        (ContainerSpec(secrets=(ref(on_update=OnUpdate.SIGNAL, signal="FOO"),)), "FOO"),
+        (
+            ContainerSpec(secrets=(ref(), ref(target="b", on_update=OnUpdate.NONE))),
+            "with different on-update",
+        ),
+    ],
+)
+def test_references_that_cannot_be(spec: ContainerSpec, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        check_references(spec, ["/mounted/"])
+
+
+def test_references_that_can_be() -> None:
+    hup = ref(on_update=OnUpdate.SIGNAL)
+    check_references(
+        ContainerSpec(
+            secrets=(ref(), ref(target="/etc/b", mode=0o400, uid=7)),
+            configs=(ref(), replace(hup, source="c"), replace(hup, source="c", target="/d")),
+        )
+    )
+    assert hup.signal_number == 1
+    assert ref(on_update=OnUpdate.SIGNAL, signal="USR1").signal_number == 10
+    assert ref().signal_number == 0
+
+
+@pytest.mark.parametrize("kind", list(DocumentKind))
+def test_how_much_data_there_may_be(kind: DocumentKind) -> None:
+    check_data(kind, "db", b"x" * kind.limit)
+    with pytest.raises(ValueError, match=r"KiB are the most"):
+        check_data(kind, "db", b"x" * (kind.limit + 1))
+    with pytest.raises(ValueError, match="would be empty"):
+        check_data(kind, "db", b"")
+    with pytest.raises(ValueError, match="'jinja' is unknown"):
+        check_data(kind, "db", b"x", "jinja")
+
+
+@given(st.text(max_size=70))
+def test_a_name_that_is_taken_is_a_file_s_name(name: str) -> None:
+    try:
+        check_document_name(SECRET, name)
+    except ValueError:
+        return
+    assert "/" not in name
+    assert ref(name).path(SECRET) == f"/run/secrets/{name}"
+
+
+FILLING = Filling(
+    value=lambda field, label: f"<{field}{'/' + label if label else ''}>",
+    env=lambda name: {"X": "y"}.get(name, ""),
+    data=lambda kind, target: f"{kind.word}:{target}".encode(),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        (b"plain \xff\x00", b"plain \xff\x00"),
+        (b"{{.Service.Name}}/{{ .Node.Labels.zone }}", b"<Service.Name>/<Node.Labels/zone>"),
+        (b'{{env "X"}}{{env "Y"}}', b"y"),
+        (b'{{secret "db"}} {{ config "a.b" }}', b"secret:db config:a.b"),
+        (b"{ {not} }", b"{ {not} }"),
+    ],
+)
+def test_templates(text: bytes, filled: bytes) -> None:
+    check_template("config 'a'", text)
+    assert fill(text, FILLING) == filled
+
+
+def test_what_a_template_needs() -> None:
+    assert needed(b'{{secret "a"}}{{env "X"}}{{config "b"}}') == [(SECRET, "a"), (CONFIG, "b")]
+
+
+@pytest.mark.parametrize("text", [b"x\n{{if .X}}", b"\n{{.Service.Nam}}", b"\n{{secret db}}"])
+def test_a_template_with_what_is_not_known(text: bytes) -> None:
+    with pytest.raises(ValueError, match="secret 'a', line 2: "):
+        check_template("secret 'a'", text)

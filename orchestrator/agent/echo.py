@@ -37,6 +37,8 @@ _DISCARD = 9
 """A UDP port (RFC 863); nothing is sent to it."""
 _BUFFER = 1 << 21
 _LARGEST = 1 << 16
+_LEAST_PATIENCE = 0.25
+"""Seconds for an answer on a path however short: a host may be busy."""
 _COPIES = 3
 """How often a packet is sent before its size counts as too large."""
 _STEPS = 16
@@ -129,11 +131,14 @@ class Echo:
         try:
             self._send(address, number, size)
             async with asyncio.timeout(patience):
-                return max(0.0, await answer - began)
+                await answer
         except (TimeoutError, OSError):  # or too large for its interface, no route, forbidden
-            return None
+            # It may have come in time, and this process been late.
+            if not answer.done() or answer.cancelled():
+                return None
         finally:
             self._waiting.pop(number, None)
+        return max(0.0, answer.result() - began)
 
     def _send(self, address: str, number: int, size: int) -> None:
         self._socket.sendto(request(self._id, number, size), (address, 0))
@@ -193,7 +198,7 @@ async def path_mtu(echo: Echo, address: str) -> int:
     first = await _first(echo, address, SMALL, PATIENCE)
     if not most or first is None:
         return 0
-    patience = min(PATIENCE, max(0.1, 5 * first))
+    patience = min(PATIENCE, max(_LEAST_PATIENCE, 5 * first))
     if await _first(echo, address, most, patience) is not None:
         return most
     fits, too_large = LEAST, most

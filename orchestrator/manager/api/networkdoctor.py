@@ -74,10 +74,10 @@ class _Patient:
                     if step:
                         told = doctor_pb2.DiagnosisFrame(**step)
                         await self.tunnel.send(dispatch_pb2.Frame(diagnosis=told))
-                    frame = await anext(self.answers)
-                    if not frame.result.error:
+                    frame = await anext(self.answers, None)
+                    if frame is not None and not frame.result.error:
                         return frame
-                    self.trouble = frame.result.error
+                    self.trouble = frame.result.error if frame else "it ended the test"
             except TimeoutError:
                 self.trouble = f"it did not answer within {within:g} seconds"
             except Refusal as refusal:

@@ -329,3 +329,24 @@ async def test_an_encrypted_network_has_its_peers_where_tunnels_lead() -> None:
         config = next(one for one in reversed(node.applied) if one.id == "secret-id")
         assert [peer.address for peer in config.peers] == ["fd6f:7263::51841"]
         assert config.encrypted
+
+
+async def test_who_tests_the_node_learns_its_peers_and_which_networks_are_there() -> None:
+    node = FakeNode()
+    node.broken["back-id"] = "no"
+    async with running(node) as networks:
+        assert networks.peers() == frozenset()
+        assert networks.plain() is None
+        networks.order(
+            [
+                network("back", "10.0.0.2", "10.0.0.1"),
+                network("front", "10.0.0.3"),
+                dispatch_pb2.AssignedNetwork(id="alone", driver="bridge", subnet="10.9.0.0/24"),
+            ]
+        )
+        assert networks.peers() == {"10.0.0.2", "10.0.0.3"}
+        await until(lambda: len(networks.applied()) == 3)
+        assert networks.failures() == {"back-id": "no"}
+        plain = networks.plain()
+        assert plain is not None
+        assert plain.name == "front"

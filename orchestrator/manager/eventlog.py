@@ -19,6 +19,7 @@ from orchestrator.model.documents import Document
 from orchestrator.model.objects import (
     Health,
     Image,
+    JobState,
     Network,
     Node,
     NodeState,
@@ -112,10 +113,28 @@ def events_of(change: Change, view: ClusterView, now: float) -> Iterator[Event]:
                     _where(before, after, view),
                     _attributes(other),
                 )
+            if isinstance(other, Service):
+                yield from _of_runs(before if isinstance(before, Service) else None, other, now)
 
 
 def _type(item: Object) -> str:
     return item.kind.word if isinstance(item, Document) else type(item).__name__.lower()
+
+
+_ENDS = {JobState.COMPLETE: "complete", JobState.FAILED: "fail", JobState.STOPPED: "stop"}
+
+
+def _of_runs(before: Service | None, after: Service, now: float) -> Iterator[Event]:
+    """The runs of a job that began, and those that ended."""
+    known = {run.number: run.state for run in before.job.runs} if before is not None else {}
+    for run in reversed(after.job.runs):
+        was = known.get(run.number)
+        actions = ["start"] if was is None else []
+        if run.state is not (was or JobState.RUNNING):
+            actions.append(_ENDS.get(run.state, "start"))
+        for action in actions:
+            about = {"run": str(run.number), **({"reason": run.message} if run.message else {})}
+            yield Event(now, "job", action, after.id, after.spec.name, attributes=about)
 
 
 def _of_task(

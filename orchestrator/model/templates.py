@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.model.mounts import TEMPLATE_FIELDS
-from orchestrator.model.specs import ContainerSpec
+from orchestrator.model.specs import ContainerSpec, ServiceMode
 
 if TYPE_CHECKING:
     from orchestrator.model.objects import Node, Service, Task
@@ -78,7 +78,19 @@ def with_examples(spec: ContainerSpec) -> ContainerSpec:
 
 def filled(spec: ContainerSpec, task: Task, service: Service, node: Node) -> ContainerSpec:
     """The container of a service's task as its node is to make it."""
-    return _filled(spec, values(task, service, node))
+    return _filled(_with_job(spec, task, service), values(task, service, node))
+
+
+def _with_job(spec: ContainerSpec, task: Task, service: Service) -> ContainerSpec:
+    """With the variables that tell a job's task what its part is, but for those of its user."""
+    if not task.job_run:
+        return spec
+    own = {"ORC_JOB_INDEX": task.slot, "ORC_JOB_RUN": task.job_run}
+    if service.spec.mode is ServiceMode.REPLICATED_JOB:
+        own["ORC_JOB_COMPLETIONS"] = service.spec.replicas
+    said = {entry.partition("=")[0] for entry in spec.env}
+    more = tuple(f"{key}={value}" for key, value in own.items() if key not in said)
+    return replace(spec, env=(*more, *spec.env))
 
 
 def _filled(spec: ContainerSpec, value: Callable[[str, str | None], str]) -> ContainerSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.objects import (
     Availability,
     Image,
+    JobRun,
+    JobState,
+    JobStatus,
     Network,
     Node,
     NodeDescription,
@@ -22,7 +26,7 @@ from orchestrator.model.objects import (
     Task,
     TaskStatus,
 )
-from orchestrator.model.specs import ServiceSpec
+from orchestrator.model.specs import ServiceMode, ServiceSpec
 from orchestrator.model.states import TaskState
 
 S = TaskState
@@ -79,6 +83,22 @@ def test_actions(before: Object | None, after: Object | None, actions: list[str]
     events = list(events_of(Change(before, after), ClusterView.of([NODE]), 5.0))
     assert [event.action for event in events] == actions
     assert all(event.at == 5.0 and event.name for event in events)
+
+
+def test_runs_of_a_job_begin_and_end() -> None:
+    begun, failed = JobRun(2), JobRun(2, state=JobState.FAILED, message="work.1 failed")
+    spec = ServiceSpec(name="work", mode=ServiceMode.REPLICATED_JOB)
+    job = Service(id="j1", spec=spec, job=JobStatus((JobRun(1, state=JobState.COMPLETE),)))
+    steps = [job, *(replace(job, job=JobStatus((run, *job.job.runs))) for run in (begun, failed))]
+    told = [
+        (event.type, event.action, event.name, event.attributes)
+        for before, after in pairwise(steps)
+        for event in events_of(Change(before, after), ClusterView(), 5.0)
+    ]
+    assert told == [
+        ("job", "start", "work", {"run": "2"}),
+        ("job", "fail", "work", {"run": "2", "reason": "work.1 failed"}),
+    ]
 
 
 def test_what_an_event_of_a_container_tells() -> None:

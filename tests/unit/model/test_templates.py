@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.model.objects import Node, NodeDescription, Service, Task
-from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec
+from orchestrator.model.specs import ContainerSpec, ServiceMode, ServiceSpec, TaskSpec
 from orchestrator.model.templates import filled
 from orchestrator.model.validate import InvalidSpec, validate_service, validate_task
 
@@ -57,3 +59,17 @@ def test_a_hostname() -> None:
 def test_what_is_not_known_is_refused(text: str) -> None:
     with pytest.raises(InvalidSpec, match=r"is not known; known are .*Node\.Labels\.NAME"):
         validate_service(ServiceSpec(name="web", task=TaskSpec(container(f"A={text}"))))
+
+
+def test_a_jobs_task_knows_its_part() -> None:
+    task = replace(TASK, slot=3, job_run=2)
+    spec = replace(SERVICE.spec, mode=ServiceMode.REPLICATED_JOB, replicas=7)
+    job = replace(SERVICE, spec=spec)
+    assert filled(ContainerSpec(env=("A={{.Task.Slot}}",)), task, job, NODE).env == (
+        "ORC_JOB_INDEX=3",
+        "ORC_JOB_RUN=2",
+        "ORC_JOB_COMPLETIONS=7",
+        "A=3",
+    )
+    own = filled(ContainerSpec(env=("ORC_JOB_INDEX=x",)), task, job, NODE).env
+    assert own == ("ORC_JOB_RUN=2", "ORC_JOB_COMPLETIONS=7", "ORC_JOB_INDEX=x")

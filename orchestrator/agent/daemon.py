@@ -37,6 +37,7 @@ from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.registry import Registry
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.imagesource import ClusterImages
+from orchestrator.agent.isolation import watch_isolation
 from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.names import NameServerProcess
 from orchestrator.agent.netplugins.foreign import ForeignNetworks
@@ -347,6 +348,12 @@ async def run(settings: Settings) -> None:
             group.create_task(networks.run(), name="networks")
             group.create_task(paths.run(), name="path MTUs")
             group.create_task(endpoints.run(), name="endpoints")
+            group.create_task(
+                watch_isolation(
+                    lambda: bool(dialer.connected_to), worker.runners.values, time.monotonic
+                ),
+                name="isolation",
+            )
             group.create_task(_report_images(store, dialer), name="images")
             group.create_task(pressure.run(), name="image pressure")
             group.create_task(volumes.run(), name="volumes")

@@ -14,6 +14,7 @@ from pathlib import Path
 from orchestrator import __version__
 from orchestrator.model.documents import FEATURE
 from orchestrator.model.objects import NodeDescription
+from orchestrator.model.placement import STOP_AFTER
 from orchestrator.model.specs import SHARES_PER_CORE, Resources
 
 _MEMINFO = Path("/proc/meminfo")
@@ -51,7 +52,7 @@ def describe(
         version=__version__,
         labels=dict(labels),
         blob_port=blob_port,
-        features=(FEATURE,),
+        features=(FEATURE, STOP_AFTER),
         metrics_port=metrics_port,
     )
 

@@ -43,6 +43,7 @@ from orchestrator.model.convert import from_proto
 from orchestrator.model.networks import NOT_CONNECTED
 from orchestrator.model.objects import Health, Task, TaskStatus, Volume
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.units import format_duration
 from orchestrator.pb import dispatch_pb2, documents_pb2
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,10 @@ class TaskRunner:
         self._holding.files = tuple(assigned.files)
         self._caretaker = Caretaker(parts.probes, parts.clock)
         self._assigned = True
+        self.stop_after: float = assigned.stop_after
+        """Seconds without a manager after which it is to be stopped; 0: never."""
+        self.lonely = False
+        """It was stopped for want of a manager, and none has said anything since."""
         self._scope: asyncio.Timeout | None = None
         self.begun = asyncio.Event()
         """Set once it runs or has ended."""
@@ -151,6 +156,7 @@ class TaskRunner:
             self._holding.sources = tuple(assigned.image_sources)
             self._volumes = named_volumes(assigned)
             self._holding.files = tuple(assigned.files)
+            self.stop_after, self.lonely = assigned.stop_after, False
             task = from_proto(assigned.task)
         stale = self._holding.stale(task)
         news = assigned is None or not self._observed.confirmed or sense(task) != sense(self._task)
@@ -159,6 +165,12 @@ class TaskRunner:
         self._observed = replace(self._observed, confirmed=True, stale=stale)
         if news:
             self._cut_short()
+
+    def isolate(self) -> None:
+        """Stop, since no manager has been there for too long."""
+        self.lonely = True
+        self._task = replace(self._task, desired_state=TaskState.SHUTDOWN)
+        self._cut_short()
 
     async def run(self) -> None:
         """Drive the task until it is no longer assigned and nothing of it is left."""
@@ -210,8 +222,11 @@ class TaskRunner:
             case Step.STOP:
                 await self._stop()
             case Step.SETTLE:
-                now = self._parts.clock()
-                self._record(settle(self._task, self._status, self._observed, now))
+                last = settle(self._task, self._status, self._observed, self._parts.clock())
+                if self.lonely:
+                    alone = format_duration(self.stop_after)
+                    last = replace(last, message=f"stopped: no manager was there for {alone}")
+                self._record(last)
             case Step.RELEASE:
                 await self._release()
             case Step.RENEW:

@@ -10,6 +10,7 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.flag_types import DURATION
 from orchestrator.cli.groups import CliError, OrcGroup, example
 from orchestrator.cli.output import (
     Row,
@@ -69,7 +70,8 @@ def inspect(client: Client, nodes: tuple[str, ...], form: str, pretty: bool) -> 
                 ("Role", row["role"]),
                 ("Status", row["state"].capitalize()),
                 ("Why", row["message"]),
-                ("Availability", row["availability"].capitalize()),
+                ("Availability", _availability(row)),
+                ("Lately down", ", ".join(row["downs"])),
                 ("Address", row["address"]),
                 ("Labels", ", ".join(f"{k}={v}" for k, v in sorted(row["labels"].items()))),
                 ("Resources", f"{cores} cores, {memory}"),
@@ -110,7 +112,7 @@ def ps(
 
 @node.command(
     epilog=example(
-        "orc node update --availability drain node1",
+        "orc node update --availability drain --max-unavailable 1 --deadline 10m node1",
         "orc node update --label-add zone=a node1",
         "orc node update --rotate-key node1",
     )
@@ -120,6 +122,14 @@ def ps(
     "--availability",
     type=click.Choice([each.name.lower() for each in Availability]),
     help="active: takes tasks; pause: keeps what runs; drain: its tasks go elsewhere.",
+)
+@click.option(
+    "--max-unavailable",
+    type=click.IntRange(min=1),
+    help="Of a drain: most tasks of a service that are away at a time (all that stop first).",
+)
+@click.option(
+    "--deadline", type=DURATION, help="Of a drain: when what is still there stops at once (never)."
 )
 @click.option("--label-add", multiple=True, metavar="KEY=VALUE", help="Set a label; repeatable.")
 @click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label; repeatable.")
@@ -131,6 +141,8 @@ def update(
     client: Client,
     name: str,
     availability: str | None,
+    max_unavailable: int | None,
+    deadline: float | None,
     label_add: tuple[str, ...],
     label_rm: tuple[str, ...],
     rotate_key: bool,
@@ -140,11 +152,15 @@ def update(
         raise click.UsageError(
             "nothing to change; give --availability, --label-add, --label-rm or --rotate-key"
         )
+    if availability != "drain" and (max_unavailable is not None or deadline is not None):
+        raise click.UsageError("--max-unavailable and --deadline go with --availability drain")
     request = control_pb2.UpdateNodeRequest(
         node=name,
         label_add=pairs("label", label_add),
         label_rm=label_rm,
         rotate_key=rotate_key,
+        max_unavailable=max_unavailable or 0,
+        deadline=deadline or 0.0,
     )
     if availability is not None:
         request.availability = Availability[availability.upper()].value  # type: ignore[assignment]
@@ -161,6 +177,16 @@ def rm(client: Client, nodes: tuple[str, ...], force: bool) -> None:
     for name in nodes:
         client.call("RemoveNode", control_pb2.RemoveNodeRequest(node=name, force=force))
         click.echo(name)
+
+
+def _availability(row: Row) -> str:
+    """Such as `Drain, at most 1 task of a service at a time, until 2026-11-25T14:00:00Z`."""
+    text = [row["availability"].capitalize()]
+    if most := row["drain"]["max_unavailable"]:
+        text.append(f"at most {most} {'task' if most == 1 else 'tasks'} of a service at a time")
+    if deadline := row["drain"]["deadline"]:
+        text.append(f"until {deadline}")
+    return ", ".join(text)
 
 
 def _generic(item: tuple[str, Row]) -> str:

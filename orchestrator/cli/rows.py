@@ -12,6 +12,7 @@ from orchestrator.model.convert import from_proto
 from orchestrator.model.generic import supply_names, supply_size
 from orchestrator.model.names import parse_image, short_id
 from orchestrator.model.objects import Health, Image, Node, Service, Task
+from orchestrator.model.placement import KEPT
 from orchestrator.model.specs import PortSpec, ServiceMode
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.units import (
@@ -55,6 +56,11 @@ def node_row(message: Any) -> Row:
         "arch": about.arch,
         "cgroup": about.cgroup,
         "runtime": about.runtime,
+        "drain": {
+            "max_unavailable": node.drain_most,
+            "deadline": moment(node.drain_deadline),
+        },
+        "downs": [moment(at) for at in node.downs],
         "generic_resources": {
             kind: {
                 "total": supply_size(value),
@@ -204,6 +210,8 @@ def task_error(task: Task) -> str:
     status = task.status
     if status.state is TaskState.RUNNING and status.health_output:
         return f"probe failed: {status.health_output}"
+    if status.state is TaskState.RUNNING and status.message.startswith(KEPT):
+        return status.message
     if status.state in _NO_ERROR:
         return ""
     if status.message:

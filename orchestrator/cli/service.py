@@ -32,6 +32,8 @@ from orchestrator.cli.rows import (
 from orchestrator.cli.service_change import create, promote, rollback, scale, update
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import start_order
+from orchestrator.model.disconnect import disconnect_text
+from orchestrator.model.placement import Disconnect, DisconnectAction
 from orchestrator.model.units import format_cores, format_duration, format_memory
 from orchestrator.pb import control_pb2
 
@@ -124,6 +126,7 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Container labels", _pairs(container["labels"])),
         ("Constraints", ", ".join(spec["constraints"])),
         ("Strategy", "" if spec["strategy"] == "default" else spec["strategy"]),
+        ("On disconnect", _disconnect(spec["on_disconnect"])),
         ("Affinities", ", ".join(map(_affinity, spec["affinities"]))),
         ("Depends on", ", ".join(map(_dependency, spec["depends_on"]))),
         ("Networks", ", ".join(map(attachment_text, task["networks"]))),
@@ -149,6 +152,11 @@ def _update_state(update: Row) -> str:
         return ""
     words: str = update["state"].replace("-", " ")
     return f"{words}: {update['message']}" if update["message"] else words
+
+
+def _disconnect(entry: Row) -> str:
+    rule = Disconnect(DisconnectAction[entry["action"].upper()], entry["after"])
+    return "" if rule == Disconnect() else disconnect_text(rule)
 
 
 def _generic(entry: Row) -> str:

@@ -15,6 +15,7 @@ import click
 from orchestrator.cli.flag_types import CPUS, DURATION, MEMORY, WORDS, Parsed, Setting
 from orchestrator.cli.job_settings import JOB_SETTINGS
 from orchestrator.cli.update_settings import UPDATE_SETTINGS, one_of
+from orchestrator.model.disconnect import parse_disconnect
 from orchestrator.model.placement import Strategy
 from orchestrator.model.specs import (
     EndpointMode,
@@ -85,6 +86,12 @@ SETTINGS = (
         "strategy",
         Parsed("spread|binpack|default", one_of(Strategy)),
         "Which nodes get its tasks: those with few, or the fullest (the cluster's).",
+    ),
+    Setting(
+        ("--on-disconnect",),
+        "on_disconnect",
+        Parsed("replace|replace-after=30s|keep|stop-after=30s", parse_disconnect),
+        "What becomes of tasks whose node is down (replace).",
     ),
     Setting(
         ("--reserve-cpu",),

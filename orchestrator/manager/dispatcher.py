@@ -34,6 +34,7 @@ from orchestrator.manager.tunnels import Tunnels
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.generic import with_generic
 from orchestrator.model.objects import Image, Node, NodeState, Task
+from orchestrator.model.placement import DisconnectAction
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
 from orchestrator.model.templates import filled
@@ -50,7 +51,9 @@ class _Ended(Exception):
     """The session is over; the reason is its text."""
 
 
-_Order = tuple[TaskState, int, int, str, float, tuple[NetworkAttachment, ...], tuple[str, ...]]
+_Order = tuple[
+    TaskState, int, int, str, float, tuple[NetworkAttachment, ...], tuple[str, ...], float
+]
 
 
 def _order(view: ClusterView, task: Task) -> _Order:
@@ -63,6 +66,7 @@ def _order(view: ClusterView, task: Task) -> _Order:
         task.stop_grace,
         task.spec.networks,
         tuple(file.payload for file in files_of(view, task)),
+        _stop_after(view, task),
     )
 
 
@@ -135,18 +139,15 @@ class NodeSession:
         held = [task for task in wanted.values() if endpoints.holds(task)]
         wanted |= {task.id: held_back(task) for task in held}
         self._holding = bool(held)
-        added = [
-            task
-            for task_id, task in wanted.items()
-            if self._sent.get(task_id) != _order(view, task)
-        ]
+        orders = {task.id: _order(view, task) for task in wanted.values()}
+        added = [task for id, task in wanted.items() if self._sent.get(id) != orders[id]]
         removed = sorted(self._sent.keys() - wanted.keys())
         networks = self._networks.of(view, self.node_id)
         networks_changed = networks != self._sent_networks
         if not (full or added or removed or networks_changed):
             return None
         for task in added:
-            self._sent[task.id] = _order(view, task)
+            self._sent[task.id] = orders[task.id]
         for task_id in removed:
             del self._sent[task_id]
         self._sent_networks = networks
@@ -161,6 +162,7 @@ class NodeSession:
                     image_sources=_sources(view, task),
                     volumes=_volumes(view, task),
                     files=files_of(view, task),
+                    stop_after=_stop_after(view, task),
                 )
                 for task in added
             ],
@@ -191,6 +193,14 @@ def _filled_in(view: ClusterView, task: Task) -> Task:
     if container is task.spec.container:
         return task
     return replace(task, spec=replace(task.spec, container=container))
+
+
+def _stop_after(view: ClusterView, task: Task) -> float:
+    """Seconds without a manager after which the node stops the task; 0: never."""
+    service = view.services.get(task.service_id)
+    if service is None or service.spec.on_disconnect.action is not DisconnectAction.STOP:
+        return 0.0
+    return service.spec.on_disconnect.after
 
 
 def _condemned(view: ClusterView, node_id: str) -> list[str]:

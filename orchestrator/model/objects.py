@@ -113,6 +113,12 @@ class Node:
     """Names the boot of the host in which its agent last said hello."""
     key_rotation: int = 0
     """How often a user has ordered it to have another key for encrypted networks."""
+    drain_most: int = 0
+    """Most tasks of a service that a drain of it makes unavailable at a time; 0: all."""
+    drain_deadline: float = 0.0
+    """When a drain of it waits no more; 0: never."""
+    downs: tuple[float, ...] = ()
+    """When it lately went down, the newest last."""
 
 
 class UpdateState(IntEnum):

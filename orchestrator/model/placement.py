@@ -26,3 +26,30 @@ class GenericResource:
 
     def __str__(self) -> str:
         return f"{self.kind}={self.count}"
+
+
+class DisconnectAction(IntEnum):
+    """What becomes of tasks whose node is down."""
+
+    REPLACE = 0
+    """Others take their place; if the node comes back, they stop."""
+    KEEP = 1
+    """They wait for their node."""
+    STOP = 2
+    """Their node stops them by itself, and then others take their place: never two at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """What becomes of tasks whose node is down, and when."""
+
+    action: DisconnectAction = DisconnectAction.REPLACE
+    after: float = 0.0
+    """Seconds that the node has been down, or has had no manager."""
+
+
+STOP_AFTER = "stop-after"
+"""The feature of an agent that knows of it."""
+
+KEPT = "kept on "
+"""Begins the message of a task that waits for its node, which is down."""

@@ -9,7 +9,7 @@ from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency
 from orchestrator.model.documents import FileReference
 from orchestrator.model.mounts import MountSpec
-from orchestrator.model.placement import GenericResource, Strategy
+from orchestrator.model.placement import Disconnect, GenericResource, Strategy
 
 SHARES_PER_CORE = 1024
 """CPU weight of one core, as in cgroup v1's `cpu.shares`."""
@@ -403,3 +403,5 @@ class ServiceSpec:
     job: JobSpec = field(default_factory=JobSpec)
     """Of the modes that are jobs; `replicas` is the number of completions."""
     strategy: Strategy = Strategy.DEFAULT
+    on_disconnect: Disconnect = field(default_factory=Disconnect)
+    """What becomes of tasks whose node is down."""

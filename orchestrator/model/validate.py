@@ -15,6 +15,7 @@ from math import isfinite
 from orchestrator.model import confinement
 from orchestrator.model.affinities import Affinity, check_affinities
 from orchestrator.model.dependencies import check_dependencies
+from orchestrator.model.disconnect import check_disconnect
 from orchestrator.model.documents import check_references
 from orchestrator.model.generic import check_generic
 from orchestrator.model.health import check_health
@@ -22,6 +23,7 @@ from orchestrator.model.jobrules import job_faults
 from orchestrator.model.mountrules import check_mounts
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.networks import check_attachments
+from orchestrator.model.placement import Disconnect
 from orchestrator.model.rules import check_agreement, check_attribute
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -81,6 +83,11 @@ def validate_service(spec: ServiceSpec) -> None:
     _not_negative("max_per_node", spec.max_per_node, "replicas max per node")
     for key in spec.spread:
         _guard("spread", check_attribute, key, f"placement preference spread={key}")
+    _guard("on_disconnect", check_disconnect, spec.on_disconnect)
+    if spec.mode.is_job and spec.on_disconnect != Disconnect():
+        raise InvalidSpec(
+            "on_disconnect", "on-disconnect is for services that run on, not for jobs"
+        )
     _guard("depends_on", check_dependencies, spec.name, spec.depends_on)
 
 

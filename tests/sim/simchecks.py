@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from orchestrator.manager.planning.constraints import welcome
 from orchestrator.manager.planning.dependencies import unmet
+from orchestrator.manager.planning.drain import draining
 from orchestrator.manager.planning.nodetable import published
 from orchestrator.manager.planning.plan import Change, Plan
 from orchestrator.manager.planning.resources import occupies, reserved
@@ -100,6 +101,8 @@ def check_update(view: ClusterView, plan: Plan) -> None:
             continue
         if service.spec.mode is ServiceMode.GLOBAL and not welcome(node, service):
             continue
+        if draining(node):  # its deadline ends what has found no other node
+            continue
         slots = slots_of(after.tasks_of_service(service.id))
         works = any(task.status.works for task in slots[was.slot].live)
         if service.policy.order is UpdateOrder.START_FIRST:
@@ -119,5 +122,6 @@ def _is_stopped(was: Task, now: Task) -> bool:
 def _is_down(view: ClusterView, slot: Slot) -> bool:
     """Whether nothing works in it, and that is not for want of a node until now."""
     before = view.tasks.get(slot.newest.id, slot.newest)
-    waits = before.status.state <= TaskState.PENDING
+    is_new = len(slot.tasks) == 1 and slot.newest.id not in view.tasks
+    waits = is_new or before.status.state <= TaskState.PENDING
     return not waits and not any(task.status.works for task in slot.live)

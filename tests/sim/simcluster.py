@@ -158,9 +158,14 @@ class SimCluster:
         if chance() < 0.02:
             agent.skew += self.random.uniform(-5, 5)
         if chance() < 0.03 and (node := self.view.nodes.get(agent.node_id)):
-            self.write(
-                Change(node, replace(node, availability=self.random.choice(list(Availability))))
+            deadline = self.random.choice((0.0, self.now + 5.0))
+            after = replace(
+                node,
+                availability=self.random.choice(list(Availability)),
+                drain_most=self.random.choice((0, 1, 2)),
+                drain_deadline=deadline,
             )
+            self.write(Change(node, after))
         if chance() < 0.005 and len(self.agents) > 2:
             del self.agents[agent.node_id]
             self.last_heard.pop(agent.node_id, None)

@@ -12,7 +12,7 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.objects import Service, UpdateState
-from orchestrator.model.placement import GenericResource
+from orchestrator.model.placement import Disconnect, DisconnectAction, GenericResource
 from orchestrator.model.specs import (
     ContainerSpec,
     FailureAction,
@@ -58,6 +58,12 @@ def _task(random: Random, restart: RestartPolicy, **fields: Any) -> TaskSpec:
     )
 
 
+_DISCONNECTS = (
+    Disconnect(),
+    Disconnect(),
+    Disconnect(DisconnectAction.REPLACE, 3.0),
+    Disconnect(DisconnectAction.KEEP),
+)
 _PROBED = HealthCheck(test=("TCP", "80"))
 
 
@@ -86,6 +92,7 @@ def _any_service(random: Random, view: ClusterView, id: str) -> Service:
             canary=pick((0, 0, 0, 1)),
         ),
         depends_on=_dependencies(random, view),
+        on_disconnect=pick(_DISCONNECTS),
         affinities=pick(((), (), (), (Affinity(f"service=={name}", anti=True),))),
     )
     return Service(id=id, spec=spec)

@@ -11,11 +11,12 @@ from orchestrator.manager.planning.accounting import node_usage
 from orchestrator.manager.planning.networkrules import encrypts
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.stock import free_of
-from orchestrator.manager.refusal import not_found, precondition
+from orchestrator.manager.refusal import invalid, not_found, precondition
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Availability, Node, NodeState
+from orchestrator.model.validate import MAX_REPLICAS
 from orchestrator.pb import control_pb2
 
 
@@ -48,7 +49,7 @@ class NodeCalls(Calls):
         while True:
             read = cache.revision
             node = find_node(cache.view, request.node)
-            after = _updated(node, request)
+            after = _updated(node, request, self.api.now())
             if after == node:
                 return to_proto(node)
             try:
@@ -74,7 +75,7 @@ class NodeCalls(Calls):
         return control_pb2.RemoveNodeReply()
 
 
-def _updated(node: Node, request: Any) -> Node:
+def _updated(node: Node, request: Any, now: float) -> Node:
     missing = [key for key in request.label_rm if key not in node.labels]
     if missing:
         raise not_found(f"node {request.node} has no label '{missing[0]}'")
@@ -83,6 +84,14 @@ def _updated(node: Node, request: Any) -> Node:
     availability = node.availability
     if request.HasField("availability"):
         availability = Availability(request.availability)
+        most, deadline = request.max_unavailable, request.deadline
+        if (most or deadline) and availability is not Availability.DRAIN:
+            raise invalid("max-unavailable and deadline are of a drain; give --availability drain")
+        if not 0 <= most <= MAX_REPLICAS or not 0 <= deadline < float("inf"):
+            raise invalid("max-unavailable and deadline cannot be negative or without end")
+        if availability is Availability.ACTIVE:
+            node = replace(node, downs=())  # its operator says that it can be trusted
+        node = replace(node, drain_most=most, drain_deadline=now + deadline if deadline else 0.0)
     rotation = node.key_rotation
     if request.rotate_key:
         if not encrypts(node):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.manager.planning.resources import occupies, reserved
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Node, NodeState
 from orchestrator.model.specs import Resources
 from orchestrator.model.states import TaskState
 
@@ -25,8 +26,15 @@ def node_usage(view: ClusterView, node_id: str) -> NodeUsage:
 
 
 def running_tasks(view: ClusterView, service_id: str) -> int:
-    """How many tasks of the service do their work and are not told to stop."""
+    """How many tasks of the service do their work, on a node that is not down, and are not told
+    to stop."""
     return sum(
-        task.status.works and task.desired_state <= TaskState.RUNNING
+        task.status.works
+        and task.desired_state <= TaskState.RUNNING
+        and not _is_down(view.nodes.get(task.node_id))
         for task in view.tasks_of_service(service_id).values()
     )
+
+
+def _is_down(node: Node | None) -> bool:
+    return node is not None and node.state is NodeState.DOWN

@@ -8,7 +8,7 @@ from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from orchestrator.model.objects import Service
 from orchestrator.model.rules import SERVICE, SERVICE_LABELS, Rule
 
 
-def affinity_filters(view: ClusterView, demand: Demand) -> Iterator[Filter]:
+def affinity_filters(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator[Filter]:
     """What the demand's likings insist on, and what those of other services do about it. Raises
     RuleError for one that is unreadable."""
     own = view.services.get(demand.service_id)
@@ -30,7 +30,7 @@ def affinity_filters(view: ClusterView, demand: Demand) -> Iterator[Filter]:
             yield _filter(view, each, own)
     if own is None:
         return
-    for other in _aloof(view):
+    for other in table.aloof:
         for each in other.spec.affinities:
             if each.hard and each.anti and other.id != own.id and _names(each.parsed, own):
                 yield _apart_from(other, each)
@@ -83,11 +83,6 @@ def _apart_from(other: Service, affinity: Affinity) -> Filter:
         return ~_zoned(table, table.tasks_of_service(other.id) > 0, affinity.within)
 
     return Filter(check, f"service {other.spec.name} has an anti-affinity to it")
-
-
-def _aloof(view: ClusterView) -> Iterable[Service]:
-    """The services that insist on being away from others."""
-    return (view.services[id] for id in sorted(view.services) if view.services[id].spec.affinities)
 
 
 def _near(view: ClusterView, table: NodeTable, affinity: Affinity) -> BoolArray:

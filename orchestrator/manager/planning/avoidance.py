@@ -1,15 +1,17 @@
-"""Nodes on which a service keeps failing, which it avoids for a while.
+"""Nodes that are avoided for a while: a service keeps failing there, or they come and go.
 
 A node is avoided by a service once two of its present tasks have failed there by themselves within
 five minutes, and none has settled there since. It is told by the tasks that are remembered, so a
 new leader avoids the same. It is a wish: if no other node can take a task, that one gets it, and
-what fails everywhere avoids nothing.
+what fails everywhere avoids nothing. So it is with a node that went down twice within five minutes
+(`liveness.unsteady`), for all services.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 
+from orchestrator.manager.planning.liveness import unsteady
 from orchestrator.manager.planning.restart import SETTLED, ran
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.objects import Health, Task
@@ -24,14 +26,19 @@ REMEMBERED = 300.0
 _FAILED = (TaskState.FAILED, TaskState.REJECTED)
 
 
-def avoided(view: ClusterView, service_id: str, now: float) -> set[str]:
-    """Ids of the nodes that tasks of the service had better not go to now."""
+def unsteady_nodes(view: ClusterView, now: float) -> frozenset[str]:
+    """Ids of the nodes that had better get nothing new now."""
+    return frozenset(id for id, node in view.nodes.items() if unsteady(node, now))
+
+
+def failing_nodes(view: ClusterView, service_id: str, now: float) -> set[str]:
+    """Ids of the nodes on which tasks of the service keep failing now."""
     service = view.services.get(service_id)
     if service is None:
         return set()
     failures: defaultdict[str, list[float]] = defaultdict(list)
     settled: defaultdict[str, float] = defaultdict(float)
-    for task in view.tasks_of_service(service_id).values():
+    for task in view.tasks_of_service(service.id).values():
         if not task.node_id or task.spec_version != service.spec_version:
             continue
         if _failed(task):

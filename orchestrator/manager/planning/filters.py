@@ -40,7 +40,7 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
         yield from _WELCOME
         for text in demand.constraints:
             yield _constraint(text)
-        yield from affinity_filters(view, demand)
+        yield from affinity_filters(view, table, demand)
     for rule in node_rules(view, table.homes, demand.volumes, demand.volumes_from):
         yield _node_rule(rule)
     for name in demand.networks:
@@ -51,6 +51,8 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
             yield _node_rule(only_on(view, holder.node_id, f"container {holder.name} is on"))
     if demand.files:
         yield _FILES
+    for feature in demand.features:
+        yield _feature(feature)
     for port in demand.ports:
         yield _port(port)
     if most := demand.max_per_node:
@@ -134,6 +136,15 @@ def _node_rule(rule: NodeRule) -> Filter:
         lambda table: np.array([rule.allows(node) for node in table.nodes], dtype=np.bool_),
         rule.words,
         rule.lasting,
+    )
+
+
+def _feature(name: str) -> Filter:
+    return Filter(
+        lambda table: np.array(
+            [name in node.description.features for node in table.nodes], dtype=np.bool_
+        ),
+        f"its agent is too old for {name}",
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from orchestrator.manager.planning import reaper, rollout, update
 from orchestrator.manager.planning.constraints import welcome
-from orchestrator.manager.planning.replicated import give_up_lost
+from orchestrator.manager.planning.lost import give_up_lost
 from orchestrator.manager.planning.restart import decide
 from orchestrator.manager.planning.slots import Draft, Start, is_current
 from orchestrator.manager.planning.views import ClusterView

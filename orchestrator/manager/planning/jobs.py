@@ -26,7 +26,7 @@ from itertools import islice
 
 from orchestrator.manager.planning import jobruns, jobschedule
 from orchestrator.manager.planning.constraints import welcome
-from orchestrator.manager.planning.replicated import give_up_lost
+from orchestrator.manager.planning.lost import give_up_lost
 from orchestrator.manager.planning.restart import backoff
 from orchestrator.manager.planning.slots import Draft, Slot, Start, ended, slots_of, waits
 from orchestrator.manager.planning.views import ClusterView

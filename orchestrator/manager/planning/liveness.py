@@ -14,6 +14,12 @@ from orchestrator.manager.planning.plan import Change, Plan, earliest
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.objects import Cluster, Node, NodeDescription, NodeState
 
+FLAPS = 2
+"""Times that a node goes down lately which make it one to avoid."""
+
+STEADY = 300.0
+"""Seconds after which a node that has stayed up is as good as any."""
+
 
 def expire(
     view: ClusterView, last_heard: Mapping[str, float | None], term_started: float, now: float
@@ -47,7 +53,13 @@ def expire(
 
 def node_down(node: Node, message: str, now: float) -> Node:
     """The node as it is once it is known to be down."""
-    return replace(node, state=NodeState.DOWN, state_since=now, message=message)
+    downs = (*node.downs, now)[-FLAPS:]
+    return replace(node, state=NodeState.DOWN, state_since=now, message=message, downs=downs)
+
+
+def unsteady(node: Node, now: float) -> bool:
+    """Whether the node was down more than once lately: what is placed there would be lost again."""
+    return len(node.downs) >= FLAPS and node.downs[0] > now - STEADY
 
 
 def node_up(node: Node, description: NodeDescription, now: float) -> Node:

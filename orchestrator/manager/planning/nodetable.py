@@ -16,7 +16,7 @@ from orchestrator.model.affinities import Affinity
 from orchestrator.model.documents import references
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.objects import Service, Task
-from orchestrator.model.placement import GenericResource, Strategy
+from orchestrator.model.placement import STOP_AFTER, DisconnectAction, GenericResource, Strategy
 from orchestrator.model.specs import Protocol, PublishMode, Resources
 from orchestrator.model.states import TaskState
 
@@ -47,6 +47,8 @@ class Demand:
     spread: tuple[str, ...] = ()
     affinities: tuple[Affinity, ...] = ()
     generic: tuple[GenericResource, ...] = ()
+    features: tuple[str, ...] = ()
+    """What its node's agent must be able to do."""
     binpack: bool = False
     """The fullest node is the best."""
 
@@ -71,6 +73,7 @@ class Demand:
             spread=service.spec.spread if service else (),
             affinities=service.spec.affinities if service else task.affinities,
             generic=task.spec.generic_resources,
+            features=_features(service),
             binpack=_strategy(view, service) is Strategy.BINPACK,
         )
 
@@ -79,6 +82,11 @@ def _strategy(view: ClusterView, service: Service | None) -> Strategy:
     """Of a service, or of containers."""
     own = service.spec.strategy if service else Strategy.DEFAULT
     return own or (view.cluster.strategy if view.cluster else own)
+
+
+def _features(service: Service | None) -> tuple[str, ...]:
+    stops = service is not None and service.spec.on_disconnect.action is DisconnectAction.STOP
+    return (STOP_AFTER,) if stops else ()
 
 
 def published(task: Task) -> tuple[Port, ...]:
@@ -108,6 +116,9 @@ class NodeTable:
         """Which rows have a published port in use."""
         self.homes = Homes(view)
         """Where volumes are, those that this pass creates included."""
+        self.aloof = [each for each in view.services.values() if each.spec.affinities]
+        """The services that may insist on being away from others, by id."""
+        self.aloof.sort(key=lambda service: service.id)
         self.stock = Stock(view, self.nodes)
         self._attached: dict[str, IntArray] = {}
         self._active: dict[str, Counter[int]] = {}

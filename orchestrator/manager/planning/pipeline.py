@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from orchestrator.manager.planning.allocator import allocate_slices
 from orchestrator.manager.planning.dependencies import needs, stops_later
 from orchestrator.manager.planning.documents import follow_documents
+from orchestrator.manager.planning.drain import draining
 from orchestrator.manager.planning.global_ import reconcile_global
 from orchestrator.manager.planning.jobs import reconcile_job
+from orchestrator.manager.planning.lost import give_up_lost
 from orchestrator.manager.planning.plan import Change, Plan, earliest, requeue
 from orchestrator.manager.planning.removal import remove
-from orchestrator.manager.planning.replicated import give_up_lost, reconcile_replicated
+from orchestrator.manager.planning.replicated import reconcile_replicated
 from orchestrator.manager.planning.scheduler import Placement, schedule
 from orchestrator.manager.planning.slots import Draft, ended, waits
 from orchestrator.manager.planning.standalone import reconcile_standalone
@@ -193,6 +195,13 @@ def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
         services |= view.services.keys()
     if dirty.timer:
         services |= {id for id, item in view.services.items() if _timed(item)}
+        services |= {
+            task.service_id
+            for node in view.nodes.values()
+            if draining(node)
+            for task in view.tasks_of_node(node.id).values()
+            if not task.standalone
+        }
     if dirty.documents:
         services |= {id for id, item in view.services.items() if _has_files(item)}
     return services
@@ -200,7 +209,12 @@ def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
 
 def _timed(service: Service) -> bool:
     """Whether time alone may decide something of it."""
-    return service.policy.delay > 0 or service.update.moving or service.spec.mode.is_job
+    return bool(
+        service.policy.delay > 0
+        or service.update.moving
+        or service.spec.mode.is_job
+        or service.spec.on_disconnect.after
+    )
 
 
 def _has_files(service: Service) -> bool:

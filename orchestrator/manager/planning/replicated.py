@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import defaultdict
 
 from orchestrator.manager.planning import reaper, rollout, update
+from orchestrator.manager.planning.lost import give_up_lost
 from orchestrator.manager.planning.restart import decide
-from orchestrator.manager.planning.slots import Draft, Slot, Start, ended, is_current, waits
+from orchestrator.manager.planning.slots import Draft, Slot, Start, is_current, waits
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import NodeState, Service
+from orchestrator.model.objects import Service
 from orchestrator.model.states import TaskState
 
 
@@ -33,18 +34,6 @@ def reconcile_replicated(view: ClusterView, service: Service, draft: Draft) -> N
             if start is not None:
                 draft.create(service, slot.number, start, slot)
     reaper.reap(service, draft)
-
-
-def give_up_lost(view: ClusterView, draft: Draft) -> None:
-    """Give up the tasks whose node is down or gone."""
-    for task in list(draft.tasks.values()):
-        if waits(task) or ended(task):
-            continue
-        node = view.nodes.get(task.node_id)
-        if node is None:
-            draft.give_up(task, "its node was removed from the cluster")
-        elif node.state is NodeState.DOWN:
-            draft.give_up(task, f"node {node.description.hostname or node.id} is down")
 
 
 def _scale(service: Service, draft: Draft) -> None:

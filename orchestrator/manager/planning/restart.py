@@ -41,6 +41,8 @@ def decide(service: Service, slot: Slot, now: float) -> Start | None:
         return Start() if policy.condition is not RestartCondition.NONE else None
     if task.desired_state > TaskState.RUNNING:
         return Start()
+    if task.status.state is TaskState.SHUTDOWN:  # its node stopped it, for want of a manager
+        return Start() if policy.condition is not RestartCondition.NONE else None
     if not _wanted(policy, task) or _exhausted(policy, slot):
         return None
     attempt = 1 if _settled(task) else task.attempt + 1

@@ -16,7 +16,7 @@ from itertools import groupby
 import numpy as np
 
 from orchestrator.manager.planning.affinities import feeds_on_itself, liking
-from orchestrator.manager.planning.avoidance import avoided
+from orchestrator.manager.planning.avoidance import failing_nodes, unsteady_nodes
 from orchestrator.manager.planning.constraints import read
 from orchestrator.manager.planning.filters import (
     candidates,
@@ -64,19 +64,24 @@ def schedule(view: ClusterView, pending: Iterable[Task], now: float) -> list[Pla
     )
     if not due:
         return []
-    table = NodeTable(view)
+    table, unsteady = NodeTable(view), unsteady_nodes(view, now)
     decided: list[Placement | Unplaced] = []
     for demand, alike in groupby(due, key=lambda task: Demand.of(view, task)):
         left = list(alike)
         while left:
-            placed = _place(view, table, demand, left, now)
+            placed = _place(view, table, demand, left, unsteady, now)
             decided += placed
             left = left[len(placed) :]
     return decided
 
 
 def _place(
-    view: ClusterView, table: NodeTable, demand: Demand, tasks: Iterable[Task], now: float
+    view: ClusterView,
+    table: NodeTable,
+    demand: Demand,
+    tasks: Iterable[Task],
+    unsteady: frozenset[str],
+    now: float,
 ) -> list[Placement | Unplaced]:
     """Decide about tasks of one demand, in order: all of them, or up to one that gave a volume
     its home or a liking its object, since the rules for those behind it are others then."""
@@ -91,7 +96,7 @@ def _place(
     for rule in filters:
         passing &= rule.check(table)
     ranking = Ranking(view, table, demand, liking(view, table, demand))
-    shunned = _rows(table, avoided(view, demand.service_id, now))
+    shunned = _rows(table, unsteady | failing_nodes(view, demand.service_id, now))
     scores = np.where(passing, ranking.rank(slice(None)), NEVER)
     one_by_one = feeds_on_itself(view, demand)
     zones = [_Zones(table, demand, level) for level in range(1, len(demand.spread) + 1)]

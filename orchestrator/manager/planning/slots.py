@@ -251,6 +251,11 @@ class Draft:
         """Give a task other versions of its secrets and configs."""
         self._put(replace(task, documents=dict(documents)))
 
+    def say(self, task: Task, message: str) -> None:
+        """Tell something of a task; nothing is written if that has been said already."""
+        if task.status.message != message:
+            self._put(replace(task, status=replace(task.status, message=message)))
+
     def dismiss(self, task: Task) -> None:
         """Order what has ended to go. It is forgotten by the next pass, not by this one, so that
         whoever watches the store sees its end."""

@@ -7,7 +7,8 @@ has done its work). A new task that fails is restarted with back-off and keeps i
 on the way, so that a spec which does not work takes down no more than `parallelism` slots.
 
 Stop first: a slot's old task is told to end, and its slot is filled with the service's present
-spec once it has. What must leave its node leaves it at once, all of it.
+spec once it has. What must leave its node leaves it at once, all of it, unless a drain is told to
+take less at a time (`drain`).
 
 Start first: the new task is made beside the old one, which is told to end when the new one works.
 Until then the old one is left alone, whatever becomes of the new one: such an update, or a drained
@@ -21,6 +22,7 @@ record.
 from __future__ import annotations
 
 from orchestrator.manager.planning.constraints import welcome
+from orchestrator.manager.planning.drain import keep_deadlines, must_leave
 from orchestrator.manager.planning.restart import decide, finished
 from orchestrator.manager.planning.rollout import waits_for_promotion
 from orchestrator.manager.planning.slots import (
@@ -44,6 +46,7 @@ def advance(view: ClusterView, service: Service, draft: Draft) -> None:
     """Stop the next outdated tasks, or make the next new ones beside them, as far as the
     service's update policy allows now."""
     start_first = starts_first(service)
+    keep_deadlines(view, draft)
     for slot in draft.kept_slots():
         _hand_over(view, service, slot, draft)
     for slot in draft.kept_slots():
@@ -53,7 +56,8 @@ def advance(view: ClusterView, service: Service, draft: Draft) -> None:
         if waits(task):  # nothing runs here, so nothing is lost by going on at once
             draft.stop(task, TaskState.SHUTDOWN, "updated before it had a node")
         elif not start_first and is_current(service, task):
-            draft.stop(task, TaskState.SHUTDOWN)
+            if must_leave(view, task, draft):
+                draft.stop(task, TaskState.SHUTDOWN)
         elif _failed_beside(service, slot) and not slot.stopping:
             _start_beside(service, slot, decide(service, slot, draft.now), draft)
     slots = draft.kept_slots()
@@ -64,6 +68,8 @@ def advance(view: ClusterView, service: Service, draft: Draft) -> None:
         and outdated(view, service, task)
         and not slot.stopping
         and not _failed_beside(service, slot)
+        # What stops first and only has to leave its node has been seen to.
+        and (start_first or not is_current(service, task))
     ]
     old = _allowed(service, slots, old)
     if not old:

@@ -54,6 +54,7 @@ INT32 |= {
     "retries",
     "canary",
     "weight",
+    "drain_most",
 }
 INT32 |= {"job_run", "number", "skipped", "history"}
 

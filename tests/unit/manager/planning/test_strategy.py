@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from builders import GIB, MIB, NOW, World, node, service, task, task_spec
 
-from orchestrator.manager.planning.avoidance import REMEMBERED, avoided
+from orchestrator.manager.planning.avoidance import REMEMBERED, failing_nodes
 from orchestrator.manager.planning.scheduler import NEVER_FITS, Unplaced, schedule
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.objects import Cluster, Image, Node, Service, Task, TaskStatus
@@ -98,7 +98,7 @@ def test_a_node_is_avoided_after_two_failures_for_a_while(
 ) -> None:
     web = service()
     tasks = [failed(f"t{n}", web, where, ago) for n, (where, ago) in enumerate(failures)]
-    assert avoided(ClusterView.of([web, *tasks]), web.id, NOW) == ids
+    assert failing_nodes(ClusterView.of([web, *tasks]), web.id, NOW) == ids
 
 
 def test_what_was_stopped_or_of_another_spec_or_has_settled_since_is_no_failure() -> None:
@@ -106,11 +106,11 @@ def test_what_was_stopped_or_of_another_spec_or_has_settled_since_is_no_failure(
     two = [failed("t1", web, "a", 50), failed("t2", web, "a", 45)]
     ok = task("t3", node_id="a", of=web, spec_version=1)
     ok = replace(ok, status=TaskStatus(TaskState.RUNNING, started_at=NOW - 40))
-    assert avoided(ClusterView.of([web, *two, ok]), web.id, NOW) == set()
+    assert failing_nodes(ClusterView.of([web, *two, ok]), web.id, NOW) == set()
     new = replace(web, spec_version=2)
-    assert avoided(ClusterView.of([new, *two]), web.id, NOW) == set()
+    assert failing_nodes(ClusterView.of([new, *two]), web.id, NOW) == set()
     told = [replace(t, desired_state=TaskState.SHUTDOWN) for t in two]
-    assert avoided(ClusterView.of([web, *told]), web.id, NOW) == set()
+    assert failing_nodes(ClusterView.of([web, *told]), web.id, NOW) == set()
 
 
 def test_a_service_that_keeps_failing_on_a_node_is_tried_elsewhere_and_everywhere() -> None:

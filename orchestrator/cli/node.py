@@ -148,12 +148,12 @@ def update(
     rotate_key: bool,
 ) -> None:
     """Change a node's availability or labels, or replace its key."""
+    if availability != "drain" and (max_unavailable is not None or deadline is not None):
+        raise click.UsageError("--max-unavailable and --deadline go with --availability drain")
     if availability is None and not label_add and not label_rm and not rotate_key:
         raise click.UsageError(
             "nothing to change; give --availability, --label-add, --label-rm or --rotate-key"
         )
-    if availability != "drain" and (max_unavailable is not None or deadline is not None):
-        raise click.UsageError("--max-unavailable and --deadline go with --availability drain")
     request = control_pb2.UpdateNodeRequest(
         node=name,
         label_add=pairs("label", label_add),

@@ -140,6 +140,9 @@ def test_node_update(manager: Any, run: Run, refused: Refused) -> None:
     assert not manager.script.request("UpdateNode").HasField("availability")
     run("node", "update", "--availability", "active", "node1")
     assert manager.script.request("UpdateNode").HasField("availability")
+    run("node", "update", "--rotate-key", "node1")
+    wanted = pb.UpdateNodeRequest(node="node1", rotate_key=True)
+    assert manager.script.request("UpdateNode") == wanted
     assert "nothing to change" in refused("node", "update", "node1", status=2)
 
 

@@ -35,6 +35,7 @@ def ensure(sock: RouteSocket, nft: Nftables, conf: NetConf, held: Collection[Add
         IPv6Interface((conf.ipv6.gateway, conf.ipv6.subnet.prefixlen)) if conf.ipv6 else None,
         mtu,
     )
+    _send_no_redirects(conf.bridge)
     portmap.ensure(nft, conf)
     # After the rules that guard it.
     _switch_on(f"ipv4/conf/{conf.bridge}/route_localnet")
@@ -107,10 +108,26 @@ def _forward_ipv6() -> None:
     _write("ipv6/conf/all/forwarding", "1")
 
 
+def _send_no_redirects(bridge: str) -> None:
+    """Have the kernel think of no redirect when a packet goes from neighbour to neighbour.
+
+    It would not only send some, which our rules drop, but also count them with the errors that it
+    sends to a host so often only (icmp_ratelimit): who has just talked to a neighbour would wait a
+    second to be told that a service refuses. The switch of `all` counts beside each interface's
+    own, which is on unless somebody switched it off.
+    """
+    for name in ("all", bridge):
+        _switch(f"ipv4/conf/{name}/send_redirects", on=False)
+
+
 def _switch_on(name: str) -> None:
-    """Written only if it is off: writing resets what hangs on it."""
-    if _read(name) == "0":
-        _write(name, "1")
+    _switch(name, on=True)
+
+
+def _switch(name: str, *, on: bool) -> None:
+    """Written only if it differs: writing resets what hangs on it."""
+    if on != (_read(name) != "0"):
+        _write(name, str(int(on)))
 
 
 def _read(name: str) -> str:

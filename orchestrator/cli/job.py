@@ -11,7 +11,7 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.groups import CliError, OrcGroup, example
+from orchestrator.cli.groups import CliError, NotConverged, OrcGroup, example
 from orchestrator.cli.job_rows import (
     job_columns,
     job_document,
@@ -99,11 +99,17 @@ def run(
         spec=to_proto(spec), no_resolve_image=values["no_resolve_image"]
     )
     written = client.call("CreateService", request)
+    end = control_pb2.RemoveServiceRequest(service=written.id)
     try:
         wait_for(client, [written], values)
-    finally:
+    except NotConverged:  # it goes on
+        raise
+    except CliError:
         if removed:
-            client.call("RemoveService", control_pb2.RemoveServiceRequest(service=written.id))
+            client.call("RemoveService", end)
+        raise
+    if removed:
+        client.call("RemoveService", end)
 
 
 # All that a service can be given, which the job's tasks have as well.

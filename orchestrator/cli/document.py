@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -120,8 +121,10 @@ def _group(kind: DocumentKind) -> click.Group:
             if index:
                 click.echo()
             print_fields(_fields(row))
-            if kind is DocumentKind.CONFIG:
-                click.echo(f"Data:\n{row['data']}")
+            if "data" in row:
+                click.echo(f"Data:\n{row['data']}", nl=not row["data"].endswith("\n"))
+            elif "data_base64" in row:
+                click.echo("Data: not text; --format json has it in base64")
 
     @group.command(
         help=f"Give a {word} new data. Services that have it are updated, unless their references "
@@ -264,7 +267,10 @@ def document_row(message: Any) -> Row:
 def _inspected(kind: DocumentKind, message: Any) -> Row:
     row = document_row(message) | {"versions": list(message.document.kept)}
     if kind is DocumentKind.CONFIG:
-        row["data"] = message.data.decode(errors="replace")
+        try:
+            row["data"] = message.data.decode()
+        except UnicodeDecodeError:
+            row["data_base64"] = base64.b64encode(message.data).decode()
     return row
 
 

@@ -131,6 +131,8 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Depends on", ", ".join(map(_dependency, spec["depends_on"]))),
         ("Networks", ", ".join(map(attachment_text, task["networks"]))),
         ("Ports", ", ".join(map(port_text, task["ports"]))),
+        ("Secrets", ", ".join(map(_file, container["secrets"]))),
+        ("Configs", ", ".join(map(_file, container["configs"]))),
         ("Reserved", _resources(task["reservation"])),
         ("Limit", _resources(task["limit"])),
         ("Generic resources", ", ".join(map(_generic, task["generic_resources"]))),
@@ -145,6 +147,11 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Created at", document["created_at"] or ""),
         ("Updated at", document["updated_at"] or ""),
     ]
+
+
+def _file(reference: Row) -> str:
+    source, target = reference["source"], reference["target"]
+    return f"{source} ({target})" if target else str(source)
 
 
 def _update_state(update: Row) -> str:

@@ -22,7 +22,7 @@ from orchestrator.manager.endpoints import LEAVE_LIMIT, EndpointFeed, held_back
 from orchestrator.manager.inbox import Inbox, NetworkPlugins
 from orchestrator.manager.lookup import images_of
 from orchestrator.manager.networkorders import NetworkOrders
-from orchestrator.manager.payloads import Payloads, files_of, payloads_of
+from orchestrator.manager.payloads import Payloads, files_of, keys_of, payloads_of
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
@@ -65,7 +65,7 @@ def _order(view: ClusterView, task: Task) -> _Order:
         task.stop_signal,
         task.stop_grace,
         task.spec.networks,
-        tuple(file.payload for file in files_of(view, task)),
+        keys_of(view, task),
         _stop_after(view, task),
     )
 

@@ -8,6 +8,7 @@ what its node lacks, and what is sent is opened at that moment. It is written do
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from orchestrator.manager.documentstore import DocumentStore, NoData
 from orchestrator.manager.planning.documents import named, version_of
@@ -27,60 +28,67 @@ from orchestrator.model.templates import values
 from orchestrator.pb import documents_pb2
 
 
-def files_of(view: ClusterView, task: Task) -> list[documents_pb2.AssignedFile]:
-    """The files of a task, each with the key of its data; none once it has ended for good, so that
-    its node forgets them."""
-    if _ended(task):
-        return []
-    found = []
-    for kind, reference in references(task.spec.container):
-        document = view.document_by_name(kind, reference.source)
-        if document is None:
-            key = f"{kind.word}.{reference.source}"
-        else:
-            key = _key(task, document, version_of(task, document, reference))
-        found.append(
-            documents_pb2.AssignedFile(
-                payload=key,
-                name=f"{kind.word} {reference.source}",
-                target=reference.path(kind),
-                uid=reference.uid,
-                gid=reference.gid,
-                mode=reference.mode or DEFAULT_MODE,
-                signal=reference.signal_number,
-            )
-        )
-    return found
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A reference of a task, and what it comes to now."""
+
+    kind: DocumentKind
+    reference: FileReference
+    document: Document | None
+    version: int
+    key: str
 
 
-def payloads_of(view: ClusterView, task: Task) -> Iterator[documents_pb2.Payload]:
-    """The data that a task needs, by key and without it; none once it has ended for good."""
-    if _ended(task):
+def _resolved(view: ClusterView, task: Task) -> Iterator[_File]:
+    """A task's references; none once it has ended for good, so that its node forgets the data."""
+    if is_terminal(task.status.state) and task.run <= task.status.run:
         return
     for kind, reference in references(task.spec.container):
         document = view.document_by_name(kind, reference.source)
         if document is None:
-            yield documents_pb2.Payload(
-                key=f"{kind.word}.{reference.source}",
-                error=f"there is no {kind.word} '{reference.source}' any more",
-            )
+            yield _File(kind, reference, None, 0, f"{kind.word}.{reference.source}")
             continue
         version = version_of(task, document, reference)
-        yield documents_pb2.Payload(
-            key=_key(task, document, version),
-            document=document.id,
-            version=version,
-            task=task.id if document.template_driver else "",
+        own = f".{task.id}" if document.template_driver else ""
+        yield _File(kind, reference, document, version, f"{document.id}.{version}{own}")
+
+
+def keys_of(view: ClusterView, task: Task) -> tuple[str, ...]:
+    """The keys of the data of a task's files: another version is another key."""
+    return tuple(file.key for file in _resolved(view, task))
+
+
+def files_of(view: ClusterView, task: Task) -> list[documents_pb2.AssignedFile]:
+    """The files of a task, each with the key of its data."""
+    return [
+        documents_pb2.AssignedFile(
+            payload=file.key,
+            name=f"{file.kind.word} {file.reference.source}",
+            target=file.reference.path(file.kind),
+            uid=file.reference.uid,
+            gid=file.reference.gid,
+            mode=file.reference.mode or DEFAULT_MODE,
+            signal=file.reference.signal_number,
         )
+        for file in _resolved(view, task)
+    ]
 
 
-def _ended(task: Task) -> bool:
-    return is_terminal(task.status.state) and task.run <= task.status.run
-
-
-def _key(task: Task, document: Document, version: int) -> str:
-    own = f".{task.id}" if document.template_driver else ""
-    return f"{document.id}.{version}{own}"
+def payloads_of(view: ClusterView, task: Task) -> Iterator[documents_pb2.Payload]:
+    """The data that a task needs, by key, and yet without it."""
+    for file in _resolved(view, task):
+        if file.document is None:
+            yield documents_pb2.Payload(
+                key=file.key,
+                error=f"there is no {file.kind.word} '{file.reference.source}' any more",
+            )
+        else:
+            yield documents_pb2.Payload(
+                key=file.key,
+                document=file.document.id,
+                version=file.version,
+                task=task.id if file.document.template_driver else "",
+            )
 
 
 class Payloads:

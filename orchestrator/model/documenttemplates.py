@@ -33,8 +33,8 @@ class Filling:
 
 
 def check_template(what: str, data: bytes) -> None:
-    """Refuse a template that cannot be filled in. Raises ValueError, with the line, and without
-    what stands there: it may be a secret."""
+    """Refuse a template that cannot be filled in. Raises ValueError, with the line, and no more of
+    what stands there than a place that is not known: it may be a secret."""
     for match in _ACTION.finditer(data):
         try:
             _parse(match[1])

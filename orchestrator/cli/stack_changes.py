@@ -17,6 +17,7 @@ from orchestrator.compose.stack import (
     StackService,
     StackVolume,
 )
+from orchestrator.compose.tree import Place
 from orchestrator.model.dependencies import start_order
 from orchestrator.model.documents import Document, DocumentKind, references
 from orchestrator.model.mounts import LOCAL_DRIVER
@@ -30,6 +31,9 @@ CREATE, CHANGE, REMOVE = "create", "change", "remove"
 
 class Conflict(ValueError):
     """Something that the stack is to have is somebody else's, or not there. One line."""
+
+    def __init__(self, place: Place, words: str) -> None:
+        super().__init__(f"{place}: {words}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +159,12 @@ def _owner(labels: Mapping[str, str]) -> str:
     return f"it is of stack '{stack}'" if stack else "it is of no stack"
 
 
-def _missing(kind: str, name: str, known: Iterable[str], listing: str) -> Conflict:
-    meant = near_miss(name, known)
-    hint = f"did you mean '{meant}'?" if meant else f"make it first, see '{listing}'"
-    return Conflict(f"{kind} '{name}' is external, and there is none; {hint}")
+def _missing(
+    kind: str, wanted: StackNetwork | StackVolume | StackFile, known: Iterable[str]
+) -> Conflict:
+    meant = near_miss(wanted.name, known)
+    hint = f"did you mean '{meant}'?" if meant else f"make it first, see 'orc {kind} ls'"
+    return Conflict(wanted.place, f"{kind} '{wanted.name}' is external, and there is none; {hint}")
 
 
 def _network(wanted: StackNetwork, there: Network | None, stack: str) -> Iterator[Change]:
@@ -170,13 +176,15 @@ def _network(wanted: StackNetwork, there: Network | None, stack: str) -> Iterato
         return
     if there.labels.get(STACK_LABEL) != stack:
         raise Conflict(
+            wanted.place,
             f"there is a network '{wanted.name}' already, and {_owner(there.labels)}; name another "
-            f"one, or declare it external: true"
+            f"one, or declare it external: true",
         )
     if keys := _network_differences(wanted, there):
         raise Conflict(
+            wanted.place,
             f"network '{wanted.name}' has another {', '.join(keys)} than the file says, and "
-            f"networks cannot be changed; remove the stack first ('orc stack rm {stack}')"
+            f"networks cannot be changed; remove the stack first ('orc stack rm {stack}')",
         )
 
 
@@ -209,9 +217,10 @@ def _volume(wanted: StackVolume, there: Volume | None) -> Iterator[Change]:
     driver = wanted.driver or LOCAL_DRIVER
     if not wanted.external and (driver != there.driver or dict(wanted.options) != there.options):
         raise Conflict(
+            wanted.place,
             f"there is a volume '{wanted.name}' with another driver or other options than the file "
             f"says, and volumes cannot be changed; name another one, or remove it with its data "
-            f"('orc volume rm {wanted.name}')"
+            f"('orc volume rm {wanted.name}')",
         )
 
 
@@ -226,13 +235,15 @@ def _file(wanted: StackFile, there: Observed, stack: str) -> Iterator[Change]:
         return
     if current.labels.get(STACK_LABEL) != stack:
         raise Conflict(
+            wanted.place,
             f"there is a {word} '{name}' already, and {_owner(current.labels)}; name another one, "
-            "or declare it external: true"
+            "or declare it external: true",
         )
     if current.template_driver != wanted.template_driver:
         raise Conflict(
+            wanted.place,
             f"{word} '{name}' has another template_driver than the file says, which cannot be "
-            f"changed; remove the stack first ('orc stack rm {stack}')"
+            f"changed; remove the stack first ('orc stack rm {stack}')",
         )
     keys = ["data"] if (wanted.kind, name) in there.outdated else []
     keys += ["labels"] if dict(wanted.labels) != current.labels else []
@@ -254,14 +265,16 @@ def _service(
         return
     if not _is_of(current, stack):
         raise Conflict(
+            wanted.place,
             f"there is a service '{name}' already, and {_owner(current.spec.labels)}; choose "
-            "another name for the stack, or remove the service"
+            "another name for the stack, or remove the service",
         )
     if wanted.spec.mode is not current.spec.mode:
         raise Conflict(
+            wanted.place,
             f"service '{name}' is {current.spec.mode.name.lower()} and is to be "
             f"{wanted.spec.mode.name.lower()}, which cannot be changed; remove it first "
-            f"('orc service rm {name}')"
+            f"('orc service rm {name}')",
         )
     spec = as_stored(wanted.spec, current.spec, drivers)
     keys = differences(current.spec, spec)
@@ -310,17 +323,18 @@ def check_external(stack: Stack, there: Observed) -> None:
         if network.external and network.name not in there.networks:
             if network.name in ("host", "none"):
                 raise Conflict(
-                    f"network '{network.name}' is not a network to be declared; write "
-                    f"network_mode: {network.name} at the service"
+                    network.place,
+                    f"'{network.name}' is no network to be declared; write "
+                    f"network_mode: {network.name} at the service",
                 )
-            raise _missing("network", network.name, there.networks, "orc network ls")
+            raise _missing("network", network, there.networks)
     for volume in stack.volumes:
         if volume.external and volume.name not in there.volume_names and "{{" not in volume.name:
-            raise _missing("volume", volume.name, there.volume_names, "orc volume ls")
+            raise _missing("volume", volume, there.volume_names)
     for file in stack.files:
         if file.external and (file.kind, file.name) not in there.documents:
             known = [name for kind, name in there.documents if kind is file.kind]
-            raise _missing(file.kind.word, file.name, known, f"orc {file.kind.word} ls")
+            raise _missing(file.kind.word, file, known)
 
 
 def left(steps: Sequence[Change]) -> str:

@@ -16,6 +16,7 @@ from orchestrator.manager.api.jobs import JobCalls
 from orchestrator.manager.api.networks import NetworkCalls
 from orchestrator.manager.api.nodes import NodeCalls
 from orchestrator.manager.api.services import ServiceCalls
+from orchestrator.manager.planning.allocator import allocate_slices
 from orchestrator.manager.planning.foresight import foresee
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
@@ -87,6 +88,10 @@ class _Pretence:
         calls = self._calls.get(kind, self._services)
         # Without the decorator, that turns refusals into the end of the call: there is one already.
         await getattr(type(calls), method).__wrapped__(calls, request, context)
+        if kind == "create_network":
+            # Which fixed addresses services can have depends on what nodes have of the network.
+            view = self._cache.view
+            self._cache.view = view.evolve(allocate_slices(view))
 
 
 class _PretendedCache:

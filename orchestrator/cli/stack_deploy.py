@@ -84,7 +84,8 @@ def deploy(client: Client, names: tuple[str, ...], **values: Any) -> None:
             "orc stack deploy FOLDER NAME"
         )
     name = checked_name(names[-1])
-    given = read_files(values, names[0] if len(names) == 2 else None, name)
+    folder = names[0] if len(names) == 2 else None
+    given = read_files(values, folder, name, cluster=lambda: _of_cluster(client))
     stack = given.stack(name)
     for note in given.notes:
         click.echo(f"note: {note}", err=True)
@@ -105,6 +106,17 @@ def deploy(client: Client, names: tuple[str, ...], **values: Any) -> None:
         click.echo(f"stack {name} is as the files say already", err=True)
     if not values["detach"]:
         deployment.wait()
+
+
+def _of_cluster(client: Client) -> dict[str, str]:
+    """What the variables of `stack_values` stand for."""
+    about = client.call("GetCluster", control_pb2.GetClusterRequest())
+    return {
+        "ORC_MANAGER": about.web_address,
+        "ORC_CA": about.ca_certificate,
+        "ORC_SCRAPE_TOKEN": about.scrape_token,
+        "ORC_CLUSTER": about.id,
+    }
 
 
 @click.command(epilog=example("orc stack rm shop"))

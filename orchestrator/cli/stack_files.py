@@ -13,6 +13,7 @@ import click
 
 from orchestrator.cli.groups import CliError
 from orchestrator.cli.spec_flags import pairs
+from orchestrator.cli.stack_values import Values, unasked
 from orchestrator.compose.assemble import stack_of
 from orchestrator.compose.kinds import Reading
 from orchestrator.compose.project import Loader, Project
@@ -100,10 +101,16 @@ def file_options(function: F) -> F:
 
 
 def read_files(
-    values: Mapping[str, Any], folder: str | None, name: str = "", *, interpolate: bool = True
+    values: Mapping[str, Any],
+    folder: str | None,
+    name: str = "",
+    *,
+    interpolate: bool = True,
+    cluster: Callable[[], Mapping[str, str]] = unasked,
 ) -> Given:
-    """Read what the flags of `file_options` name, or the compose file of a folder. Raises CliError
-    for what cannot be read, in one line with the file, the line and the key."""
+    """Read what the flags of `file_options` name, or the compose file of a folder. `cluster` tells
+    what the variables of `stack_values` stand for. Raises CliError for what cannot be read, in one
+    line with the file, the line and the key."""
     files = [*values["files"]]
     if folder is not None:
         if files:
@@ -115,7 +122,8 @@ def read_files(
     paths = [file if file == STDIN else os.path.abspath(file) for file in files]
     profiles = [*values["profiles"], *os.environ.get("COMPOSE_PROFILES", "").split(",")]
     try:
-        known = _variables(base, values["env_files"], values["settings"], name)
+        given = _variables(base, values["env_files"], values["settings"], name)
+        known = Values(given, cluster)
         loader = Loader(
             _read,
             known,

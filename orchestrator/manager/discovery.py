@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from orchestrator.identity.files import ManagerIdentity
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.objects import Node, NodeState, Task
 from orchestrator.model.specs import STACK_LABEL
@@ -28,6 +29,14 @@ _SCHEME, _NETWORK = "prometheus.scheme", "prometheus.network"
 
 Group = dict[str, Any]
 """One group as Prometheus reads it."""
+
+WEB_PORT = 2
+"""Of a manager's HTTPS server, counted from its control port."""
+
+
+def web_address(identity: ManagerIdentity) -> str:
+    """HOST:PORT of a manager's HTTPS server."""
+    return _host_port(identity.address, identity.port + WEB_PORT)
 
 
 def targets(view: ClusterView, managers: Iterable[str], job: str = "") -> list[Group]:

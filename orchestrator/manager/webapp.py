@@ -10,23 +10,13 @@ from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry
 
-from orchestrator.identity.files import ManagerIdentity
 from orchestrator.manager.api.context import ApiContext
 from orchestrator.manager.dashboard.app import DashboardApp
 from orchestrator.manager.dashboard.sessions import Sessions
-from orchestrator.manager.discovery import JOBS, targets
+from orchestrator.manager.discovery import JOBS, WEB_PORT, targets, web_address
 from orchestrator.manager.metrics import ClusterCollector, ManagerState
 from orchestrator.web.https import Receive, Scope, Send, TlsFiles, listening
 from orchestrator.web.scrape import MetricsApp, digest, may_read, refuse, respond
-
-_PORT = 2
-"""Of all this, counted from the control port."""
-
-
-def web_address(identity: ManagerIdentity) -> str:
-    """HOST:PORT at which a manager serves it."""
-    host = f"[{identity.address}]" if ":" in identity.address else identity.address
-    return f"{host}:{identity.port + _PORT}"
 
 
 @asynccontextmanager
@@ -38,7 +28,7 @@ async def web(
     registry.register(ClusterCollector(lambda: api.view, state))
     app = ManagerApp(api, registry)
     files = TlsFiles(folder / "ca.pem", folder / "manager.pem", folder / "manager.key")
-    async with listening(app, api.identity.address, api.identity.port + _PORT, files):
+    async with listening(app, api.identity.address, api.identity.port + WEB_PORT, files):
         yield
 
 

@@ -118,10 +118,12 @@ def format_duration(seconds: float) -> str:
     """`1m30s`, `500ms`, `0s`: what `parse_duration` reads."""
     if 0 < seconds < 1:
         return f"{seconds * 1000:g}ms"
-    hours, rest = divmod(seconds, 3600)
-    minutes, rest = divmod(rest, 60)
-    parts = [f"{hours:g}h" if hours else "", f"{minutes:g}m" if minutes else ""]
-    parts.append(f"{round(rest, 3):g}s" if rest else "")
+    # Rounded first, so that what is nearly a minute is one, and not 60 seconds.
+    whole, thousandths = divmod(round(seconds * 1000), 1000)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{hours}h" if hours else "", f"{minutes}m" if minutes else ""]
+    parts.append(f"{rest + thousandths / 1000:g}s" if rest or thousandths else "")
     return "".join(parts) or "0s"
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 from orchestrator import __version__
 from orchestrator.identity.token import JoinToken, new_secret
 from orchestrator.manager.api.context import Calls, answering
+from orchestrator.manager.discovery import web_address
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.refusal import invalid, unavailable
 from orchestrator.manager.store.commit import commit
@@ -56,6 +57,8 @@ class ClusterCalls(Calls):
             join_address=f"{identity.address}:{identity.port + 1}",
             strategy=cast(Any, int(cluster.strategy or Strategy.SPREAD)),
             scrape_token=cluster.scrape_token,
+            ca_certificate=cluster.ca_certificate,
+            web_address=web_address(identity),
         )
 
     @answering

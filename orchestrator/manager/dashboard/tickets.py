@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.manager.api.context import ApiContext, Calls, answering
 from orchestrator.manager.dashboard.sessions import TICKET_LIFE, Sessions
-from orchestrator.manager.webapp import web_address
+from orchestrator.manager.discovery import web_address
 from orchestrator.pb import dashboard_pb2, dashboard_pb2_grpc
 
 

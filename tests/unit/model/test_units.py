@@ -86,6 +86,14 @@ def test_duration_refused(text: str) -> None:
         units.parse_duration(text)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(299.99996, "5m"), (59.9999, "1m"), (3599.9999, "1h"), (90, "1m30s"), (58.627, "58.627s")],
+)
+def test_a_duration_is_never_sixty_of_something(seconds: float, text: str) -> None:
+    assert units.format_duration(seconds) == text
+
+
 @given(st.integers(0, 10**7))
 def test_durations_read_back(tenths: int) -> None:
     seconds = tenths / 10

@@ -1,0 +1,56 @@
+"""The monitoring chart's files, as Prometheus' own tools judge them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+CHART = Path(__file__).parents[3] / "charts" / "monitoring"
+DASHBOARDS = sorted((CHART / "grafana" / "dashboards").glob("*.json"))
+
+
+def promtool(*arguments: str | Path) -> None:
+    done = subprocess.run(
+        ["promtool", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_rules_are_rules_and_do_what_they_say() -> None:
+    folder = CHART / "prometheus"
+    promtool("check", "rules", folder / "rules.yml", folder / "alerts.yml")
+    promtool("test", "rules", folder / "tests.yml")
+
+
+def test_the_configuration_is_one(tmp_path: Path) -> None:
+    orc = Path(__file__).parents[3] / ".venv" / "bin" / "orc"
+    stack = subprocess.run(
+        [orc, "stack", "config", "--set", "ORC_MANAGER=10.0.0.1:7422", CHART],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    configs = yaml.safe_load(stack.stdout)["configs"]
+    for name in ("rules", "alerts"):
+        (tmp_path / f"{name}.yml").write_text((CHART / "prometheus" / f"{name}.yml").read_text())
+    for name in ("token", "ca.pem"):
+        (tmp_path / name).write_text("")
+    config = tmp_path / "prometheus.yml"
+    config.write_text(configs["prometheus"]["content"].replace("$$", "$"))
+    promtool("check", "config", config)
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=[path.stem for path in DASHBOARDS])
+def test_a_dashboard_is_whole(path: Path) -> None:
+    board = json.loads(path.read_text())
+    assert board["uid"] == f"orc-{path.stem}"
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(set(ids)) == len(ids)
+    for panel in board["panels"]:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        assert panel["targets"], panel["title"]

@@ -77,7 +77,9 @@ def test_all_is_seen_and_a_dead_node_is_told(
     eventually(lambda: monitoring.values('up{service="watch_alertmanager"}') == [1.0], within=20)
 
     def heard() -> bool:
-        silent = [f"{where}: {query}" for where, query in _queries() if not monitoring.values(query)]
+        silent = [
+            f"{where}: {asked}" for where, asked in _queries() if not monitoring.values(asked)
+        ]
         assert not silent, "these queries find nothing:\n" + "\n".join(silent)
         return True
 

@@ -22,6 +22,7 @@ from orchestrator.cli.settings import setting_options
 from orchestrator.cli.spec_edit import edit_options, edited, scaled
 from orchestrator.cli.spec_flags import checked
 from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.differences import differences, told
 from orchestrator.model.objects import Service
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 from orchestrator.pb import control_pb2
@@ -149,6 +150,7 @@ def update(client: Client, **values: Any) -> None:
         lambda spec: edited(spec, values),
         resolve_image=values["image"] is not None,
         no_resolve_image=values["no_resolve_image"],
+        force=values["force"],
     )
     wait_for(client, [changed], values)
 
@@ -224,20 +226,22 @@ def change(
     *,
     resolve_image: bool = False,
     no_resolve_image: bool = False,
+    force: bool = False,
 ) -> Any:
-    """Read a service, edit its spec and store it; once more if somebody else was faster.
+    """Read a service, edit its spec and store it; once more if somebody else was faster and changed
+    something else, or in any case with `force`.
     `resolve_image`: what the image's tag stands for is looked up again, or by each node for itself
     with `no_resolve_image`."""
+    base: ServiceSpec | None = None
     for _ in range(CONFLICTS):
-        request = control_pb2.ListServicesRequest(service=name)
-        rows = client.call("ListServices", request).services
-        if not rows:
-            raise CliError(f"no service '{name}'; 'orc service ls' shows those there are")
-        service: Service = from_proto(rows[0].service)
-        spec = checked(edit(service.spec))
+        service = _read(client, name)
+        if base is not None and base != service.spec:
+            _tell(service.spec, base, edit(base), force=force)
+        base = service.spec
         update = control_pb2.UpdateServiceRequest(
             service=service.id,
-            spec=to_proto(spec),
+            spec=to_proto(checked(edit(base))),
+            base=to_proto(base),
             revision=service.revision,
             resolve_image=resolve_image,
             no_resolve_image=no_resolve_image,
@@ -248,6 +252,28 @@ def change(
             if not refused.conflict:
                 raise
     raise CliError(f"service '{name}' is being changed by others all the time; try again")
+
+
+def _read(client: Client, name: str) -> Service:
+    rows = client.call("ListServices", control_pb2.ListServicesRequest(service=name)).services
+    if not rows:
+        raise CliError(f"no service '{name}'; 'orc service ls' shows those there are")
+    service: Service = from_proto(rows[0].service)
+    return service
+
+
+def _tell(now: ServiceSpec, base: ServiceSpec, mine: ServiceSpec, *, force: bool) -> None:
+    """Say what somebody else has changed since we read `base`. Raises CliError if we were about to
+    change the same, unless that is to be overridden."""
+    both = set(differences(base, now)) & set(differences(base, mine)) - {"force"}
+    what = f"somebody else changed service '{now.name}' meanwhile: {told(base, now)}"
+    if both and not force:
+        raise CliError(
+            f"{what}; nothing was done, as {', '.join(sorted(both))} would be changed again: look "
+            f"at 'orc service inspect {now.name}', then try again, or override it with "
+            "'orc service update --force'"
+        )
+    click.echo(f"{what}; {'this overrides it' if both else 'that stays'}", err=True)
 
 
 def wait_for(client: Client, services: list[Any], values: dict[str, Any]) -> None:

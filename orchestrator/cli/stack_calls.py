@@ -107,6 +107,7 @@ class StackCalls:
             service=current.id,
             spec=to_proto(wanted.spec),
             revision=current.revision,
+            base=to_proto(current.spec),
             no_resolve_image=never,
             resolve_image="image" in step.keys and not never,
         )

@@ -7,7 +7,7 @@ that was cut off goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.compose.stack import (
@@ -19,6 +19,7 @@ from orchestrator.compose.stack import (
 )
 from orchestrator.compose.tree import Place
 from orchestrator.model.dependencies import start_order
+from orchestrator.model.differences import differences
 from orchestrator.model.documents import Document, DocumentKind, references
 from orchestrator.model.mounts import LOCAL_DRIVER
 from orchestrator.model.names import near_miss
@@ -298,23 +299,6 @@ def as_stored(spec: ServiceSpec, current: ServiceSpec, drivers: Mapping[str, str
     if all(drivers.get(each.network) == BRIDGE for each in task.attachments):
         task = replace(task, ports=tuple(replace(p, mode=PublishMode.HOST) for p in task.ports))
     return replace(spec, task=task)
-
-
-_LEFT_OUT = ("task", "container")
-"""Steps of a path that say nothing to a user."""
-
-
-def differences(old: Any, new: Any, path: tuple[str, ...] = ()) -> list[str]:
-    """The fields that differ, such as `image` and `update.delay`."""
-    if old == new:
-        return []
-    if not is_dataclass(old) or type(old) is not type(new):
-        return [".".join(step for step in path if step not in _LEFT_OUT)]
-    found = []
-    for each in fields(old):
-        one, other = getattr(old, each.name), getattr(new, each.name)
-        found += differences(one, other, (*path, each.name))
-    return found
 
 
 def check_external(stack: Stack, there: Observed) -> None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
@@ -27,6 +28,7 @@ from orchestrator.model.objects import (
     Service,
     Task,
     TaskStatus,
+    UpdateState,
 )
 from orchestrator.model.states import TaskState, is_terminal
 
@@ -111,10 +113,56 @@ def events_of(change: Change, view: ClusterView, now: float) -> Iterator[Event]:
                     other.id,
                     _name(other),
                     _where(before, after, view),
-                    _attributes(other),
+                    _attributes(other) | _transition(before, after),
                 )
+            if isinstance(before, Service) and isinstance(after, Service):
+                yield from _of_update(before, after, now)
             if isinstance(other, Service):
                 yield from _of_runs(before if isinstance(before, Service) else None, other, now)
+
+
+_UPDATES = {
+    UpdateState.UPDATING: "started",
+    UpdateState.CANARY: "canary",
+    UpdateState.PAUSED: "paused",
+    UpdateState.COMPLETED: "completed",
+    UpdateState.ROLLING_BACK: "rolling back",
+    UpdateState.ROLLBACK_PAUSED: "rollback paused",
+    UpdateState.ROLLED_BACK: "rolled back",
+}
+
+
+def _of_update(before: Service, after: Service, now: float) -> Iterator[Event]:
+    """Where an update of the service's tasks has come to."""
+    old, new = before.update, after.update
+    if new.state not in _UPDATES or (old.state, old.started_at) == (new.state, new.started_at):
+        return
+    goes_on = old.state is UpdateState.CANARY and new.state is UpdateState.UPDATING
+    word = "promoted" if goes_on else _UPDATES[new.state]
+    attributes = {
+        **_attributes(after),
+        "updatestate.old": _word(old.state),
+        "updatestate.new": _word(new.state),
+    }
+    if new.message:
+        attributes["reason"] = new.message
+    yield Event(now, "service", f"update: {word}", after.id, _name(after), "", attributes)
+
+
+def _transition(before: Object | None, after: Object | None) -> dict[str, str]:
+    """What of a node an operator has changed, in Docker's words."""
+    if not isinstance(before, Node) or not isinstance(after, Node):
+        return {}
+    if before.availability is after.availability:
+        return {}
+    return {
+        "availability.old": _word(before.availability),
+        "availability.new": _word(after.availability),
+    }
+
+
+def _word(value: IntEnum) -> str:
+    return value.name.lower().replace("_", "-")
 
 
 def _type(item: Object) -> str:
@@ -214,7 +262,8 @@ def _action(before: Object | None, after: Object | None) -> str:
     if before is None:
         return "create"
     if after is None:
-        return "remove"
+        gone = isinstance(before, Service) and before.removed  # that was told when it was ordered
+        return "" if gone else "remove"
     match before, after:
         case Node(), Node():
             if before.state is not after.state:

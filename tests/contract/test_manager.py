@@ -249,6 +249,13 @@ async def test_an_update_from_a_stale_copy_is_refused(running: Running, control:
             await control.UpdateService(update)
         assert refused.value.code() is grpc.StatusCode.ABORTED
         assert "somebody else" in (refused.value.details() or "")
+        update.base.CopyFrom(to_proto(from_proto(service.spec)))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await control.UpdateService(update)
+        assert "meanwhile: env +A=1; look at" in (refused.value.details() or "")
+        # What merely goes on, as the planner writes it, is no change of somebody else.
+        update.base.CopyFrom(spec)
+        await control.UpdateService(update)
 
 
 async def test_a_rebuilt_tag_is_taken_when_the_image_is_named_again(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import time
 from typing import Any
 
 import pytest
-from devcluster import Cluster, eventually
+from devcluster import ORC, Cluster, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -84,3 +87,40 @@ def test_back_to_one_of_several_versions(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "rollback", "--to", "1", "web")
     spec = inspected(cluster)["spec"]
     assert (spec["task"]["container"]["env"], spec["replicas"]) == ([], 2)
+
+
+def test_events_tell_how_an_update_went(cluster: Cluster, hello: str) -> None:
+    began = time.time()
+    create(cluster, hello, "--update-failure-action", "rollback", replicas=1)
+    assert broken(cluster).returncode == 4
+    cluster.orc("node", "update", "--availability", "pause", "node3")
+    cluster.orc("node", "update", "--availability", "active", "node3")
+    told = [json.loads(line) for line in cluster.orc(
+        "events", "--since", str(began), "--until", "0s", "--format", "json",
+        "--filter", "event=update",
+    ).stdout.splitlines()]  # fmt: skip
+    actions = [event["action"] for event in told if event["type"] == "service"]
+    assert actions == ["update", "update: started", "update: rolling back", "update: rolled back"]
+    [back] = [event for event in told if event["action"] == "update: rolled back"]
+    assert back["attributes"]["reason"].startswith("1 of 1 failed: web.1")
+    changes = [event["attributes"].get("availability.new") for event in told]
+    assert [each for each in changes if each] == ["pause", "active"]
+
+
+def test_two_who_update_at_once_are_told_of_each_other(cluster: Cluster, hello: str) -> None:
+    """Whoever is second reads again: nothing of anybody is lost, or its user is told."""
+    create(cluster, hello, replicas=1)
+    flags = [("--env-add", f"A{number}=1", "--label-add", f"l{number}=1") for number in range(6)]
+    running = [
+        subprocess.Popen(
+            [ORC, "service", "update", "-d", *each, "web"],
+            env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for each in flags
+    ]  # fmt: skip
+    ended = [(*process.communicate(timeout=60), process.returncode) for process in running]
+    labels = inspected(cluster)["spec"]["labels"]
+    done = [number for number, (_, _, status) in enumerate(ended) if status == 0]
+    assert set(labels) == {f"l{number}" for number in done}
+    for _, words, status in ended:
+        assert status == 0 or "somebody else changed service 'web' meanwhile: " in words, words

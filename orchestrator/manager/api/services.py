@@ -26,6 +26,7 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import PORT_TURN, name_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.differences import told
 from orchestrator.model.objects import Object, Service, Task, UpdateState
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.validate import validate_service
@@ -99,10 +100,7 @@ class ServiceCalls(Calls):
         api = self.api
         service = find_service(api.view, request.service)
         if request.revision and request.revision != service.revision:
-            raise aborted(
-                f"service '{service.spec.name}' was changed by somebody else meanwhile; "
-                f"look at 'orc service inspect {service.spec.name}' and try again"
-            )
+            _check_base(request, service)
         spec = _settled(api.view, from_proto(request.spec))
         if spec.name != service.spec.name:
             raise invalid("a service cannot be renamed; create another and remove this one")
@@ -292,3 +290,15 @@ def _with_vips(view: ClusterView, service: Service) -> Service:
         if isinstance(change.after, Service):
             return change.after
     return service
+
+
+def _check_base(request: Any, service: Service) -> None:
+    """Raise Refusal if somebody else has changed the spec that an update was made from."""
+    base = from_proto(request.base) if request.HasField("base") else None
+    if base == service.spec:
+        return  # only how it goes has changed
+    what = f": {told(base, service.spec)}" if base is not None else ""
+    raise aborted(
+        f"service '{service.spec.name}' was changed by somebody else meanwhile{what}; "
+        f"look at 'orc service inspect {service.spec.name}' and try again"
+    )

@@ -54,6 +54,7 @@ async def _update(
         service=service.id,
         spec=to_proto(change(service.spec)),
         revision=service.revision,
+        base=to_proto(service.spec),
         no_resolve_image=True,
     )
     await _call(ServiceCalls.UpdateService, ServiceCalls(api), request)

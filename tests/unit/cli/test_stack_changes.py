@@ -12,7 +12,6 @@ from orchestrator.cli.stack_changes import (
     Observed,
     changes,
     check_external,
-    differences,
     removals,
 )
 from orchestrator.compose.stack import (
@@ -24,6 +23,7 @@ from orchestrator.compose.stack import (
 )
 from orchestrator.compose.tree import Place
 from orchestrator.model.dependencies import Dependency
+from orchestrator.model.differences import differences
 from orchestrator.model.documents import Document, DocumentKind, FileReference
 from orchestrator.model.objects import Network, Service, Volume
 from orchestrator.model.specs import (

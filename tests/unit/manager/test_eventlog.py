@@ -25,6 +25,8 @@ from orchestrator.model.objects import (
     Service,
     Task,
     TaskStatus,
+    UpdateState,
+    UpdateStatus,
 )
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 from orchestrator.model.states import TaskState
@@ -99,6 +101,53 @@ def test_runs_of_a_job_begin_and_end() -> None:
         ("job", "start", "work", {"run": "2"}),
         ("job", "fail", "work", {"run": "2", "reason": "work.1 failed"}),
     ]
+
+
+def test_how_an_update_goes() -> None:
+    states = [
+        UpdateStatus(),
+        UpdateStatus(UpdateState.UPDATING, started_at=1.0),
+        UpdateStatus(UpdateState.CANARY, started_at=1.0, message="1 of 3 replicas are updated"),
+        UpdateStatus(UpdateState.UPDATING, started_at=1.0, promoted=True),
+        UpdateStatus(UpdateState.PAUSED, started_at=1.0, message="1 of 3 failed"),
+        UpdateStatus(UpdateState.ROLLING_BACK, started_at=2.0),
+        UpdateStatus(UpdateState.ROLLED_BACK, started_at=2.0, finished_at=3.0),
+        UpdateStatus(UpdateState.UPDATING, started_at=4.0),
+        UpdateStatus(UpdateState.UPDATING, started_at=5.0),
+        UpdateStatus(UpdateState.COMPLETED, started_at=5.0),
+        UpdateStatus(UpdateState.COMPLETED, started_at=5.0, finished_at=6.0),
+    ]
+    steps = [replace(WEB, update=state) for state in states]
+    told = [
+        event
+        for before, after in pairwise(steps)
+        for event in events_of(Change(before, after), ClusterView(), 5.0)
+    ]
+    assert [event.action.removeprefix("update: ") for event in told] == [
+        "started",
+        "canary",
+        "promoted",
+        "paused",
+        "rolling back",
+        "rolled back",
+        "started",
+        "started",
+        "completed",
+    ]
+    assert told[3].attributes == {
+        "updatestate.old": "updating",
+        "updatestate.new": "paused",
+        "reason": "1 of 3 failed",
+    }
+
+
+def test_what_an_operator_did_to_a_node_and_the_end_of_a_service() -> None:
+    drained = replace(NODE, availability=Availability.DRAIN)
+    (event,) = events_of(Change(NODE, drained), ClusterView.of([NODE]), 5.0)
+    assert event.attributes["availability.old"] == "active"
+    assert event.attributes["availability.new"] == "drain"
+    # It was told when it was ordered.
+    assert not list(events_of(Change(replace(WEB, removed=True), None), ClusterView(), 5.0))
 
 
 def test_what_an_event_of_a_container_tells() -> None:

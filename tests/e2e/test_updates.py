@@ -100,7 +100,10 @@ def test_events_tell_how_an_update_went(cluster: Cluster, hello: str) -> None:
         "--filter", "event=update",
     ).stdout.splitlines()]  # fmt: skip
     actions = [event["action"] for event in told if event["type"] == "service"]
-    assert actions == ["update", "update: started", "update: rolling back", "update: rolled back"]
+    assert actions == [
+        *("update", "update: started"),
+        *("update", "update: rolling back", "update: rolled back"),
+    ]
     [back] = [event for event in told if event["action"] == "update: rolled back"]
     assert back["attributes"]["reason"].startswith("1 of 1 failed: web.1")
     changes = [event["attributes"].get("availability.new") for event in told]

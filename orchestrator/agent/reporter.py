@@ -9,6 +9,7 @@ when it goes on meanwhile: each state that is told is a transaction of the store
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from orchestrator.model.objects import TaskStatus
 from orchestrator.model.states import TaskState
@@ -30,8 +31,11 @@ class Reporter:
 
     def put(self, task_id: str, status: TaskStatus) -> None:
         """Report `status`, unless a later state of this task is known: the pair of run and state
-        only grows."""
+        only grows. Nor does its time go back where the clock does: a manager would take that for
+        older news, and so never hear of it."""
         known = self._newest.get(task_id)
+        if known is not None and known.run == status.run and status.at < known.at:
+            status = replace(status, at=known.at)
         if known is not None and (
             known == status or (known.run, known.state) > (status.run, status.state)
         ):

@@ -52,6 +52,8 @@ class Container:
     stop_at: float | None = None
     health: Health = Health.NONE
     lost: bool = False
+    said_at: float = 0.0
+    """The time of what was last said of it, which does not go back where the clock does."""
 
 
 @dataclass
@@ -178,7 +180,7 @@ def reboot(world: World, agent: Agent) -> None:
 
 def report(world: World, agent: Agent, container: Container) -> None:
     """Note down what is to be said of a container."""
-    at = world.now + agent.skew
+    at = container.said_at = max(world.now + agent.skew, container.said_at)
     state = container.state
     agent.unreported[container.task.id] = TaskStatus(
         state,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.agent.reporter import Reporter
-from orchestrator.model.objects import TaskStatus
+from orchestrator.model.objects import Health, TaskStatus
 from orchestrator.model.states import TaskState
 
 STARTING = TaskStatus(state=TaskState.STARTING)
@@ -90,3 +90,13 @@ def test_only_what_somebody_decides_by_hurries() -> None:
     assert reporter.hurries
     assert reporter.take() == (1, {"a": STARTING, "b": RUNNING})
     assert (reporter.waits, reporter.hurries) == (False, False)
+
+
+def test_a_clock_that_is_set_back_hides_no_news() -> None:
+    reporter = Reporter(lambda: None)
+    reporter.put("a", TaskStatus(TaskState.RUNNING, at=100.0, health=Health.STARTING))
+    reporter.take()
+    reporter.put("a", TaskStatus(TaskState.RUNNING, at=95.0, health=Health.HEALTHY))
+    taken = reporter.take()
+    assert taken is not None
+    assert taken[1]["a"] == TaskStatus(TaskState.RUNNING, at=100.0, health=Health.HEALTHY)

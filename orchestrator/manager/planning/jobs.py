@@ -195,7 +195,9 @@ def _advance(work: _Work, draft: Draft, *, newest: bool, starts: bool) -> JobRun
 def _goes_on(work: _Work) -> bool:
     """Whether a job everywhere has found another node since it was complete. One with a schedule
     finds it with its next run."""
-    return work.everywhere and not work.service.spec.job.schedule and not work.done(work.run)
+    if not work.everywhere or work.service.spec.job.schedule:
+        return False
+    return not work.homes() <= set(work.run.nodes)
 
 
 def _held_up(view: ClusterView, service: Service) -> bool:

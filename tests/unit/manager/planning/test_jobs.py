@@ -235,6 +235,16 @@ def test_everywhere_does_not_wait_for_a_node_that_is_down_but_for_its_return() -
     assert (world.states, world.live()) == ([(1, JobState.RUNNING)], [2])
 
 
+def test_everywhere_stays_done_when_nodes_go() -> None:
+    world = JobWorld.of(everywhere=True)
+    world.end(1)
+    world.end(2)
+    for name in ("a", "b"):
+        world.put(node(name, availability=Availability.DRAIN))
+        world.settle()
+        assert world.states == [(1, JobState.COMPLETE)]
+
+
 def test_everywhere_is_nowhere_until_there_is_a_node() -> None:
     world = JobWorld.of(everywhere=True, nodes=(node("a", availability=Availability.DRAIN),))
     assert world.states == [(1, JobState.RUNNING)]

@@ -22,6 +22,9 @@ What is pure, what acts
     `namespaces`  named network namespaces, made without fork
     `bridge` `cable` `vxlan` `overlay`   `ensure_*`: create, tolerate, compare, mend
     `records`     frozen dataclasses that take no time to make
+    `genetlink` `wireguard`   generic netlink; WireGuard's devices and peers, typed
+    `tunnels` `tunnel`   which tunnels of encrypted networks are used, by which keys (pure); in the
+                  kernel. `sealed`: the rules that keep these networks in there (pure)
     `nft` `firewall` `portmap` `conntrack`   our table for networks: isolation, masquerade, ports
     `endpoints` `balance` `ingress` `policy` `ruleset`   the endpoint table and rules
                   that follow from it: VIPs, published ports, policies (pure)

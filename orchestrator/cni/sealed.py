@@ -74,6 +74,10 @@ def script(conf: NetConf) -> str:
     )
 
 
+ABSENCE = tuple(f"delete chain {TABLE} {name}\n" for name in HOOKS)
+"""The reverse of `BASE`; each is a script, as not all may be there."""
+
+
 def removal(conf: NetConf) -> str:
     """The reverse of a network's own part of `script`; what is not there is fine."""
     return "".join(

@@ -21,6 +21,7 @@ from typing import Any
 from . import fields, netlink, routing, sealed, tunnels, vxlan, wireguard
 from .errors import CniError, Code
 from .fields import invalid
+from .firewall import GONE
 from .netlink import Link
 from .nft import Nftables, NftError, failed
 from .routing import RouteEntry
@@ -31,6 +32,7 @@ from .wireguard import Device, Session, WireGuard
 
 IPV6 = Path("/proc/sys/net/ipv6/conf")
 FILE = "tunnel.json"
+RULES = "rules of encrypted networks"
 NO_WIREGUARD = (
     "this kernel has no WireGuard: load the module wireguard, or use a kernel built with"
     " CONFIG_WIREGUARD"
@@ -113,9 +115,9 @@ class Tunnel:
         host's address inside the tunnels; the state of each tunnel. Raises `CniError`."""
         self._kernel()
         try:
-            self._nft.ensure("tunnels", sealed.BASE)
+            self._nft.ensure(RULES, sealed.BASE)
         except NftError as error:
-            raise failed("rules of encrypted networks", error) from error
+            raise failed(RULES, error) from error
         mtu = vxlan.underlay(self._sock, wanted.address).mtu - wireguard.OVERHEAD
         keys = self._keys()
         if tunnels.due(keys, wanted.rotation, wanted.most_age, time.time()):
@@ -132,6 +134,13 @@ class Tunnel:
     def remove(self) -> None:
         """Have no tunnel any more; the keys stay for when there are some again."""
         self._remove_all_but(frozenset())
+        self._nft.doubt(RULES)
+        for script in sealed.ABSENCE:
+            try:
+                self._nft.run(script)
+            except NftError as error:
+                if GONE not in str(error):
+                    raise failed(RULES, error) from error
 
     def _remove_all_but(self, kept: frozenset[str] | set[str]) -> None:
         for name in DEVICES:

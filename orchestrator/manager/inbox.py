@@ -105,6 +105,7 @@ class Inbox:
         """All keys that the node has for encrypted networks."""
         self.hear(node_id)
         self._reports.keys[node_id] = keys
+        self.on_report()
 
     def network_plugins(self, node_id: str, plugins: NetworkPlugins) -> None:
         """All that other people's networks can be had by on the node."""

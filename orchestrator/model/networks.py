@@ -51,6 +51,9 @@ NO_IPAM = "null"
 LOCAL, GLOBAL = "local", "global"
 """How far a network of others reaches: containers of one node reach each other, or of all."""
 
+TUNNELS6 = IPv6Network("fd6f:7263::/32")
+"""Addresses that nodes have inside the tunnels of encrypted networks (`cni.sealed`)."""
+
 DOCKER_MTU = "com.docker.network.driver.mtu"
 """The name that Docker has for the option `mtu`."""
 
@@ -315,6 +318,11 @@ def _check_ranges(network: Network) -> None:
         _check_gateway(network, pool)
     if network.subnet6:
         subnet6 = parse_subnet(network.subnet6, IPv6Network)
+        if subnet6.overlaps(TUNNELS6):
+            raise ValueError(
+                f"subnet {subnet6} overlaps {TUNNELS6}, which encrypted networks have between"
+                " nodes; choose another"
+            )
         longest = SLICE6 - (prefix - pool.prefixlen)
         if subnet6.prefixlen > longest:
             raise ValueError(

@@ -82,7 +82,7 @@ async def agent(
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    async with manager_in(tmp_path / "manager") as running:
+    async with manager_in(tmp_path / "manager", node_timeout=60.0) as running:
         yield running
 
 

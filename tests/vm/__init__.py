@@ -16,8 +16,8 @@ dev clusters) is a tmpfs. It has no network to the outside.
     init        process 1 inside: loads modules, mounts, runs the command, switches off
     on_cgroups  what is tried inside on each cgroup version
     no_vxlan    what is tried inside where the kernel lacks VXLAN
-    wireguard   encrypted networks in a kernel that has WireGuard, which this machine's may not have:
-                hosts are namespaces, so what is lost, seen and refused is looked at packet by packet
+    wireguard   encrypted networks in a kernel that has WireGuard, as this machine's may not: hosts
+                are namespaces, so what is lost, seen and refused is looked at packet by packet
     between_hosts   the same between two machines, which have a cable (10.99.0.0/24) to each other;
                 what the first one's test wants done in the second one, `hand` does there, and
                 `echo` is the stream between their containers

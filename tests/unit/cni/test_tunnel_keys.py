@@ -30,6 +30,7 @@ from orchestrator.cni.tunnels import (
     ways,
 )
 from orchestrator.cni.wireguard import Device, Endpoint, Peer, Session
+from orchestrator.model.networks import TUNNELS6
 
 NOW = 1_000_000.0
 
@@ -200,6 +201,10 @@ def test_both_ends_take_the_same_tunnel_once_they_have_seen_the_same(
     if common:
         chosen = here[0].slot, here[1].public
         assert chosen in seen_here, "what has shaken hands is preferred to what has not"
+
+
+def test_the_model_knows_which_addresses_are_taken() -> None:
+    assert PREFIX == TUNNELS6
 
 
 def test_ports_and_devices_are_told_apart() -> None:

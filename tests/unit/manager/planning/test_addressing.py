@@ -81,6 +81,7 @@ def test_a_subnet_is_cut_so_that_there_are_nodes_and_addresses(subnet: str, pref
         (lambda: new("back", "224.0.0.0/16"), "is not for hosts"),
         (lambda: new("back", options={"mtu": "1200"}, ipv6=True), "not in 1280-65485"),
         (lambda: new("back", driver="bridge", encrypted=True), "leaves no node"),
+        (lambda: new("back", "fd6f:7263:1::/48"), "which encrypted networks have between nodes"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(

@@ -30,6 +30,7 @@ from orchestrator.agent.network import (
 from orchestrator.model.networks import (
     BRIDGE,
     MTU,
+    SCOPE,
     is_ours,
     joined_container,
     own_addresses,
@@ -331,6 +332,11 @@ def _interface(
     )
 
 
+def _without_scope(options: Mapping[str, str]) -> dict[str, str]:
+    """What a network's plugin is told; how far it reaches is between us."""
+    return {key: value for key, value in options.items() if key != SCOPE}
+
+
 def network_config(network: dispatch_pb2.AssignedNetwork, node_address: str) -> NetworkConfig:
     """A network as it is ordered, as this node's kernel is to have it."""
     alone = network.driver == BRIDGE
@@ -355,7 +361,7 @@ def network_config(network: dispatch_pb2.AssignedNetwork, node_address: str) -> 
         encrypted=network.encrypted,
         driver=network.driver if foreign else "",
         conflist=network.conflist,
-        options=dict(network.options) if foreign else {},
+        options=_without_scope(network.options) if foreign else {},
         ipam_driver=network.ipam_driver,
         ipam_options=dict(network.ipam_options),
     )

@@ -41,8 +41,18 @@ _KEYS = (
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FROM_RUNTIME = ("prevResult", "runtimeConfig")
-_NODE_FIELDS = ("ID", "Hostname", "Address", "Subnet", "Subnet6", "Gateway")
-_SLICE_FIELDS = frozenset({"Node.Subnet", "Node.Subnet6", "Node.Gateway"})
+_SLICE_FIELDS = (
+    "Network.Subnet",
+    "Node.Subnet",
+    "Node.First",
+    "Node.Last",
+    "Node.Gateway",
+    "Node.Subnet6",
+)
+"""Of a network whose subnet is cut in parts for its nodes: the whole; a node's part, the first and
+the last address of it that can be a container's, its own address in it, and its part of IPv6."""
+_FIELDS = ("Node.ID", "Node.Hostname", "Node.Address", *_SLICE_FIELDS)
+_LABELS = "Node.Labels"
 _LOCAL = ("bridge", "ptp", "host-device", "dummy")
 """Plugins that make a network of one host."""
 
@@ -228,11 +238,10 @@ def _check_capabilities(capabilities: Any, place: str) -> None:
 
 def _check_placeholders(raw: Any) -> None:
     for field, label in _placeholders(raw):
-        kind, _, name = field.partition(".")
-        if kind == "Node" and (name == "Labels" if label else name in _NODE_FIELDS):
+        if field == _LABELS if label else field in _FIELDS:
             continue
         whole = f"{field}.{label}" if label else field
-        known = ", ".join(f"{{{{.Node.{name}}}}}" for name in (*_NODE_FIELDS, "Labels.KEY"))
+        known = ", ".join(f"{{{{.{name}}}}}" for name in (*_FIELDS, f"{_LABELS}.KEY"))
         raise ConflistError(f"{{{{.{whole}}}}} is not known; known are {known}")
 
 

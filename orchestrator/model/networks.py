@@ -279,8 +279,8 @@ def _check_chain(network: Network) -> None:
         raise ValueError(f"conflist: {error}") from None
     if bool(network.subnet) is not wants_slices(network.conflist):
         raise ValueError(
-            "--subnet is for a conflist that speaks of {{.Node.Subnet}}, the part of it that each "
-            "node has; this one does not"
+            "--subnet is for a conflist that speaks of {{.Network.Subnet}} or of {{.Node.Subnet}}, "
+            "the part of it that each node has; this one does not"
         )
 
 

@@ -93,11 +93,12 @@ def _scope(view: ClusterView, network: Network) -> str:
     if not scopes:
         known = {name for node in nodes for name in node.description.network_drivers}
         meant = near_miss(network.driver, [*DRIVERS, *known])
-        hint = f"did you mean '{meant}'?" if meant else f"there are {', '.join(DRIVERS)}"
-        raise ValueError(
-            f"network driver '{network.driver}' is unknown; {hint}, and no node has a plugin of "
-            "that name"
+        hint = (
+            f"did you mean '{meant}'?"
+            if meant
+            else f"there are {', '.join(DRIVERS)}, and no node has a plugin of that name"
         )
+        raise ValueError(f"network driver '{network.driver}' is unknown; {hint}")
     ipam = network.ipam_driver
     givers = {name for node in nodes for name in node.description.ipam_drivers}
     if ipam and ipam not in (NO_IPAM, *givers):
@@ -162,15 +163,21 @@ def _lacks_of_plugin(network: Network, nodes: Sequence[Node]) -> Iterator[tuple[
 def conflist_for(network: Network, node: Node, slice6: str, gateway: str) -> str:
     """The list as a node is to run it: what it says of the node has its values."""
     labels = {**node.description.labels, **node.labels}
-    slice_ = network.slices.get(node.id, "")
     fields = {
         "Node.ID": node.id,
         "Node.Hostname": node.description.hostname,
         "Node.Address": node.description.address,
-        "Node.Subnet": slice_,
-        "Node.Subnet6": slice6,
-        "Node.Gateway": gateway or (str(IPv4Network(slice_)[1]) if slice_ else ""),
+        "Network.Subnet": network.subnet,
     }
+    if slice_ := network.slices.get(node.id, ""):
+        part = IPv4Network(slice_)
+        fields |= {
+            "Node.Subnet": slice_,
+            "Node.First": str(part[1]),
+            "Node.Last": str(part[-2]),
+            "Node.Gateway": gateway or str(part[1]),
+            "Node.Subnet6": slice6,
+        }
     return filled_conflist(
         network.conflist,
         lambda field, label: labels.get(label, "") if label else fields.get(field, ""),

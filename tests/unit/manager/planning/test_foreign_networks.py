@@ -126,7 +126,12 @@ def test_a_task_goes_where_the_plugins_are_or_says_what_is_missing_where() -> No
 
 
 def test_a_node_is_told_the_list_with_its_own_values() -> None:
-    text = {"type": "macvlan", "master": "{{.Node.Labels.nic}}", "mtu": "{{.Node.Hostname}}"}
+    text = {
+        "type": "macvlan",
+        "master": "{{.Node.Labels.nic}}",
+        "host": "{{.Node.Hostname}}",
+        "range": "{{.Network.Subnet}} {{.Node.First}}-{{.Node.Last}}",
+    }
     network = replace(
         chain(SLICED, text), subnet="10.5.0.0/16", slices={"a": "10.5.1.0/24", "b": "10.5.2.0/24"}
     )
@@ -137,7 +142,8 @@ def test_a_node_is_told_the_list_with_its_own_values() -> None:
     (order,) = orders.of(view, "a")
     plugins = json.loads(order.conflist)["plugins"]
     assert plugins[0]["ipam"]["subnet"] == "10.5.1.0/24"
-    assert (plugins[1]["master"], plugins[1]["mtu"]) == ("eth7", "host-a")
+    assert (plugins[1]["master"], plugins[1]["host"]) == ("eth7", "host-a")
+    assert plugins[1]["range"] == "10.5.0.0/16 10.5.1.1-10.5.1.254"
     assert not order.peers
 
 

@@ -130,7 +130,7 @@ def create_container(client: Client, values: Mapping[str, Any], start: bool) -> 
     request = container_request(values, start)
     image, node, quiet = request.spec.container.image, request.node, values["quiet"]
     with _id_file(values["cidfile"]) as write_id:
-        if image:
+        if image and not client.pretends:
             ensure_image(client, image, values["pull"], node, quiet)
         if values["publish_all"]:
             known = exposed_ports(client, image, node, quiet) if image else []

@@ -34,6 +34,7 @@ _CHANGES = {
     "RollbackService": "rollback_service",
     "PromoteService": "promote_service",
     "UpdateNode": "update_node",
+    "Containers.CreateContainer": "create_container",
     "Jobs.StartJob": "start_job",
     "Jobs.StopJob": "stop_job",
     "Networks.CreateNetwork": "create_network",
@@ -43,7 +44,7 @@ _CHANGES = {
 """Calls that can be thought through → their field of a PlannedChange."""
 _UNSEEN = {"Volumes.CreateVolume": types_pb2.Volume}
 """Calls that move no task → what they answer with."""
-_READS = ("List", "Get")
+_READS = ("List", "Get", "Inspect")
 _COMMANDS = (
     "service create",
     "service update",
@@ -56,6 +57,10 @@ _COMMANDS = (
     "job stop",
     "job rm",
     "node update",
+    "run",
+    "create",
+    "container run",
+    "container create",
     "stack deploy",
     "stack rm",
 )
@@ -92,6 +97,8 @@ class _PlanningClient(Client):
             return super().call(method, request, timeout)
         if (field := _CHANGES.get(method)) is not None:
             self.changes.append(control_pb2.PlannedChange(**{field: request}))
+            if method == "Containers.CreateContainer":
+                raise _Planned
             return types_pb2.Service()
         if method in _UNSEEN:
             return _UNSEEN[method]()
@@ -99,7 +106,9 @@ class _PlanningClient(Client):
             raise CliError("what this would do cannot be told without doing it")
         return super().call(method, request, timeout)
 
-    def stream(self, *arguments: Any, **options: Any) -> NoReturn:
+    def stream(self, method: str, *arguments: Any, **options: Any) -> NoReturn:
+        if method.startswith("Images."):
+            raise CliError("its image is not there; 'orc pull' gets it, then this can be planned")
         raise _Planned
 
     def planned(self) -> list[Row]:
@@ -135,6 +144,7 @@ _COLUMNS = [
     epilog=example(
         "orc plan service scale web=12",
         "orc plan --format json node update --availability drain node2",
+        "orc plan run --affinity service==db tools:1",
     ),
 )
 @format_option()
@@ -146,7 +156,8 @@ def plan(ctx: click.Context, command: tuple[str, ...], form: str) -> None:
     All goes well in it: what only running would show, such as a program that fails, is not
     foreseen.
     """
-    words, arguments = command[:2], list(command[2:])
+    length = 1 if command[0] in _COMMANDS else 2
+    words, arguments = command[:length], list(command[length:])
     if " ".join(words) not in _COMMANDS:
         raise click.UsageError(
             f"'orc {' '.join(words)}' cannot be planned; what can is {', '.join(_COMMANDS)}"

@@ -75,3 +75,22 @@ def test_what_cannot_be_is_refused_as_the_command_would(cluster: Cluster, hello:
     )
     assert steps[0]["action"] == "wait"
     assert "memory" in steps[0]["reason"]
+
+
+def test_a_container_is_planned_where_it_then_runs(cluster: Cluster, hello: str) -> None:
+    cluster.orc("service", "create", "--name", "db", "--constraint", "node.hostname==node2", hello)
+    run = ("run", "-d", "--name", "box", "--affinity", "service==db", hello)
+    assert planned(cluster, *run) == [
+        {"action": "start", "service": "", "task": "box", "from": "", "to": "node2", "reason": ""}
+    ]
+    assert cluster.json("ps", "-a", "--filter", "name=box") == []
+    cluster.orc(*run)
+    try:
+        [row] = cluster.json("ps", "--filter", "name=box")
+        assert row["node"] == "node2"
+    finally:
+        cluster.orc("rm", "-f", "box")
+    [step] = planned(cluster, "container", "create", "--constraint", "node.labels.no==x", hello)
+    assert step["action"] == "wait"
+    assert step["reason"].endswith("as the nodes are, none can ever fit")
+    assert "cannot be planned; what can is" in cluster.refused("plan", "rm", "box")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from orchestrator.manager.api.containers import ContainerCalls
 from orchestrator.manager.api.context import ApiContext, Calls, answering
 from orchestrator.manager.api.documents import DocumentCalls
 from orchestrator.manager.api.jobs import JobCalls
@@ -68,6 +69,7 @@ class _Pretence:
         documents = DocumentCalls(pretending)
         self._calls: dict[str, Calls] = {
             "update_node": NodeCalls(pretending),
+            "create_container": ContainerCalls(pretending),
             "start_job": jobs,
             "stop_job": jobs,
             "create_network": NetworkCalls(pretending),

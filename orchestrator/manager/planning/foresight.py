@@ -17,7 +17,7 @@ from enum import IntEnum
 
 from orchestrator.manager.planning.jobruns import active
 from orchestrator.manager.planning.jobs import waiting_turn
-from orchestrator.manager.planning.pipeline import Dirty, dirty_of, plan
+from orchestrator.manager.planning.pipeline import STANDALONE, Dirty, dirty_of, plan
 from orchestrator.manager.planning.plan import Change, earliest
 from orchestrator.manager.planning.slots import Slot, slots_of
 from orchestrator.manager.planning.views import ClusterView
@@ -77,7 +77,7 @@ def foresee(
             if step is not None:
                 steps.append(step)
         steps += _turns(before, after, service_id)
-    return steps
+    return [*steps, *_containers(before, after)]
 
 
 def _slots(view: ClusterView, service_id: str) -> dict[tuple[int, int], Slot]:
@@ -103,6 +103,18 @@ def _turns(before: ClusterView, after: ClusterView, service_id: str) -> Iterator
         left = format_indexes(waiting_turn(after, service, run))
         if left and run.number not in old:
             yield Step(Action.WAIT, name, f"{name}.{left}", reason=f"{most} run at a time")
+
+
+def _containers(before: ClusterView, after: ClusterView) -> Iterator[Step]:
+    """What becomes of containers of their own that are new."""
+    known = before.tasks_of_service(STANDALONE)
+    for id, task in sorted(after.tasks_of_service(STANDALONE).items()):
+        if id in known:
+            continue
+        if task.status.state <= TaskState.PENDING:
+            yield Step(Action.WAIT, "", task.name, "", "", task.status.message)
+        else:
+            yield Step(Action.START, "", task.name, "", task.node_id)
 
 
 def _step(service: str, number: int, old: Slot | None, new: Slot | None) -> Step | None:

@@ -189,7 +189,7 @@ class World:
 
     def report(self, item: Task, state: TaskState, **fields: Any) -> None:
         """Its agent reports a state of the task."""
-        status = TaskStatus(state, at=self.now, **fields)
+        status = TaskStatus(state, at=self.now, run=item.status.run, **fields)
         if state is TaskState.RUNNING:
             status = replace(status, started_at=self.now)
         elif item.status.started_at:

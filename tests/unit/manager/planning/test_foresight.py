@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from builders import GIB, MIB, World, node, service, task_spec
+from builders import GIB, MIB, World, node, service, task, task_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.manager.planning.foresight import Action, Step, foresee
 from orchestrator.manager.planning.history import with_spec
 from orchestrator.manager.planning.plan import Change
-from orchestrator.model.objects import Availability, Object, Service
+from orchestrator.model.affinities import parse_affinity
+from orchestrator.model.dependencies import Dependency
+from orchestrator.model.objects import Availability, Node, Object, Service
+from orchestrator.model.placement import GenericResource, Strategy
 from orchestrator.model.specs import ServiceMode, UpdateOrder, UpdatePolicy
 from orchestrator.model.states import TaskState
 
@@ -76,6 +79,18 @@ def test_a_drained_node_is_left() -> None:
     ]
 
 
+def test_a_new_container_starts_or_waits() -> None:
+    world = at_rest(node("a"), service("db"))
+    box = replace(task("c1", TaskState.PENDING, run=1), service_id="", container_name="box", slot=0)
+    box = replace(box, status=replace(box.status, run=1))
+    assert plan_of(world, Change(None, box)) == [Step(Action.START, "", "box", "", "a")]
+    nowhere = replace(box, constraints=("node.id==x",))
+    [step] = plan_of(world, Change(None, nowhere))
+    assert (step.action, step.name) == (Action.WAIT, "box")
+    assert "constraint node.id==x not met" in step.reason
+    assert "c1" not in world.view.tasks
+
+
 def test_what_changes_nothing_is_an_empty_plan() -> None:
     web = service(replicas=2)
     world = at_rest(node("a"), web)
@@ -106,19 +121,65 @@ services = st.builds(
     constraints=st.sampled_from([(), (), ("node.labels.zone==a",)]),
     mode=st.sampled_from([ServiceMode.REPLICATED, ServiceMode.REPLICATED, ServiceMode.GLOBAL]),
 )
+likings = st.lists(
+    st.sampled_from(
+        [
+            parse_affinity("service==web", anti=True),
+            parse_affinity("service==db,weight=2"),
+            parse_affinity("node.labels.zone==a,weight=1", anti=True),
+        ]
+    ),
+    max_size=2,
+    unique=True,
+)
+
+
+@st.composite
+def particular(draw: st.DrawFn) -> Service:
+    """A service that is particular about where, and after whom, its tasks run."""
+    made = draw(services)
+    wanted = draw(st.sampled_from([(), (), (GenericResource("gpu", 1),)]))
+    return replace(
+        made,
+        spec=replace(
+            made.spec,
+            strategy=draw(st.sampled_from(Strategy)),
+            affinities=tuple(draw(likings)),
+            depends_on=draw(st.sampled_from([(), (), (Dependency("db"),)]))
+            if made.spec.name != "db"
+            else (),
+            task=replace(made.spec.task, generic_resources=wanted),
+        ),
+    )
+
+
+def with_gpus(of: Node, gpus: str) -> Node:
+    kinds = {"gpu": gpus} if gpus else {}
+    return replace(of, description=replace(of.description, generic_resources=kinds))
+
+
+hosts = st.builds(with_gpus, nodes, st.sampled_from(["", "1", "/dev/a,/dev/b"]))
 
 
 @st.composite
 def changes(draw: st.DrawFn, world: World) -> Change:
     """What a user may do to a cluster."""
     there = sorted(world.view.services.values(), key=lambda each: each.id)
-    match draw(st.integers(0, 4)):
+    match draw(st.integers(0, 5)):
         case 0:
-            made = draw(services.filter(lambda each: each.id not in world.view.services))
+            made = draw(particular().filter(lambda each: each.id not in world.view.services))
             return Change(None, made)
+        case 5:
+            box = task("box-id", TaskState.PENDING, spec=draw(services).spec.task, run=1)
+            status = replace(box.status, run=1)
+            named = replace(box, service_id="", service_name="", container_name="box")
+            rules = draw(st.sampled_from([(), ("node.labels.zone==a",)]))
+            return Change(None, replace(named, slot=0, status=status, constraints=rules))
         case 1:
             some = draw(st.sampled_from(sorted(world.view.nodes.values(), key=lambda n: n.id)))
-            return Change(some, replace(some, availability=draw(st.sampled_from(Availability))))
+            most = draw(st.integers(0, 2))
+            after = replace(some, availability=draw(st.sampled_from(Availability)))
+            return Change(some, replace(after, drain_most=most))
         case 2:
             some = draw(st.sampled_from(there))
             return Change(some, scaled(some, draw(st.integers(0, 5))))
@@ -127,8 +188,8 @@ def changes(draw: st.DrawFn, world: World) -> Change:
             return Change(some, replace(some, removed=True))
         case _:
             some = draw(st.sampled_from(there))
-            task = replace(some.spec.task, force=some.spec.task.force + 1)
-            spec = replace(some.spec, task=task)
+            forced = replace(some.spec.task, force=some.spec.task.force + 1)
+            spec = replace(some.spec, task=forced)
             return Change(some, with_spec(some, spec, "", world.now))
 
 
@@ -144,8 +205,8 @@ def lives(world: World) -> Iterable[tuple[str, str, str]]:
 @given(st.data())
 @settings(max_examples=150, deadline=None)
 def test_plan_equals_run(data: st.DataObject) -> None:
-    made = data.draw(st.lists(nodes, min_size=1, max_size=3, unique_by=lambda item: item.id))
-    declared = data.draw(st.lists(services, min_size=1, max_size=1))
+    made = data.draw(st.lists(hosts, min_size=1, max_size=3, unique_by=lambda item: item.id))
+    declared = data.draw(st.lists(particular(), min_size=1, max_size=1))
     world = at_rest(*made, *declared)
     before = {name: (where, why) for name, where, why in lives(world)}
     change = data.draw(changes(world))

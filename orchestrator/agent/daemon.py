@@ -56,7 +56,7 @@ from orchestrator.agent.session import Node, Session
 from orchestrator.agent.sessions import Sessions
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.statedb import StateDb, StateDbError
-from orchestrator.agent.taskfiles import TaskFiles, mount_memory
+from orchestrator.agent.taskfiles import FileError, TaskFiles
 from orchestrator.agent.tasklogs import TaskLogs
 from orchestrator.agent.taskvolumes import TaskVolumes
 from orchestrator.agent.tunnels import Tunnels
@@ -160,6 +160,8 @@ async def run(settings: Settings) -> None:
                 )
             )
             server, blob_port = await _serve_blobs(settings, store)
+            stack.push_async_callback(server.stop, None)
+            task_files = TaskFiles.in_memory(settings.run_dir / "documents")
             measured = process_registry()
             metrics_port = await stack.enter_async_context(
                 listening(
@@ -169,10 +171,15 @@ async def run(settings: Settings) -> None:
                     TlsFiles(data / "ca.pem", data / "node.pem", data / "node.key"),
                 )
             )
-        except (StateDbError, ImageError, RuntimeFailure, NetworkError, CannotListen) as error:
+        except (
+            StateDbError,
+            ImageError,
+            RuntimeFailure,
+            NetworkError,
+            FileError,
+            CannotListen,
+        ) as error:
             raise AgentFailure(str(error)) from error
-        stack.push_async_callback(server.stop, None)
-        task_files = _files(settings.run_dir / "documents")
         wake = asyncio.Event()
 
         def observed() -> None:
@@ -360,17 +367,6 @@ async def run(settings: Settings) -> None:
             group.create_task(_wake_for(volumes.changed, wake), name="volume drivers")
             group.create_task(foreign.run(wake.set), name="networks of others")
             group.create_task(dialer.run(), name="dialer")
-
-
-def _files(folder: Path) -> TaskFiles:
-    """Where this node keeps secrets and configs. Raises AgentFailure."""
-    try:
-        mount_memory(folder)
-        return TaskFiles(folder)
-    except OSError as error:
-        raise AgentFailure(
-            f"cannot keep secrets in memory at {folder} ({error.strerror}); must it run as root?"
-        ) from error
 
 
 async def _layers(images: ClusterImages, task: Task) -> Sequence[Path]:

@@ -82,6 +82,17 @@ class TaskFiles:
         """Key → why a manager has no data for it."""
         self._arrived = asyncio.Event()
 
+    @classmethod
+    def in_memory(cls, folder: Path) -> TaskFiles:
+        """Those of a node, in a tmpfs that is made unless it is there. Raises FileError."""
+        try:
+            mount_memory(folder)
+            return cls(folder)
+        except OSError as error:
+            raise FileError(
+                f"cannot keep secrets in memory at {folder} ({error.strerror}); see 'df {folder}'"
+            ) from error
+
     def take(self, payload: documents_pb2.Payload) -> None:
         """Keep what a manager sent, of which its next assignment tells."""
         if not _KEY.fullmatch(payload.key):

@@ -86,6 +86,10 @@ def test_a_secret_is_only_in_the_containers_that_name_it(
     for node in {"node1", "node2", "node3"}:
         there = memory(cluster, node)
         assert (VALUE in there) == (node in running)
+    tar = Path(cluster.data("node1").parents[1], "api.tar")
+    cluster.orc("export", "-o", str(tar), "api.1")
+    assert holds(home, VALUE) == [], "not in an export either"
+    tar.unlink()
     cluster.orc("service", "rm", "api")
     eventually(lambda: not any(VALUE in memory(cluster, node) for node in running), within=20)
 
@@ -135,6 +139,19 @@ def test_a_new_version_rolls_those_who_name_it_and_no_others(
     after = ids(cluster.running("api"))
     cluster.orc("service", "update", "--label-add", "a=b", "api")
     assert ids(cluster.running("api")) == after
+
+
+def test_a_manager_that_dies_forgets_no_update(cluster: Cluster, hello: str, put: Put) -> None:
+    put("create", "secret", "db", "one")
+    cluster.script("api", hello, IDLE, "--secret", "db", "--replicas", "3")
+    put("update", "secret", "db", "two", "--detach")
+    cluster.kill9("manager1", "daemon")
+
+    def rolled() -> bool:
+        tasks = cluster.await_running("api", 3)
+        return all(read(cluster, task, "/run/secrets/db") == "two" for task in tasks)
+
+    assert eventually(rolled, within=40)
 
 
 def test_a_version_that_does_not_work_is_rolled_back(

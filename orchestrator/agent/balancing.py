@@ -31,14 +31,16 @@ class KernelBalance:
     """Has the kernel's VIPs follow the endpoint table.
 
     A kernel that tracks as many connections as it may drops each new one's first packet, which
-    looks like a network that is broken here and there. So it is told, once each time.
+    looks like a network that is broken here and there. So it is told: logged once each time, and
+    `trouble` for as long as it lasts.
     """
 
     name = "the balance"
 
     def __init__(self, network: Balancing) -> None:
         self._network = network
-        self._crowded = False
+        self.trouble = ""
+        """What is wrong with the host's table of connections, in words; empty while nothing is."""
         self._refused: int | None = None
 
     async def follow(self, change: Change, whole: Callable[[], Change]) -> None:
@@ -51,16 +53,15 @@ class KernelBalance:
         found = await self._network.connections()
         before, self._refused = self._refused, found.refused
         crowded = found.full or (before is not None and found.refused > before)
-        if crowded and not self._crowded:
-            log.error(
-                "the kernel tracks %d connections of at most %d and refuses new ones: raise "
-                "net.netfilter.nf_conntrack_max, or end what opens so many",
-                found.count,
-                found.limit,
+        if crowded and not self.trouble:
+            self.trouble = (
+                f"the kernel tracks {found.count} connections of at most {found.limit} and refuses "
+                "new ones: raise net.netfilter.nf_conntrack_max, or end what opens so many"
             )
-        elif self._crowded and not crowded:
+            log.error("%s", self.trouble)
+        elif self.trouble and not crowded:
+            self.trouble = ""
             log.info("the kernel has room for connections again")
-        self._crowded = crowded
 
 
 def _table(change: Change) -> endpoints.Table:

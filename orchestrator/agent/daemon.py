@@ -187,9 +187,10 @@ async def run(settings: Settings) -> None:
             endpoints.look_again(names)
 
         reporter = Reporter(observed)
+        balance = KernelBalance(network)
         endpoints = Endpoints(
             db,
-            (KernelBalance(network), names),
+            (balance, names),
             wake.set,
             identity.node_id,
         )
@@ -312,6 +313,7 @@ async def run(settings: Settings) -> None:
                     generic_resources=dict(settings.generic),
                     volume_drivers=dict(volumes.plugins.scopes),
                     path_mtu=paths.least,
+                    trouble=balance.trouble,
                     tunnel_keys=encryption.keys,
                 ),
                 parts.boot_id,

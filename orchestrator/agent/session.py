@@ -89,6 +89,7 @@ class Session:
         self._images_changed = True
         self._volume_drivers: dict[str, str] = {}
         self._path_mtu = 0
+        self._trouble = ""
         self._tunnel_keys: tuple[TunnelKey, ...] = ()
         self._network_plugins = dispatch_pb2.NetworkPlugins()
         """All four as the manager was told."""
@@ -132,6 +133,7 @@ class Session:
         description = self._node.describe()
         self._volume_drivers = description.volume_drivers
         self._path_mtu = description.path_mtu
+        self._trouble = description.trouble
         self._tunnel_keys = description.tunnel_keys
         self._network_plugins = _network_plugins(description)
         hello = dispatch_pb2.Hello(description=to_proto(description), boot_id=self._node.boot_id)
@@ -243,6 +245,9 @@ class Session:
         if path_mtu != self._path_mtu:
             self._path_mtu = path_mtu
             await call.write(dispatch_pb2.AgentMessage(path_mtu=path_mtu))
+        if description.trouble != self._trouble:
+            self._trouble = description.trouble
+            await call.write(dispatch_pb2.AgentMessage(trouble=self._trouble))
         if keys != self._tunnel_keys:
             self._tunnel_keys = keys
             message = dispatch_pb2.TunnelKeys(keys=map(to_proto, keys))

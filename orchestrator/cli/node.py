@@ -70,6 +70,7 @@ def inspect(client: Client, nodes: tuple[str, ...], form: str, pretty: bool) -> 
                 ("Role", row["role"]),
                 ("Status", row["state"].capitalize()),
                 ("Why", row["message"]),
+                ("Trouble", row["trouble"]),
                 ("Availability", _availability(row)),
                 ("Lately down", ", ".join(row["downs"])),
                 ("Address", row["address"]),

@@ -50,6 +50,7 @@ def node_row(message: Any) -> Row:
         "version": about.version,
         "labels": {**about.labels, **node.labels},
         "message": node.message,
+        "trouble": about.trouble,
         "created_at": moment(node.created_at),
         "kernel": about.kernel,
         "os": about.os,

@@ -379,6 +379,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                     self._inbox.volume_drivers(node_id, dict(message.volume_drivers.scopes))
                 case "path_mtu":
                     self._inbox.path_mtu(node_id, message.path_mtu)
+                case "trouble":
+                    self._inbox.trouble(node_id, message.trouble)
                 case "tunnel_keys":
                     keys = tuple(from_proto(key) for key in message.tunnel_keys.keys)
                     self._inbox.tunnel_keys(node_id, keys)

@@ -268,6 +268,8 @@ def _action(before: Object | None, after: Object | None) -> str:
         case Node(), Node():
             if before.state is not after.state:
                 return {NodeState.DOWN: "down", NodeState.READY: "ready"}.get(after.state, "")
+            if before.description.trouble != after.description.trouble:
+                return "trouble" if after.description.trouble else "recover"
             changed = (before.availability, before.labels, before.role) != (
                 after.availability,
                 after.labels,
@@ -324,7 +326,8 @@ def _name(item: Object) -> str:
 def _attributes(item: Object) -> dict[str, str]:
     match item:
         case Node():
-            return {"state": item.state.name.lower(), **item.labels}
+            wrong = {"reason": item.description.trouble} if item.description.trouble else {}
+            return {"state": item.state.name.lower(), **wrong, **item.labels}
         case Service():
             return dict(item.spec.labels)
         case Document():

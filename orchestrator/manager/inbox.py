@@ -35,6 +35,8 @@ class Reports:
     """Node id → its volume plugins and their scopes."""
     path_mtus: dict[str, int] = field(default_factory=dict)
     """Node id → bytes of the largest packet that gets to each other node."""
+    troubles: dict[str, str] = field(default_factory=dict)
+    """Node id → what is wrong with the host; empty for nothing."""
     keys: dict[str, tuple[TunnelKey, ...]] = field(default_factory=dict)
     """Node id → its keys for encrypted networks."""
     network_plugins: dict[str, NetworkPlugins] = field(default_factory=dict)
@@ -99,6 +101,12 @@ class Inbox:
         """Bytes of the largest packet that gets from the node to each other one."""
         self.hear(node_id)
         self._reports.path_mtus[node_id] = size
+        self.on_report()
+
+    def trouble(self, node_id: str, words: str) -> None:
+        """What is wrong with the node's host; empty for nothing."""
+        self.hear(node_id)
+        self._reports.troubles[node_id] = words
         self.on_report()
 
     def tunnel_keys(self, node_id: str, keys: tuple[TunnelKey, ...]) -> None:

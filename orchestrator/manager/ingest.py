@@ -22,6 +22,7 @@ def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:
     changes.extend(_hellos(view, reports, now))
     changes.extend(_drivers(view.evolve(changes), reports))
     changes.extend(_path_mtus(view.evolve(changes), reports))
+    changes.extend(_troubles(view.evolve(changes), reports))
     changes.extend(_keys(view.evolve(changes), reports))
     changes.extend(_network_plugins(view.evolve(changes), reports))
     for node_id, statuses in sorted(reports.statuses.items()):
@@ -75,6 +76,14 @@ def _path_mtus(view: ClusterView, reports: Reports) -> Iterator[Change]:
         node = view.nodes.get(node_id)
         if node is not None and node.description.path_mtu != size:
             description = replace(node.description, path_mtu=size)
+            yield Change(node, replace(node, description=description))
+
+
+def _troubles(view: ClusterView, reports: Reports) -> Iterator[Change]:
+    for node_id, words in sorted(reports.troubles.items()):
+        node = view.nodes.get(node_id)
+        if node is not None and node.description.trouble != words:
+            description = replace(node.description, trouble=words)
             yield Change(node, replace(node, description=description))
 
 

@@ -78,6 +78,8 @@ class NodeDescription:
     path_mtu: int = 0
     """Bytes of the largest packet that gets to each other node in one piece, as was found by
     sending such; 0: not known."""
+    trouble: str = ""
+    """What is wrong with the host and what mends it, in words; empty while nothing is."""
     generic_resources: dict[str, str] = field(default_factory=dict)
     """Kind → how many it has, or the names of them: `4`, or `/dev/a,/dev/b`."""
     features: tuple[str, ...] = ()

@@ -91,16 +91,17 @@ async def test_a_full_table_of_connections_is_told_once(caplog: pytest.LogCaptur
     caplog.set_level(logging.INFO)
     kernel = Kernel()
     balance = KernelBalance(kernel)
-    for tracked in (
-        Connections(10, 1000, 5),  # what was refused before is history
-        Connections(1000, 1000, 5),
-        Connections(999, 1000, 9),
-        Connections(500, 1000, 12),  # room now, but not all the time
-        Connections(20, 1000, 12),
-        Connections(21, 1000, 12),
+    for tracked, trouble in (
+        (Connections(10, 1000, 5), False),  # what was refused before is history
+        (Connections(1000, 1000, 5), True),
+        (Connections(999, 1000, 9), True),
+        (Connections(500, 1000, 12), True),  # room now, but not all the time
+        (Connections(20, 1000, 12), False),
+        (Connections(21, 1000, 12), False),
     ):
         kernel.tracked = tracked
         await balance.follow(Change(3, 3, ()), whole)
+        assert ("tracks 1000 connections of at most 1000" in balance.trouble) is trouble
     assert [record.message for record in caplog.records] == [
         "the kernel tracks 1000 connections of at most 1000 and refuses new ones: raise "
         "net.netfilter.nf_conntrack_max, or end what opens so many",

@@ -33,6 +33,7 @@ from orchestrator.model.states import TaskState
 
 S = TaskState
 NODE = Node(id="n1", state=NodeState.READY, description=NodeDescription(hostname="host-1"))
+SICK = replace(NODE, description=replace(NODE.description, trouble="the kernel is full"))
 BOX = Task(id="c1", container_name="box", node_id="n1", run=1, status=TaskStatus(S.RUNNING, run=1))
 IMAGE = Image(id="sha256:1", names=("web:1",), nodes=("n1",))
 BACK = Network(id="b1", name="back", subnet="10.5.0.0/16")
@@ -66,6 +67,8 @@ def at(state: TaskState, run: int = 1, **fields: Any) -> Task:
         (replace(NODE, state=NodeState.DOWN), NODE, ["ready"]),
         (NODE, replace(NODE, availability=Availability.DRAIN), ["update"]),
         (NODE, replace(NODE, message="slow"), []),
+        (NODE, SICK, ["trouble"]),
+        (SICK, NODE, ["recover"]),
         (NODE, None, ["remove"]),
         (None, IMAGE, ["create"]),
         (IMAGE, replace(IMAGE, names=("web:1", "web:2")), ["tag"]),

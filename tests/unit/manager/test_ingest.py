@@ -185,6 +185,13 @@ def test_what_a_path_carries_is_kept_until_a_new_agent_has_measured_it() -> None
     assert view.nodes["n1"].description.path_mtu == 1500
 
 
+def test_trouble_with_a_host_is_known_for_as_long_as_it_lasts() -> None:
+    view = after(ClusterView.of([NODE]), Reports(troubles={"n1": "it is full", "gone": "so it is"}))
+    assert view.nodes["n1"].description.trouble == "it is full"
+    assert ingest(view, Reports(troubles={"n1": "it is full"}), 100.0) == []
+    assert after(view, Reports(troubles={"n1": ""})).nodes["n1"].description.trouble == ""
+
+
 def tunnel_key(name: str, port: int = 51840) -> TunnelKey:
     return TunnelKey(base64.b64encode(name.encode().ljust(32)).decode(), port)
 

@@ -1,0 +1,156 @@
+"""A node is drained, and a version replaced, while clients ask without a break: none of them fails.
+
+Clients that keep their connection and such as open one for each request ask the VIP from a
+container, and the published port of every node from this machine. The server is what a web server
+should be: told to stop, it answers what it is asked once more on each connection, and closes it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+from devcluster import ORC, Cluster, eventually
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+PORT = 18090
+NODES = ("node1", "node2", "node3")
+PYTHON = "/usr/bin/python3"
+
+SERVER = r"""
+import asyncio, signal
+
+leaving = asyncio.Event()
+connections = set()
+
+
+async def serve(reader, writer):
+    connections.add(asyncio.current_task())
+    try:
+        close = False
+        while not close:
+            asked = await reader.readuntil(b"\r\n\r\n")
+            close = leaving.is_set() or b"connection: close" in asked.lower()
+            kept = b"close" if close else b"keep-alive"
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: %s\r\nContent-Length: 2\r\n\r\nok" % kept)
+            await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+        connections.discard(asyncio.current_task())
+
+
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leaving.set)
+    async with await asyncio.start_server(serve, "0.0.0.0", 80):
+        await leaving.wait()
+        if connections:
+            await asyncio.wait(connections, timeout=5)
+
+
+asyncio.run(main())
+"""
+
+LOAD = r"""
+import http.client, json, sys, threading
+
+host, port, keep = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "keep"
+over, answered, failures = threading.Event(), [0, 0], []
+
+
+def ask(place):
+    connection = http.client.HTTPConnection(host, port, timeout=10)
+    while not over.is_set():
+        try:
+            connection.request("GET", "/", headers={} if keep else {"Connection": "close"})
+            assert connection.getresponse().read() == b"ok"
+            answered[place] += 1
+        except Exception as error:
+            failures.append(repr(error))
+            connection.close()
+
+
+threads = [threading.Thread(target=ask, args=(place,)) for place in range(len(answered))]
+for thread in threads:
+    thread.start()
+sys.stdin.read()
+over.set()
+for thread in threads:
+    thread.join()
+print(json.dumps({"answered": sum(answered), "failures": failures}))
+"""
+
+
+@contextmanager
+def load(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """Clients that ask until they are told to `stop`."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def stop(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What the clients saw."""
+    said, complaint = process.communicate(timeout=60)
+    assert process.returncode == 0, complaint
+    found: dict[str, Any] = json.loads(said)
+    return found
+
+
+def ways(cluster: Cluster, client: dict[str, Any]) -> Iterator[tuple[str, Sequence[str]]]:
+    """From where is asked, and the command to which only the kind of connection is missing."""
+    inspected = cluster.json("network", "inspect", "default")
+    rows = inspected if isinstance(inspected, list) else [inspected]
+    [vip] = [one["vip"] for one in rows[0]["services"] if one["name"] == "web"]
+    enter = (ORC, "dev", "exec", "--name", cluster.name, client["node"])
+    enter = (*enter, "nsenter", "-t", str(client["pid"]), "-n")
+    yield "the VIP", (*enter, sys.executable, "-c", LOAD, vip, "80")
+    for name, row in cluster.nodes().items():
+        yield f"port of {name}", (sys.executable, "-c", LOAD, row["address"], str(PORT))
+
+
+def test_no_request_fails_while_a_node_is_drained_and_a_version_replaced(
+    cluster: Cluster, hello: str
+) -> None:
+    [client] = cluster.script(
+        "client", hello, "sleep 86400", "--constraint", "node.hostname==node2"
+    )
+    cluster.orc(
+        "service", "create", "--name", "web", "--replicas", "3", "-p", f"{PORT}:80",
+        "-v", "/usr:/usr:ro", "-v", "/usr/lib:/lib:ro", "-v", "/usr/lib64:/lib64:ro",
+        "--health-tcp", "80", "--health-interval", "1s", "--update-order", "start-first",
+        "--entrypoint", PYTHON, hello, "-c", SERVER,
+    )  # fmt: skip
+    assert {task["node"] for task in cluster.running("web")} == set(NODES)
+    with ExitStack() as stack:
+        asking = {
+            f"{where}, {kind}": stack.enter_context(load(*command, kind))
+            for where, command in ways(cluster, client)
+            for kind in ("keep", "short")
+        }
+        cluster.orc("node", "update", "--availability", "drain", "node1")
+        try:
+
+            def drained() -> bool:
+                tasks = cluster.running("web")
+                return len(tasks) == 3 and all(task["node"] != "node1" for task in tasks)
+
+            eventually(drained, within=60)
+        finally:
+            cluster.orc("node", "update", "--availability", "active", "node1")
+        cluster.orc("service", "update", "web", "--env-add", "VERSION=2")
+        seen = {name: stop(process) for name, process in asking.items()}
+    assert {name: found["failures"] for name, found in seen.items() if found["failures"]} == {}
+    assert all(found["answered"] > 100 for found in seen.values()), seen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from orchestrator.manager.planning.vips import allocate_vips
 from orchestrator.manager.portuse import PortTurn, check_ports, port_turn, settled
 from orchestrator.manager.refusal import aborted, invalid, taken
 from orchestrator.manager.store.commit import commit
-from orchestrator.manager.store.keys import PORT_TURN, name_key
+from orchestrator.manager.store.keys import PORT_TURN, name_key, object_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.differences import told
@@ -118,8 +118,9 @@ class ServiceCalls(Calls):
                 api, spec.task.container, ask_registry=not request.no_resolve_image
             )
         documents = newest(api.view, spec.task.container)
-        after = with_spec(service, spec, digest, api.now(), documents)
-        return await self._written(service, after, read)
+        return await self._written(
+            service, lambda now: with_spec(now, spec, digest, api.now(), documents), read
+        )
 
     def _read(self, spec: ServiceSpec, service: Service) -> list[Object]:
         """What a new spec of a service builds on, which must not change until it is written.
@@ -145,14 +146,13 @@ class ServiceCalls(Calls):
         past = service.history[versions.index(version)]
         read = self._read(past.spec, service)
         check_ports(self.api.view, past.spec.task, service.id)
-        after = rolled_back(
+        documents = restored(self.api.view, past.spec.task.container, past.documents)
+        words = f"back to version {version}"
+        return await self._written(
             service,
-            past,
-            self.api.now(),
-            f"back to version {version}",
-            documents=restored(self.api.view, past.spec.task.container, past.documents),
+            lambda now: rolled_back(now, past, self.api.now(), words, documents=documents),
+            read,
         )
-        return await self._written(service, after, read)
 
     @answering
     async def PromoteService(self, request: Any, context: Any) -> Any:
@@ -167,13 +167,16 @@ class ServiceCalls(Calls):
                 f"'orc service inspect {service.spec.name}'"
             )
         update = replace(service.update, state=goes_on, promoted=True, finished_at=0.0, message="")
-        return await self._written(service, replace(service, update=update), ())
+        return await self._written(service, lambda now: replace(now, update=update), ())
 
-    async def _written(self, service: Service, after: Service, requires: Iterable[Object]) -> Any:
+    async def _written(
+        self, service: Service, change: Callable[[Service], Service], requires: Iterable[Object]
+    ) -> Any:
         """Write a changed service, and answer with it."""
-        api, ports = self.api, after.spec.task.ports
+        api = self.api
         while True:
-            turn = PortTurn()
+            after, turn = change(service), PortTurn()
+            ports = after.spec.task.ports
             if ports != service.spec.task.ports:
                 turn = await port_turn(api.kv, api.cache, after.spec.task, service.id)
             try:
@@ -186,20 +189,39 @@ class ServiceCalls(Calls):
                 )
             except Conflict as conflict:
                 if conflict.keys != (PORT_TURN,):
-                    raise
+                    service = await self._as_it_is(service, conflict)
             else:
                 await api.cache.wait_for(revision)
                 return to_proto(replace(after, revision=revision))
+
+    async def _as_it_is(self, service: Service, conflict: Conflict) -> Service:
+        """The service as it is now, if only how it goes has changed: the planner writes that as
+        often as it likes. Raises the Conflict if anything else has."""
+        if object_key(service) not in conflict.keys:
+            raise conflict
+        cache = self.api.cache
+        while (now := cache.view.services.get(service.id)) is not None:
+            if now.revision != service.revision:
+                break
+            await cache.wait_for(cache.revision + 1)
+        if now is None or now.removed or (now.spec, now.update) != (service.spec, service.update):
+            raise conflict
+        return now
 
     @answering
     async def RemoveService(self, request: Any, context: Any) -> Any:
         api = self.api
         service = find_service(api.view, request.service)
         check_not_needed(api.view, service)
-        after = replace(service, removed=True, updated_at=api.now())
-        revision = await commit(
-            api.kv, [Change(service, after)], ops=[Delete(name_key(Service, service.spec.name))]
-        )
+        name = Delete(name_key(Service, service.spec.name))
+        while True:
+            after = replace(service, removed=True, updated_at=api.now())
+            try:
+                revision = await commit(api.kv, [Change(service, after)], ops=[name])
+            except Conflict as conflict:
+                service = await self._as_it_is(service, conflict)
+            else:
+                break
         await api.cache.wait_for(revision)
         return control_pb2.RemoveServiceReply(id=service.id)
 

@@ -45,7 +45,8 @@ def create_network(body: dict[str, Any]) -> dict[str, Any]:
     bridge = f"pl{network[:8]}"
     with suppress(Refused):
         ip("link", "add", bridge, "type", "bridge")
-    ip("address", "replace", gateway, "dev", bridge)
+    if gateway:
+        ip("address", "replace", gateway, "dev", bridge)
     for each in body["IPv6Data"]:
         ip("address", "replace", each["Gateway"], "dev", bridge)
     ip("link", "set", bridge, "up")
@@ -64,7 +65,12 @@ def create_endpoint(body: dict[str, Any]) -> dict[str, Any]:
     ip("link", "set", host, "master", f"pl{body['NetworkID'][:8]}", "up")
     digits = body["EndpointID"]
     mac = f"02:99:{digits[0:2]}:{digits[2:4]}:{digits[4:6]}:{digits[6:8]}"
-    return {"Interface": {} if body["Interface"]["MacAddress"] else {"MacAddress": mac}}
+    asked, mine = body["Interface"], {}
+    if not asked["MacAddress"]:
+        mine["MacAddress"] = mac
+    if not asked["Address"]:  # nobody else gives it one
+        mine["Address"] = f"10.98.0.{int(digits[:2], 16) % 200 + 2}/24"
+    return {"Interface": mine}
 
 
 def join(body: dict[str, Any]) -> dict[str, Any]:

@@ -215,6 +215,21 @@ async def test_addresses_of_an_ipam_plugin(node: Node) -> None:
         await until(lambda: "ReleasePool" in node.log.read_text())
 
 
+async def test_addresses_that_only_the_plugin_knows(node: Node) -> None:
+    network = replace(NETWORK, cluster_cidr="", subnet="", ipam_driver="null")
+    async with node.plugin("NetworkDriver"), running(networks := node.networks()):
+        assert networks.ipam == ()
+        await networks.apply(network)
+        one, two = await node.container("c1"), await node.container("c2")
+        made = await networks.attach(network, "c1", eth(), one)
+        assert made.address.startswith("10.98.0.")
+        assert node.told("CreateNetwork")["IPv4Data"][0]["Pool"] == "0.0.0.0/0"
+        other = await networks.attach(network, "c2", eth(), two)
+        assert reach(two, one, other.address, 80) == made.address
+        await networks.detach("c1")
+        await networks.detach("c2")
+
+
 async def test_two_families(node: Node) -> None:
     network = replace(NETWORK, cluster_cidr6="fd88::/48", subnet6="fd88:0:0:1::/64")
     async with node.plugin(), running(networks := node.networks()):

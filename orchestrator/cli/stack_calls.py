@@ -85,6 +85,8 @@ class StackCalls:
             encrypted=wanted.encrypted,
             options=wanted.options,
             labels=wanted.labels,
+            ipam_driver=wanted.ipam_driver,
+            ipam_options=wanted.ipam_options,
         )
 
     def _create_volume(self, step: Change, checking: bool) -> tuple[str, Any]:

@@ -196,6 +196,8 @@ def _network_differences(wanted: StackNetwork, there: Network) -> list[str]:
         ("attachable", wanted.attachable, there.attachable),
         ("encrypted", wanted.encrypted, there.encrypted),
         ("driver_opts", dict(wanted.options), dict(there.options)),
+        ("ipam driver", wanted.ipam_driver, there.ipam_driver),
+        ("ipam options", dict(wanted.ipam_options), there.ipam_options),
         ("ip_range", wanted.ip_range or there.ip_range, there.ip_range),
         ("gateway", wanted.gateway or there.gateway, there.gateway),
         ("enable_ipv6", wanted.ipv6 or _has_ipv6(wanted), bool(there.subnet6)),

@@ -17,6 +17,7 @@ from orchestrator.compose.netspec import (
     networks_of,
     volumes_of,
 )
+from orchestrator.compose.ownspec import with_own
 from orchestrator.compose.project import Project
 from orchestrator.compose.stack import Stack, StackBuild, StackService
 from orchestrator.compose.taskspec import (
@@ -155,6 +156,7 @@ class _Assembly:
                 for other, condition in needs[key].items()
             ),
         )
+        spec = with_own(spec, section)
         try:
             validate_service(spec)
         except InvalidSpec as error:

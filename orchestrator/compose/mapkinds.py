@@ -193,9 +193,9 @@ class Keys:
             raise ComposeError(node.place, at, f"this is {what(node)}; it takes a map")
         entries: dict[str, Node] = {}
         for key, value in node.entries.items():
-            if key.startswith("x-"):
-                continue
             where, kind = within(at, key), self.table.get(key)
+            if kind is None and key.startswith("x-"):
+                continue
             if kind is None:
                 of = f" of {self.name}" if self.name else ""
                 words = f"there is no such key{of}; {hint(key, self.table)}"

@@ -110,7 +110,8 @@ def _network(stack: str, key: str, section: Map, reading: Reading) -> StackNetwo
         return StackNetwork(name, section.place, external=True)
     options = section.pairs("driver_opts")
     encrypted = options.pop(_ENCRYPTED, "false").lower() in ("", "true", "1")
-    configs = [cast(Map, each) for each in section.section("ipam").items_of("config")]
+    ipam = section.section("ipam")
+    configs = [cast(Map, each) for each in ipam.items_of("config")]
     driver = section.text("driver")
     if driver == "bridge":
         words = "this is one network on each node; services on other nodes are not reached by it"
@@ -128,6 +129,8 @@ def _network(stack: str, key: str, section: Map, reading: Reading) -> StackNetwo
         subnets=tuple(filter(None, (each.text("subnet") for each in configs))),
         ip_range=next(filter(None, (each.text("ip_range") for each in configs)), ""),
         gateway=next(filter(None, (each.text("gateway") for each in configs)), ""),
+        ipam_driver="" if ipam.text("driver") == "default" else ipam.text("driver"),
+        ipam_options=ipam.pairs("options"),
     )
 
 

@@ -24,7 +24,7 @@ NETWORK = Keys(
         "labels": Pairs(),
         "ipam": Keys(
             {
-                "driver": Choice(("default",), {}),
+                "driver": Text(),
                 "config": Many(
                     Keys(
                         {
@@ -36,7 +36,7 @@ NETWORK = Keys(
                         "a network's addresses",
                     )
                 ),
-                "options": Refused("Orc gives addresses out by itself"),
+                "options": Pairs(),
             },
             "a network's addresses",
         ),

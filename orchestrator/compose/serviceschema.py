@@ -22,6 +22,7 @@ from orchestrator.compose.kinds import (
     Words,
 )
 from orchestrator.compose.mapkinds import Entries, Keyed, Keys, Many, Pairs
+from orchestrator.compose.ownspec import KEY, OWN
 from orchestrator.compose.tree import Map, Scalar
 from orchestrator.model import confinement
 from orchestrator.model.names import check_hostname, check_name, parse_image
@@ -336,6 +337,7 @@ SERVICE = Keys(
         "pull_refresh_after": Noted("'orc stack deploy' looks tags up each time"),
         "use_api_socket": Refused("there is no daemon's socket on nodes"),
         "uts": Refused("each container has a hostname of its own"),
+        KEY: OWN,
     },
     "a service",
 )

@@ -28,6 +28,8 @@ class StackNetwork:
     subnets: tuple[str, ...] = ()
     ip_range: str = ""
     gateway: str = ""
+    ipam_driver: str = ""
+    ipam_options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

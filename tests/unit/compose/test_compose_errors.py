@@ -83,6 +83,10 @@ BAD_SERVICE = [
     ("extends: web", "services.web.extends: this service extends itself"),
     ("user: ${NOBODY:?who is it}", "services.web.user: variable NOBODY must be set: who is it"),
     ("user: ${1}", "services.web.user: '${1}' is no variable; write such as ${NAME:-default}"),
+    ("x-orc: {strtegy: spread}", "services.web.x-orc.strtegy: there is no such key of x-orc; did"),
+    ("x-orc: {affinity: [a]}", "services.web.x-orc.affinity[0]: "),
+    ("x-orc: {schedule: '61 * * * *'}", "services.web.x-orc.schedule: "),
+    ("x-orc: {schedule: '@daily'}", "services.web.x-orc: only jobs have a parallelism, deadline"),
     ("user: !secret x", "services.web.user: the tag !secret is unknown"),
 ]  # fmt: skip
 
@@ -116,7 +120,6 @@ BAD_FILE = [
     (WEB + "networks:\n  back: {external: {name: x}}", "write external: true, and name: NAME"),
     (WEB + "networks:\n  back: {external: true, driver: bridge}", "so driver is not this stack's"),
     (WEB + "networks:\n  Back: {}", "network name 's_Back' is not a DNS label"),
-    (WEB + "networks:\n  b: {ipam: {driver: x}}", "networks.b.ipam.driver: 'x' is unknown"),
     (WEB + "volumes:\n  data: {driver_opts: {sze: 1g}}", "the local volume driver has no option"),
     (WEB + "volumes:\n  data: {external: 3}", "volumes.data.external: '3' is neither true nor"),
     (WEB + "secrets:\n  pw: {file: none}", "compose.yaml:5: secrets.pw.file: cannot read"),

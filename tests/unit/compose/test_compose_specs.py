@@ -11,11 +11,13 @@ from composekit import FOLDER, Given, service
 from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.documents import FileReference
 from orchestrator.model.mounts import MountSpec, MountType
-from orchestrator.model.placement import GenericResource
+from orchestrator.model.placement import GenericResource, Strategy
 from orchestrator.model.specs import (
     EndpointMode,
     FailureAction,
     HealthCheck,
+    JobSpec,
+    Overlap,
     PortSpec,
     Protocol,
     PublishMode,
@@ -176,6 +178,29 @@ networks:
     front, shared, default = stack.networks
     assert (front.subnets, front.gateway) == (("10.1.0.0/16", "fd00::/48"), "10.1.0.1")
     assert (shared.name, shared.external, default.name) == ("proxy", True, "s_default")
+
+
+def test_what_only_orc_has_is_under_a_key_of_its_own() -> None:
+    spec = service("""
+deploy: {mode: replicated-job, replicas: 4}
+x-orc:
+  schedule: "0 2 * * *"
+  time-zone: Europe/Vienna
+  overlap: replace
+  max-concurrent: 2
+  deadline: 1h
+  strategy: binpack
+  affinity: node.labels.disk==ssd,weight=5
+  anti-affinity: [service==s_db]
+""")
+    assert spec.job == JobSpec(2, 3600.0, "0 2 * * *", "Europe/Vienna", Overlap.REPLACE)
+    assert [(each.rule, each.anti, each.weight) for each in spec.affinities] == [
+        ("node.labels.disk==ssd", False, 5),
+        ("service==s_db", True, 0),
+    ]
+    assert spec.strategy is Strategy.BINPACK
+    spec = service("x-orc: {update-canary: 1, on-disconnect: keep}")
+    assert (spec.update.canary, spec.on_disconnect.action.name) == (1, "KEEP")
 
 
 def test_dependencies_and_their_order() -> None:

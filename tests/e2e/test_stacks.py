@@ -339,3 +339,13 @@ def test_a_chart_is_built_and_deployed_with_its_values(tidy: Cluster, hello: str
     again = cluster.orc("stack", "deploy", *values, str(HELLO), "hello")
     assert "building" not in again.stderr
     assert ids(cluster, "hello") == before
+
+
+def test_what_is_planned_is_what_happens(tidy: Cluster, hello: str, write: Write) -> None:
+    cluster, file = tidy, write(SHOP)
+    plan = plan_json(cluster, "deploy", "-c", file, "shop")
+    cluster.orc("stack", "deploy", "-c", file, "shop")
+    rows = cluster.json("stack", "ps", "shop")
+    assert {task["task"]: task["to"] for task in plan["tasks"]} == {
+        row["name"]: row["node"] for row in rows
+    }

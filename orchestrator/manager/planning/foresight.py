@@ -21,13 +21,17 @@ from orchestrator.manager.planning.pipeline import STANDALONE, Dirty, dirty_of, 
 from orchestrator.manager.planning.plan import Change, earliest
 from orchestrator.manager.planning.slots import Slot, slots_of
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.dependencies import DependencyCondition
 from orchestrator.model.indexes import format_indexes
 from orchestrator.model.objects import Health, Task
+from orchestrator.model.specs import RestartCondition
 from orchestrator.model.states import TaskState
 
 _HORIZON = 3600.0
 """Seconds that are foreseen at the most."""
 _PASSES = 100_000
+_ENDING = (RestartCondition.ON_FAILURE, RestartCondition.NONE)
+"""With which a task that has done its work is not started again."""
 
 
 class Action(IntEnum):
@@ -121,6 +125,13 @@ def _step(service: str, number: int, old: Slot | None, new: Slot | None) -> Step
     was, now = _task(old), _task(new)
     name = f"{service}.{number}"
     ran, runs = _running(was), _running(now)
+    if was is not None and was.status.state is TaskState.COMPLETE:
+        # It has done its work: what becomes of it is no news, but that it does it once more is.
+        if now is None or now.id == was.id:
+            return None
+        was = None
+    if now is not None and now.status.state is TaskState.COMPLETE:
+        runs = True
     if now is not None and not runs and now.status.state is TaskState.PENDING:
         same = was is not None and was.status.message == now.status.message and not ran
         source = was.node_id if was is not None and ran else ""
@@ -138,7 +149,9 @@ def _step(service: str, number: int, old: Slot | None, new: Slot | None) -> Step
 
 
 def _task(slot: Slot | None) -> Task | None:
-    return slot.runnable if slot is not None else None
+    if slot is None or slot.runnable is not None:
+        return slot.runnable if slot is not None else None
+    return slot.newest if slot.newest.status.state is TaskState.COMPLETE else None
 
 
 def _running(task: Task | None) -> bool:
@@ -163,11 +176,33 @@ def _future(
         view = view.evolve(obeyed)
         if written or obeyed:
             dirty = dirty_of([*written, *obeyed])
+        elif ended := list(_completions(view, now)):
+            view = view.evolve(ended)
+            dirty = dirty_of(ended)
         elif wake is not None and wake <= horizon:
             now, wake, dirty = max(now, wake), None, Dirty(timer=True)
         else:
             break
     return view
+
+
+def _completions(view: ClusterView, now: float) -> Iterator[Change]:
+    """The tasks that do their work, as others wait for it."""
+    live = [service for service in view.services.values() if not service.removed]
+    awaited = {
+        each.service
+        for service in live
+        for each in service.spec.depends_on
+        if each.condition is DependencyCondition.COMPLETED
+    }
+    for service in live:
+        ends = service.spec.task.restart.condition in _ENDING
+        if service.spec.name not in awaited or not ends:
+            continue
+        for _, task in sorted(view.tasks_of_service(service.id).items()):
+            if task.status.state is TaskState.RUNNING and task.desired_state is TaskState.RUNNING:
+                done = replace(task.status, state=TaskState.COMPLETE, at=now, finished_at=now)
+                yield Change(task, replace(task, status=done))
 
 
 def _timeless(view: ClusterView) -> Iterator[Change]:

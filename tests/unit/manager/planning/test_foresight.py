@@ -13,10 +13,16 @@ from orchestrator.manager.planning.foresight import Action, Step, foresee
 from orchestrator.manager.planning.history import with_spec
 from orchestrator.manager.planning.plan import Change
 from orchestrator.model.affinities import parse_affinity
-from orchestrator.model.dependencies import Dependency
+from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.objects import Availability, Node, Object, Service
 from orchestrator.model.placement import GenericResource, Strategy
-from orchestrator.model.specs import ServiceMode, UpdateOrder, UpdatePolicy
+from orchestrator.model.specs import (
+    RestartCondition,
+    RestartPolicy,
+    ServiceMode,
+    UpdateOrder,
+    UpdatePolicy,
+)
 from orchestrator.model.states import TaskState
 
 
@@ -63,6 +69,30 @@ def test_what_is_changed_is_replaced_and_what_goes_stops() -> None:
         Step(Action.REPLACE, "web", "web.1", "a", "a"),
         Step(Action.REPLACE, "web", "web.2", "a", "a"),
         Step(Action.STOP, "web", "web.3", "a"),
+    ]
+
+
+def test_what_others_wait_for_to_complete_does_so() -> None:
+    setup = service("setup", spec=task_spec(restart=RestartPolicy(RestartCondition.NONE)))
+    web = service("web")
+    needs = (Dependency("setup", DependencyCondition.COMPLETED),)
+    web = replace(web, spec=replace(web.spec, depends_on=needs))
+    world = at_rest(node("a"))
+    both = (Change(None, setup), Change(None, web))
+    assert plan_of(world, *both) == [
+        Step(Action.START, "setup", "setup.1", "", "a"),
+        Step(Action.START, "web", "web.1", "", "a"),
+    ]
+    # Once it has, that is no news, whatever becomes of it.
+    world = at_rest(node("a"), setup, web)
+    (task,) = world.view.tasks_of_service("setup-id").values()
+    world.report(task, TaskState.COMPLETE)
+    world.obey()
+    setup = world.view.services["setup-id"]
+    assert plan_of(world, Change(setup, replace(setup, removed=True))) == []
+    changed = with_spec(setup, replace(setup.spec, task=task_spec(image="s:2")), "", 1.0)
+    assert plan_of(world, Change(setup, changed)) == [
+        Step(Action.START, "setup", "setup.1", "", "a")
     ]
 
 

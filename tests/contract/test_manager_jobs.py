@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import pytest
 from managerhost import Running, manager_in
 
 from orchestrator.manager.store.keys import object_key
-from orchestrator.manager.store.kv import Conflict, Guard, Put
+from orchestrator.manager.store.kv import Guard, Op, Put
 from orchestrator.model.convert import decode, encode, from_proto, to_proto
 from orchestrator.model.objects import JobState, Service
 from orchestrator.model.specs import (
@@ -27,9 +25,6 @@ from orchestrator.model.specs import (
     TaskSpec,
 )
 from orchestrator.pb import control_pb2, control_pb2_grpc, jobs_pb2, jobs_pb2_grpc
-
-PACE = 0.01
-"""Seconds between two writes: faster than any job's tasks end on a node."""
 
 SPEC = ServiceSpec(
     name="sums",
@@ -53,32 +48,26 @@ async def calls(running: Running) -> AsyncIterator[tuple[Any, Any]]:
         yield control_pb2_grpc.ControlStub(channel), jobs_pb2_grpc.JobsStub(channel)
 
 
-@asynccontextmanager
-async def busy(running: Running, service: Any) -> AsyncIterator[None]:
-    """Somebody writes how the job goes, again and again, each time once it has read what it wrote,
-    as the planner does."""
-    key = object_key(from_proto(service))
+def overtake(running: Running, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on somebody is faster, once for each write of a job: how it goes is written, as the
+    planner does, between what a call has read and what it writes."""
+    key, txn, ahead = object_key(from_proto(service)), running.kv.txn, True
 
-    async def write() -> None:
-        for number in range(1_000_000):
-            entry = await running.kv.get(key)
-            if entry is None:
-                return
+    async def overtaken(guards: Sequence[Guard], ops: Sequence[Op]) -> int:
+        nonlocal ahead
+        entry = await running.kv.get(key)
+        if entry is None or key not in {guard.key for guard in guards}:
+            return await txn(guards, ops)
+        if ahead:
+            ahead = False
             job = decode(Service, entry.value)
-            after = replace(job, job=replace(job.job, message=str(number)))
-            guard = Guard(key, mod_revision=entry.mod_revision)
-            try:
-                revision = await running.kv.txn([guard], [Put(key, encode(after))])
-            except Conflict:
-                continue
-            await running.manager.cache.wait_for(revision)
-            await asyncio.sleep(PACE)
+            after = replace(job, job=replace(job.job, skipped=job.job.skipped + 1))
+            await txn([Guard(key, mod_revision=entry.mod_revision)], [Put(key, encode(after))])
+        revision = await txn(guards, ops)
+        ahead = True
+        return revision
 
-    writing = asyncio.create_task(write())
-    try:
-        yield
-    finally:
-        writing.cancel()
+    monkeypatch.setattr(running.kv, "txn", overtaken)
 
 
 async def create(control: Any, spec: ServiceSpec = SPEC) -> Any:
@@ -86,20 +75,19 @@ async def create(control: Any, spec: ServiceSpec = SPEC) -> Any:
 
 
 async def test_a_busy_job_is_changed_stopped_started_and_removed(
-    running: Running, calls: tuple[Any, Any]
+    running: Running, calls: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control, jobs = calls
-    made = await create(control)
-    async with busy(running, made):
-        spec = to_proto(replace(SPEC, labels={"a": "b"}))
-        update = control_pb2.UpdateServiceRequest(service="sums", spec=spec)
-        changed: Service = from_proto(await control.UpdateService(update))
-        assert (changed.spec.labels, len(changed.job.runs)) == ({"a": "b"}, 1)
-        stopped = from_proto(await jobs.StopJob(jobs_pb2.StopJobRequest(job="sums")))
-        assert stopped.job.runs[0].state is JobState.STOPPED
-        started = from_proto(await jobs.StartJob(jobs_pb2.StartJobRequest(job="sums")))
-        assert started.job.runs[0].number == 2
-        await control.RemoveService(control_pb2.RemoveServiceRequest(service="sums"))
+    overtake(running, await create(control), monkeypatch)
+    spec = to_proto(replace(SPEC, labels={"a": "b"}))
+    update = control_pb2.UpdateServiceRequest(service="sums", spec=spec)
+    changed: Service = from_proto(await control.UpdateService(update))
+    assert (changed.spec.labels, len(changed.job.runs)) == ({"a": "b"}, 1)
+    stopped = from_proto(await jobs.StopJob(jobs_pb2.StopJobRequest(job="sums")))
+    assert stopped.job.runs[0].state is JobState.STOPPED
+    started = from_proto(await jobs.StartJob(jobs_pb2.StartJobRequest(job="sums")))
+    assert started.job.runs[0].number == 2
+    await control.RemoveService(control_pb2.RemoveServiceRequest(service="sums"))
 
 
 async def test_what_is_no_job_or_has_no_run_is_told(

@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 SOURCES := orchestrator tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sim vm-test lint bench install format clean
+.PHONY: help demo test sim vm-test lint bench deb wheel install format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,12 @@ bench: install ## Measure, beside Docker where it is installed (root)
 
 install: ## Install what is missing: Debian packages, .venv, generated code, /usr/local/bin/orc
 	@scripts/setup
+
+deb: install ## Build the Debian package, into dist/
+	@scripts/deb
+
+wheel: install ## Build the Python wheel, into dist/
+	@.venv/bin/pip wheel --quiet --no-deps --wheel-dir dist .
 
 format: install ## Bring the sources into the one style
 	@.venv/bin/ruff check --fix $(SOURCES)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.configfile import config_option
 from orchestrator.model.generic import is_device, parse_supply, supply_names
 from orchestrator.model.specs import Resources
 from orchestrator.model.units import parse_duration, parse_memory
@@ -61,6 +62,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
 
 
 @click.command("agent")
+@config_option
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path),

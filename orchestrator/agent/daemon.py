@@ -78,6 +78,7 @@ from orchestrator.model import objects
 from orchestrator.model.networks import CHAINS
 from orchestrator.model.objects import Task
 from orchestrator.pb import blobs_pb2_grpc
+from orchestrator.systemd import Supervisor
 from orchestrator.web.https import CannotListen, TlsFiles, listening
 from orchestrator.web.scrape import MetricsApp, process_registry
 
@@ -133,6 +134,7 @@ async def _until_signalled(settings: Settings) -> None:
 async def run(settings: Settings) -> None:
     """Be this host's agent until cancelled. Raises AgentFailure."""
     identity, data = settings.identity, settings.data_dir
+    supervisor = Supervisor.taken()
     rng = random.Random()
     async with AsyncExitStack() as stack:
         try:
@@ -354,6 +356,7 @@ async def run(settings: Settings) -> None:
             extra={"node": identity.node_id, "address": identity.address, "blob_port": blob_port},
         )
         async with worker, asyncio.TaskGroup() as group:
+            group.create_task(supervisor.attend(), name="supervisor")
             group.create_task(networks.run(), name="networks")
             group.create_task(paths.run(), name="path MTUs")
             group.create_task(endpoints.run(), name="endpoints")

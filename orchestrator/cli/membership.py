@@ -10,6 +10,10 @@ import click
 
 from orchestrator.cli.context import Context, save_context
 from orchestrator.cli.groups import CliError, example
+from orchestrator.cli.units import started
+
+MANAGER_DATA, AGENT_DATA = Path("/var/lib/orc/manager"), Path("/var/lib/orc/agent")
+"""Where the daemons' units look."""
 
 
 def _address(text: str) -> str:
@@ -40,7 +44,7 @@ def _network(text: str) -> str:
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("/var/lib/orc/manager"),
+    default=MANAGER_DATA,
     show_default=True,
     help="Where the manager keeps its identity and state.",
 )
@@ -59,8 +63,15 @@ def init(advertise: str, listen_port: int, network: str, data_dir: Path, name: s
     endpoint = f"{address}:{listen_port}"
     save_context(Context(name, (endpoint,), authority, admin.certificate, admin.key))
     click.echo(f"Cluster {identity.cluster_id} is set up in {data_dir}.")
-    click.echo(f"Start its manager:  orc manager --data-dir {data_dir}")
+    if data_dir == MANAGER_DATA and started("orc-manager.service"):
+        click.echo("Its manager runs, now and after each boot (orc-manager.service).")
+    else:
+        click.echo(f"Start its manager:  orc manager --data-dir {data_dir}")
     click.echo("Then add nodes:     orc cluster token worker   (prints the command to run there)")
+    click.echo(
+        f"Hosts must reach this one at TCP {listen_port} to {listen_port + 2}, nodes each other at "
+        "TCP 7423, 7424 and UDP 4789."
+    )
 
 
 @click.command(epilog=example("orc cluster join --token ORC-1-… 192.168.1.10:7421"))
@@ -69,7 +80,7 @@ def init(advertise: str, listen_port: int, network: str, data_dir: Path, name: s
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("/var/lib/orc/agent"),
+    default=AGENT_DATA,
     show_default=True,
     help="Where the agent keeps its identity and state.",
 )
@@ -91,4 +102,7 @@ def join(token: str, address: str, data_dir: Path, manager: str) -> None:
     except PermissionError as error:
         raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
     click.echo(f"This host is node {identity.node_id} now, at {identity.address}.")
-    click.echo(f"Start its agent:  orc agent --data-dir {data_dir}")
+    if data_dir == AGENT_DATA and started("orc-agent.service"):
+        click.echo("Its agent runs, now and after each boot (orc-agent.service).")
+    else:
+        click.echo(f"Start its agent:  orc agent --data-dir {data_dir}")

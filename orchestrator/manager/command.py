@@ -6,8 +6,11 @@ from pathlib import Path
 
 import click
 
+from orchestrator.configfile import config_option
+
 
 @click.command()
+@config_option
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 
+from orchestrator.background import background
 from orchestrator.identity import ca
 from orchestrator.identity.ca import KeyPair
 from orchestrator.identity.files import ManagerIdentity, read_manager
@@ -74,6 +75,7 @@ from orchestrator.pb import (
     system_pb2_grpc,
     volumes_pb2_grpc,
 )
+from orchestrator.systemd import Supervisor
 from orchestrator.web.https import CannotListen
 from orchestrator.web.scrape import process_registry
 
@@ -178,9 +180,16 @@ async def _found(
 class Manager:
     """One manager's parts."""
 
-    def __init__(self, settings: ManagerSettings, identity: ManagerIdentity, kv: Kv) -> None:
+    def __init__(
+        self,
+        settings: ManagerSettings,
+        identity: ManagerIdentity,
+        kv: Kv,
+        supervisor: Supervisor,
+    ) -> None:
         self._settings = settings
         self._identity = identity
+        self._supervisor = supervisor
         self._registry = process_registry()
         times = metrics.StoreTimes(self._registry)
         self._kv = kv = TimedKv(kv, times.took, times.failed)
@@ -235,7 +244,10 @@ class Manager:
             extra={"address": self._address, "manager": self._identity.manager_id},
         )
         try:
-            async with web(api, self._settings.data_dir, self._registry, self._state):
+            async with (
+                web(api, self._settings.data_dir, self._registry, self._state),
+                background(self._supervisor.attend()),
+            ):
                 await self._lead()
         except CannotListen as error:
             raise CannotServe(str(error)) from error
@@ -326,6 +338,7 @@ class Manager:
 
 async def serve(settings: ManagerSettings) -> None:
     """Run a manager until cancelled. Raises CannotServe, NoIdentity, StoreError."""
+    supervisor = Supervisor.taken()
     identity = read_manager(settings.data_dir)
     async with _store(settings) as kv:
-        await Manager(settings, identity, kv).run()
+        await Manager(settings, identity, kv, supervisor).run()

@@ -20,6 +20,7 @@ from orchestrator.identity.setup import init_cluster
 from orchestrator.identity.tls import channel_options
 from orchestrator.manager.daemon import Manager, ManagerSettings
 from orchestrator.manager.store.memory import MemoryKv
+from orchestrator.systemd import Supervisor
 
 
 @dataclass
@@ -81,7 +82,9 @@ async def manager_in(folder: Path, node_timeout: float | None = None) -> AsyncIt
     )
     authority = KeyPair(certificate, (folder / "ca.key").read_text())
     kv = MemoryKv(asyncio.get_running_loop().time)
-    manager = Manager(ManagerSettings(folder, node_timeout=node_timeout), identity, kv)
+    manager = Manager(
+        ManagerSettings(folder, node_timeout=node_timeout), identity, kv, Supervisor("", 0.0)
+    )
     running = Running(folder, identity, authority, admin, manager, kv)
     served = asyncio.create_task(manager.run())
     try:

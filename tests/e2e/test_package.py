@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from devcluster import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -66,11 +65,8 @@ def host(tmp_path: Path) -> Iterator[Host]:
         upper, inner, root = (work / name for name in ("upper", "work", "root"))
         for folder in (upper, inner, root):
             folder.mkdir()
-        mount(
-            *("-t", "overlay", "overlay", "-o"),
-            f"lowerdir=/,upperdir={upper},workdir={inner}",
-            root,
-        )
+        layers = f"lowerdir=/,upperdir={upper},workdir={inner}"
+        mount("-t", "overlay", "overlay", "-o", layers, root)
         for special in ("proc", "dev", "sys"):
             mount("--rbind", f"/{special}", root / special)
             subprocess.run(["mount", "--make-rslave", root / special], check=True)
@@ -88,7 +84,6 @@ def host(tmp_path: Path) -> Iterator[Host]:
 def test_installed_it_serves_a_cluster_and_removed_it_is_gone(host: Host, package: Path) -> None:
     shutil.copy(package, host.root / "tmp" / "orc.deb")
     host.run("dpkg", "-i", "/tmp/orc.deb")
-    assert "Client" in host.run("orc", "--help") or "Usage" in host.run("orc", "--help")
     assert host.run("orc", "--version").strip().endswith("0.1.0")
     said = host.run("orc", "cluster", "init", "--advertise", "127.0.0.1", "--listen-port", "17420")
     assert "Start its manager" in said
@@ -117,7 +112,7 @@ def test_installed_it_serves_a_cluster_and_removed_it_is_gone(host: Host, packag
     assert not (host.root / "usr/lib/orc").exists()
     assert not (host.root / "usr/bin/orc").exists()
     # The cluster's own is left alone.
-    eventually((host.root / "var/lib/orc/manager/manager.json").exists, within=1)
+    assert (host.root / "var/lib/orc/manager/manager.json").exists()
 
 
 def test_what_is_in_it(package: Path) -> None:

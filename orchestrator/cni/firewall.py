@@ -12,7 +12,8 @@ Redirects           none is sent: packets between neighbours pass this host on p
 Name server         questions to the gateway, and its answers, are not tracked. A resolver asks each
                     from a port of its own, so each would be a connection in the kernel's table for
                     half a minute: a busy container would fill it, and then nobody on the host could
-                    connect. Nothing is translated on that way.
+                    connect. Nothing is translated on that way. Who asks more than some thousand
+                    questions a second is not heard beyond that, so that the others are.
 Loopback            route_localnet makes 127.0.0.1 reachable through the bridge's device, which
                     published ports need and containers must not use (cf. CVE-2020-8558).
 
@@ -32,6 +33,8 @@ from .netlink import Address
 from .nft import TABLE, Nftables, NftError, failed
 
 GONE = "No such file or directory"
+MOST_QUESTIONS = "limit rate over 4000/second burst 2000 packets"
+"""Of one address; the name server answers five times as many."""
 
 BASE = f"""
 add table {TABLE}
@@ -40,15 +43,19 @@ add set {TABLE} internal {{ type ifname; }}
 add set {TABLE} ways {{ type ifname . ifname; }}
 add set {TABLE} itself4 {{ type ipv4_addr . ipv4_addr; }}
 add set {TABLE} itself6 {{ type ipv6_addr . ipv6_addr; }}
+add set {TABLE} askers4 {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 10s; }}
+add set {TABLE} askers6 {{ type ipv6_addr; size 65535; flags dynamic,timeout; timeout 10s; }}
 add chain {TABLE} forward {{ type filter hook forward priority filter; }}
 add chain {TABLE} input {{ type filter hook input priority filter; }}
 add chain {TABLE} own {{ type filter hook output priority raw; }}
 add chain {TABLE} guard {{ type filter hook prerouting priority raw; }}
+add chain {TABLE} question
 add chain {TABLE} hairpin {{ type nat hook postrouting priority srcnat; }}
 flush chain {TABLE} forward
 flush chain {TABLE} input
 flush chain {TABLE} own
 flush chain {TABLE} guard
+flush chain {TABLE} question
 flush chain {TABLE} hairpin
 add rule {TABLE} forward ct state established,related accept
 add rule {TABLE} forward iifname . oifname @ways accept
@@ -65,7 +72,10 @@ add rule {TABLE} own icmp type redirect oifname @members drop
 add rule {TABLE} own icmpv6 type nd-redirect oifname @members drop
 add rule {TABLE} own udp sport 53 oifname @members fib saddr . oif type local notrack
 add rule {TABLE} guard ip daddr 127.0.0.0/8 iifname @members drop
-add rule {TABLE} guard udp dport 53 iifname @members fib daddr . iif type local notrack
+add rule {TABLE} guard udp dport 53 iifname @members fib daddr . iif type local goto question
+add rule {TABLE} question update @askers4 {{ ip saddr {MOST_QUESTIONS} }} drop
+add rule {TABLE} question update @askers6 {{ ip6 saddr {MOST_QUESTIONS} }} drop
+add rule {TABLE} question notrack
 add rule {TABLE} hairpin ip saddr . ip daddr @itself4 masquerade
 add rule {TABLE} hairpin ip6 saddr . ip6 daddr @itself6 masquerade
 """

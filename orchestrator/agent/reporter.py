@@ -8,6 +8,7 @@ when it goes on meanwhile: each state that is told is a transaction of the store
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -31,15 +32,15 @@ class Reporter:
 
     def put(self, task_id: str, status: TaskStatus) -> None:
         """Report `status`, unless a later state of this task is known: the pair of run and state
-        only grows. Nor does its time go back where the clock does: a manager would take that for
-        older news, and so never hear of it."""
+        only grows. So does the time of news within a state, though the clock may go back: by it a
+        manager tells what is newer when reports overtake each other."""
         known = self._newest.get(task_id)
-        if known is not None and known.run == status.run and status.at < known.at:
-            status = replace(status, at=known.at)
-        if known is not None and (
-            known == status or (known.run, known.state) > (status.run, status.state)
-        ):
-            return
+        if known is not None:
+            if known == status or (known.run, known.state) > (status.run, status.state):
+                return
+            same = (known.run, known.state) == (status.run, status.state)
+            if same and status.at <= known.at:
+                status = replace(status, at=math.nextafter(known.at, math.inf))
         self._newest[task_id] = status
         self._unsent.add(task_id)
         self._wake()

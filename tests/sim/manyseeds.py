@@ -44,6 +44,8 @@ def _run(kind: str, seeds: range) -> int:
                 print(f"{kind}: {error}\n", flush=True)
             if sys.stderr.isatty():
                 print(f"\r{kind}: {done} of {len(seeds)} ", end="", file=sys.stderr, flush=True)
+            elif done % 500 == 0:
+                print(f"{kind}: {done} of {len(seeds)}, {failed} failed", flush=True)
     took = time.monotonic() - began
     print(f"{kind}: {len(seeds)} seeds, {failed} failed, {took:.0f} s", flush=True)
     return failed

@@ -7,6 +7,7 @@ acknowledged it, which may be lost as well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
@@ -53,7 +54,7 @@ class Container:
     health: Health = Health.NONE
     lost: bool = False
     said_at: float = 0.0
-    """The time of what was last said of it, which does not go back where the clock does."""
+    """The time of what was last said of it, which grows though the clock may go back."""
 
 
 @dataclass
@@ -180,7 +181,8 @@ def reboot(world: World, agent: Agent) -> None:
 
 def report(world: World, agent: Agent, container: Container) -> None:
     """Note down what is to be said of a container."""
-    at = container.said_at = max(world.now + agent.skew, container.said_at)
+    at = max(world.now + agent.skew, math.nextafter(container.said_at, math.inf))
+    container.said_at = at
     state = container.state
     agent.unreported[container.task.id] = TaskStatus(
         state,

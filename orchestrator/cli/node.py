@@ -15,6 +15,7 @@ from orchestrator.cli.groups import CliError, OrcGroup, example
 from orchestrator.cli.output import (
     Row,
     format_option,
+    labels_text,
     listing_options,
     print_fields,
     print_list,
@@ -25,6 +26,7 @@ from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.names import near_miss
 from orchestrator.model.objects import Availability
 from orchestrator.model.units import format_cores, format_memory
+from orchestrator.model.validate import MAX_REPLICAS
 from orchestrator.pb import control_pb2
 
 
@@ -74,7 +76,7 @@ def inspect(client: Client, nodes: tuple[str, ...], form: str, pretty: bool) -> 
                 ("Availability", _availability(row)),
                 ("Lately down", ", ".join(row["downs"])),
                 ("Address", row["address"]),
-                ("Labels", ", ".join(f"{k}={v}" for k, v in sorted(row["labels"].items()))),
+                ("Labels", labels_text(row["labels"])),
                 ("Resources", f"{cores} cores, {memory}"),
                 ("Reserved", f"{reserved[0]} cores, {reserved[1]}"),
                 ("Generic resources", ", ".join(map(_generic, row["generic_resources"].items()))),
@@ -126,7 +128,7 @@ def ps(
 )
 @click.option(
     "--max-unavailable",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_REPLICAS),
     help="Of a drain: most tasks of a service that are away at a time (all that stop first).",
 )
 @click.option(

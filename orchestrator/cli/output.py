@@ -192,6 +192,16 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
         click.echo(f"{name + ':':{width}} {value}")
 
 
+def labels_text(labels: Mapping[str, str]) -> str:
+    """Labels on one line, whatever is in them."""
+    texts = (f"{key}={value}" for key, value in sorted(labels.items()))
+    return ", ".join("".join(map(_shown, text)) for text in texts)
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]
+
+
 def jsonable(value: Any, key: str = "") -> Any:
     """A dataclass of the model as its JSON document: enums as the words users type, times as
     RFC 3339 and null where there is none yet."""

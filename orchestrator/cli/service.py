@@ -16,6 +16,7 @@ from orchestrator.cli.network_flags import attachment_text
 from orchestrator.cli.output import (
     Row,
     format_option,
+    labels_text,
     listing_options,
     print_fields,
     print_list,
@@ -113,7 +114,7 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
     return [
         ("ID", document["id"]),
         ("Name", spec["name"]),
-        ("Labels", _pairs(spec["labels"])),
+        ("Labels", labels_text(spec["labels"])),
         ("Mode", spec["mode"]),
         ("Running", f"{document['running']} of {desired}"),
         ("Image", container["image"]),
@@ -123,7 +124,7 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Env", ", ".join(container["env"])),
         ("User", container["user"]),
         ("Workdir", container["workdir"]),
-        ("Container labels", _pairs(container["labels"])),
+        ("Container labels", labels_text(container["labels"])),
         ("Constraints", ", ".join(spec["constraints"])),
         ("Strategy", "" if spec["strategy"] == "default" else spec["strategy"]),
         ("On disconnect", _disconnect(spec["on_disconnect"])),
@@ -177,10 +178,6 @@ def _affinity(entry: Row) -> str:
 
 def _dependency(entry: Row) -> str:
     return f"{entry['service']}:{entry['condition']}"
-
-
-def _pairs(labels: Mapping[str, str]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def _resources(resources: Mapping[str, Any]) -> str:

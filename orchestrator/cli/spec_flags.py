@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import click
 
+from orchestrator.model.convert import ConvertError, to_proto
 from orchestrator.model.names import parse_image
 from orchestrator.model.specs import PortSpec, Protocol, PublishMode, ServiceSpec
 from orchestrator.model.validate import InvalidSpec, validate_service
@@ -17,8 +18,11 @@ def checked(spec: ServiceSpec) -> ServiceSpec:
     """The spec, if it is valid; otherwise a usage error with the words of the validator."""
     try:
         validate_service(spec)
+        to_proto(spec)
     except InvalidSpec as error:
         raise click.UsageError(str(error)) from None
+    except ConvertError as error:  # a number that is larger than any that makes sense
+        raise click.UsageError(str(error.__cause__ or error)) from None
     return spec
 
 

@@ -129,7 +129,10 @@ class _Converter:
     def write(self, obj: Any, message: Any) -> None:
         for name in self._plain:
             if value := getattr(obj, name):
-                setattr(message, name, value)
+                try:
+                    setattr(message, name, value)
+                except ValueError:
+                    raise ValueError(f"{name.replace('_', ' ')} {value} is out of range") from None
         for name in self._repeated:
             if value := getattr(obj, name):
                 getattr(message, name).extend(value)

@@ -51,6 +51,9 @@ MIN_LIMIT_SHARES = 11
 
 MAX_REPLICAS = 100_000
 
+LONGEST = 10 * 365 * 86400.0
+"""Seconds of any time that a user may set."""
+
 
 class InvalidSpec(ValueError):
     """A spec that cannot be run. `str()` is one line for the user; `field` is where it is."""
@@ -158,7 +161,7 @@ def _container(spec: ContainerSpec) -> None:
             f"{where}.stop_signal",
             f"stop signal {spec.stop_signal!r} is unknown; write such as SIGTERM or SIGINT",
         )
-    _not_negative(f"{where}.stop_grace", spec.stop_grace, "stop grace period")
+    _duration(f"{where}.stop_grace", spec.stop_grace, "stop grace period")
     if spec.pids_limit < -1:
         raise InvalidSpec(
             f"{where}.pids_limit", f"pids limit {spec.pids_limit} is negative; -1 is no limit"
@@ -303,7 +306,8 @@ def _ports(ports: tuple[PortSpec, ...]) -> None:
 
 def _policy(word: str, policy: UpdatePolicy) -> None:
     for name in ("parallelism", "delay", "monitor", "canary", "max_failure_ratio"):
-        _not_negative(f"{word}.{name}", getattr(policy, name), f"{word} {name.replace('_', ' ')}")
+        check = _duration if name in ("delay", "monitor") else _not_negative
+        check(f"{word}.{name}", getattr(policy, name), f"{word} {name.replace('_', ' ')}")
     if policy.max_failure_ratio > 1:
         raise InvalidSpec(
             f"{word}.max_failure_ratio",
@@ -316,19 +320,35 @@ def _policy(word: str, policy: UpdatePolicy) -> None:
 
 
 def _restart(policy: RestartPolicy) -> None:
-    _not_negative("task.restart.delay", policy.delay, "restart delay")
+    _duration("task.restart.delay", policy.delay, "restart delay")
     _not_negative("task.restart.max_attempts", policy.max_attempts, "restart max attempts")
-    _not_negative("task.restart.window", policy.window, "restart window")
+    _duration("task.restart.window", policy.window, "restart window")
+
+
+def check_labels(labels: Mapping[str, str], what: str = "label") -> None:
+    """Raise ValueError for a label that nobody could name, or that no program could be given."""
+    for key, value in labels.items():
+        if not key.strip():
+            raise ValueError(f"a {what} has no name; write KEY=value")
+        if not key.isprintable():
+            raise ValueError(f"{what} {key!r} has a character that cannot be shown in its name")
+        if "\0" in value:
+            raise ValueError(f"{what} {key!r} contains a NUL character")
 
 
 def _labels(field: str, labels: Mapping[str, str]) -> None:
-    if any(not key.strip() for key in labels):
-        raise InvalidSpec(field, "a label has no name; write KEY=value")
+    _guard(field, check_labels, labels)
 
 
 def _not_negative(field: str, value: float, what: str) -> None:
     if value < 0 or not isfinite(value):
         raise InvalidSpec(field, f"{what} {value:g} is not valid; 0 is the least")
+
+
+def _duration(field: str, seconds: float, what: str) -> None:
+    _not_negative(field, seconds, what)
+    if seconds > LONGEST:
+        raise InvalidSpec(field, f"{what} is over ten years; write something shorter")
 
 
 def _guard(field: str, check: Callable[..., object], *arguments: object) -> None:

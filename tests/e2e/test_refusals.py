@@ -31,6 +31,17 @@ pytestmark = [pytest.mark.root, pytest.mark.e2e]
         (["--restart-condition", "sometimes", "hello:1"], ["sometimes"]),
         (["--constraint", "node.labels", "hello:1"], ["node.labels"]),
         (["--stop-signal", "SIGNOPE", "hello:1"], ["SIGNOPE"]),
+        (["--replicas", "10000000", "hello:1"], ["replicas 10000000 is over 100000"]),
+        (["--restart-max-attempts", "99999999999", "hello:1"], ["max attempts", "out of range"]),
+        (["--replicas-max-per-node", "9" * 25, "hello:1"], ["max per node", "out of range"]),
+        (["--update-delay", "999999h", "hello:1"], ["update delay is over ten years"]),
+        (["--health-cmd", "true", "--health-retries", "9" * 12, "hello:1"], ["retries"]),
+        (["--label", "a\nb=c", "hello:1"], ["label 'a\\nb'", "cannot be shown"]),
+        (["--container-label", "\x1b[31m=c", "hello:1"], ["label", "cannot be shown"]),
+        (["--depends-on", "bad", "hello:1"], ["service 'bad' cannot wait for itself"]),
+        (["--generic-resource", "gpu=99999999", "hello:1"], ["is not from 1 to 10000"]),
+        (["--on-disconnect", "vanish", "hello:1"], ["'vanish' is none of replace"]),
+        (["--strategy", "random", "hello:1"], ["'random' is none of default, spread, binpack"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -158,3 +169,17 @@ def test_a_removed_node_is_turned_away(cluster: Cluster) -> None:
         assert "node4" not in str(cluster.json("network", "inspect", "default"))
     finally:
         cluster.power_off("node4")
+
+
+def test_labels_with_strange_characters(cluster: Cluster, hello: str) -> None:
+    cluster.orc("service", "create", "--name", "odd", "--label", "a b=c d", "--label", "ü=ö",
+                "--label", "lines=one\ntwo", hello)  # fmt: skip
+    assert cluster.json("service", "inspect", "odd")[0]["spec"]["labels"]["lines"] == "one\ntwo"
+    shown = cluster.orc("service", "inspect", "--pretty", "odd").stdout
+    assert "a b=c d, lines=one\\ntwo, ü=ö" in shown
+    assert "cannot be shown" in cluster.refused("node", "update", "--label-add", "a\nb=1", "node1")
+    assert cluster.nodes()["node1"]["labels"] == {}
+    assert "is not in the range" in cluster.refused(
+        "node", "update", "--availability", "drain", "--max-unavailable", "9" * 14, "node1"
+    )
+    assert cluster.nodes()["node1"]["availability"] == "active"

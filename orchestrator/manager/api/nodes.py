@@ -16,7 +16,7 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Availability, Node, NodeState
-from orchestrator.model.validate import MAX_REPLICAS
+from orchestrator.model.validate import MAX_REPLICAS, check_labels
 from orchestrator.pb import control_pb2
 
 
@@ -81,6 +81,10 @@ def _updated(node: Node, request: Any, now: float) -> Node:
         raise not_found(f"node {request.node} has no label '{missing[0]}'")
     labels = {k: v for k, v in node.labels.items() if k not in set(request.label_rm)}
     labels.update(request.label_add)
+    try:
+        check_labels(request.label_add)
+    except ValueError as error:
+        raise invalid(str(error)) from None
     availability = node.availability
     if request.HasField("availability"):
         availability = Availability(request.availability)

@@ -258,19 +258,21 @@ class Networks:
             del has[id]
         netns = await self._network.namespace(task.id)
         free = _free_names(list(has.values()))
-        way_out = next((config.id for _, config in wanted if not config.internal), "")
         addresses, addresses6, gateways = {}, {}, []
         others: list[str] = []
+        leads_out = False
         for index, (attachment, config) in enumerate(wanted):
             interface = _interface(
                 task,
                 attachment,
                 ifname=has.get(config.id) or next(free),
-                default_route=config.id == way_out,
+                default_route=not leads_out and not config.internal,
                 publishes=index == 0,
             )
             made = await self._network.attach(config.id, task.id, interface)
-            addresses[config.name] = made.address
+            leads_out = leads_out or (made.leads_out and not config.internal)
+            if made.address or not made.address6:
+                addresses[config.name] = made.address
             if made.gateway:
                 gateways.append(made.gateway)
             others += made.nameservers

@@ -86,6 +86,8 @@ def inspect(client: Client, nodes: tuple[str, ...], form: str, pretty: bool) -> 
                 ("Runtime", row["runtime"]),
                 ("Version", row["version"]),
                 ("Networks can be", ", ".join(row["network_features"])),
+                ("CNI plugins", ", ".join(row["cni_plugins"])),
+                ("Network plugins", ", ".join(row["network_drivers"])),
                 ("Tunnel keys", ", ".join(key["public"] for key in row["tunnel_keys"])),
                 ("Joined at", row["created_at"] or ""),
             ]

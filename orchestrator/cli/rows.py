@@ -71,6 +71,9 @@ def node_row(message: Any) -> Row:
             for kind, value in sorted(about.generic_resources.items())
         },
         "network_features": list(about.network_features),
+        "cni_plugins": list(about.cni_plugins),
+        "network_drivers": about.network_drivers,
+        "ipam_drivers": list(about.ipam_drivers),
         "path_mtu": about.path_mtu or None,
         "tunnel_keys": [{"public": key.public, "port": key.port} for key in about.tunnel_keys],
     }

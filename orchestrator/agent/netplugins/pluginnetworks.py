@@ -93,8 +93,10 @@ class PluginNetworks:
             if known is not None:
                 same = (known.ifname, known.stamp) == (wanted.ifname, wanted.stamp)
                 if same and known.body.get("joined") and known.body["asked"] == body["asked"]:
-                    await self._mover.bring(container, known.body["interface"])
-                    return _attachment(known)
+                    ways = known.body["gateways"] if interface.default_route else []
+                    placed = {**known.body["interface"], "gateways": ways}
+                    await self._mover.bring(container, placed)
+                    return _attachment(self._note(known, interface=placed))
                 await self._release(known)
             self._overdue.forget(wanted.key)
             await self._make(plugin, config)
@@ -328,7 +330,6 @@ def _asked(interface: Interface) -> dict[str, Any]:
     return {
         "ips": [interface.ip, interface.ip6],
         "mac": interface.mac,
-        "default": interface.default_route,
         "options": endpoint_options(interface),
     }
 
@@ -376,4 +377,5 @@ def _attachment(record: Record) -> Attachment:
         ifname=record.ifname,
         result={},
         address6=by_version.get(6, ""),
+        leads_out=bool(record.body["gateways"]),
     )

@@ -80,6 +80,10 @@ def attachment_of(record: Record, result: Mapping[str, Any]) -> Attachment:
         ifname=record.ifname,
         result=result,
         address6=addresses[6],
+        leads_out=any(
+            isinstance(each, dict) and each.get("dst") in ("0.0.0.0/0", "::/0")
+            for each in _list(result, "routes")
+        ),
         nameservers=tuple(map(str, servers)) if isinstance(servers, list) else (),
     )
 

@@ -196,6 +196,41 @@ async def test_what_an_earlier_agent_left_goes_and_what_is_held_stays(bench: Ben
     assert told(bench, "one", "GC")["cni.dev/valid-attachments"] == []
 
 
+async def test_a_plugin_of_version_1_1(bench: Bench) -> None:
+    """Our own plugin, as one of other people's: with STATUS and GC."""
+    state = bench.host.state / "orc-cni"
+    enter = f"nsenter --net={bench.host.netns} {sys.executable} -m orchestrator.cni.plugin"
+    bench.script("orc-cni", f"PYTHONPATH={':'.join(filter(None, sys.path))} exec {enter}")
+    text = bench.conflist(
+        {
+            "type": "orc-cni",
+            "bridge": "apps0",
+            "subnet": "10.50.0.0/24",
+            "dataDir": str(state),
+            "capabilities": {"ips": True},
+        },
+        version="1.1.0",
+    )
+    before, network = bench.chains(), config(text)
+    await before.apply(network)
+    first = await before.attach(network, "c1", eth(ip="10.50.0.9"), bench.container("c1"))
+    assert (first.address, first.leads_out) == ("10.50.0.9", True)
+    assert first.result["cniVersion"] == "1.1.0"
+    await before.attach(network, "c2", eth(), bench.container("c2"))
+    chains = bench.chains()
+    # What an agent that lost its records had made, its plugin forgets by GC.
+    (file,) = [path for path in (bench.state / "attachments").iterdir() if "c2" in path.name]
+    file.unlink()
+    chains = bench.chains()
+    chains.collect(["c1"])
+    async with _running(chains):
+        await until(lambda: bench.called("orc-cni")[-1] == "CHECK")
+    assert bench.called("orc-cni") == ["STATUS", "ADD", "STATUS", "ADD", "GC", "CHECK"]
+    await chains.attach(network, "c3", eth(ip="10.50.0.2"), bench.container("c3"))
+    await chains.detach("c1")
+    await chains.detach("c3")
+
+
 async def test_a_list_may_forbid_checks_and_collection(bench: Bench) -> None:
     listening(bench, "one")
     chains = bench.chains()
@@ -225,7 +260,8 @@ async def test_a_kill_in_the_middle_of_add(bench: Bench) -> None:
     """The plugin goes on without its agent; the next one waits for it, and undoes it."""
     gate = bench.calls.parent / "gate"
     os.mkfifo(gate)
-    listening(bench, "one", more=f'[ "$CNI_COMMAND" != ADD ] || [ -e {gate}.open ] || cat {gate}')
+    waits = f"{{ touch {gate}.reached; cat {gate}; }}"
+    listening(bench, "one", more=f'[ "$CNI_COMMAND" != ADD ] || [ -e {gate}.open ] || {waits}')
     listening(bench, "two")
     netns, text = bench.container("c1"), chain(bench)
     agent = await asyncio.create_subprocess_exec(
@@ -237,7 +273,7 @@ async def test_a_kill_in_the_middle_of_add(bench: Bench) -> None:
         netns,
         env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
     )
-    await until(lambda: (bench.calls.parent / "one.ADD").exists())
+    await until(lambda: (bench.calls.parent / "gate.reached").exists())
     agent.send_signal(signal.SIGKILL)
     await agent.wait()
 

@@ -35,7 +35,7 @@ bench: install ## Measure, beside Docker where it is installed (root)
 install: ## Install what is missing: Debian packages, .venv, generated code, /usr/local/bin/orc
 	@scripts/setup
 
-deb: install ## Build the Debian package, into dist/
+deb: ## Build the Debian package, into dist/
 	@scripts/deb
 
 wheel: install ## Build the Python wheel, into dist/

@@ -60,6 +60,11 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def context(self) -> Context:
+        """The cluster that is called."""
+        return self._context
+
     def close(self) -> None:
         """Drop the connection; the next call opens another."""
         if self._connection is not None:

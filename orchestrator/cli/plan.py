@@ -7,6 +7,7 @@ each change through instead of making it.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -190,6 +191,19 @@ _STEP_COLUMNS = [
     column("NAME", "name"),
     Column("CHANGES", lambda row: ", ".join(row["changes"])),
 ]
+
+
+def show_stack(context: Context, command: Callable[[Client], object]) -> None:
+    """Print what a command about a stack would do."""
+    noted: list[_PlanningClient] = []
+    with _PlanningClient(noted, context) as client:
+        with redirect_stdout(io.StringIO()), suppress(_Planned):
+            command(client)
+        rows, steps = noted[0].planned(), noted[0].steps
+    if rows or steps:
+        _print_stack(steps, rows, "table")
+    else:
+        click.echo("nothing would change", err=True)
 
 
 def _print_stack(steps: list[Row], rows: list[Row], form: str) -> None:

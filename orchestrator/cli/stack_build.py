@@ -8,8 +8,8 @@ replaced.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from orchestrator.cli.build import build_digest, build_folder, build_host
 from orchestrator.cli.client import Client
 from orchestrator.cli.groups import CliError
 from orchestrator.cli.spec_flags import checked_image
+from orchestrator.cli.stack_changes import Change
 from orchestrator.compose.stack import StackBuild
 from orchestrator.pb import control_pb2
 
@@ -27,35 +28,40 @@ _MADE_FROM = "orc.stack.build"
 
 
 def build_images(client: Client, builds: Mapping[str, StackBuild], quiet: bool) -> dict[str, str]:
-    """Build the images, by name, that are not there as they are to be; the ids of all. Raises
-    CliError."""
+    """Build the images, by name, that are not there as they are to be; the ids of all. `orc plan`
+    only notes them. Raises CliError."""
     known = client.call("ListImages", control_pb2.ListImagesRequest()).images
     there = {name: image for image in known for name in image.names}
     found = {}
     for name, build in builds.items():
-        image = _image(client, name, build, there.get(name), quiet)
-        found[name] = image.id
+        with _prepared(name, build) as (header, folder, dockerfile):
+            image, digest = there.get(name), build_digest(header, folder, dockerfile)
+            anew = build.section.flag("no_cache") or build.section.flag("pull")
+            if anew or image is None or image.labels.get(_MADE_FROM) != digest:
+                client.intends(Change("build", "image", name))
+                if client.pretends:
+                    continue
+                if not quiet:
+                    click.echo(f"building {name}", err=True)
+                header.labels[_MADE_FROM] = digest
+                image = build_folder(client, header, folder, dockerfile, quiet)
+            found[name] = image.id
     return found
 
 
-def _image(client: Client, name: str, build: StackBuild, there: Any, quiet: bool) -> Any:
-    section = build.section
+@contextmanager
+def _prepared(name: str, build: StackBuild) -> Iterator[tuple[Any, Path, str | None]]:
+    """What `orc build` needs: a header, the folder, and the Dockerfile if it is another."""
+    section, header = build.section, _header(name, build)
     folder, file = Path(section.text("context") or "."), section.text("dockerfile")
-    header = _header(name, build)
-    with ExitStack() as stack:
-        dockerfile = str(folder / file) if file else None
-        if inline := section.text("dockerfile_inline"):
-            scratch = stack.enter_context(tempfile.TemporaryDirectory())
-            dockerfile = str(Path(scratch, "Dockerfile"))
-            Path(dockerfile).write_text(inline)
-        digest = build_digest(header, folder, dockerfile)
-        anew = section.flag("no_cache") or section.flag("pull")
-        if there is not None and there.labels.get(_MADE_FROM) == digest and not anew:
-            return there
-        if not quiet:
-            click.echo(f"building {name}", err=True)
-        header.labels[_MADE_FROM] = digest
-        return build_folder(client, header, folder, dockerfile, quiet)
+    inline = section.text("dockerfile_inline")
+    if not inline:
+        yield header, folder, str(folder / file) if file else None
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "Dockerfile")
+        path.write_text(inline)
+        yield header, folder, str(path)
 
 
 def _header(name: str, build: StackBuild) -> Any:

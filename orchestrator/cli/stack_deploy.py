@@ -52,6 +52,7 @@ _LOOK = 0.1
 )
 @file_options
 @click.option("--prune", is_flag=True, help="Remove what the files have no more; volumes stay.")
+@click.option("--dry-run", is_flag=True, help="Only show the plan, as 'orc plan' does.")
 @click.option("--detach", "-d", is_flag=True, help="Do not wait until it runs.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @click.option(
@@ -75,9 +76,18 @@ _LOOK = 0.1
 )
 @click.argument("names", metavar="[FOLDER] NAME", nargs=-1, required=True)
 @pass_client
-def deploy(client: Client, names: tuple[str, ...], **values: Any) -> None:
+def deploy(client: Client, names: tuple[str, ...], dry_run: bool, **values: Any) -> None:
     """Deploy a stack from compose files, or from a folder with one (a chart): make and change what
     differs, and wait until it runs. What is the same is not touched."""
+    if dry_run and not client.pretends:
+        from orchestrator.cli.plan import show_stack
+
+        show_stack(client.context, lambda planning: _deploy(planning, names, values))
+    else:
+        _deploy(client, names, values)
+
+
+def _deploy(client: Client, names: tuple[str, ...], values: dict[str, Any]) -> None:
     if len(names) > 2 or (len(names) == 1 and not values["files"]):
         raise click.UsageError(
             "say which file and how the stack is called: orc stack deploy -c FILE NAME, or "
@@ -182,7 +192,7 @@ class _Deployment:
             for service in self._stack.services
             if service.build is not None
         }
-        if not builds or self._client.pretends:
+        if not builds:
             return {}
         from orchestrator.cli.stack_build import build_images
 

@@ -149,6 +149,10 @@ def test_only_what_changed_is_restarted_and_the_plan_says_so(
     }
     assert ids(cluster, "shop") == before
 
+    shown = cluster.orc("stack", "deploy", "--dry-run", *change[1:]).stdout
+    assert "change   service   shop_web   env" in shown
+    assert ids(cluster, "shop") == before
+
     cluster.orc("stack", *change)
     after = ids(cluster, "shop")
     assert after["shop_api.1"] == before["shop_api.1"]
@@ -329,6 +333,12 @@ def test_what_people_have_can_be_planned(tidy: Cluster) -> None:
 def test_a_chart_is_built_and_deployed_with_its_values(tidy: Cluster, hello: str) -> None:
     cluster = tidy
     values = ("--set", "PORT=8086", "--set", "REPLICAS=2", "--set", "TAG=chart")
+    plan = plan_json(cluster, "deploy", *values, str(HELLO), "hello")
+    assert [(step["action"], step["name"]) for step in plan["steps"]] == [
+        ("build", "hello:chart"),
+        ("create", "hello_default"),
+        ("create", "hello_web"),
+    ]
     cluster.orc("stack", "deploy", *values, str(HELLO), "hello")
     (service,) = cluster.json("stack", "services", "hello")
     assert (service["image"], service["running"]) == ("hello:chart", 2)

@@ -99,7 +99,10 @@ class ImageOrders:
 
     def _images_of(self, tasks: Iterable[Task]) -> frozenset[str]:
         wanted = (task.image_digest or task.spec.container.image for task in tasks)
-        return frozenset(digest for text in wanted if (digest := self._store.resolve(text)))
+        # One on the host's own files has no image.
+        return frozenset(
+            digest for text in wanted if text and (digest := self._store.resolve(text))
+        )
 
     async def _pull(self, call: Any, order: images_pb2.PullOrder) -> dispatch_pb2.TunnelResult:
         grant = images_pb2.Grant(nodes=order.sources, registry=order.registry, auth=order.auth)

@@ -1,7 +1,6 @@
-"""What a test in one virtual machine does in another: commands over the network that they share.
+"""What a test does in a virtual machine that it has booted: commands, over a port.
 
-Started as `python -m tests.vm.hand` in each of the other machines. It obeys anyone who asks, which
-on a network of nothing but the test's own machines is the test.
+Started as `python -m tests.vm.hand` inside. It obeys anyone who asks, and only the test can.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-PORT = 7000
+from .machine import HAND, LOOPBACK
+
 SECONDS = 600
 
 
@@ -44,17 +44,17 @@ class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
 
-def obey(address: str = "0.0.0.0") -> None:
+def obey() -> None:
     """Do what is asked until the machine is switched off."""
-    with _Server((address, PORT), _Order) as server:
+    with _Server(("0.0.0.0", HAND), _Order) as server:
         server.serve_forever()
 
 
 @dataclass(frozen=True, slots=True)
 class Hand:
-    """Another machine, or this one (whose `obey` runs in a thread)."""
+    """The machine behind a door."""
 
-    address: str
+    door: int
 
     def run(self, *argv: str, ok: bool = True) -> str:
         """Run a command there: what it printed. It must succeed, unless `ok` is False."""
@@ -66,8 +66,15 @@ class Hand:
         """Start a command that stays, whose output goes to the file `log` there: its pid."""
         return int(self._ask({"argv": argv, "stays": log})["output"])
 
-    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        with socket.create_connection((self.address, PORT), timeout=SECONDS) as sock:
+    def answers(self) -> bool:
+        """Whether the machine is up. Its door is open before that, and then nobody ever answers."""
+        try:
+            return self._ask({"argv": ["true"], "stays": ""}, within=5) is not None
+        except (OSError, ValueError):
+            return False
+
+    def _ask(self, order: dict[str, Any], within: float = SECONDS) -> dict[str, Any]:
+        with socket.create_connection((LOOPBACK, self.door), timeout=within) as sock:
             sock.sendall(json.dumps(order).encode() + b"\n")
             with sock.makefile("rb") as answer:
                 found: dict[str, Any] = json.loads(answer.readline())

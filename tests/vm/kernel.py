@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import os
 import re
 import shutil
 import subprocess
@@ -61,6 +62,13 @@ def _depends(module: bytes) -> Iterator[str]:
     for name in found[1].decode().split(",") if found else ():
         if name:
             yield name.replace("-", "_")
+
+
+def cache_folder() -> Path:
+    """Where kernels are kept."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orc-vm"
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
 
 
 def ensure_kernel(suite: str, cache: Path) -> Kernel:

@@ -33,6 +33,10 @@ VXLAN = ("vxlan",)
 WIREGUARD = ("wireguard",)
 CABLE = ("virtio_net",)
 
+GROUP, LOOPBACK = "230.0.0.1", "127.0.0.1"
+OUTSIDE = "10.97.0.1"
+HAND = 7000
+
 _SHARE = "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
 _STATUS = re.compile(r"^exit=(\d+)$")
 
@@ -49,12 +53,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """A machine's cable to the others that are started beside it: eth0, 10.99.0.`number`/24. They
-    are one segment, and it leads nowhere else."""
+    """A machine's cables: eth0 (10.99.0.`number`/24) to the others that are started beside it, and
+    eth1 to `OUTSIDE`, an address that who starts it must have."""
 
     number: int
-    port: int
-    """UDP port of this machine's loopback by which QEMU's processes pass each other frames."""
+    segment: int
+    """UDP port of `GROUP`, to which each of QEMU's processes sends the frames of its eth0."""
+    door: int
+    """TCP port of this machine's loopback that leads to the other's port `HAND`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +101,8 @@ class Machine:
 
     @contextmanager
     def beside(self, argv: Sequence[str], work: Path, console: Path) -> Iterator[None]:
-        """Run a command in another machine than the one whose command it is about, for as long as
-        the context lasts. What it prints goes to a file beside `console`."""
+        """Boot and run a command for as long as the context lasts. What it prints goes to a file
+        beside `console`."""
         initramfs = console.with_suffix(".initramfs")
         initramfs.write_bytes(self._initramfs(argv, work))
         with (
@@ -144,9 +150,13 @@ class Machine:
 
 
 def _cable(wire: Wire) -> list[str]:
-    segment = f"socket,id=wire,mcast=230.0.0.1:{wire.port},localaddr=127.0.0.1"
-    card = f"virtio-net-pci,netdev=wire,mac=02:0e:00:00:00:{wire.number:02x}"
-    return ["-netdev", segment, "-device", card]
+    segment = f"socket,id=wire,mcast={GROUP}:{wire.segment},localaddr={LOOPBACK}"
+    outside = f"user,id=outside,hostfwd=tcp:{LOOPBACK}:{wire.door}-:{HAND}"
+    mac = f"02:0e:00:00:00:{wire.number:02x}"
+    return [
+        *("-netdev", segment, "-device", f"virtio-net-pci,netdev=wire,mac={mac}"),
+        *("-netdev", outside, "-device", "virtio-net-pci,netdev=outside"),
+    ]
 
 
 def _shell(variables: Mapping[str, str], argv: Sequence[str]) -> bytes:

@@ -62,10 +62,12 @@ def with_outdated(client: Client, there: Observed, stack: Stack) -> Observed:
 class StackCalls:
     """The calls of a deployment."""
 
-    def __init__(self, there: Observed, resolve: str, unbuilt: frozenset[str]) -> None:
-        self._there, self._resolve = there, resolve
-        self._unbuilt = unbuilt
-        """Names of services whose images are not there yet, and are not to be looked up."""
+    def __init__(
+        self, there: Observed, resolve: str, built: frozenset[str], pretends: bool
+    ) -> None:
+        self._there, self._resolve, self._pretends = there, resolve, pretends
+        self._built = built
+        """Names of services whose images are built first: until then they cannot be looked up."""
 
     def request(self, step: Change, checking: bool = False) -> tuple[str, Any]:
         """The method and the request of a step; `checking`: which a manager is only to look at."""
@@ -118,7 +120,7 @@ class StackCalls:
         """Whether the image's tag is not looked up by the manager: it is for the nodes to do, or
         the image is to be built first."""
         never: bool = self._resolve == "never"
-        return never or checking or step.name in self._unbuilt
+        return never or ((checking or self._pretends) and step.name in self._built)
 
     def _remove_service(self, step: Change, checking: bool) -> tuple[str, Any]:
         return "RemoveService", control_pb2.RemoveServiceRequest(service=step.name)

@@ -37,6 +37,8 @@ from orchestrator.model.units import format_duration
 from orchestrator.pb import control_pb2
 
 _PARTICIPLES = {"create": "created", "change": "changed", "remove": "removed"}
+CHECK_TIMEOUT = 120.0
+"""Seconds: registries may be asked for images."""
 GONE_TIMEOUT = 120.0
 """Seconds that containers and networks of a stack have to go."""
 _LOOK = 0.1
@@ -160,9 +162,8 @@ class _Deployment:
         self._removed: set[str] = set()
         """Ids of services."""
         built = frozenset(each.spec.name for each in stack.services if each.build)
-        self._calls = StackCalls(
-            there, values.get("resolve_image", "never"), built if client.pretends else frozenset()
-        )
+        resolve = values.get("resolve_image", "never")
+        self._calls = StackCalls(there, resolve, built, client.pretends)
 
     def check(self, steps: Sequence[Change]) -> None:
         """Have a manager look at all steps before the first is made. Raises CliError for one that
@@ -174,7 +175,8 @@ class _Deployment:
             method, request = self._calls.request(step, checking=True)
             if (field := _PLANNED.get(method)) is not None:
                 planned.append(control_pb2.PlannedChange(**{field: request}))
-        self._client.call("Plan", control_pb2.PlanRequest(changes=planned, check_only=True))
+        request = control_pb2.PlanRequest(changes=planned, check_only=True)
+        self._client.call("Plan", request, timeout=CHECK_TIMEOUT)
         wanted = {step.wanted.driver: step.name for step in steps if step.kind == "volume"}
         if drivers := wanted.keys() - {"", LOCAL_DRIVER}:
             nodes = self._client.call("ListNodes", control_pb2.ListNodesRequest()).nodes

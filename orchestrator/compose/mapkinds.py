@@ -181,7 +181,7 @@ class Keys:
     short: Callable[[Scalar, str, Reading], Map] | None = None
     """From a text that stands for the map. Raises ComposeError."""
     required: tuple[str, ...] = ()
-    finish: Callable[[Map, Reading], Map] = lambda entry, _: entry
+    finish: Callable[[Map, str, Reading], Map] = lambda entry, _at, _reading: entry
     """What is left to be done with the map once its values are read."""
 
     def read(self, node: Node, at: str, reading: Reading) -> Node | None:
@@ -207,7 +207,7 @@ class Keys:
         for key in self.required:
             if key not in entries:
                 raise ComposeError(node.place, at, f"{key} is missing")
-        return self.finish(Map(entries, node.place, node.tag), reading)
+        return self.finish(Map(entries, node.place, node.tag), at, reading)
 
     def merge(self, old: Node, new: Node) -> Node:
         if not isinstance(old, Map) or not isinstance(new, Map):

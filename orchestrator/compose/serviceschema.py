@@ -77,11 +77,12 @@ PORT = Keys(
 )
 
 
-def _absolute(mount: Map, reading: Reading) -> Map:
+def _absolute(mount: Map, at: str, reading: Reading) -> Map:
     """A mount whose source, if it is a file or folder, has an absolute path."""
     source = mount.get("source")
     if mount.text("type") != "bind" or not isinstance(source, Scalar):
         return mount
+    short.note_relative(source.text, mount.place, at, reading)
     return mount.with_entries(source=replace(source, text=reading.path(source.text)))
 
 

@@ -78,6 +78,8 @@ def volumes(text: str, place: Place, at: str, reading: Reading) -> list[Map]:
     if len(parts) == 1:
         return [_map(place, type="volume", target=target)]
     bind = source.startswith(("/", ".", "~"))
+    if bind:
+        note_relative(source, place, at, reading)
     read_only, options = False, {}
     for mode in filter(None, modes.split(",")):
         if mode in ("ro", "rw"):
@@ -108,6 +110,13 @@ def volumes(text: str, place: Place, at: str, reading: Reading) -> list[Map]:
             volume=Map(more, place) if more and not bind else None,
         )
     ]
+
+
+def note_relative(source: str, place: Place, at: str, reading: Reading) -> None:
+    """Say of which machine a bind's source is, where its user may think of this one."""
+    if not source.startswith("/"):
+        words = f"this is {reading.path(source)} of the node that a task is on, not of this machine"
+        reading.note(place, at, words)
 
 
 def grants(text: str, place: Place, at: str, reading: Reading) -> list[Map]:

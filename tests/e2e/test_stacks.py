@@ -224,6 +224,9 @@ def test_conflicts_are_refused_before_anything_is_made(
         f"services: {{web: {{{usual}, networks: [b]}}}}"
         f"\nnetworks: {{b: {{external: true, name: nowhere}}}}{tail}"
     )
+    assert "no image 'nowhere:1' in this cluster" in refused(
+        f"services: {{web: {{{usual}}}, cache: {{image: nowhere:1}}}}{tail}"
+    )
     assert "volume 'gone' is external, and there is none" in refused(
         "services: {web: {image: hello:1, volumes: ['gone:/d']}}\nvolumes: {gone: {external: true}}"
     )

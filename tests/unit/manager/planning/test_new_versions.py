@@ -159,10 +159,10 @@ def test_a_container_of_its_own_has_what_is_newest_when_it_runs_again() -> None:
     )
     made = World(able("a"), DB, container)
     made.settle()
-    made.report(made.view.tasks["c1"], S.RUNNING, run=1)
+    made.report(made.view.tasks["c1"], S.RUNNING)
     renew(made, 2)
     assert made.view.tasks["c1"].documents == {"d1": 1}, "it runs on"
-    made.report(made.view.tasks["c1"], S.FAILED, run=1, exit_code=1)
+    made.report(made.view.tasks["c1"], S.FAILED, exit_code=1)
     made.settle()
     assert made.view.tasks["c1"].documents == {"d1": 2}
 

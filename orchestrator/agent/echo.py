@@ -154,16 +154,14 @@ class Echo:
             for _ in range(count):
                 asked.append(group.create_task(self.ask(address, size)))
                 await asyncio.sleep(pause)
-        return Series(count, tuple(time for each in asked if (time := each.result()) is not None))
+        return Series(count, tuple(took for each in asked if (took := each.result()) is not None))
 
     def _receive(self) -> None:
         while True:
             try:
                 data, extra, _, (host, _) = self._socket.recvmsg(_LARGEST, 64)
-            except BlockingIOError:
+            except OSError:  # there is no more, or it is about a packet that was sent
                 return
-            except OSError:
-                continue  # what became of an earlier packet
             _, _, _, whose, number = _ECHO.unpack_from(data, (data[0] & 0xF) * 4)
             address, answer = self._waiting.get(number, ("", None))
             if whose == self._id and host == address and answer is not None and not answer.done():
@@ -206,7 +204,7 @@ async def path_mtu(echo: Echo, address: str) -> int:
         sizes = ladder(fits, too_large)
         answers = await asyncio.gather(*(_first(echo, address, size, patience) for size in sizes))
         fits = max(
-            [size for size, time in zip(sizes, answers, strict=True) if time is not None],
+            [size for size, took in zip(sizes, answers, strict=True) if took is not None],
             default=fits,
         )
         too_large = min([size for size in sizes if size > fits], default=too_large)
@@ -224,8 +222,8 @@ async def _first(echo: Echo, address: str, size: int, patience: float) -> float 
     asked = {asyncio.ensure_future(echo.ask(address, size, patience)) for _ in range(_COPIES)}
     try:
         for each in asyncio.as_completed(asked):
-            if (time := await each) is not None:
-                return time
+            if (took := await each) is not None:
+                return took
         return None
     finally:
         for one in asked:

@@ -1,4 +1,4 @@
-"""A node is drained, and a version replaced, while clients ask without a break: none of them fails.
+"""Nodes are drained, versions replaced, agents killed, while clients ask: none of them fails.
 
 Clients that keep their connection and such as open one for each request ask the VIP from a
 container, and the published port of every node from this machine. The server is what a web server
@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.root, pytest.mark.e2e]
 PORT = 18090
 NODES = ("node1", "node2", "node3")
 PYTHON = "/usr/bin/python3"
+ON_NODE2 = ("--constraint", "node.hostname==node2")
 
 SERVER = r"""
 import asyncio, signal
@@ -121,36 +122,62 @@ def ways(cluster: Cluster, client: dict[str, Any]) -> Iterator[tuple[str, Sequen
         yield f"port of {name}", (sys.executable, "-c", LOAD, row["address"], str(PORT))
 
 
-def test_no_request_fails_while_a_node_is_drained_and_a_version_replaced(
-    cluster: Cluster, hello: str
-) -> None:
-    [client] = cluster.script(
-        "client", hello, "sleep 86400", "--constraint", "node.hostname==node2"
-    )
+def serve(cluster: Cluster, image: str, *flags: str) -> None:
+    """The service `web`."""
     cluster.orc(
-        "service", "create", "--name", "web", "--replicas", "3", "-p", f"{PORT}:80",
+        "service", "create", "--name", "web", "-p", f"{PORT}:80",
         "-v", "/usr:/usr:ro", "-v", "/usr/lib:/lib:ro", "-v", "/usr/lib64:/lib64:ro",
         "--health-tcp", "80", "--health-interval", "1s", "--update-order", "start-first",
-        "--entrypoint", PYTHON, hello, "-c", SERVER,
+        "--entrypoint", PYTHON, *flags, image, "-c", SERVER,
     )  # fmt: skip
-    assert {task["node"] for task in cluster.running("web")} == set(NODES)
+
+
+@contextmanager
+def asked(cluster: Cluster, client: dict[str, Any]) -> Iterator[None]:
+    """All the time in every way, without a failure."""
     with ExitStack() as stack:
         asking = {
             f"{where}, {kind}": stack.enter_context(load(*command, kind))
             for where, command in ways(cluster, client)
             for kind in ("keep", "short")
         }
+        yield
+        seen = {name: stop(process) for name, process in asking.items()}
+    assert {name: found["failures"] for name, found in seen.items() if found["failures"]} == {}
+    assert all(found["answered"] > 100 for found in seen.values()), seen
+
+
+def test_no_request_fails_while_a_node_is_drained_and_a_version_replaced(
+    cluster: Cluster, hello: str
+) -> None:
+    [client] = cluster.script("client", hello, "sleep 86400", *ON_NODE2)
+    serve(cluster, hello, "--replicas", "3")
+    assert {task["node"] for task in cluster.running("web")} == set(NODES)
+
+    def drained() -> bool:
+        tasks = cluster.running("web")
+        return len(tasks) == 3 and all(task["node"] != "node1" for task in tasks)
+
+    with asked(cluster, client):
         cluster.orc("node", "update", "--availability", "drain", "node1")
         try:
-
-            def drained() -> bool:
-                tasks = cluster.running("web")
-                return len(tasks) == 3 and all(task["node"] != "node1" for task in tasks)
-
             eventually(drained, within=60)
         finally:
             cluster.orc("node", "update", "--availability", "active", "node1")
         cluster.orc("service", "update", "web", "--env-add", "VERSION=2")
-        seen = {name: stop(process) for name, process in asking.items()}
-    assert {name: found["failures"] for name, found in seen.items() if found["failures"]} == {}
-    assert all(found["answered"] > 100 for found in seen.values()), seen
+
+
+def test_agents_that_are_killed_change_no_packets_way(cluster: Cluster, hello: str) -> None:
+    """Not where it is asked, not where it is served, not while they are away and not when they
+    come back."""
+    [client] = cluster.script("client", hello, "sleep 86400", *ON_NODE2)
+    serve(cluster, hello, "--constraint", "node.hostname==node3")
+    before = {node: cluster.status()[node]["restarts"] for node in ("node2", "node3")}
+    with asked(cluster, client):
+        for node in before:
+            cluster.kill9(node, "daemon")
+        for node, count in before.items():
+            eventually(lambda n=node, c=count: cluster.status()[n]["restarts"] > c, within=20)  # type: ignore[misc]
+        cluster.await_ready(*before)
+        # Their helpers have taken the network over, and applied all of it once more.
+        cluster.orc("service", "scale", "client=2")

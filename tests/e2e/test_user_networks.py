@@ -157,6 +157,21 @@ def test_an_address_is_whose_it_was_fixed_for_and_reached_from_everywhere(
         assert f"Hello from db.{slot}" in hosts
 
 
+def test_an_address_is_fixed_on_a_bridge_network_too(tidy: Cluster, hello: str) -> None:
+    cluster = tidy
+    cluster.orc("network", "create", "--driver", "bridge", "--attachable",
+                "--subnet", "10.78.0.0/24", "back")  # fmt: skip
+    cluster.orc("run", "-d", "--name", "fixed", "--network", "back", "--ip", "10.78.0.5",
+                "--node", "node1", hello)  # fmt: skip
+    start(cluster, "asker", hello, "--network", "back", "--node", "node1")
+    eventually(lambda: "Hello from fixed" in page(cluster, "asker", "10.78.0.5"), within=10)
+    assert cluster.refused("run", "--network", "back", "--ip", "10.78.0.5", hello) == (
+        "orc: address 10.78.0.5 of network 'back' belongs to container fixed; choose another"
+    )
+    cluster.orc("restart", "fixed")
+    eventually(lambda: "Hello from fixed" in page(cluster, "asker", "10.78.0.5"), within=10)
+
+
 def test_networks_that_are_none(tidy: Cluster, hello: str) -> None:
     cluster = tidy
     start(cluster, "alone", hello, "--network", "none")

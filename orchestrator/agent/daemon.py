@@ -79,8 +79,7 @@ from orchestrator.model.networks import CHAINS
 from orchestrator.model.objects import Task
 from orchestrator.pb import blobs_pb2_grpc
 from orchestrator.systemd import Supervisor
-from orchestrator.web.https import CannotListen, TlsFiles, listening
-from orchestrator.web.scrape import MetricsApp, process_registry
+from orchestrator.web.https import CannotListen
 
 log = logging.getLogger(__name__)
 
@@ -164,22 +163,12 @@ async def run(settings: Settings) -> None:
             server, blob_port = await _serve_blobs(settings, store)
             stack.push_async_callback(server.stop, None)
             task_files = TaskFiles.in_memory(settings.run_dir / "documents")
-            measured = process_registry()
-            metrics_port = await stack.enter_async_context(
-                listening(
-                    MetricsApp(measured, identity.cluster_id, db.scrape_digest),
-                    identity.address,
-                    settings.metrics_port,
-                    TlsFiles(data / "ca.pem", data / "node.pem", data / "node.key"),
-                )
-            )
         except (
             StateDbError,
             ImageError,
             RuntimeFailure,
             NetworkError,
             FileError,
-            CannotListen,
         ) as error:
             raise AgentFailure(str(error)) from error
         wake = asyncio.Event()
@@ -293,12 +282,26 @@ async def run(settings: Settings) -> None:
                 "diagnosis": PeerProbes(identity.address, network, networks, paths).serve,
             },
         )
+        program = await describe.runtime_version(settings.runtime)
+        shown = metrics.Shown(
+            runners=worker.runners,
+            access=runtime.access,
+            holdings=partial(metrics.holdings, store, volumes, networks, endpoints),
+            connected=lambda: bool(dialer.connected_to),
+            runtime=program,
+        )
+        try:
+            metrics_port = await stack.enter_async_context(
+                metrics.serving(settings, shown, db.scrape_digest)
+            )
+        except CannotListen as error:
+            raise AgentFailure(f"{error}; --metrics-port 0 takes any free port") from error
         description = describe.describe(
             address=identity.address,
             blob_port=blob_port,
             metrics_port=metrics_port,
             cgroup=detect().mode.value,
-            runtime=await describe.runtime_version(settings.runtime),
+            runtime=program,
             labels=settings.labels,
             offered=settings.offered,
         )
@@ -337,19 +340,6 @@ async def run(settings: Settings) -> None:
                 scrapable=db.put_scrape_digest,
             ),
             rng=rng,
-        )
-        measured.register(
-            metrics.ContainerCollector(worker.runners, runtime.access, description.hostname)
-        )
-        measured.register(metrics.HostCollector(data))
-        measured.register(
-            metrics.AgentCollector(
-                partial(metrics.holdings, store, volumes, networks, endpoints),
-                worker.runners,
-                lambda: bool(dialer.connected_to),
-                {"node": description.hostname, "node_id": identity.node_id}
-                | {key: getattr(description, key) for key in ("version", "runtime", "kernel")},
-            )
         )
         log.info(
             "agent started",

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from orchestrator import __version__
 from orchestrator.agent.endpoints import Endpoints
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.networks import Networks
@@ -24,11 +26,13 @@ from orchestrator.agent.runtime import gauges
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.gauges import GaugeFiles
 from orchestrator.agent.runtime.kernelfiles import keyed, number, read_text
+from orchestrator.agent.settings import Settings
 from orchestrator.agent.volumes.store import VolumeStore
 from orchestrator.model.specs import STACK_LABEL
 from orchestrator.model.states import TaskState
+from orchestrator.web.https import TlsFiles, listening
+from orchestrator.web.scrape import MetricsApp, process_registry
 
-_LABELS = ("id", "name", "image", "service", "task", "slot", "stack", "node")
 _CPU_MODES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 """Of the columns of /proc/stat, as proc(5) has them."""
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -64,8 +68,48 @@ def holdings(
     )
 
 
-class ContainerCollector(Collector):
-    """The containers that run."""
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The parts of an agent that are told of."""
+
+    runners: Mapping[str, TaskRunner]
+    access: Callable[[str], Access]
+    holdings: Callable[[], Holdings]
+    connected: Callable[[], bool]
+    """Whether a manager hears it."""
+    runtime: str
+    """Name and version of the OCI runtime."""
+
+
+@asynccontextmanager
+async def serving(
+    settings: Settings, shown: Shown, token_digest: Callable[[], str]
+) -> AsyncIterator[int]:
+    """Serve `/metrics` while the body runs; the port. Raises CannotListen."""
+    identity, data, host = settings.identity, settings.data_dir, os.uname()
+    registry = process_registry()
+    registry.register(HostCollector(data))
+    facts = {
+        "node": host.nodename,
+        "node_id": identity.node_id,
+        "version": __version__,
+        "runtime": shown.runtime,
+        "kernel": host.release,
+    }
+    registry.register(AgentCollector(shown, facts))
+    containers = ContainerText(shown.runners, shown.access, host.nodename)
+    app = MetricsApp(registry, identity.cluster_id, token_digest, containers.render)
+    files = TlsFiles(data / "ca.pem", data / "node.pem", data / "node.key")
+    async with listening(app, identity.address, settings.metrics_port, files) as port:
+        yield port
+
+
+class ContainerText:
+    """The containers that run, in Prometheus' text format (prometheus.io, "Exposition formats").
+
+    Written here, a line at a time: with hundreds of containers the library's own objects, one a
+    sample, cost more than all that the kernel is asked.
+    """
 
     def __init__(
         self,
@@ -78,69 +122,68 @@ class ContainerCollector(Collector):
         self._access = access
         self._node = node
         self._clock = clock
-        self._files: dict[str, GaugeFiles] = {}
+        self._known: dict[tuple[str, int], tuple[GaugeFiles, str]] = {}
+        """Task and process → where its figures are, and its labels."""
 
-    def collect(self) -> Iterable[Metric]:
+    def render(self) -> str:
         """Every family, each with a sample a container (and interface)."""
-        counters = {
-            name: CounterMetricFamily(name, help, labels=_LABELS)
-            for name, help in gauges.COUNTERS.items()
-        }
-        levels = {
-            name: GaugeMetricFamily(name, help, labels=_LABELS)
-            for name, help in (gauges.LEVELS | _OF_TASKS).items()
-        }
-        traffic = {
-            name: CounterMetricFamily(name, help, labels=(*_LABELS, "interface"))
-            for name, (help, _) in gauges.INTERFACES.items()
-        }
-        families = counters | levels
-        restarts = CounterMetricFamily(
-            "orc_container_restarts",
-            "Runs that a restart policy began, and failures in a row of its slot",
-            labels=_LABELS,
-        )
-        known, self._files = self._files, {}
+        lines: dict[str, list[str]] = {name: [] for name in _FAMILIES}
+        known, self._known = self._known, {}
         for task_id, runner in self._runners.items():
             if runner.status.state is not TaskState.RUNNING:
                 continue
-            files = known.get(task_id)
-            if files is None:
-                files = GaugeFiles(self._access(task_id).cgroups, task_id)
-            self._files[task_id] = files
-            labels = self._labels(runner)
-            for name, value in files.read().items():
-                families[name].add_metric(labels, value)
-            levels["container_spec_cpu_shares"].add_metric(labels, runner.task.spec.weight)
-            levels["container_start_time_seconds"].add_metric(labels, runner.status.started_at)
-            levels["container_last_seen"].add_metric(labels, self._clock())
-            restarts.add_metric(labels, runner.task.restarts + runner.task.attempt)
-            for interface, columns in gauges.interfaces(runner.status.pid):
-                for name, (_, column) in gauges.INTERFACES.items():
-                    traffic[name].add_metric([*labels, interface], columns[column])
-        yield from families.values()
-        yield from traffic.values()
-        yield restarts
+            pid = runner.status.pid
+            found = known.get((task_id, pid)) or self._found(runner)
+            self._known[task_id, pid] = files, labels = found
+            figures = files.read()
+            figures["container_start_time_seconds"] = runner.status.started_at
+            figures["container_last_seen"] = self._clock()
+            figures["orc_container_restarts_total"] = runner.task.restarts + runner.task.attempt
+            for name, value in figures.items():
+                lines[name].append(f"{name}{{{labels}}} {value}")
+            for interface, columns in gauges.interfaces(pid):
+                more = f'{{{labels},interface="{_escaped(interface)}"}}'
+                for name, column in _COLUMNS:
+                    lines[name].append(f"{name}{more} {columns[column]}")
+        text = (
+            f"# HELP {name} {help}\n# TYPE {name} {kind}\n" + "\n".join([*lines[name], ""])
+            for name, (kind, help) in _FAMILIES.items()
+        )
+        return "".join(text)
 
-    def _labels(self, runner: TaskRunner) -> list[str]:
+    def _found(self, runner: TaskRunner) -> tuple[GaugeFiles, str]:
         task = runner.task
-        return [
-            self._access(task.id).cgroups.path(task.id),
-            task.name,
-            task.spec.container.image,
-            task.service_name,
-            task.id,
-            str(task.slot or ""),
-            task.spec.container.labels.get(STACK_LABEL, ""),
-            self._node,
-        ]
+        cgroups = self._access(task.id).cgroups
+        labels = {
+            "id": cgroups.path(task.id),
+            "name": task.name,
+            "image": task.spec.container.image,
+            "service": task.service_name,
+            "task": task.id,
+            "slot": str(task.slot or ""),
+            "stack": task.spec.container.labels.get(STACK_LABEL, ""),
+            "node": self._node,
+        }
+        text = ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items())
+        return GaugeFiles(cgroups, task.id, task.spec.weight), text
 
 
-_OF_TASKS = {
-    "container_spec_cpu_shares": "CPU weight, 1024 a core",
-    "container_start_time_seconds": "When it was started, seconds since 1970",
-    "container_last_seen": "When it was looked at, seconds since 1970",
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+_FAMILIES: dict[str, tuple[str, str]] = {
+    **{name: ("counter", help) for name, help in gauges.COUNTERS.items()},
+    **{name: ("gauge", help) for name, help in gauges.LEVELS.items()},
+    **{name: ("counter", help) for name, (help, _) in gauges.INTERFACES.items()},
+    "container_start_time_seconds": ("gauge", "When it was started, seconds since 1970"),
+    "container_last_seen": ("gauge", "When it was looked at, seconds since 1970"),
+    "orc_container_restarts_total": (
+        "counter",
+        "Runs that a restart policy began, and failures in a row of its slot",
+    ),
 }
+_COLUMNS = [(name, column) for name, (_, column) in gauges.INTERFACES.items()]
 
 
 class HostCollector(Collector):
@@ -229,27 +272,19 @@ def _connections() -> Iterable[Metric]:
 class AgentCollector(Collector):
     """The agent's own: what it holds, and whether a manager hears it."""
 
-    def __init__(
-        self,
-        holdings: Callable[[], Holdings],
-        runners: Mapping[str, TaskRunner],
-        connected: Callable[[], bool],
-        facts: Mapping[str, str],
-    ) -> None:
+    def __init__(self, shown: Shown, facts: Mapping[str, str]) -> None:
         """`facts` are labels of the node: hostname, version, …"""
-        self._holdings = holdings
-        self._runners = runners
-        self._connected = connected
+        self._shown = shown
         self._facts = dict(facts)
 
     def collect(self) -> Iterable[Metric]:
         """Every family."""
-        held = self._holdings()
+        held = self._shown.holdings()
         info = GaugeMetricFamily("orc_agent_info", "This node", labels=tuple(self._facts))
         info.add_metric(list(self._facts.values()), 1)
         yield info
         yield GaugeMetricFamily(
-            "orc_agent_connected", "Whether a manager hears this agent", self._connected()
+            "orc_agent_connected", "Whether a manager hears this agent", self._shown.connected()
         )
         for name, help, value in (
             ("images", "Images on this node", held.images),
@@ -262,7 +297,7 @@ class AgentCollector(Collector):
             yield GaugeMetricFamily(f"orc_agent_{name}", help, value)
         states = GaugeMetricFamily("orc_agent_tasks", "Tasks of this node", labels=("state",))
         count = dict.fromkeys(TaskState, 0)
-        for runner in self._runners.values():
+        for runner in self._shown.runners.values():
             count[runner.status.state] += 1
         for state in TaskState:
             if TaskState.ASSIGNED <= state <= TaskState.ORPHANED:

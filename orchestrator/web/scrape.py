@@ -17,7 +17,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from orchestrator.web.https import PEER, Receive, Scope, Send
 
@@ -55,11 +55,17 @@ def header(scope: Scope, name: bytes) -> str:
 
 
 class MetricsApp:
-    """An ASGI application that answers `GET /metrics`, in the form that the reader asks for."""
+    """An ASGI application that answers `GET /metrics`, in Prometheus' text format."""
 
     def __init__(
-        self, registry: CollectorRegistry, cluster_id: str, token_digest: Callable[[], str]
+        self,
+        registry: CollectorRegistry,
+        cluster_id: str,
+        token_digest: Callable[[], str],
+        more: Callable[[], str] = str,
     ) -> None:
+        """`more` writes whatever is not in the registry, in the same format."""
+        self._more = more
         self._registry = registry
         self._cluster_id = cluster_id
         self._digest = token_digest
@@ -72,8 +78,8 @@ class MetricsApp:
         elif not may_read(scope, self._cluster_id, self._digest()):
             await refuse(send)
         else:
-            encode, kind = choose_encoder(header(scope, b"accept"))
-            await respond(send, 200, encode(self._registry), kind)
+            body = generate_latest(self._registry) + self._more().encode()
+            await respond(send, 200, body, CONTENT_TYPE_PLAIN_0_0_4)
 
 
 async def refuse(send: Send) -> None:

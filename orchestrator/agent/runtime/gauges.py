@@ -16,20 +16,20 @@ from orchestrator.agent.runtime.figures import UNLIMITED
 from orchestrator.agent.runtime.kernelfiles import io_service, io_stat, keyed, number, read_text
 
 COUNTERS = {
-    "container_cpu_usage_seconds": "CPU time used",
-    "container_cpu_user_seconds": "CPU time used in user mode",
-    "container_cpu_system_seconds": "CPU time used in the kernel",
-    "container_cpu_cfs_periods": "Periods in which a CPU limit was enforced",
-    "container_cpu_cfs_throttled_periods": "Periods in which processes waited at the CPU limit",
-    "container_cpu_cfs_throttled_seconds": "Time that processes waited at the CPU limit",
-    "container_memory_failcnt": "Times that the memory limit was hit",
-    "container_oom_events": "Processes that the kernel killed for want of memory",
-    "container_fs_reads_bytes": "Bytes read from disks",
-    "container_fs_writes_bytes": "Bytes written to disks",
-    "container_fs_reads": "Requests for reading to disks",
-    "container_fs_writes": "Requests for writing to disks",
+    "container_cpu_usage_seconds_total": "CPU time used",
+    "container_cpu_user_seconds_total": "CPU time used in user mode",
+    "container_cpu_system_seconds_total": "CPU time used in the kernel",
+    "container_cpu_cfs_periods_total": "Periods in which a CPU limit was enforced",
+    "container_cpu_cfs_throttled_periods_total": "Periods with waiting at the CPU limit",
+    "container_cpu_cfs_throttled_seconds_total": "Time of waiting at the CPU limit",
+    "container_memory_failcnt_total": "Times that the memory limit was hit",
+    "container_oom_events_total": "Processes that the kernel killed for want of memory",
+    "container_fs_reads_bytes_total": "Bytes read from disks",
+    "container_fs_writes_bytes_total": "Bytes written to disks",
+    "container_fs_reads_total": "Requests for reading to disks",
+    "container_fs_writes_total": "Requests for writing to disks",
 }
-"""Name without `_total` → help."""
+"""Name → help."""
 
 LEVELS = {
     "container_memory_usage_bytes": "Memory in use, the file cache included",
@@ -38,6 +38,7 @@ LEVELS = {
     "container_memory_cache": "File cache in bytes",
     "container_memory_swap": "Swap in use in bytes",
     "container_spec_memory_limit_bytes": "Memory limit, 0 for none",
+    "container_spec_cpu_shares": "CPU weight, 1024 a core",
     "container_spec_cpu_quota": "CPU time a period in microseconds, 0 for no limit",
     "container_spec_cpu_period": "The period of the CPU limit in microseconds",
     "container_processes": "Processes and threads that the PID limit counts",
@@ -46,16 +47,16 @@ LEVELS = {
 """Name → help."""
 
 INTERFACES = {
-    "container_network_receive_bytes": ("Bytes received", 0),
-    "container_network_receive_packets": ("Packets received", 1),
-    "container_network_receive_errors": ("Errors while receiving", 2),
-    "container_network_receive_packets_dropped": ("Packets dropped while receiving", 3),
-    "container_network_transmit_bytes": ("Bytes sent", 8),
-    "container_network_transmit_packets": ("Packets sent", 9),
-    "container_network_transmit_errors": ("Errors while sending", 10),
-    "container_network_transmit_packets_dropped": ("Packets dropped while sending", 11),
+    "container_network_receive_bytes_total": ("Bytes received", 0),
+    "container_network_receive_packets_total": ("Packets received", 1),
+    "container_network_receive_errors_total": ("Errors while receiving", 2),
+    "container_network_receive_packets_dropped_total": ("Packets dropped while receiving", 3),
+    "container_network_transmit_bytes_total": ("Bytes sent", 8),
+    "container_network_transmit_packets_total": ("Packets sent", 9),
+    "container_network_transmit_errors_total": ("Errors while sending", 10),
+    "container_network_transmit_packets_dropped_total": ("Packets dropped while sending", 11),
 }
-"""Counter's name without `_total` → (help, column of /proc/PID/net/dev, proc(5))."""
+"""Counter's name → (help, column of /proc/PID/net/dev, proc(5))."""
 
 _TICK = os.sysconf("SC_CLK_TCK")
 _NANO, _MICRO = 1e9, 1e6
@@ -64,46 +65,69 @@ _NANO, _MICRO = 1e9, 1e6
 class GaugeFiles:
     """Where a container's gauges are found."""
 
-    __slots__ = ("_block", "_cpu", "_cpuacct", "_memory", "_pids", "_v2")
+    __slots__ = ("_block", "_cpu", "_cpuacct", "_fixed", "_memory", "_pids", "_v2")
 
-    def __init__(self, cgroups: Cgroups, container_id: str) -> None:
+    def __init__(self, cgroups: Cgroups, container_id: str, shares: int) -> None:
+        """`shares`: the CPU weight that it was given."""
+
         def folder(controller: str) -> str:
             return f"{cgroups.folder(controller, container_id)}/"
 
         self._v2 = cgroups.hierarchy.mode is CgroupMode.V2
         self._cpu, self._cpuacct = folder("cpu"), folder("cpuacct")
         self._memory, self._block, self._pids = folder("memory"), folder("blkio"), folder("pids")
+        # A container's limits are as they were when it was made.
+        self._fixed: dict[str, float] = {
+            "container_spec_cpu_shares": shares,
+            "container_threads_max": number(read_text(self._pids + "pids.max")),
+            **(self._unified_limits() if self._v2 else self._legacy_limits()),
+        }
 
     def read(self) -> dict[str, float]:
         """Every counter and level now. What cannot be read is 0."""
         values = self._unified() if self._v2 else self._legacy()
         values["container_processes"] = number(read_text(self._pids + "pids.current"))
-        values["container_threads_max"] = number(read_text(self._pids + "pids.max"))
-        return values
+        return values | self._fixed
+
+    def _legacy_limits(self) -> dict[str, float]:
+        memory = number(read_text(self._memory + "memory.limit_in_bytes"))
+        return {
+            "container_spec_memory_limit_bytes": memory if memory < UNLIMITED else 0,
+            # -1 for no limit is no number here.
+            "container_spec_cpu_quota": number(read_text(self._cpu + "cpu.cfs_quota_us")),
+            "container_spec_cpu_period": number(read_text(self._cpu + "cpu.cfs_period_us")),
+        }
+
+    def _unified_limits(self) -> dict[str, float]:
+        quota, _, period = read_text(self._memory + "cpu.max").partition(b" ")
+        return {
+            "container_spec_memory_limit_bytes": number(read_text(self._memory + "memory.max")),
+            "container_spec_cpu_quota": number(quota),
+            "container_spec_cpu_period": number(period),
+        }
 
     def _legacy(self) -> dict[str, float]:
         cpu = read_text(self._cpu + "cpu.stat")
         times = read_text(self._cpuacct + "cpuacct.stat")
         memory = read_text(self._memory + "memory.stat")
         usage = number(read_text(self._memory + "memory.usage_in_bytes"))
-        limit = number(read_text(self._memory + "memory.limit_in_bytes"))
         oom = read_text(self._memory + "memory.oom_control")
         read, written = io_service(read_text(self._block + "blkio.throttle.io_service_bytes"))
         reads, writes = io_service(read_text(self._block + "blkio.throttle.io_serviced"))
         return {
-            "container_cpu_usage_seconds": number(read_text(self._cpuacct + "cpuacct.usage"))
+            "container_cpu_usage_seconds_total": number(read_text(self._cpuacct + "cpuacct.usage"))
             / _NANO,
-            "container_cpu_user_seconds": keyed(times, "user") / _TICK,
-            "container_cpu_system_seconds": keyed(times, "system") / _TICK,
-            "container_cpu_cfs_periods": keyed(cpu, "nr_periods"),
-            "container_cpu_cfs_throttled_periods": keyed(cpu, "nr_throttled"),
-            "container_cpu_cfs_throttled_seconds": keyed(cpu, "throttled_time") / _NANO,
-            "container_memory_failcnt": number(read_text(self._memory + "memory.failcnt")),
-            "container_oom_events": keyed(oom, "oom_kill"),
-            "container_fs_reads_bytes": read,
-            "container_fs_writes_bytes": written,
-            "container_fs_reads": reads,
-            "container_fs_writes": writes,
+            "container_cpu_user_seconds_total": keyed(times, "user") / _TICK,
+            "container_cpu_system_seconds_total": keyed(times, "system") / _TICK,
+            "container_cpu_cfs_periods_total": keyed(cpu, "nr_periods"),
+            "container_cpu_cfs_throttled_periods_total": keyed(cpu, "nr_throttled"),
+            "container_cpu_cfs_throttled_seconds_total": keyed(cpu, "throttled_time") / _NANO,
+            "container_memory_failcnt_total": number(read_text(self._memory + "memory.failcnt")),
+            "container_oom_events_total": keyed(oom, "oom_kill"),
+            "container_fs_reads_bytes_total": read,
+            "container_fs_writes_bytes_total": written,
+            "container_fs_reads_total": reads,
+            "container_fs_writes_total": writes,
             "container_memory_usage_bytes": usage,
             "container_memory_working_set_bytes": max(
                 usage - keyed(memory, "total_inactive_file"), 0
@@ -111,10 +135,6 @@ class GaugeFiles:
             "container_memory_rss": keyed(memory, "total_rss"),
             "container_memory_cache": keyed(memory, "total_cache"),
             "container_memory_swap": keyed(memory, "total_swap"),
-            "container_spec_memory_limit_bytes": limit if limit < UNLIMITED else 0,
-            # -1 for no limit is no number here.
-            "container_spec_cpu_quota": number(read_text(self._cpu + "cpu.cfs_quota_us")),
-            "container_spec_cpu_period": number(read_text(self._cpu + "cpu.cfs_period_us")),
         }
 
     def _unified(self) -> dict[str, float]:
@@ -126,28 +146,24 @@ class GaugeFiles:
         disks = read_text(folder + "io.stat")
         read, written = io_stat(disks)
         reads, writes = io_stat(disks, (b"rios", b"wios"))
-        quota, _, period = read_text(folder + "cpu.max").partition(b" ")
         return {
-            "container_cpu_usage_seconds": keyed(cpu, "usage_usec") / _MICRO,
-            "container_cpu_user_seconds": keyed(cpu, "user_usec") / _MICRO,
-            "container_cpu_system_seconds": keyed(cpu, "system_usec") / _MICRO,
-            "container_cpu_cfs_periods": keyed(cpu, "nr_periods"),
-            "container_cpu_cfs_throttled_periods": keyed(cpu, "nr_throttled"),
-            "container_cpu_cfs_throttled_seconds": keyed(cpu, "throttled_usec") / _MICRO,
-            "container_memory_failcnt": keyed(events, "max"),
-            "container_oom_events": keyed(events, "oom_kill"),
-            "container_fs_reads_bytes": read,
-            "container_fs_writes_bytes": written,
-            "container_fs_reads": reads,
-            "container_fs_writes": writes,
+            "container_cpu_usage_seconds_total": keyed(cpu, "usage_usec") / _MICRO,
+            "container_cpu_user_seconds_total": keyed(cpu, "user_usec") / _MICRO,
+            "container_cpu_system_seconds_total": keyed(cpu, "system_usec") / _MICRO,
+            "container_cpu_cfs_periods_total": keyed(cpu, "nr_periods"),
+            "container_cpu_cfs_throttled_periods_total": keyed(cpu, "nr_throttled"),
+            "container_cpu_cfs_throttled_seconds_total": keyed(cpu, "throttled_usec") / _MICRO,
+            "container_memory_failcnt_total": keyed(events, "max"),
+            "container_oom_events_total": keyed(events, "oom_kill"),
+            "container_fs_reads_bytes_total": read,
+            "container_fs_writes_bytes_total": written,
+            "container_fs_reads_total": reads,
+            "container_fs_writes_total": writes,
             "container_memory_usage_bytes": usage,
             "container_memory_working_set_bytes": max(usage - keyed(memory, "inactive_file"), 0),
             "container_memory_rss": keyed(memory, "anon"),
             "container_memory_cache": keyed(memory, "file"),
             "container_memory_swap": number(read_text(folder + "memory.swap.current")),
-            "container_spec_memory_limit_bytes": number(read_text(folder + "memory.max")),
-            "container_spec_cpu_quota": number(quota),
-            "container_spec_cpu_period": number(period),
         }
 
 

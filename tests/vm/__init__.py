@@ -18,9 +18,9 @@ dev clusters) is a tmpfs. It has no network to the outside.
     no_vxlan    what is tried inside where the kernel lacks VXLAN
     wireguard   encrypted networks in a kernel that has WireGuard, as this machine's may not: hosts
                 are namespaces, so what is lost, seen and refused is looked at packet by packet
-    between_hosts   the same between two machines, which have a cable (10.99.0.0/24) to each other;
-                what the first one's test wants done in the second one, `hand` does there, and
-                `echo` is the stream between their containers
+    between_hosts   the same between two machines, which have a cable (10.99.0.0/24) to each other.
+                Manager and commands are on this machine, and so not emulated; what a test wants
+                done in a machine, `hand` does there, and `echo` is the containers' stream
 
 The modules of tests are named so that `make test` does not collect them.
 

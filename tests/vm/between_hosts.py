@@ -45,6 +45,7 @@ STATE = Path("/var/lib/orc-dev/agent")
 PORT, ECHO = 7777, str(Path(__file__).with_name("echo.py"))
 MARK = b"the plain text of a container"
 AGENT_LOG = "/tmp/agent.log"
+SUPERVISE = 'while :; do "$@"; sleep 1; done'
 VXLAN_PORT, WIREGUARD_PORT = 4789, 51840
 
 
@@ -62,7 +63,14 @@ class Node:
         return f"vm{self.number}"
 
     def start_agent(self) -> None:
-        self.agent = self.hand.start(AGENT_LOG, ORC, "agent", "--data-dir", str(STATE))
+        """`agent` starts it again whenever it ends, as systemd does on a host."""
+        argv = [ORC, "agent", "--data-dir", str(STATE)]
+        self.agent = self.hand.start(AGENT_LOG, "sh", "-c", SUPERVISE, "sh", *argv)
+
+    def kill_agent(self) -> None:
+        """SIGKILL, and nobody starts it again."""
+        kill = 'kill -STOP "$1"; pkill -9 -P "$1"; kill -9 "$1"'
+        self.hand.run("sh", "-c", kill, "sh", str(self.agent))
 
     def inside(self, *argv: str) -> list[str]:
         """A command in its container's network."""
@@ -323,7 +331,7 @@ def test_a_peer_that_was_started_again_is_reached_again(
     """Its agent is killed, and what a reboot takes from the kernel is taken."""
     two = nodes[1]
     before = public(cluster, "vm2")
-    two.hand.run("kill", "-9", str(two.agent))
+    two.kill_agent()
     assert said(nodes, "secret") == MARK, "an agent that is killed changes no packet's way"
     for name, _ in two.tunnels():
         two.hand.run("ip", "link", "del", name)

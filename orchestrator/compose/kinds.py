@@ -37,11 +37,17 @@ class Reading:
     """What `~` stands for."""
     notes: list[str] = field(default_factory=list)
     """What makes no difference here, a line each."""
+    raw: bool = False
+    """Variables stay as they are: what has one may yet be anything."""
 
     def note(self, place: Place, at: str, words: str) -> None:
         text = f"{place}: {at}: {words}"
         if text not in self.notes:
             self.notes.append(text)
+
+    def open(self, text: str) -> bool:
+        """Whether it is not known yet what a text is."""
+        return self.raw and "$" in text
 
     def path(self, text: str) -> str:
         """An absolute path."""
@@ -90,6 +96,8 @@ class Text(_Replaced):
         scalar = scalar_of(node, at, self.wanted)
         if scalar.is_null:
             return scalar if scalar.tag else None
+        if reading.open(scalar.text):
+            return replace(scalar, plain=False)
         try:
             self.check(scalar.text)
         except ValueError as error:
@@ -105,6 +113,8 @@ class Path(_Replaced):
         scalar = scalar_of(node, at, "a path")
         if scalar.is_null:
             return scalar if scalar.tag else None
+        if reading.open(scalar.text):
+            return replace(scalar, plain=False)
         return replace(scalar, text=reading.path(scalar.text), plain=False)
 
 
@@ -121,6 +131,8 @@ class Number(_Replaced):
         scalar = scalar_of(node, at, wanted)
         if scalar.is_null:
             return scalar if scalar.tag else None
+        if reading.open(scalar.text):
+            return replace(scalar, plain=False)
         try:
             number = int(scalar.text, 0) if self.whole else float(scalar.text)
         except ValueError:
@@ -141,6 +153,8 @@ class Truth(_Replaced):
         scalar = scalar_of(node, at, "true or false")
         if scalar.is_null:
             return scalar if scalar.tag else None
+        if reading.open(scalar.text):
+            return replace(scalar, plain=False)
         truth = TRUTHS.get(scalar.text.lower())
         if truth is None:
             raise ComposeError(scalar.place, at, f"{scalar.text!r} is neither true nor false")
@@ -170,6 +184,8 @@ class Choice(_Replaced):
         scalar = scalar_of(node, at, f"one of {', '.join(self.words)}")
         if scalar.is_null:
             return scalar if scalar.tag else None
+        if reading.open(scalar.text):
+            return replace(scalar, plain=False)
         if scalar.text in self.refused:
             words = f"{scalar.text} cannot be done: {self.refused[scalar.text]}"
             raise ComposeError(scalar.place, at, words)

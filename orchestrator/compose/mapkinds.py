@@ -99,7 +99,9 @@ class Keyed:
         items: list[Node] = []
         for index, item in enumerate(node.items):
             where = within(at, index)
-            if isinstance(item, Scalar):
+            if isinstance(item, Scalar) and reading.open(item.text):
+                items.append(replace(item, plain=False))
+            elif isinstance(item, Scalar):
                 items += self.short(item.text, item.place, where, reading)
             elif (one := self.entry.read(item, where, reading)) is not None:
                 items.append(one)
@@ -110,8 +112,7 @@ class Keyed:
             return new
         found: dict[object, Node] = {}
         for item in (*old.items, *new.items):
-            assert isinstance(item, Map)
-            key = self.key(item)
+            key = self.key(item) if isinstance(item, Map) else _plain_key(item)
             before = found.get(key)
             found[key] = item if before is None else self.entry.merge(before, item)
         return replace(new, items=tuple(found.values()))
@@ -187,6 +188,8 @@ class Keys:
     def read(self, node: Node, at: str, reading: Reading) -> Node | None:
         if isinstance(node, Scalar) and node.is_null:
             return node if node.tag else Map({}, node.place)
+        if isinstance(node, Scalar) and reading.open(node.text):
+            return replace(node, plain=False)
         if isinstance(node, Scalar) and self.short is not None:
             return tagged(node, self.short(node, at, reading))
         if not isinstance(node, Map):

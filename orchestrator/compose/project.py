@@ -75,6 +75,8 @@ class Loader:
         what their relative paths begin at. Raises ComposeError."""
         document = self._merged(files, folder, Variables(self.values))
         document = _with_profiles(document, self.profiles)
+        if not self.interpolate:
+            return document
         services = {
             name: self._with_env_files(cast(Map, service), within("services", name))
             for name, service in document.section("services").entries.items()
@@ -111,8 +113,10 @@ class Loader:
                 services=replace(document.section("services"), entries={**extended})
             )
         for entry in document.items_of("include"):
-            included = self._included(cast(Map, entry), variables)
-            document = _with_included(document, included)
+            if not isinstance(entry, Map):
+                words = "which file this is, only its variables say; fill them in"
+                raise ComposeError(entry.place, "include", words)
+            document = _with_included(document, self._included(entry, variables))
         self._reading.pop()
         return document.without("include")
 
@@ -120,7 +124,7 @@ class Loader:
         tree: Node = parse(self.text(file), _shown(file))
         if self.interpolate:
             tree = variables.filled(tree)
-        reading = Reading(folder, self.home, self.notes)
+        reading = Reading(folder, self.home, self.notes, raw=not self.interpolate)
         return cast(Map, FILE.read(tree, "", reading))
 
     def _included(self, entry: Map, variables: Variables) -> Map:

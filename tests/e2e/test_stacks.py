@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import HELLO
-from devcluster import Cluster
+from devcluster import ORC, Cluster
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -362,3 +362,19 @@ def test_what_is_planned_is_what_happens(tidy: Cluster, hello: str, write: Write
     assert {task["task"]: task["to"] for task in plan["tasks"]} == {
         row["name"]: row["node"] for row in rows
     }
+
+
+def test_a_deployment_that_was_cut_off_goes_on(tidy: Cluster, hello: str, write: Write) -> None:
+    cluster, names = tidy, [f"s{number}" for number in range(8)]
+    body = "image: hello:1, stop_grace_period: 100ms"
+    file = write("services:\n" + "".join(f"  {name}: {{{body}}}\n" for name in names))
+    command = [ORC, "stack", "deploy", "-c", file, "shop"]
+    with subprocess.Popen(command, env=cluster.env, stderr=subprocess.PIPE, text=True) as cut:
+        assert cut.stderr is not None
+        assert any(line.startswith("created service") for line in cut.stderr)
+        cut.kill()
+    made = {row["id"] for row in cluster.json("stack", "services", "shop")}
+    cluster.orc("stack", "deploy", "-c", file, "shop")
+    services = {row["id"]: row["name"] for row in cluster.json("stack", "services", "shop")}
+    assert sorted(services.values()) == [f"shop_{name}" for name in names]
+    assert made <= services.keys()

@@ -1,0 +1,130 @@
+"""`orc stack config` and what the commands of compose files take; no cluster is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Run = Callable[..., Result]
+Refused = Callable[..., str]
+
+TEXT = """
+services:
+  web: {image: "web:${TAG}", environment: {WHO: "${WHO:-nobody}", PRICE: "5$$"}}
+  debug: {image: debug, profiles: [debug]}
+"""
+
+
+@pytest.fixture
+def chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a compose file and its values; no variable of it is in the environment."""
+    for name in ("TAG", "WHO", "COMPOSE_PROFILES"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "chart"
+    folder.mkdir()
+    (folder / "compose.yaml").write_text(TEXT)
+    (folder / "values.env").write_text("TAG=values\nWHO=values\n")
+    return folder
+
+
+def image(run: Run, *words: str) -> str:
+    """The image of `web` as `orc stack config` prints it."""
+    done = run("stack", "config", "--format", "json", *words)
+    assert done.exit_code == 0, done.output
+    found: str = json.loads(done.stdout)["services"]["web"]["image"]
+    return found
+
+
+def test_the_nearer_value_of_a_variable_counts(
+    run: Run, chart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert image(run, str(chart)) == "web:values"
+    (chart / ".env").write_text("TAG=dotenv")
+    assert image(run, str(chart)) == "web:dotenv"
+    (chart / "mine.env").write_text("TAG=mine")
+    flags = ("--env-file", str(chart / "mine.env"))
+    assert image(run, *flags, str(chart)) == "web:mine"
+    monkeypatch.setenv("TAG", "environment")
+    assert image(run, *flags, str(chart)) == "web:environment"
+    assert image(run, *flags, "--set", "TAG=set", str(chart)) == "web:set"
+
+
+def test_what_is_printed_can_be_read_again(run: Run, chart: Path) -> None:
+    first = run("stack", "config", str(chart))
+    assert "PRICE: 5$$" in first.stdout
+    again = run("stack", "config", "-c", "-", input=first.stdout)
+    assert again.stdout == first.stdout
+
+
+def test_variables_can_be_left_as_they_are(run: Run, chart: Path) -> None:
+    (chart / "compose.yaml").write_text("""
+services:
+  web:
+    image: web:${TAG}
+    ports: ["${PORT}:80"]
+    build: ${WHERE}
+    env_file: ["${FILE}", b.env]
+    read_only: ${READ_ONLY:-true}
+    deploy: {replicas: "${N:?}", mode: $MODE, resources: {limits: {memory: $M}}}
+""")
+    raw = run("stack", "config", "--no-interpolate", str(chart)).stdout
+    for line in ("image: web:${TAG}", "- ${PORT}:80", "build: ${WHERE}", "replicas: ${N:?}"):
+        assert line in raw
+
+
+def test_profiles_are_named_by_flag_or_environment(
+    run: Run, chart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def services(*words: str) -> list[str]:
+        done = run("stack", "config", "--format", "json", *words, str(chart))
+        return sorted(json.loads(done.stdout)["services"])
+
+    assert services() == ["web"]
+    assert services("--profile", "debug") == ["debug", "web"]
+    monkeypatch.setenv("COMPOSE_PROFILES", "other,debug")
+    assert services() == ["debug", "web"]
+
+
+def test_an_override_in_the_folder_is_merged(run: Run, chart: Path) -> None:
+    (chart / "compose.override.yaml").write_text("services: {web: {image: over:1}}")
+    assert image(run, str(chart)) == "over:1"
+    assert image(run, "-c", str(chart / "compose.yaml")) == "web:values"
+
+
+def test_notes_go_to_stderr(run: Run, chart: Path) -> None:
+    (chart / "compose.yaml").write_text(
+        "services: {web: {image: 'a:1$NOT_SET', container_name: x}}"
+    )
+    done = run("stack", "config", "--quiet", str(chart))
+    assert done.stdout == ""
+    container, variable = done.stderr.splitlines()
+    assert "services.web.container_name: tasks are named after" in container
+    assert "variable NOT_SET is not set; it is empty" in variable
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "line"),
+    [
+        (("config",), 2, "name a compose file with -c, or the folder that it is in"),
+        (("config", "-c", "none.yaml"), 1, "none.yaml: cannot be read: no such file or directory"),
+        (("config", "/none"), 1, "there is no folder /none; a file is named with -c"),
+        (("deploy", "shop"), 2, "say which file and how the stack is called"),
+        (("deploy", "-c", "a", "b", "c", "d"), 2, "say which file and how the stack is called"),
+        (("deploy", "-c", "a.yaml", "Shop"), 2, "stack name 'Shop' is not a DNS label"),
+        (("deploy",), 2, "is missing; see 'orc stack deploy --help'"),
+    ],
+)
+def test_what_is_not_said_is_asked_for(
+    manager: object, refused: Refused, words: tuple[str, ...], status: int, line: str
+) -> None:
+    assert line in refused("stack", *words, status=status)
+
+
+def test_a_folder_without_a_compose_file(refused: Refused, tmp_path: Path) -> None:
+    assert "has no compose file; it is called compose.yaml" in refused(
+        "stack", "config", str(tmp_path)
+    )

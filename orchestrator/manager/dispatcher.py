@@ -127,8 +127,8 @@ class NodeSession:
                 out.append(dispatch_pb2.ManagerMessage(remove_images=order))
         if view is not self._looked_at or self._holding:
             assignments = self._difference(view, endpoints)
-            out += self._new_payloads(view)
             if assignments is not None:
+                out += self._new_payloads(view)
                 out.append(dispatch_pb2.ManagerMessage(assignments=assignments))
             self._looked_at = view
         return out

@@ -55,6 +55,9 @@ def _resolved(view: ClusterView, task: Task) -> Iterator[_File]:
 
 def keys_of(view: ClusterView, task: Task) -> tuple[str, ...]:
     """The keys of the data of a task's files: another version is another key."""
+    container = task.spec.container
+    if not container.secrets and not container.configs:
+        return ()  # it is asked of every task at every change
     return tuple(file.key for file in _resolved(view, task))
 
 

@@ -37,6 +37,8 @@ SUBNETS = (IPv4Network("10.128.1.0/24"), IPv4Network("10.128.2.0/24"))
 ADDRESSES = ("192.0.2.1", "192.0.2.2")
 VIP = IPv4Address("10.131.0.9")
 ECHO_PORT = 7
+UNFILTERED = "cd /proc/sys/net/bridge && for it in bridge-nf-call-*; do echo 0 >$it; done; true"
+"""As a host is that has not loaded br_netfilter: built in, it is on in a new namespace."""
 PERIOD = 0.001
 
 _CONNECT = """
@@ -291,6 +293,7 @@ async def _pair(folder: Path) -> AsyncIterator[Pair]:
         for name in (left, right):
             _ip("netns", "add", name)
             stack.callback(_ip, "netns", "del", name)
+            _ip("netns", "exec", name, "sh", "-c", UNFILTERED)
         cable = ("link", "add", "uplink", "type", "veth", "peer", "name", "uplink")
         _ip("-n", left, *cable, "netns", right)
         nodes = []

@@ -26,7 +26,7 @@ from orchestrator.agent.netplugins.chainconfig import (
 from orchestrator.agent.netplugins.overdue import Overdue
 from orchestrator.agent.netplugins.program import TRY_AGAIN, Call, Programs
 from orchestrator.agent.netplugins.records import Record, Records, namespace_stamp
-from orchestrator.agent.netplugins.results import Place, attachment_of, given
+from orchestrator.agent.netplugins.results import Place, attachment_of, given, places_of
 from orchestrator.agent.network import Attachment, Interface, NetworkConfig, NetworkError
 from orchestrator.model.conflist import Conflist, parse_conflist
 
@@ -172,24 +172,12 @@ class Chains:
     def places(self) -> dict[str, Place]:
         """Network id → where this node can answer names in it: by the gateways of its containers
         that are its own addresses."""
-        found: dict[str, Place] = {}
-        for record in self._records.all():
-            result = record.body.get("result")
-            if not result:
-                continue
-            gateway = attachment_of(record, result).gateway
-            if gateway:
-                ranges = {
-                    str(each.address.network)
-                    for each in given(result, record.ifname)
-                    if each.gateway
-                }
-                known = found.get(record.network, Place((), ()))
-                found[record.network] = Place(
-                    tuple(sorted({*known.gateways, gateway})),
-                    tuple(sorted({*known.ranges, *ranges})),
-                )
-        return found
+        return places_of(
+            (record.network, each.gateway, str(each.address.network))
+            for record in self._records.all()
+            if (result := record.body.get("result"))
+            for each in given(result, record.ifname)
+        )
 
     async def _clear(self, key: tuple[str, str]) -> None:
         """Try to give back what is nobody's."""

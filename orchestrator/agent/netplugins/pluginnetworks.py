@@ -13,7 +13,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from typing import Any, Protocol
 
 from orchestrator.agent.netplugins import pools
@@ -27,7 +27,7 @@ from orchestrator.agent.netplugins.driverapi import (
 )
 from orchestrator.agent.netplugins.overdue import Overdue
 from orchestrator.agent.netplugins.records import Record, Records, namespace_stamp
-from orchestrator.agent.netplugins.results import Place, answers_here
+from orchestrator.agent.netplugins.results import Place, answers_here, places_of
 from orchestrator.agent.network import Attachment, Interface, NetworkConfig, NetworkError
 from orchestrator.agent.plugins.discovery import PluginSet
 from orchestrator.model.networks import NO_IPAM
@@ -142,16 +142,14 @@ class PluginNetworks:
 
     def places(self) -> dict[str, Place]:
         """Network id → where this node can answer names in it."""
-        found: dict[str, Place] = {}
-        for record in self._records.all():
-            if record.body.get("joined") and (gateway := _attachment(record).gateway):
-                ranges = {str(ip_interface(each).network) for each in record.body["addresses"]}
-                known = found.get(record.network, Place((), ()))
-                found[record.network] = Place(
-                    tuple(sorted({*known.gateways, gateway})),
-                    tuple(sorted({*known.ranges, *ranges})),
-                )
-        return found
+        return places_of(
+            (record.network, gateway, str(subnet))
+            for record in self._records.all()
+            if record.body.get("joined")
+            for gateway in record.body["gateways"]
+            for subnet in (ip_interface(each).network for each in record.body["addresses"])
+            if subnet.version == ip_address(gateway).version
+        )
 
     async def run(self) -> None:
         """Clear what earlier agents left, and look after plugins, until cancelled."""

@@ -6,7 +6,7 @@ Source: CNI specification 1.1, section 5 ("ADD Success").
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
@@ -81,11 +81,29 @@ def attachment_of(record: Record, result: Mapping[str, Any]) -> Attachment:
         result=result,
         address6=addresses[6],
         leads_out=any(
-            isinstance(each, dict) and each.get("dst") in ("0.0.0.0/0", "::/0")
+            isinstance(each, dict) and each.get("dst") == "0.0.0.0/0"
             for each in _list(result, "routes")
         ),
         nameservers=tuple(map(str, servers)) if isinstance(servers, list) else (),
     )
+
+
+def places_of(found: Iterable[tuple[str, str, str]]) -> dict[str, Place]:
+    """Network id → where this node can answer names in it, of (network id, gateway, range) of
+    containers."""
+    gateways: dict[str, set[str]] = {}
+    ranges: dict[str, set[str]] = {}
+    ours: dict[str, bool] = {}
+    for network, gateway, subnet in found:
+        if gateway not in ours:
+            ours[gateway] = answers_here(gateway)
+        if ours[gateway]:
+            gateways.setdefault(network, set()).add(gateway)
+            ranges.setdefault(network, set()).add(subnet)
+    return {
+        network: Place(tuple(sorted(each)), tuple(sorted(ranges[network])))
+        for network, each in gateways.items()
+    }
 
 
 def answers_here(gateway: str) -> bool:

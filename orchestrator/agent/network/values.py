@@ -135,7 +135,8 @@ class Attachment:
     result: Mapping[str, Any]
     address6: str = ""
     leads_out: bool = True
-    """The container has a way out by the network, if it was asked for and the network has one."""
+    """The container has a way out (of IPv4) by the network, if it was asked for and the network
+    has one."""
     nameservers: tuple[str, ...] = ()
     """Who the network says answers names, where this node does not, by the gateway."""
 

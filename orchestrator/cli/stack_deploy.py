@@ -170,6 +170,9 @@ class _Deployment:
         it would refuse."""
         if self._client.pretends:
             return
+        if self._values["with_registry_auth"]:
+            # Without it a manager may not find the images.
+            self._share_logins()
         planned = []
         for step in steps:
             method, request = self._calls.request(step, checking=True)
@@ -202,8 +205,6 @@ class _Deployment:
 
     def make(self, steps: Sequence[Change]) -> None:
         """Make the steps. Raises CliError, with what was done and what is left, if one fails."""
-        if self._values.get("with_registry_auth") and not self._client.pretends:
-            self._share_logins()
         for index, step in enumerate(steps):
             self._client.intends(step)
             try:

@@ -118,6 +118,15 @@ def test_tls_and_passwords(cluster: Cluster, hello: str, tmp_path: Path) -> None
         mine.orc("service", "create", "--name", "web", "--with-registry-auth", name)
         assert len(cluster.running("web")) == 1
         cluster.orc("service", "rm", "web")
+        cluster.orc("logout", host.name)
+        # A stack likewise; without it nothing is made.
+        (tmp_path / "compose.yaml").write_text(f"services: {{web: {{image: {name}}}}}")
+        deploy = ("stack", "deploy", "-c", str(tmp_path / "compose.yaml"))
+        assert "denies access" in mine.refused(*deploy, "shop")
+        assert cluster.json("stack", "ls") == []
+        mine.orc(*deploy, "--with-registry-auth", "shop")
+        assert len(cluster.running("shop_web")) == 1
+        cluster.orc("stack", "rm", "shop")
         # And for a build, as long as it goes on.
         (tmp_path / "Dockerfile").write_text(f"FROM {name}\nENV A=1\n")
         build = ("build", "--node", "node2", "-t", "above:1", str(tmp_path))

@@ -30,6 +30,7 @@ from orchestrator.agent.dialer import Dialer
 from orchestrator.agent.diskusage import DiskUsage
 from orchestrator.agent.encryption import Encryption
 from orchestrator.agent.endpoints import Endpoints
+from orchestrator.agent.history import History
 from orchestrator.agent.imagepressure import ImagePressure, disk_of
 from orchestrator.agent.images.blobs import BlobService
 from orchestrator.agent.images.build import Builder
@@ -247,6 +248,7 @@ async def run(settings: Settings) -> None:
         uploads = data / "uploads"
         builder = Builder(store, data / "build", settings.run_dir / "build-secrets", images.base)
         builds = buildorders.BuildOrders(builder, uploads)
+        history = History(worker.runners, runtime.access)
         disk_usage = DiskUsage(
             store=store, builder=builder, runners=worker.runners, roots=runtime, data=data
         )
@@ -279,6 +281,7 @@ async def run(settings: Settings) -> None:
             | dict.fromkeys(buildorders.ORDERS, builds.serve)
             | {
                 "disk_usage": disk_usage.serve,
+                "history": history.serve,
                 "diagnosis": PeerProbes(identity.address, network, networks, paths).serve,
             },
         )
@@ -347,6 +350,7 @@ async def run(settings: Settings) -> None:
         )
         async with worker, asyncio.TaskGroup() as group:
             group.create_task(supervisor.attend(), name="supervisor")
+            group.create_task(history.run(), name="history")
             group.create_task(networks.run(), name="networks")
             group.create_task(paths.run(), name="path MTUs")
             group.create_task(endpoints.run(), name="endpoints")

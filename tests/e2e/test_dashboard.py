@@ -233,6 +233,22 @@ def test_logs_are_followed(cluster: Cluster, hello: str, browser: Browser) -> No
     eventually(lambda: browser.text("pre.log").count("line ") > lines, within=5)
 
 
+def test_what_a_task_used_is_a_chart(cluster: Cluster, hello: str, browser: Browser) -> None:
+    cluster.script("worker", hello, "while :; do :; done", "--limit-cpu", "0.2")
+    (task,) = cluster.await_running("worker", 1)
+    browser.open()
+    browser.script("location.hash = `#/task/${arguments[0]}`", task["id"])
+    browser.sees("CPU: ", ".charts", within=20)
+    # Two samples, and the page's look at them.
+    browser.sees("cores at most", ".charts", within=60)
+    points = "return document.querySelector('.charts polyline').getAttribute('points')"
+    assert browser.script(points)
+    _check(browser, "a task")
+    browser.script("location.hash = '#/nodes'")
+    browser.click("node1", "main a")
+    browser.sees("Memory: ", ".charts", within=20)
+
+
 def test_all_by_the_keyboard(cluster: Cluster, hello: str, browser: Browser) -> None:
     cluster.orc("service", "create", "--name", "typed", "--replicas", "2", hello)
     browser.open()

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from orchestrator.manager.api.context import ApiContext
+from orchestrator.manager.api.image_nodes import ask
 from orchestrator.manager.api.logs import LogCalls
 from orchestrator.manager.dashboard import actions, picture
 from orchestrator.manager.dashboard.sessions import SESSION_LIFE, Session, Sessions
@@ -20,7 +21,7 @@ from orchestrator.manager.eventlog import Event
 from orchestrator.manager.refusal import Refusal
 from orchestrator.manager.store.kv import Conflict, StoreError
 from orchestrator.model.validate import InvalidSpec
-from orchestrator.pb import control_pb2
+from orchestrator.pb import control_pb2, dispatch_pb2, system_pb2
 from orchestrator.web.https import Receive, Scope, Send
 from orchestrator.web.scrape import header
 
@@ -38,6 +39,8 @@ REMEMBERED = 200
 _COOKIE = "orc"
 _MOST_BODY = 1 << 16
 _LAST_LINES = 200
+_PATIENCE = 5.0
+"""Seconds that a node has to tell its history."""
 _KINDS = {
     "index.html": "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
@@ -68,6 +71,7 @@ class DashboardApp:
             ("DELETE", "/api/session"): self._log_out,
             ("GET", "/api/events"): self._events,
             ("GET", "/api/logs"): self._logs,
+            ("GET", "/api/history"): self._history,
             ("POST", "/api/act"): self._act,
         }
 
@@ -155,6 +159,25 @@ class DashboardApp:
     async def _logs(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
         word = parse_qs(scope["query_string"].decode("latin-1")).get("of", [""])[0]
         await _stream(receive, send, self._lines(word))
+
+    async def _history(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
+        """The last hour of a task (`?task=`) or a node (`?node=`), as its node remembers it."""
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        view, task_id = self._api.view, query.get("task", [""])[0]
+        task = view.tasks.get(task_id)
+        node = view.nodes.get(task.node_id if task else query.get("node", [""])[0])
+        if node is None or (task_id and task is None):
+            await _say(send, 404, "there is no such task or node")
+            return
+        order = dispatch_pb2.OpenTunnel(history=system_pb2.HistoryOrder(task_id=task_id))
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                _, result = await ask(self._api, node, order)
+        except (Refusal, TimeoutError):
+            await _say(send, 503, f"node {node.description.hostname} does not answer")
+            return
+        found = result.history
+        await _tell(send, {"at": [*found.at], "cores": [*found.cores], "memory": [*found.memory]})
 
     async def _lines(self, word: str) -> AsyncIterator[tuple[str, Any]]:
         request = control_pb2.LogsRequest(service=word, follow=True, tail=_LAST_LINES)

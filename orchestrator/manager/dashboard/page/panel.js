@@ -1,5 +1,6 @@
 // The panel at the side: one service, node or task, its logs, and the few safe actions.
 import { ENDED, ago, bytes, clock, cores, h, mood, patch, stateWord } from "/words.js";
+import { Charts } from "/chart.js";
 import { ask } from "/state.js";
 import { swatch, taskTable } from "/views.js";
 
@@ -10,6 +11,7 @@ export class Panel {
   #shown = null;
   #body = h("div");
   #logs = null;
+  #charts = null;
 
   constructor(place, cluster, may, say, close) {
     this.#place = place;
@@ -23,13 +25,18 @@ export class Panel {
   show(what) {
     if (String(what) === String(this.#shown)) return;
     this.#logs?.end();
-    this.#logs = null;
+    this.#charts?.end();
+    this.#logs = this.#charts = null;
     this.#shown = what;
     this.#place.hidden = !what;
     this.#place.replaceChildren();
     if (!what) return;
     this.#body = h("div");
     this.#place.append(this.#body);
+    if (what[0] !== "service") {
+      this.#charts = new Charts(...what);
+      this.#place.append(this.#charts.element);
+    }
     if (what[0] !== "node") {
       this.#logs = new Logs(what[1]);
       this.#place.append(this.#logs.element);

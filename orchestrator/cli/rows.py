@@ -216,6 +216,8 @@ def task_error(task: Task) -> str:
         return f"probe failed: {status.health_output}"
     if status.state is TaskState.RUNNING and status.message.startswith(KEPT):
         return status.message
+    if status.state is TaskState.SHUTDOWN and task.desired_state <= TaskState.RUNNING:
+        return status.message  # nobody told it to stop but its node
     if status.state in _NO_ERROR:
         return ""
     if status.message:

@@ -7,10 +7,12 @@ from typing import Any
 
 from click.testing import Result
 
+from orchestrator.cli.rows import task_error
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.dependencies import Dependency
-from orchestrator.model.objects import Service
+from orchestrator.model.objects import Service, Task, TaskStatus
 from orchestrator.model.specs import ServiceSpec
+from orchestrator.model.states import TaskState
 from orchestrator.pb import control_pb2 as pb
 from orchestrator.pb import types_pb2 as types
 
@@ -42,3 +44,11 @@ def test_service_create_and_update_name_what_is_waited_for(manager: Any, run: Ru
     assert [str(each) for each in spec.depends_on] == ["cache:completed"]
     done = run("service", "create", "-d", "--depends-on", "db:ok", "hello:1")
     assert "'ok' is none of started, healthy, completed" in done.stderr
+
+
+def test_a_task_that_is_kept_or_was_stopped_for_want_of_a_manager_says_so() -> None:
+    kept = TaskStatus(TaskState.RUNNING, message="kept on node3, which is down")
+    alone = TaskStatus(TaskState.SHUTDOWN, message="stopped: no manager was there for 3s")
+    assert task_error(Task(status=kept)) == kept.message
+    assert task_error(Task(status=alone)) == alone.message
+    assert task_error(Task(status=alone, desired_state=TaskState.SHUTDOWN)) == ""

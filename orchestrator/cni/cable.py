@@ -222,6 +222,7 @@ def abandon(sock: RouteSocket, cable: Cable, namespace: int) -> None:
     process holds the namespace, nothing may answer at the address, which is free from now on, nor
     make the bridge believe that the address' MAC is still there.
     """
+    namespaces.give_up_orphans(namespace)
     with namespaces.route_socket(namespace) as within:
         inside = netlink.get_link(within, cable.ifname)
         if inside is not None:

@@ -21,6 +21,7 @@ CLONE_NEWNET = 0x40000000
 MS_BIND = 0x1000
 MNT_DETACH = 2
 OWN_NAMESPACE = "/proc/thread-self/ns/net"
+ORPHAN_RETRIES = Path("/proc/sys/net/ipv4/tcp_orphan_retries")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [
@@ -90,6 +91,16 @@ def route_socket(namespace: int) -> Iterator[RouteSocket]:
         sock = RouteSocket()
     with sock:
         yield sock
+
+
+def give_up_orphans(namespace: int) -> None:
+    """Have a namespace not wait for connections that nobody is there to end.
+
+    The kernel would try for a minute or two to send what their processes left unsent, and keep the
+    namespace and its devices for as long.
+    """
+    with inside(namespace), suppress(OSError):
+        ORPHAN_RETRIES.write_text("1")
 
 
 def exists(path: Path | str) -> bool:

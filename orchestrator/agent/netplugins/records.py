@@ -92,8 +92,6 @@ class Records:
         """Forget one. Raises NetworkError."""
         _unlink(self._attachments / _file(*record.key))
         self._known.pop(record.key, None)
-        if not self.of_container(record.container):
-            _unlink(self._locks / record.container)
 
     def put_network(self, network: str, body: Mapping[str, Any]) -> None:
         """Write down what the driver keeps of a network. Raises NetworkError."""
@@ -120,7 +118,11 @@ class Records:
             except BlockingIOError:
                 yield None
             else:
-                yield lock
+                try:
+                    yield lock
+                finally:
+                    if not self.of_container(container):
+                        _unlink(self._locks / container)
         finally:
             os.close(lock)
 

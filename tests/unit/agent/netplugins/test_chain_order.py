@@ -134,6 +134,7 @@ async def test_a_failing_plugin_undoes_those_before(bench: Bench) -> None:
     assert order(bench)[-2:] == ["two DEL", "one DEL"]
     assert "prevResult" not in told(bench, "one", "DEL")
     assert chains.interfaces("c1") == {}
+    assert not [path for path in bench.state.rglob("*") if path.is_file()]
 
 
 async def test_time_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

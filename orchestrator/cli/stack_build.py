@@ -34,7 +34,9 @@ def build_images(client: Client, builds: Mapping[str, StackBuild], quiet: bool) 
     there = {name: image for image in known for name in image.names}
     found = {}
     for name, build in builds.items():
-        with _prepared(name, build) as (header, folder, dockerfile):
+        if not (folder := Path(build.section.text("context") or ".")).is_dir():
+            raise CliError(f"{build.section.place}: there is no folder {folder} to build {name} in")
+        with _prepared(name, build, folder) as (header, dockerfile):
             image, digest = there.get(name), build_digest(header, folder, dockerfile)
             anew = build.section.flag("no_cache") or build.section.flag("pull")
             if anew or image is None or image.labels.get(_MADE_FROM) != digest:
@@ -50,18 +52,17 @@ def build_images(client: Client, builds: Mapping[str, StackBuild], quiet: bool) 
 
 
 @contextmanager
-def _prepared(name: str, build: StackBuild) -> Iterator[tuple[Any, Path, str | None]]:
-    """What `orc build` needs: a header, the folder, and the Dockerfile if it is another."""
+def _prepared(name: str, build: StackBuild, folder: Path) -> Iterator[tuple[Any, str | None]]:
+    """What `orc build` needs: a header, and the Dockerfile if it is not the folder's usual one."""
     section, header = build.section, _header(name, build)
-    folder, file = Path(section.text("context") or "."), section.text("dockerfile")
-    inline = section.text("dockerfile_inline")
+    file, inline = section.text("dockerfile"), section.text("dockerfile_inline")
     if not inline:
-        yield header, folder, str(folder / file) if file else None
+        yield header, str(folder / file) if file else None
         return
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "Dockerfile")
         path.write_text(inline)
-        yield header, folder, str(path)
+        yield header, str(path)
 
 
 def _header(name: str, build: StackBuild) -> Any:

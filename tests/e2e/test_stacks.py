@@ -227,6 +227,9 @@ def test_conflicts_are_refused_before_anything_is_made(
     assert "no image 'nowhere:1' in this cluster" in refused(
         f"services: {{web: {{{usual}}}, cache: {{image: nowhere:1}}}}{tail}"
     )
+    assert "compose.yaml:1: there is no folder" in refused(
+        f"services: {{web: {{build: ./none, volumes: ['data:/data']}}}}{tail}"
+    )
     assert "volume 'gone' is external, and there is none" in refused(
         "services: {web: {image: hello:1, volumes: ['gone:/d']}}\nvolumes: {gone: {external: true}}"
     )

@@ -200,12 +200,13 @@ class Draft:
     def stop(self, task: Task, desired: TaskState, reason: str = "") -> None:
         """Order a task to end: SHUTDOWN when its slot goes on, REMOVE when it does not.
 
-        One that never had a node ends here and now.
+        One that never had a node ends here and now; one that this very draft has made was never
+        there.
         """
         if ended(task):
             return
         if waits(task):
-            if desired is TaskState.REMOVE:
+            if desired is TaskState.REMOVE or task.id not in self._before:
                 self.delete(task)
                 return
             status = replace(task.status, state=TaskState.SHUTDOWN, at=self.now, message=reason)

@@ -217,6 +217,19 @@ def test_a_canary_that_fails_is_rolled_back_alone() -> None:
     assert kept < {item.id for item in world.tasks(S.RUNNING)}
 
 
+def test_what_is_scaled_up_as_an_update_is_rolled_back_begins_with_the_spec_before() -> None:
+    world = begin(2, ROLLBACK)
+    stop_old(world)
+    [new] = world.tasks(S.ASSIGNED)
+    world.report(new, S.FAILED)
+    now = web(world)
+    world.put(replace(now, spec=replace(now.spec, replicas=4)))
+    world.settle()  # one pass sees both
+    world.obey()
+    assert images(world) == ["web:1"] * 4
+    assert web(world).update.state is UpdateState.ROLLED_BACK
+
+
 def test_a_rollback_keeps_the_number_of_replicas() -> None:
     now = with_spec(service(replicas=2), service(replicas=5).spec, "", 1.0)
     assert (now.history, now.update.state) == ((), UpdateState.NONE), "it was only scaled"

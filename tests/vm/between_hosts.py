@@ -276,7 +276,7 @@ class Stream:
     def __init__(self, nodes: list[Node]) -> None:
         self._one, two = nodes
         address = two.task["addresses"]["secret"]
-        argv = [sys.executable, ECHO, "ask", address, str(PORT), "0.02", "/tmp/echo.end"]
+        argv = [sys.executable, ECHO, "ask", address, str(PORT), "0.05", "/tmp/echo.end"]
         self._argv = self._one.inside(*argv)
         self._thread = threading.Thread(target=self._run)
 

@@ -15,6 +15,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+SO_RCVBUFFORCE, BUFFER = 33, 16 << 20
+"""What waits while a process gets no time is not lost."""
 PATIENCE = 20.0
 """Seconds for which the last answers are waited for: a processor that is emulated is slow."""
 
@@ -22,6 +24,7 @@ PATIENCE = 20.0
 def serve(port: int) -> None:
     """Send back whatever comes."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         sock.bind(("", port))
         while True:
             data, asker = sock.recvfrom(2048)
@@ -32,7 +35,7 @@ def ask(address: str, port: int, every: float, end: Path) -> tuple[int, list[int
     """Send a number each so many seconds: how many were sent, and which have not come back."""
     sent, waiting = 0, set[int]()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         sock.connect((address, port))
         beat, last = time.monotonic(), 0.0
         while not last or (waiting and time.monotonic() < last):

@@ -49,7 +49,7 @@ _LOOK = 0.1
     epilog=example(
         "orc stack deploy -c compose.yaml shop",
         "orc stack deploy -c compose.yaml -c production.yaml --prune shop",
-        "orc stack deploy --set TAG=2 charts/hello hello",
+        "orc stack deploy --set tag=2 charts/hello hello",
     )
 )
 @file_options

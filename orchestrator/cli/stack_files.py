@@ -13,6 +13,7 @@ import click
 
 from orchestrator.cli.groups import CliError
 from orchestrator.cli.spec_flags import pairs
+from orchestrator.cli.stack_template import TEMPLATES, rendered, template_of, values_of
 from orchestrator.cli.stack_values import Values, unasked
 from orchestrator.compose.assemble import stack_of
 from orchestrator.compose.kinds import Reading
@@ -76,7 +77,16 @@ def file_options(function: F) -> F:
             "settings",
             multiple=True,
             metavar="NAME=value",
-            help="What a variable of the files stands for; repeatable.",
+            help="What a variable of the files, or a.b of a chart's values, is; repeatable.",
+        ),
+        click.option(
+            "--values",
+            "-f",
+            "values_files",
+            multiple=True,
+            metavar="FILE",
+            type=click.Path(),
+            help="Values over those of a chart's values.yml; repeatable.",
         ),
         click.option(
             "--env-file",
@@ -111,21 +121,30 @@ def read_files(
     """Read what the flags of `file_options` name, or the compose file of a folder. `cluster` tells
     what the variables of `stack_values` stand for. Raises CliError for what cannot be read, in one
     line with the file, the line and the key."""
-    files = [*values["files"]]
+    files, settings = [*values["files"]], values["settings"]
+    read: Callable[[str], bytes] = _read
+    template = template_of(folder) if folder is not None else None
     if folder is not None:
         if files:
             raise click.UsageError("a folder has its own compose file; leave out -c or the folder")
-        files = _of_folder(Path(folder))
+        files = [template] if template else _of_folder(Path(folder))
+    if template:
+        read = _with(
+            template, values_of(os.path.dirname(template), values["values_files"], settings, _read)
+        )
+        settings = ()
+    elif values["values_files"]:
+        raise click.UsageError(f"-f is for a folder with a template ({TEMPLATES[0]})")
     if not files:
         raise click.UsageError("name a compose file with -c, or the folder that it is in")
     base = os.getcwd() if files[0] == STDIN else os.path.dirname(os.path.abspath(files[0]))
     paths = [file if file == STDIN else os.path.abspath(file) for file in files]
     profiles = [*values["profiles"], *os.environ.get("COMPOSE_PROFILES", "").split(",")]
     try:
-        given = _variables(base, values["env_files"], values["settings"], name)
+        given = _variables(base, values["env_files"], settings, name)
         known = Values(given, cluster)
         loader = Loader(
-            _read,
+            read,
             known,
             _home(),
             interpolate=interpolate,
@@ -135,6 +154,13 @@ def read_files(
     except ComposeError as error:
         raise CliError(str(error)) from None
     return Given(document, base, known, loader.notes)
+
+
+def _with(template: str, values: Mapping[str, Any]) -> Callable[[str], bytes]:
+    """Reads files, of which the template is what it makes of the values."""
+    text = rendered(template, values, _read)
+    whole = os.path.abspath(template)
+    return lambda path: text if path == whole else _read(path)
 
 
 def _of_folder(folder: Path) -> list[str]:

@@ -27,6 +27,7 @@ MOST_NODES = 200_000
 """Values in one file, anchors counted as often as they are used: more is a bomb or a mistake."""
 
 _LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+_VALUES: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _USUAL = "tag:yaml.org,2002:"
 _MERGE = "<<"
@@ -51,6 +52,20 @@ def parse(text: str, file: str) -> Map:
     if not isinstance(tree, Map):
         raise ComposeError(top, "", "this is no compose file; it has keys such as services")
     return tree
+
+
+def values_in(text: str, file: str) -> Any:
+    """What a file of plain values holds: maps, lists, texts, numbers, YAML's own. Raises
+    ComposeError."""
+    try:
+        return yaml.load(text, Loader=_VALUES)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ComposeError(
+            Place(file, mark.line + 1 if mark else 0), "", str(error.problem)
+        ) from None
+    except yaml.YAMLError as error:
+        raise ComposeError(Place(file, 1), "", f"this is not YAML: {error}") from None
 
 
 class _Builder:

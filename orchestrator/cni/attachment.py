@@ -11,7 +11,6 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
 
 from . import bridge, cable, conntrack, namespaces, netlink, overlay, portmap, results, vxlan
 from .cable import Cable, Place
@@ -20,8 +19,11 @@ from .errors import CniError, Code
 from .ipam import Ipam, Key, Lease
 from .netlink import Address
 from .nft import TABLE, Nftables
-from .records import record
+from .records import TYPE_CHECKING, record
 from .rtnetlink import RouteSocket
+
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 
 class Host:

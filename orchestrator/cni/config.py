@@ -41,15 +41,17 @@ import json
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import Any
 
 from . import fields
 from .errors import CniError, Code
 from .fields import IDENTIFIER, invalid
 from .netlink import Address, Vxlan
 from .peers import Peer, gateway, twin
-from .records import record
+from .records import TYPE_CHECKING, record
 from .vxlan import DEFAULT_PORT, ENCRYPTED_OVERHEAD, OVERHEAD
+
+if TYPE_CHECKING:
+    from typing import Any
 
 VERSION = "1.1.0"
 SUPPORTED = ("0.4.0", "1.0.0", "1.1.0")

@@ -11,10 +11,13 @@ from ipaddress import (
     IPv6Network,
     ip_address,
 )
-from typing import Any
 
 from .errors import CniError, Code
 from .netlink import NAME_LIMIT, Address
+from .records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 INTERFACE = re.compile(r"[a-zA-Z][a-zA-Z0-9_.\-]{0,14}")

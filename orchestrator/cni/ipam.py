@@ -18,13 +18,15 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
 
 from . import netlink, pool
 from .config import NetConf, PortMapping
 from .errors import CniError, Code
 from .netlink import Address
-from .records import record
+from .records import TYPE_CHECKING, record
+
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 SCHEMA = """
 CREATE TABLE lease (

@@ -14,13 +14,16 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from . import attachment
 from .attachment import Attachment, Host
 from .config import SUPPORTED, VERSION, NetConf, decode, parse, version_of
 from .errors import CniError, Code
 from .fields import IDENTIFIER
+from .records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 OpenHost = Callable[[Path], AbstractContextManager[Host]]
 EXPECTED = (CniError, OSError)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from operator import attrgetter
 
-TYPE_CHECKING = False  # `typing` has it, too, and takes long to import
+TYPE_CHECKING = False  # `typing` has it, too: what connects a container does without that
 if TYPE_CHECKING:
     from typing import Any, TypeVar, dataclass_transform
 

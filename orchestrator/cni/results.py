@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from .cable import Cable
 from .config import VERSION, NetConf
 from .netlink import Link
+from .records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def success(conf: NetConf, cable: Cable, bridge: Link, host: Link, netns: str) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Self
 
-from .records import record
+from .records import TYPE_CHECKING, record
+
+if TYPE_CHECKING:
+    from typing import Self
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4

@@ -7,6 +7,7 @@ first container is connected, so it is imported once, in one interpreter.
 from __future__ import annotations
 
 import fcntl
+import gc
 import posix
 import sys
 
@@ -51,8 +52,10 @@ def _lock(path: bytes) -> int:
 
 
 def _start(path: bytes, request: bytes) -> bytes:
+    gc.disable()  # nothing of what is imported is garbage
     from . import server
 
+    gc.enable()
     ready, write = posix.pipe()
     if posix.fork() == 0:
         try:

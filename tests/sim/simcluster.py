@@ -258,7 +258,8 @@ class SimCluster:
             self._another_leads()
         for item in plans:
             if term != self.term or not self._commit(item):
-                self.dirty = EVERYTHING
+                self.dirty = EVERYTHING  # what comes after it is not written either
+                break
         return self.dirty != EVERYTHING
 
     def _commit(self, item: Plan) -> bool:

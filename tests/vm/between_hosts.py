@@ -311,14 +311,18 @@ def await_new_key(cluster: Cluster, name: str, before: str) -> float:
 
 
 @pytest.mark.usefixtures("echo")
-def test_keys_are_replaced_and_no_packet_is_lost(cluster: Cluster, nodes: list[Node]) -> None:
+def test_keys_are_replaced_and_no_packet_is_lost(
+    cluster: Cluster, nodes: list[Node], capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {node.name: public(cluster, node.name)[0] for node in nodes}
     took = []
     with Stream(nodes) as stream:
         for name in ("vm2", "vm1"):
             cluster.orc("node", "update", "--rotate-key", name)
             took.append(await_new_key(cluster, name, before[name]))
-    print(f"{stream.sent} datagrams there and back; {', '.join(f'{s:.0f} s' for s in took)} a key")
+    with capsys.disabled():
+        seconds = ", ".join(f"{each:.0f} s" for each in took)
+        print(f"\n{stream.sent} datagrams there and back, {len(stream.lost)} lost; {seconds} a key")
     assert stream.lost == []
     assert stream.sent > 500
     assert [node.tunnels() for node in nodes] == [[("orcwg1", 1440)]] * 2
@@ -342,7 +346,9 @@ def test_a_peer_that_was_started_again_is_reached_again(
 
 
 @pytest.mark.usefixtures("echo")
-def test_the_rate_beside_that_of_a_plain_network(nodes: list[Node]) -> None:
+def test_the_rate_beside_that_of_a_plain_network(
+    nodes: list[Node], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nothing is demanded of it: the processor is emulated, and what encrypts is its work."""
     one, two = nodes
     two.hand.start("/tmp/iperf.log", *two.inside("iperf3", "-s"))
@@ -351,10 +357,11 @@ def test_the_rate_beside_that_of_a_plain_network(nodes: list[Node]) -> None:
         address = two.task["addresses"][network]
         rates[network].append(eventually(lambda to=address: _rate(one, to), within=300, every=1))  # type: ignore[misc]
     plain, encrypted = (max(rates[network]) / 1e6 for network in ("open", "secret"))
-    print(
-        f"plain {plain:.1f} Mbit/s, encrypted {encrypted:.1f} Mbit/s:"
-        f" {encrypted / plain:.0%} (the processor is emulated)"
-    )
+    with capsys.disabled():
+        print(
+            f"\nplain {plain:.1f} Mbit/s, encrypted {encrypted:.1f} Mbit/s:"
+            f" {encrypted / plain:.0%} (the processor is emulated)"
+        )
     assert encrypted > 0
 
 

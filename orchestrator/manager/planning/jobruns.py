@@ -85,7 +85,8 @@ def with_job_spec(
     other = _work(spec) != _work(before) or image_digest != service.image_digest
     job = service.job
     if _timing(spec) != _timing(before):
-        job = replace(job, decided_until=now)
+        # Never back, though the clock of whoever leads was ahead: no firing counts twice.
+        job = replace(job, decided_until=max(job.decided_until, now))
     after = replace(
         service,
         spec=spec,

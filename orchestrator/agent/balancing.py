@@ -52,7 +52,10 @@ class KernelBalance:
     async def _look_for_room(self) -> None:
         found = await self._network.connections()
         before, self._refused = self._refused, found.refused
-        crowded = found.full or (before is not None and found.refused > before)
+        # The kernel's counter also grows where two packets of one connection race each other.
+        crowded = found.full or (
+            before is not None and found.refused > before and found.count * 2 >= found.limit
+        )
         if crowded and not self.trouble:
             self.trouble = (
                 f"the kernel tracks {found.count} connections of at most {found.limit} and refuses "

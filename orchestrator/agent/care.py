@@ -8,8 +8,8 @@ from typing import Protocol
 
 from orchestrator.agent.health import Checkup, judge, wait
 from orchestrator.agent.parts import Probes
-from orchestrator.model.objects import Health, TaskStatus
 from orchestrator.model.specs import HealthCheck
+from orchestrator.model.tasks import Health, TaskStatus
 
 
 class Patient(Protocol):

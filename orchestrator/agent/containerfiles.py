@@ -18,7 +18,7 @@ from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.tunnelframes import send_piece
 from orchestrator.model.convert import to_proto
-from orchestrator.model.objects import Task
+from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, images_pb2
 
 ORDERS = ("container_files",)

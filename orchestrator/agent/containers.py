@@ -9,7 +9,8 @@ from orchestrator.agent.networks import Connected
 from orchestrator.agent.runtime.base import Container, Mount
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import short_id
-from orchestrator.model.objects import Task, Volume
+from orchestrator.model.objects import Volume
+from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2
 
 

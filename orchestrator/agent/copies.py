@@ -18,7 +18,7 @@ from orchestrator import copying
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.model.objects import Task
+from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, interact_pb2
 
 

@@ -75,9 +75,9 @@ from orchestrator.identity.tls import (
     channel_options,
     server_credentials,
 )
-from orchestrator.model import objects
+from orchestrator.model import nodes
 from orchestrator.model.networks import CHAINS
-from orchestrator.model.objects import Task
+from orchestrator.model.tasks import Task
 from orchestrator.pb import blobs_pb2_grpc
 from orchestrator.systemd import Supervisor
 from orchestrator.web.https import CannotListen
@@ -204,7 +204,7 @@ async def run(settings: Settings) -> None:
         dial = _Dial(settings)
         volumes = VolumeStore(
             data / "volumes",
-            lambda: objects.Node(id=identity.node_id, description=description),
+            lambda: nodes.Node(id=identity.node_id, description=description),
             Plugins(),
         )
         listing = stack.enter_context(VolumeListing(volumes))

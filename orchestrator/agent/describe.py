@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orchestrator import __version__
 from orchestrator.model.documents import FEATURE
-from orchestrator.model.objects import NodeDescription
+from orchestrator.model.nodes import NodeDescription
 from orchestrator.model.placement import STOP_AFTER
 from orchestrator.model.specs import SHARES_PER_CORE, Resources
 

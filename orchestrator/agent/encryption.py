@@ -17,7 +17,7 @@ from orchestrator.agent.network import (
     TunnelKey,
     Tunnels,
 )
-from orchestrator.model import objects
+from orchestrator.model import nodes
 from orchestrator.model.networks import ENCRYPTED
 from orchestrator.pb import dispatch_pb2
 
@@ -88,9 +88,9 @@ class Encryption:
         return () if self._lacks else (ENCRYPTED,)
 
     @property
-    def keys(self) -> tuple[objects.TunnelKey, ...]:
+    def keys(self) -> tuple[nodes.TunnelKey, ...]:
         """The keys to be told to the other nodes, the oldest first."""
-        return tuple(objects.TunnelKey(key.public, key.port) for key in self._keys)
+        return tuple(nodes.TunnelKey(key.public, key.port) for key in self._keys)
 
     @property
     def tunnels(self) -> Tunnels:

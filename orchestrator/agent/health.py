@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from orchestrator.model.objects import Health
 from orchestrator.model.specs import HealthCheck
+from orchestrator.model.tasks import Health
 
 _FIRST = 0.1
 """Seconds from the start to the first probe, which then double."""

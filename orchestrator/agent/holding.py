@@ -17,8 +17,9 @@ from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.runtime.base import Mount, Started
 from orchestrator.model.health import effective
-from orchestrator.model.objects import Task, TaskStatus, Volume
+from orchestrator.model.objects import Volume
 from orchestrator.model.specs import HealthCheck
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import documents_pb2
 
 

@@ -25,8 +25,8 @@ from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.tunnelframes import Frames, receive, send, send_piece
 from orchestrator.model.convert import to_proto
 from orchestrator.model.names import short_id
-from orchestrator.model.objects import Task
 from orchestrator.model.states import is_terminal
+from orchestrator.model.tasks import Task
 from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
 
 log = logging.getLogger(__name__)

@@ -26,9 +26,9 @@ from enum import Enum, auto
 
 from orchestrator.agent.runtime.base import Exit, Started
 from orchestrator.model.networks import is_connected
-from orchestrator.model.objects import Health, Task, TaskStatus
 from orchestrator.model.specs import NetworkAttachment, RestartCondition
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Health, Task, TaskStatus
 from orchestrator.model.units import format_memory
 
 _OVER_REBOOT = (RestartCondition.ANY, RestartCondition.UNLESS_STOPPED)

@@ -27,7 +27,7 @@ from orchestrator.agent.endpoints import Change
 from orchestrator.agent.netplugins.results import Place
 from orchestrator.agent.network import NetworkError
 from orchestrator.model.networks import is_ours
-from orchestrator.model.objects import Task, TaskStatus
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import dispatch_pb2, types_pb2
 
 log = logging.getLogger(__name__)

@@ -36,8 +36,8 @@ from orchestrator.model.networks import (
     own_addresses,
     stands_alone,
 )
-from orchestrator.model.objects import Task
 from orchestrator.model.specs import HOST_NETWORK, NetworkAttachment, PublishMode
+from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2
 
 log = logging.getLogger(__name__)

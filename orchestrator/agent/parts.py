@@ -17,8 +17,9 @@ from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.runtime.base import Mount, Runtime
 from orchestrator.agent.taskfiles import Replaced
-from orchestrator.model.objects import Task, Volume
+from orchestrator.model.objects import Volume
 from orchestrator.model.specs import HealthCheck
+from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, documents_pb2
 
 

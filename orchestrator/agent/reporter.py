@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from orchestrator.model.objects import TaskStatus
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import TaskStatus
 
 PASSING = frozenset({TaskState.ACCEPTED, TaskState.PREPARING, TaskState.STARTING})
 """States that nobody decides by."""

@@ -41,8 +41,9 @@ from orchestrator.agent.statedb import Record, StateDb
 from orchestrator.agent.taskfiles import NOT_REPLACED, FileError
 from orchestrator.model.convert import from_proto
 from orchestrator.model.networks import NOT_CONNECTED
-from orchestrator.model.objects import Health, Task, TaskStatus, Volume
+from orchestrator.model.objects import Volume
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Health, Task, TaskStatus
 from orchestrator.model.units import format_duration
 from orchestrator.pb import dispatch_pb2, documents_pb2
 

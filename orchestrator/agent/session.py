@@ -22,7 +22,8 @@ from orchestrator.agent.endpoints import Endpoints
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.worker import Worker
 from orchestrator.model.convert import to_proto
-from orchestrator.model.objects import Image, NodeDescription, TunnelKey
+from orchestrator.model.nodes import NodeDescription, TunnelKey
+from orchestrator.model.objects import Image
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
 
 log = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from typing import Self
 from google.protobuf.message import DecodeError
 
 from orchestrator.model.convert import decode, encode
-from orchestrator.model.objects import TaskStatus
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import TaskStatus
 from orchestrator.pb import dispatch_pb2
 
 _SCHEMAS = (

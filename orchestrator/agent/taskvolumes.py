@@ -11,7 +11,8 @@ from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.agent.volumes.plan import Holder
 from orchestrator.agent.volumes.store import VolumeStore
 from orchestrator.model.mountrules import split_volumes_from
-from orchestrator.model.objects import Task, Volume
+from orchestrator.model.objects import Volume
+from orchestrator.model.tasks import Task
 
 
 class Neighbour(Protocol):

@@ -20,8 +20,8 @@ from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.statedb import Record, StateDb
 from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.model.generic import supply_names
-from orchestrator.model.objects import Task
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, documents_pb2
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from orchestrator.cli.rows import (
 )
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import parse_image
-from orchestrator.model.objects import Node, NodeState, Task
+from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Task
 from orchestrator.model.units import format_age, format_ago, format_size
 
 LIVE = ("running", "paused", "restarting", "starting")

@@ -24,7 +24,8 @@ from orchestrator.cli.output import (
 from orchestrator.cli.volume import volume_row
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import short_id
-from orchestrator.model.objects import Image, Task
+from orchestrator.model.objects import Image
+from orchestrator.model.tasks import Task
 from orchestrator.model.units import format_size
 from orchestrator.pb import containers_pb2, control_pb2, system_pb2, volumes_pb2
 

@@ -29,7 +29,7 @@ from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.convert import from_proto
 from orchestrator.model.documents import Document, DocumentKind, check_data
 from orchestrator.model.names import short_id
-from orchestrator.model.objects import UpdateState
+from orchestrator.model.services import UpdateState
 from orchestrator.model.units import format_duration
 from orchestrator.pb import documents_pb2
 

@@ -9,7 +9,8 @@ from typing import Any
 from orchestrator.cli.output import Column, Row, column, jsonable, moment, word
 from orchestrator.cli.rows import short, task_columns, task_row
 from orchestrator.model.convert import from_proto
-from orchestrator.model.objects import JobRun, Service, Task
+from orchestrator.model.services import JobRun, Service
+from orchestrator.model.tasks import Task
 from orchestrator.model.units import format_ago, format_duration
 
 

@@ -14,8 +14,9 @@ from orchestrator.cli.groups import INTERRUPTED, CliError, NotConverged
 from orchestrator.cli.job_rows import next_run_text
 from orchestrator.cli.wait import pictures, progress_view, reasons
 from orchestrator.model.convert import from_proto
-from orchestrator.model.objects import JobRun, JobState, Service, Task
+from orchestrator.model.services import JobRun, JobState, Service
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 from orchestrator.model.units import format_duration
 
 

@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.cli.wait import overall, task_text, waiting_reasons, waiting_text
-from orchestrator.model.objects import Task
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 _COLOURS = {TaskState.RUNNING: "green", TaskState.PENDING: "yellow"}
 

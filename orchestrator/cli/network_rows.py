@@ -9,8 +9,10 @@ from orchestrator.cli.output import Column, Row, column, moment
 from orchestrator.cli.rows import short
 from orchestrator.model.convert import from_proto
 from orchestrator.model.networks import OVERLAY, is_sliced
-from orchestrator.model.objects import Network, Service, Task
+from orchestrator.model.objects import Network
+from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 from orchestrator.pb import control_pb2, types_pb2
 
 

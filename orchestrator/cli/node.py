@@ -24,7 +24,7 @@ from orchestrator.cli.output import (
 from orchestrator.cli.rows import node_columns, node_row, task_columns, task_rows
 from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.names import near_miss
-from orchestrator.model.objects import Availability
+from orchestrator.model.nodes import Availability
 from orchestrator.model.units import format_cores, format_memory
 from orchestrator.model.validate import MAX_REPLICAS
 from orchestrator.pb import control_pb2

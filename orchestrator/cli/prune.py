@@ -12,7 +12,7 @@ from orchestrator.cli.container_watch import await_removal
 from orchestrator.cli.groups import CliError, error_line, example
 from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
 from orchestrator.model.convert import from_proto
-from orchestrator.model.objects import Task
+from orchestrator.model.tasks import Task
 from orchestrator.model.units import format_size
 from orchestrator.pb import containers_pb2, images_pb2, networks_pb2, system_pb2, volumes_pb2
 

@@ -11,10 +11,13 @@ from orchestrator.cli.output import Column, Row, column, is_named, jsonable, mom
 from orchestrator.model.convert import from_proto
 from orchestrator.model.generic import supply_names, supply_size
 from orchestrator.model.names import parse_image, short_id
-from orchestrator.model.objects import Health, Image, Node, Service, Task
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Image
 from orchestrator.model.placement import KEPT
+from orchestrator.model.services import Service
 from orchestrator.model.specs import PortSpec, ServiceMode
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Health, Task
 from orchestrator.model.units import (
     format_ago,
     format_cores,

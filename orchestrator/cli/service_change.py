@@ -23,7 +23,7 @@ from orchestrator.cli.spec_edit import edit_options, edited, scaled
 from orchestrator.cli.spec_flags import checked
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.differences import differences, told
-from orchestrator.model.objects import Service
+from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 from orchestrator.pb import control_pb2
 

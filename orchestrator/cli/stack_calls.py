@@ -11,7 +11,8 @@ from orchestrator.cli.stack_changes import Change, Observed
 from orchestrator.compose.stack import Stack, StackFile, StackNetwork, StackService, StackVolume
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.documents import DocumentKind
-from orchestrator.model.objects import Network, Service, Volume
+from orchestrator.model.objects import Network, Volume
+from orchestrator.model.services import Service
 from orchestrator.pb import control_pb2, documents_pb2, networks_pb2, volumes_pb2
 
 

@@ -24,7 +24,8 @@ from orchestrator.model.documents import Document, DocumentKind, references
 from orchestrator.model.mounts import LOCAL_DRIVER
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import BRIDGE, OVERLAY
-from orchestrator.model.objects import Network, Service, Volume
+from orchestrator.model.objects import Network, Volume
+from orchestrator.model.services import Service
 from orchestrator.model.specs import STACK_LABEL, PublishMode, ServiceSpec
 
 CREATE, CHANGE, REMOVE = "create", "change", "remove"

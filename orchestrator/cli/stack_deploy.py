@@ -31,8 +31,8 @@ from orchestrator.cli.stack_rows import no_stack, stack_names
 from orchestrator.compose.stack import Stack
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.mounts import LOCAL_DRIVER
-from orchestrator.model.objects import Task
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Task
 from orchestrator.model.units import format_duration
 from orchestrator.pb import control_pb2
 

@@ -22,8 +22,9 @@ from orchestrator.cli.groups import INTERRUPTED, CliError, NotConverged, RolledB
 from orchestrator.cli.output import word
 from orchestrator.cli.rows import health_text, task_error
 from orchestrator.model.convert import from_proto
-from orchestrator.model.objects import Task, TaskStatus, UpdateState
+from orchestrator.model.services import UpdateState
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.model.units import format_duration
 from orchestrator.pb import control_pb2
 

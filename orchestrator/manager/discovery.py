@@ -17,9 +17,10 @@ from typing import Any
 
 from orchestrator.identity.files import ManagerIdentity
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Node, NodeState, Task
+from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.specs import STACK_LABEL
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 MANAGERS, AGENTS, SERVICES = JOBS = ("orc-managers", "orc-agents", "orc-services")
 """The values of the label `job`."""

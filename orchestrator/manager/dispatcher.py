@@ -33,10 +33,12 @@ from orchestrator.manager.store.kv import StoreError
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.generic import with_generic
-from orchestrator.model.objects import Image, Node, NodeState, Task
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.objects import Image
 from orchestrator.model.placement import DisconnectAction
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 from orchestrator.model.templates import filled
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
 from orchestrator.web.scrape import digest

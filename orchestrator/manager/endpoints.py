@@ -21,8 +21,9 @@ from orchestrator.manager.planning.endpoints import Endpoint, EntryChange, Table
 from orchestrator.manager.planning.plan import Change, earliest
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.convert import to_proto
-from orchestrator.model.objects import NodeState, Task
+from orchestrator.model.nodes import NodeState
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2
 
 LEAVE_LIMIT = 2.0

@@ -17,20 +17,11 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.model.documents import Document
-from orchestrator.model.objects import (
-    Health,
-    Image,
-    JobState,
-    Network,
-    Node,
-    NodeState,
-    Object,
-    Service,
-    Task,
-    TaskStatus,
-    UpdateState,
-)
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.objects import Image, Network, Object
+from orchestrator.model.services import JobState, Service, UpdateState
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Health, Task, TaskStatus
 
 REMEMBERED = 4096
 """Events that a manager remembers."""

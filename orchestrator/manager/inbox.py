@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from orchestrator.model.objects import Image, NodeDescription, TaskStatus, TunnelKey
+from orchestrator.model.nodes import NodeDescription, TunnelKey
+from orchestrator.model.objects import Image
+from orchestrator.model.tasks import TaskStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Kv, StoreError
-from orchestrator.model.objects import Node, NodeDescription
+from orchestrator.model.nodes import Node, NodeDescription
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
 
 log = logging.getLogger(__name__)

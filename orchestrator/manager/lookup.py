@@ -10,7 +10,10 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, not_found
 from orchestrator.model.documents import Document, DocumentKind
 from orchestrator.model.names import near_miss, parse_image
-from orchestrator.model.objects import Image, Network, Node, Service, Task
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Image, Network
+from orchestrator.model.services import Service
+from orchestrator.model.tasks import Task
 
 T = TypeVar("T")
 

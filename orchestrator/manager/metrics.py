@@ -23,9 +23,11 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import wanted
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache
-from orchestrator.model.objects import Availability, NodeState, Task, UpdateState
+from orchestrator.model.nodes import Availability, NodeState
+from orchestrator.model.services import UpdateState
 from orchestrator.model.specs import STACK_LABEL
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Task
 
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _STORE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)

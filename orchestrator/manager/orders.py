@@ -12,8 +12,9 @@ from orchestrator.manager.planning.slots import ended, waits
 from orchestrator.manager.planning.standalone import next_run
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import precondition
-from orchestrator.model.objects import NodeState, Task
+from orchestrator.model.nodes import NodeState
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 NO_GRACE = -1.0
 """`Task.stop_grace` for a stop that begins with SIGKILL or is not to wait."""

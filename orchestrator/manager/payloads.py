@@ -22,8 +22,8 @@ from orchestrator.model.documents import (
     references,
 )
 from orchestrator.model.documenttemplates import Filling, fill, needed
-from orchestrator.model.objects import Task
 from orchestrator.model.states import is_terminal
+from orchestrator.model.tasks import Task
 from orchestrator.model.templates import values
 from orchestrator.pb import documents_pb2
 

@@ -16,9 +16,9 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.keys import PORT_TURN
 from orchestrator.manager.store.kv import Guard, Kv, Put
 from orchestrator.model.networks import OVERLAY
-from orchestrator.model.objects import Task
 from orchestrator.model.specs import PortSpec, Protocol, PublishMode, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 Number = tuple[int, Protocol]
 

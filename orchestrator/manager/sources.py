@@ -21,7 +21,7 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.vault import Vault
 from orchestrator.model.names import parse_image
-from orchestrator.model.objects import NodeState
+from orchestrator.model.nodes import NodeState
 from orchestrator.pb import images_pb2, images_pb2_grpc
 
 SERVED_BY_ONE = 3

@@ -199,11 +199,12 @@ def _has_message(cls: Any) -> bool:
 @cache
 def _class_of(name: str) -> type:
     # Who only writes specs is spared the other half of the model.
-    for module in (specs, import_module("orchestrator.model.objects")):
+    for module in (specs, *map(import_module, _OTHERS)):
         if _has_message(cls := getattr(module, name, None)):
             return cast(type, cls)
     raise TypeError(f"the message {name} has no class in the model")
 
 
+_OTHERS = [f"orchestrator.model.{name}" for name in ("nodes", "services", "tasks", "objects")]
 _made: dict[Any, _Converter] = {}
 """What `_converter` has derived so far."""

@@ -20,7 +20,8 @@ from orchestrator.model.specs import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.model.objects import Network, TaskStatus
+    from orchestrator.model.objects import Network
+    from orchestrator.model.tasks import TaskStatus
 
 Subnet = TypeVar("Subnet", IPv4Network, IPv6Network)
 

@@ -16,7 +16,9 @@ from orchestrator.model.mounts import TEMPLATE_FIELDS
 from orchestrator.model.specs import ContainerSpec, ServiceMode
 
 if TYPE_CHECKING:
-    from orchestrator.model.objects import Node, Service, Task
+    from orchestrator.model.nodes import Node
+    from orchestrator.model.services import Service
+    from orchestrator.model.tasks import Task
 
 PLACEHOLDER = re.compile(r"\{\{\s*\.(\w+\.\w+)(?:\.([^\s{}]+))?\s*\}\}")
 _LABELS = ("Service.Labels", "Node.Labels")

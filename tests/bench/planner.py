@@ -10,9 +10,11 @@ from itertools import count
 from orchestrator.manager.planning.pipeline import Dirty, plan
 from orchestrator.manager.planning.scheduler import Placement, schedule
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Node, NodeDescription, NodeState, Service, Task, TaskStatus
+from orchestrator.model.nodes import Node, NodeDescription, NodeState
+from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from tests.bench.cluster import BenchError
 from tests.bench.tables import Table, median, seconds
 

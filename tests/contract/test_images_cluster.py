@@ -24,7 +24,7 @@ from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.identity.ca import KeyPair
 from orchestrator.model.convert import to_proto
-from orchestrator.model.objects import NodeDescription
+from orchestrator.model.nodes import NodeDescription
 from orchestrator.model.specs import Resources
 from orchestrator.pb import blobs_pb2_grpc, dispatch_pb2, dispatch_pb2_grpc
 

@@ -18,9 +18,11 @@ from orchestrator.identity.ca import KeyPair
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Delete
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.objects import Image, NodeDescription, TaskStatus
+from orchestrator.model.nodes import NodeDescription
+from orchestrator.model.objects import Image
 from orchestrator.model.specs import ContainerSpec, Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import TaskStatus
 from orchestrator.pb import control_pb2, control_pb2_grpc, dispatch_pb2, dispatch_pb2_grpc
 
 IMAGE = Image(id="sha256:" + "a" * 64, names=("hello:1",))

@@ -16,7 +16,7 @@ from managerhost import Running, manager_in
 from orchestrator.identity.ca import KeyPair
 from orchestrator.model.convert import to_proto
 from orchestrator.model.networks import ENCRYPTED
-from orchestrator.model.objects import NodeDescription, TunnelKey
+from orchestrator.model.nodes import NodeDescription, TunnelKey
 from orchestrator.model.specs import (
     ContainerSpec,
     NetworkAttachment,

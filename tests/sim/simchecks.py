@@ -13,9 +13,10 @@ from orchestrator.manager.planning.plan import Change, Plan
 from orchestrator.manager.planning.resources import occupies, reserved
 from orchestrator.manager.planning.slots import Slot, slots_of
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Service, Task
+from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode, UpdateOrder
 from orchestrator.model.states import Owner, TaskState, is_terminal, may_move
+from orchestrator.model.tasks import Task
 
 
 def check_nodes(view: ClusterView) -> None:

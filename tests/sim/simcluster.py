@@ -31,20 +31,12 @@ from orchestrator.manager.planning.scheduler import Placement, schedule
 from orchestrator.manager.planning.statuses import ingest
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import find_object
-from orchestrator.model.objects import (
-    Availability,
-    Cluster,
-    Network,
-    Node,
-    NodeDescription,
-    NodeState,
-    Object,
-    Service,
-    Task,
-    UpdateState,
-)
+from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
+from orchestrator.model.objects import Cluster, Network, Object
+from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import Resources, UpdateOrder
 from orchestrator.model.states import Owner, TaskState
+from orchestrator.model.tasks import Task
 
 __all__ = ["MIB", "STOPPING", "TICK", "Agent", "SimCluster"]
 

@@ -30,7 +30,7 @@ from orchestrator.manager.ingest import ingest
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.refusal import Refusal
-from orchestrator.model.objects import NodeDescription, NodeState, Task, TaskStatus
+from orchestrator.model.nodes import NodeDescription, NodeState
 from orchestrator.model.specs import (
     ContainerSpec,
     Resources,
@@ -39,6 +39,7 @@ from orchestrator.model.specs import (
     TaskSpec,
 )
 from orchestrator.model.states import Owner, TaskState, is_terminal
+from orchestrator.model.tasks import Task, TaskStatus
 
 S = TaskState
 

@@ -7,9 +7,10 @@ from collections import Counter
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.indexes import parse_indexes
-from orchestrator.model.objects import JobRun, JobState, Service, Task
+from orchestrator.model.services import JobRun, JobState, Service
 from orchestrator.model.specs import Overlap
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Task
 
 
 def check_change(view: ClusterView, change: Change) -> None:

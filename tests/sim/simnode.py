@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from orchestrator.model.objects import Health, Task, TaskStatus
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Health, Task, TaskStatus
 
 STOPPING = 1.0
 """Seconds that a container takes to stop."""

@@ -11,8 +11,8 @@ from orchestrator.manager.planning.history import rolled_back, with_spec
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency, DependencyCondition
-from orchestrator.model.objects import Service, UpdateState
 from orchestrator.model.placement import Disconnect, DisconnectAction, GenericResource
+from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import (
     ContainerSpec,
     FailureAction,

@@ -15,7 +15,7 @@ from orchestrator.agent.netplugins.program import Programs
 from orchestrator.agent.netplugins.records import Records
 from orchestrator.agent.network import NodeNetwork
 from orchestrator.agent.plugins.discovery import PluginSet
-from orchestrator.model.objects import NodeDescription
+from orchestrator.model.nodes import NodeDescription
 
 
 class ForeignNetworks:

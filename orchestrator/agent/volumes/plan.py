@@ -10,7 +10,8 @@ from pathlib import Path
 
 from orchestrator.agent.images.config import LocalImage
 from orchestrator.model.mounts import MountSpec, MountType, expand
-from orchestrator.model.objects import Node, Task
+from orchestrator.model.nodes import Node
+from orchestrator.model.tasks import Task
 from orchestrator.model.templates import node_fields, task_fields
 
 

@@ -18,7 +18,8 @@ from orchestrator.agent.volumes.plan import Holder, Wanted, wanted_mounts
 from orchestrator.agent.volumes.plugins import Plugins
 from orchestrator.agent.volumes.records import Records, Use, VolumeRecord
 from orchestrator.model.mounts import LOCAL_DRIVER, MountType
-from orchestrator.model.objects import Node, Volume
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Volume
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.refusal import invalid, unavailable
 from orchestrator.manager.store.commit import commit
 from orchestrator.model.convert import to_proto
-from orchestrator.model.objects import Cluster, NodeState
+from orchestrator.model.nodes import NodeState
+from orchestrator.model.objects import Cluster
 from orchestrator.model.placement import Strategy
 from orchestrator.model.states import TaskState
 from orchestrator.pb import control_pb2

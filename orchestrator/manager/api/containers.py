@@ -26,10 +26,11 @@ from orchestrator.manager.store.keys import unique_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.names import check_container_name
-from orchestrator.model.objects import Node, Task, TaskStatus
+from orchestrator.model.nodes import Node
 from orchestrator.model.signals import signal_number
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.model.validate import known_signal, validate_constraints, validate_task
 from orchestrator.pb import containers_pb2, containers_pb2_grpc, dispatch_pb2
 

@@ -9,7 +9,7 @@ from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.api.image_nodes import ask
 from orchestrator.manager.lookup import find_node
 from orchestrator.manager.refusal import Refusal
-from orchestrator.model.objects import Node
+from orchestrator.model.nodes import Node
 from orchestrator.pb import dispatch_pb2, images_pb2
 
 

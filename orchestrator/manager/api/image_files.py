@@ -15,7 +15,8 @@ from orchestrator.manager.refusal import invalid, precondition
 from orchestrator.manager.tunnels import Tunnel
 from orchestrator.model.convert import to_proto
 from orchestrator.model.names import parse_image
-from orchestrator.model.objects import Node, Task
+from orchestrator.model.nodes import Node
+from orchestrator.model.tasks import Task
 from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
 
 

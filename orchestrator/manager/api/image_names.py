@@ -15,7 +15,8 @@ from orchestrator.manager.refusal import precondition
 from orchestrator.manager.selection import selected
 from orchestrator.manager.store.commit import commit
 from orchestrator.model.convert import to_proto
-from orchestrator.model.objects import Image, Node
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Image
 from orchestrator.model.specs import ContainerSpec
 from orchestrator.model.states import is_terminal
 from orchestrator.pb import dispatch_pb2, images_pb2

@@ -11,7 +11,8 @@ from orchestrator.manager.api.context import ApiContext
 from orchestrator.manager.lookup import find_node
 from orchestrator.manager.refusal import invalid, precondition
 from orchestrator.model.convert import from_proto
-from orchestrator.model.objects import Availability, Image, Node, NodeState
+from orchestrator.model.nodes import Availability, Node, NodeState
+from orchestrator.model.objects import Image
 from orchestrator.model.platforms import architecture, wanted_architecture
 from orchestrator.pb import dispatch_pb2
 

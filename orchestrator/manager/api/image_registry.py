@@ -29,7 +29,8 @@ from orchestrator.manager.refusal import invalid, not_found, precondition
 from orchestrator.manager.store.commit import commit
 from orchestrator.model.convert import to_proto
 from orchestrator.model.names import ImageName, parse_image
-from orchestrator.model.objects import Credential, Image, Node
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Credential, Image
 from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
 
 

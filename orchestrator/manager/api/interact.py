@@ -16,8 +16,9 @@ from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.lookup import find_container
 from orchestrator.manager.refusal import Refusal, invalid, precondition
 from orchestrator.manager.tunnels import Tunnel
-from orchestrator.model.objects import NodeState, Task
+from orchestrator.model.nodes import NodeState
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, interact_pb2, interact_pb2_grpc
 
 _END_TOLD = 5.0

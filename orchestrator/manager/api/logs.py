@@ -14,8 +14,9 @@ from orchestrator.background import background
 from orchestrator.manager.api.context import ApiContext, Calls, answering
 from orchestrator.manager.lookup import find_logged
 from orchestrator.manager.refusal import Refusal
-from orchestrator.model.objects import Service, Task
+from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 from orchestrator.pb import control_pb2, dispatch_pb2
 
 _BUFFER = 16

@@ -30,7 +30,8 @@ from orchestrator.manager.pathfacts import (
 from orchestrator.manager.refusal import Refusal
 from orchestrator.manager.tunnels import Tunnel
 from orchestrator.model.networks import MTU, OVERLAY
-from orchestrator.model.objects import Network, Node, NodeState
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.objects import Network
 from orchestrator.model.specs import DEFAULT_NETWORK
 from orchestrator.pb import dispatch_pb2, doctor_pb2, doctor_pb2_grpc
 

@@ -40,9 +40,10 @@ from orchestrator.model.networks import (
     is_ours,
     stands_alone,
 )
-from orchestrator.model.objects import Network, Task
+from orchestrator.model.objects import Network
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 from orchestrator.pb import networks_pb2, networks_pb2_grpc
 
 SETTLE_TIMEOUT = 10.0

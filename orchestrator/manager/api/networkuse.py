@@ -16,9 +16,10 @@ from orchestrator.manager.refusal import invalid, not_found, precondition
 from orchestrator.model.conflist import check_asked, parse_conflist
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import OVERLAY, is_ours, stands_alone
-from orchestrator.model.objects import Network, Task
+from orchestrator.model.objects import Network
 from orchestrator.model.specs import CONTAINER_NETWORK, NetworkAttachment, PortSpec, ServiceSpec
 from orchestrator.model.states import is_terminal
+from orchestrator.model.tasks import Task
 
 
 def usable_networks(

@@ -15,7 +15,7 @@ from orchestrator.manager.refusal import invalid, not_found, precondition
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
-from orchestrator.model.objects import Availability, Node, NodeState
+from orchestrator.model.nodes import Availability, Node, NodeState
 from orchestrator.model.validate import MAX_REPLICAS, check_labels
 from orchestrator.pb import control_pb2
 

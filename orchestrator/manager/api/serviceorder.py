@@ -11,7 +11,7 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, not_found, precondition
 from orchestrator.model.dependencies import DependencyCondition, find_cycle
 from orchestrator.model.names import near_miss
-from orchestrator.model.objects import Service
+from orchestrator.model.services import Service
 from orchestrator.model.specs import RestartCondition, ServiceMode, ServiceSpec
 
 

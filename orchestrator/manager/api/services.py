@@ -27,8 +27,10 @@ from orchestrator.manager.store.keys import PORT_TURN, name_key, object_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.differences import told
-from orchestrator.model.objects import Object, Service, Task, UpdateState
+from orchestrator.model.objects import Object
+from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import ServiceSpec
+from orchestrator.model.tasks import Task
 from orchestrator.model.validate import validate_service
 from orchestrator.pb import control_pb2
 

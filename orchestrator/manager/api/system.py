@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.api.image_nodes import ask
 from orchestrator.manager.refusal import Refusal
-from orchestrator.model.objects import Node, NodeState
+from orchestrator.model.nodes import Node, NodeState
 from orchestrator.pb import dispatch_pb2, system_pb2, system_pb2_grpc
 
 COUNT_TIMEOUT = 20.0

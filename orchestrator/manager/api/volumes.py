@@ -19,7 +19,9 @@ from orchestrator.model.convert import to_proto
 from orchestrator.model.mountrules import check_driver_options
 from orchestrator.model.mounts import LOCAL_DRIVER, check_volume_name
 from orchestrator.model.names import near_miss
-from orchestrator.model.objects import Node, NodeState, Task, Volume, VolumeScope
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.objects import Volume, VolumeScope
+from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, volumes_pb2, volumes_pb2_grpc
 
 LIST_TIMEOUT = 1.0

@@ -13,7 +13,7 @@ from orchestrator.manager.api.services import ServiceCalls
 from orchestrator.manager.lookup import find_service
 from orchestrator.manager.refusal import invalid
 from orchestrator.model.convert import to_proto
-from orchestrator.model.objects import Availability
+from orchestrator.model.nodes import Availability
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 from orchestrator.pb import control_pb2
 

@@ -12,17 +12,12 @@ from typing import Any
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import wanted
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import (
-    Health,
-    Network,
-    Node,
-    Object,
-    Service,
-    Task,
-    UpdateState,
-)
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Network, Object
+from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import STACK_LABEL, ServiceMode
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Health, Task
 
 Picture = dict[str, dict[str, Any]]
 """Kind (`nodes`, `services`, `tasks`, `networks`) → id → what is drawn, or None."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.manager.planning.resources import occupies, reserved
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Node, NodeState
+from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.specs import Resources
 from orchestrator.model.states import TaskState
 

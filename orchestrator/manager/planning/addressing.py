@@ -29,8 +29,10 @@ from orchestrator.model.networks import (
     node_prefix,
     slices_in,
 )
-from orchestrator.model.objects import Network, Service, Task
+from orchestrator.model.objects import Network
+from orchestrator.model.services import Service
 from orchestrator.model.specs import NetworkAttachment, ServiceSpec, TaskSpec
+from orchestrator.model.tasks import Task
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network

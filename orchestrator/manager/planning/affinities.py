@@ -17,8 +17,8 @@ from orchestrator.manager.planning.nodetable import Demand, Filter, NodeTable
 from orchestrator.manager.planning.resources import BoolArray, IntArray
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.affinities import Affinity
-from orchestrator.model.objects import Service
 from orchestrator.model.rules import SERVICE, SERVICE_LABELS, Rule
+from orchestrator.model.services import Service
 
 
 def affinity_filters(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator[Filter]:

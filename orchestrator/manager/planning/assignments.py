@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Task
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 
 def assigned_tasks(view: ClusterView, node_id: str) -> dict[str, Task]:

@@ -14,8 +14,8 @@ from collections import defaultdict
 from orchestrator.manager.planning.liveness import unsteady
 from orchestrator.manager.planning.restart import SETTLED, ran
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Health, Task
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health, Task
 
 FAILURES = 2
 """Failures that make a node one to avoid."""

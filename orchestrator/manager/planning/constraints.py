@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from orchestrator.model.affinities import Affinity
-from orchestrator.model.objects import Availability, Node, Service
+from orchestrator.model.nodes import Availability, Node
 from orchestrator.model.rules import NODE_LABELS, Rule, RuleError, parse_rule
+from orchestrator.model.services import Service
 
 
 def met_by(rule: Rule, node: Node) -> bool:

@@ -15,7 +15,7 @@ from orchestrator.manager.planning.restart import finished
 from orchestrator.manager.planning.slots import Slot, ended, placed, slots_of
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.dependencies import Dependency, DependencyCondition
-from orchestrator.model.objects import JobState, Service
+from orchestrator.model.services import JobState, Service
 from orchestrator.model.states import TaskState
 
 

@@ -19,9 +19,10 @@ from orchestrator.manager.planning.history import with_documents
 from orchestrator.manager.planning.slots import Draft
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.documents import Document, FileReference, OnUpdate, references
-from orchestrator.model.objects import Service, Task, UpdateState
+from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import ContainerSpec
 from orchestrator.model.states import is_terminal
+from orchestrator.model.tasks import Task
 
 _SETTLED = (UpdateState.NONE, UpdateState.COMPLETED, UpdateState.ROLLED_BACK)
 

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 
 from orchestrator.manager.planning.slots import Draft, Slot, ended, waits
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Availability, Node, Task
+from orchestrator.model.nodes import Availability, Node
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 
 def keep_deadlines(view: ClusterView, draft: Draft) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import TunnelKey
+from orchestrator.model.nodes import TunnelKey
 
 MOST = 2
 """Keys that a node has at once: one, and the one that takes its place."""

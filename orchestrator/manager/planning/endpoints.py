@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.networks import OVERLAY
-from orchestrator.model.objects import Network, Node, NodeState, Service, Task
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.objects import Network
+from orchestrator.model.services import Service
 from orchestrator.model.specs import PortSpec, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 Key = tuple[str, str]
 """Id of the service, or of the standalone container's task; id of the network."""

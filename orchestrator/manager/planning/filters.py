@@ -25,7 +25,7 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import NodeRule, node_rules, only_on, unusable
 from orchestrator.model.documents import FEATURE
 from orchestrator.model.names import parse_image
-from orchestrator.model.objects import Availability, NodeState
+from orchestrator.model.nodes import Availability, NodeState
 from orchestrator.model.placement import GenericResource
 from orchestrator.model.rules import parse_rule
 from orchestrator.model.specs import Protocol

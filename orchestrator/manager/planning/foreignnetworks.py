@@ -33,7 +33,8 @@ from orchestrator.model.networks import (
     SCOPE,
     check_network,
 )
-from orchestrator.model.objects import Network, Node
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Network
 
 FOLDERS = "/opt/cni/bin or /usr/lib/cni"
 """Where nodes look for CNI plugins."""

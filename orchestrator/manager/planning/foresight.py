@@ -23,9 +23,9 @@ from orchestrator.manager.planning.slots import Slot, slots_of
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.dependencies import DependencyCondition
 from orchestrator.model.indexes import format_indexes
-from orchestrator.model.objects import Health, Task
 from orchestrator.model.specs import RestartCondition
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health, Task
 
 _HORIZON = 3600.0
 """Seconds that are foreseen at the most."""

@@ -14,7 +14,8 @@ from orchestrator.manager.planning.lost import give_up_lost
 from orchestrator.manager.planning.restart import decide
 from orchestrator.manager.planning.slots import Draft, Start, is_current
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Availability, NodeState, Service
+from orchestrator.model.nodes import Availability, NodeState
+from orchestrator.model.services import Service
 
 
 def reconcile_global(view: ClusterView, service: Service, draft: Draft) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.manager.planning.jobruns import with_job_spec
-from orchestrator.model.objects import PastSpec, Service, UpdateState, UpdateStatus
+from orchestrator.model.services import PastSpec, Service, UpdateState, UpdateStatus
 from orchestrator.model.specs import ServiceSpec
 
 REMEMBERED = 10

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.model.objects import JobRun, JobState, PastSpec, Service
+from orchestrator.model.services import JobRun, JobState, PastSpec, Service
 from orchestrator.model.specs import RestartPolicy, ServiceSpec
 
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from orchestrator.manager.planning.plan import Change, Plan, earliest
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Cluster, Node, NodeDescription, NodeState
+from orchestrator.model.nodes import Node, NodeDescription, NodeState
+from orchestrator.model.objects import Cluster
 
 FLAPS = 2
 """Times that a node goes down lately which make it one to avoid."""

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from orchestrator.manager.planning.slots import Draft, ended, waits
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Node, NodeState, Task
+from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.placement import KEPT, Disconnect, DisconnectAction
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 
 def give_up_lost(view: ClusterView, draft: Draft) -> None:

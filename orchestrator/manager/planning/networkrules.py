@@ -14,9 +14,11 @@ from orchestrator.manager.planning.resources import BoolArray
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import container_named
 from orchestrator.model.networks import ENCRYPTED, is_ours, is_sliced, stands_alone
-from orchestrator.model.objects import Network, Node, NodeState, Task
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.objects import Network
 from orchestrator.model.specs import CONTAINER_NETWORK, DEFAULT_NETWORK
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 NOT_FOR_CONTAINERS = 3
 """Addresses of a slice: its own, the gateway's, the broadcast's."""

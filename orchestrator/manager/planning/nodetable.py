@@ -15,10 +15,11 @@ from orchestrator.manager.planning.volumes import Homes, named_volumes
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.documents import references
 from orchestrator.model.mounts import MountSpec
-from orchestrator.model.objects import Service, Task
 from orchestrator.model.placement import STOP_AFTER, DisconnectAction, GenericResource, Strategy
+from orchestrator.model.services import Service
 from orchestrator.model.specs import Protocol, PublishMode, Resources
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 Port = tuple[int, Protocol]
 

@@ -27,8 +27,11 @@ from orchestrator.manager.planning.vips import allocate_vips
 from orchestrator.manager.planning.volumes import placed as volumes_placed
 from orchestrator.model.documents import Document
 from orchestrator.model.networks import joined_container
-from orchestrator.model.objects import Image, Network, Node, Object, Service, Task, Volume
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Image, Network, Object, Volume
+from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode
+from orchestrator.model.tasks import Task
 
 STANDALONE = ""
 """The id of the service that standalone containers do not have; they are planned together."""

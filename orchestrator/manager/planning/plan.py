@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from orchestrator.model.objects import Object, Task
+from orchestrator.model.objects import Object
 from orchestrator.model.states import (
     Owner,
     TaskState,
@@ -18,6 +18,7 @@ from orchestrator.model.states import (
     may_move,
     may_run_again,
 )
+from orchestrator.model.tasks import Task
 
 
 class IllegalChange(Exception):

@@ -11,7 +11,8 @@ from orchestrator.manager.planning.jobs import job_count, job_tasks
 from orchestrator.manager.planning.restart import finished
 from orchestrator.manager.planning.slots import Slot, ended, is_current, slots_of
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import NodeState, Service, UpdateState
+from orchestrator.model.nodes import NodeState
+from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import ServiceMode
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.manager.planning.restart import history
 from orchestrator.manager.planning.slots import Draft, ended
-from orchestrator.model.objects import Service
+from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 
 HISTORY = 5

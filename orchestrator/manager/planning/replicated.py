@@ -14,7 +14,7 @@ from orchestrator.manager.planning.lost import give_up_lost
 from orchestrator.manager.planning.restart import decide
 from orchestrator.manager.planning.slots import Draft, Slot, Start, is_current, waits
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Service
+from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 
 

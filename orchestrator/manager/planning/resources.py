@@ -8,9 +8,9 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.model.objects import Task
 from orchestrator.model.specs import Resources
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Task
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]

@@ -20,9 +20,10 @@ decides the same.
 from __future__ import annotations
 
 from orchestrator.manager.planning.slots import Slot, Start, ended
-from orchestrator.model.objects import Health, Service, Task
+from orchestrator.model.services import Service
 from orchestrator.model.specs import RestartCondition, RestartPolicy
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health, Task
 
 SETTLED = 10.0
 """Seconds of running after which a task no longer counts as one of a row of failures."""

@@ -18,9 +18,10 @@ from dataclasses import replace
 from orchestrator.manager.planning.history import rolled_back
 from orchestrator.manager.planning.restart import finished, ran
 from orchestrator.manager.planning.slots import Draft, Slot, ended, is_current
-from orchestrator.model.objects import Health, Service, Task, UpdateState
+from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import FailureAction
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health, Task
 
 _FAILED = (TaskState.FAILED, TaskState.REJECTED)
 

@@ -28,8 +28,9 @@ from orchestrator.manager.planning.nodetable import Demand, Filter, NodeTable
 from orchestrator.manager.planning.resources import BoolArray, IntArray, fits
 from orchestrator.manager.planning.scoring import NEVER, Ranking
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Node, Task
+from orchestrator.model.nodes import Node
 from orchestrator.model.rules import RuleError
+from orchestrator.model.tasks import Task
 
 NEVER_FITS = "as the nodes are, none can ever fit"
 ITS_NEVER_FITS = "as its node is, it can never fit"

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator.manager.planning.plan import Change, earliest
-from orchestrator.model.objects import Service, Task, TaskStatus
+from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Task, TaskStatus
 
 
 def placed(task: Task) -> bool:

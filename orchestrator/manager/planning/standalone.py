@@ -18,9 +18,9 @@ from orchestrator.manager.planning.documents import newest
 from orchestrator.manager.planning.restart import SETTLED, ran
 from orchestrator.manager.planning.slots import Draft, ended, waits
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Task
 from orchestrator.model.specs import RestartCondition
 from orchestrator.model.states import NOT_RUNNABLE, TaskState
+from orchestrator.model.tasks import Task
 
 FIRST_DELAY, LONGEST_DELAY = 0.1, 60.0
 """Seconds before the first restart of a row, and at which the doubling stops (Docker's)."""

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Task, TaskStatus
 from orchestrator.model.states import Owner, is_terminal, may_move
+from orchestrator.model.tasks import Task, TaskStatus
 
 
 def ingest(

@@ -9,8 +9,9 @@ import numpy as np
 from orchestrator.manager.planning.resources import IntArray, occupies
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.generic import supply_names, supply_size
-from orchestrator.model.objects import Node, Task
+from orchestrator.model.nodes import Node
 from orchestrator.model.placement import GenericResource
+from orchestrator.model.tasks import Task
 
 
 class Stock:

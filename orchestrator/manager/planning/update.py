@@ -35,9 +35,10 @@ from orchestrator.manager.planning.slots import (
     waits,
 )
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Service, Task, UpdateState
+from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import ServiceMode, UpdateOrder
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 _STANDING = (UpdateState.CANARY, UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
 

@@ -14,18 +14,11 @@ from typing import Generic, TypeVar
 
 from orchestrator.manager.planning.plan import Change
 from orchestrator.model.documents import Document, DocumentKind
-from orchestrator.model.objects import (
-    Cluster,
-    Credential,
-    Image,
-    Network,
-    Node,
-    Object,
-    Service,
-    Task,
-    Volume,
-)
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
+from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 T = TypeVar("T")
 

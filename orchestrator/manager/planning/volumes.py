@@ -17,7 +17,9 @@ from orchestrator.manager.planning.slots import ended
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.mountrules import split_volumes_from
 from orchestrator.model.mounts import LOCAL_DRIVER, MountSpec, MountType, depends_on_node, expand
-from orchestrator.model.objects import Node, Task, Volume, VolumeScope
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Volume, VolumeScope
+from orchestrator.model.tasks import Task
 from orchestrator.model.templates import node_fields, task_fields
 
 _LATER = {"Node.ID": "{{.Node.ID}}", "Node.Hostname": "{{.Node.Hostname}}"}

@@ -21,17 +21,10 @@ from orchestrator.manager.store.keys import PREFIX, object_key, object_type
 from orchestrator.manager.store.kv import Compacted, Entry, Event, Kv, StoreUnavailable
 from orchestrator.model.convert import decode
 from orchestrator.model.documents import Document
-from orchestrator.model.objects import (
-    Cluster,
-    Credential,
-    Image,
-    Network,
-    Node,
-    Object,
-    Service,
-    Task,
-    Volume,
-)
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
+from orchestrator.model.services import Service
+from orchestrator.model.tasks import Task
 
 log = logging.getLogger(__name__)
 

@@ -14,17 +14,10 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from orchestrator.model.documents import Document
-from orchestrator.model.objects import (
-    Cluster,
-    Credential,
-    Image,
-    Network,
-    Node,
-    Object,
-    Service,
-    Task,
-    Volume,
-)
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
+from orchestrator.model.services import Service
+from orchestrator.model.tasks import Task
 
 PREFIX = "/orc/"
 SEALED = "/orc-sealed/"

@@ -20,9 +20,10 @@ from orchestrator.agent.runtime.base import Container, Exit, Mount, RuntimeFailu
 from orchestrator.agent.taskfiles import TaskFiles
 from orchestrator.model.convert import to_proto
 from orchestrator.model.networks import stands_alone
-from orchestrator.model.objects import Task, TaskStatus, Volume
+from orchestrator.model.objects import Volume
 from orchestrator.model.specs import ContainerSpec, HealthCheck, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import dispatch_pb2
 
 NOW = 1000.0

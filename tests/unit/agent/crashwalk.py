@@ -28,9 +28,9 @@ from nodeworld import CGROUP, NETWORK, World, run
 
 from orchestrator.agent.runtime.cgroups import Cgroups, detect
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.objects import Task, TaskStatus
 from orchestrator.model.specs import ContainerSpec, RestartCondition, RestartPolicy, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import dispatch_pb2
 
 S = TaskState

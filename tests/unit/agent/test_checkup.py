@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.agent.health import Answer, Checkup, judge, wait
-from orchestrator.model.objects import Health
 from orchestrator.model.specs import HealthCheck
+from orchestrator.model.tasks import Health
 
 CHECK = HealthCheck(
     ("TCP", "80"), interval=10.0, timeout=1.0, start_period=0.0, start_interval=2.0, retries=3

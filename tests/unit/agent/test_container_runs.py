@@ -15,9 +15,9 @@ from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker
 from orchestrator.model.convert import to_proto
-from orchestrator.model.objects import Task, TaskStatus
 from orchestrator.model.specs import ContainerSpec, RestartCondition, RestartPolicy, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import dispatch_pb2
 
 S = TaskState

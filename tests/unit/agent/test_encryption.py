@@ -15,7 +15,7 @@ from orchestrator.agent.network import (
     TunnelKey,
     Tunnels,
 )
-from orchestrator.model import objects
+from orchestrator.model import nodes
 from orchestrator.pb import dispatch_pb2, types_pb2
 
 MINE, NEXT, OLD = (TunnelKey(name, 51840) for name in ("mine", "next", "old"))
@@ -80,7 +80,7 @@ async def test_networks_share_the_tunnels_and_keys_are_told_when_they_change() -
     await made.apply([TunnelOrder((TWO, NOBODY), 1), TunnelOrder((ONE, TWO), 3)])
     assert network.asked == [([ONE, TWO], 3, 60.0)]
     assert (public(made), changes) == (["mine"], [1])
-    assert made.keys == (objects.TunnelKey("mine", 51840),)
+    assert made.keys == (nodes.TunnelKey("mine", 51840),)
     peers = made.through(CONFIG).peers
     # To the third there is no tunnel yet.
     assert [peer.address for peer in peers] == ["inside 10.0.0.1", "inside 10.0.0.2"]

@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from orchestrator.agent.metrics import ContainerText
 from orchestrator.agent.runtime.cgroups import CgroupMode, Cgroups, Hierarchy
 from orchestrator.agent.runtime.gauges import GaugeFiles
-from orchestrator.model.objects import Task, TaskStatus
 from orchestrator.model.specs import STACK_LABEL, ContainerSpec, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 
 V2 = {
     "cpu.stat": "usage_usec 2500000\nuser_usec 2000000\nsystem_usec 500000\n"

@@ -12,9 +12,9 @@ from agentfakes import Host, assigned, until
 from test_worker import Agent, agent
 
 from orchestrator.agent.health import Answer
-from orchestrator.model.objects import Health
 from orchestrator.model.specs import ContainerSpec, HealthCheck, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health
 from orchestrator.pb import dispatch_pb2, types_pb2
 
 OFTEN = HealthCheck(("TCP", "80"), interval=0.001, timeout=1.0, start_interval=0.001, retries=3)

@@ -11,8 +11,8 @@ import pytest
 
 from orchestrator.agent.history import KEPT, PERIOD, History
 from orchestrator.agent.runtime.cgroups import CgroupMode, Cgroups, Hierarchy
-from orchestrator.model.objects import TaskStatus
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import TaskStatus
 from orchestrator.pb import dispatch_pb2, system_pb2
 
 

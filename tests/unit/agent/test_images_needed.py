@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from orchestrator.agent.imageorders import ImageOrders
 from orchestrator.agent.images.store import ImageStore
-from orchestrator.model.objects import Task, TaskStatus
 from orchestrator.model.specs import ContainerSpec, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 
 
 async def test_a_container_on_the_hosts_own_files_needs_none(tmp_path: Path) -> None:

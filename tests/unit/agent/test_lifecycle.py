@@ -7,9 +7,9 @@ from agentfakes import NOW, task
 
 from orchestrator.agent.lifecycle import Observed, Step, explain, fail, next_step, settle
 from orchestrator.agent.runtime.base import Exit, Started
-from orchestrator.model.objects import TaskStatus
 from orchestrator.model.specs import NetworkAttachment, TaskSpec
 from orchestrator.model.states import TERMINAL, TaskState
+from orchestrator.model.tasks import TaskStatus
 
 RUNS = Started(7, NOW)
 ENDED = Exit(0, False, NOW)

@@ -24,14 +24,8 @@ from orchestrator.agent.network import (
     Tunnels,
 )
 from orchestrator.agent.networks import Connected, Networks
-from orchestrator.model.objects import Task
-from orchestrator.model.specs import (
-    NetworkAttachment,
-    PortSpec,
-    Protocol,
-    PublishMode,
-    TaskSpec,
-)
+from orchestrator.model.specs import NetworkAttachment, PortSpec, Protocol, PublishMode, TaskSpec
+from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2
 
 NETNS = Path("/run/netns/t1")

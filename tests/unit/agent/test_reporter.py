@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from orchestrator.agent.reporter import Reporter
-from orchestrator.model.objects import Health, TaskStatus
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health, TaskStatus
 
 STARTING = TaskStatus(state=TaskState.STARTING)
 RUNNING = TaskStatus(state=TaskState.RUNNING)

@@ -23,7 +23,8 @@ from orchestrator.agent.runtime.base import Exit
 from orchestrator.agent.session import Node, Session
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker
-from orchestrator.model.objects import Image, NodeDescription
+from orchestrator.model.nodes import NodeDescription
+from orchestrator.model.objects import Image
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2
 

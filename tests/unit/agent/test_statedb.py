@@ -12,8 +12,8 @@ import pytest
 from agentfakes import assigned
 
 from orchestrator.agent.statedb import StateDb, StateDbError
-from orchestrator.model.objects import TaskStatus
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import TaskStatus
 from orchestrator.pb import dispatch_pb2
 
 RUNNING = TaskStatus(state=TaskState.RUNNING, pid=7, addresses={"orc": "10.128.0.2"})

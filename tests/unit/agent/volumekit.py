@@ -15,8 +15,9 @@ from orchestrator.agent.volumes.plan import Holder
 from orchestrator.agent.volumes.plugins import Plugins
 from orchestrator.agent.volumes.store import VolumeStore
 from orchestrator.model.mounts import MountSpec
-from orchestrator.model.objects import Node, NodeDescription, Task
+from orchestrator.model.nodes import Node, NodeDescription
 from orchestrator.model.specs import ContainerSpec, TaskSpec
+from orchestrator.model.tasks import Task
 
 NODE = Node(id="n1", description=NodeDescription(hostname="host1"))
 

@@ -10,7 +10,7 @@ from click.testing import Result
 
 from orchestrator.cli import wait
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.objects import JobRun, JobState, JobStatus, Service, Task, TaskStatus
+from orchestrator.model.services import JobRun, JobState, JobStatus, Service
 from orchestrator.model.specs import (
     ContainerSpec,
     JobSpec,
@@ -23,6 +23,7 @@ from orchestrator.model.specs import (
     TaskSpec,
 )
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import control_pb2 as pb
 
 Run = Callable[..., Result]

@@ -10,9 +10,10 @@ from click.testing import Result
 from orchestrator.cli.rows import task_error
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.dependencies import Dependency
-from orchestrator.model.objects import Service, Task, TaskStatus
+from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import control_pb2 as pb
 from orchestrator.pb import types_pb2 as types
 

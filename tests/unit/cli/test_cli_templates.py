@@ -11,7 +11,7 @@ from click.testing import Result
 from orchestrator.cli.output import Column, column, template_lines
 from orchestrator.cli.template import BadTemplate, Template, snake_case
 from orchestrator.model.convert import to_proto
-from orchestrator.model.objects import Node, NodeDescription
+from orchestrator.model.nodes import Node, NodeDescription
 from orchestrator.pb import control_pb2
 
 ROW = {

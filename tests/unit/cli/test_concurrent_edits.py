@@ -12,7 +12,7 @@ from click.testing import Result
 from scripted_manager import Refusal
 
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.objects import Service
+from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec
 from orchestrator.pb import control_pb2 as pb
 from orchestrator.pb import types_pb2 as types

@@ -11,14 +11,10 @@ from click.testing import CliRunner
 from orchestrator.cli.container_rows import container_row, container_state, matches
 from orchestrator.cli.container_spec import container_options, container_request
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.objects import Node, NodeDescription, NodeState, Task, TaskStatus
-from orchestrator.model.specs import (
-    ContainerSpec,
-    PortSpec,
-    RestartCondition,
-    TaskSpec,
-)
+from orchestrator.model.nodes import Node, NodeDescription, NodeState
+from orchestrator.model.specs import ContainerSpec, PortSpec, RestartCondition, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import containers_pb2
 
 S = TaskState

@@ -12,20 +12,9 @@ from orchestrator.manager.dashboard.sessions import SESSION_LIFE, TICKET_LIFE, S
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.vault import Vault
-from orchestrator.model.objects import (
-    Availability,
-    Health,
-    Image,
-    Network,
-    Node,
-    NodeDescription,
-    NodeState,
-    Service,
-    Task,
-    TaskStatus,
-    UpdateState,
-    UpdateStatus,
-)
+from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
+from orchestrator.model.objects import Image, Network
+from orchestrator.model.services import Service, UpdateState, UpdateStatus
 from orchestrator.model.specs import (
     STACK_LABEL,
     ContainerSpec,
@@ -35,6 +24,7 @@ from orchestrator.model.specs import (
     TaskSpec,
 )
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health, Task, TaskStatus
 
 NODE = Node(
     id="n1",

@@ -8,14 +8,11 @@ import pytest
 
 from orchestrator.manager.discovery import AGENTS, MANAGERS, SERVICES, targets
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Node, NodeDescription, NodeState, Service, Task, TaskStatus
-from orchestrator.model.specs import (
-    ContainerSpec,
-    NetworkAttachment,
-    ServiceSpec,
-    TaskSpec,
-)
+from orchestrator.model.nodes import Node, NodeDescription, NodeState
+from orchestrator.model.services import Service
+from orchestrator.model.specs import ContainerSpec, NetworkAttachment, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 
 NODE = Node(
     id="n1",

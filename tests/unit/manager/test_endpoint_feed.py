@@ -7,9 +7,12 @@ from dataclasses import replace
 from orchestrator.manager.endpoints import EndpointFeed, held_back
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Network, Node, NodeState, Object, Service, Task, TaskStatus
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.objects import Network, Object
+from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import dispatch_pb2
 
 NETWORK = Network(id="net", name="default", subnet="10.128.0.0/16")

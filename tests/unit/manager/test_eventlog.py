@@ -11,25 +11,19 @@ import pytest
 from orchestrator.manager.eventlog import events_of
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import (
-    Availability,
-    Image,
+from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
+from orchestrator.model.objects import Image, Network, Object
+from orchestrator.model.services import (
     JobRun,
     JobState,
     JobStatus,
-    Network,
-    Node,
-    NodeDescription,
-    NodeState,
-    Object,
     Service,
-    Task,
-    TaskStatus,
     UpdateState,
     UpdateStatus,
 )
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 
 S = TaskState
 NODE = Node(id="n1", state=NodeState.READY, description=NodeDescription(hostname="host-1"))

@@ -11,17 +11,11 @@ from orchestrator.manager.inbox import Reports
 from orchestrator.manager.ingest import ingest
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import (
-    Image,
-    Node,
-    NodeDescription,
-    NodeState,
-    Task,
-    TaskStatus,
-    TunnelKey,
-)
+from orchestrator.model.nodes import Node, NodeDescription, NodeState, TunnelKey
+from orchestrator.model.objects import Image
 from orchestrator.model.specs import RestartCondition, RestartPolicy, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 
 NODE = Node(id="n1", description=NodeDescription(hostname="one", address="10.0.0.1"))
 

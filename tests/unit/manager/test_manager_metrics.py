@@ -20,19 +20,12 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.kv import StoreUnavailable
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.manager.store.timed import TimedKv
-from orchestrator.model.objects import (
-    Availability,
-    Health,
-    Node,
-    NodeDescription,
-    NodeState,
-    Object,
-    Service,
-    Task,
-    TaskStatus,
-)
+from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
+from orchestrator.model.objects import Object
+from orchestrator.model.services import Service
 from orchestrator.model.specs import STACK_LABEL, Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health, Task, TaskStatus
 
 NODE = Node(
     id="n1",

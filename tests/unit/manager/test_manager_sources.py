@@ -10,8 +10,8 @@ from orchestrator.manager.credentials import registry_name
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.sources import SERVED_BY_ONE, Turns, needs_registry
 from orchestrator.manager.vault import KEY_FILE, Vault, VaultError
-from orchestrator.model.objects import Task
 from orchestrator.model.specs import ContainerSpec, TaskSpec
+from orchestrator.model.tasks import Task
 
 
 def test_one_at_a_time_at_the_registry_and_a_few_at_each_node() -> None:

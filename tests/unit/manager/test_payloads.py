@@ -20,17 +20,12 @@ from orchestrator.manager.store.kv import Put
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.manager.vault import Vault
 from orchestrator.model.documents import Document, DocumentKind, FileReference, OnUpdate
-from orchestrator.model.objects import (
-    Node,
-    NodeDescription,
-    NodeState,
-    Object,
-    Service,
-    Task,
-    TaskStatus,
-)
+from orchestrator.model.nodes import Node, NodeDescription, NodeState
+from orchestrator.model.objects import Object
+from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import documents_pb2
 
 DB = Document(id="d1", name="db", kept=(1,))

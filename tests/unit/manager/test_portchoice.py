@@ -9,8 +9,8 @@ import pytest
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.portchoice import FIRST, LAST, numbered
 from orchestrator.manager.refusal import Refusal
-from orchestrator.model.objects import Task
 from orchestrator.model.specs import PortSpec, Protocol, TaskSpec
+from orchestrator.model.tasks import Task
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 

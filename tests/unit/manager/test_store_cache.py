@@ -16,7 +16,9 @@ from orchestrator.manager.store.keys import object_key, object_type
 from orchestrator.manager.store.kv import Conflict, Guard, Put
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.model.convert import encode
-from orchestrator.model.objects import Node, Service, Task
+from orchestrator.model.nodes import Node
+from orchestrator.model.services import Service
+from orchestrator.model.tasks import Task
 
 
 def new_kv(max_txn_ops: int = 128) -> MemoryKv:

@@ -18,12 +18,17 @@ from orchestrator.model import (
     dependencies,
     documents,
     mounts,
+    nodes,
     objects,
     placement,
+    services,
     specs,
+    tasks,
 )
 from orchestrator.model.convert import ConvertError, decode, encode, from_proto, to_proto
-from orchestrator.model.objects import Image, Node, Service, Task, TaskStatus
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Image
+from orchestrator.model.services import Service
 from orchestrator.model.specs import (
     ContainerSpec,
     NetworkAttachment,
@@ -32,9 +37,11 @@ from orchestrator.model.specs import (
     TaskSpec,
 )
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import types_pb2
 
-MODULES = (affinities, dependencies, mounts, placement, specs, objects, documents)
+MODULES = (affinities, dependencies, mounts, placement, specs, documents)
+MODULES += (nodes, services, tasks, objects)
 CLASSES = [
     value
     for module in MODULES

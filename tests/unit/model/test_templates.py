@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.model.objects import Node, NodeDescription, Service, Task
+from orchestrator.model.nodes import Node, NodeDescription
+from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, ServiceMode, ServiceSpec, TaskSpec
+from orchestrator.model.tasks import Task
 from orchestrator.model.templates import filled
 from orchestrator.model.validate import InvalidSpec, validate_service, validate_task
 

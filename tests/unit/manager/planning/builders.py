@@ -10,16 +10,9 @@ from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of, 
 from orchestrator.manager.planning.plan import Change, Plan, earliest
 from orchestrator.manager.planning.statuses import ingest
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import (
-    Availability,
-    Node,
-    NodeDescription,
-    NodeState,
-    Object,
-    Service,
-    Task,
-    TaskStatus,
-)
+from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
+from orchestrator.model.objects import Object
+from orchestrator.model.services import Service
 from orchestrator.model.specs import (
     ContainerSpec,
     PortSpec,
@@ -33,6 +26,7 @@ from orchestrator.model.specs import (
     UpdatePolicy,
 )
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -10,7 +10,8 @@ from builders import NOW, World, node, task_spec
 from orchestrator.manager.planning import jobruns
 from orchestrator.manager.planning.history import with_spec
 from orchestrator.model.indexes import parse_indexes
-from orchestrator.model.objects import JobRun, JobState, Node, Service, Task
+from orchestrator.model.nodes import Node
+from orchestrator.model.services import JobRun, JobState, Service
 from orchestrator.model.specs import (
     JobSpec,
     RestartCondition,
@@ -19,6 +20,7 @@ from orchestrator.model.specs import (
     ServiceSpec,
 )
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 PENDING, ASSIGNED, RUNNING = TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING
 COMPLETE, FAILED, SHUTDOWN = TaskState.COMPLETE, TaskState.FAILED, TaskState.SHUTDOWN

@@ -18,7 +18,8 @@ from orchestrator.manager.planning.addressing import (
 )
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Cluster, Network, NodeDescription
+from orchestrator.model.nodes import NodeDescription
+from orchestrator.model.objects import Cluster, Network
 from orchestrator.model.specs import NetworkAttachment, ServiceMode
 
 CLUSTER = Cluster(id="c", network_cidr="10.128.0.0/14")

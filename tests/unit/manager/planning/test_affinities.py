@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from orchestrator.manager.planning.scheduler import Placement, schedule
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.affinities import Affinity, check_affinities, parse_affinity
-from orchestrator.model.objects import Node, Service
+from orchestrator.model.nodes import Node
+from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, ServiceMode, TaskSpec
 from orchestrator.model.states import TaskState
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.manager.planning.foresight import Action, foresee
 from orchestrator.manager.planning.plan import Change
-from orchestrator.model.objects import Availability, Node
+from orchestrator.model.nodes import Availability, Node
 from orchestrator.model.specs import ServiceMode, UpdateOrder, UpdatePolicy
 from orchestrator.model.states import TaskState
 

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from orchestrator.manager.planning.endpoints import Endpoint, Entry, Key, Table, TableChange
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Health, Network, NodeState, Object, Service, Task, TaskStatus
+from orchestrator.model.nodes import NodeState
+from orchestrator.model.objects import Network, Object
+from orchestrator.model.services import Service
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health, Task, TaskStatus
 
 DEFAULT = Network(id="net", name="default", subnet="10.128.0.0/16")
 BACK = Network(id="back", name="back", subnet="10.200.0.0/16")

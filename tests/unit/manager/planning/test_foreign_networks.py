@@ -18,7 +18,8 @@ from orchestrator.manager.planning.scheduler import Placement, Unplaced, schedul
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.vips import allocate_vips
 from orchestrator.manager.portuse import settled
-from orchestrator.model.objects import Network, Node
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Network
 from orchestrator.model.specs import NetworkAttachment, PortSpec, PublishMode
 from orchestrator.model.states import TaskState
 

@@ -14,8 +14,10 @@ from orchestrator.manager.planning.history import with_spec
 from orchestrator.manager.planning.plan import Change
 from orchestrator.model.affinities import parse_affinity
 from orchestrator.model.dependencies import Dependency, DependencyCondition
-from orchestrator.model.objects import Availability, Node, Object, Service
+from orchestrator.model.nodes import Availability, Node
+from orchestrator.model.objects import Object
 from orchestrator.model.placement import GenericResource, Strategy
+from orchestrator.model.services import Service
 from orchestrator.model.specs import (
     RestartCondition,
     RestartPolicy,

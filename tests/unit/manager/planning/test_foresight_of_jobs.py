@@ -8,7 +8,7 @@ from jobworld import JobWorld
 from orchestrator.manager.planning import jobruns
 from orchestrator.manager.planning.foresight import Action, Step, foresee
 from orchestrator.manager.planning.plan import Change
-from orchestrator.model.objects import JobState
+from orchestrator.model.services import JobState
 
 
 def plan_of(world: World, *changes: Change) -> list[Step]:

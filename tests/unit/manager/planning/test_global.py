@@ -7,7 +7,7 @@ from dataclasses import replace
 from builders import World, node, service, task_spec
 
 from orchestrator.manager.planning.progress import Progress, progress
-from orchestrator.model.objects import Availability, NodeState
+from orchestrator.model.nodes import Availability, NodeState
 from orchestrator.model.specs import ServiceMode
 from orchestrator.model.states import TaskState
 

@@ -8,7 +8,8 @@ from builders import NOW, World, node, service
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.liveness import expire, node_up
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Cluster, Node, NodeDescription, NodeState
+from orchestrator.model.nodes import Node, NodeDescription, NodeState
+from orchestrator.model.objects import Cluster
 from orchestrator.model.states import TaskState
 
 CLUSTER = Cluster(id="c", node_timeout=5.0)

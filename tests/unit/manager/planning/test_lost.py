@@ -11,8 +11,9 @@ from orchestrator.manager.planning.accounting import running_tasks
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.liveness import STEADY, node_down, node_up, unsteady
 from orchestrator.model.disconnect import disconnect_text, parse_disconnect
-from orchestrator.model.objects import NodeState, Service
+from orchestrator.model.nodes import NodeState
 from orchestrator.model.placement import STOP_AFTER, Disconnect, DisconnectAction
+from orchestrator.model.services import Service
 from orchestrator.model.specs import RestartPolicy, ServiceMode
 from orchestrator.model.states import TaskState
 

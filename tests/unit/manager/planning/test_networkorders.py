@@ -11,7 +11,8 @@ from orchestrator.manager.networkorders import NetworkOrders, fixed_addresses
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.networks import ENCRYPTED
-from orchestrator.model.objects import Network, Node, TunnelKey
+from orchestrator.model.nodes import Node, TunnelKey
+from orchestrator.model.objects import Network
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
 

@@ -18,7 +18,8 @@ from orchestrator.manager.planning.documents import (
 from orchestrator.manager.planning.history import rolled_back, with_spec
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.documents import FEATURE, Document, DocumentKind, FileReference, OnUpdate
-from orchestrator.model.objects import Node, Service, Task, TaskStatus, UpdateState
+from orchestrator.model.nodes import Node
+from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import (
     ContainerSpec,
     FailureAction,
@@ -28,6 +29,7 @@ from orchestrator.model.specs import (
     UpdatePolicy,
 )
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 
 S = TaskState
 DB = Document(id="d1", name="db", version=1, kept=(1,))

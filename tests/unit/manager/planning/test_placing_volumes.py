@@ -13,10 +13,12 @@ from orchestrator.manager.planning.scheduler import Placement, Unplaced, schedul
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import placed, users
 from orchestrator.model.mounts import MountSpec, MountType
-from orchestrator.model.objects import Availability, Node, NodeState, Object, Task, Volume
+from orchestrator.model.nodes import Availability, Node, NodeState
+from orchestrator.model.objects import Object, Volume
 from orchestrator.model.objects import VolumeScope as Scope
 from orchestrator.model.specs import TaskSpec
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 NODES = (node("n1"), node("n2"), node("n3"))
 

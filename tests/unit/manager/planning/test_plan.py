@@ -9,8 +9,9 @@ from builders import node, service, task
 
 from orchestrator.manager.planning.pipeline import Dirty, dirty_of
 from orchestrator.manager.planning.plan import Change, IllegalChange, Plan, earliest
-from orchestrator.model.objects import Object, TaskStatus
+from orchestrator.model.objects import Object
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import TaskStatus
 
 RUNNING = task("t", node_id="a")
 WAITING = task("t", TaskState.PENDING)

@@ -21,7 +21,9 @@ from orchestrator.manager.planning.resources import occupies, reserved
 from orchestrator.manager.planning.scheduler import Placement, schedule
 from orchestrator.manager.planning.update import starts_first
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Availability, Node, NodeState, Object, Service, Task
+from orchestrator.model.nodes import Availability, Node, NodeState
+from orchestrator.model.objects import Object
+from orchestrator.model.services import Service
 from orchestrator.model.specs import (
     RestartCondition,
     RestartPolicy,
@@ -30,6 +32,7 @@ from orchestrator.model.specs import (
     UpdatePolicy,
 )
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Task
 
 REACHABLE = [state for state in TaskState if state not in (TaskState.NEW, TaskState.REMOVE)]
 DESIRED = [TaskState.RUNNING, TaskState.SHUTDOWN, TaskState.REMOVE]

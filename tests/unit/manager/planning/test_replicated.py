@@ -10,7 +10,9 @@ from builders import NONE, NOW, World, node, service, task, task_spec
 
 from orchestrator.manager.planning.replicated import leaving
 from orchestrator.manager.planning.slots import Slot
-from orchestrator.model.objects import Availability, Image, NodeState, Service
+from orchestrator.model.nodes import Availability, NodeState
+from orchestrator.model.objects import Image
+from orchestrator.model.services import Service
 from orchestrator.model.specs import RestartPolicy
 from orchestrator.model.states import TaskState
 

@@ -8,9 +8,10 @@ import pytest
 from builders import ANY, NONE, NOW, ON_FAILURE, World, node, service, task_spec
 
 from orchestrator.manager.planning.restart import backoff
-from orchestrator.model.objects import Health, NodeState
+from orchestrator.model.nodes import NodeState
 from orchestrator.model.specs import RestartCondition, RestartPolicy
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health
 
 PENDING, ASSIGNED, RUNNING = TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING
 COMPLETE, FAILED, REJECTED = TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED

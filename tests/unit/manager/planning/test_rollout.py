@@ -9,9 +9,10 @@ from builders import World, node, service, task_spec
 
 from orchestrator.manager.planning.history import REMEMBERED, rolled_back, with_spec
 from orchestrator.manager.planning.progress import progress
-from orchestrator.model.objects import Health, Service, UpdateState
+from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import FailureAction, RestartPolicy, UpdateOrder, UpdatePolicy
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health
 
 S = TaskState
 ROLLBACK = UpdatePolicy(failure_action=FailureAction.ROLLBACK, monitor=5.0)

@@ -10,18 +10,12 @@ from builders import GIB, MIB, NOW, node, service, task, task_spec
 
 from orchestrator.manager.planning.scheduler import NEVER_FITS, Placement, Unplaced, schedule
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import (
-    Availability,
-    Image,
-    Network,
-    Node,
-    NodeState,
-    Object,
-    Service,
-    Task,
-)
+from orchestrator.model.nodes import Availability, Node, NodeState
+from orchestrator.model.objects import Image, Network, Object
+from orchestrator.model.services import Service
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 PENDING, RUNNING = TaskState.PENDING, TaskState.RUNNING
 DOWN, UNKNOWN = NodeState.DOWN, NodeState.UNKNOWN

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.model.dependencies import Dependency, DependencyCondition
-from orchestrator.model.objects import Health, Service
+from orchestrator.model.services import Service
 from orchestrator.model.specs import RestartCondition, RestartPolicy, ServiceMode
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health
 
 STARTED, HEALTHY, COMPLETED = DependencyCondition
 

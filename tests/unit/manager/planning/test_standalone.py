@@ -13,9 +13,10 @@ from orchestrator.manager.planning.plan import Change, IllegalChange, check_chan
 from orchestrator.manager.planning.standalone import backoff
 from orchestrator.manager.planning.statuses import ingest
 from orchestrator.manager.refusal import Refusal
-from orchestrator.model.objects import Availability, NodeState, Task, TaskStatus
+from orchestrator.model.nodes import Availability, NodeState
 from orchestrator.model.specs import RestartCondition, RestartPolicy
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 
 
 def container(restart: RestartPolicy | None = None, *, memory: int = 0, **fields: Any) -> Task:

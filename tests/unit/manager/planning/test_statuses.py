@@ -7,8 +7,8 @@ from builders import node, task
 
 from orchestrator.manager.planning.statuses import ingest
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Task, TaskStatus
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 
 
 def taken(known: Task, reported: TaskStatus, by: str = "a") -> bool:

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.manager.planning.stock import free_of
-from orchestrator.model.objects import Node, Service, Task
+from orchestrator.model.nodes import Node
 from orchestrator.model.placement import GenericResource
+from orchestrator.model.services import Service
 from orchestrator.model.specs import UpdateOrder, UpdatePolicy
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 
 def having(of: Node, **kinds: str) -> Node:

@@ -11,9 +11,12 @@ from builders import GIB, MIB, NOW, World, node, service, task, task_spec
 from orchestrator.manager.planning.avoidance import REMEMBERED, failing_nodes
 from orchestrator.manager.planning.scheduler import NEVER_FITS, Unplaced, schedule
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.objects import Cluster, Image, Node, Service, Task, TaskStatus
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Cluster, Image
 from orchestrator.model.placement import Strategy
+from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 
 
 def packing(of: Service, strategy: Strategy = Strategy.BINPACK, **spec: Any) -> Service:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from builders import NONE, World, node, service, task_spec
 
 from orchestrator.manager.planning.progress import progress
-from orchestrator.model.objects import Availability, Health, Service
+from orchestrator.model.nodes import Availability
+from orchestrator.model.services import Service
 from orchestrator.model.specs import (
     Resources,
     RestartPolicy,
@@ -17,6 +18,7 @@ from orchestrator.model.specs import (
     UpdatePolicy,
 )
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health
 
 PENDING, RUNNING, FAILED = TaskState.PENDING, TaskState.RUNNING, TaskState.FAILED
 SHUTDOWN, COMPLETE = TaskState.SHUTDOWN, TaskState.COMPLETE

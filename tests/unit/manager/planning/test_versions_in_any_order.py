@@ -12,7 +12,7 @@ from test_new_versions import DB, REFERENCE, able, naming, web
 
 from orchestrator.manager.planning.documents import newest, restored
 from orchestrator.manager.planning.history import rolled_back, with_spec
-from orchestrator.model.objects import UpdateState
+from orchestrator.model.services import UpdateState
 from orchestrator.model.specs import FailureAction, UpdatePolicy
 from orchestrator.model.states import TaskState
 

@@ -11,7 +11,8 @@ from orchestrator.manager.planning.allocator import allocate_slices
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.vips import allocate_vips, without_room
-from orchestrator.model.objects import Network, Service
+from orchestrator.model.objects import Network
+from orchestrator.model.services import Service
 from orchestrator.model.specs import EndpointMode, NetworkAttachment
 from orchestrator.model.states import TaskState
 

@@ -1,0 +1,115 @@
+"""Tasks as the store keeps them: what is wanted, and what was observed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from orchestrator.model.affinities import Affinity
+from orchestrator.model.specs import TaskSpec
+from orchestrator.model.states import TaskState
+
+
+class Health(IntEnum):
+    """What the probes of a container say."""
+
+    NONE = 0
+    """There are no probes."""
+    STARTING = 1
+    """None has succeeded yet."""
+    HEALTHY = 2
+    UNHEALTHY = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStatus:
+    """What was observed of a task."""
+
+    state: TaskState = TaskState.NEW
+    at: float = 0.0
+    """When it was observed."""
+    message: str = ""
+    """The reason, in the user's words: why it waits, failed or was refused."""
+    exit_code: int = 0
+    oom_killed: bool = False
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    pid: int = 0
+    addresses: dict[str, str] = field(default_factory=dict)
+    """Network name → IP address, no prefix length."""
+    run: int = 0
+    """Which run of the task this is about; see `Task.run`."""
+    paused: bool = False
+    """Its processes are frozen."""
+    addresses6: dict[str, str] = field(default_factory=dict)
+    """Network name → IPv6 address, no prefix length."""
+    health: Health = Health.NONE
+    health_output: str = ""
+    """What the last probe that failed said, in one line; empty after one that succeeded."""
+    lost: bool = False
+    """It ended with its node's restart, through no fault of its own."""
+
+    @property
+    def works(self) -> bool:
+        """Whether it runs and, where that is probed, is healthy."""
+        return self.state is TaskState.RUNNING and self.health in (Health.NONE, Health.HEALTHY)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One container, bound to one node for life.
+
+    One of a service is one-shot. A standalone container, which has no service, may be run again
+    on its node: `run` counts, and states grow within a run.
+    """
+
+    id: str = ""
+    created_at: float = 0.0
+    service_id: str = ""
+    service_name: str = ""
+    slot: int = 0
+    """The replica's number, kept across replacements."""
+    spec: TaskSpec = field(default_factory=TaskSpec)
+    spec_version: int = 0
+    image_digest: str = ""
+    node_id: str = ""
+    desired_state: TaskState = TaskState.RUNNING
+    status: TaskStatus = field(default_factory=TaskStatus)
+    not_before: float = 0.0
+    """The earliest time at which it may be started (restart delay)."""
+    attempt: int = 0
+    """How many tasks of this slot, or runs of this container, failed in a row before this one."""
+    revision: int = 0
+    container_name: str = ""
+    """Of a standalone container; unique among them."""
+    run: int = 0
+    """The run that is wanted of a standalone container, from 1. Ahead of `status.run`: the run
+    before is to end, and this one to begin."""
+    auto_remove: bool = False
+    """It goes when it has ended."""
+    constraints: tuple[str, ...] = ()
+    """Placement rules of a standalone container; a service's tasks have those of the service."""
+    restarts: int = 0
+    """How often its restart policy began a run since a user did."""
+    stop_signal: str = ""
+    """What this stop begins with; empty: what the spec says."""
+    stop_grace: float = 0.0
+    """Seconds that this stop gives until SIGKILL; 0: what the spec says, negative: none."""
+    affinities: tuple[Affinity, ...] = ()
+    """Likings of a standalone container; a service's tasks have those of the service."""
+    job_run: int = 0
+    """The number of the run of its job that it is of."""
+    generic_resources: dict[str, str] = field(default_factory=dict)
+    """What it was given of its node: kind → a number, or names."""
+    documents: dict[str, int] = field(default_factory=dict)
+    """Id of each secret and config that its spec names → the version that it has, or is to have."""
+
+    @property
+    def standalone(self) -> bool:
+        """Whether it is a container of its own, of no service."""
+        return not self.service_id
+
+    @property
+    def name(self) -> str:
+        """What a user calls it, such as `web.3`."""
+        return self.container_name or f"{self.service_name}.{self.slot}"

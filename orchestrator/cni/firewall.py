@@ -8,6 +8,8 @@ To the outside      what leaves a network takes the host's address (masquerade).
 To itself           a container that reaches itself by a translated address (a published port, a
                     service) would get a packet from its own address, and drop it: it gets the
                     host's. Each container's pair of addresses is in the sets `itself4`, `itself6`.
+Tunnels             a container sends no VXLAN to a host, which would take it for another host's: so
+                    it could speak into networks that it is not on.
 Redirects           none is sent: packets between neighbours pass this host on purpose.
 Name server         questions to the gateway, and its answers, are not tracked. A resolver asks each
                     from a port of its own, so each would be a connection in the kernel's table for
@@ -31,6 +33,7 @@ from . import sealed
 from .config import NetConf
 from .netlink import Address
 from .nft import TABLE, Nftables, NftError, failed
+from .vxlan import DEFAULT_PORT
 
 GONE = "No such file or directory"
 MOST_QUESTIONS = "limit rate over 4000/second burst 2000 packets"
@@ -59,11 +62,13 @@ flush chain {TABLE} question
 flush chain {TABLE} hairpin
 add rule {TABLE} forward ct state established,related accept
 add rule {TABLE} forward iifname . oifname @ways accept
+add rule {TABLE} forward iifname @members udp dport {DEFAULT_PORT} drop
 add rule {TABLE} forward iifname @internal reject with icmpx admin-prohibited
 add rule {TABLE} forward oifname @internal drop
 add rule {TABLE} forward ct status dnat accept
 add rule {TABLE} forward oifname @members drop
 add rule {TABLE} input ct state established,related accept
+add rule {TABLE} input iifname @members udp dport {DEFAULT_PORT} drop
 add rule {TABLE} input iifname != @internal accept
 add rule {TABLE} input meta l4proto {{ icmp, icmpv6 }} accept
 add rule {TABLE} input meta l4proto {{ tcp, udp }} th dport 53 accept

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 from nshosts import NsHost, within
 
 from orchestrator.agent.network import NetworkConfig, NodeNetwork, Peer
+from orchestrator.cni.peers import vtep_mac
 
 BEYOND = "198.51.100.1"
 
@@ -83,6 +86,32 @@ def reaches(
 def misses(client: str | Path, server: str | Path, address: str, port: int = 0) -> bool:
     """Whether such a packet does not arrive."""
     return reaches(client, server, address, port, seconds=0.2) == ""
+
+
+def forged(sender: str | Path, node: Node, name: str, victim: str | Path, address: str) -> bool:
+    """Whether a packet gets to a container of a node's network that comes in VXLAN (RFC 7348) to
+    the node's own address, made by somebody in a namespace."""
+    config = network(node.host, node.number, name)
+
+    def opened() -> socket.socket:
+        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+    with within(victim, opened) as receiver, within(sender, opened) as wire:
+        receiver.bind(("", 0))
+        receiver.settimeout(0.5)
+        mac = bytes.fromhex(vtep_mac(IPv4Network(config.subnet)).replace(":", ""))
+        datagram = struct.pack("!4H", 4444, receiver.getsockname()[1], 9, 0) + b"!"
+        ends = socket.inet_aton(config.subnet.replace(".0/24", ".99")) + socket.inet_aton(address)
+        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 1, 0, 64, 17, 0) + ends
+        words = sum(struct.unpack("!10H", header))
+        words = (words & 0xFFFF) + (words >> 16)
+        header = header[:10] + struct.pack("!H", ~words & 0xFFFF) + header[12:]
+        frame = mac + b"\x02\0\0\0\0\x01" + b"\x08\0" + header + datagram
+        wire.sendto(struct.pack("!B3xI", 8, config.vni << 8) + frame, (node.host.address, 4789))
+        try:
+            return receiver.recv(1) == b"!"
+        except TimeoutError:
+            return False
 
 
 def shell(netns: str | Path, *argv: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from netkit import BEYOND, Node, claim, misses, reaches, shell
+from netkit import BEYOND, Node, claim, forged, misses, reaches, shell
 from nshosts import NsHost
 
 from orchestrator.agent.network import Interface, PortMapping
@@ -23,6 +23,15 @@ async def test_no_packet_of_a_network_enters_another(nodes: list[Node]) -> None:
     await one.network.remove("b")
     b2 = await two.network.attach("b", "b2")
     assert misses(a.netns, b2.netns, b2.address)
+
+
+async def test_no_container_passes_for_a_host(nodes: list[Node]) -> None:
+    one, two = nodes
+    a = await one.network.attach("a", "a1")
+    for node in nodes:
+        b = await node.network.attach("b", f"b{node.number}")
+        assert not forged(a.netns, node, "b", b.netns, b.address)
+    assert forged(one.host.netns, two, "b", b.netns, b.address), "one would get through"
 
 
 async def test_a_stranger_gets_in_by_a_published_port_only(

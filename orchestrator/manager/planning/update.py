@@ -59,7 +59,7 @@ def advance(view: ClusterView, service: Service, draft: Draft) -> None:
         elif not start_first and is_current(service, task):
             if must_leave(view, task, draft):
                 draft.stop(task, TaskState.SHUTDOWN)
-        elif _failed_beside(service, slot) and not slot.stopping:
+        elif _failed_beside(view, service, slot) and not slot.stopping:
             _start_beside(service, slot, decide(service, slot, draft.now), draft)
     slots = draft.kept_slots()
     old = [
@@ -68,7 +68,7 @@ def advance(view: ClusterView, service: Service, draft: Draft) -> None:
         if (task := slot.runnable) is not None
         and outdated(view, service, task)
         and not slot.stopping
-        and not _failed_beside(service, slot)
+        and not _failed_beside(view, service, slot)
         # What stops first and only has to leave its node has been seen to.
         and (start_first or not is_current(service, task))
     ]
@@ -77,7 +77,7 @@ def advance(view: ClusterView, service: Service, draft: Draft) -> None:
         return
     # Those that do not work yet go first: they may never do so.
     old.sort(key=lambda slot: (slot.live[-1].status.works, slot.number))
-    for slot in old[: _allowance(service, slots, draft)]:
+    for slot in old[: _allowance(view, service, slots, draft)]:
         if start_first:
             _start_beside(service, slot, Start(), draft)
         else:
@@ -136,19 +136,20 @@ def _start_beside(service: Service, slot: Slot, start: Start | None, draft: Draf
     draft.create(service, slot.number, start, slot)
 
 
-def _failed_beside(service: Service, slot: Slot) -> bool:
+def _failed_beside(view: ClusterView, service: Service, slot: Slot) -> bool:
     """Whether the newest task, made beside an old one, has ended, and is to be tried again."""
-    newest = slot.newest
-    tried = is_current(service, newest) and ended(newest) and slot.runnable is not None
-    return tried and starts_first(service)
+    newest, task = slot.newest, slot.runnable
+    tried = is_current(service, newest) and ended(newest)
+    # Beside one that may stay after all, since its node has a place for it again, none is wanted.
+    return tried and starts_first(service) and task is not None and outdated(view, service, task)
 
 
-def _allowance(service: Service, slots: list[Slot], draft: Draft) -> int:
+def _allowance(view: ClusterView, service: Service, slots: list[Slot], draft: Draft) -> int:
     """How many more slots may be set on the way now; asks the draft to look again when time
     decides."""
     policy = service.policy
     most = policy.parallelism or len(slots)
-    under_way = sum(_under_way(service, slot) for slot in slots)
+    under_way = sum(_under_way(view, service, slot) for slot in slots)
     if policy.delay <= 0:
         return max(most - under_way, 0)
     if under_way:
@@ -160,8 +161,8 @@ def _allowance(service: Service, slots: list[Slot], draft: Draft) -> int:
     return most
 
 
-def _under_way(service: Service, slot: Slot) -> bool:
-    if slot.stopping or len(slot.live) > 1 or _failed_beside(service, slot):
+def _under_way(view: ClusterView, service: Service, slot: Slot) -> bool:
+    if slot.stopping or len(slot.live) > 1 or _failed_beside(view, service, slot):
         return True
     task = slot.runnable
     if task is None:

@@ -335,6 +335,25 @@ def test_a_node_that_is_drained_no_more_keeps_what_works_there() -> None:
     assert (left.id, left.desired_state) == (old.id, RUNNING)
 
 
+def test_a_drain_taken_back_in_the_midst_of_an_update_does_not_hold_it_up() -> None:
+    world = begin(3, replace(START_FIRST, delay=10.0))
+    step(world)
+    step(world)
+    [arrived] = [t for t in world.tasks(RUNNING) if t.spec.container.image == "web:2"]
+    home = world.view.nodes[arrived.node_id]
+    world.put(replace(home, availability=Availability.DRAIN))
+    world.pass_time(10.0)
+    world.settle()
+    assert [t.slot for t in world.tasks() if t.status.state is TaskState.ASSIGNED] == [1]
+    world.put(replace(home, availability=Availability.ACTIVE))
+    world.settle()
+    for _ in range(4):
+        step(world)
+        world.pass_time(10.0)
+    assert images(world) == ["web:2"] * 3
+    assert progress(world.view, "web-id").converged
+
+
 def test_a_global_service_starts_first_on_its_own_nodes() -> None:
     web = service(mode=ServiceMode.GLOBAL, update=START_FIRST)
     world = World(node("a"), node("b"), web)

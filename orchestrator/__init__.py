@@ -2,7 +2,8 @@
 
 Packages, by noun: `model` (what things are), `manager` (decides and keeps state), `agent` (one
 node: runs containers), `cni` (how a container is connected), `nameserver` (answers names), `cli`
-(the `orc` command), `dev` (a cluster of namespace hosts on one machine), `identity` (certificates,
+(the `orc` command), `compose` (compose files, as specs), `web` (the HTTPS server of metrics and the
+web page), `dev` (a cluster of namespace hosts on one machine), `identity` (certificates,
 tokens, roles). Imports point one way: cli → model; manager, agent → model; never manager ↔ agent;
 `cni` and `nameserver` import none of them.
 """

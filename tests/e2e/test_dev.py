@@ -86,9 +86,9 @@ def test_the_demo_shows_what_it_promises(spare_cluster: Callable[[str], Cluster]
     assert done.returncode == 0, done.stderr
     commands = [line[2:] for line in done.stdout.splitlines() if line.startswith("$ ")]
     assert commands[:2] == ["orc dev up", "orc node ls"]
-    assert commands[-1] == "orc service ps hello"
+    assert commands[-1] == "orc service ps hello_web"
     assert "Hello from" in done.stdout
-    assert len(spare.running("hello")) == 12
+    assert len(spare.running("hello_web")) == 12
 
 
 def test_hosts_are_hosts(cluster: Cluster) -> None:

@@ -12,6 +12,7 @@ from orchestrator.manager.api.nodes import NodeCalls
 from orchestrator.manager.api.services import ServiceCalls
 from orchestrator.manager.lookup import find_service
 from orchestrator.manager.refusal import invalid
+from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import Availability
 from orchestrator.model.specs import ServiceMode, ServiceSpec
@@ -49,15 +50,22 @@ async def _restart(api: ApiContext, target: str, order: Mapping[str, Any]) -> No
 async def _update(
     api: ApiContext, target: str, change: Callable[[ServiceSpec], ServiceSpec]
 ) -> None:
-    service = find_service(api.view, target)
-    request = control_pb2.UpdateServiceRequest(
-        service=service.id,
-        spec=to_proto(change(service.spec)),
-        revision=service.revision,
-        base=to_proto(service.spec),
-        no_resolve_image=True,
-    )
-    await _call(ServiceCalls.UpdateService, ServiceCalls(api), request)
+    while True:
+        read, service = api.cache.revision, find_service(api.view, target)
+        request = control_pb2.UpdateServiceRequest(
+            service=service.id,
+            spec=to_proto(change(service.spec)),
+            revision=service.revision,
+            base=to_proto(service.spec),
+            no_resolve_image=True,
+        )
+        try:
+            await _call(ServiceCalls.UpdateService, ServiceCalls(api), request)
+        except Conflict:
+            # Somebody changed something else of it meanwhile; what is ordered is the same.
+            await api.cache.wait_for(read + 1)
+        else:
+            return
 
 
 async def _roll_back(api: ApiContext, target: str, order: Mapping[str, Any]) -> None:

@@ -31,6 +31,13 @@ const node = [...orc.cluster.nodes.values()].find((each) => each.name === argume
 return orc.cluster.tasksOfNode(node.id).filter((task) => task.state === "running")
     .map((task) => task.name);
 """
+CLICK = """
+const [selector, text] = arguments;
+const found = [...document.querySelectorAll(selector)]
+  .find((each) => each.textContent.trim().endsWith(text) && !each.disabled);
+found?.click();
+return Boolean(found);
+"""
 COLOURS = """
 const canvas = document.querySelector("canvas");
 const found = new Set();
@@ -92,11 +99,8 @@ class Browser:
         ActionChains(self.driver).send_keys(*keys).perform()
 
     def click(self, text: str, selector: str = "a, button") -> None:
-        for each in self.driver.find_elements(By.CSS_SELECTOR, selector):
-            if each.text.strip().endswith(text):
-                each.click()
-                return
-        raise AssertionError(f"there is nothing to click that says {text}")
+        """Click on what says a text at its end, once it is there; the page may be drawing it."""
+        eventually(lambda: self.script(CLICK, selector, text), within=10)
 
 
 @pytest.fixture

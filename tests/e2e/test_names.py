@@ -63,12 +63,13 @@ def test_a_service_is_known_by_its_name_and_by_its_tasks(cluster: Cluster, hello
 
 
 GRACEFUL = r"""
-trap 'kill $server; sleep 0.3; exit 0' TERM
+trap 'sleep 0.3; kill $server; sleep 0.3; exit 0' TERM
 mkdir -p /tmp/www && echo Hello >/tmp/www/index.html
 httpd -f -p 80 -h /tmp/www & server=$!
 wait
 """
-"""A web server that takes nothing new from the stop signal on, and finishes what it has begun."""
+"""A web server that, told to stop, takes what has knocked before, and finishes what it has begun:
+one that closes its door at once resets those who wait there."""
 
 LOAD = r"""
 import asyncio, pathlib, sys

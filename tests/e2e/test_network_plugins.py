@@ -54,7 +54,7 @@ def bridge(cluster: Cluster, **more: Any) -> dict[str, Any]:
         "ipam": {
             "type": "host-local",
             "dataDir": f"/var/lib/orc-dev/{cluster.name}/{{{{.Node.Hostname}}}}/addresses",
-            "ranges": [[{"subnet": "10.77.0.0/24"}]],
+            "ranges": [[{"subnet": "10.79.0.0/24"}]],
             "routes": [{"dst": "0.0.0.0/0"}],
         },
         "capabilities": {"ips": True, "mac": True},
@@ -115,13 +115,13 @@ def test_a_service_on_a_chain_over_kills(tidy: Cluster, hello: str, tmp_path: Pa
     tasks = cluster.running("web")
     assert {task["node"] for task in tasks} == {"node1", "node2", "node3"}
     # Each node's own network, so that the same address is on each.
-    assert {task["addresses"]["lan"] for task in tasks} == {"10.77.0.2"}
+    assert {task["addresses"]["lan"] for task in tasks} == {"10.79.0.2"}
     (one,) = [task for task in tasks if task["node"] == "node1"]
     assert f"Hello from {one['name']}" in fetched(cluster, "node1", 8088)
     sysctl = cluster.in_network(one, "cat", "/proc/sys/net/core/somaxconn").stdout
     assert sysctl.strip() == "321"
     # Its gateway is the node's own address, so the name server answers there.
-    assert "Address: 10.77.0.2" in inside(cluster, one["name"], "nslookup", "web")
+    assert "Address: 10.79.0.2" in inside(cluster, one["name"], "nslookup", "web")
     assert inside(cluster, one["name"], "nslookup", "tasks.web").count("Address: 10.") == 1
 
     cluster.kill9("node1", "daemon")
@@ -134,7 +134,7 @@ def test_a_service_on_a_chain_over_kills(tidy: Cluster, hello: str, tmp_path: Pa
     for node in ("node1", "node2", "node3"):
         eventually(lambda node=node: not on_record(cluster, node), within=20)
         assert given(cluster, node) == []
-        assert "10.77.0.2" not in cluster.exec(node, "iptables-save").stdout
+        assert "10.79.0.2" not in cluster.exec(node, "iptables-save").stdout
 
 
 def test_what_a_container_asks_of_a_chain(tidy: Cluster, hello: str, tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ def test_what_a_container_asks_of_a_chain(tidy: Cluster, hello: str, tmp_path: P
         tmp_path, bridge(cluster), {"type": "bandwidth", "capabilities": {"bandwidth": True}}
     )
     cluster.orc("network", "create", "--driver", "cni", "--opt", chain, "wire")
-    network = "name=wire,ip=10.77.0.50,mac-address=02:00:00:00:00:50,driver-opt=egress-rate=20m"
+    network = "name=wire,ip=10.79.0.50,mac-address=02:00:00:00:00:50,driver-opt=egress-rate=20m"
     row = start(cluster, "fixed", hello, "--network", network)
-    assert row["addresses"] == {"wire": "10.77.0.50"}
+    assert row["addresses"] == {"wire": "10.79.0.50"}
     assert "02:00:00:00:00:50" in inside(cluster, "fixed", "ip", "link", "show", "eth0")
     assert "rate 20Mbit" in cluster.exec(row["node"], "tc", "qdisc", "show").stdout
     # What no plugin of the chain wants to know is refused at once.
@@ -157,11 +157,11 @@ def test_what_a_container_asks_of_a_chain(tidy: Cluster, hello: str, tmp_path: P
     start(cluster, "both", hello, "--node", row["node"])
     cluster.orc("network", "connect", "wire", "both")
     address = shown(cluster, "both")["addresses"]["wire"]
-    assert inside(cluster, "both", "ping", "-c", "1", "-W", "2", "10.77.0.50")
-    assert "10.77.0.50" in inside(cluster, "both", "nslookup", "fixed")
-    assert sorted(given(cluster, row["node"])) == sorted(["10.77.0.50", address])
+    assert inside(cluster, "both", "ping", "-c", "1", "-W", "2", "10.79.0.50")
+    assert "10.79.0.50" in inside(cluster, "both", "nslookup", "fixed")
+    assert sorted(given(cluster, row["node"])) == sorted(["10.79.0.50", address])
     cluster.orc("network", "disconnect", "wire", "both")
-    assert given(cluster, row["node"]) == ["10.77.0.50"]
+    assert given(cluster, row["node"]) == ["10.79.0.50"]
 
 
 def test_addresses_of_one_wire_over_hosts(tidy: Cluster, hello: str, tmp_path: Path) -> None:

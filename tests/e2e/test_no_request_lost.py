@@ -52,6 +52,8 @@ async def main():
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leaving.set)
     async with await asyncio.start_server(serve, "0.0.0.0", 80):
         await leaving.wait()
+        # Who closes the door at once resets those who have knocked before.
+        await asyncio.sleep(0.3)
         if connections:
             await asyncio.wait(connections, timeout=5)
 
@@ -60,14 +62,26 @@ asyncio.run(main())
 """
 
 LOAD = r"""
-import http.client, json, sys, threading
+import http.client, json, socket, sys, threading
 
-host, port, keep = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "keep"
+host, port, first, keep = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "keep"
+IP_LOCAL_PORT_RANGE = 51  # ip(7), Linux 6.3
+
+
+def connected(address, timeout, source):
+    wire = socket.socket()
+    wire.settimeout(timeout)
+    ports = ((first + 14999) << 16 | first).to_bytes(4, sys.byteorder)
+    wire.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, ports)
+    wire.connect(address)
+    return wire
+
 over, answered, failures = threading.Event(), [0, 0], []
 
 
 def ask(place):
     connection = http.client.HTTPConnection(host, port, timeout=10)
+    connection._create_connection = connected
     while not over.is_set():
         try:
             connection.request("GET", "/", headers={} if keep else {"Connection": "close"})
@@ -117,9 +131,12 @@ def ways(cluster: Cluster, client: dict[str, Any]) -> Iterator[tuple[str, Sequen
     [vip] = [one["vip"] for one in rows[0]["services"] if one["name"] == "web"]
     enter = (ORC, "dev", "exec", "--name", cluster.name, client["node"])
     enter = (*enter, "nsenter", "-t", str(client["pid"]), "-n")
-    yield "the VIP", (*enter, sys.executable, "-c", LOAD, vip, "80")
-    for name, row in cluster.nodes().items():
-        yield f"port of {name}", (sys.executable, "-c", LOAD, row["address"], str(PORT))
+    yield "the VIP", (*enter, sys.executable, "-c", LOAD, vip, "80", "15000")
+    for at, (name, row) in enumerate(sorted(cluster.nodes().items())):
+        # From ports of its own for each node: a container sees the client's address and port, so
+        # that two connections by two nodes must not have the same.
+        ports = str(15000 + 15000 * at)
+        yield f"port of {name}", (sys.executable, "-c", LOAD, row["address"], str(PORT), ports)
 
 
 def serve(cluster: Cluster, image: str, *flags: str) -> None:

@@ -338,7 +338,7 @@ def test_what_people_have_can_be_planned(tidy: Cluster) -> None:
 
 def test_a_chart_is_built_and_deployed_with_its_values(tidy: Cluster, hello: str) -> None:
     cluster = tidy
-    values = ("--set", "PORT=8086", "--set", "REPLICAS=2", "--set", "TAG=chart")
+    values = ("--set", "port=8086", "--set", "replicas=2", "--set", "tag=chart")
     plan = plan_json(cluster, "deploy", *values, str(HELLO), "hello")
     assert [(step["action"], step["name"]) for step in plan["steps"]] == [
         ("build", "hello:chart"),

@@ -28,12 +28,15 @@ def test_it_starts_when_the_other_is_healthy_and_stops_before_it(
     cluster.await_running("web", 1)
     assert cluster.running("db")[0]["health"] == "healthy"
     cluster.orc("service", "rm", "db", "web")
-    eventually(lambda: not cluster.json("service", "ls"), within=20)
-    told = [json.loads(line) for line in cluster.orc(
-        "events", "--since", str(began), "--until", "0s", "--format", "json"
-    ).stdout.splitlines()]  # fmt: skip
-    ended = [e["name"] for e in told if e["type"] == "container" and e["action"] == "die"]
-    assert ended == ["web.1", "db.1"]
+
+    def ended() -> list[str]:
+        told = [json.loads(line) for line in cluster.orc(
+            "events", "--since", str(began), "--until", "0s", "--format", "json"
+        ).stdout.splitlines()]  # fmt: skip
+        return [e["name"] for e in told if e["type"] == "container" and e["action"] == "die"]
+
+    eventually(lambda: len(ended()) == 2, within=20)
+    assert ended() == ["web.1", "db.1"]
 
 
 def test_it_starts_when_the_other_has_completed(cluster: Cluster, hello: str) -> None:

@@ -69,7 +69,7 @@ def test_what_was_written_survives_kill_9(tmp_path: Path) -> None:
 import os, signal
 from pathlib import Path
 from orchestrator.agent.statedb import StateDb
-from orchestrator.model.objects import TaskStatus
+from orchestrator.model.tasks import TaskStatus
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2, types_pb2
 db = StateDb(Path({str(tmp_path / "state.db")!r}))

@@ -61,6 +61,8 @@ def delete_network(body: dict[str, Any]) -> dict[str, Any]:
 
 def create_endpoint(body: dict[str, Any]) -> dict[str, Any]:
     host, inside = ends(body)
+    with suppress(Refused):  # what a namespace that was removed has not taken along yet
+        ip("link", "delete", host)
     ip("link", "add", host, "type", "veth", "peer", "name", inside)
     ip("link", "set", host, "master", f"pl{body['NetworkID'][:8]}", "up")
     digits = body["EndpointID"]

@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 SOURCES := orchestrator tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sim vm-test lint bench deb wheel install format clean
+.PHONY: help demo test sim vm-test lint bench deb wheel reference install format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ lint: install ## Check style, types and the direction of imports
 
 bench: install ## Measure, beside Docker where it is installed (root)
 	@$(PYTHON) -m tests.bench $(ARGS)
+
+reference: install ## Write docs/reference from the commands' own help
+	@$(PYTHON) scripts/reference
 
 install: ## Install what is missing: Debian packages, .venv, generated code, /usr/local/bin/orc
 	@scripts/setup

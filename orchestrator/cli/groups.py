@@ -69,6 +69,10 @@ class OrcGroup(click.Group):
         self._sections = sections
         self._lazy = {lazy.name: lazy for _, group in sections for lazy in group}
 
+    def titles(self) -> dict[str, str]:
+        """Of each command that is listed in a section, the section's title."""
+        return {lazy.name: title for title, group in self._sections for lazy in group}
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self._lazy, *super().list_commands(ctx)]
 

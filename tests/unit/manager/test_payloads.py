@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.manager.dispatcher import NodeSession
 from orchestrator.manager.documentstore import DocumentStore
 from orchestrator.manager.endpoints import EndpointFeed
 from orchestrator.manager.networkorders import NetworkOrders
+from orchestrator.manager.nodesession import NodeSession
 from orchestrator.manager.payloads import Payloads, files_of
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView

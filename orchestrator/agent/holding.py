@@ -6,33 +6,43 @@ any point, since the parts make and remove by name. When to do what is the runne
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 
-from orchestrator.agent.containers import Prepared, describe_container
+from orchestrator.agent.containers import Prepared, describe_container, named_volumes
 from orchestrator.agent.images.config import NO_IMAGE, LocalImage
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.lifecycle import keeps
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.runtime.base import Mount, Started
+from orchestrator.agent.runtime.signals import signal_number
 from orchestrator.model.health import effective
 from orchestrator.model.objects import Volume
 from orchestrator.model.specs import HealthCheck
 from orchestrator.model.tasks import Task, TaskStatus
-from orchestrator.pb import documents_pb2
+from orchestrator.pb import dispatch_pb2, documents_pb2
+
+log = logging.getLogger(__name__)
 
 
 class Holding:
     """The things of one task; `task` is always its newest order."""
 
-    def __init__(self, parts: Parts, sources: Sequence[str]) -> None:
-        """`sources`: HOST:PORT of the nodes that have its image."""
+    def __init__(self, parts: Parts, assigned: dispatch_pb2.AssignedTask) -> None:
         self._parts = parts
         self._prepared: Prepared | None = None
-        self.sources = sources
-        self.files: tuple[documents_pb2.AssignedFile, ...] = ()
-        """Its secrets and configs, as the newest order says."""
+        self.take(assigned)
+
+    def take(self, assigned: dispatch_pb2.AssignedTask) -> None:
+        """Note what a new order says of what the task is to have."""
+        self._sources = tuple(assigned.image_sources)
+        """HOST:PORT of the nodes that have its image."""
+        self.volumes: Mapping[str, Volume] = named_volumes(assigned)
+        """Its named volumes."""
+        self.files: tuple[documents_pb2.AssignedFile, ...] = tuple(assigned.files)
+        """Its secrets and configs."""
 
     async def image(self, task: Task) -> LocalImage:
         """Its image, fetched unless the node has it. It may be cut short. Raises ImageError."""
@@ -41,7 +51,7 @@ class Holding:
         spec = task.spec.container
         if spec.rootfs:
             return NO_IMAGE
-        return await self._parts.images.prepare(spec.image, task.image_digest, self.sources)
+        return await self._parts.images.prepare(spec.image, task.image_digest, self._sources)
 
     async def health(self, task: Task) -> HealthCheck | None:
         """How its health is seen, None when it is not. It may be cut short."""
@@ -53,11 +63,20 @@ class Holding:
             image = HealthCheck()
         return effective(own, image)
 
-    async def mount(
-        self, task: Task, volumes: Mapping[str, Volume], image: LocalImage
-    ) -> tuple[Mount, ...]:
+    async def stop_signal(self, task: Task) -> int:
+        """What stops its program: the order's word, else the spec's, else the image's, else
+        SIGTERM."""
+        name = task.stop_signal or task.spec.container.stop_signal
+        if not name:
+            try:
+                name = (await self.image(task)).config.stop_signal
+            except ImageError:
+                log.info("its image is gone, so SIGTERM stops it", extra={"task": task.id})
+        return signal_number(name or "SIGTERM")
+
+    async def mount(self, task: Task, image: LocalImage) -> tuple[Mount, ...]:
         """Mount its volumes. It may be cut short. Raises VolumeError."""
-        return await self._parts.volumes.attach(task, volumes, image)
+        return await self._parts.volumes.attach(task, self.volumes, image)
 
     async def connect(self, task: Task, image: LocalImage, mounts: tuple[Mount, ...]) -> None:
         """Give it user ids, its files and its networks; then its container can be created."""

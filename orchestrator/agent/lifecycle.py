@@ -96,6 +96,24 @@ class Observed:
     """A manager assigned it to this agent's process; not only to one before."""
 
 
+def begin(
+    task: Task, recorded: TaskStatus | None, *, released: bool, rebooted: bool, now: float
+) -> tuple[TaskStatus, Observed]:
+    """What an agent knows of a task when it first hears of it, or finds it on record: its status,
+    and what of it is there. `released` and `rebooted` are about what is on record."""
+    if recorded is not None:
+        rebooted = rebooted and recorded.state >= TaskState.STARTING
+        return recorded, Observed(
+            looked=False, released=released, rebooted=rebooted, confirmed=False
+        )
+    known: TaskStatus = task.status
+    if known.state > TaskState.ACCEPTED:
+        # The manager remembers more of it than this node, whose state file was lost: what has
+        # ended stays ended, and what may run is looked for, not started twice.
+        return known, Observed(looked=False)
+    return TaskStatus(state=TaskState.ACCEPTED, at=now, run=known.run), Observed()
+
+
 def sense(task: Task) -> tuple[object, ...]:
     """What of an order the steps depend on."""
     ending = task.stop_signal, task.stop_grace
@@ -183,6 +201,20 @@ def sick(task: Task, status: TaskStatus) -> bool:
     return status.health is Health.UNHEALTHY and not task.standalone
 
 
+def runs(status: TaskStatus, started: Started, probed: bool, now: float) -> TaskStatus:
+    """The status of a task whose container was seen to run; `probed`: its health is seen to."""
+    return replace(
+        status,
+        state=TaskState.RUNNING,
+        at=now,
+        message="started again after a reboot of the node" if status.pid else "",
+        pid=started.pid,
+        started_at=started.started_at,
+        health=Health.STARTING if probed else Health.NONE,
+        health_output="",
+    )
+
+
 def settle(task: Task, status: TaskStatus, observed: Observed, now: float) -> TaskStatus:
     """The last status of a task that has ended (`Exit`), was stopped before it started, or was
     lost over a restart of the agent."""
@@ -198,17 +230,10 @@ def settle(task: Task, status: TaskStatus, observed: Observed, now: float) -> Ta
         else:
             state, message = TaskState.FAILED, explain(end, task.spec.limit.memory)
         return replace(
-            status,
-            state=state,
-            at=now,
-            message=message,
+            _ended(status, state, message, now),
             exit_code=end.code,
             oom_killed=end.oom_killed,
             finished_at=end.finished_at,
-            pid=0,
-            addresses={},
-            addresses6={},
-            paused=False,
         )
     if ordered:
         state, message = TaskState.SHUTDOWN, "stopped before it started"

@@ -12,37 +12,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from orchestrator.agent.account import Account
 from orchestrator.agent.care import Caretaker
-from orchestrator.agent.containers import named_volumes
 from orchestrator.agent.failures import EXPECTED, reason_of
 from orchestrator.agent.holding import Holding
-from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.lifecycle import (
     Observed,
     Step,
+    begin,
     fail,
     given_run,
     grace_of,
     next_step,
+    runs,
     sense,
     settle,
     sick,
 )
 from orchestrator.agent.network import NetworkError
+from orchestrator.agent.news import News
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
-from orchestrator.agent.runtime.signals import signal_number
 from orchestrator.agent.statedb import Record, StateDb
 from orchestrator.agent.taskfiles import NOT_REPLACED, FileError
 from orchestrator.model.convert import from_proto
 from orchestrator.model.networks import NOT_CONNECTED
 from orchestrator.model.objects import Volume
-from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Health, Task, TaskStatus
 from orchestrator.model.units import format_duration
 from orchestrator.pb import dispatch_pb2, documents_pb2
@@ -72,43 +72,25 @@ class TaskRunner:
         """`record` is what an earlier agent left, None for a new task; `gate` bounds how many
         containers are made at a time; `predecessors` are the ends that are waited for first."""
         self._parts = parts
-        self._db = db
-        self._reporter = reporter
         self._gate = gate
         self._predecessors = predecessors
         self._task: Task = from_proto(assigned.task)
-        self._volumes = named_volumes(assigned)
-        self._holding = Holding(parts, tuple(assigned.image_sources))
-        self._holding.files = tuple(assigned.files)
+        self._holding = Holding(parts, assigned)
         self._caretaker = Caretaker(parts.probes, parts.clock)
         self._assigned = True
         self.stop_after: float = assigned.stop_after
         """Seconds without a manager after which it is to be stopped; 0: never."""
         self.lonely = False
         """It was stopped for want of a manager, and none has said anything since."""
-        self._scope: asyncio.Timeout | None = None
-        self.begun = asyncio.Event()
-        """Set once it runs or has ended."""
-        self.ended = asyncio.Event()
-        """Set once it has ended."""
-        known: TaskStatus = self._task.status
-        if record is None and known.state > TaskState.ACCEPTED:
-            # The manager remembers more of it than this node, whose state file was lost: what
-            # has ended stays ended, and what may run is looked for, not started twice.
-            self._status = known
-            self._observed = Observed(looked=False)
-        elif record is None:
-            self._status = TaskStatus(state=TaskState.ACCEPTED, at=parts.clock(), run=known.run)
-            self._observed = Observed()
-        else:
-            self._status = record.status
-            ran = record.status.state >= TaskState.STARTING
-            rebooted = ran and record.boot_id != parts.boot_id
-            self._observed = Observed(
-                looked=False, released=record.released, rebooted=rebooted, confirmed=False
-            )
-        self._mark()
-        reporter.put(self.id, self._status)
+        self._news = News()
+        status, self._observed = begin(
+            self._task,
+            record.status if record else None,
+            released=record is not None and record.released,
+            rebooted=record is not None and record.boot_id != parts.boot_id,
+            now=parts.clock(),
+        )
+        self._account = Account(self.id, status, parts.clock, parts.boot_id, db, reporter)
 
     @property
     def id(self) -> str:
@@ -123,7 +105,7 @@ class TaskRunner:
     @property
     def volumes(self) -> Mapping[str, Volume]:
         """The named volumes of the newest order."""
-        return self._volumes
+        return self._holding.volumes
 
     @property
     def files(self) -> tuple[documents_pb2.AssignedFile, ...]:
@@ -133,12 +115,22 @@ class TaskRunner:
     @property
     def status(self) -> TaskStatus:
         """The newest status."""
-        return self._status
+        return self._account.status
+
+    @property
+    def begun(self) -> asyncio.Event:
+        """Set once the newest run is under way or has ended."""
+        return self._account.begun
+
+    @property
+    def ended(self) -> asyncio.Event:
+        """Set once the newest run has ended."""
+        return self._account.ended
 
     @property
     def connected(self) -> TaskStatus:
         """The newest status, with the addresses that its container has before it starts."""
-        status = self._status
+        status = self.status
         known = status.addresses or status.addresses6
         return status if known else self._holding.addressed(status)
 
@@ -154,9 +146,7 @@ class TaskRunner:
             task = replace(self._task, desired_state=TaskState.REMOVE)
         else:
             self._assigned = True
-            self._holding.sources = tuple(assigned.image_sources)
-            self._volumes = named_volumes(assigned)
-            self._holding.files = tuple(assigned.files)
+            self._holding.take(assigned)
             self.stop_after, self.lonely = assigned.stop_after, False
             task = from_proto(assigned.task)
         stale = self._holding.stale(task)
@@ -165,19 +155,19 @@ class TaskRunner:
         self._task = task
         self._observed = replace(self._observed, confirmed=True, stale=stale)
         if news:
-            self._cut_short()
+            self._news.arrive()
 
     def isolate(self) -> None:
         """Stop, since no manager has been there for too long."""
         self.lonely = True
         self._task = replace(self._task, desired_state=TaskState.SHUTDOWN)
-        self._cut_short()
+        self._news.arrive()
 
     async def run(self) -> None:
         """Drive the task until it is no longer assigned and nothing of it is left."""
         retry = _RETRY_FIRST
         while True:
-            step = next_step(self._task, self._status, self._observed)
+            step = next_step(self._task, self.status, self._observed)
             if step is Step.REST and not self._assigned:
                 return
             try:
@@ -194,13 +184,13 @@ class TaskRunner:
                 )
                 if step in (Step.RELEASE, Step.DISCARD):
                     # The container's end is known, whatever still clings to it.
-                    self._reporter.put(self.id, self._status)
+                    self._account.tell()
                     await asyncio.sleep(retry)
                     retry = min(2 * retry, _RETRY_MOST)
                 else:
                     code = error.exit_code if isinstance(error, RuntimeFailure) else 0
                     now = self._parts.clock()
-                    self._record(fail(self._task, self._status, reason, now, code))
+                    self._account.record(fail(self._task, self.status, reason, now, code))
 
     async def _do(self, step: Step) -> None:
         match step:
@@ -217,17 +207,17 @@ class TaskRunner:
             case Step.REFRESH:
                 await self._refresh()
             case Step.WATCH:
-                async with self._until_new_order():
+                async with self._news.may_interrupt():
                     end = await self._watch()
                     self._observed = replace(self._observed, container=end)
             case Step.STOP:
                 await self._stop()
             case Step.SETTLE:
-                last = settle(self._task, self._status, self._observed, self._parts.clock())
+                last = settle(self._task, self.status, self._observed, self._parts.clock())
                 if self.lonely:
                     alone = format_duration(self.stop_after)
                     last = replace(last, message=f"stopped: no manager was there for {alone}")
-                self._record(last)
+                self._account.record(last)
             case Step.RELEASE:
                 await self._release()
             case Step.RENEW:
@@ -235,7 +225,7 @@ class TaskRunner:
             case Step.DISCARD:
                 await self._discard()
             case Step.REST:
-                async with self._until_new_order():
+                async with self._news.may_interrupt():
                     await asyncio.get_running_loop().create_future()
 
     async def _adopt(self) -> None:
@@ -244,10 +234,10 @@ class TaskRunner:
             # Whatever lies around of it cannot be used; a later start begins on clean ground.
             gone = await self._holding.clear(self._task)
             self._observed = replace(self._observed, discarded=gone)
-        elif isinstance(found, Started) and self._status.state is TaskState.RUNNING:
+        elif isinstance(found, Started) and self.status.state is TaskState.RUNNING:
             paused = await self._parts.runtime.paused(self.id)
-            if paused is not self._status.paused:
-                self._record(replace(self._status, paused=paused))
+            if paused is not self.status.paused:
+                self._account.record(replace(self.status, paused=paused))
         log.info(
             "adopted: %s",
             "runs" if isinstance(found, Started) else "ended" if found else "nothing left",
@@ -257,13 +247,13 @@ class TaskRunner:
         self._observed = replace(self._observed, looked=True, container=found, stale=stale)
 
     async def _prepare(self) -> None:
-        self._advance(TaskState.PREPARING)
+        self._account.advance(TaskState.PREPARING)
         mounts = None
-        async with self._until_new_order():
+        async with self._news.may_interrupt():
             for end in self._predecessors(self._task):
                 await end.wait()
             image = await self._holding.image(self._task)
-            mounts = await self._holding.mount(self._task, self._volumes, image)
+            mounts = await self._holding.mount(self._task, image)
             await self._await_files()
         if mounts is None:
             return
@@ -273,7 +263,7 @@ class TaskRunner:
             async with self._gate:
                 await self._holding.create(self._task)
         self._observed = replace(self._observed, prepared=True)
-        self._advance(TaskState.READY)
+        self._account.advance(TaskState.READY)
 
     async def _await_files(self) -> None:
         """Until its secrets and configs are there. They are kept in memory only, so after a reboot
@@ -281,24 +271,20 @@ class TaskRunner:
         if missing := self._parts.files.missing(self.files):
             reason = f"waits for {missing}, which a manager has yet to send"
             log.info(reason, extra={"task": self.id})
-            self._say(reason)
+            self._account.say(reason)
         await self._parts.files.wait(self.files)
         if missing:
-            self._say("")
-
-    def _say(self, message: str) -> None:
-        self._status = replace(self._status, message=message, at=self._parts.clock())
-        self._reporter.put(self.id, self._status)
+            self._account.say("")
 
     async def _start(self) -> None:
         async with self._gate:
             if self._task.desired_state is not TaskState.RUNNING:
                 return
             # From here on it counts as "may have run"; see the module `lifecycle`.
-            starting = self._holding.addressed(self._status)
+            starting = self._holding.addressed(self.status)
             if starting.state < TaskState.STARTING:
                 starting = replace(starting, state=TaskState.STARTING, at=self._parts.clock())
-            self._record(starting)
+            self._account.record(starting)
             started = await self._holding.start(self._task)
         self._observed = replace(self._observed, container=started, rebooted=False)
 
@@ -306,23 +292,11 @@ class TaskRunner:
         started = self._observed.container
         assert isinstance(started, Started)
         probed = await self._holding.health(self._task) is not None
-        message = "started again after a reboot of the node" if self._status.pid else ""
-        self._record(
-            replace(
-                self._status,
-                state=TaskState.RUNNING,
-                at=self._parts.clock(),
-                message=message,
-                pid=started.pid,
-                started_at=started.started_at,
-                health=Health.STARTING if probed else Health.NONE,
-                health_output="",
-            )
-        )
+        self._account.record(runs(self.status, started, probed, self._parts.clock()))
         log.info("running", extra={"task": self.id, "pid": started.pid})
 
     async def _watch(self) -> Exit:
-        if self._status.health is Health.NONE:
+        if self.status.health is Health.NONE:
             return await self._parts.runtime.wait(self.id)
         async with asyncio.TaskGroup() as group:
             care = group.create_task(self._care(), name=f"health {self.id}")
@@ -336,21 +310,21 @@ class TaskRunner:
 
     def _record_health(self, health: Health, output: str) -> None:
         now = self._parts.clock()
-        self._record(replace(self._status, health=health, health_output=output, at=now))
-        if sick(self._task, self._status):
-            self._cut_short()
+        self._account.record(replace(self.status, health=health, health_output=output, at=now))
+        if sick(self._task, self.status):
+            self._news.arrive()
 
     async def _connect(self) -> None:
         try:
-            status = await self._holding.reconnect(self._task, self._status)
+            status = await self._holding.reconnect(self._task, self.status)
         except NetworkError as error:
             # It runs on as it is; another order may be one that can be followed.
             self._observed = replace(self._observed, unconnected=self._task.spec.networks)
-            self._record(replace(self._status, message=f"{NOT_CONNECTED}{error}"))
+            self._account.record(replace(self.status, message=f"{NOT_CONNECTED}{error}"))
             return
         if status.message.startswith(NOT_CONNECTED):
             status = replace(status, message="")
-        self._record(status)
+        self._account.record(status)
 
     async def _refresh(self) -> None:
         # Whatever comes of it, it is tried again only by another order: the program runs on.
@@ -360,20 +334,20 @@ class TaskRunner:
         except (FileError, RuntimeFailure, OSError) as error:
             reason = reason_of(error)
             log.warning("its files are as they were: %s", reason, extra={"task": self.id})
-            self._record(replace(self._status, message=f"{NOT_REPLACED}{reason}"))
+            self._account.record(replace(self.status, message=f"{NOT_REPLACED}{reason}"))
             return
         log.info("secrets and configs replaced", extra={"task": self.id})
-        if self._status.message.startswith(NOT_REPLACED):
-            self._record(replace(self._status, message=""))
+        if self.status.message.startswith(NOT_REPLACED):
+            self._account.record(replace(self.status, message=""))
 
     async def _stop(self) -> None:
         runtime = self._parts.runtime
-        await runtime.kill(self.id, await self._stop_signal())
-        if self._status.paused:
+        await runtime.kill(self.id, await self._holding.stop_signal(self._task))
+        if self.status.paused:
             await runtime.resume(self.id)
         end: Exit | None = None
         # Another order may give it less time.
-        async with self._until_new_order():
+        async with self._news.may_interrupt():
             try:
                 async with asyncio.timeout(grace_of(self._task)) as grace:
                     end = await runtime.wait(self.id)
@@ -385,29 +359,18 @@ class TaskRunner:
         if end is not None:
             self._observed = replace(self._observed, container=end)
 
-    async def _stop_signal(self) -> int:
-        """The order's, else the spec's, else the image's, else SIGTERM."""
-        name = self._task.stop_signal or self._task.spec.container.stop_signal
-        if not name:
-            try:
-                name = (await self._holding.image(self._task)).config.stop_signal
-            except ImageError:
-                log.info("its image is gone, so SIGTERM stops it", extra={"task": self.id})
-        return signal_number(name or "SIGTERM")
-
     async def _release(self) -> None:
         # The end is reported after the first attempt: a replacement on this node may need the
         # same published port, and must not find it taken by what has just ended.
         async with self._gate, asyncio.timeout(_RELEASE_LIMIT):
             gone = await self._holding.release(self._task)
-        self._db.put_released(self.id)
+        self._account.record_released()
         self._observed = replace(
             self._observed,
             released=True,
             discarded=gone or self._observed.discarded,
             container=None,
         )
-        self._reporter.put(self.id, self._status)
 
     async def _discard(self) -> None:
         async with self._gate, asyncio.timeout(_RELEASE_LIMIT):
@@ -415,13 +378,8 @@ class TaskRunner:
         self._observed = replace(self._observed, discarded=gone)
 
     def _renew(self) -> None:
-        now = self._parts.clock()
-        self._status = TaskStatus(state=TaskState.ACCEPTED, at=now, run=given_run(self._task))
-        self._db.put_renewed(self.id, self._status, self._parts.boot_id)
+        self._account.renew(given_run(self._task))
         self._observed = Observed(confirmed=self._observed.confirmed)
-        # Whoever waits for the end of the run before has it.
-        self.begun, self.ended = asyncio.Event(), asyncio.Event()
-        self._reporter.put(self.id, self._status)
 
     async def send_signal(self, number: int) -> None:
         """Send a signal to the container's first process. Raises RuntimeFailure."""
@@ -433,55 +391,9 @@ class TaskRunner:
         self._check_running()
         runtime = self._parts.runtime
         await (runtime.pause(self.id) if paused else runtime.resume(self.id))
-        if self._status.state is TaskState.RUNNING:
-            self._record(replace(self._status, paused=paused))
+        if self.status.state is TaskState.RUNNING:
+            self._account.record(replace(self.status, paused=paused))
 
     def _check_running(self) -> None:
-        if self._status.state is not TaskState.RUNNING:
+        if self.status.state is not TaskState.RUNNING:
             raise RuntimeFailure("it is not running")
-
-    def _advance(self, state: TaskState) -> None:
-        """Report a step forward on the way to RUNNING. Nothing is lost if it is forgotten."""
-        if self._status.state < state:
-            self._status = replace(self._status, state=state, at=self._parts.clock())
-            self._reporter.put(self.id, self._status)
-
-    def _record(self, status: TaskStatus) -> None:
-        """Write a status down, then report it; a last one only when all is released."""
-        self._db.put_status(self.id, status, self._parts.boot_id)
-        self._status = status
-        self._mark()
-        if is_terminal(status.state):
-            log.info(
-                "%s: %s",
-                status.state.name.lower(),
-                status.message or f"exit status {status.exit_code}",
-                extra={"task": self.id},
-            )
-        else:
-            self._reporter.put(self.id, status)
-
-    def _mark(self) -> None:
-        if self._status.state >= TaskState.RUNNING:
-            self.begun.set()
-        if is_terminal(self._status.state):
-            self.ended.set()
-
-    def _cut_short(self) -> None:
-        """Look again at what is to be done, if what is under way may be cut short."""
-        if self._scope is not None:
-            self._scope.reschedule(asyncio.get_running_loop().time())
-            self._scope = None
-
-    @asynccontextmanager
-    async def _until_new_order(self) -> AsyncIterator[None]:
-        """Cut the block short when the order changes; what it awaits must bear that."""
-        try:
-            async with asyncio.timeout(None) as scope:
-                self._scope = scope
-                yield
-        except TimeoutError:
-            if not scope.expired():
-                raise
-        finally:
-            self._scope = None

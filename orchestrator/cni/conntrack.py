@@ -78,9 +78,11 @@ def forget(doomed: Callable[[Flow], bool], *, translated: bool = True) -> int:
         # In one dump for both families: the kernel walks all of its table for each.
         for body in sock.dump(Request(GET, ask)):
             found = attributes(body, size)
-            original = found.get(CTA_TUPLE_ORIG, b"")
-            if doomed(_flow(original, found.get(CTA_TUPLE_REPLY, b""))):
-                flow = attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, original)
+            reply = found.get(CTA_TUPLE_REPLY, b"")
+            if doomed(_flow(found.get(CTA_TUPLE_ORIG, b""), reply)):
+                # Named by its answers, from the server that is doomed. By what the client asks it
+                # could be another one by now: a port is taken again at once where many are used.
+                flow = attribute(CTA_TUPLE_REPLY | NLA_F_NESTED, reply)
                 requests.append(Request(DELETE, body[:size] + flow))
         for outcome in sock.attempt(requests):
             if outcome is not None and outcome.errno != errno.ENOENT:

@@ -10,6 +10,11 @@ go back by the node that was asked:
     then               packets of such a connection from the bridge are routed into the tunnel
     and there          leave for the tunnel end that the mark says, whatever the route's was
 
+A client may ask two nodes from one port of his, and both may choose one task: by their addresses and
+ports these two connections are the same there. So connections that begin in a node's tunnel end are
+told apart by that node as well (a zone of the kernel's table, of the direction to the task only). The
+translation takes another port of the client's where the first is in use, as for any two that clash.
+
 The last step is a rewritten MAC address (the netdev family's egress hook, since Linux 5.16), looked
 up in a map. Routing rules are searched one after the other by every packet: one for each node would
 make each packet of a large cluster slower. So there is one of them a network, and only on a node
@@ -40,6 +45,7 @@ OURS, MASK = 0x4F000000, 0xFF000000  # of a mark: the upper byte says that it is
 
 BRIDGES, TUNNELS = f"{INET} bridges", f"{INET} tunnels"
 ENTRANCES, ORIGINS = f"{INET} entrances", f"{INET} origins"
+THRESHOLDS, ZONES = f"{INET} thresholds", f"{INET} zones"
 RETURNS = f"{INET} returns"
 TUNNEL_ENDS = f"{NETDEV} tunnel_ends"
 MARKED = f"mark & {MASK:#x} == {OURS:#x}"
@@ -51,6 +57,8 @@ BASE = Part(
         TUNNELS: "set {name} {{ type ifname; }}",
         ENTRANCES: "map {name} {{ type ifname : verdict; }}",
         ORIGINS: "map {name} {{ type ether_addr : mark; }}",
+        THRESHOLDS: "map {name} {{ type ifname : verdict; }}",
+        ZONES: "map {name} {{ typeof ether saddr : ct zone; }}",
         RETURNS: "set {name} {{ type ipv4_addr . ipv4_addr; flags interval; }}",
         TUNNEL_ENDS: "map {name} {{ type mark : ether_addr; }}",
     },
@@ -69,6 +77,9 @@ BASE = Part(
 
 ANSWERS = Part(
     chains={
+        f"{INET} threshold": Chain(
+            ("iifname vmap @thresholds",), "type filter hook prerouting priority raw;"
+        ),
         f"{INET} origin": Chain(
             (
                 f"ct {MARKED} iifname @bridges meta mark set ct mark",
@@ -102,23 +113,25 @@ def part(network: Network, device_exists: bool, answers: bool) -> Part:
     }
     if not answers:
         return Part(elements=elements)
-    entrance = f"entrance/{network.id}"
-    rules = [
-        "ip daddr 127.0.0.0/8 drop",
-        f"ct state new ip saddr != {network.cluster} ct mark set ether saddr map @origins",
-    ]
+    threshold, entrance = f"threshold/{network.id}", f"entrance/{network.id}"
+    outside = [f"ip saddr != {network.cluster}"]
     if network.cluster6 is not None:
-        rules.append(
-            f"ct state new ip6 saddr != {network.cluster6} ct mark set ether saddr map @origins"
-        )
+        outside.append(f"ip6 saddr != {network.cluster6}")
+    marked = (f"ct state new {one} ct mark set ether saddr map @origins" for one in outside)
+    zoned = (f"{one} ct original zone set ether saddr map @zones" for one in outside)
     marks = {peers.vtep_mac(node.subnet): f"{_mark(node.subnet):#010x}" for node in network.nodes}
     elements |= {
+        THRESHOLDS: {f'"{network.device}"': f"jump {threshold}"},
         ENTRANCES: {f'"{network.device}"': f"jump {entrance}"},
+        ZONES: {
+            peers.vtep_mac(node.subnet): str(_zone(network, node.subnet)) for node in network.nodes
+        },
         ORIGINS: marks,
         TUNNEL_ENDS: {mark: mac for mac, mark in marks.items()},
     }
     chains = {
-        f"{INET} {entrance}": Chain(tuple(rules)),
+        f"{INET} {threshold}": Chain(tuple(zoned)),
+        f"{INET} {entrance}": Chain(("ip daddr 127.0.0.0/8 drop", *marked)),
         f"{NETDEV} {network.device}": Chain(
             (f"meta {MARKED} ether daddr set meta mark map @tunnel_ends meta mark set 0x0",),
             f'type filter hook egress device "{network.device}" priority 0;',
@@ -130,6 +143,12 @@ def part(network: Network, device_exists: bool, answers: bool) -> Part:
 def _mark(subnet: IPv4Network) -> int:
     """The mark of a node: 24 bits of its tunnel end's address, so that it never changes."""
     return OURS | int(peers.vtep_address(subnet)) & ~MASK
+
+
+def _zone(network: Network, subnet: IPv4Network) -> int:
+    """A node's, of 16 bits: which of the network's slices it has. 0 is the kernel's own."""
+    offset = int(subnet.network_address) - int(network.cluster.network_address)
+    return 1 + (offset // subnet.num_addresses) % 0xFFFF
 
 
 def ensure(sock: RouteSocket, networks: Iterable[Abroad], answering: Collection[str]) -> None:

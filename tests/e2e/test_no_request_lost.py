@@ -1,7 +1,7 @@
 """Nodes are drained, versions replaced, agents killed, while clients ask: none of them fails.
 
 Clients that keep their connection and such as open one for each request ask the VIP from a
-container, and every node's published port from a host of its own. The server is what a web server
+container, and every node's published port from one host. The server is what a web server
 should be: told to stop, it answers what it is asked once more on each connection, and closes it.
 """
 
@@ -120,12 +120,10 @@ def ways(cluster: Cluster, client: dict[str, Any]) -> Iterator[tuple[str, Sequen
     enter = (ORC, "dev", "exec", "--name", cluster.name, client["node"])
     enter = (*enter, "nsenter", "-t", str(client["pid"]), "-n")
     yield "the VIP", (*enter, sys.executable, "-c", LOAD, vip, "80")
-    # Each port from another host: a container sees the client's address and port, and of two
-    # connections that have the same of both, by two nodes, it takes one.
-    for name, host in (("node1", None), ("node2", "manager1"), ("node3", "node1")):
-        there = (ORC, "dev", "exec", "--name", cluster.name, host) if host else ()
+    # From one host, whose ports so are used towards several nodes at a time.
+    for name in NODES:
         address = cluster.nodes()[name]["address"]
-        yield f"port of {name}", (*there, sys.executable, "-c", LOAD, address, str(PORT))
+        yield f"port of {name}", (sys.executable, "-c", LOAD, address, str(PORT))
 
 
 def serve(cluster: Cluster, image: str, *flags: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -51,6 +53,22 @@ async def test_a_published_port_from_everywhere(web: Web, kind: int, filtered: s
             assert servers.ask(host.netns, "127.0.0.1", 8080).server == "one"
         answer = servers.ask(beside.netns, web.hosts[0].address, 8080)
         assert answer == Answer("one", beside.address)
+
+
+@KINDS
+async def test_a_client_asks_several_nodes_from_one_port(web: Web, kind: int) -> None:
+    """To the container these are connections with the same ends, unless a node makes one other."""
+    one = await web.container(0, "one")
+    await web.have(service(*endpoints([one]), ports=published(kind)))
+    with serving({"one": one.netns}, 80, kind) as servers, ExitStack() as stack:
+        for host in web.hosts:
+            sock = stack.enter_context(open_socket(web.router.netns, kind))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("0.0.0.0", 40001))
+            if kind == UDP:  # what is sent goes by the socket that was connected
+                sock.connect((host.address, 8080))
+            answer = servers.ask_by(sock, host.address, 8080)
+            assert answer == Answer("one", web.router.address)
 
 
 @KINDS

@@ -10,10 +10,11 @@ go back by the node that was asked:
     then               packets of such a connection from the bridge are routed into the tunnel
     and there          leave for the tunnel end that the mark says, whatever the route's was
 
-A client may ask two nodes from one port of his, and both may choose one task: by their addresses and
-ports these two connections are the same there. So connections that begin in a node's tunnel end are
-told apart by that node as well (a zone of the kernel's table, of the direction to the task only). The
-translation takes another port of the client's where the first is in use, as for any two that clash.
+A client may ask two nodes from one port of his, and both may choose one task: by their addresses
+and ports these two connections are the same there. So connections that begin in a node's tunnel end
+are told apart by that node as well (a zone of the kernel's table, of the direction to the task
+only). The translation takes another port of the client's where the first is in use, as for any two
+that clash.
 
 The last step is a rewritten MAC address (the netdev family's egress hook, since Linux 5.16), looked
 up in a map. Routing rules are searched one after the other by every packet: one for each node would
@@ -88,7 +89,7 @@ ANSWERS = Part(
                 "iifname vmap @entrances",
             ),
             "type filter hook prerouting priority mangle;",
-        )
+        ),
     }
 )
 """What a node needs besides that has tasks with published ports."""

@@ -1,37 +1,21 @@
-"""Trees of files to and from a tar, by Docker's rules of copying; a library and a program.
+"""Trees of files to and from a tar, by Docker's rules of copying.
 
-    python -I -S copying.py '{"pid": PID, "verb": "pack", "path": …, "follow": …}' > LINE TAR
-    python -I -S copying.py '{"pid": PID, "verb": "unpack", "path": …, "top": …, …}' < TAR
-
-As a program it works in the root and user namespace of process PID, and so can reach nothing
-outside of a container and sees owners as the container does. For a container that does not run,
-`layers`, `upper`, `work` and `root` in place of the PID are what to mount its root from, where
-nobody else sees it. From the moment that it has changed
-its root it imports nothing, since that would be the container's code. A client uses the functions
-on files of its own; what comes out of a container is not trusted, so nothing is ever made through
-a symbolic link.
-
-Standard library only: it starts for each copy.
+A client uses this on files of its own; a node does in the root of a container (`agent/copier.py`),
+where no module can be imported any more: so it is of the standard library alone, and imports all
+at its start. What comes out of a container is not trusted, so nothing is ever made through a
+symbolic link.
 """
 
 from __future__ import annotations
 
-import codecs
-import ctypes
-import json
 import os
 import stat
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Protocol
 
 CHUNK = 1 << 18
-_CLONE_NEWNS = 0x00020000
-_CLONE_NEWUSER = 0x10000000
-_PRIVATE = ctypes.c_ulong(0x4000 | 0x40000)
-"""Recursive and private, for mount(2)."""
 _XATTR = "SCHILY.xattr."
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS = {
@@ -76,7 +60,7 @@ def source(path: str, follow: bool) -> tuple[str, str, bool]:
     try:
         is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
     except OSError as error:
-        raise CannotCopy(f"{path}: {_words(error)}") from None
+        raise CannotCopy(f"{path}: {words(error)}") from None
     return path, "." if inside else os.path.basename(path.rstrip("/")), is_folder
 
 
@@ -176,7 +160,7 @@ def target(path: str, top: str, is_folder: bool) -> tuple[str, str]:
     except FileNotFoundError:
         there = None
     except OSError as error:
-        raise CannotCopy(f"{path}: {_words(error)}") from None
+        raise CannotCopy(f"{path}: {words(error)}") from None
     if there is not None and stat.S_ISDIR(there.st_mode):
         return os.path.realpath(path), top
     if not top:
@@ -258,7 +242,7 @@ def _folder_of(root: int, parts: list[str], make: bool) -> Iterator[int]:
             try:
                 inner = os.open(part, _FOLDER, dir_fd=here)
             except OSError as error:
-                raise CannotCopy(f"{'/'.join(parts[:-1])} is no folder: {_words(error)}") from None
+                raise CannotCopy(f"{'/'.join(parts[:-1])} is no folder: {words(error)}") from None
             os.close(here)
             here = inner
         yield here
@@ -345,73 +329,6 @@ def _dress(entry: tarfile.TarInfo, name: str, folder: int, owner: Owner) -> None
     os.utime(name, times, dir_fd=folder, follow_symlinks=False)
 
 
-def _words(error: OSError) -> str:
+def words(error: OSError) -> str:
+    """What the system refused, for the user."""
     return (error.strerror or str(error)).lower()
-
-
-def _enter(order: dict[str, Any]) -> None:
-    """Be in a container's root and user namespace, and import nothing any more."""
-    for name in ("utf-8", "ascii", "latin-1"):
-        codecs.lookup(name)
-    libc = ctypes.CDLL(None, use_errno=True)
-    root, users = order.get("root"), -1
-    if root is None:
-        root = f"/proc/{order['pid']}/root"
-        users = os.open(f"/proc/{order['pid']}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        if os.fstat(users).st_ino == os.stat("/proc/self/ns/user").st_ino:
-            users = -1
-    else:
-        _mount(libc, order["layers"], order["upper"], order["work"], root)
-    os.chroot(root)
-    os.chdir("/")
-    sys.meta_path.clear()
-    if users >= 0:
-        _check(libc.setns(users, _CLONE_NEWUSER))
-        os.setgid(0)
-        os.setuid(0)
-    os.umask(0)
-
-
-def _mount(libc: ctypes.CDLL, layers: list[str], upper: str, work: str, root: str) -> None:
-    """Mount a container's root, in a mount namespace of our own."""
-    _check(libc.unshare(_CLONE_NEWNS))
-    _check(libc.mount(b"none", b"/", None, _PRIVATE, None))
-
-    def place(path: str) -> str:
-        # By descriptors: there may be more of them than a mount call takes as paths.
-        return f"/proc/self/fd/{os.open(path, os.O_PATH | os.O_CLOEXEC)}"
-
-    lower = ":".join(place(path) for path in reversed(layers))
-    data = f"lowerdir={lower},upperdir={place(upper)},workdir={place(work)}"
-    _check(libc.mount(b"overlay", os.fsencode(root), b"overlay", 0, data.encode()))
-
-
-def _check(result: int) -> None:
-    if result != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def main(order: dict[str, Any]) -> None:
-    """Do one copy; see the module."""
-    _enter(order)
-    path = os.path.join("/", order["path"])
-    if order["verb"] == "pack":
-        place, top, is_folder = source(path, order["follow"])
-        head = json.dumps({"top": top, "folder": is_folder}) + "\n"
-        sys.stdout.buffer.write(head.encode())
-        pack(place, top, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-    else:
-        folder, name = target(path, order["top"], order["folder"])
-        ids = order["owner"]
-        owner = Owner(True, tuple(ids) if ids else None)
-        unpack(sys.stdin.buffer, folder, order["top"], name, owner)
-
-
-if __name__ == "__main__":
-    try:
-        main(json.loads(sys.argv[1]))
-    except CannotCopy as error:
-        sys.exit(str(error))
-    except OSError as error:
-        sys.exit(_words(error))

@@ -1,4 +1,4 @@
-"""Files into and out of containers: the program `copying` in the container's root, fed and read
+"""Files into and out of containers: the program `copier` in the container's root, fed and read
 through a tunnel."""
 
 from __future__ import annotations
@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -14,12 +13,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator import copying
+from orchestrator import bareprogram
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.copying import CHUNK
 from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, interact_pb2
+
+_PROGRAM = bareprogram.command("orchestrator.agent.copier", "-X", "utf8")
 
 
 class Copies:
@@ -47,7 +49,7 @@ class Copies:
             if head := await process.stdout.readline():
                 about = interact_pb2.CopySource(**json.loads(head))
                 await call.write(dispatch_pb2.Frame(copy_source=about))
-            while data := await process.stdout.read(copying.CHUNK):
+            while data := await process.stdout.read(CHUNK):
                 await call.write(dispatch_pb2.Frame(data=data))
         return dispatch_pb2.TunnelResult()
 
@@ -130,8 +132,8 @@ class Copies:
         self, words: dict[str, Any], *, stdin: int, stdout: int
     ) -> AsyncIterator[Process]:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-I", "-S", "-X", "utf8", copying.__file__, json.dumps(words)),
+            *_PROGRAM,
+            json.dumps(words),
             stdin=stdin,
             stdout=stdout,
             stderr=PIPE,

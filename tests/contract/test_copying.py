@@ -6,20 +6,19 @@ import io
 import json
 import os
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from orchestrator import copying
+from orchestrator import bareprogram
 
 pytestmark = pytest.mark.root
 
 
 def program(words: dict[str, object], data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-I", "-S", copying.__file__, json.dumps(words)],
+        [*bareprogram.command("orchestrator.agent.copier"), json.dumps(words)],
         input=data,
         capture_output=True,
     )

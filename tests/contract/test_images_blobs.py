@@ -137,6 +137,7 @@ async def test_the_service_goes_on_from_any_offset(real: BlobService, offset: in
         (DIGEST, len(BLOB) + 1, grpc.StatusCode.OUT_OF_RANGE),
         (DIGEST, -1, grpc.StatusCode.OUT_OF_RANGE),
     ],
+    ids=["unknown", "no digest", "behind its end", "before its start"],
 )
 async def test_the_service_refuses_by_the_right_code(
     real: BlobService, digest: str, offset: int, code: grpc.StatusCode

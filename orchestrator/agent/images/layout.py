@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.agent.images import changes as dockerfile
-from orchestrator.agent.images import untar
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.layercontent import BadLayer, Blob, content
 from orchestrator.agent.images.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from orchestrator.agent.images.names import hex_of
 from orchestrator.agent.images.store import ImageStore
@@ -236,9 +236,9 @@ def _content(archive: Path) -> tuple[str, str]:
         magic = file.read(4)
         file.seek(0)
         try:
-            for piece in untar.content(untar.Blob(file.fileno())):
+            for piece in content(Blob(file.fileno())):
                 found.update(piece)
-        except untar.BadLayer as error:
+        except BadLayer as error:
             raise ImageError(str(error).replace("the layer", "the archive")) from error
         if not magic:
             raise ImageError("the archive is empty")

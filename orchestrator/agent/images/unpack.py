@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from contextlib import suppress
 from importlib.util import find_spec
 from io import FileIO
 from pathlib import Path
 
-from orchestrator.agent.images import untar
+from orchestrator import bareprogram
 from orchestrator.agent.images.errors import ImageError
 
+_PROGRAM = bareprogram.command("orchestrator.agent.images.untar", "-X", "utf8")
 MAX_LAYER = 64 << 30
 """Bytes that a layer's content may have, unless told otherwise: more than any that is meant."""
 
@@ -49,8 +49,7 @@ async def _run(
         try:
             with blob.open("rb") as source:
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    *("-I", "-S", "-X", "utf8", untar.__file__),
+                    *_PROGRAM,
                     *(str(folder), diff_id, str(limit), str(told), _packages()),
                     stdin=source,
                     stdout=asyncio.subprocess.DEVNULL,

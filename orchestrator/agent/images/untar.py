@@ -1,12 +1,12 @@
 """A program: verify, decompress and unpack one layer, with its root in the folder it fills.
 
-    python -I -S untar.py FOLDER DIFF_ID LIMIT WHOLE PACKAGES < BLOB
+Arguments: FOLDER DIFF_ID LIMIT WHOLE PACKAGES; BLOB is its standard input (`bareprogram`).
 
 Two processes, so that both cores work: the first decompresses and hashes, as nobody, for it needs
 no files but the two that are open; the second changes its root into FOLDER and makes what the tar
-says. It is standalone because it starts for every layer; of what is in PACKAGES, a folder or
-nothing, it takes `isal`, which inflates twice as fast as zlib. On failure it prints one line and
-exits with status 1; FOLDER then holds rubbish that the caller throws away.
+says. Of what is in PACKAGES, a folder or nothing, it takes `isal`, which inflates twice as fast as
+zlib. On failure it prints one line and exits with status 1; FOLDER then holds rubbish that the
+caller throws away.
 
 BLOB may still grow. WHOLE is the descriptor of a pipe: a byte in it says that all of BLOB is there,
 and its end without one that nobody needs the layer any more.
@@ -24,33 +24,32 @@ import errno
 import fcntl
 import hashlib
 import os
-import select
 import shutil
 import stat
 import sys
 import tarfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-CHUNK = 1 << 20
+from orchestrator.agent.images.layercontent import (
+    CHUNK,
+    BadLayer,
+    Blob,
+    attempt,
+    content,
+    write_all,
+)
+
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _XATTR = "SCHILY.xattr."
 _NOBODY = 65534
-_MOMENT = 0.02
-"""Seconds between two looks at a blob that is still growing."""
-
 NO_SPACE = (
     "no space left on this node's disk for the image: remove images there that nobody needs "
     "('orc image prune'), or give it a larger disk"
 )
 
 _Made = TypeVar("_Made")
-
-
-class BadLayer(Exception):
-    """The layer cannot be unpacked; the text is for the user."""
 
 
 class Source(Protocol):
@@ -317,117 +316,6 @@ def _nanoseconds(member: tarfile.TarInfo) -> int:
     return int(whole or "0") * 1_000_000_000 + (-part if whole.startswith("-") else part)
 
 
-class Blob:
-    """The compressed bytes of a layer, an open file that may still grow."""
-
-    def __init__(self, file: int, whole: int | None = None) -> None:
-        """`whole`: the pipe that tells when all is there; None when it is."""
-        self._file = file
-        self._whole = whole
-
-    def magic(self) -> bytes:
-        """The first four bytes, fewer in a shorter blob; they are read once more by `read`."""
-        while len(data := os.pread(self._file, 4, 0)) < 4:
-            if self._complete():
-                return os.pread(self._file, 4, 0)  # it has come since the look
-        return data
-
-    def read(self, size: int) -> bytes:
-        """Up to `size` bytes as soon as there are some; none at the end."""
-        while not (data := os.read(self._file, size)):
-            if self._complete():
-                return os.read(self._file, size)
-        return data
-
-    def _complete(self) -> bool:
-        """Whether all is there, asked for no longer than a moment."""
-        if self._whole is None:
-            return True
-        if not select.select([self._whole], [], [], _MOMENT)[0]:
-            return False
-        if not os.read(self._whole, 1):
-            raise BadLayer("the agent is gone")
-        self._whole = None
-        return True
-
-
-def content(blob: Blob) -> Iterator[bytes]:
-    """The uncompressed content of a blob, in pieces of at most `CHUNK`. What is needed for it is
-    imported by this call, before the first piece."""
-    magic = blob.magic()
-    if magic[:2] == b"\x1f\x8b":
-        return _gunzip(blob, _inflate())
-    if magic == b"\x28\xb5\x2f\xfd":
-        import subprocess  # late: it costs 10 ms, and few layers need it
-
-        return _unzstd(blob, subprocess)
-    if magic[:3] == b"BZh" or magic == b"\xfd7zX":
-        raise BadLayer("the layer is compressed by bzip2 or xz; use gzip, zstd or none")
-    return iter(lambda: blob.read(CHUNK), b"")
-
-
-def _inflate() -> Any:
-    """The fastest module here that has zlib's interface."""
-    try:
-        from isal import isal_zlib
-    except ImportError:
-        return zlib
-    return isal_zlib
-
-
-def _gunzip(blob: Blob, library: Any) -> Iterator[bytes]:
-    inflate = library.decompressobj(31)
-    data = b""
-    try:
-        while data or (data := blob.read(CHUNK // 4)):
-            if inflate.eof:
-                # Another gzip member follows, or padding.
-                data = data.lstrip(b"\0")
-                if not data:
-                    continue
-                inflate = library.decompressobj(31)
-            piece = inflate.decompress(data, CHUNK)
-            data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
-            if piece:
-                yield piece
-    except library.error as error:
-        raise BadLayer(f"the layer's gzip data is broken: {error}") from error
-    if not inflate.eof:
-        raise BadLayer("the layer's gzip data ends too early")
-
-
-def _unzstd(blob: Blob, subprocess: Any) -> Iterator[bytes]:
-    try:
-        child = subprocess.Popen(
-            ["zstd", "-dcq"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-    except FileNotFoundError as error:
-        raise BadLayer("the layer is compressed by zstd: install the package zstd") from error
-    with child:
-        feeder = os.fork()
-        if feeder == 0:
-            os._exit(_attempt(lambda: _copy(blob, child.stdin.fileno())))
-        child.stdin.close()
-        yield from iter(lambda: child.stdout.read(CHUNK), b"")
-    fed = os.waitstatus_to_exitcode(os.waitpid(feeder, 0)[1])
-    if child.returncode or fed:
-        raise BadLayer("the layer's zstd data is broken")
-
-
-def _copy(blob: Blob, pipe: int) -> None:
-    while piece := blob.read(CHUNK):
-        _write_all(pipe, piece)
-
-
-def _write_all(pipe: int, piece: bytes) -> None:
-    view = memoryview(piece)
-    while view:
-        view = view[os.write(pipe, view) :]
-
-
 def _feed(blob: Blob, pipe: int, diff_id: str, limit: int, parent: int) -> None:
     """Decompress into the pipe, and check at the end that it was the layer that was meant."""
     digest = hashlib.sha256()
@@ -446,7 +334,7 @@ def _feed(blob: Blob, pipe: int, diff_id: str, limit: int, parent: int) -> None:
         if os.getppid() != parent:
             raise BadLayer("the agent is gone")
         digest.update(piece)
-        _write_all(pipe, piece)
+        write_all(pipe, piece)
     found = f"sha256:{digest.hexdigest()}"
     if diff_id not in ("-", found):
         raise BadLayer(f"the layer's content is {found}, but the image's config says {diff_id}")
@@ -466,22 +354,12 @@ def _flush(folder: int) -> None:
         raise BadLayer(NO_SPACE) if disk_is_full(error) else error
 
 
-def _attempt(step: Callable[[], None]) -> int:
-    try:
-        step()
-    except BadLayer as error:
-        print(error, file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        pass  # the other process has failed and says why
-    except OSError as error:
-        print(f"cannot unpack: {error.strerror}", file=sys.stderr, flush=True)
-    else:
-        return 0
-    return 1
-
-
-def main(folder: str, diff_id: str, limit: int, whole: int) -> int:
+def main(argv: list[str]) -> int:
     """The whole program; its exit status."""
+    folder, diff_id, packages = argv[0], argv[1], argv[4]
+    limit, whole = int(argv[2]), int(argv[3])
+    if packages:
+        sys.path.append(packages)
     parent = os.getppid()
     os.umask(0)
     target = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -491,19 +369,12 @@ def main(folder: str, diff_id: str, limit: int, whole: int) -> int:
     if child == 0:
         for descriptor in (inlet, 0, whole, target):
             os.close(descriptor)
-        os._exit(_attempt(lambda: _unpack(folder, outlet, diff_id != "-")))
+        os._exit(attempt(lambda: _unpack(folder, outlet, diff_id != "-")))
     os.close(outlet)
-    status = _attempt(lambda: _feed(Blob(0, whole), inlet, diff_id, limit, parent))
+    status = attempt(lambda: _feed(Blob(0, whole), inlet, diff_id, limit, parent))
     os.close(inlet)
     status |= os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
     if status == 0 and diff_id != "-":
         # One flush for all files of the layer, before its name promises that it is whole.
-        status = _attempt(lambda: _flush(target))
+        status = attempt(lambda: _flush(target))
     return status
-
-
-if __name__ == "__main__":
-    _, _folder, _diff_id, _limit, _whole, _packages = sys.argv
-    if _packages:
-        sys.path.append(_packages)
-    sys.exit(main(_folder, _diff_id, int(_limit), int(_whole)))

@@ -1,8 +1,8 @@
 """Mounts a folder that lies beneath another whose content is not to be trusted: a short process.
 
-Run as a file (`python -I -S beneath.py ROOT PATH TARGET`) with the standard library alone. It is a
-process of its own because a look into a dead file server hangs for good, and a process can be
-killed. It ends with 0, or with 1 and the number of the kernel's error (errno(3)) on stderr.
+Arguments: ROOT PATH TARGET. It is a process of its own because a look into a dead file server hangs
+for good, and a process can be killed. It ends with 0, or with 1 and the number of the kernel's
+error (errno(3)) on stderr.
 
 Whoever may write beneath ROOT may put a symbolic link in the place of a folder at any moment. So
 the path is looked up once, by a call that refuses to leave ROOT, and what was found is mounted from
@@ -17,25 +17,15 @@ import os
 import sys
 from contextlib import ExitStack
 
-_SYS_OPEN_TREE = 428
-_SYS_MOVE_MOUNT = 429
+from orchestrator.agent.runtime.mountcalls import attach, check, detached, libc
+
 _SYS_OPENAT2 = 437
-_SYS_MOUNT_SETATTR = 442
-"""The same numbers on every architecture."""
-_AT_FDCWD = -100
-_AT_EMPTY_PATH = 0x1000
-_AT_RECURSIVE = 0x8000
-_OPEN_TREE_CLONE = 1
-_CLONE = _AT_EMPTY_PATH | _AT_RECURSIVE | _OPEN_TREE_CLONE | os.O_CLOEXEC
-_MOVE_MOUNT_F_EMPTY_PATH = 4
-_MS_PRIVATE = 1 << 18
+"""The same number on every architecture."""
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_BENEATH = 0x08
 _ATTEMPTS = 128
 """Lookups that are disturbed by a rename on this node, as openat2(2) tells of, before it is given
 up."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _OpenHow(ctypes.Structure):
@@ -44,23 +34,6 @@ class _OpenHow(ctypes.Structure):
         ("mode", ctypes.c_uint64),
         ("resolve", ctypes.c_uint64),
     )
-
-
-class _MountAttr(ctypes.Structure):
-    _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
-    )
-
-
-def _call(number: int, *arguments: object) -> int:
-    found: int = _libc.syscall(number, *arguments)
-    if found < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return found
 
 
 def open_beneath(root: int, path: str) -> int:
@@ -72,11 +45,10 @@ def open_beneath(root: int, path: str) -> int:
     how = _OpenHow(
         os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
     )
+    arguments = ctypes.byref(how), ctypes.sizeof(how)
     for _ in range(_ATTEMPTS):
         try:
-            return _call(
-                _SYS_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)
-            )
+            return check(libc.syscall(_SYS_OPENAT2, root, os.fsencode(path), *arguments), path)
         except BlockingIOError:
             continue
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), path)
@@ -92,29 +64,17 @@ def mount_beneath(root: str, path: str, target: str) -> None:
         opened.callback(os.close, above)
         folder = open_beneath(above, path)
         opened.callback(os.close, folder)
-        tree = _call(_SYS_OPEN_TREE, folder, b"", _CLONE)
+        # Private: apart from what is mounted in the volume later, which may be another container's
+        # doing.
+        tree = detached(folder, recursive=True)
         opened.callback(os.close, tree)
-        # Apart from what is mounted in the volume later, which may be another container's doing.
-        private = _MountAttr(0, 0, _MS_PRIVATE, 0)
-        _call(
-            _SYS_MOUNT_SETATTR,
-            tree,
-            b"",
-            _AT_EMPTY_PATH | _AT_RECURSIVE,
-            ctypes.byref(private),
-            ctypes.sizeof(private),
-        )
-        _call(_SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
+        attach(tree, target)
 
 
-def main() -> None:
-    """Mount what the command line names."""
-    root, path, target = sys.argv[1:]
+def main(argv: list[str]) -> None:
+    """Mount what the arguments name."""
+    root, path, target = argv
     try:
         mount_beneath(root, path, target)
     except OSError as error:
         sys.exit(str(error.errno))
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -17,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orchestrator.agent.runtime import conmon, ending, filemounts, spawn
+from orchestrator import bareprogram
+from orchestrator.agent.runtime import conmon, ending, spawn
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.bundle import Bundle, Identity
@@ -41,11 +41,11 @@ MONITOR_DIED = "the container's monitor died"
 OUT_OF_MEMORY = "it used more memory than its limit, and the kernel killed it"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_FILE_MOUNTS = (sys.executable, "-I", "-S", filemounts.__file__)
+_FILE_MOUNTS = bareprogram.command("orchestrator.agent.runtime.filemounts")
 _CREATE_TIMEOUT = 60.0
+"""Seconds after which a `create` is given up: a disk that hangs must not hold the agent."""
 _STILL_WITHIN, _LOOK = 5.0, 0.002
 """Seconds in which all of a container has to be frozen, and between looks."""
-"""Seconds after which a `create` is given up: a disk that hangs must not hold the agent."""
 _BACKSTOP = 10
 """With no agent to rotate it, a log may grow to this many times its size."""
 

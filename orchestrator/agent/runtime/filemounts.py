@@ -10,58 +10,31 @@ It is a program of its own, as a process with threads cannot enter a mount names
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 
-_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
-_AT_FDCWD = -100
-_AT_EMPTY_PATH = 0x1000
-_OPEN_TREE_CLONE = 1
-_F_EMPTY_PATH, _T_SYMLINKS, _BENEATH = 0x4, 0x10, 0x200
-_RDONLY, _NOSUID, _NODEV, _NOEXEC = 0x1, 0x2, 0x4, 0x8
-_MS_PRIVATE = 1 << 18
+from orchestrator.agent.runtime.mountcalls import (
+    NODEV,
+    NOEXEC,
+    NOSUID,
+    RDONLY,
+    attach,
+    check,
+    detached,
+    libc,
+)
+
 _CLONE_NEWNS = 0x00020000
 _MNT_DETACH = 2
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _MountAttr(ctypes.Structure):
-    _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
-    )
-
-
-def _check(result: int, what: str) -> int:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), what)
-    return result
-
-
-def _mount_of(file: str) -> int:
-    """A detached, read-only mount of a file."""
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
-    found: int = _check(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(file), flags), file)
-    attributes = _MountAttr(_RDONLY | _NOSUID | _NODEV | _NOEXEC, 0, _MS_PRIVATE, 0)
-    size = ctypes.sizeof(attributes)
-    reference = ctypes.byref(attributes)
-    _check(_libc.syscall(_SYS_MOUNT_SETATTR, found, b"", _AT_EMPTY_PATH, reference, size), file)
-    return found
-
 
 def _put(mount: int, target: str) -> None:
-    path = os.fsencode(target)
-    flags = _F_EMPTY_PATH | _T_SYMLINKS
-    moved = _libc.syscall(_SYS_MOVE_MOUNT, mount, b"", _AT_FDCWD, path, flags | _BENEATH)
-    if moved == 0:
-        _check(_libc.umount2(path, _MNT_DETACH), target)
-        return
-    _check(_libc.syscall(_SYS_MOVE_MOUNT, mount, b"", _AT_FDCWD, path, flags), target)
+    try:
+        attach(mount, target, follow=True, beneath=True)
+    except OSError:
+        attach(mount, target, follow=True)
+    else:
+        check(libc.umount2(os.fsencode(target), _MNT_DETACH), target)
 
 
 def main(argv: list[str]) -> None:
@@ -69,14 +42,11 @@ def main(argv: list[str]) -> None:
     process, files = int(argv[0]), argv[1:]
     try:
         mounts = [
-            (_mount_of(file), target) for file, target in zip(files[::2], files[1::2], strict=True)
+            (detached(file, RDONLY | NOSUID | NODEV | NOEXEC), target)
+            for file, target in zip(files[::2], files[1::2], strict=True)
         ]
-        _check(_libc.setns(process, _CLONE_NEWNS), "the container's mounts")
+        check(libc.setns(process, _CLONE_NEWNS), "the container's mounts")
         for mount, target in mounts:
             _put(mount, target)
     except OSError as error:
         sys.exit(f"{error.filename}: {error.strerror}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

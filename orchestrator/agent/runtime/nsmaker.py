@@ -1,7 +1,7 @@
 """Makes user namespaces, each with a network namespace that belongs to it: a process of its own.
 
-Run as a file (`python -I -S nsmaker.py`) with the standard library alone, so that it is small: a
-new namespace takes a fork, and the agent itself has threads, of which no fork is safe.
+It uses the standard library alone, so that it is small: a new namespace takes a fork, and the agent
+itself has threads, of which no fork is safe.
 
 Orders come over the sequenced socket that is its stdin: the decimal number of the first user id of
 a range. It answers `ok` with two descriptors, of the user namespace and of the network namespace,
@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
-import sys
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
@@ -75,7 +74,7 @@ def make(first: int) -> tuple[int, int]:
             os.close(descriptor)
 
 
-def main() -> int:
+def main(argv: list[str]) -> None:
     """Serve until the other end closes."""
     with socket.socket(fileno=os.dup(0)) as orders:
         while order := orders.recv(64):
@@ -87,8 +86,3 @@ def main() -> int:
             socket.send_fds(orders, [b"ok"], made)
             for descriptor in made:
                 os.close(descriptor)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

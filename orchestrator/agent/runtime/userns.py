@@ -13,12 +13,12 @@ import fcntl
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orchestrator.agent.runtime import nsmaker, spawn
+from orchestrator import bareprogram
+from orchestrator.agent.runtime import spawn
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.idranges import IdRange
 from orchestrator.agent.runtime.mounts import MS_BIND, mount
@@ -26,7 +26,7 @@ from orchestrator.agent.runtime.mounts import MS_BIND, mount
 _NS_GET_USERNS = 0xB701
 """ioctl_nsfs(2): the user namespace that owns a namespace."""
 _OWN = Path("/proc/self/ns/user")
-_COMMAND = (sys.executable, "-I", "-S", nsmaker.__file__)
+_COMMAND = bareprogram.command("orchestrator.agent.runtime.nsmaker")
 _ATTEMPTS = 2
 
 

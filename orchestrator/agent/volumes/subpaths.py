@@ -13,15 +13,15 @@ import errno
 import hashlib
 import os
 import posixpath
-import sys
 from pathlib import Path
 
-from orchestrator.agent.runtime import beneath, spawn
+from orchestrator import bareprogram
+from orchestrator.agent.runtime import spawn
 from orchestrator.agent.runtime.mounts import unmount
 from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.model.mounts import MountSpec
 
-_COMMAND = (sys.executable, "-I", "-S", beneath.__file__)
+_COMMAND = bareprogram.command("orchestrator.agent.runtime.beneath")
 _TIMEOUT = 10.0
 """Seconds that a look into a volume may take: it may be on a file server that is away."""
 

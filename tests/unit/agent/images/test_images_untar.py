@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from imagekit import digest_of, entry, folder, hardlink, symlink, tar
 
-from orchestrator.agent.images import untar
+from orchestrator.agent.images import layercontent
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.layercontent import Blob, content
 from orchestrator.agent.images.unpack import unpack_context, unpack_layer
 
 pytestmark = pytest.mark.root
@@ -231,9 +232,9 @@ def test_a_small_blob_that_comes_in_one_moment_is_seen_for_what_it_is(
         os.write(tell, b"w")
         return waited(*arguments)
 
-    monkeypatch.setattr(untar.select, "select", comes)
+    monkeypatch.setattr(layercontent.select, "select", comes)
     with path.open("rb") as file:
-        assert b"".join(untar.content(untar.Blob(file.fileno(), told))) == b"small"
+        assert b"".join(content(Blob(file.fileno(), told))) == b"small"
     os.close(told)
     os.close(tell)
 

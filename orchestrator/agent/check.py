@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-_OLDEST_KERNEL = (5, 12)
-"""The first with idmapped mounts, by which a container's users are its own."""
+_OLDEST_KERNEL = (5, 16)
+"""The first where answers of published ports can be sent back by the node that was asked."""
 _LEAST_ROOM = 1 << 30
 """Bytes of the data folder's disk below which images will not fit."""
 
@@ -132,6 +132,15 @@ _TRIALS: tuple[tuple[str, str, str, bool], ...] = (
         "nftables",
         "unshare --net nft add table inet orccheck",
         "install nftables, and load the module nf_tables",
+        True,
+    ),
+    (
+        "published ports",
+        "unshare --net nft add table inet orccheck ; add chain inet orccheck zones ; "
+        "add rule inet orccheck zones ct original zone set 1 ; "
+        "add table netdev orccheck ; add chain netdev orccheck back "
+        "{ type filter hook egress device lo priority 0 ; }",
+        "use a kernel built with CONFIG_NF_CONNTRACK_ZONES and CONFIG_NETFILTER_EGRESS",
         True,
     ),
     (

@@ -50,8 +50,9 @@ _OUT_LIMIT = 1 << 18
 _CHUNK = 1 << 16
 
 PING_AFTER = 2.0
-"""Seconds of silence, while something is awaited, after which the peer is asked for a word; after
-as many more the connection is given up."""
+"""Seconds of silence, while something is awaited, after which the peer is asked for a word."""
+ANSWER_WITHIN = 2.0
+"""Seconds in which it has to say one, or the connection is given up."""
 
 
 class ConnectionBroken(Exception):
@@ -256,7 +257,7 @@ class Connection:
                 self._flush()
                 self._news.notify_all()
                 poll.register(self._tls, select.POLLIN | (select.POLLOUT if self._out else 0))
-            ready = poll.poll(PING_AFTER * 1000)
+            ready = poll.poll((ANSWER_WITHIN if asked else PING_AFTER) * 1000)
             with self._news:
                 if any(descriptor == self._wake for descriptor, _ in ready):
                     os.eventfd_read(self._wake)

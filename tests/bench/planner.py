@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from orchestrator.manager.planning.pipeline import Dirty, plan
+from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.scheduler import Placement, schedule
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
@@ -38,6 +39,8 @@ class Planned:
     """`schedule`: of `SERVICES` services."""
     whole_pass: list[float]
     """`plan`: tasks made and placed for one new service."""
+    changes: list[float]
+    """`ClusterView.evolve`: each tenth task changes at once."""
 
 
 def measure() -> list[Planned]:
@@ -49,6 +52,7 @@ def measure() -> list[Planned]:
             _schedule(tasks, nodes, 1),
             _schedule(tasks, nodes, SERVICES),
             _plan(tasks, nodes),
+            _evolve(tasks, nodes),
         )
         for tasks, nodes in SIZES
     ]
@@ -92,7 +96,25 @@ def _plan(tasks: int, nodes: int) -> list[float]:
     return _timed(once)
 
 
-def _timed(once: Callable[[], None]) -> list[float]:
+def _evolve(tasks: int, nodes: int) -> list[float]:
+    service = _service("web", tasks)
+    running = [
+        Task(
+            id=f"t{number:05}",
+            service_id=service.id,
+            slot=number,
+            node_id=f"n{number % nodes:04}",
+            spec=service.spec.task,
+            status=TaskStatus(TaskState.RUNNING),
+        )
+        for number in range(tasks)
+    ]
+    view = ClusterView.of([*_nodes(nodes), service, *running])
+    changes = [Change(task, replace(task, attempt=1)) for task in running[::10]]
+    return _timed(lambda: view.evolve(changes))
+
+
+def _timed(once: Callable[[], object]) -> list[float]:
     took = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
@@ -128,12 +150,16 @@ def report(results: list[Planned]) -> Table:
                 seconds(scheduled),
                 seconds(median(size.many_services)),
                 seconds(median(size.whole_pass)),
+                seconds(median(size.changes)),
                 f"{size.tasks / scheduled:,.0f}",
             )
         )
     return Table(
         "Planning in memory",
-        ("what", "placed, 1 service", f"placed, {SERVICES} services", "made and placed", "per s"),
+        (
+            *("what", "placed, 1 service", f"placed, {SERVICES} services", "made and placed"),
+            *("a tenth changed", "per s"),
+        ),
         tuple(rows),
         (f"Medians of {ROUNDS}. The rate is that of placing tasks of one service.",),
     )

@@ -156,6 +156,20 @@ async def test_a_signal_reaches_the_container(world: CrunWorld) -> None:
         program.close()
 
 
+@private
+async def test_a_signal_before_the_start_is_kept_for_the_program(world: CrunWorld) -> None:
+    async with world, world.runtime() as runtime:
+        container = world.stubborn("c1")
+        await runtime.create(container)
+        program = await attached(runtime, container)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(program.signal(9))
+            await asyncio.sleep(0)
+            await runtime.start(container.id)
+        assert await program.wait() == 137
+        program.close()
+
+
 @pytest.mark.parametrize("kind", [CrunWorld, UnifiedWorld])
 def test_further_programs(kind: type[CrunWorld], tmp_path: Path) -> None:
     remove_leftovers()

@@ -76,8 +76,10 @@ def test_a_container_that_ends_while_its_agent_is_away_is_noticed(
     cluster: Cluster, hello: str
 ) -> None:
     cluster.orc(
-        "service", "create", "--name", "web", "--replicas", "3", "--restart-delay", "100ms", hello
-    )
+        "service", "create", "--name", "web", "--replicas", "3", "--restart-delay", "100ms",
+        # However long its agent is away, its task is not given up meanwhile.
+        "--on-disconnect", "keep", hello,
+    )  # fmt: skip
     victim = next(task for task in cluster.running("web") if task["node"] == "node1")
     cluster.stop("node1")
     cluster.kill9("node1", victim["pid"])

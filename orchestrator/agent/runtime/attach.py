@@ -22,7 +22,8 @@ _MOST_READ = 1 << 16
 _MOST_WRITTEN = 1 << 14
 """Bytes of one packet; conmon cuts at 32 KiB."""
 _PATIENCE = 0.02
-"""Seconds between two looks for the socket of a container that is being made."""
+"""Seconds between two looks for the socket of a container that is being made, or for its program
+to run."""
 
 
 async def attach(
@@ -127,11 +128,13 @@ class AttachedProgram:
             conmon.resize(self._access.bundle.run, rows, columns)
 
     async def signal(self, number: int) -> None:
-        """See `Program.signal`. Nothing when it does not run."""
-        try:
-            self._access.running().send(number)
-        except RuntimeFailure:
-            return
+        """See `Program.signal`. One that comes before the program runs, or before that is on
+        record, is kept until then; it is nothing when that has ended."""
+        while (process := self._access.process()) is not None:
+            if self._access.bundle.started() is not None:
+                process.send(number)
+                return
+            await asyncio.sleep(_PATIENCE)
 
     async def wait(self) -> int:
         """See `Program.wait`."""

@@ -137,6 +137,7 @@ def test_a_manager_that_vanishes_in_the_middle(
     manager: Any, relay: Relay, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     monkeypatch.setattr(http2, "PING_AFTER", 0.2)
+    monkeypatch.setattr(http2, "ANSWER_WITHIN", 0.2)
     release = threading.Event()
 
     def records(_: Any) -> Iterator[Any]:
@@ -156,13 +157,24 @@ def test_a_manager_that_vanishes_in_the_middle(
 def test_a_quiet_stream_goes_on(
     manager: Any, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http2, "PING_AFTER", 0.05)
-    answered = threading.Event()
+    monkeypatch.setattr(http2, "PING_AFTER", 0.02)
+    monkeypatch.setattr(http2, "ANSWER_WITHIN", 60.0)
+    asked: list[int] = []
+    frame = http2.Connection._frame
+    enough = threading.Event()
+
+    def counted(self: Any, kind: int, *rest: Any) -> None:
+        if kind == http2._PING:
+            asked.append(kind)
+            if len(asked) == 3:  # so the first two were answered
+                enough.set()
+        frame(self, kind, *rest)
 
     def records(_: Any) -> Iterator[Any]:
-        answered.wait(0.5)
+        assert enough.wait(60)
         yield batch(b"x")
 
+    monkeypatch.setattr(http2.Connection, "_frame", counted)
     manager.script.answers["Logs"] = records
     assert len(list(client.stream("Logs", pb.LogsRequest(service="web")))) == 1
 

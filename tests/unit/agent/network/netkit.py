@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -66,7 +67,8 @@ def reaches(
 ) -> str:
     """Whom a UDP listener sees that a client sends to at an address; empty if nothing arrives.
 
-    `port` is the one that is asked for, if it is not the listener's.
+    `port` is the one that is asked for, if it is not the listener's. What is sent is said again
+    until it arrives: a bridge's port forwards a moment after it is up, and drops until then.
     """
     kind = socket.AF_INET6 if ":" in address else socket.AF_INET
 
@@ -75,12 +77,16 @@ def reaches(
 
     with within(server, opened) as receiver, within(client, opened) as sender:
         receiver.bind(("", 53 if port else 0))
-        receiver.settimeout(seconds)
-        try:
-            sender.sendto(b"?", (address, port or receiver.getsockname()[1]))
-            return str(receiver.recvfrom(1)[1][0])
-        except OSError:
-            return ""
+        receiver.settimeout(0.05)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            with suppress(TimeoutError):
+                try:
+                    sender.sendto(b"?", (address, port or receiver.getsockname()[1]))
+                except OSError:
+                    return ""  # there is no way, or it is refused
+                return str(receiver.recvfrom(1)[1][0])
+        return ""
 
 
 def misses(client: str | Path, server: str | Path, address: str, port: int = 0) -> bool:

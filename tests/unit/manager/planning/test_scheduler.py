@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -239,17 +239,13 @@ def test_an_unreadable_constraint_is_a_reason_not_a_crash() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 20, 500], ids=lambda count: f"{count} services")
-def test_places_500_tasks_on_100_nodes_in_well_under_50_ms(count: int) -> None:
+def test_500_tasks_on_100_nodes_are_spread_evenly(count: int) -> None:
     services = [service(f"s{number}") for number in range(count)]
     tasks = [
         task(f"p{number:03}", PENDING, slot=number, of=services[number % count])
         for number in range(500)
     ]
     view = ClusterView.of([*(node(f"n{number:03}") for number in range(100)), *services, *tasks])
-    best = float("inf")
-    for _ in range(3):
-        began = time.process_time()
-        decided = schedule(view, view.pending.values(), NOW)
-        best = min(best, time.process_time() - began)
-    assert all(isinstance(item, Placement) for item in decided)
-    assert best < 0.05
+    decided = schedule(view, view.pending.values(), NOW)
+    tasks_of = Counter(item.node.id for item in decided if isinstance(item, Placement))
+    assert tasks_of == dict.fromkeys(view.nodes, 5)

@@ -230,7 +230,8 @@ def agent(
     except RuntimeFailure as error:
         raise click.ClickException(str(error)) from error
 
-    from orchestrator.agent.daemon import AgentFailure, main
+    from orchestrator.agent.daemon import main
+    from orchestrator.agent.failures import AgentFailure
 
     try:
         main(settings)

@@ -19,20 +19,18 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import grpc
 
 from orchestrator.agent import buildorders, containerfiles, describe, imageorders, metrics
 from orchestrator.agent.balancing import KernelBalance
+from orchestrator.agent.channels import Channels, serve_blobs
 from orchestrator.agent.copies import Copies
 from orchestrator.agent.dialer import Dialer
 from orchestrator.agent.diskusage import DiskUsage
 from orchestrator.agent.encryption import Encryption
 from orchestrator.agent.endpoints import Endpoints
+from orchestrator.agent.failures import AgentFailure
 from orchestrator.agent.history import History
 from orchestrator.agent.imagepressure import ImagePressure, disk_of
-from orchestrator.agent.images.blobs import BlobService
 from orchestrator.agent.images.build import Builder
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.registry import Registry
@@ -67,26 +65,13 @@ from orchestrator.agent.volumes.listing import VolumeListing
 from orchestrator.agent.volumes.plugins import Plugins
 from orchestrator.agent.volumes.store import VolumeStore
 from orchestrator.agent.worker import Worker
-from orchestrator.identity.roles import RoleGuard
-from orchestrator.identity.tls import (
-    MANAGER_NAME,
-    NODE_NAME,
-    channel_credentials,
-    channel_options,
-    server_credentials,
-)
 from orchestrator.model import nodes
 from orchestrator.model.networks import CHAINS
 from orchestrator.model.tasks import Task
-from orchestrator.pb import blobs_pb2_grpc
 from orchestrator.systemd import Supervisor
 from orchestrator.web.https import CannotListen
 
 log = logging.getLogger(__name__)
-
-
-class AgentFailure(Exception):
-    """The agent cannot work on this host; one line that says why and what to do."""
 
 
 def main(settings: Settings) -> None:
@@ -161,7 +146,7 @@ async def run(settings: Settings) -> None:
                     places=lambda: foreign.with_own.places(),
                 )
             )
-            server, blob_port = await _serve_blobs(settings, store)
+            server, blob_port = await serve_blobs(settings, store)
             stack.push_async_callback(server.stop, None)
             task_files = TaskFiles.in_memory(settings.run_dir / "documents")
         except (
@@ -201,7 +186,7 @@ async def run(settings: Settings) -> None:
         )
         paths = PathMtus(identity.address, networks.peers, networks.plain, wake.set)
         kept = KeptLogs(data / "logs")
-        dial = _Dial(settings)
+        channels = Channels(settings)
         volumes = VolumeStore(
             data / "volumes",
             lambda: nodes.Node(id=identity.node_id, description=description),
@@ -211,7 +196,7 @@ async def run(settings: Settings) -> None:
         registry = Registry(settings.run_dir)
         images = ClusterImages(
             store,
-            dial.node,
+            channels.node,
             f"{identity.address}:{blob_port}",
             rng,
             registry,
@@ -331,7 +316,7 @@ async def run(settings: Settings) -> None:
         dialer = Dialer(
             db=db,
             joined_by=identity.managers,
-            dial=dial.manager,
+            dial=channels.manager,
             new_session=lambda: Session(
                 node(),
                 worker=worker,
@@ -385,46 +370,3 @@ async def _wake_for(changed: asyncio.Event, wake: asyncio.Event) -> None:
         await changed.wait()
         changed.clear()
         wake.set()
-
-
-async def _serve_blobs(settings: Settings, store: ImageStore) -> tuple[grpc.aio.Server, int]:
-    """Serve this node's image blobs to others of the cluster: the server and its port."""
-    address = f"{settings.identity.address}:{settings.blob_port}"
-    server = grpc.aio.server(
-        interceptors=[RoleGuard(settings.identity.cluster_id)],
-        options=[("grpc.so_reuseport", 0)],
-    )
-    blobs_pb2_grpc.add_BlobsServicer_to_server(BlobService(store.blob_path), server)
-    data = settings.data_dir
-    credentials = server_credentials(data / "ca.pem", data / "node.pem", data / "node.key")
-    try:
-        port = server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise AgentFailure(
-            f"cannot serve images at {address}; does another agent run here, and is it this host's"
-            " address? --blob-port 0 takes any free port"
-        ) from error
-    await server.start()
-    return server, port
-
-
-class _Dial:
-    """Opens channels with the node's certificate."""
-
-    def __init__(self, settings: Settings) -> None:
-        data: Path = settings.data_dir
-        self._credentials = channel_credentials(
-            data / "ca.pem", data / "node.pem", data / "node.key"
-        )
-
-    def manager(self, address: str) -> grpc.aio.Channel:
-        # With a pool of its own a channel does not inherit the back-off of the one before.
-        own: list[tuple[str, Any]] = [("grpc.use_local_subchannel_pool", 1)]
-        return grpc.aio.secure_channel(
-            address, self._credentials, options=channel_options(MANAGER_NAME) + own
-        )
-
-    def node(self, address: str) -> grpc.aio.Channel:
-        return grpc.aio.secure_channel(
-            address, self._credentials, options=channel_options(NODE_NAME)
-        )

@@ -1,4 +1,4 @@
-"""The errors of a task's steps, in words for its user."""
+"""What goes wrong on a node, in words for its user: the agent as a whole, a task's steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from orchestrator.agent.network import NetworkError
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.taskfiles import FileError
 from orchestrator.agent.volumes.errors import VolumeError
+
+
+class AgentFailure(Exception):
+    """The agent cannot work on this host; one line that says why and what to do."""
+
 
 EXPECTED = (RuntimeFailure, ImageError, NetworkError, VolumeError, FileError, OSError)
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator import bareprogram
-from orchestrator.agent.runtime import conmon, ending, spawn
+from orchestrator.agent.runtime import conmon, ending, freezing, spawn
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.bundle import Bundle, Identity
@@ -44,8 +44,6 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _FILE_MOUNTS = bareprogram.command("orchestrator.agent.runtime.filemounts")
 _CREATE_TIMEOUT = 60.0
 """Seconds after which a `create` is given up: a disk that hangs must not hold the agent."""
-_STILL_WITHIN, _LOOK = 5.0, 0.002
-"""Seconds in which all of a container has to be frozen, and between looks."""
 _BACKSTOP = 10
 """With no agent to rotate it, a log may grow to this many times its size."""
 
@@ -296,30 +294,15 @@ class CrunRuntime:
 
     async def pause(self, container_id: str) -> None:
         """See `Runtime.pause`. Raises RuntimeFailure."""
-        self._freeze(container_id, True)
-        until = asyncio.get_running_loop().time() + _STILL_WITHIN
-        while not self._cgroups.still(container_id):
-            if asyncio.get_running_loop().time() > until:
-                self._freeze(container_id, False)
-                raise RuntimeFailure(
-                    "it could not be paused: not all of it stands still; try again"
-                )
-            await asyncio.sleep(_LOOK)
+        await freezing.freeze(self._cgroups, container_id)
 
     async def resume(self, container_id: str) -> None:
         """See `Runtime.resume`. Raises RuntimeFailure."""
-        self._freeze(container_id, False)
+        freezing.thaw(self._cgroups, container_id)
 
     async def paused(self, container_id: str) -> bool:
         """See `Runtime.paused`."""
         return self._cgroups.frozen(container_id)
-
-    def _freeze(self, container_id: str, frozen: bool) -> None:
-        try:
-            self._cgroups.freeze(container_id, frozen)
-        except OSError as error:
-            word = "paused" if frozen else "resumed"
-            raise RuntimeFailure(f"it could not be {word}: {error.strerror or error}") from error
 
     def upper(self, container_id: str) -> Path:
         """The folder of a container's writable layer."""

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.agent import daemon
-from orchestrator.agent.daemon import AgentFailure, main
+from orchestrator.agent.daemon import main
+from orchestrator.agent.failures import AgentFailure
 from orchestrator.agent.imagepressure import Marks
 from orchestrator.agent.runtime.mounts import is_mounted, unmount
 from orchestrator.agent.settings import Settings

@@ -1,0 +1,68 @@
+"""The agent's gRPC channels, and its one server: each end shows its certificate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from orchestrator.agent.failures import AgentFailure
+from orchestrator.agent.images.blobs import BlobService
+from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.settings import Settings
+from orchestrator.identity.roles import RoleGuard
+from orchestrator.identity.tls import (
+    MANAGER_NAME,
+    NODE_NAME,
+    channel_credentials,
+    channel_options,
+    server_credentials,
+)
+from orchestrator.pb import blobs_pb2_grpc
+
+
+class Channels:
+    """Opens channels with the node's certificate."""
+
+    def __init__(self, settings: Settings) -> None:
+        data: Path = settings.data_dir
+        self._credentials = channel_credentials(
+            data / "ca.pem", data / "node.pem", data / "node.key"
+        )
+
+    def manager(self, address: str) -> grpc.aio.Channel:
+        """To a manager at HOST:PORT."""
+        # With a pool of its own a channel does not inherit the back-off of the one before.
+        own: list[tuple[str, Any]] = [("grpc.use_local_subchannel_pool", 1)]
+        return grpc.aio.secure_channel(
+            address, self._credentials, options=channel_options(MANAGER_NAME) + own
+        )
+
+    def node(self, address: str) -> grpc.aio.Channel:
+        """To another node's server of blobs, at HOST:PORT."""
+        return grpc.aio.secure_channel(
+            address, self._credentials, options=channel_options(NODE_NAME)
+        )
+
+
+async def serve_blobs(settings: Settings, store: ImageStore) -> tuple[grpc.aio.Server, int]:
+    """Serve this node's image blobs to others of the cluster: the server and its port. Raises
+    AgentFailure."""
+    address = f"{settings.identity.address}:{settings.blob_port}"
+    server = grpc.aio.server(
+        interceptors=[RoleGuard(settings.identity.cluster_id)],
+        options=[("grpc.so_reuseport", 0)],
+    )
+    blobs_pb2_grpc.add_BlobsServicer_to_server(BlobService(store.blob_path), server)
+    data = settings.data_dir
+    credentials = server_credentials(data / "ca.pem", data / "node.pem", data / "node.key")
+    try:
+        port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise AgentFailure(
+            f"cannot serve images at {address}; does another agent run here, and is it this host's"
+            " address? --blob-port 0 takes any free port"
+        ) from error
+    await server.start()
+    return server, port

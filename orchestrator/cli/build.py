@@ -49,6 +49,7 @@ class View(Protocol):
     "-f",
     "dockerfile",
     metavar="FILE|-",
+    shell_complete=completion.files,
     help="The Dockerfile; DIR/Dockerfile unless given.",
 )
 @click.option("--build-arg", multiple=True, metavar="KEY[=value]", help="Set an ARG; repeatable.")
@@ -80,7 +81,9 @@ class View(Protocol):
     help="Of RUN: the node's, or none at all.",
 )
 @click.option("--add-host", multiple=True, metavar="HOST:IP", help="For RUN; repeatable.")
-@click.option("--iidfile", metavar="FILE", help="Write the image's id there.")
+@click.option(
+    "--iidfile", metavar="FILE", shell_complete=completion.files, help="Write the image's id there."
+)
 @click.option("--quiet", "-q", is_flag=True, help="Print the image's id only.")
 @click.option(
     "--progress",
@@ -88,7 +91,7 @@ class View(Protocol):
     default="auto",
     help="How it is shown; auto: by steps on a terminal, else all lines.",
 )
-@click.argument("folder", metavar="DIR|-", type=click.Path())
+@click.argument("folder", metavar="DIR|-", type=click.Path(), shell_complete=completion.folders)
 @pass_client
 def build(
     client: Client,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from orchestrator.cli import completion
 from orchestrator.cli.context import Context, load_context
 from orchestrator.cli.groups import CliError
 
@@ -38,14 +39,16 @@ class ManagerLost(CliError):
 class Client:
     """Calls of one cluster's services. Nothing is opened before the first call.
 
+    `reach` is how long, in seconds, some manager has for accepting a connection.
     A method is named `Method` of the Control service, or `Service.Method` of another.
     """
 
     pretends = False
     """Whether changes are only noted down, to be thought through (`orc plan`)."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, reach: float = REACH_TIMEOUT) -> None:
         self._context = context
+        self._reach = reach
         self._connection: Connection | None = None
         self._methods: dict[str, Method] = {}
         self._tried: list[str] = []
@@ -139,7 +142,7 @@ class Client:
         if self._connection is not None:
             return self._connection
         context = self._context
-        timeout = max(1.0, REACH_TIMEOUT / max(1, len(self._endpoints)))
+        timeout = max(min(1.0, self._reach), self._reach / max(1, len(self._endpoints)))
         while self._endpoints:
             endpoint = self._endpoints[0]
             try:
@@ -251,7 +254,13 @@ CLIENT = "orchestrator.cli.client"
 def pass_client(function: F) -> F:
     """Give a command the option `--context` and, as its first argument, a Client."""
 
-    @click.option("--context", "context_name", metavar="NAME", help="The cluster to speak to.")
+    @click.option(
+        "--context",
+        "context_name",
+        metavar="NAME",
+        shell_complete=completion.contexts,
+        help="The cluster to speak to.",
+    )
     @click.pass_context
     def command(ctx: click.Context, /, context_name: str | None, **kwargs: Any) -> Any:
         name = context_name or ctx.find_root().params.get("context_name")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -18,9 +18,13 @@ from orchestrator.cli.groups import CliError, error_line, example
 from orchestrator.model.states import is_terminal
 from orchestrator.pb import containers_pb2
 
-_containers = click.argument(
-    "containers", nargs=-1, required=True, shell_complete=completion.containers
-)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _containers(names: completion.Completion) -> Callable[[F], F]:
+    return click.argument("containers", nargs=-1, required=True, shell_complete=names)
+
+
 _signal = click.option("--signal", "-s", metavar="SIGNAL", help="Such as SIGINT.")
 _time = click.option(
     "--time", "-t", "--timeout", "grace", type=float, metavar="SECONDS", help="Until SIGKILL."
@@ -63,7 +67,7 @@ def _finish(results: list[Any], wait: Callable[[Any], None]) -> None:
 @click.option("--interactive", "-i", is_flag=True, help="Send this command's input to it.")
 @sig_proxy_option
 @detach_keys
-@_containers
+@_containers(completion.stopped)
 @pass_client
 def start(
     client: Client,
@@ -89,7 +93,7 @@ def start(
 @click.command(epilog=example("orc stop web", "orc stop -t 30 db"))
 @_time
 @_signal
-@_containers
+@_containers(completion.running)
 @pass_client
 def stop(
     client: Client, containers: tuple[str, ...], grace: float | None, signal: str | None
@@ -105,7 +109,7 @@ def stop(
 @click.command(epilog=example("orc restart web"))
 @_time
 @_signal
-@_containers
+@_containers(completion.containers)
 @pass_client
 def restart(
     client: Client, containers: tuple[str, ...], grace: float | None, signal: str | None
@@ -127,7 +131,7 @@ def _stopping(name: str, grace: float | None, signal: str | None) -> Any:
 
 @click.command(epilog=example("orc kill web", "orc kill -s HUP web"))
 @click.option("--signal", "-s", default="KILL", show_default=True, help="Such as SIGHUP.")
-@_containers
+@_containers(completion.running)
 @pass_client
 def kill(client: Client, containers: tuple[str, ...], signal: str) -> None:
     """Send a signal to containers."""
@@ -141,7 +145,7 @@ def kill(client: Client, containers: tuple[str, ...], signal: str) -> None:
 
 
 @click.command(epilog=example("orc pause web"))
-@_containers
+@_containers(completion.running)
 @pass_client
 def pause(client: Client, containers: tuple[str, ...]) -> None:
     """Freeze all processes of containers."""
@@ -149,7 +153,7 @@ def pause(client: Client, containers: tuple[str, ...]) -> None:
 
 
 @click.command(epilog=example("orc unpause web"))
-@_containers
+@_containers(completion.paused)
 @pass_client
 def unpause(client: Client, containers: tuple[str, ...]) -> None:
     """Let paused containers go on."""
@@ -159,7 +163,7 @@ def unpause(client: Client, containers: tuple[str, ...]) -> None:
 @click.command(epilog=example("orc rm web", "orc rm -f web db"))
 @click.option("--force", "-f", is_flag=True, help="Kill what runs; forget what is out of reach.")
 @click.option("--volumes", "-v", is_flag=True, help="Their volumes without a name, too.")
-@_containers
+@_containers(completion.containers)
 @pass_client
 def rm(client: Client, containers: tuple[str, ...], force: bool, volumes: bool) -> None:
     """Remove containers with their files."""
@@ -174,7 +178,7 @@ def rm(client: Client, containers: tuple[str, ...], force: bool, volumes: bool) 
 
 
 @click.command(epilog=example("orc wait job"))
-@_containers
+@_containers(completion.running)
 @pass_client
 def wait(client: Client, containers: tuple[str, ...]) -> None:
     """Wait until containers have ended, and print their exit statuses."""

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from orchestrator import copying
+from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.terminal import write_all
@@ -28,8 +29,8 @@ _WAITING = 8
 @click.option("--archive", "-a", is_flag=True, help="Keep the owners.")
 @click.option("--follow-link", "-L", is_flag=True, help="Copy what a link in SOURCE leads to.")
 @click.option("--quiet", "-q", is_flag=True, help="Do not say what was copied.")
-@click.argument("source")
-@click.argument("target")
+@click.argument("source", shell_complete=completion.copied)
+@click.argument("target", shell_complete=completion.copied)
 @pass_client
 def cp(
     client: Client, archive: bool, follow_link: bool, quiet: bool, source: str, target: str

@@ -59,12 +59,18 @@ sig_proxy_option = click.option(
     metavar="KEY[=VALUE]",
     help="An environment variable; repeatable.",
 )
-@click.option("--env-file", multiple=True, metavar="FILE", help="Variables, one a line.")
+@click.option(
+    "--env-file",
+    multiple=True,
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="Variables, one a line.",
+)
 @click.option("--user", "-u", default="", metavar="USER[:GROUP]", help="Who runs the program.")
 @click.option("--workdir", "-w", default="", metavar="FOLDER", help="Where the program begins.")
 @click.option("--privileged", is_flag=True, help="Give the program all capabilities.")
 @detach_keys
-@click.argument("container", shell_complete=completion.containers)
+@click.argument("container", shell_complete=completion.running)
 @click.argument("command", nargs=-1, required=True)
 @pass_client
 def exec_(
@@ -115,7 +121,7 @@ def _environment(words: tuple[str, ...], files: tuple[str, ...]) -> tuple[str, .
 @click.option("--no-stdin", is_flag=True, help="Do not send this command's input.")
 @sig_proxy_option
 @detach_keys
-@click.argument("container", shell_complete=completion.containers)
+@click.argument("container", shell_complete=completion.running)
 @pass_client
 def attach(client: Client, no_stdin: bool, sig_proxy: bool, keys: bytes, container: str) -> None:
     """Connect to a container's own program: its input, output and signals. Exits as it does;

@@ -12,6 +12,8 @@ import click
 from orchestrator.model.units import parse_cpus, parse_duration, parse_memory
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     AnyType = click.ParamType[Any]
 else:
     AnyType = click.ParamType  # not generic before click 8.4
@@ -29,6 +31,15 @@ class Parsed(AnyType):
             return self._read(value) if isinstance(value, str) else value
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        """The words of a name such as `vip|dnsrr`."""
+        from click.shell_completion import CompletionItem
+
+        words = self.name.split("|") if "|" in self.name else ()
+        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from orchestrator.model.names import near_miss
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _USUAL = (700, 10, 10)
 """How often Python looks for garbage unless told otherwise."""
@@ -81,6 +84,22 @@ class OrcGroup(click.Group):
             return lazy.load()
         return super().get_command(ctx, cmd_name)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Commands by what is known of them without importing any, or else options."""
+        from click.shell_completion import CompletionItem
+
+        if incomplete.startswith("-"):
+            return click.Command.shell_complete(self, ctx, incomplete)
+        known = [(lazy.name, lazy.summary) for lazy in self._lazy.values()]
+        known += [
+            (name, command.get_short_help_str(80))
+            for name, command in sorted(self.commands.items())
+            if not command.hidden
+        ]
+        return [
+            CompletionItem(name, help=text) for name, text in known if name.startswith(incomplete)
+        ]
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -129,6 +148,8 @@ class RootGroup(OrcGroup):
     ) -> NoReturn:
         """Run, and exit with a status of the page above; never a traceback, unless the
         environment has ORC_DEBUG."""
+        if "_ORC_COMPLETE" in os.environ:
+            import orchestrator.cli.shells  # noqa: F401  so that click knows our protocol
         try:
             result = super().main(args, "orc", "_ORC_COMPLETE", standalone_mode=False, **extra)
         except click.exceptions.Abort:

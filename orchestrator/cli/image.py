@@ -27,7 +27,12 @@ from orchestrator.pb import control_pb2
 @click.option("--digests", is_flag=True, help="Show digests.")
 @click.option("--all", "-a", is_flag=True, expose_value=False, help="Is so: all are shown.")
 @listing_options("id", "reference", "dangling", "label", "before", "since", "until", "on")
-@click.argument("reference", required=False, metavar="[NAME[:TAG]]")
+@click.argument(
+    "reference",
+    required=False,
+    metavar="[NAME[:TAG]]",
+    shell_complete=completion.images,
+)
 @pass_client
 def images(
     client: Client,
@@ -49,13 +54,20 @@ def images(
 
 
 @click.command(epilog=example("orc load -i hello.tar", "skopeo copy … | orc load"))
-@click.option("--input", "-i", "option", metavar="FILE", help="The archive; stdin unless given.")
+@click.option(
+    "--input",
+    "-i",
+    "option",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="The archive; stdin unless given.",
+)
 @click.option("--tag", "-t", metavar="NAME", help="The name to give it; else the archive's own.")
 @click.option(
     "--node", metavar="NODE", shell_complete=completion.nodes, help="Load there; else anywhere."
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print the image's id only.")
-@click.argument("argument", metavar="[FILE]", required=False)
+@click.argument("argument", metavar="[FILE]", required=False, shell_complete=completion.files)
 @pass_client
 def load(
     client: Client,

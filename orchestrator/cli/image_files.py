@@ -21,7 +21,13 @@ from orchestrator.pb import images_pb2
 
 
 @click.command(epilog=example("orc save -o hello.tar hello:1", "orc save hello:1 | ssh host …"))
-@click.option("--output", "-o", metavar="FILE", help="Write there; else to stdout.")
+@click.option(
+    "--output",
+    "-o",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="Write there; else to stdout.",
+)
 @click.argument("images", nargs=-1, required=True, shell_complete=completion.images)
 @pass_client
 def save(client: Client, output: str | None, images: tuple[str, ...]) -> None:
@@ -31,8 +37,14 @@ def save(client: Client, output: str | None, images: tuple[str, ...]) -> None:
 
 
 @click.command(epilog=example("orc export -o files.tar web.1"))
-@click.option("--output", "-o", metavar="FILE", help="Write there; else to stdout.")
-@click.argument("container")
+@click.option(
+    "--output",
+    "-o",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="Write there; else to stdout.",
+)
+@click.argument("container", shell_complete=completion.containers)
 @pass_client
 def export(client: Client, output: str | None, container: str) -> None:
     """Write a container's files, all of them, as a tar."""
@@ -66,8 +78,8 @@ def _write(pieces: Iterator[Any], output: str | None) -> None:
 @click.option("--change", "-c", multiple=True, metavar="LINE", help="Such as 'CMD [\"/sh\"]'.")
 @click.option("--message", "-m", default="", help="A comment for the image's history.")
 @click.option("--node", metavar="NODE", shell_complete=completion.nodes, help="Do it there.")
-@click.argument("file", metavar="FILE|-")
-@click.argument("name", metavar="[NAME]", required=False)
+@click.argument("file", metavar="FILE|-", shell_complete=completion.files)
+@click.argument("name", metavar="[NAME]", required=False, shell_complete=completion.images)
 @pass_client
 def import_(
     client: Client,
@@ -112,8 +124,8 @@ def _upload(header: Any, source: BinaryIO) -> Iterator[Any]:
 @click.option(
     "--pause/--no-pause", "-p", default=True, help="Whether it stands still for that time."
 )
-@click.argument("container")
-@click.argument("name", metavar="[NAME]", required=False)
+@click.argument("container", shell_complete=completion.containers)
+@click.argument("name", metavar="[NAME]", required=False, shell_complete=completion.images)
 @pass_client
 def commit(
     client: Client,
@@ -138,7 +150,7 @@ def commit(
 
 @click.command(epilog=example("orc diff web.1"))
 @format_option()
-@click.argument("container")
+@click.argument("container", shell_complete=completion.containers)
 @pass_client
 def diff(client: Client, form: str, container: str) -> None:
     """Show which files a container has added (A), changed (C) and deleted (D)."""

@@ -21,7 +21,7 @@ from orchestrator.pb import images_pb2
 
 @click.command(epilog=example("orc tag hello:1 reg.example:5000/hello:1"))
 @click.argument("image", metavar="IMAGE", shell_complete=completion.images)
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", shell_complete=completion.images)
 @pass_client
 def tag(client: Client, image: str, name: str) -> None:
     """Give an image another name. A name that another image had is taken from it."""

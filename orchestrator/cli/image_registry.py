@@ -22,7 +22,7 @@ from orchestrator.pb import images_pb2
 @click.option("--node", metavar="NODE", shell_complete=completion.nodes, help="Pull there.")
 @click.option("--all-nodes", is_flag=True, help="Pull once, and give it to all nodes.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the image's name only.")
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", shell_complete=completion.images)
 @pass_client
 def pull(client: Client, node: str | None, all_nodes: bool, quiet: bool, name: str) -> None:
     """Get an image from its registry onto a node, from where all others can get it."""

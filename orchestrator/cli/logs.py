@@ -63,7 +63,7 @@ def log_options(function: F) -> F:
 @click.command(epilog=example("orc service logs -f --tail 10 web", "orc service logs web.3"))
 @log_options
 @click.option("--raw", is_flag=True, help="Lines as they are, without the task's name.")
-@click.argument("service", metavar="SERVICE|TASK", shell_complete=completion.services)
+@click.argument("service", metavar="SERVICE|TASK", shell_complete=completion.service_tasks)
 @pass_client
 def logs(client: Client, service: str, raw: bool, timestamps: bool, **values: Any) -> None:
     """Show the logs of a service or of one task: its stdout on stdout, its stderr on stderr."""

@@ -16,6 +16,7 @@ lazyimport.install()
 import click  # noqa: E402
 
 from orchestrator import __version__  # noqa: E402
+from orchestrator.cli import completion  # noqa: E402
 from orchestrator.cli.groups import Lazy, RootGroup, example  # noqa: E402
 
 _SELDOM = 100_000
@@ -115,7 +116,13 @@ SECTIONS = (
     sections=SECTIONS,
     epilog=example("orc dev up", "orc service create --name web --replicas 3 -p 8080:80 hello:1"),
 )
-@click.option("--context", "context_name", metavar="NAME", help="The cluster to speak to.")
+@click.option(
+    "--context",
+    "context_name",
+    metavar="NAME",
+    shell_complete=completion.contexts,
+    help="The cluster to speak to.",
+)
 @click.version_option(__version__, prog_name="orc", message="orc %(version)s")
 def orc(context_name: str | None) -> None:
     """Orc runs containers on many hosts as one: services with replicas that are kept alive, every

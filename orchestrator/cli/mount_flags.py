@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from orchestrator.cli import completion
 from orchestrator.model.mountrules import check_disk_size
 from orchestrator.model.mounts import PROPAGATIONS, MountSpec, MountType
 from orchestrator.model.specs import ContainerSpec
@@ -24,13 +25,21 @@ _MOUNT_HELP = "type=bind|volume|tmpfs,source=…,target=…[,…]; repeatable."
 def mount_options(function: F) -> F:
     """Add the flags of a new service or container."""
     for option in (
-        click.option("--volume", "-v", multiple=True, metavar="VOLUME", help=_VOLUME_HELP),
+        click.option(
+            "--volume",
+            "-v",
+            multiple=True,
+            metavar="VOLUME",
+            shell_complete=completion.mounted,
+            help=_VOLUME_HELP,
+        ),
         click.option("--mount", multiple=True, metavar="MOUNT", help=_MOUNT_HELP),
         click.option("--volume-driver", metavar="DRIVER", help="Driver of the volumes of -v."),
         click.option(
             "--volumes-from",
             multiple=True,
             metavar="CONTAINER[:ro]",
+            shell_complete=completion.containers,
             help="Mount what that container does, on its node; repeatable.",
         ),
         click.option(

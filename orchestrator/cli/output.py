@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from orchestrator.cli import completion
 from orchestrator.model.names import near_miss
 from orchestrator.model.units import format_time
 
@@ -83,6 +84,7 @@ def listing_options(*keys: str) -> Callable[[F], F]:
             "filters",
             multiple=True,
             metavar="KEY=VALUE",
+            shell_complete=completion.filters(keys),
             callback=lambda ctx, param, values: _parse_filters(values, keys),
             help=f"Only what matches; repeatable. Keys: {shown}.",
         )(function)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from orchestrator.cli import completion
 from orchestrator.model.affinities import Affinity, parse_affinity
 from orchestrator.model.dependencies import Dependency, parse_dependency
 from orchestrator.model.generic import check_generic, parse_generic
@@ -46,6 +47,7 @@ def placement_options(function: F) -> F:
         "--depends-on",
         multiple=True,
         metavar=_DEPENDENCY,
+        shell_complete=completion.services,
         help="Start only once a task of that service runs, is healthy, or all have completed.",
     )(function)
 
@@ -69,12 +71,17 @@ def placement_edit_options(function: F) -> F:
         help="Need so many of a kind; repeatable.",
     )(function)
     function = click.option(
-        "--depends-on-rm", multiple=True, metavar="SERVICE", help="Wait no more for a service."
+        "--depends-on-rm",
+        multiple=True,
+        metavar="SERVICE",
+        shell_complete=completion.services,
+        help="Wait no more for a service.",
     )(function)
     return click.option(
         "--depends-on-add",
         multiple=True,
         metavar=_DEPENDENCY,
+        shell_complete=completion.services,
         help="Wait for a service; repeatable.",
     )(function)
 

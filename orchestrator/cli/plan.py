@@ -7,7 +7,7 @@ each change through instead of making it.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -65,6 +65,15 @@ _COMMANDS = (
     "stack deploy",
     "stack rm",
 )
+
+
+def continuations(words: Sequence[str]) -> set[str] | None:
+    """Which words may follow these in a command that can be planned; None once it is named."""
+    line = " ".join(words)
+    if any(line == known or line.startswith(f"{known} ") for known in _COMMANDS):
+        return None
+    start = "".join(f"{word} " for word in words)
+    return {c.removeprefix(start).split()[0] for c in _COMMANDS if c.startswith(start)}
 
 
 class _Planned(Exception):

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from orchestrator.cli import completion
 from orchestrator.cli.groups import example
 from orchestrator.cli.output import print_json
 from orchestrator.cli.stack_files import checked_name, file_options, read_files
@@ -34,7 +35,7 @@ from orchestrator.compose.yamlfile import dump
     help="How to print it.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Only say what is wrong.")
-@click.argument("folder", required=False)
+@click.argument("folder", required=False, shell_complete=completion.folders)
 def config(
     folder: str | None, skip_interpolation: bool, form: str, quiet: bool, **values: Any
 ) -> None:

@@ -76,7 +76,13 @@ _LOOK = 0.1
     is_flag=True,
     help="Log the cluster in with what this user's Docker has for the images' registries.",
 )
-@click.argument("names", metavar="[FOLDER] NAME", nargs=-1, required=True)
+@click.argument(
+    "names",
+    metavar="[FOLDER] NAME",
+    nargs=-1,
+    required=True,
+    shell_complete=completion.deployed,
+)
 @pass_client
 def deploy(client: Client, names: tuple[str, ...], dry_run: bool, **values: Any) -> None:
     """Deploy a stack from compose files, or from a folder with one (a chart): make and change what

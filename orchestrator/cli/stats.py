@@ -63,7 +63,7 @@ _NOTHING: Row = {"cpu_percent": 0.0, "memory_percent": 0.0, **dict.fromkeys(_COU
 @click.option("--no-stream", is_flag=True, help="Show one picture and end.")
 @click.option("--no-trunc", is_flag=True, help="Show whole ids.")
 @format_option(templates=True)
-@click.argument("containers", nargs=-1, shell_complete=completion.containers)
+@click.argument("containers", nargs=-1, shell_complete=completion.running)
 @pass_client
 def stats(
     client: Client,

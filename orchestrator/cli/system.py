@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 
 import click
-from click.shell_completion import get_completion_class
 
 from orchestrator import __version__
+from orchestrator.cli import completion
 from orchestrator.cli.client import Client
 from orchestrator.cli.context import current_context, load_context
 from orchestrator.cli.groups import CliError, example
@@ -23,7 +23,13 @@ _RC_LINES = {
 
 @click.command(epilog=example("orc version --format json"))
 @format_option(templates=True, short=True)
-@click.option("--context", "context_name", metavar="NAME", help="The cluster to speak to.")
+@click.option(
+    "--context",
+    "context_name",
+    metavar="NAME",
+    shell_complete=completion.contexts,
+    help="The cluster to speak to.",
+)
 @click.pass_context
 def version(ctx: click.Context, form: str, context_name: str | None) -> None:
     """Show the versions of orc and of the manager that it speaks to."""
@@ -63,6 +69,6 @@ def _server(name: str | None) -> tuple[Row | None, CliError | None]:
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
     """Print the script that completes commands, and the names in the cluster, in your shell."""
-    script = get_completion_class(shell)
-    assert script is not None, "click knows all three"
-    click.echo(script(ctx.find_root().command, {}, "orc", "_ORC_COMPLETE").source())
+    from orchestrator.cli.shells import script
+
+    click.echo(script(shell, ctx.find_root().command), nl=False)

@@ -17,7 +17,7 @@ from orchestrator.cli.output import Column, Row, format_option, print_json, prin
     epilog=example("orc top web.3", "orc top web.3 -o pid,rss,args"),
 )
 @format_option()
-@click.argument("container", shell_complete=completion.containers)
+@click.argument("container", shell_complete=completion.running)
 @click.argument("ps_options", nargs=-1, type=click.UNPROCESSED)
 @pass_client
 def top(client: Client, form: str, container: str, ps_options: tuple[str, ...]) -> None:

@@ -129,7 +129,13 @@ def inspect(client: Client, names: tuple[str, ...], form: str, pretty: bool) -> 
 @click.option(
     "--force", "-f", is_flag=True, help="Forget one whose node is away; none is no error."
 )
-@click.option("--node", default="", metavar="NODE", help="Where, if several nodes have one.")
+@click.option(
+    "--node",
+    default="",
+    metavar="NODE",
+    shell_complete=completion.nodes,
+    help="Where, if several nodes have one.",
+)
 @pass_client
 def rm(client: Client, names: tuple[str, ...], force: bool, node: str) -> None:
     """Remove volumes with their data. One in use is not removed."""

@@ -170,13 +170,10 @@ def test_completion_script(run: Run, shell: str) -> None:
 
 
 def complete(run: Run, *words: str) -> list[str]:
-    """What bash would offer for these words, the last of which is being typed."""
-    env = {
-        "_ORC_COMPLETE": "bash_complete",
-        "COMP_WORDS": " ".join(["orc", *words]),
-        "COMP_CWORD": str(len(words)),
-    }
-    return [line.partition(",")[2] for line in run(env=env).stdout.splitlines() if line]
+    """What a shell would be offered for these words, the last of which is being typed."""
+    env = {"_ORC_COMPLETE": "bash_complete", "ORC_LINE": " ".join(["orc", *words])}
+    lines = run(env=env).stdout.splitlines()
+    return [line.split("\t")[1] for line in lines if line]
 
 
 def test_completion_of_commands(run: Run) -> None:

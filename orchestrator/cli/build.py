@@ -16,6 +16,7 @@ from orchestrator.cli import build_context, completion
 from orchestrator.cli.client import Client, pass_client, upload
 from orchestrator.cli.groups import CliError, OrcGroup, example
 from orchestrator.cli.output import Column, column, format_option, print_json, print_table
+from orchestrator.cli.screen import is_live
 from orchestrator.cli.spec_flags import checked_image, pairs
 from orchestrator.model.names import short_id
 from orchestrator.model.platforms import wanted_architecture
@@ -284,7 +285,7 @@ def build_host(text: str) -> str:
 
 
 def _view(progress: str) -> AbstractContextManager[View]:
-    if progress == "tty" or (progress == "auto" and sys.stderr.isatty()):
+    if progress == "tty" or (progress == "auto" and is_live(sys.stderr)):
         from orchestrator.cli.bar import BuildSteps
 
         return BuildSteps()

@@ -12,6 +12,7 @@ from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.docker_config import StoredLogin, stored_login
 from orchestrator.cli.groups import CliError, error_line, example
+from orchestrator.cli.screen import is_live
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.model.names import parse_image, short_id
 from orchestrator.model.units import format_size
@@ -128,7 +129,7 @@ def follow(events: Iterator[Any], quiet: bool, verb: str = "pulled") -> Any:
     """Show the progress, and return the image."""
     image = None
     bars = None
-    if sys.stderr.isatty() and not quiet:
+    if is_live(sys.stderr) and not quiet:
         from orchestrator.cli.bar import Bars
 
         bars = Bars()

@@ -12,6 +12,7 @@ import click
 from orchestrator.cli.client import Client
 from orchestrator.cli.groups import INTERRUPTED, CliError, NotConverged
 from orchestrator.cli.job_rows import next_run_text
+from orchestrator.cli.screen import is_live
 from orchestrator.cli.wait import pictures, progress_view, reasons
 from orchestrator.model.convert import from_proto
 from orchestrator.model.services import JobRun, JobState, Service
@@ -70,7 +71,7 @@ def _run(picture: Any, number: int) -> JobRun | None:
 def _shown(picture: Any, number: int) -> list[Task]:
     """The tasks of the run; on a terminal, which has few lines, not those that are done."""
     tasks: list[Task] = [task for task in map(from_proto, picture.tasks) if task.job_run == number]
-    if not sys.stderr.isatty():
+    if not is_live(sys.stderr):
         return tasks
     return [task for task in tasks if task.status.state is not TaskState.COMPLETE]
 

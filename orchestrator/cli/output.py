@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from fnmatch import fnmatchcase
-from itertools import zip_longest
 from typing import Any, TypeVar
 
 import click
 
 from orchestrator.cli import completion
+from orchestrator.cli.screen import aligned, width
 from orchestrator.model.names import near_miss
 from orchestrator.model.units import format_time
 
@@ -171,27 +171,18 @@ def print_table(rows: Iterable[Row], columns: Sequence[Column]) -> None:
 
 
 def table_lines(rows: Iterable[Row], columns: Sequence[Column]) -> list[str]:
-    """The lines of `print_table`."""
+    """The lines of `print_table`, which fit the terminal if stdout is one."""
     lines = [[c.heading for c in columns]]
     lines += [[" ".join(c.text(row).split("\n")) for c in columns] for row in rows]
-    return aligned(lines)
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells as text, each column as wide as its widest cell."""
-    widths = [max(map(len, texts)) for texts in zip_longest(*lines, fillvalue="")]
-    return [
-        "   ".join(text.ljust(width) for text, width in zip(line, widths, strict=False)).rstrip()
-        for line in lines
-    ]
+    return aligned(lines, width())
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:
     """`Name: value` lines, values in one column; empty ones are left out."""
     shown = [(name, value) for name, value in fields if value]
-    width = max((len(name) for name, _ in shown), default=0) + 1
+    widest = max((len(name) for name, _ in shown), default=0) + 1
     for name, value in shown:
-        click.echo(f"{name + ':':{width}} {value}")
+        click.echo(f"{name + ':':{widest}} {value}")
 
 
 def labels_text(labels: Mapping[str, str]) -> str:

@@ -23,6 +23,7 @@ from orchestrator.cli.output import (
     template_lines,
 )
 from orchestrator.cli.rows import short
+from orchestrator.cli.screen import is_live
 from orchestrator.model.convert import from_proto
 from orchestrator.model.units import format_memory, format_size
 
@@ -127,7 +128,7 @@ def show(rows: list[Row], columns: Sequence[Column], form: str, once: bool) -> N
         return
     is_template = form != "table"
     lines = template_lines(rows, columns, form) if is_template else table_lines(rows, columns)
-    live = not once and sys.stdout.isatty()
+    live = not once and is_live(sys.stdout)
     click.echo((_CLEAR if live else "") + "\n".join(lines))
 
 

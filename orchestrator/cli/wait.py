@@ -21,6 +21,7 @@ from orchestrator.cli.client import Client, ManagerLost
 from orchestrator.cli.groups import INTERRUPTED, CliError, NotConverged, RolledBack
 from orchestrator.cli.output import word
 from orchestrator.cli.rows import health_text, task_error
+from orchestrator.cli.screen import is_live
 from orchestrator.model.convert import from_proto
 from orchestrator.model.services import UpdateState
 from orchestrator.model.states import TaskState, is_terminal
@@ -125,7 +126,7 @@ def pictures(client: Client, name: str, deadline: float) -> Iterator[Any]:
 def progress_view(quiet: bool) -> AbstractContextManager[_View]:
     if quiet:
         return nullcontext(_NoView())
-    if sys.stderr.isatty():
+    if is_live(sys.stderr):
         from orchestrator.cli.live import LiveView
 
         return LiveView()

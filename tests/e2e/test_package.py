@@ -85,6 +85,13 @@ def test_installed_it_serves_a_cluster_and_removed_it_is_gone(host: Host, packag
     shutil.copy(package, host.root / "tmp" / "orc.deb")
     host.run("dpkg", "-i", "/tmp/orc.deb")
     assert host.run("orc", "--version").strip().endswith("0.1.0")
+    assert host.run("man", "--where", "orc-service-create").endswith(
+        "man1/orc-service-create.1.gz\n"
+    )
+    completed = "source /usr/share/bash-completion/bash_completion; _comp_load orc; complete -p orc"
+    assert "_orc_completion" in host.run("bash", "-c", completed)
+    assert "_orc" in host.run("zsh", "-c", "autoload -Uz compinit; compinit -D; echo $_comps[orc]")
+    assert "services" in host.run("fish", "-c", "complete -C 'orc serv'")
     said = host.run("orc", "cluster", "init", "--advertise", "127.0.0.1", "--listen-port", "17420")
     assert "Start its manager" in said
     heard = host.root / "tmp" / "notify"
@@ -122,6 +129,12 @@ def test_what_is_in_it(package: Path) -> None:
     for path in (
         *("./usr/bin/orc", "./usr/bin/orc-cni", "./usr/lib/systemd/system/orc-agent.service"),
         *("./usr/lib/systemd/system/orc-manager.service", "./etc/orc/agent.toml"),
+        *(
+            "./usr/share/man/man1/orc-service-create.1.gz",
+            "./usr/share/zsh/vendor-completions/_orc",
+        ),
+        *("./usr/share/bash-completion/completions/orc", "./usr/share/man/man1/orc.1.gz"),
+        "./usr/share/fish/vendor_completions.d/orc.fish",
         *("./usr/share/orc/charts/monitoring/compose.yaml", "./usr/share/doc/orc/copyright"),
     ):
         assert path in listed

@@ -7,8 +7,8 @@ import platform
 import click
 
 from orchestrator import __version__
-from orchestrator.cli import completion
 from orchestrator.cli.client import Client
+from orchestrator.cli.completion import contexts
 from orchestrator.cli.context import current_context, load_context
 from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.output import Row, format_option, print_fields, print_json, print_rows
@@ -27,7 +27,7 @@ _RC_LINES = {
     "--context",
     "context_name",
     metavar="NAME",
-    shell_complete=completion.contexts,
+    shell_complete=contexts,
     help="The cluster to speak to.",
 )
 @click.pass_context

@@ -182,6 +182,27 @@ async def test_etcd_s_reason_for_not_starting_is_passed_on(folder: Path) -> None
                 pass
 
 
+async def test_an_etcd_without_the_newest_flags_will_do(folder: Path) -> None:
+    """Such as the 3.4 of Debian 12 and Ubuntu 24.04; the flags are those that it does not have."""
+    older = folder / "etcd-3.4"
+    older.write_text(
+        "#!/bin/sh\n"
+        "unknown='tls-min-version|enable-log-rotation|log-rotation-config-json'\n"
+        'if [ "$1" = --help ]; then etcd --help 2>&1 | grep -Ev -- "--($unknown) " >&2; exit; fi\n'
+        "for flag; do\n"
+        '  if echo "$flag" | grep -Eq -- "--($unknown)"; then echo "no $flag" >&2; exit 2; fi\n'
+        "done\n"
+        'exec etcd "$@"\n'
+    )
+    older.chmod(0o755)
+    async with (
+        EtcdMember(folder / "etcd", binary=str(older)) as member,
+        EtcdKv(member.endpoints, member.tls) as kv,
+    ):
+        await kv.txn([], [Put("a", b"1")])
+        assert await value(kv, "a") == b"1"
+
+
 async def test_it_listens_on_loopback_and_keeps_others_out_of_its_folder(folder: Path) -> None:
     async with EtcdMember(folder / "etcd") as member:
         assert (folder / "etcd").stat().st_mode & 0o777 == 0o700

@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -101,7 +102,7 @@ class EtcdMember:
             self._tls = ensure_member_tls(self._folder / "tls", dt.datetime.now(dt.UTC))
             orphan = find_orphan(self._folder)
             self._ports = _ports(self._folder / "ports.json", self._given, orphan is not None)
-            self._command = self._arguments(binary, self._tls.server)
+            self._command = await asyncio.to_thread(self._arguments, binary, self._tls.server)
             if orphan is not None and (self._tls.renewed_ca or orphan.command != self._command):
                 log.info("etcd %d runs with other settings: restarting it", orphan.pid)
                 await orphan.stop()
@@ -148,7 +149,6 @@ class EtcdMember:
             f"--peer-key-file={tls.key}",
             f"--peer-trusted-ca-file={tls.ca}",
             "--peer-client-cert-auth",
-            "--tls-min-version=TLS1.3",
             f"--max-txn-ops={MAX_TXN_OPS}",
             f"--max-request-bytes={MAX_REQUEST_BYTES}",
             f"--quota-backend-bytes={QUOTA_BYTES}",
@@ -162,8 +162,12 @@ class EtcdMember:
             "--enable-grpc-gateway=false",
             "--logger=zap",
             f"--log-outputs={self._folder / 'etcd.log'}",
-            "--enable-log-rotation",
-            f"--log-rotation-config-json={json.dumps(rotation)}",
+            *_known(
+                binary,
+                "--tls-min-version=TLS1.3",
+                "--enable-log-rotation",
+                f"--log-rotation-config-json={json.dumps(rotation)}",
+            ),
         )
 
     async def _ready(self, process: EtcdProcess) -> None:
@@ -240,6 +244,13 @@ class _Lock:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
+
+
+def _known(binary: str, *arguments: str) -> tuple[str, ...]:
+    """Those that this etcd has: Debian 12 and Ubuntu 24.04 ship 3.4, which lacks some of 3.5's."""
+    asked = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False)
+    words = set((asked.stdout + asked.stderr).split())
+    return tuple(each for each in arguments if each.partition("=")[0] in words)
 
 
 def _find(binary: str) -> str:

@@ -15,6 +15,7 @@ from orchestrator.configfile import config_option
 from orchestrator.model.generic import is_device, parse_supply, supply_names
 from orchestrator.model.specs import Resources
 from orchestrator.model.units import parse_duration, parse_memory
+from orchestrator.tracing import endpoint_option
 
 
 def _labels(
@@ -161,6 +162,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     callback=_duration,
     help="When the key for encrypted networks is replaced; 0: only by 'orc node update'.",
 )
+@endpoint_option
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -183,6 +185,7 @@ def agent(
     image_gc_high: int,
     image_gc_low: int,
     key_age: float,
+    otlp_endpoint: str,
     log_level: str,
 ) -> None:
     """Run this host's node agent in the foreground.
@@ -224,6 +227,7 @@ def agent(
         key_age=key_age,
         blob_port=blob_port,
         metrics_port=metrics_port,
+        otlp_endpoint=otlp_endpoint,
     )
     try:
         enter_private_mounts(_some_monitor(run_dir.absolute() / "containers"))

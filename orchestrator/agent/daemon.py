@@ -69,6 +69,7 @@ from orchestrator.model import nodes
 from orchestrator.model.networks import CHAINS
 from orchestrator.model.tasks import Task
 from orchestrator.systemd import Supervisor
+from orchestrator.tracing import CannotTrace, tracer
 from orchestrator.web.https import CannotListen
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,8 @@ async def run(settings: Settings) -> None:
     rng = random.Random()
     async with AsyncExitStack() as stack:
         try:
+            traces = tracer("orc-agent", identity.node_id, settings.otlp_endpoint)
+            stack.callback(traces.close)
             db = stack.enter_context(StateDb(data / "state.db"))
             store = await stack.enter_async_context(
                 ImageStore(data / "images", max_layer=settings.max_layer)
@@ -150,6 +153,7 @@ async def run(settings: Settings) -> None:
             stack.push_async_callback(server.stop, None)
             task_files = TaskFiles.in_memory(settings.run_dir / "documents")
         except (
+            CannotTrace,
             StateDbError,
             ImageError,
             RuntimeFailure,
@@ -212,6 +216,7 @@ async def run(settings: Settings) -> None:
             logs=kept,
             boot_id=boot_id(),
             hostname=socket.gethostname(),
+            tracer=traces,
         )
         worker = Worker(parts, db, reporter)
         sessions = await stack.enter_async_context(

@@ -7,7 +7,8 @@ any point, since the parts make and remove by name. When to do what is the runne
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from orchestrator.agent.containers import Prepared, describe_container, named_volumes
@@ -21,7 +22,7 @@ from orchestrator.agent.runtime.signals import signal_number
 from orchestrator.model.health import effective
 from orchestrator.model.objects import Volume
 from orchestrator.model.specs import HealthCheck
-from orchestrator.model.tasks import Task, TaskStatus
+from orchestrator.model.tasks import Health, Task, TaskStatus
 from orchestrator.pb import dispatch_pb2, documents_pb2
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,15 @@ log = logging.getLogger(__name__)
 class Holding:
     """The things of one task; `task` is always its newest order."""
 
-    def __init__(self, parts: Parts, assigned: dispatch_pb2.AssignedTask) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        assigned: dispatch_pb2.AssignedTask,
+        begun: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`begun`: whether its program has run already; what is done then is in no trace."""
         self._parts = parts
+        self._begun = begun
         self._prepared: Prepared | None = None
         self.take(assigned)
 
@@ -43,6 +51,22 @@ class Holding:
         """Its named volumes."""
         self.files: tuple[documents_pb2.AssignedFile, ...] = tuple(assigned.files)
         """Its secrets and configs."""
+        self._trace = assigned.trace
+        """The place in a trace of its beginning."""
+
+    def _step(self, name: str, image: str = "") -> AbstractContextManager[str]:
+        """A span of its beginning."""
+        place = "" if self._begun() else self._trace
+        return self._parts.tracer.span(name, place, image=image)
+
+    def judged(self, status: TaskStatus, health: Health, output: str) -> TaskStatus:
+        """The status with what its probes say of its health now."""
+        now = self._parts.clock()
+        if status.health is Health.STARTING and health is not Health.STARTING:
+            error = "" if health is Health.HEALTHY else output
+            began = status.started_at
+            self._parts.tracer.record("first health", began, now, self._trace, error=error)
+        return replace(status, health=health, health_output=output, at=now)
 
     async def image(self, task: Task) -> LocalImage:
         """Its image, fetched unless the node has it. It may be cut short. Raises ImageError."""
@@ -51,7 +75,8 @@ class Holding:
         spec = task.spec.container
         if spec.rootfs:
             return NO_IMAGE
-        return await self._parts.images.prepare(spec.image, task.image_digest, self._sources)
+        with self._step("pull", image=spec.image):
+            return await self._parts.images.prepare(spec.image, task.image_digest, self._sources)
 
     async def health(self, task: Task) -> HealthCheck | None:
         """How its health is seen, None when it is not. It may be cut short."""
@@ -76,14 +101,16 @@ class Holding:
 
     async def mount(self, task: Task, image: LocalImage) -> tuple[Mount, ...]:
         """Mount its volumes. It may be cut short. Raises VolumeError."""
-        return await self._parts.volumes.attach(task, self.volumes, image)
+        with self._step("volumes"):
+            return await self._parts.volumes.attach(task, self.volumes, image)
 
     async def connect(self, task: Task, image: LocalImage, mounts: tuple[Mount, ...]) -> None:
         """Give it user ids, its files and its networks; then its container can be created."""
-        await self._parts.network.ready()
         await self._parts.runtime.reserve(task.id, task.spec)
         files = self._parts.files.place(task.id, self.files, self._parts.runtime.users(task.id))
-        connected = await self._parts.network.connect(task)
+        with self._step("network"):
+            await self._parts.network.ready()
+            connected = await self._parts.network.connect(task)
         self._prepared = Prepared(image, (*mounts, *files), connected)
 
     def addressed(self, status: TaskStatus) -> TaskStatus:
@@ -116,12 +143,14 @@ class Holding:
         """Create its container; its program does not run yet."""
         assert self._prepared is not None
         container = describe_container(task, self._prepared, self._parts.hostname)
-        await self._parts.runtime.create(container)
+        with self._step("create"):
+            await self._parts.runtime.create(container)
 
     async def start(self, task: Task) -> Started:
         """Create its container unless that is done, and let its program run."""
         await self.create(task)
-        return await self._parts.runtime.start(task.id)
+        with self._step("start"):
+            return await self._parts.runtime.start(task.id)
 
     async def clear(self, task: Task) -> bool:
         """Remove the container; one that may run again keeps its files. Whether all is gone."""

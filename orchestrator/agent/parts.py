@@ -21,6 +21,7 @@ from orchestrator.model.objects import Volume
 from orchestrator.model.specs import HealthCheck
 from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, documents_pb2
+from orchestrator.tracing import OFF, Tracer
 
 
 class Images(Protocol):
@@ -109,3 +110,4 @@ class Parts:
     hostname: str
     """Of this node, for the containers to know."""
     clock: Callable[[], float] = field(default=time.time)
+    tracer: Tracer = OFF

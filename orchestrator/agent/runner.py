@@ -75,7 +75,7 @@ class TaskRunner:
         self._gate = gate
         self._predecessors = predecessors
         self._task: Task = from_proto(assigned.task)
-        self._holding = Holding(parts, assigned)
+        self._holding = Holding(parts, assigned, lambda: self.begun.is_set())
         self._caretaker = Caretaker(parts.probes, parts.clock)
         self._assigned = True
         self.stop_after: float = assigned.stop_after
@@ -309,8 +309,7 @@ class TaskRunner:
             await self._caretaker.attend(self, check, self._record_health)
 
     def _record_health(self, health: Health, output: str) -> None:
-        now = self._parts.clock()
-        self._account.record(replace(self.status, health=health, health_output=output, at=now))
+        self._account.record(self._holding.judged(self.status, health, output))
         if sick(self._task, self.status):
             self._news.arrive()
 

@@ -38,3 +38,5 @@ class Settings:
     """TCP port at which other nodes get images from this one; 0: any free one."""
     metrics_port: int
     """TCP port at which Prometheus reads this node's metrics; 0: any free one."""
+    otlp_endpoint: str = ""
+    """Where traces go; empty: where OpenTelemetry's variables say, else nowhere."""

@@ -126,6 +126,9 @@ class Worker:
         self._parts.files.take(payload)
 
     def _begin(self, assigned: dispatch_pb2.AssignedTask, record: Record | None) -> None:
+        if record is None and assigned.task.status.state <= TaskState.ASSIGNED:
+            now = self._parts.clock()
+            self._parts.tracer.record("dispatch", assigned.sent_at, now, assigned.trace)
         runner = TaskRunner(
             assigned,
             record,

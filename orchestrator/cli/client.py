@@ -6,6 +6,7 @@ named with the operating system's own reason within about three seconds.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -54,6 +55,8 @@ class Client:
         self._tried: list[str] = []
         """Endpoints that failed, with the reason, until one has answered."""
         self._endpoints = list(context.endpoints)
+        self.trace = ""
+        """The command's place in a trace."""
         self._spoke = False
         """Whether a manager has answered: then the certificates are right."""
 
@@ -133,7 +136,7 @@ class Client:
         if name not in self._methods:
             service, _, method = name.rpartition(".")
             self._methods[name] = Method(service or "Control", method)
-        return Call(connection, self._methods[name], request, timeout)
+        return Call(connection, self._methods[name], request, timeout, self.trace)
 
     def _open(self) -> Connection:
         """A connection to the first endpoint, from the one in turn, that is a manager."""
@@ -247,6 +250,13 @@ class Refused(CliError):
     """There is nothing of that name."""
 
 
+_TRACING = (
+    "TRACEPARENT",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+)
+"""Variables of OpenTelemetry that ask for traces of what a command does."""
+
 CLIENT = "orchestrator.cli.client"
 """Key of click's `meta`: what makes the clients that commands are given, if not `Client`."""
 
@@ -265,7 +275,12 @@ def pass_client(function: F) -> F:
     def command(ctx: click.Context, /, context_name: str | None, **kwargs: Any) -> Any:
         name = context_name or ctx.find_root().params.get("context_name")
         kind: Callable[[Context], Client] = ctx.meta.get(CLIENT, Client)
-        client = ctx.with_resource(kind(load_context(name)))
+        client = kind(load_context(name))
+        if any(variable in os.environ for variable in _TRACING):
+            from orchestrator.cli.traced import traced
+
+            client.trace = ctx.with_resource(traced(ctx.command_path))
+        ctx.with_resource(client)
         return ctx.invoke(function, client, **kwargs)
 
     return update_wrapper(command, function)  # type: ignore[return-value]

@@ -129,10 +129,15 @@ class Call:
     raises is raised by it too. Other threads may `cancel` it."""
 
     def __init__(
-        self, connection: Connection, method: Method, requests: Any, timeout: float | None
+        self,
+        connection: Connection,
+        method: Method,
+        requests: Any,
+        timeout: float | None,
+        trace: str = "",
     ) -> None:
         """`requests`: a message, or an iterable of them. `timeout`: seconds for all of it.
-        Raises ConnectionBroken."""
+        `trace`: the caller's place in a trace. Raises ConnectionBroken."""
         self._method = method
         self._until = None if timeout is None else time.monotonic() + timeout
         fields = [
@@ -145,6 +150,8 @@ class Call:
         ]
         if timeout is not None:
             fields.append(("grpc-timeout", f"{max(1, int(timeout * 1000))}m"))
+        if trace:
+            fields.append(("traceparent", trace))
         self._stream: Stream = connection.open(fields)
         self._failure: BaseException | None = None
         self._arrived = bytearray()

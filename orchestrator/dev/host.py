@@ -34,6 +34,11 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {"PATH": f"{_PATH}:{beside}", "HOME": "/root", "LANG": "C.UTF-8", **(extra or {})}
 
 
+def _tracing() -> dict[str, str]:
+    """What whoever starts a daemon says of traces, by OpenTelemetry's variables."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
+
+
 def orc_command() -> list[str]:
     """The `orc` that belongs to this interpreter, whatever is on the PATH."""
     return [sys.executable, str(Path(sys.executable).with_name("orc"))]
@@ -194,7 +199,9 @@ class Host:
                 "daemon": self.plan.daemon,
                 "argv": list(argv),
                 # A host's own registries.conf, auth.json and the like are in its own home.
-                "env": environment({"HOME": str(self.directory / "home"), **(env or {})}),
+                "env": environment(
+                    {"HOME": str(self.directory / "home"), **_tracing(), **(env or {})}
+                ),
             }
         )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -72,7 +73,8 @@ class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         method = str(details.method)
         service = method.strip("/").partition("/")[0]
 
-        async def check(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        @asynccontextmanager
+        async def checked(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
             identity = peer_identity(context)
             refusal = may_call(identity, service, self._cluster_id)
             if refusal:
@@ -87,15 +89,17 @@ class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                     },
                 )
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, refusal)
+            yield
 
-        return _guarded(handler, check)
+        return within(handler, checked)
 
 
-def _guarded(
-    handler: Any, check: Callable[[grpc.aio.ServicerContext[Any, Any]], Awaitable[None]]
+def within(
+    handler: Any,
+    block: Callable[[grpc.aio.ServicerContext[Any, Any]], AbstractAsyncContextManager[None]],
 ) -> Any:
-    """The same handler, behind `check`. A handler is unary or streaming on its answer's side;
-    what its request is makes no difference here."""
+    """The same handler, within a block of each call. A handler is unary or streaming on its
+    answer's side; what its request is makes no difference here."""
     streams = handler.response_streaming
     inner: Any = (
         (handler.stream_stream or handler.unary_stream)
@@ -104,16 +108,16 @@ def _guarded(
     )
 
     async def unary(request: Any, context: Any) -> Any:
-        await check(context)
-        return await inner(request, context)
+        async with block(context):
+            return await inner(request, context)
 
     async def stream(request: Any, context: Any) -> None:
-        await check(context)
-        if inspect.isasyncgenfunction(inner):
-            async for item in inner(request, context):
-                await context.write(item)
-        else:
-            await inner(request, context)
+        async with block(context):
+            if inspect.isasyncgenfunction(inner):
+                async for item in inner(request, context):
+                    await context.write(item)
+            else:
+                await inner(request, context)
 
     make = {
         (False, False): grpc.unary_unary_rpc_method_handler,

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from orchestrator.configfile import config_option
+from orchestrator.tracing import CannotTrace, endpoint_option
 
 
 @click.command()
@@ -32,6 +33,7 @@ from orchestrator.configfile import config_option
     type=click.FloatRange(min=1.0),
     help="Seconds of silence after which a node is down (5 at first).",
 )
+@endpoint_option
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -46,6 +48,7 @@ def manager(
     etcd_cert: Path | None,
     etcd_key: Path | None,
     node_timeout: float | None,
+    otlp_endpoint: str,
     log_level: str,
 ) -> None:
     """Run a manager in the foreground.
@@ -69,10 +72,10 @@ def manager(
             )
         tls = EtcdTls(etcd_cacert, etcd_cert, etcd_key)
     endpoints = tuple(part.strip() for part in etcd_endpoints.split(",") if part.strip())
-    settings = ManagerSettings(data_dir, endpoints, tls, node_timeout)
+    settings = ManagerSettings(data_dir, endpoints, tls, node_timeout, otlp_endpoint)
     try:
         run_until_signalled(serve(settings))
-    except* (CannotServe, NoIdentity, StoreError) as group:
+    except* (CannotServe, CannotTrace, NoIdentity, StoreError) as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -31,6 +32,7 @@ from orchestrator.manager.api.networkdoctor import DoctorCalls
 from orchestrator.manager.api.networks import NetworkCalls
 from orchestrator.manager.api.policies import PolicyCalls
 from orchestrator.manager.api.system import SystemCalls
+from orchestrator.manager.api.tracedcalls import TracedCalls
 from orchestrator.manager.api.volumes import VolumeCalls
 from orchestrator.manager.dashboard.tickets import TicketCalls
 from orchestrator.manager.dispatcher import Dispatcher
@@ -53,6 +55,7 @@ from orchestrator.manager.store.kv import Conflict, Kv
 from orchestrator.manager.store.member import EtcdMember
 from orchestrator.manager.store.timed import TimedKv
 from orchestrator.manager.term import Term
+from orchestrator.manager.traces import TaskSpans
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.manager.vault import Vault
 from orchestrator.manager.webapp import web
@@ -76,6 +79,7 @@ from orchestrator.pb import (
     volumes_pb2_grpc,
 )
 from orchestrator.systemd import Supervisor
+from orchestrator.tracing import OFF, Tracer, current, tracer
 from orchestrator.web.https import CannotListen
 from orchestrator.web.scrape import process_registry
 
@@ -108,6 +112,8 @@ class ManagerSettings:
     etcd_tls: EtcdTls | None = None
     node_timeout: float | None = None
     """Seconds of silence after which a node is down; None: as stored (5 at first)."""
+    otlp_endpoint: str = ""
+    """Where traces go; empty: where OpenTelemetry's variables say, else nowhere."""
 
 
 @asynccontextmanager
@@ -186,15 +192,18 @@ class Manager:
         identity: ManagerIdentity,
         kv: Kv,
         supervisor: Supervisor,
+        tracer: Tracer = OFF,
     ) -> None:
         self._settings = settings
         self._identity = identity
         self._supervisor = supervisor
         self._registry = process_registry()
         times = metrics.StoreTimes(self._registry)
-        self._kv = kv = TimedKv(kv, times.took, times.failed)
+        self._tracer = tracer
+        self._kv = kv = TimedKv(kv, _took(times, tracer), times.failed)
         self.cache = Cache(kv)
         self._latencies = metrics.Latencies(self.cache, self._registry)
+        self._spans = TaskSpans(self.cache, tracer, lambda: bool(self._leader))
         self.inbox = Inbox(time.time)
         self._events = EventLog(self.cache, time.time)
         self._tunnels = Tunnels(new_id)
@@ -212,6 +221,7 @@ class Manager:
             Payloads(self.cache, DocumentStore(kv, self._vault)),
             lambda: self._address,
             self._managers,
+            tracer,
         )
 
     def _managers(self) -> list[str]:
@@ -223,7 +233,11 @@ class Manager:
             group.create_task(self.cache.follow())
             await self.cache.wait_for(1)
             await _found(self._kv, self.cache, self._identity, self._settings)
-            async with self._events.following(), self._latencies.following():
+            async with (
+                self._events.following(),
+                self._latencies.following(),
+                self._spans.following(),
+            ):
                 await self._serve()
 
     def _state(self) -> metrics.ManagerState:
@@ -269,14 +283,16 @@ class Manager:
             leader=lambda: self._leader,
             now=time.time,
             new_id=new_id,
+            tracer=self._tracer,
         )
 
     def _server(self, context: ApiContext) -> grpc.aio.Server:
         folder, identity = self._settings.data_dir, self._identity
         authority = KeyPair((folder / "ca.pem").read_text(), (folder / "ca.key").read_text())
-        server = grpc.aio.server(
-            interceptors=[RoleGuard(identity.cluster_id)], options=_SERVER_OPTIONS
-        )
+        guards: list[grpc.aio.ServerInterceptor[Any, Any]] = [RoleGuard(identity.cluster_id)]
+        if self._tracer.on:
+            guards.append(TracedCalls(self._tracer))
+        server = grpc.aio.server(interceptors=guards, options=_SERVER_OPTIONS)
         control_pb2_grpc.add_ControlServicer_to_server(ControlApi(context), server)
         containers_pb2_grpc.add_ContainersServicer_to_server(ContainerCalls(context), server)
         images_pb2_grpc.add_ImagesServicer_to_server(ImagesApi(context), server)
@@ -340,5 +356,20 @@ async def serve(settings: ManagerSettings) -> None:
     """Run a manager until cancelled. Raises CannotServe, NoIdentity, StoreError."""
     supervisor = Supervisor.taken()
     identity = read_manager(settings.data_dir)
-    async with _store(settings) as kv:
-        await Manager(settings, identity, kv, supervisor).run()
+    traces = tracer("orc-manager", identity.manager_id, settings.otlp_endpoint)
+    with closing(traces):
+        async with _store(settings) as kv:
+            await Manager(settings, identity, kv, supervisor, traces).run()
+
+
+def _took(times: metrics.StoreTimes, traces: Tracer) -> Callable[[str, float], None]:
+    """What is told of each of the store's answers."""
+    if not traces.on:
+        return times.took
+
+    def took(operation: str, seconds: float) -> None:
+        times.took(operation, seconds)
+        now = time.time()
+        traces.record(f"store {operation}", now - seconds, now, current())
+
+    return took

@@ -30,6 +30,7 @@ from orchestrator.model.convert import from_proto
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Image
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
+from orchestrator.tracing import OFF, Tracer
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         payloads: Payloads,
         leader_address: Callable[[], str],
         managers: Callable[[], list[str]],
+        tracer: Tracer = OFF,
     ) -> None:
         self._cache = cache
         self._inbox = inbox
@@ -59,6 +61,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._payloads = payloads
         self._leader_address = leader_address
         self._managers = managers
+        self._tracer = tracer
         self._sessions: dict[str, NodeSession] = {}
         self._networks = NetworkOrders()
         self._endpoints: EndpointFeed | None = None
@@ -152,7 +155,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         if first is None or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a session begins with a hello")
             return
-        session = NodeSession(node_id, self._networks)
+        session = NodeSession(node_id, self._networks, self._tracer)
         if (older := self._sessions.get(node_id)) is not None:
             older.end("a newer session of this node began")
         self._sessions[node_id] = session

@@ -7,6 +7,7 @@ sent is compared with what is wanted, so a wake-up that was missed costs nothing
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from orchestrator.manager.payloads import files_of, keys_of, payloads_of
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import name_on, named_volumes
+from orchestrator.manager.traces import place_of
 from orchestrator.model.convert import to_proto
 from orchestrator.model.generic import with_generic
 from orchestrator.model.nodes import NodeState
@@ -27,6 +29,7 @@ from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 from orchestrator.model.templates import filled
 from orchestrator.pb import dispatch_pb2
+from orchestrator.tracing import OFF, Tracer
 from orchestrator.web.scrape import digest
 
 
@@ -62,9 +65,10 @@ def _order(view: ClusterView, task: Task) -> _Order:
 class NodeSession:
     """One agent's session: what it was sent, and what it is yet to be told."""
 
-    def __init__(self, node_id: str, networks: NetworkOrders) -> None:
+    def __init__(self, node_id: str, networks: NetworkOrders, tracer: Tracer = OFF) -> None:
         self.node_id = node_id
         self._networks = networks
+        self._tracer = tracer
         self.ended = ""
         self._messages: deque[Any] = deque()
         self._sent: dict[str, _Order] = {}
@@ -141,6 +145,7 @@ class NodeSession:
             del self._sent[task_id]
         self._sent_networks = networks
         self._sequence += 1
+        now = time.time() if self._tracer.on else 0.0
         return dispatch_pb2.Assignments(
             full=full,
             applies_to=self._sequence - 1,
@@ -152,6 +157,8 @@ class NodeSession:
                     volumes=_volumes(view, task),
                     files=files_of(view, task),
                     stop_after=_stop_after(view, task),
+                    trace=place_of(self._tracer, task),
+                    sent_at=now,
                 )
                 for task in added
             ],

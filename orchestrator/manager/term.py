@@ -27,6 +27,7 @@ from orchestrator.manager.store.cache import Cache, Feed, fold
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import object_key
 from orchestrator.manager.store.kv import Conflict, Guard, Kv, StoreUnavailable
+from orchestrator.manager.traces import attributed
 from orchestrator.model.objects import Object
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class Term:
             try:
                 revision = await commit(
                     self._kv,
-                    list(decided.changes.values()),
+                    attributed(decided.view, decided.changes, self._now()),
                     decided.requires.values(),
                     fence=self._fence,
                 )

@@ -131,6 +131,8 @@ class Service:
     """Id of each secret and config that the spec names → the version that its tasks have."""
     declined: dict[str, int] = field(default_factory=dict)
     """Versions that it was rolled back from: it is not given them again by itself."""
+    trace: str = ""
+    """Place in a trace of the call that wrote it last; see `orchestrator.tracing`."""
 
     @property
     def policy(self) -> UpdatePolicy:

@@ -103,6 +103,8 @@ class Task:
     """What it was given of its node: kind → a number, or names."""
     documents: dict[str, int] = field(default_factory=dict)
     """Id of each secret and config that its spec names → the version that it has, or is to have."""
+    trace: str = ""
+    """Place in a trace of the call that wanted it; see `orchestrator.tracing`."""
 
     @property
     def standalone(self) -> bool:

@@ -33,6 +33,7 @@ from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.model.validate import known_signal, validate_constraints, validate_task
 from orchestrator.pb import containers_pb2, containers_pb2_grpc, dispatch_pb2
+from orchestrator.tracing import current
 
 _LIVE = (TaskState.STARTING, TaskState.RUNNING)
 
@@ -70,6 +71,7 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
             auto_remove=request.auto_remove,
             constraints=constraints,
             affinities=affinities,
+            trace=current(),
         )
         key = unique_key(task)
         assert key is not None  # it has a name
@@ -250,6 +252,8 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
             after = edit(task)
             if after == task:
                 return task
+            if after.run > task.run:
+                after = replace(after, trace=current())
             turn = PortTurn()
             if ports:
                 turn = await port_turn(self.api.kv, cache, task.spec, task.id)

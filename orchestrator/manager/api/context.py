@@ -23,6 +23,7 @@ from orchestrator.manager.tunnels import Tunnels
 from orchestrator.manager.vault import Vault, VaultError
 from orchestrator.model.convert import ConvertError
 from orchestrator.model.validate import InvalidSpec
+from orchestrator.tracing import OFF, Tracer
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class ApiContext:
     """Identity of the leading manager; empty when nobody leads."""
     now: Callable[[], float]
     new_id: Callable[[], str]
+    tracer: Tracer = OFF
 
     @property
     def view(self) -> ClusterView:

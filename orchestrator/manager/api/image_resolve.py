@@ -9,7 +9,7 @@ from orchestrator.manager.api.image_nodes import ask, ready_nodes
 from orchestrator.manager.credentials import auth_for
 from orchestrator.manager.lookup import find_image, image_hint
 from orchestrator.manager.refusal import Refusal, not_found
-from orchestrator.model.names import parse_image
+from orchestrator.model.names import ImageName, parse_image
 from orchestrator.model.specs import ContainerSpec
 from orchestrator.pb import dispatch_pb2, images_pb2
 
@@ -28,6 +28,11 @@ async def resolve_image(
     if container.rootfs:
         return ""
     name = parse_image(container.image)
+    with api.tracer.span("resolve image", image=str(name)):
+        return await _resolved(api, name, ask_registry)
+
+
+async def _resolved(api: ApiContext, name: ImageName, ask_registry: bool) -> str:
     try:
         image = find_image(api.view, name.digest or str(name))
         return name.digest or image.id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering
@@ -16,6 +17,7 @@ from orchestrator.model.convert import to_proto
 from orchestrator.model.services import Service
 from orchestrator.model.specs import Overlap
 from orchestrator.pb import jobs_pb2_grpc
+from orchestrator.tracing import current
 
 
 class JobCalls(Calls, jobs_pb2_grpc.JobsServicer):  # type: ignore[misc]
@@ -53,7 +55,7 @@ class JobCalls(Calls, jobs_pb2_grpc.JobsServicer):  # type: ignore[misc]
         while True:
             read = api.cache.revision
             before = find_job(api.view, word)
-            after = change(before)
+            after = replace(change(before), trace=current())
             try:
                 revision = await commit(api.kv, [Change(before, after)])
             except Conflict:

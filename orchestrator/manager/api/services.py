@@ -33,6 +33,7 @@ from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.tasks import Task
 from orchestrator.model.validate import validate_service
 from orchestrator.pb import control_pb2
+from orchestrator.tracing import current
 
 PICTURE_INTERVAL = 0.02
 """Seconds between two pictures of a service at the least: a picture of sixty tasks that start
@@ -67,7 +68,7 @@ class ServiceCalls(Calls):
                 api, spec.task.container, ask_registry=not request.no_resolve_image
             ),
         )
-        service = jobruns.born(service)
+        service = replace(jobruns.born(service), trace=current())
         key = name_key(Service, name)
         while True:
             read = api.cache.revision
@@ -177,7 +178,7 @@ class ServiceCalls(Calls):
         """Write a changed service, and answer with it."""
         api = self.api
         while True:
-            after, turn = change(service), PortTurn()
+            after, turn = replace(change(service), trace=current()), PortTurn()
             ports = after.spec.task.ports
             if ports != service.spec.task.ports:
                 turn = await port_turn(api.kv, api.cache, after.spec.task, service.id)

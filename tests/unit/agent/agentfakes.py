@@ -25,6 +25,7 @@ from orchestrator.model.specs import ContainerSpec, HealthCheck, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import dispatch_pb2
+from orchestrator.tracing import OFF, Tracer
 
 NOW = 1000.0
 
@@ -270,6 +271,7 @@ class Host:
         self.files.mkdir(exist_ok=True)
         self.probes = FakeProbes()
         self.boot_id = "boot-1"
+        self.tracer: Tracer = OFF
 
     def parts(self) -> Parts:
         return Parts(
@@ -283,6 +285,7 @@ class Host:
             boot_id=self.boot_id,
             hostname="host",
             clock=lambda: NOW,
+            tracer=self.tracer,
         )
 
     def reboot(self) -> None:

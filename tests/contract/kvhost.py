@@ -10,12 +10,13 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.manager.store.etcdtls import EtcdTls
+from orchestrator.manager.store.kv import Batch
 from orchestrator.manager.store.member import EtcdMember
 
 
@@ -56,6 +57,12 @@ def hosted(data_dir: Path) -> Iterator[Host]:
         )
     finally:
         process.communicate()
+
+
+async def next_of(changes: AsyncIterator[Batch]) -> Batch:
+    """What a watch gives next."""
+    async with asyncio.timeout(15):
+        return await anext(changes)
 
 
 async def main(data_dir: Path) -> None:

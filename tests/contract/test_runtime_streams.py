@@ -214,10 +214,12 @@ def test_further_programs(kind: type[CrunWorld], tmp_path: Path) -> None:
             with pytest.raises(RuntimeFailure, match="no folder `/nowhere`"):
                 await execs.start(access, ExecSpec(("true",), workdir="/nowhere"))
 
-            command = ("sh", "-c", "busybox stty size; echo $TERM; read x; exit $x")
+            # crun lets the program run and then sets the size, so there may be none at first.
+            size = "until [ \"$(busybox stty size)\" = '20 70' ]; do sleep 0.01; done 2> /dev/null"
+            command = ("sh", "-c", f"{size}; echo sized $TERM; read x; exit $x")
             shell = ExecSpec(command, tty=True, stdin=True, rows=20, columns=70)
             program = await execs.start(access, shell)
-            await until(program, b"20 70\r\nxterm\r\n")
+            await until(program, b"sized xterm\r\n")
             await program.write(b"9\n")
             _, _, code = await finish(program)
             assert code == 9

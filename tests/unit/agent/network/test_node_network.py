@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
-import os
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -16,50 +11,25 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from nodekit import NET, cables, config, node, published, subnet
 from nshosts import NsHost, reach, socket_in, wait_for
 
 from orchestrator.agent.network import (
-    Interface,
-    NetworkConfig,
     NetworkError,
     NodeNetwork,
     Peer,
     PortMapping,
 )
-from orchestrator.cni import namespaces, netlink, vxlan
+from orchestrator.cni import namespaces
 from orchestrator.cni.errors import Code
-from orchestrator.cni.rtnetlink import NetlinkError, text
 
 pytestmark = pytest.mark.root
 
+
 IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
+
+
 BEYOND = "198.51.100.1"
-NET = "net1"
-
-
-def published(*ports: PortMapping) -> Interface:
-    return Interface(ports=ports)
-
-
-def subnet(number: int) -> str:
-    return f"10.128.{number}.0/24"
-
-
-def config(host: NsHost, number: int, peers: tuple[Peer, ...] = ()) -> NetworkConfig:
-    return NetworkConfig(
-        id=NET,
-        name="default",
-        vni=7,
-        cluster_cidr="10.128.0.0/14",
-        subnet=subnet(number),
-        mtu=0,
-        node_address=host.address,
-        peers=peers,
-    )
-
-
-def node(host: NsHost, **more: float) -> NodeNetwork:
-    return NodeNetwork(host.state, host.run, command=host.helper, **more)
 
 
 class Cluster:
@@ -93,14 +63,6 @@ async def single(host: NsHost) -> AsyncIterator[NodeNetwork]:
     async with node(host) as network:
         await network.apply(config(host, 0))
         yield network
-
-
-def cables(host: NsHost) -> list[str]:
-    """The cables' ends on the host."""
-    return [link["ifname"] for link in host.ip("link", "show", "type", "veth")]
-
-
-# -- connectivity --------------------------------------------------------------------------------
 
 
 async def test_containers_and_hosts_reach_each_other(cluster: Cluster) -> None:
@@ -203,9 +165,6 @@ async def test_a_udp_client_that_never_stops_follows_the_port(cluster: Cluster) 
                 client.sendto(name.encode(), (one.address, 5300))
                 assert server.recv(100) == name.encode()
             await network.detach(name)
-
-
-# -- attach and detach ---------------------------------------------------------------------------
 
 
 async def test_attach_again_is_the_same(single: NodeNetwork, host: NsHost) -> None:
@@ -330,9 +289,6 @@ async def test_after_a_reboot_leases_are_collected(single: NodeNetwork, host: Ns
         await single.check(NET, "a")
 
 
-# -- level-triggered -----------------------------------------------------------------------------
-
-
 async def test_what_is_removed_by_hand_comes_back(cluster: Cluster) -> None:
     one = cluster.hosts[0]
     a = await cluster.networks[0].attach(NET, "a", published(PortMapping(8080, 80)))
@@ -422,138 +378,3 @@ async def test_foreign_rules_are_untouched(single: NodeNetwork, host: NsHost) ->
     await single.remove(NET)
     assert host.shell("nft", "list", "ruleset") == foreign
     assert [link["ifname"] for link in host.ip("link")] == ["lo", "uplink"]
-
-
-# -- the helper ----------------------------------------------------------------------------------
-
-
-async def test_a_killed_helper_leaks_and_doubles_nothing(single: NodeNetwork, host: NsHost) -> None:
-    given: dict[str, str] = {}
-    for number in range(40):
-        name = f"c{number}"
-        async with asyncio.TaskGroup() as group:
-            adding = group.create_task(
-                single.attach(NET, name, published(PortMapping(1000 + number, 80)))
-            )
-            if number % 2:
-                # At a different point of each attachment.
-                await asyncio.sleep(number * 0.00008)
-                pid = single.helper_pid
-                if pid is not None:
-                    os.kill(pid, signal.SIGKILL)
-        given[name] = adding.result().address
-    assert len(set(given.values())) == 40
-    kept = [f"c{number}" for number in range(0, 40, 4)]
-    await single.collect(kept)
-    assert len(cables(host)) == len(kept)
-    assert sorted(path.name for path in (host.run / "netns").iterdir()) == sorted(kept)
-    for name in kept:
-        await single.check(NET, name)
-    listed = host.shell("nft", "list", "map", "inet", "orc", "published")
-    assert listed.count("tcp . ") == len(kept)
-    await single.collect([])
-    assert cables(host) == []
-
-
-async def test_a_cancelled_caller_disturbs_nobody(single: NodeNetwork) -> None:
-    for number in range(10):
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.0005):
-                await single.attach(NET, f"cancelled{number}")
-        attached = await single.attach(NET, f"c{number}")
-        assert attached.container_id in attached.netns
-
-
-async def test_many_at_once(single: NodeNetwork, host: NsHost) -> None:
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(single.attach(NET, f"c{number}")) for number in range(50)]
-    assert len({task.result().address for task in tasks}) == 50
-    assert len(cables(host)) == 50
-
-
-async def test_a_helper_that_hangs_is_replaced(host: NsHost) -> None:
-    async with NodeNetwork(
-        host.state, host.run, timeout=0.1, command=("sh", "-c", "exec sleep 60")
-    ) as network:
-        with pytest.raises(NetworkError, match=r"did not answer within 0\.1 s"):
-            await network.apply(config(host, 0))
-        assert network.helper_pid is None
-
-
-async def test_a_helper_that_cannot_live(host: NsHost) -> None:
-    async with NodeNetwork(host.state, host.run, command=("false",)) as network:
-        with pytest.raises(NetworkError, match="died twice"):
-            await network.apply(config(host, 0))
-    async with NodeNetwork(host.state, host.run, command=("/nowhere",)) as network:
-        with pytest.raises(NetworkError, match="cannot be started: No such file"):
-            await network.apply(config(host, 0))
-
-
-def test_the_helper_leaves_with_its_agent(host: NsHost) -> None:
-    command = [*host.helper, str(host.state), str(host.run)]
-    done = subprocess.run(command, input=b"not json\n", capture_output=True, timeout=5)
-    assert done.returncode == 0
-    assert b"not a request of the helper" in done.stdout
-
-
-async def test_before_the_first_configuration(host: NsHost) -> None:
-    async with node(host) as network:
-        with pytest.raises(NetworkError, match="not got the network yet"):
-            await network.attach(NET, "a")
-
-
-def test_the_agent_stays_free_of_netlink() -> None:
-    code = "import sys, orchestrator.agent.network; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    ours = {name for name in loaded.split() if name.startswith("orchestrator.cni")}
-    # The endpoint table's types are shared, and pure.
-    assert ours <= {"orchestrator.cni", "orchestrator.cni.endpoints", "orchestrator.cni.errors"}
-
-
-# -- words for the user --------------------------------------------------------------------------
-
-
-async def test_an_address_that_is_not_here(host: NsHost) -> None:
-    elsewhere = NsHost(host.netns, "203.0.113.5", host.state, host.run)
-    async with node(host) as network:
-        with pytest.raises(NetworkError, match=r"no interface .* address 203\.0\.113\.5"):
-            await network.apply(config(elsewhere, 0))
-
-
-async def test_peers_that_overlap(single: NodeNetwork, host: NsHost) -> None:
-    peers = (Peer("10.128.1.0/24", "192.0.2.1"), Peer("10.128.1.0/25", "192.0.2.2"))
-    with pytest.raises(NetworkError, match="must not overlap"):
-        await single.apply(config(host, 0, peers))
-
-
-async def test_a_vni_in_use(single: NodeNetwork, host: NsHost) -> None:
-    host.shell("ip", "link", "del", "orcvx7")
-    host.shell(
-        "ip", "link", "add", "other", "type", "vxlan", "id", "7", "dstport", "4789",
-        "local", host.address,
-    )  # fmt: skip
-    with pytest.raises(NetworkError, match="another VXLAN device already uses VNI 7"):
-        await single.apply(config(host, 0))
-
-
-def test_what_an_older_kernel_says(host: NsHost) -> None:
-    with namespaces.opened(host.netns) as within, namespaces.route_socket(within) as sock:
-        name = text(netlink.IFLA_IFNAME, "x0")
-        with pytest.raises(NetlinkError) as caught:
-            netlink._create(sock, netlink._ifinfo() + name, "a-kind-that-is-not-compiled-in")
-    refused = vxlan.refused("orcvx7", 7, caught.value)
-    assert str(refused).startswith("this kernel has no VXLAN: load the module vxlan")
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "words"),
-    [
-        (errno.EOPNOTSUPP, Code.KERNEL_LACKS, "this kernel has no VXLAN: load the module vxlan"),
-        (errno.EPERM, Code.IO_FAILURE, "networks need root"),
-        (errno.EEXIST, Code.INVALID_CONFIG, "VNI 7"),
-        (errno.ENOMEM, Code.IO_FAILURE, "VXLAN device orcvx7: Cannot allocate memory"),
-    ],
-)
-def test_what_the_kernel_refuses(number: int, code: Code, words: str) -> None:
-    error = vxlan.refused("orcvx7", 7, NetlinkError(number, os.strerror(number)))
-    assert (error.code, words in str(error)) == (code, True)

@@ -1,0 +1,45 @@
+"""One node's network of one name, as most tests have it."""
+
+from __future__ import annotations
+
+from nshosts import NsHost
+
+from orchestrator.agent.network import (
+    Interface,
+    NetworkConfig,
+    NodeNetwork,
+    Peer,
+    PortMapping,
+)
+
+NET = "net1"
+
+
+def published(*ports: PortMapping) -> Interface:
+    return Interface(ports=ports)
+
+
+def subnet(number: int) -> str:
+    return f"10.128.{number}.0/24"
+
+
+def config(host: NsHost, number: int, peers: tuple[Peer, ...] = ()) -> NetworkConfig:
+    return NetworkConfig(
+        id=NET,
+        name="default",
+        vni=7,
+        cluster_cidr="10.128.0.0/14",
+        subnet=subnet(number),
+        mtu=0,
+        node_address=host.address,
+        peers=peers,
+    )
+
+
+def node(host: NsHost, **more: float) -> NodeNetwork:
+    return NodeNetwork(host.state, host.run, command=host.helper, **more)
+
+
+def cables(host: NsHost) -> list[str]:
+    """The cables' ends on the host."""
+    return [link["ifname"] for link in host.ip("link", "show", "type", "veth")]

@@ -13,7 +13,7 @@ from tracereceiver import Span, TraceReceiver
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 HOSTS = ("manager1", "node1")
-STEPS = ("dispatch", "pull", "volumes", "network", "create", "start", "first health")
+STEPS = ("dispatch", "pull", "volumes", "files", "network", "create", "start", "first health")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from orchestrator.model.tasks import Health
 from orchestrator.pb import dispatch_pb2
 
 TRACE, TASK = "a" * 32, "b" * 16
-BEGINNING = ["dispatch", "pull", "volumes", "network", "create", "start"]
+BEGINNING = ["dispatch", "pull", "volumes", "files", "network", "create", "start"]
 
 
 @pytest.fixture

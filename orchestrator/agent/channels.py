@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,6 +10,7 @@ from orchestrator.agent.failures import AgentFailure
 from orchestrator.agent.images.blobs import BlobService
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.settings import Settings
+from orchestrator.identity.pair import TlsFiles
 from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.tls import (
     MANAGER_NAME,
@@ -26,23 +26,22 @@ class Channels:
     """Opens channels with the node's certificate."""
 
     def __init__(self, settings: Settings) -> None:
-        data: Path = settings.data_dir
-        self._credentials = channel_credentials(
-            data / "ca.pem", data / "node.pem", data / "node.key"
-        )
+        self._files = TlsFiles.of(settings.data_dir, "node")
 
     def manager(self, address: str) -> grpc.aio.Channel:
         """To a manager at HOST:PORT."""
         # With a pool of its own a channel does not inherit the back-off of the one before.
         own: list[tuple[str, Any]] = [("grpc.use_local_subchannel_pool", 1)]
         return grpc.aio.secure_channel(
-            address, self._credentials, options=channel_options(MANAGER_NAME) + own
+            address,
+            channel_credentials(self._files),
+            options=channel_options(MANAGER_NAME) + own,
         )
 
     def node(self, address: str) -> grpc.aio.Channel:
         """To another node's server of blobs, at HOST:PORT."""
         return grpc.aio.secure_channel(
-            address, self._credentials, options=channel_options(NODE_NAME)
+            address, channel_credentials(self._files), options=channel_options(NODE_NAME)
         )
 
 
@@ -55,8 +54,7 @@ async def serve_blobs(settings: Settings, store: ImageStore) -> tuple[grpc.aio.S
         options=[("grpc.so_reuseport", 0)],
     )
     blobs_pb2_grpc.add_BlobsServicer_to_server(BlobService(store.blob_path), server)
-    data = settings.data_dir
-    credentials = server_credentials(data / "ca.pem", data / "node.pem", data / "node.key")
+    credentials = server_credentials(TlsFiles.of(settings.data_dir, "node"))
     try:
         port = server.add_secure_port(address, credentials)
     except RuntimeError as error:

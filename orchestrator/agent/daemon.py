@@ -22,6 +22,7 @@ from pathlib import Path
 
 from orchestrator.agent import buildorders, containerfiles, describe, imageorders, metrics
 from orchestrator.agent.balancing import KernelBalance
+from orchestrator.agent.certificate import Certificate
 from orchestrator.agent.channels import Channels, serve_blobs
 from orchestrator.agent.copies import Copies
 from orchestrator.agent.dialer import Dialer
@@ -65,6 +66,7 @@ from orchestrator.agent.volumes.listing import VolumeListing
 from orchestrator.agent.volumes.plugins import Plugins
 from orchestrator.agent.volumes.store import VolumeStore
 from orchestrator.agent.worker import Worker
+from orchestrator.identity.pair import TlsFiles
 from orchestrator.model import nodes
 from orchestrator.model.networks import CHAINS
 from orchestrator.model.tasks import Task
@@ -334,6 +336,7 @@ async def run(settings: Settings) -> None:
             ),
             rng=rng,
         )
+        certificate = Certificate(TlsFiles.of(data, "node").pair, lambda: dialer.channel)
         log.info(
             "agent started",
             extra={"node": identity.node_id, "address": identity.address, "blob_port": blob_port},
@@ -356,6 +359,7 @@ async def run(settings: Settings) -> None:
             group.create_task(_wake_for(volumes.changed, wake), name="volume drivers")
             group.create_task(foreign.run(wake.set), name="networks of others")
             group.create_task(dialer.run(), name="dialer")
+            group.create_task(certificate.run(rng.random()), name="certificate")
 
 
 async def _layers(images: ClusterImages, task: Task) -> Sequence[Path]:

@@ -28,9 +28,10 @@ from orchestrator.agent.runtime.gauges import GaugeFiles
 from orchestrator.agent.runtime.kernelfiles import keyed, number, read_text
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.volumes.store import VolumeStore
+from orchestrator.identity.pair import TlsFiles
 from orchestrator.model.specs import STACK_LABEL
 from orchestrator.model.states import TaskState
-from orchestrator.web.https import TlsFiles, listening
+from orchestrator.web.https import listening
 from orchestrator.web.scrape import MetricsApp, process_registry
 
 _CPU_MODES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
@@ -99,7 +100,7 @@ async def serving(
     registry.register(AgentCollector(shown, facts))
     containers = ContainerText(shown.runners, shown.access, host.nodename)
     app = MetricsApp(registry, identity.cluster_id, token_digest, containers.render)
-    files = TlsFiles(data / "ca.pem", data / "node.pem", data / "node.key")
+    files = TlsFiles.of(data, "node")
     async with listening(app, identity.address, settings.metrics_port, files) as port:
         yield port
 

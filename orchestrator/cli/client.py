@@ -16,6 +16,7 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.context import Context, load_context
 from orchestrator.cli.groups import CliError
+from orchestrator.cli.renewal import renew_if_due
 
 if TYPE_CHECKING:
     from orchestrator.cli.http2 import Connection, ConnectionBroken
@@ -64,6 +65,8 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._spoke and not self.pretends:
+            renew_if_due(self._context, self.call)
         self.close()
 
     @property
@@ -209,7 +212,7 @@ class Client:
             raise CliError(
                 f"the manager at {endpoint} refused the certificate of context "
                 f"{self._context.name!r}; it has expired or is of another cluster, so make a new "
-                "one with 'orc context create'"
+                "one with 'orc cluster admin', on a manager's host"
             )
         raise ManagerLost(
             f"the connection to the manager at {endpoint} broke; is it still running?"

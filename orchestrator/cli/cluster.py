@@ -7,7 +7,7 @@ from typing import Any, cast
 import click
 
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.flag_types import Parsed
+from orchestrator.cli.flag_types import CERTIFICATE_LIFETIME, Parsed
 from orchestrator.cli.groups import Lazy, OrcGroup, example
 from orchestrator.cli.output import format_option, moment, print_fields, print_json, word
 from orchestrator.cli.update_settings import one_of
@@ -18,6 +18,7 @@ from orchestrator.pb import control_pb2
 _HOSTS = (
     Lazy("init", "orchestrator.cli.membership:init", "Make this host a cluster's first manager"),
     Lazy("join", "orchestrator.cli.membership:join", "Make this host a node of a cluster"),
+    Lazy("admin", "orchestrator.cli.membership:admin", "Make an admin's context, on a manager"),
 )
 
 
@@ -52,6 +53,7 @@ def info(client: Client, form: str) -> None:
                 "tasks_running": reply.tasks_running,
                 "join_address": reply.join_address,
                 "strategy": word(Strategy(reply.strategy)),
+                "certificate_lifetime": reply.certificate_lifetime,
             }
         )
         return
@@ -70,6 +72,7 @@ def info(client: Client, form: str) -> None:
             ("Network", reply.network_cidr),
             ("Node is down after", format_duration(reply.node_timeout)),
             ("Strategy", word(Strategy(reply.strategy))),
+            ("Certificates last", format_duration(reply.certificate_lifetime)),
             ("Nodes join at", reply.join_address),
         ]
     )
@@ -81,12 +84,20 @@ def info(client: Client, form: str) -> None:
     type=Parsed("spread|binpack", one_of(Strategy)),
     help="Which nodes get what is new: those with little load, or the fullest.",
 )
+@click.option(
+    "--cert-expiry",
+    type=CERTIFICATE_LIFETIME,
+    help="How long certificates last that are made from now on.",
+)
 @pass_client
-def update(client: Client, strategy: Strategy | None) -> None:
+def update(client: Client, strategy: Strategy | None, cert_expiry: float | None) -> None:
     """Change settings of the cluster. What runs stays where it is."""
-    if strategy is None:
-        raise click.UsageError("nothing to change; give --strategy")
-    request = control_pb2.UpdateClusterRequest(strategy=cast(Any, int(strategy)))
+    if strategy is None and cert_expiry is None:
+        raise click.UsageError("nothing to change; give --strategy or --cert-expiry")
+    request = control_pb2.UpdateClusterRequest(
+        strategy=None if strategy is None else cast(Any, int(strategy)),
+        certificate_lifetime=cert_expiry,
+    )
     click.echo(client.call("UpdateCluster", request).id)
 
 

@@ -24,7 +24,7 @@ NO_CLUSTER = (
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """How to reach one cluster as its admin."""
+    """How to reach one cluster, and as whom."""
 
     name: str
     endpoints: tuple[str, ...]
@@ -35,6 +35,8 @@ class Context:
     """PEM."""
     key: str
     """PEM, not encrypted."""
+    renew_at: float = 0.0
+    """Unix time from which the certificate is to be renewed; 0: not known."""
 
 
 def save_context(context: Context, use: bool = True) -> None:

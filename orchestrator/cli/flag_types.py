@@ -46,9 +46,17 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(shlex.split(text))
 
 
+def _certificate_lifetime(text: str) -> float:
+    seconds = parse_duration(text, "certificate lifetime")
+    if not 20 <= seconds <= 5 * 365 * 24 * 3600:
+        raise ValueError("certificates may last from 20s to 43800h (five years)")
+    return seconds
+
+
 MEMORY = Parsed("size", parse_memory)
 CPUS = Parsed("cores", parse_cpus)
 DURATION = Parsed("duration", parse_duration)
+CERTIFICATE_LIFETIME = Parsed("duration", _certificate_lifetime)
 WORDS = Parsed("words", _words)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import ipaddress
 import socket
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.context import Context, save_context
+from orchestrator.cli.flag_types import CERTIFICATE_LIFETIME
 from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.units import started
 
@@ -49,13 +51,28 @@ def _network(text: str) -> str:
     help="Where the manager keeps its identity and state.",
 )
 @click.option("--context", "name", default="default", show_default=True, help="Name for 'orc'.")
-def init(advertise: str, listen_port: int, network: str, data_dir: Path, name: str) -> None:
+@click.option(
+    "--cert-expiry",
+    type=CERTIFICATE_LIFETIME,
+    default="2160h",
+    show_default=True,
+    help="How long certificates last; they are renewed by themselves, from half of it on.",
+)
+def init(
+    advertise: str, listen_port: int, network: str, data_dir: Path, name: str, cert_expiry: float
+) -> None:
     """Make this host a cluster's first manager: a CA, certificates, and your admin context."""
     from orchestrator.identity.setup import AlreadyThere, init_cluster
 
     address = _address(advertise)
     try:
-        identity, authority, admin = init_cluster(data_dir, address, listen_port, _network(network))
+        identity, authority, admin = init_cluster(
+            data_dir,
+            address,
+            listen_port,
+            _network(network),
+            dt.timedelta(seconds=cert_expiry),
+        )
     except AlreadyThere as error:
         raise CliError(str(error)) from None
     except PermissionError as error:
@@ -106,3 +123,33 @@ def join(token: str, address: str, data_dir: Path, manager: str) -> None:
         click.echo("Its agent runs, now and after each boot (orc-agent.service).")
     else:
         click.echo(f"Start its agent:  orc agent --data-dir {data_dir}")
+
+
+@click.command(epilog=example("sudo orc cluster admin"))
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=MANAGER_DATA,
+    show_default=True,
+    help="Where the manager keeps its identity and state.",
+)
+@click.option("--context", "name", default="default", show_default=True, help="Name for 'orc'.")
+def admin(data_dir: Path, name: str) -> None:
+    """Make an admin's context on a manager's host, in place of one of this name: for another
+    person, or where the certificate of the one that was has expired."""
+    from orchestrator.identity.files import NoIdentity, read_manager
+    from orchestrator.identity.pair import KeyPair, TlsFiles
+    from orchestrator.identity.setup import new_admin
+
+    try:
+        identity = read_manager(data_dir)
+        files = TlsFiles.of(data_dir, "manager")
+        authority = KeyPair(files.ca.read_text(), (data_dir / "ca.key").read_text())
+    except NoIdentity as error:
+        raise CliError(str(error)) from None
+    except PermissionError as error:
+        raise CliError(f"cannot read {error.filename}: run this as root (sudo)") from None
+    made = new_admin(authority, identity.cluster_id, dt.datetime.now(dt.UTC))
+    endpoint = f"{identity.address}:{identity.port}"
+    save_context(Context(name, (endpoint,), authority.certificate, made.certificate, made.key))
+    click.echo(f"Context {name!r} is an admin's of cluster {identity.cluster_id}.")

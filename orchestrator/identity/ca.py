@@ -6,7 +6,6 @@ import datetime as dt
 import hashlib
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -15,27 +14,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from orchestrator.identity.names import MANAGER_NAME, NODE_NAME
+from orchestrator.identity.pair import SKEW, KeyPair
 
 CA_LIFETIME = dt.timedelta(days=3650)
-LIFETIME = dt.timedelta(days=365)
-"""Of every certificate that the CA signs."""
-
-_SKEW = dt.timedelta(minutes=5)
-"""Certificates begin this long ago, so that hosts with slow clocks accept them."""
+LIFETIME = dt.timedelta(days=90)
+"""Of a certificate that the CA signs, unless the cluster says otherwise."""
 
 _DNS_NAMES = {"manager": MANAGER_NAME, "worker": NODE_NAME}
 
 
 class BadRequest(Exception):
     """A certificate signing request that cannot be honoured; one line for the user."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeyPair:
-    """A certificate and its private key, both PEM."""
-
-    certificate: str
-    key: str
 
 
 def digest(certificate_pem: str) -> str:
@@ -72,7 +61,7 @@ def new_ca(cluster_id: str, now: dt.datetime) -> KeyPair:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _SKEW)
+        .not_valid_before(now - SKEW)
         .not_valid_after(now + CA_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(
@@ -116,6 +105,7 @@ def sign(
     cluster_id: str,
     now: dt.datetime,
     addresses: Sequence[str] = (),
+    lifetime: dt.timedelta = LIFETIME,
 ) -> str:
     """The PEM certificate for a signing request. Only the public key is taken from the request;
     who its holder is, the caller decides. Raises `BadRequest`."""
@@ -141,8 +131,8 @@ def sign(
         .issuer_name(issuer.subject)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _SKEW)
-        .not_valid_after(now + LIFETIME)
+        .not_valid_before(now - SKEW)
+        .not_valid_after(now + lifetime)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(
             x509.ExtendedKeyUsage(
@@ -165,6 +155,7 @@ def issue(
     cluster_id: str,
     now: dt.datetime,
     addresses: Sequence[str] = (),
+    lifetime: dt.timedelta = LIFETIME,
 ) -> KeyPair:
     """A fresh key with a certificate for it."""
     key, request = new_request()
@@ -176,5 +167,6 @@ def issue(
         cluster_id=cluster_id,
         now=now,
         addresses=addresses,
+        lifetime=lifetime,
     )
     return KeyPair(certificate, key)

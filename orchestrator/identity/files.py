@@ -36,6 +36,8 @@ class ManagerIdentity:
     worker_token: str
     manager_token: str
     """Secrets of the first tokens; the store has those in force."""
+    certificate_lifetime: float = 0.0
+    """Seconds that the cluster began with; the store has what is in force. 0: the usual."""
 
 
 def write_private(path: Path, text: str, mode: int = 0o600) -> None:

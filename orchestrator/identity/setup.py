@@ -7,7 +7,6 @@ import secrets
 from pathlib import Path
 
 from orchestrator.identity import ca, token
-from orchestrator.identity.ca import KeyPair
 from orchestrator.identity.files import (
     ManagerIdentity,
     NodeIdentity,
@@ -15,6 +14,7 @@ from orchestrator.identity.files import (
     write_private,
 )
 from orchestrator.identity.join import Joined
+from orchestrator.identity.pair import KeyPair, TlsFiles
 
 
 class AlreadyThere(Exception):
@@ -28,9 +28,14 @@ def new_id() -> str:
 
 
 def init_cluster(
-    data_dir: Path, address: str, port: int, network_cidr: str
+    data_dir: Path,
+    address: str,
+    port: int,
+    network_cidr: str,
+    lifetime: dt.timedelta = ca.LIFETIME,
 ) -> tuple[ManagerIdentity, str, KeyPair]:
     """Make a CA, this manager's certificate and an administrator's: (manager, CA PEM, admin).
+    `lifetime` is that of all certificates but the CA's.
 
     Raises `AlreadyThere` rather than replace a cluster.
     """
@@ -49,6 +54,7 @@ def init_cluster(
         network_cidr=network_cidr,
         worker_token=token.new_secret(),
         manager_token=token.new_secret(),
+        certificate_lifetime=lifetime.total_seconds(),
     )
     authority = ca.new_ca(identity.cluster_id, now)
     manager = ca.issue(
@@ -58,21 +64,29 @@ def init_cluster(
         cluster_id=identity.cluster_id,
         now=now,
         addresses=[address, "127.0.0.1"],
+        lifetime=lifetime,
     )
-    admin = ca.issue(
-        authority,
-        common_name="admin",
-        role="admin",
-        cluster_id=identity.cluster_id,
-        now=now,
-    )
+    admin = new_admin(authority, identity.cluster_id, now, lifetime)
     write_private(data_dir / "ca.pem", authority.certificate, 0o644)
     write_private(data_dir / "ca.key", authority.key)
-    write_private(data_dir / "manager.pem", manager.certificate, 0o644)
-    write_private(data_dir / "manager.key", manager.key)
+    TlsFiles.of(data_dir, "manager").pair.replace(manager)
     # Last: its presence says that the folder is whole.
     write_identity(data_dir / "manager.json", identity)
     return identity, authority.certificate, admin
+
+
+def new_admin(
+    authority: KeyPair, cluster_id: str, now: dt.datetime, lifetime: dt.timedelta = ca.LIFETIME
+) -> KeyPair:
+    """An administrator's certificate."""
+    return ca.issue(
+        authority,
+        common_name="admin",
+        role="admin",
+        cluster_id=cluster_id,
+        now=now,
+        lifetime=lifetime,
+    )
 
 
 def check_new_node(data_dir: Path) -> None:
@@ -95,7 +109,6 @@ def store_node(data_dir: Path, joined: Joined, address: str) -> NodeIdentity:
         managers=joined.managers,
     )
     write_private(data_dir / "ca.pem", joined.ca_certificate, 0o644)
-    write_private(data_dir / "node.pem", joined.certificate, 0o644)
-    write_private(data_dir / "node.key", joined.key)
+    TlsFiles.of(data_dir, "node").pair.replace(KeyPair(joined.certificate, joined.key))
     write_identity(data_dir / "node.json", identity)
     return identity

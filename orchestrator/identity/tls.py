@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
 
 from orchestrator.identity.names import MANAGER_NAME, NODE_NAME
+from orchestrator.identity.pair import TlsFiles
 
 __all__ = [
     "MANAGER_NAME",
@@ -32,23 +32,50 @@ class Identity:
     cluster_id: str
 
 
-def server_credentials(ca: Path, certificate: Path, key: Path) -> grpc.ServerCredentials:
-    """For a port that only holders of a certificate signed by `ca` may use."""
-    return grpc.ssl_server_credentials(
-        [(key.read_bytes(), certificate.read_bytes())],
-        root_certificates=ca.read_bytes(),
-        require_client_auth=True,
+def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """For a port that only holders of a certificate of the cluster may use. What a host shows
+    there is what it has at that time."""
+    return _following(files, files.ca.read_bytes())
+
+
+def join_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """For the join port, whose callers have no certificate yet."""
+    return _following(files, None)
+
+
+def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
+    """For a client with a certificate of the cluster, as it is now."""
+    pair = files.pair.read()
+    return grpc.ssl_channel_credentials(
+        files.ca.read_bytes(), pair.key.encode(), pair.certificate.encode()
     )
 
 
-def join_credentials(certificate: Path, key: Path) -> grpc.ServerCredentials:
-    """For the join port, whose callers have no certificate yet."""
-    return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+def _following(files: TlsFiles, callers: bytes | None) -> grpc.ServerCredentials:
+    """For callers whose certificates these CAs signed, or for any."""
+    stamp = files.pair.stamp()
 
+    def shown() -> grpc.ServerCertificateConfiguration:
+        pair = files.pair.read()
+        return grpc.ssl_server_certificate_configuration(
+            [(pair.key.encode(), pair.certificate.encode())], root_certificates=callers
+        )
 
-def channel_credentials(ca: Path, certificate: Path, key: Path) -> grpc.ChannelCredentials:
-    """For a client with a certificate of the cluster."""
-    return grpc.ssl_channel_credentials(ca.read_bytes(), key.read_bytes(), certificate.read_bytes())
+    def renewed() -> Any:  # the stubs do not know that None stands for no change
+        nonlocal stamp
+        try:
+            found = files.pair.stamp()
+            if found == stamp:
+                return None
+            configuration = shown()
+        except OSError:
+            return None  # what was shown until now counts still
+        stamp = found
+        return configuration
+
+    return grpc.dynamic_ssl_server_credentials(
+        shown(), renewed, require_client_authentication=callers is not None
+    )
 
 
 def channel_options(peer_name: str = MANAGER_NAME) -> list[tuple[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -15,8 +16,8 @@ import grpc
 
 from orchestrator.background import background
 from orchestrator.identity import ca
-from orchestrator.identity.ca import KeyPair
 from orchestrator.identity.files import ManagerIdentity, read_manager
+from orchestrator.identity.pair import KeyPair, TlsFiles
 from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.setup import new_id
 from orchestrator.identity.tls import join_credentials, server_credentials
@@ -34,6 +35,7 @@ from orchestrator.manager.api.policies import PolicyCalls
 from orchestrator.manager.api.system import SystemCalls
 from orchestrator.manager.api.tracedcalls import TracedCalls
 from orchestrator.manager.api.volumes import VolumeCalls
+from orchestrator.manager.certificates import Authority, Certificates, keep_own
 from orchestrator.manager.dashboard.tickets import TicketCalls
 from orchestrator.manager.dispatcher import Dispatcher
 from orchestrator.manager.documentstore import DocumentStore
@@ -63,6 +65,7 @@ from orchestrator.model.networks import BRIDGE
 from orchestrator.model.objects import Cluster, Network
 from orchestrator.model.specs import BRIDGE_NETWORK, DEFAULT_NETWORK
 from orchestrator.pb import (
+    certificates_pb2_grpc,
     containers_pb2_grpc,
     control_pb2_grpc,
     dashboard_pb2_grpc,
@@ -145,6 +148,7 @@ async def _found(
             node_timeout=settings.node_timeout or Cluster().node_timeout,
             network_cidr=identity.network_cidr,
             scrape_token=new_secret(),
+            certificate_lifetime=identity.certificate_lifetime,
         )
         network = Network(
             id=new_id(),
@@ -214,6 +218,11 @@ class Manager:
         """Set once the ports are open."""
         self._address = f"{identity.address}:{identity.port}"
         self._vault = Vault.at(settings.data_dir)
+        self._tls = TlsFiles.of(settings.data_dir, "manager")
+        key = (settings.data_dir / "ca.key").read_text()
+        self._authority = Authority(
+            KeyPair(self._tls.ca.read_text(), key), lambda: self.cache.view, time.time
+        )
         self._dispatcher = Dispatcher(
             self.cache,
             self.inbox,
@@ -261,6 +270,7 @@ class Manager:
             async with (
                 web(api, self._settings.data_dir, self._registry, self._state),
                 background(self._supervisor.attend()),
+                background(keep_own(self._authority, self._identity, self._tls, random.random())),
             ):
                 await self._lead()
         except CannotListen as error:
@@ -288,7 +298,6 @@ class Manager:
 
     def _server(self, context: ApiContext) -> grpc.aio.Server:
         folder, identity = self._settings.data_dir, self._identity
-        authority = KeyPair((folder / "ca.pem").read_text(), (folder / "ca.key").read_text())
         guards: list[grpc.aio.ServerInterceptor[Any, Any]] = [RoleGuard(identity.cluster_id)]
         if self._tracer.on:
             guards.append(TracedCalls(self._tracer))
@@ -310,12 +319,13 @@ class Manager:
         system_pb2_grpc.add_SystemServicer_to_server(SystemCalls(context), server)
         interact_pb2_grpc.add_InteractServicer_to_server(InteractApi(context), server)
         dispatch_pb2_grpc.add_DispatchServicer_to_server(self._dispatcher, server)
-        joining = Joining(self._kv, self.cache, authority, self._managers, time.time, new_id)
+        joining = Joining(self._kv, self.cache, self._authority, self._managers, time.time, new_id)
         identity_pb2_grpc.add_JoinServicer_to_server(joining, server)
-        certificate, key = folder / "manager.pem", folder / "manager.key"
+        certificates = Certificates(self._authority, lambda: self.cache.view)
+        certificates_pb2_grpc.add_CertificatesServicer_to_server(certificates, server)
         for port, credentials in (
-            (identity.port, server_credentials(folder / "ca.pem", certificate, key)),
-            (identity.port + 1, join_credentials(certificate, key)),
+            (identity.port, server_credentials(self._tls)),
+            (identity.port + 1, join_credentials(self._tls)),
         ):
             try:
                 server.add_secure_port(f"{identity.address}:{port}", credentials)

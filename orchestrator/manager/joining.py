@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import hmac
 import logging
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 import grpc
 
 from orchestrator.identity import ca
-from orchestrator.identity.ca import KeyPair
+from orchestrator.manager.certificates import Authority
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
@@ -29,7 +28,7 @@ class Joining(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
         self,
         kv: Kv,
         cache: Cache,
-        authority: KeyPair,
+        authority: Authority,
         managers: Callable[[], list[str]],
         now: Callable[[], float],
         new_id: Callable[[], str],
@@ -70,13 +69,8 @@ class Joining(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
         now = self._now()
         node_id = self._new_id()
         try:
-            certificate = ca.sign(
-                self._authority,
-                request.csr,
-                common_name=node_id,
-                role="worker",
-                cluster_id=cluster.id,
-                now=dt.datetime.fromtimestamp(now, dt.UTC),
+            certificate = self._authority.sign(
+                request.csr, name=node_id, role="worker", cluster=cluster.id
             )
         except ca.BadRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

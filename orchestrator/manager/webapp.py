@@ -10,12 +10,13 @@ from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry
 
+from orchestrator.identity.pair import TlsFiles
 from orchestrator.manager.api.context import ApiContext
 from orchestrator.manager.dashboard.app import DashboardApp
 from orchestrator.manager.dashboard.sessions import Sessions
 from orchestrator.manager.discovery import JOBS, WEB_PORT, targets, web_address
 from orchestrator.manager.metrics import ClusterCollector, ManagerState
-from orchestrator.web.https import Receive, Scope, Send, TlsFiles, listening
+from orchestrator.web.https import Receive, Scope, Send, listening
 from orchestrator.web.scrape import MetricsApp, digest, may_read, refuse, respond
 
 
@@ -27,7 +28,7 @@ async def web(
     by what the cluster is. Raises CannotListen."""
     registry.register(ClusterCollector(lambda: api.view, state))
     app = ManagerApp(api, registry)
-    files = TlsFiles(folder / "ca.pem", folder / "manager.pem", folder / "manager.key")
+    files = TlsFiles.of(folder, "manager")
     async with listening(app, api.identity.address, api.identity.port + WEB_PORT, files):
         yield
 

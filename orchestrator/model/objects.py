@@ -169,6 +169,8 @@ class Cluster:
     """Of the services that say nothing else, and of containers."""
     scrape_token: str = ""
     """What Prometheus shows to managers and agents; empty: nothing that it could."""
+    certificate_lifetime: float = 0.0
+    """Seconds that certificates count from now on; 0: the usual."""
 
 
 Object = Node | Service | Task | Network | Image | Volume | Cluster | Credential | Document

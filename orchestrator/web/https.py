@@ -7,16 +7,19 @@ pay for it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from orchestrator.background import background
+from orchestrator.identity.pair import TlsFiles
 from orchestrator.identity.tls import Identity
+
+log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -30,6 +33,8 @@ PEER = "orc.peer"
 _SUBJECT = {"organizationalUnitName": "cluster_id", "organizationName": "role", "commonName": "id"}
 _BACKLOG = 64
 _MOST_CONNECTIONS = 256
+_LOOK = 2.0
+"""Seconds between two looks at the certificate's files."""
 _CLOSING = 1
 """Seconds that requests under way have when the listener closes."""
 
@@ -38,23 +43,35 @@ class CannotListen(Exception):
     """The address cannot be had; one line that says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """A host's certificate and key, and the CA of its cluster; all PEM."""
+def _tls(files: TlsFiles) -> ssl.SSLContext:
+    """TLS 1.3. A client may show a certificate; one that another CA signed ends the handshake."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(files.ca)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    return context
 
-    ca: Path
-    certificate: Path
-    key: Path
 
-    def context(self) -> ssl.SSLContext:
-        """TLS 1.3. A client may show a certificate; one that another CA signed ends the
-        handshake."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_cert_chain(self.certificate, self.key)
-        context.load_verify_locations(self.ca)
-        context.verify_mode = ssl.CERT_OPTIONAL
-        return context
+async def _show_what_counts(context: ssl.SSLContext, files: TlsFiles) -> None:
+    """Let new connections see the certificate that is in the files, also when it is another."""
+    shown = files.pair.stamp()
+    while True:
+        await asyncio.sleep(_LOOK)
+        try:
+            if (found := files.pair.stamp()) != shown:
+                _load(context, files)
+                shown = found
+        except OSError:
+            log.exception("the renewed certificate cannot be shown")
+
+
+def _load(context: ssl.SSLContext, files: TlsFiles) -> None:
+    """The library takes files only, and the two of the pair may be about to be replaced."""
+    pair = files.pair.read()
+    with tempfile.NamedTemporaryFile("w", dir=files.ca.parent) as both:
+        both.write(pair.certificate + pair.key)
+        both.flush()
+        context.load_cert_chain(both.name)
 
 
 @asynccontextmanager
@@ -83,13 +100,10 @@ async def _serve(app: App, listener: socket.socket, files: TlsFiles) -> None:
     await _knock(listener)
     from orchestrator.web.uvicornserver import run
 
-    await run(
-        app,
-        listener,
-        files.context(),
-        most_connections=_MOST_CONNECTIONS,
-        closing=_CLOSING,
-    )
+    context = _tls(files)
+    _load(context, files)
+    async with background(_show_what_counts(context, files)):
+        await run(app, listener, context, most_connections=_MOST_CONNECTIONS, closing=_CLOSING)
 
 
 async def _knock(listener: socket.socket) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import grpc
 
 from orchestrator.identity import ca, token
-from orchestrator.identity.ca import KeyPair
 from orchestrator.identity.files import ManagerIdentity
 from orchestrator.identity.join import Joined, join
+from orchestrator.identity.pair import KeyPair
 from orchestrator.identity.setup import init_cluster
 from orchestrator.identity.tls import channel_options
 from orchestrator.manager.daemon import Manager, ManagerSettings

@@ -17,8 +17,8 @@ import pytest
 from managerhost import Running, manager_in
 
 from orchestrator.identity import ca, token
-from orchestrator.identity.ca import KeyPair
 from orchestrator.identity.join import JoinRefused, join
+from orchestrator.identity.pair import KeyPair
 from orchestrator.identity.setup import AlreadyThere, init_cluster, store_node
 from orchestrator.pb import control_pb2, control_pb2_grpc, dispatch_pb2, dispatch_pb2_grpc
 

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from managerhost import Running, manager_in
 
-from orchestrator.identity.ca import KeyPair
+from orchestrator.identity.pair import KeyPair
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Delete
 from orchestrator.model.convert import from_proto, to_proto

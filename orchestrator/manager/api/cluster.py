@@ -8,6 +8,7 @@ from typing import Any, cast
 from orchestrator import __version__
 from orchestrator.identity.token import JoinToken, new_secret
 from orchestrator.manager.api.context import Calls, answering
+from orchestrator.manager.certificates import lifetime
 from orchestrator.manager.discovery import web_address
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.refusal import invalid, unavailable
@@ -60,6 +61,7 @@ class ClusterCalls(Calls):
             scrape_token=cluster.scrape_token,
             ca_certificate=cluster.ca_certificate,
             web_address=web_address(identity),
+            certificate_lifetime=lifetime(cluster.certificate_lifetime).total_seconds(),
         )
 
     @answering
@@ -68,6 +70,8 @@ class ClusterCalls(Calls):
         after = cluster
         if request.HasField("strategy"):
             after = replace(after, strategy=Strategy(request.strategy))
+        if request.HasField("certificate_lifetime"):
+            after = replace(after, certificate_lifetime=request.certificate_lifetime)
         if after != cluster:
             revision = await commit(self.api.kv, [Change(cluster, after)])
             await self.api.cache.wait_for(revision)

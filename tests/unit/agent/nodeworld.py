@@ -27,6 +27,7 @@ from orchestrator.agent.runtime.crun import CrunRuntime
 from orchestrator.agent.runtime.mounts import enter_private_mounts
 from orchestrator.identity import ca
 from orchestrator.identity.files import ManagerIdentity, NodeIdentity, write_identity, write_private
+from orchestrator.identity.pair import KeyPair, TlsFiles
 from orchestrator.identity.setup import init_cluster
 from orchestrator.identity.tls import server_credentials
 from orchestrator.model.convert import to_proto
@@ -69,7 +70,7 @@ class World:
         folder = self.root / "m"
         server.add_secure_port(
             f"{ADDRESS}:7420",
-            server_credentials(folder / "ca.pem", folder / "manager.pem", folder / "manager.key"),
+            server_credentials(TlsFiles.of(folder, "manager")),
         )
         await server.start()
         try:
@@ -82,7 +83,7 @@ class World:
         data.mkdir()
         key = (self.root / "m" / "ca.key").read_text()
         issued = ca.issue(
-            ca.KeyPair(authority, key),
+            KeyPair(authority, key),
             common_name="node1",
             role="worker",
             cluster_id=manager.cluster_id,

@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.identity import ca
 from orchestrator.identity.names import NODE_NAME
-from orchestrator.web.https import CannotListen, TlsFiles, listening
+from orchestrator.identity.pair import KeyPair, TlsFiles
+from orchestrator.web.https import CannotListen, listening
 from orchestrator.web.scrape import MetricsApp, digest
 
 NOW = dt.datetime.now(dt.UTC)
@@ -53,7 +54,7 @@ class Server:
         return int(head.split()[1]) if head else UNHEARD, body
 
 
-def _write(folder: Path, name: str, pair: ca.KeyPair) -> None:
+def _write(folder: Path, name: str, pair: KeyPair) -> None:
     (folder / f"{name}.pem").write_text(pair.certificate)
     (folder / f"{name}.key").write_text(pair.key)
 
@@ -75,7 +76,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     Gauge("orc_fun", "How much of it", registry=registry).set(7)
     allowed = [digest("sesame")]
     app = MetricsApp(registry, "c1", lambda: allowed[0])
-    files = TlsFiles(tmp_path / "ca.pem", tmp_path / "node.pem", tmp_path / "node.key")
+    files = TlsFiles.of(tmp_path, "node")
     async with listening(app, "127.0.0.1", 0, files) as port:
         yield Server(tmp_path, port, allowed)
 
@@ -127,7 +128,7 @@ async def test_there_is_nothing_else_to_see(server: Server) -> None:
 
 async def test_a_port_in_use_is_told_in_a_line(server: Server) -> None:
     app = MetricsApp(CollectorRegistry(), "c1", str)
-    files = TlsFiles(*(server.folder / name for name in ("ca.pem", "node.pem", "node.key")))
+    files = TlsFiles.of(server.folder, "node")
     with pytest.raises(CannotListen, match=f"cannot listen on 127.0.0.1:{server.port}"):
         async with listening(app, "127.0.0.1", server.port, files):
             pass

@@ -1,0 +1,124 @@
+"""A certificate and its key: as text, as files that are replaced together, and how long it counts.
+
+Reads what it needs of a certificate by itself: loading a certificate library would cost every agent
+12 MiB, and every command of the CLI its start.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime as dt
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.identity.files import write_private
+
+SKEW = dt.timedelta(minutes=5)
+"""Certificates begin that long ago, so that hosts with slow clocks accept them."""
+
+_EARLIEST, _LATEST = 0.5, 0.8
+"""Of its life a certificate is renewed between these parts: holders that got theirs together do not
+all come together, and days are left for a manager that is away."""
+
+_TIME = rb"(?:\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z)"
+_VALIDITY = re.compile(rb"\x30[\x1e-\x22]" + 2 * _TIME)
+"""The field `validity` in DER: UTCTime until 2049, GeneralizedTime after (RFC 5280, 4.1.2.5)."""
+_PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s*(.*?)-----END CERTIFICATE-----\s*", re.S)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A certificate and its private key, both PEM."""
+
+    certificate: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """From when until when a certificate counts."""
+
+    begins: dt.datetime
+    ends: dt.datetime
+
+    @classmethod
+    def of(cls, certificate: str) -> Life | None:
+        """That of a PEM certificate; None if it cannot be read."""
+        body = _PEM.search(certificate)
+        try:
+            found = _VALIDITY.search(base64.b64decode(body[1])) if body else None
+        except binascii.Error:
+            return None
+        if found is None:
+            return None
+        return cls(_moment(found[1], found[2]), _moment(found[3], found[4]))
+
+    def renewal(self, unit: float) -> dt.datetime:
+        """When to renew it; `unit` from 0 to 1 chooses between the earliest and the latest."""
+        signed = self.begins + SKEW
+        return signed + (self.ends - signed) * (_EARLIEST + (_LATEST - _EARLIEST) * unit)
+
+
+def _moment(short: bytes | None, long: bytes | None) -> dt.datetime:
+    digits = long or b"20" + (short or b"")
+    return dt.datetime.strptime(digits.decode(), "%Y%m%d%H%M%S").replace(tzinfo=dt.UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class PairFiles:
+    """Where a host keeps its certificate and key.
+
+    Both are replaced as one: a third file holds them for as long as the two are not both in place,
+    and counts while it is there.
+    """
+
+    certificate: Path
+    key: Path
+
+    @property
+    def _both(self) -> Path:
+        return self.certificate.with_suffix(".renewed")
+
+    def read(self) -> KeyPair:
+        """What counts now. Raises OSError."""
+        while True:
+            try:
+                return _split(self._both.read_text())
+            except FileNotFoundError:
+                pair = KeyPair(self.certificate.read_text(), self.key.read_text())
+            if not self._both.exists():
+                return pair
+
+    def replace(self, pair: KeyPair) -> None:
+        """Write another pair; whoever reads meanwhile, also after a crash, has one or the other.
+        Raises OSError."""
+        write_private(self._both, pair.certificate + pair.key)
+        write_private(self.key, pair.key)
+        write_private(self.certificate, pair.certificate, 0o644)
+        self._both.unlink()
+
+    def stamp(self) -> tuple[int, int]:
+        """Differs once another pair is in place. Raises OSError."""
+        status = self.certificate.stat()
+        return status.st_mtime_ns, status.st_ino
+
+
+def _split(both: str) -> KeyPair:
+    end = [each.end() for each in _PEM.finditer(both)][-1]
+    return KeyPair(both[:end], both[end:])
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """A host's certificate and key, and the certificate of its cluster's CA; all PEM."""
+
+    ca: Path
+    pair: PairFiles
+
+    @classmethod
+    def of(cls, folder: Path, name: str) -> TlsFiles:
+        """Those of `name` (`node` or `manager`) in a data folder."""
+        pair = PairFiles(folder / f"{name}.pem", folder / f"{name}.key")
+        return cls(folder / "ca.pem", pair)

@@ -85,6 +85,8 @@ def ensure_plugged(sock: RouteSocket, bridge: Link, cables: Collection[Cable]) -
             # It may go at the same moment, or open by itself in the next.
             if outcome is not None and outcome.errno not in (errno.ENODEV, errno.ENETDOWN):
                 raise outcome
+        if requests:
+            cables_.settle(sock, end.index, bridge.index)
     return lost
 
 

@@ -151,6 +151,7 @@ def connect(sock: RouteSocket, bridge: Link, cable: Cable, namespace: int) -> Li
             )
             if kept:
                 sock.attempt([netlink.open_request(host.index)])
+            settle(sock, host.index, bridge.index)
         except BaseException:
             disconnect(sock, cable.host)
             raise
@@ -206,6 +207,17 @@ def _configure(within: RouteSocket, cable: Cable, bridge: Link, *, kept: bool) -
         *(routing.neighbour_request(index, place.gateway, bridge.mac) for place in cable.places),
         *(routing.route_request(index, route) for route in cable.routes),
     )
+    settle(within, index)
+
+
+def settle(sock: RouteSocket, *indexes: int) -> None:
+    """Have the kernel see now that interfaces' cables are whole: a bridge by its first port.
+
+    It sees by itself in a moment, which is long on a busy host, and drops all packets until then.
+    Being asked for a link it looks first (linkwatch, from Linux 6.9 on).
+    """
+    for index in indexes:
+        netlink.get_link(sock, index=index)
 
 
 def disconnect(sock: RouteSocket, host: str) -> bool:

@@ -104,6 +104,22 @@ async def test_the_mtu_fits_the_tunnel(cluster: Cluster) -> None:
         assert caught.value.errno == errno.EMSGSIZE
 
 
+async def test_the_first_packet_to_the_first_container_arrives(host: NsHost) -> None:
+    async with node(host) as network:
+        for turn in range(10):
+            await network.apply(config(host, 0))
+            a = await network.attach(NET, f"a{turn}")
+            with (
+                socket_in(a.netns, socket.SOCK_DGRAM) as receiver,
+                socket_in(host.netns, socket.SOCK_DGRAM) as sender,
+            ):
+                receiver.bind(("0.0.0.0", 9))
+                sender.sendto(b"x", (a.address, 9))
+                assert receiver.recv(1) == b"x", turn
+            await network.collect([])
+            await network.remove(NET)
+
+
 @pytest.mark.parametrize(
     "setting",
     [

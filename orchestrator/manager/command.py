@@ -35,6 +35,13 @@ from orchestrator.tracing import CannotTrace, endpoint_option
 )
 @endpoint_option
 @click.option(
+    "--lease",
+    type=click.FloatRange(min=1.0),
+    default=3.0,
+    show_default=True,
+    help="Seconds that this manager leads without an answer of etcd's; more on a slow host.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -49,6 +56,7 @@ def manager(
     etcd_key: Path | None,
     node_timeout: float | None,
     otlp_endpoint: str,
+    lease: float,
     log_level: str,
 ) -> None:
     """Run a manager in the foreground.
@@ -72,7 +80,7 @@ def manager(
             )
         tls = EtcdTls(etcd_cacert, etcd_cert, etcd_key)
     endpoints = tuple(part.strip() for part in etcd_endpoints.split(",") if part.strip())
-    settings = ManagerSettings(data_dir, endpoints, tls, node_timeout, otlp_endpoint)
+    settings = ManagerSettings(data_dir, endpoints, tls, node_timeout, otlp_endpoint, lease)
     try:
         run_until_signalled(serve(settings))
     except* (CannotServe, CannotTrace, NoIdentity, StoreError) as group:

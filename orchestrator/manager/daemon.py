@@ -117,6 +117,8 @@ class ManagerSettings:
     """Seconds of silence after which a node is down; None: as stored (5 at first)."""
     otlp_endpoint: str = ""
     """Where traces go; empty: where OpenTelemetry's variables say, else nowhere."""
+    lease: float = 3.0
+    """Seconds after this manager's death, while it leads, until another one is elected."""
 
 
 @asynccontextmanager
@@ -338,7 +340,7 @@ class Manager:
 
     async def _lead(self) -> None:
         """Campaign, lead, and campaign again when the term is lost."""
-        election = Election(self._kv, LEADER, self._identity.manager_id)
+        election = Election(self._kv, LEADER, self._identity.manager_id, ttl=self._settings.lease)
         while True:
             try:
                 async with election.term() as won:

@@ -19,7 +19,11 @@ from .machine import CABLE, NETWORK, OUTSIDE, VXLAN, WIREGUARD, Machine, Outcome
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("qemu-system-x86",)
-WITHIN = 3600.0
+TESTBED_PACKAGES = (
+    *("vagrant", "vagrant-libvirt", "libvirt-daemon-system", "dnsmasq-base", "iptables"),
+    *("mmdebstrap", "qemu-utils", "tini", "rsync", "openssh-client"),
+)
+WITHIN = 7200.0
 """Seconds for a case. On a quiet machine none takes a tenth of it."""
 
 CONTRACT = ("tests/contract/test_runtime.py", "tests/contract/test_runtime_crun.py")
@@ -53,19 +57,24 @@ CASES = {
     ),
     "no-vxlan": Case("trixie", "v2", NETWORK, ["tests/vm/no_vxlan.py"]),
 }
+TESTBED = "testbed"
+"""The case of `vagrant/`: three machines with a Debian of their own, and the package in it."""
 
 
 def main(names: Sequence[str]) -> int:
     """Run the named cases, or all. Returns the exit status."""
-    if unknown := set(names) - set(CASES):
-        print(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}", file=sys.stderr)
+    known = (*CASES, TESTBED)
+    if unknown := set(names) - set(known):
+        print(f"no such case: {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
         return 2
     if os.geteuid() != 0:
         print("virtual machines read this one's root folder: run as root", file=sys.stderr)
         return 1
-    _ensure_packages()
+    _ensure_packages(PACKAGES)
     cache = cache_folder()
-    outcomes = {name: _run(name, cache) for name in names or CASES}
+    outcomes = {
+        name: _run_testbed() if name == TESTBED else _run(name, cache) for name in names or known
+    }
     print()
     for name, outcome in outcomes.items():
         verdict = {0: "passed", None: "went down or took too long"}.get(outcome.status, "failed")
@@ -77,8 +86,7 @@ def _run(name: str, cache: Path) -> Outcome:
     case = CASES[name]
     kernel = ensure_kernel(case.suite, cache)
     print(f"\n{name}: Linux {kernel.release}, cgroup {case.cgroups}, {' '.join(case.tests)}")
-    pytest = ["-m", "pytest", "-vv", "--color=no", "--tb=short", "-p", "no:cacheprovider"]
-    command = [str(REPOSITORY / ".venv/bin/python"), *pytest, *case.tests]
+    command = _pytest(*case.tests)
     if case.outside:
         return _run_outside(command)
     machine = Machine(kernel, case.cgroups, case.modules)
@@ -91,33 +99,46 @@ def _run(name: str, cache: Path) -> Outcome:
     return outcome
 
 
+def _pytest(*tests: str) -> list[str]:
+    flags = ["-vv", "--color=no", "--tb=short", "-p", "no:cacheprovider"]
+    return [str(REPOSITORY / ".venv/bin/python"), "-m", "pytest", *flags, *tests]
+
+
 def _run_outside(command: Sequence[str]) -> Outcome:
     """Where nothing but the virtual machines can be reached, and they reach `OUTSIDE`."""
     network = f'ip link set lo up && ip addr add {OUTSIDE}/32 dev lo && exec "$@"'
+    return _timed(["unshare", "--net", "sh", "-c", network, "sh", *command])
+
+
+def _run_testbed() -> Outcome:
+    """Beside a libvirt of its own, which ends with the tests, however these end."""
+    _ensure_packages(TESTBED_PACKAGES)
+    print(f"\n{TESTBED}: tests/vm/testbed/on_machines.py")
+    with tempfile.TemporaryDirectory(prefix="orc-testbed-") as folder:
+        beside = [sys.executable, "-m", "tests.vm.testbed", folder]
+        return _timed([*beside, *_pytest("tests/vm/testbed/on_machines.py")])
+
+
+def _timed(command: Sequence[str]) -> Outcome:
     began = time.monotonic()
     try:
-        done = subprocess.run(
-            ["unshare", "--net", "sh", "-c", network, "sh", *command],
-            cwd=REPOSITORY,
-            timeout=WITHIN,
-            check=False,
-        )
+        done = subprocess.run(command, cwd=REPOSITORY, timeout=WITHIN, check=False)
     except subprocess.TimeoutExpired:
         return Outcome(None, WITHIN)
     return Outcome(done.returncode, time.monotonic() - began)
 
 
-def _ensure_packages() -> None:
+def _ensure_packages(names: Sequence[str]) -> None:
     found = subprocess.run(
-        ["dpkg-query", "-W", "-f", "${db:Status-Status}\n", *PACKAGES],
+        ["dpkg-query", "-W", "-f", "${db:Status-Status}\n", *names],
         capture_output=True,
         text=True,
         check=False,
     )
-    if found.stdout.split() == ["installed"] * len(PACKAGES):
+    if found.stdout.split() == ["installed"] * len(names):
         return
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+    for arguments in (["update"], ["install", "-y", "--no-install-recommends", *names]):
         subprocess.run(["apt-get", "-q", *arguments], env=environment, check=True)
 
 

@@ -71,13 +71,15 @@ class Election:
         identity: str,
         *,
         ttl: float = 3.0,
-        margin: float = 0.5,
+        margin: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`ttl`: seconds after a leader's death until the next is elected. `margin`: how much
-        earlier the leader itself stops (for clocks that differ in rate and a loop that is late).
+        earlier the leader itself stops (for clocks that differ in rate and a loop that is late);
+        a sixth of the ttl if none is given.
         """
+        margin = ttl / 6 if margin is None else margin
         if not 0 < margin < ttl:
             raise ValueError(f"margin {margin} must lie between 0 and the ttl {ttl}")
         self._kv = kv

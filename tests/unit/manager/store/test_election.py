@@ -30,8 +30,8 @@ def kv(time: VirtualTime) -> MemoryKv:
 class Contender:
     """Leads whenever it can, and keeps a record."""
 
-    def __init__(self, kv: MemoryKv, time: VirtualTime, name: str) -> None:
-        self.election = Election(kv, KEY, name, clock=time, sleep=time.sleep)
+    def __init__(self, kv: MemoryKv, time: VirtualTime, name: str, ttl: float = 3.0) -> None:
+        self.election = Election(kv, KEY, name, ttl=ttl, clock=time, sleep=time.sleep)
         self.time = time
         self.term: Term | None = None
         self.lost: list[tuple[float, str]] = []
@@ -119,6 +119,23 @@ async def test_a_short_outage_costs_nothing(kv: MemoryKv, time: VirtualTime) -> 
             kv.fault = nothing
         assert a.term is term
         assert a.lost == []
+
+
+async def test_a_longer_lease_outlives_a_longer_outage(kv: MemoryKv, time: VirtualTime) -> None:
+    a = Contender(kv, time, "a", ttl=30)
+    async with running(a):
+        term = a.term
+        await time.pass_(12)
+        kv.fault = unavailable
+        await time.pass_(14)
+        kv.fault = nothing
+        await time.pass_(20)
+        assert a.term is term
+        kv.fault = unavailable
+        start = time()
+        await time.pass_(30)
+        assert [reason for _, reason in a.lost] == ["the lease could not be renewed in time"]
+        assert a.lost[0][0] <= start + 30 - 5
 
 
 async def test_a_revoked_lease_ends_the_term(kv: MemoryKv, time: VirtualTime) -> None:

@@ -1,0 +1,150 @@
+"""What a test can do to the testbed: by Vagrant, as root on a machine, and to its power."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .hypervisor import URI
+
+VAGRANT = Path(__file__).parents[3] / "vagrant"
+PREFIX = "192.168.57"
+CLIENT = f"{PREFIX}.1"
+"""The host's own address on the private network."""
+ADDRESSES = {"manager1": f"{PREFIX}.11", "worker1": f"{PREFIX}.21", "worker2": f"{PREFIX}.22"}
+
+
+@dataclass(frozen=True, slots=True)
+class Testbed:
+    """Three machines, in a network that only this process and its children are in."""
+
+    __test__ = False
+
+    folder: Path
+    """Vagrant's state, and keys."""
+
+    def environment(self) -> Mapping[str, str]:
+        """Vagrant's."""
+        return {
+            **os.environ,
+            "VAGRANT_HOME": str(self.folder / "vagrant"),
+            "VAGRANT_DOTFILE_PATH": str(self.folder / "machines"),
+            "VAGRANT_DEFAULT_PROVIDER": "libvirt",
+            "VAGRANT_NO_COLOR": "1",
+            "VAGRANT_CHECKPOINT_DISABLE": "1",
+            "ORC_BOX": "testbed",
+            "ORC_PACKAGE": str(self.package),
+            "ORC_MONITORING": "0",
+            "ORC_MEMORY": "1024",
+        }
+
+    @property
+    def package(self) -> Path:
+        """The package that the machines get."""
+        return self.folder / "orc.deb"
+
+    def private_keys(self) -> list[Path]:
+        """Private keys that Vagrant logs in with to a machine that is new."""
+        return sorted((self.folder / "vagrant/insecure_private_keys").iterdir())
+
+    def newer_package(self) -> Path:
+        """The same one with a greater version."""
+        tree, newer = self.folder / "newer", self.folder / "newer.deb"
+        subprocess.run(["dpkg-deb", "-R", self.package, tree], check=True)
+        control = tree / "DEBIAN/control"
+        control.write_text(re.sub(r"(?m)^(Version: .*)$", r"\1+newer", control.read_text()))
+        subprocess.run(["dpkg-deb", "-q", "-Znone", "-b", tree, newer], check=True)
+        return newer
+
+    def vagrant(self, *words: str, within: float) -> None:
+        """Run Vagrant, which must succeed within so many seconds. It says all in `vagrant.log`."""
+        log = self.folder / "vagrant.log"
+        with log.open("a") as file:
+            done = subprocess.run(
+                ["vagrant", *words],
+                cwd=VAGRANT,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                timeout=within,
+                check=False,
+            )
+        last = [line for line in log.read_text().splitlines() if "Progress" not in line][-30:]
+        assert done.returncode == 0, "\n".join((f"vagrant {' '.join(words)}:", *last))
+
+    def on(
+        self, machine: str, *command: str, ok: bool = True, within: float = 120.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as root. It must succeed, unless `ok` is False."""
+        options = {
+            "IdentityFile": self.private_keys()[0],
+            "IdentitiesOnly": "yes",
+            "StrictHostKeyChecking": "no",
+            "UserKnownHostsFile": "/dev/null",
+            "ConnectTimeout": "30",
+            "ServerAliveInterval": "15",
+            # A log-in costs an emulated processor a second or two.
+            "ControlMaster": "auto",
+            "ControlPersist": "600",
+            "ControlPath": self.folder / f"ssh-{machine}",
+        }
+        flags = [f"-o{name}={value}" for name, value in options.items()]
+        argv = ["ssh", "-q", *flags, f"vagrant@{ADDRESSES[machine]}"]
+        done = subprocess.run(
+            [*argv, shlex.join(["sudo", *command])],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=within,
+            check=False,
+        )
+        if ok:
+            assert done.returncode == 0, f"{machine}: {command}: {done.stderr or done.stdout}"
+        return done
+
+    def send(self, machine: str, file: Path, to: str) -> None:
+        """Copy a file of the host to a machine."""
+        argv = ["vagrant", "upload", str(file), to, machine]
+        subprocess.run(
+            argv, cwd=VAGRANT, env=self.environment(), capture_output=True, check=True, timeout=600
+        )
+
+    def power_off(self, machine: str) -> None:
+        """Pull the plug."""
+        self._virsh("destroy", machine)
+
+    def power_on(self, machine: str) -> None:
+        self._virsh("start", machine)
+
+    def boot_id(self, machine: str) -> str:
+        """Of the kernel that runs; empty while none answers."""
+        told = self.on(machine, "cat", "/proc/sys/kernel/random/boot_id", ok=False)
+        return told.stdout.strip() if told.returncode == 0 else ""
+
+    def shows(self, machine: str, unit: str, name: str) -> str:
+        """A property of a systemd unit."""
+        return self.on(machine, "systemctl", "show", "--value", "-p", name, unit).stdout.strip()
+
+    def _virsh(self, verb: str, machine: str) -> None:
+        argv = ["virsh", "-q", "-c", URI, verb, f"vagrant_{machine}"]
+        subprocess.run(argv, capture_output=True, check=True)
+
+
+class Stopwatch:
+    """Says when what was done, beneath the tests' own lines."""
+
+    def __init__(self, aloud: Callable[[], AbstractContextManager[None]]) -> None:
+        self._aloud = aloud
+        self._began = time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        with self._aloud():
+            print(f"\n    {time.monotonic() - self._began:5.0f} s  {what}", flush=True)

@@ -56,6 +56,7 @@ from orchestrator.agent.session import Node, Session
 from orchestrator.agent.sessions import Sessions
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.statedb import StateDb, StateDbError
+from orchestrator.agent.supportfacts import SupportFacts
 from orchestrator.agent.taskfiles import FileError, TaskFiles
 from orchestrator.agent.tasklogs import TaskLogs
 from orchestrator.agent.taskvolumes import TaskVolumes
@@ -252,6 +253,7 @@ async def run(settings: Settings) -> None:
             disk=partial(disk_of, data / "images"),
             spare=partial(builder.prune, everything=True),
         )
+        peer_probes = PeerProbes(identity.address, network, networks, paths)
         tunnels = Tunnels(
             runners=worker.runners,
             images=store,
@@ -274,7 +276,8 @@ async def run(settings: Settings) -> None:
             | {
                 "disk_usage": disk_usage.serve,
                 "history": history.serve,
-                "diagnosis": PeerProbes(identity.address, network, networks, paths).serve,
+                "diagnosis": peer_probes.serve,
+                "support": SupportFacts(worker.runners, peer_probes.drifts).serve,
             },
         )
         program = await describe.runtime_version(settings.runtime)

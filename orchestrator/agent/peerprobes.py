@@ -121,7 +121,7 @@ class PeerProbes:
         asked: doctor_pb2.DiagnosisOrder,
     ) -> doctor_pb2.Here:
         """Get ready; what there is of the network here. Raises RuntimeFailure."""
-        here = doctor_pb2.Here(drifts=await self._drifts())
+        here = doctor_pb2.Here(drifts=await self.drifts())
         try:
             connections = await self._network.connections()
         except NetworkError as error:
@@ -145,7 +145,8 @@ class PeerProbes:
         here.device, here.device_mtu = under.device, under.mtu
         return here
 
-    async def _drifts(self) -> list[doctor_pb2.Drift]:
+    async def drifts(self) -> list[doctor_pb2.Drift]:
+        """What of this node's networks is not in the kernel as it should be."""
         found = []
         failures = self._ordered.failures()
         for id, config in sorted(self._ordered.applied().items()):
@@ -206,7 +207,7 @@ class PeerProbes:
                 doctor_pb2.Heard(number=number, checked=checked, unchecked=unchecked)
                 for number, (checked, unchecked) in heard.items()
             ],
-            drifts=await self._drifts(),
+            drifts=await self.drifts(),
         )
 
 

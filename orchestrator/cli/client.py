@@ -74,6 +74,11 @@ class Client:
         """The cluster that is called."""
         return self._context
 
+    @property
+    def endpoint(self) -> str:
+        """`HOST:PORT` of the manager that is called, or will be."""
+        return self._endpoints[0]
+
     def close(self) -> None:
         """Drop the connection; the next call opens another."""
         if self._connection is not None:

@@ -112,7 +112,7 @@ def matches(event: Any, key: str, value: str) -> bool:
 
 
 def _line(event: Any, form: str) -> str:
-    row = _row(event)
+    row = event_row(event)
     if form == "table":
         return _as_text(event)
     if form == "json":
@@ -127,7 +127,8 @@ def _line(event: Any, form: str) -> str:
     return "\n".join(template_lines([{**row, **dockers}], (), form))
 
 
-def _row(event: Any) -> Row:
+def event_row(event: Any) -> Row:
+    """An event as JSON has it."""
     return {
         "at": format_time(event.at),
         "type": event.type,

@@ -103,6 +103,11 @@ SECTIONS = (
             Lazy("plan", "orchestrator.cli.plan:plan", "What a command would do, and nothing done"),
             Lazy("system", "orchestrator.cli.system_group:system", "Disks, hosts, and what may go"),
             Lazy("info", "orchestrator.cli.info:info", "The cluster in figures"),
+            Lazy(
+                "support-bundle",
+                "orchestrator.cli.support_bundle:support_bundle",
+                "What is needed to find a fault",
+            ),
             Lazy("dashboard", "orchestrator.cli.dashboard:dashboard", "The cluster's web page"),
             Lazy("version", "orchestrator.cli.system:version", "Versions of orc and the manager"),
             Lazy("completion", "orchestrator.cli.system:completion", "Completion for your shell"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -28,7 +29,7 @@ def doctor(client: Client, network: str, form: str) -> None:
     one (`default`, unless another is named); and each node looks what of its networks is in its
     kernel. Exits with 1 if something is wrong.
     """
-    found = _diagnosis(client, network)
+    found = diagnosis(client, network, _say if sys.stderr.isatty() else lambda line: None)
     wrong = sum(1 for finding in found.findings if finding.wrong)
     if form == "json":
         print_json(document(found))
@@ -38,14 +39,18 @@ def doctor(client: Client, network: str, form: str) -> None:
         raise CliError(f"{wrong} thing{' is' if wrong == 1 else 's are'} wrong")
 
 
-def _diagnosis(client: Client, network: str) -> Any:
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def diagnosis(client: Client, network: str, progress: Callable[[str], None]) -> Any:
+    """Have the nodes test each other (DiagnoseReply's). Raises CliError."""
     request = doctor_pb2.DiagnoseRequest(network=network)
     try:
         for reply in client.stream("Doctor.Diagnose", request, timeout=PATIENCE):
             if reply.WhichOneof("kind") == "diagnosis":
                 return reply.diagnosis
-            if sys.stderr.isatty():
-                click.echo(reply.progress, err=True)
+            progress(reply.progress)
     except TimeoutError:
         pass
     raise CliError(f"the diagnosis did not end within {PATIENCE:g} seconds; see 'orc node ls'")

@@ -26,6 +26,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "orchestrator.v1.Doctor": frozenset({"admin"}),
     "orchestrator.v1.Containers": frozenset({"admin"}),
     "orchestrator.v1.System": frozenset({"admin"}),
+    "orchestrator.v1.Support": frozenset({"admin"}),
     "orchestrator.v1.Images": frozenset({"admin"}),
     "orchestrator.v1.Certificates": frozenset({"admin", "worker"}),
     "orchestrator.v1.Sources": frozenset({"worker"}),

@@ -32,6 +32,7 @@ from orchestrator.manager.api.jobs import JobCalls
 from orchestrator.manager.api.networkdoctor import DoctorCalls
 from orchestrator.manager.api.networks import NetworkCalls
 from orchestrator.manager.api.policies import PolicyCalls
+from orchestrator.manager.api.support import SupportCalls
 from orchestrator.manager.api.system import SystemCalls
 from orchestrator.manager.api.tracedcalls import TracedCalls
 from orchestrator.manager.api.volumes import VolumeCalls
@@ -78,6 +79,7 @@ from orchestrator.pb import (
     jobs_pb2_grpc,
     networks_pb2_grpc,
     policies_pb2_grpc,
+    support_pb2_grpc,
     system_pb2_grpc,
     volumes_pb2_grpc,
 )
@@ -319,6 +321,7 @@ class Manager:
         volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeCalls(context), server)
         documents_pb2_grpc.add_DocumentsServicer_to_server(DocumentCalls(context), server)
         system_pb2_grpc.add_SystemServicer_to_server(SystemCalls(context), server)
+        support_pb2_grpc.add_SupportServicer_to_server(SupportCalls(context, folder), server)
         interact_pb2_grpc.add_InteractServicer_to_server(InteractApi(context), server)
         dispatch_pb2_grpc.add_DispatchServicer_to_server(self._dispatcher, server)
         joining = Joining(self._kv, self.cache, self._authority, self._managers, time.time, new_id)

@@ -14,7 +14,12 @@ from scripted_manager import Authority, Manager, Relay, Script, servicer
 
 from orchestrator.cli.context import Context, save_context
 from orchestrator.cli.main import orc
-from orchestrator.pb import control_pb2_grpc, images_pb2_grpc, networks_pb2_grpc
+from orchestrator.pb import (
+    control_pb2_grpc,
+    images_pb2_grpc,
+    networks_pb2_grpc,
+    support_pb2_grpc,
+)
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +48,8 @@ def listening(authority: Authority) -> Iterator[Manager]:
     networks_pb2_grpc.add_NetworksServicer_to_server(networks, server)
     images = servicer(script, images_pb2_grpc.ImagesServicer)
     images_pb2_grpc.add_ImagesServicer_to_server(images, server)
+    support = servicer(script, support_pb2_grpc.SupportServicer)
+    support_pb2_grpc.add_SupportServicer_to_server(support, server)
     port = server.add_secure_port(
         "127.0.0.1:0",
         grpc.ssl_server_credentials(

@@ -103,7 +103,7 @@ class Script:
 def servicer(script: Script, base: type = control_pb2_grpc.ControlServicer) -> Any:
     """An implementation of a service that answers by the script."""
     methods: dict[str, Callable[..., Any]] = {}
-    streams = {"WatchService", "Logs", "LoadImage", "BuildImage", "Pull", "Push"}
+    streams = {"WatchService", "Logs", "LoadImage", "BuildImage", "Pull", "Push", "Collect"}
     for name, _ in inspect.getmembers(base, inspect.isfunction):
         methods[name] = _stream(script, name) if name in streams else _unary(script, name)
     return type("Scripted", (base,), methods)()

@@ -50,7 +50,7 @@ _IN_LINES = (
     ),
     re.compile(rf"(--?[\w-]*(?:{_WORDS})[\w-]*\s+)(\"[^\"]*\"|'[^']*'|[^\s\"'-]\S*)", re.I),
 )
-"""What comes after a name, `NAME=…`, `"NAME": "…"` and `--NAME …`, in a line that has such a word."""
+"""What follows a name, as `NAME=…`, `"NAME": "…"` or `--NAME …`, in a line with such a word."""
 
 
 def is_secret_name(name: str) -> bool:

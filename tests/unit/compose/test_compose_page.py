@@ -1,0 +1,107 @@
+"""`docs/from-compose.md` says of each key what becomes of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import click
+import pytest
+
+from orchestrator.cli.main import orc
+from orchestrator.compose import schema, serviceschema
+from orchestrator.compose.kinds import Kind, Noted, Refused, Text
+from orchestrator.compose.mapkinds import Keys
+from orchestrator.compose.ownspec import KEY
+
+PAGE = Path(__file__).parents[3] / "docs" / "from-compose.md"
+_ROW = re.compile(r"^\| `(?P<key>[a-z0-9_.-]+)` \| (?P<words>.+) \|$")
+_FLAG = re.compile(r"`(--[a-z0-9-]*[a-z0-9])(?=[ =`])")
+_NOUNS = ("include", "services", "networks", "volumes", "secrets", "configs")
+"""Keys of a file whose own keys have a table each."""
+TABLES: dict[str, Mapping[str, Kind]] = {
+    "The file": {
+        name: Text() if name in _NOUNS else kind for name, kind in schema.FILE.table.items()
+    },
+    "A service": serviceschema.SERVICE.table,
+    "A network": schema.NETWORK.table,
+    "A volume": schema.VOLUME.table,
+    "A secret or a config": {**schema.CONFIG.table, **schema.SECRET.table},
+    "An include": schema.INCLUDE.kind.table,  # type: ignore[attr-defined]
+}
+
+
+def keys(table: Mapping[str, Kind], path: str = "") -> Iterator[tuple[str, Kind]]:
+    """Every key of a table and below it, with its path; what is ours alone is one key."""
+    for name, kind in table.items():
+        yield path + name, kind
+        if name != KEY and (below := inner(kind)):
+            yield from keys(below.table, f"{path}{name}.")
+
+
+def inner(kind: Kind) -> Keys | None:
+    """The keys of a map, or of the maps in a list."""
+    if isinstance(kind, Keys):
+        return kind
+    below = getattr(kind, "kind", None) or getattr(kind, "entry", None)
+    return inner(below) if below else None
+
+
+def rows(title: str) -> dict[str, str]:
+    section = PAGE.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    found = [row for line in section.splitlines() if (row := _ROW.match(line))]
+    assert found, title
+    return {row["key"]: row["words"].replace("\\|", "|") for row in found}
+
+
+@pytest.mark.parametrize("title", TABLES)
+def test_each_key_has_a_row_that_says_what_the_schema_says(title: str) -> None:
+    told = rows(title)
+    known = dict(keys(TABLES[title]))
+    assert set(told) <= set(known)
+    missing = set(known) - set(told)
+    # A section, all of whose keys have rows, needs none itself.
+    assert all(any(key.startswith(f"{each}.") for key in told) for each in missing), missing
+    for key, words in told.items():
+        kind = known[key]
+        match kind:
+            case Refused():
+                only = ", ".join(f"`{word}`" for word in kind.harmless)
+                end = f"; only {only} is taken" if only else ""
+                assert words == f"**refused**: {kind.words}{end}"
+            case Noted():
+                assert words == "makes no difference" + (f": {kind.words}" if kind.words else "")
+            case _:
+                assert not words.startswith(("**refused**", "makes no difference:")), key
+
+
+def test_the_flags_that_it_names_are_there() -> None:
+    flags = {
+        noun: {flag for param in command(*noun.split()).params for flag in param.opts}
+        for noun in (
+            *("service create", "build", "network create", "volume create", "secret create"),
+            *("config create", "stack deploy"),
+        )
+    }
+    of = {
+        "A service": flags["service create"] | flags["build"] | {"--profile"},
+        "A network": flags["network create"],
+        "A volume": flags["volume create"],
+        "A secret or a config": flags["secret create"] & flags["config create"]
+        | {"--template-driver"},
+    }
+    for title, known in of.items():
+        for key, words in rows(title).items():
+            named = set(_FLAG.findall(words))
+            assert named <= known, f"{title}: {key}"
+
+
+def command(*path: str) -> click.Command:
+    found: click.Command = orc
+    for word in path:
+        assert isinstance(found, click.Group)
+        below = found.get_command(click.Context(found), word)
+        assert below is not None
+        found = below
+    return found

@@ -20,7 +20,7 @@ def merged(usual: Iterable[dict[str, Any]], mounts: Sequence[Mount], *, idmapped
     """
     own = sorted(mounts, key=lambda mount: _depth(mount.target))
     taken = {posixpath.normpath(mount.target) for mount in own}
-    kept = [entry for entry in usual if entry["destination"] not in taken]
+    kept = [each for each in usual if each["destination"] not in taken]
     return kept + [entry(mount, idmapped=idmapped) for mount in own]
 
 

@@ -48,7 +48,11 @@ def save_context(context: Context, use: bool = True) -> None:
         check_name(context.name, "context name")
     except ValueError as error:
         raise CliError(str(error)) from None
-    fields = dataclasses.asdict(context)
+    from orchestrator.identity.pair import Life
+
+    life = Life.of(context.certificate)
+    renewal = life.renewal(0.0).timestamp() if life else 0.0
+    fields = dataclasses.asdict(context) | {"renew_at": renewal}
     _write(_file(context.name), json.dumps(fields, indent=2) + "\n")
     if use:
         use_context(context.name)

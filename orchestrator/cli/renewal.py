@@ -9,13 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.cli.context import Context, save_context
 from orchestrator.cli.groups import CliError
-
-if TYPE_CHECKING:
-    from orchestrator.identity.pair import Life
 
 _TIMEOUT = 5.0
 """Seconds that a manager may take to sign."""
@@ -25,42 +22,27 @@ _NEAR = 0.9
 
 def renew_if_due(context: Context, call: Callable[..., Any]) -> None:
     """Renew a context's certificate if it is time to, with `call` (as `Client.call`)."""
-    now = time.time()
-    if now < context.renew_at:
+    if not 0 < context.renew_at <= time.time():
         return
+    from orchestrator.identity.ca import new_request
+    from orchestrator.pb import certificates_pb2
+
+    key, request = new_request()
+    try:
+        reply = call("Certificates.Renew", certificates_pb2.RenewRequest(csr=request), _TIMEOUT)
+        save_context(replace(context, certificate=reply.certificate, key=key), use=False)
+    except CliError as error:
+        _speak(context, error)
+
+
+def _speak(context: Context, error: CliError) -> None:
     from orchestrator.identity.pair import Life
 
     life = Life.of(context.certificate)
     if life is None:
         return
-    due = life.renewal(0.0).timestamp()
-    if now >= due:
-        try:
-            context, due = _renewed(context, call)
-        except CliError as error:
-            _speak(context, life, now, error)
-            return
-    save_context(replace(context, renew_at=due), use=False)
-
-
-def _renewed(context: Context, call: Callable[..., Any]) -> tuple[Context, float]:
-    """The context with another certificate, and when to renew that. Raises CliError."""
-    from orchestrator.identity.ca import new_request
-    from orchestrator.identity.pair import Life
-    from orchestrator.pb import certificates_pb2
-
-    key, request = new_request()
-    reply = call("Certificates.Renew", certificates_pb2.RenewRequest(csr=request), _TIMEOUT)
-    life = Life.of(reply.certificate)
-    if life is None:
-        raise CliError("the manager answered with no certificate")
-    renewed = replace(context, certificate=reply.certificate, key=key)
-    return renewed, life.renewal(0.0).timestamp()
-
-
-def _speak(context: Context, life: Life, now: float, error: CliError) -> None:
     begins, ends = life.begins.timestamp(), life.ends.timestamp()
-    if now - begins > _NEAR * (ends - begins):
+    if time.time() - begins > _NEAR * (ends - begins):
         import click
 
         click.echo(

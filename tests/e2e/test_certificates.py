@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 from devcluster import Cluster, eventually
 
 from orchestrator.identity import ca
-from orchestrator.identity.pair import KeyPair, TlsFiles
+from orchestrator.identity.pair import KeyPair, Life, TlsFiles
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -69,7 +69,10 @@ class Certificates:
         return found
 
     def put_context(self, pair: KeyPair) -> None:
-        changed = {"certificate": pair.certificate, "key": pair.key, "renew_at": 0.0}
+        life = Life.of(pair.certificate)
+        assert life is not None
+        renewal = life.renewal(0.0).timestamp()
+        changed = {"certificate": pair.certificate, "key": pair.key, "renew_at": renewal}
         self._context_file.write_text(json.dumps(self.context() | changed))
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from runtimehost import CrunWorld, UnifiedWorld, private, remove_leftovers
 from orchestrator.agent.runtime import execs
 from orchestrator.agent.runtime.attach import AttachedProgram, attach
 from orchestrator.agent.runtime.base import Container, RuntimeFailure
+from orchestrator.agent.runtime.conmon import find_monitor
 from orchestrator.agent.runtime.crun import CrunRuntime
 from orchestrator.agent.runtime.execs import ExecProgram, ExecSpec
 from orchestrator.agent.runtime.figures import FigureFiles, node_memory
@@ -78,6 +80,32 @@ async def test_no_output_is_lost_between_create_and_start(world: CrunWorld) -> N
             assert await program.wait() == 3
             program.close()
             second.close()
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_who_is_attached_is_heard_by_the_monitor(
+    world: CrunWorld, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    monkeypatch.setattr("orchestrator.agent.runtime.attach._ACCEPTED_WITHIN", 60.0 * busy)
+
+    @private
+    async def test() -> None:
+        async with world, world.runtime() as runtime:
+            container = world.exits("c1", 0)
+            await runtime.create(container)
+            monitor = find_monitor(world.bundles / "c1", "c1")
+            assert monitor is not None
+            monitor.send(signal.SIGSTOP)
+            attaching = asyncio.create_task(attached(runtime, container))
+            done, _ = await asyncio.wait([attaching], timeout=0.2 if busy else None)
+            assert bool(done) is not busy
+            monitor.send(signal.SIGCONT)
+            program = await attaching
+            await runtime.start(container.id)
+            assert await program.wait() == 0
+            program.close()
+
+    test()
 
 
 @private

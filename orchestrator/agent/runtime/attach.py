@@ -12,6 +12,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from orchestrator.agent.runtime import conmon, spawn
 from orchestrator.agent.runtime.access import Access
@@ -21,6 +22,11 @@ _STDERR = 3
 _MOST_READ = 1 << 16
 _MOST_WRITTEN = 1 << 14
 """Bytes of one packet; conmon cuts at 32 KiB."""
+_UNIX = Path("/proc/net/unix")
+_CONNECTING = "02"
+"""State of a connection that stands in its listener's queue (`SS_CONNECTING`)."""
+_ACCEPTED_WITHIN, _ACCEPTED_LOOK = 2.0, 0.001
+"""Seconds that a monitor has to accept, and between two looks whether it has."""
 _PATIENCE = 0.02
 """Seconds between two looks for the socket of a container that is being made, or for its program
 to run."""
@@ -41,7 +47,7 @@ async def attach(
     """
     while True:
         try:
-            return AttachedProgram(access, _connect(access), wait, stdin=stdin, tty=tty)
+            connection = _connect(access)
         except (FileNotFoundError, ConnectionRefusedError):
             if ended.is_set():
                 raise RuntimeFailure("the container has ended; start it first") from None
@@ -50,6 +56,36 @@ async def attach(
                     await ended.wait()
             except TimeoutError:
                 continue
+        else:
+            program = AttachedProgram(access, connection, wait, stdin=stdin, tty=tty)
+            try:
+                await _accepted(connection)
+            except BaseException:
+                program.close()
+                raise
+            return program
+
+
+async def _accepted(connection: socket.socket) -> None:
+    """Until the monitor has taken the connection from its queue: to one that still stands there it
+    does not send what the container writes. A monitor that does nothing is not waited for long."""
+    try:
+        place = connection.getpeername()
+    except OSError:
+        return  # the monitor is gone, as whoever reads will see
+    until = asyncio.get_running_loop().time() + _ACCEPTED_WITHIN
+    while asyncio.get_running_loop().time() < until:
+        if not _queued(place):
+            return
+        await asyncio.sleep(_ACCEPTED_LOOK)
+
+
+def _queued(place: str) -> bool:
+    """Whether a connection to a listener of that name waits to be accepted."""
+    with _UNIX.open() as lines:
+        return any(
+            fields[5] == _CONNECTING and fields[7:] == [place] for fields in map(str.split, lines)
+        )
 
 
 def _connect(access: Access) -> socket.socket:

@@ -19,7 +19,7 @@ test: install ## Run all tests, the end-to-end ones on a real dev cluster includ
 sim: install ## Simulate 10,000 clusters with faults, each from a seed (ARGS="2000": so many)
 	@$(PYTHON) tests/sim/manyseeds.py $(ARGS)
 
-vm-test: install ## Try other kernels in virtual machines: cgroup v2, cgroup v1, no VXLAN (root, slow)
+vm-test: install ## Try other kernels in virtual machines, and the Vagrant testbed (root, slow)
 	@$(PYTHON) -m tests.vm $(ARGS)
 
 lint: install ## Check style, types and the direction of imports

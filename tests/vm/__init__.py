@@ -22,6 +22,9 @@ dev clusters) is a tmpfs. It has no network to the outside.
                 Manager and commands are on this machine, and so not emulated; what a test wants
                 done in a machine, `hand` does there, and `echo` is the containers' stream
 
+    testbed     the testbed of `vagrant/`: machines with a Debian of their own, made by Vagrant and
+                libvirt, where systemd runs what the package brought
+
 The modules of tests are named so that `make test` does not collect them.
 
 Debian 13's kernel has no memory and no cpuset controller for cgroup version 1 any more

@@ -83,7 +83,10 @@ class Testbed:
     def on(
         self, machine: str, *command: str, ok: bool = True, within: float = 120.0
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command as root. It must succeed, unless `ok` is False."""
+        """Run a command as root. It must succeed, unless `ok` is False.
+
+        A machine that does not answer is a status of 255.
+        """
         options = {
             "IdentityFile": self.private_keys()[0],
             "IdentitiesOnly": "yes",
@@ -98,14 +101,18 @@ class Testbed:
         }
         flags = [f"-o{name}={value}" for name, value in options.items()]
         argv = ["ssh", "-q", *flags, f"vagrant@{ADDRESSES[machine]}"]
-        done = subprocess.run(
-            [*argv, shlex.join(["sudo", *command])],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=within,
-            check=False,
-        )
+        argv.append(shlex.join(["sudo", *command]))
+        try:
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=within,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            done = subprocess.CompletedProcess(argv, 255, "", f"no answer within {within:.0f} s")
         if ok:
             assert done.returncode == 0, f"{machine}: {command}: {done.stderr or done.stdout}"
         return done

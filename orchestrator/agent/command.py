@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.agent.proxies import proxy_options, set_proxies
 from orchestrator.configfile import config_option
 from orchestrator.model.generic import is_device, parse_supply, supply_names
 from orchestrator.model.specs import Resources
@@ -162,6 +163,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     callback=_duration,
     help="When the key for encrypted networks is replaced; 0: only by 'orc node update'.",
 )
+@proxy_options
 @endpoint_option
 @click.option(
     "--log-level",
@@ -170,7 +172,9 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     show_default=True,
     help="The least serious lines that are written.",
 )
+@click.pass_context
 def agent(
+    context: click.Context,
     data_dir: Path,
     run_dir: Path,
     cgroup_parent: str,
@@ -213,6 +217,7 @@ def agent(
     except NoIdentity as error:
         raise click.ClickException(str(error)) from error
     log.setup(log_level)
+    set_proxies(context)
     settings = Settings(
         identity=identity,
         data_dir=data_dir.absolute(),

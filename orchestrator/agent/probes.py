@@ -111,7 +111,8 @@ async def _http(address: str, port: int, path: str) -> Answer:
 async def _grpc(address: str, port: int, service: str) -> Answer:
     host = f"[{address}]" if ":" in address else address
     async with grpc.aio.insecure_channel(
-        f"{host}:{port}", options=[("grpc.use_local_subchannel_pool", 1)]
+        f"{host}:{port}",
+        options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)],
     ) as channel:
         check = channel.unary_unary(
             _CHECK,

@@ -338,6 +338,8 @@ def test_what_is_wrong_with_a_certificate(said: str, words: str) -> None:
         ("requested access to the resource is denied", AccessDenied),
         ("reading manifest 1 in r/x: manifest unknown", NotThere),
         ("dial tcp: lookup r: no such host", Unreachable),
+        ("proxyconnect tcp: dial tcp 10.0.0.1:3128: connect: connection refused", Unreachable),
+        ("pinging r: Get https://r/v2/: Proxy Authentication Required", Unreachable),
     ],
 )
 def test_what_went_wrong_is_told_apart(said: str, kind: type[RegistryError]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from devcluster import Cluster, eventually
+from forwardproxy import forward_proxy
 from registryhost import RegistryHost, allow_insecure, home, registry, trust
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
@@ -184,3 +185,41 @@ def _with_stdin(cluster: Cluster, text: str, *arguments: str) -> subprocess.Comp
     return subprocess.run(
         [ORC, *arguments], env=cluster.env, input=text, capture_output=True, text=True, check=False
     )
+
+
+def test_a_node_behind_a_proxy(cluster: Cluster, pushed: str, plain: RegistryHost) -> None:
+    """A registry by a name that only the proxy can look up; builds see the proxy, too."""
+    gateway = plain.name.rpartition(".")[0] + ".1"
+    named = "registry.beyond.test:5000"
+    with forward_proxy(gateway, {named: plain.name}) as proxy:
+        cluster.stop("node3")
+        flags = ("--http-proxy", proxy.url, "--https-proxy", proxy.url, "--no-proxy", plain.name)
+        cluster.dev("start", "node3", "--", *flags)
+        cluster.await_ready("node3")
+        try:
+            allow_insecure(cluster, named, "node3")
+            image = pushed.replace(plain.name, named)
+
+            def pulled() -> subprocess.CompletedProcess[str]:
+                done = cluster.orc("pull", "--node", "node3", image, ok=False)
+                assert "is not connected" not in done.stderr, "its agent has just started"
+                return done
+
+            done = eventually(pulled, within=20.0)
+            assert done.returncode == 0, done.stderr
+            assert f"GET {named}" in proxy.asked
+            asked = list(proxy.asked)
+            allow_insecure(cluster, plain.name, "node3")
+            cluster.orc("pull", "--node", "node3", pushed)
+            assert proxy.asked == asked, "--no-proxy leads past it"
+            source = home(cluster, "node3").parent / "proxied"
+            source.mkdir()
+            (source / "Dockerfile").write_text(
+                'FROM hello:1\nRUN ["/bin/busybox", "sh", "-c", "echo by $HTTPS_PROXY"]\n'
+            )
+            built = cluster.orc("build", "--node", "node3", "-t", "proxied:1", str(source))
+            assert f"by {proxy.url}" in built.stderr
+        finally:
+            cluster.stop("node3")
+            cluster.start("node3")
+            cluster.orc("rmi", image, "proxied:1", ok=False)

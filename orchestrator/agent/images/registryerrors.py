@@ -7,6 +7,7 @@ import re
 from orchestrator.agent.images.errors import ImageError
 
 _FATAL = re.compile(r'level=(?:fatal|error) msg="((?:[^"\\]|\\.)*)"')
+_PROXY = re.compile(r"proxyconnect tcp: (?:dial tcp )?(.*)")
 
 
 class RegistryError(ImageError):
@@ -58,6 +59,16 @@ def explain(registry: str, name: str, said: str) -> RegistryError:
     if has("toomanyrequests", "too many requests", "rate limit"):
         return TooMany(
             f"{registry} limits how often images are pulled: wait, or 'orc login {registry}'"
+        )
+    if has("proxy authentication required"):
+        return Unreachable(
+            "this node's proxy wants a password: write it into http-proxy and https-proxy of "
+            "agent.toml, as http://USER:PASSWORD@HOST:PORT"
+        )
+    if proxy := _PROXY.search(words):
+        return Unreachable(
+            f"{registry} cannot be reached: this node's proxy does not answer ({proxy[1]}); see "
+            "http-proxy, https-proxy and no-proxy of agent.toml"
         )
     if has("server gave http response"):
         return NotTrusted(

@@ -59,7 +59,7 @@ SECTIONS = (
             Lazy("exec", "orchestrator.cli.exec:exec_", "Run a program in a container"),
             Lazy("attach", "orchestrator.cli.exec:attach", "Connect to a container's program"),
             Lazy("cp", "orchestrator.cli.cp:cp", "Copy files into and out of a container"),
-            Lazy("top", "orchestrator.cli.top:top", "The processes of a container"),
+            Lazy("top", "orchestrator.cli.top:top", "The cluster live, or a container's processes"),
             Lazy("stats", "orchestrator.cli.stats:stats", "What containers use, live"),
             Lazy("inspect", "orchestrator.cli.ps:inspect", "All that is known of containers"),
             Lazy("port", "orchestrator.cli.ps:port", "Published ports of a container"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -87,9 +87,15 @@ def stats(
         sys.exit(INTERRUPTED)
 
 
-def pictures(client: Client, containers: Sequence[str]) -> Iterator[list[Row]]:
+def _say(notice: str) -> None:
+    click.echo(f"orc: {notice}", err=True)
+
+
+def pictures(
+    client: Client, containers: Sequence[str], say: Callable[[str], None] = _say
+) -> Iterator[list[Row]]:
     """The figures of all that runs, or of these containers, a list about each second. What is to
-    be said of a node goes to stderr. Raises CliError."""
+    be said of a node is said. Raises CliError."""
     from orchestrator.pb import interact_pb2
 
     request = interact_pb2.StatsRequest(containers=containers)
@@ -97,7 +103,7 @@ def pictures(client: Client, containers: Sequence[str]) -> Iterator[list[Row]]:
     shown = time.monotonic()
     for message in client.stream("Interact.Stats", request):
         if notice := picture.take(message):
-            click.echo(f"orc: {notice}", err=True)
+            say(notice)
         now = time.monotonic()
         if picture.complete(message.nodes, now - shown) and now - shown >= _PERIOD / 2:
             shown = now

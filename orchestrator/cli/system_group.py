@@ -18,7 +18,7 @@ _CLI = "orchestrator.cli"
                 Lazy("df", f"{_CLI}.disk:df", "What is on the nodes' disks"),
                 Lazy("prune", f"{_CLI}.prune:system", "Remove what nobody needs"),
                 Lazy("info", f"{_CLI}.info:info", "The cluster in figures"),
-                Lazy("top", f"{_CLI}.system_top:top", "What the nodes' containers use, live"),
+                Lazy("top", f"{_CLI}.cluster_top:top", "What the nodes' containers use, live"),
                 Lazy("events", f"{_CLI}.events:events", "What happens in the cluster"),
             ),
         ),

@@ -1,4 +1,8 @@
-"""`orc system top`: what each node's containers use of it, live."""
+"""`orc top` without a container, and `orc system top`: the whole cluster, live.
+
+At a terminal it is a screen to walk about in (`top_screen`, imported only then); elsewhere, and
+with a format, the nodes' figures, printed anew each second.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.groups import INTERRUPTED, example
 from orchestrator.cli.output import Column, Row, column, format_option
 from orchestrator.cli.rows import node_row
+from orchestrator.cli.screen import is_live
 from orchestrator.cli.stats import pictures, show
 from orchestrator.model.units import format_cores, format_memory, format_size
 from orchestrator.pb import control_pb2
@@ -23,7 +28,17 @@ _SUMS = ("net_received", "net_sent", "block_read", "block_written", "pids")
 @format_option(templates=True)
 @pass_client
 def top(client: Client, no_stream: bool, form: str) -> None:
-    """Show what each node's containers use and have reserved of it, anew each second."""
+    """Show what each node's containers use and have reserved of it, anew each second. At a
+    terminal, the same as `orc top`."""
+    show_cluster(client, no_stream, form)
+
+
+def show_cluster(client: Client, no_stream: bool, form: str) -> None:
+    """The screen where there is a terminal for it, else pictures as lines, until Ctrl-C."""
+    if form == "table" and not no_stream and _has_screen():
+        from orchestrator.cli.top_screen import run
+
+        sys.exit(run(client.context))
     try:
         for rows in pictures(client, ()):
             show(_nodes(client, rows), _COLUMNS, form, no_stream)
@@ -31,6 +46,10 @@ def top(client: Client, no_stream: bool, form: str) -> None:
                 return
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _has_screen() -> bool:
+    return sys.stdin.isatty() and is_live(sys.stdout) and is_live(sys.stderr)
 
 
 def _nodes(client: Client, containers: list[Row]) -> list[Row]:

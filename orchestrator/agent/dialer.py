@@ -26,6 +26,10 @@ has old names and addresses until it has a session again."""
 _REDIRECTS = 3
 """Redirects in a row that are followed at once; from then on they count as failures."""
 
+PATIENCE_FIRST, PATIENCE_MOST = 5.0, 60.0
+"""Seconds that a manager has to say welcome, from the first failure on. A host that is too slow for
+the first would be dialled for ever."""
+
 Dial = Callable[[str], grpc.aio.Channel]
 
 
@@ -34,6 +38,12 @@ def backoff(attempt: int, unit: float) -> float:
     `unit` from 0 to 1 chooses between half of that and all of it."""
     most: float = min(BACKOFF_FIRST * 2.0 ** min(attempt - 1, 16), BACKOFF_MOST)
     return most * (0.5 + unit / 2)
+
+
+def patience(failures: int) -> float:
+    """Seconds that the next manager has, after so many failures in a row: grows from the third."""
+    most: float = min(PATIENCE_FIRST * 2.0 ** max(0, min(failures, 16) - 2), PATIENCE_MOST)
+    return most
 
 
 class Dialer:
@@ -72,7 +82,7 @@ class Dialer:
         while True:
             queue = queue or self._candidates()
             address = queue.pop(0)
-            end = await self._hold(address)
+            end = await self._hold(address, patience(failures))
             if self.connected_to:
                 failures = redirects = 0
                 self.connected_to = ""
@@ -88,7 +98,7 @@ class Dialer:
             )
             await asyncio.sleep(delay)
 
-    async def _hold(self, address: str) -> SessionEnded:
+    async def _hold(self, address: str, within: float) -> SessionEnded:
         def welcomed(welcome: dispatch_pb2.Welcome) -> None:
             self.connected_to = address
             if welcome.managers:
@@ -99,7 +109,7 @@ class Dialer:
         try:
             async with self._dial(address) as channel:
                 self.channel = channel
-                return await self._session.run(channel, welcomed)
+                return await self._session.run(channel, welcomed, within)
         finally:
             self._session = self.channel = None
 

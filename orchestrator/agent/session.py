@@ -28,8 +28,6 @@ from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-WELCOME_LIMIT = 5.0
-"""Seconds from dialling to the manager's welcome."""
 ACK_LIMIT = 5.0
 """Seconds without an acknowledgement after which reports are sent again."""
 LULL = 0.025
@@ -110,14 +108,17 @@ class Session:
         self._wake.set()
 
     async def run(
-        self, channel: grpc.aio.Channel, welcomed: Callable[[dispatch_pb2.Welcome], None]
+        self,
+        channel: grpc.aio.Channel,
+        welcomed: Callable[[dispatch_pb2.Welcome], None],
+        patience: float,
     ) -> SessionEnded:
         """Hold the session until it ends, which is what is returned; `welcomed` is called when it
-        has begun."""
+        has begun. A manager has `patience` seconds to say welcome."""
         try:
             async with asyncio.TaskGroup() as group:
                 call = dispatch_pb2_grpc.DispatchStub(channel).Session()
-                welcomed(await self._greet(call))
+                welcomed(await self._greet(call, patience))
                 self._reporter.restart()
                 group.create_task(self._send(call), name="session sender")
                 while True:
@@ -130,7 +131,7 @@ class Session:
                 raise
             return _ended(_leaf(expected))
 
-    async def _greet(self, call: Any) -> dispatch_pb2.Welcome:
+    async def _greet(self, call: Any, patience: float) -> dispatch_pb2.Welcome:
         description = self._node.describe()
         self._volume_drivers = description.volume_drivers
         self._path_mtu = description.path_mtu
@@ -138,9 +139,12 @@ class Session:
         self._tunnel_keys = description.tunnel_keys
         self._network_plugins = _network_plugins(description)
         hello = dispatch_pb2.Hello(description=to_proto(description), boot_id=self._node.boot_id)
-        async with asyncio.timeout(WELCOME_LIMIT):
-            await call.write(dispatch_pb2.AgentMessage(hello=hello))
-            message = await _read(call)
+        try:
+            async with asyncio.timeout(patience):
+                await call.write(dispatch_pb2.AgentMessage(hello=hello))
+                message = await _read(call)
+        except TimeoutError as error:
+            raise SessionEnded(f"no answer within {patience:g} seconds") from error
         if message.HasField("redirect"):
             raise _redirected(message.redirect)
         if not message.HasField("welcome"):
@@ -308,8 +312,6 @@ def _ended(error: BaseException) -> SessionEnded:
         return error
     if isinstance(error, grpc.aio.AioRpcError):
         return SessionEnded(_words(error.code(), error.details()) or "the session broke off")
-    if isinstance(error, TimeoutError):
-        return SessionEnded(f"no answer within {WELCOME_LIMIT:g} seconds")
     return SessionEnded(f"the session broke off ({error})")
 
 

@@ -16,7 +16,7 @@ from managerstub import Conversation, manager_stub
 
 from orchestrator.agent import dialer as dialer_module
 from orchestrator.agent import session as session_module
-from orchestrator.agent.dialer import Dialer, backoff
+from orchestrator.agent.dialer import Dialer, backoff, patience
 from orchestrator.agent.endpoints import Change, Endpoints
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Exit
@@ -234,7 +234,7 @@ async def test_a_manager_that_knows_no_leader_is_left(host: Host) -> None:
 async def test_a_manager_that_says_nothing_is_left(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "WELCOME_LIMIT", 0.05)
+    monkeypatch.setattr(dialer_module, "PATIENCE_FIRST", 0.05)
     async with manager_stub() as manager, agent(host, manager.address):
         await manager.session()
         await manager.session()
@@ -318,6 +318,10 @@ def test_the_back_off_grows_to_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialer_module, "BACKOFF_MOST", 8.0)
     assert [backoff(n, 1.0) for n in (1, 2, 3, 7, 8, 1000)] == [0.1, 0.2, 0.4, 6.4, 8.0, 8.0]
     assert [backoff(n, 0.0) for n in (1, 8)] == [0.05, 4.0]
+
+
+def test_a_slow_manager_is_given_more_time_after_failures() -> None:
+    assert [patience(n) for n in (0, 1, 2, 3, 4, 6, 1000)] == [5, 5, 5, 10, 20, 60, 60]
 
 
 async def test_a_bug_in_an_order_ends_the_daemon(

@@ -142,5 +142,6 @@ def test_what_is_in_it(package: Path) -> None:
     control = subprocess.run(
         ["dpkg-deb", "-f", package], capture_output=True, text=True, check=True
     ).stdout
-    for needed in ("crun", "conmon", "etcd-server", "nftables", "python3 (<< "):
+    needs = ("crun", "conmon", "etcd-server", "nftables", "netavark", "e2fsprogs", "python3 (<< ")
+    for needed in needs:
         assert needed in control

@@ -85,6 +85,8 @@ _SERVICE = {
     "-t": "a terminal is for one user; see 'orc run -it'",
 }
 _SCOPE = "a network spans all nodes; one node's own is the network bridge"
+_SEALED = "secrets are in the cluster's store, sealed"
+_ONE_MANAGER = "a host is a manager by 'orc cluster init', and a node by 'orc cluster join'"
 _CLUSTER_VOLUME = "that is for Docker's cluster volumes; a volume here has a node, a driver, a size"
 
 FLAGS: Mapping[str, Mapping[str, str]] = {
@@ -135,7 +137,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
     },
     "network inspect": {"--verbose": "all is shown", "-v": "all is shown"},
     "service create": _SERVICE,
-    "service update": _SERVICE,
+    "service update": {**_SERVICE, "--rollback": "use 'orc service rollback'"},
     "service logs": {
         "--details": "see 'orc inspect' for a container's labels and variables",
         "--no-resolve": "use --raw for lines without names",
@@ -144,6 +146,23 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
     },
     "service ps": {"--no-resolve": "--format json has the ids"},
     "node ps": {"--no-resolve": "--format json has the ids"},
+    "stack ps": {"--no-resolve": "--format json has the ids"},
+    "stack rm": {
+        "--detach": "it waits until all is gone; Ctrl-C ends the waiting",
+        "-d": "it waits",
+    },
+    "secret create": {"--driver": _SEALED, "-d": _SEALED},
+    "builder prune": {
+        "--filter": "the cache of a node is emptied as a whole; see --node",
+        "--keep-storage": "the cache of a node is emptied as a whole; see --node",
+    },
+    "context create": {
+        "--description": "a context has its name alone",
+        "--docker": "use --endpoint, --ca, --cert and --key",
+        "--from": "a context is a file in ~/.config/orc/contexts, which can be copied",
+    },
+    "context rm": dict.fromkeys(("--force", "-f"), "contexts go without a question"),
+    "node update": {"--role": _ONE_MANAGER},
 }
 """Command → flag → what to do instead."""
 

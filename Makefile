@@ -13,8 +13,16 @@ help: ## Show this help
 demo: install ## Start a dev cluster and show a service on it (root)
 	@scripts/demo
 
+# All but the end-to-end tests stand apart from each other, so they run beside each other.
+BESIDE := tests/contract tests/sim tests/unit
+
 test: install ## Run all tests, the end-to-end ones on a real dev cluster included (root)
+ifdef ARGS
 	@$(PYTHON) -m pytest $(ARGS)
+else
+	@$(PYTHON) -m pytest $(BESIDE) --numprocesses auto --maxprocesses 4 --dist worksteal
+	@$(PYTHON) -m pytest tests/e2e
+endif
 
 sim: install ## Simulate 10,000 clusters with faults, each from a seed (ARGS="2000": so many)
 	@$(PYTHON) tests/sim/manyseeds.py $(ARGS)

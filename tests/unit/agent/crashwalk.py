@@ -1,12 +1,13 @@
 """A container's whole life, once for each step of it at which the agent may die of kill -9.
 
-First each way (a standalone container's, that of one that is restarted, that of a service's task)
-is gone with no death, which tells all steps there are. Then for each step the way is gone again;
+A way is a standalone container's, that of one that is restarted, or that of a service's task. First
+it is gone with no death, which tells all steps there are. Then for each step the way is gone again;
 the agent dies just before it, the next agent gets the same order, and the container must end in a
 state that the order wants. In the end nothing may be left of it: files, mounts, processes, cgroups,
 user ids, namespaces, addresses.
 
-It prints the steps of each way as JSON; a failed assertion names the step.
+Arguments: a folder, and the name of the way. It prints the steps as JSON; a failed assertion names
+the step.
 """
 
 from __future__ import annotations
@@ -239,7 +240,10 @@ def at_end(
     return status.run == order.status.run and status.state in ends
 
 
-async def scenario(world: MortalWorld) -> None:
+WAYS = {make.__name__: make for make in (container, restarted, replica)}
+
+
+async def scenario(world: MortalWorld, way: str) -> None:
     await world.start_agent()
     await world.session.full(networks=[NETWORK])
     await world.load_image()
@@ -247,21 +251,20 @@ async def scenario(world: MortalWorld) -> None:
     # It makes the node's own interfaces, and unpacks the image.
     await go(world, replica(f"walk-{next(numbers):03}"), "")
     world.own = interfaces()
-    tried: dict[str, list[str]] = {}
-    for make in (container, restarted, replica):
+    steps: list[str] = []
+    for make in dict.fromkeys((container, WAYS[way])):
+        # What is done to files is the same for all, and is a step of the first.
+        done = steps
         await go(world, make(f"walk-{next(numbers):03}"), "")
-        # What is done to files is the same for both.
-        done = tried.get("container", [])
         steps = [step for step in world.steps() if step not in done or step[-1].isdigit()]
-        if make is restarted:
-            # The kernel's part of it is as before; what differs is what the agent remembers.
-            steps = [step for step in steps if step.startswith("put_")]
-        for step in steps:
-            await go(world, make(f"walk-{next(numbers):03}"), step)
-        tried[make.__name__] = steps
-    print(json.dumps(tried))
+    if way == "restarted":
+        # The kernel's part of it is as before; what differs is what the agent remembers.
+        steps = [step for step in steps if step.startswith("put_")]
+    for step in steps:
+        await go(world, WAYS[way](f"walk-{next(numbers):03}"), step)
+    print(json.dumps(steps))
 
 
 if __name__ == "__main__":
     world = MortalWorld(Path(sys.argv[1]))
-    run(world, partial(scenario, world))
+    run(world, partial(scenario, world, sys.argv[2]))

@@ -13,7 +13,6 @@ import datetime as dt
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -59,7 +58,6 @@ class World:
         self.process: asyncio.subprocess.Process | None = None
         self.session: Conversation
         self.version = 1
-        self.figures: dict[str, float] = {}
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -109,20 +107,16 @@ class World:
         ]
 
     async def start_agent(self) -> None:
-        began = time.monotonic()
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", START, *self.arguments
         )
         self.session = await self.manager.session()
-        self.figures["agent_start_s"] = time.monotonic() - began
         await self.session.welcome(period=1.0)
 
     async def end_agent(self, number: int) -> None:
         assert self.process is not None
-        began = time.monotonic()
         self.process.send_signal(number)
         await self.process.wait()
-        self.figures[f"end_by_{number}_s"] = time.monotonic() - began
         self.session.over.set()
 
     async def close(self) -> None:

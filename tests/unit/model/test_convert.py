@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import time
 import typing
 from enum import IntEnum
 from typing import Any
@@ -31,13 +30,10 @@ from orchestrator.model.objects import Image
 from orchestrator.model.services import Service
 from orchestrator.model.specs import (
     ContainerSpec,
-    NetworkAttachment,
     PortSpec,
     ServiceSpec,
     TaskSpec,
 )
-from orchestrator.model.states import TaskState
-from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import types_pb2
 
 MODULES = (affinities, dependencies, mounts, placement, specs, documents)
@@ -174,35 +170,6 @@ def test_foreign_classes() -> None:
         to_proto("x")
     with pytest.raises(TypeError, match="a TaskSpec has no revision"):
         decode(TaskSpec, b"", revision=1)
-
-
-def _task(number: int) -> Task:
-    container = ContainerSpec(
-        image="hello:1", command=("serve", "80"), env=("A=1", "B=2"), labels={"a": "b"}
-    )
-    return Task(
-        id=f"task{number:021d}",
-        created_at=1.0,
-        service_id="s" * 25,
-        service_name="web",
-        slot=number,
-        spec=TaskSpec(
-            container=container, ports=(PortSpec(8080, 80),), networks=(NetworkAttachment("orc"),)
-        ),
-        node_id="n" * 25,
-        status=TaskStatus(state=TaskState.RUNNING, at=2.0, pid=77, addresses={"orc": "10.128.1.7"}),
-    )
-
-
-def test_a_thousand_tasks_take_well_under_100_ms() -> None:
-    tasks = [_task(number) for number in range(1000)]
-    best = float("inf")
-    for _ in range(3):
-        start = time.process_time()
-        assert [decode(Task, data) for data in map(encode, tasks)] == tasks
-        best = min(best, time.process_time() - start)
-    # CPU time, so that a busy machine keeps it too; 25 ms were measured.
-    assert best < 0.1
 
 
 def test_image_keeps_order_of_layers() -> None:

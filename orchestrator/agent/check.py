@@ -19,7 +19,7 @@ _OLDEST_KERNEL = (5, 16)
 _LEAST_ROOM = 1 << 30
 """Bytes of the data folder's disk below which images will not fit."""
 
-_PROGRAMS = (
+PROGRAMS = (
     ("conmon", "conmon", "keeps containers alive, beside the agent"),
     ("skopeo", "skopeo", "pulls and pushes images"),
     ("buildah", "buildah", "builds images"),
@@ -83,7 +83,7 @@ def _findings(runtime: str, data_dir: Path) -> Iterator[Finding]:
     root = os.geteuid() == 0
     yield Finding("root", root, "" if root else "run this, and the agent, with sudo")
     yield _program(runtime, runtime, "makes containers")
-    for program, package, purpose in _PROGRAMS:
+    for program, package, purpose in PROGRAMS:
         yield _program(program, package, purpose)
     yield _program("etcd", "etcd-server", "is a manager's store", needed=False)
     numbers = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])

@@ -1,0 +1,44 @@
+"""Links between the pages lead somewhere, and each page is found from the index."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted(ROOT.glob("*/*/README.md"))]
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names of a page's headings, as GitHub makes them."""
+    text = _FENCE.sub("", page.read_text())
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """The files that a page leads to, each with the heading in it, or none."""
+    found = []
+    for link in _LINK.findall(_FENCE.sub("", page.read_text())):
+        if "://" not in link and not link.startswith("mailto:"):
+            path, _, heading = link.partition("#")
+            found.append(((page.parent / path).resolve() if path else page, heading))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, heading in links(page):
+        assert target.exists(), target
+        assert not heading or heading in anchors(target), f"{target.name}#{heading}"
+
+
+def test_the_index_leads_to_each_page() -> None:
+    index = {target for target, _ in links(DOCS / "README.md")}
+    pages = {page for page in DOCS.rglob("*.md") if page.parent.name != "reference"}
+    assert pages - index <= {DOCS / "README.md"}

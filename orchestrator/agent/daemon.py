@@ -30,6 +30,7 @@ from orchestrator.agent.diskusage import DiskUsage
 from orchestrator.agent.encryption import Encryption
 from orchestrator.agent.endpoints import Endpoints
 from orchestrator.agent.failures import AgentFailure
+from orchestrator.agent.flows import Flows
 from orchestrator.agent.history import History
 from orchestrator.agent.imagepressure import ImagePressure, disk_of
 from orchestrator.agent.images.build import Builder
@@ -276,6 +277,7 @@ async def run(settings: Settings) -> None:
             | {
                 "disk_usage": disk_usage.serve,
                 "history": history.serve,
+                "flows": Flows(worker.runners).serve,
                 "diagnosis": peer_probes.serve,
                 "support": SupportFacts(worker.runners, peer_probes.drifts).serve,
             },

@@ -28,8 +28,8 @@ async def web(
     by what the cluster is. Raises CannotListen."""
     registry.register(ClusterCollector(lambda: api.view, state))
     app = ManagerApp(api, registry)
-    files = TlsFiles.of(folder, "manager")
-    async with listening(app, api.identity.address, api.identity.port + WEB_PORT, files):
+    files, port = TlsFiles.of(folder, "manager"), api.identity.port + WEB_PORT
+    async with app.following(), listening(app, api.identity.address, port, files):
         yield
 
 
@@ -40,6 +40,7 @@ class ManagerApp:
         self._api = api
         self._metrics = MetricsApp(registry, api.identity.cluster_id, self._digest)
         self._dashboard = DashboardApp(api, Sessions(api.vault, api.now))
+        self.following = self._dashboard.broadcast.following
 
     def _digest(self) -> str:
         cluster = self._api.view.cluster

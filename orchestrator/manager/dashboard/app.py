@@ -12,12 +12,14 @@ from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs
 
+from orchestrator.background import background
 from orchestrator.manager.api.context import ApiContext
 from orchestrator.manager.api.image_nodes import ask
 from orchestrator.manager.api.logs import LogCalls
-from orchestrator.manager.dashboard import actions, picture
+from orchestrator.manager.dashboard import actions
+from orchestrator.manager.dashboard.broadcast import Broadcast, message
 from orchestrator.manager.dashboard.sessions import SESSION_LIFE, Session, Sessions
-from orchestrator.manager.eventlog import Event
+from orchestrator.manager.dashboard.traffic import Traffic
 from orchestrator.manager.refusal import Refusal
 from orchestrator.manager.store.kv import Conflict, StoreError
 from orchestrator.model.validate import InvalidSpec
@@ -27,15 +29,9 @@ from orchestrator.web.scrape import header
 
 log = logging.getLogger(__name__)
 
-LULL = 0.1
-"""Seconds between two pictures of changes at the least: no eye sees more, and a hundred tasks that
-start are told of in a few."""
 BEAT = 15.0
 """Seconds after which a stream that has nothing to tell says so, so that nobody in between hangs
 up."""
-REMEMBERED = 200
-"""Events of before that one who opens the page is shown."""
-
 _COOKIE = "orc"
 _MOST_BODY = 1 << 16
 _LAST_LINES = 200
@@ -65,11 +61,14 @@ class DashboardApp:
     def __init__(self, api: ApiContext, sessions: Sessions) -> None:
         self._api = api
         self._sessions = sessions
+        self.broadcast = Broadcast(api)
+        """To be followed for as long as the page is served."""
         self._files = _files()
         self._calls: dict[tuple[str, str], Callable[..., Awaitable[None]]] = {
             ("GET", "/api/session"): self._who,
             ("DELETE", "/api/session"): self._log_out,
             ("GET", "/api/events"): self._events,
+            ("GET", "/api/traffic"): self._traffic,
             ("GET", "/api/logs"): self._logs,
             ("GET", "/api/history"): self._history,
             ("POST", "/api/act"): self._act,
@@ -133,28 +132,22 @@ class DashboardApp:
     async def _events(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
         await _stream(receive, send, self._pictures())
 
-    async def _pictures(self) -> AsyncIterator[tuple[str, Any]]:
+    async def _pictures(self) -> AsyncIterator[bytes]:
         """The whole, then what changes, and what happens."""
-        api, wake = self._api, asyncio.Event()
-        async with api.cache.subscribe() as feed, api.events.follow(wake.set) as happened:
-            feed.on_change = wake.set
-            past = api.events.since(0.0)[-REMEMBERED:]
-            yield "picture", picture.whole(api.view) | {"cluster": self._cluster()}
-            yield "happened", [_event(each) for each in past]
+        with self.broadcast.viewer() as viewer:
             while True:
-                await wake.wait()
-                wake.clear()
-                changes = feed.take()
-                news = picture.changed(api.view, changes)
-                if news:
-                    yield "changed", news
-                if happened:
-                    yield "happened", [_event(happened.popleft()) for _ in range(len(happened))]
-                await asyncio.sleep(LULL)
+                yield await viewer.next() or self.broadcast.whole()
 
-    def _cluster(self) -> dict[str, Any]:
-        cluster = self._api.view.cluster
-        return {"id": cluster.id if cluster else "", "leader": self._api.leader()}
+    async def _traffic(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
+        """Who talks to whom; nodes are asked for as long as this is."""
+        traffic = Traffic(self._api)
+
+        async def told() -> AsyncIterator[bytes]:
+            async for picture in traffic.pictures():
+                yield message("traffic", picture)
+
+        async with background(traffic.ask()):
+            await _stream(receive, send, told())
 
     async def _logs(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
         word = parse_qs(scope["query_string"].decode("latin-1")).get("of", [""])[0]
@@ -179,12 +172,12 @@ class DashboardApp:
         found = result.history
         await _tell(send, {"at": [*found.at], "cores": [*found.cores], "memory": [*found.memory]})
 
-    async def _lines(self, word: str) -> AsyncIterator[tuple[str, Any]]:
+    async def _lines(self, word: str) -> AsyncIterator[bytes]:
         request = control_pb2.LogsRequest(service=word, follow=True, tail=_LAST_LINES)
         async with aclosing(LogCalls.Logs.__wrapped__(LogCalls(self._api), request, None)) as found:
             try:
                 async for batch in found:
-                    yield (
+                    yield message(
                         "lines",
                         [
                             {
@@ -198,18 +191,7 @@ class DashboardApp:
                         ],
                     )
             except Refusal as refusal:
-                yield "refused", refusal.text
-
-
-def _event(event: Event) -> dict[str, Any]:
-    return {
-        "at": event.at,
-        "type": event.type,
-        "action": event.action,
-        "id": event.id,
-        "name": event.name,
-        "node": event.node,
-    }
+                yield message("refused", refusal.text)
 
 
 def _files() -> dict[str, tuple[bytes, str]]:
@@ -241,8 +223,8 @@ async def _json(receive: Receive) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-async def _stream(receive: Receive, send: Send, events: AsyncIterator[tuple[str, Any]]) -> None:
-    """Send server-sent events (WHATWG HTML, 9.2) until the browser hangs up."""
+async def _stream(receive: Receive, send: Send, events: AsyncIterator[bytes]) -> None:
+    """Send server-sent events until the browser hangs up."""
     await send(
         {
             "type": "http.response.start",
@@ -250,21 +232,20 @@ async def _stream(receive: Receive, send: Send, events: AsyncIterator[tuple[str,
             "headers": [(b"content-type", b"text/event-stream; charset=utf-8"), *_GUARDS],
         }
     )
-    await _chunk(send, "retry: 1000\n\n")
+    await _chunk(send, b"retry: 1000\n\n")
     quiet = asyncio.Event()
 
     async def pump() -> None:
-        async for kind, data in events:
+        async for text in events:
             quiet.clear()
-            text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
-            await _chunk(send, f"event: {kind}\ndata: {text}\n\n")
+            await _chunk(send, text)
 
     async def beat() -> None:
         while True:
             quiet.set()
             await asyncio.sleep(BEAT)
             if quiet.is_set():
-                await _chunk(send, ": still here\n\n")
+                await _chunk(send, b": still here\n\n")
 
     async with asyncio.TaskGroup() as group:
         others = [group.create_task(beat()), group.create_task(pump())]
@@ -279,8 +260,8 @@ async def _hung_up(receive: Receive) -> None:
         pass
 
 
-async def _chunk(send: Send, text: str) -> None:
-    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+async def _chunk(send: Send, text: bytes) -> None:
+    await send({"type": "http.response.body", "body": text, "more_body": True})
 
 
 async def _tell(send: Send, data: Any, *headers: tuple[bytes, bytes]) -> None:

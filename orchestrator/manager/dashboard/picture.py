@@ -1,7 +1,8 @@
 """The cluster as the page draws it: JSON by kind and id, whole or only what changed. Pure.
 
-Keys are short, for a cluster of 5,000 tasks is sent whole to each browser that opens the page.
-What is no longer is None. Nothing of a container's environment or command is in it.
+A cluster of 5,000 tasks is sent whole to each browser that opens the page, and then a message for
+every few of them that change: so the whole leaves out what is empty, and a change has only the
+fields that differ. What is no longer is None. Nothing of a container's environment or command is in it.
 """
 
 from __future__ import annotations
@@ -31,31 +32,45 @@ _KINDS: dict[type, str] = {
 
 
 def whole(view: ClusterView) -> Picture:
-    """Everything."""
+    """Everything, without the fields that are empty."""
     found: Picture = {kind: {} for kind in _KINDS.values()}
     for item in view.objects():
-        if (kind := _KINDS.get(type(item))) is not None:
-            found[kind][item.id] = _drawn(view, item)
+        kind = _KINDS.get(type(item))
+        if kind is not None and (drawn := _drawn(view, item)) is not None:
+            found[kind][item.id] = _filled(drawn)
     return found
 
 
 def changed(view: ClusterView, changes: Sequence[Change]) -> Picture:
-    """What these changes make of it; a kind without any is not there."""
+    """What these changes make of it: the fields that differ, all where it was not there before. A
+    kind without any is not there."""
     found: Picture = {}
     for change in changes:
         subject = change.subject
         kind = _KINDS.get(type(subject))
         if kind is None:
             continue
+        before = _drawn(view, change.before) if change.before is not None else None
         after = _drawn(view, change.after) if change.after is not None else None
-        if change.before is None or after != _drawn(view, change.before):
-            found.setdefault(kind, {})[subject.id] = after
+        if before == after:
+            continue
+        if before is not None and after is not None:
+            after = {key: value for key, value in after.items() if before[key] != value}
+        elif after is not None:
+            after = _filled(after)
+        found.setdefault(kind, {})[subject.id] = after
     if any(isinstance(change.subject, Node) for change in changes):
         # How many tasks such a service wants is a matter of the nodes.
         for service in view.services.values():
             if service.spec.mode in (ServiceMode.GLOBAL, ServiceMode.GLOBAL_JOB):
-                found.setdefault("services", {})[service.id] = _drawn(view, service)
+                told = found.setdefault("services", {}).setdefault(service.id, {})
+                if told is not None:
+                    told["wanted"] = wanted(view, service)
     return found
+
+
+def _filled(drawn: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in drawn.items() if value}
 
 
 def _drawn(view: ClusterView, item: Object) -> dict[str, Any] | None:

@@ -1,33 +1,89 @@
 // Charts of the last hour, as SVG.
 import { ask } from "/state.js";
-import { bytes, clock, h, patch } from "/words.js";
+import { h, patch, svg } from "/elements.js";
+import { bytes, clock } from "/words.js";
 
-const WIDTH = 480, HEIGHT = 88, PERIOD = 15000, HOUR = 3600;
-const SVG = "http://www.w3.org/2000/svg";
+const WIDTH = 480, HEIGHT = 96, PERIOD = 15000, HOUR = 3600, LEAST = 300, GAP = 60;
 
-function svg(tag, attributes, ...children) {
-  const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
+/** What one thing used: a line over time, and what it was at the time that one points at. */
+class Chart {
+  #title; #words; #kind; #at = []; #values = []; #span = [0, 1]; #most = 1; #pointed = null;
+  #caption = h("figcaption"); #svg; #axis = h("div", { class: "axis soft", "aria-hidden": "true" });
+  element;
 
-/** A line over the last hour; `words` says a value. */
-function chart(title, at, values, colour, words) {
-  const last = values.at(-1) ?? 0, most = Math.max(...values, 1e-9), now = Date.now() / 1000;
-  const x = (time) => (1 - (now - time) / HOUR) * WIDTH, y = (value) => HEIGHT - 4 - (value / most) * (HEIGHT - 12);
-  const points = values.map((value, index) => `${x(at[index]).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
-  const said = values.length ? `${words(last)} now, ${words(most)} at most` : "nothing measured yet";
-  return h("figure", {},
-    h("figcaption", {}, `${title}: ${said}`),
-    svg("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": `${title} over the last hour: ${said}` },
-      svg("polyline", { points, fill: "none", stroke: colour, "stroke-width": "2", "vector-effect": "non-scaling-stroke" })));
+  constructor(title, kind, words) {
+    [this.#title, this.#kind, this.#words] = [title, kind, words];
+    this.#svg = svg("svg", { class: `chart ${kind}`, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+    const plot = h("div", { class: "plot", tabindex: "0", role: "img", onpointermove: (event) => this.#point(event), onpointerleave: () => this.#show(null), onblur: () => this.#show(null), onkeydown: (event) => this.#key(event) }, this.#svg);
+    this.element = h("figure", {}, this.#caption, plot, this.#axis);
+    this.plot = plot;
+  }
+
+  show(at, values) {
+    [this.#at, this.#values] = [at, values];
+    const now = Date.now() / 1000, begin = Math.max(Math.min(at[0] ?? now, now - LEAST), now - HOUR);
+    this.#span = [begin, now];
+    this.#most = Math.max(...values, 1e-9) * 1.1;
+    this.#draw();
+  }
+
+  #x(time) { return ((time - this.#span[0]) / (this.#span[1] - this.#span[0])) * WIDTH; }
+
+  #y(value) { return HEIGHT - 2 - (value / this.#most) * (HEIGHT - 6); }
+
+  /** The line, in parts where the agent did not run. */
+  #parts() {
+    const parts = [];
+    this.#at.forEach((time, index) => {
+      const point = `${this.#x(time).toFixed(1)},${this.#y(this.#values[index]).toFixed(1)}`;
+      if (!index || time - this.#at[index - 1] > GAP) parts.push([]);
+      parts.at(-1).push(point);
+    });
+    return parts;
+  }
+
+  #draw() {
+    const words = this.#words, values = this.#values;
+    const said = values.length ? `${words(values.at(-1))} now, ${words(Math.max(...values))} at most` : "nothing measured yet";
+    this.plot.setAttribute("aria-label", `${this.#title} of the last hour: ${said}`);
+    const lines = this.#parts().flatMap((points) => [
+      svg("polygon", { points: `${points[0].split(",")[0]},${HEIGHT} ${points.join(" ")} ${points.at(-1).split(",")[0]},${HEIGHT}` }),
+      svg("polyline", { points: points.join(" "), "vector-effect": "non-scaling-stroke" }),
+    ]);
+    const grid = [0.25, 0.5, 0.75].map((part) => svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: HEIGHT * part, y2: HEIGHT * part, "vector-effect": "non-scaling-stroke" }));
+    const at = this.#pointed;
+    const mark = at !== null && svg("line", { class: "mark", x1: this.#x(this.#at[at]), x2: this.#x(this.#at[at]), y1: 0, y2: HEIGHT, "vector-effect": "non-scaling-stroke" });
+    patch(this.#svg, grid, lines, mark);
+    patch(this.#caption, h("b", {}, this.#title), ": ", at === null ? said : `${words(values[at])} at ${clock(this.#at[at])}`);
+    patch(this.#axis, h("span", {}, clock(this.#span[0])), h("span", {}, "now"));
+  }
+
+  #show(index) { this.#pointed = index; this.#draw(); }
+
+  #point(event) {
+    const bounds = this.plot.getBoundingClientRect();
+    const time = this.#span[0] + ((event.clientX - bounds.left) / bounds.width) * (this.#span[1] - this.#span[0]);
+    let best = null;
+    this.#at.forEach((each, index) => { if (best === null || Math.abs(each - time) < Math.abs(this.#at[best] - time)) best = index; });
+    this.#show(best);
+  }
+
+  #key(event) {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], last = this.#values.length - 1;
+    if (!step || last < 0) return;
+    event.preventDefault();
+    this.#show(Math.min(Math.max((this.#pointed ?? last + (step > 0 ? 0 : 1)) + step, 0), last));
+  }
 }
 
 /** What a task or node used, looked at anew for as long as it is shown. */
 export class Charts {
-  #timer; #query;
-  element = h("div", { class: "charts" });
+  #timer; #query; #trouble = h("p", { class: "soft" });
+  #charts = [
+    new Chart("CPU", "cpu", (value) => `${value.toFixed(value < 0.1 ? 3 : 2)} cores`),
+    new Chart("Memory", "memory", bytes),
+  ];
+  element = h("section", { class: "charts" }, h("h3", {}, "Used"), this.#trouble);
 
   constructor(kind, id) {
     this.#query = `/api/history?${kind}=${encodeURIComponent(id)}`;
@@ -40,12 +96,12 @@ export class Charts {
   async #look() {
     try {
       const { at, cores, memory } = await ask("GET", this.#query);
-      const since = at.length ? ` since ${clock(at[0])}` : "";
-      patch(this.element, h("h3", {}, `Used${since}`),
-        chart("CPU", at, cores, "var(--bar-cpu)", (value) => `${value.toFixed(value < 0.1 ? 3 : 2)} cores`),
-        chart("Memory", at, memory, "var(--bar-memory)", bytes));
+      this.#trouble.textContent = "";
+      this.#charts[0].show(at, cores);
+      this.#charts[1].show(at, memory);
+      if (!this.#charts[0].element.isConnected) this.element.append(...this.#charts.map((chart) => chart.element));
     } catch (error) {
-      patch(this.element, h("h3", {}, "Used"), h("p", { class: "soft" }, error.message));
+      this.#trouble.textContent = error.message;
     }
   }
 }

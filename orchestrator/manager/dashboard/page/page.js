@@ -1,33 +1,52 @@
-// The page: log-in, what is shown where, search, keyboard.
+// The page: log-in, what is shown where, keyboard.
 import { Cluster, ask } from "/state.js";
+import { h, patch } from "/elements.js";
 import { Panel } from "/panel.js";
 import { Picture } from "/picture.js";
-import * as views from "/views.js";
-import { ENDED, STARTING, TROUBLE, h, patch } from "/words.js";
+import { SearchBox } from "/searchbox.js";
+import { found } from "/search.js";
+import { Traffic } from "/traffic.js";
+import { Views, swatch } from "/views.js";
+import { count, kindOf } from "/words.js";
 
-const VIEWS = ["picture", "services", "nodes", "tasks", "networks", "events"];
-const main = document.getElementById("main"), search = document.getElementById("search");
+const VIEWS = ["picture", "traffic", "services", "nodes", "tasks", "networks", "events"];
+const PANELS = ["service", "node", "task"];
+const MOST_IN_LEGEND = 24;
+const place = (id) => document.getElementById(id);
+const main = place("main"), help = place("help"), legend = h("ul", { class: "legend", "aria-label": "Services" });
 const cluster = new Cluster();
-const picture = new Picture(cluster, (hash) => { location.hash = hash; }, document.getElementById("tip"));
-const panel = new Panel(document.getElementById("panel"), cluster, () => role === "admin", say, back);
-let role = "", view = "picture", due = 0;
+const open = (hash) => { location.hash = hash; };
+const picture = new Picture(cluster, open, place("tip"));
+const traffic = new Traffic(cluster, open);
+const views = new Views(cluster);
+const panel = new Panel(place("panel"), cluster, () => role === "admin", say, back);
+const search = new SearchBox(place("search"), place("offers"), cluster, soon);
+let role = "", view = "picture", due = 0, from = null;
 
-function say(text) {
-  const line = h("p", {}, text);
-  document.getElementById("toasts").append(line);
+function say(text, mood = "") {
+  const line = h("p", { class: mood }, text);
+  place("toasts").append(line);
   setTimeout(() => line.remove(), 8000);
 }
 
+/** Close what is open, and be where one was. */
 function back() {
+  const focus = from;
   location.hash = `#/${view}`;
-  (view === "picture" ? picture.element : main).focus();
+  if (focus?.isConnected) focus.focus({ preventScroll: true });
+  else (view === "picture" ? picture.element : main).focus({ preventScroll: true });
 }
 
 function route() {
-  const [, first = "", id = ""] = location.hash.split("/");
-  const known = VIEWS.includes(first);
-  if (known && first !== view) { view = first; main.replaceChildren(); }
-  panel.show(!known && ["service", "node", "task"].includes(first) && id ? [first, id] : null);
+  const [path, query] = location.hash.split("?"), [, first = "", id = ""] = path.split("/");
+  const known = VIEWS.includes(first), panelled = PANELS.includes(first) && id;
+  if (query) {
+    place("search").value = decodeURIComponent(query);
+    history.replaceState(null, "", path);
+  }
+  if (panelled && place("panel").hidden) from = document.activeElement;
+  if (known && first !== view) { leave(); view = first; }
+  panel.show(panelled ? [first, id] : null);
   for (const link of document.querySelectorAll("nav a")) {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
@@ -36,50 +55,61 @@ function route() {
   render();
 }
 
+function leave() {
+  if (view === "picture") picture.detach();
+  if (view === "traffic") traffic.detach();
+  main.replaceChildren();
+  main.scrollTop = 0;
+}
+
 function render() {
-  const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-  // Who searches in the picture wants a list of what is found.
-  const drawn = view === "picture" && !words.length;
-  main.classList.toggle("bare", drawn);
-  if (drawn) {
-    if (!picture.element.isConnected) {
-      main.replaceChildren(picture.element, legend());
-      picture.attach();
-    } else picture.refresh();
+  main.classList.toggle("bare", view === "picture" || view === "traffic");
+  if (view === "picture") drawPicture();
+  else if (view === "traffic") {
+    if (!traffic.element.isConnected) { main.replaceChildren(traffic.element); traffic.attach(); } else traffic.refresh();
   } else {
-    if (picture.element.isConnected) { picture.detach(); main.replaceChildren(); }
-    const list = view === "picture" ? "tasks" : view;
-    patch(main, views[list](cluster, words));
+    if (!main.firstChild) main.replaceChildren(views.element(view));
+    views.refresh(view, search.words);
   }
   panel.refresh();
   summarise();
 }
 
-function legend() {
-  return h("p", { class: "legend", "aria-hidden": "true" },
-    h("span", {}, "■ a task, in its service's colour"), h("span", {}, "□ on its way"), h("span", { class: "bad" }, "⊠ failed or unwell"),
-    h("span", {}, "bars: CPU and memory reserved"));
+let searched = "";
+function drawPicture() {
+  const words = search.words, text = words.join(" ");
+  if (!picture.element.isConnected) {
+    main.replaceChildren(h("div", { class: "canvas" }, picture.element), legend);
+    picture.attach();
+  } else picture.refresh();
+  if (text || searched) {
+    const ids = text ? new Set(found(cluster, "tasks", cluster.allTasks, words).map((task) => task.id)) : null;
+    picture.find(ids);
+    place("found").textContent = ids ? (ids.size ? `${count(ids.size, "task")} found` : "No task is like that.") : "";
+  }
+  searched = text;
+  const services = [...cluster.services.values()].sort((a, b) => cluster.ofService(b.id).live - cluster.ofService(a.id).live || (a.key < b.key ? -1 : 1));
+  patch(legend, services.slice(0, MOST_IN_LEGEND).map((service) => h("li", { "data-key": service.id },
+    h("a", {
+      href: `#/service/${service.id}`, onpointerenter: () => picture.light(service.id), onpointerleave: () => picture.light(null),
+      onfocus: () => picture.light(service.id), onblur: () => picture.light(null),
+    }, swatch(service.name), service.name, h("span", { class: "soft" }, String(cluster.ofService(service.id).live))))),
+  services.length > MOST_IN_LEGEND && h("li", { "data-key": "more" }, h("a", { href: "#/services" }, `and ${services.length - MOST_IN_LEGEND} more`)));
 }
 
 function summarise() {
   const nodes = [...cluster.nodes.values()], ready = nodes.filter((node) => node.state === "ready").length;
-  const count = { running: 0, starting: 0, waiting: 0 };
-  let unwell = 0;
-  for (const task of cluster.tasks.values()) {
-    if (task.state === "running") count.running += 1;
-    else if (STARTING.has(task.state)) count.starting += 1;
-    else if (!ENDED.has(task.state)) count.waiting += 1;
-    if (task.health === "unhealthy" || (TROUBLE.has(task.state) && Date.now() / 1000 - task.at < 60)) unwell += 1;
-  }
-  const parts = [`${ready} of ${nodes.length} nodes ready`, `${count.running} tasks running`];
-  if (count.starting) parts.push(`${count.starting} starting`);
-  if (count.waiting) parts.push(`${count.waiting} waiting`);
-  const place = document.getElementById("summary");
-  const text = parts.join(" · ");
-  const alarm = !cluster.connected ? "not connected to the manager" : unwell ? `${unwell} in trouble` : "";
-  if (place.dataset.said === text + alarm) return;
-  place.dataset.said = text + alarm;
-  place.replaceChildren(text, alarm ? " · " : "", alarm ? h("span", { class: "bad" }, alarm) : "");
+  const found = { running: 0, starting: 0, waiting: 0, trouble: 0, ended: 0 }, now = Date.now() / 1000;
+  for (const task of cluster.tasks.values()) found[kindOf(task, now)] += 1;
+  const parts = [["nodes", ready < nodes.length ? "warn" : "good", `${ready} of ${nodes.length} nodes ready`, "#/nodes"],
+    ["running", "good", `${count(found.running, "task")} running`, "#/tasks"]];
+  if (found.starting) parts.push(["starting", "", `${found.starting} starting`, "#/tasks"]);
+  if (found.waiting) parts.push(["waiting", "warn", `${found.waiting} waiting`, "#/tasks"]);
+  if (found.trouble) parts.push(["trouble", "bad", `${found.trouble} in trouble`, "#/tasks"]);
+  if (!cluster.connected) parts.push(["away", "bad", "not connected to the manager", "#/events"]);
+  patch(place("summary"), parts.map(([key, mood, text, hash]) => h("a", {
+    class: `pill ${mood}`, "data-key": key, href: hash, onclick: () => views.choose(hash === "#/tasks" ? key : ""),
+  }, text)));
 }
 
 /** Draw soon, and once for many changes. */
@@ -87,13 +117,12 @@ function soon() {
   if (!due) due = requestAnimationFrame(() => { due = 0; render(); });
 }
 
-const help = document.getElementById("help");
 function showHelp() {
-  const keys = [["1 … 6", "the views"], ["/", "search"], ["arrows, Enter", "choose and open a node in the picture"],
-    ["Esc", "close what is open"], ["d", "dark or light"], ["?", "this"]];
+  const keys = [[`1 … ${VIEWS.length}`, "the views"], ["/", "search; then arrows and Enter"], ["arrows, Enter", "choose and open: a node in the picture, a row of a list"],
+    ["r", "replicas of the open service"], ["l", "logs of what is open"], ["Esc", "close what is open"], ["d", "dark or light"], ["?", "this"]];
   help.replaceChildren(h("h2", { id: "help-title" }, "Keyboard"),
     h("dl", {}, keys.flatMap(([key, does]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, does)])),
-    h("form", { method: "dialog" }, h("button", {}, "Close")));
+    h("form", { method: "dialog" }, h("button", { class: "main" }, "Close")));
   help.showModal();
 }
 
@@ -101,30 +130,32 @@ function theme(next) {
   const preferred = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
   document.documentElement.dataset.theme = next ?? localStorage.getItem("theme") ?? preferred;
   if (next) localStorage.setItem("theme", next);
-  picture.wake();
 }
 
 const otherTheme = () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
 
+function recolour() {
+  if (picture.element.isConnected) picture.repaint();
+  soon();
+}
+
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
-  if (event.key === "Escape") {
-    if (document.activeElement === search && search.value) { search.value = ""; render(); } else back();
-    return;
-  }
+  if (event.key === "Escape") return back();
   if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName)) return;
   const index = Number(event.key) - 1;
-  if (event.key === "/") search.focus();
-  else if (event.key === "?") showHelp();
-  else if (event.key === "d") otherTheme();
+  const acts = { "/": () => search.focus(), "?": showHelp, d: otherTheme, r: () => place("replicas")?.select(), l: () => place("logs")?.click() };
+  if (event.key in acts) acts[event.key]();
   else if (index >= 0 && index < VIEWS.length) location.hash = `#/${VIEWS[index]}`;
+  else if (event.key === "ArrowDown" && event.target === main) main.querySelector("tbody a")?.focus();
   else return;
   event.preventDefault();
 }
 
 function lockedOut(text) {
   main.classList.remove("bare");
-  main.replaceChildren(h("div", { class: "empty" }, h("p", {}, text), h("p", {}, "On a machine with an orc context: ", h("kbd", {}, "orc dashboard"))));
+  main.replaceChildren(h("div", { class: "empty" }, h("img", { src: "/icon.svg", alt: "", width: "56", height: "56" }),
+    h("p", {}, text), h("p", {}, "On a machine with an orc context: ", h("kbd", {}, "orc dashboard"))));
 }
 
 async function begin() {
@@ -139,16 +170,22 @@ async function begin() {
   } catch (error) {
     return lockedOut(error.message);
   }
-  document.getElementById("theme").addEventListener("click", otherTheme);
-  document.getElementById("keys").addEventListener("click", showHelp);
-  search.addEventListener("input", soon);
+  place("role").hidden = role === "admin";
+  place("theme").addEventListener("click", otherTheme);
+  place("keys").addEventListener("click", showHelp);
+  new MutationObserver(recolour).observe(document.documentElement, { attributeFilter: ["data-theme"] });
   addEventListener("keydown", onKey);
   addEventListener("hashchange", route);
+  main.addEventListener("scroll", () => { if (!main.classList.contains("bare")) views.draw(view); });
+  main.addEventListener("sorted", soon);
+  addEventListener("resize", soon);
   for (const kind of ["changed", "happened", "connection"]) cluster.addEventListener(kind, soon);
   cluster.addEventListener("lost", () => lockedOut("Log in again: this log-in is over, or the manager is away."));
   cluster.follow();
+  // What is said of the time that has passed grows old.
+  setInterval(soon, 5000);
   // For whoever measures or tests.
-  window.orc = { cluster, picture };
+  window.orc = { cluster, picture, traffic };
   route();
 }
 

@@ -1,17 +1,19 @@
-// The panel at the side: one service, node or task, its logs, and the few safe actions.
-import { ENDED, ago, bytes, clock, cores, h, mood, patch, stateWord } from "/words.js";
-import { Charts } from "/chart.js";
+// The panel at the side: one service, node or task, and the few safe actions.
 import { ask } from "/state.js";
-import { swatch, taskTable } from "/views.js";
+import { Charts } from "/chart.js";
+import { h, patch } from "/elements.js";
+import { Logs } from "/logs.js";
+import { bar, swatch, troubling, updateWord } from "/views.js";
+import { ENDED, ago, bytes, clock, cores, count, mood, stateWord } from "/words.js";
 
-const MOST_LINES = 2000;
+const MOST_TASKS = 60, MOST_ENDED = 10, MOST_EVENTS = 12;
+/** Milliseconds in which a second click confirms the first. */
+const SURE = 4000;
 
 export class Panel {
   #place; #cluster; #may; #say; #close;
-  #shown = null;
-  #body = h("div");
-  #logs = null;
-  #charts = null;
+  #shown = null; #body; #past; #logs = null; #charts = null;
+  #sure = "";
 
   constructor(place, cluster, may, say, close) {
     this.#place = place;
@@ -28,21 +30,19 @@ export class Panel {
     this.#charts?.end();
     this.#logs = this.#charts = null;
     this.#shown = what;
+    this.#sure = "";
     this.#place.hidden = !what;
     this.#place.replaceChildren();
+    this.#place.scrollTop = 0;
     if (!what) return;
     this.#body = h("div");
+    this.#past = h("section");
     this.#place.append(this.#body);
-    if (what[0] !== "service") {
-      this.#charts = new Charts(...what);
-      this.#place.append(this.#charts.element);
-    }
-    if (what[0] !== "node") {
-      this.#logs = new Logs(what[1]);
-      this.#place.append(this.#logs.element);
-    }
+    if (what[0] !== "service") this.#place.append((this.#charts = new Charts(...what)).element);
+    if (what[0] !== "node") this.#place.append((this.#logs = new Logs(what[1])).element);
+    this.#place.append(this.#past);
     this.refresh();
-    this.#place.querySelector("h2")?.focus();
+    this.#place.querySelector("h2")?.focus({ preventScroll: true });
   }
 
   refresh() {
@@ -50,132 +50,150 @@ export class Panel {
     const [kind, id] = this.#shown;
     const item = this.#cluster[`${kind}s`].get(id);
     patch(this.#body, ...(item ? this[`_${kind}`](item) : this.#gone(kind)));
+    patch(this.#past, item ? this.#events(kind, item) : []);
   }
 
-  #head(...title) {
-    return h("header", {}, h("h2", { tabindex: "-1" }, ...title),
+  #head(kind, ...title) {
+    return h("header", {}, h("div", {}, h("p", { class: "kind" }, kind), h("h2", { tabindex: "-1" }, ...title)),
       h("button", { id: "close", type: "button", "aria-label": "Close", "aria-keyshortcuts": "Escape", onclick: this.#close }, "✕"));
   }
 
-  #gone(kind) { return [this.#head(`This ${kind} is no more`)]; }
+  #gone(kind) { return [this.#head(kind, `This ${kind} is no more`)]; }
 
-  #act(id, text, order, main = false) {
+  /** A button that has the manager do something; with `sure`, only when it is clicked on twice. */
+  #act(id, text, order, { main = false, sure = "", done = "" } = {}) {
+    const asks = this.#sure === id;
     return h("button", {
-      id, type: "button", class: main && "main", disabled: !this.#may(), title: this.#may() ? null : "This log-in may look, and change nothing",
+      id, type: "button", class: main ? "main" : asks ? "sure" : null, disabled: !this.#may(),
+      title: this.#may() ? null : "This log-in may look, and change nothing",
       onclick: async (event) => {
-        event.target.disabled = true;
+        if (sure && this.#sure !== id) {
+          this.#sure = id;
+          setTimeout(() => { if (this.#sure === id) { this.#sure = ""; this.refresh(); } }, SURE);
+          this.refresh();
+          return;
+        }
+        this.#sure = "";
+        const button = event.currentTarget;
+        button.disabled = true;
         try {
           await ask("POST", "/api/act", order());
-        } catch (error) { this.#say(error.message); }
-        event.target.disabled = false;
+          if (done) this.#say(done);
+        } catch (error) { this.#say(error.message, "bad"); }
+        button.disabled = false;
         this.refresh();
       },
-    }, text);
+    }, asks ? sure : text);
   }
 
   _service(item) {
-    const running = this.#cluster.running(item.id);
+    const { working } = this.#cluster.ofService(item.id);
     const scale = item.mode === "replicated" && [
       h("label", { for: "replicas" }, "Replicas"),
       h("input", {
         id: "replicas", type: "number", min: "0", max: "10000", value: String(item.wanted), disabled: !this.#may(),
         onkeydown: (event) => { if (event.key === "Enter") document.getElementById("scale").click(); },
       }),
-      this.#act("scale", "Scale", () => ({ do: "scale", to: item.id, replicas: Number(document.getElementById("replicas").value) }), true),
+      this.#act("scale", "Scale", () => ({ do: "scale", to: item.id, replicas: Number(document.getElementById("replicas").value) }), { main: true }),
     ];
     return [
-      this.#head(swatch(item.name), item.name),
+      this.#head("service", swatch(item.name), item.name),
+      this.#progress(item),
       facts([
-        ["Running", `${running} of ${item.wanted}`], ["Mode", item.mode], ["Image", item.image], ["Stack", item.stack],
+        ["Running", h("span", { class: working < item.wanted ? "warn" : "good" }, `${working} of ${item.wanted}`)],
+        ["Mode", item.mode], ["Image", item.image], ["Stack", item.stack],
         ["Ports", item.ports.join(", ")], ["Networks", item.networks.join(", ") || "default"],
-        ["Update", [item.update.replaceAll("_", " "), item.message].filter(Boolean).join(": ")],
       ]),
       h("div", { class: "acts" }, scale,
-        this.#act("restart", "Restart", () => ({ do: "restart", to: item.id })),
-        item.past > 0 && this.#act("rollback", "Roll back", () => ({ do: "rollback", to: item.id }))),
-      h("h3", {}, "Tasks"),
-      taskTable(this.#cluster, recent(this.#cluster.tasksOfService(item.id)), "It has none."),
+        this.#act("restart", "Restart", () => ({ do: "restart", to: item.id }),
+          { sure: `Replace ${count(item.wanted, "task")}?`, done: `${item.name} is being restarted` }),
+        item.past > 0 && this.#act("rollback", "Roll back", () => ({ do: "rollback", to: item.id }),
+          { sure: "Back to the spec before?", done: `${item.name} is being rolled back` })),
+      this.#tasks(this.#cluster.tasksOfService(item.id), `service:${item.name}`, false),
     ];
   }
 
+  /** How far an update is. */
+  #progress(item) {
+    if (!item.update) return [];
+    const { versions } = this.#cluster.ofService(item.id), there = Math.min(versions.get(item.version) ?? 0, item.wanted);
+    const state = /paused/.test(item.update) ? "bad" : /updating|rolling/.test(item.update) ? "" : "good";
+    const under_way = /updating|rolling_back|rollback_started|paused/.test(item.update);
+    return h("div", { class: `progress ${state}` },
+      h("p", {}, h("b", {}, updateWord(item)), item.message && `: ${item.message}`),
+      under_way && h("p", { class: "soft" }, `${there} of ${count(item.wanted, "task")} as wanted now`),
+      under_way && h("div", {
+        class: "track", role: "progressbar", "aria-label": "Update", "aria-valuemin": "0", "aria-valuenow": String(there), "aria-valuemax": String(item.wanted),
+      }, h("i", { style: { width: `${100 * there / Math.max(item.wanted, 1)}%` } })));
+  }
+
   _node(item) {
-    const used = this.#cluster.reserved(item.id);
-    const active = item.availability === "active";
+    const used = this.#cluster.ofNode(item.id), active = item.availability === "active";
     return [
-      this.#head(item.name),
+      this.#head("node", item.name),
       facts([
-        ["State", item.message ? `${item.state}: ${item.message}` : item.state], ["Availability", item.availability],
-        ["Address", item.address], ["CPU", `${cores(used.shares)} of ${cores(item.shares)} cores reserved`],
-        ["Memory", `${bytes(used.memory)} of ${bytes(item.memory)} reserved`], ["Host", item.about],
-        ["Labels", Object.entries(item.labels).map((pair) => pair.join("=")).join(", ")],
+        ["State", h("span", { class: item.state === "ready" ? "good" : "bad" }, item.message ? `${item.state}: ${item.message}` : item.state)],
+        ["Availability", h("span", { class: active ? "" : "warn" }, item.availability)], ["Address", item.address],
+        ["CPU", [`${cores(used.shares)} of ${cores(item.shares)} cores reserved`, bar(used.shares / Math.max(item.shares, 1), "cpu", "CPU reserved")]],
+        ["Memory", [`${bytes(used.memory)} of ${bytes(item.memory)} reserved`, bar(used.memory / Math.max(item.memory, 1), "memory", "Memory reserved")]],
+        ["Host", item.about], ["Labels", Object.entries(item.labels).map((pair) => pair.join("=")).join(", ")],
       ]),
       h("div", { class: "acts" }, active
-        ? this.#act("drain", "Drain", () => ({ do: "drain", to: item.id }))
-        : this.#act("activate", "Activate", () => ({ do: "activate", to: item.id }), true)),
-      h("h3", {}, "Tasks"),
-      taskTable(this.#cluster, recent(this.#cluster.tasksOfNode(item.id)), "It has none."),
+        ? this.#act("drain", "Drain", () => ({ do: "drain", to: item.id }),
+          { sure: used.live ? `Move ${count(used.live, "task")} elsewhere?` : "Give it no tasks?", done: `${item.name} is being drained` })
+        : this.#act("activate", "Activate", () => ({ do: "activate", to: item.id }), { main: true, done: `${item.name} takes tasks again` })),
+      this.#tasks(this.#cluster.tasksOfNode(item.id), `node:${item.name}`, true),
     ];
   }
 
   _task(item) {
     const service = this.#cluster.services.get(item.service), node = this.#cluster.nodes.get(item.node);
     return [
-      this.#head(item.name),
+      this.#head("task", swatch(service?.name ?? item.name), item.name),
       facts([
         ["State", h("span", { class: mood(item) }, stateWord(item))], ["Reason", item.message],
         ["Service", service && h("a", { href: `#/service/${service.id}` }, service.name)],
         ["Node", node && h("a", { href: `#/node/${node.id}` }, node.name)], ["Image", item.image],
         ["Addresses", Object.entries(item.addresses).map(([name, address]) => `${address} (${name})`).join(", ")],
         ["Reserves", `${cores(item.shares)} cores, ${bytes(item.memory)}`],
-        ["Started", item.started ? `${clock(item.started)}, ${ago(item.started)}` : ""], ["Id", item.id],
+        ["Started", item.started ? `${clock(item.started)}, ${ago(item.started)}` : ""], ["Id", h("code", {}, item.id)],
       ]),
     ];
   }
-}
 
-/** Those that are to run, then what has ended, the newest first. */
-function recent(tasks) {
-  const ended = tasks.filter((task) => ENDED.has(task.state)).sort((a, b) => b.at - a.at).slice(0, 20);
-  return [...tasks.filter((task) => !ENDED.has(task.state)), ...ended];
+  /** Those that are to run, then what has ended, the newest first. */
+  #tasks(tasks, search, ofNode) {
+    const live = tasks.filter((task) => !ENDED.has(task.state));
+    const ended = tasks.filter((task) => ENDED.has(task.state)).sort((a, b) => b.at - a.at).slice(0, MOST_ENDED);
+    const rows = [...live.slice(0, MOST_TASKS), ...ended].map((task) => {
+      const node = this.#cluster.nodes.get(task.node);
+      return h("li", { "data-key": task.id },
+        swatch(this.#cluster.services.get(task.service)?.name ?? task.name),
+        h("a", { href: `#/task/${task.id}` }, task.name),
+        h("span", { class: `state ${mood(task)}` }, stateWord(task)),
+        !ofNode && node && h("a", { class: "where", href: `#/node/${node.id}` }, node.name),
+        h("span", { class: "soft ago" }, ago(task.at)),
+        task.message && h("span", { class: "soft reason" }, task.message));
+    });
+    return h("section", {}, h("h3", {}, "Tasks"),
+      rows.length ? h("ul", { class: "tasks" }, rows) : h("p", { class: "soft" }, "It has none."),
+      live.length > MOST_TASKS && h("p", {}, h("a", { href: `#/tasks?${encodeURIComponent(search)}` }, `All ${count(live.length, "task")}`)));
+  }
+
+  #events(kind, item) {
+    const concerns = {
+      service: (event) => event.of === item.id || (event.type === "container" && event.name.startsWith(`${item.name}.`)),
+      node: (event) => event.of === item.id || event.node === item.name,
+      task: (event) => event.of === item.id,
+    }[kind];
+    const found = this.#cluster.events.filter(concerns).slice(0, MOST_EVENTS);
+    return [h("h3", {}, "Events"), found.length
+      ? h("ul", { class: "events" }, found.map((event) => h("li", { "data-key": event.id },
+        h("time", { class: "soft" }, clock(event.at)), h("span", { class: troubling(event) ? "bad" : "" }, `${event.type} ${event.action}`), h("span", {}, event.name))))
+      : h("p", { class: "soft" }, "None that this manager remembers.")];
+  }
 }
 
 function facts(pairs) {
   return h("dl", {}, pairs.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
-}
-
-class Logs {
-  #source = null;
-  #lines = h("pre", { class: "log", tabindex: "0", "aria-label": "Log", hidden: true });
-  #button;
-
-  constructor(word) {
-    this.#button = h("button", { id: "logs", type: "button", "aria-expanded": "false", onclick: () => this.#toggle(word) }, "Show logs");
-    this.element = h("div", {}, h("h3", {}, "Logs"), this.#button, this.#lines);
-  }
-
-  end() { this.#source?.close(); this.#source = null; }
-
-  #toggle(word) {
-    const show = !this.#source;
-    this.#button.textContent = show ? "Hide logs" : "Show logs";
-    this.#button.setAttribute("aria-expanded", String(show));
-    this.#lines.hidden = !show;
-    if (!show) return this.end();
-    this.#lines.replaceChildren();
-    this.#source = new EventSource(`/api/logs?of=${encodeURIComponent(word)}`);
-    this.#source.addEventListener("open", () => this.#lines.replaceChildren());
-    this.#source.addEventListener("lines", (event) => this.#add(JSON.parse(event.data)));
-    this.#source.addEventListener("refused", (event) => this.#add([{ notice: true, line: JSON.parse(event.data) }]));
-  }
-
-  #add(lines) {
-    const atEnd = this.#lines.scrollTop + this.#lines.clientHeight >= this.#lines.scrollHeight - 20;
-    for (const each of lines) {
-      this.#lines.append(
-        h("span", { class: "task" }, each.notice ? "" : `${clock(each.at)} ${each.task} `),
-        h("span", { class: each.notice ? "notice" : each.error ? "error" : "" }, `${each.line}\n`));
-    }
-    while (this.#lines.childElementCount > 2 * MOST_LINES) this.#lines.firstChild.remove();
-    if (atEnd) this.#lines.scrollTop = this.#lines.scrollHeight;
-  }
 }

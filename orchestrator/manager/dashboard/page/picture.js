@@ -1,33 +1,48 @@
 // The picture: nodes as boxes that fill up, tasks in them that move as they move.
-import { ENDED, STARTING, TROUBLE, bytes, cores, hue, stateWord } from "/words.js";
+//
+// What rests is painted once on a stage, box by box, and only boxes in which something changed are
+// painted anew; a frame is the stage and, above it, the few tasks that move.
+import { inks, isDark, shade } from "/colours.js";
+import { GAP, arranged, cellOf } from "/layout.js";
+import { paintBox, paintTask, paintWaiting } from "/paint.js";
+import { ENDED, STARTING, TROUBLE, bytes, cores, count, stateWord } from "/words.js";
 
-const GAP = 12, HEAD = 22, BARS = 22, PAD = 8, WAITING = "";
+const WAITING = "";
 const SPEED = 9; // of motion: what is left of a way shrinks by e in 1/SPEED seconds
-const MOST_CELL = 30, LEAST_CELL = 3;
+const NEWS = 20; // seconds for which what failed is still shown, so that it is seen
+const WAITING_HIGH = 74;
 
 export class Picture {
-  #canvas; #pen; #cluster; #open; #tip;
+  #canvas = document.createElement("canvas");
+  #stage = document.createElement("canvas");
+  #pen; #under; #cluster; #open; #tip;
   #sprites = new Map();
+  #moving = new Set();
   #boxes = [];
+  #byNode = new Map();
+  #dirty = new Set();
+  #layout = null; #order = "";
+  #inks = null;
   #frame = 0; #last = 0; #size = [0, 0];
-  #chosen = 0;
+  #chosen = 0; #lit = null; #found = null;
+  #expiry = 0;
   #observer;
 
   constructor(cluster, open, tip) {
     this.#cluster = cluster;
     this.#open = open;
     this.#tip = tip;
-    this.#canvas = document.createElement("canvas");
-    this.#canvas.tabIndex = 0;
-    this.#canvas.setAttribute("role", "application");
-    this.#canvas.setAttribute("aria-roledescription", "picture of the cluster");
-    this.#pen = this.#canvas.getContext("2d", { alpha: false });
-    this.#canvas.addEventListener("pointermove", (event) => this.#hover(event));
-    this.#canvas.addEventListener("pointerleave", () => { this.#tip.hidden = true; });
-    this.#canvas.addEventListener("click", (event) => this.#click(event));
-    this.#canvas.addEventListener("keydown", (event) => this.#key(event));
-    this.#canvas.addEventListener("focus", () => this.wake());
-    this.#canvas.addEventListener("blur", () => this.wake());
+    const canvas = this.#canvas;
+    canvas.tabIndex = 0;
+    canvas.setAttribute("role", "application");
+    canvas.setAttribute("aria-roledescription", "picture of the cluster");
+    this.#pen = canvas.getContext("2d", { alpha: false });
+    this.#under = this.#stage.getContext("2d", { alpha: false });
+    canvas.addEventListener("pointermove", (event) => this.#hover(event));
+    canvas.addEventListener("pointerleave", () => { this.#tip.hidden = true; });
+    canvas.addEventListener("click", (event) => this.#click(event));
+    canvas.addEventListener("keydown", (event) => this.#key(event));
+    for (const kind of ["focus", "blur"]) canvas.addEventListener(kind, () => this.wake());
     this.#observer = new ResizeObserver(() => this.refresh());
   }
 
@@ -36,22 +51,54 @@ export class Picture {
   /** Frames drawn and the milliseconds they took, for whoever measures. */
   drawn = { frames: 0, milliseconds: 0 };
 
-  attach() { this.#observer.observe(this.#canvas.parentElement); this.refresh(); }
+  attach() { this.#observer.observe(this.#canvas.parentElement); this.repaint(); }
 
-  detach() { this.#observer.disconnect(); cancelAnimationFrame(this.#frame); this.#frame = 0; this.#tip.hidden = true; }
+  detach() {
+    this.#observer.disconnect();
+    cancelAnimationFrame(this.#frame);
+    clearTimeout(this.#expiry);
+    this.#frame = 0;
+    this.#tip.hidden = true;
+  }
 
-  /** Lay out anew what the cluster is now, and move there. */
+  /** Show only the tasks of this service as bright as they are, or, with null, all. */
+  light(service) { this.#lit = service; this.repaint(); }
+
+  /** Show only these tasks (a set of ids) as bright as they are, or, with null, all. */
+  find(tasks) { this.#found = tasks; this.repaint(); }
+
+  /** Paint all anew, as when the colours have changed. */
+  repaint() {
+    this.#inks = null;
+    this.#size = [0, 0];
+    this.refresh();
+  }
+
+  /** Lay out what has changed in the cluster, and move there. */
   refresh() {
     const place = this.#canvas.parentElement;
     if (!place) return;
-    const ratio = window.devicePixelRatio || 1;
-    const [width, height] = [place.clientWidth, place.clientHeight];
-    if (this.#size[0] !== width || this.#size[1] !== height || this.#canvas.width !== Math.round(width * ratio)) {
-      this.#canvas.width = Math.round(width * ratio);
-      this.#canvas.height = Math.round(height * ratio);
+    const ratio = window.devicePixelRatio || 1, [width, height] = [place.clientWidth, place.clientHeight];
+    if (!width || !height) return;
+    let all = this.#size[0] !== width || this.#size[1] !== height;
+    if (all) {
       this.#size = [width, height];
+      for (const canvas of [this.#canvas, this.#stage]) {
+        canvas.width = Math.round(width * ratio);
+        canvas.height = Math.round(height * ratio);
+      }
     }
-    this.#layOut(width, height);
+    this.#inks ??= { ...inks(), dark: isDark() };
+    all = this.#arrange(width, height) || all;
+    const touched = this.#cluster.touched;
+    for (const box of this.#boxes) if (all || touched.has(box.node.id)) this.#fill(box);
+    if (all || touched.has(WAITING)) this.#wait(width);
+    touched.clear();
+    for (const sprite of this.#sprites.values()) {
+      if (this.#cluster.tasks.get(sprite.task.id) === sprite.task && !sprite.over) continue;
+      if (!sprite.gone) { sprite.gone = true; sprite.toAlpha = 0; this.#move(sprite); }
+    }
+    if (all) this.#dirty = new Set([...this.#boxes, null]);
     this.#describe();
     this.wake();
   }
@@ -63,185 +110,167 @@ export class Picture {
     }
   }
 
-  #layOut(width, height) {
-    const nodes = [...this.#cluster.nodes.values()]
-      .sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
-    const waiting = this.#cluster.tasksOfNode(WAITING).filter((task) => !ENDED.has(task.state));
-    const top = waiting.length ? HEAD + MOST_CELL + 3 * PAD : 0;
-    const bottom = 40;
-    const room = [width - GAP, height - GAP - top - bottom];
-    const count = Math.max(nodes.length, 1);
-    let best = null;
-    for (let columns = 1; columns <= count; columns += 1) {
-      const rows = Math.ceil(count / columns);
-      const box = [room[0] / columns - GAP, room[1] / rows - GAP];
-      const score = Math.min(box[0] / 1.5, box[1]);
-      if (box[0] > 20 && (!best || score > best.score)) best = { columns, box, score };
-    }
-    const { columns, box } = best ?? { columns: 1, box: room };
-    box[0] = Math.min(box[0], 460); box[1] = Math.min(Math.max(box[1], 40), 360);
-    this.#boxes = nodes.map((node, index) => ({
-      node,
-      x: GAP + (index % columns) * (box[0] + GAP),
-      y: GAP + top + Math.floor(index / columns) * (box[1] + GAP),
-      width: box[0],
-      height: box[1],
-    }));
-    this.columns = columns;
-    const seen = new Set();
-    for (const frame of this.#boxes) this.#fill(frame, seen);
-    this.waitingBox = waiting.length ? { x: GAP, y: GAP, width: width - 2 * GAP, height: top - GAP } : null;
-    const cell = Math.min(MOST_CELL, (width - 2 * GAP - 2 * PAD) / Math.max(waiting.length, 1));
-    waiting.forEach((task, index) => {
-      seen.add(task.id);
-      this.#aim(task, GAP + PAD + index * cell, GAP + HEAD, Math.max(cell - 2, LEAST_CELL));
-    });
-    for (const [id, sprite] of this.#sprites) {
-      if (!seen.has(id)) { sprite.gone = true; sprite.toAlpha = 0; }
-    }
+  /** Whether boxes are elsewhere than they were. */
+  #arrange(width, height) {
+    const nodes = [...this.#cluster.nodes.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
+    this.#shown = new Map(nodes.map((node) => [node.id, this.#cluster.tasksOfNode(node.id).filter((task) => this.#isShown(task))]));
+    this.#waits = this.#cluster.tasksOfNode(WAITING).filter((task) => !ENDED.has(task.state));
+    const top = this.#waits.length ? WAITING_HIGH : 0;
+    const layout = arranged(nodes.map((node) => this.#shown.get(node.id).length), width, height - top, this.#layout);
+    const key = `${top} ${nodes.map((node) => node.id).join()}`;
+    if (layout === this.#layout && key === this.#order) return false;
+    [this.#layout, this.#order] = [layout, key];
+    this.#boxes = nodes.map((node, index) => ({ node, ...layout.boxes[index], y: layout.boxes[index].y + top, sprites: [] }));
+    this.#byNode = new Map(this.#boxes.map((box) => [box.node.id, box]));
     this.#chosen = Math.min(this.#chosen, Math.max(this.#boxes.length - 1, 0));
+    return true;
   }
 
-  #fill(frame, seen) {
-    const tasks = this.#cluster.tasksOfNode(frame.node.id)
-      .filter((task) => !ENDED.has(task.state) || this.#recent(task));
-    const small = frame.height < 90;
-    const top = small ? HEAD : HEAD + BARS;
-    const [width, height] = [frame.width - 2 * PAD, frame.height - top - PAD];
-    let cell = MOST_CELL;
-    while (cell > LEAST_CELL && Math.floor(width / cell) * Math.floor(height / cell) < tasks.length) cell -= 1;
-    const across = Math.max(Math.floor(width / cell), 1);
-    frame.top = top; frame.cell = cell; frame.across = across; frame.tasks = tasks;
-    tasks.forEach((task, index) => {
-      seen.add(task.id);
-      this.#aim(
-        task,
-        frame.x + PAD + (index % across) * cell,
-        frame.y + top + Math.floor(index / across) * cell,
-        Math.max(cell - 2, 2),
-      );
+  #shown = new Map();
+  #waits = [];
+
+  #isShown(task) {
+    if (!ENDED.has(task.state)) return true;
+    const left = TROUBLE.has(task.state) ? NEWS - (Date.now() / 1000 - task.at) : 0;
+    if (left <= 0) return false;
+    clearTimeout(this.#expiry);
+    this.#expiry = setTimeout(() => { this.#cluster.touched.add(task.node); this.refresh(); }, left * 1000 + 50);
+    return true;
+  }
+
+  #fill(box) {
+    const tasks = this.#shown.get(box.node.id) ?? [];
+    for (const sprite of box.sprites) sprite.over = true;
+    box.sprites = tasks.map((task, index) => {
+      const [x, y] = cellOf(this.#layout, index), { form } = this.#layout;
+      return this.#aim(task, box, box.x + x, box.y + y, form.width, form.height);
     });
+    box.used = this.#cluster.ofNode(box.node.id);
+    this.#dirty.add(box);
   }
 
-  /** What failed is still shown for a while, so that it is seen. */
-  #recent(task) { return TROUBLE.has(task.state) && Date.now() / 1000 - task.at < 20; }
+  #wait(width) {
+    const room = width - 2 * GAP - 20, side = Math.max(Math.min(26, room / Math.max(this.#waits.length, 1) - 4), 2);
+    this.#waits.forEach((task, index) => this.#aim(task, null, GAP + 10 + index * (side + 4), GAP + 28, side, side));
+    this.#dirty.add(null);
+  }
 
-  #aim(task, x, y, size) {
+  /** Have a task's sprite go there. A new one begins small, in its place. */
+  #aim(task, box, x, y, width, height) {
     let sprite = this.#sprites.get(task.id);
     if (!sprite) {
-      sprite = { x, y, size: 0, alpha: 0 };
+      sprite = { task, x: x + width / 2, y: y + height / 2, width: 0, height: 0, alpha: 0, box };
       this.#sprites.set(task.id, sprite);
     }
-    Object.assign(sprite, { toX: x, toY: y, toSize: size, toAlpha: task.stops ? 0.45 : 1, task, gone: false });
+    if (sprite.box !== box) this.#dirty.add(sprite.box);
     const name = this.#cluster.services.get(task.service)?.name ?? task.name;
-    sprite.hue = sprite.named === name ? sprite.hue : hue(name);
-    sprite.named = name;
+    const begins = STARTING.has(task.state) || task.health === "starting";
+    Object.assign(sprite, {
+      task, box, toX: x, toY: y, toWidth: width, toHeight: height, gone: false, over: false,
+      toAlpha: this.#dimmed(task) ? 0.12 : task.stops ? 0.45 : 1,
+      shade: shade(name), lines: box ? this.#layout.form.lines : 0, begins,
+      hollow: begins || task.state === "pending" || task.state === "new",
+      bad: TROUBLE.has(task.state) || task.health === "unhealthy",
+    });
+    if (begins || !rests(sprite)) this.#move(sprite);
+    return sprite;
+  }
+
+  #dimmed(task) {
+    return (this.#lit !== null && task.service !== this.#lit) || (this.#found !== null && !this.#found.has(task.id));
+  }
+
+  /** Take a sprite from the stage, since it moves. */
+  #move(sprite) {
+    if (this.#moving.has(sprite)) return;
+    this.#moving.add(sprite);
+    this.#dirty.add(sprite.box);
   }
 
   #draw(now) {
-    const began = performance.now();
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const began = performance.now(), still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     const step = still ? 1 : 1 - Math.exp(-Math.min(now - this.#last, 100) / 1000 * SPEED);
     this.#last = now;
-    const style = getComputedStyle(document.documentElement);
-    const ink = (name) => style.getPropertyValue(name).trim();
-    const colours = {
-      ground: ink("--ground"), card: ink("--card"), line: ink("--line"), ink: ink("--ink"),
-      soft: ink("--soft"), bad: ink("--bad"), warn: ink("--warn"), bar: ink("--bar"),
-      cpu: ink("--bar-cpu"), memory: ink("--bar-memory"), focus: ink("--focus"),
-      dark: document.documentElement.dataset.theme === "dark",
-    };
+    const moves = this.#advance(step);
+    this.#paintStage();
     const pen = this.#pen, ratio = window.devicePixelRatio || 1;
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.drawImage(this.#stage, 0, 0);
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.fillStyle = colours.ground;
-    pen.fillRect(0, 0, ...this.#size);
-    this.#boxes.forEach((frame, index) => this.#box(pen, colours, frame, index));
-    if (this.waitingBox) this.#waiting(pen, colours);
-    const moving = this.#tasks(pen, colours, step, now, still);
+    const pulse = still ? 0.8 : 0.65 + 0.35 * Math.sin(now / 180);
+    const simple = this.#moving.size > 400;
+    for (const sprite of this.#moving) paintTask(pen, this.#inks, sprite, sprite.begins ? pulse : 1, simple);
+    pen.globalAlpha = 1;
+    this.#ring(pen);
     this.drawn.frames += 1;
     this.drawn.milliseconds += performance.now() - began;
-    this.#frame = moving ? requestAnimationFrame((next) => this.#draw(next)) : 0;
+    this.#frame = moves && !(still && this.#moving.size === 0) ? requestAnimationFrame((next) => this.#draw(next)) : 0;
   }
 
-  #box(pen, colours, frame, index) {
-    const { node, x, y, width, height } = frame;
-    const down = node.state !== "ready", drained = node.availability !== "active";
-    pen.fillStyle = colours.card;
-    pen.strokeStyle = down ? colours.bad : drained ? colours.warn : colours.line;
-    pen.lineWidth = down || drained ? 2 : 1;
-    pen.beginPath(); pen.roundRect(x, y, width, height, 8); pen.fill(); pen.stroke();
-    if (index === this.#chosen && document.activeElement === this.#canvas) {
-      pen.strokeStyle = colours.focus; pen.lineWidth = 3;
-      pen.beginPath(); pen.roundRect(x - 2, y - 2, width + 4, height + 4, 10); pen.stroke();
-    }
-    pen.font = "600 13px system-ui, sans-serif"; pen.textBaseline = "middle";
-    pen.fillStyle = down ? colours.bad : colours.ink;
-    const word = down ? ` ${node.state}` : drained ? ` ${node.availability}` : "";
-    pen.fillText(clipped(pen, node.name + word, width - 2 * PAD), x + PAD, y + 12);
-    if (frame.top === HEAD) return;
-    const reserved = this.#cluster.reserved(node.id);
-    const bars = [
-      [reserved.shares / Math.max(node.shares, 1), colours.cpu],
-      [reserved.memory / Math.max(node.memory, 1), colours.memory],
-    ];
-    bars.forEach(([part, colour], row) => {
-      const at = y + HEAD + row * 8;
-      pen.fillStyle = colours.bar;
-      pen.fillRect(x + PAD, at, width - 2 * PAD, 5);
-      pen.fillStyle = colour;
-      pen.fillRect(x + PAD, at, (width - 2 * PAD) * Math.min(part, 1), 5);
-    });
-  }
-
-  #waiting(pen, colours) {
-    const { x, y, width, height } = this.waitingBox;
-    pen.strokeStyle = colours.warn; pen.lineWidth = 2; pen.setLineDash([5, 4]);
-    pen.beginPath(); pen.roundRect(x, y, width, height, 8); pen.stroke();
-    pen.setLineDash([]);
-    pen.font = "600 13px system-ui, sans-serif"; pen.textBaseline = "middle";
-    pen.fillStyle = colours.warn;
-    pen.fillText("Waiting for a node", x + PAD, y + 12);
-  }
-
-  #tasks(pen, colours, step, now, still) {
-    let moving = false;
-    const pulse = still ? 0.75 : 0.65 + 0.35 * Math.sin(now / 180);
-    for (const [id, sprite] of this.#sprites) {
-      for (const [at, to] of [["x", "toX"], ["y", "toY"], ["size", "toSize"], ["alpha", "toAlpha"]]) {
+  /** Move what moves by a part of its way; what has arrived goes to the stage. */
+  #advance(step) {
+    for (const sprite of this.#moving) {
+      for (const [at, to, least] of WAYS) {
         const way = sprite[to] - sprite[at];
-        if (Math.abs(way) > (at === "alpha" ? 0.01 : 0.3)) { sprite[at] += way * step; moving = true; } else sprite[at] = sprite[to];
+        if (step < 1 && Math.abs(way) > least) sprite[at] += way * step;
+        else sprite[at] = sprite[to];
       }
-      if (sprite.gone && sprite.alpha <= 0.01) { this.#sprites.delete(id); continue; }
-      const { task } = sprite, { x, y, size } = sprite;
-      const begins = STARTING.has(task.state) || task.state === "pending" || task.state === "new" || task.health === "starting";
-      const bad = TROUBLE.has(task.state) || task.health === "unhealthy";
-      pen.globalAlpha = sprite.alpha * (begins ? pulse : 1);
-      pen.fillStyle = bad ? colours.bad : `hsl(${sprite.hue} ${colours.dark ? "55% 62%" : "52% 45%"})`;
-      if (begins) {
-        moving = moving || !still;
-        pen.strokeStyle = pen.fillStyle; pen.lineWidth = 1.5;
-        pen.strokeRect(x + 0.75, y + 0.75, Math.max(size - 1.5, 1), Math.max(size - 1.5, 1));
-      } else pen.fillRect(x, y, size, size);
-      if (bad && size > 7) {
-        pen.strokeStyle = colours.card; pen.lineWidth = 1.5;
-        pen.beginPath(); pen.moveTo(x + 3, y + 3); pen.lineTo(x + size - 3, y + size - 3);
-        pen.moveTo(x + size - 3, y + 3); pen.lineTo(x + 3, y + size - 3); pen.stroke();
+      if (!rests(sprite)) continue;
+      if (sprite.gone) this.#sprites.delete(sprite.task.id);
+      else if (sprite.begins && step < 1) continue;
+      this.#moving.delete(sprite);
+      this.#dirty.add(sprite.box);
+    }
+    return this.#moving.size > 0;
+  }
+
+  #paintStage() {
+    if (!this.#dirty.size) return;
+    const pen = this.#under, ratio = window.devicePixelRatio || 1, ink = this.#inks;
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    if (this.#dirty.size > this.#boxes.length) {
+      pen.fillStyle = ink.ground;
+      pen.fillRect(0, 0, ...this.#size);
+    }
+    for (const box of this.#dirty) {
+      if (box === null) {
+        pen.fillStyle = ink.ground;
+        pen.fillRect(0, 0, this.#size[0], this.#waits.length ? WAITING_HIGH : GAP - 4);
+        if (!this.#waits.length) continue;
+        paintWaiting(pen, ink, this.#waits.length, GAP, GAP, this.#size[0] - 2 * GAP, WAITING_HIGH - GAP);
+        for (const task of this.#waits) this.#rest(pen, this.#sprites.get(task.id));
+      } else if (this.#byNode.get(box.node.id) === box) {
+        paintBox(pen, ink, box, this.#layout);
+        for (const sprite of box.sprites) this.#rest(pen, sprite);
       }
     }
     pen.globalAlpha = 1;
-    return moving;
+    this.#dirty.clear();
+  }
+
+  #rest(pen, sprite) {
+    if (sprite && !this.#moving.has(sprite)) paintTask(pen, this.#inks, sprite, 1, false);
+  }
+
+  #ring(pen) {
+    const box = this.#boxes[this.#chosen];
+    if (!box || document.activeElement !== this.#canvas || !this.#canvas.matches(":focus-visible")) return;
+    pen.strokeStyle = this.#inks.focus;
+    pen.lineWidth = 3;
+    pen.beginPath();
+    pen.roundRect(box.x - 3, box.y - 3, box.width + 6, box.height + 6, 12);
+    pen.stroke();
   }
 
   #at(event) {
     const bounds = this.#canvas.getBoundingClientRect();
     const [x, y] = [event.clientX - bounds.left, event.clientY - bounds.top];
-    for (const sprite of this.#sprites.values()) {
-      if (!sprite.gone && x >= sprite.x && y >= sprite.y && x <= sprite.x + sprite.size + 2 && y <= sprite.y + sprite.size + 2) {
-        return { task: sprite.task };
-      }
-    }
-    const frame = this.#boxes.find((each) => x >= each.x && y >= each.y && x <= each.x + each.width && y <= each.y + each.height);
-    return frame ? { node: frame.node } : null;
+    const box = this.#boxes.find((each) => x >= each.x && y >= each.y && x <= each.x + each.width && y <= each.y + each.height);
+    const sprites = box ? box.sprites : this.#waits.map((task) => this.#sprites.get(task.id));
+    const slack = this.#layout ? this.#layout.form.gap / 2 : 0;
+    const sprite = sprites.find((each) => each && x >= each.x - slack && y >= each.y - slack
+      && x <= each.x + each.width + slack && y <= each.y + each.height + slack);
+    return sprite ? { task: sprite.task } : box ? { node: box.node } : null;
   }
 
   #hover(event) {
@@ -252,8 +281,8 @@ export class Picture {
     this.#tip.textContent = found.task
       ? `${found.task.name}: ${stateWord(found.task)}${found.task.message ? `. ${found.task.message}` : ""}`
       : this.#sentence(found.node);
-    this.#tip.style.left = `${Math.min(event.clientX + 14, innerWidth - 260)}px`;
-    this.#tip.style.top = `${Math.min(event.clientY + 14, innerHeight - 70)}px`;
+    this.#tip.style.left = `${Math.max(8, Math.min(event.clientX + 14, innerWidth - this.#tip.offsetWidth - 8))}px`;
+    this.#tip.style.top = `${Math.max(8, Math.min(event.clientY + 14, innerHeight - this.#tip.offsetHeight - 8))}px`;
   }
 
   #click(event) {
@@ -263,7 +292,8 @@ export class Picture {
   }
 
   #key(event) {
-    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.columns, ArrowDown: this.columns };
+    const columns = this.#layout?.columns ?? 1;
+    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
     if (event.key in steps) {
       const next = this.#chosen + steps[event.key];
       if (next >= 0 && next < this.#boxes.length) this.#chosen = next;
@@ -276,21 +306,20 @@ export class Picture {
   }
 
   #sentence(node) {
-    const used = this.#cluster.reserved(node.id);
-    const tasks = this.#cluster.tasksOfNode(node.id).filter((task) => !ENDED.has(task.state)).length;
-    return `${node.name}: ${node.state}, ${node.availability}. ${tasks} tasks, ${cores(used.shares)} of `
+    const used = this.#cluster.ofNode(node.id);
+    return `${node.name}: ${node.state}, ${node.availability}. ${count(used.live, "task")}, ${cores(used.shares)} of `
       + `${cores(node.shares)} cores and ${bytes(used.memory)} of ${bytes(node.memory)} reserved`;
   }
 
   #describe() {
-    const frame = this.#boxes[this.#chosen];
-    this.#canvas.setAttribute("aria-label", frame ? this.#sentence(frame.node) : "No nodes");
+    const box = this.#boxes[this.#chosen];
+    const text = box ? this.#sentence(box.node) : "No nodes";
+    if (this.#canvas.getAttribute("aria-label") !== text) this.#canvas.setAttribute("aria-label", text);
   }
 }
 
-function clipped(pen, text, width) {
-  if (pen.measureText(text).width <= width) return text;
-  let end = text.length;
-  while (end > 1 && pen.measureText(`${text.slice(0, end)}…`).width > width) end -= 1;
-  return `${text.slice(0, end)}…`;
-}
+/** What moves: where it is, where it is to be, and how near is there. */
+const WAYS = [["x", "toX", 0.3], ["y", "toY", 0.3], ["width", "toWidth", 0.3], ["height", "toHeight", 0.3], ["alpha", "toAlpha", 0.01]];
+
+const rests = (sprite) => sprite.x === sprite.toX && sprite.y === sprite.toY && sprite.width === sprite.toWidth
+  && sprite.height === sprite.toHeight && sprite.alpha === sprite.toAlpha;

@@ -1,5 +1,67 @@
 // The cluster as the manager tells it: whole once, then what changes.
-import { ENDED, hue } from "/words.js";
+import { ENDED, sortable, works } from "/words.js";
+import { hue } from "/colours.js";
+
+const KINDS = ["nodes", "services", "tasks", "networks"];
+/** What the manager does not say, since it is empty. */
+const EMPTY = {
+  nodes: { name: "", state: "", availability: "", message: "", address: "", shares: 0, memory: 0, labels: {}, about: "" },
+  services: { name: "", mode: "", wanted: 0, image: "", stack: "", ports: [], networks: [], update: "", message: "", version: 0, past: 0 },
+  tasks: { name: "", service: "", slot: 0, node: "", state: "", stops: false, health: "", message: "", image: "",
+    shares: 0, memory: 0, addresses: {}, started: 0, at: 0, version: 0 },
+  networks: { name: "", driver: "", subnet: "", internal: false, encrypted: false },
+};
+const MOST_EVENTS = 1000;
+
+const inOrder = (a, b) => (a.key < b.key ? -1 : a.key > b.key ? 1 : a.id < b.id ? -1 : 1);
+
+/** Tasks by one of their fields, in order, each group with its sums; kept as tasks change. */
+class Groups {
+  #groups = new Map();
+
+  add(key, task) {
+    let group = this.#groups.get(key);
+    if (!group) this.#groups.set(key, group = { tasks: new Set() });
+    group.tasks.add(task);
+    group.sorted = group.sums = null;
+  }
+
+  remove(key, task) {
+    const group = this.#groups.get(key);
+    group.tasks.delete(task);
+    group.sorted = group.sums = null;
+    if (!group.tasks.size) this.#groups.delete(key);
+  }
+
+  changed(key) { this.#groups.get(key).sums = null; }
+
+  tasks(key) {
+    const group = this.#groups.get(key);
+    return group ? group.sorted ??= [...group.tasks].sort(inOrder) : [];
+  }
+
+  sums(key) {
+    const group = this.#groups.get(key);
+    return group ? group.sums ??= summed(group.tasks) : NOTHING;
+  }
+}
+
+const NOTHING = { live: 0, working: 0, shares: 0, memory: 0, versions: new Map() };
+
+function summed(tasks) {
+  const found = { live: 0, working: 0, shares: 0, memory: 0, versions: new Map() };
+  for (const task of tasks) {
+    if (ENDED.has(task.state)) continue;
+    found.live += 1;
+    found.shares += task.shares;
+    found.memory += task.memory;
+    if (works(task)) {
+      found.working += 1;
+      found.versions.set(task.version, (found.versions.get(task.version) ?? 0) + 1);
+    }
+  }
+  return found;
+}
 
 export class Cluster extends EventTarget {
   nodes = new Map();
@@ -8,15 +70,20 @@ export class Cluster extends EventTarget {
   networks = new Map();
   events = [];
   connected = false;
+  /** Nodes of which something changed since whoever draws them last cleared this; "" is of tasks
+   *  without a node. */
+  touched = new Set();
   #source = null;
-  #byNode = null;
-  #byService = null;
+  #byNode = new Groups();
+  #byService = new Groups();
+  #sorted = null;
+  #told = 0;
 
   /** Follow the manager until the page is left; a broken stream begins anew by itself. */
   follow() {
     this.#source = new EventSource("/api/events");
-    this.#source.addEventListener("picture", (event) => this.#whole(JSON.parse(event.data)));
-    this.#source.addEventListener("changed", (event) => this.#changed(JSON.parse(event.data)));
+    this.#source.addEventListener("picture", (event) => this.whole(JSON.parse(event.data)));
+    this.#source.addEventListener("changed", (event) => this.changed(JSON.parse(event.data)));
     this.#source.addEventListener("happened", (event) => this.#happened(JSON.parse(event.data)));
     this.#source.addEventListener("error", () => {
       this.connected = false;
@@ -26,65 +93,85 @@ export class Cluster extends EventTarget {
     });
   }
 
-  tasksOfNode(id) {
-    this.#byNode ??= this.#grouped("node");
-    return this.#byNode.get(id) ?? [];
-  }
+  tasksOfNode(id) { return this.#byNode.tasks(id); }
 
-  tasksOfService(id) {
-    this.#byService ??= this.#grouped("service");
-    return this.#byService.get(id) ?? [];
-  }
+  tasksOfService(id) { return this.#byService.tasks(id); }
 
-  /** What of a node its tasks reserve: shares and bytes. */
-  reserved(id) {
-    let shares = 0, memory = 0;
-    for (const task of this.tasksOfNode(id)) {
-      if (!ENDED.has(task.state)) { shares += task.shares; memory += task.memory; }
-    }
-    return { shares, memory };
-  }
+  /** All tasks, by name. */
+  get allTasks() { return this.#sorted ??= [...this.tasks.values()].sort(inOrder); }
 
-  running(id) {
-    return this.tasksOfService(id).filter((task) => task.state === "running" && !task.stops
-      && task.health !== "starting" && task.health !== "unhealthy").length;
-  }
+  /** Of a node's tasks: how many `live`, the `shares` and bytes of `memory` that they reserve. */
+  ofNode(id) { return this.#byNode.sums(id); }
 
-  #grouped(key) {
-    const found = new Map();
-    for (const task of this.tasks.values()) {
-      if (!found.has(task[key])) found.set(task[key], []);
-      found.get(task[key]).push(task);
-    }
-    for (const tasks of found.values()) {
-      tasks.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }) || a.at - b.at);
-    }
-    return found;
-  }
+  /** Of a service's tasks: how many are `working`, and of these in each of its `versions`. */
+  ofService(id) { return this.#byService.sums(id); }
 
-  #whole(picture) {
-    for (const kind of ["nodes", "services", "tasks", "networks"]) this[kind].clear();
+  /** Everything anew. */
+  whole(picture) {
+    for (const kind of KINDS) this[kind].clear();
+    this.#byNode = new Groups();
+    this.#byService = new Groups();
     this.events = [];
     this.connected = true;
-    this.#changed(picture);
     // So that one who opens the page again sees the same colours.
-    [...this.services.values()].map((service) => service.name).sort().forEach(hue);
+    Object.values(picture.services).map((service) => service.name).sort().forEach(hue);
+    this.changed(picture);
     this.#tell("connection");
   }
 
-  #changed(picture) {
-    for (const kind of ["nodes", "services", "tasks", "networks"]) {
-      for (const [id, item] of Object.entries(picture[kind] ?? {})) {
-        if (item === null) this[kind].delete(id);
-        else this[kind].set(id, { id, ...item });
+  /** What differs: fields by kind and id, null for what is gone. */
+  changed(picture) {
+    for (const kind of KINDS) {
+      for (const [id, told] of Object.entries(picture[kind] ?? {})) {
+        if (kind === "tasks") this.#task(id, told);
+        else if (told === null) this[kind].delete(id);
+        else this.#merged(kind, id, told);
+        if (kind === "nodes") this.touched.add(id);
       }
     }
-    this.#byNode = this.#byService = null;
     this.#tell("changed");
   }
 
+  #merged(kind, id, told) {
+    const known = this[kind].get(id);
+    const item = Object.assign(known ?? { id, ...EMPTY[kind] }, told);
+    item.text = null; // what a search looks at, made when one does
+    if (!known) {
+      item.key = sortable(item.name);
+      this[kind].set(id, item);
+    }
+    return item;
+  }
+
+  #task(id, told) {
+    const known = this.tasks.get(id);
+    const [node, service] = known ? [known.node, known.service] : [null, null];
+    if (known) this.touched.add(node);
+    if (told === null) {
+      if (!known) return;
+      this.tasks.delete(id);
+      this.#byNode.remove(node, known);
+      this.#byService.remove(service, known);
+      this.#sorted = null;
+      return;
+    }
+    const task = this.#merged("tasks", id, told);
+    this.touched.add(task.node);
+    if (known && node === task.node) this.#byNode.changed(node);
+    else {
+      if (known) this.#byNode.remove(node, task);
+      this.#byNode.add(task.node, task);
+    }
+    if (known) this.#byService.changed(service);
+    else {
+      this.#byService.add(task.service, task);
+      this.#sorted = null;
+    }
+  }
+
   #happened(events) {
-    this.events = [...events.reverse(), ...this.events].slice(0, 500);
+    for (const event of events) { event.of = event.id; event.id = `e${this.#told += 1}`; }
+    this.events = [...events.reverse(), ...this.events].slice(0, MOST_EVENTS);
     this.#tell("happened");
   }
 

@@ -1,111 +1,157 @@
 // The lists: services, nodes, tasks, networks, events.
-import { ENDED, bytes, clock, cores, h, hue, mood, stateWord, ago } from "/words.js";
+import { h, patch } from "/elements.js";
+import { shade } from "/colours.js";
+import { List } from "/list.js";
+import { found } from "/search.js";
+import { ENDED, ago, bytes, clock, cores, kindOf, mood, stateWord } from "/words.js";
 
-const byName = (a, b) => a.name.localeCompare(b.name, "en", { numeric: true });
+const byKey = (a, b) => (a.key < b.key ? -1 : 1);
 
-/** Whether anything of an item has every word that is searched for. */
-function matches(words, ...texts) {
-  const all = texts.join(" ").toLowerCase();
-  return words.every((word) => all.includes(word));
-}
+export const swatch = (name) => h("span", { class: "dot", style: { background: shade(name).full }, "aria-hidden": "true" });
 
-function table(caption, heads, rows, none) {
-  if (!rows.length) return h("p", { class: "empty" }, none);
-  return h("table", { class: "wide" },
-    h("caption", { class: "unseen" }, caption),
-    h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col", class: head.number && "number" }, head.name ?? head)))),
-    h("tbody", {}, rows));
-}
-
-export const swatch = (name) => h("span", { class: "dot", style: { background: `hsl(${hue(name)} 52% 50%)` }, "aria-hidden": "true" });
-
-function bar(part, kind, label) {
+export function bar(part, kind, label) {
   const percent = Math.round(Math.min(part, 1) * 100);
   return h("span", { class: "bar", role: "img", "aria-label": `${label}: ${percent}%` }, h("i", { class: kind, style: { width: `${percent}%` } }));
 }
 
-export function services(cluster, words) {
-  const rows = [...cluster.services.values()].sort(byName)
-    .filter((each) => matches(words, each.name, each.image, each.stack, each.mode))
-    .map((each) => {
-      const running = cluster.running(each.id);
-      return h("tr", { "data-key": each.id },
-        h("td", {}, swatch(each.name), h("a", { href: `#/service/${each.id}` }, each.name)),
-        h("td", {}, each.mode),
-        h("td", { class: `number ${running < each.wanted ? "warn" : "good"}` }, `${running} / ${each.wanted}`),
-        h("td", {}, each.image),
-        h("td", {}, each.ports.join(", ")),
-        h("td", { class: /paused|rolled/.test(each.update) ? "bad" : "soft" }, each.update.replaceAll("_", " ")));
-    });
-  return table("Services", ["Name", "Mode", { name: "Running", number: true }, "Image", "Ports", "Update"], rows,
-    words.length ? "No service is like that." : "There is no service yet: orc service create --name web IMAGE");
+const link = (kind, item) => h("a", { href: `#/${kind}/${item.id}` }, item.name);
+
+/** What an update is at, in words. */
+export const updateWord = (service) => service.update.replaceAll("_", " ");
+
+function columnsOf(cluster) {
+  const name = (kind, coloured) => ({
+    name: "Name", sort: (each) => each.key, width: "24%",
+    cell: (each) => [coloured && swatch(coloured(each)), link(kind, each)],
+  });
+  const serviceOf = (task) => cluster.services.get(task.service)?.name ?? task.name;
+  const part = (used, all) => used / Math.max(all, 1);
+  return {
+    services: [
+      name("service", (each) => each.name),
+      { name: "Mode", sort: (each) => each.mode, cell: (each) => each.mode, width: "14%" },
+      { name: "Running", number: true, width: "11%", sort: (each) => cluster.ofService(each.id).working - each.wanted,
+        cell: (each) => {
+          const { working } = cluster.ofService(each.id);
+          return h("span", { class: working < each.wanted ? "warn" : "good" }, `${working} / ${each.wanted}`);
+        } },
+      { name: "Image", sort: (each) => each.image, cell: (each) => each.image },
+      { name: "Ports", cell: (each) => each.ports.join(", "), width: "15%" },
+      { name: "Update", sort: (each) => each.update, width: "14%",
+        cell: (each) => h("span", { class: /paused|rolled/.test(each.update) ? "bad" : "soft" }, updateWord(each)) },
+    ],
+    nodes: [
+      name("node"),
+      { name: "State", sort: (each) => each.state, width: "11%", cell: (each) => h("span", { class: each.state === "ready" ? "good" : "bad" }, each.state) },
+      { name: "Availability", sort: (each) => each.availability, width: "13%",
+        cell: (each) => h("span", { class: each.availability === "active" ? "" : "warn" }, each.availability) },
+      { name: "Tasks", number: true, width: "9%", sort: (each) => cluster.ofNode(each.id).live, cell: (each) => String(cluster.ofNode(each.id).live) },
+      { name: "CPU", sort: (each) => part(cluster.ofNode(each.id).shares, each.shares),
+        cell: (each) => {
+          const { shares } = cluster.ofNode(each.id);
+          return [`${cores(shares)} / ${cores(each.shares)} cores`, bar(part(shares, each.shares), "cpu", "CPU reserved")];
+        } },
+      { name: "Memory", sort: (each) => part(cluster.ofNode(each.id).memory, each.memory),
+        cell: (each) => {
+          const { memory } = cluster.ofNode(each.id);
+          return [`${bytes(memory)} / ${bytes(each.memory)}`, bar(part(memory, each.memory), "memory", "Memory reserved")];
+        } },
+    ],
+    tasks: [
+      name("task", serviceOf),
+      { name: "State", sort: stateWord, width: "19%", cell: (each) => h("span", { class: `state ${mood(each)}` }, stateWord(each)) },
+      { name: "Node", sort: (each) => cluster.nodes.get(each.node)?.key ?? "", width: "15%",
+        cell: (each) => { const node = cluster.nodes.get(each.node); return node ? link("node", node) : ""; } },
+      { name: "Reason", sort: (each) => each.message, cell: (each) => h("span", { title: each.message }, each.message) },
+      { name: "Since", number: true, width: "12%", sort: (each) => -each.at, cell: (each) => h("span", { class: "soft" }, ago(each.at)) },
+    ],
+    networks: [
+      { name: "Name", sort: (each) => each.key, cell: (each) => each.name, width: "18%" },
+      { name: "Kind", cell: (each) => [each.driver, each.internal && "internal", each.encrypted && "encrypted"].filter(Boolean).join(", "), width: "20%" },
+      { name: "Subnet", sort: (each) => each.subnet, cell: (each) => each.subnet, width: "18%" },
+      { name: "Addresses", number: true, sort: (each) => each.ends, cell: (each) => String(each.ends), width: "13%" },
+      { name: "Services", cell: (each) => each.users.flatMap((service) => [link("service", service), " "]) },
+    ],
+    events: [
+      { name: "Time", cell: (each) => h("span", { class: "soft" }, clock(each.at)), width: "13%" },
+      { name: "What", cell: (each) => each.type, width: "14%" },
+      { name: "Event", cell: (each) => h("span", { class: troubling(each) ? "bad" : "" }, each.action), width: "20%" },
+      { name: "Name", cell: (each) => each.name },
+      { name: "Node", cell: (each) => each.node, width: "18%" },
+    ],
+  };
 }
 
-export function nodes(cluster, words) {
-  const rows = [...cluster.nodes.values()].sort(byName)
-    .filter((each) => matches(words, each.name, each.state, each.availability, each.address, ...Object.entries(each.labels).flat()))
-    .map((each) => {
-      const used = cluster.reserved(each.id);
-      const live = cluster.tasksOfNode(each.id).filter((task) => !ENDED.has(task.state)).length;
-      return h("tr", { "data-key": each.id },
-        h("td", {}, h("a", { href: `#/node/${each.id}` }, each.name)),
-        h("td", { class: each.state === "ready" ? "good" : "bad" }, each.state),
-        h("td", { class: each.availability === "active" ? "" : "warn" }, each.availability),
-        h("td", { class: "number" }, String(live)),
-        h("td", {}, `${cores(used.shares)} / ${cores(each.shares)} cores`, bar(used.shares / Math.max(each.shares, 1), "cpu", "CPU reserved")),
-        h("td", {}, `${bytes(used.memory)} / ${bytes(each.memory)}`, bar(used.memory / Math.max(each.memory, 1), "memory", "Memory reserved")));
-    });
-  return table("Nodes", ["Name", "State", "Availability", { name: "Tasks", number: true }, "CPU", "Memory"], rows, "No node is like that.");
-}
+export const troubling = (event) => /die|fail|oom|unhealthy|down/.test(event.action);
 
-const MOST_ROWS = 500;
+const NONE = {
+  services: ["There is no service yet: orc service create --name web IMAGE", "No service is like that."],
+  nodes: ["There is no node yet: orc cluster token worker", "No node is like that."],
+  tasks: ["Nothing runs yet: orc service create --name web IMAGE", "No task is like that."],
+  networks: ["There is no network.", "No network is like that."],
+  events: ["Nothing has happened yet.", "No event is like that."],
+};
 
-export function taskRow(cluster, task) {
-  const node = cluster.nodes.get(task.node);
-  return h("tr", { "data-key": task.id },
-    h("td", {}, swatch(cluster.services.get(task.service)?.name ?? task.name), h("a", { href: `#/task/${task.id}` }, task.name)),
-    h("td", { class: mood(task) }, stateWord(task)),
-    h("td", {}, node ? h("a", { href: `#/node/${node.id}` }, node.name) : ""),
-    h("td", {}, task.message),
-    h("td", { class: "soft" }, ago(task.at)));
-}
+const KINDS = [["", "All"], ["running", "Running"], ["starting", "On the way"], ["waiting", "Waiting"], ["trouble", "In trouble"], ["ended", "Ended"]];
 
-export function taskTable(cluster, tasks, none) {
-  return table("Tasks", ["Name", "State", "Node", "Reason", "Since"], tasks.slice(0, MOST_ROWS).map((task) => taskRow(cluster, task)), none);
-}
+/** The lists, each with what one has sorted and chosen in it. */
+export class Views {
+  #cluster; #lists = {}; #kind = ""; #chips = h("div", { class: "chips", role: "group", "aria-label": "Which tasks" });
 
-export function tasks(cluster, words) {
-  const found = [...cluster.tasks.values()]
-    .filter((each) => matches(words, each.name, stateWord(each), each.image, each.message, cluster.nodes.get(each.node)?.name ?? "", ...Object.values(each.addresses)))
-    .sort((a, b) => Number(ENDED.has(a.state)) - Number(ENDED.has(b.state)) || byName(a, b) || b.at - a.at);
-  const more = found.length > MOST_ROWS && h("p", { class: "soft" }, `The first ${MOST_ROWS} of ${found.length}; search for the others.`);
-  return h("div", {}, taskTable(cluster, found, "No task is like that."), more);
-}
+  constructor(cluster) {
+    this.#cluster = cluster;
+    for (const [view, columns] of Object.entries(columnsOf(cluster))) this.#lists[view] = new List(view, columns);
+  }
 
-export function networks(cluster, words) {
-  const rows = [...cluster.networks.values()].sort(byName)
-    .filter((each) => matches(words, each.name, each.driver, each.subnet))
-    .map((each) => {
-      const users = [...cluster.services.values()].filter((service) => service.networks.includes(each.name));
-      const ends = [...cluster.tasks.values()].filter((task) => !ENDED.has(task.state) && task.addresses[each.name]);
-      return h("tr", {},
-        h("td", {}, each.name),
-        h("td", {}, [each.driver, each.internal && "internal", each.encrypted && "encrypted"].filter(Boolean).join(", ")),
-        h("td", {}, each.subnet),
-        h("td", { class: "number" }, String(ends.length)),
-        h("td", {}, users.sort(byName).flatMap((service) => [h("a", { href: `#/service/${service.id}` }, service.name), " "])));
-    });
-  return table("Networks", ["Name", "Kind", "Subnet", { name: "Addresses", number: true }, "Services"], rows, "No network is like that.");
-}
+  /** The kind of tasks to be shown (see `kindOf`), or all with "". */
+  choose(kind) { this.#kind = kind; }
 
-export function events(cluster, words) {
-  const rows = cluster.events
-    .filter((each) => matches(words, each.type, each.action, each.name, each.node))
-    .map((each) => h("tr", {},
-      h("td", { class: "soft" }, clock(each.at)),
-      h("td", {}, each.type),
-      h("td", { class: /die|fail|oom|unhealthy|down/.test(each.action) ? "bad" : "" }, each.action),
-      h("td", {}, each.name),
-      h("td", {}, each.node)));
-  return table("Events", ["Time", "What", "Event", "Name", "Node"], rows, "Nothing has happened yet.");
+  /** What a view is shown in. */
+  element(view) {
+    const list = this.#lists[view].element;
+    return view === "tasks" ? h("div", {}, this.#chips, list) : list;
+  }
+
+  draw(view) { this.#lists[view].draw(); }
+
+  refresh(view, words) {
+    const cluster = this.#cluster;
+    let items = this[`_${view}`]();
+    items = found(cluster, view, items, words);
+    let narrowed = words.length > 0;
+    if (view === "tasks") {
+      const now = Date.now() / 1000, counts = { "": items.length };
+      for (const task of items) { const kind = kindOf(task, now); counts[kind] = (counts[kind] ?? 0) + 1; }
+      patch(this.#chips, KINDS.map(([kind, text]) => h("button", {
+        type: "button", "data-key": kind || "all", "aria-pressed": String(kind === this.#kind),
+        onclick: () => { this.#kind = kind; this.#chips.dispatchEvent(new Event("sorted", { bubbles: true })); },
+      }, text, " ", h("b", {}, String(counts[kind] ?? 0)))));
+      if (this.#kind) { items = items.filter((task) => kindOf(task, now) === this.#kind); narrowed = true; }
+    }
+    this.#lists[view].show(items, NONE[view][Number(narrowed)]);
+  }
+
+  _services() { return [...this.#cluster.services.values()].sort(byKey); }
+
+  _nodes() { return [...this.#cluster.nodes.values()].sort(byKey); }
+
+  /** Those that are to run first. */
+  _tasks() {
+    const live = [], ended = [];
+    for (const task of this.#cluster.allTasks) (ENDED.has(task.state) ? ended : live).push(task);
+    return [...live, ...ended];
+  }
+
+  _networks() {
+    const networks = [...this.#cluster.networks.values()].sort(byKey);
+    const by = new Map(networks.map((each) => [each.name, Object.assign(each, { ends: 0, users: [] })]));
+    for (const task of this.#cluster.tasks.values()) {
+      if (ENDED.has(task.state)) continue;
+      for (const name of Object.keys(task.addresses)) if (by.has(name)) by.get(name).ends += 1;
+    }
+    for (const service of this._services()) for (const name of service.networks) by.get(name)?.users.push(service);
+    return networks;
+  }
+
+  _events() { return this.#cluster.events; }
 }

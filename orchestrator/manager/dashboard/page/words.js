@@ -1,54 +1,4 @@
-// Small helpers: elements, numbers, times, colours.
-
-/** An element with attributes, listeners (`onclick`) and children; texts are texts. */
-export function h(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value === false || value == null) continue;
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (name === "style") Object.assign(element.style, value);
-    else element.setAttribute(name, value === true ? "" : value);
-  }
-  element.append(...children.flat().filter((child) => child != null && child !== false));
-  return element;
-}
-
-const keyOf = (node) => node.id || node.dataset?.key || "";
-
-/** Make what is in `place` look as `wanted` does, and touch only what differs: whoever has chosen,
- *  focused or scrolled something keeps it. Rows are known by `data-key`. */
-export function patch(place, ...wanted) {
-  const now = [...place.childNodes];
-  wanted.forEach((next, index) => {
-    let old = now[index];
-    if (old && keyOf(next) && keyOf(old) !== keyOf(next)) {
-      const found = now.findIndex((node, at) => at > index && keyOf(node) === keyOf(next));
-      if (found > 0) {
-        old = now.splice(found, 1)[0];
-        now.splice(index, 0, old);
-        place.insertBefore(old, now[index + 1]);
-      }
-    }
-    if (!old) place.append(next);
-    else if (old.nodeName !== next.nodeName || keyOf(old) !== keyOf(next)) {
-      place.insertBefore(next, old);
-      now.splice(index, 0, next);
-    } else alike(old, next);
-  });
-  for (const node of now.slice(wanted.length)) node.remove();
-}
-
-function alike(old, next) {
-  if (old.nodeType === Node.TEXT_NODE) {
-    if (old.data !== next.data) old.data = next.data;
-    return;
-  }
-  for (const { name } of [...old.attributes]) if (!next.hasAttribute(name)) old.removeAttribute(name);
-  for (const { name, value } of next.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
-  if (old.tagName === "INPUT") {
-    if (old !== document.activeElement) old.value = next.value;
-  } else patch(old, ...next.childNodes);
-}
+// What is said: numbers, times, states.
 
 export function bytes(count) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -61,6 +11,8 @@ export function cores(shares) {
   return (shares / 1024).toFixed(shares % 1024 ? 2 : 0);
 }
 
+export const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+
 export function ago(seconds, now = Date.now() / 1000) {
   const past = Math.max(0, now - seconds);
   if (!seconds) return "";
@@ -70,29 +22,36 @@ export function ago(seconds, now = Date.now() / 1000) {
   return `${Math.round(past / 86400)} d ago`;
 }
 
-export function clock(seconds) {
-  return new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
-}
+const CLOCK = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 
-const hues = new Map();
+export const clock = (seconds) => CLOCK.format(seconds * 1000);
 
-/** A hue of its own for each name, for as long as the page is open: the golden angle keeps those that
- *  come one after the other far apart. */
-export function hue(name) {
-  if (!hues.has(name)) hues.set(name, (150 + hues.size * 137.508) % 360);
-  return hues.get(name);
-}
+/** A text that sorts as people do: numbers by their value. */
+export const sortable = (text) => text.toLowerCase().replace(/\d+/g, (digits) => digits.padStart(12, "0"));
 
 export const STARTING = new Set(["assigned", "accepted", "preparing", "ready", "starting"]);
 export const ENDED = new Set(["complete", "shutdown", "failed", "rejected", "orphaned"]);
 export const TROUBLE = new Set(["failed", "rejected", "orphaned"]);
 
+/** Whether a task does its work: it runs, is well, and is to stay. */
+export const works = (task) => task.state === "running" && !task.stops && task.health !== "starting" && task.health !== "unhealthy";
+
+/** Seconds for which what failed counts as news. */
+const NEWS = 60;
+
+/** Which of the few kinds a task is of, to count and to choose by. */
+export function kindOf(task, now = Date.now() / 1000) {
+  if (task.health === "unhealthy" || (TROUBLE.has(task.state) && now - task.at < NEWS)) return "trouble";
+  if (ENDED.has(task.state)) return "ended";
+  if (task.state === "running") return "running";
+  return STARTING.has(task.state) ? "starting" : "waiting";
+}
+
 /** What a task's state means: `good`, `warn` (on its way, or unwell), `bad` or `soft`. */
 export function mood(task) {
   if (TROUBLE.has(task.state) || task.health === "unhealthy") return "bad";
   if (ENDED.has(task.state)) return "soft";
-  if (task.state === "running" && task.health !== "starting" && !task.stops) return "good";
-  return "warn";
+  return works(task) ? "good" : "warn";
 }
 
 export function stateWord(task) {

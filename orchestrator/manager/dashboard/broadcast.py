@@ -1,0 +1,137 @@
+"""What changes, worked out and written down once for all browsers that look."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from orchestrator.manager.api.context import ApiContext
+from orchestrator.manager.dashboard import picture
+from orchestrator.manager.eventlog import Event
+from orchestrator.manager.store.cache import Feed
+
+LULL = 0.1
+"""Seconds between two pictures of changes at the least: no eye sees more, and a hundred tasks that
+start are told of in a few."""
+REMEMBERED = 200
+"""Events of before that one who opens the page is shown."""
+MOST_BEHIND = 50
+"""Messages that wait for a slow browser, before it is given the whole anew instead."""
+
+
+def message(kind: str, data: Any) -> bytes:
+    """A server-sent event (WHATWG HTML, 9.2)."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    return f"event: {kind}\ndata: {text}\n\n".encode()
+
+
+class Viewer:
+    """What one browser has yet to be told."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[bytes] = deque()
+        self._event = asyncio.Event()
+        self.behind = True
+        """Whether it needs the whole: it is new, or too slow for all that changed."""
+
+    def tell(self, text: bytes) -> None:
+        """Queue a message; what is told before the whole is in the whole."""
+        if self.behind:
+            return
+        self._waiting.append(text)
+        if len(self._waiting) > MOST_BEHIND:
+            self._waiting.clear()
+            self.behind = True
+        self._event.set()
+
+    async def next(self) -> bytes:
+        """Wait for messages, and take all of them; empty when it needs the whole."""
+        if not self.behind:
+            await self._event.wait()
+        self._event.clear()
+        if self.behind:
+            self.behind = False
+            return b""
+        taken = b"".join(self._waiting)
+        self._waiting.clear()
+        return taken
+
+
+class Broadcast:
+    """Follows the store for all that look; where nobody does, it costs nothing to speak of."""
+
+    def __init__(self, api: ApiContext) -> None:
+        self._api = api
+        self._viewers: set[Viewer] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._told = 0.0
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Tell viewers of what changes for as long as this lasts."""
+        async with (
+            self._api.cache.subscribe() as feed,
+            self._api.events.follow(lambda: self._due(feed, happened)) as happened,
+        ):
+            feed.on_change = lambda: self._due(feed, happened)
+            try:
+                yield
+            finally:
+                if self._timer is not None:
+                    self._timer.cancel()
+
+    @contextmanager
+    def viewer(self) -> Iterator[Viewer]:
+        """One more that looks, while the block lasts."""
+        viewer = Viewer()
+        self._viewers.add(viewer)
+        try:
+            yield viewer
+        finally:
+            self._viewers.discard(viewer)
+
+    def whole(self) -> bytes:
+        """All that there is, and what happened last."""
+        api = self._api
+        cluster = api.view.cluster
+        about = {"id": cluster.id if cluster else "", "leader": api.leader()}
+        past = api.events.since(0.0)[-REMEMBERED:]
+        return message("picture", picture.whole(api.view) | {"cluster": about}) + message(
+            "happened", [_event(each) for each in past]
+        )
+
+    def _due(self, feed: Feed, happened: deque[Event]) -> None:
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            at = max(loop.time(), self._told + LULL)
+            self._timer = loop.call_at(at, self._tell, feed, happened)
+
+    def _tell(self, feed: Feed, happened: deque[Event]) -> None:
+        self._timer = None
+        self._told = asyncio.get_running_loop().time()
+        changes, events = feed.take(), [happened.popleft() for _ in range(len(happened))]
+        if not self._viewers:
+            return
+        text = b""
+        if news := picture.changed(self._api.view, changes):
+            text += message("changed", news)
+        if events:
+            text += message("happened", [_event(each) for each in events])
+        if text:
+            for viewer in self._viewers:
+                viewer.tell(text)
+
+
+def _event(event: Event) -> dict[str, Any]:
+    return {
+        "at": event.at,
+        "type": event.type,
+        "action": event.action,
+        "id": event.id,
+        "name": event.name,
+        "node": event.node,
+    }

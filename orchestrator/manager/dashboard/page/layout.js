@@ -1,0 +1,77 @@
+// Where everything is in the picture: boxes for nodes, cells in them for tasks. Pure.
+
+export const GAP = 14, PAD = 10, HEAD = 30, BARS = 26;
+/** Forms of a task, the largest first: a tile says its name, and its state where there is room. */
+const TILES = [
+  { width: 148, height: 44, gap: 8, lines: 2 },
+  { width: 112, height: 30, gap: 6, lines: 1 },
+];
+const MOST_CELL = 30, LEAST_CELL = 3;
+const FORMS = [
+  ...TILES,
+  ...Array.from({ length: MOST_CELL - LEAST_CELL + 1 }, (_, index) => {
+    const cell = MOST_CELL - index, gap = cell > 14 ? 4 : cell > 8 ? 2 : 1;
+    return { width: cell - gap, height: cell - gap, gap, lines: 0 };
+  }),
+];
+
+/** Place boxes for nodes with so many tasks each on a space of this size, so that tasks are as large
+ *  as the fullest of them allows. What was `before` stays as long as it fits about as well: a task more
+ *  or less somewhere does not move all others. */
+export function arranged(counts, width, height, before = null) {
+  const nodes = counts.length, fullest = Math.max(...counts, 1), space = `${nodes} ${width} ${height}`;
+  let best = null;
+  for (let columns = 1; columns <= Math.max(nodes, 1); columns += 1) {
+    const found = tried(columns, Math.ceil(nodes / columns) || 1, fullest, width, height);
+    if (found && (!best || found.score > best.score)) best = found;
+  }
+  best ??= { columns: 1, rank: FORMS.length, form: FORMS.at(-1), across: 1, top: 18, pad: 4, bars: false, box: [width - 2 * GAP, Math.max(height - 2 * GAP, 40)] };
+  if (before?.space === space && best.rank >= before.rank - 2) {
+    const need = needed(before, fullest), spare = before.box[1] - need;
+    if (spare >= 0 && spare < Math.max(4 * (before.form.height + before.form.gap), before.box[1] / 2)) return before;
+  }
+  const [boxWidth, boxHeight] = best.box;
+  return {
+    ...best,
+    space,
+    boxes: counts.map((_, index) => ({
+      x: GAP + (index % best.columns) * (boxWidth + GAP),
+      y: GAP + Math.floor(index / best.columns) * (boxHeight + GAP),
+      width: boxWidth,
+      height: boxHeight,
+    })),
+  };
+}
+
+/** How high a box must be for so many tasks. */
+function needed({ form, across, top, pad }, tasks) {
+  return top + Math.ceil(tasks / across) * (form.height + form.gap) - form.gap + pad;
+}
+
+function tried(columns, rows, fullest, width, height) {
+  const box = [Math.floor((width - GAP) / columns - GAP), Math.floor((height - GAP) / rows - GAP)];
+  if (box[0] < 16 || box[1] < 16) return null;
+  const bars = box[1] >= 90 && box[0] >= 70;
+  const top = bars ? HEAD + BARS : box[1] >= 44 ? HEAD : 18;
+  const pad = box[0] < 60 ? 4 : PAD;
+  for (const [rank, form] of FORMS.entries()) {
+    const across = Math.floor((box[0] - 2 * pad + form.gap) / (form.width + form.gap));
+    if (across < 1) continue;
+    const need = needed({ form, across, top, pad }, fullest);
+    if (need > box[1]) continue;
+    // One more row than there need be: a node is seen to have room.
+    const high = Math.min(box[1], Math.max(need + form.height + form.gap, 130));
+    const shape = Math.abs(Math.log(box[0] / Math.max(box[1], 1) / 1.6));
+    return { columns, rank, form, across, top, pad, bars, box: [box[0], high], score: -10 * rank - shape };
+  }
+  return null;
+}
+
+/** The place of a box's nth task, relative to the box. */
+export function cellOf(layout, index) {
+  const { form, across, top, pad } = layout;
+  return [
+    pad + (index % across) * (form.width + form.gap),
+    top + Math.floor(index / across) * (form.height + form.gap),
+  ];
+}

@@ -1,0 +1,56 @@
+// What a search finds: every word must be there, anywhere or, as in `node:db1`, in a field.
+import { kindOf, stateWord } from "/words.js";
+
+const MOST_OF_A_KIND = 5;
+
+/** Text of an item that is searched, and its fields by name. */
+const LOOKS = {
+  services: (cluster, each) => ({ name: each.name, image: each.image, stack: each.stack, mode: each.mode, update: each.update }),
+  nodes: (cluster, each) => ({ name: each.name, state: each.state, availability: each.availability, address: each.address,
+    label: Object.entries(each.labels).map((pair) => pair.join("=")).join(" ") }),
+  tasks: (cluster, each) => ({ name: each.name, state: `${stateWord(each)} ${kindOf(each)}`, image: each.image, reason: each.message,
+    node: cluster.nodes.get(each.node)?.name ?? "", service: cluster.services.get(each.service)?.name ?? "",
+    address: Object.values(each.addresses).join(" "), id: each.id }),
+  networks: (cluster, each) => ({ name: each.name, driver: each.driver, subnet: each.subnet }),
+  events: (cluster, each) => ({ type: each.type, event: each.action, name: each.name, node: each.node }),
+};
+
+/** What somebody typed, as words. */
+export const worded = (text) => text.toLowerCase().split(/\s+/).filter(Boolean);
+
+/** Those items of a kind (`services`, `nodes`, …) that have every word. */
+export function found(cluster, kind, items, words) {
+  if (!words.length) return items;
+  const asked = words.map((word) => {
+    const [, field, value] = /^([a-z]+):(.+)$/.exec(word) ?? [];
+    return field ? [field, value] : [null, word];
+  });
+  return items.filter((item) => {
+    // Changes of the item clear it; of an event there are none.
+    item.text ??= lowered(LOOKS[kind](cluster, item));
+    return asked.every(([field, value]) => (field && field in item.text.fields
+      ? item.text.fields[field].includes(value)
+      : item.text.all.includes(field ? `${field}:${value}` : value)));
+  });
+}
+
+function lowered(looks) {
+  const fields = Object.fromEntries(Object.entries(looks).map(([name, text]) => [name, text.toLowerCase()]));
+  return { fields, all: Object.values(fields).join(" ") };
+}
+
+const PLACES = [["services", "service"], ["nodes", "node"], ["tasks", "task"]];
+
+/** The best of what is found: `{ kind, name, about, hash }`, names that begin so first. */
+export function suggested(cluster, words) {
+  if (!words.length) return [];
+  return PLACES.flatMap(([kind, one]) => {
+    const items = kind === "tasks" ? cluster.allTasks : [...cluster[kind].values()].sort((a, b) => (a.key < b.key ? -1 : 1));
+    const all = found(cluster, kind, items, words);
+    const begins = (item) => item.name.toLowerCase().startsWith(words[0]);
+    return [...all.filter(begins), ...all.filter((item) => !begins(item))].slice(0, MOST_OF_A_KIND).map((item) => ({
+      kind: one, name: item.name, hash: `#/${one}/${item.id}`,
+      about: kind === "tasks" ? stateWord(item) : kind === "nodes" ? item.state : item.image,
+    }));
+  });
+}

@@ -1,7 +1,7 @@
 """Connections of this node's containers, as the kernel tracks and counts them.
 
-A host may have some 10,000, hence the short cut for IPv4 with ports: of these the kernel puts all at
-fixed places (ctnetlink_fill_info in its net/netfilter/nf_conntrack_netlink.c). Bytes are counted
+A host may have some 10,000, hence the short cut for IPv4 with ports: of these the kernel puts all
+at fixed places (ctnetlink_fill_info in its net/netfilter/nf_conntrack_netlink.c). Bytes are counted
 while nf_conntrack_acct is set, of connections that began since then.
 """
 

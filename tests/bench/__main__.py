@@ -29,6 +29,7 @@ from tests.bench import (
     machine,
     memory,
     names,
+    page,
     planner,
     pull,
     rollout,
@@ -53,6 +54,7 @@ PARTS = (
     "pull",
     "balance",
     "names",
+    "page",
     "endurance",
     "commands",
 )
@@ -94,6 +96,7 @@ class Run:
         self.part("pull", lambda: pull.report(pull.measure(self.folder)))
         self.part("balance", lambda: balance.report(asyncio.run(balance.measure(self.folder))))
         self.part("names", lambda: names.report(asyncio.run(names.measure(self.folder))))
+        self.part("page", lambda: page.report(asyncio.run(page.measure(self.folder))))
         if not self.parts & ON_CLUSTER:
             return
         say("a dev cluster …")

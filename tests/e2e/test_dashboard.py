@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import urllib.parse
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from axe_core_python.selenium import Axe
 from devcluster import Cluster, eventually
+from PIL import Image, ImageChops
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.chrome.options import Options
@@ -48,27 +50,29 @@ for (let at = 0; at < data.length; at += 16) {
 }
 return found.size;
 """
-FRAMES_OF_A_CROWD = """
-const [nodes, tasks, done] = arguments;
-const { cluster, picture } = orc;
-const names = Object.fromEntries([...Array(nodes).keys()].map((at) => [`n${at}`, `crowd${at}`]));
-for (const [id, name] of Object.entries(names)) {
-  cluster.nodes.set(id, { id, name, state: "ready", availability: "active", shares: 65536,
-    memory: 2 ** 36, labels: {}, message: "", address: "", about: "" });
+CROWD = """
+const [nodes, tasks] = arguments, picture = { nodes: {}, services: {}, tasks: {}, networks: {} };
+for (let index = 0; index < 40; index += 1) picture.services[`s${index}`] = { name: `x${index}` };
+for (let index = 0; index < nodes; index += 1) {
+  picture.nodes[`n${index}`] = { name: `h${index}`, state: "ready", availability: "active",
+    shares: 65536, memory: 2 ** 36 };
 }
-const at = (index) => `n${index % nodes}`;
 for (let index = 0; index < tasks; index += 1) {
-  cluster.tasks.set(`t${index}`, { id: `t${index}`, name: `x${index % 40}.${index}`, service: "",
-    node: at(index), state: index % 9 ? "running" : "starting", shares: 100, memory: 2 ** 20,
-    addresses: {}, message: "", health: "", at: 0, image: "x:1", stops: false });
+  picture.tasks[`t${index}`] = { name: `x${index % 40}.${index}`, service: `s${index % 40}`,
+    node: `n${index % nodes}`, state: index % 9 ? "running" : "starting", shares: 100,
+    memory: 2 ** 20, image: "x:1" };
 }
-cluster.tasksOfNode = (id) => [...cluster.tasks.values()].filter((task) => task.node === id);
-const groups = new Map(Object.keys(names).map((id) => [id, cluster.tasksOfNode(id)]));
-cluster.tasksOfNode = (id) => groups.get(id) ?? [];
-picture.refresh();
-const before = { ...picture.drawn };
-setTimeout(() => done([picture.drawn.frames - before.frames,
-  picture.drawn.milliseconds - before.milliseconds]), 1500);
+orc.cluster.whole(picture);
+"""
+CHANGE = """
+const [name, fields] = arguments;
+const task = [...orc.cluster.tasks.values()].find((each) => each.name === name);
+orc.cluster.changed({ tasks: { [task.id]: fields } });
+return orc.picture.where(task.id);
+"""
+BOXES = """
+return Object.fromEntries([...orc.cluster.nodes.values()]
+  .map((node) => [node.name, orc.picture.where(node.id)]));
 """
 
 
@@ -97,6 +101,15 @@ class Browser:
 
     def press(self, *keys: str) -> None:
         ActionChains(self.driver).send_keys(*keys).perform()
+
+    def rest(self) -> None:
+        """Until nothing moves in the picture."""
+        eventually(lambda: self.script("return orc.picture.rests"), within=10)
+
+    def picture(self) -> Image.Image:
+        """What is seen now, a pixel for each of the page's."""
+        self.rest()
+        return Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
 
     def click(self, text: str, selector: str = "a, button") -> None:
         """Click on what says a text at its end, once it is there; the page may be drawing it."""
@@ -153,6 +166,7 @@ def test_a_service_is_scaled_and_a_node_drained_from_the_page(
     browser.sees("4 / 4", "main")
     before = {task["id"] for task in cluster.running("handy")}
     browser.click("Restart")
+    browser.click("Replace 4 tasks?")
     eventually(
         lambda: (
             len(now := cluster.running("handy")) == 4 and not before & {task["id"] for task in now}
@@ -162,6 +176,8 @@ def test_a_service_is_scaled_and_a_node_drained_from_the_page(
     browser.click("Nodes")
     browser.click("node2", "main a")
     browser.click("Drain")
+    assert cluster.nodes()["node2"]["availability"] == "active"
+    browser.click("elsewhere?")
     eventually(lambda: cluster.nodes()["node2"]["availability"] == "drain", within=10)
     browser.click("Activate")
     eventually(lambda: cluster.nodes()["node2"]["availability"] == "active", within=10)
@@ -228,13 +244,13 @@ def test_logs_are_followed(cluster: Cluster, hello: str, browser: Browser) -> No
     cluster.script("chatty", hello, "i=0; while :; do echo line $((i=i+1)); sleep 0.2; done")
     cluster.await_running("chatty", 1)
     browser.open()
-    browser.press("4")
+    browser.press("5")
     browser.sees("chatty.1", "main")
     browser.click("chatty.1", "main a")
     browser.click("Show logs")
-    browser.sees("line 3", "pre.log")
-    lines = browser.text("pre.log").count("line ")
-    eventually(lambda: browser.text("pre.log").count("line ") > lines, within=5)
+    browser.sees("line 3", ".log")
+    lines = browser.text(".log").count("line ")
+    eventually(lambda: browser.text(".log").count("line ") > lines, within=5)
 
 
 def test_what_a_task_used_is_a_chart(cluster: Cluster, hello: str, browser: Browser) -> None:
@@ -256,7 +272,7 @@ def test_what_a_task_used_is_a_chart(cluster: Cluster, hello: str, browser: Brow
 def test_all_by_the_keyboard(cluster: Cluster, hello: str, browser: Browser) -> None:
     cluster.orc("service", "create", "--name", "typed", "--replicas", "2", hello)
     browser.open()
-    browser.press("2")
+    browser.press("3")
     browser.sees("typed", "main")
     browser.press("/", "nothing-like-that")
     browser.sees("No service is like that.", "main")
@@ -270,6 +286,13 @@ def test_all_by_the_keyboard(cluster: Cluster, hello: str, browser: Browser) -> 
     browser.sees("node2", "#panel h2")
     browser.press(Keys.ESCAPE)
     eventually(lambda: not browser.driver.find_element(By.ID, "panel").is_displayed(), within=5)
+    browser.press("/", "typed.2", Keys.ARROW_DOWN, Keys.ENTER)
+    browser.sees("typed.2", "#panel h2")
+    browser.press(Keys.ESCAPE, "/", Keys.ESCAPE, Keys.ESCAPE, "5")
+    browser.script("document.getElementById('main').focus()")
+    browser.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ENTER)
+    browser.sees("typed.2", "#panel h2")
+    browser.press(Keys.ESCAPE)
     browser.press("?")
     browser.sees("Keyboard", "dialog")
     browser.press(Keys.ESCAPE)
@@ -290,7 +313,7 @@ def test_everybody_can_use_it(
     )
     browser.open()
     browser.script("document.documentElement.dataset.theme = arguments[0]", theme)
-    for view in ("picture", "services", "nodes", "tasks", "networks", "events"):
+    for view in ("picture", "traffic", "services", "nodes", "tasks", "networks", "events"):
         browser.script("location.hash = `#/${arguments[0]}`", view)
         browser.sees(view.capitalize(), "nav a[aria-current]")
         _check(browser, view)
@@ -314,7 +337,7 @@ def test_it_asks_nothing_of_the_outside_and_says_no_error(
     cluster: Cluster, browser: Browser
 ) -> None:
     browser.open()
-    for key in "123456":
+    for key in "1234567":
         browser.press(key)
         browser.sees("nodes ready", "#summary")
     hosts = set()
@@ -334,6 +357,87 @@ def test_a_hundred_nodes_and_five_thousand_tasks_are_drawn(
     cluster: Cluster, browser: Browser
 ) -> None:
     browser.open()
-    frames, _ = browser.driver.execute_async_script(FRAMES_OF_A_CROWD, 100, 5000)
-    assert frames > 0
+    browser.script(CROWD, 100, 5000)
+    browser.sees("100 of 100 nodes ready", "#summary")
+    assert browser.script("return orc.picture.drawn.frames") > 0
     assert browser.script(COLOURS) > 10
+    browser.press("5")
+    browser.sees("x0.0", "main")
+    # Only what is in view is made.
+    assert browser.script("return document.querySelectorAll('main tr').length") < 100
+    browser.script("document.getElementById('main').scrollTop = 1e9")
+    browser.sees("x39.4999", "main")
+
+
+def test_the_picture_shows_what_is_wrong_where_it_is(
+    cluster: Cluster, hello: str, browser: Browser
+) -> None:
+    cluster.orc("service", "create", "--name", "drawn", "--replicas", "6", hello)
+    browser.open()
+    browser.sees("6 tasks running", "#summary")
+    browser.script("document.documentElement.dataset.theme = 'light'")
+    before, boxes = browser.picture(), browser.script(BOXES)
+    node = next(t["node"] for t in cluster.running("drawn") if t["name"] == "drawn.3")
+    place = browser.script(CHANGE, "drawn.3", {"health": "unhealthy"})
+    after = browser.picture()
+    differs = {
+        name: ImageChops.difference(_part(before, box), _part(after, box)).getbbox() is not None
+        for name, box in boxes.items()
+    }
+    assert differs == {name: name == node for name in boxes}
+    assert _reddish(_part(after, place)) > 3 * _reddish(_part(before, place)) + 20
+    browser.script("document.documentElement.dataset.theme = 'dark'")
+    dark = browser.picture()
+    # Light becomes dark, and what is wrong stays the same colour's.
+    assert _light(_part(after, boxes[node])) > 200 > 80 > _light(_part(dark, boxes[node]))
+    assert _reddish(_part(dark, place)) > 20
+
+
+def _part(image: Image.Image, place: dict[str, float]) -> Image.Image:
+    left, top = int(place["x"]), int(place["y"])
+    return image.crop((left, top, left + int(place["width"]), top + int(place["height"])))
+
+
+def _reddish(image: Image.Image) -> int:
+    """Pixels of the colour of trouble, which no service has."""
+    pixels = (image.getpixel((x, y)) for x in range(image.width) for y in range(image.height))
+    return sum(r > 150 and g < 150 and b < 150 and abs(g - b) < 40 for r, g, b in pixels)
+
+
+def _light(image: Image.Image) -> float:
+    """How light it is on the whole, from 0 to 255."""
+    histogram = image.convert("L").histogram()
+    return sum(value * number for value, number in enumerate(histogram)) / sum(histogram)
+
+
+def test_who_talks_to_whom(cluster: Cluster, hello: str, browser: Browser) -> None:
+    cluster.orc("service", "create", "--name", "asked", "--replicas", "2", hello)
+    loop = "while :; do wget -q -O /dev/null http://asked/; sleep 0.2; done"
+    cluster.script("asker", hello, loop, "--replicas", "2")
+    cluster.await_running("asker", 2)
+    cluster.await_running("asked", 2)
+    browser.open("--read-only")
+    browser.press("2")
+    browser.sees("asker asked 80/tcp", ".edges", within=20)
+    # Of the nodes' own, and of the name server, nothing is said.
+    eventually(lambda: _said(browser) > 100, within=20)
+    assert browser.script("return document.querySelectorAll('.edges tbody tr').length") == 1
+    assert _counting(cluster) == {"1"}
+    browser.press("1")
+    # Who does not look costs nothing.
+    eventually(lambda: _counting(cluster) == {"0"}, within=20)
+
+
+def _said(browser: Browser) -> float:
+    """Bytes a second, of the first pair."""
+    return float(
+        browser.script(
+            "const found = orc.traffic.pairs[0]; return found ? found.sent + found.received : 0"
+        )
+    )
+
+
+def _counting(cluster: Cluster) -> set[str]:
+    """Whether kernels count the bytes of connections, on the nodes."""
+    path = "/proc/sys/net/netfilter/nf_conntrack_acct"
+    return {cluster.exec(node, "cat", path).stdout.strip() for node in cluster.nodes()}

@@ -136,7 +136,7 @@ class DashboardApp:
         """The whole, then what changes, and what happens."""
         with self.broadcast.viewer() as viewer:
             while True:
-                yield await viewer.next() or self.broadcast.whole()
+                yield await self.broadcast.next(viewer)
 
     async def _traffic(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
         """Who talks to whom; nodes are asked for as long as this is."""

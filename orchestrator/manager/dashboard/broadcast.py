@@ -53,9 +53,6 @@ class Viewer:
         if not self.behind:
             await self._event.wait()
         self._event.clear()
-        if self.behind:
-            self.behind = False
-            return b""
         taken = b"".join(self._waiting)
         self._waiting.clear()
         return taken
@@ -69,15 +66,17 @@ class Broadcast:
         self._viewers: set[Viewer] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._told = 0.0
+        self._feed = Feed()
+        self._happened: deque[Event] = deque()
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
         """Tell viewers of what changes for as long as this lasts."""
         async with (
-            self._api.cache.subscribe() as feed,
-            self._api.events.follow(lambda: self._due(feed, happened)) as happened,
+            self._api.cache.subscribe() as self._feed,
+            self._api.events.follow(self._due) as self._happened,
         ):
-            feed.on_change = lambda: self._due(feed, happened)
+            self._feed.on_change = self._due
             try:
                 yield
             finally:
@@ -94,7 +93,16 @@ class Broadcast:
         finally:
             self._viewers.discard(viewer)
 
-    def whole(self) -> bytes:
+    async def next(self, viewer: Viewer) -> bytes:
+        """Wait for what a viewer is to be told next."""
+        if text := await viewer.next():
+            return text
+        # The others hear now of what is new: it is in this one's whole.
+        self._tell()
+        viewer.behind = False
+        return self._whole()
+
+    def _whole(self) -> bytes:
         """All that there is, and what happened last."""
         api = self._api
         cluster = api.view.cluster
@@ -104,16 +112,18 @@ class Broadcast:
             "happened", [_event(each) for each in past]
         )
 
-    def _due(self, feed: Feed, happened: deque[Event]) -> None:
+    def _due(self) -> None:
         if self._timer is None:
             loop = asyncio.get_running_loop()
-            at = max(loop.time(), self._told + LULL)
-            self._timer = loop.call_at(at, self._tell, feed, happened)
+            self._timer = loop.call_at(max(loop.time(), self._told + LULL), self._tell)
 
-    def _tell(self, feed: Feed, happened: deque[Event]) -> None:
-        self._timer = None
+    def _tell(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._told = asyncio.get_running_loop().time()
-        changes, events = feed.take(), [happened.popleft() for _ in range(len(happened))]
+        changes, events = self._feed.take(), list(self._happened)
+        self._happened.clear()
         if not self._viewers:
             return
         text = b""

@@ -2,7 +2,8 @@
 
 A cluster of 5,000 tasks is sent whole to each browser that opens the page, and then a message for
 every few of them that change: so the whole leaves out what is empty, and a change has only the
-fields that differ. What is no longer is None. Nothing of a container's environment or command is in it.
+fields that differ. What is no longer is None. Nothing of a container's environment or command is in
+it.
 """
 
 from __future__ import annotations

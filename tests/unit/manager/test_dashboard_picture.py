@@ -73,7 +73,21 @@ def test_only_what_looks_different_is_told() -> None:
     moved = replace(TASK, status=replace(TASK.status, state=TaskState.FAILED))
     heard = replace(NODE, boot_id="another")
     found = picture.changed(view, [Change(TASK, moved), Change(NODE, heard)])
-    assert found == {"tasks": {"t1": {**picture.whole(view)["tasks"]["t1"], "state": "failed"}}}
+    assert found == {"tasks": {"t1": {"state": "failed"}}}
+
+
+def test_what_is_empty_is_told_only_when_it_was_not() -> None:
+    healed = replace(TASK, status=replace(TASK.status, health=Health.NONE, health_output=""))
+    view = ClusterView.of([healed])
+    assert not {"health", "message", "stops"} & picture.whole(view)["tasks"]["t1"].keys()
+    found = picture.changed(view, [Change(TASK, healed)])
+    assert found == {"tasks": {"t1": {"health": "", "message": ""}}}
+
+
+def test_a_task_that_is_new_is_told_with_all_that_it_has() -> None:
+    view = ClusterView.of([NODE, WEB, TASK])
+    found = picture.changed(view, [Change(None, TASK)])
+    assert found == {"tasks": {"t1": picture.whole(view)["tasks"]["t1"]}}
 
 
 def test_what_is_gone_is_told() -> None:

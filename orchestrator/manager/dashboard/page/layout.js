@@ -22,7 +22,7 @@ export function arranged(counts, width, height, before = null) {
   const nodes = counts.length, fullest = Math.max(...counts, 1), space = `${nodes} ${width} ${height}`;
   let best = null;
   for (let columns = 1; columns <= Math.max(nodes, 1); columns += 1) {
-    const found = tried(columns, Math.ceil(nodes / columns) || 1, fullest, width, height);
+    const found = tried(columns, Math.max(nodes, 1), fullest, width, height);
     if (found && (!best || found.score > best.score)) best = found;
   }
   best ??= { columns: 1, rank: FORMS.length, form: FORMS.at(-1), across: 1, top: 18, pad: 4, bars: false, box: [width - 2 * GAP, Math.max(height - 2 * GAP, 40)] };
@@ -48,7 +48,8 @@ function needed({ form, across, top, pad }, tasks) {
   return top + Math.ceil(tasks / across) * (form.height + form.gap) - form.gap + pad;
 }
 
-function tried(columns, rows, fullest, width, height) {
+function tried(columns, nodes, fullest, width, height) {
+  const rows = Math.ceil(nodes / columns);
   const box = [Math.floor((width - GAP) / columns - GAP), Math.floor((height - GAP) / rows - GAP)];
   if (box[0] < 16 || box[1] < 16) return null;
   const bars = box[1] >= 90 && box[0] >= 70;
@@ -59,10 +60,14 @@ function tried(columns, rows, fullest, width, height) {
     if (across < 1) continue;
     const need = needed({ form, across, top, pad }, fullest);
     if (need > box[1]) continue;
-    // One more row than there need be: a node is seen to have room.
-    const high = Math.min(box[1], Math.max(need + form.height + form.gap, 130));
-    const shape = Math.abs(Math.log(box[0] / Math.max(box[1], 1) / 1.6));
-    return { columns, rank, form, across, top, pad, bars, box: [box[0], high], score: -10 * rank - shape };
+    // One more row than there need be, and no narrow strips: a node is seen to have room.
+    const high = Math.min(box[1], Math.max(need + form.height + form.gap, Math.min(box[0], 400)));
+    const shape = Math.abs(Math.log(box[0] / high / 1.6)), unused = (columns * rows) / nodes - 1;
+    return {
+      columns, rank, across, top, pad, bars, box: [box[0], high], score: -10 * rank - shape - 2 * unused,
+      // Tiles are as wide as makes them fill the box.
+      form: form.lines ? { ...form, width: (box[0] - 2 * pad + form.gap) / across - form.gap } : form,
+    };
   }
   return null;
 }
@@ -74,4 +79,12 @@ export function cellOf(layout, index) {
     pad + (index % across) * (form.width + form.gap),
     top + Math.floor(index / across) * (form.height + form.gap),
   ];
+}
+
+/** Places in a row for so many squares on a strip of this size: as large as they fit, `most` of them. */
+export function strip(number, width, height) {
+  for (let side = 26; side >= 3; side -= 1) {
+    const gap = side > 8 ? 4 : 1, across = Math.floor(width / (side + gap)), deep = Math.floor((height + gap) / (side + gap));
+    if (across * deep >= number || side === 3) return { side, most: across * deep, at: (index) => [(index % across) * (side + gap), Math.floor(index / across) * (side + gap)] };
+  }
 }

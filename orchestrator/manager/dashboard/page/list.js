@@ -5,16 +5,15 @@ const PHONE = matchMedia("(max-width: 760px)");
 const BEYOND = 8; // rows made above and below those in view
 
 /**
- * Columns are `{ name, cell, sort, number, width }`: `cell` gives what is in an item's cell, `sort` what
- * items are compared by. Items have an `id`. The table scrolls in whatever scrolls around it.
+ * Columns are `{ name, cell, sort, number, long, width }`: `cell` gives what is in an item's cell, `sort`
+ * what items are compared by; a `long` one has a line of its own on a phone. Items have an `id`. The table scrolls in whatever scrolls around it.
  */
 export class List {
-  #columns; #caption; #rows = []; #by = -1; #down = false;
-  #table; #body; #drawn = 0; #none;
+  #columns; #rows = []; #by = -1; #down = false;
+  #table; #body; #none;
 
   constructor(caption, columns) {
     this.#columns = columns;
-    this.#caption = caption;
     this.#body = h("tbody");
     this.#table = h("table", { class: "wide" }, h("caption", { class: "unseen" }, caption), h("thead"), this.#body);
     this.#none = h("p", { class: "empty", hidden: true });
@@ -43,7 +42,7 @@ export class List {
   draw() {
     const scroller = this.element.closest("main");
     if (!scroller) return;
-    const high = PHONE.matches ? 84 : 40;
+    const high = PHONE.matches ? 92 : 40;
     const above = this.element.offsetTop + (PHONE.matches ? 0 : 40);
     const first = Math.max(Math.floor((scroller.scrollTop - above) / high) - BEYOND, 0);
     const last = Math.min(Math.ceil((scroller.scrollTop - above + scroller.clientHeight) / high) + BEYOND, this.#rows.length);
@@ -53,7 +52,6 @@ export class List {
       this.#space("above", from * high),
       this.#rows.slice(from, last).map((item, index) => this.#row(item, from + index)),
       this.#space("below", (this.#rows.length - last) * high));
-    this.#drawn = high;
   }
 
   #heads() {
@@ -75,7 +73,7 @@ export class List {
 
   #row(item, index) {
     return h("tr", { "data-key": item.id, "aria-rowindex": String(index + 2) },
-      this.#columns.map((column) => h("td", { class: column.number ? "number" : null }, column.cell(item))));
+      this.#columns.map((column) => h("td", { class: column.number ? "number" : column.long ? "long" : null }, column.cell(item))));
   }
 
   #space(which, height) {

@@ -1,5 +1,6 @@
 // The page: log-in, what is shown where, keyboard.
 import { Cluster, ask } from "/state.js";
+import { isDark } from "/colours.js";
 import { h, patch } from "/elements.js";
 import { Panel } from "/panel.js";
 import { Picture } from "/picture.js";
@@ -66,7 +67,7 @@ function render() {
   main.classList.toggle("bare", view === "picture" || view === "traffic");
   if (view === "picture") drawPicture();
   else if (view === "traffic") {
-    if (!traffic.element.isConnected) { main.replaceChildren(traffic.element); traffic.attach(); } else traffic.refresh();
+    if (!traffic.element.isConnected) { main.replaceChildren(traffic.element); traffic.attach(); }
   } else {
     if (!main.firstChild) main.replaceChildren(views.element(view));
     views.refresh(view, search.words);
@@ -89,6 +90,9 @@ function drawPicture() {
   }
   searched = text;
   const services = [...cluster.services.values()].sort((a, b) => cluster.ofService(b.id).live - cluster.ofService(a.id).live || (a.key < b.key ? -1 : 1));
+  const key = services.slice(0, MOST_IN_LEGEND).map((service) => `${service.id} ${cluster.ofService(service.id).live}`).join();
+  if (legend.dataset.shown === `${key} ${services.length} ${isDark()}`) return;
+  legend.dataset.shown = `${key} ${services.length} ${isDark()}`;
   patch(legend, services.slice(0, MOST_IN_LEGEND).map((service) => h("li", { "data-key": service.id },
     h("a", {
       href: `#/service/${service.id}`, onpointerenter: () => picture.light(service.id), onpointerleave: () => picture.light(null),
@@ -136,6 +140,7 @@ const otherTheme = () => theme(document.documentElement.dataset.theme === "dark"
 
 function recolour() {
   if (picture.element.isConnected) picture.repaint();
+  if (traffic.element.isConnected) traffic.refresh();
   soon();
 }
 

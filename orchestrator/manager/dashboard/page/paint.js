@@ -4,12 +4,12 @@ import { bytes, cores, count, stateWord } from "/words.js";
 
 const FACE = "system-ui, \"DejaVu Sans\", sans-serif";
 
-/** A node: its name, how much of it is reserved, and what is wrong with it. */
-export function paintBox(pen, ink, box, layout) {
-  const { node, x, y, width, height, used } = box, { top, pad, bars } = layout;
+/** A node's box, empty. */
+export function paintBox(pen, ink, box) {
+  const { node, x, y, width, height } = box, inset = GAP / 2 - 1;
   const down = node.state !== "ready", drained = node.availability !== "active";
   pen.fillStyle = ink.ground;
-  pen.fillRect(x - GAP / 2 + 1, y - GAP / 2 + 1, width + GAP - 2, height + GAP - 2);
+  pen.fillRect(x - inset, y - inset, width + 2 * inset, height + 2 * inset);
   pen.fillStyle = ink.card;
   pen.strokeStyle = down ? ink.bad : drained ? ink.warn : ink.line;
   pen.lineWidth = down || drained ? 2 : 1;
@@ -17,6 +17,14 @@ export function paintBox(pen, ink, box, layout) {
   pen.roundRect(x + 0.5, y + 0.5, width - 1, height - 1, Math.min(10, height / 6));
   pen.fill();
   pen.stroke();
+}
+
+/** What is said above its tasks: its name, how much of it is reserved, and what is wrong with it. */
+export function paintHead(pen, ink, box, layout) {
+  const { node, x, y, width, used } = box, { top, pad, bars } = layout;
+  const down = node.state !== "ready", drained = node.availability !== "active";
+  pen.fillStyle = ink.card;
+  pen.fillRect(x + pad - 1, y + 3, width - 2 * pad + 2, top - 4);
   pen.textBaseline = "middle";
   const middle = y + (top < 30 ? 10 : 16);
   let room = width - 2 * pad;
@@ -79,7 +87,7 @@ export function paintTask(pen, ink, sprite, pulse, simple) {
   pen.globalAlpha = sprite.alpha * pulse;
   const colour = bad ? ink.bad : shade.full;
   if (lines && width > 40 && !simple) tile(pen, ink, sprite, colour);
-  else if (width < 9 || simple) {
+  else if (width < 10 || simple) {
     pen.fillStyle = colour;
     if (hollow && width > 4) frame(pen, x, y, width, height);
     else pen.fillRect(x, y, width, height);

@@ -1,16 +1,19 @@
 // The picture: nodes as boxes that fill up, tasks in them that move as they move.
 //
-// What rests is painted once on a stage, box by box, and only boxes in which something changed are
-// painted anew; a frame is the stage and, above it, the few tasks that move.
-import { inks, isDark, shade } from "/colours.js";
-import { GAP, arranged, cellOf } from "/layout.js";
-import { paintBox, paintTask, paintWaiting } from "/paint.js";
-import { ENDED, STARTING, TROUBLE, bytes, cores, count, stateWord } from "/words.js";
+// What rests is painted once, on a stage: a task when it comes to rest, a box when it changes. A frame is
+// the stage and, above it, the few tasks that move. A task keeps its place in its box while it lives; one
+// that replaces it elsewhere comes from there.
+import { inks, isDark } from "/colours.js";
+import { GAP, arranged, cellOf, strip } from "/layout.js";
+import { paintBox, paintHead, paintTask, paintWaiting } from "/paint.js";
+import { Sprite } from "/sprite.js";
+import { ENDED, TROUBLE, nodeSentence, stateWord } from "/words.js";
 
 const WAITING = "";
 const SPEED = 9; // of motion: what is left of a way shrinks by e in 1/SPEED seconds
 const NEWS = 20; // seconds for which what failed is still shown, so that it is seen
 const WAITING_HIGH = 74;
+const MOST_STALE = 600; // places that are copied one by one; with more, all is
 
 export class Picture {
   #canvas = document.createElement("canvas");
@@ -19,8 +22,15 @@ export class Picture {
   #sprites = new Map();
   #moving = new Set();
   #boxes = [];
+  #shown = new Map();   // a node's id → its tasks that are shown
+  #waits = []; #waiting = []; // tasks without a node, and their sprites
   #byNode = new Map();
-  #dirty = new Set();
+  #dirty = new Set();   // boxes to be painted with all that is in them; null is where tasks wait
+  #heads = new Set();   // boxes of which only the head is
+  #erased = [];         // places where a task rested
+  #settled = new Set(); // tasks that have come to rest
+  #stale = [];          // places where the canvas is not as the stage is
+  #slots = new Map();   // a task's name → the sprite that had it last
   #layout = null; #order = "";
   #inks = null;
   #frame = 0; #last = 0; #size = [0, 0];
@@ -61,11 +71,29 @@ export class Picture {
     this.#tip.hidden = true;
   }
 
+  /** Whether all is where it belongs, and nothing is on its way. */
+  get rests() { return !this.#frame; }
+
+  /** Where a node's box or a task's place is, by the id: a rectangle on the page. */
+  where(id) {
+    const sprite = this.#sprites.get(id), { x, y, width, height } = sprite
+      ? { x: sprite.toX, y: sprite.toY, width: sprite.toWidth, height: sprite.toHeight } : this.#byNode.get(id);
+    const bounds = this.#canvas.getBoundingClientRect();
+    return { x: bounds.left + x, y: bounds.top + y, width, height };
+  }
+
   /** Show only the tasks of this service as bright as they are, or, with null, all. */
-  light(service) { this.#lit = service; this.repaint(); }
+  light(service) { this.#lit = service; this.#dim(); }
 
   /** Show only these tasks (a set of ids) as bright as they are, or, with null, all. */
-  find(tasks) { this.#found = tasks; this.repaint(); }
+  find(tasks) { this.#found = tasks; this.#dim(); }
+
+  #dim() {
+    for (const sprite of this.#sprites.values()) sprite.turn = -1;
+    for (const id of this.#byNode.keys()) this.#cluster.touched.add(id);
+    this.#cluster.touched.add(WAITING);
+    this.refresh();
+  }
 
   /** Paint all anew, as when the colours have changed. */
   repaint() {
@@ -91,11 +119,11 @@ export class Picture {
     this.#inks ??= { ...inks(), dark: isDark() };
     all = this.#arrange(width, height) || all;
     const touched = this.#cluster.touched;
-    for (const box of this.#boxes) if (all || touched.has(box.node.id)) this.#fill(box);
-    if (all || touched.has(WAITING)) this.#wait(width);
+    const over = new Set(all ? this.#sprites.values() : []);
+    for (const box of this.#boxes) if (all || touched.has(box.node.id)) this.#fill(box, all, over);
+    if (all || touched.has(WAITING)) this.#wait(width, over);
     touched.clear();
-    for (const sprite of this.#sprites.values()) {
-      if (this.#cluster.tasks.get(sprite.task.id) === sprite.task && !sprite.over) continue;
+    for (const sprite of over) {
       if (!sprite.gone) { sprite.gone = true; sprite.toAlpha = 0; this.#move(sprite); }
     }
     if (all) this.#dirty = new Set([...this.#boxes, null]);
@@ -113,21 +141,20 @@ export class Picture {
   /** Whether boxes are elsewhere than they were. */
   #arrange(width, height) {
     const nodes = [...this.#cluster.nodes.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
-    this.#shown = new Map(nodes.map((node) => [node.id, this.#cluster.tasksOfNode(node.id).filter((task) => this.#isShown(task))]));
+    const { touched } = this.#cluster, shown = this.#shown;
+    this.#shown = new Map(nodes.map(({ id }) => [id, (!touched.has(id) && shown.get(id))
+      || this.#cluster.tasksOfNode(id).filter((task) => this.#isShown(task))]));
     this.#waits = this.#cluster.tasksOfNode(WAITING).filter((task) => !ENDED.has(task.state));
     const top = this.#waits.length ? WAITING_HIGH : 0;
     const layout = arranged(nodes.map((node) => this.#shown.get(node.id).length), width, height - top, this.#layout);
     const key = `${top} ${nodes.map((node) => node.id).join()}`;
     if (layout === this.#layout && key === this.#order) return false;
     [this.#layout, this.#order] = [layout, key];
-    this.#boxes = nodes.map((node, index) => ({ node, ...layout.boxes[index], y: layout.boxes[index].y + top, sprites: [] }));
+    this.#boxes = nodes.map((node, index) => ({ node, ...layout.boxes[index], y: layout.boxes[index].y + top, sprites: [], cells: [] }));
     this.#byNode = new Map(this.#boxes.map((box) => [box.node.id, box]));
     this.#chosen = Math.min(this.#chosen, Math.max(this.#boxes.length - 1, 0));
     return true;
   }
-
-  #shown = new Map();
-  #waits = [];
 
   #isShown(task) {
     if (!ENDED.has(task.state)) return true;
@@ -138,41 +165,64 @@ export class Picture {
     return true;
   }
 
-  #fill(box) {
-    const tasks = this.#shown.get(box.node.id) ?? [];
-    for (const sprite of box.sprites) sprite.over = true;
-    box.sprites = tasks.map((task, index) => {
-      const [x, y] = cellOf(this.#layout, index), { form } = this.#layout;
-      return this.#aim(task, box, box.x + x, box.y + y, form.width, form.height);
+  /** Give each task of a box a cell, in order if it is laid out `anew`. Sprites that had one stay in
+   *  `over` if they have none now. */
+  #fill(box, anew, over) {
+    const tasks = this.#shown.get(box.node.id) ?? [], { form } = this.#layout, { node } = box;
+    if (anew) box.cells = [];
+    const here = new Map(tasks.map((task) => [task.id, task]));
+    for (const sprite of box.sprites) over.add(sprite);
+    box.sprites = [];
+    const put = (task, cell) => {
+      const [x, y] = cellOf(this.#layout, cell);
+      const sprite = this.#aim(task, box, box.x + x, box.y + y, form.width, form.height);
+      over.delete(sprite);
+      box.sprites.push(sprite);
+    };
+    box.cells.forEach((id, cell) => {
+      const task = here.get(id);
+      if (!task) return delete box.cells[cell];
+      here.delete(id);
+      put(task, cell);
     });
-    box.used = this.#cluster.ofNode(box.node.id);
-    this.#dirty.add(box);
+    let free = 0;
+    for (const task of here.values()) {
+      while (box.cells[free] !== undefined) free += 1;
+      box.cells[free] = task.id;
+      put(task, free);
+    }
+    box.used = this.#cluster.ofNode(node.id);
+    const face = `${node.state} ${node.availability}`;
+    if (anew || box.face !== face) this.#dirty.add(box);
+    else this.#heads.add(box);
+    box.face = face;
   }
 
-  #wait(width) {
-    const room = width - 2 * GAP - 20, side = Math.max(Math.min(26, room / Math.max(this.#waits.length, 1) - 4), 2);
-    this.#waits.forEach((task, index) => this.#aim(task, null, GAP + 10 + index * (side + 4), GAP + 28, side, side));
+  #wait(width, over) {
+    const { side, most, at } = strip(this.#waits.length, width - 2 * GAP - 20, WAITING_HIGH - GAP - 34);
+    for (const sprite of this.#waiting) over.add(sprite);
+    this.#waiting = this.#waits.slice(0, most).map((task, index) => {
+      const [x, y] = at(index);
+      return this.#aim(task, null, GAP + 10 + x, GAP + 28 + y, side, side);
+    });
+    for (const sprite of this.#waiting) over.delete(sprite);
     this.#dirty.add(null);
   }
 
-  /** Have a task's sprite go there. A new one begins small, in its place. */
+  /** Have a task's sprite go there. */
   #aim(task, box, x, y, width, height) {
     let sprite = this.#sprites.get(task.id);
+    if (sprite?.isAsWas(task, this.#inks, x, y, width)) return sprite;
     if (!sprite) {
-      sprite = { task, x: x + width / 2, y: y + height / 2, width: 0, height: 0, alpha: 0, box };
+      const before = this.#slots.get(task.name), follows = before && before.box !== box && this.#sprites.has(before.task.id);
+      sprite = new Sprite(task, x, y, width, height, follows ? before : null);
       this.#sprites.set(task.id, sprite);
+      this.#slots.set(task.name, sprite);
     }
-    if (sprite.box !== box) this.#dirty.add(sprite.box);
-    const name = this.#cluster.services.get(task.service)?.name ?? task.name;
-    const begins = STARTING.has(task.state) || task.health === "starting";
-    Object.assign(sprite, {
-      task, box, toX: x, toY: y, toWidth: width, toHeight: height, gone: false, over: false,
-      toAlpha: this.#dimmed(task) ? 0.12 : task.stops ? 0.45 : 1,
-      shade: shade(name), lines: box ? this.#layout.form.lines : 0, begins,
-      hollow: begins || task.state === "pending" || task.state === "new",
-      bad: TROUBLE.has(task.state) || task.health === "unhealthy",
-    });
-    if (begins || !rests(sprite)) this.#move(sprite);
+    if (sprite.rests) { this.#erase(sprite); this.#settled.add(sprite); }
+    sprite.dress(task, this.#cluster.services.get(task.service)?.name ?? task.name, this.#inks, box ? this.#layout.form.lines : 0);
+    sprite.aim(box, x, y, width, height, this.#dimmed(task) ? 0.12 : task.stops ? 0.45 : 1);
+    if (sprite.begins || !sprite.arrived) this.#move(sprite);
     return sprite;
   }
 
@@ -184,7 +234,14 @@ export class Picture {
   #move(sprite) {
     if (this.#moving.has(sprite)) return;
     this.#moving.add(sprite);
-    this.#dirty.add(sprite.box);
+    this.#settled.delete(sprite);
+    if (sprite.rests) this.#erase(sprite);
+    sprite.rests = false;
+  }
+
+  #erase({ x, y, width, height, box }) {
+    if (box) this.#erased.push([x - 1, y - 1, width + 2, height + 2]);
+    else this.#dirty.add(null);
   }
 
   #draw(now) {
@@ -194,62 +251,93 @@ export class Picture {
     const moves = this.#advance(step);
     this.#paintStage();
     const pen = this.#pen, ratio = window.devicePixelRatio || 1;
-    pen.setTransform(1, 0, 0, 1, 0, 0);
-    pen.drawImage(this.#stage, 0, 0);
+    this.#copy(pen, ratio);
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     const pulse = still ? 0.8 : 0.65 + 0.35 * Math.sin(now / 180);
     const simple = this.#moving.size > 400;
-    for (const sprite of this.#moving) paintTask(pen, this.#inks, sprite, sprite.begins ? pulse : 1, simple);
+    for (const sprite of this.#moving) {
+      paintTask(pen, this.#inks, sprite, sprite.begins ? pulse : 1, simple);
+      this.#stale.push([sprite.x, sprite.y, sprite.width, sprite.height]);
+    }
     pen.globalAlpha = 1;
     this.#ring(pen);
     this.drawn.frames += 1;
     this.drawn.milliseconds += performance.now() - began;
-    this.#frame = moves && !(still && this.#moving.size === 0) ? requestAnimationFrame((next) => this.#draw(next)) : 0;
+    this.#frame = moves ? requestAnimationFrame((next) => this.#draw(next)) : 0;
+  }
+
+  /** Bring what differs from the stage's picture over: where something moved, and what was painted. */
+  #copy(pen, ratio) {
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    if (this.#stale.length > MOST_STALE) pen.drawImage(this.#stage, 0, 0);
+    else {
+      for (const [x, y, width, height] of this.#stale) {
+        const left = Math.max(Math.floor((x - 4) * ratio), 0), top = Math.max(Math.floor((y - 4) * ratio), 0);
+        const part = [left, top, Math.ceil((width + 8) * ratio), Math.ceil((height + 8) * ratio)];
+        pen.drawImage(this.#stage, ...part, ...part);
+      }
+    }
+    this.#stale = [];
   }
 
   /** Move what moves by a part of its way; what has arrived goes to the stage. */
   #advance(step) {
     for (const sprite of this.#moving) {
-      for (const [at, to, least] of WAYS) {
-        const way = sprite[to] - sprite[at];
-        if (step < 1 && Math.abs(way) > least) sprite[at] += way * step;
-        else sprite[at] = sprite[to];
-      }
-      if (!rests(sprite)) continue;
-      if (sprite.gone) this.#sprites.delete(sprite.task.id);
-      else if (sprite.begins && step < 1) continue;
+      sprite.step(step);
+      if (!sprite.arrived || (sprite.begins && !sprite.gone && step < 1)) continue;
       this.#moving.delete(sprite);
-      this.#dirty.add(sprite.box);
+      if (sprite.gone) {
+        this.#sprites.delete(sprite.task.id);
+        if (this.#slots.get(sprite.task.name) === sprite) this.#slots.delete(sprite.task.name);
+      } else {
+        sprite.rests = true;
+        this.#settled.add(sprite);
+      }
     }
     return this.#moving.size > 0;
   }
 
   #paintStage() {
-    if (!this.#dirty.size) return;
-    const pen = this.#under, ratio = window.devicePixelRatio || 1, ink = this.#inks;
+    const pen = this.#under, ratio = window.devicePixelRatio || 1, ink = this.#inks, layout = this.#layout;
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     if (this.#dirty.size > this.#boxes.length) {
       pen.fillStyle = ink.ground;
       pen.fillRect(0, 0, ...this.#size);
+      this.#stale.push([0, 0, ...this.#size]);
+    }
+    pen.fillStyle = ink.card;
+    for (const place of this.#erased) { pen.fillRect(...place); this.#stale.push(place); }
+    for (const box of this.#heads) {
+      if (this.#dirty.has(box)) continue;
+      paintHead(pen, ink, box, layout);
+      this.#stale.push([box.x, box.y, box.width, layout.top]);
     }
     for (const box of this.#dirty) {
-      if (box === null) {
-        pen.fillStyle = ink.ground;
-        pen.fillRect(0, 0, this.#size[0], this.#waits.length ? WAITING_HIGH : GAP - 4);
-        if (!this.#waits.length) continue;
-        paintWaiting(pen, ink, this.#waits.length, GAP, GAP, this.#size[0] - 2 * GAP, WAITING_HIGH - GAP);
-        for (const task of this.#waits) this.#rest(pen, this.#sprites.get(task.id));
-      } else if (this.#byNode.get(box.node.id) === box) {
-        paintBox(pen, ink, box, this.#layout);
-        for (const sprite of box.sprites) this.#rest(pen, sprite);
+      this.#stale.push(box ? [box.x, box.y, box.width, box.height] : [0, 0, this.#size[0], WAITING_HIGH]);
+      if (box === null) this.#paintWaits(pen);
+      else if (this.#byNode.get(box.node.id) === box) {
+        paintBox(pen, ink, box);
+        paintHead(pen, ink, box, layout);
+        for (const sprite of box.sprites) this.#settled.add(sprite);
       }
     }
+    for (const sprite of this.#settled) {
+      if (!sprite.rests) continue;
+      paintTask(pen, ink, sprite, 1, false);
+      this.#stale.push([sprite.x, sprite.y, sprite.width, sprite.height]);
+    }
     pen.globalAlpha = 1;
-    this.#dirty.clear();
+    for (const done of [this.#dirty, this.#heads, this.#settled]) done.clear();
+    this.#erased = [];
   }
 
-  #rest(pen, sprite) {
-    if (sprite && !this.#moving.has(sprite)) paintTask(pen, this.#inks, sprite, 1, false);
+  #paintWaits(pen) {
+    const high = this.#waits.length ? WAITING_HIGH : GAP - 6, [width] = this.#size;
+    pen.fillStyle = this.#inks.ground;
+    pen.fillRect(0, 0, width, high);
+    if (!this.#waits.length) return;
+    paintWaiting(pen, this.#inks, this.#waits.length, GAP, GAP, width - 2 * GAP, WAITING_HIGH - GAP);
+    for (const sprite of this.#waiting) this.#settled.add(sprite);
   }
 
   #ring(pen) {
@@ -260,15 +348,16 @@ export class Picture {
     pen.beginPath();
     pen.roundRect(box.x - 3, box.y - 3, box.width + 6, box.height + 6, 12);
     pen.stroke();
+    this.#stale.push([box.x - 4, box.y - 4, box.width + 8, box.height + 8]);
   }
 
   #at(event) {
     const bounds = this.#canvas.getBoundingClientRect();
     const [x, y] = [event.clientX - bounds.left, event.clientY - bounds.top];
     const box = this.#boxes.find((each) => x >= each.x && y >= each.y && x <= each.x + each.width && y <= each.y + each.height);
-    const sprites = box ? box.sprites : this.#waits.map((task) => this.#sprites.get(task.id));
+    const sprites = box ? box.sprites : this.#waiting;
     const slack = this.#layout ? this.#layout.form.gap / 2 : 0;
-    const sprite = sprites.find((each) => each && x >= each.x - slack && y >= each.y - slack
+    const sprite = sprites.find((each) => x >= each.x - slack && y >= each.y - slack
       && x <= each.x + each.width + slack && y <= each.y + each.height + slack);
     return sprite ? { task: sprite.task } : box ? { node: box.node } : null;
   }
@@ -280,7 +369,7 @@ export class Picture {
     if (!found) return;
     this.#tip.textContent = found.task
       ? `${found.task.name}: ${stateWord(found.task)}${found.task.message ? `. ${found.task.message}` : ""}`
-      : this.#sentence(found.node);
+      : nodeSentence(found.node, this.#cluster.ofNode(found.node.id));
     this.#tip.style.left = `${Math.max(8, Math.min(event.clientX + 14, innerWidth - this.#tip.offsetWidth - 8))}px`;
     this.#tip.style.top = `${Math.max(8, Math.min(event.clientY + 14, innerHeight - this.#tip.offsetHeight - 8))}px`;
   }
@@ -305,21 +394,9 @@ export class Picture {
     event.preventDefault();
   }
 
-  #sentence(node) {
-    const used = this.#cluster.ofNode(node.id);
-    return `${node.name}: ${node.state}, ${node.availability}. ${count(used.live, "task")}, ${cores(used.shares)} of `
-      + `${cores(node.shares)} cores and ${bytes(used.memory)} of ${bytes(node.memory)} reserved`;
-  }
-
   #describe() {
     const box = this.#boxes[this.#chosen];
-    const text = box ? this.#sentence(box.node) : "No nodes";
+    const text = box ? nodeSentence(box.node, this.#cluster.ofNode(box.node.id)) : "No nodes";
     if (this.#canvas.getAttribute("aria-label") !== text) this.#canvas.setAttribute("aria-label", text);
   }
 }
-
-/** What moves: where it is, where it is to be, and how near is there. */
-const WAYS = [["x", "toX", 0.3], ["y", "toY", 0.3], ["width", "toWidth", 0.3], ["height", "toHeight", 0.3], ["alpha", "toAlpha", 0.01]];
-
-const rests = (sprite) => sprite.x === sprite.toX && sprite.y === sprite.toY && sprite.width === sprite.toWidth
-  && sprite.height === sprite.toHeight && sprite.alpha === sprite.toAlpha;

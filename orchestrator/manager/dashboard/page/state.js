@@ -78,6 +78,7 @@ export class Cluster extends EventTarget {
   #byService = new Groups();
   #sorted = null;
   #told = 0;
+  #turn = 0;
 
   /** Follow the manager until the page is left; a broken stream begins anew by itself. */
   follow() {
@@ -136,6 +137,7 @@ export class Cluster extends EventTarget {
     const known = this[kind].get(id);
     const item = Object.assign(known ?? { id, ...EMPTY[kind] }, told);
     item.text = null; // what a search looks at, made when one does
+    item.turn = this.#turn += 1;
     if (!known) {
       item.key = sortable(item.name);
       this[kind].set(id, item);

@@ -60,22 +60,27 @@ export class Traffic {
     this.refresh();
   }
 
+  /** Who talks now, those that say most first. */
+  get pairs() {
+    const edges = [...this.#seen.values()].filter((edge) => !edge.age);
+    return edges.sort((a, b) => b.sent + b.received - a.sent - a.received || b.open - a.open);
+  }
+
   refresh() {
     this.#layOut();
-    const edges = [...this.#seen.values()].filter((edge) => !edge.age);
-    edges.sort((a, b) => b.sent + b.received - a.sent - a.received || b.open - a.open);
+    const edges = this.pairs;
     this.#note.textContent = this.#sentence(edges);
     patch(this.#table, edges.length ? h("table", {},
       h("caption", { class: "unseen" }, "Who talks to whom"),
       h("thead", {}, h("tr", {}, ["From", "To", "Port"].map((head) => h("th", { scope: "col" }, head)),
-        ["Open", "New", "Sent", "Received"].map((head) => h("th", { scope: "col", class: "number" }, head)))),
+        ["Open", "New", "Sent", "Received"].map((head, index) => h("th", { scope: "col", class: index < 2 ? "number extra" : "number" }, head)))),
       h("tbody", {}, edges.slice(0, MOST_ROWS).map((edge) => this.#row(edge)))) : null);
   }
 
   #row(edge) {
     return h("tr", { "data-key": `${edge.from} ${edge.to} ${edge.port} ${edge.protocol}` },
       h("td", {}, this.#link(edge.from)), h("td", {}, this.#link(edge.to)), h("td", {}, `${edge.port}/${edge.protocol}`),
-      h("td", { class: "number" }, String(edge.open)), h("td", { class: "number" }, `${rate(edge.begun)}/s`),
+      h("td", { class: "number extra" }, String(edge.open)), h("td", { class: "number extra" }, `${rate(edge.begun)}/s`),
       h("td", { class: "number" }, `${bytes(edge.sent)}/s`), h("td", { class: "number" }, `${bytes(edge.received)}/s`));
   }
 
@@ -84,7 +89,7 @@ export class Traffic {
     const { nodes, telling, left_out: left } = this.#told;
     const silent = nodes - telling ? ` · ${nodes - telling} of ${nodes} nodes have not told yet` : "";
     const more = left ? ` · ${left} more with less` : "";
-    return (edges.length ? `${count(edges.length, "connection")} between services` : "Nobody talks to anybody now.") + silent + more;
+    return (edges.length ? `${count(edges.length, "pair")} that talk${edges.length === 1 ? "s" : ""}` : "Nobody talks to anybody now.") + silent + more;
   }
 
   #name(id) {
@@ -139,7 +144,7 @@ export class Traffic {
     pen.globalAlpha = 1;
     for (const { edge, from, to, curve } of this.#lines) {
       const crowded = this.#lines.length > 30 && this.#pointed === null;
-      if (!edge.age && !crowded && !this.#aside(from, to)) this.#label(pen, ink, edge, at(curve, 0.5));
+      if (!edge.age && !crowded && !this.#aside(from, to)) this.#label(pen, ink, edge, at(curve, 0.32));
     }
     for (const [id, { x, y }] of this.#places) this.#node(pen, ink, id, x, y);
   }

@@ -62,7 +62,7 @@ function columnsOf(cluster) {
       { name: "State", sort: stateWord, width: "19%", cell: (each) => h("span", { class: `state ${mood(each)}` }, stateWord(each)) },
       { name: "Node", sort: (each) => cluster.nodes.get(each.node)?.key ?? "", width: "15%",
         cell: (each) => { const node = cluster.nodes.get(each.node); return node ? link("node", node) : ""; } },
-      { name: "Reason", sort: (each) => each.message, cell: (each) => h("span", { title: each.message }, each.message) },
+      { name: "Reason", long: true, sort: (each) => each.message, cell: (each) => h("span", { title: each.message }, each.message) },
       { name: "Since", number: true, width: "12%", sort: (each) => -each.at, cell: (each) => h("span", { class: "soft" }, ago(each.at)) },
     ],
     networks: [
@@ -70,7 +70,7 @@ function columnsOf(cluster) {
       { name: "Kind", cell: (each) => [each.driver, each.internal && "internal", each.encrypted && "encrypted"].filter(Boolean).join(", "), width: "20%" },
       { name: "Subnet", sort: (each) => each.subnet, cell: (each) => each.subnet, width: "18%" },
       { name: "Addresses", number: true, sort: (each) => each.ends, cell: (each) => String(each.ends), width: "13%" },
-      { name: "Services", cell: (each) => each.users.flatMap((service) => [link("service", service), " "]) },
+      { name: "Services", long: true, cell: (each) => each.users.flatMap((service) => [link("service", service), " "]) },
     ],
     events: [
       { name: "Time", cell: (each) => h("span", { class: "soft" }, clock(each.at)), width: "13%" },

@@ -58,3 +58,9 @@ export function stateWord(task) {
   if (task.stops) return "stopping";
   return task.health ? `${task.state}, ${task.health}` : task.state;
 }
+
+/** A node in a sentence; `used` is what its tasks are, see `Cluster.ofNode`. */
+export function nodeSentence(node, used) {
+  return `${node.name}: ${node.state}, ${node.availability}. ${count(used.live, "task")}, ${cores(used.shares)} of `
+    + `${cores(node.shares)} cores and ${bytes(used.memory)} of ${bytes(node.memory)} reserved`;
+}

@@ -11,7 +11,7 @@ Tickets and cookies are sealed with the cluster's key (`vault`), so that no mana
 who is logged in, and any of them takes what another gave out. The page is plain files, it asks
 nothing of any other host, and it shows nothing that `orc inspect` would not.
 
-Files: `sessions` (tickets and cookies), `picture` (the view as JSON; pure), `broadcast` (its changes,
-for all who look), `traffic` (what nodes tell, joined), `app` (the requests), `actions` (what may be
-done), `tickets` (the API's call), `page/` (what the browser gets).
+Files: `sessions` (tickets and cookies), `picture` (the view as JSON; pure), `broadcast` (its
+changes, for all who look), `traffic` (what nodes tell, joined), `app` (the requests), `actions`
+(what may be done), `tickets` (the API's call), `page/` (what the browser gets).
 """

@@ -73,7 +73,7 @@ export class List {
 
   #row(item, index) {
     return h("tr", { "data-key": item.id, "aria-rowindex": String(index + 2) },
-      this.#columns.map((column) => h("td", { class: column.number ? "number" : column.long ? "long" : null }, column.cell(item))));
+      this.#columns.map((column) => h("td", { class: column.number ? "number" : column.long ? "long" : null, "data-name": column.number && column.name }, column.cell(item))));
   }
 
   #space(which, height) {

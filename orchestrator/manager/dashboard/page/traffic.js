@@ -54,7 +54,7 @@ export class Traffic {
     this.#told = told;
     for (const [key, edge] of this.#seen) if ((edge.age += 1) > KEPT) this.#seen.delete(key);
     for (const edge of told.edges) {
-      this.#seen.set(`${edge.from} ${edge.to} ${edge.port} ${edge.protocol}`, { ...edge, age: 0 });
+      this.#seen.set(keyOf(edge), { ...edge, age: 0 });
     }
     for (const edge of this.#seen.values()) if (edge.age) edge.sent = edge.received = edge.begun = edge.open = 0;
     this.refresh();
@@ -78,7 +78,7 @@ export class Traffic {
   }
 
   #row(edge) {
-    return h("tr", { "data-key": `${edge.from} ${edge.to} ${edge.port} ${edge.protocol}` },
+    return h("tr", { "data-key": keyOf(edge) },
       h("td", {}, this.#link(edge.from)), h("td", {}, this.#link(edge.to)), h("td", {}, `${edge.port}/${edge.protocol}`),
       h("td", { class: "number extra" }, String(edge.open)), h("td", { class: "number extra" }, `${rate(edge.begun)}/s`),
       h("td", { class: "number" }, `${bytes(edge.sent)}/s`), h("td", { class: "number" }, `${bytes(edge.received)}/s`));
@@ -113,6 +113,8 @@ export class Traffic {
       }
     }
     const edges = [...this.#seen.values()].sort((a, b) => b.sent + b.received - a.sent - a.received).slice(0, MOST_DRAWN);
+    // In an order that does not go by what is said just now: places stay.
+    edges.sort((a, b) => (keyOf(a) < keyOf(b) ? -1 : 1));
     // The outside is at both ends: who comes, and who is asked.
     const ends = edges.map((edge) => [edge.from, edge.to || ASKED]);
     const ids = [...new Set(ends.flat())].sort((a, b) => (this.#name(a) < this.#name(b) ? -1 : 1));
@@ -142,10 +144,10 @@ export class Traffic {
       pen.stroke();
     }
     pen.globalAlpha = 1;
-    for (const { edge, from, to, curve } of this.#lines) {
+    this.#lines.forEach(({ edge, from, to, curve }, index) => {
       const crowded = this.#lines.length > 30 && this.#pointed === null;
-      if (!edge.age && !crowded && !this.#aside(from, to)) this.#label(pen, ink, edge, at(curve, 0.32));
-    }
+      if (!edge.age && !crowded && !this.#aside(from, to)) this.#label(pen, ink, edge, at(curve, 0.27 + 0.09 * (index % 3)));
+    });
     for (const [id, { x, y }] of this.#places) this.#node(pen, ink, id, x, y);
   }
 
@@ -246,6 +248,8 @@ export class Traffic {
     this.#layOut();
   }
 }
+
+const keyOf = (edge) => `${edge.from} ${edge.to} ${edge.port} ${edge.protocol}`;
 
 const rate = (number) => (number >= 10 || !number ? Math.round(number) : number.toFixed(1));
 

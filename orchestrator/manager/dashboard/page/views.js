@@ -63,7 +63,7 @@ function columnsOf(cluster) {
       { name: "Node", sort: (each) => cluster.nodes.get(each.node)?.key ?? "", width: "15%",
         cell: (each) => { const node = cluster.nodes.get(each.node); return node ? link("node", node) : ""; } },
       { name: "Reason", long: true, sort: (each) => each.message, cell: (each) => h("span", { title: each.message }, each.message) },
-      { name: "Since", number: true, width: "12%", sort: (each) => -each.at, cell: (each) => h("span", { class: "soft" }, ago(each.at)) },
+      { name: "Changed", number: true, width: "12%", sort: (each) => -each.at, cell: (each) => h("span", { class: "soft" }, ago(each.at)) },
     ],
     networks: [
       { name: "Name", sort: (each) => each.key, cell: (each) => each.name, width: "18%" },

@@ -56,7 +56,7 @@ export function mood(task) {
 
 export function stateWord(task) {
   if (task.stops) return "stopping";
-  return task.health ? `${task.state}, ${task.health}` : task.state;
+  return task.health && !ENDED.has(task.state) ? `${task.state}, ${task.health}` : task.state;
 }
 
 /** A node in a sentence; `used` is what its tasks are, see `Cluster.ofNode`. */

@@ -98,7 +98,7 @@ async def crowd(folder: Path) -> AsyncIterator[Crowd]:
         await kv.txn([], [_put(each) for each in everything[first : first + MOST_OPS]])
     sessions = Sessions(api.vault, api.now)
     app = DashboardApp(api, sessions)
-    files = TlsFiles(folder / "ca.pem", folder / "manager.pem", folder / "manager.key")
+    files = TlsFiles.of(folder, "manager")
     async with (
         background(cache.follow()),
         api.events.following(),

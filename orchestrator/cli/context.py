@@ -52,10 +52,23 @@ def save_context(context: Context, use: bool = True) -> None:
 
     life = Life.of(context.certificate)
     renewal = life.renewal(0.0).timestamp() if life else 0.0
-    fields = dataclasses.asdict(context) | {"renew_at": renewal}
-    _write(_file(context.name), json.dumps(fields, indent=2) + "\n")
+    _write(context_file(context.name), dump_context(dataclasses.replace(context, renew_at=renewal)))
     if use:
         use_context(context.name)
+
+
+def dump_context(context: Context) -> str:
+    """A context as its file has it, its key included."""
+    return json.dumps(dataclasses.asdict(context), indent=2) + "\n"
+
+
+def parse_context(name: str, text: str) -> Context:
+    """What `dump_context` wrote, under this name. Raises ValueError."""
+    try:
+        fields = json.loads(text)
+        return Context(**{**fields, "name": name, "endpoints": tuple(fields["endpoints"])})
+    except (TypeError, KeyError):
+        raise ValueError("no context") from None
 
 
 def load_context(name: str | None = None) -> Context:
@@ -63,17 +76,16 @@ def load_context(name: str | None = None) -> Context:
 
     Raises CliError when there is none, or its file is broken.
     """
-    name = name or os.environ.get("ORC_CONTEXT") or current_context()
+    name = name or context_in_use()
     if name is None:
         raise CliError(NO_CLUSTER)
     path = _existing(name)
     try:
         with open(path, encoding="utf-8") as file:
-            fields = json.load(file)
-        return Context(**{**fields, "endpoints": tuple(fields["endpoints"])})
+            return parse_context(name, file.read())
     except OSError as error:
         raise CliError(f"cannot read context {name!r}: {error.strerror} ({path})") from None
-    except (ValueError, TypeError, KeyError):
+    except ValueError:
         raise CliError(
             f"context {name!r} is broken; remove it with 'orc context rm {name}'"
         ) from None
@@ -88,8 +100,13 @@ def list_contexts() -> list[str]:
     return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
 
+def context_in_use() -> str | None:
+    """The name of the context that commands use unless they name another, if one is."""
+    return os.environ.get("ORC_CONTEXT") or current_context()
+
+
 def current_context() -> str | None:
-    """The name of the context in use, if one is."""
+    """The name that 'orc context use' was given last, if one was."""
     try:
         with open(_current(), encoding="utf-8") as file:
             return file.read().strip() or None
@@ -120,14 +137,15 @@ def _current() -> str:
     return os.path.join(_folder(), "current")
 
 
-def _file(name: str) -> str:
+def context_file(name: str) -> str:
+    """Where a context is kept."""
     return os.path.join(_folder(), "contexts", f"{name}.json")
 
 
 def _existing(name: str) -> str:
     names = list_contexts()
     if name in names:
-        return _file(name)
+        return context_file(name)
     meant = near_miss(name, names)
     hint = f"did you mean {meant!r}?" if meant else "'orc context ls' shows those there are"
     raise CliError(f"no context {name!r}; {hint}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,15 +13,18 @@ from orchestrator.cli import completion
 from orchestrator.cli.context import (
     DEFAULT_PORT,
     Context,
-    current_context,
+    context_file,
+    context_in_use,
+    dump_context,
     list_contexts,
     load_context,
+    parse_context,
     remove_context,
     save_context,
     use_context,
 )
 from orchestrator.cli.groups import CliError, OrcGroup, example
-from orchestrator.cli.output import Column, listing_options, print_list
+from orchestrator.cli.output import Column, format_option, listing_options, print_list, print_rows
 
 
 @click.group(cls=OrcGroup, epilog=example("orc context ls"))
@@ -31,7 +36,7 @@ def context() -> None:
 @listing_options("name")
 def list_all(form: str, quiet: bool, filters: Mapping[str, Sequence[str]]) -> None:
     """List the contexts; a star marks the one in use."""
-    current = current_context()
+    current = context_in_use()
     rows = [
         {
             "id": name,
@@ -41,11 +46,83 @@ def list_all(form: str, quiet: bool, filters: Mapping[str, Sequence[str]]) -> No
         }
         for name in list_contexts()
     ]
-    columns = [
-        Column("NAME", lambda row: row["name"] + (" *" if row["current"] else "")),
-        Column("MANAGERS", lambda row: ", ".join(row["endpoints"])),
-    ]
-    print_list(rows, columns, form=form, quiet=quiet, filters=filters)
+    print_list(rows, _COLUMNS, form=form, quiet=quiet, filters=filters)
+
+
+_COLUMNS = [
+    Column("NAME", lambda row: row["name"] + (" *" if row["current"] else "")),
+    Column("MANAGERS", lambda row: ", ".join(row["endpoints"])),
+]
+
+
+@context.command(epilog=example("orc context show", "PS1='($(orc context show)) $ '"))
+def show() -> None:
+    """Print the name of the context in use, as ORC_CONTEXT or 'orc context use' said."""
+    click.echo(load_context().name)
+
+
+@context.command(epilog=example("orc context inspect", "orc context inspect prod"))
+@click.argument("names", nargs=-1, shell_complete=completion.contexts)
+@format_option("json", templates=True, short=True)
+def inspect(names: tuple[str, ...], form: str) -> None:
+    """Show contexts, the one in use unless some are named: all but their keys."""
+    current = context_in_use()
+    rows = []
+    for each in [load_context(name) for name in names] or [load_context()]:
+        rows.append(
+            {
+                "id": each.name,
+                "name": each.name,
+                "endpoints": list(each.endpoints),
+                "current": each.name == current,
+                "file": context_file(each.name),
+                "ca": each.ca,
+                "certificate": each.certificate,
+            }
+        )
+    print_rows(rows, _COLUMNS, form)
+
+
+@context.command(epilog=example("orc context export prod prod.json", "orc context export prod -"))
+@click.argument("name", shell_complete=completion.contexts)
+@click.argument("file", metavar="[FILE|-]", required=False, shell_complete=completion.files)
+def export(name: str, file: str | None) -> None:
+    """Write a context to a file (NAME.json), for 'orc context import' on another host. Its key is
+    in it: who has the file is this cluster's admin."""
+    text = dump_context(load_context(name))
+    if file == "-":
+        click.echo(text, nl=False)
+        return
+    path = Path(file or f"{name}.json")
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            out.write(text)
+    except OSError as error:
+        raise CliError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from None
+    click.echo(path)
+
+
+@context.command("import", epilog=example("orc context import prod prod.json"))
+@click.argument("name")
+@click.argument("file", metavar="FILE|-", shell_complete=completion.files)
+@click.option("--use/--no-use", default=True, help="Make it the one in use.")
+def import_(name: str, file: str, use: bool) -> None:
+    """Add a context that 'orc context export' wrote."""
+    _new(name)
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+        found = parse_context(name, text)
+    except OSError as error:
+        raise CliError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from None
+    except ValueError:
+        raise CliError(f"{file} is no context; 'orc context export' writes one") from None
+    save_context(found, use=use)
+    click.echo(name)
+
+
+def _new(name: str) -> None:
+    if name in list_contexts():
+        raise CliError(f"there is a context {name!r} already; 'orc context rm {name}' removes it")
 
 
 @context.command(epilog=example("orc context use dev"))
@@ -104,8 +181,7 @@ def rm(names: tuple[str, ...]) -> None:
 @click.option("--use/--no-use", default=True, help="Make it the one in use.")
 def create(name: str, endpoints: tuple[str, ...], ca: str, cert: str, key: str, use: bool) -> None:
     """Add a context from an admin's certificate."""
-    if name in list_contexts():
-        raise CliError(f"there is a context {name!r} already; 'orc context rm {name}' removes it")
+    _new(name)
     context = Context(
         name=name,
         endpoints=tuple(map(_endpoint, endpoints)),

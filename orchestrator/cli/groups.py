@@ -188,6 +188,8 @@ def _usage_words(error: click.UsageError) -> str:
         if isinstance(error.param, click.Option):
             name = max(error.param.opts, key=len)
         return f"{name} is missing; see '{path} --help'"
+    if isinstance(error, click.BadOptionUsage) and "requires an argument" in error.message:
+        return f"{error.option_name} needs a value; see '{path} --help'"
     if isinstance(error, click.BadParameter):
         message = error.message.rstrip(".")
         if isinstance(error.param, click.Option):

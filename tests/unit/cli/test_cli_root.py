@@ -90,6 +90,7 @@ def test_help_imports_no_heavy_module() -> None:
         (["node", "ls", "--fromat", "json"], "has no option --fromat; did you mean --format?"),
         (["node", "ls", "--format", "xml"], "--format: 'xml' is not one of 'table', 'json'"),
         (["node", "inspect"], "NODES... is missing; see 'orc node inspect --help'"),
+        (["service", "update", "web", "--image"], "--image needs a value; see 'orc "),
         (["tag", "a"], "NAME is missing; see 'orc tag --help'"),
         (["node", "ls", "--filter", "rol=x"], "filter 'rol' is unknown here; did you mean 'role'?"),
         (["node", "ls", "--filter", "role"], "filter 'role' is not of the form KEY=VALUE"),

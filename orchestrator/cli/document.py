@@ -12,19 +12,18 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.groups import CliError, NotConverged, OrcGroup, RolledBack, example
+from orchestrator.cli.groups import NotConverged, OrcGroup, RolledBack, example
 from orchestrator.cli.output import (
     Column,
     Row,
     column,
-    format_option,
     listing_options,
     moment,
     print_fields,
     print_list,
-    print_rows,
 )
 from orchestrator.cli.service_change import PATIENCE, wait_options
+from orchestrator.cli.several import inspect_options, print_inspected, remove_each
 from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.convert import from_proto
 from orchestrator.model.documents import Document, DocumentKind, check_data
@@ -101,10 +100,9 @@ def _group(kind: DocumentKind) -> click.Group:
         epilog=example(f"orc {word} inspect --pretty db"),
     )
     @click.argument("names", nargs=-1, required=True, shell_complete=names)
-    @format_option("json", templates=True, short=True)
-    @click.option("--pretty", is_flag=True, help="The same as --format table.")
+    @inspect_options
     @pass_client
-    def inspect(client: Client, names: tuple[str, ...], form: str, pretty: bool) -> None:
+    def inspect(client: Client, names: tuple[str, ...], form: str) -> None:
         rows: list[Row] = []
         for name in names:
             request = documents_pb2.ListDocumentsRequest(
@@ -114,17 +112,7 @@ def _group(kind: DocumentKind) -> click.Group:
             )
             reply = client.call("Documents.ListDocuments", request)
             rows += [_inspected(kind, message) for message in reply.documents]
-        if form != "table" and not pretty:
-            print_rows(rows, (), form)
-            return
-        for index, row in enumerate(rows):
-            if index:
-                click.echo()
-            print_fields(_fields(row))
-            if "data" in row:
-                click.echo(f"Data:\n{row['data']}", nl=not row["data"].endswith("\n"))
-            elif "data_base64" in row:
-                click.echo("Data: not text; --format json has it in base64")
+        print_inspected(rows, form, _show)
 
     @group.command(
         help=f"Give a {word} new data. Services that have it are updated, unless their references "
@@ -169,24 +157,24 @@ def _group(kind: DocumentKind) -> click.Group:
     @click.argument("names", nargs=-1, required=True, shell_complete=names)
     @pass_client
     def rm(client: Client, names: tuple[str, ...]) -> None:
-        failed: list[CliError] = []
-        for name in names:
+        def remove(name: str) -> None:
             request = documents_pb2.RemoveDocumentRequest(
                 kind=int(kind),  # type: ignore[arg-type]
                 document=name,
             )
-            try:
-                client.call("Documents.RemoveDocument", request)
-            except CliError as error:
-                failed.append(error)
-                if len(names) > 1:
-                    click.echo(f"orc: {error.format_message()}", err=True)
-            else:
-                click.echo(name)
-        if failed:
-            raise failed[0] if len(names) == 1 else CliError(f"{len(failed)} were not removed")
+            client.call("Documents.RemoveDocument", request)
+
+        remove_each(names, remove)
 
     return group
+
+
+def _show(row: Row) -> None:
+    print_fields(_fields(row))
+    if "data" in row:
+        click.echo(f"Data:\n{row['data']}", nl=not row["data"].endswith("\n"))
+    elif "data_base64" in row:
+        click.echo("Data: not text; --format json has it in base64")
 
 
 def _read(kind: DocumentKind, name: str, file: str) -> bytes:

@@ -25,11 +25,9 @@ from orchestrator.cli.logs import log_options, show_logs
 from orchestrator.cli.new_spec import new_spec
 from orchestrator.cli.output import (
     Row,
-    format_option,
     listing_options,
     print_fields,
     print_list,
-    print_rows,
 )
 from orchestrator.cli.service_change import (
     change,
@@ -38,6 +36,7 @@ from orchestrator.cli.service_change import (
     wait_for,
     wait_options,
 )
+from orchestrator.cli.several import inspect_options, print_inspected
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.names import near_miss
 from orchestrator.model.specs import RestartCondition, RestartPolicy, ServiceMode, ServiceSpec
@@ -227,19 +226,13 @@ def logs(client: Client, name: str, raw: bool, timestamps: bool, **values: Any) 
 
 @job.command(epilog=example("orc job inspect backup", "orc job inspect --pretty backup"))
 @click.argument("jobs", nargs=-1, required=True, shell_complete=completion.jobs)
-@format_option("json", templates=True, short=True)
-@click.option("--pretty", is_flag=True, help="The same as --format table.")
+@inspect_options
 @pass_client
-def inspect(client: Client, jobs: tuple[str, ...], form: str, pretty: bool) -> None:
+def inspect(client: Client, jobs: tuple[str, ...], form: str) -> None:
     """Show jobs with their specs and their runs."""
     messages = [_job(client, name) for name in jobs]
-    if form != "table" and not pretty:
-        print_rows(list(map(job_document, messages)), (), form)
-        return
-    for index, message in enumerate(messages):
-        if index:
-            click.echo()
-        print_fields(job_fields(message, time.time()))
+    now = time.time()
+    print_inspected(messages, form, lambda job: print_fields(job_fields(job, now)), job_document)
 
 
 @job.command(epilog=example("orc job rm sums"))

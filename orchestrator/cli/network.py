@@ -17,13 +17,12 @@ from orchestrator.cli.network_rows import (
     network_row,
 )
 from orchestrator.cli.output import (
-    format_option,
     listing_options,
     print_fields,
     print_list,
-    print_rows,
 )
 from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
+from orchestrator.cli.several import inspect_options, print_inspected, remove_each
 from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import ENCRYPTED
@@ -164,10 +163,9 @@ def list_networks(
 
 @network.command(epilog=example("orc network inspect NAME"))
 @click.argument("networks", nargs=-1, required=True, shell_complete=completion.networks)
-@format_option("json", templates=True, short=True)
-@click.option("--pretty", is_flag=True, help="The same as --format table.")
+@inspect_options
 @pass_client
-def inspect(client: Client, networks: tuple[str, ...], form: str, pretty: bool) -> None:
+def inspect(client: Client, networks: tuple[str, ...], form: str) -> None:
     """Show networks with their services and containers, and the subnet of each node."""
     known = _networks(client)
     found = [_find(known, name) for name in networks]
@@ -176,13 +174,7 @@ def inspect(client: Client, networks: tuple[str, ...], form: str, pretty: bool) 
     services = client.call("ListServices", control_pb2.ListServicesRequest()).services
     tasks = client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
     rows = [described_network(message, hostnames, services, tasks) for message in found]
-    if form != "table" and not pretty:
-        print_rows(rows, (), form)
-        return
-    for index, row in enumerate(rows):
-        if index:
-            click.echo()
-        print_fields(network_fields(row))
+    print_inspected(rows, form, lambda row: print_fields(network_fields(row)))
 
 
 @network.command(epilog=example("orc network rm back front"))
@@ -191,22 +183,14 @@ def inspect(client: Client, networks: tuple[str, ...], form: str, pretty: bool) 
 @pass_client
 def rm(client: Client, networks: tuple[str, ...], force: bool) -> None:
     """Remove networks. One in use is not removed."""
-    known = _networks(client) if force else []
-    failed: list[CliError] = []
-    for name in networks:
-        if force and not any(name in (each.name, each.id) for each in known):
-            continue
-        request = networks_pb2.RemoveNetworkRequest(network=name)
-        try:
-            client.call("Networks.RemoveNetwork", request)
-        except CliError as error:
-            failed.append(error)
-            if len(networks) > 1:
-                click.echo(f"orc: {error.format_message()}", err=True)
-        else:
-            click.echo(name)
-    if failed:
-        raise failed[0] if len(networks) == 1 else CliError(f"{len(failed)} were not removed")
+    if force:
+        known = {word for each in _networks(client) for word in (each.name, each.id)}
+        networks = tuple(name for name in networks if name in known)
+
+    def remove(name: str) -> None:
+        client.call("Networks.RemoveNetwork", networks_pb2.RemoveNetworkRequest(network=name))
+
+    remove_each(networks, remove)
 
 
 @network.command(

@@ -14,14 +14,13 @@ from orchestrator.cli.flag_types import DURATION
 from orchestrator.cli.groups import CliError, OrcGroup, example
 from orchestrator.cli.output import (
     Row,
-    format_option,
     labels_text,
     listing_options,
     print_fields,
     print_list,
-    print_rows,
 )
 from orchestrator.cli.rows import node_columns, node_row, task_columns, task_rows
+from orchestrator.cli.several import inspect_options, print_inspected
 from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.names import near_miss
 from orchestrator.model.nodes import Availability
@@ -50,48 +49,45 @@ def list_nodes(
 
 @node.command(epilog=example("orc node inspect node1"))
 @click.argument("nodes", nargs=-1, required=True, shell_complete=completion.nodes)
-@format_option("json", templates=True, short=True)
-@click.option("--pretty", is_flag=True, help="The same as --format table.")
+@inspect_options
 @pass_client
-def inspect(client: Client, nodes: tuple[str, ...], form: str, pretty: bool) -> None:
+def inspect(client: Client, nodes: tuple[str, ...], form: str) -> None:
     """Show all that is known of nodes."""
     known = _nodes(client)
     rows = [node_row(_find(known, name)) for name in nodes]
-    if form != "table" and not pretty:
-        print_rows(rows, (), form)
-        return
-    for index, row in enumerate(rows):
-        if index:
-            click.echo()
-        cores, memory = format_cores(row["shares_total"]), format_memory(row["memory_total"])
-        reserved = format_cores(row["shares_reserved"]), format_memory(row["memory_reserved"])
-        print_fields(
-            [
-                ("ID", row["id"]),
-                ("Hostname", row["hostname"]),
-                ("Role", row["role"]),
-                ("Status", row["state"].capitalize()),
-                ("Why", row["message"]),
-                ("Trouble", row["trouble"]),
-                ("Availability", _availability(row)),
-                ("Lately down", ", ".join(row["downs"])),
-                ("Address", row["address"]),
-                ("Labels", labels_text(row["labels"])),
-                ("Resources", f"{cores} cores, {memory}"),
-                ("Reserved", f"{reserved[0]} cores, {reserved[1]}"),
-                ("Generic resources", ", ".join(map(_generic, row["generic_resources"].items()))),
-                ("Tasks", str(row["tasks"])),
-                ("System", f"{row['os']}, kernel {row['kernel']}, {row['arch']}"),
-                ("Cgroups", row["cgroup"]),
-                ("Runtime", row["runtime"]),
-                ("Version", row["version"]),
-                ("Networks can be", ", ".join(row["network_features"])),
-                ("CNI plugins", ", ".join(row["cni_plugins"])),
-                ("Network plugins", ", ".join(row["network_drivers"])),
-                ("Tunnel keys", ", ".join(key["public"] for key in row["tunnel_keys"])),
-                ("Joined at", row["created_at"] or ""),
-            ]
-        )
+    print_inspected(rows, form, _show)
+
+
+def _show(row: Row) -> None:
+    cores, memory = format_cores(row["shares_total"]), format_memory(row["memory_total"])
+    reserved = format_cores(row["shares_reserved"]), format_memory(row["memory_reserved"])
+    print_fields(
+        [
+            ("ID", row["id"]),
+            ("Hostname", row["hostname"]),
+            ("Role", row["role"]),
+            ("Status", row["state"].capitalize()),
+            ("Why", row["message"]),
+            ("Trouble", row["trouble"]),
+            ("Availability", _availability(row)),
+            ("Lately down", ", ".join(row["downs"])),
+            ("Address", row["address"]),
+            ("Labels", labels_text(row["labels"])),
+            ("Resources", f"{cores} cores, {memory}"),
+            ("Reserved", f"{reserved[0]} cores, {reserved[1]}"),
+            ("Generic resources", ", ".join(map(_generic, row["generic_resources"].items()))),
+            ("Tasks", str(row["tasks"])),
+            ("System", f"{row['os']}, kernel {row['kernel']}, {row['arch']}"),
+            ("Cgroups", row["cgroup"]),
+            ("Runtime", row["runtime"]),
+            ("Version", row["version"]),
+            ("Networks can be", ", ".join(row["network_features"])),
+            ("CNI plugins", ", ".join(row["cni_plugins"])),
+            ("Network plugins", ", ".join(row["network_drivers"])),
+            ("Tunnel keys", ", ".join(key["public"] for key in row["tunnel_keys"])),
+            ("Joined at", row["created_at"] or ""),
+        ]
+    )
 
 
 @node.command(epilog=example("orc node ps node1"))

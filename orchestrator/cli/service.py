@@ -15,12 +15,10 @@ from orchestrator.cli.logs import logs
 from orchestrator.cli.network_flags import attachment_text
 from orchestrator.cli.output import (
     Row,
-    format_option,
     labels_text,
     listing_options,
     print_fields,
     print_list,
-    print_rows,
 )
 from orchestrator.cli.rows import (
     port_text,
@@ -31,6 +29,7 @@ from orchestrator.cli.rows import (
     task_rows,
 )
 from orchestrator.cli.service_change import create, promote, rollback, scale, update
+from orchestrator.cli.several import inspect_options, print_inspected
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import start_order
 from orchestrator.model.disconnect import disconnect_text
@@ -87,10 +86,9 @@ def ps(
 
 @service.command(epilog=example("orc service inspect web", "orc service inspect --pretty web"))
 @click.argument("services", nargs=-1, required=True, shell_complete=completion.services)
-@format_option("json", templates=True, short=True)
-@click.option("--pretty", is_flag=True, help="The same as --format table.")
+@inspect_options
 @pass_client
-def inspect(client: Client, services: tuple[str, ...], form: str, pretty: bool) -> None:
+def inspect(client: Client, services: tuple[str, ...], form: str) -> None:
     """Show services with their whole specs."""
     messages = [
         message
@@ -99,13 +97,11 @@ def inspect(client: Client, services: tuple[str, ...], form: str, pretty: bool) 
             "ListServices", control_pb2.ListServicesRequest(service=name)
         ).services
     ]
-    if form != "table" and not pretty:
-        print_rows(list(map(service_document, messages)), (), form)
-        return
-    for index, message in enumerate(messages):
-        if index:
-            click.echo()
-        print_fields(_fields(service_document(message), message.desired))
+    print_inspected(messages, form, _show, service_document)
+
+
+def _show(message: Any) -> None:
+    print_fields(_fields(service_document(message), message.desired))
 
 
 def _fields(document: Row, desired: int) -> list[tuple[str, str]]:

@@ -9,19 +9,18 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.groups import CliError, OrcGroup, example
+from orchestrator.cli.groups import OrcGroup, example
 from orchestrator.cli.output import (
     Column,
     Row,
     column,
-    format_option,
     listing_options,
     moment,
     print_fields,
     print_list,
-    print_rows,
 )
 from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
+from orchestrator.cli.several import inspect_options, print_inspected, remove_each
 from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import short_id
@@ -93,35 +92,32 @@ def list_volumes(
 
 @volume.command(epilog=example("orc volume inspect data"))
 @click.argument("names", nargs=-1, required=True, shell_complete=completion.volumes)
-@format_option("json", templates=True, short=True)
-@click.option("--pretty", is_flag=True, help="The same as --format table.")
+@inspect_options
 @pass_client
-def inspect(client: Client, names: tuple[str, ...], form: str, pretty: bool) -> None:
+def inspect(client: Client, names: tuple[str, ...], form: str) -> None:
     """Show all that is known of volumes."""
     rows: list[Row] = []
     for name in names:
         reply = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest(name=name))
         rows += [volume_row(message) for message in reply.volumes]
-    if form != "table" and not pretty:
-        print_rows(rows, (), form)
-        return
-    for index, row in enumerate(rows):
-        if index:
-            click.echo()
-        print_fields(
-            [
-                ("Name", row["name"]),
-                ("Driver", row["driver"]),
-                ("Scope", row["scope"]),
-                ("Node", row["node"]),
-                ("Mountpoint", row["mountpoint"]),
-                ("Size", _size(row)),
-                ("Options", _words(row["options"])),
-                ("Labels", _words(row["labels"])),
-                ("Used by", ", ".join(row["used_by"])),
-                ("Created at", row["created_at"] or ""),
-            ]
-        )
+    print_inspected(rows, form, _show)
+
+
+def _show(row: Row) -> None:
+    print_fields(
+        [
+            ("Name", row["name"]),
+            ("Driver", row["driver"]),
+            ("Scope", row["scope"]),
+            ("Node", row["node"]),
+            ("Mountpoint", row["mountpoint"]),
+            ("Size", _size(row)),
+            ("Options", _words(row["options"])),
+            ("Labels", _words(row["labels"])),
+            ("Used by", ", ".join(row["used_by"])),
+            ("Created at", row["created_at"] or ""),
+        ]
+    )
 
 
 @volume.command(epilog=example("orc volume rm data"))
@@ -139,19 +135,12 @@ def inspect(client: Client, names: tuple[str, ...], form: str, pretty: bool) -> 
 @pass_client
 def rm(client: Client, names: tuple[str, ...], force: bool, node: str) -> None:
     """Remove volumes with their data. One in use is not removed."""
-    failed: list[CliError] = []
-    for name in names:
+
+    def remove(name: str) -> None:
         request = volumes_pb2.RemoveVolumeRequest(name=name, force=force, node=node)
-        try:
-            client.call("Volumes.RemoveVolume", request, timeout=CREATE_TIMEOUT)
-        except CliError as error:
-            failed.append(error)
-            if len(names) > 1:
-                click.echo(f"orc: {error.format_message()}", err=True)
-        else:
-            click.echo(name)
-    if failed:
-        raise failed[0] if len(names) == 1 else CliError(f"{len(failed)} were not removed")
+        client.call("Volumes.RemoveVolume", request, timeout=CREATE_TIMEOUT)
+
+    remove_each(names, remove)
 
 
 @volume.command(epilog=example("orc volume prune --all --force"))

@@ -12,20 +12,19 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from orchestrator import __version__
 from orchestrator.agent.endpoints import Endpoints
+from orchestrator.agent.hostmetrics import HostCollector
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.networks import Networks
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime import gauges
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.gauges import GaugeFiles
-from orchestrator.agent.runtime.kernelfiles import keyed, number, read_text
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.volumes.store import VolumeStore
 from orchestrator.identity.pair import TlsFiles
@@ -33,11 +32,6 @@ from orchestrator.model.specs import STACK_LABEL
 from orchestrator.model.states import TaskState
 from orchestrator.web.https import listening
 from orchestrator.web.scrape import MetricsApp, process_registry
-
-_CPU_MODES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
-"""Of the columns of /proc/stat, as proc(5) has them."""
-_TICK = os.sysconf("SC_CLK_TCK")
-_PRESSURES = ("cpu", "io", "memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +143,7 @@ class ContainerText:
         text = (
             f"# HELP {name} {help}\n# TYPE {name} {kind}\n" + "\n".join([*lines[name], ""])
             for name, (kind, help) in _FAMILIES.items()
+            if lines[name]
         )
         return "".join(text)
 
@@ -166,7 +161,8 @@ class ContainerText:
             "node": self._node,
         }
         text = ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items())
-        return GaugeFiles(cgroups, task.id, task.spec.weight), text
+        spec = task.spec
+        return GaugeFiles(cgroups, task.id, spec.weight, spec.reservation.memory), text
 
 
 def _escaped(text: str) -> str:
@@ -176,6 +172,7 @@ def _escaped(text: str) -> str:
 _FAMILIES: dict[str, tuple[str, str]] = {
     **{name: ("counter", help) for name, help in gauges.COUNTERS.items()},
     **{name: ("gauge", help) for name, help in gauges.LEVELS.items()},
+    **{name: ("counter", help) for name, (help, _, _) in gauges.PRESSURES.items()},
     **{name: ("counter", help) for name, (help, _) in gauges.INTERFACES.items()},
     "container_start_time_seconds": ("gauge", "When it was started, seconds since 1970"),
     "container_last_seen": ("gauge", "When it was looked at, seconds since 1970"),
@@ -185,89 +182,6 @@ _FAMILIES: dict[str, tuple[str, str]] = {
     ),
 }
 _COLUMNS = [(name, column) for name, (_, column) in gauges.INTERFACES.items()]
-
-
-class HostCollector(Collector):
-    """The host, as far as /proc tells at once."""
-
-    def __init__(self, disk: Path) -> None:
-        """`disk`: a folder on the file system that holds images and containers."""
-        self._disk = disk
-
-    def collect(self) -> Iterable[Metric]:
-        """Every family; those that this kernel does not have are left out."""
-        yield _processors(read_text("/proc/stat"))
-        memory = read_text("/proc/meminfo")
-        for key in ("MemTotal", "MemFree", "MemAvailable", "Buffers", "Cached", "SwapTotal"):
-            name = f"node_memory_{key}_bytes"
-            yield GaugeMetricFamily(name, f"{key} of /proc/meminfo", keyed(memory, f"{key}:") << 10)
-        load = read_text("/proc/loadavg").split()
-        for minutes, text in zip((1, 5, 15), load, strict=False):
-            help = f"Processes that run or wait, over {minutes} min"
-            yield GaugeMetricFamily(f"node_load{minutes}", help, float(text))
-        yield from _pressure()
-        yield from _connections()
-        yield from self._disks()
-
-    def _disks(self) -> Iterable[Metric]:
-        room = os.statvfs(self._disk)
-        for name, help, value in (
-            ("node_filesystem_size_bytes", "Size", room.f_blocks * room.f_frsize),
-            ("node_filesystem_avail_bytes", "Free for the agent", room.f_bavail * room.f_frsize),
-            ("node_filesystem_files", "Inodes", room.f_files),
-            ("node_filesystem_files_free", "Free inodes", room.f_ffree),
-        ):
-            family = GaugeMetricFamily(name, f"{help} of the agent's disk", labels=("mountpoint",))
-            family.add_metric([str(self._disk)], value)
-            yield family
-
-
-def _processors(stat: bytes) -> Metric:
-    family = CounterMetricFamily(
-        "node_cpu_seconds", "Time that each processor spent in each mode", labels=("cpu", "mode")
-    )
-    for line in stat.splitlines():
-        name, *columns = line.split()
-        if not name.startswith(b"cpu"):
-            break
-        if name != b"cpu":
-            for mode, ticks in zip(_CPU_MODES, columns, strict=False):
-                family.add_metric([name[3:].decode(), mode], int(ticks) / _TICK)
-    return family
-
-
-def _pressure() -> Iterable[Metric]:
-    """Pressure stall information (kernel, accounting/psi)."""
-    for resource in _PRESSURES:
-        for line in read_text(f"/proc/pressure/{resource}").splitlines():
-            kind, *fields = line.split()
-            word = "waiting" if kind == b"some" else "stalled"
-            if resource == "cpu" and word == "stalled":
-                continue  # the kernel has it for containers alone
-            yield CounterMetricFamily(
-                f"node_pressure_{resource}_{word}_seconds",
-                f"Time in which {'some' if word == 'waiting' else 'all'} processes waited "
-                f"for {resource}",
-                int(fields[-1].partition(b"=")[2]) / 1e6,
-            )
-
-
-def _connections() -> Iterable[Metric]:
-    folder = "/proc/sys/net/netfilter/nf_conntrack_"
-    if not (limit := number(read_text(folder + "max"))):
-        return
-    yield GaugeMetricFamily(
-        "node_nf_conntrack_entries", "Connections tracked", number(read_text(folder + "count"))
-    )
-    yield GaugeMetricFamily("node_nf_conntrack_entries_limit", "The most that fit", limit)
-    heading, *rows = read_text("/proc/net/stat/nf_conntrack").splitlines() or [b""]
-    if b"drop" in (titles := heading.split()):
-        column = titles.index(b"drop")
-        yield CounterMetricFamily(
-            "node_nf_conntrack_stat_drop",
-            "Connections refused for want of room",
-            sum(int(row.split()[column], 16) for row in rows),
-        )
 
 
 class AgentCollector(Collector):

@@ -210,6 +210,7 @@ class Manager:
         self._tracer = tracer
         self._kv = kv = TimedKv(kv, _took(times, tracer), times.failed)
         self.cache = Cache(kv)
+        self._planning = metrics.PlanningTimes(self._registry)
         self._latencies = metrics.Latencies(self.cache, self._registry)
         self._spans = TaskSpans(self.cache, tracer, lambda: bool(self._leader))
         self.inbox = Inbox(time.time)
@@ -259,6 +260,8 @@ class Manager:
             term=self._term,
             sessions=self._dispatcher.sessions,
             reports=self.inbox.waiting,
+            orders=self._dispatcher.waiting,
+            streams=self._tunnels.count,
         )
 
     async def _serve(self) -> None:
@@ -357,6 +360,7 @@ class Manager:
                         started_at=time.time(),
                         now=time.time,
                         new_id=new_id,
+                        times=self._planning,
                     )
                     async with asyncio.TaskGroup() as group:
                         group.create_task(self._dispatcher.run())

@@ -77,6 +77,11 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         """How many agents are in session."""
         return len(self._sessions)
 
+    @property
+    def waiting(self) -> int:
+        """Words to agents that are yet to be sent."""
+        return sum(session.waiting for session in self._sessions.values())
+
     async def run(self) -> None:
         """Lead: take sessions, and wake them at each change. Ends them all when cancelled."""
         try:

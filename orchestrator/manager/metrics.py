@@ -44,6 +44,10 @@ class ManagerState:
     """Agents that are in session with it."""
     reports: int
     """Words of agents that are yet to be written down."""
+    orders: int
+    """Words to agents that are yet to be sent."""
+    streams: int
+    """Streams to nodes that are open: logs, terminals, copies."""
 
 
 class StoreTimes:
@@ -71,6 +75,31 @@ class StoreTimes:
     def failed(self, operation: str) -> None:
         """A request was not."""
         self._failures.labels(operation).inc()
+
+
+class PlanningTimes:
+    """How long a leader takes to decide."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "orc_planning_seconds",
+            "Time of one decision on all that has happened",
+            buckets=_STORE_BUCKETS,
+            registry=registry,
+        )
+        self._conflicts = CounterMetric(
+            "orc_planning_conflicts",
+            "Decisions that were made anew, for what they were made from had changed",
+            registry=registry,
+        )
+
+    def took(self, seconds: float) -> None:
+        """Something was decided."""
+        self._seconds.observe(seconds)
+
+    def conflicted(self) -> None:
+        """It was of no use."""
+        self._conflicts.inc()
 
 
 class Latencies:
@@ -122,9 +151,11 @@ class Latencies:
         if now <= was:
             return
         wished = max(after.created_at, after.not_before)
-        if was < TaskState.ASSIGNED <= now and after.node_id and not after.run:
+        # When a container was to run again is written nowhere.
+        first = after.run <= 1
+        if first and was < TaskState.ASSIGNED <= now and after.node_id:
             self._scheduling.observe(max(after.status.at - wished, 0.0))
-        if was < TaskState.RUNNING <= now and after.status.started_at and not after.restarts:
+        if first and was < TaskState.RUNNING <= now and after.status.started_at:
             self._convergence.observe(max(after.status.started_at - wished, 0.0))
         if is_terminal(now):
             self._ends.labels(now.name.lower()).inc()
@@ -150,6 +181,8 @@ class ClusterCollector(Collector):
             ("orc_manager_term", "The revision at which its term began, 0 for none", state.term),
             ("orc_manager_sessions", "Agents in session with it", state.sessions),
             ("orc_manager_reports_waiting", "Agents' words yet to be stored", state.reports),
+            ("orc_manager_orders_waiting", "Words to agents yet to be sent", state.orders),
+            ("orc_manager_streams", "Streams to nodes that are open", state.streams),
             ("orc_networks", "Networks", len(view.networks)),
             ("orc_volumes", "Volumes", len(view.volumes)),
             ("orc_images", "Images", len(view.images)),

@@ -87,6 +87,11 @@ class NodeSession:
         """Images may have been removed that the node has, and was not told of."""
         self.wake = asyncio.Event()
 
+    @property
+    def waiting(self) -> int:
+        """Words that are yet to be sent."""
+        return len(self._messages)
+
     def push(self, message: Any) -> None:
         """Queue a `ManagerMessage` that is not an assignment."""
         self._messages.append(message)

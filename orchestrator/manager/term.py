@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from orchestrator.manager.inbox import Inbox, Reports
 from orchestrator.manager.ingest import ingest
@@ -55,6 +57,14 @@ class _Round:
         self.view = self.view.evolve(changes)
 
 
+class Times(Protocol):
+    """Is told how long decisions take (`metrics.PlanningTimes`)."""
+
+    def took(self, seconds: float) -> None: ...
+
+    def conflicted(self) -> None: ...
+
+
 class Term:
     """A leader's loop."""
 
@@ -68,6 +78,7 @@ class Term:
         started_at: float,
         now: Callable[[], float],
         new_id: Callable[[], str],
+        times: Times | None = None,
     ) -> None:
         self._kv = kv
         self._cache = cache
@@ -76,6 +87,7 @@ class Term:
         self._started_at = started_at
         self._now = now
         self._new_id = new_id
+        self._times = times
         self._wake = asyncio.Event()
         self._look_again_at: float | None = None
         """The earliest time that a round asked to be made again, until it has passed."""
@@ -118,7 +130,10 @@ class Term:
         reports = self._inbox.take()
         while True:
             read = self._cache.revision
+            began = time.perf_counter()
             decided = self._decide(dirty, reports)
+            if self._times is not None:
+                self._times.took(time.perf_counter() - began)
             if not decided.changes:
                 break
             try:
@@ -129,6 +144,8 @@ class Term:
                     fence=self._fence,
                 )
             except Conflict:
+                if self._times is not None:
+                    self._times.conflicted()
                 # Somebody wrote what was read. Their change reaches the cache by the watch.
                 await self._cache.wait_for(read + 1)
             except StoreUnavailable as error:

@@ -103,6 +103,11 @@ class Tunnels:
         self._new_id = new_id
         self._open: dict[str, Tunnel] = {}
 
+    @property
+    def count(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
     @asynccontextmanager
     async def open(
         self,

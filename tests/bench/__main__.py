@@ -33,6 +33,7 @@ from tests.bench import (
     planner,
     pull,
     rollout,
+    scrape,
     store,
     throughput,
 )
@@ -57,9 +58,10 @@ PARTS = (
     "page",
     "endurance",
     "commands",
+    "scrape",
 )
 ON_CLUSTER = frozenset(
-    {"endurance", "rollout", "latency", "byhand", "memory", "throughput", "commands"}
+    {"endurance", "rollout", "latency", "byhand", "memory", "throughput", "commands", "scrape"}
 )
 BESIDE_DOCKER = frozenset({"rollout", "latency", "byhand"})
 
@@ -127,6 +129,7 @@ class Run:
                 lambda: memory.report(idle_cluster, asyncio.run(memory.measure_containers(up))),
             )
         self.part("endurance", lambda: endurance.report(asyncio.run(endurance.measure(up))))
+        self.part("scrape", lambda: scrape.report(asyncio.run(scrape.measure(up))))
         self.part("throughput", lambda: throughput.report(asyncio.run(throughput.measure(up))))
 
     def _docker(self, stack: ExitStack) -> tuple[str, Docker | None]:

@@ -145,13 +145,18 @@ class Control:
         await self._channel.close(None)
 
     @asynccontextmanager
-    async def service(self, name: str, replicas: int, within: float) -> AsyncIterator[Timed]:
+    async def service(
+        self, name: str, replicas: int, within: float, node: str = ""
+    ) -> AsyncIterator[Timed]:
         """A service, timed from the call that creates it until all of its tasks are seen running;
-        removed, and gone, when the block is left.
+        removed, and gone, when the block is left. All on one `node`, if one is named.
 
         Raises BenchError if it takes longer than `within` seconds.
         """
         spec = service_spec(name, replicas)
+        if node:
+            spec.constraints.append(f"node.hostname=={node}")
+            spec.task.reservation.shares = 2  # all of it must fit there
         began = time.monotonic()
         await self._stub.CreateService(control_pb2.CreateServiceRequest(spec=spec), timeout=_CALL)
         try:

@@ -64,3 +64,11 @@ def io_service(text: bytes) -> tuple[int, int]:
         elif len(fields) == 3 and fields[1] == b"Write":
             written += int(fields[2])
     return read, written
+
+
+def stalled(text: bytes, kind: bytes) -> float:
+    """Seconds of a pressure file's `some` or `full` line; 0 where it has no such line."""
+    for line in text.splitlines():
+        if line.startswith(kind):
+            return int(line.rpartition(b"=")[2]) / 1e6
+    return 0.0

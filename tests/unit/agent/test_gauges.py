@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from orchestrator.agent.metrics import ContainerText
 from orchestrator.agent.runtime.cgroups import CgroupMode, Cgroups, Hierarchy
 from orchestrator.agent.runtime.gauges import GaugeFiles
-from orchestrator.model.specs import STACK_LABEL, ContainerSpec, TaskSpec
+from orchestrator.model.specs import STACK_LABEL, ContainerSpec, Resources, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 
@@ -22,12 +22,14 @@ V2 = {
     "cpu.max": "50000 100000\n",
     "memory.current": "1000\n",
     "memory.max": "max\n",
-    "memory.stat": "anon 600\nfile 300\ninactive_file 200\n",
+    "memory.peak": "2000\n",
+    "memory.stat": "anon 600\nfile 300\nfile_mapped 40\ninactive_file 200\n",
     "memory.events": "low 0\nhigh 0\nmax 3\noom 1\noom_kill 2\n",
     "memory.swap.current": "7\n",
     "io.stat": "8:0 rbytes=10 wbytes=20 rios=1 wios=2\n8:16 rbytes=1 wbytes=2 rios=3 wios=4\n",
     "pids.current": "5\n",
     "pids.max": "64\n",
+    "cgroup.procs": "11\n12\n",
 }
 V1 = {
     "cpuacct.usage": "2500000000\n",
@@ -39,14 +41,19 @@ V1 = {
     "memory.limit_in_bytes": "9223372036854771712\n",
     "memory.failcnt": "3\n",
     "memory.stat": "cache 1\ntotal_cache 300\ntotal_rss 600\ntotal_inactive_file 200\n"
-    "total_swap 7\n",
+    "total_swap 7\ntotal_mapped_file 40\n",
+    "memory.max_usage_in_bytes": "2000\n",
     "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
     "blkio.throttle.io_service_bytes": "8:0 Read 10\n8:0 Write 20\n8:16 Read 1\n8:16 Write 2\n"
     "Total 33\n",
     "blkio.throttle.io_serviced": "8:0 Read 1\n8:0 Write 2\n8:16 Read 3\n8:16 Write 4\nTotal 10\n",
     "pids.current": "5\n",
     "pids.max": "64\n",
+    "cgroup.procs": "11\n12\n",
 }
+PRESSURE = """some avg10=0.00 avg60=0.00 avg300=0.00 total=2500000
+full avg10=0.00 avg60=0.00 avg300=0.00 total=1500000
+"""
 EXPECTED = {
     "container_cpu_usage_seconds_total": 2.5,
     "container_cpu_user_seconds_total": 2.0,
@@ -54,7 +61,7 @@ EXPECTED = {
     "container_cpu_cfs_periods_total": 10,
     "container_cpu_cfs_throttled_periods_total": 4,
     "container_cpu_cfs_throttled_seconds_total": 1.5,
-    "container_memory_failcnt_total": 3,
+    "container_memory_failcnt": 3,
     "container_oom_events_total": 2,
     "container_fs_reads_bytes_total": 11,
     "container_fs_writes_bytes_total": 22,
@@ -62,14 +69,18 @@ EXPECTED = {
     "container_fs_writes_total": 6,
     "container_memory_usage_bytes": 1000,
     "container_memory_working_set_bytes": 800,
+    "container_memory_max_usage_bytes": 2000,
     "container_memory_rss": 600,
+    "container_memory_mapped_file": 40,
     "container_memory_cache": 300,
     "container_memory_swap": 7,
     "container_spec_memory_limit_bytes": 0,
+    "container_spec_memory_reservation_limit_bytes": 900,
     "container_spec_cpu_shares": 512,
     "container_spec_cpu_quota": 50000,
     "container_spec_cpu_period": 100000,
-    "container_processes": 5,
+    "container_processes": 2,
+    "container_threads": 5,
     "container_threads_max": 64,
 }
 
@@ -85,7 +96,20 @@ def cgroups(root: Path, mode: CgroupMode) -> Cgroups:
 
 @pytest.mark.parametrize("mode", [CgroupMode.V1, CgroupMode.V2])
 def test_both_versions_say_the_same(tmp_path: Path, mode: CgroupMode) -> None:
-    assert GaugeFiles(cgroups(tmp_path, mode), "t1", 512).read() == EXPECTED
+    assert GaugeFiles(cgroups(tmp_path, mode), "t1", 512, 900).read() == EXPECTED
+
+
+def test_pressure_is_told_where_the_kernel_has_it(tmp_path: Path) -> None:
+    found = cgroups(tmp_path, CgroupMode.V2)
+    for resource in ("cpu", "memory", "io"):
+        (tmp_path / "orc" / "t1" / f"{resource}.pressure").write_text(PRESSURE)
+    told = GaugeFiles(found, "t1", 512, 900).read()
+    assert told.items() > EXPECTED.items()
+    assert {name: value for name, value in told.items() if name not in EXPECTED} == {
+        f"container_pressure_{resource}_{word}_seconds_total": value
+        for resource in ("cpu", "memory", "io")
+        for word, value in (("waiting", 2.5), ("stalled", 1.5))
+    }
 
 
 def test_one_that_has_ended_meanwhile_counts_nothing(tmp_path: Path) -> None:
@@ -98,7 +122,8 @@ def test_one_that_has_ended_meanwhile_counts_nothing(tmp_path: Path) -> None:
 
 def test_it_is_written_as_prometheus_reads_it(tmp_path: Path) -> None:
     labels = {STACK_LABEL: 'sh"op\\'}
-    spec = TaskSpec(container=ContainerSpec(image="web:1", labels=labels), shares=512)
+    container = ContainerSpec(image="web:1", labels=labels)
+    spec = TaskSpec(container=container, shares=512, reservation=Resources(memory=900))
     task = Task(id="t1", service_name="web", slot=3, spec=spec, restarts=2)
     status = TaskStatus(TaskState.RUNNING, pid=0, started_at=90.0)
     runner: Any = SimpleNamespace(task=task, status=status)
@@ -109,8 +134,12 @@ def test_it_is_written_as_prometheus_reads_it(tmp_path: Path) -> None:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+    # The library's parser gives every counter Prometheus' ending, cAdvisor did not.
+    assert "\ncontainer_memory_failcnt{" in text
+    samples["container_memory_failcnt"] = samples["container_memory_failcnt_total"]
     for name, value in EXPECTED.items():
         assert samples[name].value == value
+    assert "pressure" not in text  # this kernel tells none
     assert samples["container_start_time_seconds"].value == 90.0
     assert samples["container_last_seen"].value == 100.0
     assert samples["orc_container_restarts_total"].value == 2

@@ -51,7 +51,7 @@ def task(id: str, state: TaskState, **fields: Any) -> Task:
 def registry(*objects: Object) -> CollectorRegistry:
     made = CollectorRegistry()
     view = ClusterView.of(objects)
-    made.register(ClusterCollector(lambda: view, lambda: ManagerState(True, 12, 3, 1)))
+    made.register(ClusterCollector(lambda: view, lambda: ManagerState(True, 12, 3, 1, 4, 2)))
     return made
 
 
@@ -80,6 +80,9 @@ def test_the_cluster_is_counted() -> None:
     assert found("orc_manager_leader") == 1
     assert found("orc_manager_term") == 12
     assert found("orc_manager_sessions") == 3
+    assert found("orc_manager_reports_waiting") == 1
+    assert found("orc_manager_orders_waiting") == 4
+    assert found("orc_manager_streams") == 2
 
 
 @pytest.mark.parametrize(
@@ -130,6 +133,19 @@ def test_times_are_taken_once_a_task_from_its_wish_on() -> None:
     assert found("orc_task_ends_total", {"state": "failed"}) == 1
     assert found("orc_task_ends_total", {"state": "complete"}) == 0
     assert found("orc_task_ooms_total") == 1
+
+
+@pytest.mark.parametrize(("run", "times"), [(1, 1), (2, 0)])
+def test_of_a_container_only_the_first_run_is_timed(run: int, times: int) -> None:
+    made = CollectorRegistry()
+    latencies = Latencies(Cache(MemoryKv(lambda: 0.0)), made)
+    box = Task(id="c1", created_at=100.0, container_name="box", run=run)
+    placed = replace(box, node_id="n1", status=TaskStatus(TaskState.ASSIGNED, at=100.5, run=run))
+    runs = replace(placed, status=TaskStatus(TaskState.RUNNING, started_at=102.0, run=run))
+    latencies.take([Change(None, box), Change(box, placed), Change(placed, runs)])
+    found = made.get_sample_value
+    assert found("orc_scheduling_seconds_count") == times
+    assert found("orc_convergence_seconds_count") == times
 
 
 class AwayKv(MemoryKv):

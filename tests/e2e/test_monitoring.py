@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import urllib.parse
@@ -34,9 +35,17 @@ class Monitoring:
             return json.load(answer)
 
     def values(self, query: str) -> list[float]:
-        """Of an instant query."""
+        """Of an instant query, as far as they are numbers."""
         result = self.get(9090, "/api/v1/query", query=query)["data"]["result"]
-        return [float(each["value"][1]) for each in result]
+        values = [float(each["value"][1]) for each in result]
+        return [value for value in values if not math.isnan(value)]
+
+    def choices(self, query: str) -> list[str]:
+        """Of a dashboard's variable."""
+        asked = re.fullmatch(r"label_values\((.+), (\w+)\)", query)
+        assert asked, query
+        found = self.get(9090, f"/api/v1/label/{asked[2]}/values", **{"match[]": asked[1]})
+        return [str(value) for value in found["data"]]
 
     def firing(self) -> set[tuple[str, str]]:
         """(name, node) of the alerts that Alertmanager has."""
@@ -61,30 +70,60 @@ def monitoring(cluster: Cluster) -> Iterator[Monitoring]:
     cluster.orc("volume", "rm", f"{NAME}_prometheus", f"{NAME}_alertmanager")
 
 
+BOARDS = {
+    path.stem: json.loads(path.read_text())
+    for path in sorted((CHART / "grafana" / "dashboards").glob("*.json"))
+}
+
+
 def _queries() -> Iterator[tuple[str, str]]:
     """(dashboard and panel, query) of every panel, its variables at "all"."""
-    for path in sorted((CHART / "grafana" / "dashboards").glob("*.json")):
-        for panel in json.loads(path.read_text())["panels"]:
+    for name, board in BOARDS.items():
+        for panel in board["panels"]:
             for target in panel["targets"]:
-                yield f"{path.stem}: {panel['title']}", re.sub(r"\$\w+", ".*", target["expr"])
+                yield f"{name}: {panel['title']}", re.sub(r"\$\w+", ".*", target["expr"])
+
+
+def _bare(query: str) -> str:
+    """A query without what makes it a number where there is no data, and without the question
+    that nothing need answer while all is well."""
+    return re.sub(r" (> 0|== 0)(?=\)|$)", "", query.removesuffix(" or vector(0)"))
+
+
+def _variables(board: dict[str, Any]) -> list[dict[str, Any]]:
+    return [each for each in board.get("templating", {}).get("list", []) if each["type"] == "query"]
 
 
 def test_all_is_seen_and_a_dead_node_is_told(
     cluster: Cluster, hello: str, monitoring: Monitoring
 ) -> None:
-    cluster.orc("service", "create", "--name", "observed", "--replicas", "3", hello)
+    eventually(lambda: monitoring.values('sum(up{job="orc-managers"})') == [1.0], within=20)
     eventually(lambda: monitoring.values('sum(up{job="orc-agents"})') == [3.0], within=20)
     eventually(lambda: monitoring.values('up{service="watch_alertmanager"}') == [1.0], within=20)
+    # Only now, so that what it takes to start is seen as it happens.
+    cluster.orc("service", "create", "--name", "observed", "--replicas", "3", hello)
+
+    # Prometheus' own, of alerts only: asked below, when there is one.
+    queries = {(where, asked) for where, asked in _queries() if "ALERTS" not in asked}
+    variables = [each["query"]["query"] for board in BOARDS.values() for each in _variables(board)]
+    assert len(queries) > 50
+    assert len(variables) == 3
 
     def heard() -> bool:
         silent = [
-            f"{where}: {asked}" for where, asked in _queries() if not monitoring.values(asked)
+            f"{where}: {each}"
+            for where, asked in sorted(queries)
+            for each in {asked, _bare(asked)}
+            if not monitoring.values(each)
         ]
+        silent += [each for each in variables if not monitoring.choices(each)]
         assert not silent, "these queries find nothing:\n" + "\n".join(silent)
         return True
 
     eventually(heard, within=60, every=2)
     cluster.power_off("node3")
     eventually(lambda: ("NodeDown", "node3") in monitoring.firing(), within=90, every=1)
+    (alerts,) = {_bare(asked) for _, asked in _queries() if "ALERTS" in asked}
+    assert monitoring.values(alerts)
     cluster.start("node3")
     eventually(lambda: ("NodeDown", "node3") not in monitoring.firing(), within=90, every=1)

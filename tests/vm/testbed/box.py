@@ -50,6 +50,9 @@ Vagrant.configure("2") do |config|
 end
 """
 
+PAGE = """#!/bin/busybox sh
+printf 'Content-Type: text/plain\\r\\n\\r\\n%s %s\\n' "$REMOTE_ADDR" "$ORC_NODE_HOSTNAME"
+"""
 FILES = {
     # Vagrant's own file for a private network sorts before this one.
     "etc/systemd/network/90-all.network": "[Match]\nType=ether\n\n[Network]\nDHCP=ipv4\n",
@@ -57,6 +60,8 @@ FILES = {
     "etc/ssh/sshd_config.d/testbed.conf": "UseDNS no\nPasswordAuthentication no\n",
     "etc/initramfs-tools/conf.d/testbed": "MODULES=list\nCOMPRESS=zstd\n",
     "etc/initramfs-tools/modules": "virtio_pci\nvirtio_blk\next4\n",
+    # What containers show that have this machine's files.
+    "srv/page/cgi-bin/index.cgi": PAGE,
     "etc/fstab": "/dev/vda / ext4 defaults,noatime 0 1\n",
     # As an operator would have it whose hosts are slow. The package must leave it as it is.
     "etc/orc/manager.toml": "node-timeout = 60\nlease = 60\n",
@@ -71,10 +76,13 @@ install -d -m 700 -o vagrant -g vagrant /home/vagrant/.ssh
 install -m 600 -o vagrant -g vagrant /root/keys /home/vagrant/.ssh/authorized_keys
 rm /root/keys
 chmod 440 /etc/sudoers.d/vagrant
+chmod 755 /srv/page/cgi-bin/index.cgi
 systemctl -q enable systemd-networkd ssh serial-getty@ttyS0
 systemctl -q mask apt-daily.timer apt-daily-upgrade.timer man-db.timer e2scrub_all.timer
 systemctl -q mask etcd.service
 update-initramfs -u >/dev/null
+# Half an hour of an emulated processor's, whenever a package asks for it.
+echo update_initramfs=no >/etc/initramfs-tools/update-initramfs.conf
 """
 
 

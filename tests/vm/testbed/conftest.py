@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,24 +13,13 @@ import pytest
 REPOSITORY = Path(__file__).parents[3]
 sys.path[:0] = [str(REPOSITORY)]
 
-from devcluster import Cluster, eventually  # noqa: E402
+from devcluster import Cluster  # noqa: E402
 
 from tests.vm.testbed.hypervisor import FOLDER  # noqa: E402
 from tests.vm.testbed.machines import ADDRESSES, Stopwatch, Testbed  # noqa: E402
 
 CONTEXT = "/root/.config/orc/contexts/default.json"
 LOG_LINES = "40"
-
-DOCKERFILE = """
-FROM scratch
-COPY busybox /bin/busybox
-COPY index.cgi /www/cgi-bin/index.cgi
-ENTRYPOINT ["/bin/busybox"]
-CMD ["httpd", "-f", "-p", "80", "-h", "/www"]
-"""
-PAGE = """#!/bin/busybox sh
-printf 'Content-Type: text/plain\\r\\n\\r\\n%s %s\\n' "$REMOTE_ADDR" "$ORC_NODE_HOSTNAME"
-"""
 
 
 @pytest.fixture(scope="session")
@@ -69,26 +57,6 @@ def cluster(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Clust
         "ORC_CONTEXT": "default",
     }
     return Cluster("testbed", env)
-
-
-@pytest.fixture(scope="session")
-def image(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, say: Stopwatch) -> str:
-    """Static busybox, and a page that says who asked and who answers; its name."""
-    folder = tmp_path_factory.mktemp("image")
-    shutil.copy("/bin/busybox", folder)
-    (folder / "Dockerfile").write_text(DOCKERFILE)
-    page = folder / "index.cgi"
-    page.write_text(PAGE)
-    page.chmod(0o755)
-
-    def built() -> bool:
-        done = cluster.orc("build", "-t", "page:1", str(folder), ok=False, within=900)
-        assert done.returncode == 0, done.stderr
-        return True
-
-    eventually(built, within=1200, every=1)
-    say("the image is built")
-    return "page:1"
 
 
 def _show_logs(testbed: Testbed, say: Stopwatch) -> None:

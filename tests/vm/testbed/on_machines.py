@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -22,6 +22,9 @@ SOON, LATER = 300.0, 1200.0
 """Seconds: for what takes some on a host that is not emulated, and for what boots a machine."""
 
 Task = dict[str, Any]
+
+PAGE_SERVER = ("busybox", "httpd", "-f", "-p", "80", "-h", "/srv/page")
+"""Says who asked and who answers; the box has the page."""
 
 
 def lives(tasks: list[Task]) -> dict[str, tuple[int, str]]:
@@ -60,18 +63,22 @@ def pinged(testbed: Testbed, one: Task, two: Task) -> tuple[float, float]:
     return float(lost[1]), float(fastest[1])
 
 
+def create(cluster: Cluster, name: str, *flags: str, runs: Sequence[str] = PAGE_SERVER) -> None:
+    """Make a service of programs that the machines have."""
+    grace = ("--stop-grace-period", "100ms")
+    argv = ("service", "create", "-d", "--name", name, *grace, *flags, "--rootfs", "host", *runs)
+    cluster.orc(*argv, within=SOON)
+
+
 def on(task: Task) -> tuple[str, str]:
     return task["node"], task["id"]
 
 
 @pytest.fixture(scope="module")
-def page(cluster: Cluster, image: str) -> list[Task]:
+def page(cluster: Cluster) -> list[Task]:
     """A service with a task on each machine and a published port; its tasks as they were first."""
     cluster.orc("network", "create", "red", within=SOON)
-    cluster.orc(
-        "service", "create", "-d", "--name", "page", "--mode", "global", "--network", "red",
-        "-p", "8080:80", image, within=SOON,
-    )  # fmt: skip
+    create(cluster, "page", "--mode", "global", "--network", "red", "-p", "8080:80")
     return sorted(cluster.await_running("page", 3, within=LATER), key=on)
 
 
@@ -134,27 +141,21 @@ def test_names_and_the_address_of_the_service(
     eventually(each_answered, within=SOON)
 
 
-def test_any_node_answers_and_the_client_keeps_its_address(cluster: Cluster, image: str) -> None:
-    cluster.orc(
-        "service", "create", "-d", "--name", "one", "--constraint", "node.hostname==worker1",
-        "-p", "8081:80", image, within=SOON,
-    )  # fmt: skip
+def test_any_node_answers_and_the_client_keeps_its_address(cluster: Cluster) -> None:
+    create(cluster, "one", "--constraint", "node.hostname==worker1", "-p", "8081:80")
     cluster.await_running("one", 1, within=SOON)
     for address in ADDRESSES.values():
         eventually(lambda: asked(f"{address}:8081") == [CLIENT, "worker1"], within=SOON)  # noqa: B023
     cluster.orc("service", "rm", "one", within=SOON)
 
 
-def test_shares_and_limits_are_the_kernels(testbed: Testbed, cluster: Cluster, image: str) -> None:
-    busy = ("--constraint", "node.hostname==worker2", "--cpuset-cpus", "0", "--entrypoint")
-    loop = ("/bin/busybox", image, "sh", "-c", "while :; do :; done")
+def test_shares_and_limits_are_the_kernels(testbed: Testbed, cluster: Cluster) -> None:
+    there = ("--constraint", "node.hostname==worker2")
+    loop = ("busybox", "sh", "-c", "while :; do :; done")
     weights = {"light": "1024", "heavy": "2048"}
     for name, shares in weights.items():
-        cluster.orc("service", "create", "-d", "--name", name, "--cpu-shares", shares, *busy, *loop)
-    cluster.orc(
-        "service", "create", "-d", "--name", "capped", "--limit-cpu", "0.1", "--limit-memory",
-        "48m", *busy[:2], "--entrypoint", *loop,
-    )  # fmt: skip
+        create(cluster, name, "--cpu-shares", shares, "--cpuset-cpus", "0", *there, runs=loop)
+    create(cluster, "capped", "--limit-cpu", "0.1", "--limit-memory", "48m", *there, runs=loop)
     (light,), (heavy,) = (cluster.await_running(name, 1, within=SOON) for name in weights)
     (capped,) = cluster.await_running("capped", 1, within=SOON)
     assert group(testbed, capped, "cpu.max").split() == ["10000", "100000"]
@@ -175,24 +176,19 @@ def test_shares_and_limits_are_the_kernels(testbed: Testbed, cluster: Cluster, i
     eventually(shared, within=SOON, every=5)
     assert "nr_throttled 0\n" not in group(testbed, capped, "cpu.stat")
     cluster.orc("service", "rm", "light", "heavy", "capped", within=SOON)
-    cluster.orc(
-        "service", "create", "-d", "--name", "eater", "--limit-memory", "32m",
-        "--restart-condition", "none", "--entrypoint", "/bin/busybox", image,
-        "dd", "if=/dev/zero", "of=/dev/null", "bs=200M",
-    )  # fmt: skip
+    greedy = ("busybox", "dd", "if=/dev/zero", "of=/dev/null", "bs=200M")
+    once = ("--limit-memory", "32m", "--restart-condition", "none")
+    create(cluster, "eater", *once, *there, runs=greedy)
     eventually(lambda: [t["state"] for t in cluster.tasks("eater")] == ["failed"], within=SOON)
     (task,) = cluster.tasks("eater")
     assert task["error"] == "out of memory (limit 32MiB)"
     cluster.orc("service", "rm", "eater", within=SOON)
 
 
-def test_an_encrypted_network(testbed: Testbed, cluster: Cluster, image: str) -> None:
+def test_an_encrypted_network(testbed: Testbed, cluster: Cluster) -> None:
     made = cluster.orc("network", "create", "--opt", "encrypted", "secret", within=SOON)
     assert made.stderr == "", "every node can encrypt"
-    cluster.orc(
-        "service", "create", "-d", "--name", "spy", "--mode", "global", "--network", "secret",
-        image, within=SOON,
-    )  # fmt: skip
+    create(cluster, "spy", "--mode", "global", "--network", "secret")
     one, two, _ = sorted(cluster.await_running("spy", 3, within=SOON), key=on)
     url = f"http://{two['addresses']['secret']}/cgi-bin/index.cgi"
     told = lambda: inside(testbed, one, "wget", "-q", "-T", "9", "-O-", url, ok=False)  # noqa: E731
@@ -278,9 +274,9 @@ def test_a_newer_package_replaces_this_one_in_place(
 
 
 def test_a_machine_without_power_is_replaced_and_comes_back(
-    testbed: Testbed, cluster: Cluster, image: str, say: Stopwatch
+    testbed: Testbed, cluster: Cluster, say: Stopwatch
 ) -> None:
-    cluster.orc("service", "create", "-d", "--name", "moves", "--replicas", "4", image, within=SOON)
+    create(cluster, "moves", "--replicas", "4")
     tasks = cluster.await_running("moves", 4, within=SOON)
     lost = {task["id"] for task in tasks if task["node"] == "worker2"}
     assert lost

@@ -23,10 +23,15 @@ A file a noun (`node`, `service`, `image`, `network`, `cluster`, `contexts`), an
 - `output`: tables, JSON, filters; `template`: the templates of `--format`. `rows`: objects as the
   dicts that all are made from. `prune_flags`: filters and the question of what removes much.
 - `build_context`: a folder as a tar stream that honours `.dockerignore`.
-- `completion`: names of nodes and services that live in the cluster, for the shell.
+- `screen`: tables that fit the terminal, and meters of what takes its time; `live`, `bar`: what is
+  drawn there. `several`: `inspect` and `rm` of several objects.
+- `completion`: names that live in the cluster, for the shell; `shells`: how they get there.
+- `cluster_top`, `top_views`, `top_feed`, `top_screen`: the cluster live. `support_bundle`,
+  `support_state`: what is handed on to find a fault.
+- `reference`: the commands as data, for pages and manual pages.
 
-Startup time is a feature: nothing here imports rich, nor gRPC's modules, which take longer to
-import than most commands to run; the little of its protocol that a client needs is in `rpc`. What
-libraries import for nothing waits (`lazyimport`), and the end is quick (`main`). There is no
-asyncio: one command makes one call, or follows one stream.
+Startup time is a feature: what imports rich or Textual is imported where it draws, and nothing
+imports gRPC's modules, which take longer to import than most commands to run; the little of its
+protocol that a client needs is in `rpc`. What libraries import for nothing waits (`lazyimport`),
+and the end is quick (`main`). There is no asyncio: one command makes one call, or follows one stream.
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 from rich.console import Console, Group
@@ -26,16 +25,24 @@ from orchestrator.model.units import format_size
 _STEP = re.compile(r"(?:\[\d+/\d+\] )?(?:STEP \d+/\d+:|COMMIT\b)")
 
 
-def with_bar(chunks: Iterable[bytes], size: int, what: str) -> Iterator[bytes]:
-    """The same pieces, with a bar on stderr that counts them up to `size` bytes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(
-        *columns, TransferSpeedColumn(), console=Console(stderr=True), transient=True
-    ) as progress:
-        task = progress.add_task(what, total=size)
-        for chunk in chunks:
-            yield chunk
-            progress.advance(task, len(chunk))
+class ByteBar:
+    """A bar on stderr that counts bytes, up to `total` if that is known; it is gone in the end."""
+
+    def __init__(self, what: str, total: int | None) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        self._progress = Progress(
+            *columns, TransferSpeedColumn(), console=Console(stderr=True), transient=True
+        )
+        self._bar = self._progress.add_task(what, total=total)
+        self._progress.start()
+
+    def show(self, done: int) -> None:
+        """So many bytes so far."""
+        self._progress.update(self._bar, completed=done)
+
+    def close(self) -> None:
+        """Take it away."""
+        self._progress.stop()
 
 
 class Bars:

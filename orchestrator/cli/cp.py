@@ -16,6 +16,7 @@ from orchestrator import copying
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.groups import CliError, example
+from orchestrator.cli.screen import Meter
 from orchestrator.cli.terminal import write_all
 from orchestrator.model.units import format_size
 
@@ -39,12 +40,13 @@ def cp(
 
     `-` is a tar on the standard output or input. `FOLDER/.` is what is in the folder."""
     here, there = _split(source), _split(target)
+    meter = Meter(f"copying {source}", quiet=quiet)
     try:
         match here, there:
             case (str() as container, path), None:
-                size = _download(client, container, path, target, follow_link, archive)
+                _download(client, container, path, target, follow_link, archive, meter)
             case None, (str() as container, path):
-                size = _upload(client, source, container, path, follow_link, archive)
+                _upload(client, source, container, path, follow_link, archive, meter)
             case None, None:
                 raise click.UsageError("one of the two must be in a container, as CONTAINER:PATH")
             case _:
@@ -55,7 +57,7 @@ def cp(
         name = f"{error.filename}: " if isinstance(error.filename, str) else ""
         raise CliError(f"{name}{(error.strerror or str(error)).lower()}") from None
     if not quiet and target != "-":
-        click.echo(f"copied {format_size(size)} to {target}", err=True)
+        click.echo(f"copied {format_size(meter.count)} to {target}", err=True)
 
 
 def _split(word: str) -> tuple[str, str] | None:
@@ -68,15 +70,21 @@ def _split(word: str) -> tuple[str, str] | None:
 
 
 def _download(
-    client: Client, container: str, path: str, target: str, follow: bool, keep: bool
-) -> int:
+    client: Client,
+    container: str,
+    path: str,
+    target: str,
+    follow: bool,
+    keep: bool,
+    meter: Meter,
+) -> None:
     from orchestrator.pb import interact_pb2
 
     request = interact_pb2.CopyFrom(container=container, path=path, follow_link=follow)
     first = interact_pb2.CopyInput(copy_from=request)
-    with closing(client.stream("Interact.Copy", iter([first]))) as answers:
+    with meter, closing(client.stream("Interact.Copy", iter([first]))) as answers:
         about = next(answers).source
-        parts = _Parts(answers)
+        parts = _Parts(answers, meter)
         if target == "-":
             if sys.stdout.isatty():
                 raise CliError("this is a tar; redirect it, or give a folder instead of -")
@@ -87,17 +95,16 @@ def _download(
             owner = copying.Owner(keep and os.geteuid() == 0)
             copying.unpack(parts, folder, about.top, name, owner)
         parts.finish()
-        return parts.size
 
 
 class _Parts:
     """The data of a copy's answers as a file to read from."""
 
-    def __init__(self, answers: Iterator[Any]) -> None:
+    def __init__(self, answers: Iterator[Any], meter: Meter) -> None:
         self._answers = answers
+        self._meter = meter
         self._rest = b""
         self._done = False
-        self.size = 0
 
     def read(self, most: int) -> bytes:
         """At most so many bytes; none at the end."""
@@ -108,7 +115,7 @@ class _Parts:
             self._done = answer.done
             self._rest = answer.data
         data, self._rest = self._rest[:most], self._rest[most:]
-        self.size += len(data)
+        self._meter.add(len(data))
         return data
 
     def finish(self) -> None:
@@ -118,8 +125,14 @@ class _Parts:
 
 
 def _upload(
-    client: Client, source: str, container: str, path: str, follow: bool, archive: bool
-) -> int:
+    client: Client,
+    source: str,
+    container: str,
+    path: str,
+    follow: bool,
+    archive: bool,
+    meter: Meter,
+) -> None:
     from orchestrator.pb import interact_pb2
 
     top, is_folder = "", False
@@ -133,20 +146,21 @@ def _upload(
     def messages() -> Iterator[Any]:
         yield interact_pb2.CopyInput(copy_to=request)
         for data in parts:
+            meter.add(len(data))
             yield interact_pb2.CopyInput(data=data)
         if parts.failure is None:
             yield interact_pb2.CopyInput(eof=True)
 
     try:
-        for _ in client.stream("Interact.Copy", messages()):
-            pass
+        with meter:
+            for _ in client.stream("Interact.Copy", messages()):
+                pass
     except CliError:
         # What could not be read here is the reason, and not that the upload broke off.
         if parts.failure is None:
             raise
     if parts.failure is not None:
         raise parts.failure
-    return parts.size
 
 
 class _Packed:
@@ -156,12 +170,10 @@ class _Packed:
         self._source, self._top = source, top
         self._queue: queue.Queue[bytes | None] = queue.Queue(_WAITING)
         self.failure: Exception | None = None
-        self.size = 0
 
     def __iter__(self) -> Iterator[bytes]:
         threading.Thread(target=self._make, daemon=True).start()
         while (data := self._queue.get()) is not None:
-            self.size += len(data)
             yield data
 
     def write(self, data: bytes) -> None:

@@ -16,7 +16,7 @@ from orchestrator.cli.client import Client, pass_client, upload
 from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.output import is_named, listing_options, print_list
 from orchestrator.cli.rows import by_age, image_columns, image_rows
-from orchestrator.cli.screen import is_live
+from orchestrator.cli.screen import metered
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.model.names import short_id
 from orchestrator.model.units import format_size
@@ -86,11 +86,9 @@ def load(
     with _archive(path) as file:
         size = os.fstat(file.fileno()).st_size if path else 0
         chunks = build_context.pieces(file)
-        if is_live(sys.stderr) and size and not quiet:
-            from orchestrator.cli.bar import with_bar
-
-            chunks = with_bar(chunks, size, f"loading {path}")
-        loaded = _send(client, header, chunks)
+        loaded = _send(
+            client, header, metered(chunks, f"loading {path or ''}", size or None, quiet=quiet)
+        )
     for image in loaded:
         if quiet:
             click.echo(image.id)

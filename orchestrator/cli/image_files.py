@@ -16,6 +16,7 @@ from orchestrator.cli.build_context import CHUNK
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.output import format_option, print_json
+from orchestrator.cli.screen import metered
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.pb import images_pb2
 
@@ -33,7 +34,7 @@ from orchestrator.pb import images_pb2
 def save(client: Client, output: str | None, images: tuple[str, ...]) -> None:
     """Save images as an archive that orc, docker, podman and skopeo load."""
     request = images_pb2.SaveImageRequest(images=images)
-    _write(client.stream("Images.Save", request), output)
+    _write(client.stream("Images.Save", request), output, f"saving {', '.join(images)}")
 
 
 @click.command(epilog=example("orc export -o files.tar web.1"))
@@ -49,24 +50,25 @@ def save(client: Client, output: str | None, images: tuple[str, ...]) -> None:
 def export(client: Client, output: str | None, container: str) -> None:
     """Write a container's files, all of them, as a tar."""
     request = images_pb2.ExportRequest(container=container)
-    _write(client.stream("Images.Export", request), output)
+    _write(client.stream("Images.Export", request), output, f"exporting {container}")
 
 
-def _write(pieces: Iterator[Any], output: str | None) -> None:
+def _write(pieces: Iterator[Any], output: str | None, what: str) -> None:
     """All or nothing into a file; as it comes to stdout."""
+    data = metered((piece.data for piece in pieces), what)
     if output is None:
         if sys.stdout.isatty():
             raise click.UsageError("a terminal is no place for an archive; use -o or a pipe")
-        for piece in pieces:
-            sys.stdout.buffer.write(piece.data)
+        for piece in data:
+            sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
         return
     target = Path(output)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with draft.open("wb") as file:
-            for piece in pieces:
-                file.write(piece.data)
+            for piece in data:
+                file.write(piece)
         draft.rename(target)
     except OSError as error:
         raise CliError(f"cannot write {output}: {(error.strerror or '').lower()}") from None

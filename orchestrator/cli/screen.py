@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import click
 
+if TYPE_CHECKING:
+    from orchestrator.cli.bar import ByteBar
+
+PATIENCE = 1.0
+"""Seconds after which a user is shown that something goes on."""
 GAP = 3
 """Blanks between two columns."""
 LEAST = 8
@@ -30,6 +36,46 @@ widest of the others, but never an id, which would be of no use without its end.
 def is_live(stream: TextIO) -> bool:
     """Whether lines can be drawn anew on it: a terminal, and not a dumb one."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+class Meter:
+    """Counts the bytes of something that may take its time. Once it does, there is a bar on stderr,
+    if that is a terminal."""
+
+    def __init__(self, what: str, total: int | None = None, *, quiet: bool = False) -> None:
+        self._what = what
+        self._total = total
+        self._waits = is_live(sys.stderr) and not quiet
+        self._began = time.monotonic()
+        self._bar: ByteBar | None = None
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def add(self, size: int) -> None:
+        """So many bytes more."""
+        self.count += size
+        if self._waits and time.monotonic() - self._began > PATIENCE:
+            from orchestrator.cli.bar import ByteBar
+
+            self._waits, self._bar = False, ByteBar(self._what, self._total)
+        if self._bar is not None:
+            self._bar.show(self.count)
+
+
+def metered(
+    chunks: Iterable[bytes], what: str, total: int | None = None, *, quiet: bool = False
+) -> Iterator[bytes]:
+    """The same pieces, counted by a Meter."""
+    with Meter(what, total, quiet=quiet) as meter:
+        for chunk in chunks:
+            yield chunk
+            meter.add(len(chunk))
 
 
 def width() -> int | None:

@@ -16,7 +16,6 @@ from click.testing import Result
 from scripted_manager import Refusal
 
 from orchestrator.cli import build_context
-from orchestrator.cli.bar import with_bar
 from orchestrator.cli.build_context import is_ignored, parse_rules
 from orchestrator.pb import control_pb2 as pb
 
@@ -309,7 +308,3 @@ def test_load_errors(manager: Any, refused: Refused, tmp_path: Path) -> None:
     assert refused("load", input=b"x") == line
     manager.script.answers["LoadImage"] = []
     assert "ended the upload without an image" in refused("load", input=b"x")
-
-
-def test_bar_passes_the_pieces_on() -> None:
-    assert list(with_bar([b"a", b"bc"], 3, "loading")) == [b"a", b"bc"]

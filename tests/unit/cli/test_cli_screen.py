@@ -62,13 +62,13 @@ def test_a_cell_takes_its_width(text: str, width: int) -> None:
     assert cells(padded(text, width)) == width
 
 
-def at_terminal(columns: int, *words: str) -> str:
-    """What `orc` prints on a terminal that is so wide."""
+def at_terminal(columns: int, *argv: str, term: str = "xterm") -> str:
+    """What a command prints on a terminal that is so wide."""
     pid, fd = pty.fork()
     if pid == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         env = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
-        os.execve(ORC, [ORC, *words], env)
+        os.execve(argv[0], argv, {**env, "TERM": term})
     seen = b""
     try:
         while data := os.read(fd, 1 << 16):
@@ -85,9 +85,39 @@ def test_a_listing_fits_the_terminal_and_is_whole_in_a_pipe(manager: Any) -> Non
     manager.script.answers["ListServices"] = pb.ListServicesReply(
         services=[{"service": {"spec": {"name": "web", "task": {"container": {"image": image}}}}}]
     )
-    shown = at_terminal(80, "service", "ls")
+    shown = at_terminal(80, ORC, "service", "ls")
     assert "…" in shown
     assert max(map(len, shown.splitlines())) <= 80
-    assert image in at_terminal(80, "service", "ls", "--format", "json")
+    assert image in at_terminal(80, ORC, "service", "ls", "--format", "json")
     piped = subprocess.run([ORC, "service", "ls"], capture_output=True, text=True, check=True)
     assert image in piped.stdout
+
+
+COUNTING = """
+import sys
+from orchestrator.cli import screen
+screen.PATIENCE = 0.0
+assert list(screen.metered([b"a", b"bc"], "loading it", 3)) == [b"a", b"bc"]
+assert list(screen.metered([b"a"], "in silence", quiet=True)) == [b"a"]
+print("rich" in sys.modules)
+"""
+
+
+def test_what_takes_its_time_has_a_bar_on_a_terminal() -> None:
+    shown = at_terminal(100, sys.executable, "-c", COUNTING)
+    assert "loading it" in shown
+    assert "in silence" not in shown
+    plain = at_terminal(100, sys.executable, "-c", COUNTING, term="dumb")
+    piped = subprocess.run(
+        [sys.executable, "-c", COUNTING], capture_output=True, text=True, check=True
+    )
+    assert [plain.strip(), piped.stdout.strip()] == ["False", "False"]
+
+
+def test_no_colour_is_without_colours() -> None:
+    code = "from orchestrator.cli.live import LiveView; v = LiveView(); print(v._console.no_color)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "NO_COLOR": "1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "True\n"

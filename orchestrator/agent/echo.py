@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from types import TracebackType
 from typing import Self
 
 SMALL = 84
@@ -98,12 +97,7 @@ class Echo:
         self._loop.add_reader(self._socket.fileno(), self._receive)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
         self._guide.close()

@@ -12,7 +12,6 @@ import socket
 import struct
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
-from types import TracebackType
 from typing import Self
 
 from orchestrator.agent.echo import IP_MTU_DISCOVER, IP_PMTUDISC_PROBE, Echo, request
@@ -50,19 +49,14 @@ class TunnelEcho(Echo):
             self._wire = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             self._wire.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
             self._wire.bind((self._node, 0))
-        except BaseException as error:
-            super().__exit__(type(error), error, None)
+        except BaseException:
+            super().__exit__()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._wire.close()
-        super().__exit__(kind, error, trace)
+        super().__exit__()
 
     def knows(self, address: str) -> bool:
         """Whether a node of the network has that address."""

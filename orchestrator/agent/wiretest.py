@@ -18,7 +18,6 @@ import struct
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 DATAGRAMS = 10
@@ -72,12 +71,7 @@ class Responder:
         self._server = self._group.create_task(self._serve(), name="rate test")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._server.cancel()
         self._loop.remove_reader(self._udp.fileno())
         self._udp.close()

@@ -10,7 +10,6 @@ import functools
 import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 
 from . import bridge, cable, conntrack, namespaces, netlink, overlay, portmap, results, vxlan
 from .cable import Cable, Place
@@ -46,14 +45,9 @@ class Host:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.sock.__exit__(kind, error, trace)
-        self.ipam.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self.sock.__exit__()
+        self.ipam.__exit__()
 
 
 @record

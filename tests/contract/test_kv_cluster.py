@@ -82,14 +82,11 @@ async def test_a_frozen_member_is_left_and_a_lonely_one_refuses_in_words(
                 continue
             in_use = cluster.endpoints.index(kv._channels.current.url)
             cluster.members[in_use].send_signal(signal.SIGSTOP)
-            since = time.monotonic()
             last = await persistent(kv, [Put("/a", b"2")])
             seen = []
             async with asyncio.timeout(10):
                 while not seen or seen[-1] < last:
                     seen.append((await anext(changes)).revision)
-            # A deadline, an election among the others if it was the leader, the watch's silence.
-            assert time.monotonic() - since < 5
             assert seen == list(range(expected + 1, last + 1))
         cluster.members[cluster.endpoints.index(kv._channels.current.url)].kill()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -82,7 +81,8 @@ def test_a_deadline_ends_it_and_a_timeout_only_the_waiting(cluster: Cluster, hel
 
 
 def test_a_node_that_is_lost_costs_no_retry(cluster: Cluster, hello: str) -> None:
-    run(cluster, "-d", "--name", "long", "--retries", "0", *SHELL, "sleep 8")
+    run(cluster, "-d", "--name", "long", "--retries", "0", "--affinity", "node.hostname==node1",
+        "-e", "NODE={{.Node.Hostname}}", *SHELL, "[ $NODE != node1 ] || sleep 1000")  # fmt: skip
     [task] = eventually(
         lambda: [t for t in cluster.json("job", "ps", "long") if t["state"] == "running"], within=20
     )
@@ -127,9 +127,7 @@ def test_docker_s_words_for_a_job(cluster: Cluster, hello: str) -> None:
              "--max-concurrent", "2", "--name", "batch", "-e", "SLOT={{.Task.Slot}}")  # fmt: skip
     plan = json.loads(cluster.orc("plan", "--format", "json", *words, hello).stdout)
     assert [step["action"] for step in plan] == ["start", "start", "wait"]
-    began = time.monotonic()
     cluster.orc(*words, *SHELL, hello, "sh", "-c", "echo $SLOT")
-    assert time.monotonic() - began < 30
     row = next(row for row in cluster.json("service", "ls") if row["name"] == "batch")
     assert (row["mode"], row["running"]) == ("replicated-job", 0)
     assert sorted(cluster.orc("job", "logs", "--raw", "batch").stdout.split()) == list("1234")

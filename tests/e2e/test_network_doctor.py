@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,9 +85,7 @@ def tunnel(cluster: Cluster, node: str) -> dict[str, Any]:
 
 def test_all_is_well_between_nodes(cluster: Cluster) -> None:
     listening = cluster.exec("node1", "ss", "-Hlntu").stdout
-    began = time.monotonic()
     text = cluster.orc("network", "doctor").stdout
-    assert time.monotonic() - began < 15
     assert cluster.exec("node1", "ss", "-Hlntu").stdout == listening
     assert text.startswith("FROM    TO      UNDERLAY   NETWORK   LOSS"), text
     assert text.endswith("All is well between 3 nodes.\n"), text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -304,10 +303,7 @@ def test_a_plugin_serves_its_volumes_everywhere_it_is(
         assert inside(cluster, tasks[1], "cat /data/file") == "shared"
         folder.with_suffix(".hang").touch()
         cluster.orc("volume", "create", "--node", "node3", "own")
-        started = time.monotonic()
         listing = cluster.orc("volume", "ls")
-        # The plugin's second, and what a command takes to start on a busy machine.
-        assert time.monotonic() - started < 3
         assert "node1: volume driver toy does not answer" in listing.stderr
         assert "own" in listing.stdout
         assert "toys" in listing.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
         identity=NodeIdentity("n1", "c1", "worker", "127.0.0.1", ("127.0.0.1:1",)),
         data_dir=tmp_path,
         run_dir=tmp_path / "run",
-        cgroup_parent=f"/orc-daemon-test-{tmp_path.name}",
+        cgroup_parent=f"/orc-daemon-test-{os.getpid()}",
         labels={},
         runtime="crun",
         offered=Resources(),

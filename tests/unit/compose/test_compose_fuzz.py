@@ -52,7 +52,7 @@ _FILES = st.fixed_dictionaries(
 
 
 # Such trees take long to draw on a machine that has other things to do.
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(_FILES)
 def test_any_tree_is_a_stack_or_is_refused(document: dict[str, Any]) -> None:
     try:

@@ -115,7 +115,7 @@ def test_enum_numbers_are_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_round_trip(cls: Any) -> None:
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
     @given(values_of(cls))
     def check(obj: Any) -> None:
         assert from_proto(to_proto(obj)) == obj

@@ -91,7 +91,7 @@ clock_changes = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(fields, zones, clock_changes, st.integers(0, 600))
 def test_it_fires_when_a_walk_minute_by_minute_says(
     text: str, name: str, start: str, offset: int

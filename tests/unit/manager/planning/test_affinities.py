@@ -206,7 +206,7 @@ likings = st.lists(
         st.tuples(st.integers(0, 4), likings, st.sampled_from(["x", "y"])), min_size=2, max_size=3
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_is_insisted_on_holds_for_all_that_are_placed(
     made: list[tuple[int, list[str], str]],
 ) -> None:

@@ -142,7 +142,7 @@ def test_a_plan_tells_it() -> None:
     st.sampled_from(UpdateOrder),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_never_fewer_than_allowed_and_all_gone_at_the_end(
     replicas: int, most: int, order: UpdateOrder, random: object
 ) -> None:

@@ -235,7 +235,7 @@ def lives(world: World) -> Iterable[tuple[str, str, str]]:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_plan_equals_run(data: st.DataObject) -> None:
     made = data.draw(st.lists(hosts, min_size=1, max_size=3, unique_by=lambda item: item.id))
     declared = data.draw(st.lists(particular(), min_size=1, max_size=1))

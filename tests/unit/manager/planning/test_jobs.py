@@ -272,7 +272,7 @@ events = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 7), st.integers(0, 4), st.integers(0, 3), events)
 def test_whatever_happens_each_index_counts_once(
     completions: int, parallelism: int, retries: int, story: list[tuple[str, int, str]]

@@ -145,7 +145,7 @@ def test_the_clock_of_the_zone_counts() -> None:
     assert world.requeue_at == datetime(2026, 1, 2, 1, 30, tzinfo=UTC).timestamp()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["*/5 * * * *", "0 * * * *", "17 3 * * *"]),
     st.sampled_from(list(Missed)),

@@ -142,7 +142,7 @@ def planned(view: ClusterView) -> ClusterView:
 
 
 @given(clusters())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_one_pass_keeps_every_promise(view: ClusterView) -> None:
     after = planned(view)  # a plan that moves a task illegally cannot be made at all
     for home in after.nodes.values():
@@ -161,7 +161,7 @@ def test_one_pass_keeps_every_promise(view: ClusterView) -> None:
 
 
 @given(clusters())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_same_input_gives_the_same_plan(view: ClusterView) -> None:
     shuffled = ClusterView.of(reversed(list(view.objects())))
     first, second = (
@@ -171,7 +171,7 @@ def test_the_same_input_gives_the_same_plan(view: ClusterView) -> None:
 
 
 @given(clusters())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_second_pass_over_what_was_just_planned_changes_no_task_twice(view: ClusterView) -> None:
     world = World(*view.objects())
     world.settle()
@@ -180,7 +180,7 @@ def test_a_second_pass_over_what_was_just_planned_changes_no_task_twice(view: Cl
 
 
 @given(clusters())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_cluster_comes_to_rest_once_there_is_room(view: ClusterView) -> None:
     world = World(*view.objects())
     for home in view.nodes.values():

@@ -156,7 +156,7 @@ def test_what_waits_holds_nobody_up() -> None:
     st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), max_size=6),
     st.lists(st.sampled_from("abcd"), unique=True),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_all_start_in_order_and_stop_in_reverse(
     pairs: list[tuple[str, str]], gone: list[str]
 ) -> None:

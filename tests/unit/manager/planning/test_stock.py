@@ -115,7 +115,7 @@ services = st.builds(
     st.lists(services, min_size=1, max_size=3, unique_by=lambda each: each.id),
     st.sets(st.sampled_from(["x", "y", "z"])),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_nothing_is_given_twice(
     hosts: list[Node], declared: list[Service], changed: set[str]
 ) -> None:

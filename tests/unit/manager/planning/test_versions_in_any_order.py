@@ -84,7 +84,7 @@ class Life:
         self.world.obey()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.sampled_from(STEPS), max_size=14), st.sampled_from(FailureAction))
 def test_what_holds_whatever_happens(steps: list[str], action: FailureAction) -> None:
     life = Life(action)

@@ -33,5 +33,6 @@ A file a noun (`node`, `service`, `image`, `network`, `cluster`, `contexts`), an
 Startup time is a feature: what imports rich or Textual is imported where it draws, and nothing
 imports gRPC's modules, which take longer to import than most commands to run; the little of its
 protocol that a client needs is in `rpc`. What libraries import for nothing waits (`lazyimport`),
-and the end is quick (`main`). There is no asyncio: one command makes one call, or follows one stream.
+and the end is quick (`main`). There is no asyncio: one command makes one call, or follows one
+stream.
 """

@@ -8,10 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import click
+import grpc
 import pytest
 from click.testing import CliRunner
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from tracereceiver import Span, TraceReceiver
 
 from orchestrator import tracing
@@ -178,6 +185,32 @@ def test_an_endpoint_that_is_no_url_is_refused(wrong: str) -> None:
     said = CliRunner().invoke(command, ["--otlp-endpoint", wrong])
     assert said.exit_code == 2
     assert f"'{wrong}' is not a URL such as http://collector:4318" in said.output
+
+
+def test_grpc_is_spoken_where_the_variables_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+
+    class Service(trace_service_pb2_grpc.TraceServiceServicer):
+        def Export(self, request: ExportTraceServiceRequest, context: object) -> object:
+            names.extend(
+                span.name
+                for resource in request.resource_spans
+                for scope in resource.scope_spans
+                for span in scope.spans
+            )
+            return ExportTraceServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Service(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    traces = tracing.tracer("orc-test", "one", f"http://127.0.0.1:{port}")
+    with traces.span("call", kind="server"):
+        pass
+    traces.close()
+    server.stop(None)
+    assert names == ["call"]
 
 
 def test_a_protocol_that_is_unknown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from orchestrator.compose.kinds import Choice, Noted, Number, Refused, Text
+from orchestrator.compose.kinds import NUMBER, Choice, Noted, Number, Refused, Text
 from orchestrator.compose.mapkinds import Keys, Many, Pairs
 from orchestrator.model.units import parse_cpus, parse_duration, parse_memory
 from orchestrator.model.validate import validate_constraints
 
 _DURATION = Text(parse_duration, "a length of time")
-SIZE = Text(parse_memory, "a size")
-LIMITS_CPUS = Text(parse_cpus, "a number of cores")
+SIZE = Text(parse_memory, "a size", also=NUMBER)
+LIMITS_CPUS = Text(parse_cpus, "a number of cores", also=NUMBER)
 
 
 def _constraint(text: str) -> None:
@@ -58,7 +58,7 @@ DEPLOY = Keys(
                     {
                         "cpus": LIMITS_CPUS,
                         "memory": SIZE,
-                        "pids": Noted("processes are limited, not reserved"),
+                        "pids": Noted(Number(-1), "processes are limited, not reserved"),
                         "generic_resources": Many(
                             Keys(
                                 {
@@ -74,7 +74,7 @@ DEPLOY = Keys(
                             Keys(
                                 {
                                     "capabilities": Many(),
-                                    "count": Text(_count),
+                                    "count": Text(_count, also=NUMBER),
                                     "driver": Text(),
                                     "device_ids": Refused(
                                         "which ones a task is given is the cluster's choice; "

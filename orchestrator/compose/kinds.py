@@ -22,6 +22,7 @@ from orchestrator.compose.tree import (
     Place,
     Scalar,
     hint,
+    plain,
     what,
     within,
 )
@@ -71,11 +72,30 @@ def tagged(node: Node, made: Node) -> Node:
     return replace(made, tag=node.tag) if node.tag else made
 
 
+def empty(place: Place, at: str) -> ComposeError:
+    """What to raise for an item with nothing in it."""
+    return ComposeError(place, at, "this is nothing; leave the item out")
+
+
 def scalar_of(node: Node, at: str, wanted: str) -> Scalar:
     """The node, if it is one text. Raises ComposeError."""
     if isinstance(node, Scalar):
         return node
     raise ComposeError(node.place, at, f"this is {what(node)}; it takes {wanted}")
+
+
+NUMBER: tuple[type, ...] = (int, float)
+
+
+def check_text(scalar: Scalar, at: str, also: tuple[type, ...] = ()) -> None:
+    """Refuse what is a number or a boolean to the specification, where it says a text, unless it is
+    what may stand there `also`. Raises ComposeError."""
+    value = plain(scalar)
+    if scalar.given or value is None or type(value) in (str, *also):
+        return
+    kind = "a boolean" if isinstance(value, bool) else "a number"
+    words = f'this is {kind}; where a text is meant, write it in quotes: "{scalar.text}"'
+    raise ComposeError(scalar.place, at, words)
 
 
 class _Replaced:
@@ -91,6 +111,8 @@ class Text(_Replaced):
 
     check: Callable[[str], object] = str
     wanted: str = "a text"
+    also: tuple[type, ...] = ()
+    """What it may be written as besides: `NUMBER`, bool."""
 
     def read(self, node: Node, at: str, reading: Reading) -> Node | None:
         scalar = scalar_of(node, at, self.wanted)
@@ -102,7 +124,18 @@ class Text(_Replaced):
             self.check(scalar.text)
         except ValueError as error:
             raise ComposeError(scalar.place, at, str(error)) from None
+        check_text(scalar, at, self.also)
         return replace(scalar, plain=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AnyMap(_Replaced):
+    """A map of which nothing is asked."""
+
+    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+        if isinstance(node, Map) or (isinstance(node, Scalar) and node.is_null):
+            return node
+        raise ComposeError(node.place, at, f"this is {what(node)}; it takes a map")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +148,7 @@ class Path(_Replaced):
             return scalar if scalar.tag else None
         if reading.open(scalar.text):
             return replace(scalar, plain=False)
+        check_text(scalar, at)
         return replace(scalar, text=reading.path(scalar.text), plain=False)
 
 
@@ -206,6 +240,8 @@ class Words(_Replaced):
         if isinstance(node, Scalar):
             if node.is_null:
                 return node if node.tag else None
+            if not reading.open(node.text):
+                check_text(node, at)
             if self.shell:
                 texts = ["CMD-SHELL", node.text]
             else:
@@ -218,11 +254,14 @@ class Words(_Replaced):
             return tagged(node, List(items, node.place))
         if isinstance(node, Map):
             raise ComposeError(node.place, at, "this is a map; it takes a text or a list")
-        items = tuple(
-            replace(scalar_of(item, within(at, i), "a text"), plain=False)
-            for i, item in enumerate(node.items)
-        )
-        return List(items, node.place, node.tag)
+        words_of = []
+        for index, item in enumerate(node.items):
+            scalar = scalar_of(item, within(at, index), "a text")
+            if scalar.is_null:
+                raise empty(scalar.place, within(at, index))
+            check_text(scalar, within(at, index))
+            words_of.append(replace(scalar, plain=False))
+        return List(tuple(words_of), node.place, node.tag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,11 +285,13 @@ class Refused(_Replaced):
 @dataclass(frozen=True, slots=True)
 class Noted(_Replaced):
     """A key of the specification that makes no difference in a cluster, and why; with no words
-    there is nothing to say about it."""
+    there is nothing to say about it. It must be of its `shape` all the same."""
 
+    shape: Kind
     words: str = ""
 
     def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+        self.shape.read(node, at, reading)
         if self.words:
             reading.note(node.place, at, self.words)
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from orchestrator.compose.kinds import Kind, Reading, Text, scalar_of, tagged
+from orchestrator.compose.kinds import Kind, Reading, Text, check_text, empty, scalar_of, tagged
 from orchestrator.compose.tree import (
     OVERRIDE,
     RESET,
@@ -57,11 +57,13 @@ class Many:
             return List((one,) if one else (), node.place, node.tag)
         if not isinstance(node, List):
             raise ComposeError(node.place, at, f"this is {what(node)}; it takes a list")
-        items = [
-            self.kind.read(item, within(at, index), reading)
-            for index, item in enumerate(node.items)
-        ]
-        return List(tuple(each for each in items if each is not None), node.place, node.tag)
+        items = []
+        for index, item in enumerate(node.items):
+            one = self.kind.read(item, within(at, index), reading)
+            if one is None or (isinstance(item, Scalar) and item.is_null):
+                raise empty(item.place, within(at, index))
+            items.append(one)
+        return List(tuple(items), node.place, node.tag)
 
     def merge(self, old: Node, new: Node) -> Node:
         if not isinstance(old, List) or not isinstance(new, List):
@@ -127,6 +129,8 @@ class Pairs:
     """Of a name."""
     many: bool = False
     """A value may be a list of texts, which is written with commas."""
+    valued: bool = False
+    """Each name has a text for a value."""
 
     def read(self, node: Node, at: str, reading: Reading) -> Node | None:
         if isinstance(node, Scalar) and node.is_null:
@@ -135,6 +139,8 @@ class Pairs:
         if isinstance(node, List):
             for index, item in enumerate(node.items):
                 scalar = scalar_of(item, within(at, index), "NAME=value")
+                if scalar.is_null:
+                    raise empty(scalar.place, within(at, index))
                 name, value = self._cut(scalar)
                 entries[name] = value
         elif isinstance(node, Map):
@@ -162,6 +168,10 @@ class Pairs:
             texts = [scalar_of(item, at, "a text").text for item in node.items]
             return Scalar(",".join(texts), node.place, False)
         scalar = scalar_of(node, at, "a text")
+        if self.valued and not scalar.tag:
+            if scalar.is_null:
+                raise ComposeError(scalar.place, at, "this is nothing; it takes a text")
+            check_text(scalar, at)
         return scalar if scalar.is_null or scalar.tag else replace(scalar, plain=False)
 
     def merge(self, old: Node, new: Node) -> Node:
@@ -187,6 +197,8 @@ class Keys:
 
     def read(self, node: Node, at: str, reading: Reading) -> Node | None:
         if isinstance(node, Scalar) and node.is_null:
+            if self.required and not node.tag:
+                raise ComposeError(node.place, at, "this is nothing; it takes a map")
             return node if node.tag else Map({}, node.place)
         if isinstance(node, Scalar) and reading.open(node.text):
             return replace(node, plain=False)
@@ -225,6 +237,8 @@ class Entries:
     kind: Kind
     check: Callable[[str], object] = str
     """Of a name; raises ValueError."""
+    needed: bool = False
+    """No name may have nothing behind it."""
     names: bool = False
     """A list of names stands for a map in which each has nothing more to say."""
 
@@ -245,6 +259,8 @@ class Entries:
             where = within(at, name)
             if not self.names and name.startswith("x-"):
                 continue
+            if self.needed and isinstance(value, Scalar) and value.is_null and not value.tag:
+                raise ComposeError(value.place, where, "this is nothing; give it a value")
             try:
                 self.check(name)
             except ValueError as error:

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from orchestrator.compose import short
-from orchestrator.compose.kinds import Choice, External, Kind, Noted, Path, Refused, Text, Truth
+from orchestrator.compose.kinds import (
+    NUMBER,
+    Choice,
+    External,
+    Kind,
+    Noted,
+    Path,
+    Refused,
+    Text,
+    Truth,
+)
 from orchestrator.compose.mapkinds import Entries, Keys, Many, Pairs
 from orchestrator.compose.serviceschema import SERVICE, check_service_name
 from orchestrator.model.documents import TEMPLATE_DRIVERS
@@ -16,7 +26,7 @@ NETWORK = Keys(
         "name": Text(),
         "external": External(),
         "driver": Text(),
-        "driver_opts": Pairs(),
+        "driver_opts": Entries(Text(also=NUMBER), needed=True),
         "attachable": Truth(),
         "internal": Truth(),
         "enable_ipv4": Refused("each network has IPv4", ("true",)),
@@ -36,7 +46,7 @@ NETWORK = Keys(
                         "a network's addresses",
                     )
                 ),
-                "options": Pairs(),
+                "options": Entries(Text(), needed=True),
             },
             "a network's addresses",
         ),
@@ -49,7 +59,7 @@ VOLUME = Keys(
         "name": Text(),
         "external": External(),
         "driver": Text(),
-        "driver_opts": Pairs(),
+        "driver_opts": Entries(Text(also=NUMBER), needed=True),
         "labels": Pairs(),
     },
     "a volume",
@@ -89,7 +99,7 @@ INCLUDE = Many(
 
 FILE = Keys(
     {
-        "version": Noted(),
+        "version": Noted(Text()),
         "name": _NAME,
         "include": INCLUDE,
         "services": Entries(SERVICE, check_service_name),

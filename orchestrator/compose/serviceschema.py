@@ -6,11 +6,14 @@ a cluster, as a note; what cannot be done, as a refusal that says what to write 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from orchestrator.compose import short
 from orchestrator.compose.deployschema import DEPLOY, LIMITS_CPUS, SIZE
 from orchestrator.compose.kinds import (
+    NUMBER,
+    AnyMap,
     Choice,
     Noted,
     Number,
@@ -35,6 +38,23 @@ DURATION = Text(parse_duration, "a length of time")
 def _signal(text: str) -> None:
     if not known_signal(text):
         raise ValueError(f"stop signal {text!r} is unknown; write such as SIGTERM or SIGINT")
+
+
+_PULLS = re.compile(
+    "always|never|build|if_not_present|missing|refresh|daily|weekly|every_([0-9]+[wdhms])+"
+)
+
+
+def _pull_policy(text: str) -> None:
+    if not _PULLS.fullmatch(text):
+        raise ValueError(
+            f"{text!r} is none of always, missing, never, build, daily, weekly, every_2d"
+        )
+
+
+def _container_name(text: str) -> None:
+    if not re.fullmatch("[a-zA-Z0-9][a-zA-Z0-9_.-]+", text):
+        raise ValueError(f"{text!r} is no name: letters, digits and _.-, two of them at least")
 
 
 def _restart(text: str) -> None:
@@ -65,12 +85,12 @@ def _port_key(entry: Map) -> object:
 PORT = Keys(
     {
         "target": Number(1, most=65535),
-        "published": Text(),
+        "published": Text(also=NUMBER),
         "protocol": Choice(("tcp", "udp"), {"sctp": "tcp and udp are published"}),
         "host_ip": Text(),
         "mode": Choice(("ingress", "host")),
-        "name": Noted(),
-        "app_protocol": Noted(),
+        "name": Noted(Text()),
+        "app_protocol": Noted(Text()),
     },
     "a port",
     required=("target",),
@@ -99,7 +119,7 @@ MOUNT = Keys(
         "source": Text(),
         "target": Text(),
         "read_only": Truth(),
-        "consistency": Noted(),
+        "consistency": Noted(Text()),
         "bind": Keys(
             {
                 "propagation": Choice(short.PROPAGATIONS),
@@ -111,14 +131,16 @@ MOUNT = Keys(
                         "writable": "write enabled or disabled",
                     },
                 ),
-                "selinux": Noted("this asks for nothing: Orc uses no SELinux labels"),
+                "selinux": Noted(
+                    Choice(("z", "Z")), "this asks for nothing: Orc uses no SELinux labels"
+                ),
             },
             "a bind mount",
         ),
         "volume": Keys(
             {"nocopy": Truth(), "subpath": Text(), "labels": Pairs()}, "a volume's mount"
         ),
-        "tmpfs": Keys({"size": SIZE, "mode": Text()}, "a tmpfs"),
+        "tmpfs": Keys({"size": SIZE, "mode": Text(also=NUMBER)}, "a tmpfs"),
         "image": Refused("only volumes, binds and tmpfs are mounted"),
     },
     "a volume",
@@ -127,7 +149,7 @@ MOUNT = Keys(
 )
 
 GRANT = Keys(
-    {"source": Text(), "target": Text(), "uid": Text(), "gid": Text(), "mode": Text()},
+    {"source": Text(), "target": Text(), "uid": Text(), "gid": Text(), "mode": Text(also=NUMBER)},
     required=("source",),
 )
 
@@ -156,7 +178,10 @@ NETWORK_OF_SERVICE = Keys(
         "ipv6_address": Text(),
         "mac_address": Text(),
         "link_local_ips": Refused("a container has one address of each kind on a network"),
-        "priority": Noted("networks are joined in the order in which they are named"),
+        "priority": Noted(
+            Number(whole=False, least=float("-inf")),
+            "networks are joined in the order in which they are named",
+        ),
         "gw_priority": Refused("the way out is by the first network that is named"),
         "interface_name": Refused("interfaces are named eth0, eth1, … in the networks' order"),
         "driver_opts": Refused("give options to the network, under networks"),
@@ -170,7 +195,7 @@ DEPENDENCY = Keys(
             ("service_started", "service_healthy", "service_completed_successfully")
         ),
         "required": Truth(),
-        "restart": Noted("what depends on a service is not restarted with it"),
+        "restart": Noted(Truth(), "what depends on a service is not restarted with it"),
     },
     "a dependency",
 )
@@ -185,12 +210,12 @@ BUILD = Keys(
         "labels": Pairs(),
         "tags": Many(Text(parse_image)),
         "network": Choice(("default", "host", "none")),
-        "extra_hosts": Pairs("=:"),
+        "extra_hosts": Pairs("=:", many=True, valued=True),
         "no_cache": Truth(),
         "pull": Truth(),
         "platforms": Many(Text()),
-        "cache_from": Noted("the nodes' own build caches are used"),
-        "cache_to": Noted("the nodes' own build caches are used"),
+        "cache_from": Noted(Many(), "the nodes' own build caches are used"),
+        "cache_to": Noted(Many(), "the nodes' own build caches are used"),
         "additional_contexts": Refused("copy what is needed into the context"),
         "ssh": Refused("builds have no SSH agent; use a secret of 'orc build'"),
         "secrets": Refused("build it beforehand with 'orc build --secret', and name the image"),
@@ -199,8 +224,8 @@ BUILD = Keys(
         "entitlements": Refused("builds are not privileged"),
         "shm_size": Refused("builds have the usual /dev/shm"),
         "ulimits": Refused("builds have the nodes' limits"),
-        "provenance": Noted("images are built without attestations"),
-        "sbom": Noted("images are built without attestations"),
+        "provenance": Noted(Text(also=(bool,)), "images are built without attestations"),
+        "sbom": Noted(Text(also=(bool,)), "images are built without attestations"),
     },
     "a build",
     short=short.build,
@@ -210,7 +235,9 @@ SERVICE = Keys(
     {
         "image": Text(parse_image),
         "build": BUILD,
-        "pull_policy": Noted("nodes fetch the image that the service's digest names"),
+        "pull_policy": Noted(
+            Text(_pull_policy), "nodes fetch the image that the service's digest names"
+        ),
         "platform": Text(),
         "command": Words(),
         "entrypoint": Words(),
@@ -234,7 +261,7 @@ SERVICE = Keys(
         "scale": Number(),
         "restart": Text(_restart),
         "ports": Keyed(PORT, short.ports, _port_key),
-        "expose": Noted(),
+        "expose": Noted(Many(Text(also=NUMBER))),
         "networks": Entries(NETWORK_OF_SERVICE, names=True),
         "network_mode": Text(),
         "links": Many(Text(_link)),
@@ -267,14 +294,14 @@ SERVICE = Keys(
                         ),
                     },
                 ),
-                "options": Entries(Text()),
+                "options": Entries(Text(also=NUMBER)),
             },
             "logging",
         ),
         "stop_grace_period": DURATION,
         "stop_signal": Text(_signal),
         "user": Text(),
-        "group_add": Many(),
+        "group_add": Many(Text(also=NUMBER)),
         "working_dir": Text(),
         "stdin_open": Truth(),
         "tty": Truth(),
@@ -306,12 +333,14 @@ SERVICE = Keys(
         "cpuset": Text(confinement.check_cpus),
         "mem_limit": SIZE,
         "mem_reservation": SIZE,
-        "memswap_limit": Text(),
+        "memswap_limit": Text(also=NUMBER),
         "pids_limit": Number(-1),
-        "storage_opt": Entries(Text()),
-        "container_name": Noted("tasks are named after their service and slot"),
-        "attach": Noted("'orc service logs -f' shows what a service prints"),
-        "develop": Noted("it is for 'docker compose watch'"),
+        "storage_opt": Entries(Text(also=NUMBER)),
+        "container_name": Noted(
+            Text(_container_name), "tasks are named after their service and slot"
+        ),
+        "attach": Noted(Truth(), "'orc service logs -f' shows what a service prints"),
+        "develop": Noted(Keys({"watch": Many(AnyMap())}), "it is for 'docker compose watch'"),
         "blkio_config": Refused("Orc limits no block devices"),
         "cgroup": Refused("each container has a cgroup namespace of its own", ("private",)),
         "cgroup_parent": Refused("Orc has a cgroup of its own for containers"),
@@ -335,7 +364,7 @@ SERVICE = Keys(
         "post_start": Refused("Orc has no life cycle hooks; use a wrapper as entrypoint"),
         "pre_stop": Refused("Orc has no life cycle hooks; use a wrapper as entrypoint"),
         "provider": Refused("Orc runs containers only"),
-        "pull_refresh_after": Noted("'orc stack deploy' looks tags up each time"),
+        "pull_refresh_after": Noted(Text(), "'orc stack deploy' looks tags up each time"),
         "use_api_socket": Refused("there is no daemon's socket on nodes"),
         "uts": Refused("each container has a hostname of its own"),
         KEY: OWN,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from orchestrator.compose.kinds import Reading
+from orchestrator.compose.kinds import Reading, check_text
 from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, Scalar
 
 PROPAGATIONS = ("rprivate", "private", "rslave", "slave", "rshared", "shared")
@@ -147,11 +147,13 @@ def include(node: Scalar, at: str, reading: Reading) -> Map:
 
 def build(node: Scalar, at: str, reading: Reading) -> Map:
     """`build: FOLDER`."""
+    check_text(node, at)
     return _map(node.place, context=reading.path(node.text))
 
 
 def extends(node: Scalar, at: str, reading: Reading) -> Map:
     """`extends: SERVICE`."""
+    check_text(node, at)
     return _map(node.place, service=node.text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -13,6 +14,9 @@ NULLS = ("", "~", "null", "Null", "NULL")
 TRUTHS = {"true": True, "yes": True, "on": True, "y": True}
 TRUTHS |= {"false": False, "no": False, "off": False, "n": False}
 """Booleans, in small letters: those of YAML 1.2, and what YAML 1.1 had besides."""
+
+_WHOLE = re.compile(r"[-+]?[0-9]+")
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 RESET, OVERRIDE = "!reset", "!override"
 """Tags of a later file: without the earlier value, and in place of it."""
@@ -47,6 +51,8 @@ class Scalar:
     plain: bool = True
     """Written without quotes, so that it may be something else than a text."""
     tag: str = ""
+    given: bool = False
+    """A variable stood in it: then it is what its key takes."""
 
     @property
     def is_null(self) -> bool:
@@ -159,10 +165,6 @@ def plain(node: Node) -> object:
         return None
     if node.text.lower() in ("true", "false"):
         return node.text.lower() == "true"
-    for kind in (int, float):
-        try:
-            number = kind(node.text)
-        except ValueError:
-            continue
-        return number if "_" not in node.text else node.text
-    return node.text
+    if _WHOLE.fullmatch(node.text):
+        return int(node.text)
+    return float(node.text) if _NUMBER.fullmatch(node.text) else node.text

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, Scalar, within
+from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, within
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPERATORS = (":-", ":?", ":+", "-", "?", "+")
@@ -42,7 +43,8 @@ class Variables:
             return List(tuple(items), node.place, node.tag)
         if "$" not in node.text:
             return node
-        return Scalar(self.text(node.text, node.place, at), node.place, node.plain, node.tag)
+        text = self.text(node.text, node.place, at)
+        return replace(node, text=text, given=text != node.text)
 
     def text(self, text: str, place: Place, at: str) -> str:
         """A text with its variables in place. Raises ComposeError."""

@@ -31,6 +31,7 @@ _VALUES: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _USUAL = "tag:yaml.org,2002:"
 _MERGE = "<<"
+_NOWHERE = Place("", 0)
 
 
 def parse(text: str, file: str) -> Map:
@@ -137,6 +138,14 @@ class _Dumper(_DUMPER):  # type: ignore[misc]
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def represent_str(self, text: str) -> Any:
+        """In quotes what another reader takes for a number, such as 08, or for a boolean."""
+        is_text = isinstance(plain(Scalar(text, _NOWHERE)), str)
+        return self.represent_scalar(f"{_USUAL}str", text, style=None if is_text else "'")
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def dump(tree: Node) -> str:

@@ -97,7 +97,7 @@ def test_an_override_in_the_folder_is_merged(run: Run, chart: Path) -> None:
 
 def test_notes_go_to_stderr(run: Run, chart: Path) -> None:
     (chart / "compose.yaml").write_text(
-        "services: {web: {image: 'a:1$NOT_SET', container_name: x}}"
+        "services: {web: {image: 'a:1$NOT_SET', container_name: x1}}"
     )
     done = run("stack", "config", "--quiet", str(chart))
     assert done.stdout == ""

@@ -101,7 +101,7 @@ services:
     image: web
     environment: {A: yes, B: 1.10, C: 0x1F, D: 2024-01-01, E: 12e3, F: ~, G: "", H: null}
     labels: {on: off}
-    user: 1000
+    user: "1000"
 """).values()
     assert web["environment"] == {
         "A": "yes", "B": "1.10", "C": "0x1F", "D": "2024-01-01", "E": "12e3", "G": "",

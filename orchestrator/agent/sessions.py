@@ -16,7 +16,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import grpc
 
@@ -28,6 +28,7 @@ from orchestrator.agent.runtime.base import Exit, RuntimeFailure
 from orchestrator.agent.runtime.execs import ExecProgram, ExecSpec
 from orchestrator.agent.runtime.streams import Program
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import TaskStatus
 from orchestrator.pb import dispatch_pb2, interact_pb2
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class Sessions:
         spec = runner.task.spec.container
         program = await attach(
             self._access(runner.id),
-            self._wait,
+            lambda _: end_of(runner, self._wait),
             runner.ended,
             stdin=spec.open_stdin and request.stdin,
             tty=spec.tty,
@@ -137,6 +138,29 @@ class Sessions:
         task = self._group.create_task(_run_on(program))
         self._left.add(task)
         task.add_done_callback(self._left.discard)
+
+
+class _Ending(Protocol):
+    """What a container's runner knows of its end."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def ended(self) -> asyncio.Event: ...
+    @property
+    def status(self) -> TaskStatus: ...
+
+
+async def end_of(runner: _Ending, wait: Callable[[str], Awaitable[Exit]]) -> Exit:
+    """How a container ended. One that goes with its end (`--rm`) may be gone before it is asked:
+    then what was reported of it holds. Raises RuntimeFailure where nothing is known."""
+    try:
+        return await wait(runner.id)
+    except RuntimeFailure:
+        if not runner.ended.is_set():
+            raise
+        status = runner.status
+        return Exit(status.exit_code, status.oom_killed, status.finished_at, status.message)
 
 
 async def _run_on(program: ExecProgram) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,18 +13,8 @@ from devcluster import Cluster, eventually
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 
-@pytest.fixture(scope="module")
-def shell(session_cluster: Cluster, hello: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An image with a shell."""
-    folder: Path = tmp_path_factory.mktemp("shell")
-    link = '["/bin/busybox", "ln", "-s", "busybox", "/bin/sh"]'
-    (folder / "Dockerfile").write_text(f"FROM {hello}\nRUN {link}\n")
-    session_cluster.orc("build", "-t", "shell:1", str(folder))
-    return "shell:1"
-
-
 @pytest.fixture
-def box(cluster: Cluster, shell: str) -> Iterator[str]:
+def box(cluster: Cluster) -> Iterator[str]:
     yield "box"
     cluster.orc("rm", "-f", "box", ok=False)
 
@@ -71,10 +60,10 @@ def test_an_update_stops_at_the_first_task_that_does_not_get_healthy(
     assert len(cluster.running("web")) == 3
 
 
-def test_a_container_tells_its_health_and_goes_on(cluster: Cluster, shell: str, box: str) -> None:
+def test_a_container_tells_its_health_and_goes_on(cluster: Cluster, hello: str, box: str) -> None:
     since = str(time.time())
     cluster.orc("run", "-d", "--name", box, "--health-cmd", "test -e /ready", "--health-interval",
-                "100ms", "--health-retries", "2", "--health-start-period", "1m", shell)  # fmt: skip
+                "100ms", "--health-retries", "2", "--health-start-period", "1m", hello)  # fmt: skip
     assert "(health: starting)" in cluster.orc("ps").stdout
     cluster.orc("exec", box, "/bin/busybox", "touch", "/ready")
     eventually(lambda: "(healthy)" in cluster.orc("ps").stdout, within=10)
@@ -87,9 +76,9 @@ def test_a_container_tells_its_health_and_goes_on(cluster: Cluster, shell: str, 
     assert events.stdout.index("health_status: healthy") < events.stdout.index("unhealthy")
 
 
-def test_a_probe_that_takes_too_long_is_killed(cluster: Cluster, shell: str, box: str) -> None:
+def test_a_probe_that_takes_too_long_is_killed(cluster: Cluster, hello: str, box: str) -> None:
     cluster.orc("run", "-d", "--name", box, "--health-cmd", "exec /bin/busybox sleep 1000",
-                "--health-timeout", "300ms", "--health-interval", "100ms", shell)  # fmt: skip
+                "--health-timeout", "300ms", "--health-interval", "100ms", hello)  # fmt: skip
     eventually(lambda: container(cluster, box)["health"] == "unhealthy", within=20)
     assert container(cluster, box)["error"] == "probe failed: no answer within 0.3 s"
 

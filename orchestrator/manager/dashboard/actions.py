@@ -24,11 +24,12 @@ MOST_REPLICAS = 10_000
 async def act(api: ApiContext, order: Mapping[str, Any]) -> None:
     """Do what is ordered: `{"do": …, "to": id, "replicas": …}`. Raises Refusal, InvalidSpec,
     StoreError."""
-    action = _ACTIONS.get(str(order.get("do")))
-    target = order.get("to")
+    name, target = str(order.get("do")), order.get("to")
+    action = _ACTIONS.get(name)
     if action is None or not isinstance(target, str) or not target:
         raise invalid("the page may scale, restart, roll back, drain and activate")
-    await action(api, target, order)
+    with api.tracer.span(f"page {name}", kind="server"):
+        await action(api, target, order)
 
 
 async def _scale(api: ApiContext, target: str, order: Mapping[str, Any]) -> None:

@@ -153,7 +153,8 @@ class Client:
         if self._connection is not None:
             return self._connection
         context = self._context
-        timeout = max(min(1.0, self._reach), self._reach / max(1, len(self._endpoints)))
+        share = self._reach / max(1, len(self._endpoints))
+        timeout = max(self._reach / REACH_TIMEOUT, share)
         while self._endpoints:
             endpoint = self._endpoints[0]
             try:

@@ -6,15 +6,21 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from orchestrator.cli import completion, rpc
+from orchestrator.cli.context import Context, save_context
+from orchestrator.cli.main import orc
 from orchestrator.pb import control_pb2 as pb
 
 BIN = Path(sys.executable).parent
@@ -139,3 +145,24 @@ def test_all_commands_are_named_without_importing_daemons(config: Path) -> None:
     assert "agent" in done.stdout
     for heavy in ("numpy", "orchestrator.agent", "orchestrator.manager", "rich"):
         assert f"| {heavy}" not in done.stderr.replace("|   ", "| ")
+
+
+def test_managers_that_say_nothing_are_not_waited_for(config: Path, authority: Any) -> None:
+    pair = authority.issue("admin")
+    with ExitStack() as stack:
+        deaf = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        endpoints = tuple(f"127.0.0.1:{each.getsockname()[1]}" for each in deaf)
+        save_context(Context("deaf", endpoints, authority.pem, pair.certificate, pair.key))
+        waited = []
+        connect = rpc.connect
+
+        def noting(address: Any, **options: Any) -> Any:
+            waited.append(options["within"])
+            return connect(address, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rpc, "connect", noting)
+            found = completion.nodes(click.Context(orc), click.Argument(["node"]), "")
+    assert found == []
+    assert len(waited) == 3
+    assert sum(waited) <= 2 * completion.TIMEOUT

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 _CLOSING = 1.0
 """Seconds in which what is left must be sent."""
 _KINDS = {"": SpanKind.INTERNAL, "client": SpanKind.CLIENT, "server": SpanKind.SERVER}
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+"""Versions to come may have more after a dash."""
 _PROTOCOLS = ("http/protobuf", "grpc")
 
 
@@ -192,11 +195,9 @@ def _exporter(endpoint: str) -> SpanExporter:
 
 def _parsed(place: str) -> SpanContext | None:
     """What a `traceparent` says; None for what is not one."""
-    parts = place.split("-")
-    try:
-        trace_id, span_id, flags = (int(part, 16) for part in parts[1:4])
-    except ValueError:
+    if (parts := _TRACEPARENT.fullmatch(place)) is None:
         return None
+    trace_id, span_id, flags = (int(part, 16) for part in parts.groups())
     context = SpanContext(trace_id, span_id, True, TraceFlags(flags))
     return context if context.is_valid else None
 

@@ -126,6 +126,30 @@ def test_what_is_in_no_trace_makes_no_span(receiver: TraceReceiver) -> None:
     assert receiver.spans == []
 
 
+@pytest.mark.parametrize(
+    ("sent", "continued"),
+    [
+        ("00-" + "a" * 32 + "-" + "b" * 16 + "-01", True),
+        ("01-" + "a" * 32 + "-" + "b" * 16 + "-01-more", True),
+        ("00-" + "a" * 32 + "-" + "b" * 16 + "-fff", False),
+        ("ff-" + "a" * 32 + "-" + "b" * 16 + "-01", False),
+        ("00-" + "0" * 32 + "-" + "b" * 16 + "-01", False),
+        ("00-" + "A" * 32 + "-" + "b" * 16 + "-01", False),
+        ("garbage", False),
+    ],
+)
+def test_a_call_from_elsewhere_goes_on_with_its_trace(
+    receiver: TraceReceiver, sent: str, continued: bool
+) -> None:
+    traces = sending(receiver)
+    with traces.span("call", sent, kind="server"):
+        pass
+    traces.close()
+    (span,) = receiver.spans
+    assert (span.trace == "a" * 32 and span.parent == "b" * 16) is continued
+    assert bool(span.parent) is continued
+
+
 def test_a_place_is_the_same_for_each_who_asks(receiver: TraceReceiver) -> None:
     first, second = sending(receiver), sending(receiver)
     above = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"

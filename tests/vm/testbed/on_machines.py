@@ -23,7 +23,7 @@ SOON, LATER = 300.0, 1200.0
 
 Task = dict[str, Any]
 
-PAGE_SERVER = ("busybox", "httpd", "-f", "-p", "80", "-h", "/srv/page")
+PAGE_SERVER = ("busybox", "httpd", "-f", "-p", "0.0.0.0:80", "-h", "/srv/page")
 """Says who asked and who answers; the box has the page."""
 
 
@@ -35,7 +35,7 @@ def lives(tasks: list[Task]) -> dict[str, tuple[int, str]]:
 def inside(testbed: Testbed, task: Task, *command: str, ok: bool = True) -> str:
     """Run a program of the image in a task's container; what it said."""
     pid = str(task["pid"])
-    enter = ("nsenter", "-t", pid, "-U", "-n", "-m", "--", "/bin/busybox", *command)
+    enter = ("nsenter", "-t", pid, "-n", "-m", "--", "/bin/busybox", *command)
     return testbed.on(task["node"], *enter, ok=ok).stdout
 
 
@@ -152,7 +152,7 @@ def test_any_node_answers_and_the_client_keeps_its_address(cluster: Cluster) -> 
 def test_shares_and_limits_are_the_kernels(testbed: Testbed, cluster: Cluster) -> None:
     there = ("--constraint", "node.hostname==worker2")
     loop = ("busybox", "sh", "-c", "while :; do :; done")
-    weights = {"light": "1024", "heavy": "2048"}
+    weights = {"light": "512", "heavy": "1024"}
     for name, shares in weights.items():
         create(cluster, name, "--cpu-shares", shares, "--cpuset-cpus", "0", *there, runs=loop)
     create(cluster, "capped", "--limit-cpu", "0.1", "--limit-memory", "48m", *there, runs=loop)

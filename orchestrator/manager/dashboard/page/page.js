@@ -15,6 +15,7 @@ const PANELS = ["service", "node", "task"];
 const MOST_IN_LEGEND = 24;
 const place = (id) => document.getElementById(id);
 const main = place("main"), help = place("help"), legend = h("ul", { class: "legend", "aria-label": "Services" });
+const hint = h("p", { class: "hint", hidden: true });
 const cluster = new Cluster();
 const open = (hash) => { location.hash = hash; };
 const picture = new Picture(cluster, open, place("tip"));
@@ -80,7 +81,7 @@ let searched = "";
 function drawPicture() {
   const words = search.words, text = words.join(" ");
   if (!picture.element.isConnected) {
-    main.replaceChildren(h("div", { class: "canvas" }, picture.element), legend);
+    main.replaceChildren(h("div", { class: "canvas" }, picture.element, hint), legend);
     picture.attach();
   } else picture.refresh();
   if (text || searched) {
@@ -89,6 +90,7 @@ function drawPicture() {
     place("found").textContent = ids ? (ids.size ? `${count(ids.size, "task")} found` : "No task is like that.") : "";
   }
   searched = text;
+  suggest();
   const services = [...cluster.services.values()].sort((a, b) => cluster.ofService(b.id).live - cluster.ofService(a.id).live || (a.key < b.key ? -1 : 1));
   const key = services.slice(0, MOST_IN_LEGEND).map((service) => `${service.id} ${cluster.ofService(service.id).live}`).join();
   if (legend.dataset.shown === `${key} ${services.length} ${isDark()}`) return;
@@ -99,6 +101,15 @@ function drawPicture() {
       onfocus: () => picture.light(service.id), onblur: () => picture.light(null),
     }, swatch(service.name), service.name, h("span", { class: "soft" }, String(cluster.ofService(service.id).live))))),
   services.length > MOST_IN_LEGEND && h("li", { "data-key": "more" }, h("a", { href: "#/services" }, `and ${services.length - MOST_IN_LEGEND} more`)));
+}
+
+/** Where there is nothing to see: what to do. */
+function suggest() {
+  const [text, command] = !cluster.connected ? [] : !cluster.nodes.size ? ["No node has joined yet. For the command that has a host join:", "orc cluster token worker"]
+    : !cluster.tasks.size ? ["Nothing runs yet. To begin:", "orc service create --name web --replicas 3 IMAGE"] : [];
+  hint.hidden = !text;
+  hint.classList.toggle("low", cluster.nodes.size > 0);
+  if (text) patch(hint, h("span", {}, text), h("span", {}, h("kbd", {}, command)));
 }
 
 function summarise() {
@@ -160,7 +171,7 @@ function onKey(event) {
 function lockedOut(text) {
   main.classList.remove("bare");
   main.replaceChildren(h("div", { class: "empty" }, h("img", { src: "/icon.svg", alt: "", width: "56", height: "56" }),
-    h("p", {}, text), h("p", {}, "On a machine with an orc context: ", h("kbd", {}, "orc dashboard"))));
+    h("p", {}, text[0].toUpperCase() + text.slice(1)), h("p", {}, "On a machine with an orc context: ", h("kbd", {}, "orc dashboard"))));
 }
 
 async function begin() {

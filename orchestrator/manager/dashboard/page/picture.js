@@ -58,8 +58,8 @@ export class Picture {
 
   get element() { return this.#canvas; }
 
-  /** Frames drawn and the milliseconds they took, for whoever measures. */
-  drawn = { frames: 0, milliseconds: 0 };
+  /** Frames drawn, for whoever measures. */
+  drawn = { frames: 0 };
 
   attach() { this.#observer.observe(this.#canvas.parentElement); this.repaint(); }
 
@@ -123,9 +123,7 @@ export class Picture {
     for (const box of this.#boxes) if (all || touched.has(box.node.id)) this.#fill(box, all, over);
     if (all || touched.has(WAITING)) this.#wait(width, over);
     touched.clear();
-    for (const sprite of over) {
-      if (!sprite.gone) { sprite.gone = true; sprite.toAlpha = 0; this.#move(sprite); }
-    }
+    for (const sprite of over) if (!sprite.gone) { sprite.gone = true; sprite.toAlpha = 0; this.#move(sprite); }
     if (all) this.#dirty = new Set([...this.#boxes, null]);
     this.#describe();
     this.wake();
@@ -140,8 +138,8 @@ export class Picture {
 
   /** Whether boxes are elsewhere than they were. */
   #arrange(width, height) {
-    const nodes = [...this.#cluster.nodes.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
     const { touched } = this.#cluster, shown = this.#shown;
+    const nodes = [...this.#cluster.nodes.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
     this.#shown = new Map(nodes.map(({ id }) => [id, (!touched.has(id) && shown.get(id))
       || this.#cluster.tasksOfNode(id).filter((task) => this.#isShown(task))]));
     this.#waits = this.#cluster.tasksOfNode(WAITING).filter((task) => !ENDED.has(task.state));
@@ -245,7 +243,7 @@ export class Picture {
   }
 
   #draw(now) {
-    const began = performance.now(), still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     const step = still ? 1 : 1 - Math.exp(-Math.min(now - this.#last, 100) / 1000 * SPEED);
     this.#last = now;
     const moves = this.#advance(step);
@@ -262,7 +260,6 @@ export class Picture {
     pen.globalAlpha = 1;
     this.#ring(pen);
     this.drawn.frames += 1;
-    this.drawn.milliseconds += performance.now() - began;
     this.#frame = moves ? requestAnimationFrame((next) => this.#draw(next)) : 0;
   }
 

@@ -1,5 +1,5 @@
 // What a search finds: every word must be there, anywhere or, as in `node:db1`, in a field.
-import { kindOf, stateWord } from "/words.js";
+import { ENDED, kindOf, stateWord } from "/words.js";
 
 const MOST_OF_A_KIND = 5;
 
@@ -41,14 +41,15 @@ function lowered(looks) {
 
 const PLACES = [["services", "service"], ["nodes", "node"], ["tasks", "task"]];
 
-/** The best of what is found: `{ kind, name, about, hash }`, names that begin so first. */
+/** The best of what is found: `{ kind, name, about, hash }`, what has ended last, names that begin so first. */
 export function suggested(cluster, words) {
   if (!words.length) return [];
   return PLACES.flatMap(([kind, one]) => {
     const items = kind === "tasks" ? cluster.allTasks : [...cluster[kind].values()].sort((a, b) => (a.key < b.key ? -1 : 1));
     const all = found(cluster, kind, items, words);
-    const begins = (item) => item.name.toLowerCase().startsWith(words[0]);
-    return [...all.filter(begins), ...all.filter((item) => !begins(item))].slice(0, MOST_OF_A_KIND).map((item) => ({
+    const begins = (item) => Number(item.name.toLowerCase().startsWith(words[0])), lives = (item) => Number(!ENDED.has(item.state));
+    all.sort((a, b) => lives(b) - lives(a) || begins(b) - begins(a));
+    return all.slice(0, MOST_OF_A_KIND).map((item) => ({
       kind: one, name: item.name, hash: `#/${one}/${item.id}`,
       about: kind === "tasks" ? stateWord(item) : kind === "nodes" ? item.state : item.image,
     }));

@@ -81,6 +81,7 @@ def test_a_deadline_ends_it_and_a_timeout_only_the_waiting(cluster: Cluster, hel
 
 
 def test_a_node_that_is_lost_costs_no_retry(cluster: Cluster, hello: str) -> None:
+    run(cluster, "--name", "spread", "--global", *SHELL, "true")  # each node has the image
     run(cluster, "-d", "--name", "long", "--retries", "0", *SHELL, "sleep 8")
     [task] = eventually(
         lambda: [t for t in cluster.json("job", "ps", "long") if t["state"] == "running"], within=20

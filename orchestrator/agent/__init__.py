@@ -7,8 +7,9 @@ travel over further streams that it opens as well (`tunnels`).
 The way of an order: `session` checks that it chains to the last one, `worker` writes it to the
 state file (`statedb`) and only then acts: each task has a runner (`runner`), one asyncio task that
 asks a pure function what to do next (`lifecycle`) and does it with the parts: images, volumes,
-network, runtime (`holding`: what one task has of them). What it observes goes to the `reporter`,
-which sends the newest status of each task until a manager has acknowledged it.
+network, runtime (`holding`: what one task has of them). What it observes is written down
+(`account`) and goes to the `reporter`, which sends the newest status of each task until a manager
+has acknowledged it.
 
 **Containers outlive everything.** Their parent is conmon, not the agent. SIGTERM ends the agent
 and leaves them running; kill -9 at any instant does too. The next agent reads the state file and

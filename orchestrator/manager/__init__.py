@@ -3,7 +3,8 @@
 The store is the only bus. An API call or an agent's report becomes a guarded transaction; its
 change comes back by the watch into the cache; the leader's loop (`term`) reads the cache, calls
 the pure functions of `planning`, and writes what they want in one transaction fenced by the
-leader's key; the dispatcher compares what each agent was sent with the cache and sends the rest.
+leader's key; the dispatcher compares what each agent was sent (`nodesession`) with the
+cache and sends the rest.
 
     api ── txn ──▶ store ── watch ──▶ cache ──▶ term: ingest · expire · plan ── txn ──▶ store
                                         │                  ▲

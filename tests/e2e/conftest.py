@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from devcluster import ORC, Cluster, eventually
+from packagedhost import ROOT
 
 CLUSTERS = Path("/var/lib/orc-dev")
-HELLO = Path(__file__).parents[2] / "charts" / "hello"
+HELLO = ROOT / "charts" / "hello"
 
 
 def _environment(config: Path) -> dict[str, str]:
@@ -96,3 +97,13 @@ def hello(session_cluster: Cluster) -> str:
     subprocess.run([HELLO / "prepare"], check=True)
     session_cluster.orc("build", "-t", "hello:1", str(HELLO))
     return "hello:1"
+
+
+@pytest.fixture(scope="session")
+def package() -> Path:
+    """The Debian package, built from what is committed and what is not yet."""
+    built = subprocess.run(
+        [ROOT / "scripts" / "deb"], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    return ROOT / built.stdout.strip()

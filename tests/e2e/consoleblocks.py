@@ -7,7 +7,7 @@ import re
 import select
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,10 +78,11 @@ class Shell:
 
     _LOOP = 'while IFS= read -r -d "" step; do eval "$step" </dev/null; printf "\\0%s\\0" $?; done'
 
-    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, command: Callable[..., list[str]], env: Mapping[str, str]) -> None:
+        """`command` makes of the words of the shell's command those that start it where it is to
+        be."""
         self._bash = subprocess.Popen(
-            ["bash", "-c", self._LOOP],
-            cwd=folder,
+            command("bash", "-c", self._LOOP),
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

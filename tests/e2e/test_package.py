@@ -8,80 +8,23 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from packagedhost import ENVIRONMENT, ROOT, PackagedHost, packaged_host
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(300)]
-
-ROOT = Path(__file__).parents[2]
-
-
-class Host:
-    """The copy: this host's root with a layer over it, without our own installation."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def command(self, *words: str) -> list[str]:
-        return ["unshare", "--pid", "--fork", "--kill-child", "chroot", str(self.root), *words]
-
-    def run(self, *words: str) -> str:
-        done = subprocess.run(
-            self.command(*words),
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package, built from what is committed and what is not yet."""
-    built = subprocess.run(
-        [ROOT / "scripts" / "deb"], capture_output=True, text=True, timeout=280, check=False
-    )
-    assert built.returncode == 0, built.stderr
-    return ROOT / built.stdout.strip()
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    work = tmp_path / "host"
-    with ExitStack() as stack:
-
-        def mount(*arguments: str | Path) -> None:
-            subprocess.run(["mount", *arguments], check=True)
-            stack.callback(subprocess.run, ["umount", "-l", arguments[-1]], check=False)
-
-        work.mkdir()
-        # Its own file system, since one overlay cannot lie over another everywhere.
-        mount("-t", "tmpfs", "-o", "size=2g", "tmpfs", work)
-        upper, inner, root = (work / name for name in ("upper", "work", "root"))
-        for folder in (upper, inner, root):
-            folder.mkdir()
-        layers = f"lowerdir=/,upperdir={upper},workdir={inner}"
-        mount("-t", "overlay", "overlay", "-o", layers, root)
-        for special in ("proc", "dev", "sys"):
-            mount("--rbind", f"/{special}", root / special)
-            subprocess.run(["mount", "--make-rslave", root / special], check=True)
-        for ours in (ROOT.relative_to("/"), "usr/local/bin/orc", "usr/local/bin/orc-cni"):
-            path = root / ours
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        shutil.rmtree(root / "var/lib/orc", ignore_errors=True)
-        (root / "tmp").mkdir(exist_ok=True)
-        yield Host(root)
+def host(tmp_path: Path) -> Iterator[PackagedHost]:
+    with packaged_host(tmp_path / "host") as host:
+        yield host
 
 
-def test_installed_it_serves_a_cluster_and_removed_it_is_gone(host: Host, package: Path) -> None:
+def test_installed_it_serves_a_cluster_and_removed_it_is_gone(
+    host: PackagedHost, package: Path
+) -> None:
     shutil.copy(package, host.root / "tmp" / "orc.deb")
     host.run("dpkg", "-i", "/tmp/orc.deb")
     assert host.run("orc", "--version").strip().endswith("0.1.0")
@@ -100,11 +43,7 @@ def test_installed_it_serves_a_cluster_and_removed_it_is_gone(host: Host, packag
         systemd.settimeout(60)
         manager = subprocess.Popen(
             ["chroot", host.root, "orc", "manager", "--config", "/etc/orc/manager.toml"],
-            env={
-                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-                "NOTIFY_SOCKET": "/tmp/notify",
-                "WATCHDOG_USEC": "1000000",
-            },
+            env={**ENVIRONMENT, "NOTIFY_SOCKET": "/tmp/notify", "WATCHDOG_USEC": "1000000"},
             stderr=subprocess.DEVNULL,
         )
         try:

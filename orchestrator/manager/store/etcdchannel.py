@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
@@ -131,7 +132,8 @@ class EtcdChannels(Generic[S]):
             peer = self.current
             try:
                 await self._connected(peer)
-                return await attempt(peer.stubs)
+                async with _cancellable():
+                    return await attempt(peer.stubs)
             except TimeoutError:
                 causes[peer.url] = f"no connection within {self.timeout:g} s"
             except grpc.aio.AioRpcError as error:
@@ -187,6 +189,24 @@ class EtcdChannels(Generic[S]):
         if "dns resolution failed" in lower:
             return "its name cannot be resolved (check --etcd-endpoints)"
         return details or error.code().name.lower()
+
+
+@asynccontextmanager
+async def _cancellable() -> AsyncIterator[None]:
+    """What is cancelled in here ends so, whatever gRPC says.
+
+    grpc.aio takes a cancellation for its own, and where the call has just ended (an answer or an
+    error that was not looked at yet, on a host that is slow), nothing tells of it any more: a term
+    that was over would go on.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        yield
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 def _target(url: str, tls: EtcdTls | None) -> str:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from orchestrator.manager.store.etcd import EtcdKv
+from orchestrator.manager.store.etcdchannel import EtcdChannels
 from orchestrator.manager.store.etcdtls import EtcdTls
 from orchestrator.manager.store.kv import Guard, StoreError
 
@@ -36,3 +39,24 @@ def test_bad_endpoints_are_refused_in_words(
 def test_a_guard_compares_exactly_one_revision(revisions: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="set mod_revision or create_revision"):
         Guard("a", **revisions)
+
+
+async def test_a_call_that_is_cancelled_as_it_ends_is_cancelled() -> None:
+    """As grpc.aio does it: the call's own task takes the cancellation for its end, and answers."""
+    began = asyncio.Event()
+
+    async def answers_all_the_same() -> str:
+        began.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return "answer"
+
+    async def attempt(stubs: None) -> str:
+        return await asyncio.ensure_future(answers_all_the_same())
+
+    async with EtcdChannels[None](["http://127.0.0.1:1"], None, 2.0, lambda channel: None) as etcd:
+        call = asyncio.ensure_future(etcd.call(attempt, repeatable=False))
+        await began.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call

@@ -9,6 +9,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -211,8 +212,10 @@ async def test_it_listens_on_loopback_and_keeps_others_out_of_its_folder(folder:
 
 def listening(pid: int) -> set[str]:
     """The addresses, in the kernel's hexadecimal, on which a process accepts TCP."""
-    links = (os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
-    inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was closed just now
+            inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
     lines = [
         line.split()
         for family in ("tcp", "tcp6")

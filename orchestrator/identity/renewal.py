@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 
 _LOOK = 3600.0
 """Seconds after which the clock is looked at again, at the latest."""
-_AGAIN = 1 / 200
-"""Of its life, after which a certificate that could not be renewed is tried again."""
+_AGAIN_FIRST, _AGAIN_MOST = 1.0, 1 / 200
+"""Seconds after which a certificate that could not be renewed is tried again, from the first time
+on, doubled each time; and of its life, the most."""
 
 Sign = Callable[[str], Awaitable[str]]
 """Gives the certificate (PEM) for a signing request (PEM). Raises NotRenewed."""
@@ -43,7 +44,7 @@ async def keep_renewed(
     it this holder is. Connections that exist go on with the one that they began with; whoever
     opens others reads the files.
     """
-    complaint = ""
+    complaint, failures = "", 0
     while True:
         life = Life.of(files.read().certificate)
         if life is None:
@@ -51,7 +52,7 @@ async def keep_renewed(
             return
         wait = (life.renewal(unit) - now()).total_seconds()
         if wait > 0:
-            complaint = ""
+            complaint, failures = "", 0
             await asyncio.sleep(min(wait, _LOOK))
             continue
         try:
@@ -66,7 +67,9 @@ async def keep_renewed(
                     complaint,
                     life.ends.isoformat(),
                 )
-            await asyncio.sleep(min((life.ends - life.begins).total_seconds() * _AGAIN, _LOOK))
+            most = min((life.ends - life.begins).total_seconds() * _AGAIN_MOST, _LOOK)
+            await asyncio.sleep(min(_AGAIN_FIRST * 2.0 ** min(failures, 16), most))
+            failures += 1
             continue
         log.info("the certificate of this host was renewed", extra={"ended": life.ends.isoformat()})
 

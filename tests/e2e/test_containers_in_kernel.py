@@ -246,7 +246,7 @@ def test_layers_are_shared_and_what_is_written_goes_with_the_container(
     first, second = cluster.script("two", hello, "sleep 1000", "--replicas", "2", *ON_NODE1)
     for task in (first, second):
         lower = overlay(cluster, task)["lowerdir"].split(":")
-        assert len(lower) == 3  # one for each COPY of the Dockerfile
+        assert len(lower) == 4  # one for each COPY and RUN of the Dockerfile
     # One inode is one file on the disk and one copy in memory, whoever it seems to belong to.
     programs = [cluster.in_task(t, "/bin/busybox", "ls", "-i", "/bin") for t in (first, second)]
     assert programs[0].stdout == programs[1].stdout

@@ -93,6 +93,20 @@ async def test_holders_do_not_all_come_at_once(host: Host) -> None:
     assert await asked_within(host, 20, unit=0.3)
 
 
+async def test_a_manager_that_is_away_for_a_moment_is_asked_again_soon(host: Host) -> None:
+    host.now, host.away = host.now + 80 * DAY, "no manager can be reached"
+    keeping = asyncio.create_task(host.keep())
+    try:
+        async with asyncio.timeout(20):
+            await host.asked.wait()
+            host.away = ""
+            host.asked.clear()
+            await host.asked.wait()
+    finally:
+        keeping.cancel()
+    assert host.files.read() != host.first
+
+
 async def test_who_is_not_answered_says_so_once_and_has_the_old_one(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -128,7 +128,8 @@ def _make(folder: Path, packages: list[str], keys: Path) -> None:
     )  # fmt: skip
     _boot_files(root, folder)
     raw, image = folder / "raw", folder / "box.img"
-    _run("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(raw), DISK)
+    # It cannot read names of files that are not in the locale's letters.
+    _run("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(raw), DISK, LC_ALL="C.UTF-8")
     _run("qemu-img", "convert", "-O", "qcow2", str(raw), str(image))
     metadata = {"provider": "libvirt", "format": "qcow2", "virtual_size": int(DISK.rstrip("G"))}
     with tarfile.open(folder / "box", "w") as box:

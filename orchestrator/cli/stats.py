@@ -101,12 +101,14 @@ def pictures(
     request = interact_pb2.StatsRequest(containers=containers)
     picture = Picture()
     shown = time.monotonic()
+    due = shown
+    """When the next may be shown; the first one whenever it is complete."""
     for message in client.stream("Interact.Stats", request):
         if notice := picture.take(message):
             say(notice)
         now = time.monotonic()
-        if picture.complete(message.nodes, now - shown) and now - shown >= _PERIOD / 2:
-            shown = now
+        if picture.complete(message.nodes, now - shown) and now >= due:
+            shown, due = now, now + _PERIOD / 2
             yield picture.rows()
 
 
@@ -161,6 +163,7 @@ class Picture:
                 rows[now.task_id] = _row(now, before, message.node)
         if rows or not message.containers:
             self._rows[message.node] = rows
+            self._silent.discard(message.node)
         return ""
 
     def complete(self, nodes: int, waited: float) -> bool:

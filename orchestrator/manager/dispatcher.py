@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 HEARTBEAT_PERIOD = 1.0
 """Seconds between two heartbeats of an agent; `node_timeout` is five of them by default."""
 
+SESSION_WITHIN = 5.0
+"""Seconds that an order waits for the session of a node that counts as ready."""
+
 
 class _Ended(Exception):
     """The session is over; the reason is its text."""
@@ -63,6 +66,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._managers = managers
         self._tracer = tracer
         self._sessions: dict[str, NodeSession] = {}
+        self._arrival = asyncio.Event()
+        """Set when the next session begins."""
         self._networks = NetworkOrders()
         self._endpoints: EndpointFeed | None = None
         """Only while this manager leads."""
@@ -121,8 +126,14 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         for session in self._sessions.values():
             session.wake.set()
 
-    def push(self, node_id: str, message: Any) -> None:
-        """Send a `ManagerMessage` to a node. Raises Refusal when it has no session."""
+    async def deliver(self, node_id: str, message: Any) -> None:
+        """Send a `ManagerMessage` to a node. One that counts as ready and has no session, since
+        its agent or this manager has just started, is waited for. Raises Refusal when it has none
+        then."""
+        if node_id not in self._sessions and self._ready(node_id):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SESSION_WITHIN):
+                    await self.session_of(node_id)
         session = self._sessions.get(node_id)
         if session is None:
             node = self._cache.view.nodes.get(node_id)
@@ -130,9 +141,24 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             raise unavailable(f"node {name} is not connected; see 'orc node ls'")
         session.push(message)
 
+    async def session_of(self, node_id: str) -> None:
+        """Wait until the node has a session here."""
+        while node_id not in self._sessions:
+            await self._arrival.wait()
+
     def connected(self, node_id: str) -> bool:
         """Whether the node has a session here."""
         return node_id in self._sessions
+
+    def nearest(self, nodes: Iterable[str]) -> list[str]:
+        """Those of the nodes that have a session here; if none has, those that count as ready: they
+        are about to have one."""
+        known = list(nodes)
+        return [id for id in known if self.connected(id)] or [id for id in known if self._ready(id)]
+
+    def _ready(self, node_id: str) -> bool:
+        node = self._cache.view.nodes.get(node_id)
+        return node is not None and node.state is NodeState.READY
 
     def end(self, node_id: str, reason: str) -> None:
         """End the node's session, if it has one."""
@@ -164,6 +190,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         if (older := self._sessions.get(node_id)) is not None:
             older.end("a newer session of this node began")
         self._sessions[node_id] = session
+        self._arrival.set()
+        self._arrival = asyncio.Event()
         self._inbox.hello(node_id, from_proto(first.hello.description), first.hello.boot_id)
         session.push(
             dispatch_pb2.ManagerMessage(

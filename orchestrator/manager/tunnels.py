@@ -7,7 +7,7 @@ and frames flow both ways, a few at a time: a slow reader slows the sender, neve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -114,9 +114,9 @@ class Tunnels:
         node_id: str,
         node_name: str,
         order: Any,
-        push: Callable[[str, Any], None],
+        deliver: Callable[[str, Any], Awaitable[None]],
     ) -> AsyncIterator[Tunnel]:
-        """Order a tunnel of `node_id`. `order` is an `OpenTunnel` without its id; `push` hands a
+        """Order a tunnel of `node_id`. `order` is an `OpenTunnel` without its id; `deliver` hands a
         `ManagerMessage` to the node's session and raises Refusal when it has none."""
         identifier = self._new_id()
         tunnel = Tunnel(node_id, node_name, order.WhichOneof("order") or "")
@@ -125,7 +125,7 @@ class Tunnels:
         message.id = identifier
         self._open[identifier] = tunnel
         try:
-            push(node_id, dispatch_pb2.ManagerMessage(open=message))
+            await deliver(node_id, dispatch_pb2.ManagerMessage(open=message))
             yield tunnel
         finally:
             del self._open[identifier]

@@ -137,6 +137,13 @@ class Cluster:
         """`orc node ls`, by hostname."""
         return {node["hostname"]: node for node in self.json("node", "ls")}
 
+    def task(self, service: str) -> dict[str, Any]:
+        """The first task of `service ps`. A service that was not waited for has it a moment later;
+        AssertionError while there is none."""
+        tasks = self.tasks(service)
+        assert tasks, f"service {service} has no task yet"
+        return tasks[0]
+
     def tasks(self, service: str) -> list[dict[str, Any]]:
         """All tasks of a service, past ones too."""
         rows: list[dict[str, Any]] = self.json("service", "ps", service)

@@ -139,7 +139,7 @@ def test_a_task_that_eats_too_much_memory_is_killed_and_says_so(
         "dd", "if=/dev/zero", "of=/dev/null", "bs=200M",
     )  # fmt: skip
     eventually(lambda: [task["state"] for task in cluster.tasks("eater")] == ["failed"], within=30)
-    (task,) = cluster.tasks("eater")
+    task = cluster.task("eater")
     assert task["oom_killed"] is True
     assert task["exit_code"] == 137
     assert task["error"] == "out of memory (limit 32MiB)"
@@ -285,7 +285,7 @@ def test_every_process_dies_with_the_first(cluster: Cluster, hello: str) -> None
     cluster.kill9(task["node"], task["pid"])
     eventually(lambda: not alive(cluster, task["node"], *family), within=20)
     eventually(lambda: [t["state"] for t in cluster.tasks("family")] == ["failed"], within=20)
-    (past,) = cluster.tasks("family")
+    past = cluster.task("family")
     assert past["exit_code"] == 137
 
 
@@ -403,4 +403,4 @@ def test_what_cannot_be_run_is_tried_less_and_less(cluster: Cluster, hello: str)
         return any("restarting in 2 s (attempt 4)" in t["error"] for t in cluster.tasks("bad"))
 
     eventually(third_attempt, within=30)
-    eventually(lambda: cluster.tasks("bad")[0]["state"] == "pending", within=10)
+    eventually(lambda: cluster.task("bad")["state"] == "pending", within=10)

@@ -28,7 +28,7 @@ def test_its_tasks_wait_and_say_why(cluster: Cluster, hello: str) -> None:
         count = len(cluster.nodes())
 
         def waits() -> bool:
-            (task,) = cluster.tasks("quiet")
+            task = cluster.task("quiet")
             return task["state"] == "pending" and f"{count} nodes: {REASON}" in task["error"]
 
         eventually(waits, within=20)

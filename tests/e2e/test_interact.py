@@ -218,7 +218,7 @@ def test_a_shell_in_what_does_not_run(cluster: Cluster, hello: str) -> None:
         "service", "create", "-d", "--name", "gone", "--restart-condition", "none",
         "--entrypoint", BUSYBOX, hello, "true",
     )  # fmt: skip
-    eventually(lambda: cluster.tasks("gone")[0]["state"] == "complete", within=20)
+    eventually(lambda: cluster.task("gone")["state"] == "complete", within=20)
     line = cluster.refused("exec", "gone.1", BUSYBOX, "true")
     assert "the container is not running" in line
 

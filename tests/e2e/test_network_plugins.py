@@ -284,7 +284,7 @@ def test_what_is_refused_and_why_it_waits(tidy: Cluster, hello: str, tmp_path: P
     cluster.orc("service", "create", "--detach", "--name", "web", "--network", "odd", hello)
 
     def waits() -> bool:
-        (task,) = cluster.tasks("web")
+        task = cluster.task("web")
         assert task["error"].startswith(
             "no suitable node (3 nodes: no CNI plugin nonesuch, for network odd, in /opt/cni/bin "
             "or /usr/lib/cni on node1, node2, node3)"
@@ -301,7 +301,7 @@ def test_what_is_refused_and_why_it_waits(tidy: Cluster, hello: str, tmp_path: P
     cluster.orc("service", "create", "--detach", "--name", "no", *flags, hello)
 
     def failed() -> bool:
-        (task,) = cluster.tasks("no")
+        task = cluster.task("no")
         assert task["state"] == "rejected", task
         assert task["error"].startswith("network bad: CNI plugin bridge (ADD): "), task
         assert "cannot set hairpin mode and promiscuous mode at the same time" in task["error"]
@@ -357,7 +357,7 @@ def test_a_plugin_of_dockers_makes_networks(
         )  # fmt: skip
 
         def waits() -> bool:
-            (task,) = cluster.tasks("web")
+            task = cluster.task("web")
             assert "no network plugin toy, for network toys, on node3" in task["error"], task
             return True
 

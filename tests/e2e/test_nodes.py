@@ -74,7 +74,7 @@ def test_a_kept_task_waits_for_its_node_and_others_are_replaced_later(
     assert places(cluster, "keep") == places(cluster, "hasty") == ["node3"]
     cluster.partition("node3")
     eventually(lambda: cluster.nodes()["node3"]["state"] == "down", within=15)
-    [kept] = cluster.tasks("keep")
+    kept = cluster.task("keep")
     assert kept["error"] == "kept on node3, which is down"
     rows = {row["name"]: row["running"] for row in cluster.json("service", "ls")}
     assert rows["keep"] == 0
@@ -84,7 +84,7 @@ def test_a_kept_task_waits_for_its_node_and_others_are_replaced_later(
     cluster.await_ready("node3")
     eventually(lambda: lives_on(cluster, "node3") == 1, within=20)
     assert cluster.running("keep")[0]["id"] == before["keep"]
-    eventually(lambda: not cluster.tasks("keep")[0]["error"], within=10)
+    eventually(lambda: not cluster.task("keep")["error"], within=10)
     assert cluster.running("patient")[0]["id"] != before["patient"]
 
 

@@ -85,7 +85,7 @@ def test_it_says_when_no_node_can_ever_fit(cluster: Cluster, hello: str) -> None
                        "--timeout", "1s", hello, ok=False)  # fmt: skip
     assert done.returncode == 3
     reason = "(3 nodes: insufficient memory); as the nodes are, none can ever fit"
-    assert reason in cluster.tasks("x")[0]["error"]
+    assert reason in cluster.task("x")["error"]
 
 
 GPUS = ("/dev/orc-test-gpu0", "/dev/orc-test-gpu1")

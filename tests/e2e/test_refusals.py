@@ -80,7 +80,7 @@ def test_a_port_that_is_in_use_waits_with_its_reason(cluster: Cluster, hello: st
         "service", "create", "--name", "b", "-p", port, "--timeout", "2s", hello, ok=False
     )
     assert done.returncode == 3
-    (task,) = cluster.tasks("b")
+    task = cluster.task("b")
     assert task["state"] == "pending"
     assert "no suitable node (3 nodes: port 18081/tcp in use)" in task["error"]
     assert "port 18081/tcp in use" in done.stdout + done.stderr

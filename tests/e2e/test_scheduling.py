@@ -137,7 +137,7 @@ def test_a_paused_node_keeps_what_it_has_and_takes_nothing(cluster: Cluster, hel
         "--timeout", "1s", hello, ok=False,
     )  # fmt: skip
     assert done.returncode == 3
-    assert cluster.tasks("there")[0]["error"] == (
+    assert cluster.task("there")["error"] == (
         "no suitable node (2 nodes: constraint node.hostname==node3 not met; 1 node: paused)"
     )
     cluster.orc("node", "update", "--availability", "active", "node3")

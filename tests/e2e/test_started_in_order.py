@@ -23,8 +23,8 @@ def test_it_starts_when_the_other_is_healthy_and_stops_before_it(
                 "sleep 2; exec /bin/busybox httpd -f -p 80")  # fmt: skip
     cluster.orc("service", "create", "-d", "--name", "web", "--depends-on", "db:healthy",
                 *RUNS, hello)  # fmt: skip
-    [web] = cluster.tasks("web")
-    assert web["error"] == "waits for service db: no task of it is healthy yet"
+    waits = "waits for service db: no task of it is healthy yet"
+    eventually(lambda: cluster.task("web")["error"] == waits, within=1.5)
     cluster.await_running("web", 1)
     assert cluster.running("db")[0]["health"] == "healthy"
     cluster.orc("service", "rm", "db", "web")
@@ -45,7 +45,7 @@ def test_it_starts_when_the_other_has_completed(cluster: Cluster, hello: str) ->
     cluster.orc("service", "create", "-d", "--name", "web", "--depends-on", "migrate:completed",
                 *RUNS, hello)  # fmt: skip
     failed = "waits for service migrate: it has not completed; migrate.1 failed: exit status 3"
-    eventually(lambda: cluster.tasks("web")[0]["error"] == failed, within=15)
+    eventually(lambda: cluster.task("web")["error"] == failed, within=15)
     cluster.orc("service", "update", "-d", "--args", "true", "migrate")
     cluster.await_running("web", 1)
 

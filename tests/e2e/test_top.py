@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from devcluster import Cluster, eventually
+from devcluster import Cluster
 from ptydriver import at_terminal
 
 from orchestrator.cli.groups import INTERRUPTED
@@ -55,8 +55,9 @@ def test_the_screen(cluster: Cluster, hello: str) -> None:
         terminal.type(b"q")
         assert terminal.finish() == 0
         assert terminal.modes() == before
-    # The manager knows them as ready from before it was away, and has their sessions later.
-    eventually(lambda: cluster.orc("top", "--no-stream", ok=False).returncode == 0, within=20)
+    # The manager has its nodes' sessions a moment after it is back, and waits for them.
+    rows = json.loads(cluster.orc("top", "--no-stream", "--format", "json").stdout)
+    assert sum(row["containers"] for row in rows) == 3
     with at_terminal(env, "top") as terminal:
         terminal.expect(b"nodes, 3 of them")
         terminal.type(b"\x03")

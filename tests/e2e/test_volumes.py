@@ -97,7 +97,7 @@ def test_a_task_waits_for_the_node_of_its_volume(volumes: Cluster, hello: str) -
     )  # fmt: skip
 
     def why() -> str:
-        return str(cluster.tasks("web")[0]["error"])
+        return str(cluster.task("web")["error"])
 
     assert eventually(lambda: "volume pinned is on node2" in why() and why(), within=15)
     cluster.orc("service", "update", "-d", "web", "--constraint-rm", "node.hostname==node1")
@@ -203,7 +203,7 @@ def test_a_bind_of_what_is_not_there(volumes: Cluster, hello: str) -> None:
     )  # fmt: skip
 
     def why() -> str:
-        return str(cluster.tasks("bad")[0]["error"])
+        return str(cluster.task("bad")["error"])
 
     eventually(lambda: "bind source path /nowhere/x does not exist on node" in why(), within=15)
     (task,) = cluster.script(

@@ -281,7 +281,7 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
             container=dispatch_pb2.ContainerOrder(task_id=task.id, action=action, signal=signal)
         )
         async with self.api.tunnels.open(
-            task.node_id, hostname, order, self.api.dispatcher.push
+            task.node_id, hostname, order, self.api.dispatcher.deliver
         ) as tunnel:
             async for frame in tunnel.frames():
                 if frame.WhichOneof("kind") == "result" and frame.result.error:

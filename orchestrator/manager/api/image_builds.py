@@ -27,7 +27,7 @@ class BuildCacheCalls(Calls):
 
         async def one(node: Node) -> None:
             hostname = node.description.hostname
-            if not api.dispatcher.connected(node.id):
+            if not api.dispatcher.nearest([node.id]):
                 reply.notices.append(f"node {hostname} is away")
                 return
             try:

@@ -54,9 +54,7 @@ class FileCalls(Calls):
         """For each image a connected node that has it, few nodes in all. Raises Refusal."""
         api = self.api
         images = [api.view.images[digest] for digest in digests]
-        holders = {
-            image.id: {id for id in image.nodes if api.dispatcher.connected(id)} for image in images
-        }
+        holders = {image.id: set(api.dispatcher.nearest(image.nodes)) for image in images}
         found: dict[str, str] = {}
         while left := [image for image in images if image.id not in found]:
             counts = Counter(id for image in left for id in sorted(holders[image.id]))
@@ -80,7 +78,7 @@ class FileCalls(Calls):
         node = choose_node(self.api, header.node)
         order = dispatch_pb2.OpenTunnel(import_image=images_pb2.ImportOrder(header=header))
         async with self.api.tunnels.open(
-            node.id, node.description.hostname, order, self.api.dispatcher.push
+            node.id, node.description.hostname, order, self.api.dispatcher.deliver
         ) as tunnel:
             sender = asyncio.ensure_future(_send(uploads, tunnel))
             try:

@@ -49,21 +49,19 @@ def _platform(node: Node) -> str:
 
 def ready_nodes(api: ApiContext) -> list[Node]:
     """All nodes that take work now, by name."""
-    ready = [
-        node
+    ready = (
+        node.id
         for node in api.view.nodes.values()
-        if node.state is NodeState.READY
-        and node.availability is Availability.ACTIVE
-        and api.dispatcher.connected(node.id)
-    ]
-    return sorted(ready, key=lambda node: node.description.hostname)
+        if node.state is NodeState.READY and node.availability is Availability.ACTIVE
+    )
+    near = [api.view.nodes[node_id] for node_id in api.dispatcher.nearest(ready)]
+    return sorted(near, key=lambda node: node.description.hostname)
 
 
 def holder(api: ApiContext, image: Image) -> Node:
     """A connected node that has the image. Raises Refusal."""
-    for node_id in image.nodes:
-        node = api.view.nodes.get(node_id)
-        if node is not None and api.dispatcher.connected(node_id):
+    for node_id in api.dispatcher.nearest(image.nodes):
+        if (node := api.view.nodes.get(node_id)) is not None:
             return node
     name = image.names[0] if image.names else image.id
     raise precondition(f"no node that has the image '{name}' is connected; see 'orc node ls'")
@@ -75,7 +73,7 @@ async def frames(api: ApiContext, node: Node, order: Any) -> AsyncIterator[Any]:
     Raises Refusal with the node's words when it failed.
     """
     async with api.tunnels.open(
-        node.id, node.description.hostname, order, api.dispatcher.push
+        node.id, node.description.hostname, order, api.dispatcher.deliver
     ) as tunnel:
         async for frame in tunnel.frames():
             if frame.WhichOneof("kind") == "result" and frame.result.error:
@@ -116,7 +114,7 @@ async def every(api: ApiContext, nodes: list[Node], order: dispatch_pb2.OpenTunn
     """Give an order to several nodes at once; a line for each that could not do it."""
 
     async def one(node: Node) -> str:
-        if not api.dispatcher.connected(node.id):
+        if not api.dispatcher.nearest([node.id]):
             return f"node {node.description.hostname} is away"
         try:
             await ask(api, node, order)

@@ -94,10 +94,9 @@ class RegistryCalls(Calls):
         found = []
         for image in self.api.view.images.values():
             if digest == image.id or digest in image.indexes:
-                for node_id in image.nodes:
+                for node_id in self.api.dispatcher.nearest(image.nodes):
                     about = self.api.view.nodes[node_id].description
-                    if self.api.dispatcher.connected(node_id):
-                        found.append(f"{about.address}:{about.blob_port}")
+                    found.append(f"{about.address}:{about.blob_port}")
         return sorted(set(found))
 
     @answering

@@ -55,7 +55,7 @@ class ImageCalls(Calls):
         order = dispatch_pb2.OpenTunnel(**{work: header})
         async with (
             self.api.tunnels.open(
-                node.id, node.description.hostname, order, self.api.dispatcher.push
+                node.id, node.description.hostname, order, self.api.dispatcher.deliver
             ) as tunnel,
             background(_send(uploads, tunnel)),
         ):

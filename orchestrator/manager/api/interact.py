@@ -7,7 +7,7 @@ that a slow end slows the other; nothing is gathered or delayed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -23,6 +23,9 @@ from orchestrator.pb import dispatch_pb2, interact_pb2, interact_pb2_grpc
 
 _END_TOLD = 5.0
 """Seconds that a client waits for its container's node to report what the client saw."""
+
+_AGAIN = 0.5
+"""Seconds after which a node whose figures broke off is asked anew."""
 
 _PICTURES = 64
 """Nodes' figures that wait for a slow client."""
@@ -106,20 +109,24 @@ class InteractApi(Calls, interact_pb2_grpc.InteractServicer):  # type: ignore[mi
 
     @answering
     async def Stats(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        orders = self._stats_orders(request.containers)
-        if not orders:
-            raise precondition("no node is ready; see 'orc node ls'")
         rows: asyncio.Queue[Any] = asyncio.Queue(_PICTURES)
-        async with background(self._collect(orders, rows)):
+        if request.containers:
+            work = self._collect_some(self._stats_orders(request.containers), rows)
+        elif self._ready_nodes():
+            work = self._collect_all(rows)
+        else:
+            raise precondition("no node is ready; see 'orc node ls'")
+        async with background(work):
             while True:
                 yield await rows.get()
 
+    def _ready_nodes(self) -> list[str]:
+        nodes = self.api.view.nodes.values()
+        return [node.id for node in nodes if node.state is NodeState.READY]
+
     def _stats_orders(self, containers: Sequence[str]) -> dict[str, Any]:
-        """What to ask of each node: of some containers, or of all that run anywhere."""
+        """What to ask of each node that has some of the containers."""
         view = self.api.view
-        if not containers:
-            ready = (node.id for node in view.nodes.values() if node.state is NodeState.READY)
-            return {node_id: interact_pb2.StatsRequest() for node_id in ready}
         orders: dict[str, Any] = {}
         for word in containers:
             task = find_container(view, word)
@@ -129,26 +136,47 @@ class InteractApi(Calls, interact_pb2_grpc.InteractServicer):  # type: ignore[mi
             order.containers.append(task.id)
         return orders
 
-    async def _collect(self, orders: Mapping[str, Any], rows: asyncio.Queue[Any]) -> None:
+    async def _collect_some(self, orders: Mapping[str, Any], rows: asyncio.Queue[Any]) -> None:
         async with asyncio.TaskGroup() as group:
             for node_id, order in orders.items():
-                group.create_task(self._collect_of(node_id, order, len(orders), rows))
+                group.create_task(self._follow(node_id, order, lambda: len(orders), rows))
 
-    async def _collect_of(
-        self, node_id: str, order: Any, nodes: int, rows: asyncio.Queue[Any]
+    async def _collect_all(self, rows: asyncio.Queue[Any]) -> None:
+        """The figures of all nodes, also of those that become ready later."""
+        asked: set[str] = set()
+        order = interact_pb2.StatsRequest()
+        async with asyncio.TaskGroup() as group, self.api.cache.subscribe() as feed:
+            while True:
+                for node_id in set(self._ready_nodes()) - asked:
+                    asked.add(node_id)
+                    group.create_task(self._follow(node_id, order, lambda: len(asked), rows))
+                await feed.next()
+
+    async def _follow(
+        self, node_id: str, order: Any, nodes: Callable[[], int], rows: asyncio.Queue[Any]
     ) -> None:
+        """A node's figures, also when it has been away. `nodes`: how many are asked in all."""
         node = self.api.view.nodes.get(node_id)
         name = node.description.hostname if node else node_id
-        try:
-            async with self.api.tunnels.open(
-                node_id, name, dispatch_pb2.OpenTunnel(stats=order), self.api.dispatcher.push
-            ) as tunnel:
-                async for frame in tunnel.frames():
-                    if frame.WhichOneof("kind") == "stats":
-                        frame.stats.node, frame.stats.nodes = name, nodes
-                        await rows.put(frame.stats)
-        except Refusal as refusal:
-            await rows.put(interact_pb2.NodeStats(node=name, nodes=nodes, notice=refusal.text))
+        deliver = self.api.dispatcher.deliver
+        told = ""
+        while True:
+            wanted = dispatch_pb2.OpenTunnel(stats=order)
+            try:
+                async with self.api.tunnels.open(node_id, name, wanted, deliver) as tunnel:
+                    async for frame in tunnel.frames():
+                        if frame.WhichOneof("kind") == "stats":
+                            frame.stats.node, frame.stats.nodes = name, nodes()
+                            await rows.put(frame.stats)
+                            told = ""
+                return
+            except Refusal as refusal:
+                notice = refusal.text
+            if notice != told:
+                told = notice
+                await rows.put(interact_pb2.NodeStats(node=name, nodes=nodes(), notice=notice))
+            await asyncio.sleep(_AGAIN)
+            await self.api.dispatcher.session_of(node_id)
 
     @asynccontextmanager
     async def _tunnel(self, task: Task, order: Any) -> AsyncIterator[Tunnel]:
@@ -157,8 +185,8 @@ class InteractApi(Calls, interact_pb2_grpc.InteractServicer):  # type: ignore[mi
             raise precondition(f"container {task.name} has no node yet; see 'orc service ps'")
         node = self.api.view.nodes.get(task.node_id)
         name = node.description.hostname if node else task.node_id
-        push = self.api.dispatcher.push
-        async with self.api.tunnels.open(task.node_id, name, order, push) as tunnel:
+        deliver = self.api.dispatcher.deliver
+        async with self.api.tunnels.open(task.node_id, name, order, deliver) as tunnel:
             yield tunnel
 
 

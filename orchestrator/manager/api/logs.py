@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from orchestrator.background import background
@@ -22,7 +23,7 @@ from orchestrator.pb import control_pb2, dispatch_pb2
 _BUFFER = 16
 """Batches of lines held for a slow client before the nodes are made to wait."""
 _RETRY = 0.5
-"""Seconds between two attempts to reach a node whose lines are followed."""
+"""Seconds between two looks at whether there still is what is followed."""
 
 
 class LogCalls(Calls):
@@ -89,7 +90,9 @@ class _LogStream:
             while not self._api.dispatcher.connected(task.node_id):
                 if task.id not in self._api.view.tasks:
                     return
-                await asyncio.sleep(_RETRY)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_RETRY):
+                        await self._api.dispatcher.session_of(task.node_id)
 
     async def _given(self, task: Task) -> bool:
         """Whether the task's node has it; one that is followed is waited for."""
@@ -113,7 +116,7 @@ class _LogStream:
         )
         place.begin()
         async with self._api.tunnels.open(
-            task.node_id, name, dispatch_pb2.OpenTunnel(logs=order), self._api.dispatcher.push
+            task.node_id, name, dispatch_pb2.OpenTunnel(logs=order), self._api.dispatcher.deliver
         ) as tunnel:
             async for frame in tunnel.frames():
                 match frame.WhichOneof("kind"):

@@ -150,7 +150,9 @@ class _Diagnosis:
                 continue
             try:
                 tunnel = await stack.enter_async_context(
-                    api.tunnels.open(node.id, node.description.hostname, order, api.dispatcher.push)
+                    api.tunnels.open(
+                        node.id, node.description.hostname, order, api.dispatcher.deliver
+                    )
                 )
             except Refusal as refusal:
                 self._untested[node.id] = refusal.text

@@ -68,7 +68,7 @@ class SupportCalls(Calls, support_pb2_grpc.SupportServicer):  # type: ignore[mis
     async def _ask(self, node: Node, order: Any) -> Any:
         hostname = node.description.hostname
         part = support_pb2.SupportPart(host=hostname)
-        if not self.api.dispatcher.connected(node.id):
+        if not self.api.dispatcher.nearest([node.id]):
             part.notice = f"node {hostname} is {node.state.name.lower()} and has no session"
             return part
         try:

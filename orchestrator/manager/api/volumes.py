@@ -179,12 +179,12 @@ class VolumeCalls(Calls, volumes_pb2_grpc.VolumesServicer):  # type: ignore[misc
         if volume.scope is VolumeScope.LOCAL:
             return view.nodes.get(volume.node_id)
         able = (
-            node
+            node.id
             for node in view.nodes.values()
             if volume.driver in node.description.volume_drivers
-            and self.api.dispatcher.connected(node.id)
         )
-        return min(able, key=lambda node: node.id, default=None)
+        first = min(self.api.dispatcher.nearest(able), default="")
+        return view.nodes.get(first)
 
     async def _remove_undeclared(self, name: str, hostname: str, force: bool) -> None:
         seen = await self._look(name)
@@ -247,7 +247,7 @@ class VolumeCalls(Calls, volumes_pb2_grpc.VolumesServicer):  # type: ignore[misc
         try:
             async with (
                 asyncio.timeout(timeout),
-                api.tunnels.open(node.id, hostname, order, api.dispatcher.push) as tunnel,
+                api.tunnels.open(node.id, hostname, order, api.dispatcher.deliver) as tunnel,
             ):
                 async for frame in tunnel.frames():
                     if frame.WhichOneof("kind") == "result":

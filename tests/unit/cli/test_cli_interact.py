@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import copying
-from orchestrator.cli.stats import Picture
+from orchestrator.cli.client import Client
+from orchestrator.cli.stats import Picture, pictures
 from orchestrator.cli.terminal import DETACH_KEYS, DetachKeys, parse_keys
 from orchestrator.pb import interact_pb2
 
@@ -120,3 +123,19 @@ def test_rates_need_two_looks_and_a_silent_node_holds_nobody_up() -> None:
     assert picture.complete(2, 0.0)
     (row,) = picture.rows()
     assert (row["node"], row["cpu_percent"], row["memory_percent"]) == ("n1", 50.0, 25.0)
+    picture.take(interact_pb2.NodeStats(node="n2"))
+    assert not picture.complete(3, 0.0), "a node that is back is counted once"
+
+
+def test_the_first_picture_is_shown_as_soon_as_it_is_complete() -> None:
+    class Manager:
+        """Its nodes are all away, and it has nothing more to say of them."""
+
+        def stream(self, method: str, request: object) -> Iterator[interact_pb2.NodeStats]:
+            for node in ("n1", "n2"):
+                yield interact_pb2.NodeStats(node=node, nodes=2, notice=f"{node} is away")
+            raise AssertionError("more was waited for")
+
+    said: list[str] = []
+    assert next(pictures(cast(Client, Manager()), (), said.append)) == []
+    assert said == ["n1 is away", "n2 is away"]

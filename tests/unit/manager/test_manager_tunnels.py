@@ -30,6 +30,10 @@ class Agent:
             yield frame
 
 
+async def ignored(node: str, message: Any) -> None:
+    """A session that sends what it is given nowhere."""
+
+
 def ids() -> Any:
     numbers = iter(range(100))
     return lambda: f"tunnel-{next(numbers)}"
@@ -37,10 +41,14 @@ def ids() -> Any:
 
 async def test_frames_flow_both_ways_up_to_the_result() -> None:
     orders: list[Any] = []
+
+    async def keep(node: str, message: Any) -> None:
+        orders.append(message)
+
     tunnels, agent = Tunnels(ids()), Agent()
     async with (
         asyncio.TaskGroup() as group,
-        tunnels.open("n1", "node1", ORDER, lambda node, message: orders.append(message)) as tunnel,
+        tunnels.open("n1", "node1", ORDER, keep) as tunnel,
     ):
         assert orders[0].open.id == "tunnel-0"
         assert tunnels.find("tunnel-0", "n2") is None
@@ -63,7 +71,7 @@ async def test_an_agent_that_vanishes_is_an_error() -> None:
     tunnels, agent = Tunnels(ids()), Agent()
     async with (
         asyncio.TaskGroup() as group,
-        tunnels.open("n1", "node1", ORDER, lambda node, message: None) as tunnel,
+        tunnels.open("n1", "node1", ORDER, ignored) as tunnel,
     ):
         group.create_task(tunnel.carry(agent.requests(), agent))
         agent.outgoing.put_nowait(None)
@@ -76,7 +84,7 @@ async def test_a_slow_client_stops_the_agents_frames() -> None:
     tunnels, agent = Tunnels(ids()), Agent()
     async with (
         asyncio.TaskGroup() as group,
-        tunnels.open("n1", "node1", ORDER, lambda node, message: None) as tunnel,
+        tunnels.open("n1", "node1", ORDER, ignored) as tunnel,
     ):
         carried = group.create_task(tunnel.carry(agent.requests(), agent))
         for _ in range(1000):

@@ -119,17 +119,18 @@ def _make(folder: Path, packages: list[str], keys: Path) -> None:
     for name, content in {**FILES, "root/keys": keys.read_text()}.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(content)
-    root = folder / "root.tar"
+    # A folder: mke2fs takes a tar file too, but not the names in it that are not ASCII.
+    root = folder / "root"
     _run(
-        "mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}",
-        f"--keyring={KEYRING}", f"--customize-hook=cp -r {tree}/. $1/",
+        "mmdebstrap", "--quiet", "--format=directory", "--variant=minbase",
+        f"--include={','.join(packages)}", f"--keyring={KEYRING}",
+        f"--customize-hook=cp -r {tree}/. $1/",
         '--customize-hook=chroot $1 sh -c "$SETUP"', SUITE, str(root), MIRROR,
         SETUP=SETUP,
     )  # fmt: skip
     _boot_files(root, folder)
     raw, image = folder / "raw", folder / "box.img"
-    # It cannot read names of files that are not in the locale's letters.
-    _run("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(raw), DISK, LC_ALL="C.UTF-8")
+    _run("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(raw), DISK)
     _run("qemu-img", "convert", "-O", "qcow2", str(raw), str(image))
     metadata = {"provider": "libvirt", "format": "qcow2", "virtual_size": int(DISK.rstrip("G"))}
     with tarfile.open(folder / "box", "w") as box:
@@ -142,12 +143,9 @@ def _make(folder: Path, packages: list[str], keys: Path) -> None:
 
 
 def _boot_files(root: Path, folder: Path) -> None:
-    with tarfile.open(root) as tree:
-        for member in tree:
-            found = re.fullmatch(r"\./boot/(vmlinuz|initrd\.img)-.*", member.name)
-            if found and (content := tree.extractfile(member)):
-                with (folder / found[1]).open("wb") as file:
-                    shutil.copyfileobj(content, file)
+    for name in ("vmlinuz", "initrd.img"):
+        (found,) = (root / "boot").glob(f"{name}-*")
+        shutil.copy(found, folder / name)
 
 
 def _run(*argv: str, **environment: str) -> str:

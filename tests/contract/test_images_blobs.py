@@ -88,8 +88,8 @@ async def serving(*services: Any) -> AsyncIterator[list[str]]:
         yield addresses
 
 
-async def get(sources: list[str], target: Path, stall: float = 30.0) -> bytes:
-    fetch = fetch_from(sources, grpc.aio.insecure_channel, InOrder(), stall)
+async def get(sources: list[str], target: Path, stall: float = 30.0, back: float = 0.1) -> bytes:
+    fetch = fetch_from(sources, grpc.aio.insecure_channel, InOrder(), stall, back)
     with Incoming(target, DIGEST, len(BLOB), 0) as blob:
         await fetch(blob)
     return await asyncio.to_thread(target.read_bytes)
@@ -197,6 +197,26 @@ async def test_one_error_names_every_source_and_its_trouble(target: Path) -> Non
     )
     with pytest.raises(ImageError, match="none has it"):
         await get([], target)
+
+
+async def test_a_node_whose_agent_is_started_anew_is_waited_for(
+    real: BlobService, target: Path
+) -> None:
+    async with serving(BlobService(lambda digest: None), real) as sources:
+        gone = sources[1]
+    # Nobody listens there now.
+    async with serving(BlobService(lambda digest: None)) as [other]:
+        fetching = asyncio.create_task(get([other, gone], target, back=30.0))
+        await asyncio.wait([fetching], timeout=0.5)
+        assert not fetching.done()
+        server = grpc.aio.server()
+        blobs_pb2_grpc.add_BlobsServicer_to_server(real, server)
+        server.add_insecure_port(gone)
+        await server.start()
+        try:
+            assert await fetching == BLOB
+        finally:
+            await server.stop(None)
 
 
 async def test_each_blob_draws_its_own_order_of_sources(real: BlobService, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
@@ -19,6 +20,12 @@ CHUNK = 1 << 20
 
 _STALL = 5.0
 """Seconds without a byte after which a source is given up."""
+
+_RETURN = 10.0
+"""Seconds in which a node that cannot be reached may come back, when no other has the blob: its
+agent has perhaps just been started anew."""
+
+_AWAY = "cannot be reached"
 
 ChannelFactory = Callable[[str], grpc.aio.Channel]
 """Opens a channel to `HOST:PORT`, with the credentials of the caller's choice."""
@@ -63,20 +70,23 @@ def fetch_from(
     channel_factory: ChannelFactory,
     rng: random.Random,
     stall: float = _STALL,
+    back: float = _RETURN,
 ) -> Fetch:
     """A fetcher that takes a blob from one of `sources` (`HOST:PORT`), in an order drawn from
     `rng` for each blob, so that many nodes spread over many sources.
 
     Where a source breaks off, says nothing for `stall` seconds, or lacks the blob, the next one
-    goes on at the same byte. The digest is verified; what was wrong is fetched anew. It raises
-    `ImageError`, which names each source and what was the matter with it.
+    goes on at the same byte. Where none is left, those that cannot be reached have `back` seconds
+    to return. The digest is verified; what was wrong is fetched anew. It raises `ImageError`,
+    which names each source and what was the matter with it.
     """
 
     async def fetch(blob: Incoming) -> None:
         order = rng.sample(sources, len(sources))
         failures: dict[str, str] = {}
-        progress = True
-        while progress:
+        now = asyncio.get_running_loop().time
+        patience = back
+        while True:
             before = blob.received
             for source in order:
                 try:
@@ -90,11 +100,32 @@ def fetch_from(
                 except _Wrong as error:
                     failures[source] = str(error)
             # All have failed once; those that gave some of it may have come back.
-            progress = blob.received > before
+            if blob.received > before:
+                patience = back
+                continue
+            began = now()
+            away = [source for source in order if failures[source] == _AWAY]
+            if not await _one_is_back(away, channel_factory, patience):
+                break
+            patience -= now() - began
         tried = ", ".join(f"{source} ({failures[source]})" for source in order)
         raise ImageError(f"cannot get blob {blob.digest} from any node: {tried or 'none has it'}")
 
     return fetch
+
+
+async def _one_is_back(sources: Sequence[str], dial: ChannelFactory, within: float) -> bool:
+    """Whether one of the sources can be reached within so many seconds."""
+    if not sources:
+        return False
+    async with AsyncExitStack() as stack:
+        channels = [await stack.enter_async_context(dial(source)) for source in sources]
+        ready = [asyncio.ensure_future(channel.channel_ready()) for channel in channels]
+        done, _ = await asyncio.wait(ready, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        for attempt in ready:
+            attempt.cancel()
+        await asyncio.gather(*ready, return_exceptions=True)
+        return bool(done)
 
 
 class _Wrong(Exception):
@@ -133,6 +164,6 @@ def _words(error: grpc.aio.AioRpcError) -> str:
         case grpc.StatusCode.NOT_FOUND:
             return "does not have it"
         case grpc.StatusCode.UNAVAILABLE:
-            return "cannot be reached"
+            return _AWAY
         case code:
             return f"{code.name.lower().replace('_', ' ')}: {error.details()}"

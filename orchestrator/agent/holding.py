@@ -106,12 +106,13 @@ class Holding:
 
     async def connect(self, task: Task, image: LocalImage, mounts: tuple[Mount, ...]) -> None:
         """Give it user ids, its files and its networks; then its container can be created."""
+        # Until then namespaces that nobody is known to hold are taken away.
+        await self._parts.network.ready()
         with self._step("files"):
             await self._parts.runtime.reserve(task.id, task.spec)
             users = self._parts.runtime.users(task.id)
             files = self._parts.files.place(task.id, self.files, users)
         with self._step("network"):
-            await self._parts.network.ready()
             connected = await self._parts.network.connect(task)
         self._prepared = Prepared(image, (*mounts, *files), connected)
 

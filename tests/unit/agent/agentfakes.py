@@ -94,6 +94,7 @@ class FakeRuntime:
 
     async def reserve(self, container_id: str, spec: TaskSpec) -> None:
         """Nothing is held."""
+        self.calls.append(("reserve", container_id))
 
     async def create(self, container: Container) -> None:
         self.active += 1
@@ -206,12 +207,17 @@ class FakeNetwork:
         self.taken: set[int] = set()
         self.missing: set[str] = set()
         self.ordered: list[dispatch_pb2.AssignedNetwork] = []
+        self.collecting: asyncio.Event | None = None
+        """Set once what earlier containers left is given back."""
+        self.awaited = False
 
     def order(self, networks: Sequence[dispatch_pb2.AssignedNetwork]) -> None:
         self.ordered = list(networks)
 
     async def ready(self) -> None:
-        """It is."""
+        self.awaited = True
+        if self.collecting is not None:
+            await self.collecting.wait()
 
     async def connect(self, task: Task) -> Connected:
         for port in task.spec.ports:

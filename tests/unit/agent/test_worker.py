@@ -65,6 +65,19 @@ def spec(**fields: object) -> TaskSpec:
     return TaskSpec(container=ContainerSpec(image="hello:1", **fields))  # type: ignore[arg-type]
 
 
+async def test_namespaces_are_made_only_when_those_of_earlier_containers_are_gone(
+    host: Host,
+) -> None:
+    host.network.collecting = asyncio.Event()
+    async with agent(host) as a:
+        a.full(assigned())
+        await until(lambda: host.network.awaited)
+        assert host.runtime.did("reserve") == []
+        host.network.collecting.set()
+        await a.reaches(TaskState.RUNNING)
+        assert host.runtime.did("reserve") == ["t1"]
+
+
 async def test_an_assigned_task_runs(host: Host) -> None:
     async with agent(host) as a:
         a.full(assigned())

@@ -79,6 +79,7 @@ class Dialer:
         """Dial until cancelled."""
         failures = redirects = 0
         queue: list[str] = []
+        said: dict[str, str] = {}
         while True:
             queue = queue or self._candidates()
             address = queue.pop(0)
@@ -86,6 +87,7 @@ class Dialer:
             if self.connected_to:
                 failures = redirects = 0
                 self.connected_to = ""
+                said.clear()
             if isinstance(end, Redirected):
                 queue.insert(0, end.leader)
                 redirects += 1
@@ -93,9 +95,11 @@ class Dialer:
                     continue
             failures += 1
             delay = backoff(failures, self._rng.random())
-            log.warning(
-                "no session: %s", end, extra={"manager": address, "retry_in": f"{delay:.2f}"}
-            )
+            # A manager may be away for hours: what is known of it is not said every few seconds.
+            level = logging.DEBUG if said.get(address) == str(end) else logging.WARNING
+            said[address] = str(end)
+            extra = {"manager": address, "retry_in": f"{delay:.2f}"}
+            log.log(level, "no session: %s", end, extra=extra)
             await asyncio.sleep(delay)
 
     async def _hold(self, address: str, within: float) -> SessionEnded:

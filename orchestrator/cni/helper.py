@@ -191,8 +191,6 @@ def _collect(desk: Desk, request: Mapping[str, Any]) -> None:
     for path in sorted(desk.namespaces.glob("*")):
         if path.name not in valid:
             namespaces.remove(path)
-    if networks:
-        attachment.restore_ports(desk.host)
 
 
 def _networks(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,8 @@ class Testbed:
         subprocess.run(["dpkg-deb", "-R", self.package, tree], check=True)
         control = tree / "DEBIAN/control"
         control.write_text(re.sub(r"(?m)^(Version: .*)$", r"\1+newer", control.read_text()))
-        subprocess.run(["dpkg-deb", "-q", "-Znone", "-b", tree, newer], check=True)
+        build = ["dpkg-deb", "-Znone", "-b", tree, newer]
+        subprocess.run(build, stdout=subprocess.DEVNULL, check=True)
         return newer
 
     def vagrant(self, *words: str, within: float) -> None:

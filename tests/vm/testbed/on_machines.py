@@ -78,7 +78,9 @@ def on(task: Task) -> tuple[str, str]:
 def page(cluster: Cluster) -> list[Task]:
     """A service with a task on each machine and a published port; its tasks as they were first."""
     cluster.orc("network", "create", "red", within=SOON)
-    create(cluster, "page", "--mode", "global", "--network", "red", "-p", "8080:80")
+    # An agent that hangs is silent for longer than the manager has patience with its node.
+    keep = ("--on-disconnect", "keep")
+    create(cluster, "page", "--mode", "global", "--network", "red", "-p", "8080:80", *keep)
     return sorted(cluster.await_running("page", 3, within=LATER), key=on)
 
 
@@ -155,10 +157,10 @@ def test_shares_and_limits_are_the_kernels(testbed: Testbed, cluster: Cluster) -
     weights = {"light": "512", "heavy": "1024"}
     for name, shares in weights.items():
         create(cluster, name, "--cpu-shares", shares, "--cpuset-cpus", "0", *there, runs=loop)
-    create(cluster, "capped", "--limit-cpu", "0.1", "--limit-memory", "48m", *there, runs=loop)
+    create(cluster, "capped", "--limit-cpu", "0.125", "--limit-memory", "48m", *there, runs=loop)
     (light,), (heavy,) = (cluster.await_running(name, 1, within=SOON) for name in weights)
     (capped,) = cluster.await_running("capped", 1, within=SOON)
-    assert group(testbed, capped, "cpu.max").split() == ["10000", "100000"]
+    assert group(testbed, capped, "cpu.max").split() == ["12500", "100000"]
     assert group(testbed, capped, "memory.max").strip() == str(48 << 20)
 
     def used(task: Task) -> int:

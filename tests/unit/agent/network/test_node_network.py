@@ -305,6 +305,15 @@ async def test_after_a_reboot_leases_are_collected(single: NodeNetwork, host: Ns
         await single.check(NET, "a")
 
 
+async def test_leases_are_collected_before_any_network_is_there(
+    single: NodeNetwork, host: NsHost
+) -> None:
+    await single.attach(NET, "a", published(PortMapping(80, 80)))
+    host.shell("nft", "delete", "table", "inet", "orc")
+    await single.collect([])
+    assert await single.interfaces("a") == {}
+
+
 async def test_what_is_removed_by_hand_comes_back(cluster: Cluster) -> None:
     one = cluster.hosts[0]
     a = await cluster.networks[0].attach(NET, "a", published(PortMapping(8080, 80)))

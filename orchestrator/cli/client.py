@@ -182,10 +182,8 @@ class Client:
                     f"the certificates of context {context.name!r} cannot be read; make a new one "
                     "with 'orc context create'"
                 ) from None
-            except TimeoutError:
-                self._skip("no answer")
             except OSError as error:
-                self._skip((error.strerror or str(error)).lower())
+                self._skip(_reason(error))
         raise self._unreachable()
 
     def _skip(self, reason: str) -> None:
@@ -203,17 +201,18 @@ class Client:
 
     def _next_or_raise(self, broken: ConnectionBroken) -> None:
         """Go on to the next endpoint if this one never spoke with us; else raise."""
-        if self._spoke or broken.greeted or not broken.silent:
+        reason = "no answer" if broken.silent else self._gone(broken)
+        if self._spoke or broken.greeted or not reason:
             self._raise_broken(broken)
         self.close()
-        self._skip("no answer")
+        self._skip(reason)
         if not self._endpoints:
             raise self._unreachable()
 
     def _raise_broken(self, broken: ConnectionBroken) -> NoReturn:
         self.close()
         endpoint = self._endpoints[0]
-        if not self._spoke and not broken.greeted and not broken.silent:
+        if not (self._spoke or broken.greeted or broken.silent or self._gone(broken)):
             # Its handshake was fine; what it got to know with the next words was our certificate.
             raise CliError(
                 f"the manager at {endpoint} refused the certificate of context "
@@ -223,6 +222,19 @@ class Client:
         raise ManagerLost(
             f"the connection to the manager at {endpoint} broke; is it still running?"
         )
+
+    def _gone(self, broken: ConnectionBroken) -> str:
+        """Why the manager accepts no connection any more; empty if it does, or has greeted. One
+        that dies before it greets looks like one that refuses a certificate."""
+        from orchestrator.cli import rpc
+
+        if broken.greeted:
+            return ""
+        try:
+            rpc.knock(_split(self._endpoints[0]), within=self._reach)
+        except OSError as error:
+            return _reason(error)
+        return ""
 
     def _raise(self, error: RpcError, timeout: float) -> NoReturn:
         from orchestrator.cli.rpc import Code
@@ -302,6 +314,13 @@ def upload(header: Any, chunks: Iterable[bytes]) -> Iterator[Any]:
     yield control_pb2.ImageUpload(header=header)
     for chunk in chunks:
         yield control_pb2.ImageUpload(data=chunk)
+
+
+def _reason(error: OSError) -> str:
+    """Why something could not be reached."""
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    return (error.strerror or str(error)).lower()
 
 
 def _split(endpoint: str) -> tuple[str, int]:

@@ -77,21 +77,34 @@ def connect(
     """A connection by mutual TLS; certificates and key are PEM, `name` is the one that the
     peer's certificate must carry. Raises OSError (TimeoutError after `within` seconds), NotTls,
     WrongCertificate, BadContext."""
-    host, port = address
     deadline = time.monotonic() + within
-    # As bytes, which need no module for international names.
-    plain = socket.create_connection((host.encode(), port), within)  # type: ignore[arg-type]
+    plain = _dial(address, within)
     try:
         tls = _tls(ca, certificate, key)
         plain.settimeout(max(0.001, deadline - time.monotonic()))
         return Connection(tls.wrap_socket(plain, server_hostname=name.encode()))
     except ssl.SSLCertVerificationError as error:
         raise WrongCertificate(error.verify_message) from None
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        # So does a manager that dies in the middle of the handshake.
+        raise ConnectionResetError("the connection was closed") from None
     except ssl.SSLError as error:
         raise NotTls(str(error)) from None
     finally:
         # Not one that was taken over, which is detached.
         plain.close()
+
+
+def knock(address: tuple[str, int], *, within: float) -> None:
+    """See that somebody accepts connections. Raises OSError (TimeoutError after `within` seconds)
+    if nobody does."""
+    _dial(address, within).close()
+
+
+def _dial(address: tuple[str, int], within: float) -> socket.socket:
+    host, port = address
+    # As bytes, which need no module for international names.
+    return socket.create_connection((host.encode(), port), within)  # type: ignore[arg-type]
 
 
 def _tls(ca: str, certificate: str, key: str) -> ssl.SSLContext:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -29,6 +34,60 @@ def batch(line: bytes) -> Any:
 def client(manager: Any) -> Iterator[Client]:
     with Client(manager.context) as client:
         yield client
+
+
+@pytest.fixture
+def dying(manager: Any, authority: Any, tmp_path: Path) -> Iterator[Callable[[bool], Client]]:
+    """Makes clients of managers that are killed when a client calls: in the middle of its
+    handshake, or right after it, before they greet."""
+    pair, file = authority.issue("manager"), tmp_path / "pair"
+    file.write_text(pair.certificate + pair.key)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(file)
+    tls.set_alpn_protocols(["h2"])
+    with ThreadPoolExecutor() as threads, ExitStack() as stack:
+
+        def make(shakes_hands: bool) -> Client:
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+            def live() -> None:
+                connection, _ = server.accept()
+                server.close()
+                if shakes_hands:
+                    connection = tls.wrap_socket(connection, server_side=True)
+                else:
+                    connection.recv(MIB)
+                connection.close()
+
+            threads.submit(live)
+            endpoint = f"127.0.0.1:{server.getsockname()[1]}"
+            context = replace(manager.context, endpoints=(endpoint, *manager.context.endpoints))
+            return stack.enter_context(Client(context))
+
+        yield make
+
+
+@pytest.mark.parametrize("shakes_hands", [False, True])
+def test_a_manager_that_dies_before_it_greets_is_one_that_is_not_there(
+    manager: Any, dying: Callable[[bool], Client], shakes_hands: bool
+) -> None:
+    manager.script.answers["ListNodes"] = pb.ListNodesReply()
+    client = dying(shakes_hands)
+    # The next one serves.
+    assert client.call("ListNodes", pb.ListNodesRequest()) == pb.ListNodesReply()
+    assert client.endpoint == manager.context.endpoints[0]
+
+
+@pytest.mark.parametrize("shakes_hands", [False, True])
+def test_the_only_manager_dies_before_it_greets(
+    dying: Callable[[bool], Client], shakes_hands: bool
+) -> None:
+    context = dying(shakes_hands).context
+    alone = Client(replace(context, endpoints=context.endpoints[:1]))
+    with alone as client, pytest.raises(ManagerLost) as lost:
+        client.call("ListNodes", pb.ListNodesRequest())
+    reason = "connection refused" if shakes_hands else "the connection was closed"
+    assert f"cannot reach a manager at {context.endpoints[0]}: {reason};" in str(lost.value)
 
 
 def test_answers_and_requests_larger_than_any_window(manager: Any, client: Client) -> None:

@@ -50,6 +50,11 @@ class TaskStatus:
     """It ended with its node's restart, through no fault of its own."""
 
     @property
+    def failed(self) -> bool:
+        """Whether its end speaks against the task: not of one that was lost with its node."""
+        return self.state in (TaskState.FAILED, TaskState.REJECTED) and not self.lost
+
+    @property
     def works(self) -> bool:
         """Whether it runs and, where that is probed, is healthy."""
         return self.state is TaskState.RUNNING and self.health in (Health.NONE, Health.HEALTHY)

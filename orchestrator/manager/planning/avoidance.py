@@ -23,8 +23,6 @@ FAILURES = 2
 REMEMBERED = 300.0
 """Seconds for which a failure counts."""
 
-_FAILED = (TaskState.FAILED, TaskState.REJECTED)
-
 
 def unsteady_nodes(view: ClusterView, now: float) -> frozenset[str]:
     """Ids of the nodes that had better get nothing new now."""
@@ -54,7 +52,7 @@ def failing_nodes(view: ClusterView, service_id: str, now: float) -> set[str]:
 
 def _failed(task: Task) -> bool:
     """Whether it failed by itself before it had settled."""
-    if task.status.state not in _FAILED or task.desired_state > TaskState.RUNNING:
+    if not task.status.failed or task.desired_state > TaskState.RUNNING:
         return False
     return ran(task) < SETTLED or task.status.health is Health.UNHEALTHY
 

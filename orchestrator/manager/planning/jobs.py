@@ -259,9 +259,7 @@ def _failure(work: _Work, run: JobRun) -> str:
 
 
 def _own_failure(task: Task) -> bool:
-    status = task.status
-    failed = status.state in (TaskState.FAILED, TaskState.REJECTED) and not status.lost
-    return failed and task.desired_state <= TaskState.RUNNING
+    return task.status.failed and task.desired_state <= TaskState.RUNNING
 
 
 def _tasks(slots: Slots) -> Iterator[Task]:

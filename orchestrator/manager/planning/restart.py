@@ -10,8 +10,8 @@ the row: ten seconds is long enough that restarting at `delay` costs little, and
 that a service which works and then fails is not taken for one that never worked. A COMPLETE that
 comes sooner counts as well: a loop of successes is a loop.
 
-A task lost with its node says nothing about itself: its replacement starts at once, and a new
-row with it.
+A task lost with its node, or with its agent, says nothing about itself: its replacement starts at
+once, and a new row with it.
 
 All of this is read from the tasks themselves (`attempt`, `not_before`), so that a new leader
 decides the same.
@@ -39,17 +39,23 @@ def decide(service: Service, slot: Slot, now: float) -> Start | None:
     """How to fill a slot whose newest task has ended by itself or was lost; None: leave it so."""
     policy, task = service.spec.task.restart, slot.newest
     if task.status.state is TaskState.ORPHANED:
-        return Start() if policy.condition is not RestartCondition.NONE else None
+        return _elsewhere(policy)
     if task.desired_state > TaskState.RUNNING:
         return Start()
-    if task.status.state is TaskState.SHUTDOWN:  # its node stopped it, for want of a manager
-        return Start() if policy.condition is not RestartCondition.NONE else None
+    # Its node stopped it for want of a manager, or its agent ended as it was started.
+    if task.status.state is TaskState.SHUTDOWN or task.status.lost:
+        return _elsewhere(policy)
     if not _wanted(policy, task) or _exhausted(policy, slot):
         return None
     attempt = 1 if _settled(task) else task.attempt + 1
     delay = backoff(policy, attempt)
     message = f"restarting in {delay:g} s (attempt {attempt + 1})" if delay > 0 else ""
     return Start(not_before=now + delay if delay > 0 else 0.0, attempt=attempt, message=message)
+
+
+def _elsewhere(policy: RestartPolicy) -> Start | None:
+    """Of a task that ended through no fault of its own."""
+    return Start() if policy.condition is not RestartCondition.NONE else None
 
 
 def backoff(policy: RestartPolicy, attempt: int) -> float:

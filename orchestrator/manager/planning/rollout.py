@@ -1,10 +1,11 @@
 """Where an update stands: whether it is done, has failed, or waits for a word.
 
 A new task fails the update if it ends by itself, unless it had run for `monitor` seconds (and was
-not unhealthy). A slot counts once, however often its task is tried again, and is told by its tasks
-of the present version, so a new leader counts the same. With more than `max_failure_ratio` of the
-slots failed, the policy's failure action is taken. A rollback is an update too, with the policy
-that the spec has for it; it is not rolled back in turn.
+not unhealthy). One that was lost with its node, or with its agent, says nothing. A slot counts
+once, however often its task is tried again, and is told by its tasks of the present version, so a
+new leader counts the same. With more than `max_failure_ratio` of the slots failed, the policy's
+failure action is taken. A rollback is an update too, with the policy that the spec has for it; it
+is not rolled back in turn.
 
 An update is done when every slot has arrived (`update`). One that would be rolled back is done only
 when each new task has run for `monitor` seconds as well, so that whoever waits for it learns of it.
@@ -22,8 +23,6 @@ from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import FailureAction
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Health, Task
-
-_FAILED = (TaskState.FAILED, TaskState.REJECTED)
 
 
 def follow(service: Service, draft: Draft) -> Service:
@@ -89,7 +88,7 @@ def _failed(service: Service, slot: Slot) -> bool:
 def _fails(service: Service, task: Task) -> bool:
     return (
         task.spec_version == service.spec_version
-        and task.status.state in _FAILED
+        and task.status.failed
         and task.desired_state <= TaskState.RUNNING
         and (ran(task) < service.policy.monitor or task.status.health is Health.UNHEALTHY)
     )

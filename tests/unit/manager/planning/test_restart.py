@@ -51,6 +51,24 @@ def test_conditions(condition: RestartCondition, state: TaskState, restarts: boo
     assert bool(world.tasks(PENDING)) is restarts
 
 
+@pytest.mark.parametrize("condition", [ANY, ON_FAILURE])
+def test_what_is_lost_with_its_agent_starts_again_at_once_and_uses_up_no_attempt(
+    condition: RestartCondition,
+) -> None:
+    world = world_with(condition=condition, max_attempts=1)
+    for _ in range(3):
+        world.report(world.task(), FAILED, lost=True)
+        world.settle()
+        assert world.task().status.state is ASSIGNED
+
+
+def test_what_is_lost_with_its_agent_is_not_run_again_if_it_never_is() -> None:
+    world = world_with(condition=NONE)
+    world.report(world.task(), FAILED, lost=True)
+    world.settle()
+    assert world.task().status.state is FAILED
+
+
 def test_a_restart_waits_for_its_delay_and_says_so() -> None:
     world = world_with(delay=5.0)
     end(world, after=60.0)

@@ -70,6 +70,15 @@ def test_an_update_that_works_is_completed() -> None:
     assert progress(world.view, "web-id").converged
 
 
+def test_what_is_lost_with_its_agent_is_no_failure_of_an_update() -> None:
+    world = begin(3)
+    end_new(world, lost=True)
+    assert web(world).update.state is UpdateState.UPDATING
+    world.obey()
+    assert web(world).update.state is UpdateState.COMPLETED
+    assert images(world) == ["web:2"] * 3
+
+
 def test_a_failure_pauses_an_update_and_the_rest_runs_on() -> None:
     world = begin(3)
     end_new(world)

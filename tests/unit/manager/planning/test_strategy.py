@@ -104,7 +104,7 @@ def test_a_node_is_avoided_after_two_failures_for_a_while(
     assert failing_nodes(ClusterView.of([web, *tasks]), web.id, NOW) == ids
 
 
-def test_what_was_stopped_or_of_another_spec_or_has_settled_since_is_no_failure() -> None:
+def test_what_was_stopped_or_lost_or_of_another_spec_or_has_settled_since_is_no_failure() -> None:
     web = service()
     two = [failed("t1", web, "a", 50), failed("t2", web, "a", 45)]
     ok = task("t3", node_id="a", of=web, spec_version=1)
@@ -114,6 +114,8 @@ def test_what_was_stopped_or_of_another_spec_or_has_settled_since_is_no_failure(
     assert failing_nodes(ClusterView.of([new, *two]), web.id, NOW) == set()
     told = [replace(t, desired_state=TaskState.SHUTDOWN) for t in two]
     assert failing_nodes(ClusterView.of([web, *told]), web.id, NOW) == set()
+    lost = [replace(t, status=replace(t.status, lost=True)) for t in two]
+    assert failing_nodes(ClusterView.of([web, *lost]), web.id, NOW) == set()
 
 
 def test_a_service_that_keeps_failing_on_a_node_is_tried_elsewhere_and_everywhere() -> None:

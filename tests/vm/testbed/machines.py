@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -57,6 +58,7 @@ class Testbed:
     def newer_package(self) -> Path:
         """The same one with a greater version."""
         tree, newer = self.folder / "newer", self.folder / "newer.deb"
+        shutil.rmtree(tree, ignore_errors=True)
         subprocess.run(["dpkg-deb", "-R", self.package, tree], check=True)
         control = tree / "DEBIAN/control"
         control.write_text(re.sub(r"(?m)^(Version: .*)$", r"\1+newer", control.read_text()))

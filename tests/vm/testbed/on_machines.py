@@ -8,8 +8,12 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from devcluster import Cluster, eventually
@@ -20,6 +24,10 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(3000)]
 
 SOON, LATER = 300.0, 1200.0
 """Seconds: for what takes some on a host that is not emulated, and for what boots a machine."""
+
+CHARTS = Path(__file__).parents[3] / "charts"
+MONITORED = ("monitoring_prometheus", "monitoring_alertmanager")
+"""Volumes of the monitoring chart."""
 
 Task = dict[str, Any]
 
@@ -201,6 +209,41 @@ def test_an_encrypted_network(testbed: Testbed, cluster: Cluster) -> None:
     eventually(
         lambda: cluster.orc("network", "rm", "secret", ok=False).returncode == 0, within=SOON
     )
+
+
+def test_an_image_is_built_on_a_machine_and_runs_on_all(cluster: Cluster) -> None:
+    subprocess.run([CHARTS / "hello/prepare"], check=True)
+    cluster.orc("build", "-t", "hello:1", str(CHARTS / "hello"), within=LATER)
+    flags = ("--name", "built", "--mode", "global", "-p", "8082:80")
+    cluster.orc("service", "create", "-d", *flags, "hello:1", within=SOON)
+    cluster.await_running("built", 3, within=SOON)
+    for address in ADDRESSES.values():
+        eventually(lambda: asked(f"{address}:8082", "/"), within=SOON)  # noqa: B023
+    cluster.orc("service", "rm", "built", within=SOON)
+
+
+def test_the_monitoring_chart_sees_all_machines(cluster: Cluster) -> None:
+    subprocess.run([CHARTS / "monitoring/prepare"], check=True)
+    files = [f"-c{CHARTS / 'monitoring' / name}" for name in ("compose.yaml", "debian.yaml")]
+    cluster.orc("stack", "deploy", "-d", *files, "monitoring", within=LATER)
+    cluster.await_running("monitoring_prometheus", 1, within=LATER)
+
+    def answer(query: str) -> list[tuple[str, float]]:
+        url = f"http://{ADDRESSES['worker1']}:9090/api/v1/query?query={quote(query)}"
+        with urllib.request.urlopen(url, timeout=20) as told:
+            result = json.load(told)["data"]["result"]
+        return sorted((each["metric"].get("node", ""), float(each["value"][1])) for each in result)
+
+    def all_seen() -> bool:
+        with suppress(OSError):  # until it listens
+            agents = answer('up{job="orc-agents"}')
+            return agents == [(name, 1.0) for name in sorted(ADDRESSES)]
+        return False
+
+    eventually(all_seen, within=SOON, every=5)
+    assert answer('sum(orc_nodes{state="ready"})') == [("", 3.0)]
+    cluster.orc("stack", "rm", "monitoring", within=SOON)
+    cluster.orc("volume", "rm", *MONITORED, within=SOON)
 
 
 def test_delay_and_loss_between_machines(

@@ -166,18 +166,34 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
 }
 """Command → flag → what to do instead."""
 
+_ANEW = "use 'orc service update', or make the container anew with other flags"
+
 COMMANDS: Mapping[str, str] = {
+    "builder build": "use 'orc build'",
     "buildx": "use 'orc build'",
     "checkpoint": "checkpoints are not kept; 'orc pause' freezes a container",
     "compose": "use 'orc stack deploy -c FILE NAME'",
+    "container update": _ANEW,
+    "context update": "use 'orc context rm' and 'orc context create'",
     "manifest": "use 'orc image inspect'",
+    "node demote": _ONE_MANAGER,
+    "node promote": _ONE_MANAGER,
     "plugin": "volume and network plugins are found by themselves where their sockets are",
     "search": "search at the registry; 'orc pull' takes any name",
     "swarm": "use 'orc cluster'",
+    "swarm ca": "certificates are renewed by themselves; see 'orc cluster info'",
+    "swarm init": "use 'orc cluster init --advertise ADDRESS'",
+    "swarm join": "use 'orc cluster join --token TOKEN ADDRESS'",
+    "swarm join-token": "use 'orc cluster token worker'",
+    "swarm leave": "stop the agent of the node, then use 'orc node rm NAME'",
+    "swarm unlock": _SEALED,
+    "swarm unlock-key": _SEALED,
+    "swarm update": "use 'orc cluster update'",
     "trust": _TRUST,
-    "update": "use 'orc service update', or make the container anew with other flags",
+    "update": _ANEW,
+    "volume update": _CLUSTER_VOLUME,
 }
-"""Docker's commands that are not ours."""
+"""Docker's commands that are not ours, as one or two words."""
 
 
 _ALIASES = {"image ls": "images", "image rm": "rmi"}

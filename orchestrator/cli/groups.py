@@ -21,6 +21,11 @@ _USUAL = (700, 10, 10)
 """How often Python looks for garbage unless told otherwise."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
+_ALIASES = {"list": "ls", "remove": "rm", "container ps": "ls"}
+"""Docker's other names of commands, of all groups or of one: what they stand for where a group has
+it. They are not listed."""
+_TYPED = "orc.typed"
+"""In a context's `meta`: the words of the command line."""
 
 
 class CliError(click.ClickException):
@@ -84,6 +89,13 @@ class OrcGroup(click.Group):
             return lazy.load()
         return super().get_command(ctx, cmd_name)
 
+    def _our_name(self, ctx: click.Context, word: str) -> str:
+        """A command's name for what was typed, which may be another name that Docker has for it."""
+        if ctx.parent is None or word in self._lazy or word in self.commands:
+            return word
+        meant = _ALIASES.get(word) or _ALIASES.get(f"{ctx.info_name} {word}")
+        return meant if meant in self.list_commands(ctx) else word
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
         """Commands by what is known of them without importing any, or else options."""
         from click.shell_completion import CompletionItem
@@ -103,16 +115,21 @@ class OrcGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            raise click.UsageError(self._no_command(ctx, args[0]), ctx)
+        if args and not args[0].startswith("-"):
+            args = [self._our_name(ctx, args[0]), *args[1:]]
+            if self.get_command(ctx, args[0]) is None:
+                raise click.UsageError(self._no_command(ctx, args), ctx)
         return super().resolve_command(ctx, args)
 
-    def _no_command(self, ctx: click.Context, word: str) -> str:
+    def _no_command(self, ctx: click.Context, args: list[str]) -> str:
         from orchestrator.cli.docker_flags import COMMANDS
 
+        word = args[0]
+        group = ctx.command_path.partition(" ")[2]
+        for typed in (" ".join(args[:2]), f"{group} {word}".strip()):
+            if instead := COMMANDS.get(typed):
+                return f"'orc {typed}' is no command; {instead}"
         what = f"'{ctx.command_path} {word}' is no command"
-        if ctx.parent is None and word in COMMANDS:
-            return f"{what}; {COMMANDS[word]}"
         meant = near_miss(word, self.list_commands(ctx))
         return f"{what}; did you mean '{ctx.command_path} {meant}'?" if meant else what
 
@@ -137,6 +154,12 @@ class OrcGroup(click.Group):
 class RootGroup(OrcGroup):
     """The `orc` command itself: turns what is raised below it into one line and a status."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_TYPED] = tuple(args)
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        return super().parse_args(ctx, args)
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -154,12 +177,28 @@ class RootGroup(OrcGroup):
             result = super().main(args, "orc", "_ORC_COMPLETE", standalone_mode=False, **extra)
         except click.exceptions.Abort:
             sys.exit(INTERRUPTED)
+        except click.exceptions.NoArgsIsHelpError as asked:
+            click.echo(asked.format_message(), err=True)
+            sys.exit(asked.exit_code)
         except Exception as error:
             if os.environ.get("ORC_DEBUG"):
                 raise
+            if isinstance(error, click.UsageError) and error.ctx is None:
+                error.ctx = self._context_of(sys.argv[1:] if args is None else args)
             click.echo(f"orc: {error_line(error)}", err=True)
             sys.exit(error.exit_code if isinstance(error, click.ClickException) else 1)
         sys.exit(result if isinstance(result, int) else 0)
+
+    def _context_of(self, words: Sequence[str]) -> click.Context:
+        """The context of the command that these words name, for errors that do not say."""
+        ctx = click.Context(self, info_name="orc")
+        for word in words:
+            group = ctx.command
+            found = group.get_command(ctx, word) if isinstance(group, OrcGroup) else None
+            if found is None:
+                break
+            ctx = click.Context(found, parent=ctx, info_name=word)
+        return ctx
 
 
 def error_line(error: Exception) -> str:
@@ -180,7 +219,7 @@ def _usage_words(error: click.UsageError) -> str:
 
         if instead := advice(path.partition(" ")[2], error.option_name):
             return f"'{path}' has no option {error.option_name}: {instead}"
-        meant = near_miss(error.option_name, error.possibilities or ())
+        meant = _one_dash_short(error) or near_miss(error.option_name, error.possibilities or ())
         hint = f"did you mean {meant}?" if meant else f"see '{path} --help'"
         return f"'{path}' has no option {error.option_name}; {hint}"
     if isinstance(error, click.MissingParameter):
@@ -196,3 +235,13 @@ def _usage_words(error: click.UsageError) -> str:
             return f"{max(error.param.opts, key=len)}: {message}"
         return message
     return error.format_message().rstrip(".")
+
+
+def _one_dash_short(error: click.NoSuchOption) -> str | None:
+    """The option that `-rm` was to be, of which `-r` is said to be none."""
+    if error.ctx is None:
+        return None
+    known = {option for param in error.ctx.command.params for option in param.opts}
+    typed = (word.partition("=")[0] for word in error.ctx.meta.get(_TYPED, ()))
+    begun = (f"-{word}" for word in typed if word.startswith(error.option_name))
+    return next((option for option in begun if option in known), None)

@@ -119,16 +119,18 @@ SECTIONS = (
 @click.group(
     cls=RootGroup,
     sections=SECTIONS,
+    context_settings={"help_option_names": ["--help", "-h"]},
     epilog=example("orc dev up", "orc service create --name web --replicas 3 -p 8080:80 hello:1"),
 )
 @click.option(
     "--context",
+    "-c",
     "context_name",
     metavar="NAME",
     shell_complete=completion.contexts,
     help="The cluster to speak to.",
 )
-@click.version_option(__version__, prog_name="orc", message="orc %(version)s")
+@click.version_option(__version__, "--version", "-v", prog_name="orc", message="orc %(version)s")
 def orc(context_name: str | None) -> None:
     """Orc runs containers on many hosts as one: services with replicas that are kept alive, every
     container with an address that all hosts reach."""

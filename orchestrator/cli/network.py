@@ -53,7 +53,7 @@ def network() -> None:
 @network.command(
     epilog=example(
         "orc network create back",
-        "orc network create --subnet 10.5.0.0/16 --ipv6 --attachable front",
+        "orc network create --subnet 10.5.0.0/16 --ipv6 front",
         "orc network create --driver cni --opt conflist=lan.conflist lan",
     )
 )
@@ -80,7 +80,11 @@ def network() -> None:
 @click.option("--ip-range", default="", metavar="SUBNET", help="The part to give out by itself.")
 @click.option("--ipv6", is_flag=True, help="IPv6 besides IPv4.")
 @click.option("--internal", is_flag=True, help="No way out of it.")
-@click.option("--attachable", is_flag=True, help="For containers of their own, not services only.")
+@click.option(
+    "--attachable",
+    is_flag=True,
+    help="For containers of their own, not services only; so unless --driver says overlay.",
+)
 @click.option(
     "--opt",
     "-o",
@@ -126,7 +130,7 @@ def create(
         ip_range=ip_range,
         ipv6=ipv6,
         internal=internal,
-        attachable=attachable,
+        attachable=attachable or not driver,
         encrypted=encrypted,
         options=options,
         labels=pairs("label", label),

@@ -153,6 +153,8 @@ def _placeholders(heading: str) -> Iterable[str]:
     """Such as `ContainerID` and `ID` of CONTAINER ID, `CPUPerc` of CPU %, `NetIO` of NET I/O."""
     words = heading.partition(" / ")[0].replace(" %", "%").replace("/", "").split()
     titles = [_WORDS.get(word, word.title()) for word in words]
+    if not titles:
+        return
     yield "".join(titles)
     if titles[-1] in ("ID", "Name"):
         yield titles[-1]

@@ -204,7 +204,7 @@ def test_a_bridge_is_each_nodes_own_with_a_way_out(tidy: Cluster, hello: str) ->
 
 def test_what_cannot_be_is_refused_in_one_line(tidy: Cluster, hello: str) -> None:
     cluster = tidy
-    cluster.orc("network", "create", "services")
+    cluster.orc("network", "create", "--driver", "overlay", "services")
     underlay = cluster.nodes()["node1"]["address"]
     refusals = {
         ("--subnet", "10.128.5.0/24", "x"): "overlaps network 'default'",

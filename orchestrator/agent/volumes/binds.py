@@ -31,6 +31,8 @@ async def bind(spec: MountSpec, hostname: str) -> Mount:
             raise VolumeError(f"bind source path {source} does not exist on {hostname}")
         if not await _succeeds("mkdir", "-p", "--", source):
             raise VolumeError(f"bind source path {source} cannot be made on {hostname}")
+    # The runtime makes a mount point of the kind that the source is, and knows none for a link.
+    source = await asyncio.to_thread(os.path.realpath, source)
     if spec.propagation.lstrip("r") in ("shared", "slave"):
         _check_propagation(spec.propagation, source)
     return Mount(

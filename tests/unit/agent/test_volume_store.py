@@ -194,3 +194,14 @@ async def test_binds(volumes: VolumeStore, tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b").is_dir()
     assert not mount.owned
     assert volumes.users("t1") == ()
+
+
+@private
+async def test_a_bind_of_a_link_is_one_of_what_it_leads_to(
+    volumes: VolumeStore, tmp_path: Path
+) -> None:
+    (tmp_path / "zone").write_text("UTC")
+    (tmp_path / "localtime").symlink_to("zone")
+    spec = MountSpec(type=MountType.BIND, source=str(tmp_path / "localtime"), target="/localtime")
+    (mount,) = await volumes.attach(holder("t1", spec), {})
+    assert mount.source == str(tmp_path / "zone")

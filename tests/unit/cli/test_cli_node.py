@@ -277,6 +277,24 @@ def test_network_create(manager: Any, run: Run) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "attachable"),
+    [("", True), ("--driver overlay", False), ("--driver overlay --attachable", True)],
+)
+def test_a_network_is_for_containers_unless_it_is_said_to_be_an_overlay(
+    manager: Any, run: Run, flags: str, attachable: bool
+) -> None:
+    manager.script.answers["CreateNetwork"] = types_pb2.Network(id="net3")
+    run("network", "create", *flags.split(), "back")
+    assert manager.script.request("CreateNetwork").attachable is attachable
+
+
+def test_networks_by_a_template(manager: Any, run: Run) -> None:
+    network = types_pb2.Network(id="net3", name="back", driver="overlay")
+    manager.script.answers["ListNetworks"] = pb.ListNetworksReply(networks=[network])
+    assert run("network", "ls", "--format", "{{.Name}} {{.Driver}}").stdout == "back overlay\n"
+
+
 def test_network_rm_goes_on_after_a_refusal(manager: Any, run: Run) -> None:
     def answer(request: networks_pb2.RemoveNetworkRequest) -> Any:
         if request.network == "busy":

@@ -66,6 +66,47 @@ def test_summaries_as_data_match_what_exists(run: Run) -> None:
     assert "Daemons and the rest:" in text
 
 
+@pytest.mark.parametrize("words", [(), ("node",), ("service",)])
+def test_a_group_alone_shows_its_help(run: Run, words: tuple[str, ...]) -> None:
+    result = run(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == run(*words, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("help",), ()),
+        (("help", "service", "create"), ("service", "create")),
+        (("-h",), ()),
+        (("node", "ls", "-h"), ("node", "ls")),
+    ],
+)
+def test_help_is_asked_for_in_other_words(
+    run: Run, asked: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    assert run(*asked).stdout == run(*words, "--help").stdout
+
+
+def test_the_short_forms_of_the_root(manager: Any, run: Run, refused: Refused) -> None:
+    assert run("-v").stdout == f"orc {__version__}\n"
+    assert "no context 'nosuch'" in refused("-c", "nosuch", "node", "ls")
+    assert refused("run", "-h", status=2) == "-h needs a value; see 'orc run --help'"
+
+
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        ("node list", "node ls"),
+        ("network remove", "network rm"),
+        ("container ps", "container ls"),
+        ("image list", "image ls"),
+    ],
+)
+def test_docker_s_other_names_of_commands(run: Run, other: str, name: str) -> None:
+    assert run(*other.split(), "--help").stdout == run(*name.split(), "--help").stdout
+
+
 def test_help_imports_no_heavy_module() -> None:
     code = (
         "import sys; from orchestrator.cli.main import orc\n"
@@ -90,8 +131,17 @@ def test_help_imports_no_heavy_module() -> None:
         (["node", "ls", "--fromat", "json"], "has no option --fromat; did you mean --format?"),
         (["node", "ls", "--format", "xml"], "--format: 'xml' is not one of 'table', 'json'"),
         (["node", "inspect"], "NODES... is missing; see 'orc node inspect --help'"),
-        (["service", "update", "web", "--image"], "--image needs a value; see 'orc "),
+        (
+            ["service", "update", "web", "--image"],
+            "--image needs a value; see 'orc service update --help'",
+        ),
         (["tag", "a"], "NAME is missing; see 'orc tag --help'"),
+        (["run", "-rm", "hello:1"], "'orc run' has no option -r; did you mean --rm?"),
+        (["run", "-net=back", "hello:1"], "'orc run' has no option -n; did you mean --net?"),
+        (["run", "-x", "hello:1"], "'orc run' has no option -x; see 'orc run --help'"),
+        (["help", "crate"], "'orc crate' is no command; did you mean 'orc create'?"),
+        (["node", "remov"], "'orc node remov' is no command"),
+        (["ls"], "'orc ls' is no command"),
         (["node", "ls", "--filter", "rol=x"], "filter 'rol' is unknown here; did you mean 'role'?"),
         (["node", "ls", "--filter", "role"], "filter 'role' is not of the form KEY=VALUE"),
     ],

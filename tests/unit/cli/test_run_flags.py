@@ -46,7 +46,10 @@ def test_a_port_of_one_address_is_refused(text: str) -> None:
         (("container", "run", "--link", "db", "hello:1"), "use --network"),
         (("volume", "create", "--scope", "single"), "Docker's cluster volumes"),
         (("compose", "up"), "use 'orc stack deploy"),
-        (("swarm", "init"), "use 'orc cluster'"),
+        (("swarm", "init"), "'orc swarm init' is no command; use 'orc cluster init"),
+        (("swarm",), "'orc swarm' is no command; use 'orc cluster'"),
+        (("node", "promote", "node1"), "'orc node promote' is no command; a host is a manager by"),
+        (("container", "update", "web"), "'orc container update' is no command; use 'orc service"),
     ],
 )
 def test_what_docker_has_and_orc_has_not_is_told_with_what_to_use(

@@ -14,7 +14,8 @@ from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.container_watch import Seen, Watch, await_removal, failure
 from orchestrator.cli.exec import detach_keys, sig_proxy_option
 from orchestrator.cli.foreground import foreground
-from orchestrator.cli.groups import CliError, error_line, example
+from orchestrator.cli.groups import CliError, example
+from orchestrator.cli.several import attempts
 from orchestrator.model.states import is_terminal
 from orchestrator.pb import containers_pb2
 
@@ -31,35 +32,17 @@ _time = click.option(
 )
 
 
-def each(names: Sequence[str], act: Callable[[str], Any]) -> list[Any]:
-    """Do something to each container; what is refused is told and does not keep the others.
-    Exits with 1 when any was."""
-    done, failed = [], False
-    for name in names:
-        try:
-            done.append((name, act(name)))
-        except CliError as error:
-            failed = True
-            click.echo(f"orc: {error_line(error)}", err=True)
-    if failed and not done:
-        sys.exit(1)
-    return [*done, ("", None)] if failed else done
-
-
-def _finish(results: list[Any], wait: Callable[[Any], None]) -> None:
-    """Wait for what was ordered, print each name as it is done, exit with 1 if any was refused."""
-    ordered = [(name, task) for name, task in results if task is not None]
-    failed = len(ordered) < len(results)
-    for name, task in ordered:
-        try:
-            wait(task)
-        except CliError as error:
-            failed = True
-            click.echo(f"orc: {error_line(error)}", err=True)
-        else:
-            click.echo(name)
-    if failed:
-        sys.exit(1)
+def _each(names: Sequence[str], act: Callable[[str], Any], wait: Callable[[Any], None]) -> None:
+    """Order something of each container, then wait for one after the other, and print its name."""
+    ordered = []
+    with attempts() as attempt:
+        for name in names:
+            with attempt():
+                ordered.append((name, act(name)))
+        for name, task in ordered:
+            with attempt():
+                wait(task)
+                click.echo(name)
 
 
 @click.command(epilog=example("orc start web", "orc start -ai shell"))
@@ -86,8 +69,11 @@ def start(
         stdin = interactive and container.open_stdin
         options = {"stdin": stdin, "tty": container.tty, "keys": keys, "sig_proxy": sig_proxy}
         sys.exit(foreground(client, task.id, goes=task.auto_remove, **options))
-    results = each(containers, lambda name: _call(client, "StartContainer", name))
-    _finish(results, lambda task: _await_begin(client, task))
+    _each(
+        containers,
+        lambda name: _call(client, "StartContainer", name),
+        lambda task: _await_begin(client, task),
+    )
 
 
 @click.command(epilog=example("orc stop web", "orc stop -t 30 db"))
@@ -103,7 +89,7 @@ def stop(
     def order(name: str) -> Any:
         return client.call("Containers.StopContainer", _stopping(name, grace, signal))
 
-    _finish(each(containers, order), lambda task: _await_end(client, task))
+    _each(containers, order, lambda task: _await_end(client, task))
 
 
 @click.command(epilog=example("orc restart web"))
@@ -119,7 +105,7 @@ def restart(
     def order(name: str) -> Any:
         return client.call("Containers.RestartContainer", _stopping(name, grace, signal))
 
-    _finish(each(containers, order), lambda task: _await_begin(client, task))
+    _each(containers, order, lambda task: _await_begin(client, task))
 
 
 def _stopping(name: str, grace: float | None, signal: str | None) -> Any:
@@ -141,7 +127,7 @@ def kill(client: Client, containers: tuple[str, ...], signal: str) -> None:
         return client.call("Containers.KillContainer", request)
 
     deadly = signal.upper().removeprefix("SIG") in ("KILL", "9")
-    _finish(each(containers, order), lambda task: _await_end(client, task) if deadly else None)
+    _each(containers, order, lambda task: _await_end(client, task) if deadly else None)
 
 
 @click.command(epilog=example("orc pause web"))
@@ -149,7 +135,7 @@ def kill(client: Client, containers: tuple[str, ...], signal: str) -> None:
 @pass_client
 def pause(client: Client, containers: tuple[str, ...]) -> None:
     """Freeze all processes of containers."""
-    _finish(each(containers, lambda name: _call(client, "PauseContainer", name)), lambda _: None)
+    _each(containers, lambda name: _call(client, "PauseContainer", name), lambda _: None)
 
 
 @click.command(epilog=example("orc unpause web"))
@@ -157,7 +143,7 @@ def pause(client: Client, containers: tuple[str, ...]) -> None:
 @pass_client
 def unpause(client: Client, containers: tuple[str, ...]) -> None:
     """Let paused containers go on."""
-    _finish(each(containers, lambda name: _call(client, "UnpauseContainer", name)), lambda _: None)
+    _each(containers, lambda name: _call(client, "UnpauseContainer", name), lambda _: None)
 
 
 @click.command(epilog=example("orc rm web", "orc rm -f web db"))
@@ -174,7 +160,7 @@ def rm(client: Client, containers: tuple[str, ...], force: bool, volumes: bool) 
         )
         return client.call("Containers.RemoveContainer", request)
 
-    _finish(each(containers, order), lambda task: await_removal(client, task))
+    _each(containers, order, lambda task: await_removal(client, task))
 
 
 @click.command(epilog=example("orc wait job"))
@@ -182,10 +168,12 @@ def rm(client: Client, containers: tuple[str, ...], force: bool, volumes: bool) 
 @pass_client
 def wait(client: Client, containers: tuple[str, ...]) -> None:
     """Wait until containers have ended, and print their exit statuses."""
-    for name in containers:
-        with Watch(client, name) as watch:
-            end = watch.until(partial(_run_is_over, run=watch.last.task.status.run))
-        click.echo(end.task.status.exit_code)
+    with attempts() as attempt:
+        for name in containers:
+            with attempt():
+                with Watch(client, name) as watch:
+                    end = watch.until(partial(_run_is_over, run=watch.last.task.status.run))
+                click.echo(end.task.status.exit_code)
 
 
 def _run_is_over(seen: Seen, run: int) -> bool:

@@ -25,6 +25,7 @@ from orchestrator.cli.context import (
 )
 from orchestrator.cli.groups import CliError, OrcGroup, example
 from orchestrator.cli.output import Column, format_option, listing_options, print_list, print_rows
+from orchestrator.cli.several import one_by_one
 
 
 @click.group(cls=OrcGroup, epilog=example("orc context ls"))
@@ -137,9 +138,7 @@ def use(name: str) -> None:
 @click.argument("names", nargs=-1, required=True, shell_complete=completion.contexts)
 def rm(names: tuple[str, ...]) -> None:
     """Forget contexts, with their keys."""
-    for name in names:
-        remove_context(name)
-        click.echo(name)
+    one_by_one(names, remove_context)
 
 
 @context.command(

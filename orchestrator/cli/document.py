@@ -23,7 +23,7 @@ from orchestrator.cli.output import (
     print_list,
 )
 from orchestrator.cli.service_change import PATIENCE, wait_options
-from orchestrator.cli.several import inspect_options, print_inspected, remove_each
+from orchestrator.cli.several import inspect_options, one_by_one, print_inspected
 from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.convert import from_proto
 from orchestrator.model.documents import Document, DocumentKind, check_data
@@ -164,7 +164,7 @@ def _group(kind: DocumentKind) -> click.Group:
             )
             client.call("Documents.RemoveDocument", request)
 
-        remove_each(names, remove)
+        one_by_one(names, remove)
 
     return group
 

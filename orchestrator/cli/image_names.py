@@ -10,9 +10,10 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.groups import CliError, error_line, example
+from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.output import Column, Row, column, format_option, print_rows
 from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
+from orchestrator.cli.several import attempts
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.model.names import short_id
 from orchestrator.model.units import format_ago, format_size
@@ -35,17 +36,11 @@ def tag(client: Client, image: str, name: str) -> None:
 @pass_client
 def rmi(client: Client, force: bool, images: tuple[str, ...]) -> None:
     """Remove names of images, and images with their last name, from all nodes."""
-    failed: list[CliError] = []
-    for image in images:
-        request = images_pb2.RemoveImageRequest(image=image, force=force)
-        try:
-            _show(client.call("Images.Remove", request))
-        except CliError as error:
-            failed.append(error)
-    for earlier in failed[:-1]:
-        click.echo(f"orc: {error_line(earlier)}", err=True)
-    if failed:
-        raise failed[-1]
+    with attempts() as attempt:
+        for image in images:
+            with attempt():
+                request = images_pb2.RemoveImageRequest(image=image, force=force)
+                _show(client.call("Images.Remove", request))
 
 
 @click.command(epilog=example("orc image prune", "orc image prune -a -f"))

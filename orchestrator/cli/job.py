@@ -36,7 +36,7 @@ from orchestrator.cli.service_change import (
     wait_for,
     wait_options,
 )
-from orchestrator.cli.several import inspect_options, print_inspected
+from orchestrator.cli.several import attempts, inspect_options, one_by_one, print_inspected
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.names import near_miss
 from orchestrator.model.specs import RestartCondition, RestartPolicy, ServiceMode, ServiceSpec
@@ -143,9 +143,7 @@ def start(client: Client, name: str, **values: Any) -> None:
 @pass_client
 def stop(client: Client, names: tuple[str, ...]) -> None:
     """Stop what runs of jobs. Their schedules go on."""
-    for name in names:
-        client.call("Jobs.StopJob", jobs_pb2.StopJobRequest(job=name))
-        click.echo(name)
+    one_by_one(names, lambda name: client.call("Jobs.StopJob", jobs_pb2.StopJobRequest(job=name)))
 
 
 @job.command(epilog=example("orc job suspend backup"))
@@ -165,17 +163,23 @@ def resume(client: Client, names: tuple[str, ...]) -> None:
 
 
 def _suspend(client: Client, names: Sequence[str], suspended: bool) -> None:
-    for name in names:
-        found = from_proto(_job(client, name).service)
-        if not found.spec.job.schedule:
-            raise CliError(f"job '{found.spec.name}' has no schedule")
-        changed = change(
-            client,
-            found.id,
-            lambda spec: replace(spec, job=replace(spec.job, suspended=suspended)),
-        )
-        text = next_run_text(from_proto(changed), time.time())
-        click.echo(f"{found.spec.name}: {text if suspended else f'runs next at {text}'}")
+    with attempts() as attempt:
+        for name in names:
+            with attempt():
+                click.echo(_with_suspended(client, name, suspended))
+
+
+def _with_suspended(client: Client, name: str, suspended: bool) -> str:
+    found = from_proto(_job(client, name).service)
+    if not found.spec.job.schedule:
+        raise CliError(f"job '{found.spec.name}' has no schedule")
+    changed = change(
+        client,
+        found.id,
+        lambda spec: replace(spec, job=replace(spec.job, suspended=suspended)),
+    )
+    text = next_run_text(from_proto(changed), time.time())
+    return f"{found.spec.name}: {text if suspended else f'runs next at {text}'}"
 
 
 @job.command("ls", epilog=example("orc job ls --filter state=failed"))
@@ -240,10 +244,12 @@ def inspect(client: Client, jobs: tuple[str, ...], form: str) -> None:
 @pass_client
 def rm(client: Client, jobs: tuple[str, ...]) -> None:
     """Remove jobs with all that is remembered of them; what runs of them is stopped."""
-    for name in jobs:
+
+    def remove(name: str) -> None:
         found = _job(client, name).service.id
         client.call("RemoveService", control_pb2.RemoveServiceRequest(service=found))
-        click.echo(name)
+
+    one_by_one(jobs, remove)
 
 
 def _jobs(client: Client) -> list[Any]:

@@ -22,7 +22,7 @@ from orchestrator.cli.output import (
     print_list,
 )
 from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
-from orchestrator.cli.several import inspect_options, print_inspected, remove_each
+from orchestrator.cli.several import inspect_options, one_by_one, print_inspected
 from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import ENCRYPTED
@@ -194,7 +194,7 @@ def rm(client: Client, networks: tuple[str, ...], force: bool) -> None:
     def remove(name: str) -> None:
         client.call("Networks.RemoveNetwork", networks_pb2.RemoveNetworkRequest(network=name))
 
-    remove_each(networks, remove)
+    one_by_one(networks, remove)
 
 
 @network.command(

@@ -20,7 +20,7 @@ from orchestrator.cli.output import (
     print_list,
 )
 from orchestrator.cli.rows import node_columns, node_row, task_columns, task_rows
-from orchestrator.cli.several import inspect_options, print_inspected
+from orchestrator.cli.several import inspect_options, one_by_one, print_inspected
 from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.names import near_miss
 from orchestrator.model.nodes import Availability
@@ -175,9 +175,11 @@ def update(
 @pass_client
 def rm(client: Client, nodes: tuple[str, ...], force: bool) -> None:
     """Remove nodes from the cluster."""
-    for name in nodes:
+
+    def remove(name: str) -> None:
         client.call("RemoveNode", control_pb2.RemoveNodeRequest(node=name, force=force))
-        click.echo(name)
+
+    one_by_one(nodes, remove)
 
 
 def _availability(row: Row) -> str:

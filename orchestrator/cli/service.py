@@ -29,7 +29,7 @@ from orchestrator.cli.rows import (
     task_rows,
 )
 from orchestrator.cli.service_change import create, promote, rollback, scale, update
-from orchestrator.cli.several import inspect_options, print_inspected
+from orchestrator.cli.several import inspect_options, one_by_one, print_inspected
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import start_order
 from orchestrator.model.disconnect import disconnect_text
@@ -188,9 +188,11 @@ def _resources(resources: Mapping[str, Any]) -> str:
 @pass_client
 def rm(client: Client, services: tuple[str, ...]) -> None:
     """Remove services; their tasks are stopped in the background."""
-    for name in _stop_order(client, services):
+
+    def remove(name: str) -> None:
         client.call("RemoveService", control_pb2.RemoveServiceRequest(service=name))
-        click.echo(name)
+
+    one_by_one(_stop_order(client, services), remove)
 
 
 def _stop_order(client: Client, names: Sequence[str]) -> list[str]:

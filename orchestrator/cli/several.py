@@ -1,8 +1,10 @@
-"""What commands about several objects have in common: `inspect NAME…` and `rm NAME…`."""
+"""What commands about several objects have in common: `inspect NAME…`, `rm NAME…` and the like."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import update_wrapper
 from typing import Any, TypeVar
 
@@ -42,18 +44,33 @@ def print_inspected(
         show(one)
 
 
-def remove_each(names: Sequence[str], remove: Callable[[str], object]) -> None:
-    """Remove objects one by one and print the name of each that has gone. One that cannot go keeps
-    no other; then it ends in a CliError."""
-    failed: list[CliError] = []
-    for name in names:
+Attempt = Callable[[], AbstractContextManager[None]]
+
+
+@contextmanager
+def attempts() -> Iterator[Attempt]:
+    """What is tried one by one, each in a `with attempt():` of its own. A refusal there is told in
+    a line and keeps no other from its turn; exits with 1 at the end if there was any."""
+    failed = False
+
+    @contextmanager
+    def attempt() -> Iterator[None]:
+        nonlocal failed
         try:
-            remove(name)
+            yield
         except CliError as error:
-            failed.append(error)
-            if len(names) > 1:
-                click.echo(f"orc: {error_line(error)}", err=True)
-        else:
-            click.echo(name)
+            failed = True
+            click.echo(f"orc: {error_line(error)}", err=True)
+
+    yield attempt
     if failed:
-        raise failed[0] if len(names) == 1 else CliError(f"{len(failed)} were not removed")
+        sys.exit(1)
+
+
+def one_by_one(names: Iterable[str], act: Callable[[str], object]) -> None:
+    """Act on each of these and print its name when that is done, as `attempts` says."""
+    with attempts() as attempt:
+        for name in names:
+            with attempt():
+                act(name)
+                click.echo(name)

@@ -20,7 +20,7 @@ from orchestrator.cli.output import (
     print_list,
 )
 from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
-from orchestrator.cli.several import inspect_options, print_inspected, remove_each
+from orchestrator.cli.several import inspect_options, one_by_one, print_inspected
 from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import short_id
@@ -140,7 +140,7 @@ def rm(client: Client, names: tuple[str, ...], force: bool, node: str) -> None:
         request = volumes_pb2.RemoveVolumeRequest(name=name, force=force, node=node)
         client.call("Volumes.RemoveVolume", request, timeout=CREATE_TIMEOUT)
 
-    remove_each(names, remove)
+    one_by_one(names, remove)
 
 
 @volume.command(epilog=example("orc volume prune --all --force"))

@@ -147,6 +147,25 @@ def test_service_rm(manager: Any, run: Run) -> None:
     assert manager.script.request("RemoveService").service == "db"
 
 
+def _removing(request: Any) -> Any:
+    if request.service == "gone":
+        raise Refusal(grpc.StatusCode.UNAVAILABLE, "the store does not answer")
+    if request.service == "wbe":
+        raise Refusal(grpc.StatusCode.NOT_FOUND, "no service 'wbe'; did you mean 'web'?")
+    return pb.RemoveServiceReply(id=request.service)
+
+
+def test_service_rm_goes_on_after_a_refusal(manager: Any, run: Run) -> None:
+    manager.script.answers["RemoveService"] = _removing
+    manager.script.answers["ListServices"] = pb.ListServicesReply()
+    done = run("service", "rm", "web", "gone", "wbe", "db")
+    assert (done.exit_code, done.stdout.split()) == (1, ["web", "db"])
+    assert done.stderr.splitlines() == [
+        "orc: the store does not answer",
+        "orc: no service 'wbe'; did you mean 'web'?",
+    ]
+
+
 def test_logs(manager: Any, run: Run) -> None:
     manager.script.answers["Logs"] = [
         pb.LogBatch(

@@ -71,7 +71,7 @@ def check(runtime: str, data_dir: Path, form: str) -> None:
     else:
         for finding in findings:
             verdict = "ok" if finding.fine else "LACKS" if finding.needed else "lacks"
-            click.echo(f"{verdict:6} {finding.check:18} {finding.text}")
+            click.echo(f"{verdict:6} {finding.check:18} {finding.text}".rstrip())
     lacking = [f.check for f in findings if f.needed and not f.fine]
     if lacking:
         if form == "table":

@@ -225,14 +225,14 @@ def _usage_words(error: click.UsageError) -> str:
     if isinstance(error, click.MissingParameter):
         name = error.param.make_metavar(error.ctx) if error.param and error.ctx else ""
         if isinstance(error.param, click.Option):
-            name = max(error.param.opts, key=len)
+            name = _flag(error.param, error.ctx)
         return f"{name} is missing; see '{path} --help'"
     if isinstance(error, click.BadOptionUsage) and "requires an argument" in error.message:
         return f"{error.option_name} needs a value; see '{path} --help'"
     if isinstance(error, click.BadParameter):
         message = error.message.rstrip(".")
         if isinstance(error.param, click.Option):
-            return f"{max(error.param.opts, key=len)}: {message}"
+            return f"{_flag(error.param, error.ctx)}: {message}"
         return message
     return error.format_message().rstrip(".")
 
@@ -245,3 +245,14 @@ def _one_dash_short(error: click.NoSuchOption) -> str | None:
     typed = (word.partition("=")[0] for word in error.ctx.meta.get(_TYPED, ()))
     begun = (f"-{word}" for word in typed if word.startswith(error.option_name))
     return next((option for option in begun if option in known), None)
+
+
+def _flag(option: click.Option, ctx: click.Context | None) -> str:
+    """Of an option's names the one that the user typed; if it was none, the longest."""
+    for word in ctx.meta.get(_TYPED, ()) if ctx else ():
+        name = word.partition("=")[0]
+        if name in option.opts:
+            return str(name)
+        if name[:2] in option.opts and name[1:2] != "-":
+            return str(name[:2])  # its value is in the same word
+    return max(option.opts, key=len)

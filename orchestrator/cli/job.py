@@ -225,7 +225,7 @@ def ps(
 @pass_client
 def logs(client: Client, name: str, raw: bool, timestamps: bool, **values: Any) -> None:
     """Show what the tasks of a job wrote, also those that have ended."""
-    show_logs(client, name, values, raw=raw, timestamps=timestamps)
+    show_logs(client, name, values, raw=raw, timestamps=timestamps, of_job=True)
 
 
 @job.command(epilog=example("orc job inspect backup", "orc job inspect --pretty backup"))

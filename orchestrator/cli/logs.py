@@ -82,22 +82,31 @@ def container_logs(client: Client, container: str, timestamps: bool, **values: A
 
 
 def show_logs(
-    client: Client, name: str, values: Mapping[str, Any], *, raw: bool, timestamps: bool
+    client: Client,
+    name: str,
+    values: Mapping[str, Any],
+    *,
+    raw: bool,
+    timestamps: bool,
+    of_job: bool = False,
 ) -> None:
-    """Print the logs of a service, job or task as `log_options` say, until their end or Ctrl-C."""
+    """Print the logs of a service or task, or with `of_job` of a job or a task of one, as
+    `log_options` say, until their end or Ctrl-C."""
+    request = _request(name, values, of_job)
     try:
-        print_records(client, _request(name, values), raw=raw, timestamps=timestamps)
+        print_records(client, request, raw=raw, timestamps=timestamps)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
 
-def _request(name: str, values: Mapping[str, Any]) -> Any:
+def _request(name: str, values: Mapping[str, Any], of_job: bool) -> Any:
     return control_pb2.LogsRequest(
         service=name,
         follow=values["follow"],
         tail=values["tail"],
         since=values["since"] or 0.0,
         until=values["until"] or 0.0,
+        of_job=of_job,
     )
 
 

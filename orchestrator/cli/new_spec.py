@@ -6,8 +6,6 @@ import re
 from dataclasses import replace
 from typing import Any
 
-import click
-
 from orchestrator.cli.container_flags import image_and_command, with_many
 from orchestrator.cli.document_flags import with_documents
 from orchestrator.cli.job_settings import blank_spec
@@ -15,7 +13,7 @@ from orchestrator.cli.mount_flags import apply_mounts
 from orchestrator.cli.network_flags import attachments
 from orchestrator.cli.placement_flags import with_placement
 from orchestrator.cli.settings import apply_settings
-from orchestrator.cli.spec_flags import checked, environment, pairs, ports, preferences
+from orchestrator.cli.spec_flags import checked, environment, no_number, pairs, ports, preferences
 from orchestrator.model.names import parse_image
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 
@@ -27,8 +25,7 @@ def new_spec(values: dict[str, Any]) -> ServiceSpec:
         values = {**values, "entrypoint": ("",)}
     mode = ServiceMode[values["mode"].upper().replace("-", "_")]
     if mode.is_global and values["replicas"] is not None:
-        what = "job" if mode.is_job else "service"
-        raise click.UsageError(f"a global {what} has a task on each node; it takes no --replicas")
+        raise no_number(mode)
     image, command = image_and_command(values)
     name = values["name"] if values["name"] is not None else _name_for(image or "host")
     spec = with_placement(apply_settings(blank_spec(name, mode), values), values)

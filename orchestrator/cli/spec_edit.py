@@ -18,7 +18,14 @@ from orchestrator.cli.mount_flags import edit_mounts, mount_edit_options
 from orchestrator.cli.network_flags import edited_attachments
 from orchestrator.cli.placement_flags import with_placement
 from orchestrator.cli.settings import apply_settings, with_value
-from orchestrator.cli.spec_flags import checked_image, environment, pairs, ports, preferences
+from orchestrator.cli.spec_flags import (
+    checked_image,
+    environment,
+    no_number,
+    pairs,
+    ports,
+    preferences,
+)
 from orchestrator.model.specs import PortSpec, Protocol, ServiceMode, ServiceSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,8 +71,7 @@ def edit_options(function: F) -> F:
 def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
     """The spec with an update's flags applied. Raises a usage error for what cannot be."""
     if values["replicas"] is not None and spec.mode.is_global:
-        what = "job" if spec.mode.is_job else "service"
-        raise click.UsageError(f"a global {what} has a task on each node; it takes no --replicas")
+        raise no_number(spec.mode)
     spec = with_placement(apply_settings(spec, values), values)
     container = spec.task.container
     container = replace(

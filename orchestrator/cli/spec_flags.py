@@ -10,7 +10,7 @@ import click
 
 from orchestrator.model.convert import ConvertError, to_proto
 from orchestrator.model.names import parse_image
-from orchestrator.model.specs import PortSpec, Protocol, PublishMode, ServiceSpec
+from orchestrator.model.specs import PortSpec, Protocol, PublishMode, ServiceMode, ServiceSpec
 from orchestrator.model.validate import InvalidSpec, validate_service
 
 
@@ -24,6 +24,13 @@ def checked(spec: ServiceSpec) -> ServiceSpec:
     except ConvertError as error:  # a number that is larger than any that makes sense
         raise click.UsageError(str(error.__cause__ or error)) from None
     return spec
+
+
+def no_number(mode: ServiceMode) -> click.UsageError:
+    """What is wrong with a number of tasks for a global service or job."""
+    if mode.is_job:
+        return click.UsageError("a global job has a task on each node; it takes no completions")
+    return click.UsageError("a global service has a task on each node; it takes no --replicas")
 
 
 def checked_image(text: str) -> str:

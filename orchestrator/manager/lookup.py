@@ -82,17 +82,24 @@ def find_document(view: ClusterView, kind: DocumentKind, word: str) -> Document:
     return _pick(kind.word, word, known, names, f"orc {kind.word} ls")
 
 
-def find_logged(view: ClusterView, word: str) -> tuple[Service | None, Sequence[Task]]:
-    """The service meant by `word` with all its tasks, or no service and the one task meant."""
+def find_logged(
+    view: ClusterView, word: str, of_job: bool = False
+) -> tuple[Service | None, Sequence[Task]]:
+    """The service meant by `word` with all its tasks, or no service and the one task meant; only
+    a job or a task of one with `of_job`."""
     service = view.service_by_name(word)
     if service is None or service.removed:
-        named = [task for task in view.tasks.values() if task.name == word]
+        tasks = list(view.tasks.values())
+        if of_job:
+            jobs = {id for id, each in view.services.items() if each.spec.mode.is_job}
+            tasks = [task for task in tasks if task.service_id in jobs]
+        named = [task for task in tasks if task.name == word]
         if named:
             return None, [max(named, key=lambda task: task.created_at)]
-        begun = [task for id, task in view.tasks.items() if id.startswith(word)]
+        begun = [task for task in tasks if task.id.startswith(word)]
         if len(begun) == 1 and len(word) >= 3:
             return None, begun
-        service = find_service(view, word)
+    service = find_job(view, word) if of_job else find_service(view, word)
     return service, list(view.tasks_of_service(service.id).values())
 
 

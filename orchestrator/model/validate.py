@@ -68,11 +68,12 @@ def validate_service(spec: ServiceSpec) -> None:
     """Raise InvalidSpec for the first thing in `spec` that is wrong."""
     _guard("name", check_name, spec.name, "service name")
     _labels("labels", spec.labels)
+    count = "completions" if spec.mode.is_job else "replicas"
     if spec.replicas < 0:
-        raise InvalidSpec("replicas", f"replicas {spec.replicas} is negative; 0 is the least")
+        raise InvalidSpec("replicas", f"{count} {spec.replicas} is negative; 0 is the least")
     replicated = (ServiceMode.REPLICATED, ServiceMode.REPLICATED_JOB)
     if spec.replicas > MAX_REPLICAS and spec.mode in replicated:
-        raise InvalidSpec("replicas", f"replicas {spec.replicas} is over {MAX_REPLICAS}, the most")
+        raise InvalidSpec("replicas", f"{count} {spec.replicas} is over {MAX_REPLICAS}, the most")
     try:
         container = with_examples(spec.task.container)
     except ValueError as error:

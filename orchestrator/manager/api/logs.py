@@ -31,7 +31,7 @@ class LogCalls(Calls):
 
     @answering
     async def Logs(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        service, tasks = find_logged(self.api.view, request.service)
+        service, tasks = find_logged(self.api.view, request.service, request.of_job)
         stream = _LogStream(self.api, request)
         async with background(stream.pump(service, tasks)):
             while (batch := await stream.batches.get()) is not None:

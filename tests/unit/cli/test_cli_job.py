@@ -117,7 +117,10 @@ def test_no_retries_and_each_node(server: Any, run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--global", "--completions", "2"), "a global job has a task on each node"),
+        (
+            ("--global", "--completions", "2"),
+            "a global job has a task on each node; it takes no completions",
+        ),
         (("--schedule", "0 25 * * *"), "hour (field 2, character 3): 25 is not in 0-23"),
         (("--overlap", "allow"), "a time zone, overlap, missed runs and suspension are of a"),
         (("--overlap", "some"), "'some' is none of forbid, allow, replace"),
@@ -197,6 +200,7 @@ def test_listings_show_jobs_alone(server: Any, run: Run, refused: Refused) -> No
     assert refused("job", "ps", "web") == "no job 'web'; see 'orc job ls'"
     assert refused("job", "rm", "sum") == "no job 'sum'; did you mean 'sums'?"
     assert refused("job", "suspend", "sums") == "job 'sums' has no schedule"
+    assert run("job", "suspend", "sum", "sums", "web").stderr.count("\n") == 3
 
 
 def test_ps_has_the_newest_run_first(server: Any, run: Run) -> None:

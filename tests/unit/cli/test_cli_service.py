@@ -115,6 +115,28 @@ def test_create_global_and_without_a_name(server: Any, run: Run, refused: Refuse
 
 
 @pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["run", "--memory", "5q", "hello"], "--memory"),
+        (["run", "--memory=5q", "hello"], "--memory"),
+        (["run", "-m", "5q", "hello", "free", "--limit-memory"], "-m"),
+        (["run", "-m5q", "hello"], "-m"),
+        (["run", "--limit-memory", "5q", "hello"], "--limit-memory"),
+        (["create", "--cpus", "x", "hello"], "--cpus"),
+        (["service", "create", "--limit-pids", "x", "hello"], "--limit-pids"),
+        (["job", "run", "--replicas", "x", "hello"], "--replicas"),
+        (["job", "run", "--completions", "x", "hello"], "--completions"),
+        (["stop", "-t", "x", "web"], "-t"),
+        (["stop", "--time", "x", "web"], "--time"),
+    ],
+)
+def test_a_refused_flag_is_named_as_it_was_typed(
+    server: Any, refused: Refused, words: list[str], flag: str
+) -> None:
+    assert refused(*words, status=2).startswith(f"{flag}: ")
+
+
+@pytest.mark.parametrize(
     ("words", "line"),
     [
         (

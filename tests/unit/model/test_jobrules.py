@@ -52,7 +52,8 @@ def test_good(spec: ServiceSpec) -> None:
     ("spec", "field", "words"),
     [
         (replace(job(parallelism=2), mode=ServiceMode.GLOBAL), "job", "only jobs have"),
-        (replace(GOOD, replicas=100_001), "replicas", "is over 100000, the most"),
+        (replace(GOOD, replicas=100_001), "replicas", "completions 100001 is over 100000"),
+        (replace(GOOD, replicas=-1), "replicas", "completions -1 is negative"),
         (job(parallelism=-1), "job.parallelism", "parallelism -1 is negative; 0 is no limit"),
         (job(deadline=-1.0), "job.deadline", "deadline -1 is negative"),
         (job(history=0), "job.history", "history 0 is below 1"),

@@ -1,0 +1,59 @@
+"""What a word means of which there may be services, jobs and tasks."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.manager.lookup import find_logged
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.refusal import Refusal
+from orchestrator.model.services import Service
+from orchestrator.model.specs import ServiceMode, ServiceSpec
+from orchestrator.model.tasks import Task
+
+WEB = Service(id="s-web", spec=ServiceSpec(name="web"))
+SUMS = Service(id="j-sums", spec=ServiceSpec(name="sums", mode=ServiceMode.REPLICATED_JOB))
+VIEW = ClusterView.of(
+    [
+        WEB,
+        SUMS,
+        Task(id="t-web-1", service_id=WEB.id, service_name="web", slot=1),
+        Task(id="t-sums-1", service_id=SUMS.id, service_name="sums", slot=1),
+        Task(id="t-sums-2", service_id=SUMS.id, service_name="sums", slot=2),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("word", "of_job", "service", "tasks"),
+    [
+        ("web", False, WEB, ["t-web-1"]),
+        ("sums", False, SUMS, ["t-sums-1", "t-sums-2"]),
+        ("web.1", False, None, ["t-web-1"]),
+        ("sums", True, SUMS, ["t-sums-1", "t-sums-2"]),
+        ("j-su", True, SUMS, ["t-sums-1", "t-sums-2"]),
+        ("sums.2", True, None, ["t-sums-2"]),
+        ("t-sums-1", True, None, ["t-sums-1"]),
+    ],
+)
+def test_whose_logs_are_meant(
+    word: str, of_job: bool, service: Service | None, tasks: list[str]
+) -> None:
+    found, its = find_logged(VIEW, word, of_job)
+    assert (found, sorted(task.id for task in its)) == (service, tasks)
+
+
+@pytest.mark.parametrize(
+    ("word", "of_job", "words"),
+    [
+        ("sum", False, "no service 'sum'; did you mean 'sums'?"),
+        ("sum", True, "no job 'sum'; did you mean 'sums'?"),
+        ("none", True, "no job 'none'; see 'orc job ls'"),
+        ("web", True, "'web' is a service, not a job; see 'orc job ls'"),
+        ("web.1", True, "no job 'web.1'; see 'orc job ls'"),
+    ],
+)
+def test_what_has_no_logs_is_called_what_was_asked_for(word: str, of_job: bool, words: str) -> None:
+    with pytest.raises(Refusal) as refusal:
+        find_logged(VIEW, word, of_job)
+    assert refusal.value.text == words

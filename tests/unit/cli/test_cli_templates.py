@@ -32,6 +32,7 @@ COLUMNS = [
     Column("CPU %", lambda row: "0.10%"),
     Column("MEM USAGE / LIMIT", lambda row: "1MiB / 2MiB"),
     column("NAMES", "name"),
+    Column("", lambda row: "marks"),
 ]
 
 

@@ -152,8 +152,6 @@ _DOCKERS = {"CREATED": ("RunningFor", "CreatedSince"), "NAMES": ("Name",)}
 def _placeholders(heading: str) -> Iterable[str]:
     """Such as `ContainerID` and `ID` of CONTAINER ID, `CPUPerc` of CPU %, `NetIO` of NET I/O."""
     words = heading.partition(" / ")[0].replace(" %", "%").replace("/", "").split()
-    if not words:
-        return
     titles = [_WORDS.get(word, word.title()) for word in words]
     if not titles:
         return

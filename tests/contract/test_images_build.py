@@ -27,6 +27,9 @@ pytestmark = pytest.mark.root
 
 HELLO = Path(__file__).parents[2] / "charts" / "hello"
 BUSYBOX = "/usr/bin/busybox"
+MORE = "i=0; while [ $i -lt 4000 ]; do echo 0123456789012345678901234567890; i=$((i+1)); done"
+"""In a shell: says more than a pipe holds. Of the last that a RUN says, as much as that may be lost
+on a busy node, since buildah does not wait for whoever passes it on."""
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ async def test_a_run_may_use_what_was_copied_and_its_output_is_shown(
     tmp_path: Path, store: ImageStore, builder: Builder
 ) -> None:
     lines: list[str] = []
-    text = "FROM scratch\nCOPY busybox /bin/sh\nRUN echo out; echo made > /file\n"
+    text = f"FROM scratch\nCOPY busybox /bin/sh\nRUN echo out; {MORE}; echo made > /file\n"
     image = await built(builder, context(tmp_path, text), "ran:1", lines.append)
     assert "out" in lines
     local = await store.ensure(image.id, no_fetch)
@@ -112,9 +115,9 @@ async def test_a_run_may_use_what_was_copied_and_its_output_is_shown(
 @pytest.mark.parametrize(
     ("step", "line"),
     [
-        ("RUN echo in vain; exit 7", 4),
-        ('RUN ["/bin/sh", "-c", \\\n  "echo in vain; exit 7"]', 4),
-        ("RUN echo in vain; \\\n  # a remark\n  exit 7", 4),
+        (f"RUN echo in vain; {MORE}; exit 7", 4),
+        (f'RUN ["/bin/sh", "-c", \\\n  "echo in vain; {MORE}; exit 7"]', 4),
+        (f"RUN echo in vain; {MORE}; \\\n  # a remark\n  exit 7", 4),
     ],
 )
 async def test_a_failing_run_shows_its_output_and_raises_with_its_line(

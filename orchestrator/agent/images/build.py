@@ -3,7 +3,9 @@
 What was measured (FROM scratch, one COPY of 2 MB, 2 cores): overlay storage builds in 0.2 s, as
 vfs does, but does not copy everything for each layer. `--isolation chroot` needs neither cgroups
 nor a runtime, so it works inside containers and network namespaces; its RUN uses the network of
-the agent.
+the agent. What it costs: the process that passes on what a RUN says ends with the RUN, without
+waiting for what is still in the pipe (buildah 1.39, and newer); at a load of 16, 3 of 90 builds
+lacked their last words.
 
 buildah itself never asks a registry: what a Dockerfile starts or copies from is brought here as
 any image is, from other nodes or with the cluster's credentials, and lent to buildah. An image is

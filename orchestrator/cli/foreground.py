@@ -20,6 +20,8 @@ def foreground(
 
     with Watch(client, container, quiet) as watch:
         if problem := failure(watch.until(is_ready)):
+            if goes:
+                watch.until(lambda seen: seen.removed)
             raise problem
 
         def start() -> None:

@@ -6,11 +6,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from devcluster import ORC, Cluster, eventually
+from devcluster import ORC, PATIENCE, Cluster, eventually
 
 BUSYBOX = ("--entrypoint", "/bin/busybox")
 
@@ -28,7 +27,7 @@ spec = types_pb2.TaskSpec(
     restart=types_pb2.RestartPolicy(condition=types_pb2.RESTART_NONE),
 )
 with Client(load_context(None)) as client:
-    for number in range(40):
+    for number in range(20):
         request = containers_pb2.CreateContainerRequest(
             name=f"many{number}", spec=spec, node="node1", start=True
         )
@@ -37,12 +36,9 @@ with Client(load_context(None)) as client:
 
 
 @pytest.fixture
-def box(cluster: Cluster, hello: str) -> Iterator[Cluster]:
-    """The cluster, which has the image; afterwards it has no standalone container."""
-    yield cluster
-    names = [row["id"] for row in cluster.json("ps", "-a") if not row["service"]]
-    if names:
-        cluster.orc("rm", "-f", *names)
+def box(cluster: Cluster, hello: str) -> Cluster:
+    """The cluster, which has the image."""
+    return cluster
 
 
 def run(cluster: Cluster, *arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
@@ -50,10 +46,23 @@ def run(cluster: Cluster, *arguments: str, ok: bool = True) -> subprocess.Comple
 
 
 def sleeper(cluster: Cluster, hello: str, name: str, *flags: str) -> str:
-    """A container that runs until it is told to stop; its id."""
-    script = "trap 'exit 3' TERM; while :; do sleep 0.05; done"
+    """A container that runs until it is told to stop, and by now listens to that; its id."""
+    script = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done"
     arguments = ("-d", "--name", name, *BUSYBOX, *flags, hello, "sh", "-c", script)
-    return run(cluster, *arguments).stdout.strip()
+    identity = run(cluster, *arguments).stdout.strip()
+    says(cluster, name, "ready")
+    return identity
+
+
+def says(cluster: Cluster, name: str, *lines: str) -> None:
+    """Wait until these are the lines of a container's log."""
+
+    def said() -> bool:
+        found = [line.strip() for line in cluster.orc("logs", name).stdout.splitlines()]
+        assert found == [*lines], found
+        return True
+
+    eventually(said)
 
 
 def shown(cluster: Cluster, name: str) -> dict[str, Any]:
@@ -90,6 +99,7 @@ def test_what_cannot_be_run_has_a_shells_status(
     assert done.returncode == status
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    assert box.json("ps", "-a") == []
 
 
 @pytest.mark.root
@@ -106,22 +116,19 @@ def test_its_files_and_logs_stay_over_stop_and_start_and_go_with_it(
     script = "echo x >> /count; wc -l < /count; exec sleep 1000"
     run(box, "-d", "--name", "keeper", *BUSYBOX, hello, "sh", "-c", script)
     home = shown(box, "keeper")["node"]
-    for _ in range(2):
+    says(box, "keeper", "1")
+    for lines in (("1", "2"), ("1", "2", "3")):
         box.orc("stop", "-t", "0", "keeper")
         assert shown(box, "keeper")["state"] == "exited"
         box.orc("start", "keeper")
-    assert [line.strip() for line in box.orc("logs", "keeper").stdout.splitlines()] == [
-        "1",
-        "2",
-        "3",
-    ]
+        says(box, "keeper", *lines)
     after = shown(box, "keeper")
     assert (after["node"], after["state"], after["run"]) == (home, "running", 3)
     folder = box.data(home) / "containers" / after["id"]
     assert folder.exists()
     assert "running" in box.refused("rm", "keeper")
     box.orc("rm", "-f", "keeper")
-    eventually(lambda: not folder.exists(), within=10.0)
+    eventually(lambda: not folder.exists())
 
 
 @pytest.mark.root
@@ -131,7 +138,7 @@ def test_stop_signal_exit_status_and_wait(box: Cluster, hello: str) -> None:
         [ORC, "wait", "patient"], env=box.env, stdout=subprocess.PIPE, text=True
     )
     box.orc("stop", "patient")
-    assert waiting.communicate(timeout=30)[0] == "3\n"
+    assert waiting.communicate(timeout=PATIENCE)[0] == "3\n"
     box.orc("restart", "patient")
     assert shown(box, "patient")["state"] == "running"
     box.orc("kill", "patient")
@@ -185,7 +192,6 @@ def test_created_and_started_on_a_node_of_choice_with_a_port(box: Cluster, hello
     where = box.orc("port", "web", "80").stdout.strip()
     eventually(
         lambda: box.exec("node1", "curl", "-sf", f"http://{where}/", ok=False).returncode == 0,
-        within=15.0,
     )
 
 
@@ -195,8 +201,12 @@ def test_restart_policies(box: Cluster, hello: str) -> None:
         box, "-d", "--name", "thrice", "--restart", "on-failure:2", *BUSYBOX,
         hello, "sh", "-c", "echo once; exit 4",
     )  # fmt: skip
-    eventually(lambda: shown(box, "thrice")["state"] == "exited", within=20.0)
-    assert shown(box, "thrice")["restarts"] == 2
+
+    def given_up() -> bool:
+        found = shown(box, "thrice")
+        return (found["state"], found["restarts"]) == ("exited", 2)
+
+    eventually(given_up)
     assert box.orc("logs", "thrice").stdout == "once\n" * 3
     sleeper(box, hello, "always", "--restart", "always")
     first = shown(box, "always")
@@ -206,7 +216,7 @@ def test_restart_policies(box: Cluster, hello: str) -> None:
         now = shown(box, "always")
         return now["state"] == "running" and now["pid"] != first["pid"]
 
-    eventually(again, within=20.0)
+    eventually(again)
     box.orc("stop", "always")
     assert shown(box, "always")["state"] == "exited"
 
@@ -224,6 +234,8 @@ def test_restart_policies_over_a_restart_of_the_agent_and_a_reboot(
     ):
         flags = ("-d", "--name", name, "--restart", policy, "--node", "node1", *BUSYBOX)
         run(box, *flags, hello, "sh", "-c", script)
+    for name in ("once", "ran", "stopped", "always"):
+        says(box, name, "1")
     box.orc("stop", "-t", "0", "stopped", "always")
 
     def are(**wanted: str) -> None:
@@ -232,14 +244,15 @@ def test_restart_policies_over_a_restart_of_the_agent_and_a_reboot(
             assert rows == wanted
             return True
 
-        eventually(ask, within=30.0)
+        eventually(ask)
 
     # An agent that was away starts what has ended meanwhile, and lets alone what was stopped.
     pid = shown(box, "ran")["pid"]
     box.kill9("node1", "daemon")
     box.kill9("node1", pid)
-    eventually(lambda: shown(box, "ran")["pid"] not in (0, pid), within=30.0)
+    eventually(lambda: shown(box, "ran")["pid"] not in (0, pid))
     are(once="running", ran="running", stopped="exited", always="exited")
+    says(box, "ran", "1", "2")
     box.power_off("node1")
     box.start("node1")
     box.await_ready("node1")
@@ -248,8 +261,7 @@ def test_restart_policies_over_a_restart_of_the_agent_and_a_reboot(
     assert (lost["exit_code"], lost["error"]) == (255, "lost over a restart of the node")
     # What each wrote is there in its next run.
     for name, runs in (("once", 1), ("ran", 3), ("stopped", 1), ("always", 2)):
-        said = "".join(f"{number + 1}\n" for number in range(runs))
-        eventually(lambda name=name, said=said: box.orc("logs", name).stdout == said, within=10.0)
+        says(box, name, *(str(number + 1) for number in range(runs)))
 
 
 @pytest.mark.root
@@ -257,7 +269,7 @@ def test_a_silent_node_keeps_its_containers(box: Cluster, hello: str) -> None:
     sleeper(box, hello, "loyal", "--node", "node3")
     pid = shown(box, "loyal")["pid"]
     box.partition("node3")
-    eventually(lambda: shown(box, "loyal")["node_state"] == "down", within=30.0)
+    eventually(lambda: shown(box, "loyal")["node_state"] == "down")
     assert "node node3 is down" in box.orc("ps").stdout
     assert "down" in box.refused("rm", "loyal")
     box.heal()
@@ -272,19 +284,19 @@ def test_an_agent_killed_at_any_moment_brings_each_order_to_its_end(
     """The kill falls at another moment of the order each time."""
 
     def daemon() -> int:
-        return int(eventually(lambda: box.status()["node1"]["daemon_pid"], within=15.0))
+        return int(eventually(lambda: box.status()["node1"]["daemon_pid"]))
 
     script = "echo x >> /count; wc -l < /count; exec sleep 1000"
     orders = (["start", "mended"], ["restart", "-t", "0", "mended"], ["stop", "-t", "0", "mended"])
     box.orc("create", "--name", "mended", "--node", "node1", *BUSYBOX, hello, "sh", "-c", script)
-    for turn, order in enumerate((*orders, *orders)):
+    for turn, order in enumerate(orders):
         pid = daemon()
         working = subprocess.Popen(
             [ORC, *order], env=box.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        time.sleep(0.1 + 0.03 * turn)
+        time.sleep(0.1 + 0.06 * turn)
         box.kill9("node1", pid)
-        said = working.communicate(timeout=60)[0]
+        said = working.communicate(timeout=PATIENCE)[0]
         assert working.returncode == 0, said
         state = shown(box, "mended")["state"]
         assert state == ("exited" if order[0] == "stop" else "running")
@@ -292,10 +304,10 @@ def test_an_agent_killed_at_any_moment_brings_each_order_to_its_end(
     removing = subprocess.Popen([ORC, "rm", "-f", "mended"], env=box.env)
     time.sleep(0.1)
     box.kill9("node1", pid)
-    assert removing.wait(60) == 0
+    assert removing.wait(PATIENCE) == 0
     # It may have been removed before the kill: this is done by the agent that comes after.
     run(box, "--rm", "--node", "node1", *BUSYBOX, hello, "true")
-    eventually(lambda: not list((box.data("node1") / "containers").iterdir()), within=15.0)
+    eventually(lambda: not list((box.data("node1") / "containers").iterdir()))
 
 
 @pytest.mark.root
@@ -306,38 +318,42 @@ def test_events_tell_a_containers_life(box: Cluster, hello: str) -> None:
     box.orc("unpause", "told")
     box.orc("stop", "told")
     box.orc("rm", "told")
-    done = box.orc(
-        "events", "--since", since, "--until", "0s", "--format", "json",
-        "--filter", "type=container", "--filter", "container=told",
-    )  # fmt: skip
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    actions = [event["action"] for event in events]
-    assert actions == ["create", "start", "pause", "unpause", "die", "stop", "destroy"]
+
+    def told() -> list[dict[str, Any]]:
+        done = box.orc(
+            "events", "--since", since, "--until", "0s", "--format", "json",
+            "--filter", "type=container", "--filter", "container=told",
+        )  # fmt: skip
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        actions = [event["action"] for event in events]
+        assert actions == ["create", "start", "pause", "unpause", "die", "stop", "destroy"]
+        return events
+
+    events = eventually(told)
     assert events[4]["attributes"]["exitCode"] == "3"
     assert events[1]["node"].startswith("node")
 
 
 @pytest.mark.root
 def test_many_come_and_go_without_a_trace(box: Cluster, hello: str) -> None:
-    """40 on one node, three times; mounts, cgroups, descriptors and memory come back."""
+    """20 on one node, three times; mounts, cgroups, descriptors and memory come back."""
 
     def traces() -> tuple[int, int, int, int]:
         mounts = box.exec("node1", "cat", "/proc/self/mountinfo").stdout.count("\n")
         pid = str(box.status()["node1"]["daemon_pid"])
         files = len(box.exec("node1", "ls", f"/proc/{pid}/fd").stdout.split())
         rss = box.exec("node1", "grep", "VmRSS", f"/proc/{pid}/status").stdout.split()[1]
-        cgroups = box.exec(
-            "node1", "sh", "-c", "find /sys/fs/cgroup -type d -path '*node1*' | wc -l"
-        )
-        return mounts, int(cgroups.stdout), files, int(rss)
+        mine = f"find /sys/fs/cgroup -type d -path '*/orc-{box.name}-node1*' | wc -l"
+        cgroups = box.exec("node1", "sh", "-c", mine).stdout
+        return mounts, int(cgroups), files, int(rss)
 
     def round_() -> None:
         # One process makes them all: a command for each would take its time to start.
         subprocess.run([sys.executable, "-c", MANY, hello], env=box.env, check=True, timeout=120)
-        wanted = {f"many{n}" for n in range(40)}
-        eventually(lambda: wanted <= {row["name"] for row in box.json("ps")}, within=60.0)
-        box.orc("rm", "-f", *wanted, within=120.0)
-        eventually(lambda: not list((box.data("node1") / "containers").iterdir()), within=30.0)
+        wanted = {f"many{n}" for n in range(20)}
+        eventually(lambda: wanted <= {row["name"] for row in box.json("ps")})
+        box.orc("rm", "-f", *wanted)
+        eventually(lambda: not list((box.data("node1") / "containers").iterdir()))
 
     round_()
     first = traces()
@@ -352,4 +368,4 @@ def test_many_come_and_go_without_a_trace(box: Cluster, hello: str) -> None:
         assert rss <= first[3] * 1.2
         return True
 
-    eventually(settled, within=15.0)
+    eventually(settled)

@@ -13,7 +13,8 @@ help: ## Show this help
 demo: install ## Start a dev cluster and show a service on it (root)
 	@scripts/demo
 
-# All but the end-to-end tests stand apart from each other, so they run beside each other.
+# All but the end-to-end tests stand apart from each other, so they run beside each other. Those
+# mostly wait, for nodes to be missed and the like: two clusters take their modules in turns.
 BESIDE := tests/contract tests/sim tests/unit
 
 test: install ## Run all tests, the end-to-end ones on a real dev cluster included (root)
@@ -21,7 +22,7 @@ ifdef ARGS
 	@$(PYTHON) -m pytest $(ARGS)
 else
 	@$(PYTHON) -m pytest $(BESIDE) --numprocesses auto --maxprocesses 4 --dist worksteal
-	@$(PYTHON) -m pytest tests/e2e
+	@$(PYTHON) -m pytest tests/e2e --numprocesses 2 --dist loadfile
 endif
 
 sim: install ## Simulate 10,000 clusters with faults, each from a seed (ARGS="2000": so many)

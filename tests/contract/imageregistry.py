@@ -58,7 +58,7 @@ def registry_in(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _await_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()

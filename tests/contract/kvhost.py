@@ -61,7 +61,7 @@ def hosted(data_dir: Path) -> Iterator[Host]:
 
 async def next_of(changes: AsyncIterator[Batch]) -> Batch:
     """What a watch gives next."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         return await anext(changes)
 
 

@@ -31,12 +31,12 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 async def info(channel: grpc.aio.Channel) -> Any:
     stub = control_pb2_grpc.ControlStub(channel)
-    return await stub.GetCluster(control_pb2.GetClusterRequest(), timeout=5)
+    return await stub.GetCluster(control_pb2.GetClusterRequest(), timeout=60)
 
 
 async def hello(channel: grpc.aio.Channel) -> list[str]:
     """Begin a session; the kinds of the first two messages that come back."""
-    call = dispatch_pb2_grpc.DispatchStub(channel).Session(timeout=5)
+    call = dispatch_pb2_grpc.DispatchStub(channel).Session(timeout=60)
     await call.write(dispatch_pb2.AgentMessage(hello=dispatch_pb2.Hello()))
     kinds = []
     while len(kinds) < 2:
@@ -206,7 +206,7 @@ async def test_tls_below_1_3_is_refused(running: Running) -> None:
         context.maximum_version = version
         context.set_alpn_protocols(["h2"])
         with (
-            socket.create_connection(("127.0.0.1", port), timeout=5) as raw,
+            socket.create_connection(("127.0.0.1", port), timeout=60) as raw,
             context.wrap_socket(raw) as tls,
         ):
             return tls.version()

@@ -227,7 +227,7 @@ async def test_a_build_that_is_given_up_leaves_nothing(
         f'RUN ["/bin/busybox", "sh", "-c", "echo running; exec /bin/busybox sleep {mark}"]\n'
     )
     build = asyncio.create_task(built(builder, context(tmp_path, text), "gone:1", progress))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await running.wait()
         while not processes_with(mark):
             await asyncio.sleep(0.01)
@@ -249,7 +249,7 @@ async def test_a_build_ends_with_its_agent(tmp_path: Path) -> None:
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for line in process.stdout:
             if line == b"at it\n":
                 break

@@ -87,7 +87,7 @@ async def light_node(running: Running, folder: Path, number: int) -> AsyncIterat
 async def known_everywhere(running: Running, digest: str, count: int) -> None:
     """Wait until the manager knows of so many nodes that have the image."""
     cache = running.manager.cache
-    async with asyncio.timeout(20), cache.subscribe() as feed:
+    async with asyncio.timeout(60), cache.subscribe() as feed:
         while len(getattr(cache.view.images.get(digest), "nodes", ())) != count:
             await feed.next()
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -86,7 +87,8 @@ async def test_a_quiet_watch_is_not_overtaken_by_compaction(
 async def test_a_frozen_member_costs_one_deadline(host: Host, at: str) -> None:
     pid = host.etcd_pid()
     async with EtcdKv(host.endpoints, host.tls, timeout=0.3) as kv:
-        await kv.txn([], [Put(at + "a", b"1")])
+        with suppress(StoreUnavailable):  # it is there, or not in so short a time
+            await kv.txn([], [Put(at + "a", b"1")])
         os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(StoreUnavailable, match=r"may or may not.*no answer within 0\.3 s"):
@@ -109,14 +111,14 @@ async def test_a_mute_first_endpoint_is_passed_over(host: Host, at: str) -> None
     """It accepts the connection and never says a word, as a frozen or firewalled host."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"https://127.0.0.1:{mute.getsockname()[1]}"
-        async with EtcdKv([url, *host.endpoints], host.tls, timeout=0.5) as kv:
+        async with EtcdKv([url, *host.endpoints], host.tls, timeout=2.0) as kv:
             revision = await kv.txn([], [Put(at + "a", b"1")])
             assert revision > 0
 
 
 async def test_nobody_there(host: Host) -> None:
     url = f"https://127.0.0.1:{unused_port()}"
-    async with EtcdKv([url], host.tls, timeout=0.2) as kv:
+    async with EtcdKv([url], host.tls, timeout=1.0) as kv:
         for operation in (kv.get("a"), kv.txn([], [Put("a", b"")]), kv.grant(1), kv.keepalive(1)):
             with pytest.raises(StoreUnavailable) as failure:
                 await operation
@@ -129,7 +131,7 @@ async def test_nobody_there(host: Host) -> None:
 async def test_an_etcd_of_an_unknown_ca_is_refused(host: Host, tmp_path: Path) -> None:
     other = ensure_member_tls(tmp_path, datetime.now(UTC)).client
     tls = EtcdTls(other.ca, host.tls.cert, host.tls.key)
-    async with EtcdKv(host.endpoints, tls, timeout=0.3) as kv:
+    async with EtcdKv(host.endpoints, tls, timeout=1.0) as kv:
         with pytest.raises(StoreUnavailable, match=f"not signed by the CA in {other.ca}"):
             await kv.get("a")
 
@@ -137,7 +139,7 @@ async def test_an_etcd_of_an_unknown_ca_is_refused(host: Host, tmp_path: Path) -
 async def test_a_client_of_an_unknown_ca_is_refused(host: Host, tmp_path: Path) -> None:
     other = ensure_member_tls(tmp_path, datetime.now(UTC)).client
     tls = EtcdTls(host.tls.ca, other.cert, other.key)
-    async with EtcdKv(host.endpoints, tls, timeout=0.3) as kv:
+    async with EtcdKv(host.endpoints, tls, timeout=1.0) as kv:
         with pytest.raises(StoreUnavailable, match=f"refuses the certificate in {other.cert}"):
             await kv.get("a")
 

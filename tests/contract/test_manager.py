@@ -29,8 +29,14 @@ IMAGE = Image(id="sha256:" + "a" * 64, names=("hello:1",))
 
 
 @pytest.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    async with manager_in(tmp_path / "manager", node_timeout=1.0) as running:
+def node_timeout() -> float:
+    """Longer than any test, whose nodes say only what they must."""
+    return 600.0
+
+
+@pytest.fixture
+async def running(tmp_path: Path, node_timeout: float) -> AsyncIterator[Running]:
+    async with manager_in(tmp_path / "manager", node_timeout) as running:
         yield running
 
 
@@ -103,7 +109,7 @@ class Agent:
 
     async def until(self, holds: Any) -> None:
         """Hear until something holds."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not holds():
                 await self.hear()
 
@@ -136,7 +142,7 @@ def web(replicas: int = 1, **task: Any) -> Any:
 async def pictures(control: Any, holds: Any) -> Any:
     """Watch service `web` until its picture is as wanted."""
     watch = control.WatchService(control_pb2.WatchServiceRequest(service="web"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for picture in watch:
             if holds(picture):
                 watch.cancel()
@@ -147,7 +153,7 @@ async def pictures(control: Any, holds: Any) -> Any:
 async def deploy(running: Running, control: Any, spec: Any) -> Any:
     """Create a service as soon as its image is known in the cluster."""
     cache = running.manager.cache
-    async with asyncio.timeout(10), cache.subscribe() as feed:
+    async with asyncio.timeout(60), cache.subscribe() as feed:
         while not cache.view.images:
             await feed.next()
     return await control.CreateService(control_pb2.CreateServiceRequest(spec=spec))
@@ -182,6 +188,7 @@ async def test_a_node_that_has_no_image_is_told_who_has(running: Running, contro
         await second.until(lambda: second.tasks)
 
 
+@pytest.mark.parametrize("node_timeout", [2.0])
 async def test_a_silent_node_is_down_and_its_tasks_go_elsewhere(
     running: Running, control: Any
 ) -> None:
@@ -200,7 +207,7 @@ async def test_a_silent_node_is_down_and_its_tasks_go_elsewhere(
 
         async with agent(running, "two") as second:
             beating = asyncio.create_task(beat(second))
-            # The first keeps its connection but says nothing for a second.
+            # The first keeps its connection but says nothing.
             await second.until(lambda: second.tasks)
             beating.cancel()
             (task,) = second.tasks.values()
@@ -270,7 +277,7 @@ async def test_a_rebuilt_tag_is_taken_when_the_image_is_named_again(
         await node.report(old, state=TaskState.RUNNING)
         rebuilt = Image(id="sha256:" + "b" * 64, names=("hello:1",))
         running.manager.inbox.tag(next(iter(running.manager.cache.view.nodes)), rebuilt)
-        async with asyncio.timeout(10), running.manager.cache.subscribe() as feed:
+        async with asyncio.timeout(60), running.manager.cache.subscribe() as feed:
             while rebuilt.id not in running.manager.cache.view.images:
                 await feed.next()
         update = control_pb2.UpdateServiceRequest(service="web", spec=web())

@@ -48,7 +48,7 @@ class Agent:
         await self._call.write(dispatch_pb2.AgentMessage(**message))
 
     async def until(self, holds: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not holds():
                 message = await self._call.read()
                 if message.WhichOneof("kind") == "assignments" and message.assignments.networks:

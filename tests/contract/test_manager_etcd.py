@@ -66,7 +66,7 @@ class Host:
             finally:
                 process.kill()
 
-    def info(self, within: float = 20.0) -> dict[str, object]:
+    def info(self, within: float = 60.0) -> dict[str, object]:
         deadline = time.monotonic() + within
         while (done := self.orc("cluster", "info", "--format", "json")).returncode:
             assert time.monotonic() < deadline, done.stderr

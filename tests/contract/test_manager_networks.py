@@ -181,7 +181,7 @@ async def test_a_container_that_does_not_run_is_connected_at_once(calls: Calls) 
 async def test_a_services_task_is_connected_by_its_service(calls: Calls) -> None:
     await calls.make("back")
     await calls.service("web")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for picture in calls.control.WatchService(
             control_pb2.WatchServiceRequest(service="web")
         ):

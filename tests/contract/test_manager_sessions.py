@@ -74,7 +74,7 @@ async def known_as_ready(running: Running, name: str) -> None:
 
 
 async def heard(stats: Any) -> tuple[str, int, str]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         told = await stats.read()
     assert told is not grpc.aio.EOF
     return told.node, told.nodes, told.notice

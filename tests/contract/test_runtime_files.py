@@ -53,7 +53,7 @@ def mounts_of(pid: int) -> list[str]:
 
 
 async def logged(runtime: CrunRuntime, word: str) -> str:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while word not in (text := runtime.log_path("a").read_text()):  # noqa: ASYNC110 - a file
             await asyncio.sleep(0.01)
     return text

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from devcluster import ORC, Cluster, eventually
+from devcluster import ORC, PATIENCE, Cluster, eventually
 from packagedhost import ROOT
 
 CLUSTERS = Path("/var/lib/orc-dev")
@@ -29,6 +31,25 @@ def _remove_leftovers(env: Mapping[str, str]) -> None:
             subprocess.run([ORC, "dev", "down", "--name", folder.name], env=env, check=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who waits patiently for several things is not hung yet."""
+    for item in items:
+        own = item.get_closest_marker("timeout") is not None
+        if item.path.parent == Path(__file__).parent and not own:
+            item.add_marker(pytest.mark.timeout(6 * PATIENCE))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Be the only one of the runs beside each other who is at a folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 @pytest.fixture(scope="session")
 def spare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Cluster]]:
     """Makes further clusters, not up yet, for tests of a cluster's own life. All are removed."""
@@ -45,8 +66,11 @@ def spare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
 
 
 def _name() -> str:
-    """Of this run. CI gives one, so as to remove it when the run itself is killed."""
-    return os.environ.get("ORC_E2E_NAME", f"e2e-{os.getpid()}")
+    """Of this run, and of each that is beside it. CI gives one, so as to remove it when the run
+    itself is killed."""
+    name = os.environ.get("ORC_E2E_NAME", f"e2e-{os.getpid()}")
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    return f"{name}-{worker}" if worker else name
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +98,17 @@ def cluster(session_cluster: Cluster) -> Iterator[Cluster]:
         if row["state"] == "off" or row["daemon_state"] != "running":
             session_cluster.start(host)
     # A manager that was just started may need a moment.
-    services = eventually(lambda: [session_cluster.json("service", "ls")], within=20.0)[0]
+    services = eventually(lambda: [session_cluster.json("service", "ls")])[0]
     if services:
         session_cluster.orc("service", "rm", *(service["name"] for service in services))
+
+    def without_containers() -> bool:
+        # One that goes by itself may be gone before it is removed: then they are listed again.
+        if own := [row["id"] for row in session_cluster.json("ps", "-a") if not row["service"]]:
+            session_cluster.orc("rm", "-f", "-v", *own)
+        return True
+
+    eventually(without_containers)
 
     for host, node in session_cluster.nodes().items():
         if node["downs"]:  # the next test finds each as good as the others
@@ -88,22 +120,30 @@ def cluster(session_cluster: Cluster) -> Iterator[Cluster]:
         assert all(node["state"] == "ready" and not node["tasks"] for node in nodes), nodes
         return True
 
-    eventually(idle, within=30.0)
+    eventually(idle)
 
 
 @pytest.fixture(scope="session")
 def hello(session_cluster: Cluster) -> str:
     """The demo's web image, built in the cluster; its name."""
-    subprocess.run([HELLO / "prepare"], check=True)
+    with _alone(HELLO):
+        subprocess.run([HELLO / "prepare"], check=True)
     session_cluster.orc("build", "-t", "hello:1", str(HELLO))
     return "hello:1"
 
 
 @pytest.fixture(scope="session")
-def package() -> Path:
-    """The Debian package, built from what is committed and what is not yet."""
-    built = subprocess.run(
-        [ROOT / "scripts" / "deb"], capture_output=True, text=True, timeout=280, check=False
-    )
-    assert built.returncode == 0, built.stderr
-    return ROOT / built.stdout.strip()
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Debian package, built once from what is committed and what is not yet."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all the runs beside each other
+    place = folder / "package"
+    with _alone(folder):
+        if not place.exists():
+            built = subprocess.run(
+                [ROOT / "scripts" / "deb"], capture_output=True, text=True, timeout=280, check=False
+            )
+            assert built.returncode == 0, built.stderr
+            place.write_text(str(ROOT / built.stdout.strip()))
+    return Path(place.read_text())

@@ -110,4 +110,4 @@ class Shell:
     def close(self) -> None:
         assert self._bash.stdin is not None
         self._bash.stdin.close()
-        self._bash.wait(timeout=10)
+        self._bash.wait(timeout=60)

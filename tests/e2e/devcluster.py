@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import warmorc
 from click.testing import CliRunner
 
 from orchestrator.cli.main import orc
@@ -21,23 +21,42 @@ T = TypeVar("T")
 
 READS = {"ls", "ps", "inspect", "status"}
 """Commands that only ask: `read` runs them."""
-ORC = str(Path(sys.executable).with_name("orc"))
+SERVES = (
+    *("--health-tcp", "80", "--health-interval", "1h"),
+    *("--health-start-period", "1m", "--health-start-interval", "100ms"),
+)
+"""Flags of a web server: its service has converged when it answers, not when it has begun."""
+ORC = warmorc.ORC
+
+PATIENCE = 60.0
+"""Seconds after which a test gives up: no promise of ours, so long enough for any machine."""
+
+NOT_YET = (
+    AssertionError,
+    LookupError,
+    ValueError,
+    StopIteration,
+    OSError,
+    subprocess.CalledProcessError,
+)
+"""What asking ends with while something is not there: in a list, in a file, at an address."""
 
 
-def eventually(ask: Callable[[], T], within: float, every: float = 0.05) -> T:
+def eventually(ask: Callable[[], T], within: float = PATIENCE, every: float = 0.05) -> T:
     """Ask until the answer is true, and return it.
 
-    An AssertionError of `ask` counts as not yet, so that the last one says what is still wrong.
+    What `ask` raises of NOT_YET counts as no answer, so that the last one says what is still wrong.
+    `within` is for what takes its time by itself; how long a thing takes is never what is tested.
     """
     deadline = time.monotonic() + within
     while True:
-        wrong: AssertionError | None = None
+        wrong: Exception | None = None
         answer: T | None = None
         try:
             answer = ask()
             if answer:
                 return answer
-        except AssertionError as error:
+        except NOT_YET as error:
             wrong = error
         if time.monotonic() > deadline:
             raise wrong or AssertionError(f"still {answer!r} after {within} s")
@@ -65,18 +84,10 @@ class Cluster:
     env: Mapping[str, str] = field(repr=False)
 
     def orc(
-        self, *arguments: str, ok: bool = True, within: float = 60.0
+        self, *arguments: str, ok: bool = True, within: float = 2 * PATIENCE
     ) -> subprocess.CompletedProcess[str]:
         """Run `orc`. It must succeed, unless `ok` is False, and end within so many seconds."""
-        done = subprocess.run(
-            [ORC, *arguments],
-            env=self.env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=within,
-            check=False,
-        )
+        done = warmorc.run(arguments, self.env, within)
         if ok:
             assert done.returncode == 0, f"orc {' '.join(arguments)}: {done.stderr or done.stdout}"
         return done
@@ -157,7 +168,7 @@ class Cluster:
             if task["state"] == task["desired_state"] == "running"
         ]
 
-    def await_running(self, service: str, count: int, within: float = 30.0) -> list[dict[str, Any]]:
+    def await_running(self, service: str, count: int) -> list[dict[str, Any]]:
         """Wait until exactly so many tasks of a service run, and return them."""
 
         def ask() -> list[dict[str, Any]]:
@@ -166,11 +177,11 @@ class Cluster:
             return tasks
 
         if count == 0:
-            eventually(lambda: not self.running(service), within)
+            eventually(lambda: not self.running(service))
             return []
-        return eventually(ask, within)
+        return eventually(ask)
 
-    def await_ready(self, *hosts: str, within: float = 20.0) -> None:
+    def await_ready(self, *hosts: str) -> None:
         """Wait until nodes (all, if none is named) are ready."""
 
         def ask() -> bool:
@@ -181,7 +192,17 @@ class Cluster:
             assert set(states.values()) == {"ready"}, states
             return True
 
-        eventually(ask, within)
+        eventually(ask)
+
+    def await_reason(self, service: str, words: str) -> None:
+        """Wait until a task of a service says this of why it does not run."""
+
+        def ask() -> bool:
+            errors = [task["error"] for task in self.tasks(service)]
+            assert any(words in error for error in errors), errors
+            return True
+
+        eventually(ask)
 
     def script(self, name: str, image: str, text: str, *flags: str) -> list[dict[str, Any]]:
         """Create a service whose containers run a shell script, and return its running tasks.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from devcluster import ORC
+from devcluster import ORC, PATIENCE
 
 
 class Terminal:
@@ -35,14 +35,14 @@ class Terminal:
         """Drag the window's corner."""
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
-    def expect(self, text: bytes, within: float = 20.0) -> None:
+    def expect(self, text: bytes, within: float = PATIENCE) -> None:
         """Wait until this is shown, after what was last expected."""
         deadline = time.monotonic() + within
         while (at := self.seen.find(text, self._looked)) < 0:
             assert self._more(deadline), f"no {text!r} in {self.seen[self._looked :]!r}"
         self._looked = at + len(text)
 
-    def finish(self, within: float = 20.0) -> int:
+    def finish(self, within: float = PATIENCE) -> int:
         """Wait until the command has ended: its exit status."""
         deadline = time.monotonic() + within
         while self._more(deadline):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from devcluster import ORC, Cluster
+from devcluster import ORC, PATIENCE, Cluster, eventually
 
 CLUSTERS = Path("/var/lib/orc-dev")
 
@@ -117,7 +116,7 @@ def registry(
             yield RegistryHost(f"{address}:{port}", log)
         finally:
             cluster.exec(node, "pkill", "-f", str(config), ok=False)
-            process.wait(10)
+            process.wait(PATIENCE)
 
 
 def _await_port(
@@ -128,8 +127,10 @@ def _await_port(
     process: subprocess.Popen[bytes],
     log: Path,
 ) -> None:
-    deadline = time.monotonic() + 10
     test = ["bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}"]
-    while cluster.exec(node, *test, ok=False).returncode:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
+
+    def answers() -> bool:
+        return process.poll() is not None or cluster.exec(node, *test).returncode == 0
+
+    eventually(answers)
+    assert process.poll() is None, log.read_text()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from devcluster import ORC, Cluster, eventually
+from devcluster import ORC, PATIENCE, Cluster, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -169,7 +169,7 @@ def test_ctrl_c_ends_a_build_on_its_node(cluster: Cluster, tools: str, context: 
         assert any(line == "at it\n" for line in process.stderr)
         assert cluster.exec("node2", "pgrep", "-f", f"sleep {mark}").stdout
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        assert process.wait(PATIENCE) == 130
     data = cluster.data("node2")
 
     def nothing_left() -> bool:
@@ -179,5 +179,5 @@ def test_ctrl_c_ends_a_build_on_its_node(cluster: Cluster, tools: str, context: 
         assert (found, left) == ("", [])
         return True
 
-    eventually(nothing_left, within=10)
+    eventually(nothing_left)
     assert "no image 'whole:1'" in cluster.refused("image", "inspect", "whole:1")

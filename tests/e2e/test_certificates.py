@@ -96,23 +96,23 @@ def test_old_certificates_are_renewed_and_nothing_stops(cluster: Cluster, hello:
         cluster.stop(host)
         files.pair.replace(old[host])
         cluster.start(host)
-    eventually(lambda: have.manager.pair.read() != old["manager1"], within=30)
-    eventually(lambda: have.node.pair.read() != old["node1"], within=30)
+    eventually(lambda: have.manager.pair.read() != old["manager1"])
+    eventually(lambda: have.node.pair.read() != old["node1"])
 
     # Listeners that were open before show the new ones.
     host, _, port = have.address.partition(":")
     manager = der(have.manager.pair.read().certificate)
-    assert der(have.shown(host, int(port))) == manager
-    eventually(lambda: der(have.shown(host, int(port) + 2)) == manager, within=10)
+    eventually(lambda: der(have.shown(host, int(port))) == manager)
+    eventually(lambda: der(have.shown(host, int(port) + 2)) == manager)
     node = cluster.nodes()["node1"]
     renewed = der(have.node.pair.read().certificate)
-    eventually(lambda: der(have.shown(node["address"], 7424)) == renewed, within=10)
+    eventually(lambda: der(have.shown(node["address"], 7424)) == renewed)
 
     # And they open sessions.
     cluster.stop("node1")
     cluster.start("node1")
     cluster.await_ready("node1")
-    assert [each["pid"] for each in cluster.running("still")] == [task["pid"]]
+    assert [each["pid"] for each in cluster.await_running("still", 1)] == [task["pid"]]
 
 
 def test_a_context_is_renewed_by_the_command_that_uses_it(cluster: Cluster) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from devcluster import ORC, Cluster, eventually
+from devcluster import ORC, PATIENCE, Cluster, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -23,7 +23,7 @@ def said(cluster: Cluster, image: str, script: str, *flags: str) -> list[str]:
         "service", "create", "-d", "--name", "say", "--restart-condition", "none",
         "--entrypoint", "/bin/busybox", *flags, image, "sh", "-c", f"exec 2>&1\n{script}",
     )  # fmt: skip
-    eventually(lambda: [task["state"] for task in cluster.tasks("say")] == ["complete"], within=30)
+    eventually(lambda: [task["state"] for task in cluster.tasks("say")] == ["complete"])
     return logs(cluster, "say")
 
 
@@ -109,7 +109,7 @@ def test_cpu_time_is_shared_by_shares(cluster: Cluster, hello: str) -> None:
         now = [_cpu_seconds(folder) for folder in folders]
         return [late - early for late, early in zip(now, before, strict=True)]
 
-    eventually(lambda: sum(spent()) > 1.2, within=60)
+    eventually(lambda: sum(spent()) > 1.2)
     less, more = spent()
     assert 1.6 < more / less < 2.5
 
@@ -138,7 +138,7 @@ def test_a_task_that_eats_too_much_memory_is_killed_and_says_so(
         "--restart-condition", "none", "--entrypoint", "/bin/busybox", hello,
         "dd", "if=/dev/zero", "of=/dev/null", "bs=200M",
     )  # fmt: skip
-    eventually(lambda: [task["state"] for task in cluster.tasks("eater")] == ["failed"], within=30)
+    eventually(lambda: [task["state"] for task in cluster.tasks("eater")] == ["failed"])
     task = cluster.task("eater")
     assert task["oom_killed"] is True
     assert task["exit_code"] == 137
@@ -152,11 +152,11 @@ def test_a_task_cannot_fork_beyond_its_limit(cluster: Cluster, hello: str) -> No
         "forks", hello, "(for i in $(seq 40); do sleep 1000 & done); echo tried; exec sleep 1000",
         "--pids-limit", "10",
     )  # fmt: skip
-    eventually(lambda: "tried" in logs(cluster, "forks"), within=20)
+    eventually(lambda: "tried" in logs(cluster, "forks"))
+    eventually(lambda: "can't fork" in cluster.orc("service", "logs", "forks").stderr)
     pids = cgroup(cluster, task, "pids")
     assert first_of(pids, "pids.max") == "10"
     assert 5 <= int(first_of(pids, "pids.current")) <= 10
-    assert "can't fork" in cluster.orc("service", "logs", "forks").stderr
 
 
 def test_privileges_are_dockers_and_cannot_grow(cluster: Cluster, hello: str) -> None:
@@ -261,7 +261,7 @@ def test_layers_are_shared_and_what_is_written_goes_with_the_container(
     assert not any(found for layer in layers for found in layer.rglob("www/mine"))
 
     cluster.orc("service", "rm", "two")
-    eventually(lambda: not any(upper.parent.exists() for upper in uppers), within=20)
+    eventually(lambda: not any(upper.parent.exists() for upper in uppers))
     assert all(layer.is_dir() for layer in layers)
     # The next one starts from the image, not from what was written.
     assert "entrypoint" in said(cluster, hello, "ls /bin", *ON_NODE1)
@@ -280,11 +280,11 @@ def test_every_process_dies_with_the_first(cluster: Cluster, hello: str) -> None
         assert len(members) >= 5, members
         return members
 
-    family = eventually(whole, within=20)
+    family = eventually(whole)
     assert str(task["pid"]) in family
     cluster.kill9(task["node"], task["pid"])
-    eventually(lambda: not alive(cluster, task["node"], *family), within=20)
-    eventually(lambda: [t["state"] for t in cluster.tasks("family")] == ["failed"], within=20)
+    eventually(lambda: not alive(cluster, task["node"], *family))
+    eventually(lambda: [t["state"] for t in cluster.tasks("family")] == ["failed"])
     past = cluster.task("family")
     assert past["exit_code"] == 137
 
@@ -297,7 +297,7 @@ def test_a_stop_is_sigterm_and_after_the_grace_sigkill(cluster: Cluster, hello: 
     (task,) = cluster.running("stubborn")
     asked = time.monotonic()
     cluster.orc("service", "rm", "stubborn")
-    eventually(lambda: not alive(cluster, task["node"], task["pid"]), within=20)
+    eventually(lambda: not alive(cluster, task["node"], task["pid"]))
     assert time.monotonic() - asked > 0.9
 
 
@@ -308,7 +308,7 @@ def test_a_stop_lets_a_task_end_by_itself(cluster: Cluster, hello: str, name: st
         f'trap "echo tidied; exit 7" {name}; echo ready; while :; do sleep 0.1; done',
         "--stop-grace-period", "30s", "--stop-signal", f"SIG{name}",
     )  # fmt: skip
-    eventually(lambda: "ready" in logs(cluster, "tidy"), within=20)
+    eventually(lambda: "ready" in logs(cluster, "tidy"))
     cluster.orc("service", "update", "tidy", "--env-add", "A=1")
     (past,) = [t for t in cluster.tasks("tidy") if t["id"] == task["id"]]
     # What was told to stop is not a failure, whatever its status.
@@ -340,7 +340,7 @@ def test_logs_are_followed_until_interrupted(cluster: Cluster, hello: str) -> No
                 assert line == f"clock.1@{task['node']} | beat {number}\n"
             follower.send_signal(signal.SIGINT)
             follower.stdout.read()
-            assert follower.wait(10) == 130
+            assert follower.wait(PATIENCE) == 130
         finally:
             follower.kill()
 
@@ -381,12 +381,12 @@ def test_a_program_that_cannot_be_run_says_why(cluster: Cluster, unrunnable: str
         return [task for task in tasks if task["state"] in ("failed", "rejected")]
 
     for program, words in reasons.items():
-        (task,) = eventually(partial(ended, program), within=20)
+        (task,) = eventually(partial(ended, program))
         assert words in task["error"]
         assert len(task["error"].splitlines()) == 1
-    # And so does the command that waits.
+    # And so does the command that waits, for as long as it is told to.
     done = cluster.orc(
-        "service", "create", "--name", "waits", "--entrypoint", "/nothing", "--timeout", "1s",
+        "service", "create", "--name", "waits", "--entrypoint", "/nothing", "--timeout", "5s",
         unrunnable, ok=False,
     )  # fmt: skip
     assert done.returncode == 3
@@ -402,5 +402,5 @@ def test_what_cannot_be_run_is_tried_less_and_less(cluster: Cluster, hello: str)
     def third_attempt() -> bool:
         return any("restarting in 2 s (attempt 4)" in t["error"] for t in cluster.tasks("bad"))
 
-    eventually(third_attempt, within=30)
-    eventually(lambda: cluster.task("bad")["state"] == "pending", within=10)
+    eventually(third_attempt)
+    eventually(lambda: cluster.task("bad")["state"] == "pending")

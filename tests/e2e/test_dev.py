@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from devcluster import ORC, Cluster, eventually
+from devcluster import ORC, PATIENCE, Cluster, eventually
 
 from orchestrator.dev.plan import link_name
 
@@ -80,7 +80,7 @@ def test_the_demo_shows_what_it_promises(spare_cluster: Callable[[str], Cluster]
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=5 * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -106,10 +106,10 @@ def test_hosts_are_hosts(cluster: Cluster) -> None:
 def test_a_host_that_lost_power_is_down_and_comes_back(cluster: Cluster) -> None:
     cluster.power_off("node3")
     assert cluster.status()["node3"]["state"] == "off"
-    eventually(lambda: cluster.nodes()["node3"]["state"] == "down", within=15.0)
+    eventually(lambda: cluster.nodes()["node3"]["state"] == "down")
     assert "is off: 'orc dev start node3'" in cluster.dev("exec", "node3", "true", ok=False).stderr
     cluster.start("node3")
-    cluster.await_ready("node3", within=15.0)
+    cluster.await_ready("node3")
 
 
 def test_a_stopped_agent_is_down_and_a_killed_one_is_restarted(cluster: Cluster) -> None:
@@ -120,21 +120,21 @@ def test_a_stopped_agent_is_down_and_a_killed_one_is_restarted(cluster: Cluster)
         row = cluster.status()["node1"]
         return row["daemon_state"] == "running" and row["daemon_pid"] != first
 
-    eventually(restarted, within=5.0)
+    eventually(restarted)
     cluster.stop("node1")
     assert cluster.status()["node1"]["daemon_state"] == "stopped"
-    eventually(lambda: cluster.nodes()["node1"]["state"] == "down", within=15.0)
+    eventually(lambda: cluster.nodes()["node1"]["state"] == "down")
     cluster.start("node1")
-    cluster.await_ready("node1", within=15.0)
+    cluster.await_ready("node1")
 
 
 def test_a_partitioned_node_is_down_until_it_is_healed(cluster: Cluster) -> None:
     cluster.partition("node2")
     assert cluster.status()["node2"]["partitioned"]
-    eventually(lambda: cluster.nodes()["node2"]["state"] == "down", within=15.0)
+    eventually(lambda: cluster.nodes()["node2"]["state"] == "down")
     cluster.heal()
     assert not cluster.status()["node2"]["partitioned"]
-    cluster.await_ready("node2", within=15.0)
+    cluster.await_ready("node2")
 
 
 @pytest.mark.parametrize(

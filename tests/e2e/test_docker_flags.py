@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from devcluster import ORC, Cluster
+from devcluster import ORC, Cluster, eventually
 
 pytestmark = pytest.mark.root
 
 BOX = ("--entrypoint", "/bin/busybox")
-
-
-@pytest.fixture(autouse=True)
-def tidy(cluster: Cluster) -> Iterator[None]:
-    """No container of a test is left for the next."""
-    yield
-    if ids := cluster.orc("ps", "-aq").stdout.split():
-        cluster.orc("rm", "-f", "-v", *ids)
 
 
 def test_ports_that_nobody_chose(cluster: Cluster, hello: str) -> None:
@@ -30,8 +21,7 @@ def test_ports_that_nobody_chose(cluster: Cluster, hello: str) -> None:
     assert [line.partition(" ")[0] for line in lines] == ["81/tcp", "80/tcp"]
     address = cluster.orc("port", "web", "80").stdout.strip()
     node = cluster.json("ps")[0]["node"]
-    page = cluster.exec(node, "busybox", "wget", "-qO-", f"http://{address}/").stdout
-    assert page
+    eventually(lambda: cluster.exec(node, "busybox", "wget", "-qO-", f"http://{address}/").stdout)
 
 
 def test_a_container_is_attached_to_again_and_again(cluster: Cluster, hello: str) -> None:

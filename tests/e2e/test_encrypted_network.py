@@ -31,7 +31,7 @@ def test_its_tasks_wait_and_say_why(cluster: Cluster, hello: str) -> None:
             task = cluster.task("quiet")
             return task["state"] == "pending" and f"{count} nodes: {REASON}" in task["error"]
 
-        eventually(waits, within=20)
+        eventually(waits)
         # A published port does not bring it to nodes that cannot have it.
         cluster.orc("service", "update", "-d", "--publish-add", "18777:80", "quiet")
         log = Path(cluster.status()["node1"]["log"]).read_text()

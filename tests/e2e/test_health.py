@@ -37,7 +37,7 @@ def test_the_unhealthy_are_replaced_and_say_why(cluster: Cluster, hello: str) ->
     cluster.orc("service", "create", "-d", "--name", "web", "--restart-delay", "100ms",
                 "--health-tcp", "81", "--health-interval", "200ms", "--health-retries", "2",
                 hello)  # fmt: skip
-    eventually(lambda: len(cluster.tasks("web")) > 2, within=20)
+    eventually(lambda: len(cluster.tasks("web")) > 2)
     failed = [task for task in cluster.tasks("web") if task["state"] == "failed"]
     assert failed[0]["error"].startswith("unhealthy: ")
     assert "connect" in failed[0]["error"]
@@ -48,9 +48,10 @@ def test_an_update_stops_at_the_first_task_that_does_not_get_healthy(
 ) -> None:
     cluster.orc("service", "create", "--name", "web", "--replicas", "3",
                 "--health-tcp", "80", hello)  # fmt: skip
-    done = cluster.orc(
-        "service", "update", "--health-tcp", "81", "--timeout", "3s", "web", ok=False
-    )
+    cluster.orc("service", "update", "-d", "--health-tcp", "81", "web")
+    cluster.await_reason("web", "probe failed")
+    # It stays as it is, and who waits for it is told.
+    done = cluster.orc("service", "scale", "--timeout", "500ms", "web=3", ok=False)
     assert done.returncode == 3
     assert "2 of 3 running" in done.stderr
     assert "probe failed" in done.stderr
@@ -66,9 +67,9 @@ def test_a_container_tells_its_health_and_goes_on(cluster: Cluster, hello: str, 
                 "100ms", "--health-retries", "2", "--health-start-period", "1m", hello)  # fmt: skip
     assert "(health: starting)" in cluster.orc("ps").stdout
     cluster.orc("exec", box, "/bin/busybox", "touch", "/ready")
-    eventually(lambda: "(healthy)" in cluster.orc("ps").stdout, within=10)
+    eventually(lambda: "(healthy)" in cluster.orc("ps").stdout)
     cluster.orc("exec", box, "/bin/busybox", "rm", "/ready")
-    eventually(lambda: "(unhealthy)" in cluster.orc("ps").stdout, within=10)
+    eventually(lambda: "(unhealthy)" in cluster.orc("ps").stdout)
     row = container(cluster, box)
     assert (row["state"], row["health"]) == ("running", "unhealthy")
     assert row["error"] == "probe failed: exit status 1"
@@ -79,13 +80,14 @@ def test_a_container_tells_its_health_and_goes_on(cluster: Cluster, hello: str, 
 def test_a_probe_that_takes_too_long_is_killed(cluster: Cluster, hello: str, box: str) -> None:
     cluster.orc("run", "-d", "--name", box, "--health-cmd", "exec /bin/busybox sleep 1000",
                 "--health-timeout", "300ms", "--health-interval", "100ms", hello)  # fmt: skip
-    eventually(lambda: container(cluster, box)["health"] == "unhealthy", within=20)
+    eventually(lambda: container(cluster, box)["health"] == "unhealthy")
     assert container(cluster, box)["error"] == "probe failed: no answer within 0.3 s"
 
     def sleeping() -> int:
         return cluster.orc("top", box).stdout.count("sleep 1000")
 
-    assert sleeping() <= 1, "only the probe that is being made"
+    # Only the probe that is being made.
+    eventually(lambda: sleeping() <= 1)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +108,8 @@ def test_start_first_never_makes_less_of_a_service(cluster: Cluster, hello: str)
     cluster.orc("service", "create", "--name", "web", "--replicas", "2", "--update-order",
                 "start-first", "--health-tcp", "80", hello)  # fmt: skip
     before = {task["id"] for task in cluster.running("web")}
-    failing = ("service", "update", "--health-tcp", "81", "--timeout", "2s", "web")
-    assert cluster.orc(*failing, ok=False).returncode == 3
+    cluster.orc("service", "update", "-d", "--health-tcp", "81", "web")
+    cluster.await_reason("web", "probe failed")
     working = [task for task in cluster.running("web") if task["health"] == "healthy"]
     assert {task["id"] for task in working} == before
     cluster.orc("service", "update", "--health-tcp", "80", "--env-add", "A=1", "web")

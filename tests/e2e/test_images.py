@@ -86,7 +86,7 @@ def test_a_failing_build_shows_its_output_and_its_line(cluster: Cluster, context
     assert "7" in last.rpartition(":")[2]
     assert "Traceback" not in done.stderr
     assert cluster.json("images") == before
-    eventually(lambda: rubbish(cluster) == [], within=15)
+    eventually(lambda: rubbish(cluster) == [])
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_an_image_goes_to_the_nodes_that_need_it(cluster: Cluster, context: Path
     tasks = cluster.script("idle", "travels:1", "sleep 1000", *ON_EACH)
     assert {task["node"] for task in tasks} == set(NODES)
     assert {file_in(cluster, task, "/greeting") for task in tasks} == {"travels\n"}
-    eventually(lambda: sorted(image(cluster, "travels:1")["nodes"]) == NODES, within=15)
+    eventually(lambda: sorted(image(cluster, "travels:1")["nodes"]) == NODES)
 
 
 def test_a_layer_is_unpacked_once_a_node(cluster: Cluster, hello: str, context: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_damaged_archive_is_refused_and_changes_nothing(
         line = cluster.refused("load", "-t", "damaged:1", str(bad))
         assert "archive" in line or "is damaged" in line, damage
     assert cluster.json("images") == before
-    eventually(lambda: rubbish(cluster) == [], within=15)
+    eventually(lambda: rubbish(cluster) == [])
 
 
 def test_a_rebuilt_tag_moves_in_the_whole_cluster(cluster: Cluster, context: Path) -> None:

@@ -41,11 +41,11 @@ def test_a_service_is_followed_while_a_node_is_away_and_after(
         ) as following,
     ):
         try:
-            eventually(lambda: out.read_text().count("| 3\n") == 3, within=10)
+            eventually(lambda: out.read_text().count("| 3\n") == 3)
             cluster.partition(away)
             # Those on other nodes flow, and one line says who does not.
             others = out.read_text().count("\n")
-            eventually(lambda: out.read_text().count("\n") > others + 20, within=10)
+            eventually(lambda: out.read_text().count("\n") > others + 20)
 
             def says_so() -> bool:
                 done = cluster.orc("service", "logs", "--tail", "1", "talk")
@@ -54,13 +54,13 @@ def test_a_service_is_followed_while_a_node_is_away_and_after(
                 assert f"node {away} " in notices[0]
                 return len((done.stdout + done.stderr).splitlines()) >= 3
 
-            eventually(says_so, within=15)
+            eventually(says_so)
             cluster.heal()
             cluster.await_ready(away)
             # What ran there goes on being told, or has been replaced and is told as well.
             cluster.await_running("talk", 3)
             cluster.orc("service", "scale", "talk=4")
-            eventually(lambda: "talk.4@" in out.read_text(), within=10)
+            eventually(lambda: "talk.4@" in out.read_text())
         finally:
             following.terminate()
     for lines in (*by_task(out).values(), *by_task(err, "e").values()):

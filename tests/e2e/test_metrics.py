@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from devcluster import Cluster, eventually
+from devcluster import PATIENCE, Cluster, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -126,47 +126,44 @@ def prometheus(scraper: Scraper, tmp_path: Path) -> Iterator[Callable[[], Promet
                 )
             )
         made = Prometheus(port)
-        eventually(lambda: made.value("vector(1)"), within=30)
+        eventually(lambda: made.value("vector(1)"))
         return made
 
     yield start
     for process in running:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(PATIENCE)
 
 
 def test_prometheus_finds_all_and_reads_it(
     cluster: Cluster, hello: str, scraper: Scraper, prometheus: Callable[[], Prometheus]
 ) -> None:
     server = prometheus()
-    eventually(lambda: server.value("sum(up{job='orc-managers'})") == 1, within=20)
-    eventually(lambda: server.value("sum(up{job='orc-agents'})") == 3, within=20)
+    eventually(lambda: server.value("sum(up{job='orc-managers'})") == 1)
+    eventually(lambda: server.value("sum(up{job='orc-agents'})") == 3)
     name = "measured"
     cluster.orc(
         *("service", "create", "--name", name, "--replicas", "3", "--limit-memory", "64m"),
         *("--label", "prometheus.port=8080", "--label", "prometheus.path=/figures", hello),
     )
     tasks = cluster.await_running(name, 3)
-    found = eventually(lambda: len(t := server.targets("orc-services")) == 3 and t, within=10)
+    found = eventually(lambda: len(t := server.targets("orc-services")) == 3 and t)
     assert set(found) == {f"{task['addresses']['default']}:8080" for task in tasks}
     assert {labels["service"] for labels in found.values()} == {name}
     assert {labels["__metrics_path__"] for labels in _discovered(server)} == {"/figures"}
     eventually(
         lambda: server.value(f"count(container_memory_working_set_bytes{{service='{name}'}})") == 3,
-        within=10,
     )
     assert server.value(f"max(container_spec_memory_limit_bytes{{service='{name}'}})") == 64 << 20
     assert server.value(f"min(container_processes{{service='{name}'}})") >= 1  # type: ignore[operator]
-    eventually(
-        lambda: server.value(f"orc_service_tasks_running{{service='{name}'}}") == 3, within=10
-    )
+    eventually(lambda: server.value(f"orc_service_tasks_running{{service='{name}'}}") == 3)
     assert server.value("sum(orc_nodes{state='ready'})") == 3
     assert server.value("orc_convergence_seconds_count") >= 3  # type: ignore[operator]
     cluster.orc("service", "rm", name)
-    eventually(lambda: not server.targets("orc-services"), within=20)
+    eventually(lambda: not server.targets("orc-services"))
     cluster.power_off("node3")
-    eventually(lambda: server.value("sum(up{job='orc-agents'})") == 2, within=10)
-    eventually(lambda: server.value("orc_node_up{node='node3'}") == 0, within=20)
+    eventually(lambda: server.value("sum(up{job='orc-agents'})") == 2)
+    eventually(lambda: server.value("orc_node_up{node='node3'}") == 0)
 
 
 def _discovered(server: Prometheus) -> list[dict[str, str]]:
@@ -203,7 +200,6 @@ def test_what_is_served_is_as_prometheus_wants_it(
             and 'service="busy"' in line
             and float(line.rpartition(" ")[2]) > 0
         ],
-        within=10,
     )
     assert len(throttled) == 1
 
@@ -215,8 +211,8 @@ def test_a_new_token_replaces_the_old_one_everywhere(cluster: Cluster, scraper: 
     new = cluster.orc("cluster", "token", "--rotate", "scrape").stdout.strip()
     assert new != old
     for address in (scraper.manager, node):
-        eventually(lambda at=address: scraper.curl(at, "/metrics", old)[0] == 401, within=5)  # type: ignore[misc]
-        eventually(lambda at=address: scraper.curl(at, "/metrics", new)[0] == 200, within=5)  # type: ignore[misc]
+        eventually(lambda at=address: scraper.curl(at, "/metrics", old)[0] == 401)  # type: ignore[misc]
+        eventually(lambda at=address: scraper.curl(at, "/metrics", new)[0] == 200)  # type: ignore[misc]
     status, said = scraper.curl(scraper.manager, "/sd")
     assert status == 401
     assert "orc cluster token scrape" in said
@@ -226,7 +222,7 @@ def test_a_new_token_replaces_the_old_one_everywhere(cluster: Cluster, scraper: 
 def test_an_agent_without_a_manager_is_read_on(cluster: Cluster, scraper: Scraper) -> None:
     node = f"{cluster.nodes()['node1']['address']}:{NODES}"
     token = cluster.orc("cluster", "token", "scrape").stdout.strip()
-    eventually(lambda: "orc_agent_connected 1.0" in scraper.curl(node, "/metrics", token)[1], 10)
+    eventually(lambda: "orc_agent_connected 1.0" in scraper.curl(node, "/metrics", token)[1])
     cluster.stop("manager1")
     cluster.stop("node1")
     cluster.start("node1")
@@ -237,4 +233,4 @@ def test_an_agent_without_a_manager_is_read_on(cluster: Cluster, scraper: Scrape
         except subprocess.CalledProcessError:
             return False
 
-    eventually(disconnected, within=20)
+    eventually(disconnected)

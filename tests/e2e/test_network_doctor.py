@@ -193,9 +193,9 @@ def test_what_another_removes_is_told(cluster: Cluster) -> None:
     try:
         eventually(
             lambda: mac not in cluster.exec("node1", "bridge", "fdb", "show", "dev", device).stdout,
-            within=5,
         )
-        (text,) = wrong(diagnosis(cluster))
+        # The agent may just have put it back when the doctor looks.
+        (text,) = eventually(lambda: wrong(diagnosis(cluster)))
     finally:
         cluster.exec("node1", "sh", "-c", "kill $(cat /tmp/sabotage)")
     assert text.startswith(
@@ -203,12 +203,12 @@ def test_what_another_removes_is_told(cluster: Cluster) -> None:
         f"of {mac} to "
     )
     assert text.endswith(f" is missing on {device}")
-    eventually(lambda: diagnosis(cluster)["ok"], within=20)
+    eventually(lambda: diagnosis(cluster)["ok"])
 
 
 def test_nodes_that_are_down(cluster: Cluster, addresses: dict[str, str]) -> None:
     cluster.stop("node3")
-    eventually(lambda: cluster.nodes()["node3"]["state"] == "down", within=20)
+    eventually(lambda: cluster.nodes()["node3"]["state"] == "down")
     found = diagnosis(cluster)
     assert wrong(found) == ["node3 is down, but its host answers node1 and node2"]
     assert [node["tested"] for node in found["nodes"]] == [True, True, False]
@@ -249,9 +249,7 @@ def test_a_path_that_carries_less(cluster: Cluster, hello: str) -> None:
             assert "that path carries 1400 bytes, 50 of them for the tunnel" in finding["text"]
             assert finding["mend"].startswith("make the network anew with --opt mtu=1350, or ")
             # What was measured is what networks follow that are left to us.
-            eventually(
-                lambda: {tunnel(cluster, node)["mtu"] for node in NODES} == {1350}, within=20
-            )
+            eventually(lambda: {tunnel(cluster, node)["mtu"] for node in NODES} == {1350})
             found = diagnosis(cluster)
             (other,) = wrong(found)
             assert other.startswith("network large was made for packets of 1450 bytes, and the ")
@@ -264,12 +262,10 @@ def test_a_path_that_carries_less(cluster: Cluster, hello: str) -> None:
         # A path that carries more again is believed when it was seen twice.
         diagnosis(cluster)
         diagnosis(cluster)
-        eventually(lambda: {tunnel(cluster, node)["mtu"] for node in NODES} == {1450}, within=20)
+        eventually(lambda: {tunnel(cluster, node)["mtu"] for node in NODES} == {1450})
     finally:
         cluster.orc("rm", "-f", "old", "new", *(name for name, _ in own), ok=False)
-        eventually(
-            lambda: cluster.orc("network", "rm", "large", ok=False).returncode == 0, within=20
-        )
+        eventually(lambda: cluster.orc("network", "rm", "large", ok=False).returncode == 0)
 
 
 def test_a_network_of_few_nodes_and_one_that_is_unknown(cluster: Cluster, hello: str) -> None:
@@ -292,6 +288,4 @@ def test_a_network_of_few_nodes_and_one_that_is_unknown(cluster: Cluster, hello:
         assert "did you mean 'inner'?" in cluster.refused("network", "doctor", "iner")
     finally:
         cluster.orc("rm", "-f", *names, ok=False)
-        eventually(
-            lambda: cluster.orc("network", "rm", "inner", ok=False).returncode == 0, within=20
-        )
+        eventually(lambda: cluster.orc("network", "rm", "inner", ok=False).returncode == 0)

@@ -15,7 +15,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from devcluster import ORC, Cluster, eventually
+from devcluster import ORC, PATIENCE, Cluster, eventually
+from test_network import get
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -69,7 +70,7 @@ over, answered, failures = threading.Event(), [0, 0], []
 
 
 def ask(place):
-    connection = http.client.HTTPConnection(host, port, timeout=10)
+    connection = http.client.HTTPConnection(host, port, timeout=60)
     while not over.is_set():
         try:
             connection.request("GET", "/", headers={} if keep else {"Connection": "close"})
@@ -106,20 +107,24 @@ def load(*command: str) -> Iterator[subprocess.Popen[str]]:
 
 def stop(process: subprocess.Popen[str]) -> dict[str, Any]:
     """What the clients saw."""
-    said, complaint = process.communicate(timeout=60)
+    said, complaint = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, complaint
     found: dict[str, Any] = json.loads(said)
     return found
 
 
+def vip(cluster: Cluster) -> str:
+    """The service's own address."""
+    [network] = cluster.json("network", "inspect", "default")
+    [found] = [one["vip"] for one in network["services"] if one["name"] == "web"]
+    return str(found)
+
+
 def ways(cluster: Cluster, client: dict[str, Any]) -> Iterator[tuple[str, Sequence[str]]]:
     """From where is asked, and the command to which only the kind of connection is missing."""
-    inspected = cluster.json("network", "inspect", "default")
-    rows = inspected if isinstance(inspected, list) else [inspected]
-    [vip] = [one["vip"] for one in rows[0]["services"] if one["name"] == "web"]
     enter = (ORC, "dev", "exec", "--name", cluster.name, client["node"])
     enter = (*enter, "nsenter", "-t", str(client["pid"]), "-n")
-    yield "the VIP", (*enter, sys.executable, "-c", LOAD, vip, "80")
+    yield "the VIP", (*enter, sys.executable, "-c", LOAD, vip(cluster), "80")
     # From one host, whose ports so are used towards several nodes at a time.
     for name in NODES:
         address = cluster.nodes()[name]["address"]
@@ -138,7 +143,11 @@ def serve(cluster: Cluster, image: str, *flags: str) -> None:
 
 @contextmanager
 def asked(cluster: Cluster, client: dict[str, Any]) -> Iterator[None]:
-    """All the time in every way, without a failure."""
+    """All the time in every way, without a failure. It begins when each way leads there."""
+    for address in [node["address"] for node in cluster.nodes().values()]:
+        eventually(lambda address=address: get(address, PORT) == "ok")  # type: ignore[misc]
+    page = ("/bin/busybox", "wget", "-q", "-O", "-", f"http://{vip(cluster)}/")
+    eventually(lambda: cluster.in_network(client, *page).stdout == "ok")
     with ExitStack() as stack:
         asking = {
             f"{where}, {kind}": stack.enter_context(load(*command, kind))
@@ -148,7 +157,7 @@ def asked(cluster: Cluster, client: dict[str, Any]) -> Iterator[None]:
         yield
         seen = {name: stop(process) for name, process in asking.items()}
     assert {name: found["failures"] for name, found in seen.items() if found["failures"]} == {}
-    assert all(found["answered"] > 100 for found in seen.values()), seen
+    assert all(found["answered"] > 10 for found in seen.values()), seen
 
 
 def test_no_request_fails_while_a_node_is_drained_and_a_version_replaced(
@@ -165,7 +174,7 @@ def test_no_request_fails_while_a_node_is_drained_and_a_version_replaced(
     with asked(cluster, client):
         cluster.orc("node", "update", "--availability", "drain", "node1")
         try:
-            eventually(drained, within=60)
+            eventually(drained)
         finally:
             cluster.orc("node", "update", "--availability", "active", "node1")
         cluster.orc("service", "update", "web", "--env-add", "VERSION=2")
@@ -181,7 +190,7 @@ def test_agents_that_are_killed_change_no_packets_way(cluster: Cluster, hello: s
         for node in before:
             cluster.kill9(node, "daemon")
         for node, count in before.items():
-            eventually(lambda n=node, c=count: cluster.status()[n]["restarts"] > c, within=20)  # type: ignore[misc]
+            eventually(lambda n=node, c=count: cluster.status()[n]["restarts"] > c)  # type: ignore[misc]
         cluster.await_ready(*before)
         # Their helpers have taken the network over, and applied all of it once more.
         cluster.orc("service", "scale", "client=2")

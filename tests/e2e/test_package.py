@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from devcluster import PATIENCE
 from packagedhost import ENVIRONMENT, ROOT, PackagedHost, packaged_host
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -53,7 +54,7 @@ def test_installed_it_serves_a_cluster_and_removed_it_is_gone(
             assert "orc cluster join" in host.run("orc", "cluster", "token", "worker")
         finally:
             os.kill(manager.pid, signal.SIGTERM)
-            assert manager.wait(timeout=40) == 0
+            assert manager.wait(PATIENCE) == 0
     host.run("dpkg", "-r", "orc")
     assert not (host.root / "usr/lib/orc").exists()
     assert not (host.root / "usr/bin/orc").exists()

@@ -45,7 +45,7 @@ def test_a_plan_is_what_then_happens(cluster: Cluster, hello: str) -> None:
     assert cluster.nodes()["node2"]["availability"] == "active"
     cluster.orc(*drain)
     try:
-        eventually(lambda: quiet(cluster, "web"), within=30)
+        eventually(lambda: "node2" not in where(cluster, "web").values() and quiet(cluster, "web"))
         after = where(cluster, "web")
         left = {step["task"] for step in moves}
         assert {k: v for k, v in after.items() if k not in left} == {

@@ -6,23 +6,14 @@ import hashlib
 import random
 import signal
 import subprocess
-from collections.abc import Iterator
 
 import pytest
-from devcluster import ORC, Cluster, eventually
+from devcluster import ORC, PATIENCE, Cluster, eventually
 from ptydriver import at_terminal
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 BOX = ("--entrypoint", "/bin/busybox")
-
-
-@pytest.fixture(autouse=True)
-def tidy(cluster: Cluster) -> Iterator[None]:
-    """No container of a test is left for the next."""
-    yield
-    if ids := cluster.orc("ps", "-aq").stdout.split():
-        cluster.orc("rm", "-f", *ids)
 
 
 def state(cluster: Cluster, name: str) -> str:
@@ -49,7 +40,7 @@ def test_a_shell_is_left_and_found_again(cluster: Cluster, hello: str) -> None:
         terminal.type(b"while [ \"$(stty size)\" != '30 90' ]; do sleep 0.05; done; echo so-$?\r")
         terminal.expect(b"so-0\r")
         terminal.type(b"sleep 1000\r")
-        eventually(lambda: "sleep 1000" in cluster.orc("top", "sh").stdout, within=20)
+        eventually(lambda: "sleep 1000" in cluster.orc("top", "sh").stdout)
         terminal.type(b"\x03")
         terminal.expect(b"# ")
         terminal.type(b"exit 43\r")
@@ -82,13 +73,13 @@ def test_a_client_that_breaks_kills_nothing(cluster: Cluster, hello: str) -> Non
         [ORC, "run", "--name", "loud", *BOX, hello, "sh", "-c", script],
         env=cluster.env, stdout=subprocess.PIPE,
     )  # fmt: skip
-    eventually(lambda: "loud" in cluster.orc("ps", "--format", "{{.Names}}").stdout, within=20)
+    eventually(lambda: "loud" in cluster.orc("ps", "--format", "{{.Names}}").stdout)
     client.kill()
     client.wait()
     assert client.stdout is not None
     client.stdout.close()
     cluster.orc("exec", "loud", "/bin/busybox", "touch", "/go")
-    eventually(lambda: "end\n" in cluster.orc("logs", "loud").stderr, within=20)
+    eventually(lambda: "end\n" in cluster.orc("logs", "loud").stderr)
     assert state(cluster, "sh") == "running"
 
 
@@ -103,10 +94,10 @@ def test_signals_go_to_the_program_unless_kept(cluster: Cluster, hello: str) -> 
         assert client.stdout is not None
         assert client.stdout.readline() == b"ready\n"
         client.terminate()
-        assert client.wait(20) == status
+        assert client.wait(PATIENCE) == status
         client.stdout.close()
         # The client has seen the end; of what runs, its node may yet have to tell.
-        eventually(lambda after=after: state(cluster, "trap") == after, within=20)
+        eventually(lambda after=after: state(cluster, "trap") == after)
         cluster.orc("rm", "-f", "trap")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -81,7 +82,7 @@ def test_an_update_goes_one_task_at_a_time(cluster: Cluster, hello: str) -> None
         lowest = min(lowest, len(running))
         return len(running) == 4 and not ids(running) & old
 
-    eventually(updated, within=30, every=0.0)
+    eventually(updated, every=0.0)
     # Never more than one of the four was away at a time.
     assert lowest >= 3
 
@@ -107,12 +108,12 @@ def test_restart_conditions(
     def ended() -> list[dict[str, object]]:
         return [t for t in cluster.tasks("job") if t["state"] in ("failed", "complete")]
 
-    first = eventually(ended, within=20)[-1]
+    first = eventually(ended)[-1]
     assert first["exit_code"] == status
     if status:
         assert "exit status 3" in str(first["error"])
     if replaced:
-        eventually(lambda: len(cluster.tasks("job")) > 1, within=20)
+        eventually(lambda: len(cluster.tasks("job")) > 1)
     else:
         # A task of another service, started after it, shows that the reconciler has been by.
         cluster.orc("service", "create", "--name", "other", hello)
@@ -127,9 +128,9 @@ def test_a_crash_loop_backs_off(cluster: Cluster, hello: str) -> None:
 
     def waits_long() -> bool:
         waiting = [t for t in cluster.tasks("loop") if t["state"] == "pending"]
-        return any("attempt 4" in str(task["error"]) for task in waiting)
+        return any(re.search(r"attempt [4-9]", str(task["error"])) for task in waiting)
 
-    eventually(waits_long, within=30)
+    eventually(waits_long)
     starts = sorted(task["started_at"] for task in cluster.tasks("loop") if task["started_at"])
     assert len(starts) >= 3
 
@@ -139,8 +140,8 @@ def test_max_attempts_end_a_crash_loop(cluster: Cluster, hello: str) -> None:
         "service", "create", "-d", "--name", "loop", "--restart-delay", "50ms",
         "--restart-max-attempts", "2", "--entrypoint", "/bin/busybox", hello, "false",
     )  # fmt: skip
-    eventually(lambda: len(cluster.tasks("loop")) == 3, within=20)
-    eventually(lambda: all(task["state"] == "failed" for task in cluster.tasks("loop")), within=20)
+    eventually(lambda: len(cluster.tasks("loop")) == 3)
+    eventually(lambda: all(task["state"] == "failed" for task in cluster.tasks("loop")))
     cluster.orc("service", "create", "--name", "other", hello)
     assert len(cluster.tasks("loop")) == 3
 
@@ -151,7 +152,7 @@ def test_logs_of_all_tasks_and_of_ended_ones(cluster: Cluster, hello: str) -> No
         "--restart-condition", "none", "--entrypoint", "/bin/busybox", hello,
         "sh", "-c", "echo out $0; echo err >&2",
     )  # fmt: skip
-    eventually(lambda: [t["state"] for t in cluster.tasks("talk")] == ["complete"] * 3, within=20)
+    eventually(lambda: [t["state"] for t in cluster.tasks("talk")] == ["complete"] * 3)
     done = cluster.orc("service", "logs", "talk")
     assert done.stdout.count("| out") == 3
     assert done.stderr.count("| err") == 3
@@ -176,7 +177,7 @@ def test_remove_leaves_nothing_on_any_node(cluster: Cluster, hello: str) -> None
             assert left.stdout.strip() == "", left.stdout
         return True
 
-    eventually(clean, within=20)
+    eventually(clean)
     # The name is free at once.
     cluster.orc("service", "create", "--name", "web", hello)
 

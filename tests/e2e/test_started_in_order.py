@@ -18,13 +18,15 @@ def test_it_starts_when_the_other_is_healthy_and_stops_before_it(
 ) -> None:
     began = time.time()
     cluster.orc("service", "create", "-d", "--name", "db", "--health-tcp", "80",
-                "--health-start-period", "60s", "--health-start-interval", "200ms",
+                "--health-start-period", "5m", "--health-start-interval", "200ms",
                 "--entrypoint", "/bin/busybox sh -c", "--stop-grace-period", "100ms", hello,
-                "sleep 2; exec /bin/busybox httpd -f -p 80")  # fmt: skip
+                "while [ ! -e /go ]; do sleep 0.1; done; exec httpd -f -p 80")  # fmt: skip
     cluster.orc("service", "create", "-d", "--name", "web", "--depends-on", "db:healthy",
                 *RUNS, hello)  # fmt: skip
     waits = "waits for service db: no task of it is healthy yet"
-    eventually(lambda: cluster.task("web")["error"] == waits, within=1.5)
+    eventually(lambda: cluster.task("web")["error"] == waits)
+    go = ("exec", "db.1", "/bin/busybox", "touch", "/go")
+    eventually(lambda: cluster.orc(*go).returncode == 0)
     cluster.await_running("web", 1)
     assert cluster.running("db")[0]["health"] == "healthy"
     cluster.orc("service", "rm", "db", "web")
@@ -35,7 +37,7 @@ def test_it_starts_when_the_other_is_healthy_and_stops_before_it(
         ).stdout.splitlines()]  # fmt: skip
         return [e["name"] for e in told if e["type"] == "container" and e["action"] == "die"]
 
-    eventually(lambda: len(ended()) == 2, within=20)
+    eventually(lambda: len(ended()) == 2)
     assert ended() == ["web.1", "db.1"]
 
 
@@ -45,7 +47,7 @@ def test_it_starts_when_the_other_has_completed(cluster: Cluster, hello: str) ->
     cluster.orc("service", "create", "-d", "--name", "web", "--depends-on", "migrate:completed",
                 *RUNS, hello)  # fmt: skip
     failed = "waits for service migrate: it has not completed; migrate.1 failed: exit status 3"
-    eventually(lambda: cluster.task("web")["error"] == failed, within=15)
+    eventually(lambda: cluster.task("web")["error"] == failed)
     cluster.orc("service", "update", "-d", "--args", "true", "migrate")
     cluster.await_running("web", 1)
 

@@ -60,7 +60,7 @@ def test_one_trace_leads_from_the_call_to_the_process(
             assert {"orc service create", "schedule", "task", *STEPS} <= spans.keys(), spans
             return spans
 
-        spans = eventually(whole, within=20)
+        spans = eventually(whole)
         command, task = spans["orc service create"], spans["task"]
         call = spans["orchestrator.v1.Control/CreateService"]
         assert (command.parent, call.parent, task.parent) == ("", command.id, call.id)
@@ -76,7 +76,7 @@ def test_one_trace_leads_from_the_call_to_the_process(
         above = {"TRACEPARENT": "00-" + "c" * 32 + "-" + "d" * 16 + "-01"}
         refused = replace(cluster, env={**cluster.env, **above}).refused("service", "rm", "none")
         removal = "orchestrator.v1.Control/RemoveService"
-        (span,) = eventually(lambda: receiver.trace_of(removal), within=20)
+        (span,) = eventually(lambda: receiver.trace_of(removal))
         assert (span.trace, span.parent) == ("c" * 32, "d" * 16)
         assert span.error in refused
 
@@ -87,4 +87,4 @@ def test_a_receiver_that_dies_disturbs_nothing(
     create(sender, "unseen", hello)
     assert len(cluster.running("unseen")) == 1
     sender.orc("service", "rm", "unseen")
-    eventually(lambda: not cluster.nodes()["node1"]["tasks"], within=20)
+    eventually(lambda: not cluster.nodes()["node1"]["tasks"])

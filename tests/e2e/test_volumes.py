@@ -6,11 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from devcluster import ORC, Cluster, eventually
+from devcluster import ORC, PATIENCE, Cluster, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -35,7 +36,7 @@ def volumes(cluster: Cluster) -> Iterator[Cluster]:
         assert left == [], left
         return True
 
-    eventually(gone, within=30)
+    eventually(gone)
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +74,7 @@ def test_data_survives_its_service_and_holds_its_place(volumes: Cluster, hello: 
     cluster = volumes
     (task,) = cluster.script("one", hello, "echo kept > /data/file; sleep 1h", "-v", "data:/data")
     home = task["node"]
+    eventually(lambda: inside(cluster, task, "cat /data/file") == "kept")
     row = volume(cluster, "data")
     assert (row["node"], row["used_by"], row["driver"]) == (home, ["one.1"], "local")
     assert "in use by one.1" in cluster.refused("volume", "rm", "data")
@@ -84,7 +86,7 @@ def test_data_survives_its_service_and_holds_its_place(volumes: Cluster, hello: 
     assert {each["node"] for each in tasks} == {home}
     assert inside(cluster, tasks[0], "cat /mnt/file") == "kept"
     cluster.orc("service", "rm", "two")
-    eventually(lambda: cluster.orc("volume", "rm", "data", ok=False).returncode == 0, within=20)
+    eventually(lambda: cluster.orc("volume", "rm", "data", ok=False).returncode == 0)
     assert "no volume 'data'" in cluster.refused("volume", "rm", "data")
 
 
@@ -99,7 +101,7 @@ def test_a_task_waits_for_the_node_of_its_volume(volumes: Cluster, hello: str) -
     def why() -> str:
         return str(cluster.task("web")["error"])
 
-    assert eventually(lambda: "volume pinned is on node2" in why() and why(), within=15)
+    assert eventually(lambda: "volume pinned is on node2" in why() and why())
     cluster.orc("service", "update", "-d", "web", "--constraint-rm", "node.hostname==node1")
     assert cluster.await_running("web", 1)[0]["node"] == "node2"
 
@@ -113,6 +115,9 @@ def test_each_slot_keeps_its_own(volumes: Cluster, hello: str) -> None:
     )  # fmt: skip
     homes = {task["slot"]: task["node"] for task in tasks}
     assert len(set(homes.values())) == 3
+    for task in tasks:
+        mine = partial(inside, cluster, task, "cat /data/slot")
+        eventually(lambda mine=mine, task=task: mine() == str(task["slot"]))  # type: ignore[misc]
     cluster.orc("service", "update", "--force", "db")
     again = cluster.running("db")
     assert {task["slot"]: task["node"] for task in again} == homes
@@ -120,8 +125,12 @@ def test_each_slot_keeps_its_own(volumes: Cluster, hello: str) -> None:
         slot = str(task["slot"])
         assert inside(cluster, task, "cat /data/slot") == slot
         assert volume(cluster, f"db-{slot}")["node"] == task["node"]
-    logs = cluster.orc("service", "logs", "db").stdout
-    assert {line.rpartition("| ")[2] for line in logs.splitlines()} >= {"fresh", "1", "2", "3"}
+
+    def said() -> set[str]:
+        logs = cluster.orc("service", "logs", "db").stdout
+        return {line.rpartition("| ")[2] for line in logs.splitlines()}
+
+    eventually(lambda: said() >= {"fresh", "1", "2", "3"})
 
 
 def test_a_new_volume_has_what_the_image_has_there(volumes: Cluster, seeded: str) -> None:
@@ -148,7 +157,7 @@ def test_one_folder_of_a_volume(volumes: Cluster, hello: str) -> None:
         "mkdir -p /data/a/b && echo mine > /data/a/b/file && ln -s a/b /data/good && "
         "ln -s /etc /data/bad && touch /data/ready; sleep 1h", "-v", "shared:/data",
     )  # fmt: skip
-    eventually(lambda: inside(cluster, writer, "ls /data/ready"), within=10)
+    eventually(lambda: inside(cluster, writer, "ls /data/ready"))
     part = "source=shared,target=/part,volume-subpath="
     (task,) = cluster.script("part", hello, "sleep 1h", "--mount", f"{part}good")
     assert inside(cluster, task, "cat /part/file; stat -c %u /part/file") == "mine\n0"
@@ -168,7 +177,7 @@ def test_one_folder_of_a_volume(volumes: Cluster, hello: str) -> None:
         assert "/subpaths/" not in mounts
         return True
 
-    eventually(unmounted, within=20)
+    eventually(unmounted)
 
 
 def test_a_size_is_a_hard_limit(volumes: Cluster, hello: str) -> None:
@@ -192,7 +201,7 @@ def test_a_size_is_a_hard_limit(volumes: Cluster, hello: str) -> None:
         assert "/disk" not in mounts
         return True
 
-    eventually(unmounted, within=20)
+    eventually(unmounted)
 
 
 def test_a_bind_of_what_is_not_there(volumes: Cluster, hello: str) -> None:
@@ -205,13 +214,12 @@ def test_a_bind_of_what_is_not_there(volumes: Cluster, hello: str) -> None:
     def why() -> str:
         return str(cluster.task("bad")["error"])
 
-    eventually(lambda: "bind source path /nowhere/x does not exist on node" in why(), within=15)
+    eventually(lambda: "bind source path /nowhere/x does not exist on node" in why())
     (task,) = cluster.script(
         "made", hello, "echo here > /data/file; sleep 1h", "-v", "/run/orc-made/deep:/data"
     )
     eventually(
         lambda: cluster.exec(task["node"], "cat", "/run/orc-made/deep/file").stdout == "here\n",
-        within=10,
     )
 
 
@@ -244,7 +252,7 @@ def test_prune_takes_what_nobody_uses(volumes: Cluster, hello: str) -> None:
     assert any(row["anonymous"] for row in cluster.json("volume", "ls"))
     cluster.orc("service", "rm", "web")
     # One without a name goes with its task.
-    eventually(lambda: not any(row["anonymous"] for row in cluster.json("volume", "ls")), within=20)
+    eventually(lambda: not any(row["anonymous"] for row in cluster.json("volume", "ls")))
 
 
 def test_mounts_survive_a_killed_agent_and_a_reboot(volumes: Cluster, hello: str) -> None:
@@ -253,7 +261,7 @@ def test_mounts_survive_a_killed_agent_and_a_reboot(volumes: Cluster, hello: str
     (task,) = cluster.script("web", hello, "date >> /data/log; sleep 1h", "-v", "small:/data")
     cluster.kill9(task["node"], "daemon")
     cluster.await_ready()
-    assert inside(cluster, task, "cat /data/log")
+    eventually(lambda: inside(cluster, task, "cat /data/log"))
     cluster.power_off(task["node"])
     cluster.start(task["node"])
     cluster.await_ready()
@@ -264,7 +272,7 @@ def test_mounts_survive_a_killed_agent_and_a_reboot(volumes: Cluster, hello: str
         log = cluster.exec(again["node"], *_entering(again, "cat /data/log"), ok=False).stdout
         return len(log.splitlines())
 
-    eventually(lambda: lines() >= 2, within=30)
+    eventually(lambda: lines() >= 2)
 
 
 SOCKET = "/run/docker/plugins/toy.sock"
@@ -280,7 +288,7 @@ def plugin(cluster: Cluster, host: str, folder: Path) -> Iterator[None]:
         yield
     finally:
         cluster.exec(host, "sh", "-c", f"kill $(cat {SOCKET.replace('sock', 'pid')})")
-        process.wait(10)
+        process.wait(PATIENCE)
         cluster.exec(host, "rm", SOCKET)
 
 
@@ -295,7 +303,7 @@ def test_a_plugin_serves_its_volumes_everywhere_it_is(
         def created() -> bool:
             return cluster.orc("volume", "create", "-d", "toy", "toys", ok=False).returncode == 0
 
-        eventually(created, within=20)
+        eventually(created)
         assert volume(cluster, "toys")["scope"] == "global"
         tasks = cluster.script("web", hello, "sleep 1h", "-v", "toys:/data", "--replicas", "2")
         assert {task["node"] for task in tasks} <= {"node1", "node2"}
@@ -309,5 +317,5 @@ def test_a_plugin_serves_its_volumes_everywhere_it_is(
         assert "toys" in listing.stdout
         folder.with_suffix(".hang").unlink()
         cluster.orc("service", "rm", "web")
-        eventually(lambda: cluster.orc("volume", "rm", "toys", ok=False).returncode == 0, within=30)
+        eventually(lambda: cluster.orc("volume", "rm", "toys", ok=False).returncode == 0)
         assert list(folder.iterdir()) == []

@@ -49,7 +49,7 @@ def named(receiver: TraceReceiver) -> dict[str, Span]:
 
 
 def wait_for(ask: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not ask():
         assert time.monotonic() < deadline
         time.sleep(0.01)

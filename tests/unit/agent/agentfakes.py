@@ -32,7 +32,7 @@ NOW = 1000.0
 
 async def until(condition: Callable[[], object]) -> None:
     """Let the loop turn until `condition` holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - the loop itself is what is waited for
             await asyncio.sleep(0)
 

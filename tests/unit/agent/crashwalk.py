@@ -36,7 +36,7 @@ from orchestrator.pb import dispatch_pb2
 
 S = TaskState
 PROGRAM = Path(__file__).with_name("mortalagent.py")
-LIMIT = 20.0
+LIMIT = 60.0
 """Seconds for one order, or for all to be gone."""
 
 Order = tuple[Task | None, tuple[TaskState, ...]]

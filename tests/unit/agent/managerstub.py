@@ -101,14 +101,14 @@ class TunnelEnd:
     async def frames(self) -> list[dispatch_pb2.Frame]:
         """All frames up to the result, and with it; then the tunnel is closed."""
         frames: list[dispatch_pb2.Frame] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not frames or not frames[-1].HasField("result"):
                 frames.append(await anext(self._messages))
         self.closed.set()
         return frames
 
     async def frame(self) -> dispatch_pb2.Frame:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await anext(self._messages)
 
 
@@ -152,12 +152,12 @@ class ManagerStub(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
 
     async def session(self) -> Conversation:
         """The next session that an agent opens."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self._sessions.get()
 
     async def tunnel(self, tunnel_id: str) -> TunnelEnd:
         """The tunnel that an agent opens on order."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self._expect(tunnel_id)
 
 

@@ -42,7 +42,7 @@ NETWORK = dispatch_pb2.AssignedNetwork(
 START = "from orchestrator.agent.command import agent; agent()"
 
 
-async def turn(condition: object, seconds: float = 20.0) -> None:
+async def turn(condition: object, seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # type: ignore[operator]  # noqa: ASYNC110
             await asyncio.sleep(0.002)

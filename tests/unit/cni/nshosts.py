@@ -139,7 +139,7 @@ def make_host(folder: Path, name: str, address: str = "192.0.2.11") -> NsHost:
     return host
 
 
-def wait_for(true: Callable[[], bool], seconds: float = 5.0) -> None:
+def wait_for(true: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for what the kernel does on its own, soon."""
     deadline = time.monotonic() + seconds
     while not true():

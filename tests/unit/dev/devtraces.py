@@ -33,7 +33,7 @@ def traces(name: str) -> list[str]:
     return found
 
 
-def until(ask: Callable[[], T], within: float = 5.0) -> T:
+def until(ask: Callable[[], T], within: float = 60.0) -> T:
     """Poll until the answer is true."""
     deadline = time.monotonic() + within
     while not (answer := ask()):

@@ -107,6 +107,6 @@ def eth(name: str = "eth0", **more: Any) -> Interface:
 
 async def until(true: Callable[[], object]) -> None:
     """Until something that other processes bring about is so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not true():  # noqa: ASYNC110 - they tell nobody
             await asyncio.sleep(0.02)

@@ -26,4 +26,4 @@ async def test_a_connection_that_nobody_ends_does_not_keep_the_cable(nodes: list
         shell(made.netns, "ip", "link", "set", "eth0", "down")
         talker.send(b"unheard")
     await node.network.detach("talker")
-    wait_for(lambda: end not in node.host.shell("ip", "link"), seconds=10)
+    wait_for(lambda: end not in node.host.shell("ip", "link"))

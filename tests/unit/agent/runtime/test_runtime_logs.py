@@ -205,7 +205,7 @@ async def test_following_ends_with_the_folder(tmp_path: Path) -> None:
     made = Writer(folder / "log")
     made.lines(1)
     made.close()
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         reading = group.create_task(texts(made.path, follow=True))
         await asyncio.sleep(0.01)
         made.path.unlink()

@@ -143,7 +143,7 @@ def inspect(client: Client, form: str, images: tuple[str, ...]) -> None:
         except CliError as error:
             missing.append(error)
     if documents or form == "json":
-        print_rows(documents, (), "json" if form == "table" else form)
+        print_rows(documents, (), "json" if form == "table" else form, "image")
     if missing:
         raise missing[0]
 

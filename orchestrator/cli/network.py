@@ -178,7 +178,7 @@ def inspect(client: Client, networks: tuple[str, ...], form: str) -> None:
     services = client.call("ListServices", control_pb2.ListServicesRequest()).services
     tasks = client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
     rows = [described_network(message, hostnames, services, tasks) for message in found]
-    print_inspected(rows, form, lambda row: print_fields(network_fields(row)))
+    print_inspected(rows, form, lambda row: print_fields(network_fields(row)), kind="network")
 
 
 @network.command(epilog=example("orc network rm back front"))

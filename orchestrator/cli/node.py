@@ -55,7 +55,7 @@ def inspect(client: Client, nodes: tuple[str, ...], form: str) -> None:
     """Show all that is known of nodes."""
     known = _nodes(client)
     rows = [node_row(_find(known, name)) for name in nodes]
-    print_inspected(rows, form, _show)
+    print_inspected(rows, form, _show, kind="node")
 
 
 def _show(row: Row) -> None:

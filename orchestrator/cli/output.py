@@ -111,28 +111,35 @@ def print_list(
         print_rows(kept, columns, form)
 
 
-def print_rows(rows: Sequence[Row], columns: Sequence[Column], form: str) -> None:
-    """Print rows as `--format` says: a table, one JSON document, or a template's text for each."""
+def print_rows(rows: Sequence[Row], columns: Sequence[Column], form: str, kind: str = "") -> None:
+    """Print rows as `--format` says: a table, one JSON document, or a template's text for each.
+    `kind`: of what they are documents, if Docker has names for more in them (`docker_fields`)."""
     if form == "json":
         print_json([public(row) for row in rows])
     elif form == "table":
         print_table(rows, columns)
     else:
-        for line in template_lines(rows, columns, form):
+        for line in template_lines(rows, columns, form, kind):
             click.echo(line)
 
 
-def template_lines(rows: Sequence[Row], columns: Sequence[Column], form: str) -> list[str]:
+def template_lines(
+    rows: Sequence[Row], columns: Sequence[Column], form: str, kind: str = ""
+) -> list[str]:
     """A template's lines for rows. A field is a column, by its heading or by Docker's name for it,
-    or else a key of the JSON document. `table TEMPLATE` has headings, and columns at its tabs."""
+    or else a key of the JSON document, or what Docker has in a document of this kind. `table
+    TEMPLATE` has headings, and columns at its tabs."""
     from orchestrator.cli.template import BadTemplate, Fields, Template
 
     as_table = form.startswith("table ")
     template = Template(form.removeprefix("table "))
     names = {name: column for column in columns for name in _placeholders(column.heading)}
+    others = _others(kind)
     try:
         lines = [
-            template.render(Fields(row, {name: column.text(row) for name, column in names.items()}))
+            template.render(
+                Fields(row, {n: column.text(row) for n, column in names.items()} | others(row))
+            )
             for row in rows
         ]
         if not as_table:
@@ -144,8 +151,22 @@ def template_lines(rows: Sequence[Row], columns: Sequence[Column], form: str) ->
         raise click.BadParameter(str(error)) from None
 
 
+def _others(kind: str) -> Callable[[Row], dict[str, Any]]:
+    if not kind:
+        return lambda row: {}
+    from orchestrator.cli.docker_fields import DOCKER
+
+    return lambda row: dict(DOCKER[kind](row))
+
+
 _WORDS = {"ID": "ID", "IO": "IO", "PIDS": "PIDs", "CPU%": "CPUPerc", "MEM%": "MemPerc"}
-_DOCKERS = {"CREATED": ("RunningFor", "CreatedSince"), "NAMES": ("Name",)}
+_DOCKERS = {
+    "CREATED": ("RunningFor", "CreatedSince"),
+    "NAMES": ("Name",),
+    "VERSION": ("EngineVersion",),
+    "CONTAINER ID": ("Container",),
+    "LAYER": ("ID",),
+}
 """Docker's names of the columns with these headings, where they are not the heading itself."""
 
 

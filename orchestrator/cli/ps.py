@@ -109,7 +109,7 @@ def inspect(client: Client, containers: tuple[str, ...], form: str, size: bool) 
     if size:
         add_sizes(client, documents)
     if documents or form == "json":
-        print_rows(documents, (), "json" if form == "table" else form)
+        print_rows(documents, (), "json" if form == "table" else form, "container")
     if missing:
         raise missing[0]
 

@@ -97,7 +97,7 @@ def inspect(client: Client, services: tuple[str, ...], form: str) -> None:
             "ListServices", control_pb2.ListServicesRequest(service=name)
         ).services
     ]
-    print_inspected(messages, form, _show, service_document)
+    print_inspected(messages, form, _show, service_document, kind="service")
 
 
 def _show(message: Any) -> None:

@@ -33,10 +33,13 @@ def print_inspected(
     form: str,
     show: Callable[[T], None],
     row: Callable[[T], Row] = lambda one: one,  # type: ignore[assignment, return-value]
+    *,
+    kind: str = "",
 ) -> None:
-    """Print objects as `inspect_options` say: each as its row, or for people by `show`."""
+    """Print objects as `inspect_options` say: each as its row, or for people by `show`. `kind` is
+    that of `print_rows`."""
     if form != "table":
-        print_rows(list(map(row, found)), (), form)
+        print_rows(list(map(row, found)), (), form, kind)
         return
     for index, one in enumerate(found):
         if index:

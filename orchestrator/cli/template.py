@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from typing import Any, Self
 
 _ACTION = re.compile(r"\{\{(-\s)?\s*(.*?)\s*(\s-)?\}\}", re.DOTALL)
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<text>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<path>\$?\w*(?:\.\w+)+|\.|\$\w*)"""
+    r"""\s*(?:(?P<text>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<member>(?<=\))(?:\.\w+)+)"""
+    r"""|(?P<path>\$?\w*(?:\.\w+)+|\.|\$\w*)"""
     r"""|(?P<number>-?\d+)|(?P<word>\w+)|(?P<mark>[|(),]|:=))"""
 )
 _ESCAPES = {"\\t": "\t", "\\n": "\n", "\\r": "\r"}
@@ -32,11 +34,25 @@ class BadTemplate(ValueError):
 
 
 class Fields(dict[str, Any]):
-    """A row that can be asked for its columns too; as JSON it is the row alone."""
+    """A row that can be asked for its columns too, or for what has another name in Docker; as JSON
+    it is the row alone."""
 
-    def __init__(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
-        super().__init__({**row, **columns})
+    def __init__(self, row: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+        super().__init__({**row, **others})
         self.row = row
+
+
+class Word(str):
+    """A text that can be asked for fields: `.State` is `running`, `.State.Pid` is 7."""
+
+    __slots__ = ("fields",)
+    fields: Mapping[str, Any]
+
+    def __new__(cls, text: str, fields: Mapping[str, Any]) -> Self:
+        """The text with these fields."""
+        word = super().__new__(cls, text)
+        word.fields = fields
+        return word
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +212,10 @@ def _operand(tokens: list[tuple[str, str]]) -> tuple[Expression, list[tuple[str,
         inner, rest = _piped(rest)
         if not rest or rest[0][1] != ")":
             raise BadTemplate("the template has a ( without its )")
-        return inner, rest[1:]
+        rest = rest[1:]
+        if rest and rest[0][0] == "member":
+            return _member(inner, rest[0][1].split(".")[1:]), rest[1:]
+        return inner, rest
     elif kind == "path":
         return _path(word), rest
     else:
@@ -207,18 +226,21 @@ def _operand(tokens: list[tuple[str, str]]) -> tuple[Expression, list[tuple[str,
 def _path(word: str) -> Expression:
     head, *names = word.split(".") if word != "." else [""]
 
-    def value(scope: Scope) -> Any:
+    def base(scope: Scope) -> Any:
         if (head or ".") not in scope:
             raise BadTemplate(f"the template has no variable {head}")
-        found = scope[head or "."]
-        for name in names:
-            found = _field(found, name)
-        return found
+        return scope[head or "."]
 
-    return value
+    return _member(base, names)
+
+
+def _member(base: Expression, names: Sequence[str]) -> Expression:
+    return lambda scope: reduce(_field, names, base(scope))
 
 
 def _field(found: Any, name: str) -> Any:
+    if isinstance(found, Word):
+        found = found.fields
     if not isinstance(found, Mapping):
         raise BadTemplate(f"the template asks for .{name} of {_shown(found) or 'nothing'}")
     for key in (name, snake_case(name)):
@@ -287,6 +309,18 @@ def _index(value: Any, *keys: Any) -> Any:
     return value
 
 
+def _slice(value: Any, start: int = 0, end: int | None = None) -> Any:
+    return value[start:end]
+
+
+def _printf(form: str, *values: Any) -> str:
+    """Go's verbs that are not Python's stand for any value as it is shown."""
+    shown = (
+        v if isinstance(v, int | float) and v not in (True, False) else _shown(v) for v in values
+    )
+    return re.sub(r"%([-+ 0-9.]*)[vt]", r"%\1s", form).replace("%q", '"%s"') % tuple(shown)
+
+
 def _both(*values: Any) -> Any:
     return next((value for value in values if not value), values[-1])
 
@@ -307,6 +341,8 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "print": lambda *values: "".join(map(_shown, values)),
     "println": lambda *values: " ".join(map(_shown, values)) + "\n",
     "len": len,
+    "printf": _printf,
+    "slice": _slice,
     "index": _index,
     "eq": lambda one, *others: any(one == other for other in others),
     "ne": lambda one, other: one != other,

@@ -53,6 +53,9 @@ COLUMNS = [
         ('{{if .exit_code}}a{{else if .name}}b{{else}}c{{end}}', "b"),
         ("{{with .addresses}}{{.default}} of {{$.name}}{{end}}", "10.0.0.2 of web"),
         ('{{join .command " "}} {{.name | upper}} {{len .ports}}', "sleep 9 WEB 2"),
+        ('{{(index .ports 1).target}} {{(index .ports 0).published}}', "53 8080"),
+        ('{{slice .ID 0 4}} {{printf "%s=%v %3d|" .name .OOMKilled 7}}', "c123 web=false   7|"),
+        ('{{printf "%q" .state}}', '"running"'),
         ("a  {{- .name -}}  b\\t{{println}}", "awebb\t\n"),
     ],
 )  # fmt: skip
@@ -83,7 +86,8 @@ def test_a_table_of_a_template_has_headings() -> None:
         ("{{len .exit_code}}", "'len' cannot take"),
         ("{{$x}}", "no variable \\$x"),
         ("{{}}", "empty"),
-        ("{{(index .ports 1).target}}", "cannot be read at '.target'"),
+        ("{{(index .ports 1) .target}}", "cannot be read at '.target'"),
+        ('{{printf "%d" .name}}', "'printf' cannot take"),
     ],
 )
 def test_a_bad_template_is_told_apart(template: str, words: str) -> None:

@@ -173,7 +173,7 @@ def task_row(task: Task, hostnames: Mapping[str, str]) -> Row:
         "node": hostnames.get(task.node_id, task.node_id),
         "node_id": task.node_id,
         "state": word(status.state),
-        "desired_state": word(task.desired_state),
+        "desired_state": word(task.wanted_now),
         "health": health_word(task),
         "error": task_error(task),
         "exit_code": status.exit_code if has_exit_code(task) else None,

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.specs import TaskSpec
-from orchestrator.model.states import TaskState
+from orchestrator.model.states import TaskState, is_terminal
 
 
 class Health(IntEnum):
@@ -110,6 +110,20 @@ class Task:
     """Id of each secret and config that its spec names → the version that it has, or is to have."""
     trace: str = ""
     """Place in a trace of the call that wanted it; see `orchestrator.tracing`."""
+
+    @property
+    def wanted_now(self) -> TaskState:
+        """What it is to be, as people see it. `desired_state` keeps what it was to be when it ended:
+        who ended by itself is told by that from who was stopped. But a service's task that has
+        ended is never run again, so it stays ended, as in Docker; and so does a container unless
+        another run of it is wanted."""
+        state = self.status.state
+        if not is_terminal(state) or self.desired_state > TaskState.RUNNING:
+            return self.desired_state
+        if self.run > self.status.run:
+            return self.desired_state
+        done = self.job_run and state is TaskState.COMPLETE
+        return TaskState.COMPLETE if done else TaskState.SHUTDOWN
 
     @property
     def standalone(self) -> bool:

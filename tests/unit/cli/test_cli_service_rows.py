@@ -89,7 +89,7 @@ def test_service_ps(manager: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         "spec": {"container": {"image": "hello:1"}},
     }
     running["status"] |= {"at": 97.0, "started_at": 97.0, "addresses": {"default": "10.128.1.7"}}
-    failed = task(1, "FAILED", identifier="old", created_at=10.0, desired_state="TASK_SHUTDOWN")
+    failed = task(1, "FAILED", identifier="old", created_at=10.0)
     failed["status"] |= {"at": 80.0, "started_at": 70.0, "exit_code": 3}
     pending = task(2, "PENDING", node="", message="no suitable node (1 node: down)")
     manager.script.answers["ListTasks"] = pb.ListTasksReply(

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.model.states import MOVES, TERMINAL, Owner, TaskState, is_terminal, may_move
+from orchestrator.model.tasks import Task, TaskStatus
 
 STATES = [state for state in TaskState if state is not TaskState.REMOVE]
 
@@ -52,3 +53,28 @@ def test_owners(owner: Owner, source: TaskState, target: TaskState, allowed: boo
 @given(st.sampled_from(STATES), st.sampled_from(STATES))
 def test_a_move_has_at_most_one_owner(source: TaskState, target: TaskState) -> None:
     assert sum(may_move(owner, source, target) for owner in Owner) == ((source, target) in MOVES)
+
+
+@pytest.mark.parametrize(
+    ("task", "wanted"),
+    [
+        (Task(status=TaskStatus(TaskState.PENDING)), TaskState.RUNNING),
+        (Task(status=TaskStatus(TaskState.RUNNING)), TaskState.RUNNING),
+        (
+            Task(status=TaskStatus(TaskState.RUNNING), desired_state=TaskState.SHUTDOWN),
+            TaskState.SHUTDOWN,
+        ),
+        (Task(status=TaskStatus(TaskState.FAILED)), TaskState.SHUTDOWN),
+        (Task(status=TaskStatus(TaskState.COMPLETE)), TaskState.SHUTDOWN),
+        (
+            Task(status=TaskStatus(TaskState.REJECTED), desired_state=TaskState.REMOVE),
+            TaskState.REMOVE,
+        ),
+        (Task(status=TaskStatus(TaskState.COMPLETE), job_run=1), TaskState.COMPLETE),
+        (Task(status=TaskStatus(TaskState.FAILED), job_run=1), TaskState.SHUTDOWN),
+        (Task(status=TaskStatus(TaskState.FAILED, run=1), run=1), TaskState.SHUTDOWN),
+        (Task(status=TaskStatus(TaskState.FAILED, run=1), run=2), TaskState.RUNNING),
+    ],
+)
+def test_what_has_ended_is_not_to_run(task: Task, wanted: TaskState) -> None:
+    assert task.wanted_now is wanted

@@ -20,6 +20,14 @@ _Row = Mapping[str, Any]
 _RESTART = {"none": "no", "any": "always"}
 """Our words of a restart policy that are not Docker's."""
 
+_UPDATES = {
+    "canary": "updating",
+    "rolling-back": "rollback_started",
+    "rollback-paused": "rollback_paused",
+    "rolled-back": "rollback_completed",
+}
+"""Our words of how an update goes that are not Docker's."""
+
 
 def _nano_cpus(shares: int) -> int:
     return shares * 10**9 // SHARES_PER_CORE
@@ -228,9 +236,18 @@ def _service(row: _Row) -> Mapping[str, Any]:
     return {
         "Spec": Fields(spec, ours),
         "Endpoint": {"Ports": ports, "VirtualIPs": vips},
-        "UpdateStatus": row["update"],
+        "UpdateStatus": _update(row["update"]),
         "ServiceStatus": {"RunningTasks": row["running"]},
         "Version": {"Index": row["revision"]},
+    }
+
+
+def _update(update: _Row) -> Mapping[str, Any]:
+    return {
+        "State": _UPDATES.get(update["state"], update["state"]),
+        "StartedAt": update["started_at"],
+        "CompletedAt": update["finished_at"],
+        "Message": update["message"],
     }
 
 
@@ -241,6 +258,7 @@ def _network(row: _Row) -> Mapping[str, Any]:
     return {
         "Created": row["created_at"],
         "EnableIPv6": bool(row["subnet6"]),
+        "Scope": "local" if row["driver"] == "bridge" else "swarm",
         "IPAM": {"Driver": row["ipam_driver"] or "default", "Config": subnets},
         "Containers": {
             each["id"]: Fields(
@@ -252,9 +270,10 @@ def _network(row: _Row) -> Mapping[str, Any]:
 
 
 def _image(row: _Row) -> Mapping[str, Any]:
+    repositories = dict.fromkeys(name.rpartition(":")[0] for name in row["names"])
     return {
         "RepoTags": row["names"],
-        "RepoDigests": row["digests"],
+        "RepoDigests": [f"{each}@{row['digests'][0]}" for each in repositories],
         "Created": row["created_at"],
         "RootFS": {"Type": "layers", "Layers": row["layers"]},
     }

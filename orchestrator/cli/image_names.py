@@ -137,9 +137,8 @@ def inspect(client: Client, form: str, images: tuple[str, ...]) -> None:
     documents: list[Row] = []
     missing: list[CliError] = []
     for image in images:
-        request = images_pb2.InspectImageRequest(image=image)
         try:
-            documents.append(_document(client.call("Images.Inspect", request)))
+            documents.append(image_document(client, image))
         except CliError as error:
             missing.append(error)
     if documents or form == "json":
@@ -148,7 +147,9 @@ def inspect(client: Client, form: str, images: tuple[str, ...]) -> None:
         raise missing[0]
 
 
-def _document(reply: Any) -> Row:
+def image_document(client: Client, image: str) -> Row:
+    """All that is known of an image. Raises CliError where none is."""
+    reply = client.call("Images.Inspect", images_pb2.InspectImageRequest(image=image))
     config = json.loads(reply.config)
     about = reply.image
     return {

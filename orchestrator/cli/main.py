@@ -61,7 +61,7 @@ SECTIONS = (
             Lazy("cp", "orchestrator.cli.cp:cp", "Copy files into and out of a container"),
             Lazy("top", "orchestrator.cli.top:top", "The cluster live, or a container's processes"),
             Lazy("stats", "orchestrator.cli.stats:stats", "What containers use, live"),
-            Lazy("inspect", "orchestrator.cli.ps:inspect", "All that is known of containers"),
+            Lazy("inspect", "orchestrator.cli.inspect:inspect", "All that is known of a thing"),
             Lazy("port", "orchestrator.cli.ps:port", "Published ports of a container"),
             Lazy("events", "orchestrator.cli.events:events", "What happens in the cluster"),
             Lazy(

@@ -17,6 +17,7 @@ from orchestrator.cli.network_rows import (
     network_row,
 )
 from orchestrator.cli.output import (
+    Row,
     listing_options,
     print_fields,
     print_list,
@@ -160,7 +161,7 @@ def list_networks(
     client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]], no_trunc: bool
 ) -> None:
     """List the networks."""
-    rows = [network_row(message) for message in _networks(client)]
+    rows = [network_row(message) for message in all_networks(client)]
     rows.sort(key=lambda row: row["name"])
     print_list(rows, network_columns(no_trunc), form=form, quiet=quiet, filters=filters)
 
@@ -171,14 +172,18 @@ def list_networks(
 @pass_client
 def inspect(client: Client, networks: tuple[str, ...], form: str) -> None:
     """Show networks with their services and containers, and the subnet of each node."""
-    known = _networks(client)
-    found = [_find(known, name) for name in networks]
+    known = all_networks(client)
+    rows = network_documents(client, [_find(known, name) for name in networks])
+    print_inspected(rows, form, lambda row: print_fields(network_fields(row)), kind="network")
+
+
+def network_documents(client: Client, found: Sequence[types_pb2.Network]) -> list[Row]:
+    """All that is known of networks."""
     nodes = client.call("ListNodes", control_pb2.ListNodesRequest()).nodes
     hostnames = {row.node.id: row.node.description.hostname for row in nodes}
     services = client.call("ListServices", control_pb2.ListServicesRequest()).services
     tasks = client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
-    rows = [described_network(message, hostnames, services, tasks) for message in found]
-    print_inspected(rows, form, lambda row: print_fields(network_fields(row)), kind="network")
+    return [described_network(message, hostnames, services, tasks) for message in found]
 
 
 @network.command(epilog=example("orc network rm back front"))
@@ -188,7 +193,7 @@ def inspect(client: Client, networks: tuple[str, ...], form: str) -> None:
 def rm(client: Client, networks: tuple[str, ...], force: bool) -> None:
     """Remove networks. One in use is not removed."""
     if force:
-        known = {word for each in _networks(client) for word in (each.name, each.id)}
+        known = {word for each in all_networks(client) for word in (each.name, each.id)}
         networks = tuple(name for name in networks if name in known)
 
     def remove(name: str) -> None:
@@ -222,7 +227,7 @@ def connect(
 ) -> None:
     """Put a container on a network, also while it runs."""
     attachment = types_pb2.NetworkAttachment(
-        network=_find(_networks(client), network).name,
+        network=_find(all_networks(client), network).name,
         aliases=alias,
         ip=filter(None, (ip,)),
         ip6=filter(None, (ip6,)),
@@ -240,7 +245,7 @@ def connect(
 @pass_client
 def disconnect(client: Client, force: bool, network: str, container: str) -> None:
     """Take a container off a network, also while it runs."""
-    found = [each.name for each in _networks(client) if network in (each.name, each.id)]
+    found = [each.name for each in all_networks(client) if network in (each.name, each.id)]
     request = networks_pb2.DisconnectNetworkRequest(
         network=found[0] if found else network, container=container, force=force
     )
@@ -262,7 +267,8 @@ def prune(client: Client, filters: PruneFilters, force: bool) -> None:
         click.echo(f"orc: {notice}", err=True)
 
 
-def _networks(client: Client) -> Sequence[types_pb2.Network]:
+def all_networks(client: Client) -> Sequence[types_pb2.Network]:
+    """The networks of the cluster."""
     request = control_pb2.ListNetworksRequest()
     networks: Sequence[types_pb2.Network] = client.call("ListNetworks", request).networks
     return networks
@@ -270,7 +276,7 @@ def _networks(client: Client) -> Sequence[types_pb2.Network]:
 
 def find_network(client: Client, name: str) -> types_pb2.Network:
     """The network of that name, id or beginning of an id. Raises CliError."""
-    return _find(_networks(client), name)
+    return _find(all_networks(client), name)
 
 
 def _find(networks: Sequence[types_pb2.Network], name: str) -> types_pb2.Network:

@@ -42,7 +42,7 @@ def list_nodes(
     client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]], no_trunc: bool
 ) -> None:
     """List the nodes, with what is reserved on each."""
-    rows = [node_row(message) for message in _nodes(client)]
+    rows = [node_row(message) for message in all_nodes(client)]
     rows.sort(key=lambda row: (row["hostname"], row["id"]))
     print_list(rows, node_columns(no_trunc), form=form, quiet=quiet, filters=filters)
 
@@ -53,7 +53,7 @@ def list_nodes(
 @pass_client
 def inspect(client: Client, nodes: tuple[str, ...], form: str) -> None:
     """Show all that is known of nodes."""
-    known = _nodes(client)
+    known = all_nodes(client)
     rows = [node_row(_find(known, name)) for name in nodes]
     print_inspected(rows, form, _show, kind="node")
 
@@ -199,7 +199,8 @@ def _generic(item: tuple[str, Row]) -> str:
     return f"{kind}: {about['reserved']} of {about['total']} reserved{names}"
 
 
-def _nodes(client: Client) -> Sequence[Any]:
+def all_nodes(client: Client) -> Sequence[Any]:
+    """The nodes of the cluster."""
     nodes: Sequence[Any] = client.call("ListNodes", control_pb2.ListNodesRequest()).nodes
     return nodes
 

@@ -156,7 +156,8 @@ def _others(kind: str) -> Callable[[Row], dict[str, Any]]:
         return lambda row: {}
     from orchestrator.cli.docker_fields import DOCKER
 
-    return lambda row: dict(DOCKER[kind](row))
+    fields = DOCKER.get(kind, lambda row: {})
+    return lambda row: dict(fields(row))
 
 
 _WORDS = {"ID": "ID", "IO": "IO", "PIDS": "PIDs", "CPU%": "CPUPerc", "MEM%": "MemPerc"}

@@ -1,4 +1,4 @@
-"""`orc ps`, `inspect` and `port`: what runs."""
+"""`orc ps`, `container inspect` and `port`: what runs."""
 
 from __future__ import annotations
 
@@ -89,21 +89,20 @@ def _listed(client: Client, containers: Sequence[str]) -> Sequence[Any]:
     return listed
 
 
-@click.command(epilog=example("orc inspect web", "orc inspect -f '{{.state}} {{.pid}}' web.3"))
+@click.command(
+    epilog=example("orc container inspect web", "orc container inspect -f '{{.state}}' web.3")
+)
 @click.option("--size", "-s", is_flag=True, help="What its files take, and its image's.")
-@click.option("--type", type=click.Choice(["container"]), expose_value=False, help="Is so.")
 @format_option("json", templates=True, short=True)
 @click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
 @pass_client
 def inspect(client: Client, containers: tuple[str, ...], form: str, size: bool) -> None:
-    """Show all that is known of containers, as JSON. Nodes, services, images, networks and
-    volumes have an `inspect` of their own."""
-    now = time.time()
+    """Show all that is known of containers, as JSON."""
     documents: list[Row] = []
     missing: list[CliError] = []
     for name in containers:
         try:
-            documents += [container_document(row, now) for row in _listed(client, [name])]
+            documents += container_documents(client, name)
         except CliError as error:
             missing.append(error)
     if size:
@@ -112,6 +111,12 @@ def inspect(client: Client, containers: tuple[str, ...], form: str, size: bool) 
         print_rows(documents, (), "json" if form == "table" else form, "container")
     if missing:
         raise missing[0]
+
+
+def container_documents(client: Client, name: str) -> list[Row]:
+    """All that is known of the container of this name or id. Raises CliError where none is."""
+    now = time.time()
+    return [container_document(row, now) for row in _listed(client, [name])]
 
 
 @click.command(epilog=example("orc port web", "orc port web 80/tcp"))

@@ -90,14 +90,15 @@ def ps(
 @pass_client
 def inspect(client: Client, services: tuple[str, ...], form: str) -> None:
     """Show services with their whole specs."""
-    messages = [
-        message
-        for name in services
-        for message in client.call(
-            "ListServices", control_pb2.ListServicesRequest(service=name)
-        ).services
-    ]
+    messages = [message for name in services for message in services_named(client, name)]
     print_inspected(messages, form, _show, service_document, kind="service")
+
+
+def services_named(client: Client, name: str) -> Sequence[control_pb2.ServiceRow]:
+    """The service of this name or id. Raises CliError where none is."""
+    request = control_pb2.ListServicesRequest(service=name)
+    found: Sequence[control_pb2.ServiceRow] = client.call("ListServices", request).services
+    return found
 
 
 def _show(message: Any) -> None:

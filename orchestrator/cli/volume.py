@@ -98,9 +98,14 @@ def inspect(client: Client, names: tuple[str, ...], form: str) -> None:
     """Show all that is known of volumes."""
     rows: list[Row] = []
     for name in names:
-        reply = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest(name=name))
-        rows += [volume_row(message) for message in reply.volumes]
+        rows += volumes_named(client, name)
     print_inspected(rows, form, _show)
+
+
+def volumes_named(client: Client, name: str) -> list[Row]:
+    """The volume of this name. Raises CliError where none is."""
+    reply = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest(name=name))
+    return [volume_row(message) for message in reply.volumes]
 
 
 def _show(row: Row) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, not_found
 from orchestrator.model.documents import Document, DocumentKind
-from orchestrator.model.names import near_miss, parse_image
+from orchestrator.model.names import near_image, near_miss, parse_image
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image, Network
 from orchestrator.model.services import Service
@@ -156,5 +156,5 @@ def find_image_by_word(view: ClusterView, word: str) -> Image:
 def image_hint(view: ClusterView, name: object) -> str:
     """What to do about an image that is not there: a name that was meant, else how to get it."""
     names = [name for image in view.images.values() for name in image.names]
-    guess = near_miss(str(name), names)
+    guess = near_image(str(name), names)
     return f"did you mean '{guess}'?" if guess else "put it there with 'orc build' or 'orc load'"

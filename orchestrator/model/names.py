@@ -162,3 +162,24 @@ def near_miss(word: str, candidates: Iterable[str]) -> str | None:
     if close := difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6):
         return lowered[close[0]]
     return None
+
+
+def near_image(name: str, names: Iterable[str]) -> str | None:
+    """The image name that `name` was most likely meant to be: another tag of the same repository,
+    or else of one that is called alike. A tag alone, such as `latest`, makes no two names alike."""
+    known: dict[str, dict[str, str]] = {}
+    for each in sorted(names):
+        repository, tag = _split_tag(each)
+        known.setdefault(repository, {})[tag] = each
+    repository, tag = _split_tag(name)
+    meant = repository if repository in known else near_miss(repository, known)
+    if meant is None:
+        return None
+    tags = known[meant]
+    return tags[near_miss(tag, tags) or next(iter(tags))]
+
+
+def _split_tag(name: str) -> tuple[str, str]:
+    path, slash, last = name.rpartition("/")
+    last, _, tag = last.partition(":")
+    return f"{path}{slash}{last}", tag

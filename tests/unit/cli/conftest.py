@@ -15,10 +15,12 @@ from scripted_manager import Authority, Manager, Relay, Script, servicer
 from orchestrator.cli.context import Context, save_context
 from orchestrator.cli.main import orc
 from orchestrator.pb import (
+    containers_pb2_grpc,
     control_pb2_grpc,
     images_pb2_grpc,
     networks_pb2_grpc,
     support_pb2_grpc,
+    volumes_pb2_grpc,
 )
 
 
@@ -50,6 +52,10 @@ def listening(authority: Authority) -> Iterator[Manager]:
     images_pb2_grpc.add_ImagesServicer_to_server(images, server)
     support = servicer(script, support_pb2_grpc.SupportServicer)
     support_pb2_grpc.add_SupportServicer_to_server(support, server)
+    containers = servicer(script, containers_pb2_grpc.ContainersServicer)
+    containers_pb2_grpc.add_ContainersServicer_to_server(containers, server)
+    volumes = servicer(script, volumes_pb2_grpc.VolumesServicer)
+    volumes_pb2_grpc.add_VolumesServicer_to_server(volumes, server)
     port = server.add_secure_port(
         "127.0.0.1:0",
         grpc.ssl_server_credentials(

@@ -10,6 +10,7 @@ from orchestrator.model.names import (
     ImageName,
     check_hostname,
     check_name,
+    near_image,
     near_miss,
     parse_image,
     short_id,
@@ -128,3 +129,19 @@ def test_short_id() -> None:
 )
 def test_near_miss(word: str, candidates: list[str], meant: str | None) -> None:
     assert near_miss(word, candidates) == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("me/app:latest", "me/app:1.0"),
+        ("hello:2", "hello:1"),
+        ("helo:1", "hello:1"),
+        ("localhost:5000/wb:latest", "localhost:5000/web:latest"),
+        ("c1:latest", None),
+        ("nosuch:latest", None),
+    ],
+)
+def test_an_image_that_was_meant(name: str, meant: str | None) -> None:
+    known = ["hello:1", "me/app:1.0", "myapp:latest", "nextcloud:latest", "wordpress:latest"]
+    assert near_image(name, [*known, "localhost:5000/web:latest"]) == meant

@@ -113,7 +113,7 @@ class Task:
 
     @property
     def wanted_now(self) -> TaskState:
-        """What it is to be, as people see it. `desired_state` keeps what it was to be when it ended:
+        """What it is to be, as people see it. `desired_state` keeps what it was to be at its end:
         who ended by itself is told by that from who was stopped. But a service's task that has
         ended is never run again, so it stays ended, as in Docker; and so does a container unless
         another run of it is wanted."""

@@ -152,12 +152,10 @@ def template_lines(
 
 
 def _others(kind: str) -> Callable[[Row], dict[str, Any]]:
-    if not kind:
-        return lambda row: {}
     from orchestrator.cli.docker_fields import DOCKER
 
-    fields = DOCKER.get(kind, lambda row: {})
-    return lambda row: dict(fields(row))
+    fields = DOCKER.get(kind)
+    return lambda row: dict(fields(row)) if fields else {}
 
 
 _WORDS = {"ID": "ID", "IO": "IO", "PIDS": "PIDs", "CPU%": "CPUPerc", "MEM%": "MemPerc"}

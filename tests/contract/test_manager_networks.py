@@ -14,7 +14,8 @@ import grpc
 import pytest
 from managerhost import Running, manager_in
 
-from orchestrator.model.convert import to_proto
+from orchestrator.manager.store.keys import object_key
+from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.specs import ContainerSpec, NetworkAttachment, ServiceSpec, TaskSpec
 from orchestrator.pb import (
     containers_pb2,
@@ -144,17 +145,20 @@ async def test_who_comes_while_a_network_goes_either_has_it_or_is_refused(calls:
             assert network.name not in await calls.names()
 
 
-async def test_what_is_in_use_is_not_removed_nor_pruned(calls: Calls) -> None:
-    await calls.make("used")
+async def test_what_is_in_use_is_not_removed_nor_pruned(running: Running, calls: Calls) -> None:
+    used = object_key(from_proto(await calls.make("used")))
     await calls.make("spare", labels={"keep": ""})
     await calls.make("idle")
     await calls.container("db", NetworkAttachment("used"))
+    before = await running.kv.get(used)
+    assert before is not None
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await calls.networks.RemoveNetwork(networks_pb2.RemoveNetworkRequest(network="used"))
     assert refusal.value.details() == (
         "network 'used' is in use by container db; remove them first, or take them off it"
     )
-    # It is as it was.
+    # It is as it was, and nothing was written.
+    assert await running.kv.get(used) == before
     await calls.container("db2", NetworkAttachment("used"))
     request = networks_pb2.PruneNetworksRequest(without=["keep"])
     assert list((await calls.networks.PruneNetworks(request)).names) == ["idle"]

@@ -199,13 +199,13 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
         api = self.api
         if network.name in BUILT_IN:
             raise precondition(f"network '{network.name}' is part of every cluster")
+        self._check_unused(network)  # before anything is written, where that shows it already
         marked = await self._mark(network)
-        if found := users(api.view, network):
+        try:
+            self._check_unused(network)
+        except Refusal:
             await self._mark(marked, removing=False)
-            raise precondition(
-                f"network '{network.name}' is in use by {_listed(found)}; remove them first, or "
-                "take them off it"
-            )
+            raise
         while True:
             try:
                 revision = await commit(api.kv, [Change(marked, None)])
@@ -215,6 +215,13 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
             else:
                 await api.cache.wait_for(revision)
                 return
+
+    def _check_unused(self, network: Network) -> None:
+        if found := users(self.api.view, network):
+            raise precondition(
+                f"network '{network.name}' is in use by {_listed(found)}; remove them first, or "
+                "take them off it"
+            )
 
     async def _mark(self, network: Network, *, removing: bool = True) -> Network:
         """The network as it is now, marked or not. Raises Refusal when it is gone."""

@@ -137,6 +137,7 @@ class VolumeCalls(Calls, volumes_pb2_grpc.VolumesServicer):  # type: ignore[misc
         if volume is None:
             await self._remove_undeclared(name, hostname, force)
             return
+        self._check_unused(name)
         marked = replace(volume, removing=True)
         try:
             revision = await commit(api.kv, [Change(volume, marked)])

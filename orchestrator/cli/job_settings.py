@@ -7,9 +7,8 @@ import click
 from orchestrator.cli.flag_types import DURATION, Parsed, Setting
 from orchestrator.cli.update_settings import one_of
 from orchestrator.model.jobrules import DEFAULT_RETRIES
+from orchestrator.model.jobs import Missed, Overlap
 from orchestrator.model.specs import (
-    Missed,
-    Overlap,
     RestartCondition,
     RestartPolicy,
     ServiceMode,

@@ -14,8 +14,9 @@ from orchestrator.compose.tree import Map
 from orchestrator.model.affinities import parse_affinity
 from orchestrator.model.cron import parse_schedule, parse_zone
 from orchestrator.model.disconnect import parse_disconnect
+from orchestrator.model.jobs import JobSpec, Missed, Overlap
 from orchestrator.model.placement import Strategy
-from orchestrator.model.specs import JobSpec, Missed, Overlap, ServiceSpec
+from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.units import parse_duration
 
 KEY = "x-orc"

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from orchestrator.model.specs import (
-    EndpointMode,
-    JobSpec,
-    RestartCondition,
-    ServiceSpec,
-    UpdatePolicy,
-)
+from orchestrator.model.jobs import JobSpec
+from orchestrator.model.specs import EndpointMode, RestartCondition, ServiceSpec, UpdatePolicy
 
 DEFAULT_RETRIES = 3
 """How often an index is tried again, if its user says nothing."""

@@ -8,6 +8,7 @@ from enum import IntEnum
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency
 from orchestrator.model.documents import FileReference
+from orchestrator.model.jobs import JobSpec
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.placement import Disconnect, GenericResource, Strategy
 
@@ -335,45 +336,6 @@ class TaskSpec:
     def weight(self) -> int:
         """The CPU weight that the kernel gets, in shares."""
         return self.shares or self.reservation.shares or DEFAULT_SHARES
-
-
-class Overlap(IntEnum):
-    """What becomes of a scheduled run while another is under way."""
-
-    FORBID = 0
-    """It is left out."""
-    ALLOW = 1
-    """It begins beside it."""
-    REPLACE = 2
-    """The other is stopped, and it begins when that has ended."""
-
-
-class Missed(IntEnum):
-    """What becomes of runs that were due while no manager was there."""
-
-    ONCE = 0
-    """One is made up for, however many there were."""
-    SKIP = 1
-
-
-@dataclass(frozen=True, slots=True)
-class JobSpec:
-    """How a job's tasks follow one another; when it runs again."""
-
-    parallelism: int = 0
-    """Most tasks at a time; 0: all at once."""
-    deadline: float = 0.0
-    """Seconds that a run may take; 0: no limit."""
-    schedule: str = ""
-    """When a run begins, such as `0 2 * * *` (`model.cron`); empty: once."""
-    time_zone: str = ""
-    """By whose clock, such as `Europe/Vienna`; empty: UTC."""
-    overlap: Overlap = Overlap.FORBID
-    missed: Missed = Missed.ONCE
-    history: int = 5
-    """Runs that are remembered, with their tasks."""
-    suspended: bool = False
-    """The schedule begins no run."""
 
 
 @dataclass(frozen=True, slots=True)

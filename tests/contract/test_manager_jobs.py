@@ -14,10 +14,10 @@ from managerhost import Running, manager_in
 from orchestrator.manager.store.keys import object_key
 from orchestrator.manager.store.kv import Guard, Op, Put
 from orchestrator.model.convert import decode, encode, from_proto, to_proto
+from orchestrator.model.jobs import JobSpec
 from orchestrator.model.services import JobState, Service
 from orchestrator.model.specs import (
     ContainerSpec,
-    JobSpec,
     RestartCondition,
     RestartPolicy,
     ServiceMode,

@@ -11,15 +11,13 @@ from orchestrator.manager.planning.history import rolled_back, with_spec
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency, DependencyCondition
+from orchestrator.model.jobs import JobSpec, Missed, Overlap
 from orchestrator.model.placement import Disconnect, DisconnectAction, GenericResource
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import (
     ContainerSpec,
     FailureAction,
     HealthCheck,
-    JobSpec,
-    Missed,
-    Overlap,
     PortSpec,
     Resources,
     RestartCondition,

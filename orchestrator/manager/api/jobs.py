@@ -14,8 +14,8 @@ from orchestrator.manager.refusal import precondition
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
+from orchestrator.model.jobs import Overlap
 from orchestrator.model.services import Service
-from orchestrator.model.specs import Overlap
 from orchestrator.pb import jobs_pb2_grpc
 from orchestrator.tracing import current
 

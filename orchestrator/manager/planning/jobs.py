@@ -31,9 +31,10 @@ from orchestrator.manager.planning.restart import backoff
 from orchestrator.manager.planning.slots import Draft, Slot, Start, ended, slots_of, waits
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.indexes import format_indexes, parse_indexes
+from orchestrator.model.jobs import Overlap
 from orchestrator.model.nodes import Availability, NodeState
 from orchestrator.model.services import JobRun, JobState, Service
-from orchestrator.model.specs import Overlap, RestartCondition, RestartPolicy
+from orchestrator.model.specs import RestartCondition, RestartPolicy
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 from orchestrator.model.units import format_duration

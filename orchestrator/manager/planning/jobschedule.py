@@ -14,8 +14,8 @@ from datetime import datetime
 from orchestrator.manager.planning import jobruns
 from orchestrator.manager.planning.slots import Draft
 from orchestrator.model.cron import CronError, next_firing, parse_schedule, parse_zone
+from orchestrator.model.jobs import JobSpec, Missed, Overlap
 from orchestrator.model.services import Service
-from orchestrator.model.specs import JobSpec, Missed, Overlap
 from orchestrator.model.units import format_duration
 
 LATE = 60.0

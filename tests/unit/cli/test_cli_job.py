@@ -10,12 +10,10 @@ from click.testing import Result
 
 from orchestrator.cli import wait
 from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.jobs import JobSpec, Missed, Overlap
 from orchestrator.model.services import JobRun, JobState, JobStatus, Service
 from orchestrator.model.specs import (
     ContainerSpec,
-    JobSpec,
-    Missed,
-    Overlap,
     RestartCondition,
     RestartPolicy,
     ServiceMode,

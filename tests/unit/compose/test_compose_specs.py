@@ -10,14 +10,13 @@ from composekit import FOLDER, Given, service
 
 from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.documents import FileReference
+from orchestrator.model.jobs import JobSpec, Overlap
 from orchestrator.model.mounts import MountSpec, MountType
 from orchestrator.model.placement import GenericResource, Strategy
 from orchestrator.model.specs import (
     EndpointMode,
     FailureAction,
     HealthCheck,
-    JobSpec,
-    Overlap,
     PortSpec,
     Protocol,
     PublishMode,

@@ -16,6 +16,7 @@ from orchestrator.model import (
     affinities,
     dependencies,
     documents,
+    jobs,
     mounts,
     nodes,
     objects,
@@ -36,7 +37,7 @@ from orchestrator.model.specs import (
 )
 from orchestrator.pb import types_pb2
 
-MODULES = (affinities, dependencies, mounts, placement, specs, documents)
+MODULES = (affinities, dependencies, jobs, mounts, placement, specs, documents)
 MODULES += (nodes, services, tasks, objects)
 CLASSES = [
     value

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.model.jobs import JobSpec, Overlap
 from orchestrator.model.specs import (
     ContainerSpec,
     EndpointMode,
-    JobSpec,
-    Overlap,
     RestartCondition,
     RestartPolicy,
     ServiceMode,

@@ -10,15 +10,10 @@ from builders import NOW, World, node, task_spec
 from orchestrator.manager.planning import jobruns
 from orchestrator.manager.planning.history import with_spec
 from orchestrator.model.indexes import parse_indexes
+from orchestrator.model.jobs import JobSpec
 from orchestrator.model.nodes import Node
 from orchestrator.model.services import JobRun, JobState, Service
-from orchestrator.model.specs import (
-    JobSpec,
-    RestartCondition,
-    RestartPolicy,
-    ServiceMode,
-    ServiceSpec,
-)
+from orchestrator.model.specs import RestartCondition, RestartPolicy, ServiceMode, ServiceSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 

@@ -22,9 +22,9 @@ from jobworld import (
 from orchestrator.manager.planning import jobruns, jobs
 from orchestrator.manager.planning.progress import Progress, progress
 from orchestrator.model.indexes import format_indexes, parse_indexes
+from orchestrator.model.jobs import JobSpec, Overlap
 from orchestrator.model.nodes import Availability, NodeState
 from orchestrator.model.services import JobState
-from orchestrator.model.specs import JobSpec, Overlap
 from orchestrator.model.states import TaskState, is_terminal
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jobworld import ASSIGNED, COMPLETE, RUNNING, SHUTDOWN, JobWorld
 
 from orchestrator.manager.planning.history import with_spec
+from orchestrator.model.jobs import JobSpec, Missed, Overlap
 from orchestrator.model.services import JobState
-from orchestrator.model.specs import JobSpec, Missed, Overlap
 
 MINUTE, HOUR = 60.0, 3600.0
 

@@ -4,7 +4,8 @@ A flow follows the choice that was made for its first packet. UDP clients that n
 reach an endpoint that left, or none, for as long as they go on: what a client sends next begins
 anew when its endpoint is not ready any more, and when the VIP or port that it asks came, went or
 leads elsewhere. A TCP connection to an endpoint that is about to stop is left to end by itself,
-and ends at once when the endpoint is gone.
+and ends at once when the endpoint is gone. One to a VIP that is not translated never began: somebody
+asked before the rules were there, and what he asks again would go nowhere for minutes, as the first.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def obsolete(before: Collection[Service], after: Collection[Service]) -> Obsolet
 
     def doomed(flow: Flow) -> bool:
         if flow.protocol != UDP:
-            return flow.server in gone
+            return flow.server in gone or (flow.asked in vips and flow.server == flow.asked)
         return flow.server in silent or flow.asked in vips or flow.port in ports
 
     return Obsolete(doomed, translated=not (vips or ports))
@@ -89,7 +90,7 @@ def stranded(
 
     def doomed(flow: Flow) -> bool:
         if flow.server == flow.asked:
-            return flow.protocol == UDP and (flow.asked in vips or flow.port in ports)
+            return flow.asked in vips or (flow.protocol == UDP and flow.port in ports)
         if now.get(flow.server, flow.protocol != UDP and flow.server in now):
             return False
         address = conntrack.address(flow.server)

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cni.conntrack import UDP, Flow
 from orchestrator.cni.endpoints import Endpoint, Published, Service
-from orchestrator.cni.flows import obsolete
+from orchestrator.cni.flows import obsolete, stranded
 
 VIP, ONE, TWO = (IPv4Address(text) for text in ("10.0.0.100", "10.0.0.1", "10.0.0.2"))
 TCP = 6
@@ -53,3 +53,15 @@ def test_the_flows_to_the_first_endpoint(
     else:
         assert found is not None
         assert (found.doomed(flow(ONE)), found.doomed(flow(ONE, TCP))) == (udp, tcp)
+
+
+def test_what_asked_a_vip_too_early_is_forgotten_when_it_comes() -> None:
+    found = obsolete([], [service((ONE, True))])
+    assert found is not None
+    assert not found.translated
+    anew = stranded([service((ONE, True))], [])
+    for protocol in (UDP, TCP):
+        assert found.doomed(flow(VIP, protocol))
+        assert anew.doomed(flow(VIP, protocol))
+        assert not anew.doomed(flow(ONE, protocol))
+    assert not found.doomed(flow(ONE, TCP))

@@ -175,6 +175,22 @@ async def test_changes_and_a_new_helper_disturb_no_connection(web: Web) -> None:
             assert echoes(*outside[:2])
 
 
+@pytest.mark.parametrize("anew", [False, True], ids=["changed", "replaced"])
+async def test_a_vip_that_is_asked_too_early_answers_soon(web: Web, anew: bool) -> None:
+    """Where names were quicker than rules, or rules were away: the client's next try is led on."""
+    one = await web.container(1, "one")
+    client = await web.container(0, "client")
+    await web.have()
+    if anew:
+        web.kill_helpers()
+    with serving({"one": one.netns}, 80) as servers, open_socket(client.netns, TCP) as sock:
+        asking = asyncio.create_task(asyncio.to_thread(servers.ask_by, sock, VIP, 80))
+        while VIP not in web.hosts[0].shell("cat", "/proc/net/nf_conntrack"):
+            await asyncio.sleep(0.01)
+        await web.have(service(*endpoints([one])))
+        assert (await asking).server == "one"
+
+
 async def test_the_table_is_replaced_in_one_step(web: Web) -> None:
     """While everything is replaced, again and again, nobody is refused."""
     one = await web.container(1, "one")

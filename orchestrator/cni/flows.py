@@ -3,9 +3,10 @@
 A flow follows the choice that was made for its first packet. UDP clients that never stop would so
 reach an endpoint that left, or none, for as long as they go on: what a client sends next begins
 anew when its endpoint is not ready any more, and when the VIP or port that it asks came, went or
-leads elsewhere. A TCP connection to an endpoint that is about to stop is left to end by itself,
-and ends at once when the endpoint is gone. One to a VIP that is not translated never began: somebody
-asked before the rules were there, and what he asks again would go nowhere for minutes, as the first.
+leads elsewhere. A TCP connection to an endpoint that is about to stop is left to end by itself, and
+ends at once when the endpoint is gone. One to a VIP that is not translated never began: somebody
+asked before the rules were there, and what he asks again would go nowhere for minutes, as the
+first.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def image_document(client: Client, image: str) -> Row:
         "os": config.get("os"),
         "size": about.size,
         "layers": list(about.layers),
-        "nodes": [reply.hostnames.get(node, node) for node in about.nodes],
+        "nodes": sorted(reply.hostnames.get(node, node) for node in about.nodes),
         "config": config.get("config") or {},
         "history": config.get("history") or [],
         "manifest": json.loads(reply.manifest),

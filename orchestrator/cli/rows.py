@@ -262,7 +262,7 @@ def image_rows(messages: Iterable[Any], hostnames: Mapping[str, str]) -> list[Ro
                     "digest": image.indexes[0] if image.indexes else image.id,
                     "dangling": not image.names,
                     "size": image.size,
-                    "nodes": [hostnames.get(node, node) for node in image.nodes],
+                    "nodes": sorted(hostnames.get(node, node) for node in image.nodes),
                     "layers": list(image.layers),
                     "labels": image.labels,
                     "config_digest": image.config_digest,

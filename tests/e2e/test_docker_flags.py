@@ -49,6 +49,9 @@ def test_ids_variables_and_volumes(cluster: Cluster, hello: str, tmp_path: Path)
     assert {"FROM_FILE=yes", "GIVEN=too"} <= set(shown)
     kept = cluster.orc("volume", "ls", "-q").stdout.split()
     assert len(kept) == 1
+    assert "no container 'boxx'; did you mean 'box'?" in (
+        cluster.refused("run", "--volumes-from", "boxx:ro", hello)
+    )
     cluster.orc("stop", "-t", "0", "box")
     cluster.orc("rm", "-v", "box")
     assert cluster.orc("volume", "ls", "-q").stdout.split() == []

@@ -384,6 +384,6 @@ def _failure(text: str) -> RuntimeFailure:
     if match := _NO_FOLDER.search(text):
         return RuntimeFailure(f"the container has no folder `{match[1]}` to work in", CANNOT_INVOKE)
     if "is paused" in text:
-        return RuntimeFailure("the container is paused; see 'orc unpause --help'")
+        return RuntimeFailure("the container is paused; 'orc unpause' lets it go on")
     reason = text or "the OCI runtime gave no reason"
     return RuntimeFailure(f"the program could not be run: {reason}", CANNOT_INVOKE)

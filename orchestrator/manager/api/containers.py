@@ -25,6 +25,7 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import unique_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.mountrules import split_volumes_from
 from orchestrator.model.names import check_container_name
 from orchestrator.model.nodes import Node
 from orchestrator.model.signals import signal_number
@@ -47,6 +48,8 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
         id = api.new_id()
         spec = settled(view, numbered(view, from_proto(request.spec), id))
         validate_task(spec)
+        for text in spec.container.volumes_from:
+            find_container(view, split_volumes_from(text)[0])
         constraints = tuple(request.constraints)
         affinities = tuple(map(from_proto, request.affinities))
         validate_constraints(constraints, affinities)

@@ -39,7 +39,7 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
     if not demand.at_home:
         yield from _WELCOME
         for text in demand.constraints:
-            yield _constraint(text)
+            yield _constraint(view, text)
         yield from affinity_filters(view, table, demand)
     for rule in node_rules(view, table.homes, demand.volumes, demand.volumes_from):
         yield _node_rule(rule)
@@ -122,11 +122,16 @@ _FILES = Filter(
 )
 
 
-def _constraint(text: str) -> Filter:
+def _constraint(view: ClusterView, text: str) -> Filter:
     rule = parse_rule(text)
+    words = f"constraint {text} not met"
+    if rule.attribute == "node.id" and not rule.negated and len(rule.values) == 1:
+        # As --node is kept, where a user wrote a name.
+        node = view.nodes.get(*rule.values)
+        words = f"not {node.description.hostname}" if node else words
     return Filter(
         lambda table: np.array([met_by(rule, node) for node in table.nodes], dtype=np.bool_),
-        f"constraint {text} not met",
+        words,
         lasting=True,
     )
 

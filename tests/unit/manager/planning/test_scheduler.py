@@ -161,10 +161,24 @@ SMALL = Network(id="n", name="default", subnet="10.0.0.0/24", node_prefix=29)
         ),
         (
             [node("a"), node("b")],
+            [],
+            {"shares": 5000},
+            ["node.id==a"],
+            "1 node: not host-a; 1 node: insufficient shares",
+        ),
+        (
+            [node("a"), node("b")],
+            [],
+            {},
+            ["node.id==c"],
+            "2 nodes: constraint node.id==c not met",
+        ),
+        (
+            [node("a"), node("b")],
             [task("t", node_id="a", of=service("x", spec=task_spec(ports=[8080])))],
             {"ports": [8080], "shares": 4096},
             ["node.id==a"],
-            "1 node: constraint node.id==a not met; 1 node: port 8080/tcp in use",
+            "1 node: not host-a; 1 node: port 8080/tcp in use",
         ),
         (
             [node("a")],

@@ -223,6 +223,7 @@ async def run(settings: Settings) -> None:
             tracer=traces,
         )
         worker = Worker(parts, db, reporter)
+        flows = stack.enter_context(Flows(worker.runners, settings.run_dir / "bytes-counted"))
         sessions = await stack.enter_async_context(
             Sessions(worker.runners, runtime.access, runtime.wait)
         )
@@ -277,7 +278,7 @@ async def run(settings: Settings) -> None:
             | {
                 "disk_usage": disk_usage.serve,
                 "history": history.serve,
-                "flows": Flows(worker.runners).serve,
+                "flows": flows.serve,
                 "diagnosis": peer_probes.serve,
                 "support": SupportFacts(worker.runners, peer_probes.drifts).serve,
             },

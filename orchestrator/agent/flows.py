@@ -2,7 +2,8 @@
 
 The kernel's table of connections is read every few seconds, by a thread, and less often the longer
 that takes, so that it costs a twentieth of a core at most. While nobody looks nothing is read, and
-no bytes are counted for it.
+no bytes are counted for it. That they are is on record for as long, so that the next agent ends it
+if this one is killed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.cni import connections
@@ -39,22 +41,34 @@ class Sample:
 
 
 class Flows:
-    """Reads the table for all that look, and tells each what is new to it."""
+    """Reads the table for all that look, and tells each what is new to it.
+
+    `record` is a file that need not outlive the host's kernel: it is there while bytes are counted
+    on our account.
+    """
 
     def __init__(
         self,
         runners: Mapping[str, TaskRunner],
+        record: Path,
         read: Callable[[Collection[bytes]], Sequence[Connection]] = connections.connections,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runners = runners
+        self._record = record
         self._read = read
         self._monotonic = monotonic
         self._lock = asyncio.Lock()
         self._sample = Sample(float("-inf"), ())
         self._took = 0.0
         self._looking = 0
-        self._ours = False
+
+    def __enter__(self) -> Self:
+        self._count_no_more()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._count_no_more()
 
     async def serve(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
@@ -93,24 +107,28 @@ class Flows:
         """Have bytes be counted while somebody looks; who did so before goes on."""
         self._looking += 1
         try:
-            if self._looking == 1:
-                self._ours = not connections.counts_bytes() and _count(True)
+            if self._looking == 1 and not connections.counts_bytes():
+                self._record.touch()
+                _count(True)
             yield
         finally:
             self._looking -= 1
             if not self._looking:
                 self._sample = Sample(float("-inf"), ())
-                if self._ours:
-                    _count(False)
+                self._count_no_more()
+
+    def _count_no_more(self) -> None:
+        """Switch off what we have switched on, or an agent before us that was killed."""
+        if self._record.exists():
+            _count(False)
+            self._record.unlink()
 
 
-def _count(wanted: bool) -> bool:
+def _count(wanted: bool) -> None:
     try:
         connections.count_bytes(wanted)
     except OSError as error:
         log.info("bytes of connections cannot be counted: %s", error)
-        return False
-    return True
 
 
 def changes(before: Sample | None, now: Sample) -> flows_pb2.NodeFlows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,7 +91,9 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return said
 
 
-async def test_bytes_are_counted_and_read_only_while_somebody_looks(counting: list[bool]) -> None:
+async def test_bytes_are_counted_and_read_only_while_somebody_looks(
+    counting: list[bool], tmp_path: Path
+) -> None:
     asked: list[Collection[bytes]] = []
 
     def read(addresses: Collection[bytes]) -> list[Connection]:
@@ -100,7 +103,7 @@ async def test_bytes_are_counted_and_read_only_while_somebody_looks(counting: li
 
     status = TaskStatus(TaskState.RUNNING, addresses={"n": "10.0.0.1"}, addresses6={"n": "fd00::1"})
     runners: Any = {"t": SimpleNamespace(status=status)}
-    told = Flows(runners, read)
+    told = Flows(runners, tmp_path / "counting", read)
     order = dispatch_pb2.OpenTunnel(flows=flows_pb2.FlowsOrder(period=0.0))
     call = Call(2)
     async with asyncio.TaskGroup() as readers:
@@ -111,10 +114,27 @@ async def test_bytes_are_counted_and_read_only_while_somebody_looks(counting: li
     assert [each.flows[0].sent for each in call.frames] == [0, 100]
 
 
-async def test_who_had_bytes_counted_before_goes_on(counting: list[bool]) -> None:
+async def test_who_had_bytes_counted_before_goes_on(counting: list[bool], tmp_path: Path) -> None:
     counting.append(True)
     order = dispatch_pb2.OpenTunnel(flows=flows_pb2.FlowsOrder(period=1.0))
     async with asyncio.TaskGroup() as readers:
-        with pytest.raises(asyncio.InvalidStateError):
-            await Flows({}, lambda _: []).serve(Call(1), order, readers)
+        with (
+            pytest.raises(asyncio.InvalidStateError),
+            Flows({}, tmp_path / "counting", lambda _: []) as told,
+        ):
+            await told.serve(Call(1), order, readers)
     assert counting == [True]
+
+
+async def test_what_a_killed_agent_had_counted_the_next_one_ends(
+    counting: list[bool], tmp_path: Path
+) -> None:
+    record = tmp_path / "counting"
+    looks = Flows({}, record, lambda _: [])._counting()
+    await looks.__aenter__()
+    assert counting == [True]
+    # Here it is killed.
+    with Flows({}, record, lambda _: []):
+        assert counting == [True, False]
+    with Flows({}, record, lambda _: []):
+        assert counting == [True, False]

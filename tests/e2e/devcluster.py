@@ -133,7 +133,10 @@ class Cluster:
         self.dev("stop", host)
 
     def start(self, host: str) -> None:
+        """A manager serves when this is done; nodes are ready in their own time."""
         self.dev("start", host)
+        if host.startswith("manager"):
+            eventually(self.nodes)
 
     def power_off(self, host: str) -> None:
         self.dev("kill", host)

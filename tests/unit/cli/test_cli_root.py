@@ -359,7 +359,7 @@ def test_unreachable_manager(refused: Refused) -> None:
 
 def test_silent_manager(manager: Any, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something accepts the connection and then says nothing, as a stopped process does."""
-    monkeypatch.setattr(client_module, "REACH_TIMEOUT", 0.3)
+    monkeypatch.setattr(client_module.Client.__init__, "__defaults__", (0.3,))
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"127.0.0.1:{server.getsockname()[1]}"
         save_context(Context(**{**_fields(manager.context), "endpoints": (endpoint,)}))

@@ -82,7 +82,7 @@ def _and_then_nothing(*messages: Any) -> Callable[[Any], Iterator[Any]]:
 
     def answer(request: Any) -> Iterator[Any]:
         yield from messages
-        time.sleep(0.6)
+        time.sleep(1.3)
 
     return answer
 
@@ -93,12 +93,12 @@ def test_not_converged_in_time(server: Any, run: Run) -> None:
     server.answers["WatchService"] = _and_then_nothing(
         progress([task(1, "RUNNING"), *waiting], 3), progress([task(1, "RUNNING"), *waiting], 3)
     )
-    result = run(*CREATE[:-1], "--timeout", "300ms", "hello")
+    result = run(*CREATE[:-1], "--timeout", "1s", "hello")
     assert (result.exit_code, result.stdout) == (3, "svc1\n")
     assert result.stderr.splitlines() == [
         "web.1  running on node1",
         f"web: 2 tasks wait: {reason}",
-        "orc: service 'web' has not converged in 300ms: 1 of 3 running; "
+        "orc: service 'web' has not converged in 1s: 1 of 3 running; "
         f"2 pending: {reason}; it goes on in the background, see 'orc service ps web'",
     ]
 
@@ -108,7 +108,7 @@ def test_a_crash_loop_tells_of_its_failures(server: Any, run: Run) -> None:
     server.answers["WatchService"] = _and_then_nothing(
         progress([failed, task(1, "READY", identifier="b")], 1)
     )
-    result = run(*CREATE[:-1], "--timeout", "300ms", "hello")
+    result = run(*CREATE[:-1], "--timeout", "1s", "hello")
     assert result.exit_code == 3
     assert "0 of 1 running; 1 failed: exit status 7; it goes on" in result.stderr
 

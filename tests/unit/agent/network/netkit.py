@@ -63,7 +63,7 @@ class Node:
 
 
 def reaches(
-    client: str | Path, server: str | Path, address: str, port: int = 0, seconds: float = 5.0
+    client: str | Path, server: str | Path, address: str, port: int = 0, seconds: float = 60.0
 ) -> str:
     """Whom a UDP listener sees that a client sends to at an address; empty if nothing arrives.
 

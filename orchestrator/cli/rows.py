@@ -191,8 +191,11 @@ def task_row(task: Task, hostnames: Mapping[str, str]) -> Row:
 
 
 def has_exit_code(task: Task) -> bool:
-    """Whether its process ran and ended: what never started has no exit status."""
+    """Whether its process ran and ended: what never started, and what was given up with its node,
+    has no exit status."""
     status = task.status
+    if status.state is TaskState.ORPHANED:
+        return False
     if status.state is TaskState.COMPLETE or status.exit_code:
         return True
     return is_terminal(status.state) and status.started_at > 0

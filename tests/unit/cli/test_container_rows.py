@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -44,6 +45,7 @@ def box(status: TaskStatus, desired: TaskState = S.RUNNING, **fields: Any) -> Ta
         (box(TaskStatus(S.COMPLETE, run=1, started_at=1.0)), "exited"),
         (box(TaskStatus(S.FAILED, run=1, exit_code=127)), "exited"),
         (box(TaskStatus(S.REJECTED, run=1)), "failed"),
+        (box(TaskStatus(S.ORPHANED, run=1, started_at=1.0)), "failed"),
         (box(TaskStatus(S.COMPLETE, run=1), run=2), "restarting"),
         (box(TaskStatus(S.COMPLETE, run=1), S.REMOVE), "removing"),
     ],
@@ -52,13 +54,14 @@ def test_states(task: Task, state: str) -> None:
     assert container_state(task) == state
 
 
-def row(down: bool = False) -> dict[str, Any]:
+def row(down: bool = False, **fields: Any) -> dict[str, Any]:
     node = Node(
         id="n1",
         state=NodeState.DOWN if down else NodeState.READY,
         description=NodeDescription(hostname="node1", address="10.0.0.1"),
     )
     status = TaskStatus(S.FAILED, run=1, exit_code=3, started_at=10.0, finished_at=20.0)
+    status = replace(status, **fields)
     message = containers_pb2.ContainerRow(task=to_proto(box(status)), node=to_proto(node))
     return container_row(message, 80.0)
 
@@ -71,6 +74,12 @@ def test_the_keys_that_scripts_rely_on() -> None:
     assert found["ports"][0]["address"] == "10.0.0.1"
     assert found["_status"] == "Exited (3) about a minute ago"
     assert "node node1 is down" in row(down=True)["_status"]
+
+
+def test_what_was_given_up_with_its_node_has_not_exited_with_0() -> None:
+    lost = row(state=S.ORPHANED, exit_code=0, finished_at=0.0, message="node node1 is down")
+    assert lost["exit_code"] is None
+    assert lost["_status"] == "Failed: node node1 is down"
 
 
 @pytest.mark.parametrize(

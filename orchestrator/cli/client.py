@@ -34,6 +34,10 @@ CALL_TIMEOUT = 30.0
 """Seconds that a manager may take for an answer."""
 
 
+RECONNECT_PAUSE = 0.5
+"""Seconds before a lost manager is called again, by who waits for it."""
+
+
 class ManagerLost(CliError):
     """No manager can be reached or can serve; trying again may help."""
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any, TypeVar
 
 import click
 
 from orchestrator.cli import completion
-from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.client import RECONNECT_PAUSE, Client, ManagerLost, pass_client
 from orchestrator.cli.flag_types import Parsed
 from orchestrator.cli.groups import INTERRUPTED, example
+from orchestrator.model.logplace import LogPlace
 from orchestrator.model.units import format_time, parse_moment
 from orchestrator.pb import containers_pb2, control_pb2
 
@@ -113,11 +114,49 @@ def _request(name: str, values: Mapping[str, Any], of_job: bool) -> Any:
 def print_records(client: Client, request: Any, *, raw: bool, timestamps: bool) -> None:
     """Print what the manager streams for a LogsRequest, until its end."""
     width = 0
-    for batch in client.stream("Logs", request):
+    for batch in _batches(client, request):
         prefix = "" if raw or not batch.task_name else f"{batch.task_name}@{batch.node}"
         # The bars stay in one column as far as the names seen so far go.
         width = max(width, len(prefix))
         _print(batch.records, "" if raw else f"{prefix:{width}} | ", timestamps)
+
+
+def _batches(client: Client, request: Any) -> Iterator[Any]:
+    """What the manager streams. Who follows goes on when it, or another one, is there again, with
+    each line once."""
+    places: dict[str, LogPlace] = {}
+    told = False
+    calls: list[Any] = []
+    while True:
+        try:
+            for batch in client.stream("Logs", _further(request, places), opened=calls.append):
+                told = False
+                start = LogPlace(request.since, request.tail)
+                places.setdefault(batch.task_id, start).advance(batch.records)
+                yield batch
+            return
+        except ManagerLost as lost:
+            if not (request.follow and calls):
+                raise
+            if not told:
+                click.echo(f"orc: {lost.message} (the lines come when it is back)", err=True)
+            told = True
+        client.close()
+        time.sleep(RECONNECT_PAUSE)
+        for place in places.values():
+            place.begin()
+
+
+def _further(request: Any, places: Mapping[str, LogPlace]) -> Any:
+    """The request for what is not known yet, and for some that is: all, if all was asked for, as
+    some task's lines may be yet to come."""
+    heard = [place.since for place in places.values() if place.tail < 0]
+    if request.tail < 0 or not heard:
+        return request
+    further = control_pb2.LogsRequest()
+    further.CopyFrom(request)
+    further.since, further.tail = min(heard), -1
+    return further
 
 
 def _print(records: Iterable[Any], prefix: str, timestamps: bool) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import click
 
-from orchestrator.cli.client import Client, ManagerLost
+from orchestrator.cli.client import RECONNECT_PAUSE, Client, ManagerLost
 from orchestrator.cli.groups import INTERRUPTED, CliError, NotConverged, RolledBack
 from orchestrator.cli.output import word
 from orchestrator.cli.rows import health_text, task_error
@@ -28,9 +28,6 @@ from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.model.units import format_duration
 from orchestrator.pb import control_pb2
-
-RECONNECT_PAUSE = 0.5
-"""Seconds before a lost manager is called again."""
 
 
 class _View(Protocol):

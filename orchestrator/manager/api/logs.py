@@ -15,6 +15,7 @@ from orchestrator.background import background
 from orchestrator.manager.api.context import ApiContext, Calls, answering
 from orchestrator.manager.lookup import find_logged
 from orchestrator.manager.refusal import Refusal
+from orchestrator.model.logplace import LogPlace
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
@@ -77,7 +78,7 @@ class _LogStream:
             return
         node = self._api.view.nodes.get(task.node_id)
         name = node.description.hostname if node else task.node_id
-        place = _Place(self._request.since, tail)
+        place = LogPlace(self._request.since, tail)
         while True:
             try:
                 await self._receive(task, name, place)
@@ -105,7 +106,7 @@ class _LogStream:
                 await feed.next()
         return False
 
-    async def _receive(self, task: Task, name: str, place: _Place) -> None:
+    async def _receive(self, task: Task, name: str, place: LogPlace) -> None:
         """One stream from the node. Raises Refusal when it breaks."""
         order = dispatch_pb2.LogsOrder(
             task_id=task.id,
@@ -136,36 +137,3 @@ class _LogStream:
         self._noted.add((node, text))
         note = control_pb2.LogRecord(notice=True, line=text.encode())
         await self.batches.put(control_pb2.LogBatch(task_id=task.id, node=node, records=[note]))
-
-
-class _Place:
-    """How far the lines of one task have come, so that a second stream goes on there.
-
-    Many lines have the same time, so those of the last one are counted."""
-
-    def __init__(self, since: float, tail: int) -> None:
-        self.since = since
-        self.tail = tail
-        self._same = self._skip = 0
-
-    def begin(self) -> None:
-        """A stream begins, from `since` on."""
-        self._skip = self._same
-
-    def advance(self, records: Any) -> None:
-        """Take in the records that have come, and drop those that came before."""
-        known = 0
-        while known < min(self._skip, len(records)) and records[known].at == self.since:
-            known += 1
-        self._skip = self._skip - known if known == len(records) else 0
-        del records[:known]
-        last, same = None, 0
-        for record in reversed(records):
-            if record.notice:
-                continue
-            if record.at != (last := record.at if last is None else last):
-                break
-            same += 1
-        if last is not None:
-            self._same = same + (self._same if last == self.since else 0)
-            self.since, self.tail = last, -1

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
-from scripted_manager import Refusal
+from scripted_manager import Refusal, Relay
 from servicekit import MIB, NODES, Refused, Run, task
 
-from orchestrator.cli import service
+from orchestrator.cli import logs, service
+from orchestrator.cli.context import save_context
+from orchestrator.model.logplace import LogPlace
 from orchestrator.pb import control_pb2 as pb
 
 
@@ -196,6 +201,60 @@ def test_logs(manager: Any, run: Run) -> None:
     assert manager.script.request("Logs").tail == -1
     stamped = run("service", "logs", "--raw", "-t", "web").stdout.splitlines()
     assert stamped[0] == "1970-01-01T00:01:00.000Z hello"
+
+
+@pytest.mark.parametrize(("tail", "since"), [("all", 0.0), ("9", 60.0)])
+def test_who_follows_logs_goes_on_with_the_next_manager(
+    manager: Any, run: Run, relay: Relay, monkeypatch: pytest.MonkeyPatch, tail: str, since: float
+) -> None:
+    monkeypatch.setattr(logs, "RECONNECT_PAUSE", 0.01)
+    save_context(replace(manager.context, endpoints=(relay.endpoint,)))
+    calls: list[int] = []
+    heard = threading.Semaphore(0)
+
+    class Heard(LogPlace):
+        def advance(self, records: Any) -> None:
+            super().advance(records)
+            heard.release()
+
+    monkeypatch.setattr(logs, "LogPlace", Heard)
+
+    def lines(task: str, *said: tuple[bytes, float]) -> Any:
+        records = [pb.LogRecord(line=line, at=at) for line, at in said]
+        return pb.LogBatch(task_id=task, records=records)
+
+    def answer(request: Any) -> Iterator[Any]:
+        calls.append(1)
+        yield lines("t1", (b"a", 60), (b"b", 61), (b"b", 61))
+        yield lines("t2", (b"x", 60))
+        if len(calls) == 1:
+            for _ in range(2):
+                heard.acquire()
+            relay.cut()
+        yield lines("t1", (b"b", 61), (b"c", 62))
+        yield lines("t2", (b"y", 60), (b"z", 70))
+
+    manager.script.answers["Logs"] = answer
+    result = run("service", "logs", "--raw", "-f", "--tail", tail, "web")
+    assert result.exit_code == 0
+    assert result.stdout.split() == ["a", "b", "b", "x", "b", "c", "y", "z"]
+    (line,) = result.stderr.splitlines()
+    assert line.endswith(" broke; is it still running? (the lines come when it is back)")
+    again = manager.script.request("Logs")
+    assert (again.since, again.tail, again.follow) == (since, -1, True)
+
+
+def test_logs_of_a_manager_that_is_lost_are_not_waited_for_unless_they_are_followed(
+    manager: Any, refused: Refused, relay: Relay
+) -> None:
+    save_context(replace(manager.context, endpoints=(relay.endpoint,)))
+
+    def answer(request: Any) -> Iterator[Any]:
+        relay.cut()
+        yield pb.LogBatch()
+
+    manager.script.answers["Logs"] = answer
+    assert "broke; is it still running?" in refused("service", "logs", "web")
 
 
 def test_logs_errors(manager: Any, refused: Refused) -> None:

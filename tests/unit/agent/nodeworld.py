@@ -2,19 +2,18 @@
 """A node in a network and mount namespace of its own: an agent's process on the real kernel, and a
 manager over mutual TLS whose every word a test decides.
 
-For programs that are run as `unshare --net --mount python PROGRAM FOLDER`: in there nothing that
-they make outlives them but cgroups and processes, which `run` removes.
+For programs that are run as `enclosed(["python", PROGRAM, FOLDER], "--net")`: in there nothing that
+they make outlives them but cgroups, which `run` removes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import os
-import signal
 import sys
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -35,7 +34,7 @@ from orchestrator.model.states import TaskState
 from orchestrator.pb import control_pb2, dispatch_pb2, dispatch_pb2_grpc
 
 ADDRESS = "10.77.0.1"
-CGROUP = f"/orc-agent-test-{os.getpid()}"
+CGROUP = f"/orc-agent-test-{uuid.uuid4().hex[:12]}"
 NETWORK = dispatch_pb2.AssignedNetwork(
     id="net1", name="default", vni=4242, cluster_cidr="10.128.0.0/14", subnet="10.128.1.0/24"
 )
@@ -190,9 +189,6 @@ async def _run(world: World, scenario: Callable[[], Awaitable[None]]) -> None:
             await scenario()
         finally:
             await world.close()
-            with suppress(FileNotFoundError, ProcessLookupError):
-                name_server = (world.root / "run" / "names.lock").read_text()
-                os.kill(int(name_server), signal.SIGKILL)
             async with CrunRuntime(
                 world.root / "a" / "containers", world.root / "run", cgroup_parent=CGROUP
             ) as runtime:

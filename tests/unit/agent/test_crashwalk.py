@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.enclosure import enclosed
+
 
 @pytest.mark.root
 @pytest.mark.parametrize(
@@ -24,7 +26,7 @@ def test_an_agent_killed_at_any_step_loses_and_leaves_nothing(
 ) -> None:
     program = Path(__file__).with_name("crashwalk.py")
     done = subprocess.run(
-        ["unshare", "--net", "--mount", sys.executable, str(program), str(tmp_path), way],
+        enclosed([sys.executable, str(program), str(tmp_path), way], "--net"),
         capture_output=True,
         text=True,
         check=False,

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.enclosure import enclosed
+
 
 @pytest.mark.root
 def test_a_node_from_its_first_order_to_its_last(tmp_path: Path) -> None:
     program = Path(__file__).with_name("realnode.py")
     done = subprocess.run(
-        ["unshare", "--net", "--mount", sys.executable, str(program), str(tmp_path)],
+        enclosed([sys.executable, str(program), str(tmp_path)], "--net"),
         capture_output=True,
         text=True,
         check=False,

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,10 +37,10 @@ from tests.bench import (
 )
 from tests.bench.cluster import BenchError, Cluster
 from tests.bench.docker import Docker
+from tests.bench.processes import RUN, say
 from tests.bench.tables import Table, render
+from tests.bench.workplace import SIGNALS, run_enclosed, workplace
 
-WORK = Path("/var/tmp")
-PREFIX = "orc-bench-"
 PARTS = (
     "rollout",
     "latency",
@@ -148,53 +146,17 @@ class Run:
             return f"Docker was not measured: {error}", None
 
 
-def say(text: str) -> None:
-    """Progress, for whoever waits."""
-    print(f"bench: {text}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def workplace() -> Iterator[Path]:
-    """A folder of this process on a disk, since overlay file systems lie in it."""
-    for left in WORK.glob(f"{PREFIX}*"):
-        pid = left.name.removeprefix(PREFIX)
-        if pid.isdigit() and not Path("/proc", pid).exists():
-            say(f"removing what run {pid} left")
-            cluster.remove_leftovers(int(pid))
-            cni.remove_leftovers(int(pid))
-            balance.remove_leftovers(int(pid))
-            asyncio.run(store.remove_leftovers(left))
-            docker.remove_cgroups(left.name)
-            _unmount_below(left)
-            shutil.rmtree(left)
-    folder = WORK / f"{PREFIX}{os.getpid()}"
-    folder.mkdir(mode=0o711)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _unmount_below(folder: Path) -> None:
-    """Take down what is still mounted in it, such as a network namespace by its name."""
-    mounts = (line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    below = [place for place in mounts if place.startswith(f"{folder}/")]
-    for place in reversed(below):
-        subprocess.run(["umount", "--lazy", place], check=True)
-
-
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Any way of asking to end unwinds the run once; it is not interrupted again meanwhile."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def unwind(number: int, frame: object) -> None:
-        for each in numbers:
+        for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         say("interrupted: removing everything")
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, unwind) for number in numbers}
+    before = {number: signal.signal(number, unwind) for number in SIGNALS}
     try:
         yield
     finally:
@@ -212,6 +174,8 @@ def main(arguments: Sequence[str]) -> int:
     if os.geteuid() != 0:
         say("it needs root: run it with sudo")
         return 2
+    if RUN not in os.environ:
+        return run_enclosed(arguments)
     # Where it is set, an interpreter compiles anew what has changed, each time that it starts.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     before = machine.load()

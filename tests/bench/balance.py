@@ -7,7 +7,6 @@ and no manager. Beside it the same two hosts with a bare VXLAN link. All of it t
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from orchestrator.cni import namespaces
 from orchestrator.cni.endpoints import Endpoint, Network, Node, Published, Service, Table
 from tests.bench import packets, tables, throughput
 from tests.bench.cluster import BenchError
+from tests.bench.processes import run_number
 from tests.bench.tables import at_least, at_most, median, seconds
 from tests.bench.throughput import Ends
 
@@ -282,13 +282,9 @@ def _socket_in(where: Attachment) -> socket.socket:
 # -- the two hosts -------------------------------------------------------------------------------
 
 
-def _names(pid: int) -> tuple[str, str]:
-    return f"orc-bench-{pid}-l", f"orc-bench-{pid}-r"
-
-
 @asynccontextmanager
 async def _pair(folder: Path) -> AsyncIterator[Pair]:
-    left, right = _names(os.getpid())
+    left, right = (f"orc-bench-{run_number()}-{side}" for side in "lr")
     async with AsyncExitStack() as stack:
         for name in (left, right):
             _ip("netns", "add", name)
@@ -313,13 +309,6 @@ async def _pair(folder: Path) -> AsyncIterator[Pair]:
             nodes.append(node)
         client, server = [await node.attach("n1", "bench", Interface()) for node in nodes]
         yield Pair((left, right), (nodes[0], nodes[1]), client, server)
-
-
-def remove_leftovers(pid: int) -> None:
-    """Remove the namespaces of a run that was killed."""
-    for name in _names(pid):
-        if Path("/run/netns", name).exists():
-            _ip("netns", "del", name)
 
 
 def _ip(*arguments: str) -> None:

@@ -20,7 +20,7 @@ from orchestrator.cli.client import MANAGER_NAME
 from orchestrator.cli.context import load_context
 from orchestrator.pb import control_pb2, control_pb2_grpc, types_pb2
 from tests.bench import image, processes
-from tests.bench.processes import Process
+from tests.bench.processes import Process, run_number
 
 ORC = str(Path(sys.executable).with_name("orc"))
 NODES = 3
@@ -83,7 +83,7 @@ def orc(*arguments: str) -> str:
 @contextmanager
 def dev_cluster(folder: Path) -> Iterator[Cluster]:
     """A cluster of this process with the benchmark's image in it; contexts are kept in `folder`."""
-    name = f"{PREFIX}{os.getpid()}"
+    name = f"{PREFIX}{run_number()}"
     os.environ.pop("ORC_CONTEXT", None)
     os.environ["XDG_CONFIG_HOME"] = str(folder / "config")
     archive = folder / "image.tar"

@@ -19,7 +19,7 @@ from typing import Any
 from orchestrator.agent.network import NetworkConfig, NodeNetwork, Peer
 from orchestrator.cni.install import install
 from tests.bench.cluster import BenchError
-from tests.bench.processes import Process, memory
+from tests.bench.processes import Process, memory, run_number
 from tests.bench.tables import Table, median, seconds
 
 ROUNDS = 30
@@ -58,7 +58,7 @@ class Cni:
 async def measure(folder: Path) -> Cni:
     """Measure by turns. Raises BenchError with a plugin's words."""
     result = Cni()
-    name = f"orc-bench-{os.getpid()}"
+    name = f"orc-bench-{run_number()}"
     with _namespace(name), _namespace(f"{name}-c") as container:
         _ip("-n", name, "link", "set", "lo", "up")
         _ip("-n", name, "link", "add", "uplink", "type", "bridge")
@@ -215,13 +215,6 @@ def _namespace(name: str) -> Iterator[str]:
         yield f"/run/netns/{name}"
     finally:
         _ip("netns", "del", name)
-
-
-def remove_leftovers(pid: int) -> None:
-    """Remove the namespaces of a run that was killed."""
-    for name in (f"orc-bench-{pid}", f"orc-bench-{pid}-c"):
-        if Path("/run/netns", name).exists():
-            _ip("netns", "del", name)
 
 
 def _ip(*arguments: str) -> None:

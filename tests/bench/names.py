@@ -19,6 +19,7 @@ from orchestrator.agent.endpoints import Change
 from orchestrator.agent.names import NameServerProcess
 from orchestrator.pb import dispatch_pb2
 from tests.bench.cluster import BenchError
+from tests.bench.processes import run_number
 from tests.bench.tables import Table, median, seconds
 
 ROUNDS = 5
@@ -51,7 +52,7 @@ async def measure(folder: Path) -> Names:
     folder.mkdir()
     questions = folder / "questions"
     questions.write_text("".join(f"{name} A\n" for name in ASKED))
-    host = f"orc-bench-{os.getpid()}-n"
+    host = f"orc-bench-{run_number()}-n"
     with _namespace(host):
         inside = ("ip", "netns", "exec", host)
         pinned = (*inside, "taskset", "-c", _SERVER_CORE)

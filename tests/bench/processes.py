@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+RUN = "ORC_BENCH_RUN"
+"""Environment variable: the number of the run, which its names bear."""
+
+
+def run_number() -> int:
+    """The id of the process that began this run, as this machine numbers it."""
+    return int(os.environ.get(RUN) or os.getpid())
+
+
+def say(text: str) -> None:
+    """Progress, for whoever waits."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +56,16 @@ def descendants(root: int) -> list[Process]:
         pid, parent = open_ones.pop()
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            children = _children(pid)
+            found_children = children(pid)
         except (FileNotFoundError, ProcessLookupError):
             continue
         found.append(Process(pid, parent, tuple(command.decode(errors="replace").split("\0")[:-1])))
-        open_ones += [(child, pid) for child in children]
+        open_ones += [(child, pid) for child in found_children]
     return found
 
 
-def _children(pid: int) -> Iterator[int]:
+def children(pid: int) -> Iterator[int]:
+    """The ids of a process's own children."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         yield from map(int, (task / "children").read_text().split())
 

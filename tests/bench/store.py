@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.manager.store.etcd import EtcdKv
-from orchestrator.manager.store.etcdprocess import find_orphan
 from orchestrator.manager.store.kv import Kv, Put
 from orchestrator.manager.store.member import EtcdMember
 from tests.bench.tables import Table, median, seconds
@@ -47,13 +46,6 @@ async def measure(folder: Path) -> Store:
                 transaction=[await _transaction(kv, number) for number in range(TRANSACTIONS)],
                 watch=await _watched(kv),
             )
-
-
-async def remove_leftovers(folder: Path) -> None:
-    """End the etcd of a run that was killed; it outlives its supervisor, as it should."""
-    orphan = find_orphan(_home(folder))
-    if orphan is not None:
-        await orphan.stop()
 
 
 def _home(folder: Path) -> Path:

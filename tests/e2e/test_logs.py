@@ -26,7 +26,7 @@ def test_every_line_of_a_fast_writer_is_followed_over_rotations(
         cluster.orc("rm", "-f", "fast")
 
 
-def test_a_service_is_followed_while_a_node_is_away_and_after(
+def test_a_service_is_followed_while_a_node_or_the_manager_is_away_and_after(
     cluster: Cluster, hello: str, tmp_path: Path
 ) -> None:
     script = "i=0; while :; do i=$((i+1)); echo $i; echo e$i >&2; sleep 0.1; done"
@@ -61,6 +61,11 @@ def test_a_service_is_followed_while_a_node_is_away_and_after(
             cluster.await_running("talk", 3)
             cluster.orc("service", "scale", "talk=4")
             eventually(lambda: "talk.4@" in out.read_text())
+            # So does all when the manager has died that told it.
+            cluster.kill9("manager1", "daemon")
+            more = ("service", "scale", "-d", "talk=5")
+            eventually(lambda: cluster.orc(*more, ok=False).returncode == 0)
+            eventually(lambda: "talk.5@" in out.read_text())
         finally:
             following.terminate()
     for lines in (*by_task(out).values(), *by_task(err, "e").values()):

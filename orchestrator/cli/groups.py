@@ -173,8 +173,9 @@ class RootGroup(OrcGroup):
         environment has ORC_DEBUG."""
         if "_ORC_COMPLETE" in os.environ:
             import orchestrator.cli.shells  # noqa: F401  so that click knows our protocol
+        words = list(sys.argv[1:] if args is None else args)
         try:
-            result = super().main(args, "orc", "_ORC_COMPLETE", standalone_mode=False, **extra)
+            result = self._run(words, **extra)
         except click.exceptions.Abort:
             sys.exit(INTERRUPTED)
         except click.exceptions.NoArgsIsHelpError as asked:
@@ -184,21 +185,49 @@ class RootGroup(OrcGroup):
             if os.environ.get("ORC_DEBUG"):
                 raise
             if isinstance(error, click.UsageError) and error.ctx is None:
-                error.ctx = self._context_of(sys.argv[1:] if args is None else args)
+                error.ctx = self._context_of(words)
             click.echo(f"orc: {error_line(error)}", err=True)
             sys.exit(error.exit_code if isinstance(error, click.ClickException) else 1)
         sys.exit(result if isinstance(result, int) else 0)
+
+    def _run(self, words: list[str], **extra: Any) -> Any:
+        """Run the command of these words. `--init=false` is read as Docker reads it, which click
+        does not: it is told by a refusal to parse, before anything was done."""
+        try:
+            return super().main(words, "orc", "_ORC_COMPLETE", standalone_mode=False, **extra)
+        except click.BadOptionUsage as error:
+            if "does not take a value" not in error.message:
+                raise
+            at = next(i for i, word in enumerate(words) if word.startswith(f"{error.option_name}="))
+            plain = _flag_words(self._context_of(words).command, *words[at].split("=", 1))
+        return self._run([*words[:at], *plain, *words[at + 1 :]], **extra)
 
     def _context_of(self, words: Sequence[str]) -> click.Context:
         """The context of the command that these words name, for errors that do not say."""
         ctx = click.Context(self, info_name="orc")
         for word in words:
             group = ctx.command
-            found = group.get_command(ctx, word) if isinstance(group, OrcGroup) else None
-            if found is None:
+            if not isinstance(group, OrcGroup):
                 break
-            ctx = click.Context(found, parent=ctx, info_name=word)
+            if (found := group.get_command(ctx, word)) is not None:
+                ctx = click.Context(found, parent=ctx, info_name=word)
         return ctx
+
+
+_TRUTH = {
+    **dict.fromkeys(("1", "t", "true"), True),
+    **dict.fromkeys(("0", "f", "false"), False),
+}
+
+
+def _flag_words(command: click.Command, name: str, text: str) -> list[str]:
+    """The words for `NAME=true` or `NAME=false`."""
+    if (truth := _TRUTH.get(text.lower())) is None:
+        raise click.BadParameter(f"{name}: {text!r} is neither true nor false")
+    if truth:
+        return [name]
+    option = next(param for param in command.params if name in param.opts)
+    return option.secondary_opts[:1]
 
 
 def error_line(error: Exception) -> str:

@@ -38,9 +38,9 @@ def until_converged(client: Client, written: Any, timeout: float, quiet: bool = 
     """Show a service's progress, unless `quiet`, until it has converged.
 
     `written` is the service as we wrote it: what a manager says of an older one is not the answer.
-    Raises NotConverged with the reasons after `timeout` seconds, or when failures have paused the
-    update; RolledBack when they took it back; CliError if the service was removed. Ctrl-C detaches:
-    it says so and exits.
+    Raises NotConverged with the reasons after `timeout` seconds, when failures have paused the
+    update, or when what failed is not started again; RolledBack when failures took the update
+    back; CliError if the service was removed. Ctrl-C detaches: it says so and exits.
     """
     name, ours = written.spec.name, _Update(written)
     deadline = time.monotonic() + timeout
@@ -85,6 +85,12 @@ class _Update:
             raise NotConverged(
                 f"the update of service '{name}' is paused: {service.update.message}; update it "
                 f"again, or go back with 'orc service rollback {name}'"
+            )
+        if progress.given_up:
+            raise NotConverged(
+                f"service '{name}' does not converge: {overall(progress)}; {reasons(progress)}; "
+                "its restart policy tries no more, change what fails with "
+                f"'orc service update {name}'"
             )
         if not progress.converged:
             return False

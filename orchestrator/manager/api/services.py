@@ -301,6 +301,7 @@ class ServiceCalls(Calls):
             converged=state.converged,
             completed=state.completed,
             completions=state.completions,
+            given_up=state.given_up,
             hostnames=hostnames(view),
         )
 

@@ -8,7 +8,7 @@ from orchestrator.manager.planning.accounting import running_tasks
 from orchestrator.manager.planning.constraints import welcome
 from orchestrator.manager.planning.jobruns import active
 from orchestrator.manager.planning.jobs import job_count, job_tasks
-from orchestrator.manager.planning.restart import finished
+from orchestrator.manager.planning.restart import finished, given_up
 from orchestrator.manager.planning.slots import Slot, ended, is_current, slots_of
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.nodes import NodeState
@@ -18,7 +18,7 @@ from orchestrator.model.specs import ServiceMode
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Tasks wanted and running, and whether nothing is left to do."""
+    """Tasks wanted and running, and whether all is as it should be."""
 
     desired: int
     running: int
@@ -26,6 +26,9 @@ class Progress:
     completed: int = 0
     """Of a job's newest run."""
     completions: int = 0
+    given_up: int = 0
+    """Slots whose task failed and is not started again, once nothing else is left to do: the
+    service is what it will be until somebody changes it."""
 
 
 def progress(view: ClusterView, service_id: str) -> Progress:
@@ -50,8 +53,12 @@ def progress(view: ClusterView, service_id: str) -> Progress:
     live = sum(not ended(task) for task in tasks.values())
     at_work = sum(not slot.vacant for slot in slots)
     desired = wanted(view, service)
-    there = arrived == len(slots) == desired and live == at_work
-    return Progress(desired, running, converged=there and not service.update.moving)
+    lost = sum(given_up(service, slot) for slot in slots if is_current(service, slot.newest))
+    still = not service.update.moving and live == at_work
+    if lost and still and arrived + lost == len(slots) == desired:
+        return Progress(desired, running, converged=False, given_up=lost)
+    there = arrived == len(slots) == desired
+    return Progress(desired, running, converged=there and still)
 
 
 def wanted(view: ClusterView, service: Service) -> int:

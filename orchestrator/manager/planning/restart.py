@@ -77,6 +77,12 @@ def finished(service: Service, slot: Slot) -> bool:
     )
 
 
+def given_up(service: Service, slot: Slot) -> bool:
+    """Whether the slot's task failed and is not to run again."""
+    done = slot.newest.status.state is TaskState.COMPLETE
+    return slot.vacant and not done and decide(service, slot, now=0.0) is None
+
+
 def history(policy: RestartPolicy) -> int:
     """How many tasks of a slot must be remembered to count restarts."""
     return policy.max_attempts + 1 if policy.max_attempts else 0

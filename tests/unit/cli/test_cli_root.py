@@ -31,6 +31,7 @@ from orchestrator.cli.context import (
 from orchestrator.cli.groups import CliError
 from orchestrator.cli.main import orc
 from orchestrator.pb import control_pb2 as pb
+from orchestrator.pb import types_pb2
 
 Run = Callable[..., Result]
 Refused = Callable[..., str]
@@ -85,6 +86,33 @@ def test_help_is_asked_for_in_other_words(
     run: Run, asked: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
     assert run(*asked).stdout == run(*words, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (("node", "ls", "--quiet=true"), ("node", "ls", "--quiet")),
+        (("node", "ls", "--quiet=false", "--no-trunc=1"), ("node", "ls", "--no-trunc")),
+        (("--context", "test", "node", "ls", "--quiet=T"), ("node", "ls", "-q")),
+    ],
+)
+def test_a_flag_with_a_truth_value(
+    manager: Any, run: Run, words: tuple[str, ...], same: tuple[str, ...]
+) -> None:
+    node = {"id": "abcdefghijklmnop", "description": {"hostname": "node1"}}
+    manager.script.answers["ListNodes"] = pb.ListNodesReply(nodes=[{"node": node}])
+    done = run(*words)
+    assert (done.exit_code, done.stdout) == (0, run(*same).stdout)
+
+
+def test_a_flag_that_is_taken_back(manager: Any, run: Run, refused: Refused) -> None:
+    manager.script.answers["CreateNetwork"] = types_pb2.Network(id="net3")
+    run("network", "create", "--internal=true", "--ipv6=false", "back")
+    made = manager.script.request("CreateNetwork")
+    assert (made.internal, made.ipv6) == (True, False)
+    assert refused("node", "ls", "--quiet=maybe", status=2) == (
+        "--quiet: 'maybe' is neither true nor false"
+    )
 
 
 def test_each_command_has_the_short_form_of_help() -> None:

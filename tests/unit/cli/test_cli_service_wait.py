@@ -113,6 +113,18 @@ def test_a_crash_loop_tells_of_its_failures(server: Any, run: Run) -> None:
     assert "0 of 1 running; 1 failed: exit status 7; it goes on" in result.stderr
 
 
+def test_what_fails_for_good_is_not_waited_for(server: Any, run: Run) -> None:
+    picture = progress([task(1, "RUNNING"), task(2, "FAILED", message="exit status 1")], 2)
+    picture.given_up = 1
+    server.answers["WatchService"] = [picture]
+    result = run(*CREATE)
+    assert result.exit_code == 3
+    assert result.stderr.splitlines()[-1] == (
+        "orc: service 'web' does not converge: 1 of 2 running; 1 failed: exit status 1; its "
+        "restart policy tries no more, change what fails with 'orc service update web'"
+    )
+
+
 def test_a_service_that_is_removed_meanwhile(server: Any, run: Run) -> None:
     server.answers["WatchService"] = [progress([], 1, removed=True)]
     result = run(*CREATE)

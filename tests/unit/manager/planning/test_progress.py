@@ -42,7 +42,26 @@ def test_work_that_failed_does_not() -> None:
     world.obey()
     world.report(world.task(), TaskState.FAILED)
     world.settle()
-    assert progress(world.view, "web-id") == Progress(1, 0, False)
+    assert progress(world.view, "web-id") == Progress(1, 0, False, given_up=1)
+
+
+def test_what_failed_is_given_up_once_nothing_else_is_left_to_do() -> None:
+    once = RestartPolicy(ON_FAILURE, delay=1, max_attempts=1)
+    world = World(node("a"), service(replicas=2, spec=task_spec(restart=once)))
+    world.settle()
+    world.report(world.task(1), TaskState.FAILED)
+    world.settle()
+    assert progress(world.view, "web-id") == Progress(2, 0, False), "it is tried again"
+    world.pass_time(1)
+    world.settle()
+    world.report(world.task(1), TaskState.FAILED)
+    world.settle()
+    assert progress(world.view, "web-id") == Progress(2, 0, False), "the other one is on its way"
+    world.obey()
+    assert progress(world.view, "web-id") == Progress(2, 1, False, given_up=1)
+    world.put(replace(world.view.services["web-id"], spec=service(replicas=2).spec))
+    world.settle()
+    assert progress(world.view, "web-id") == Progress(2, 1, False), "another spec, another try"
 
 
 def test_of_a_service_that_goes() -> None:

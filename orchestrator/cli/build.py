@@ -82,9 +82,7 @@ class View(Protocol):
     help="Of RUN: the node's, or none at all.",
 )
 @click.option("--add-host", multiple=True, metavar="HOST:IP", help="For RUN; repeatable.")
-@click.option(
-    "--iidfile", metavar="FILE", shell_complete=completion.files, help="Write the image's id there."
-)
+@completion.file_option("--iidfile", help="Write the image's id there.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the image's id only.")
 @click.option(
     "--progress",

@@ -9,7 +9,7 @@ import click
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.flag_types import CERTIFICATE_LIFETIME, Parsed
 from orchestrator.cli.groups import Lazy, OrcGroup, example
-from orchestrator.cli.output import format_option, moment, print_fields, print_json, word
+from orchestrator.cli.output import Row, format_option, moment, print_fields, print_json, word
 from orchestrator.cli.update_settings import one_of
 from orchestrator.model.placement import Strategy
 from orchestrator.model.units import format_duration
@@ -36,26 +36,7 @@ def info(client: Client, form: str) -> None:
     """Show the cluster's managers, nodes and settings."""
     reply = client.call("GetCluster", control_pb2.GetClusterRequest())
     if form == "json":
-        print_json(
-            {
-                "id": reply.id,
-                "created_at": moment(reply.created_at),
-                "version": reply.version,
-                "network_cidr": reply.network_cidr,
-                "node_timeout": reply.node_timeout,
-                "managers": [
-                    {"id": each.id, "address": each.address, "leader": each.leader}
-                    for each in reply.managers
-                ],
-                "nodes": reply.nodes,
-                "nodes_ready": reply.nodes_ready,
-                "services": reply.services,
-                "tasks_running": reply.tasks_running,
-                "join_address": reply.join_address,
-                "strategy": word(Strategy(reply.strategy)),
-                "certificate_lifetime": reply.certificate_lifetime,
-            }
-        )
+        print_json(cluster_document(reply))
         return
     print_fields(
         [
@@ -76,6 +57,28 @@ def info(client: Client, form: str) -> None:
             ("Nodes join at", reply.join_address),
         ]
     )
+
+
+def cluster_document(reply: Any) -> Row:
+    """A GetClusterReply without its tokens."""
+    return {
+        "id": reply.id,
+        "created_at": moment(reply.created_at),
+        "version": reply.version,
+        "network_cidr": reply.network_cidr,
+        "node_timeout": reply.node_timeout,
+        "managers": [
+            {"id": each.id, "address": each.address, "leader": each.leader}
+            for each in reply.managers
+        ],
+        "nodes": reply.nodes,
+        "nodes_ready": reply.nodes_ready,
+        "services": reply.services,
+        "tasks_running": reply.tasks_running,
+        "join_address": reply.join_address,
+        "strategy": word(Strategy(reply.strategy)),
+        "certificate_lifetime": reply.certificate_lifetime,
+    }
 
 
 @cluster.command(epilog=example("orc cluster update --strategy binpack"))

@@ -7,7 +7,7 @@ they get to the shell is in `shells`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Items: TypeAlias = "list[CompletionItem[str]]"
 Completion = Callable[[click.Context, click.Parameter, str], "Items"]
+F = TypeVar("F", bound=Callable[..., Any])
 
 TIMEOUT = 1.0
 """Seconds that a user who pressed Tab will wait."""
@@ -177,6 +178,11 @@ def contexts(ctx: click.Context, param: click.Parameter, incomplete: str) -> Ite
 def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Files of this host, which the shell knows."""
     return [_item(incomplete, type="file")]
+
+
+def file_option(*flags: str, **settings: Any) -> Callable[[F], F]:
+    """An option that takes the name of a file of this host."""
+    return click.option(*flags, metavar="FILE", shell_complete=files, **settings)
 
 
 def folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:

@@ -105,33 +105,16 @@ def container_options(function: F) -> F:
                 help="When to ask the registry for the image.",
             ),
             click.option("--quiet", "-q", is_flag=True, help="No word of pulls and waits."),
-            click.option(
-                "--cidfile",
-                metavar="FILE",
-                shell_complete=completion.files,
-                help="Write the container's id there.",
-            ),
+            completion.file_option("--cidfile", help="Write the container's id there."),
             network_options,
             click.option(
                 "--env", "-e", multiple=True, metavar="KEY[=value]", help="Set a variable."
             ),
-            click.option(
-                "--env-file",
-                multiple=True,
-                metavar="FILE",
-                shell_complete=completion.files,
-                help="Variables, one a line.",
-            ),
+            completion.file_option("--env-file", multiple=True, help="Variables, one a line."),
             click.option(
                 "--label", "-l", multiple=True, metavar="KEY=value", help="Label of the container."
             ),
-            click.option(
-                "--label-file",
-                multiple=True,
-                metavar="FILE",
-                shell_complete=completion.files,
-                help="Labels, one a line.",
-            ),
+            completion.file_option("--label-file", multiple=True, help="Labels, one a line."),
         )
     ):
         function = option(function)

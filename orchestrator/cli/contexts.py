@@ -156,27 +156,9 @@ def rm(names: tuple[str, ...]) -> None:
     metavar="HOST[:PORT]",
     help=f"A manager's address; repeatable. The port is {DEFAULT_PORT} unless given.",
 )
-@click.option(
-    "--ca",
-    required=True,
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="The cluster's CA certificate (PEM).",
-)
-@click.option(
-    "--cert",
-    required=True,
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="An admin's certificate (PEM).",
-)
-@click.option(
-    "--key",
-    required=True,
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="The certificate's key (PEM).",
-)
+@completion.file_option("--ca", required=True, help="The cluster's CA certificate (PEM).")
+@completion.file_option("--cert", required=True, help="An admin's certificate (PEM).")
+@completion.file_option("--key", required=True, help="The certificate's key (PEM).")
 @click.option("--use/--no-use", default=True, help="Make it the one in use.")
 def create(name: str, endpoints: tuple[str, ...], ca: str, cert: str, key: str, use: bool) -> None:
     """Add a context from an admin's certificate."""

@@ -59,13 +59,7 @@ sig_proxy_option = click.option(
     metavar="KEY[=VALUE]",
     help="An environment variable; repeatable.",
 )
-@click.option(
-    "--env-file",
-    multiple=True,
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="Variables, one a line.",
-)
+@completion.file_option("--env-file", multiple=True, help="Variables, one a line.")
 @click.option("--user", "-u", default="", metavar="USER[:GROUP]", help="Who runs the program.")
 @click.option("--workdir", "-w", default="", metavar="FOLDER", help="Where the program begins.")
 @click.option("--privileged", is_flag=True, help="Give the program all capabilities.")

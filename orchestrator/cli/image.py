@@ -55,14 +55,7 @@ def images(
 
 
 @click.command(epilog=example("orc load -i hello.tar", "skopeo copy … | orc load"))
-@click.option(
-    "--input",
-    "-i",
-    "option",
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="The archive; stdin unless given.",
-)
+@completion.file_option("--input", "-i", "option", help="The archive; stdin unless given.")
 @click.option("--tag", "-t", metavar="NAME", help="The name to give it; else the archive's own.")
 @click.option(
     "--node", metavar="NODE", shell_complete=completion.nodes, help="Load there; else anywhere."

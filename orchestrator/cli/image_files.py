@@ -22,13 +22,7 @@ from orchestrator.pb import images_pb2
 
 
 @click.command(epilog=example("orc save -o hello.tar hello:1", "orc save hello:1 | ssh host …"))
-@click.option(
-    "--output",
-    "-o",
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="Write there; else to stdout.",
-)
+@completion.file_option("--output", "-o", help="Write there; else to stdout.")
 @click.argument("images", nargs=-1, required=True, shell_complete=completion.images)
 @pass_client
 def save(client: Client, output: str | None, images: tuple[str, ...]) -> None:
@@ -38,13 +32,7 @@ def save(client: Client, output: str | None, images: tuple[str, ...]) -> None:
 
 
 @click.command(epilog=example("orc export -o files.tar web.1"))
-@click.option(
-    "--output",
-    "-o",
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="Write there; else to stdout.",
-)
+@completion.file_option("--output", "-o", help="Write there; else to stdout.")
 @click.argument("container", shell_complete=completion.containers)
 @pass_client
 def export(client: Client, output: str | None, container: str) -> None:

@@ -93,13 +93,7 @@ def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
 @click.option(
     "--env", "-e", multiple=True, metavar="KEY[=value]", help="Set a variable; repeatable."
 )
-@click.option(
-    "--env-file",
-    multiple=True,
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="Variables, one a line.",
-)
+@completion.file_option("--env-file", multiple=True, help="Variables, one a line.")
 @click.option(
     "--label", "-l", multiple=True, metavar="KEY=value", help="Label of the service; repeatable."
 )

@@ -49,12 +49,8 @@ not in it. Names, addresses and labels are. Look through it before you hand it o
     "support-bundle",
     epilog=example("orc support-bundle", "orc support-bundle --log-size 10m -o bundle.tar.gz"),
 )
-@click.option(
-    "--output",
-    "-o",
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="Write there; else orc-support-NAME-TIME.tar.gz in this folder.",
+@completion.file_option(
+    "--output", "-o", help="Write there; else orc-support-NAME-TIME.tar.gz in this folder."
 )
 @click.option(
     "--log-size",

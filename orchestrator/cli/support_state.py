@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from orchestrator.cli.client import Client
+from orchestrator.cli.cluster import cluster_document
 from orchestrator.cli.container_rows import container_document
 from orchestrator.cli.document import document_row
 from orchestrator.cli.events import event_row
@@ -14,7 +15,7 @@ from orchestrator.cli.groups import CliError, error_line
 from orchestrator.cli.network_doctor import diagnosis
 from orchestrator.cli.network_doctor import document as doctor_document
 from orchestrator.cli.network_rows import network_row
-from orchestrator.cli.output import public
+from orchestrator.cli.output import Row, public
 from orchestrator.cli.rows import image_rows, node_row, service_document
 from orchestrator.cli.volume import volume_row
 from orchestrator.model.documents import DocumentKind
@@ -68,21 +69,8 @@ def documents(client: Client, cluster: Any, known: set[str], problems: list[str]
     yield document("cluster.json", _cluster(cluster), known)
 
 
-def _cluster(cluster: Any) -> dict[str, Any]:
-    return {
-        "id": cluster.id,
-        "version": cluster.version,
-        "created_at": cluster.created_at,
-        "network_cidr": cluster.network_cidr,
-        "node_timeout": cluster.node_timeout,
-        "managers": [
-            {"id": each.id, "address": each.address, "leader": each.leader}
-            for each in cluster.managers
-        ],
-        "strategy": cluster.strategy,
-        "join_address": cluster.join_address,
-        "web_address": cluster.web_address,
-    }
+def _cluster(cluster: Any) -> Row:
+    return {**cluster_document(cluster), "web_address": cluster.web_address}
 
 
 def _nodes(client: Client) -> list[Any]:

@@ -143,8 +143,21 @@ def _node_memory(row: Row) -> float:
     return _share(row["memory"], row["memory_total"])
 
 
-def _with_bar(level: float, text: str) -> str:
-    return f"{bar(level)} {text}"
+def _with_bar(heading: str, level: Callable[[Row], float], text: Callable[[Row], str]) -> Field:
+    """A field that also draws how much of something is used."""
+    return Field(
+        heading, lambda row: f"{bar(level(row))} {text(row)}", level, number=True, level=level
+    )
+
+
+def _reserved(heading: str, what: str, text: Callable[[int], str]) -> Field:
+    """How much of a node's `shares` or `memory` is reserved."""
+    reserved, total = f"{what}_reserved", f"{what}_total"
+    return _with_bar(
+        heading,
+        lambda row: _share(row[reserved], row[total]),
+        lambda row: f"{text(row[reserved])}/{text(row[total])}",
+    )
 
 
 _NET = Field(
@@ -166,40 +179,10 @@ NODES = View(
         _plain("NODE", "name"),
         Field("STATE", lambda row: _node_state(row), lambda row: _node_state(row)),
         Field("TASKS", lambda row: str(row["tasks"]), lambda row: row["tasks"], number=True),
-        Field(
-            "CPU",
-            lambda row: _with_bar(_node_cpu(row), f"{_node_cpu(row):4.0%}"),
-            _node_cpu,
-            number=True,
-            level=_node_cpu,
-        ),
-        Field(
-            "CPU RESERVED",
-            lambda row: _with_bar(
-                _share(row["shares_reserved"], row["shares_total"]),
-                f"{format_cores(row['shares_reserved'])}/{format_cores(row['shares_total'])}",
-            ),
-            lambda row: _share(row["shares_reserved"], row["shares_total"]),
-            number=True,
-            level=lambda row: _share(row["shares_reserved"], row["shares_total"]),
-        ),
-        Field(
-            "MEMORY",
-            lambda row: _with_bar(_node_memory(row), format_memory(row["memory"])),
-            _node_memory,
-            number=True,
-            level=_node_memory,
-        ),
-        Field(
-            "MEMORY RESERVED",
-            lambda row: _with_bar(
-                _share(row["memory_reserved"], row["memory_total"]),
-                f"{format_memory(row['memory_reserved'])}/{format_memory(row['memory_total'])}",
-            ),
-            lambda row: _share(row["memory_reserved"], row["memory_total"]),
-            number=True,
-            level=lambda row: _share(row["memory_reserved"], row["memory_total"]),
-        ),
+        _with_bar("CPU", _node_cpu, lambda row: f"{_node_cpu(row):4.0%}"),
+        _reserved("CPU RESERVED", "shares", format_cores),
+        _with_bar("MEMORY", _node_memory, lambda row: format_memory(row["memory"])),
+        _reserved("MEMORY RESERVED", "memory", format_memory),
         _NET,
     ),
     lambda figures: figures.nodes,

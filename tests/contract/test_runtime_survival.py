@@ -16,9 +16,11 @@ import pytest
 from crunkit import running
 from runtimehost import CrunWorld, UnifiedWorld, private, remove_leftovers
 
-from orchestrator.agent.runtime.base import Container, Started
+from orchestrator.agent.runtime import execs
+from orchestrator.agent.runtime.base import Container, RuntimeFailure, Started
 from orchestrator.agent.runtime.bundle import Bundle
 from orchestrator.agent.runtime.conmon import find_monitor
+from orchestrator.agent.runtime.execs import ExecSpec
 
 pytestmark = pytest.mark.root
 
@@ -53,6 +55,27 @@ async def test_the_process_killed_behind_our_back(world: CrunWorld) -> None:
         pid = await running(runtime, world, world.graceful("a"))
         os.kill(pid, signal.SIGKILL)
         assert (await runtime.wait("a")).code == 137
+
+
+@private
+async def test_an_oci_runtime_that_is_killed_is_told_as_that(world: CrunWorld) -> None:
+    crun, dies = world.path / "crun", world.path / "dies"
+    crun.parent.mkdir(exist_ok=True)
+    crun.write_text(
+        f'#!/bin/sh\n[ ! -e {dies} ] || case " $* " in\n'
+        '*" create "* | *" exec "*) kill -9 $$ ;;\nesac\nexec /usr/bin/crun "$@"\n'
+    )
+    crun.chmod(0o755)
+    words = "the OCI runtime ended without a word; was it killed\\?"
+    async with world, world.runtime(runtime=str(crun)) as runtime:
+        await running(runtime, world, world.graceful("a"))
+        dies.touch()
+        with pytest.raises(RuntimeFailure, match=words):
+            await runtime.create(world.graceful("b"))
+        with pytest.raises(RuntimeFailure, match=words):
+            await execs.start(runtime.access("a"), ExecSpec(("true",)))
+        dies.unlink()
+        await running(runtime, world, world.graceful("b"))
 
 
 @private

@@ -131,7 +131,9 @@ async def launch(argv: Sequence[str], bundle: Path) -> Report:
             status = process.wait()
         if (report := parse_report(line)) is not None:
             return report
-        return Report(-1, spawn.read_text(stderr) or f"conmon ended with status {status}")
+        # Ended well without a report: the OCI runtime has said nothing.
+        ended = f"conmon ended with status {status}" if status else ""
+        return Report(-1, spawn.read_text(stderr) or ended)
 
 
 def read_pid(path: Path) -> int | None:

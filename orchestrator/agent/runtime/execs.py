@@ -27,7 +27,7 @@ from orchestrator.agent.runtime import spawn
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.capabilities import own_capabilities
-from orchestrator.agent.runtime.failures import known_failure
+from orchestrator.agent.runtime.failures import UNSAID, known_failure
 from orchestrator.agent.runtime.programs import check_program
 from orchestrator.agent.runtime.rootfs import read_image_files
 from orchestrator.agent.runtime.streams import CHUNK, set_size, write_all
@@ -385,5 +385,4 @@ def _failure(text: str) -> RuntimeFailure:
         return RuntimeFailure(f"the container has no folder `{match[1]}` to work in", CANNOT_INVOKE)
     if "is paused" in text:
         return RuntimeFailure("the container is paused; 'orc unpause' lets it go on")
-    reason = text or "the OCI runtime gave no reason"
-    return RuntimeFailure(f"the program could not be run: {reason}", CANNOT_INVOKE)
+    return RuntimeFailure(f"the program could not be run: {text or UNSAID}", CANNOT_INVOKE)

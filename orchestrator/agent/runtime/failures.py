@@ -43,6 +43,9 @@ _KNOWN: tuple[tuple[re.Pattern[str], int, Callable[[str], str]], ...] = (
 )
 
 
+UNSAID = "the OCI runtime ended without a word; was it killed?"
+
+
 def known_failure(text: str) -> RuntimeFailure | None:
     """The failure with a line for the user and a shell's exit status, when `text` tells of a
     program that cannot be run."""
@@ -56,5 +59,5 @@ def failure(text: str, doing: str) -> RuntimeFailure:
     """The failure that an OCI runtime's stderr tells of; `doing` is such as `made`."""
     if known := known_failure(text):
         return known
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "it gave no reason")
+    first = next((line.strip() for line in text.splitlines() if line.strip()), UNSAID)
     return RuntimeFailure(f"the container could not be {doing}: {first}")

@@ -183,7 +183,7 @@ def test_a_process_is_known_by_its_start() -> None:
         ("exec container process `/x`: No such file or directory", "needs an interpreter"),
         ("exec container process `/x`: Exec format error", "another architecture"),
         ("\n first line \n second", "the container could not be made: first line"),
-        ("", "the container could not be made: it gave no reason"),
+        ("", "made: the OCI runtime ended without a word; was it killed?"),
     ],
 )
 def test_complaints_in_words_for_the_user(text: str, words: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.cli.client import Client
+from orchestrator.cli.client import Client, ManagerLost
 from orchestrator.cli.container_watch import Seen, Watch, failure
 from orchestrator.model.states import TaskState
 from orchestrator.pb import containers_pb2
@@ -24,9 +24,13 @@ def foreground(
                 watch.until(lambda seen: seen.removed)
             raise problem
 
+        started = False
+
         def start() -> None:
+            nonlocal started
             request = containers_pb2.ContainerRequest(container=container)
             client.call("Containers.StartContainer", request)
+            started = True
 
         session = Session(
             client,
@@ -36,7 +40,14 @@ def foreground(
             sig_proxy=sig_proxy and not tty,
             attached=start,
         )
-        status = session.run()
+        try:
+            status = session.run()
+        except ManagerLost as lost:
+            if not started:
+                raise
+            name = watch.last.task.container_name
+            way = f"'orc attach {name}' gets back to the container"
+            raise ManagerLost(f"{lost.message} ({way})") from None
         if not session.detached and goes:
             watch.until(lambda seen: seen.removed)
     return status

@@ -7,17 +7,19 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import copying
-from orchestrator.cli.client import Client
+from orchestrator.cli.client import Client, ManagerLost
+from orchestrator.cli.foreground import foreground
 from orchestrator.cli.stats import Picture, pictures
 from orchestrator.cli.terminal import DETACH_KEYS, DetachKeys, parse_keys
-from orchestrator.pb import interact_pb2
+from orchestrator.model.states import TaskState
+from orchestrator.pb import containers_pb2, interact_pb2
 
 
 def test_keys_as_users_write_them() -> None:
@@ -139,3 +141,28 @@ def test_the_first_picture_is_shown_as_soon_as_it_is_complete() -> None:
     said: list[str] = []
     assert next(pictures(cast(Client, Manager()), (), said.append)) == []
     assert said == ["n1 is away", "n2 is away"]
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_who_loses_the_way_to_a_program_that_runs_is_told_how_to_get_back(attached: bool) -> None:
+    class Breaking:
+        def stream(self, method: str, request: Any, **_: Any) -> Iterator[Any]:
+            if method == "Containers.WatchContainer":
+                row = containers_pb2.ContainerRow()
+                row.task.container_name = "box"
+                row.task.status.state = TaskState.READY
+                yield row
+                return
+            if attached:
+                yield interact_pb2.SessionOutput(attached=interact_pb2.Attached())
+            raise ManagerLost("the connection to node node1 broke")
+
+        def call(self, method: str, request: Any) -> None:
+            assert method == "Containers.StartContainer"
+
+    with pytest.raises(ManagerLost) as lost:
+        foreground(
+            cast(Client, Breaking()), "c1", stdin=False, tty=False, keys=b"", sig_proxy=False
+        )
+    way = " ('orc attach box' gets back to the container)" if attached else ""
+    assert lost.value.message == f"the connection to node node1 broke{way}"

@@ -10,7 +10,7 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.groups import CliError, example
+from orchestrator.cli.groups import example
 from orchestrator.cli.output import Column, Row, column, format_option, print_rows
 from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
 from orchestrator.cli.several import attempts
@@ -135,16 +135,12 @@ def _history_columns(whole: bool, now: float) -> list[Column]:
 def inspect(client: Client, form: str, images: tuple[str, ...]) -> None:
     """Show all that is known of images, as one JSON array."""
     documents: list[Row] = []
-    missing: list[CliError] = []
-    for image in images:
-        try:
-            documents.append(image_document(client, image))
-        except CliError as error:
-            missing.append(error)
-    if documents or form == "json":
-        print_rows(documents, (), "json" if form == "table" else form, "image")
-    if missing:
-        raise missing[0]
+    with attempts() as attempt:
+        for image in images:
+            with attempt():
+                documents.append(image_document(client, image))
+        if documents or form == "json":
+            print_rows(documents, (), "json" if form == "table" else form, "image")
 
 
 def image_document(client: Client, image: str) -> Row:

@@ -16,6 +16,7 @@ from orchestrator.cli.output import Row, format_option, print_rows
 from orchestrator.cli.ps import add_sizes, container_documents
 from orchestrator.cli.rows import node_row, service_document
 from orchestrator.cli.service import services_named
+from orchestrator.cli.several import attempts
 from orchestrator.cli.volume import volumes_named
 
 
@@ -62,19 +63,15 @@ def inspect(
     """Show all that is known of containers, images, nodes, networks, services or volumes, as JSON.
     Where several kinds have the name, the first of these is shown, unless --type says which."""
     found: list[tuple[str, Row]] = []
-    missing: list[CliError] = []
-    for name in names:
-        try:
-            found += _found(client, name, [kind] if kind else list(KINDS), size)
-        except CliError as error:
-            missing.append(error)
-    if form in ("json", "table"):
-        print_rows([row for _, row in found], (), "json")
-    else:
-        for which, row in found:
-            print_rows([row], (), form, which)
-    if missing:
-        raise missing[0]
+    with attempts() as attempt:
+        for name in names:
+            with attempt():
+                found += _found(client, name, [kind] if kind else list(KINDS), size)
+        if form in ("json", "table"):
+            print_rows([row for _, row in found], (), "json")
+        else:
+            for which, row in found:
+                print_rows([row], (), form, which)
 
 
 def _found(client: Client, name: str, kinds: Sequence[str], size: bool) -> list[tuple[str, Row]]:

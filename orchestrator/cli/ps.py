@@ -22,6 +22,7 @@ from orchestrator.cli.container_rows import (
 )
 from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.output import Row, format_option, listing_options, print_list, print_rows
+from orchestrator.cli.several import attempts
 from orchestrator.model.names import near_miss
 from orchestrator.pb import containers_pb2, system_pb2
 
@@ -99,18 +100,14 @@ def _listed(client: Client, containers: Sequence[str]) -> Sequence[Any]:
 def inspect(client: Client, containers: tuple[str, ...], form: str, size: bool) -> None:
     """Show all that is known of containers, as JSON."""
     documents: list[Row] = []
-    missing: list[CliError] = []
-    for name in containers:
-        try:
-            documents += container_documents(client, name)
-        except CliError as error:
-            missing.append(error)
-    if size:
-        add_sizes(client, documents)
-    if documents or form == "json":
-        print_rows(documents, (), "json" if form == "table" else form, "container")
-    if missing:
-        raise missing[0]
+    with attempts() as attempt:
+        for name in containers:
+            with attempt():
+                documents += container_documents(client, name)
+        if size:
+            add_sizes(client, documents)
+        if documents or form == "json":
+            print_rows(documents, (), "json" if form == "table" else form, "container")
 
 
 def container_documents(client: Client, name: str) -> list[Row]:

@@ -18,6 +18,7 @@ from scripted_manager import Refusal
 from orchestrator.cli import build_context
 from orchestrator.cli.build_context import is_ignored, parse_rules
 from orchestrator.pb import control_pb2 as pb
+from orchestrator.pb import images_pb2
 
 Run = Callable[..., Result]
 Refused = Callable[..., str]
@@ -308,3 +309,14 @@ def test_load_errors(manager: Any, refused: Refused, tmp_path: Path) -> None:
     assert refused("load", input=b"x") == line
     manager.script.answers["LoadImage"] = []
     assert "ended the upload without an image" in refused("load", input=b"x")
+
+
+@pytest.mark.parametrize("command", [("image", "inspect"), ("inspect", "--type", "image")])
+def test_each_that_is_not_there_is_told(manager: Any, run: Run, command: tuple[str, ...]) -> None:
+    def answer(request: images_pb2.InspectImageRequest) -> Any:
+        return Refusal(grpc.StatusCode.NOT_FOUND, f"no image '{request.image}'")
+
+    manager.script.answers["Inspect"] = answer
+    done = run(*command, "one:1", "two:1")
+    assert (done.exit_code, done.stdout) == (1, "[]\n")
+    assert done.stderr.splitlines() == ["orc: no image 'one:1'", "orc: no image 'two:1'"]

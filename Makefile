@@ -13,8 +13,8 @@ help: ## Show this help
 demo: install ## Start a dev cluster and show a service on it (root)
 	@scripts/demo
 
-# All but the end-to-end tests stand apart from each other, so they run beside each other. Those
-# mostly wait, for nodes to be missed and the like: two clusters take their modules in turns.
+# All but the end-to-end tests stand apart from each other, so they run beside each other. Those have
+# the machine for themselves: what they see of time and load is the cluster's own.
 BESIDE := tests/contract tests/sim tests/unit
 
 test: install ## Run all tests, the end-to-end ones on a real dev cluster included (root)

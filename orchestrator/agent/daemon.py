@@ -360,6 +360,7 @@ async def run(settings: Settings) -> None:
                 name="isolation",
             )
             group.create_task(_report_images(store, dialer), name="images")
+            group.create_task(builder.recover(), name="builds")
             group.create_task(pressure.run(), name="image pressure")
             group.create_task(volumes.run(), name="volumes")
             group.create_task(_wake_for(volumes.changed, wake), name="volume drivers")

@@ -261,7 +261,9 @@ async def test_a_build_ends_with_its_agent(tmp_path: Path) -> None:
             await asyncio.sleep(0.02)
         # The next agent removes what is left of it.
         async with ImageStore(tmp_path / "inner") as store:
-            await builder_of(store, tmp_path).cache()
+            assert os.listdir(tmp_path / "secrets") != []
+            await builder_of(store, tmp_path).recover()
+    assert os.listdir(tmp_path / "secrets") == []
     left = (tmp_path / "build/storage/root/overlay-containers").iterdir()
     assert [path for path in left if path.is_dir()] == []
     assert os.listdir(tmp_path / "build/tmp") == []

@@ -16,6 +16,7 @@ than the OCI's (HEALTHCHECK, SHELL, ONBUILD).
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -30,6 +31,8 @@ from orchestrator.agent.images.names import full_name
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.unpack import unpack_context
 from orchestrator.model.objects import Image
+
+log = logging.getLogger(__name__)
 
 _FAILED_STEP = re.compile(r'building at STEP "(.*?)": (.*)$')
 
@@ -90,6 +93,18 @@ class Builder:
         self._building = 0
         # An earlier agent may have been killed in the middle of one.
         self._cut_off = True
+
+    async def recover(self) -> None:
+        """Take away what is left of builds that ended with an earlier agent, their secrets first:
+        the next build, which would, may never come."""
+        async with self._turn:
+            if not (self._secrets.used() or self._scratch.used()):
+                return
+            try:
+                await self._clean()
+            except (ImageError, OSError) as error:
+                self._cut_off = True
+                log.warning("what is left of a build cannot be removed: %s", error)
 
     async def build(self, context: Path, spec: BuildSpec, progress: Progress) -> Image:
         """Build a context, a tar (plain, gzip or zstd), and take the image into the store.
@@ -195,8 +210,8 @@ class Builder:
         if not self._cut_off or self._building:
             return
         self._cut_off = False
-        await asyncio.to_thread(self._scratch.clear)
         await asyncio.to_thread(self._secrets.clear)
+        await asyncio.to_thread(self._scratch.clear)
         with self._scratch.folder() as work:
             await self._buildah.run(work, "rm", "--all")
 

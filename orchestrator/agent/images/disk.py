@@ -26,6 +26,10 @@ class Scratch:
     def __init__(self, root: Path) -> None:
         self._root = root
 
+    def used(self) -> bool:
+        """Whether there is anything."""
+        return self._root.is_dir() and any(self._root.iterdir())
+
     def clear(self) -> None:
         """Remove what an earlier run left, and see that the folder exists. Blocks until those who
         still write there have noticed that it is over."""

@@ -61,7 +61,8 @@ def container_row(message: Any, now: float) -> Row:
         "id": task.id,
         "name": task.name,
         "image": spec.container.image,
-        "command": [*filter(None, spec.container.entrypoint), *spec.container.command],
+        # What an older manager does not tell is in the spec, but for the image's part.
+        "command": list(message.command) or spec.container.arguments((), ()),
         "node": node.description.hostname if node else task.node_id,
         "node_id": task.node_id,
         "node_state": node.state.name.lower() if node else "",

@@ -127,7 +127,15 @@ def _inventory(view: ClusterView, node_id: str, images: tuple[Image, ...]) -> It
         else:
             nodes = tuple(sorted({*known.nodes, node_id}))
             indexes = tuple(sorted({*known.indexes, *image.indexes}))
-            after = replace(known, nodes=nodes, indexes=indexes, labels=image.labels)
+            after = replace(
+                known,
+                nodes=nodes,
+                indexes=indexes,
+                labels=image.labels,
+                # An older agent does not tell.
+                entrypoint=image.entrypoint or known.entrypoint,
+                command=image.command or known.command,
+            )
             if after != known:
                 yield Change(known, after)
 

@@ -104,6 +104,9 @@ class Image:
     condemned: tuple[str, ...] = ()
     """Ids of those of its nodes that were away when it was removed: they remove it when they are
     back. Sorted."""
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    """What it runs, as its config has it."""
 
 
 @dataclass(frozen=True, slots=True)

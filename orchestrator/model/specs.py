@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -211,6 +212,13 @@ class ContainerSpec:
     """Secrets that it has as files in memory."""
     configs: tuple[FileReference, ...] = ()
     """Configs that it has as files in memory."""
+
+    def arguments(self, entrypoint: Iterable[str], command: Iterable[str]) -> list[str]:
+        """What runs, given these words of its image: an entrypoint of the spec's own makes the
+        image's command void."""
+        if self.entrypoint:
+            return [*filter(None, self.entrypoint), *self.command]
+        return [*entrypoint, *(self.command or command)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ class Record:
     diff_ids: tuple[str, ...]
     created_at: float
     labels: dict[str, str]
+    entrypoint: tuple[str, ...]
+    command: tuple[str, ...]
     blobs: frozenset[str]
     """Digests of all blobs, the manifest among them."""
 
@@ -39,6 +41,8 @@ class Record:
             diff_ids=config.diff_ids,
             created_at=config.created_at,
             labels=config.process.labels,
+            entrypoint=config.process.entrypoint,
+            command=config.process.command,
             blobs=frozenset((digest, *sizes)),
         )
 
@@ -98,6 +102,8 @@ class Catalog:
             layers=record.diff_ids,
             created_at=record.created_at,
             labels=record.labels,
+            entrypoint=record.entrypoint,
+            command=record.command,
             indexes=tuple(sorted(self._indexes.get(digest, ()))),
         )
 

@@ -81,15 +81,9 @@ class OwnUsers:
 
 
 def arguments(container: Container) -> list[str]:
-    """The process's argv: an entrypoint of the spec's own makes the image's command void.
-
-    Raises RuntimeFailure when neither spec nor image says what to run.
-    """
-    spec, image = container.spec.container, container.image.config
-    if spec.entrypoint:
-        argv = [*filter(None, spec.entrypoint), *spec.command]
-    else:
-        argv = [*image.entrypoint, *(spec.command or image.command)]
+    """The process's argv. Raises RuntimeFailure when neither spec nor image says what to run."""
+    image = container.image.config
+    argv = container.spec.container.arguments(image.entrypoint, image.command)
     if not argv or not argv[0]:
         raise RuntimeFailure("the image names no command; give one after the image's name")
     return argv

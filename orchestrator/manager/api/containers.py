@@ -28,6 +28,7 @@ from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.mountrules import split_volumes_from
 from orchestrator.model.names import check_container_name
 from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Image
 from orchestrator.model.signals import signal_number
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.states import TaskState
@@ -324,7 +325,9 @@ def _name_taken(view: ClusterView, name: str) -> Exception:
 
 
 def _row(view: ClusterView, task: Task, removed: bool = False) -> Any:
-    row = containers_pb2.ContainerRow(task=to_proto(task), removed=removed)
+    image = view.images.get(task.image_digest) or Image()
+    command = task.spec.container.arguments(image.entrypoint, image.command)
+    row = containers_pb2.ContainerRow(task=to_proto(task), removed=removed, command=command)
     if (node := view.nodes.get(task.node_id)) is not None:
         row.node.CopyFrom(to_proto(node))
     return row

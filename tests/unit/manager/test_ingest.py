@@ -145,10 +145,13 @@ def test_an_inventory_adds_and_withdraws_a_node() -> None:
 def test_an_image_known_from_before_gets_its_labels() -> None:
     known = Image(id="sha256:a", names=("a:1",), nodes=("n1",))
     view = ClusterView(nodes={"n1": NODE}, images={known.id: known})
-    told = Image(id="sha256:a", names=("a:1",), labels={"tier": "db"})
+    told = Image(id="sha256:a", names=("a:1",), labels={"tier": "db"}, command=("sh",))
     later = after(view, Reports(inventories={"n1": (told,)}))
     assert later.images[known.id].labels == {"tier": "db"}
+    assert later.images[known.id].command == ("sh",)
     assert not ingest(later, Reports(inventories={"n1": (told,)}), 100.0)
+    older = replace(told, command=())
+    assert not ingest(later, Reports(inventories={"n1": (older,)}), 100.0)
 
 
 def test_a_tag_moves_the_name_in_the_whole_cluster() -> None:

@@ -124,3 +124,16 @@ def test_signals(text: str) -> None:
 @pytest.mark.parametrize("text", ["FOO", "0", "99", "RTMIN+99", "SIG", "RTMIN+x"])
 def test_no_signals(text: str) -> None:
     assert not known_signal(text)
+
+
+@pytest.mark.parametrize(
+    ("spec", "argv"),
+    [
+        (ContainerSpec(image="a"), ["sh", "-e", "run"]),
+        (ContainerSpec(image="a", command=("ls",)), ["sh", "-e", "ls"]),
+        (ContainerSpec(image="a", entrypoint=("cat",)), ["cat"]),
+        (ContainerSpec(image="a", entrypoint=("",), command=("ls",)), ["ls"]),
+    ],
+)
+def test_what_runs_of_an_image(spec: ContainerSpec, argv: list[str]) -> None:
+    assert spec.arguments(("sh", "-e"), ("run",)) == argv

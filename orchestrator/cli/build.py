@@ -182,6 +182,8 @@ def _from_folder(
 ) -> Iterator[bytes]:
     """The context of a folder; its Dockerfile goes into the header."""
     if not root.is_dir():
+        if root.parts[0] in ("http:", "https:", "git:", "ssh:"):
+            raise CliError("nothing is built from a URL; fetch it, and name its folder")
         raise CliError(f"{root} is not a folder; name the one with the Dockerfile")
     if dockerfile:
         file = Path(dockerfile)

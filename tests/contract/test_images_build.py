@@ -139,7 +139,11 @@ async def test_a_failing_run_shows_its_output_and_raises_with_its_line(
     ("text", "dockerfile", "words"),
     [
         ("FROM scratch\nCOPY lacking /\n", "", "Dockerfile:2: COPY lacking /: .*lacking"),
-        ("FROM scratch\nCOPYY a b\n", "", "COPYY"),
+        (
+            "FROM scratch\nCOPYY a b\n",
+            "",
+            "^Dockerfile:2: there is no .* COPYY; did you mean COPY\\?$",
+        ),
         ("", "", "build failed"),
         ("FROM scratch\n", "other/Dockerfile", "no other/Dockerfile: name one with -f"),
         ("FROM scratch\n", "../../../etc/passwd", "no .*passwd: name one"),

@@ -34,6 +34,7 @@ from orchestrator.model.objects import Image
 
 log = logging.getLogger(__name__)
 
+_UNKNOWN = re.compile(r'Unknown instruction: "(.*?)"')
 _FAILED_STEP = re.compile(r'building at STEP "(.*?)": (.*)$')
 
 Provide = Callable[[str, bool, Progress], Awaitable[str]]
@@ -291,6 +292,9 @@ def _explain(error: str, file: str, text: str) -> BuildError:
     if match is None:
         return BuildError(f"the build failed: {error}")
     step, why = match.groups()
+    if unknown := _UNKNOWN.search(why):
+        line, words = dockerfile.unknown(unknown[1], text)
+        return BuildError(f"{file}:{line}: {words}")
     line = dockerfile.line_of(step, text)
     where = f"{file}:{line}" if line else file
     return BuildError(f"{where}: {step}: {why}")

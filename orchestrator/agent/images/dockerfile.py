@@ -11,10 +11,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.model.names import near_miss
+
 _DIRECTIVE = re.compile(r"#\s*(\w+)\s*=\s*(\S+)\s*")
 _HEREDOC = re.compile(r"""<<(-?)(["']?)([A-Za-z_]\w*)\2""")
 _VARIABLE = re.compile(
     r"""\\(?P<escaped>.)|\$(?:(?P<name>\w+)|\{(?P<braced>\w+)(?::(?P<how>[-+])(?P<word>[^}]*))?\})"""
+)
+_KEYWORDS = (
+    *("ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL"),
+    *("MAINTAINER", "ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"),
 )
 _WITH_HEREDOC = frozenset({"RUN", "COPY", "ADD"})
 
@@ -106,6 +112,16 @@ def bases(
             stages[-1].copies += [Base(name, name, each.line) for name in _sources(each)]
     needed = sorted(_needed(stages, target), key=lambda base: -base.line)
     return list({base.written: base for base in needed}.values())[::-1]
+
+
+def unknown(keyword: str, text: str) -> tuple[int, str]:
+    """The line of an instruction that buildah does not know (0 if it is on none), and words about
+    it."""
+    keyword = keyword.upper()
+    line = next((each.line for each in parse(text) if each.keyword == keyword), 0)
+    meant = near_miss(keyword, _KEYWORDS)
+    hint = f"; did you mean {meant}?" if meant else ""
+    return line, f"there is no instruction {keyword}{hint}"
 
 
 def line_of(step: str, text: str) -> int:

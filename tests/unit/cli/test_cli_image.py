@@ -246,6 +246,7 @@ def test_what_a_build_cannot_do(
 def test_build_errors(manager: Any, refused: Refused, folder: Path) -> None:
     assert "upper-case letters" in refused("build", "-t", "Hello", str(folder), status=2)
     assert "/none is not a folder" in refused("build", "-t", "a", "/none")
+    assert "nothing is built from a URL" in refused("build", "https://git.example/app.git")
     assert "there is no /none/D; write one" in refused(
         "build", "-t", "a", "-f", "/none/D", str(folder)
     )

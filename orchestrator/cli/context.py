@@ -147,7 +147,7 @@ def _existing(name: str) -> str:
     if name in names:
         return context_file(name)
     meant = near_miss(name, names)
-    hint = f"did you mean {meant!r}?" if meant else "'orc context ls' shows those there are"
+    hint = f"did you mean {meant!r}?" if meant else "see 'orc context ls'"
     raise CliError(f"no context {name!r}; {hint}")
 
 

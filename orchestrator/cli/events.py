@@ -41,7 +41,9 @@ def _filters(
                 f"filter {text!r} is not KEY=VALUE with one of {', '.join(_KEYS)}{hint}"
             )
         if key == "type" and value not in _TYPES:
-            raise click.BadParameter(f"type {value!r} is none of {', '.join(_TYPES)}")
+            meant = near_miss(value, _TYPES)
+            hint = f"did you mean {meant!r}?" if meant else f"known are {', '.join(_TYPES)}"
+            raise click.BadParameter(f"type {value!r} is unknown; {hint}")
         wanted.setdefault(key, []).append(value)
     return wanted
 

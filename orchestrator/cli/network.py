@@ -287,5 +287,5 @@ def _find(networks: Sequence[types_pb2.Network], name: str) -> types_pb2.Network
     if len(begun) == 1:
         return begun[0]
     meant = near_miss(name, [each.name for each in networks])
-    hint = f"did you mean {meant!r}?" if meant else "'orc network ls' shows those there are"
+    hint = f"did you mean {meant!r}?" if meant else "see 'orc network ls'"
     raise CliError(f"no network {name!r}; {hint}")

@@ -214,5 +214,5 @@ def _find(rows: Sequence[Any], name: str) -> Any:
     if found:
         raise CliError(f"{name!r} is more than one node; write a whole id of 'orc node ls'")
     meant = near_miss(name, [row.node.description.hostname for row in rows])
-    hint = f"did you mean {meant!r}?" if meant else "'orc node ls' shows those there are"
+    hint = f"did you mean {meant!r}?" if meant else "see 'orc node ls'"
     raise CliError(f"no node {name!r}; {hint}")

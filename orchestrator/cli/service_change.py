@@ -257,7 +257,7 @@ def change(
 def _read(client: Client, name: str) -> Service:
     rows = client.call("ListServices", control_pb2.ListServicesRequest(service=name)).services
     if not rows:
-        raise CliError(f"no service '{name}'; 'orc service ls' shows those there are")
+        raise CliError(f"no service '{name}'; see 'orc service ls'")
     service: Service = from_proto(rows[0].service)
     return service
 

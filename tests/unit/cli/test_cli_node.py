@@ -122,7 +122,7 @@ def test_node_inspect(nodes: Any, run: Run, refused: Refused) -> None:
     assert "Resources:    2 cores, 1GiB" in pretty
     assert refused("node", "inspect", "nod1") == "no node 'nod1'; did you mean 'node1'?"
     assert "more than one node" in refused("node", "inspect", "abc")
-    assert "'orc node ls' shows" in refused("node", "inspect", "zzz")
+    assert "see 'orc node ls'" in refused("node", "inspect", "zzz")
 
 
 def test_node_update(manager: Any, run: Run, refused: Refused) -> None:

@@ -337,7 +337,7 @@ def test_context_commands(run: Run, config: Path) -> None:
 def test_context_errors(refused: Refused, config: Path) -> None:
     save_context(a_context("prod"))
     assert refused("context", "use", "prd") == "no context 'prd'; did you mean 'prod'?"
-    assert "'orc context ls' shows" in refused("context", "rm", "zz")
+    assert "see 'orc context ls'" in refused("context", "rm", "zz")
     assert refused("--context", "prd", "node", "ls") == "no context 'prd'; did you mean 'prod'?"
     (config / "contexts" / "prod.json").write_text("{")
     assert refused("node", "ls") == (

@@ -17,10 +17,11 @@ from orchestrator.model.specs import PortSpec
 
 def split_publish(texts: Iterable[str]) -> tuple[list[str], list[str]]:
     """The texts of `-p` that name a port of the node, and those that only name the container's.
-    Raises a usage error for what has an address."""
+    Raises a usage error for what has an address, unless that is all addresses."""
     named: list[str] = []
     targets: list[str] = []
     for text in texts:
+        text = text.removeprefix("0.0.0.0:").removeprefix("[::]:")
         outside, _, inside = text.rpartition(":")
         if "=" not in text and ":" in outside:
             raise click.BadParameter(

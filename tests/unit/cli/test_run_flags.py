@@ -20,6 +20,10 @@ Refused = Callable[..., str]
 def test_ports_with_and_without_a_number_of_the_node() -> None:
     texts = ["8080:80", "80", ":81/udp", "published=1,target=2"]
     assert split_publish(texts) == (["8080:80", "published=1,target=2"], ["80", "81/udp"])
+    assert split_publish(["0.0.0.0:8080:80", "[::]:81:81", "0.0.0.0::82"]) == (
+        ["8080:80", "81:81"],
+        ["82"],
+    )
     assert unnumbered(["80", "81-82/udp", "80/tcp"]) == (
         PortSpec(0, 80),
         PortSpec(0, 81, Protocol.UDP),

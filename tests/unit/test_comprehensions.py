@@ -16,12 +16,24 @@ def _names(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
     return {name.id for name in found if isinstance(name.ctx, context)}
 
 
+def _functions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """All that are defined below a node, wherever statements are."""
+    for each in ast.iter_child_nodes(node):
+        if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield each
+        if not isinstance(each, ast.expr):
+            yield from _functions(each)
+
+
 def _confused(function: ast.AST) -> Iterator[str]:
     """Names that are a variable of one comprehension and come from outside in another."""
     inner = [each for each in ast.walk(function) if isinstance(each, _Comprehension)]
+    if len(inner) < 2:
+        return
     made = [_names(each, ast.Store) for each in inner]
+    anywhere = set[str]().union(*made)
     for each, own in zip(inner, made, strict=True):
-        yield from (_names(each, ast.Load) - own) & set[str]().union(*made)
+        yield from (_names(each, ast.Load) - own) & anywhere
 
 
 def test_no_comprehension_s_variable_hides_what_another_one_calls() -> None:
@@ -38,10 +50,9 @@ def test_no_comprehension_s_variable_hides_what_another_one_calls() -> None:
         outside = {
             name for node in tree.body for name in [getattr(node, "name", ""), *_bound(node)]
         }
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                confused = sorted(set(_confused(node)) & outside)
-                found += [f"{path.relative_to(root)}:{node.name}: {name}" for name in confused]
+        for function in _functions(tree):
+            confused = sorted(set(_confused(function)) & outside)
+            found += [f"{path.relative_to(root)}:{function.name}: {name}" for name in confused]
     assert not found
 
 

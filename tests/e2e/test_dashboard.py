@@ -7,6 +7,7 @@ import json
 import subprocess
 import urllib.parse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,7 +104,11 @@ class Browser:
         return str(self.script(TEXT, selector))
 
     def sees(self, text: str, selector: str = "body") -> None:
-        eventually(lambda: text in self.text(selector))
+        def shown() -> bool:
+            assert text in self.text(selector), f"{text!r} is not in {self.text('body')!r}"
+            return True
+
+        eventually(shown)
 
     def script(self, text: str, *arguments: Any) -> Any:
         return self.driver.execute_script(text, *arguments)
@@ -125,30 +130,18 @@ class Browser:
         eventually(lambda: self.script(CLICK, selector, text))
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+@pytest.fixture
+def browser(cluster: Cluster, tmp_path: Path) -> Iterator[Browser]:
     options = Options()
     options.binary_location = "/usr/bin/chromium"
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
     try:
-        yield driver
+        yield Browser(driver, cluster)
     finally:
         driver.quit()
-
-
-@pytest.fixture
-def browser(cluster: Cluster, driver: webdriver.Chrome) -> Iterator[Browser]:
-    """Chromium as on its first day: it knows nobody and remembers nothing."""
-    for log in ("browser", "performance"):
-        driver.get_log(log)
-    yield Browser(driver, cluster)
-    driver.execute_script("try { localStorage.clear(); } catch { /* nothing was opened */ }")
-    driver.get("about:blank")
-    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
 
 
 def test_the_cluster_is_seen_as_it_moves(cluster: Cluster, hello: str, browser: Browser) -> None:

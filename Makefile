@@ -22,7 +22,7 @@ ifdef ARGS
 	@$(PYTHON) -m pytest $(ARGS)
 else
 	@$(PYTHON) -m pytest $(BESIDE) --numprocesses auto --maxprocesses 4 --dist worksteal
-	@$(PYTHON) -m pytest tests/e2e --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(PYTHON) -m pytest tests/e2e
 endif
 
 sim: install ## Simulate 10,000 clusters with faults, each from a seed (ARGS="2000": so many)

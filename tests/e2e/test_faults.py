@@ -140,8 +140,9 @@ def test_a_host_dies(cluster: Cluster, hello: str) -> None:
 
     cluster.start("node2")
     cluster.await_ready("node2")
-    # It was away for good: nothing of what ran there comes back.
-    assert processes(cluster, "node2", "web") == 0
+    # It was away for good: nothing of what ran there stays, though it may have come back before the
+    # node heard of it.
+    eventually(lambda: processes(cluster, "node2", "web") == 0)
     assert len(cluster.running("web")) == 6
     assert not {task["id"] for task in lost} & {task["id"] for task in cluster.running("web")}
     # And it takes work again.

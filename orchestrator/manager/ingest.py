@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from orchestrator.manager.inbox import Reports
 from orchestrator.manager.planning.encryption import honest_keys
@@ -20,11 +21,7 @@ def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:
     backwards in a task's life change nothing (the sender is behind, and will learn)."""
     changes: list[Change] = []
     changes.extend(_hellos(view, reports, now))
-    changes.extend(_drivers(view.evolve(changes), reports))
-    changes.extend(_path_mtus(view.evolve(changes), reports))
-    changes.extend(_troubles(view.evolve(changes), reports))
-    changes.extend(_keys(view.evolve(changes), reports))
-    changes.extend(_network_plugins(view.evolve(changes), reports))
+    changes.extend(_descriptions(view.evolve(changes), reports))
     for node_id, statuses in sorted(reports.statuses.items()):
         changes.extend(task_changes(view, node_id, statuses))
     view = view.evolve(changes)
@@ -63,48 +60,31 @@ def _rebooted(view: ClusterView, node_id: str) -> Iterator[Change]:
             yield Change(task, after)
 
 
-def _drivers(view: ClusterView, reports: Reports) -> Iterator[Change]:
-    for node_id, scopes in sorted(reports.drivers.items()):
-        node = view.nodes.get(node_id)
-        if node is not None and node.description.volume_drivers != scopes:
-            description = replace(node.description, volume_drivers=scopes)
-            yield Change(node, replace(node, description=description))
-
-
-def _path_mtus(view: ClusterView, reports: Reports) -> Iterator[Change]:
-    for node_id, size in sorted(reports.path_mtus.items()):
-        node = view.nodes.get(node_id)
-        if node is not None and node.description.path_mtu != size:
-            description = replace(node.description, path_mtu=size)
-            yield Change(node, replace(node, description=description))
-
-
-def _troubles(view: ClusterView, reports: Reports) -> Iterator[Change]:
-    for node_id, words in sorted(reports.troubles.items()):
-        node = view.nodes.get(node_id)
-        if node is not None and node.description.trouble != words:
-            description = replace(node.description, trouble=words)
-            yield Change(node, replace(node, description=description))
-
-
-def _keys(view: ClusterView, reports: Reports) -> Iterator[Change]:
-    for node_id, keys in sorted(reports.keys.items()):
-        node, keys = view.nodes.get(node_id), honest_keys(view, node_id, keys)
-        if node is not None and node.description.tunnel_keys != keys:
-            description = replace(node.description, tunnel_keys=keys)
-            yield Change(node, replace(node, description=description))
-
-
-def _network_plugins(view: ClusterView, reports: Reports) -> Iterator[Change]:
-    for node_id, found in sorted(reports.network_plugins.items()):
+def _descriptions(view: ClusterView, reports: Reports) -> Iterator[Change]:
+    """What nodes tell of themselves while they are in session."""
+    told = (
+        *(reports.drivers, reports.path_mtus, reports.troubles),
+        *(reports.keys, reports.network_plugins),
+    )
+    for node_id in sorted(set().union(*told)):
         if (node := view.nodes.get(node_id)) is None:
             continue
-        description = replace(
-            node.description,
-            cni_plugins=found.cni,
-            network_drivers=found.drivers,
-            ipam_drivers=found.ipam,
-        )
+        news: dict[str, Any] = {}
+        if (scopes := reports.drivers.get(node_id)) is not None:
+            news["volume_drivers"] = scopes
+        if (size := reports.path_mtus.get(node_id)) is not None:
+            news["path_mtu"] = size
+        if (words := reports.troubles.get(node_id)) is not None:
+            news["trouble"] = words
+        if (keys := reports.keys.get(node_id)) is not None:
+            news["tunnel_keys"] = honest_keys(view, node_id, keys)
+        if (found := reports.network_plugins.get(node_id)) is not None:
+            news |= {
+                "cni_plugins": found.cni,
+                "network_drivers": found.drivers,
+                "ipam_drivers": found.ipam,
+            }
+        description = replace(node.description, **news)
         if description != node.description:
             yield Change(node, replace(node, description=description))
 

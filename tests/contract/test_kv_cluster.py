@@ -19,6 +19,7 @@ from kvhost import Host, hosted
 from orchestrator.manager.store.election import Election, LeadershipLost
 from orchestrator.manager.store.etcd import EtcdKv
 from orchestrator.manager.store.kv import Put, StoreUnavailable
+from tests.freezing import freeze
 
 
 @dataclass
@@ -81,7 +82,7 @@ async def test_a_frozen_member_is_left_and_a_lonely_one_refuses_in_words(
             while (await anext(changes)).revision < expected:
                 continue
             in_use = cluster.endpoints.index(kv._channels.current.url)
-            cluster.members[in_use].send_signal(signal.SIGSTOP)
+            freeze(cluster.members[in_use].pid)
             last = await persistent(kv, [Put("/a", b"2")])
             seen = []
             async with asyncio.timeout(60):

@@ -23,6 +23,7 @@ from orchestrator.manager.store.kv import (
     Put,
     StoreUnavailable,
 )
+from tests.freezing import freeze
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +90,7 @@ async def test_a_frozen_member_costs_one_deadline(host: Host, at: str) -> None:
     async with EtcdKv(host.endpoints, host.tls, timeout=0.3) as kv:
         with suppress(StoreUnavailable):  # it is there, or not in so short a time
             await kv.txn([], [Put(at + "a", b"1")])
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         try:
             with pytest.raises(StoreUnavailable, match=r"may or may not.*no answer within 0\.3 s"):
                 await kv.txn([], [Put(at + "a", b"2")])

@@ -19,6 +19,7 @@ from orchestrator.manager.store.etcd import EtcdKv
 from orchestrator.manager.store.etcdprocess import find_orphan
 from orchestrator.manager.store.kv import Put, StoreError, StoreUnavailable
 from orchestrator.manager.store.member import EtcdMember
+from tests.freezing import freeze
 
 PREFIX = "orc-member-test-"
 
@@ -124,7 +125,7 @@ async def test_a_frozen_orphan_is_restarted(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("orchestrator.manager.store.member.ADOPT_WITHIN", 0.5)
     monkeypatch.setattr("orchestrator.manager.store.etcdprocess.STOP_WITHIN", 0.1)
     with hosted(folder / "etcd") as host:
-        os.kill(host.first_pid, signal.SIGSTOP)
+        freeze(host.first_pid)
         host.process.kill()
         host.process.wait()
     async with EtcdMember(folder / "etcd") as member:

@@ -26,6 +26,7 @@ from orchestrator.nameserver.server import NameServer
 from orchestrator.nameserver.table import parse
 from orchestrator.nameserver.upstream import HostServers
 from orchestrator.pb import dispatch_pb2, types_pb2
+from tests.freezing import freeze
 
 HERE, INTERNAL, HERE6 = "127.0.0.1", "127.0.0.3", "::1"
 ELSEWHERE, DEAD = "127.0.0.2", "127.0.0.4"
@@ -360,7 +361,7 @@ async def test_a_server_that_hangs_is_ended_and_replaced(
     async with name_server(tmp_path, lambda: None) as process:
         await process.follow(whole(), whole)
         (pid,) = pids(tmp_path)
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         monkeypatch.setattr("orchestrator.agent.names.ANSWER_SECONDS", 0.2)
         with pytest.raises(NetworkError, match=r"within 0.2 s"):
             await process.follow(Change(1, 1, ()), whole)

@@ -171,7 +171,9 @@ class Cluster:
             if task["state"] == task["desired_state"] == "running"
         ]
 
-    def await_running(self, service: str, count: int) -> list[dict[str, Any]]:
+    def await_running(
+        self, service: str, count: int, within: float = PATIENCE
+    ) -> list[dict[str, Any]]:
         """Wait until exactly so many tasks of a service run, and return them."""
 
         def ask() -> list[dict[str, Any]]:
@@ -180,11 +182,11 @@ class Cluster:
             return tasks
 
         if count == 0:
-            eventually(lambda: not self.running(service))
+            eventually(lambda: not self.running(service), within)
             return []
-        return eventually(ask)
+        return eventually(ask, within)
 
-    def await_ready(self, *hosts: str) -> None:
+    def await_ready(self, *hosts: str, within: float = PATIENCE) -> None:
         """Wait until nodes (all, if none is named) are ready."""
 
         def ask() -> bool:
@@ -195,7 +197,7 @@ class Cluster:
             assert set(states.values()) == {"ready"}, states
             return True
 
-        eventually(ask)
+        eventually(ask, within)
 
     def await_reason(self, service: str, words: str) -> None:
         """Wait until a task of a service says this of why it does not run."""

@@ -53,6 +53,11 @@ class Bundle:
         return self.run / "rootfs"
 
     @property
+    def maps(self) -> Path:
+        """Where layers with other owners are mounted while the root is put together."""
+        return self.run / "maps"
+
+    @property
     def upper(self) -> Path:
         """The writable layer."""
         return self._layer / "upper"
@@ -87,7 +92,7 @@ class Bundle:
 
         Raises RuntimeFailure.
         """
-        for folder in (self.run, self.root, self.state):
+        for folder in (self.run, self.root, self.maps, self.state):
             folder.mkdir(exist_ok=True, mode=0o700)
         if storage_size:
             try:
@@ -185,16 +190,17 @@ class Bundle:
         _remove(self.run)
 
     def _unmount(self) -> None:
-        ensure_unmounted(self.root)
-        try:
-            # Not by a recursive removal, which would empty a layer were it still mounted.
-            self.root.rmdir()
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise RuntimeFailure(
-                f"the container's root {self.root} is still in use ({error.strerror})"
-            ) from error
+        for place in (self.root, self.maps):
+            ensure_unmounted(place)
+            try:
+                # Not by a recursive removal, which would empty a layer were it still mounted.
+                place.rmdir()
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise RuntimeFailure(
+                    f"the container's root {place} is still in use ({error.strerror})"
+                ) from error
         # Without its records first, so that half a container is not taken for a whole one.
         for record in (_RESULT, _STARTED, _IDENTITY):
             (self.run / record).unlink(missing_ok=True)

@@ -129,7 +129,9 @@ class BundleMaker:
             else:
                 layers = container.image.layers
                 mount_overlay(
-                    layers, bundle.upper, bundle.work, bundle.root, owners, keep=container.keep
+                    *(layers, bundle.upper, bundle.work, bundle.root, owners),
+                    maps=bundle.maps,
+                    keep=container.keep,
                 )
             devices = find_devices(spec)
             if devices and ids is not None:

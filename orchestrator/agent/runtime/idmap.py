@@ -27,10 +27,10 @@ _PR_SET_SECUREBITS, _PR_GET_SECUREBITS = 28, 27
 _SECBIT_NO_SETUID_FIXUP = 1 << 2
 
 
-def idmapped(path: Path, userns: int) -> int:
+def idmapped(path: Path, userns: int, *, read_only: bool = False) -> int:
     """A descriptor of a detached mount of `path`, and none below it, in which a user namespace's
     ids are those on disk. Raises OSError; EINVAL where the file system cannot do it."""
-    return detached(path, IDMAP, userns=userns, private=False)
+    return detached(path, IDMAP | (RDONLY if read_only else 0), userns=userns)
 
 
 def mount_read_only(path: Path, target: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.idmap import as_root_of, idmapped
 from orchestrator.agent.runtime.idranges import IdRange
+from orchestrator.agent.runtime.mountcalls import attach
 from orchestrator.agent.runtime.mounts import MS_RDONLY, mount, unmount
 
 MOUNT_DATA_LIMIT = 4095
@@ -36,13 +38,16 @@ def mount_overlay(
     target: Path,
     owners: Owners | None = None,
     *,
+    maps: Path,
     keep: bool = False,
 ) -> None:
-    """Mount an overlay root; `layers` are the lowest first. All folders exist.
+    """Mount an overlay root; `layers` are the lowest first. All folders exist. `maps` is empty, and
+    is so again.
 
     With `owners` the files on disk, of the layers and of the writable one, have the ids that the
     container sees, and it is the mount that turns them into those of its range: what is shared
-    stays shared, and a writable layer is the same in whatever range it is next used.
+    stays shared, and a writable layer is the same in whatever range it is next used. The mounts
+    that do it are at `maps` meanwhile: before Linux 6.15, an overlay takes none that is nowhere.
 
     The mount is `volatile`: the upper layer goes with the container, so neither a container's
     fsync nor the unmount waits until all of the disk's cache is written. With `keep` the layer
@@ -54,8 +59,9 @@ def mount_overlay(
         raise RuntimeFailure("the image has no layers")
     with ExitStack() as opened:
         if owners is not None:
-            lower = _through_descriptors(layers, opened, owners)
-            writable = f"/proc/self/fd/{_mapped(upper.parent, opened, owners)}"
+            opened.callback(ensure_unmounted, maps)
+            lower = _through_descriptors(layers, opened, partial(_mapped, owners, maps, True))
+            writable = f"/proc/self/fd/{_mapped(owners, maps, False, upper.parent, opened)}"
             folders = f"upperdir={writable}/{upper.name},workdir={writable}/{work.name}"
             opened.enter_context(as_root_of(owners.ids))
         else:
@@ -95,18 +101,20 @@ def _plain(layers: Sequence[Path], *others: Path) -> str | None:
     return lower
 
 
+def _open(layer: Path, opened: ExitStack) -> int:
+    fd = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    opened.callback(os.close, fd)
+    return fd
+
+
 def _through_descriptors(
-    layers: Sequence[Path], opened: ExitStack, owners: Owners | None = None
+    layers: Sequence[Path], opened: ExitStack, open_one: Callable[[Path, ExitStack], int] = _open
 ) -> str:
     """The layers by open descriptors, which have short names however long the paths are."""
     names: list[str] = []
     for layer in reversed(layers):
         try:
-            if owners is not None:
-                fd = _mapped(layer, opened, owners)
-            else:
-                fd = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                opened.callback(os.close, fd)
+            fd = open_one(layer, opened)
         except FileNotFoundError as error:
             raise RuntimeFailure(
                 f"the image's layer {layer.name} is not on this node any more"
@@ -115,9 +123,10 @@ def _through_descriptors(
     return ":".join(names)
 
 
-def _mapped(folder: Path, opened: ExitStack, owners: Owners) -> int:
+def _mapped(owners: Owners, maps: Path, read_only: bool, folder: Path, opened: ExitStack) -> int:
+    """A folder with other owners, on top of what is at `maps`."""
     try:
-        fd = idmapped(folder, owners.userns)
+        fd = idmapped(folder, owners.userns, read_only=read_only)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -126,6 +135,10 @@ def _mapped(folder: Path, opened: ExitStack, owners: Owners) -> int:
             "use --userns host, or a newer kernel"
         ) from error
     opened.callback(os.close, fd)
+    try:
+        attach(fd, maps)
+    except OSError as error:
+        raise RuntimeFailure(f"nothing can be mounted at {maps} ({error.strerror})") from error
     return fd
 
 

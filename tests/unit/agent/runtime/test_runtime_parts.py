@@ -240,7 +240,7 @@ def test_links_of_an_image_do_not_lead_out_of_it(tmp_path: Path) -> None:
 
 def test_an_image_without_layers(tmp_path: Path) -> None:
     with pytest.raises(RuntimeFailure, match="no layers"):
-        mount_overlay((), tmp_path, tmp_path, tmp_path)
+        mount_overlay((), tmp_path, tmp_path, tmp_path, maps=tmp_path)
 
 
 def test_name_servers_of_the_host() -> None:

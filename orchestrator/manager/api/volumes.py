@@ -257,7 +257,7 @@ class VolumeCalls(Calls, volumes_pb2_grpc.VolumesServicer):  # type: ignore[misc
                         return frame.result
         except TimeoutError:
             pass
-        raise precondition(f"node {hostname} did not answer within {timeout:g} seconds")
+        raise precondition(f"node {hostname} did not answer within {timeout:g} s")
 
     def _rows(self, seen: _Seen) -> list[Any]:
         view = self.api.view

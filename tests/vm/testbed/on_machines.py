@@ -236,12 +236,12 @@ def test_the_monitoring_chart_sees_all_machines(cluster: Cluster) -> None:
 
     def all_seen() -> bool:
         with suppress(OSError):  # until it listens
-            agents = answer('up{job="orc-agents"}')
-            return agents == [(name, 1.0) for name in sorted(ADDRESSES)]
+            assert answer('up{job="orc-agents"}') == [(name, 1.0) for name in sorted(ADDRESSES)]
+            assert answer('sum(orc_nodes{state="ready"})') == [("", 3.0)]
+            return True
         return False
 
     eventually(all_seen, within=SOON, every=5)
-    assert answer('sum(orc_nodes{state="ready"})') == [("", 3.0)]
     cluster.orc("stack", "rm", "monitoring", within=SOON)
     cluster.orc("volume", "rm", *MONITORED, within=SOON)
 

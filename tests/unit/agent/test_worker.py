@@ -65,9 +65,7 @@ def spec(**fields: object) -> TaskSpec:
     return TaskSpec(container=ContainerSpec(image="hello:1", **fields))  # type: ignore[arg-type]
 
 
-async def test_namespaces_are_made_only_when_those_of_earlier_containers_are_gone(
-    host: Host,
-) -> None:
+async def test_namespaces_are_made_when_those_of_before_are_gone(host: Host) -> None:
     host.network.collecting = asyncio.Event()
     async with agent(host) as a:
         a.full(assigned())

@@ -29,7 +29,8 @@ _SECBIT_NO_SETUID_FIXUP = 1 << 2
 
 def idmapped(path: Path, userns: int, *, read_only: bool = False) -> int:
     """A descriptor of a detached mount of `path`, and none below it, in which a user namespace's
-    ids are those on disk. Raises OSError; EINVAL where the file system cannot do it."""
+    ids are those on disk; `read_only`: nothing is written through it. Raises OSError; EINVAL where
+    the file system cannot do it."""
     return detached(path, IDMAP | (RDONLY if read_only else 0), userns=userns)
 
 

@@ -41,8 +41,8 @@ def mount_overlay(
     maps: Path,
     keep: bool = False,
 ) -> None:
-    """Mount an overlay root; `layers` are the lowest first. All folders exist. `maps` is empty, and
-    is so again.
+    """Mount an overlay root; `layers` are the lowest first. All folders exist. `maps` is an empty
+    one, with nothing mounted there when this returns or raises.
 
     With `owners` the files on disk, of the layers and of the writable one, have the ids that the
     container sees, and it is the mount that turns them into those of its range: what is shared

@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 SOURCES := orchestrator tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sim vm-test lint bench deb wheel reference install format clean
+.PHONY: help demo test sim vm-test lint bench scale deb wheel reference install format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ demo: install ## Start a dev cluster and show a service on it (root)
 
 # All but the end-to-end tests stand apart from each other, so they run beside each other. Those have
 # the machine for themselves: what they see of time and load is the cluster's own.
-BESIDE := tests/contract tests/sim tests/unit
+BESIDE := tests/contract tests/scale tests/sim tests/unit
 
 test: install ## Run all tests, the end-to-end ones on a real dev cluster included (root)
 ifdef ARGS
@@ -40,6 +40,9 @@ lint: install ## Check style, types and the direction of imports
 
 bench: install ## Measure, beside Docker where it is installed (root)
 	@$(PYTHON) -m tests.bench $(ARGS)
+
+scale: install ## Load a manager with simulated agents (root; ARGS="--nodes 500 --tasks 5000")
+	@$(PYTHON) -m tests.scale $(ARGS)
 
 reference: install ## Write docs/reference from the commands' own help
 	@$(PYTHON) scripts/reference

@@ -141,7 +141,7 @@ class Session:
         hello = dispatch_pb2.Hello(description=to_proto(description), boot_id=self._node.boot_id)
         try:
             async with asyncio.timeout(patience):
-                await call.write(dispatch_pb2.AgentMessage(hello=hello))
+                await send(call, dispatch_pb2.AgentMessage(hello=hello))
                 message = await _read(call)
         except TimeoutError as error:
             raise SessionEnded(f"no answer within {patience:g} seconds") from error
@@ -217,12 +217,12 @@ class Session:
                 message = dispatch_pb2.StatusReport(sequence=sequence)
                 for task_id, status in statuses.items():
                     message.statuses[task_id].CopyFrom(to_proto(status))
-                await call.write(dispatch_pb2.AgentMessage(statuses=message))
+                await send(call, dispatch_pb2.AgentMessage(statuses=message))
                 self._progress = loop.time()
             if self._images_changed:
                 self._images_changed = False
                 images = dispatch_pb2.ImageReport(images=map(to_proto, self._node.images()))
-                await call.write(dispatch_pb2.AgentMessage(images=images))
+                await send(call, dispatch_pb2.AgentMessage(images=images))
             await self._send_changes(call)
             await self._send_network_plugins(call)
             await self._acknowledge_endpoints(call)
@@ -232,7 +232,7 @@ class Session:
             except TimeoutError:
                 if loop.time() < beat:
                     continue
-                await call.write(dispatch_pb2.AgentMessage(heartbeat=dispatch_pb2.Heartbeat()))
+                await send(call, dispatch_pb2.AgentMessage(heartbeat=dispatch_pb2.Heartbeat()))
                 # A suspended process does not make up for the beats that it missed.
                 beat = max(beat, loop.time() - self._period) + self._period
                 if loop.time() - self._progress > ACK_LIMIT:
@@ -246,23 +246,23 @@ class Session:
         if scopes != self._volume_drivers:
             self._volume_drivers = scopes
             drivers = dispatch_pb2.VolumeDrivers(scopes=scopes)
-            await call.write(dispatch_pb2.AgentMessage(volume_drivers=drivers))
+            await send(call, dispatch_pb2.AgentMessage(volume_drivers=drivers))
         if path_mtu != self._path_mtu:
             self._path_mtu = path_mtu
-            await call.write(dispatch_pb2.AgentMessage(path_mtu=path_mtu))
+            await send(call, dispatch_pb2.AgentMessage(path_mtu=path_mtu))
         if description.trouble != self._trouble:
             self._trouble = description.trouble
-            await call.write(dispatch_pb2.AgentMessage(trouble=self._trouble))
+            await send(call, dispatch_pb2.AgentMessage(trouble=self._trouble))
         if keys != self._tunnel_keys:
             self._tunnel_keys = keys
             message = dispatch_pb2.TunnelKeys(keys=map(to_proto, keys))
-            await call.write(dispatch_pb2.AgentMessage(tunnel_keys=message))
+            await send(call, dispatch_pb2.AgentMessage(tunnel_keys=message))
 
     async def _send_network_plugins(self, call: Any) -> None:
         found = _network_plugins(self._node.describe())
         if found != self._network_plugins:
             self._network_plugins = found
-            await call.write(dispatch_pb2.AgentMessage(network_plugins=found))
+            await send(call, dispatch_pb2.AgentMessage(network_plugins=found))
 
     async def _acknowledge_endpoints(self, call: Any) -> None:
         revision = 0
@@ -270,7 +270,7 @@ class Session:
             _, revision = self._followed.popleft()
         if revision:
             applied = dispatch_pb2.EndpointsApplied(revision=revision)
-            await call.write(dispatch_pb2.AgentMessage(endpoints_applied=applied))
+            await send(call, dispatch_pb2.AgentMessage(endpoints_applied=applied))
 
 
 def _network_plugins(node: NodeDescription) -> dispatch_pb2.NetworkPlugins:
@@ -279,13 +279,25 @@ def _network_plugins(node: NodeDescription) -> dispatch_pb2.NetworkPlugins:
     )
 
 
+async def send(call: Any, message: dispatch_pb2.AgentMessage) -> None:
+    """Write to the session's call. Raises SessionEnded when the call is over, which the reader may
+    be yet to see, and grpc.RpcError."""
+    try:
+        await call.write(message)
+    except asyncio.InvalidStateError as error:  # what grpc.aio raises then
+        raise await _closed(call) from error
+
+
 async def _read(call: Any) -> dispatch_pb2.ManagerMessage:
     message = await call.read()
     if not isinstance(message, dispatch_pb2.ManagerMessage):  # grpc.aio.EOF
-        raise SessionEnded(
-            _words(await call.code(), await call.details()) or "the manager closed the session"
-        )
+        raise await _closed(call)
     return message
+
+
+async def _closed(call: Any) -> SessionEnded:
+    words = _words(await call.code(), await call.details())
+    return SessionEnded(words or "the manager closed the session")
 
 
 def _redirected(redirect: dispatch_pb2.Redirect) -> SessionEnded:

@@ -20,13 +20,13 @@ from orchestrator.agent.dialer import Dialer, backoff, patience
 from orchestrator.agent.endpoints import Change, Endpoints
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Exit
-from orchestrator.agent.session import Node, Session
+from orchestrator.agent.session import Node, Session, SessionEnded
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker
 from orchestrator.model.nodes import NodeDescription
 from orchestrator.model.objects import Image
 from orchestrator.model.states import TaskState
-from orchestrator.pb import dispatch_pb2
+from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +238,17 @@ async def test_a_manager_that_says_nothing_is_left(
     async with manager_stub() as manager, agent(host, manager.address):
         await manager.session()
         await manager.session()
+
+
+async def test_a_message_to_a_session_that_the_manager_has_closed_ends_it() -> None:
+    heartbeat = dispatch_pb2.AgentMessage(heartbeat=dispatch_pb2.Heartbeat())
+    async with manager_stub() as manager, grpc.aio.insecure_channel(manager.address) as channel:
+        call = dispatch_pb2_grpc.DispatchStub(channel).Session()
+        await call.write(dispatch_pb2.AgentMessage(hello=dispatch_pb2.Hello()))
+        (await manager.session()).over.set()
+        await call.code()
+        with pytest.raises(SessionEnded, match="the manager closed the session"):
+            await session_module.send(call, heartbeat)
 
 
 async def test_what_is_not_acknowledged_is_repeated(

@@ -1,0 +1,1 @@
+"""The control plane under load: a real manager and etcd, and many simulated agents."""

@@ -1,0 +1,197 @@
+"""One run: nodes join, services are declared, and what a user cares for is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from orchestrator.background import background
+from orchestrator.pb import control_pb2, control_pb2_grpc, types_pb2
+from tests.scale.agents import DIGEST, IMAGE, Report
+from tests.scale.cluster import Agents, ManagerProcess, burning
+
+POLL = 0.25
+"""Seconds between two looks at the agents' reports."""
+PROBE = 0.5
+"""Seconds between two calls of the API whose answers are timed."""
+SETTLE = 3.0
+"""Seconds for which a converged cluster is watched for what comes late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is tried."""
+
+    nodes: int
+    tasks: int
+    services: int = 20
+    seconds: float = 300.0
+    """How long each phase may take."""
+    burn: bool = False
+    """Other processes use all cores."""
+    reconnect: bool = False
+    """All nodes reconnect at once when the cluster has converged."""
+    external_etcd: bool = False
+    """etcd with its default limits."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of it."""
+
+    joined: float | None = None
+    """Seconds until all nodes were in session; None if they were not in time."""
+    converged: float | None = None
+    """Seconds until all tasks ran, and the manager knew."""
+    reconnected: float | None = None
+    """Seconds until all nodes were in session again, and the manager knew all that runs."""
+    sessions: int = 0
+    """Nodes in session at the end."""
+    lost: int = 0
+    """Sessions that ended, but for those that were broken by order."""
+    failed: int = 0
+    """Attempts to open a session that failed."""
+    elections: int = 0
+    replaced: int = 0
+    """Tasks that were assigned beyond those declared."""
+    stopped: int = 0
+    """Tasks that ran and were stopped."""
+    running: int = 0
+    down: int = 0
+    """Nodes that the manager called down."""
+    cpu: float = 0.0
+    """Seconds of the manager's process."""
+    memory: int = 0
+    """Bytes resident in the manager's process at the end."""
+    answers: list[float] = field(default_factory=list)
+    """Seconds until each answer to a simple call of the API: how late the manager's loop is."""
+    received: int = 0
+    """Bytes of all messages to agents."""
+    messages: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Why sessions ended or were not opened."""
+    load: float = 0.0
+    """Of the machine over the last minute, before the run."""
+
+
+async def run(scenario: Scenario, folder: Path | None = None) -> Outcome:
+    """Have it happen."""
+    outcome = Outcome(load=os.getloadavg()[0])
+    async with AsyncExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orc-scale-")))
+        manager = ManagerProcess(folder, external_etcd=scenario.external_etcd)
+        stack.enter_context(manager.running())
+        await manager.ready()
+        if scenario.burn:
+            stack.enter_context(burning(os.cpu_count() or 1))
+        agents = Agents(manager, scenario.nodes)
+        await stack.enter_async_context(agents.running())
+        channel = await stack.enter_async_context(manager.channel())
+        stub = control_pb2_grpc.ControlStub(channel)
+        await stack.enter_async_context(background(_probe(stub, outcome.answers)))
+        await _phases(scenario, outcome, agents, stub)
+        await _count(outcome, agents, manager, stub)
+    return outcome
+
+
+async def _phases(
+    scenario: Scenario, outcome: Outcome, agents: Agents, stub: control_pb2_grpc.ControlStub
+) -> None:
+    def connected(report: Report) -> bool:
+        return report.connected == scenario.nodes
+
+    def running(report: Report) -> bool:
+        return connected(report) and report.running == scenario.tasks
+
+    outcome.joined = await _until(agents, connected, scenario.seconds)
+    if outcome.joined is None:
+        return
+    began = time.monotonic()
+    for spec in _specs(scenario):
+        request = control_pb2.CreateServiceRequest(spec=spec, no_resolve_image=True)
+        await stub.CreateService(request)
+    if await _until(agents, running, scenario.seconds) is None:
+        return
+    outcome.converged = time.monotonic() - began
+    await asyncio.sleep(SETTLE)
+    if not scenario.reconnect:
+        return
+    began = time.monotonic()
+    before = agents.report.opened
+    agents.reconnect()
+
+    def again(report: Report) -> bool:
+        return report.opened >= before + scenario.nodes and running(report)
+
+    if await _until(agents, again, scenario.seconds) is not None:
+        outcome.reconnected = time.monotonic() - began
+    await asyncio.sleep(SETTLE)
+
+
+def _specs(scenario: Scenario) -> list[types_pb2.ServiceSpec]:
+    services = min(scenario.services, scenario.tasks)
+    share, rest = divmod(scenario.tasks, services)
+    return [
+        types_pb2.ServiceSpec(
+            name=f"app{number}",
+            replicas=share + (number < rest),
+            task=types_pb2.TaskSpec(
+                container=types_pb2.ContainerSpec(
+                    image=f"{IMAGE}@{DIGEST}", env=["A=1", "B=2"], labels={"part": "load"}
+                ),
+                reservation=types_pb2.Resources(shares=16, memory=16 << 20),
+                networks=[types_pb2.NetworkAttachment(network="default")],
+            ),
+        )
+        for number in range(services)
+    ]
+
+
+async def _until(agents: Agents, done: object, seconds: float) -> float | None:
+    """Seconds until the agents' report is as wanted; None if that takes too long."""
+    assert callable(done)
+    began = time.monotonic()
+    while not done(agents.report):
+        if time.monotonic() - began > seconds:
+            return None
+        await asyncio.sleep(POLL)
+    return time.monotonic() - began
+
+
+async def _probe(stub: control_pb2_grpc.ControlStub, answers: list[float]) -> None:
+    while True:
+        began = time.monotonic()
+        with suppress(grpc.aio.AioRpcError):
+            await stub.GetCluster(control_pb2.GetClusterRequest(), timeout=30.0)
+        answers.append(time.monotonic() - began)
+        await asyncio.sleep(PROBE)
+
+
+async def _count(
+    outcome: Outcome, agents: Agents, manager: ManagerProcess, stub: control_pb2_grpc.ControlStub
+) -> None:
+    outcome.cpu, outcome.memory = manager.cpu_seconds, manager.memory
+    report = agents.report
+    tasks = (await stub.ListTasks(control_pb2.ListTasksRequest())).tasks
+    wanted = [task for task in tasks if task.desired_state <= types_pb2.TASK_RUNNING]
+    outcome.running = sum(task.status.state == types_pb2.TASK_RUNNING for task in wanted)
+    nodes = (await stub.ListNodes(control_pb2.ListNodesRequest())).nodes
+    # A node that was called down and is back keeps the time of that.
+    outcome.down = sum(bool(row.node.downs) for row in nodes)
+    ever = {task.id for task in tasks if task.node_id}
+    outcome.replaced = max(report.assigned, len(ever)) - len(wanted)
+    outcome.stopped = report.stopped
+    outcome.sessions = report.connected
+    outcome.lost = sum(report.ended.values())
+    outcome.failed = sum(report.failed.values())
+    outcome.elections = manager.logged("elected")
+    outcome.received, outcome.messages = report.received, report.messages
+    outcome.reasons = {**report.failed, **report.ended}

@@ -30,6 +30,7 @@ from orchestrator.agent.runtime.mounts import (
     is_mounted,
     mount,
 )
+from orchestrator.linux.atomicfile import write_file
 from orchestrator.pb import documents_pb2
 
 log = logging.getLogger(__name__)
@@ -235,12 +236,5 @@ def _name(file: documents_pb2.AssignedFile) -> str:
 
 
 def _write(path: Path, data: bytes, mode: int, owner: tuple[int, int] = (0, 0)) -> None:
-    """Write a file whole, and with its owner before anybody can see it."""
-    temporary = path.with_name(".new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(data)
-        os.fchown(descriptor, *owner)
-        os.fchmod(descriptor, mode)
-    temporary.replace(path)
+    # A draft with the file's own name could have too long a name.
+    write_file(path, data, mode=mode, owner=owner, temporary=path.with_name(".new"))

@@ -153,19 +153,14 @@ def _existing(name: str) -> str:
 
 def _write(path: str, text: str) -> None:
     """Replace a private file as a whole: a reader or a crash sees the old one or the new one."""
-    import tempfile
+    from pathlib import Path
 
+    from orchestrator.linux.atomicfile import write_file
+
+    file = Path(path)
     try:
-        folder = os.path.dirname(path)
-        os.makedirs(folder, exist_ok=True, mode=0o700)
-        # mkstemp makes it 0600.
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".new-")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Two commands may write the same context at once.
+        write_file(file, text, temporary=file.with_name(f".new-{os.getpid()}"))
     except OSError as error:
         raise CliError(f"cannot write {path}: {error.strerror}") from None

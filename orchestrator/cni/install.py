@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
+
+from orchestrator.linux.atomicfile import write_file
 
 from . import client
 
@@ -29,8 +30,6 @@ def install(folder: Path) -> Path:
     """Write the command into a folder, in place of an older one; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    made = folder / f".{NAME}.new"
-    made.write_text(script(sys.executable))
-    made.chmod(0o755)
-    os.replace(made, path)  # a runtime that executes it meanwhile has the old one or the new one
+    # A runtime that executes it meanwhile has the old one or the new one.
+    write_file(path, script(sys.executable), mode=0o755)
     return path

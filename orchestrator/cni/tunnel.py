@@ -18,6 +18,8 @@ from ipaddress import IPv4Address, IPv6Interface
 from pathlib import Path
 from typing import Any
 
+from orchestrator.linux.atomicfile import write_file
+
 from . import fields, netlink, routing, sealed, tunnels, vxlan, wireguard
 from .errors import CniError, Code
 from .fields import invalid
@@ -163,14 +165,7 @@ class Tunnel:
             ) from error
 
     def _save(self, keys: Sequence[OwnKey]) -> None:
-        draft = self._file.with_suffix(".new")
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"keys": [asdict(key) for key in keys]}, file)
-            file.flush()
-            os.fsync(descriptor)
-        draft.rename(self._file)
+        write_file(self._file, json.dumps({"keys": [asdict(key) for key in keys]}))
 
     def _with_another(
         self, keys: tuple[OwnKey, ...], rotation: int, mtu: int

@@ -32,6 +32,7 @@ from orchestrator.dev.plan import (
     choose_subnet,
     is_host_cgroup,
 )
+from orchestrator.linux.atomicfile import write_file
 
 ROOT = Path("/var/lib/orc-dev")
 API_PORT, JOIN_PORT = 7420, 7421
@@ -160,9 +161,7 @@ class DevCluster:
         return plan
 
     def _write(self, plan: ClusterPlan) -> None:
-        draft = self._record.with_suffix(".new")
-        draft.write_text(plan.to_json())
-        draft.replace(self._record)
+        write_file(self._record, plan.to_json(), mode=0o644)
 
     def _other_subnets(self) -> list[IPv4Network]:
         others = [DevCluster(name, self._root) for name in list_clusters(self._root)]

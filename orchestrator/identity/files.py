@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from orchestrator.linux.atomicfile import write_file
 
 
 class NoIdentity(Exception):
@@ -40,21 +41,9 @@ class ManagerIdentity:
     """Seconds that the cluster began with; the store has what is in force. 0: the usual."""
 
 
-def write_private(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write a file that nobody else may read, whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def write_identity(path: Path, identity: NodeIdentity | ManagerIdentity) -> None:
     """Write `node.json` or `manager.json`."""
-    write_private(path, json.dumps(asdict(identity), indent=2) + "\n")
+    write_file(path, json.dumps(asdict(identity), indent=2) + "\n")
 
 
 def read_manager(data_dir: Path) -> ManagerIdentity:

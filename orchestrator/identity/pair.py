@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.identity.files import write_private
+from orchestrator.linux.atomicfile import write_file
 
 SKEW = dt.timedelta(minutes=5)
 """Certificates begin that long ago, so that hosts with slow clocks accept them."""
@@ -94,9 +94,9 @@ class PairFiles:
     def replace(self, pair: KeyPair) -> None:
         """Write another pair; whoever reads meanwhile, also after a crash, has one or the other.
         Raises OSError."""
-        write_private(self._both, pair.certificate + pair.key)
-        write_private(self.key, pair.key)
-        write_private(self.certificate, pair.certificate, 0o644)
+        write_file(self._both, pair.certificate + pair.key)
+        write_file(self.key, pair.key)
+        write_file(self.certificate, pair.certificate, mode=0o644)
         self._both.unlink()
 
     def stamp(self) -> tuple[int, int]:

@@ -7,14 +7,10 @@ import secrets
 from pathlib import Path
 
 from orchestrator.identity import ca, token
-from orchestrator.identity.files import (
-    ManagerIdentity,
-    NodeIdentity,
-    write_identity,
-    write_private,
-)
+from orchestrator.identity.files import ManagerIdentity, NodeIdentity, write_identity
 from orchestrator.identity.join import Joined
 from orchestrator.identity.pair import KeyPair, TlsFiles
+from orchestrator.linux.atomicfile import write_file
 
 
 class AlreadyThere(Exception):
@@ -67,8 +63,8 @@ def init_cluster(
         lifetime=lifetime,
     )
     admin = new_admin(authority, identity.cluster_id, now, lifetime)
-    write_private(data_dir / "ca.pem", authority.certificate, 0o644)
-    write_private(data_dir / "ca.key", authority.key)
+    write_file(data_dir / "ca.pem", authority.certificate, mode=0o644)
+    write_file(data_dir / "ca.key", authority.key)
     TlsFiles.of(data_dir, "manager").pair.replace(manager)
     # Last: its presence says that the folder is whole.
     write_identity(data_dir / "manager.json", identity)
@@ -108,7 +104,7 @@ def store_node(data_dir: Path, joined: Joined, address: str) -> NodeIdentity:
         address=address or joined.own_address,
         managers=joined.managers,
     )
-    write_private(data_dir / "ca.pem", joined.ca_certificate, 0o644)
+    write_file(data_dir / "ca.pem", joined.ca_certificate, mode=0o644)
     TlsFiles.of(data_dir, "node").pair.replace(KeyPair(joined.certificate, joined.key))
     write_identity(data_dir / "node.json", identity)
     return identity

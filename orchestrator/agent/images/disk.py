@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.linux.atomicfile import flush_folder
 
 _CHUNK = 1 << 20
 _LAST_WRITES = 10.0
@@ -93,15 +94,6 @@ def publish(made: Path, final: Path) -> None:
     flush_folder(final.parent)
 
 
-def flush_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def write_verified(source: IO[bytes], target: Path, digest: str, size: int) -> None:
     """Copy and flush a blob. Raises `ImageError` when its size or digest is another."""
     found = hashlib.sha256()
@@ -122,19 +114,6 @@ def verify(path: Path, digest: str, size: int | None) -> None:
         found = hashlib.file_digest(file, "sha256")
         count = file.tell()
     compare(digest, f"sha256:{found.hexdigest()}", count if size is None else size, count)
-
-
-def write_atomically(path: Path, data: bytes, scratch: Scratch) -> None:
-    """Replace a file's content: at any moment it is the old or the new one."""
-    made = scratch.path()
-    try:
-        with made.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        publish(made, path)
-    finally:
-        made.unlink(missing_ok=True)
 
 
 def compare(digest: str, found: str, size: int, count: int) -> None:

@@ -33,6 +33,7 @@ from orchestrator.agent.images.manifest import (
 )
 from orchestrator.agent.images.names import full_name, hex_of, is_digest
 from orchestrator.agent.images.unpack import MAX_LAYER
+from orchestrator.linux.atomicfile import write_file
 from orchestrator.model.objects import Image
 
 log = logging.getLogger(__name__)
@@ -289,7 +290,8 @@ class ImageStore:
         """Write the index down and tell of it. What is written last is newest."""
         async with self._saving:
             data = self._catalog.dump()
-            await asyncio.to_thread(disk.write_atomically, self._index, data, self._scratch)
+            draft = self._scratch.path()
+            await asyncio.to_thread(write_file, self._index, data, mode=0o644, temporary=draft)
         self.changed.set()
 
     # -- archives --------------------------------------------------------------------------------
@@ -305,7 +307,7 @@ class ImageStore:
                     made = self._scratch.path()
                     try:
                         if content.data:
-                            disk.write_atomically(final, content.data, self._scratch)
+                            write_file(final, content.data, mode=0o644, temporary=made)
                             continue
                         with files.open(content.path) as source:
                             disk.write_verified(source, made, content.digest, content.size)

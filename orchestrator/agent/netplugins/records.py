@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.agent.network import NetworkError
+from orchestrator.linux.atomicfile import write_file
 
 log = logging.getLogger(__name__)
 
@@ -144,18 +145,8 @@ def _read_all(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
-    draft = path.with_suffix(".new")
     try:
-        with draft.open("w") as file:
-            json.dump(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_file(path, json.dumps(document))
     except OSError as error:
         raise _unwritable(path, error) from error
 

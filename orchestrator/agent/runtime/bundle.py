@@ -22,6 +22,7 @@ from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.identity import ProcessIdentity
 from orchestrator.agent.runtime.idranges import IdRange
 from orchestrator.agent.runtime.overlay import ensure_unmounted
+from orchestrator.linux.atomicfile import write_file
 
 _IDENTITY = "identity"
 _STARTED = "started"
@@ -213,9 +214,7 @@ class Bundle:
         return record
 
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
-        temporary = self.run / f".{name}"
-        temporary.write_text(json.dumps(record))
-        temporary.replace(self.run / name)
+        write_file(self.run / name, json.dumps(record))
 
 
 def _remove(folder: Path) -> None:

@@ -1,14 +1,24 @@
-"""What is on disk of volumes and of their users. Nothing here is ever half-written."""
+"""Durable records of volumes and of the containers that use them.
+
+A record that cannot be read (after damage to the disk, or written by a release that did not flush
+it) is moved aside as `NAME.corrupt` and logged; it never stops the agent, and the volume's data
+stays. The record of a volume is written again when the volume is next used.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from orchestrator.linux.atomicfile import flush_folder, write_file
+
+log = logging.getLogger(__name__)
 
 _RECORD = "volume.json"
 _DRAFT, _GONE = ".new-", ".gone-"
@@ -55,9 +65,12 @@ class Records:
         return self._volumes / name
 
     def volume(self, name: str) -> VolumeRecord | None:
-        """What is known of a volume; None when it is not here."""
-        document = _read(self.folder(name) / _RECORD)
-        return None if document is None else VolumeRecord(**document)
+        """The record of a volume; None when it is not here, or has no readable record."""
+        return _read(VolumeRecord, self.folder(name) / _RECORD)
+
+    def has_data(self, name: str) -> bool:
+        """Whether the volume has a folder here, with a readable record or without."""
+        return self.folder(name).is_dir()
 
     def volumes(self) -> Iterator[VolumeRecord]:
         """All volumes, by name."""
@@ -66,7 +79,13 @@ class Records:
                 yield record
 
     def create(self, record: VolumeRecord) -> None:
-        """Make a volume's folder, with its record and an empty `_data`."""
+        """Make a volume's folder, with its record and an empty `_data`. Where the folder has lost
+        its record, it gets this one and keeps its data."""
+        if self.has_data(record.name):
+            if self.volume(record.name) is None:
+                log.warning("volume has a record again", extra={"volume": record.name})
+            self.update(record)
+            return
         draft = self._volumes / f"{_DRAFT}{record.name}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o711)
@@ -74,6 +93,7 @@ class Records:
         (draft / "_data").chmod(0o755)
         _write(draft / _RECORD, asdict(record))
         draft.rename(self.folder(record.name))
+        flush_folder(self._volumes)
 
     def update(self, record: VolumeRecord) -> None:
         """Write what has changed of a volume."""
@@ -94,12 +114,12 @@ class Records:
         return [p for p in self._volumes.iterdir() if p.name.startswith((_DRAFT, _GONE))]
 
     def uses(self) -> dict[str, Use]:
-        """All uses, by container."""
+        """All uses, by container. One whose record cannot be read counts as a use of no volume, so
+        that what else the container holds is given back when it is gone."""
         found: dict[str, Use] = {}
         for path in sorted(self._uses.glob("*.json")):
-            document = _read(path)
-            if document is not None:
-                found[path.stem] = Use(**document)
+            use = _read(Use, path)
+            found[path.stem] = Use(path.stem) if use is None else use
         return found
 
     def put_use(self, use: Use) -> None:
@@ -111,15 +131,27 @@ class Records:
         (self._uses / f"{container_id}.json").unlink(missing_ok=True)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+_R = TypeVar("_R", VolumeRecord, Use)
+
+
+def _read(kind: type[_R], path: Path) -> _R | None:
+    """The record at `path`; None when there is none, or after it was moved aside as unreadable.
+    Fields that a later release added are ignored."""
     try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes())
+        known = {field.name for field in fields(kind)}
+        return kind(**{name: value for name, value in document.items() if name in known})
     except FileNotFoundError:
         return None
-    return document
+    except (ValueError, TypeError, AttributeError) as error:
+        aside = path.with_name(f"{path.name}.corrupt")
+        path.replace(aside)
+        log.error(
+            "record cannot be read and was moved aside; data of volumes stays where it is",
+            extra={"record": str(path), "moved_to": str(aside), "error": str(error)},
+        )
+        return None
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(json.dumps(document))
-    draft.replace(path)
+    write_file(path, json.dumps(document))

@@ -7,8 +7,10 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator.agent.runtime import spawn
 from orchestrator.agent.runtime.base import Mount
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 
 CONTAINER_LABEL = "orc.container"
 """Label of a volume that no user has named: the id of the task that it belongs to."""
+
+_A = TypeVar("_A")
 
 _LOOK_PERIOD = 5.0
 """Seconds between two looks for plugins, and two attempts to tell one that a container is gone."""
@@ -59,6 +63,7 @@ class VolumeStore:
         self._node = node
         self.plugins = plugins
         self._clock = clock
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="volume-records")
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         known = self._records.uses()
         self._uses = {id: use for id, use in known.items() if not use.leaving}
@@ -92,9 +97,8 @@ class VolumeStore:
             if each.spec.type is MountType.VOLUME
         }
         if drivers:
-            use = Use(container_id, drivers)
-            self._records.put_use(use)
-            self._uses[container_id] = use
+            self._uses[container_id] = use = Use(container_id, drivers)
+            await self._write(self._records.put_use, use)
         return tuple([await self._mount(each, container_id, declared) for each in wanted])
 
     async def detach(self, container_id: str, *, drop: bool) -> None:
@@ -104,7 +108,14 @@ class VolumeStore:
         use = self._uses.pop(container_id, None)
         if use is not None:
             use = replace(use, leaving=True)
-            self._records.put_use(use)
+            try:
+                await self._write(self._records.put_use, use)
+            except OSError as error:
+                # The older record does as well: the container is gone, which an agent finds out.
+                log.warning(
+                    "end of a volume's use is not recorded",
+                    extra={"task": container_id, "error": str(error)},
+                )
             await self._leave(use)
         if drop:
             for record in list(self._records.volumes()):
@@ -132,6 +143,8 @@ class VolumeStore:
             driver = record.driver if record else volume.driver
             if driver not in ("", LOCAL_DRIVER):
                 await self._remove_from_plugin(volume.name, driver, force=force)
+            if record is None and self._records.has_data(volume.name):
+                record = VolumeRecord(volume.name, LOCAL_DRIVER)
             if record is not None:
                 await self._discard(record)
 
@@ -192,7 +205,7 @@ class VolumeStore:
             if await plugin.get(record.name) is None:
                 await plugin.create(record.name, record.options)
             record = replace(record, shared=plugin.scope == "global")
-        self._records.create(record)
+        await self._write(self._records.create, record)
         return record
 
     async def _path(self, record: VolumeRecord, container_id: str) -> Path:
@@ -212,13 +225,13 @@ class VolumeStore:
             await copyup.empty(path)
         if not await copyup.is_empty(path):
             return
-        self._records.update(replace(record, filling=True))
+        await self._write(self._records.update, replace(record, filling=True))
         try:
             await copyup.fill(wanted.layers, wanted.spec.target, path, self._scratch)
         except VolumeError as error:
             await copyup.empty(path)
             raise VolumeError(f"volume {record.name}: {error}") from error
-        self._records.update(replace(record, filling=False))
+        await self._write(self._records.update, replace(record, filling=False))
 
     async def _leave(self, use: Use) -> None:
         """Give back what a container that is gone had mounted; what a plugin does not take back
@@ -240,10 +253,10 @@ class VolumeStore:
             self._leaving.pop(use.container_id, None)
         elif left:
             self._leaving[use.container_id] = replace(use, volumes=left)
-            self._records.put_use(self._leaving[use.container_id])
+            await self._write(self._records.put_use, self._leaving[use.container_id])
         else:
             self._leaving.pop(use.container_id, None)
-            self._records.drop_use(use.container_id)
+            await self._write(self._records.drop_use, use.container_id)
 
     async def _forget_shared(self, record: VolumeRecord) -> None:
         """Somebody on another node may remove it, of which nobody would tell this one."""
@@ -280,6 +293,11 @@ class VolumeStore:
         except VolumeError:
             if not force:
                 raise
+
+    async def _write(self, write: Callable[[_A], None], argument: _A) -> None:
+        """Write to the records, which waits for the disk. Writes are done in the order in which
+        they were asked for, whether or not somebody still waits for them. Raises OSError."""
+        await asyncio.get_running_loop().run_in_executor(self._writer, write, argument)
 
     async def _discard(self, record: VolumeRecord) -> None:
         if record.driver == LOCAL_DRIVER:

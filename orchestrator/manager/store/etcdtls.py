@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from orchestrator.linux.atomicfile import write_file
 
 CA_LIFETIME = dt.timedelta(days=20 * 365)
 # Long, because nothing but a restart of the manager renews it and it never leaves loopback.
@@ -182,17 +183,5 @@ def _write(files: EtcdTls, certificate: x509.Certificate, key: ec.EllipticCurveP
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    _replace(files.key, private, 0o600)
-    _replace(files.cert, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-
-
-def _replace(path: Path, content: bytes, mode: int) -> None:
-    """Write through a neighbour that has its final mode before it has the content."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    write_file(files.key, private)
+    write_file(files.cert, certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 
 from orchestrator.background import background
+from orchestrator.linux.atomicfile import write_file
 from orchestrator.manager.store.etcd import EtcdKv
 from orchestrator.manager.store.etcdprocess import EtcdProcess, find_orphan, start
 from orchestrator.manager.store.etcdtls import EtcdTls, MemberTls, ensure_member_tls
@@ -279,9 +280,7 @@ def _ports(memory: Path, given: tuple[int | None, int | None], running: bool) ->
             chosen.append(_free_port())
     ports = (chosen[0], chosen[1])
     if ports != remembered:
-        fresh = memory.with_suffix(".new")
-        fresh.write_text(json.dumps({"client": ports[0], "peer": ports[1]}))
-        fresh.replace(memory)
+        write_file(memory, json.dumps({"client": ports[0], "peer": ports[1]}))
     return ports
 
 

@@ -24,10 +24,11 @@ from managerstub import Conversation, ManagerStub
 from orchestrator.agent.runtime.crun import CrunRuntime
 from orchestrator.agent.runtime.mounts import enter_private_mounts
 from orchestrator.identity import ca
-from orchestrator.identity.files import ManagerIdentity, NodeIdentity, write_identity, write_private
+from orchestrator.identity.files import ManagerIdentity, NodeIdentity, write_identity
 from orchestrator.identity.pair import KeyPair, TlsFiles
 from orchestrator.identity.setup import init_cluster
 from orchestrator.identity.tls import server_credentials
+from orchestrator.linux.atomicfile import write_file
 from orchestrator.model.convert import to_proto
 from orchestrator.model.specs import ContainerSpec, TaskSpec
 from orchestrator.model.states import TaskState
@@ -86,9 +87,9 @@ class World:
             cluster_id=manager.cluster_id,
             now=dt.datetime.now(dt.UTC),
         )
-        write_private(data / "ca.pem", authority)
-        write_private(data / "node.pem", issued.certificate)
-        write_private(data / "node.key", issued.key)
+        write_file(data / "ca.pem", authority)
+        write_file(data / "node.pem", issued.certificate)
+        write_file(data / "node.key", issued.key)
         write_identity(
             data / "node.json",
             NodeIdentity("node1", manager.cluster_id, "worker", ADDRESS, (f"{ADDRESS}:7420",)),

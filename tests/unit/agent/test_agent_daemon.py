@@ -19,7 +19,8 @@ from orchestrator.agent.runtime.mounts import is_mounted, unmount
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.statedb import StateDb
 from orchestrator.identity import ca
-from orchestrator.identity.files import NodeIdentity, write_private
+from orchestrator.identity.files import NodeIdentity
+from orchestrator.linux.atomicfile import write_file
 from orchestrator.model.specs import Resources
 
 pytestmark = pytest.mark.root
@@ -36,7 +37,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
         ("node.pem", node.certificate),
         ("node.key", node.key),
     ):
-        write_private(tmp_path / name, text)
+        write_file(tmp_path / name, text)
     yield Settings(
         identity=NodeIdentity("n1", "c1", "worker", "127.0.0.1", ("127.0.0.1:1",)),
         data_dir=tmp_path,

@@ -205,3 +205,43 @@ async def test_a_bind_of_a_link_is_one_of_what_it_leads_to(
     spec = MountSpec(type=MountType.BIND, source=str(tmp_path / "localtime"), target="/localtime")
     (mount,) = await volumes.attach(holder("t1", spec), {})
     assert mount.source == str(tmp_path / "zone")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b'{"name": "da', b"[]"])
+@private
+async def test_records_that_a_loss_of_power_left_damaged(
+    volumes: VolumeStore, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The agent starts, the volume keeps its data, and its next use gives it a record again."""
+    await volumes.attach(holder("t1", DATA), {})
+    folder = tmp_path / "volumes"
+    (folder / "by-name" / "data" / "_data" / "precious").write_text("kept")
+    (folder / "by-name" / "data" / "volume.json").write_bytes(content)
+    (folder / "uses" / "t1.json").write_bytes(content)
+    again = volume_store(folder)
+    assert again.known() == []
+    errors = [each.__dict__["record"] for each in caplog.records if each.levelname == "ERROR"]
+    assert errors == [
+        str(folder / "uses" / "t1.json"),
+        str(folder / "by-name" / "data" / "volume.json"),
+    ]
+    assert (folder / "by-name" / "data" / "volume.json.corrupt").read_bytes() == content
+    (mount,) = await again.attach(
+        holder("t2", DATA), {"data": Volume(id="data", labels={"team": "a"})}
+    )
+    assert (Path(mount.source) / "precious").read_text() == "kept"
+    assert [known.record.labels for known in again.known()] == [{"team": "a"}]
+    await again.retain(["t2"])
+    assert [path.name for path in (folder / "uses").glob("*.json")] == ["t2.json"]
+    assert volume_store(folder).users("data") == ("t2",)
+
+
+@private
+async def test_a_volume_with_a_damaged_record_can_be_removed(
+    volumes: VolumeStore, tmp_path: Path
+) -> None:
+    await volumes.create(Volume(id="data"))
+    folder = tmp_path / "volumes" / "by-name" / "data"
+    (folder / "volume.json").write_bytes(b"")
+    await volumes.remove(Volume(id="data"), force=False)
+    assert not folder.exists()

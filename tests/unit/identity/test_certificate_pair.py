@@ -10,8 +10,9 @@ from cryptography import x509
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.identity import ca, files
+from orchestrator.identity import ca
 from orchestrator.identity.pair import KeyPair, Life, PairFiles
+from orchestrator.linux.atomicfile import write_file
 
 NOW = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
 OLD, NEXT = (
@@ -56,14 +57,14 @@ def test_a_crash_leaves_one_pair_or_the_other(
     found.replace(OLD)
     left = steps
 
-    def write_some(path: Path, text: str, mode: int = 0o600) -> None:
+    def write_some(path: Path, text: str, *, mode: int = 0o600) -> None:
         nonlocal left
         if left == 0:
             raise PowerLost
         left -= 1
-        files.write_private(path, text, mode)
+        write_file(path, text, mode=mode)
 
-    monkeypatch.setattr("orchestrator.identity.pair.write_private", write_some)
+    monkeypatch.setattr("orchestrator.identity.pair.write_file", write_some)
     if steps < 3:
         with pytest.raises(PowerLost):
             found.replace(NEXT)

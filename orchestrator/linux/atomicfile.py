@@ -1,0 +1,52 @@
+"""Atomic, durable replacement of files."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_file(
+    path: Path,
+    data: bytes | str,
+    *,
+    mode: int = 0o600,
+    owner: tuple[int, int] | None = None,
+    temporary: Path | None = None,
+) -> None:
+    """Replace the content of `path`: a reader, or a crash or power loss at any point, finds the old
+    content or the new one, never a part.
+
+    The file has `mode`, whatever the umask, and `owner` (user and group id), before anybody can
+    see it. It is written as `temporary` first, on the same file system; by default a hidden file
+    beside `path`, so two processes that may write the same path need one each.
+
+    Waits for the disk. Raises OSError, and then leaves `path` as it was.
+    """
+    draft = temporary or path.with_name(f".{path.name}.new")
+    draft.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with open(os.open(draft, flags, 0o600), "wb") as file:
+            if owner is not None:
+                os.fchown(file.fileno(), *owner)
+            os.fchmod(file.fileno(), mode)
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder durable. Waits for the disk. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

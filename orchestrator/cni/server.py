@@ -21,7 +21,7 @@ import selectors
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import ipam, plugin
@@ -97,23 +97,28 @@ def _code() -> int:
 def serve(listener: socket.socket, idle: float) -> None:
     """Answer until nobody has asked for `idle` seconds, or the code has changed."""
     code = _code()
-    with selectors.DefaultSelector() as selector, Hosts() as hosts, ExitStack() as stack:
+    with selectors.DefaultSelector() as selector, Hosts() as hosts:
         selector.register(listener, selectors.EVENT_READ, None)
-        while True:
-            events = selector.select(idle)
-            if not events and len(selector.get_map()) == 1:
-                return
-            for key, _ in events:
-                if key.data is None:
-                    sock, _ = listener.accept()
-                    stack.push(sock)
-                    selector.register(sock, selectors.EVENT_READ, bytearray())
-                elif _took_all(key):
-                    assert isinstance(key.fileobj, socket.socket)
-                    selector.unregister(key.fileobj)
-                    _answer(key.fileobj, respond(hosts, bytes(key.data)))
-            if _code() != code:
-                return
+        try:
+            while True:
+                events = selector.select(idle)
+                if not events and len(selector.get_map()) == 1:
+                    return
+                for key, _ in events:
+                    if key.data is None:
+                        sock, _ = listener.accept()
+                        selector.register(sock, selectors.EVENT_READ, bytearray())
+                    elif _took_all(key):
+                        assert isinstance(key.fileobj, socket.socket)
+                        selector.unregister(key.fileobj)
+                        _answer(key.fileobj, respond(hosts, bytes(key.data)))
+                if _code() != code:
+                    return
+        finally:
+            # Of requests that have not come whole.
+            for key in list(selector.get_map().values()):
+                if isinstance(key.fileobj, socket.socket) and key.fileobj is not listener:
+                    key.fileobj.close()
 
 
 def _took_all(key: selectors.SelectorKey) -> bool:

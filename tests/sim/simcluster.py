@@ -238,17 +238,17 @@ class SimCluster:
             return True
         dirty, self.dirty = self.dirty, Dirty()
         before, now, term, self.read = self._ids, self.leader_now, self.term, self.view
-        plans, requeue_at = plan(self.view, dirty, now, self.new_id)
+        decided = plan(self.view, dirty, now, self.new_id)
         if self.random.random() < 0.1:
             self._ids = before
-            again, _ = plan(self.view, dirty, now, self.new_id)
-            assert plans == again, "the same input gave another plan"
-        self.wake = earliest(self.wake, requeue_at)
+            again = plan(self.view, dirty, now, self.new_id)
+            assert decided == again, "the same input gave another plan"
+        self.wake = earliest(self.wake, decided.requeue_at)
         if self.faults and self.random.random() < 0.1:  # the world goes on while it thinks
             self._users()
         if self.faults and self.random.random() < 0.01:
             self._another_leads()
-        for item in plans:
+        for item in decided.plans:
             if term != self.term or not self._commit(item):
                 self.dirty = EVERYTHING  # what comes after it is not written either
                 break
@@ -304,9 +304,10 @@ class SimCluster:
         assert not placeable, f"{placeable} would fit but wait"
         if self.random.random() < 0.1:
             before = self._ids
-            plans, _ = plan(self.view, EVERYTHING, self.leader_now, self.new_id)
+            decided = plan(self.view, EVERYTHING, self.leader_now, self.new_id)
             self._ids = before
-            causeless = [each for item in plans for each in item.changes if not _is_reason(each)]
+            changes = [change for item in decided.plans for change in item.changes]
+            causeless = [change for change in changes if not _is_reason(change)]
             assert not causeless, f"changed without a cause: {causeless}"
 
     def _may_place(self, task: Task) -> bool:

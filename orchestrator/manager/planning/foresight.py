@@ -168,9 +168,9 @@ def _future(
     dirty, horizon = dirty_of(made) if made else _everything(), now + _HORIZON
     wake: float | None = None
     for _ in range(_PASSES):
-        plans, again_at = plan(view, dirty, now, new_id)
-        wake = earliest(wake, again_at)
-        written = [change for each in plans for change in each.changes]
+        made_now = plan(view, dirty, now, new_id)
+        wake = earliest(wake, made_now.requeue_at)
+        written = [change for each in made_now.plans for change in each.changes]
         view = view.evolve(written)
         obeyed = list(_obedience(view, now))
         view = view.evolve(obeyed)

@@ -34,6 +34,7 @@ def reconcile_global(view: ClusterView, service: Service, draft: Draft) -> None:
         if view.nodes[id].state is NodeState.READY
         and view.nodes[id].availability is Availability.ACTIVE
     ]
+    new = new[: draft.may_add(len(new))]
     known = draft.slots()
     for number, home in zip(draft.free_numbers(len(new)), new, strict=True):
         draft.create(service, number, Start(node_id=home), known.get(number))

@@ -227,7 +227,8 @@ def _start(work: _Work, run: JobRun, draft: Draft) -> None:
     policy, most = work.service.spec.task.restart, work.service.spec.job.parallelism
     at_work = sum(not ended(draft.tasks[task.id]) for task in _tasks(work.slots))
     room = None if not most else max(most - at_work, 0)
-    for number, home in islice(work.left(run), room):
+    left = list(islice(work.left(run), room))
+    for number, home in left[: draft.may_add(len(left))]:
         slot = work.slots.get(number)
         start = Start() if slot is None else _again(policy, slot.newest, draft.now)
         draft.create(work.service, number, replace(start, node_id=home, job_run=run.number), slot)

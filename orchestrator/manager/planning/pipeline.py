@@ -6,7 +6,8 @@ services, of the tasks that wait, and of the nodes' loads if anything is to be p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.manager.planning.allocator import allocate_slices
@@ -19,7 +20,7 @@ from orchestrator.manager.planning.lost import give_up_lost
 from orchestrator.manager.planning.plan import Change, Plan, earliest, requeue
 from orchestrator.manager.planning.removal import remove
 from orchestrator.manager.planning.replicated import reconcile_replicated
-from orchestrator.manager.planning.scheduler import Placement, schedule
+from orchestrator.manager.planning.scheduler import Placement, Unplaced, schedule
 from orchestrator.manager.planning.slots import Draft, ended, waits
 from orchestrator.manager.planning.standalone import reconcile_standalone
 from orchestrator.manager.planning.views import ClusterView
@@ -117,21 +118,44 @@ def _is_liked_otherwise(change: Change) -> bool:
     return (old.labels, old.affinities) != (new.labels, new.affinities)
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The result of one pass."""
+
+    plans: list[Plan]
+    """In the order in which they should be written; each may fail by itself."""
+    requeue_at: float | None
+    """The earliest time known to this pass at which time alone may decide something: a caller
+    keeps the earliest that it was given until that has passed, then plans with `timer` set."""
+    rest: Dirty
+    """What the pass did not get to, since it was limited: plan it next."""
+
+
 def plan(
-    view: ClusterView, dirty: Dirty, now: float, new_id: Callable[[], str]
-) -> tuple[list[Plan], float | None]:
+    view: ClusterView,
+    dirty: Dirty,
+    now: float,
+    new_id: Callable[[], str],
+    *,
+    limit: int = sys.maxsize,
+) -> Pass:
     """What should be written now, and when to look again if nothing happens before.
 
-    The plans stand in the order in which they should be written; each may fail by itself. The
-    time is the earliest known to this pass: a caller keeps the earliest that it was told until
-    that has passed, and then calls with `timer` set.
+    `limit` bounds the pass: about so many tasks are created and so many placed, so that one large
+    service neither makes a huge commit nor keeps the others waiting.
     """
     slices = allocate_slices(view) if dirty.nodes_changed else ()
     drafts: dict[str, Draft] = {}
     services = _services_to_reconcile(view, dirty)
     vips = allocate_vips(view.evolve(slices), services)
+    left = limit
     for id in sorted(services):
-        drafts[id] = _reconcile(view, id, now, new_id)
+        if left <= 0:
+            break
+        drafts[id] = _reconcile(view, id, now, new_id, left)
+        left -= drafts[id].touched
+    unfinished = {id for id in services if id not in drafts or drafts[id].limited}
+    services = set(drafts)
     every_container = dirty.nodes_changed or dirty.documents
     containers = view.tasks_of_service(STANDALONE) if every_container else dirty.containers
     if containers:
@@ -140,7 +164,9 @@ def plan(
     ahead = view.evolve(slices)
     ahead = ahead.evolve(change for draft in drafts.values() for change in draft.changes())
     placements: dict[str, _Placed] = {}
-    for decision in schedule(ahead, _waiting(ahead, dirty, services, now), now):
+    waiting = list(_waiting(ahead, dirty, services, now))
+    decisions = schedule(ahead, waiting, now, limit=limit)
+    for decision in decisions:
         task = decision.task
         draft = drafts.get(task.service_id)
         if draft is None:
@@ -152,6 +178,10 @@ def plan(
             placements.setdefault(task.service_id, _Placed()).add(decision.node, changes, read)
         else:
             draft.keep_waiting(task, decision.reason)
+    due = [task for task in waiting if task.not_before <= now]
+    more = len(decisions) < len(due)
+    if more:
+        _explain_wait(due, decisions, drafts)
     plans = [Plan(slices, reason="networks: slices of nodes")] if slices else []
     if vips:
         plans.append(Plan(vips, reason="services: VIPs"))
@@ -161,7 +191,8 @@ def plan(
             plans.append(finished)
     held = (task.not_before for task in ahead.pending.values() if task.not_before > now)
     asked = (draft.requeue_at for draft in drafts.values())
-    return plans, earliest(requeue(plans), *asked, *held)
+    rest = Dirty(frozenset(unfinished), capacity_freed=more)
+    return Pass(plans, earliest(requeue(plans), *asked, *held), rest)
 
 
 @dataclass(slots=True)
@@ -225,12 +256,32 @@ def _has_files(service: Service) -> bool:
     return bool(container.secrets or container.configs)
 
 
-def _draft(view: ClusterView, service_id: str, now: float, new_id: Callable[[], str]) -> Draft:
-    return Draft(view.services.get(service_id), view.tasks_of_service(service_id), now, new_id)
+def _explain_wait(
+    due: Iterable[Task], decisions: Iterable[Placement | Unplaced], drafts: Mapping[str, Draft]
+) -> None:
+    """Say why those wait that this very pass created and did not try to place."""
+    tried = {decision.task.id for decision in decisions}
+    for task in due:
+        draft = drafts.get(task.service_id)
+        if draft is not None and task.id not in tried and not task.status.message:
+            draft.keep_waiting(task, "waiting to be scheduled")
 
 
-def _reconcile(view: ClusterView, service_id: str, now: float, new_id: Callable[[], str]) -> Draft:
-    draft = _draft(view, service_id, now, new_id)
+def _draft(
+    view: ClusterView,
+    service_id: str,
+    now: float,
+    new_id: Callable[[], str],
+    limit: int = sys.maxsize,
+) -> Draft:
+    tasks = view.tasks_of_service(service_id)
+    return Draft(view.services.get(service_id), tasks, now, new_id, limit)
+
+
+def _reconcile(
+    view: ClusterView, service_id: str, now: float, new_id: Callable[[], str], limit: int
+) -> Draft:
+    draft = _draft(view, service_id, now, new_id, limit)
     service = draft.service
     if service is None or service.removed:
         give_up_lost(view, draft)

@@ -41,7 +41,7 @@ def _scale(service: Service, draft: Draft) -> None:
     missing = service.spec.replicas - len(kept)
     if missing > 0:
         known = draft.slots()
-        for number in draft.free_numbers(missing):
+        for number in draft.free_numbers(draft.may_add(missing)):
             draft.create(service, number, Start(), known.get(number))
     elif missing < 0:
         for slot in leaving(kept, -missing):

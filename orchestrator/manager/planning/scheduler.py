@@ -9,6 +9,7 @@ once a demand, and after each placement only the row of the chosen node is score
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -54,9 +55,12 @@ class Unplaced:
     reason: str
 
 
-def schedule(view: ClusterView, pending: Iterable[Task], now: float) -> list[Placement | Unplaced]:
+def schedule(
+    view: ClusterView, pending: Iterable[Task], now: float, *, limit: int = sys.maxsize
+) -> list[Placement | Unplaced]:
     """A decision for each of the `pending` tasks that are due; those held back are left out.
 
+    After `limit` placements the rest is left out as well: the caller tries them in another pass.
     Older tasks choose first; a task that fits nowhere does not hold up those behind it.
     """
     due = sorted(
@@ -67,10 +71,12 @@ def schedule(view: ClusterView, pending: Iterable[Task], now: float) -> list[Pla
         return []
     table, unsteady = NodeTable(view), unsteady_nodes(view, now)
     decided: list[Placement | Unplaced] = []
+    count = 0
     for demand, alike in groupby(due, key=lambda task: Demand.of(view, task)):
         left = list(alike)
-        while left:
-            placed = _place(view, table, demand, left, unsteady, now)
+        while left and count < limit:
+            placed = _place(view, table, demand, left[: limit - count], unsteady, now)
+            count += sum(isinstance(each, Placement) for each in placed)
             decided += placed
             left = left[len(placed) :]
     return decided

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -119,7 +120,9 @@ class Draft:
         tasks: Mapping[str, Task],
         now: float,
         new_id: Callable[[], str],
+        limit: int = sys.maxsize,
     ) -> None:
+        """`limit`: the most slots that may be added."""
         self.service = service
         """As it is to be; a decision may change it."""
         self.service_before = service
@@ -127,6 +130,9 @@ class Draft:
         self.requeue_at: float | None = None
         self.service_gone = False
         """The service's last task has gone, and so it goes too."""
+        self.limited = False
+        """More slots are to be added than this draft may add."""
+        self._room = limit
         self._before = tasks
         self._tasks = dict(tasks)
         self._touched: set[str] = set()
@@ -136,6 +142,18 @@ class Draft:
     @property
     def tasks(self) -> Mapping[str, Task]:
         return self._tasks
+
+    @property
+    def touched(self) -> int:
+        """How many tasks were drafted anew so far."""
+        return len(self._touched)
+
+    def may_add(self, count: int) -> int:
+        """How many of `count` new slots may be added now; the rest is for another pass."""
+        allowed = min(count, self._room)
+        self.limited = self.limited or allowed < count
+        self._room -= allowed
+        return allowed
 
     def slots(self) -> Mapping[int, Slot]:
         """All slots by number, in ascending order."""

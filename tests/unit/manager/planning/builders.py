@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -135,6 +136,8 @@ class World:
         self.view = ClusterView.of(objects)
         self.dirty: Dirty = EVERYTHING
         self.requeue_at: float | None = None
+        self.limit = sys.maxsize
+        """Of a pass."""
         self._ids = 0
 
     def new_id(self) -> str:
@@ -160,11 +163,12 @@ class World:
     def plan(self) -> list[Plan]:
         """One pass over what is dirty, written; the earliest time asked for is kept."""
         dirty, self.dirty = self.dirty, Dirty()
-        plans, again_at = plan(self.view, dirty, self.now, self.new_id)
-        self.requeue_at = earliest(self.requeue_at, again_at)
-        for made in plans:
-            self.write(*made.changes)
-        return plans
+        made = plan(self.view, dirty, self.now, self.new_id, limit=self.limit)
+        self.requeue_at = earliest(self.requeue_at, made.requeue_at)
+        for each in made.plans:
+            self.write(*each.changes)
+        self.dirty |= made.rest
+        return made.plans
 
     def settle(self) -> None:
         """Plan until nothing is left to do."""

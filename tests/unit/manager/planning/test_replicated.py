@@ -43,6 +43,29 @@ def test_one_pass_makes_and_places_all_of_a_large_service() -> None:
     assert len(world.tasks(ASSIGNED)) == 5000
 
 
+def test_a_limited_pass_leaves_the_rest_to_the_next_ones() -> None:
+    world = World(node("a", shares=1 << 20), service("a", replicas=25), service("b", replicas=3))
+    world.limit = 10
+    for placed in (10, 20, 28):
+        world.plan()
+        assert len(world.tasks(ASSIGNED)) == placed
+    assert world.plan() == []
+
+
+def test_a_limited_pass_leaves_no_task_without_a_reason() -> None:
+    new = service("new", replicas=1)
+    world = World(service("old", replicas=20), new)
+    world.plan()
+    world.put(node("a", shares=1 << 20))
+    world.put(replace(scaled(new, 5), updated_at=NOW))
+    world.limit = 10
+    world.plan()
+    assert len(world.tasks(ASSIGNED)) == 10
+    assert all(item.status.message for item in world.tasks(PENDING))
+    world.settle()
+    assert len(world.tasks(ASSIGNED)) == 25
+
+
 def test_what_fits_nowhere_waits_with_its_reason_and_is_placed_the_moment_it_fits() -> None:
     web = service(replicas=2, spec=task_spec(shares=4096))
     world = World(node("a"), web)

@@ -1,4 +1,4 @@
-# The way in: `sudo make demo` shows Orc at work, `sudo make test` checks all of it.
+# Start here: `make demo` shows Orc at work, `make test` runs every test.
 # ARGS goes on to pytest or the benchmark: make test ARGS="-k scheduler"
 
 PYTHON := .venv/bin/python
@@ -10,6 +10,23 @@ SOURCES := orchestrator tests
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# These install packages or make namespaces: for another user than root, `sudo` runs them.
+AS_ROOT := demo test vm-test bench scale install
+ifneq ($(shell id -u),0)
+ifneq ($(filter $(AS_ROOT),$(MAKECMDGOALS)),)
+BECOME_ROOT := yes
+endif
+endif
+
+ifdef BECOME_ROOT
+export ARGS
+.PHONY: $(MAKECMDGOALS)
+$(MAKECMDGOALS):
+	@command -v sudo >/dev/null || { \
+	    echo "make $@: needs root: run it as root, or install sudo" >&2; exit 1; }
+	@exec sudo "$(MAKE)" --no-print-directory $@ "ARGS=$$ARGS"
+else
+
 demo: install ## Start a dev cluster and show a service on it (root)
 	@scripts/demo
 
@@ -18,7 +35,7 @@ demo: install ## Start a dev cluster and show a service on it (root)
 BESIDE := tests/contract tests/scale tests/sim tests/unit
 
 test: install ## Run all tests, the end-to-end ones on a real dev cluster included (root)
-ifdef ARGS
+ifneq ($(ARGS),)
 	@$(PYTHON) -m pytest $(ARGS)
 else
 	@$(PYTHON) -m pytest $(BESIDE) --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -64,3 +81,5 @@ clean: ## Remove what was built; a running dev cluster is removed by 'orc dev do
 	@rm -rf .venv build dist *.egg-info orchestrator/pb .mypy_cache .ruff_cache .pytest_cache \
 	    .hypothesis .import_linter_cache
 	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+endif

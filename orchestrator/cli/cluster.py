@@ -8,7 +8,7 @@ import click
 
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.flag_types import CERTIFICATE_LIFETIME, Parsed
-from orchestrator.cli.groups import Lazy, OrcGroup, example
+from orchestrator.cli.groups import CliError, Lazy, OrcGroup, example
 from orchestrator.cli.output import Row, format_option, moment, print_fields, print_json, word
 from orchestrator.cli.update_settings import one_of
 from orchestrator.model.placement import Strategy
@@ -113,11 +113,16 @@ def token(client: Client, role: str, rotate: bool, quiet: bool) -> None:
     """Print the command with which a host joins, or the token that Prometheus shows.
 
     With the token `scrape` everything that is measured can be read, and nothing else done.
+    A cluster has one manager for now, so `manager` is refused.
     """
+    if role == "manager":
+        raise CliError(
+            "a cluster has one manager for now, and no other can join; "
+            "'orc cluster token worker' prints the command that joins a node"
+        )
     reply = client.call("GetCluster", control_pb2.GetClusterRequest())
     text = {
         "worker": reply.worker_token,
-        "manager": reply.manager_token,
         "scrape": reply.scrape_token,
     }[role]
     if rotate:

@@ -44,10 +44,7 @@ def _words(act: Callable[P, None]) -> Callable[P, None]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             if os.geteuid() != 0:
-                raise DevError(
-                    "a dev cluster makes network and mount namespaces, which needs root: "
-                    "run it with sudo"
-                )
+                raise DevError("a dev cluster makes network and mount namespaces: run this as root")
             act(*args, **kwargs)
         except DevError as error:
             raise click.ClickException(str(error)) from error

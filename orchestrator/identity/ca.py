@@ -23,6 +23,23 @@ LIFETIME = dt.timedelta(days=90)
 _DNS_NAMES = {"manager": MANAGER_NAME, "worker": NODE_NAME}
 
 
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+_CA_USAGE, _USAGE = _usage(signs_certificates=True), _usage(signs_certificates=False)
+
+
 class BadRequest(Exception):
     """A certificate signing request that cannot be honoured; one line for the user."""
 
@@ -64,20 +81,7 @@ def new_ca(cluster_id: str, now: dt.datetime) -> KeyPair:
         .not_valid_before(now - SKEW)
         .not_valid_after(now + CA_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(
-            x509.KeyUsage(
-                digital_signature=False,
-                content_commitment=False,
-                key_encipherment=False,
-                data_encipherment=False,
-                key_agreement=False,
-                key_cert_sign=True,
-                crl_sign=True,
-                encipher_only=False,
-                decipher_only=False,
-            ),
-            critical=True,
-        )
+        .add_extension(_CA_USAGE, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -123,6 +127,7 @@ def sign(
     if dns := _DNS_NAMES.get(role):
         names.append(x509.DNSName(dns))
     issuer = x509.load_pem_x509_certificate(ca.certificate.encode())
+    issuer_key = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     key = serialization.load_pem_private_key(ca.key.encode(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     builder = (
@@ -134,6 +139,13 @@ def sign(
         .not_valid_before(now - SKEW)
         .not_valid_after(now + lifetime)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_USAGE, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        # Strict verifiers require it (RFC 5280, 4.2.1.1), Python's since 3.13.
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key),
+            critical=False,
+        )
         .add_extension(
             x509.ExtendedKeyUsage(
                 [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]

@@ -346,10 +346,16 @@ def test_cluster_info_and_tokens(manager: Any, run: Run, refused: Refused) -> No
     assert not {"worker_token", "manager_token"} & document.keys()
     line = "orc cluster join --token ORC-w 10.0.0.1:7421\n"
     assert run("cluster", "token", "worker").stdout == line
-    assert run("cluster", "token", "-q", "manager").stdout == "ORC-m\n"
     assert run("cluster", "token", "--rotate", "-q", "worker").stdout == "ORC-new\n"
     assert manager.script.request("RotateToken").role == "worker"
     assert "is not one of 'worker', 'manager'" in refused("cluster", "token", "x", status=2)
+
+
+@pytest.mark.parametrize("flags", [(), ("-q",), ("--rotate",)])
+def test_no_second_manager_can_join(manager: Any, refused: Refused, flags: tuple[str, ...]) -> None:
+    said = refused("cluster", "token", *flags, "manager")
+    assert "one manager for now" in said
+    assert "'orc cluster token worker'" in said
 
 
 # --- images

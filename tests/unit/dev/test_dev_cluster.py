@@ -215,4 +215,4 @@ class TestCommand:
         monkeypatch.setattr(os, "geteuid", lambda: 1000)
         status, output = self.orc("up")
         assert (status, len(output.splitlines())) == (1, 1)
-        assert "needs root: run it with sudo" in output
+        assert "run this as root" in output

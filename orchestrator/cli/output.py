@@ -13,6 +13,7 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.screen import aligned, width
+from orchestrator.model.extensible import known_fields
 from orchestrator.model.names import near_miss
 from orchestrator.model.units import format_time
 
@@ -223,7 +224,7 @@ def jsonable(value: Any, key: str = "") -> Any:
     if dataclasses.is_dataclass(value):
         return {
             field.name: jsonable(getattr(value, field.name), field.name)
-            for field in dataclasses.fields(value)
+            for field in known_fields(value)
         }
     if isinstance(value, IntEnum):
         return word(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from orchestrator.compose.kinds import Reading
 from orchestrator.compose.tree import ComposeError, List, Map, Place, within
@@ -237,7 +237,7 @@ def _health(service: Map, at: str) -> HealthCheck:
             f"{at}.healthcheck.test",
             f"a list begins with CMD, CMD-SHELL, HTTP, TCP, GRPC or NONE, not {test[0]!r}",
         )
-    times = {
+    times: dict[str, Any] = {
         key: parse_duration(section.text(key, "0"))
         for key in ("interval", "timeout", "start_period", "start_interval")
     }

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from orchestrator.model.extensible import Extensible
 from orchestrator.model.rules import Rule, RuleError, check_attribute, parse_rule
 
 MOST_WEIGHT = 100
@@ -21,7 +22,7 @@ _OPTIONS = re.compile(r"(.*?)((?:,\s*(?:weight|within)\s*=[^,]*)*)")
 
 
 @dataclass(frozen=True, slots=True)
-class Affinity:
+class Affinity(Extensible):
     """A liking, or a dislike."""
 
     rule: str = ""

@@ -5,10 +5,12 @@ Each dataclass of `specs` and `objects` has a message of the same name with the 
 hints, so that a new field is one line in the dataclass and one in the proto (a test compares
 them).
 
-Two rules keep a round trip exact. A nested message is always sent, also when empty, and one that
+Three rules keep a round trip exact. A nested message is always sent, also when empty, and one that
 is absent reads as the dataclass' own default: a client that says nothing of `restart` gets the
-default policy, not one of zeros. And bytes are deterministic (map keys sorted), so that equal
-objects are equal in the store.
+default policy, not one of zeros. Bytes are deterministic (map keys sorted), so that equal objects
+are equal in the store. And fields that this version does not know are kept at every level
+(`Extensible.unknown_fields`). Looking for them is cheap: a message has some if and only if it
+shrinks when they are discarded.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from enum import IntEnum
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from operator import attrgetter
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -24,6 +26,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 from google.protobuf.message import DecodeError, Message
 
 from orchestrator.model import specs
+from orchestrator.model.extensible import known_fields
 from orchestrator.pb import types_pb2
 
 T = TypeVar("T")
@@ -32,6 +35,10 @@ T = TypeVar("T")
 class ConvertError(ValueError):
     """A message or dataclass that has no counterpart: an unknown enum number, a value out of
     range, broken bytes."""
+
+
+class UnknownEnumNumber(ConvertError):
+    """An enum number that this version does not know; the rest of the message is readable."""
 
 
 def to_proto(obj: Any) -> Any:
@@ -48,12 +55,25 @@ def to_proto(obj: Any) -> Any:
     return message
 
 
-def from_proto(message: Message) -> Any:
+def from_proto(message: Message, *, strict: bool = False) -> Any:
     """The dataclass for a message of `types_pb2`.
 
-    Raises ConvertError for an enum number that this version does not know.
+    An enum number that this version does not know becomes a member named `UNRECOGNIZED_<number>`,
+    which is no other member's equal and converts back to the same number. With `strict`, for
+    input that is about to be acted upon, it raises UnknownEnumNumber.
     """
-    return _converter(_class_of(message.DESCRIPTOR.name)).read(message)
+    known = type(message)()
+    known.CopyFrom(message)
+    known.DiscardUnknownFields()
+    complete = known.ByteSize() == message.ByteSize()
+    converter = _converter(_class_of(message.DESCRIPTOR.name))
+    if complete:
+        try:
+            return converter.read(message)
+        except UnknownEnumNumber:
+            if strict:
+                raise
+    return converter.read_all(message, strict)
 
 
 def encode(obj: Any) -> bytes:
@@ -64,23 +84,28 @@ def encode(obj: Any) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
-def decode(cls: type[T], data: bytes, revision: int = 0) -> T:
+def decode(cls: type[T], data: bytes, revision: int = 0, *, strict: bool = True) -> T:
     """The object that `encode` made `data` from, with the store's `revision` in it.
 
-    Raises ConvertError when `data` is no such object; a `revision` for a class that has none is
-    a TypeError.
+    Raises ConvertError when `data` is no such object, UnknownEnumNumber only if `strict` (see
+    `from_proto`); a `revision` for a class that has none is a TypeError.
     """
     converter = _converter(cls)
     message = converter.message()
     try:
         message.ParseFromString(data)
+        message.DiscardUnknownFields()
+        complete = message.ByteSize() == len(data)
+        if not complete:
+            message.ParseFromString(data)
     except DecodeError as error:
         raise ConvertError(f"these bytes are not a {cls.__name__}: {error}") from error
     if revision:
         if not converter.has_revision:
             raise TypeError(f"a {cls.__name__} has no revision")
         message.revision = revision
-    result: T = converter.read(message)
+    read = converter.read if complete and strict else partial(converter.read_all, strict=strict)
+    result: T = read(message)
     return result
 
 
@@ -98,8 +123,12 @@ class _Converter:
         self._lists: list[tuple[str, _Converter]] = []
         self._reads: list[tuple[int, Callable[[Any], Any]]] = []
         """Position of a field → what makes its value from the message's."""
+        self._lenient_reads: dict[int, Callable[[Any], Any]] = {}
+        """The same of enums, for `read_all`."""
+        self._items: dict[int, _Converter] = {}
+        """Position of a list of messages → the converter of each."""
         hints = get_type_hints(cls)
-        names = [field.name for field in dataclasses.fields(cls)]
+        names = [field.name for field in known_fields(cls)]
         for position, name in enumerate(names):
             self._add(position, name, hints[name])
         self.has_revision = "revision" in names
@@ -111,6 +140,7 @@ class _Converter:
             item = _converter(arguments[0])
             read = item.read
             self._lists.append((name, item))
+            self._items[position] = item
             self._reads.append((position, lambda values: tuple(map(read, values))))
         elif origin is tuple:
             self._repeated.append(name)
@@ -124,6 +154,7 @@ class _Converter:
         else:
             self._plain.append(name)
             if issubclass(hint, IntEnum):
+                self._lenient_reads[position] = partial(_recognized, hint)
                 self._reads.append((position, _enum_reader(self._cls, name, hint)))
 
     def write(self, obj: Any, message: Any) -> None:
@@ -147,6 +178,8 @@ class _Converter:
             target = getattr(message, name)
             for item in getattr(obj, name):
                 converter.write(item, target.add())
+        if obj.unknown_fields:
+            message.MergeFromString(obj.unknown_fields)
 
     def read(self, message: Any) -> Any:
         values = list(self._get_all(message))
@@ -159,6 +192,25 @@ class _Converter:
             )
         return self._cls(*values)
 
+    def read_all(self, message: Any, strict: bool) -> Any:
+        """As `read`, with the fields and, unless `strict`, enum numbers that are unknown."""
+        values = list(self._get_all(message))
+        others: dict[int, Callable[[Any], Any]] = {} if strict else self._lenient_reads
+        items = self._items
+        for position, read in self._reads:
+            if (item := items.get(position)) is not None:
+                values[position] = tuple(item.read_all(each, strict) for each in values[position])
+            else:
+                values[position] = others.get(position, read)(values[position])
+        for position, name, converter in self._nested:
+            nested = values[position]
+            values[position] = (
+                converter.read_all(nested, strict)
+                if message.HasField(name)
+                else converter.default()
+            )
+        return self._cls(*values, unknown_fields=_unknown_fields(message))
+
     def default(self) -> Any:
         return self._cls()
 
@@ -170,12 +222,34 @@ def _enum_reader(cls: type, name: str, enum: type[IntEnum]) -> Callable[[int], I
         try:
             return members[number]
         except KeyError:
-            raise ConvertError(
+            raise UnknownEnumNumber(
                 f"{cls.__name__}.{name} is {number}, which is no {enum.__name__} that this "
                 "version knows; is the other side newer?"
             ) from None
 
     return read
+
+
+@cache
+def _recognized(enum: type[IntEnum], number: int) -> IntEnum:
+    """The member of this number. For an unknown one it is made, as `enum.Flag` makes its own: it
+    is not among the enum's members, and equal to none of them."""
+    try:
+        return enum(number)
+    except ValueError:
+        member = int.__new__(enum, number)
+        member._name_, member._value_ = f"UNRECOGNIZED_{number}", number
+        return member
+
+
+def _unknown_fields(message: Any) -> bytes:
+    """What is left of a message without the fields that are known."""
+    left = type(message)()
+    left.CopyFrom(message)
+    for field, _ in message.ListFields():
+        left.ClearField(field.name)
+    rest: bytes = left.SerializeToString(deterministic=True)
+    return rest
 
 
 def _converter(cls: Any) -> _Converter:

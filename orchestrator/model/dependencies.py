@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
+from orchestrator.model.extensible import Extensible
 from orchestrator.model.names import check_name
 
 
@@ -21,7 +22,7 @@ class DependencyCondition(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Dependency:
+class Dependency(Extensible):
     """Another service that must have come so far before a task may start."""
 
     service: str = ""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from enum import IntEnum
 from typing import Any
+
+from orchestrator.model.extensible import known_fields
 
 _LEFT_OUT = ("task", "container")
 """Steps of a path that say nothing to a user."""
@@ -30,7 +32,7 @@ def _differing(old: Any, new: Any, path: tuple[str, ...]) -> Iterator[tuple[str,
     if not is_dataclass(old) or type(old) is not type(new):
         yield ".".join(step for step in path if step not in _LEFT_OUT), old, new
         return
-    for each in fields(old):
+    for each in known_fields(old):
         one, other = getattr(old, each.name), getattr(new, each.name)
         yield from _differing(one, other, (*path, each.name))
 
@@ -51,7 +53,7 @@ def _text(value: Any) -> str:
     elif isinstance(value, float):
         text = f"{value:g}"
     elif is_dataclass(value) and type(value).__str__ is object.__str__:
-        parts = (getattr(value, each.name) for each in fields(value))
+        parts = (getattr(value, each.name) for each in known_fields(value))
         text = ":".join(_text(part) for part in parts if part)
     else:
         text = str(value) or "nothing"

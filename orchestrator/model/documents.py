@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
+from orchestrator.model.extensible import Extensible
 from orchestrator.model.signals import signal_number
 
 SECRETS_FOLDER = "/run/secrets"
@@ -64,7 +65,7 @@ class OnUpdate(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class FileReference:
+class FileReference(Extensible):
     """A secret or config that a container has as a file."""
 
     source: str = ""
@@ -95,7 +96,7 @@ class FileReference:
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class Document(Extensible):
     """A secret or config, without its data, which the store has under lock by version."""
 
     id: str = ""

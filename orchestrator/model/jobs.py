@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from orchestrator.model.extensible import Extensible
+
 
 class Overlap(IntEnum):
     """What becomes of a scheduled run while another is under way."""
@@ -26,7 +28,7 @@ class Missed(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class JobSpec:
+class JobSpec(Extensible):
     """How a job's tasks follow one another; when it runs again."""
 
     parallelism: int = 0

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from orchestrator.model.extensible import Extensible
+
 LOCAL_DRIVER = "local"
 """The volume driver that every node has: a folder of its own, or what `mount` takes."""
 
@@ -37,7 +39,7 @@ class MountType(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class MountSpec:
+class MountSpec(Extensible):
     """One mount of a container, as `--mount` and `--volume` say it."""
 
     type: MountType = MountType.VOLUME

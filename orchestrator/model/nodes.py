@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from orchestrator.model.extensible import Extensible
 from orchestrator.model.specs import Resources
 
 
@@ -28,7 +29,7 @@ class Availability(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class TunnelKey:
+class TunnelKey(Extensible):
     """A node's public WireGuard key, and the UDP port at which the node answers to it."""
 
     public: str = ""
@@ -37,7 +38,7 @@ class TunnelKey:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeDescription:
+class NodeDescription(Extensible):
     """What an agent reports of its host."""
 
     hostname: str = ""
@@ -86,7 +87,7 @@ class NodeDescription:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class Node(Extensible):
     """A host that runs tasks."""
 
     id: str = ""

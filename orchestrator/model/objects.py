@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from orchestrator.model.documents import Document
+from orchestrator.model.extensible import Extensible
 from orchestrator.model.nodes import Node
 from orchestrator.model.placement import Strategy
 from orchestrator.model.services import Service
@@ -14,7 +15,7 @@ from orchestrator.model.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyPort:
+class PolicyPort(Extensible):
     """A port of containers."""
 
     port: int = 0
@@ -22,7 +23,7 @@ class PolicyPort:
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkPolicy:
+class NetworkPolicy(Extensible):
     """Whether connections inside a network are let through. All is open until something denies;
     what allows is an exception from all that denies."""
 
@@ -38,7 +39,7 @@ class NetworkPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class Network(Extensible):
     """A network and the slice of it that each node has."""
 
     id: str = ""
@@ -83,7 +84,7 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class Image(Extensible):
     """An image that some node has. Identified by the digest of its manifest."""
 
     id: str = ""
@@ -110,7 +111,7 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Credential:
+class Credential(Extensible):
     """What the cluster shows to one registry."""
 
     id: str = ""
@@ -132,7 +133,7 @@ class VolumeScope(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(Extensible):
     """Data that outlives containers. Its name is its id."""
 
     id: str = ""
@@ -155,7 +156,7 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class Cluster(Extensible):
     """The one object of cluster-wide settings."""
 
     id: str = ""

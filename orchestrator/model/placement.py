@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from orchestrator.model.extensible import Extensible
+
 
 class Strategy(IntEnum):
     """Which of the nodes that can take a task gets it."""
@@ -18,7 +20,7 @@ class Strategy(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class GenericResource:
+class GenericResource(Extensible):
     """So many of a kind of things that nodes have a few of (`model.generic`)."""
 
     kind: str = ""
@@ -40,7 +42,7 @@ class DisconnectAction(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Disconnect:
+class Disconnect(Extensible):
     """What becomes of tasks whose node is down, and when."""
 
     action: DisconnectAction = DisconnectAction.REPLACE

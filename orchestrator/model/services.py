@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from orchestrator.model.extensible import Extensible
 from orchestrator.model.specs import ServiceSpec, UpdatePolicy
 
 
@@ -25,7 +26,7 @@ class UpdateState(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateStatus:
+class UpdateStatus(Extensible):
     """Where the newest update of a service's tasks stands."""
 
     state: UpdateState = UpdateState.NONE
@@ -44,7 +45,7 @@ class UpdateStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class PastSpec:
+class PastSpec(Extensible):
     """What a service was before."""
 
     spec: ServiceSpec = field(default_factory=ServiceSpec)
@@ -68,7 +69,7 @@ class JobState(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class JobRun:
+class JobRun(Extensible):
     """One time that a job does all of its work."""
 
     number: int = 0
@@ -92,7 +93,7 @@ class JobRun:
 
 
 @dataclass(frozen=True, slots=True)
-class JobStatus:
+class JobStatus(Extensible):
     """What became of a job so far."""
 
     runs: tuple[JobRun, ...] = ()
@@ -106,7 +107,7 @@ class JobStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class Service(Extensible):
     """A declared service. `spec_version` grows with each change of `spec.task`."""
 
     id: str = ""

@@ -9,6 +9,7 @@ from enum import IntEnum
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency
 from orchestrator.model.documents import FileReference
+from orchestrator.model.extensible import Extensible
 from orchestrator.model.jobs import JobSpec
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.placement import Disconnect, GenericResource, Strategy
@@ -75,7 +76,7 @@ class Protocol(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Resources:
+class Resources(Extensible):
     """An amount of CPU (shares) and memory (bytes); 0 is "not said"."""
 
     shares: int = 0
@@ -92,7 +93,7 @@ class PublishMode(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class PortSpec:
+class PortSpec(Extensible):
     """A container port published on nodes."""
 
     published: int = 0
@@ -102,7 +103,7 @@ class PortSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Ulimit:
+class Ulimit(Extensible):
     """A resource limit of the process (setrlimit(2)); -1 is no limit."""
 
     name: str = ""
@@ -112,7 +113,7 @@ class Ulimit:
 
 
 @dataclass(frozen=True, slots=True)
-class HealthCheck:
+class HealthCheck(Extensible):
     """How it is seen whether a container does its work (Docker's HEALTHCHECK).
 
     `model.health` says what the tests are, and what holds where this says nothing.
@@ -134,7 +135,7 @@ class HealthCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class ContainerSpec:
+class ContainerSpec(Extensible):
     """What runs: image, process and its surroundings."""
 
     image: str = ""
@@ -222,7 +223,7 @@ class ContainerSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class RestartPolicy:
+class RestartPolicy(Extensible):
     """When and how fast a finished task is replaced (Docker's `--restart-*`)."""
 
     condition: RestartCondition = RestartCondition.ANY
@@ -254,7 +255,7 @@ class FailureAction(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class UpdatePolicy:
+class UpdatePolicy(Extensible):
     """How an update replaces tasks."""
 
     parallelism: int = 1
@@ -282,7 +283,7 @@ CONTAINER_NETWORK = "container:"
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkAttachment:
+class NetworkAttachment(Extensible):
     """A network that a container is on, and what it is there."""
 
     network: str = ""
@@ -302,7 +303,7 @@ _DEFAULT_ATTACHMENTS = (NetworkAttachment(DEFAULT_NETWORK),)
 
 
 @dataclass(frozen=True, slots=True)
-class TaskSpec:
+class TaskSpec(Extensible):
     """All that one task is made from. A change here means new tasks."""
 
     container: ContainerSpec = field(default_factory=ContainerSpec)
@@ -347,7 +348,7 @@ class TaskSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceSpec:
+class ServiceSpec(Extensible):
     """What a user declares: a name, what to run, and how many of it."""
 
     name: str = ""

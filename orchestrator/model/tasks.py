@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from orchestrator.model.affinities import Affinity
+from orchestrator.model.extensible import Extensible
 from orchestrator.model.specs import TaskSpec
 from orchestrator.model.states import TaskState, is_terminal
 
@@ -22,7 +23,7 @@ class Health(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class TaskStatus:
+class TaskStatus(Extensible):
     """What was observed of a task."""
 
     state: TaskState = TaskState.NEW
@@ -61,7 +62,7 @@ class TaskStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Task(Extensible):
     """One container, bound to one node for life.
 
     One of a service is one-shot. A standalone container, which has no service, may be run again

@@ -47,12 +47,12 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
     async def CreateContainer(self, request: Any, context: Any) -> Any:
         api, view = self.api, self.api.view
         id = api.new_id()
-        spec = settled(view, numbered(view, from_proto(request.spec), id))
+        spec = settled(view, numbered(view, from_proto(request.spec, strict=True), id))
         validate_task(spec)
         for text in spec.container.volumes_from:
             find_container(view, split_volumes_from(text)[0])
         constraints = tuple(request.constraints)
-        affinities = tuple(map(from_proto, request.affinities))
+        affinities = tuple(from_proto(each, strict=True) for each in request.affinities)
         validate_constraints(constraints, affinities)
         if request.node:
             constraints = (*constraints, f"node.id=={find_node(view, request.node).id}")

@@ -108,7 +108,7 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
 
     @answering
     async def ConnectNetwork(self, request: Any, context: Any) -> Any:
-        attachment = from_proto(request.attachment)
+        attachment = from_proto(request.attachment, strict=True)
 
         def edit(task: Task) -> tuple[Task, list[Network]]:
             name = attachment.network

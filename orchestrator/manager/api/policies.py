@@ -27,7 +27,7 @@ class PolicyCalls(Calls, policies_pb2_grpc.PoliciesServicer):  # type: ignore[mi
     async def AddPolicy(self, request: Any, context: Any) -> Any:
         api = self.api
         policy: NetworkPolicy = replace(
-            from_proto(request.policy), id=api.new_id(), created_at=api.now()
+            from_proto(request.policy, strict=True), id=api.new_id(), created_at=api.now()
         )
         _check(api.view, policy)
 

@@ -46,7 +46,7 @@ class ServiceCalls(Calls):
     @answering
     async def CreateService(self, request: Any, context: Any) -> Any:
         api = self.api
-        spec = _settled(api.view, from_proto(request.spec))
+        spec = _settled(api.view, from_proto(request.spec, strict=True))
         validate_service(spec)
         name = spec.name
         if (there := api.view.service_by_name(name)) is not None and not there.removed:
@@ -104,7 +104,7 @@ class ServiceCalls(Calls):
         service = find_service(api.view, request.service)
         if request.revision and request.revision != service.revision:
             _check_base(request, service)
-        spec = _settled(api.view, from_proto(request.spec))
+        spec = _settled(api.view, from_proto(request.spec, strict=True))
         if spec.name != service.spec.name:
             raise invalid("a service cannot be renamed; create another and remove this one")
         if spec.mode is not service.spec.mode:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -25,7 +26,15 @@ from orchestrator.model import (
     specs,
     tasks,
 )
-from orchestrator.model.convert import ConvertError, decode, encode, from_proto, to_proto
+from orchestrator.model.convert import (
+    ConvertError,
+    UnknownEnumNumber,
+    decode,
+    encode,
+    from_proto,
+    to_proto,
+)
+from orchestrator.model.extensible import known_fields
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image
 from orchestrator.model.services import Service
@@ -35,6 +44,8 @@ from orchestrator.model.specs import (
     ServiceSpec,
     TaskSpec,
 )
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import types_pb2
 
 MODULES = (affinities, dependencies, jobs, mounts, placement, specs, documents)
@@ -68,9 +79,7 @@ text = st.text(st.characters(codec="utf-8"), max_size=8)
 def values_of(cls: Any) -> st.SearchStrategy[Any]:
     """Any object of a class of the model, made from its type hints."""
     hints = typing.get_type_hints(cls)
-    return st.builds(
-        cls, **{f.name: _value(f.name, hints[f.name]) for f in dataclasses.fields(cls)}
-    )
+    return st.builds(cls, **{f.name: _value(f.name, hints[f.name]) for f in known_fields(cls)})
 
 
 def _value(name: str, hint: Any) -> st.SearchStrategy[Any]:
@@ -97,7 +106,7 @@ def _value(name: str, hint: Any) -> st.SearchStrategy[Any]:
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_fields_are_those_of_the_message(cls: Any) -> None:
     message = getattr(types_pb2, cls.__name__).DESCRIPTOR
-    assert [f.name for f in dataclasses.fields(cls)] == [f.name for f in message.fields]
+    assert [f.name for f in known_fields(cls)] == [f.name for f in message.fields]
 
 
 def test_every_message_has_a_class() -> None:
@@ -149,9 +158,76 @@ def test_bytes_do_not_depend_on_the_order_of_maps() -> None:
     assert encode(one) == encode(two)
 
 
+@pytest.mark.parametrize("cls", STORED, ids=lambda cls: cls.__name__)
+def test_fields_of_a_newer_version_survive_a_change(cls: Any) -> None:
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
+    @given(values_of(cls), st.data())
+    def check(obj: Any, data: st.DataObject) -> None:
+        message = to_proto(dataclasses.replace(obj, revision=0))
+        numbers = iter(range(1, 1 << 20))
+        for part in messages_in(message):
+            if data.draw(st.booleans()):
+                part.MergeFromString(unknown_field(next(numbers), data.draw(st.binary())))
+        changed = dataclasses.replace(decode(cls, message.SerializeToString(), 3), id="other")
+        message.id = "other"
+        assert encode(changed) == message.SerializeToString(deterministic=True)
+        assert encode(dataclasses.replace(from_proto(message), id="other")) == encode(changed)
+
+    check()
+
+
+def messages_in(message: Any) -> Iterator[Any]:
+    """A message and all that are in it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        for part in value if isinstance(value, Sequence) else [value]:
+            yield from messages_in(part)
+
+
+def unknown_field(number: int, value: bytes) -> bytes:
+    """`value` in a field that no message has, as a varint or as bytes."""
+    tag = 100_000 + number
+    if len(value) % 2:
+        return _varint(tag << 3) + _varint(number)
+    return _varint(tag << 3 | 2) + _varint(len(value)) + value
+
+
+def _varint(number: int) -> bytes:
+    found = b""
+    while number > 0x7F:
+        found += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return found + bytes([number])
+
+
+def test_unknown_fields_count_when_objects_are_compared() -> None:
+    plain = encode(Node(id="a"))
+    assert decode(Node, plain + unknown_field(1, b"")) != decode(Node, plain)
+    assert decode(Node, plain + unknown_field(1, b"")) == decode(
+        Node, plain + unknown_field(1, b"")
+    )
+
+
 def test_unknown_enum_number() -> None:
-    with pytest.raises(ConvertError, match=r"TaskStatus.state is 513, which is no TaskState"):
-        from_proto(types_pb2.TaskStatus(state=513))  # type: ignore[arg-type]
+    message = types_pb2.TaskStatus(state=513)  # type: ignore[arg-type]
+    with pytest.raises(UnknownEnumNumber, match=r"TaskStatus.state is 513, which is no TaskState"):
+        from_proto(message, strict=True)
+    with pytest.raises(UnknownEnumNumber):
+        decode(TaskStatus, message.SerializeToString())
+
+
+def test_unknown_enum_number_is_kept() -> None:
+    message = types_pb2.Task(id="a", status=types_pb2.TaskStatus(state=513))  # type: ignore[arg-type]
+    for task in (
+        from_proto(message),
+        decode(Task, message.SerializeToString(), strict=False),
+    ):
+        assert task.status.state not in list(TaskState)
+        assert task.status.state.name == "UNRECOGNIZED_513"
+        written = encode(dataclasses.replace(task, id="b"))
+        assert types_pb2.Task.FromString(written).status.state == 513
 
 
 def test_value_out_of_range() -> None:

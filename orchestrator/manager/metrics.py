@@ -166,9 +166,16 @@ class Latencies:
 class ClusterCollector(Collector):
     """The cluster as it is."""
 
-    def __init__(self, view: Callable[[], ClusterView], state: Callable[[], ManagerState]) -> None:
+    def __init__(
+        self,
+        view: Callable[[], ClusterView],
+        state: Callable[[], ManagerState],
+        now: Callable[[], float],
+    ) -> None:
+        """`now` is the wall clock, in seconds since the epoch."""
         self._view = view
         self._state = state
+        self._now = now
 
     def collect(self) -> Iterable[Metric]:
         """Every family."""
@@ -191,7 +198,7 @@ class ClusterCollector(Collector):
             yield GaugeMetricFamily(name, help, value)
         yield from _nodes(view)
         yield from _services(view)
-        yield from _tasks(view)
+        yield from _tasks(view, self._now())
 
 
 def _nodes(view: ClusterView) -> Iterable[Metric]:
@@ -249,7 +256,7 @@ def _services(view: ClusterView) -> Iterable[Metric]:
     yield from (desired, running, updates)
 
 
-def _tasks(view: ClusterView) -> Iterable[Metric]:
+def _tasks(view: ClusterView, now: float) -> Iterable[Metric]:
     states = GaugeMetricFamily("orc_tasks", "Tasks by state", labels=("state",))
     number = Counter(task.status.state for task in view.tasks.values())
     for state in TaskState:
@@ -259,19 +266,19 @@ def _tasks(view: ClusterView) -> Iterable[Metric]:
     waiting = GaugeMetricFamily(
         "orc_tasks_waiting", "Tasks that are to run and do not yet, by why", labels=("reason",)
     )
-    reasons = Counter(map(_reason, view.tasks.values()))
+    reasons = Counter(_reason(task, now) for task in view.tasks.values())
     for reason in ("placement", "restart_delay", "node", "preparation", "health"):
         waiting.add_metric([reason], reasons[reason])
     yield waiting
 
 
-def _reason(task: Task) -> str:
+def _reason(task: Task, now: float) -> str:
     """Why a task that is to run does not work yet, in one of a few words; empty when it does."""
     state = task.status.state
     if task.desired_state > TaskState.RUNNING or is_terminal(state) or task.status.works:
         return ""
     if state < TaskState.ASSIGNED:
-        return "restart_delay" if task.not_before else "placement"
+        return "restart_delay" if task.not_before > now else "placement"
     if state < TaskState.ACCEPTED:
         return "node"
     return "health" if state is TaskState.RUNNING else "preparation"

@@ -26,7 +26,7 @@ async def web(
 ) -> AsyncIterator[None]:
     """Serve while the body runs. `folder` has the manager's certificate; `registry` is completed
     by what the cluster is. Raises CannotListen."""
-    registry.register(ClusterCollector(lambda: api.view, state))
+    registry.register(ClusterCollector(lambda: api.view, state, api.now))
     app = ManagerApp(api, registry)
     files, port = TlsFiles.of(folder, "manager"), api.identity.port + WEB_PORT
     async with app.following(), listening(app, api.identity.address, port, files):

@@ -27,6 +27,7 @@ from orchestrator.model.specs import STACK_LABEL, Resources, ServiceSpec, TaskSp
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Health, Task, TaskStatus
 
+NOW = 1000.0
 NODE = Node(
     id="n1",
     state=NodeState.READY,
@@ -51,7 +52,8 @@ def task(id: str, state: TaskState, **fields: Any) -> Task:
 def registry(*objects: Object) -> CollectorRegistry:
     made = CollectorRegistry()
     view = ClusterView.of(objects)
-    made.register(ClusterCollector(lambda: view, lambda: ManagerState(True, 12, 3, 1, 4, 2)))
+    state = ManagerState(True, 12, 3, 1, 4, 2)
+    made.register(ClusterCollector(lambda: view, lambda: state, lambda: NOW))
     return made
 
 
@@ -89,7 +91,8 @@ def test_the_cluster_is_counted() -> None:
     ("waits", "reason"),
     [
         (task("a", TaskState.PENDING), "placement"),
-        (task("a", TaskState.PENDING, not_before=9.0), "restart_delay"),
+        (task("a", TaskState.PENDING, not_before=NOW + 9.0), "restart_delay"),
+        (task("a", TaskState.PENDING, not_before=NOW - 9.0), "placement"),
         (task("a", TaskState.ASSIGNED), "node"),
         (task("a", TaskState.PREPARING), "preparation"),
         (task("a", TaskState.RUNNING, health=Health.STARTING), "health"),

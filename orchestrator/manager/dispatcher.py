@@ -116,11 +116,14 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                     self._sessions[node_id].condemn()
 
     def _part(self, changes: list[Change]) -> None:
-        """End the sessions of nodes that are down. One that was merely silent says hello again."""
+        """End the sessions of nodes that are down or were removed. A node that was merely silent
+        begins a new one."""
         for change in changes:
             node = change.after
             if isinstance(node, Node) and node.state is NodeState.DOWN:
                 self.end(node.id, "the node was silent for too long")
+            elif isinstance(change.before, Node) and node is None:
+                self.end(change.before.id, "this node was removed from the cluster")
 
     def _wake_sessions(self) -> None:
         for session in self._sessions.values():

@@ -43,8 +43,6 @@ class Reports:
     """Node id → its keys for encrypted networks."""
     network_plugins: dict[str, NetworkPlugins] = field(default_factory=dict)
     """By node id."""
-    tagged: list[tuple[str, Image]] = field(default_factory=list)
-    """(node id, image with the names just given to it), in order."""
     acknowledge: list[Callable[[], None]] = field(default_factory=list)
     """Called once the reports are committed."""
 
@@ -66,7 +64,7 @@ class Inbox:
         """How many words of agents are yet to be taken."""
         told = self._reports
         of_nodes = len(told.hellos) + len(told.inventories) + len(told.drivers)
-        return of_nodes + len(told.statuses) + len(told.tagged)
+        return of_nodes + len(told.statuses)
 
     def hear(self, node_id: str) -> None:
         """Any sign of life."""
@@ -121,11 +119,6 @@ class Inbox:
         """All that other people's networks can be had by on the node."""
         self.hear(node_id)
         self._reports.network_plugins[node_id] = plugins
-        self.on_report()
-
-    def tag(self, node_id: str, image: Image) -> None:
-        """The node got an image under new names, which are now this image's in the cluster."""
-        self._reports.tagged.append((node_id, image))
         self.on_report()
 
     def take(self) -> Reports:

@@ -29,10 +29,6 @@ def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:
         found = list(_inventory(view, node_id, images))
         changes.extend(found)
         view = view.evolve(found)
-    for node_id, image in reports.tagged:
-        found = list(_tag(view, node_id, image))
-        changes.extend(found)
-        view = view.evolve(found)
     return changes
 
 
@@ -118,23 +114,3 @@ def _inventory(view: ClusterView, node_id: str, images: tuple[Image, ...]) -> It
             )
             if after != known:
                 yield Change(known, after)
-
-
-def _tag(view: ClusterView, node_id: str, image: Image) -> Iterator[Change]:
-    for other in list(view.images.values()):
-        if other.id != image.id and set(other.names) & set(image.names):
-            names = tuple(n for n in other.names if n not in image.names)
-            yield Change(other, replace(other, names=names))
-    known = view.images.get(image.id)
-    if known is None:
-        yield Change(None, replace(image, nodes=(node_id,), revision=0))
-        return
-    after = replace(
-        known,
-        names=tuple(sorted({*known.names, *image.names})),
-        nodes=tuple(sorted({*known.nodes, node_id})),
-        condemned=(),  # it is wanted again
-        indexes=tuple(sorted({*known.indexes, *image.indexes})),
-    )
-    if after != known:
-        yield Change(known, after)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import shutil
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -16,7 +17,7 @@ from orchestrator.identity import ca, token
 from orchestrator.identity.files import ManagerIdentity
 from orchestrator.identity.join import Joined, join
 from orchestrator.identity.pair import KeyPair
-from orchestrator.identity.setup import init_cluster
+from orchestrator.identity.setup import init_cluster, new_id
 from orchestrator.identity.tls import channel_options
 from orchestrator.manager.daemon import Manager, ManagerSettings
 from orchestrator.manager.store.memory import MemoryKv
@@ -76,12 +77,34 @@ def _two_free_ports() -> int:
 
 
 @asynccontextmanager
-async def manager_in(folder: Path, node_timeout: float | None = None) -> AsyncIterator[Running]:
-    identity, certificate, admin = init_cluster(
-        folder, "127.0.0.1", _two_free_ports(), "10.128.0.0/14"
-    )
-    authority = KeyPair(certificate, (folder / "ca.key").read_text())
-    kv = MemoryKv(asyncio.get_running_loop().time)
+async def manager_in(
+    folder: Path, node_timeout: float | None = None, kv: MemoryKv | None = None
+) -> AsyncIterator[Running]:
+    """The first manager of a new cluster; without `kv` on a store of its own."""
+    identity, _, admin = init_cluster(folder, "127.0.0.1", _two_free_ports(), "10.128.0.0/14")
+    kv = kv or MemoryKv(asyncio.get_running_loop().time)
+    async with _serving(folder, identity, admin, kv, node_timeout) as running:
+        yield running
+
+
+@asynccontextmanager
+async def manager_beside(other: Running, folder: Path) -> AsyncIterator[Running]:
+    """One more manager of a cluster, on the same store."""
+    shutil.copytree(other.folder, folder)
+    identity = replace(other.identity, manager_id=new_id(), port=_two_free_ports())
+    async with _serving(folder, identity, other.admin, other.kv, None) as running:
+        yield running
+
+
+@asynccontextmanager
+async def _serving(
+    folder: Path,
+    identity: ManagerIdentity,
+    admin: KeyPair,
+    kv: MemoryKv,
+    node_timeout: float | None,
+) -> AsyncIterator[Running]:
+    authority = KeyPair((folder / "ca.pem").read_text(), (folder / "ca.key").read_text())
     manager = Manager(
         ManagerSettings(folder, node_timeout=node_timeout), identity, kv, Supervisor("", 0.0)
     )

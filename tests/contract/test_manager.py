@@ -15,6 +15,7 @@ import pytest
 from managerhost import Running, manager_in
 
 from orchestrator.identity.pair import KeyPair
+from orchestrator.manager.imagenames import give_names
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Delete
 from orchestrator.model.convert import from_proto, to_proto
@@ -106,6 +107,14 @@ class Agent:
         """Acknowledge the newest endpoint table."""
         applied = dispatch_pb2.EndpointsApplied(revision=self.revision)
         await self.say(endpoints_applied=applied)
+
+    async def ended(self) -> grpc.StatusCode:
+        """Wait until the manager ends the session; its status."""
+        async with asyncio.timeout(60):
+            while await self._call.read() is not grpc.aio.EOF:
+                pass
+            status: grpc.StatusCode = await self._call.code()
+            return status
 
     async def until(self, holds: Any) -> None:
         """Hear until something holds."""
@@ -276,10 +285,8 @@ async def test_a_rebuilt_tag_is_taken_when_the_image_is_named_again(
         (old,) = node.tasks
         await node.report(old, state=TaskState.RUNNING)
         rebuilt = Image(id="sha256:" + "b" * 64, names=("hello:1",))
-        running.manager.inbox.tag(next(iter(running.manager.cache.view.nodes)), rebuilt)
-        async with asyncio.timeout(60), running.manager.cache.subscribe() as feed:
-            while rebuilt.id not in running.manager.cache.view.images:
-                await feed.next()
+        cache = running.manager.cache
+        await give_names(running.kv, cache, next(iter(cache.view.nodes)), rebuilt)
         update = control_pb2.UpdateServiceRequest(service="web", spec=web())
         assert (await control.UpdateService(update)).image_digest == IMAGE.id
         update.resolve_image = True

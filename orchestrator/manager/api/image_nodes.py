@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.api.context import ApiContext
+from orchestrator.manager.imagenames import give_names
 from orchestrator.manager.lookup import find_node
 from orchestrator.manager.refusal import invalid, precondition
 from orchestrator.model.convert import from_proto
@@ -100,14 +100,7 @@ async def settled(api: ApiContext, node: Node, result: Any) -> Image:
     """
     if result.error:
         raise precondition(result.error)
-    image = from_proto(result.image)
-    api.inbox.tag(node.id, image)
-    async with api.cache.subscribe() as feed:
-        while True:
-            known = api.view.images.get(image.id)
-            if known and node.id in known.nodes and set(image.names) <= set(known.names):
-                return replace(known)
-            await feed.next()
+    return await give_names(api.kv, api.cache, node.id, from_proto(result.image))
 
 
 async def every(api: ApiContext, nodes: list[Node], order: dispatch_pb2.OpenTunnel) -> list[str]:

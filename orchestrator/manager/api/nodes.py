@@ -71,7 +71,6 @@ class NodeCalls(Calls):
             )
         revision = await commit(self.api.kv, [Change(node, None)])
         await self.api.cache.wait_for(revision)
-        self.api.dispatcher.end(node.id, "this node was removed from the cluster")
         return control_pb2.RemoveNodeReply()
 
 

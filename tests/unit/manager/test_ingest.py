@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.manager.imagenames import naming
 from orchestrator.manager.inbox import Reports
 from orchestrator.manager.ingest import ingest
 from orchestrator.manager.planning.plan import Change
@@ -121,7 +122,7 @@ def test_an_image_is_condemned_until_its_node_has_removed_it_or_it_is_wanted_aga
     gone = after(back, Reports(inventories={"n1": ()}))
     assert gone.images["sha256:a"].nodes == gone.images["sha256:a"].condemned == ("n2",)
     assert not after(gone, Reports(inventories={"n2": ()})).images
-    pulled = after(view, Reports(tagged=[("n3", copy)]))
+    pulled = view.evolve(naming(view, "n3", copy))
     assert pulled.images["sha256:a"].condemned == ()
     assert pulled.images["sha256:a"].names == ("a:1",)
 
@@ -158,7 +159,7 @@ def test_a_tag_moves_the_name_in_the_whole_cluster() -> None:
     old = Image(id="sha256:a", names=("web:1", "web:old"), nodes=("n1", "n2"))
     view = ClusterView.of([NODE, old])
     new = Image(id="sha256:b", names=("web:1",))
-    images = after(view, Reports(tagged=[("n1", new)])).images
+    images = view.evolve(naming(view, "n1", new)).images
     assert images["sha256:a"].names == ("web:old",)
     assert (images["sha256:b"].names, images["sha256:b"].nodes) == (("web:1",), ("n1",))
 

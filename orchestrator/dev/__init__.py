@@ -26,7 +26,10 @@ Everything can be found again by name, and `down` trusts no record that a crash 
     /var/lib/orc-dev/NAME/HOST/partition   addresses that a partitioned host still reaches
     network namespace orcdev-NAME          the switch, with a port per host, named like it
     link orcdev-TAG                        the machine's end of its cable
-    cgroup /orc-NAME-HOST                  parent of the host's containers, in every hierarchy
+    cgroup /orc-NAME-HOST-TAG              parent of the host's containers, in every hierarchy
+
+TAG is a hash of the name and of the file system that the folders are in: containers and chroots may
+share the machine's network and cgroups and have clusters of the same name.
 
 Modules: `plan` (names and addresses, pure), `underlay`, `cgroups`, `init`, `host` (one host's
 power, daemons and namespaces), `cluster` (all of them, and the order of things), `command` (what

@@ -30,6 +30,7 @@ from orchestrator.dev.plan import (
     check_name,
     check_size,
     choose_subnet,
+    cluster_tag,
     is_host_cgroup,
 )
 from orchestrator.linux.atomicfile import write_file
@@ -93,6 +94,13 @@ class DevCluster:
         self._record = self._directory / "cluster.json"
 
     @property
+    def tag(self) -> str:
+        """Distinguishes it from clusters of its name in other root file systems."""
+        # Of the folder above, as the clusters' own one is removed with the last of them.
+        place = self._root.parent.stat()
+        return cluster_tag(self.name, place.st_dev, place.st_ino)
+
+    @property
     def plan(self) -> ClusterPlan:
         """What was brought up. Raises DevError when nothing was."""
         plan = self._recorded()
@@ -102,7 +110,7 @@ class DevCluster:
 
     def _recorded(self) -> ClusterPlan | None:
         try:
-            return ClusterPlan.from_json(self._record.read_text())
+            return ClusterPlan.from_json(self._record.read_text(), self.tag)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
@@ -127,8 +135,9 @@ class DevCluster:
         check_size(managers, nodes)
         deadline = time.monotonic() + within
         with _locked(self._directory):
-            plan = self._ensure_plan(managers, nodes)
-            underlay.ensure_switch(plan)
+            with underlay.locked():
+                plan = self._ensure_plan(managers, nodes)
+                underlay.ensure_switch(plan)
             hosts = [self._at(host) for host in plan.hosts]
             _parallel(lambda host: host.boot(plan), hosts)
             say(f"{len(hosts)} hosts on {plan.subnet} (this machine is {plan.gateway})")
@@ -145,9 +154,11 @@ class DevCluster:
         plan = self._recorded()
         if plan is None:
             with _locked(self._root):
-                subnet = choose_subnet(self.name, [*underlay.routes(), *self._other_subnets()])
+                used = [route.to for route in underlay.routes()]
+                subnet = choose_subnet(self.name, [*used, *self._other_subnets()])
                 plan = ClusterPlan(
                     name=self.name,
+                    tag=self.tag,
                     subnet=subnet,
                     managers=managers,
                     nodes=nodes,
@@ -245,7 +256,8 @@ class DevCluster:
         run."""
         with self._changing():
             host = self.host(name)
-            underlay.ensure_switch(self.plan)
+            with underlay.locked():
+                underlay.ensure_switch(self.plan)
             host.boot(self.plan)
             self._start_daemon(host, flags)
 
@@ -279,7 +291,7 @@ class DevCluster:
 
     def down(self) -> bool:
         """Remove every trace, whatever state it is in. False if there was none."""
-        if not self._directory.exists() and not underlay.exists(self.name):
+        if not self._directory.exists() and not underlay.exists(self.name, self.tag):
             return False
         with _locked(self._directory):
             try:
@@ -289,7 +301,7 @@ class DevCluster:
             _parallel(Host.remove, [self._found(d) for d in _folders(self._directory)])
             cgroups.thaw(self._is_own_cgroup)
             cgroups.remove_cgroups(self._is_own_cgroup)
-            underlay.remove_switch(self.name)
+            underlay.remove_switch(self.name, self.tag)
             if plan is not None:
                 self._forget_context(plan)
             shutil.rmtree(self._directory)
@@ -298,11 +310,11 @@ class DevCluster:
 
     def _found(self, directory: Path) -> Host:
         # Its role and address do not matter to its removal, and its record may be lost.
-        plan = HostPlan(self.name, directory.name, "node", IPv4Address(0))
+        plan = HostPlan(self.name, directory.name, "node", IPv4Address(0), self.tag)
         return Host(plan, directory)
 
     def _is_own_cgroup(self, directory: str) -> bool:
-        return is_host_cgroup(self.name, directory)
+        return is_host_cgroup(self.name, self.tag, directory)
 
     def _forget_context(self, plan: ClusterPlan) -> None:
         """Remove the admin context that `cluster init` made; it is fine if the user did."""

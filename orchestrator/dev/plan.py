@@ -33,6 +33,7 @@ class HostPlan:
     name: str
     role: Role
     address: IPv4Address
+    tag: str
 
     @property
     def mac(self) -> str:
@@ -47,12 +48,15 @@ class HostPlan:
     @property
     def cgroup(self) -> str:
         """Name of the cgroup, below the root of each hierarchy, of all its containers."""
-        return f"orc-{self.cluster}-{self.name}"
+        return f"orc-{self.cluster}-{self.name}-{self.tag}"
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
-    """A whole cluster. `config_home` and `home` say whose contexts its own one is among."""
+    """A whole cluster. `config_home` and `home` say whose contexts its own one is among.
+
+    `tag` tells it from clusters of the same name in other root file systems (see `cluster_tag`).
+    """
 
     name: str
     subnet: IPv4Network
@@ -60,6 +64,7 @@ class ClusterPlan:
     nodes: int
     home: str
     config_home: str | None
+    tag: str
 
     @property
     def gateway(self) -> IPv4Address:
@@ -70,11 +75,13 @@ class ClusterPlan:
     def hosts(self) -> tuple[HostPlan, ...]:
         """Managers first, then nodes."""
         managers = [
-            HostPlan(self.name, f"manager{i + 1}", "manager", self.subnet[_FIRST_MANAGER + i])
+            HostPlan(
+                self.name, f"manager{i + 1}", "manager", self.subnet[_FIRST_MANAGER + i], self.tag
+            )
             for i in range(self.managers)
         ]
         nodes = [
-            HostPlan(self.name, f"node{i + 1}", "node", self.subnet[_FIRST_NODE + i])
+            HostPlan(self.name, f"node{i + 1}", "node", self.subnet[_FIRST_NODE + i], self.tag)
             for i in range(self.nodes)
         ]
         return (*managers, *nodes)
@@ -100,10 +107,10 @@ class ClusterPlan:
         return json.dumps(document, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> ClusterPlan:
+    def from_json(cls, text: str, tag: str) -> ClusterPlan:
         """Read back what `to_json` wrote. Raises ValueError, KeyError or TypeError for else."""
         document = json.loads(text)
-        return cls(**{**document, "subnet": IPv4Network(document["subnet"])})
+        return cls(**{**document, "subnet": IPv4Network(document["subnet"]), "tag": tag})
 
 
 def check_name(name: str) -> str:
@@ -123,15 +130,22 @@ def check_size(managers: int, nodes: int) -> None:
         raise DevError(f"--nodes {nodes} is out of range: use 1 to {MAX_NODES}")
 
 
-def link_name(cluster: str) -> str:
+def cluster_tag(name: str, device: int, inode: int) -> str:
+    """Distinguishes a cluster from others of that name, where containers or chroots share this
+    machine's network or cgroups: by the device and inode number of the folder that holds all dev
+    clusters of its root file system."""
+    return hashlib.sha256(f"{device}:{inode}/{name}".encode()).hexdigest()[:8]
+
+
+def link_name(tag: str) -> str:
     """Of the machine's end of its cable; the kernel allows 15 characters."""
-    tag = cluster if len(cluster) <= 8 else hashlib.sha256(cluster.encode()).hexdigest()[:8]
     return f"orcdev-{tag}"
 
 
-def is_host_cgroup(cluster: str, directory: str) -> bool:
+def is_host_cgroup(cluster: str, tag: str, directory: str) -> bool:
     """Whether a cgroup of that name belongs to a host of the cluster, past or present."""
-    return re.fullmatch(rf"orc-{re.escape(cluster)}-(manager|node)\d+", directory) is not None
+    pattern = rf"orc-{re.escape(cluster)}-(manager|node)\d+-{re.escape(tag)}"
+    return re.fullmatch(pattern, directory) is not None
 
 
 def choose_subnet(cluster: str, taken: Iterable[IPv4Network]) -> IPv4Network:
@@ -148,7 +162,18 @@ def choose_subnet(cluster: str, taken: Iterable[IPv4Network]) -> IPv4Network:
     raise DevError(f"no free /24 in {UNDERLAYS}: remove other dev clusters with 'orc dev down'")
 
 
-def parse_routes(text: str) -> list[IPv4Network]:
-    """The destinations in the output of `ip -j -4 route show table all`, without the default."""
-    destinations = (route["dst"] for route in json.loads(text or "[]"))
-    return [ipaddress.IPv4Network(d, strict=False) for d in destinations if d != "default"]
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A destination that the machine reaches, and the link that leads there (empty: none)."""
+
+    to: IPv4Network
+    link: str
+
+
+def parse_routes(text: str) -> list[Route]:
+    """The output of `ip -j -4 route show table all`, without the default route."""
+    routes = [route for route in json.loads(text or "[]") if route["dst"] != "default"]
+    return [
+        Route(ipaddress.IPv4Network(route["dst"], strict=False), route.get("dev", ""))
+        for route in routes
+    ]

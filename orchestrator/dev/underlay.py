@@ -6,12 +6,16 @@ can then be read, and tried, by hand.
 
 from __future__ import annotations
 
+import fcntl
+import os
+import socket
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 
-from orchestrator.dev.plan import ClusterPlan, DevError, HostPlan, link_name, parse_routes
+from orchestrator.dev.plan import ClusterPlan, DevError, HostPlan, Route, link_name, parse_routes
 
 BRIDGE = "switch"
 UPLINK = "machine"
@@ -38,13 +42,24 @@ def _switch_exists(cluster: str) -> bool:
     return Path("/run/netns", _switch(cluster)).exists()
 
 
-def exists(cluster: str) -> bool:
+def exists(cluster: str, tag: str) -> bool:
     """Whether anything of the cluster's switch is there, whole or not."""
-    return _switch_exists(cluster) or Path("/sys/class/net", link_name(cluster)).exists()
+    return _switch_exists(cluster) or Path("/sys/class/net", link_name(tag)).exists()
 
 
-def routes() -> list[IPv4Network]:
-    """Every destination that the machine has a route to, but the default."""
+@contextmanager
+def locked() -> Iterator[None]:
+    """Be the only one who gives out subnets on this network, in whatever root file system."""
+    descriptor = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def routes() -> list[Route]:
+    """Every route that the machine has, but the default."""
     return parse_routes(run(["ip", "-j", "-4", "route", "show", "table", "all"]))
 
 
@@ -58,11 +73,15 @@ def _is_whole(cluster: str) -> bool:
 
 
 def ensure_switch(plan: ClusterPlan) -> None:
-    """Make the switch and the machine's cable to it, whole or not at all."""
-    link, switch = link_name(plan.name), _switch(plan.name)
-    if exists(plan.name) and _is_whole(plan.name):
+    """Make the switch and the machine's cable to it, whole or not at all.
+
+    The caller holds `locked()`. Raises DevError if somebody else uses the cluster's subnet.
+    """
+    link, switch = link_name(plan.tag), _switch(plan.name)
+    if Path("/sys/class/net", link).exists() and _is_whole(plan.name):
         return
-    remove_switch(plan.name)
+    remove_switch(plan.name, plan.tag)
+    _check_free(plan)
     run(["ip", "netns", "add", switch])
     run(
         ["ip", "-n", switch, "-batch", "-"],
@@ -72,15 +91,33 @@ def ensure_switch(plan: ClusterPlan) -> None:
     run(
         ["ip", "-batch", "-"],
         f"link add {link} type veth peer name {UPLINK} netns {switch}\n"
+        f"link set {link} alias {_alias(plan)}\n"
         f"address add {plan.gateway}/{plan.subnet.prefixlen} dev {link}\n"
         f"link set {link} up\n",
     )
     run(["ip", "-n", switch, "link", "set", UPLINK, "up", "master", BRIDGE])
 
 
-def remove_switch(cluster: str) -> None:
+def _alias(plan: ClusterPlan) -> str:
+    return f"dev-cluster-{plan.name}-of-{socket.gethostname()}"
+
+
+def _check_free(plan: ClusterPlan) -> None:
+    """Another cluster may have got the subnet while this one was without its cable, as after a
+    reboot. Its hosts' certificates hold their addresses, so it cannot take another one."""
+    for route in routes():
+        if route.to.overlaps(plan.subnet):
+            alias = Path("/sys/class/net", route.link, "ifalias")
+            user = (alias.read_text().strip() if alias.exists() else "") or f"link {route.link}"
+            raise DevError(
+                f"the subnet {plan.subnet} of dev cluster {plan.name!r} is in use by {user}: "
+                "remove that one, or remove this cluster with 'orc dev down' to start anew"
+            )
+
+
+def remove_switch(cluster: str, tag: str) -> None:
     """Remove the switch and the machine's cable; what is gone already is no error."""
-    link, switch = link_name(cluster), _switch(cluster)
+    link, switch = link_name(tag), _switch(cluster)
     _remove(lambda: Path("/sys/class/net", link).exists(), ["ip", "link", "del", link])
     _remove(lambda: _switch_exists(cluster), ["ip", "netns", "del", switch])
 

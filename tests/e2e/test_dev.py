@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from devcluster import ORC, PATIENCE, Cluster, eventually
 
+from orchestrator.dev.cluster import DevCluster
 from orchestrator.dev.plan import link_name
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
@@ -21,7 +22,7 @@ def remains(name: str) -> list[str]:
     found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"*/orc-{name}-*")]
     found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"orc-{name}-*")]
     found += [str(p) for p in Path("/var/lib/orc-dev").glob(name)]
-    found += [str(p) for p in Path("/sys/class/net").glob(link_name(name))]
+    found += [str(p) for p in Path("/sys/class/net").glob(link_name(DevCluster(name).tag))]
     found += [m for m in Path("/proc/self/mountinfo").read_text().splitlines() if name in m]
     for process in Path("/proc").glob("[0-9]*"):
         try:

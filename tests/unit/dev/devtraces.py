@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from orchestrator.dev.cluster import DevCluster
 from orchestrator.dev.plan import link_name
 
 T = TypeVar("T")
@@ -17,7 +18,7 @@ STAND_IN = Path(__file__).with_name("standin.py")
 def traces(name: str) -> list[str]:
     """All that is left of a dev cluster on this machine, of whatever kind."""
     found = [str(path) for path in Path("/run/netns").glob(f"orcdev-{name}")]
-    found += [str(path) for path in Path("/sys/class/net").glob(link_name(name))]
+    found += [str(path) for path in Path("/sys/class/net").glob(link_name(DevCluster(name).tag))]
     found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/orc-{name}-*")]
     found += [str(path) for path in Path("/var/lib/orc-dev").glob(name)]
     for line in Path("/proc/self/mountinfo").read_text().splitlines():

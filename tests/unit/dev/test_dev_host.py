@@ -24,10 +24,11 @@ pytestmark = pytest.mark.root
 @pytest.fixture
 def plan(cluster: DevCluster) -> ClusterPlan:
     """Of a cluster with a switch and no host that is on; `cluster` removes what is made."""
-    subnet = choose_subnet(cluster.name, underlay.routes())
-    plan = ClusterPlan(cluster.name, subnet, 1, 2, "/root", None)
+    subnet = choose_subnet(cluster.name, [route.to for route in underlay.routes()])
+    plan = ClusterPlan(cluster.name, subnet, 1, 2, "/root", None, cluster.tag)
     (ROOT / cluster.name).mkdir(parents=True)
-    underlay.ensure_switch(plan)
+    with underlay.locked():
+        underlay.ensure_switch(plan)
     return plan
 
 

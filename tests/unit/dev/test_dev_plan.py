@@ -10,23 +10,25 @@ from orchestrator.dev.plan import (
     UNDERLAYS,
     ClusterPlan,
     DevError,
+    Route,
     check_name,
     check_size,
     choose_subnet,
+    cluster_tag,
     is_host_cgroup,
     link_name,
     parse_routes,
 )
 
-PLAN = ClusterPlan("dev", IPv4Network("10.213.7.0/24"), 1, 3, "/root", None)
+PLAN = ClusterPlan("dev", IPv4Network("10.213.7.0/24"), 1, 3, "/root", None, "0a1b2c3d")
 
 
 def test_hosts_have_names_addresses_and_one_daemon_each() -> None:
     assert [(h.name, str(h.address), h.daemon, h.cgroup) for h in PLAN.hosts] == [
-        ("manager1", "10.213.7.11", "manager", "orc-dev-manager1"),
-        ("node1", "10.213.7.21", "agent", "orc-dev-node1"),
-        ("node2", "10.213.7.22", "agent", "orc-dev-node2"),
-        ("node3", "10.213.7.23", "agent", "orc-dev-node3"),
+        ("manager1", "10.213.7.11", "manager", "orc-dev-manager1-0a1b2c3d"),
+        ("node1", "10.213.7.21", "agent", "orc-dev-node1-0a1b2c3d"),
+        ("node2", "10.213.7.22", "agent", "orc-dev-node2-0a1b2c3d"),
+        ("node3", "10.213.7.23", "agent", "orc-dev-node3-0a1b2c3d"),
     ]
     assert PLAN.hosts[0].mac == "02:0d:0a:d5:07:0b"
     assert str(PLAN.gateway) == "10.213.7.1"
@@ -34,19 +36,19 @@ def test_hosts_have_names_addresses_and_one_daemon_each() -> None:
 
 def test_the_largest_cluster_fits_its_subnet() -> None:
     check_size(1, 200)
-    hosts = ClusterPlan("dev", PLAN.subnet, 1, 200, "/root", None).hosts
+    hosts = ClusterPlan("dev", PLAN.subnet, 1, 200, "/root", None, "t").hosts
     assert len({host.address for host in hosts}) == 201
     assert all(host.address in PLAN.subnet for host in hosts)
 
 
 def test_a_record_reads_back() -> None:
-    assert ClusterPlan.from_json(PLAN.to_json()) == PLAN
+    assert ClusterPlan.from_json(PLAN.to_json(), PLAN.tag) == PLAN
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"name": "dev", "subnet": "x"}'])
 def test_a_broken_record_is_an_error_that_the_caller_expects(text: str) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
-        ClusterPlan.from_json(text)
+        ClusterPlan.from_json(text, "t")
 
 
 def test_an_unknown_host_names_those_there_are() -> None:
@@ -57,7 +59,7 @@ def test_an_unknown_host_names_those_there_are() -> None:
 @pytest.mark.parametrize("name", ["dev", "e2e-4711", "a", "a" * 20])
 def test_names_that_may_be(name: str) -> None:
     assert check_name(name) == name
-    assert len(link_name(name)) <= 15
+    assert len(link_name(cluster_tag(name, 2**32, 2**64))) <= 15
 
 
 @pytest.mark.parametrize("name", ["", "Dev", "-a", "a-", "a/b", "..", "a" * 21, "a b"])
@@ -76,11 +78,18 @@ def test_sizes_that_cannot_be_had(managers: int, nodes: int, says: str) -> None:
 
 
 def test_a_host_cgroup_is_told_from_those_of_a_cluster_with_a_longer_name() -> None:
-    assert is_host_cgroup("dev", "orc-dev-node12")
-    assert is_host_cgroup("dev", "orc-dev-manager1")
-    assert not is_host_cgroup("dev", "orc-dev-node1-node1")
-    assert not is_host_cgroup("dev", "orc-dev-b-node1")
-    assert not is_host_cgroup("a.c", "orc-abc-node1")
+    assert is_host_cgroup("dev", "t", "orc-dev-node12-t")
+    assert is_host_cgroup("dev", "t", "orc-dev-manager1-t")
+    assert not is_host_cgroup("dev", "t", "orc-dev-node1-node1-t")
+    assert not is_host_cgroup("dev", "t", "orc-dev-b-node1-t")
+    assert not is_host_cgroup("dev", "t", "orc-dev-node1-u")
+    assert not is_host_cgroup("a.c", "t", "orc-abc-node1-t")
+
+
+def test_clusters_of_one_name_in_different_file_systems_are_told_apart() -> None:
+    places = [("dev", 1, 2), ("dev", 1, 3), ("dev", 2, 2), ("dev2", 1, 2)]
+    assert len({cluster_tag(*place) for place in places}) == 4
+    assert cluster_tag("dev", 1, 2) == cluster_tag("dev", 1, 2)
 
 
 _subnets = st.lists(
@@ -105,6 +114,11 @@ def test_wide_routes_count_as_taken_and_none_left_is_said() -> None:
 
 
 def test_routes_are_read_without_the_default() -> None:
-    text = '[{"dst":"default","dev":"eth0"},{"dst":"192.0.2.0/24"},{"dst":"127.0.0.1"}]'
-    assert parse_routes(text) == [IPv4Network("192.0.2.0/24"), IPv4Network("127.0.0.1/32")]
+    text = (
+        '[{"dst":"default","dev":"eth0"},{"dst":"192.0.2.0/24","dev":"eth1"},{"dst":"127.0.0.1"}]'
+    )
+    assert parse_routes(text) == [
+        Route(IPv4Network("192.0.2.0/24"), "eth1"),
+        Route(IPv4Network("127.0.0.1/32"), ""),
+    ]
     assert parse_routes("") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -98,7 +99,9 @@ class ContainerFiles:
         upper, layers = self._roots.upper(task.id), self._store.layers(digest)
         found = await asyncio.to_thread(layerfiles.changes, upper, layers, _mounts(task))
         for kind, path in found:
-            await call.write(dispatch_pb2.Frame(line=f"{kind} {path}"))
+            # Names may be any bytes; what is not UTF-8 shows as Docker shows it.
+            shown = os.fsencode(path).decode(errors="replace")
+            await call.write(dispatch_pb2.Frame(line=f"{kind} {shown}"))
 
     async def _export(self, call: Any, task: Task, digest: str) -> None:
         root, ids = self._roots.root(task.id), self._roots.users(task.id)

@@ -260,3 +260,36 @@ def test_a_hybrid_host_is_hidden_from_one_thread_alone() -> None:
     assert detect() == before
     # What crun makes in that folder goes with the namespace, as it is a file system of its own.
     assert kinds == [["tmpfs"] if before.mode is CgroupMode.HYBRID else []]
+
+
+@pytest.mark.parametrize("userns", ["private", "host"])
+@private
+async def test_an_image_of_127_layers(world: CrunWorld, userns: str) -> None:
+    layers = [world.image.layers[0]]
+    for number in range(126):
+        layer = world.path / f"{number:03}-{'n' * 64}"
+        (layer / "d").mkdir(parents=True)
+        (layer / "d" / str(number)).touch()
+        (layer / "last").write_text(f"{number}\n")
+        layers.append(layer)
+    world.image = replace(world.image, layers=tuple(layers))
+    says = "set -e; for n in $(seq 0 125); do test -f /d/$n; done; cat /last; echo ready"
+    async with world.runtime() as runtime:
+        await runtime.create(world.container("a", "sh", "-c", says, userns=userns))
+        await runtime.start("a")
+        ended = await runtime.wait("a")
+        lines = [r.line async for some in logs.read(runtime.log_path("a")) for r in some]
+        assert (ended.code, lines) == (0, [b"125", b"ready"])
+
+
+@pytest.mark.parametrize("userns", ["private", "host"])
+@private
+async def test_an_image_without_layers(world: CrunWorld, userns: str) -> None:
+    mounts = (Mount("/bin", str(world.image.layers[0] / "bin"), read_only=True),)
+    world.image = replace(world.image, layers=())
+    does = "busybox mkdir /made && busybox touch /made/file && test -f /made/file"
+    container = world.container("a", "/bin/sh", "-c", does, userns=userns)
+    async with world.runtime() as runtime:
+        await runtime.create(replace(container, mounts=mounts))
+        await runtime.start("a")
+        assert (await runtime.wait("a")).code == 0

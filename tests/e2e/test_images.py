@@ -150,6 +150,16 @@ def test_a_layer_is_unpacked_once_a_node(cluster: Cluster, hello: str, context: 
         assert len(after) == len(before[node]) + 1
 
 
+def test_an_image_in_which_a_layer_recurs_runs(cluster: Cluster, hello: str, context: Path) -> None:
+    copied, removed = "COPY greeting /greeting\n", 'RUN ["/bin/busybox", "rm", "/greeting"]\n'
+    (context / "Dockerfile").write_text(f"FROM {hello}\n{copied}{removed}{copied}")
+    cluster.orc("build", "-t", "twice:1", str(context))
+    layers = image(cluster, "twice:1")["layers"]
+    assert len(set(layers)) < len(layers)
+    (task,) = cluster.script("twice", "twice:1", "sleep 1000")
+    assert file_in(cluster, task, "/greeting") == "one\n"
+
+
 def archived(folder: Path, name: str) -> dict[str, Path]:
     """An image in both kinds of archive, as other tools write them: `NAME:oci`, `NAME:docker`."""
     shutil.copy(BUSYBOX, folder)

@@ -69,10 +69,19 @@ class BlobStore:
         return self._layers / hex_of(diff_id)
 
     def stack(self, diff_ids: Sequence[str]) -> tuple[Path, ...]:
-        """The folders of unpacked layers as they are mounted, lowest first. A layer whose root is
-        opaque hides all below it, which overlayfs does not see: it merges roots whatever they say.
+        """The folders of unpacked layers as they are mounted, lowest first.
+
+        Of a layer that occurs more than once only the topmost is mounted, since overlayfs takes no
+        folder twice. The tree is the same, whatever is in between. A lower occurrence would show
+        a name only where the layers above have folders, neither opaque nor removed, on the whole
+        path to it, so the topmost occurrence is looked at first; that has the same entry at that
+        name and either shows it or hides what is below.
+
+        A layer whose root is opaque hides all below it, which overlayfs does not see: it merges
+        roots whatever they say.
         """
-        folders = [self.layer(diff_id) for diff_id in diff_ids]
+        topmost = list(dict.fromkeys(reversed(diff_ids)))
+        folders = [self.layer(diff_id) for diff_id in reversed(topmost)]
         lowest = max((n for n, folder in enumerate(folders) if untar.is_opaque(folder)), default=0)
         return tuple(folders[lowest:])
 

@@ -153,19 +153,23 @@ def _below(layers: Sequence[Path], name: str) -> os.stat_result | None:
     """What the highest of the layers has under this name, if it does not hide it."""
     parts = name.split("/")
     for layer in reversed(layers):
-        path = layer
+        path, hides = layer, False
         for part in parts:
+            hides = hides or (path != layer and _attribute(path, "trusted.overlay.opaque"))
             path = path / part
             try:
                 info = path.lstat()
-            except (FileNotFoundError, NotADirectoryError):
-                if path.parent != layer and _attribute(path.parent, "trusted.overlay.opaque"):
-                    return None
+            except FileNotFoundError:
+                break
+            except NotADirectoryError:
+                hides = True
                 break
             if _is_whiteout(info):
                 return None
         else:
             return info
+        if hides:
+            return None
     return None
 
 

@@ -248,6 +248,7 @@ class Unpacker:
                 raise BadLayer(f"{name!r} removes nothing that has a name")
             try:
                 os.mknod(hidden, stat.S_IFCHR, 0)
+                _hide_whiteouts(folder)
             except FileExistsError:
                 # A whiteout speaks of the layers below. What this layer has there stays, and a
                 # folder no longer shows what is under it.
@@ -289,6 +290,15 @@ def _is_whiteout(found: os.stat_result) -> bool:
 
 def _make_opaque(folder: str) -> None:
     os.setxattr(folder, "trusted.overlay.opaque", b"y")
+
+
+def _hide_whiteouts(folder: str) -> None:
+    """Keep whiteouts out of the folder's listings, also where no layer below has it.
+
+    The kernel looks for whiteouts only in folders that it merged, in this mount or, as the presence
+    of this attribute tells it, in an earlier one.
+    """
+    os.setxattr(folder, "trusted.overlay.origin", b"")
 
 
 def is_opaque(folder: os.PathLike[str]) -> bool:

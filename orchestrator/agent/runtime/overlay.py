@@ -41,8 +41,8 @@ def mount_overlay(
     maps: Path,
     keep: bool = False,
 ) -> None:
-    """Mount an overlay root; `layers` are the lowest first. All folders exist. `maps` is an empty
-    one, with nothing mounted there when this returns or raises.
+    """Mount an overlay root; `layers` are the lowest first. All folders exist. `target` and `maps`
+    are empty, and nothing is mounted at `maps` when this returns or raises.
 
     With `owners` the files on disk, of the layers and of the writable one, have the ids that the
     container sees, and it is the mount that turns them into those of its range: what is shared
@@ -55,8 +55,7 @@ def mount_overlay(
 
     Raises RuntimeFailure.
     """
-    if not layers:
-        raise RuntimeFailure("the image has no layers")
+    layers = layers or (target,)
     with ExitStack() as opened:
         if owners is not None:
             opened.callback(ensure_unmounted, maps)
@@ -79,10 +78,13 @@ def mount_overlay(
 
 
 def mount_layers(layers: Sequence[Path], target: Path) -> None:
-    """Mount at least two layers on one another, the lowest first, read-only.
+    """Mount at least one layer read-only, the lowest first, at an empty folder.
 
     Raises RuntimeFailure.
     """
+    if len(layers) == 1:
+        # Read-only overlays have two layers or more, and a layer alone would show its whiteouts.
+        layers = (target, *layers)
     with ExitStack() as opened:
         lower = _plain(layers) or _through_descriptors(layers, opened)
         try:
@@ -147,8 +149,6 @@ def _explain(error: OSError) -> str:
         return "a layer of the image is not on this node any more"
     if error.errno == errno.ENODEV:
         return "this kernel has no overlay file system; load it with `modprobe overlay`"
-    if error.errno == errno.ELOOP:
-        return "the image has the same layer twice"
     return f"the container's root cannot be mounted ({error.strerror})"
 
 

@@ -67,6 +67,8 @@ async def fill(layers: Sequence[Path], folder: str, volume: Path, scratch: Path)
 
     Nothing is done when the image has no such folder. Raises VolumeError.
     """
+    if not layers:
+        return
     with _image_root(layers, scratch) as root:
         try:
             root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -109,9 +111,6 @@ def clear_scratch(scratch: Path) -> None:
 @contextmanager
 def _image_root(layers: Sequence[Path], scratch: Path) -> Iterator[Path]:
     """The image's files as one folder, read-only."""
-    if len(layers) == 1:
-        yield layers[0]
-        return
     root = Path(tempfile.mkdtemp(prefix="image-", dir=scratch))
     try:
         mount_layers(layers, root)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.agent.images.layerfiles import write_layer, write_root
+from orchestrator.agent.images.layerfiles import changes, write_layer, write_root
 
 pytestmark = pytest.mark.root
 
@@ -76,3 +76,27 @@ def test_with_the_hosts_users_ids_are_as_they_are(upper: Path) -> None:
     written = io.BytesIO()
     write_layer(upper, written)
     assert members(written.getvalue())["seven"].uid == FIRST + 7
+
+
+def test_what_a_layer_hides_is_new_when_it_is_made_again(tmp_path: Path) -> None:
+    low, high, upper = (tmp_path / name for name in ("low", "high", "upper"))
+    for folder in ("opaque/sub", "plain/sub", "file"):
+        (low / folder).mkdir(parents=True)
+        (low / folder / "x").write_text("below")
+        (upper / folder).mkdir(parents=True)
+        (upper / folder / "x").write_text("above")
+    (high / "opaque/sub").mkdir(parents=True)
+    os.setxattr(high / "opaque", "trusted.overlay.opaque", b"y")
+    (high / "file").write_text("in place of a folder")
+    kinds = {path: kind for kind, path in changes(upper, [low, high])}
+    assert kinds["/plain/sub/x"] == "C"
+    assert kinds["/opaque/sub/x"] == "A"
+    assert kinds["/file/x"] == "A"
+
+
+def test_a_layer_keeps_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / name).write_text("x")
+    written = io.BytesIO()
+    write_layer(tmp_path, written)
+    assert list(members(written.getvalue())) == [name]

@@ -17,7 +17,6 @@ from orchestrator.agent.runtime.cgroups import CgroupMode, parse_mounts
 from orchestrator.agent.runtime.failures import failure, known_failure
 from orchestrator.agent.runtime.host import parse_resolver
 from orchestrator.agent.runtime.identity import ProcessIdentity, identify
-from orchestrator.agent.runtime.overlay import mount_overlay
 from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES
 from orchestrator.agent.runtime.rootfs import read_in_root
 from orchestrator.agent.runtime.seccomp import convert, load_profile
@@ -236,11 +235,6 @@ def test_links_of_an_image_do_not_lead_out_of_it(tmp_path: Path) -> None:
         assert read_in_root(fd, "real", 3) == b"ins"
     finally:
         os.close(fd)
-
-
-def test_an_image_without_layers(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeFailure, match="no layers"):
-        mount_overlay((), tmp_path, tmp_path, tmp_path, maps=tmp_path)
 
 
 def test_name_servers_of_the_host() -> None:

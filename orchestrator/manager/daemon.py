@@ -51,12 +51,13 @@ from orchestrator.manager.sources import Sources
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.election import Election, LeadershipLost
-from orchestrator.manager.store.etcd import EtcdKv
+from orchestrator.manager.store.etcd import EtcdKv, EtcdRenewal
 from orchestrator.manager.store.etcdtls import EtcdTls
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Conflict, Kv
 from orchestrator.manager.store.member import EtcdMember
-from orchestrator.manager.store.timed import TimedKv
+from orchestrator.manager.store.renewal import Renewal
+from orchestrator.manager.store.timed import TimedKv, TimedRenewal
 from orchestrator.manager.term import Term
 from orchestrator.manager.traces import TaskSpans
 from orchestrator.manager.tunnels import Tunnels
@@ -124,14 +125,18 @@ class ManagerSettings:
 
 
 @asynccontextmanager
-async def _store(settings: ManagerSettings) -> AsyncIterator[Kv]:
+async def _store(settings: ManagerSettings) -> AsyncIterator[tuple[Kv, Renewal]]:
+    """The store, and what renews leases in it beside the event loop."""
     async with AsyncExitStack() as stack:
-        if settings.etcd_endpoints:
-            kv = EtcdKv(settings.etcd_endpoints, settings.etcd_tls)
+        endpoints, tls = settings.etcd_endpoints, settings.etcd_tls
+        if endpoints:
+            kv = EtcdKv(endpoints, tls)
         else:
             member = await stack.enter_async_context(EtcdMember(settings.data_dir / "etcd"))
-            kv = EtcdKv(member.endpoints, member.tls, max_txn_ops=member.max_txn_ops)
-        yield await stack.enter_async_context(kv)
+            endpoints, tls = member.endpoints, member.tls
+            kv = EtcdKv(endpoints, tls, max_txn_ops=member.max_txn_ops)
+        renewal = stack.enter_context(EtcdRenewal(endpoints, tls))
+        yield await stack.enter_async_context(kv), renewal
 
 
 async def _found(
@@ -201,7 +206,10 @@ class Manager:
         kv: Kv,
         supervisor: Supervisor,
         tracer: Tracer = OFF,
+        renewal: Renewal | None = None,
     ) -> None:
+        """`renewal` renews the leader's lease beside the event loop, which does it if there is
+        none."""
         self._settings = settings
         self._identity = identity
         self._supervisor = supervisor
@@ -209,6 +217,7 @@ class Manager:
         times = metrics.StoreTimes(self._registry)
         self._tracer = tracer
         self._kv = kv = TimedKv(kv, _took(times, tracer), times.failed)
+        self._renewal = TimedRenewal(renewal, times.took, times.failed) if renewal else None
         self.cache = Cache(kv)
         self._planning = metrics.PlanningTimes(self._registry)
         self._latencies = metrics.Latencies(self.cache, self._registry)
@@ -251,6 +260,7 @@ class Manager:
                 self._events.following(),
                 self._latencies.following(),
                 self._spans.following(),
+                self._dispatcher.following(),
             ):
                 await self._serve()
 
@@ -346,11 +356,18 @@ class Manager:
 
     async def _lead(self) -> None:
         """Campaign, lead, and campaign again when the term is lost."""
-        election = Election(self._kv, LEADER, self._identity.manager_id, ttl=self._settings.lease)
+        election = Election(
+            self._kv,
+            LEADER,
+            self._identity.manager_id,
+            ttl=self._settings.lease,
+            renewal=self._renewal,
+        )
         while True:
             try:
                 async with election.term() as won:
-                    self.inbox.clear()
+                    self.inbox.begin_term()
+                    self._dispatcher.begin_term()
                     self._leader, self._term = self._identity.manager_id, won.revision
                     term = Term(
                         self._kv,
@@ -362,12 +379,11 @@ class Manager:
                         new_id=new_id,
                         times=self._planning,
                     )
-                    async with asyncio.TaskGroup() as group:
-                        group.create_task(self._dispatcher.run())
-                        group.create_task(term.run(won.revision))
+                    await term.run(won.revision)
             except LeadershipLost as lost:
                 log.warning("leadership lost", extra={"reason": lost})
             finally:
+                self._dispatcher.end_term()
                 self._leader, self._term = "", 0
 
 
@@ -377,8 +393,8 @@ async def serve(settings: ManagerSettings) -> None:
     identity = read_manager(settings.data_dir)
     traces = tracer("orc-manager", identity.manager_id, settings.otlp_endpoint)
     with closing(traces):
-        async with _store(settings) as kv:
-            await Manager(settings, identity, kv, supervisor, traces).run()
+        async with _store(settings) as (kv, renewal):
+            await Manager(settings, identity, kv, supervisor, traces, renewal).run()
 
 
 def _took(times: metrics.StoreTimes, traces: Tracer) -> Callable[[str, float], None]:

@@ -1,20 +1,26 @@
-"""The leader's end of every agent's session.
+"""The manager's end of every agent's session.
 
 A session begins with the node's whole set of assignments and goes on with diffs that chain
 (`nodesession`). Heartbeats stay in memory. Statuses go through the inbox and are acknowledged when
 they are in the store.
+
+Sessions belong to the manager, not to its term as leader: one that loses the lease and is elected
+again has lost no session. When it does not lead again within `TERM_GAP`, another manager may, so
+the sessions are ended, and agents dial again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import grpc
 
+from orchestrator.background import background
 from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.endpoints import LEAVE_LIMIT, EndpointFeed
 from orchestrator.manager.inbox import Inbox, NetworkPlugins
@@ -23,7 +29,7 @@ from orchestrator.manager.nodesession import NodeSession
 from orchestrator.manager.payloads import Payloads
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.refusal import unavailable
-from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.cache import Cache, Feed
 from orchestrator.manager.store.kv import StoreError
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.model.convert import from_proto
@@ -37,6 +43,9 @@ log = logging.getLogger(__name__)
 HEARTBEAT_PERIOD = 1.0
 """Seconds between two heartbeats of an agent; `node_timeout` is five of them by default."""
 
+TERM_GAP = 10.0
+"""Seconds that sessions go on while no term of this manager does."""
+
 SESSION_WITHIN = 5.0
 """Seconds that an order waits for the session of a node that counts as ready."""
 
@@ -46,7 +55,7 @@ class _Ended(Exception):
 
 
 class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
-    """Serves agents. Sessions are taken only while `leading`; else the agent is sent on."""
+    """Serves agents. Sessions are taken only while `serving`; else the agent is sent on."""
 
     def __init__(
         self,
@@ -69,13 +78,31 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._arrival = asyncio.Event()
         """Set when the next session begins."""
         self._networks = NetworkOrders()
-        self._endpoints: EndpointFeed | None = None
-        """Only while this manager leads."""
-
-    @property
-    def leading(self) -> bool:
+        self._endpoints = EndpointFeed(cache.view, time.monotonic, LEAVE_LIMIT)
+        self.serving = False
         """Whether sessions are taken."""
-        return self._endpoints is not None
+        self._gap: asyncio.TimerHandle | None = None
+        """Runs out when this manager has not led for too long."""
+
+    def begin_term(self) -> None:
+        """This manager leads now: take sessions."""
+        self.serving = True
+        if self._gap is not None:
+            self._gap.cancel()
+            self._gap = None
+
+    def end_term(self) -> None:
+        """It does not lead any more; sessions go on for a while, since it may lead again."""
+        if self.serving and self._gap is None:
+            self._gap = asyncio.get_running_loop().call_later(TERM_GAP, self._stop_serving)
+
+    def _stop_serving(self) -> None:
+        self.serving = False
+        self._end_all("this manager leads no longer")
+
+    def _end_all(self, reason: str) -> None:
+        for session in self._sessions.values():
+            session.end(reason)
 
     @property
     def sessions(self) -> int:
@@ -87,27 +114,29 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         """Words to agents that are yet to be sent."""
         return sum(session.waiting for session in self._sessions.values())
 
-    async def run(self) -> None:
-        """Lead: take sessions, and wake them at each change. Ends them all when cancelled."""
-        try:
-            async with self._cache.subscribe() as feed:
-                endpoints = EndpointFeed(
-                    self._cache.view, asyncio.get_running_loop().time, LEAVE_LIMIT
-                )
-                self._endpoints = endpoints
-                while True:
-                    changes: list[Change] = []
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout_at(endpoints.deadline):
-                            changes = await feed.next()
-                    endpoints.update(self._cache.view, changes)
-                    self._condemn(changes)
-                    self._part(changes)
-                    self._wake_sessions()
-        finally:
-            self._endpoints = None
-            for session in self._sessions.values():
-                session.end("this manager leads no longer")
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Follow the cache while the body runs, and wake the sessions at each change. All of them
+        end with it."""
+        async with self._cache.subscribe() as feed:
+            self._endpoints = EndpointFeed(self._cache.view, time.monotonic, LEAVE_LIMIT)
+            try:
+                async with background(self._follow(feed)):
+                    yield
+            finally:
+                self._end_all("this manager ends")
+
+    async def _follow(self, feed: Feed) -> None:
+        endpoints = self._endpoints
+        while True:
+            changes: list[Change] = []
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(endpoints.deadline):
+                    changes = await feed.next()
+            endpoints.update(self._cache.view, changes)
+            self._condemn(changes)
+            self._part(changes)
+            self._wake_sessions()
 
     def _condemn(self, changes: list[Change]) -> None:
         for change in changes:
@@ -171,7 +200,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
     async def Session(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         identity = peer_identity(context)
         assert identity is not None  # the role guard saw to it
-        if not self.leading:
+        if not self.serving:
             leader = self._leader_address()
             await context.write(
                 dispatch_pb2.ManagerMessage(redirect=dispatch_pb2.Redirect(leader=leader))
@@ -223,7 +252,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 case "endpoints_applied":
                     self._inbox.hear(node_id)
                     revision = message.endpoints_applied.revision
-                    if self._endpoints and self._endpoints.acknowledge(node_id, revision):
+                    if self._endpoints.acknowledge(node_id, revision):
                         self._wake_sessions()
                 case "heartbeat":
                     self._inbox.hear(node_id)
@@ -259,7 +288,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._inbox.statuses(session.node_id, statuses, acknowledge)
 
     async def _speak(self, session: NodeSession, context: Any) -> None:
-        while not session.ended and self._endpoints is not None:
+        while not session.ended:
             session.wake.clear()
             for message in session.messages(self._cache.view, self._endpoints):
                 if message.HasField("payload"):

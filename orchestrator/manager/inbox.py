@@ -1,5 +1,8 @@
 """What agents said since the leader last looked, newest word of each winning.
 
+Whatever an agent repeats takes the place of what it said before, so reports that wait take no more
+room than one of each kind a node.
+
 The dispatcher fills it, the leader's loop empties it: that is how a thousand reports become one
 transaction. Nothing here is acknowledged to an agent before the loop has committed it.
 """
@@ -43,8 +46,30 @@ class Reports:
     """Node id → its keys for encrypted networks."""
     network_plugins: dict[str, NetworkPlugins] = field(default_factory=dict)
     """By node id."""
-    acknowledge: list[Callable[[], None]] = field(default_factory=list)
-    """Called once the reports are committed."""
+    acknowledgements: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """Node id → what acknowledges its newest statuses, and with them all that came before."""
+
+    @property
+    def acknowledge(self) -> tuple[Callable[[], None], ...]:
+        """Called once the reports are committed."""
+        return tuple(self.acknowledgements.values())
+
+    def followed_by(self, later: Reports) -> Reports:
+        """Both in one, `later` winning."""
+        statuses = {node: dict(told) for node, told in self.statuses.items()}
+        for node, told in later.statuses.items():
+            statuses.setdefault(node, {}).update(told)
+        return Reports(
+            hellos=self.hellos | later.hellos,
+            statuses=statuses,
+            inventories=self.inventories | later.inventories,
+            drivers=self.drivers | later.drivers,
+            path_mtus=self.path_mtus | later.path_mtus,
+            troubles=self.troubles | later.troubles,
+            keys=self.keys | later.keys,
+            network_plugins=self.network_plugins | later.network_plugins,
+            acknowledgements=self.acknowledgements | later.acknowledgements,
+        )
 
 
 class Inbox:
@@ -54,6 +79,8 @@ class Inbox:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._reports = Reports()
+        self._taken = Reports()
+        """What was taken last; it may not have been committed."""
         self.heard: dict[str, float] = {}
         """Node id → when its agent last said anything."""
         self.on_report: Callable[[], None] = lambda: None
@@ -82,7 +109,7 @@ class Inbox:
         """Statuses of tasks; `acknowledge` is called when they are in the store."""
         self.hear(node_id)
         self._reports.statuses.setdefault(node_id, {}).update(statuses)
-        self._reports.acknowledge.append(acknowledge)
+        self._reports.acknowledgements[node_id] = acknowledge
         self.on_report()
 
     def inventory(self, node_id: str, images: tuple[Image, ...]) -> None:
@@ -123,10 +150,12 @@ class Inbox:
 
     def take(self) -> Reports:
         """All reports so far; the inbox is empty after it."""
-        taken, self._reports = self._reports, Reports()
-        return taken
+        self._taken, self._reports = self._reports, Reports()
+        return self._taken
 
-    def clear(self) -> None:
-        """Forget everything: another term begins, agents will say it all again."""
-        self._reports = Reports()
+    def begin_term(self) -> None:
+        """Another term begins: it gets what the one before has not committed, since sessions go on
+        and agents do not repeat themselves, and gives each node a fresh grace period."""
+        self._reports = self._taken.followed_by(self._reports)
+        self._taken = Reports()
         self.heard = {}

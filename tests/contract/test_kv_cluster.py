@@ -8,17 +8,18 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kvhost import Host, hosted
 
-from orchestrator.manager.store.election import Election, LeadershipLost
-from orchestrator.manager.store.etcd import EtcdKv
-from orchestrator.manager.store.kv import Put, StoreUnavailable
+from orchestrator.manager.store.election import Election, LeadershipLost, Term
+from orchestrator.manager.store.etcd import EtcdKv, EtcdRenewal
+from orchestrator.manager.store.kv import Delete, Put, StoreUnavailable
 from tests.freezing import freeze
 
 
@@ -124,6 +125,48 @@ async def test_a_term_outlives_a_short_restart_of_etcd(host: Host, kv: EtcdKv) -
                     await kv.get("/restarted")
         await kv.txn([term.guard], [Put("/restarted", b"")])
         assert await election.leader() == "a"
+
+
+async def test_a_loop_that_is_blocked_keeps_its_lease(host: Host, kv: EtcdKv) -> None:
+    def block() -> None:
+        time.sleep(6)  # the lease lasts for 2 s
+
+    with EtcdRenewal(host.endpoints, host.tls) as renewal:
+        async with Election(kv, "/busy", "a", ttl=2, renewal=renewal).term() as term:
+            block()
+            await kv.txn([term.guard], [Put("/led", b"")])
+
+
+async def lost(term: AbstractAsyncContextManager[Term], act: Callable[[Term], Any]) -> str:
+    """Why a term ends in which something is done."""
+    try:
+        async with asyncio.timeout(60), term as begun:
+            await act(begun)
+            await asyncio.Event().wait()
+    except LeadershipLost as error:
+        return str(error)
+    raise AssertionError("the term goes on")
+
+
+async def test_a_thread_finds_out_that_its_term_is_over(host: Host, kv: EtcdKv) -> None:
+    with EtcdRenewal(host.endpoints, host.tls) as renewal:
+        election = Election(kv, "/over", "a", renewal=renewal)
+        taken = await lost(election.term(), lambda _: kv.txn([], [Delete("/over")]))
+        assert "another process" in taken
+        revoked = await lost(election.term(), lambda term: kv.revoke(term.lease))
+        assert "expired or was revoked" in revoked
+
+
+async def test_a_thread_renews_past_an_endpoint_that_does_not_answer(
+    host: Host, kv: EtcdKv
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        lease = await kv.grant(9)
+        revision = await kv.txn([], [Put("/held", b"", lease)])
+        with EtcdRenewal([url, *host.endpoints], host.tls) as renewal:
+            renewed = await asyncio.to_thread(renewal.renew, lease, "/held", 60)
+    assert renewed.create_revision == revision
 
 
 class Wire:

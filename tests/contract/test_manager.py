@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import pytest
 from managerhost import Running, manager_in
 
 from orchestrator.identity.pair import KeyPair
+from orchestrator.manager import dispatcher
 from orchestrator.manager.imagenames import give_names
 from orchestrator.manager.store.keys import LEADER
-from orchestrator.manager.store.kv import Delete
+from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.nodes import NodeDescription
 from orchestrator.model.objects import Image
@@ -61,6 +62,7 @@ class Agent:
         self.revision = 0
         self.sequence = 0
         self.acknowledged = 0
+        self.full_sets = 0
 
     async def say(self, **message: Any) -> None:
         await self._call.write(dispatch_pb2.AgentMessage(**message))
@@ -81,6 +83,7 @@ class Agent:
         if kind == "assignments":
             change = message.assignments
             if change.full:
+                self.full_sets += 1
                 self.tasks = {}
             for assigned in change.tasks:
                 self.tasks[assigned.task.id] = from_proto(assigned.task)
@@ -237,22 +240,45 @@ async def test_a_newer_session_ends_the_older(running: Running) -> None:
             await older.until(lambda: False)
 
 
-async def test_a_lost_term_ends_sessions_and_the_next_goes_on(
-    running: Running, control: Any
-) -> None:
-    joined = await running.join(running.token)
-    async with agent(running, "one", joined) as node:
+async def term_after(running: Running, revision: int) -> int:
+    """Wait for another term; the revision at which it began."""
+    async with asyncio.timeout(60), running.kv.watch(LEADER, revision + 1) as batches:
+        async for batch in batches:
+            for event in batch.events:
+                if event.entry is not None:
+                    return event.mod_revision
+    raise AssertionError("the watch ended")
+
+
+async def test_sessions_and_reports_outlive_a_lost_term(running: Running, control: Any) -> None:
+    async with agent(running, "one") as node:
         await deploy(running, control, web())
         await node.until(lambda: node.tasks)
         (task_id,) = node.tasks
         # The leader's key goes: whatever it writes now is fenced off.
-        await running.kv.txn([], [Delete(LEADER)])
+        revision = await running.kv.txn([], [Delete(LEADER)])
+        await node.report(task_id, state=TaskState.STARTING)
+        await term_after(running, revision)
+        await node.report(task_id, state=TaskState.RUNNING)
+        await node.until(lambda: node.acknowledged == node.sequence)
+        await pictures(control, lambda picture: picture.converged)
+        assert node.full_sets == 1
+        assert list(node.tasks) == [task_id]
+
+
+async def test_a_manager_that_leads_no_longer_ends_its_sessions(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "TERM_GAP", 0.05)
+    async with agent(running, "one") as node:
+        while True:
+            await running.kv.txn([], [Delete(LEADER)])
+            with suppress(Conflict):
+                free = Guard(LEADER, create_revision=0)
+                await running.kv.txn([free], [Put(LEADER, b"another manager")])
+                break
         with pytest.raises(AssertionError, match="ended the session"):
             await node.until(lambda: False)
-    async with agent(running, "one", joined) as node:
-        await node.until(lambda: task_id in node.tasks)
-        await node.report(task_id, state=TaskState.RUNNING)
-        await pictures(control, lambda picture: picture.converged)
 
 
 async def test_an_update_from_a_stale_copy_is_refused(running: Running, control: Any) -> None:

@@ -116,8 +116,7 @@ async def _phases(
         return
     began = time.monotonic()
     for spec in _specs(scenario):
-        request = control_pb2.CreateServiceRequest(spec=spec, no_resolve_image=True)
-        await stub.CreateService(request)
+        await _create(stub, spec)
     if await _until(agents, running, scenario.seconds) is None:
         return
     outcome.converged = time.monotonic() - began
@@ -134,6 +133,22 @@ async def _phases(
     if await _until(agents, again, scenario.seconds) is not None:
         outcome.reconnected = time.monotonic() - began
     await asyncio.sleep(SETTLE)
+
+
+async def _create(stub: control_pb2_grpc.ControlStub, spec: types_pb2.ServiceSpec) -> None:
+    """Create a service, as often as it takes: the store may be away for a moment."""
+    request = control_pb2.CreateServiceRequest(spec=spec, no_resolve_image=True)
+    while True:
+        try:
+            await stub.CreateService(request)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.ALREADY_EXISTS:
+                return
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            await asyncio.sleep(POLL)
+        else:
+            return
 
 
 def _specs(scenario: Scenario) -> list[types_pb2.ServiceSpec]:

@@ -9,7 +9,8 @@ cannot be known to be alive any more: a *local* deadline, counted from when the 
 was *sent*, minus a margin. So a leader that hangs, or is cut off, has stopped before another one
 starts. What it still had under way fails on `term.guard`, which is the real fence.
 
-A term ends only by its lease. A store that is away for less than that costs nothing.
+A term ends only by its lease. A store that is away for less than that costs nothing. Given a
+`Renewal`, a thread renews the lease, so that a loop that is late does not lose it (`renewal`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from orchestrator.manager.store.kv import (
     Snapshot,
     StoreError,
 )
+from orchestrator.manager.store.renewal import Held, Keeper, Renewal
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Term:
 
     `guard` holds as long as the term does: put it into every transaction. `revision` is that of
     the election, so a later term has a greater one. `deadline` (on the election's clock) moves on
-    with each renewal.
+    with each renewal that the loop makes.
     """
 
     identity: str
@@ -72,12 +74,14 @@ class Election:
         *,
         ttl: float = 3.0,
         margin: float | None = None,
+        renewal: Renewal | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`ttl`: seconds after a leader's death until the next is elected. `margin`: how much
         earlier the leader itself stops (for clocks that differ in rate and a loop that is late);
-        a sixth of the ttl if none is given.
+        a sixth of the ttl if none is given. `renewal`: what a thread renews the lease with; the
+        event loop does it if none is given.
         """
         margin = ttl / 6 if margin is None else margin
         if not 0 < margin < ttl:
@@ -87,6 +91,7 @@ class Election:
         self._identity = identity
         self._ttl = ttl
         self._margin = margin
+        self._renewal = renewal
         self._clock = clock
         self._sleep = sleep
 
@@ -102,11 +107,22 @@ class Election:
         Raises LeadershipLost, with the body cancelled, when the term ends before the body does.
         """
         term = await self.campaign()
+        keeper = self._keeper(term)
         try:
-            async with background(self._hold(term)):
+            if keeper is not None:
+                keeper.start()
+            async with background(self._hold(term, keeper)):
                 yield term
         finally:
+            if keeper is not None:
+                keeper.stop()
             await self._resign(term)
+
+    def _keeper(self, term: Term) -> Keeper | None:
+        if self._renewal is None:
+            return None
+        held = Held(self._key, term.revision, term.lease, term.deadline)
+        return Keeper(held, self._renewal, ttl=self._ttl, margin=self._margin)
 
     async def campaign(self) -> Term:
         """Wait until elected, through any outage of the store. Nothing renews the lease yet."""
@@ -173,8 +189,10 @@ class Election:
             sent + self._ttl - self._margin,
         )
 
-    async def _hold(self, term: Term) -> None:
+    async def _hold(self, term: Term, keeper: Keeper | None) -> None:
         """Renew until it cannot be done in time; always ends with LeadershipLost."""
+        if keeper is not None:
+            raise LeadershipLost(await keeper.wait())
         pause = self._ttl / 3
         while True:
             await self._sleep(min(pause, max(0.0, term.deadline - self._clock())))

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from aetcd.rpc import kv_pb2, rpc_pb2, rpc_pb2_grpc
@@ -22,6 +23,8 @@ from orchestrator.manager.store.etcdchannel import (
     LONGEST_PAUSE,
     EtcdChannels,
     Peer,
+    blocking_channels,
+    refusal_of,
 )
 from orchestrator.manager.store.etcdtls import EtcdTls
 from orchestrator.manager.store.kv import (
@@ -37,7 +40,9 @@ from orchestrator.manager.store.kv import (
     Put,
     Snapshot,
     StoreError,
+    StoreUnavailable,
 )
+from orchestrator.manager.store.renewal import Renewed
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +51,9 @@ PAGE = 2_000
 
 PROGRESS_INTERVAL = 1.0
 """Seconds between a watch's questions how far it is."""
+
+RENEWAL_TIMEOUT = 1.0
+"""Seconds that one endpoint has to renew a lease before the next one is asked."""
 
 WATCH_SILENCE = 2.5
 """Seconds without any answer after which a watch takes its endpoint for dead."""
@@ -201,6 +209,62 @@ class EtcdKv:
         """Forget the history before `revision`. Members do so by themselves; for tests."""
         request = rpc_pb2.CompactionRequest(revision=revision, physical=True)
         await self._ask(lambda stubs: stubs.kv.Compact, request, repeatable=False)
+
+
+class EtcdRenewal:
+    """Renews leases by calls that block, over connections of its own; a context manager.
+
+    Used by one thread, beside an `EtcdKv` that the event loop uses.
+    """
+
+    def __init__(self, endpoints: Sequence[str], tls: EtcdTls | None) -> None:
+        """See `EtcdKv`."""
+        self._channels = blocking_channels(endpoints, tls)
+        self._current = 0
+
+    def __enter__(self) -> EtcdRenewal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for channel in self._channels:
+            channel.close()
+
+    def renew(self, lease: int, key: str, timeout: float) -> Renewed:
+        """Renew the lease, then look at the key. Raises LeaseLost, and StoreError when no endpoint
+        answers within `timeout` seconds."""
+        give_up = time.monotonic() + timeout
+        while True:
+            left = give_up - time.monotonic()
+            if left <= 0:
+                raise StoreUnavailable("no etcd endpoint answered in time")
+            channel = self._channels[self._current]
+            try:
+                return _renewed(channel, lease, key, min(left, RENEWAL_TIMEOUT))
+            except grpc.RpcError as error:
+                self._current = (self._current + 1) % len(self._channels)
+                failure = cast(grpc.Call, error)
+                if (refusal := refusal_of(failure)) is not None:
+                    raise refusal from error
+                if self._current == 0:  # all were asked; the caller pauses
+                    raise StoreUnavailable(failure.details() or failure.code().name) from error
+
+
+def _renewed(channel: grpc.Channel, lease: int, key: str, timeout: float) -> Renewed:
+    request = rpc_pb2.LeaseKeepAliveRequest(ID=lease)
+    call = rpc_pb2_grpc.LeaseStub(channel).LeaseKeepAlive(
+        iter((request,)), timeout=timeout, metadata=_METADATA
+    )
+    try:
+        answer = next(call, None)
+    finally:
+        call.cancel()
+    if answer is None or answer.TTL <= 0:  # etcd's way to say that there is no such lease
+        raise LeaseLost("the lease has expired or was revoked")
+    found = rpc_pb2_grpc.KVStub(channel).Range(
+        rpc_pb2.RangeRequest(key=key.encode(), keys_only=True), timeout=timeout, metadata=_METADATA
+    )
+    created = found.kvs[0].create_revision if found.kvs else 0
+    return Renewed(float(answer.TTL), int(created))
 
 
 class _Watch:

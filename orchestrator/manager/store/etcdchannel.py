@@ -137,7 +137,7 @@ class EtcdChannels(Generic[S]):
             except TimeoutError:
                 causes[peer.url] = f"no connection within {self.timeout:g} s"
             except grpc.aio.AioRpcError as error:
-                if (refusal := _refusal(error)) is not None:
+                if (refusal := refusal_of(error)) is not None:
                     raise refusal from error
                 causes[peer.url] = self.explain(error)
                 if not (repeatable or _not_sent(error)):
@@ -189,6 +189,16 @@ class EtcdChannels(Generic[S]):
         if "dns resolution failed" in lower:
             return "its name cannot be resolved (check --etcd-endpoints)"
         return details or error.code().name.lower()
+
+
+def blocking_channels(endpoints: Sequence[str], tls: EtcdTls | None) -> list[grpc.Channel]:
+    """A channel to each endpoint whose calls block, for use outside the event loop. Raises
+    StoreError as `EtcdChannels` does."""
+    targets = [_target(url, tls) for url in endpoints]
+    if tls is None:
+        return [grpc.insecure_channel(target, options=_OPTIONS) for target in targets]
+    credentials = _credentials(tls)
+    return [grpc.secure_channel(target, credentials, options=_OPTIONS) for target in targets]
 
 
 @asynccontextmanager
@@ -247,7 +257,7 @@ def _not_sent(error: grpc.aio.AioRpcError) -> bool:
     return details.startswith("failed to connect") or details.startswith(_NOT_PROPOSED)
 
 
-def _refusal(error: grpc.aio.AioRpcError) -> StoreError | None:
+def refusal_of(error: grpc.aio.AioRpcError | grpc.Call) -> StoreError | None:
     """The answer of an etcd that is well but says no; None when it is about reaching one."""
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.NOT_FOUND and "lease" in details:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 
 from orchestrator.manager.store.kv import Batch, Entry, Guard, Kv, Op, Snapshot, StoreUnavailable
+from orchestrator.manager.store.renewal import Renewal, Renewed
 
 
 class TimedKv:
@@ -72,3 +73,26 @@ class TimedKv:
         """See `Kv`."""
         with self._timed("revoke"):
             await self._kv.revoke(lease)
+
+
+class TimedRenewal:
+    """Passes renewals on, and tells how long each took, as `TimedKv` does of keepalives."""
+
+    def __init__(
+        self, renewal: Renewal, took: Callable[[str, float], None], failed: Callable[[str], None]
+    ) -> None:
+        """`took` and `failed` are called by the thread that renews."""
+        self._renewal = renewal
+        self._took = took
+        self._failed = failed
+
+    def renew(self, lease: int, key: str, timeout: float) -> Renewed:
+        """See `Renewal`."""
+        began = time.perf_counter()
+        try:
+            return self._renewal.renew(lease, key, timeout)
+        except StoreUnavailable:
+            self._failed("keepalive")
+            raise
+        finally:
+            self._took("keepalive", time.perf_counter() - began)

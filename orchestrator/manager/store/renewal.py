@@ -1,0 +1,141 @@
+"""Keeping a leader's lease alive from a thread of its own.
+
+A lease that is renewed by the event loop is lost when the loop is late: when it plans, decodes or
+serves for longer than the lease lasts. Here a thread renews it, over connections of its own, for as
+long as the loop gives a sign of life now and then. A loop that gives none for `STUCK_AFTER` seconds
+is taken for stuck for good: the renewals end, and another manager is elected when the lease has
+run out, `STUCK_AFTER` and the lease's time to live after the loop's last sign of life at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from orchestrator.manager.store.kv import LeaseLost, StoreError
+
+log = logging.getLogger(__name__)
+
+STUCK_AFTER = 30.0
+"""Seconds without a sign of life after which the event loop is taken for stuck."""
+BEAT = 0.5
+"""Seconds between two signs of life of the event loop."""
+RETRY = 0.2
+"""Seconds between attempts while the store does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """What the store knows of a lease and the key that it holds."""
+
+    seconds: float
+    """How long the lease now lasts."""
+    create_revision: int
+    """Of the key; 0: it is not there."""
+
+
+class Renewal(Protocol):
+    """Renews leases by calls that block, for use from any thread."""
+
+    def renew(self, lease: int, key: str, timeout: float) -> Renewed:
+        """Renew the lease, then look at the key. Raises LeaseLost, and StoreError when no answer
+        comes within `timeout` seconds."""
+        ...
+
+
+@dataclass(slots=True)
+class Held:
+    """A key held by a lease."""
+
+    key: str
+    revision: int
+    """At which the key was created."""
+    lease: int
+    deadline: float
+    """Monotonic time until which the lease is known to be alive, a margin deducted."""
+
+
+class Keeper:
+    """Keeps one lease alive until it is stopped or the lease is lost."""
+
+    def __init__(
+        self,
+        held: Held,
+        renewal: Renewal,
+        *,
+        ttl: float,
+        margin: float,
+        stuck_after: float = STUCK_AFTER,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`ttl` and `margin` in seconds, as the election has them."""
+        self._held = held
+        self._renewal = renewal
+        self._ttl = ttl
+        self._margin = margin
+        self._stuck_after = stuck_after
+        self._clock = clock
+        self._stopped = threading.Event()
+        self._beaten = clock()
+        self._lost: asyncio.Future[str] | None = None
+
+    def start(self) -> None:
+        """Have a thread renew the lease from now on. Call it in the event loop."""
+        loop = asyncio.get_running_loop()
+        lost = self._lost = loop.create_future()
+
+        def run() -> None:
+            try:
+                reason = self._renew_until_lost()
+            except BaseException as error:
+                log.exception("the renewal of the lease failed")
+                reason = f"the renewal of the lease failed: {error}"
+            if not self._stopped.is_set():
+                loop.call_soon_threadsafe(_settle, lost, reason)
+
+        threading.Thread(target=run, name="lease", daemon=True).start()
+
+    async def wait(self) -> str:
+        """Wait until the lease is lost, giving signs of life meanwhile; the reason."""
+        assert self._lost is not None
+        while not self._lost.done():
+            self._beaten = self._clock()
+            await asyncio.wait((self._lost,), timeout=BEAT)
+        return self._lost.result()
+
+    def stop(self) -> None:
+        """Renew no more. A renewal that is under way ends by its timeout; nothing follows it."""
+        self._stopped.set()
+
+    def _renew_until_lost(self) -> str:
+        held, pause = self._held, self._ttl / 3
+        while True:
+            if self._stopped.wait(min(pause, max(0.0, held.deadline - self._clock()))):
+                return ""
+            sent = self._clock()
+            if sent >= held.deadline:
+                return "the lease could not be renewed in time"
+            if (silent := sent - self._beaten) > self._stuck_after:
+                return f"the event loop has not run for {silent:.0f} s"
+            try:
+                renewed = self._renewal.renew(held.lease, held.key, held.deadline - sent)
+            except LeaseLost:
+                return "the lease has expired or was revoked"
+            except StoreError as error:
+                log.warning("cannot renew the lease: %s", error)
+                pause = RETRY
+                continue
+            if renewed.create_revision != held.revision:
+                return "another process holds the leader's key"
+            held.deadline = sent + renewed.seconds - self._margin
+            pause = self._ttl / 3
+
+
+def _settle(lost: asyncio.Future[str], reason: str) -> None:
+    if not lost.done():
+        lost.set_result(reason)

@@ -30,16 +30,17 @@ else
 demo: install ## Start a dev cluster and show a service on it (root)
 	@scripts/demo
 
-# All but the end-to-end tests stand apart from each other, so they run beside each other. Those have
-# the machine for themselves: what they see of time and load is the cluster's own.
-BESIDE := tests/contract tests/scale tests/sim tests/unit
+# Unit, contract and simulation tests run in parallel. The end-to-end tests run on two clusters side
+# by side, each file on one of them.
+PARALLEL := tests/contract tests/scale tests/sim tests/unit
+PYTEST := $(PYTHON) -m pytest --durations=25
 
-test: install ## Run all tests, the end-to-end ones on a real dev cluster included (root)
+test: install ## Run all tests, the end-to-end ones on real dev clusters included (root)
 ifneq ($(ARGS),)
 	@$(PYTHON) -m pytest $(ARGS)
 else
-	@$(PYTHON) -m pytest $(BESIDE) --numprocesses auto --maxprocesses 4 --dist worksteal
-	@$(PYTHON) -m pytest tests/e2e
+	@$(PYTEST) $(PARALLEL) --numprocesses auto --maxprocesses 4 --dist worksteal
+	@$(PYTEST) tests/e2e --numprocesses 2 --dist loadfile
 endif
 
 sim: install ## Simulate 10,000 clusters with faults, each from a seed (ARGS="2000": so many)

@@ -65,11 +65,10 @@ class Account:
         self._status = replace(self._status, message=message, at=self._clock())
         self.tell()
 
-    def record(self, status: TaskStatus, *, durably: bool = False) -> None:
+    def record(self, status: TaskStatus) -> None:
         """Write a status down, then report it; of a last one only `tell` speaks, when all is
-        released. One that the disk refuses is reported all the same and written down later;
-        `durably`, it raises CannotRecord, and the status is as it was."""
-        self._db.put_status(self._id, status, self._boot_id, defer=not durably)
+        released."""
+        self._db.put_status(self._id, status, self._boot_id)
         self._status = status
         self._mark()
         if is_terminal(status.state):
@@ -80,21 +79,12 @@ class Account:
                 extra={"task": self._id},
             )
         else:
-            self._db.after(self.tell)
-
-    async def wait_writable(self) -> None:
-        """Until something can be written down again, and report meanwhile what it waits for."""
-        trouble = self._db.trouble
-        if trouble:
-            self.say(f"waits: {trouble}")
-        await self._db.writable()
-        if trouble:
-            self.say("")
+            self.tell()
 
     def record_released(self) -> None:
         """Write down that it holds nothing any more, then report its end."""
         self._db.put_released(self._id)
-        self._db.after(self.tell)
+        self.tell()
 
     def renew(self, run: int) -> None:
         """Begin anew, with the run of this number. Who waits for the end of the run before has
@@ -102,7 +92,7 @@ class Account:
         self._status = TaskStatus(state=TaskState.ACCEPTED, at=self._clock(), run=run)
         self._db.put_renewed(self._id, self._status, self._boot_id)
         self.begun, self.ended = asyncio.Event(), asyncio.Event()
-        self._db.after(self.tell)
+        self.tell()
 
     def _mark(self) -> None:
         if self._status.state >= TaskState.RUNNING:

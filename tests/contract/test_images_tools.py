@@ -113,7 +113,8 @@ async def test_an_image_of_real_tools_mounts_as_it_was_built(
 async def test_gnu_tar_and_we_agree_on_a_big_tree(tmp_path: Path) -> None:
     """The distribution's own files, as one layer: each name, mode, owner, time and content."""
     layer, blob = tmp_path / "plain", tmp_path / "layer.tar"
-    run("tar", "-C", "/usr/share", "--numeric-owner", "-cf", blob, "zoneinfo")
+    trees = ("zoneinfo", "bash-completion")
+    run("tar", "-C", "/usr/share", "--numeric-owner", "-cf", blob, *trees)
     layer.mkdir()
     run("tar", "-C", layer, "--same-owner", "-xpf", blob)
     archive = tmp_path / "image"

@@ -15,6 +15,8 @@ from devcluster import ORC, PATIENCE, Cluster, eventually
 from packagedhost import ROOT
 
 CLUSTERS = Path("/var/lib/orc-dev")
+LOCKS = Path("/run/orc-e2e")
+"""A file for each run, locked while it lasts."""
 HELLO = ROOT / "charts" / "hello"
 
 
@@ -24,11 +26,38 @@ def _environment(config: Path) -> dict[str, str]:
 
 
 def _remove_leftovers(env: Mapping[str, str]) -> None:
-    """Take down what runs whose process is gone left behind."""
+    """Take down clusters of runs that were killed: nobody holds their lock any more.
+
+    Only those that are named after a process: another name is its giver's to remove.
+    """
     for folder in CLUSTERS.glob("e2e-*"):
-        owner = re.fullmatch(r"e2e-(\d+)(-.*)?", folder.name)
-        if owner and not Path("/proc", owner[1]).exists():
+        run = re.match(r"e2e-\d+(-gw\d+)?(?=-|$)", folder.name)
+        if run and (lock := _try_lock(run[0])) is not None:
             subprocess.run([ORC, "dev", "down", "--name", folder.name], env=env, check=True)
+            os.close(lock)
+
+
+def _try_lock(run: str) -> int | None:
+    """The lock on a run's clusters, held until it is closed or this process ends; None if
+    another process holds it."""
+    LOCKS.mkdir(exist_ok=True)
+    descriptor = os.open(LOCKS / run, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _locked_run() -> Iterator[None]:
+    """Other runs leave this one's clusters alone."""
+    lock = _try_lock(_name())
+    assert lock is not None, f"another run uses the clusters {_name()}"
+    yield
+    (LOCKS / _name()).unlink()
+    os.close(lock)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

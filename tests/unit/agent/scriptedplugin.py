@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ class ScriptedPlugin:
             yield
         finally:
             server.close()
-            os.unlink(path)
+            with suppress(FileNotFoundError):  # Python 3.13's server removes it
+                os.unlink(path)
 
     @asynccontextmanager
     async def on_tcp(self) -> AsyncIterator[None]:

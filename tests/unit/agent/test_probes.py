@@ -30,8 +30,10 @@ async def ask(kind: str, argument: str, timeout: float = 5.0) -> Answer:
 async def server(answer: bytes | None) -> AsyncIterator[tuple[int, list[bytes]]]:
     """A server that reads a request and answers so, or never (None): its port, and what came."""
     requests: list[bytes] = []
+    open_writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_writers.append(writer)  # one that is collected closes its connection
         requests.append(await reader.readuntil(b"\r\n\r\n"))
         if answer is not None:
             writer.write(answer)
@@ -40,6 +42,8 @@ async def server(answer: bytes | None) -> AsyncIterator[tuple[int, list[bytes]]]
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with listener:
         yield listener.sockets[0].getsockname()[1], requests
+        for writer in open_writers:
+            writer.close()
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,10 @@ def test_ctrl_c_on_a_terminal(server: Any) -> None:
     server.answers["WatchService"] = answer
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "orchestrator.cli.main", *CREATE]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs) as process:
+    environment = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=theirs, env=environment
+    ) as process:
         os.close(theirs)
         shown, pressed = b"", False
         with contextlib.suppress(OSError):  # EIO: the other end was closed

@@ -47,8 +47,9 @@ from orchestrator.manager.networkmaking import make_network
 from orchestrator.manager.payloads import Payloads
 from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork, complete
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.quarantine import Quarantined
 from orchestrator.manager.sources import Sources
-from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.cache import Cache, log_undecodable
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.election import Election, LeadershipLost
 from orchestrator.manager.store.etcd import EtcdKv, EtcdRenewal
@@ -147,7 +148,9 @@ async def _found(
     cluster = cache.view.cluster
     now = time.time()
     changes: list[Change] = []
-    if cluster is None:
+    if any(each.kind == "cluster" for each in cache.view.quarantined.values()):
+        pass  # It is there, and for a manager that can decode it. Tasks are managed without it.
+    elif cluster is None:
         fresh = Cluster(
             id=identity.cluster_id,
             created_at=now,
@@ -216,7 +219,9 @@ class Manager:
         self._registry = process_registry()
         times = metrics.StoreTimes(self._registry)
         self._tracer = tracer
-        self._kv = kv = TimedKv(kv, _took(times, tracer), times.failed)
+        self._kv = kv = TimedKv(
+            kv, _took(times, tracer), times.failed, lambda ops: self.cache.admit(ops)
+        )
         self._renewal = TimedRenewal(renewal, times.took, times.failed) if renewal else None
         self.cache = Cache(kv)
         self._planning = metrics.PlanningTimes(self._registry)
@@ -224,6 +229,7 @@ class Manager:
         self._spans = TaskSpans(self.cache, tracer, lambda: bool(self._leader))
         self.inbox = Inbox(time.time)
         self._events = EventLog(self.cache, time.time)
+        self.cache.on_undecodable = self._undecodable
         self._tunnels = Tunnels(new_id)
         self._leader = ""
         self._term = 0
@@ -246,6 +252,10 @@ class Manager:
             self._managers,
             tracer,
         )
+
+    def _undecodable(self, found: Quarantined) -> None:
+        log_undecodable(found)
+        self._events.undecodable(found)
 
     def _managers(self) -> list[str]:
         return [self._address]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.quarantine import Quarantined
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.model.documents import Document
@@ -64,10 +65,18 @@ class EventLog:
         now = self._now()
         for change in changes:
             for event in events_of(change, self._cache.view, now):
-                self._events.append(event)
-                for waiting, wake in self._followers.values():
-                    waiting.append(event)
-                    wake()
+                self._add(event)
+
+    def _add(self, event: Event) -> None:
+        self._events.append(event)
+        for waiting, wake in self._followers.values():
+            waiting.append(event)
+            wake()
+
+    def undecodable(self, found: Quarantined) -> None:
+        """A stored object cannot be decoded."""
+        about = {"kind": found.kind, "reason": found.reason}
+        self._add(Event(self._now(), "store", "undecodable", found.id, found.key, "", about))
 
     def since(self, moment: float) -> list[Event]:
         """The events from `moment` on that are remembered, oldest first."""

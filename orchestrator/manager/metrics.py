@@ -196,9 +196,22 @@ class ClusterCollector(Collector):
             ("orc_services", "Services", sum(not s.removed for s in view.services.values())),
         ):
             yield GaugeMetricFamily(name, help, value)
+        yield _undecodable(view)
         yield from _nodes(view)
         yield from _services(view)
         yield from _tasks(view, self._now())
+
+
+def _undecodable(view: ClusterView) -> Metric:
+    counts = GaugeMetricFamily(
+        "orc_store_undecodable_objects",
+        "Stored objects that this manager cannot decode, and leaves alone",
+        labels=("kind",),
+    )
+    number = Counter(each.kind or "unknown" for each in view.quarantined.values())
+    for kind in sorted({*number, "task", "service", "node"}):
+        counts.add_metric([kind], number[kind])
+    return counts
 
 
 def _nodes(view: ClusterView) -> Iterable[Metric]:

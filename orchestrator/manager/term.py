@@ -65,8 +65,9 @@ class _Round:
     """The changes, encoded."""
 
     def add(self, changes: Iterable[Change], requires: Iterable[Object] = ()) -> None:
-        """Take decisions in; what is decided next sees them."""
-        changes = list(changes)
+        """Take decisions in; what is decided next sees them. What cannot be decoded stays."""
+        frozen = self.view.quarantined
+        changes = [each for each in changes if object_key(each.subject) not in frozen]
         fold(self.changes, changes)
         for item in requires:
             self.requires.setdefault(object_key(item), item)

@@ -20,6 +20,7 @@ from orchestrator.identity.pair import KeyPair
 from orchestrator.identity.setup import init_cluster, new_id
 from orchestrator.identity.tls import channel_options
 from orchestrator.manager.daemon import Manager, ManagerSettings
+from orchestrator.manager.store.kv import Kv
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.systemd import Supervisor
 
@@ -33,7 +34,7 @@ class Running:
     authority: KeyPair
     admin: KeyPair
     manager: Manager
-    kv: MemoryKv
+    kv: Kv
 
     @property
     def token(self) -> str:
@@ -78,7 +79,7 @@ def _two_free_ports() -> int:
 
 @asynccontextmanager
 async def manager_in(
-    folder: Path, node_timeout: float | None = None, kv: MemoryKv | None = None
+    folder: Path, node_timeout: float | None = None, kv: Kv | None = None
 ) -> AsyncIterator[Running]:
     """The first manager of a new cluster; without `kv` on a store of its own."""
     identity, _, admin = init_cluster(folder, "127.0.0.1", _two_free_ports(), "10.128.0.0/14")
@@ -97,11 +98,18 @@ async def manager_beside(other: Running, folder: Path) -> AsyncIterator[Running]
 
 
 @asynccontextmanager
+async def manager_again(before: Running) -> AsyncIterator[Running]:
+    """A manager that has ended, once more."""
+    async with _serving(before.folder, before.identity, before.admin, before.kv, None) as running:
+        yield running
+
+
+@asynccontextmanager
 async def _serving(
     folder: Path,
     identity: ManagerIdentity,
     admin: KeyPair,
-    kv: MemoryKv,
+    kv: Kv,
     node_timeout: float | None,
 ) -> AsyncIterator[Running]:
     authority = KeyPair((folder / "ca.pem").read_text(), (folder / "ca.key").read_text())

@@ -17,7 +17,7 @@ from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import Refusal
-from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.cache import Cache, Unreadable
 from orchestrator.manager.store.kv import Conflict, Kv, StoreError
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.manager.vault import Vault, VaultError
@@ -75,6 +75,8 @@ def _status(error: Exception) -> tuple[grpc.StatusCode, str]:
             return grpc.StatusCode.FAILED_PRECONDITION, str(error)
         case Conflict():
             return grpc.StatusCode.ABORTED, "somebody else changed it meanwhile; try again"
+        case Unreadable():
+            return grpc.StatusCode.FAILED_PRECONDITION, str(error)
         case StoreError():
             return grpc.StatusCode.UNAVAILABLE, f"the cluster's store is away: {error}"
         case _:

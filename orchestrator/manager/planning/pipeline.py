@@ -15,6 +15,7 @@ from orchestrator.manager.planning.dependencies import needs, stops_later
 from orchestrator.manager.planning.documents import follow_documents
 from orchestrator.manager.planning.drain import draining
 from orchestrator.manager.planning.global_ import reconcile_global
+from orchestrator.manager.planning.held import held_services
 from orchestrator.manager.planning.jobs import reconcile_job
 from orchestrator.manager.planning.lost import give_up_lost
 from orchestrator.manager.planning.plan import Change, Plan, earliest, requeue
@@ -146,7 +147,8 @@ def plan(
     """
     slices = allocate_slices(view) if dirty.nodes_changed else ()
     drafts: dict[str, Draft] = {}
-    services = _services_to_reconcile(view, dirty)
+    unplanned = held_services(view) if view.quarantined else {}
+    services = _services_to_reconcile(view, dirty) - unplanned.keys()
     vips = allocate_vips(view.evolve(slices), services)
     left = limit
     for id in sorted(services):
@@ -164,7 +166,8 @@ def plan(
     ahead = view.evolve(slices)
     ahead = ahead.evolve(change for draft in drafts.values() for change in draft.changes())
     placements: dict[str, _Placed] = {}
-    waiting = list(_waiting(ahead, dirty, services, now))
+    tried = _waiting(ahead, dirty, services, now)
+    waiting = [task for task in tried if task.service_id not in unplanned]
     decisions = schedule(ahead, waiting, now, limit=limit)
     for decision in decisions:
         task = decision.task

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.quarantine import Quarantined
 from orchestrator.model.documents import Document, DocumentKind
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
@@ -47,6 +48,9 @@ class ClusterView:
     """The tasks with addresses that their specs fix."""
     publishing: Mapping[str, Task] = field(default_factory=dict)
     """The standalone containers that publish ports and name their networks."""
+    quarantined: Mapping[str, Quarantined] = field(default_factory=dict)
+    """What the store holds and nobody here can decode, by key. An object that was readable before
+    is still in the view as it was then, and must not be changed."""
     _by_service: Mapping[str, Mapping[str, Task]] = field(default_factory=dict)
     _by_node: Mapping[str, Mapping[str, Task]] = field(default_factory=dict)
     _service_names: _Names = field(default_factory=dict)
@@ -187,6 +191,7 @@ class _Edit:
 
     def __init__(self, base: ClusterView) -> None:
         self._cluster = base.cluster
+        self._quarantined = base.quarantined
         self._nodes = _Table(base.nodes)
         self._services = _Table(base.services)
         self._tasks = _Table(base.tasks)
@@ -270,6 +275,7 @@ class _Edit:
             pending=self._pending.items,
             fixed=self._fixed.items,
             publishing=self._publishing.items,
+            quarantined=self._quarantined,
             _by_service=self._by_service.items,
             _by_node=self._by_node.items,
             _service_names=self._service_names.items,

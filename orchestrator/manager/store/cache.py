@@ -1,5 +1,8 @@
 """The store's content as a `ClusterView`, kept current by one writer.
 
+An object that cannot be decoded is set aside (`ClusterView.quarantined`), and stays in the view as
+it was before, if it was. Nothing may write it until it can be decoded again or is gone.
+
 List, then watch from the next revision; on any error of the watch, list again and make the
 changes that were missed by comparing revisions. A batch of the watch is one transaction, so a
 reader never sees half of one. Readers take `view` (immutable) and decide without awaiting, or
@@ -12,24 +15,44 @@ import asyncio
 import bisect
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
+from orchestrator.manager.planning.held import incomplete_services
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.quarantine import Quarantined
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.manager.store.keys import PREFIX, object_key, object_type
-from orchestrator.manager.store.kv import Compacted, Entry, Event, Kv, StoreUnavailable
-from orchestrator.model.convert import decode
+from orchestrator.manager.store.keys import PREFIX, is_foreign_key, object_key, object_type
+from orchestrator.manager.store.kv import (
+    Compacted,
+    Entry,
+    Event,
+    Kv,
+    Op,
+    StoreError,
+    StoreUnavailable,
+)
+from orchestrator.manager.store.wire import leading_fields
+from orchestrator.model.convert import ConvertError, UnknownEnumNumber, decode
 from orchestrator.model.documents import Document
-from orchestrator.model.nodes import Node
+from orchestrator.model.nodes import Availability, Node, NodeDescription
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
+from orchestrator.pb import types_pb2
 
 log = logging.getLogger(__name__)
 
 _RETRY = 0.1
 """Seconds between attempts to list while the store is away."""
+
+_AT_ONCE = 50
+"""Objects that are decoded before others have the event loop."""
+
+_ID, _SERVICE_ID = (
+    types_pb2.Task.DESCRIPTOR.fields_by_name[name].number for name in ("id", "service_id")
+)
 
 
 class Feed:
@@ -73,6 +96,23 @@ def fold(into: dict[str, Change], changes: Iterable[Change]) -> None:
             into[key] = Change(earlier.before, change.after)
 
 
+class Unreadable(StoreError):
+    """A write to an object that cannot be decoded, which would lose what is in it."""
+
+    def __init__(self, found: Quarantined) -> None:
+        super().__init__(
+            f"{found.key} cannot be decoded ({found.reason}), so it is not changed; upgrade this "
+            "manager if a newer one wrote it, else restore or delete the key in etcd"
+        )
+
+
+def log_undecodable(found: Quarantined) -> None:
+    log.warning(
+        "a stored object cannot be decoded",
+        extra={"key": found.key, "reason": found.reason, "held": sorted(found.services)},
+    )
+
+
 class Cache:
     """The newest view, and those who wait for it."""
 
@@ -83,6 +123,8 @@ class Cache:
         """Of the store, up to which `view` is complete."""
         self.healthy = False
         """Whether the watch is running."""
+        self.on_undecodable: Callable[[Quarantined], None] = log_undecodable
+        """Called for each object that is set aside."""
         self._feeds: set[Feed] = set()
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
@@ -92,11 +134,11 @@ class Cache:
         while True:
             try:
                 snapshot = await self._kv.list(PREFIX)
-                self._reset(snapshot.entries, snapshot.revision)
+                await self._reset(snapshot.entries, snapshot.revision)
                 async with self._kv.watch(PREFIX, snapshot.revision + 1) as batches:
                     self.healthy = True
                     async for batch in batches:
-                        self._apply(batch.events, batch.revision)
+                        await self._apply(batch.events, batch.revision)
             except Compacted:
                 log.info("the watch fell behind the store's history; listing again")
             except StoreUnavailable as error:
@@ -123,44 +165,136 @@ class Cache:
         finally:
             self._feeds.discard(feed)
 
-    def _reset(self, entries: Iterable[Entry], revision: int) -> None:
+    def admit(self, ops: Iterable[Op]) -> None:
+        """Raise Unreadable if one of these operations is on an object that is set aside."""
+        aside = self.view.quarantined
+        if aside and (found := next((aside[op.key] for op in ops if op.key in aside), None)):
+            raise Unreadable(found)
+
+    async def _reset(self, entries: Sequence[Entry], revision: int) -> None:
         """Make the view equal to a full list, as if each difference had been watched."""
         known = {object_key(item): item for item in self.view.objects()}
-        changes: list[Change] = []
-        for entry in entries:
+        listed = {entry.key: entry for entry in entries}
+        found = _Found()
+        for number, entry in enumerate(entries):
             before = known.pop(entry.key, None)
-            if before is not None and before.revision == entry.mod_revision:
-                continue
-            after = _decoded(entry.key, entry)
-            if after is not None:
-                changes.append(Change(before, after))
-        changes.extend(Change(gone, None) for gone in known.values())
-        self._publish(changes, revision)
+            aside = entry.key in self.view.quarantined
+            if before is None or before.revision != entry.mod_revision or aside:
+                found.read(entry.key, entry, before)
+            await _pause(number)
+        for key in self.view.quarantined.keys() - listed.keys():
+            found.aside[key] = None
+        found.changes.extend(Change(gone, None) for gone in known.values())
+        found.attribute(self.view, listed)
+        self._publish(found, revision)
 
-    def _apply(self, events: Iterable[Event], revision: int) -> None:
-        changes: list[Change] = []
-        for event in events:
-            before = self._current(event.key)
-            after = _decoded(event.key, event.entry)
-            if before is None and after is None:
-                continue
-            changes.append(Change(before, after))
-        self._publish(changes, revision)
+    async def _apply(self, events: Sequence[Event], revision: int) -> None:
+        found = _Found()
+        for number, event in enumerate(events):
+            found.read(event.key, event.entry, self._current(event.key))
+            await _pause(number)
+        found.attribute(self.view, {})
+        self._publish(found, revision)
 
     def _current(self, key: str) -> Object | None:
         found = object_type(key)
         return find_object(self.view, *found) if found else None
 
-    def _publish(self, changes: list[Change], revision: int) -> None:
-        self.view = self.view.evolve(changes)
+    def _publish(self, found: _Found, revision: int) -> None:
+        view, changes = self.view.evolve(found.changes), found.changes
+        if aside := {
+            key: each
+            for key, each in found.aside.items()
+            if each is not None or key in view.quarantined
+        }:
+            view, freed = _set_aside(view, aside)
+            changes = [*changes, *freed]
+        self.view = view
         self.revision = max(self.revision, revision)
         if changes:
             for feed in self._feeds:
                 feed.push(changes)
+        for each in aside.values():
+            if each is not None:
+                self.on_undecodable(each)
         while self._waiting and self._waiting[0][0] <= self.revision:
             waiter = self._waiting.pop(0)[2]
             if not waiter.done():
                 waiter.set_result(None)
+
+
+class _Found:
+    """What a list or a batch of the watch says, until it is published."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.aside: dict[str, Quarantined | None] = {}
+        """Key → what cannot be decoded, or None for what can be, or is gone."""
+        self._strays: dict[str, int] = {}
+        """Keys of tasks of services unknown → the revisions at which they were created."""
+
+    def read(self, key: str, entry: Entry | None, before: Object | None) -> None:
+        """Take in what is at a key. `before` is the object in the view."""
+        kind = object_type(key)
+        if kind is None:
+            if is_foreign_key(key):
+                reason = "this version knows no such kind of object"
+                self.aside[key] = Quarantined(key, "", key, reason) if entry else None
+            return
+        type_, identifier = kind
+        after, reason = (None, "") if entry is None else _decoded(type_, identifier, entry)
+        if entry is None or not reason:
+            self.aside[key] = None
+        else:
+            after = after or before or _stand_in(type_, identifier, entry, reason)
+            services = frozenset({identifier} if type_ is Service else ())
+            if type_ is Task:
+                service_id = after.service_id if isinstance(after, Task) else _owner(entry)
+                if service_id is None:
+                    self._strays[key] = entry.create_revision
+                elif service_id:
+                    services = frozenset({service_id})
+            word = type_.__name__.lower()
+            self.aside[key] = Quarantined(key, word, identifier, reason, services)
+        if before is not after and (before is not None or after is not None):
+            self.changes.append(Change(before, after))
+
+    def attribute(self, view: ClusterView, listed: Mapping[str, Entry]) -> None:
+        """Hold every service that tasks of unknown services may belong to. `listed` has what the
+        store holds, if that is known: what was created later cannot have had the task."""
+        if not self._strays:
+            return
+        suspects = list(incomplete_services(view.evolve(self.changes)))
+        for key, created in self._strays.items():
+            record = self.aside[key]
+            assert record is not None
+            held = frozenset(
+                each.id
+                for each in suspects
+                if (entry := listed.get(object_key(each))) is None
+                or entry.create_revision < created
+            )
+            self.aside[key] = replace(record, services=held)
+
+
+def _set_aside(
+    view: ClusterView, found: Mapping[str, Quarantined | None]
+) -> tuple[ClusterView, list[Change]]:
+    """The view with these set aside, or no more; and the services that are free, as changes of
+    nothing: they are to be planned."""
+    was = view.quarantined
+    merged = {**was, **found}
+    view = replace(view, quarantined={key: each for key, each in merged.items() if each})
+    held = {id for each in was.values() for id in each.services}
+    held -= {id for each in view.quarantined.values() for id in each.services}
+    services = (view.services[id] for id in sorted(held & view.services.keys()))
+    return view, [Change(service, service) for service in services]
+
+
+async def _pause(number: int) -> None:
+    """Let others have the event loop now and then, so that many objects do not hold it up."""
+    if number % _AT_ONCE == _AT_ONCE - 1:
+        await asyncio.sleep(0)
 
 
 def find_object(view: ClusterView, type_: type[Object], identifier: str) -> Object | None:
@@ -179,8 +313,42 @@ def find_object(view: ClusterView, type_: type[Object], identifier: str) -> Obje
     return tables[type_].get(identifier)
 
 
-def _decoded(key: str, entry: Entry | None) -> Object | None:
-    found = object_type(key)
-    if entry is None or found is None:
+def _decoded(type_: type[Object], identifier: str, entry: Entry) -> tuple[Object | None, str]:
+    """The object in an entry, as far as it can be decoded, and why it cannot be relied upon."""
+    try:
+        found = decode(type_, entry.value, entry.mod_revision)
+    except UnknownEnumNumber as error:
+        return decode(type_, entry.value, entry.mod_revision, strict=False), str(error)
+    except ConvertError as error:
+        return None, str(error)
+    if found.id != identifier:
+        return None, f"it says that its id is '{found.id}'"
+    return found, ""
+
+
+def _stand_in(type_: type[Object], identifier: str, entry: Entry, reason: str) -> Object | None:
+    """What is shown in place of an object of which nothing is known but its id. A node keeps its
+    tasks and takes no others."""
+    if type_ is Node:
+        return Node(
+            id=identifier,
+            availability=Availability.PAUSE,
+            description=NodeDescription(hostname=identifier[:12]),
+            message=reason,
+            revision=entry.mod_revision,
+        )
+    return None
+
+
+def _owner(entry: Entry) -> str | None:
+    """The service in the bytes of a damaged task, empty for a standalone container; None if they
+    do not say."""
+    fields = dict(leading_fields(entry.value))
+    try:
+        if fields[_ID].decode() != entry.key.rpartition("/")[2]:
+            return None
+        if _SERVICE_ID in fields:
+            return fields[_SERVICE_ID].decode()
+    except (KeyError, UnicodeDecodeError):
         return None
-    return decode(found[0], entry.value, entry.mod_revision)
+    return "" if fields.keys() - {_ID, _SERVICE_ID} else None

@@ -60,6 +60,13 @@ def object_type(key: str) -> tuple[type[Object], str] | None:
     return (type_, identifier) if type_ and identifier else None
 
 
+def is_foreign_key(key: str) -> bool:
+    """Whether it is an object's, of a kind that this version does not know."""
+    kind, _, identifier = key.removeprefix(PREFIX).partition("/")
+    known = kind in _TYPES or key.startswith((_NAMES, _ADDRESSES))
+    return bool(identifier) and not known
+
+
 def name_key(type_: type[Object], name: str) -> str:
     """The key that makes `name` unique among the objects of a class."""
     return f"{_NAMES}{_KINDS[type_]}/{name}"

@@ -1,4 +1,4 @@
-"""A store whose requests are timed."""
+"""A store whose requests are timed, and some refused."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ class TimedKv:
     """Passes everything on to another store, and tells how long it took."""
 
     def __init__(
-        self, kv: Kv, took: Callable[[str, float], None], failed: Callable[[str], None]
+        self,
+        kv: Kv,
+        took: Callable[[str, float], None],
+        failed: Callable[[str], None],
+        admit: Callable[[Sequence[Op]], None] = lambda _: None,
     ) -> None:
         """`took`: the operation, and the seconds until its answer; a conflict is one, too.
-        `failed`: the operation that was not answered in time."""
+        `failed`: the operation that was not answered in time. `admit` raises for operations that
+        must not be made."""
         self._kv = kv
         self._took = took
         self._failed = failed
+        self._admit = admit
 
     @contextmanager
     def _timed(self, operation: str) -> Iterator[None]:
@@ -45,6 +51,7 @@ class TimedKv:
 
     async def txn(self, guards: Sequence[Guard], ops: Sequence[Op]) -> int:
         """See `Kv`."""
+        self._admit(ops)
         with self._timed("txn"):
             return await self._kv.txn(guards, ops)
 

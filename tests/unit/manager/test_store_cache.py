@@ -9,16 +9,20 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.manager.planning.held import held_services
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.store.cache import Cache, fold
+from orchestrator.manager.store.cache import Cache, Unreadable, fold
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import object_key, object_type
-from orchestrator.manager.store.kv import Conflict, Guard, Put
+from orchestrator.manager.store.kv import Conflict, Delete, Guard, Op, Put
 from orchestrator.manager.store.memory import MemoryKv
-from orchestrator.model.convert import encode
-from orchestrator.model.nodes import Node
+from orchestrator.model.convert import encode, to_proto
+from orchestrator.model.nodes import Availability, Node, NodeState
+from orchestrator.model.objects import Object
 from orchestrator.model.services import Service
-from orchestrator.model.tasks import Task
+from orchestrator.model.specs import ServiceSpec
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 
 
 def new_kv(max_txn_ops: int = 128) -> MemoryKv:
@@ -147,3 +151,131 @@ def test_keys_name_their_objects() -> None:
     assert object_type("/orc/names/services/web") is None
     assert object_type("/elsewhere/tasks/t1") is None
     assert encode(task)
+
+
+def garbage(item: Object) -> Put:
+    return Put(object_key(item), b"\xff\xffgarbage")
+
+
+async def write(kv: MemoryKv, cache: Cache, *ops: Op) -> None:
+    await cache.wait_for(await kv.txn([], ops))
+
+
+SERVICE = Service(id="s", spec=ServiceSpec(name="web", replicas=2))
+OTHER = Service(id="o", spec=ServiceSpec(name="other", replicas=1))
+TASKS = [
+    Task(id=f"t{slot}", service_id="s", slot=slot, status=TaskStatus(TaskState.RUNNING))
+    for slot in (1, 2)
+]
+
+
+async def test_an_object_that_cannot_be_decoded_is_set_aside_until_it_can() -> None:
+    kv = new_kv()
+    async with following(kv) as cache:
+        changes = [Change(None, item) for item in (SERVICE, OTHER, *TASKS)]
+        await cache.wait_for(await commit(kv, changes))
+        before = cache.view.tasks["t1"]
+        await write(kv, cache, garbage(before))
+        (found,) = cache.view.quarantined.values()
+        assert (found.key, found.kind, found.id) == ("/orc/tasks/t1", "task", "t1")
+        assert "not a Task" in found.reason
+        # What was known of it still counts: its slot is taken, its service is left alone.
+        assert cache.view.tasks["t1"] == before
+        assert held_services(cache.view).keys() == {"s"}
+        await cache.wait_for(await commit(kv, [Change(None, Node(id="n"))]))
+        assert "n" in cache.view.nodes
+        async with cache.subscribe() as feed:
+            await write(kv, cache, Put(found.key, encode(replace(before, attempt=3))))
+            told = await feed.next()
+        assert not cache.view.quarantined
+        assert cache.view.tasks["t1"].attempt == 3
+        assert {change.subject.id for change in told} == {"t1", "s"}
+
+
+async def test_garbage_that_goes_frees_its_service() -> None:
+    kv = new_kv()
+    await commit(kv, [Change(None, SERVICE), Change(None, TASKS[0])])
+    await kv.txn([], [garbage(TASKS[1])])
+    async with following(kv) as cache, cache.subscribe() as feed:
+        assert held_services(cache.view).keys() == {"s"}
+        await write(kv, cache, Delete("/orc/tasks/t2"))
+        assert {change.subject.id for change in await feed.next()} == {"s"}
+        assert not cache.view.quarantined
+
+
+async def test_garbage_that_goes_while_nobody_watches() -> None:
+    kv = new_kv()
+    await kv.txn([], [garbage(TASKS[0]), garbage(Node(id="n")), Put("/orc/gadgets/x", b"")])
+    async with following(kv) as cache:
+        assert cache.view.quarantined.keys() == {"/orc/gadgets/x", "/orc/nodes/n", "/orc/tasks/t1"}
+    await kv.txn([], [Delete(key) for key in cache.view.quarantined])
+    task = asyncio.create_task(cache.follow())
+    async with cache.subscribe() as feed:
+        assert {change.subject.id for change in await feed.next()} == {"n"}
+    assert not cache.view.quarantined
+    assert not cache.view.nodes
+    task.cancel()
+
+
+async def test_a_manager_that_starts_with_garbage_holds_what_it_may_belong_to() -> None:
+    kv = new_kv()
+    await commit(kv, [Change(None, item) for item in (SERVICE, OTHER, TASKS[0])])
+    await commit(kv, [Change(None, Task(id="x", service_id="o", slot=1))])
+    await kv.txn([], [garbage(TASKS[1])])
+    await commit(kv, [Change(None, replace(SERVICE, id="younger"))])
+    async with following(kv) as cache:
+        # A task of `web` is missing. `other` has all of its own, and one cannot have had it yet.
+        assert held_services(cache.view).keys() == {"s"}
+
+
+@pytest.mark.parametrize(
+    ("keep", "held"),
+    [
+        (encode(TASKS[1])[:8], {"s"}),  # up to the service
+        (encode(replace(TASKS[1], service_id="o"))[:8], {"o"}),
+        (encode(replace(TASKS[1], service_id=""))[:6], set()),  # a container's own
+        (encode(replace(TASKS[1], id="else"))[:10], {"s"}),  # it may be anything
+    ],
+)
+async def test_the_service_of_a_truncated_task_is_known(keep: bytes, held: set[str]) -> None:
+    kv = new_kv()
+    await commit(kv, [Change(None, item) for item in (SERVICE, OTHER, TASKS[0])])
+    await commit(kv, [Change(None, Task(id="x", service_id="o", slot=1))])
+    await kv.txn([], [Put("/orc/tasks/t2", keep + b"\xff")])
+    async with following(kv) as cache:
+        assert held_services(cache.view).keys() == held
+
+
+async def test_an_unknown_enum_number_leaves_an_object_readable_and_untouched() -> None:
+    kv = new_kv()
+    await commit(kv, [Change(None, SERVICE)])
+    message = to_proto(TASKS[0])
+    message.status.health = 77
+    await kv.txn([], [Put("/orc/tasks/t1", message.SerializeToString())])
+    async with following(kv) as cache:
+        task = cache.view.tasks["t1"]
+        assert (task.slot, task.status.state) == (1, TaskState.RUNNING)
+        assert held_services(cache.view).keys() == {"s"}
+        assert "Health" in cache.view.quarantined["/orc/tasks/t1"].reason
+        with pytest.raises(Unreadable, match=r"/orc/tasks/t1 cannot be decoded"):
+            cache.admit([Delete("/orc/tasks/t1")])
+        cache.admit([Delete("/orc/tasks/t2")])
+
+
+async def test_a_node_that_cannot_be_decoded_keeps_its_tasks_and_gets_no_others() -> None:
+    kv = new_kv()
+    await kv.txn([], [garbage(Node(id="n" * 20))])
+    async with following(kv) as cache:
+        (node,) = cache.view.nodes.values()
+        assert (node.state, node.availability) == (NodeState.UNKNOWN, Availability.PAUSE)
+        assert node.description.hostname == "n" * 12
+
+
+async def test_an_object_under_anothers_key_is_set_aside() -> None:
+    kv = new_kv()
+    await kv.txn([], [Put("/orc/tasks/t1", encode(TASKS[1])), Put("/orc/nodes/n", b"")])
+    async with following(kv) as cache:
+        reasons = {key: each.reason for key, each in cache.view.quarantined.items()}
+        assert "its id is 't2'" in reasons["/orc/tasks/t1"]
+        assert "its id is ''" in reasons["/orc/nodes/n"]
+        assert not cache.view.tasks

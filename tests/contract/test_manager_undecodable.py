@@ -115,7 +115,7 @@ async def test_garbage_holds_its_own_service_and_no_other(kv: Kv, tmp_path: Path
 async def leading(running: Running) -> AsyncIterator[None]:
     """Begin once the manager takes sessions, which the lease of the one before it may delay."""
     async with asyncio.timeout(60):
-        while not running.manager._dispatcher.leading:  # noqa: ASYNC110
+        while not running.manager._dispatcher.serving:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     yield
 

@@ -136,18 +136,3 @@ def test_a_partitioned_node_is_down_until_it_is_healed(cluster: Cluster) -> None
     cluster.heal()
     assert not cluster.status()["node2"]["partitioned"]
     cluster.await_ready("node2")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("kill", "node9"), "no host 'node9'"),
-        (("up", "--managers", "3"), "--managers 3 is not possible yet"),
-        (("up", "--nodes", "-1"), "--nodes -1 is out of range"),
-    ],
-)
-def test_bad_input_is_refused_in_one_line(
-    cluster: Cluster, arguments: tuple[str, ...], says: str
-) -> None:
-    verb, *rest = arguments
-    assert says in cluster.refused("dev", verb, "--name", cluster.name, *rest)

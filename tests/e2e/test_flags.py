@@ -240,21 +240,3 @@ def test_the_nodes_own_files(cluster: Cluster, hello: str) -> None:
     assert "Read-only file system" in found[1]
     assert found[2:5] == ["0", "0", "tmp"]
     assert int(found[5]) < 6
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--sysctl", "kernel.panic=1"), "is not the container's own"),
-        (("--cap-add", "FLY"), "capability 'FLY' is unknown"),
-        (("--ulimit", "nofile=9:1"), "above the hard one"),
-        (("--device", "nothing"), "is not of the form /dev/NAME"),
-        (("--security-opt", "seccomp=/nowhere"), "cannot read the seccomp profile"),
-        (("--runtime", "rm"), "runtime 'rm' is unknown"),
-        (("--cpuset-cpus", "3-1"), "runs backwards"),
-        (("--memory-swap", "1g"), "give a memory limit as well"),
-        (("--host", "db"), "is not of the form NAME:IP"),
-    ],
-)
-def test_refusals(cluster: Cluster, hello: str, flags: tuple[str, ...], words: str) -> None:
-    assert words in cluster.refused("service", "create", *flags, hello)

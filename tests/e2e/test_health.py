@@ -90,20 +90,6 @@ def test_a_probe_that_takes_too_long_is_killed(cluster: Cluster, hello: str, box
     eventually(lambda: sleeping() <= 1)
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--health-http", "/x"), "does not begin with a port"),
-        (("--health-tcp", "80", "--network", "none"), "on network none its node cannot reach"),
-        (("--health-cmd", "true", "--health-retries", "-1"), "health retries -1 is negative"),
-    ],
-)
-def test_a_check_that_cannot_be_is_refused(
-    cluster: Cluster, hello: str, flags: tuple[str, ...], words: str
-) -> None:
-    assert words in cluster.refused("run", "-d", *flags, hello)
-
-
 def test_start_first_never_makes_less_of_a_service(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "web", "--replicas", "2", "--update-order",
                 "start-first", "--health-tcp", "80", hello)  # fmt: skip

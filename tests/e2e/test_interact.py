@@ -318,7 +318,6 @@ def test_where_copies_go(cluster: Cluster, box: str, tmp_path: Path) -> None:
     assert "no folder /nowhere/" in cluster.refused("cp", str(tree / "one"), f"{box}:/nowhere/")
     assert "is a file" in cluster.refused("cp", str(tree), f"{box}:/www/one")
     assert "no such file" in cluster.refused("cp", f"{box}:/nothing", str(tmp_path))
-    assert "must be in a container" in cluster.refused("cp", "/a", "/b")
     out = run(cluster, "cp", f"{box}:/www/tree/sub", "-")
     with tarfile.open(fileobj=io.BytesIO(out.stdout)) as archive:
         assert sorted(archive.getnames()) == ["sub", "sub/data", "sub/tool"]

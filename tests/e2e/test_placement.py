@@ -127,26 +127,3 @@ def test_devices_are_counted_given_and_given_back(
     env = cluster.orc("run", "--rm", "--generic-resource", "licence=2", "--entrypoint",
                       "/bin/busybox env", hello).stdout  # fmt: skip
     assert "DOCKER_RESOURCE_LICENCE=2" in env
-    assert "is not from 1 to 10000" in cluster.refused(
-        *create, "x", "--generic-resource", "gpu=0", hello
-    )
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--affinity", "disk==ssd"], "asks for 'disk'; known are node.id"),
-        (["--affinity", "service==db,weight=500"], "weight '500' is not a number from 1 to 100"),
-        (["--anti-affinity", "service!=db"], "with services only == and in"),
-        (
-            ["--constraint", "node.labels.a==1", "--constraint", "node.labels.a==2"],
-            "contradict each other: no node can ever meet both",
-        ),
-    ],
-)
-def test_what_makes_no_sense_is_refused(
-    cluster: Cluster, hello: str, flags: list[str], words: str
-) -> None:
-    assert words in cluster.refused("service", "create", "--name", "x", *flags, hello)
-    assert words in cluster.refused("run", *flags, hello)
-    assert cluster.json("service", "ls") == []

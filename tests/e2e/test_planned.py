@@ -67,9 +67,7 @@ def test_a_plan_is_what_then_happens(cluster: Cluster, hello: str) -> None:
 
 
 def test_what_cannot_be_is_refused_as_the_command_would(cluster: Cluster, hello: str) -> None:
-    assert "9web$" in cluster.refused("plan", "service", "create", "--name", "9web$", hello)
     assert "no service 'nope'" in cluster.refused("plan", "service", "rm", "nope")
-    assert "'orc rm hello' cannot be planned" in cluster.refused("plan", "rm", "hello")
     steps = planned(
         cluster, "service", "create", "--name", "big", "--reserve-memory", "900g", hello
     )

@@ -234,7 +234,6 @@ def test_conflicts_are_refused_before_anything_is_made(
     assert "volume 'gone' is external, and there is none" in refused(
         "services: {web: {image: hello:1, volumes: ['gone:/d']}}\nvolumes: {gone: {external: true}}"
     )
-    assert "no such file or directory" in cluster.refused("stack", "deploy", "-c", "/none", "two")
     assert "compose.yaml:1: services.web.imag: there is no such key of a service" in refused(
         "services: {web: {imag: hello:1}}"
     )

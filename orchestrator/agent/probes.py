@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Mapping
 
 import grpc
@@ -23,6 +24,8 @@ _LINE_LIMIT = 300
 """Characters of it that are shown."""
 _CHECK = "/grpc.health.v1.Health/Check"
 _SERVING = 1
+_OWN_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""What the agent's process, or its host, has run out of."""
 
 
 class Probes:
@@ -35,7 +38,11 @@ class Probes:
         self, container_id: str, check: HealthCheck, addresses: Mapping[str, str]
     ) -> Answer:
         """The answer to one probe. `addresses` (network → IP) are the container's; one without is
-        in its node's network. A probe that can be made in no way has failed."""
+        in its node's network. A probe that can be made in no way has failed.
+
+        Raises OSError where the agent itself lacks what it takes: that says nothing of the
+        container.
+        """
         kind, *arguments = check.test
         address = next(iter(addresses.values()), "127.0.0.1")
         try:
@@ -54,6 +61,8 @@ class Probes:
         except TimeoutError:
             return Answer(False, f"no answer within {check.timeout:g} s")
         except OSError as error:
+            if error.errno in _OWN_ERRORS:
+                raise
             return Answer(False, (error.strerror or str(error)).lower())
         except RuntimeFailure as failure:
             return Answer(False, str(failure))

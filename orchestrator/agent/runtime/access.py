@@ -9,6 +9,7 @@ from pathlib import Path
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.bundle import Bundle
 from orchestrator.agent.runtime.cgroups import Cgroups
+from orchestrator.agent.runtime.hanging import OwnThreads
 from orchestrator.agent.runtime.identity import ProcessIdentity
 
 
@@ -22,6 +23,8 @@ class Access:
     """The OCI runtime's command, up to its own options."""
     cgroups: Cgroups
     boot: str
+    looking: OwnThreads
+    """For what is looked at in the container's files, by its id."""
 
     def running(self) -> ProcessIdentity:
         """The first process of a container that was started and has not ended.

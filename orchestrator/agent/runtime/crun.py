@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ from orchestrator.agent.runtime.bundlemaker import BundleMaker, release_null_dev
 from orchestrator.agent.runtime.cgroups import Cgroups, detect
 from orchestrator.agent.runtime.failures import failure, known_failure
 from orchestrator.agent.runtime.handover import Handover
+from orchestrator.agent.runtime.hanging import OwnThreads
 from orchestrator.agent.runtime.host import check_mode, find_program, read_node_facts
 from orchestrator.agent.runtime.identity import boot_id, identify
 from orchestrator.agent.runtime.idranges import FIRST, IdRanges, subordinate_ids
@@ -46,6 +48,15 @@ _CREATE_TIMEOUT = 60.0
 """Seconds after which a `create` is given up: a disk that hangs must not hold the agent."""
 _BACKSTOP = 10
 """With no agent to rotate it, a log may grow to this many times its size."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Removal:
+    """A container's removal that is under way."""
+
+    keep: bool
+    """Its writable layer and its logs stay."""
+    work: asyncio.Task[Exception | None]
 
 
 class CrunRuntime:
@@ -85,6 +96,11 @@ class CrunRuntime:
         self._clock = clock
         self._watch = MonitorWatch(self._decide)
         self._stack = AsyncExitStack()
+        self._group: asyncio.TaskGroup
+        self._removals: dict[str, _Removal] = {}
+        """Under way, by container."""
+        self._removing = OwnThreads("remove")
+        self._looking = OwnThreads("look into")
         self._cgroups: Cgroups
         self._maker: BundleMaker
         self._boot = ""
@@ -111,9 +127,10 @@ class CrunRuntime:
                 hidden=(self._state.parent, self._containers.parent),
             )
         )
-        group = await self._stack.enter_async_context(asyncio.TaskGroup())
-        rotation = group.create_task(self._rotate_logs())
+        self._group = await self._stack.enter_async_context(asyncio.TaskGroup())
+        rotation = self._group.create_task(self._rotate_logs())
         self._stack.callback(rotation.cancel)
+        self._stack.callback(self._end_removals)
         return self
 
     async def __aexit__(
@@ -260,7 +277,37 @@ class CrunRuntime:
         await self._clear(container_id, keep=True)
 
     async def _clear(self, container_id: str, keep: bool) -> None:
-        """Take the container down; what it holds of user ids stays held."""
+        """Take the container down; what it holds of user ids stays held.
+
+        One removal of a container goes on at a time, also when nobody waits for it any more: who
+        asks meanwhile waits for it and has its outcome.
+        """
+        while True:
+            removal = self._removals.get(container_id)
+            if removal is None:
+                work = self._group.create_task(self._removed(container_id, keep))
+                removal = self._removals[container_id] = _Removal(keep, work)
+            error = await asyncio.shield(removal.work)
+            if error is not None:
+                raise error
+            if keep or not removal.keep:
+                return
+
+    async def _removed(self, container_id: str, keep: bool) -> Exception | None:
+        """Remove a container; what went wrong, if anything."""
+        try:
+            await self._remove(container_id, keep)
+        except Exception as error:
+            return error
+        finally:
+            self._removals.pop(container_id, None)
+        return None
+
+    def _end_removals(self) -> None:
+        for removal in self._removals.values():
+            removal.work.cancel()
+
+    async def _remove(self, container_id: str, keep: bool) -> None:
         bundle = self._bundle(container_id)
         self._kill_all(container_id, bundle)
         await ending.end_monitor(
@@ -273,7 +320,7 @@ class CrunRuntime:
             await spawn.run([*self._command(bundle), "delete", "--force", container_id])
         await ending.clear_cgroup(self._cgroups, container_id)
         shutil.rmtree(self._records / container_id, ignore_errors=True)
-        await asyncio.to_thread(bundle.release if keep else bundle.discard)
+        await self._removing.run(container_id, bundle.release if keep else bundle.discard)
         self._watch.forget(container_id)
         self._rotation.forget(bundle.log)
 
@@ -330,7 +377,9 @@ class CrunRuntime:
     def access(self, container_id: str) -> Access:
         """The way into a container, for `execs`, `attach` and whoever reads its figures."""
         bundle = self._bundle(container_id)
-        return Access(container_id, bundle, self._command(bundle), self._cgroups, self._boot)
+        return Access(
+            container_id, bundle, self._command(bundle), self._cgroups, self._boot, self._looking
+        )
 
     async def purge(self) -> None:
         """Remove every container and the cgroups they had in common: the node leaves for good."""

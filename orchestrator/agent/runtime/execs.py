@@ -37,6 +37,8 @@ from orchestrator.model.states import CANNOT_INVOKE
 _END_OF_INPUT = b"\x04"
 """What a user types at a terminal to end the input."""
 _LOG_LIMIT = 4096
+_LOOK_LIMIT = 30.0
+"""Seconds that the container's file systems get to say what is to be run."""
 _NO_FOLDER = re.compile(r"chdir to `([^`]*)`: No such file")
 
 
@@ -211,8 +213,7 @@ async def start(access: Access, spec: ExecSpec) -> ExecProgram:
     """Run a program in a running container. Raises RuntimeFailure, with an exit
     status where the program itself is the cause."""
     access.running()
-    # In a thread, since a file system that is mounted in the container may not answer.
-    made = await asyncio.to_thread(_prepare, access, spec)
+    made = await _prepared(access, spec)
     with _Memory() as memory, _document(access, made) as document:
         if spec.tty:
             return await _on_terminal(access, document, memory, spec)
@@ -311,7 +312,7 @@ async def _launch(
 async def start_detached(access: Access, spec: ExecSpec) -> None:
     """Run a program that nobody waits for. Raises as `start`."""
     access.running()
-    made = await asyncio.to_thread(_prepare, access, spec)
+    made = await _prepared(access, spec)
     with _Memory() as memory, _document(access, made) as document:
         argv = [
             *_logging(access, memory.fd),
@@ -351,6 +352,22 @@ class _Memory:
 def _logging(access: Access, log: int) -> list[str]:
     program, *options = access.runtime
     return [program, f"--log=/proc/self/fd/{log}", "--log-format=json", *options]
+
+
+async def _prepared(access: Access, spec: ExecSpec) -> dict[str, Any]:
+    """See `_prepare`: in a thread, since a file system that is mounted in the container may not
+    answer. As long as it does not, no other thread is started for this container."""
+    try:
+        async with asyncio.timeout(_LOOK_LIMIT) as limit:
+            return await access.looking.run(access.container_id, _prepare, access, spec)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise RuntimeFailure(
+            f"a file system of the container has not answered for {_LOOK_LIMIT:.0f} s; "
+            "see its mounts",
+            CANNOT_INVOKE,
+        ) from None
 
 
 def _prepare(access: Access, spec: ExecSpec) -> dict[str, Any]:

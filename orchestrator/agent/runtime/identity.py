@@ -26,9 +26,13 @@ class ProcessIdentity:
             fd = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return None
-        # Checked after the pidfd is there: from now on it cannot come to mean another process.
-        if self.alive():
-            return fd
+        try:
+            # Checked after the pidfd is there: from now on it cannot mean another process.
+            if self.alive():
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
         return None
 

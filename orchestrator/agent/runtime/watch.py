@@ -35,20 +35,33 @@ class MonitorWatch:
         return list(self._watched)
 
     def add(self, container_id: str, monitor: ProcessIdentity) -> None:
-        """Watch a monitor, which may have ended already."""
+        """Watch a monitor, which may have ended already. Raises OSError, and then watches
+        nothing."""
         if container_id in self._watched:
             return
         loop = asyncio.get_running_loop()
-        watched = self._watched[container_id] = _Watched(-1, loop.create_future())
+        watched = _Watched(-1, loop.create_future())
         if (pidfd := monitor.open()) is None:
             watched.ended.set_result(self._decide(container_id))
-            return
-        watched.pidfd = pidfd
-        loop.add_reader(pidfd, self.settle, container_id)
+        else:
+            watched.pidfd = pidfd
+            loop.add_reader(pidfd, self._ended, container_id)
+        self._watched[container_id] = watched
 
     async def wait(self, container_id: str) -> Exit:
-        """Until the container has ended. A cancelled waiter does not disturb the others."""
+        """Until the container has ended. A cancelled waiter does not disturb the others. Raises
+        OSError when it cannot be found out how; then nothing is watched any more."""
         return await asyncio.shield(self._watched[container_id].ended)
+
+    def _ended(self, container_id: str) -> None:
+        """A pidfd says that the monitor has ended."""
+        try:
+            self.settle(container_id)
+        except Exception as error:
+            watched = self._watched.pop(container_id)
+            self._close(watched)
+            watched.ended.set_exception(error)
+            watched.ended.exception()  # also where nobody waits
 
     def settle(self, container_id: str) -> None:
         """The monitor has ended: tell those who wait. Nothing if they are told, or none is
@@ -56,8 +69,9 @@ class MonitorWatch:
         watched = self._watched.get(container_id)
         if watched is None or watched.ended.done():
             return
+        ended = self._decide(container_id)
         self._close(watched)
-        watched.ended.set_result(self._decide(container_id))
+        watched.ended.set_result(ended)
 
     def forget(self, container_id: str) -> None:
         """Watch no more. Who still waits is cancelled: settle first."""

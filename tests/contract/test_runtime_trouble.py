@@ -1,0 +1,187 @@
+"""crun's runtime where the host fails it: file systems that hang, no file descriptors left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from crunkit import cmdline, running
+from runtimehost import CrunWorld, private, remove_leftovers
+
+from orchestrator.agent.probes import Probes
+from orchestrator.agent.runtime.base import Exit
+from orchestrator.agent.runtime.crun import CrunRuntime
+from orchestrator.model.specs import HealthCheck
+from tests.deadfuse import DeadFileSystem
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> CrunWorld:
+    remove_leftovers()
+    return CrunWorld(tmp_path)
+
+
+def threads(name: str) -> int:
+    return sum(thread.name.startswith(name) for thread in threading.enumerate())
+
+
+@private
+async def test_a_removal_that_hangs_is_one_thread_and_holds_up_no_other(world: CrunWorld) -> None:
+    async with world, world.runtime() as runtime:
+        for container_id in ("hangs", "other"):
+            await running(runtime, world, world.graceful(container_id))
+        folder = world.path / "state" / "hangs" / "dead"
+        folder.mkdir()
+        dead = DeadFileSystem(folder)
+        try:
+            for _ in range(3):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.3):
+                        await runtime.remove("hangs")
+            assert threads("remove hangs") == 1
+            await runtime.remove("other")
+            # Who waits when it has ended has its outcome; the next attempt is a new one.
+            waiting = asyncio.gather(
+                *(runtime.remove("hangs") for _ in range(2)), return_exceptions=True
+            )
+            await asyncio.sleep(0)
+            dead.close()
+            assert all(isinstance(outcome, OSError) for outcome in await waiting)
+        finally:
+            dead.unmount()
+        await runtime.remove("hangs")
+        assert await runtime.list() == frozenset()
+        assert threads("remove") == 0
+
+
+@private
+async def test_a_removal_goes_on_when_nobody_waits(world: CrunWorld) -> None:
+    async with world, world.runtime() as runtime:
+        await running(runtime, world, world.graceful("c"))
+        impatient = asyncio.ensure_future(runtime.remove("c"))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await asyncio.wait({impatient})
+        await runtime.remove("c")
+        assert await runtime.list() == frozenset()
+
+
+@private
+async def test_files_that_a_removal_under_way_keeps_can_be_removed_after_it(
+    world: CrunWorld,
+) -> None:
+    async with world, world.runtime() as runtime:
+        await running(runtime, world, world.graceful("c"))
+        await asyncio.gather(runtime.release("c"), runtime.remove("c"))
+        assert await runtime.list() == frozenset()
+
+
+MOUNT_INSIDE = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+pid, fuse = map(int, sys.argv[1:])
+namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
+assert libc.setns(namespace, 0) == 0, os.strerror(ctypes.get_errno())
+options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0".encode()
+assert libc.mount(b"fuse", b"/tmp", b"fuse.dead", 0, options) == 0, os.strerror(ctypes.get_errno())
+"""
+
+
+@contextmanager
+def dead_inside(pid: int) -> Iterator[None]:
+    """In the container of `pid`, a file system at /tmp that does not answer."""
+    fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        argv = [sys.executable, "-c", MOUNT_INSIDE, str(pid), str(fuse)]
+        subprocess.run(argv, pass_fds=(fuse,), check=True)
+        yield
+    finally:
+        os.close(fuse)
+
+
+@private
+async def test_probes_on_a_dead_mount_are_one_thread(world: CrunWorld) -> None:
+    async with world, world.runtime() as runtime:
+        pid = await running(runtime, world, world.graceful("c"))
+        await running(runtime, world, world.graceful("other"))
+        probes = Probes(runtime.access)
+        dead = HealthCheck(test=("CMD", "/tmp/check"), timeout=0.1)
+        with dead_inside(pid):
+            for _ in range(5):
+                answer = await probes.probe("c", dead, {})
+                assert (answer.passed, answer.output) == (False, "no answer within 0.1 s")
+            assert threads("look into c") == 1
+            well = HealthCheck(test=("CMD", "true"), timeout=30)
+            assert (await probes.probe("other", well, {})).passed
+        answer = await probes.probe("c", HealthCheck(test=("CMD", "true"), timeout=30), {})
+        assert answer.passed
+        assert threads("look into") == 0
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """No file can be opened in this process: EMFILE."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(int(name) for name in os.listdir("/proc/self/fd"))
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most + 1, hard))
+    try:
+        try:
+            while True:
+                taken.append(os.dup(0))
+        except OSError:
+            pass
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+async def test_without_descriptors_no_probe_is_taken_for_failed(world: CrunWorld) -> None:
+    probes = Probes(world.runtime().access)
+    check = HealthCheck(test=("TCP", "1"), timeout=30)
+    assert not (await probes.probe("c", check, {})).passed
+    with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        await probes.probe("c", check, {})
+
+
+async def _ends(runtime: CrunRuntime, container_id: str) -> Exit:
+    async with asyncio.timeout(30):
+        return await runtime.wait(container_id)
+
+
+@private
+async def test_without_descriptors_nothing_is_taken_for_ended(world: CrunWorld) -> None:
+    async with world:
+        async with world.runtime() as runtime:
+            pid = await running(runtime, world, world.graceful("c"))
+        async with world.runtime() as runtime:
+            with no_descriptors():
+                for call in (runtime.adopt, runtime.wait):
+                    with pytest.raises(OSError, match="Too many open files"):
+                        await call("c")
+            assert cmdline(pid)
+            adopted = await runtime.adopt("c")
+            assert not isinstance(adopted, Exit)
+            assert adopted is not None
+            assert adopted.pid == pid
+            # It ends while nobody can find out how: that is no reason to make something up.
+            waiting = asyncio.ensure_future(runtime.wait("c"))
+            await asyncio.sleep(0)
+            with no_descriptors():
+                os.kill(pid, signal.SIGKILL)
+                with pytest.raises(OSError, match="Too many open files"):
+                    await waiting
+            assert (await _ends(runtime, "c")).code == 137

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from orchestrator import __version__
 from orchestrator.model.documents import FEATURE
+from orchestrator.model.networks import NETWORK_CHANGES
 from orchestrator.model.nodes import NodeDescription
 from orchestrator.model.placement import STOP_AFTER
 from orchestrator.model.specs import SHARES_PER_CORE, Resources
@@ -52,7 +53,7 @@ def describe(
         version=__version__,
         labels=dict(labels),
         blob_port=blob_port,
-        features=(FEATURE, STOP_AFTER),
+        features=(FEATURE, STOP_AFTER, NETWORK_CHANGES),
         metrics_port=metrics_port,
     )
 

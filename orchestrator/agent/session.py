@@ -95,6 +95,8 @@ class Session:
         self._period = _DEFAULT_PERIOD
         self._version: int | None = None
         """Of the assignment set as the last message left it; None before the full set."""
+        self._networks: dict[str, dispatch_pb2.AssignedNetwork] = {}
+        """By id, as the last message left them."""
         self._table: int | None = None
         """Revision of the endpoint table as the last message left it; None before the full one."""
         self._followed: deque[tuple[int, int]] = deque()
@@ -186,7 +188,16 @@ class Session:
                 f"an assignment for set {order.applies_to} came, but this node is at"
                 f" {self._version}"
             )
-        networks = list(order.networks) if order.full or order.networks else None
+        if order.full or order.networks:
+            self._networks = {network.id: network for network in order.networks}
+        for change in order.network_changes:
+            known = self._networks.get(change.network.id)
+            self._networks[change.network.id] = changed_network(known, change)
+        for network_id in order.removed_networks:
+            self._networks.pop(network_id, None)
+        networks = None
+        if order.full or order.networks or order.network_changes or order.removed_networks:
+            networks = [self._networks[network_id] for network_id in sorted(self._networks)]
         self._worker.apply(order.tasks, order.removed_tasks, networks, full=order.full)
         if networks is not None:
             self._endpoints.order(networks)
@@ -277,6 +288,21 @@ def _network_plugins(node: NodeDescription) -> dispatch_pb2.NetworkPlugins:
     return dispatch_pb2.NetworkPlugins(
         cni=node.cni_plugins, drivers=node.network_drivers, ipam=node.ipam_drivers
     )
+
+
+def changed_network(
+    known: dispatch_pb2.AssignedNetwork | None, change: dispatch_pb2.NetworkChange
+) -> dispatch_pb2.AssignedNetwork:
+    """A network after a change of it, its peers by subnet and without this node itself."""
+    peers = {} if known is None or change.complete else {peer.subnet: peer for peer in known.peers}
+    peers.update((peer.subnet, peer) for peer in change.network.peers)
+    for subnet in (*change.gone_peers, change.network.subnet):
+        peers.pop(subnet, None)
+    network = dispatch_pb2.AssignedNetwork()
+    network.CopyFrom(change.network)
+    del network.peers[:]
+    network.peers.extend(peers[subnet] for subnet in sorted(peers))
+    return network
 
 
 async def send(call: Any, message: dispatch_pb2.AgentMessage) -> None:

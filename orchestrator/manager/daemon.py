@@ -22,7 +22,7 @@ from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.setup import new_id
 from orchestrator.identity.tls import join_credentials, server_credentials
 from orchestrator.identity.token import new_secret
-from orchestrator.manager import metrics
+from orchestrator.manager import dispatcher, metrics
 from orchestrator.manager.api import ApiContext, ControlApi
 from orchestrator.manager.api.containers import ContainerCalls
 from orchestrator.manager.api.documents import DocumentCalls
@@ -72,7 +72,6 @@ from orchestrator.pb import (
     containers_pb2_grpc,
     control_pb2_grpc,
     dashboard_pb2_grpc,
-    dispatch_pb2_grpc,
     doctor_pb2_grpc,
     documents_pb2_grpc,
     identity_pb2_grpc,
@@ -346,7 +345,7 @@ class Manager:
         system_pb2_grpc.add_SystemServicer_to_server(SystemCalls(context), server)
         support_pb2_grpc.add_SupportServicer_to_server(SupportCalls(context, folder), server)
         interact_pb2_grpc.add_InteractServicer_to_server(InteractApi(context), server)
-        dispatch_pb2_grpc.add_DispatchServicer_to_server(self._dispatcher, server)
+        dispatcher.serve(self._dispatcher, server)
         joining = Joining(self._kv, self.cache, self._authority, self._managers, time.time, new_id)
         identity_pb2_grpc.add_JoinServicer_to_server(joining, server)
         certificates = Certificates(self._authority, lambda: self.cache.view)

@@ -27,14 +27,18 @@ from orchestrator.manager.inbox import Inbox, NetworkPlugins
 from orchestrator.manager.networkorders import NetworkOrders
 from orchestrator.manager.nodesession import NodeSession
 from orchestrator.manager.payloads import Payloads
-from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.plan import Change, earliest
+from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import unavailable
-from orchestrator.manager.store.cache import Cache, Feed
+from orchestrator.manager.store.cache import Cache, Feed, fold
 from orchestrator.manager.store.kv import StoreError
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.model.convert import from_proto
+from orchestrator.model.documents import Document
 from orchestrator.model.nodes import Node, NodeState
-from orchestrator.model.objects import Image
+from orchestrator.model.objects import Cluster, Image, Object
+from orchestrator.model.services import Service
+from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
 from orchestrator.tracing import OFF, Tracer
 
@@ -42,6 +46,14 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_PERIOD = 1.0
 """Seconds between two heartbeats of an agent; `node_timeout` is five of them by default."""
+
+SPACING = 0.001
+"""Seconds a session between two broadcasts of endpoints and peers, which cost as much as there are
+sessions: in a large cluster more changes go into each."""
+
+WOKEN_AT_A_TIME, ADMITTED_AT_A_TIME = 25, 4
+"""Sessions that look at what is new, and that are sent their full sets, before the event loop turns
+to something else."""
 
 TERM_GAP = 10.0
 """Seconds that sessions go on while no term of this manager does."""
@@ -52,6 +64,54 @@ SESSION_WITHIN = 5.0
 
 class _Ended(Exception):
     """The session is over; the reason is its text."""
+
+
+def serve(dispatcher: Dispatcher, server: grpc.aio.Server) -> None:
+    """Add the dispatcher's calls to a server. What is sent may be encoded already."""
+    handlers = {
+        "Session": grpc.stream_stream_rpc_method_handler(
+            dispatcher.Session,
+            request_deserializer=dispatch_pb2.AgentMessage.FromString,
+            response_serializer=_encoded,
+        ),
+        "Tunnel": grpc.stream_stream_rpc_method_handler(
+            dispatcher.Tunnel,
+            request_deserializer=dispatch_pb2.Frame.FromString,
+            response_serializer=dispatch_pb2.Frame.SerializeToString,
+        ),
+    }
+    name = dispatch_pb2.DESCRIPTOR.services_by_name["Dispatch"].full_name
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+
+
+def _encoded(message: Any) -> bytes:
+    return message if isinstance(message, bytes) else bytes(message.SerializeToString())
+
+
+def concerned(view: ClusterView, changes: Iterable[Change]) -> set[str] | None:
+    """Ids of the nodes whose orders the changes may change, but for endpoints and peers; None:
+    all of them."""
+    nodes: set[str] = set()
+    for change in changes:
+        match change.subject:
+            case Task():
+                for task in (change.before, change.after):
+                    if isinstance(task, Task) and task.node_id:
+                        nodes.add(task.node_id)
+            case Node() as node:
+                nodes.add(node.id)
+            case Service() as service:
+                if _disconnects(change.before) != _disconnects(change.after):
+                    nodes |= {task.node_id for task in view.tasks_of_service(service.id).values()}
+            case Document() | Cluster():
+                return None
+            case _:
+                pass
+    return nodes
+
+
+def _disconnects(service: Object | None) -> object:
+    return service.spec.on_disconnect if isinstance(service, Service) else None
 
 
 class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
@@ -78,6 +138,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._arrival = asyncio.Event()
         """Set when the next session begins."""
         self._networks = NetworkOrders()
+        self._admission = asyncio.Semaphore(ADMITTED_AT_A_TIME)
         self._endpoints = EndpointFeed(cache.view, time.monotonic, LEAVE_LIMIT)
         self.serving = False
         """Whether sessions are taken."""
@@ -127,16 +188,49 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 self._end_all("this manager ends")
 
     async def _follow(self, feed: Feed) -> None:
-        endpoints = self._endpoints
+        endpoints, loop = self._endpoints, asyncio.get_running_loop()
+        waiting: dict[str, Change] = {}
+        """Changes that the endpoint table is yet to follow."""
+        told = (endpoints.revision, self._networks.revision)
+        due = loop.time()
         while True:
             changes: list[Change] = []
+            moment = earliest(endpoints.deadline, due if waiting else None)
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(endpoints.deadline):
+                async with asyncio.timeout_at(moment):
                     changes = await feed.next()
-            endpoints.update(self._cache.view, changes)
+            view = self._cache.view
             self._condemn(changes)
             self._part(changes)
-            self._wake_sessions()
+            nodes = concerned(view, changes)
+            await self._wake(self._sessions if nodes is None else nodes)
+            fold(waiting, changes)
+            late = endpoints.deadline is not None and endpoints.deadline <= loop.time()
+            if loop.time() < due and not late:
+                continue
+            if endpoints.update(view, waiting.values()):
+                self._release()
+            waiting = {}
+            # Sessions have it follow the newest view, too.
+            self._networks.follow(self._cache.view)
+            if told != (told := (endpoints.revision, self._networks.revision)):
+                await self._wake(self._sessions)
+                due = loop.time() + SPACING * len(self._sessions)
+
+    async def _wake(self, nodes: Iterable[str]) -> None:
+        """Have sessions look at what is new; a few at a time, so that whatever comes in meanwhile
+        is served between them."""
+        for number, node_id in enumerate(list(nodes), 1):
+            if (session := self._sessions.get(node_id)) is not None:
+                session.wake.set()
+            if number % WOKEN_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+
+    def _release(self) -> None:
+        """Wake the sessions with orders that waited for other nodes to follow the endpoints."""
+        for session in self._sessions.values():
+            if session.holding:
+                session.wake.set()
 
     def _condemn(self, changes: list[Change]) -> None:
         for change in changes:
@@ -153,10 +247,6 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 self.end(node.id, "the node was silent for too long")
             elif isinstance(change.before, Node) and node is None:
                 self.end(change.before.id, "this node was removed from the cluster")
-
-    def _wake_sessions(self) -> None:
-        for session in self._sessions.values():
-            session.wake.set()
 
     async def deliver(self, node_id: str, message: Any) -> None:
         """Send a `ManagerMessage` to a node. One that counts as ready and has no session, since
@@ -218,13 +308,14 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         if first is None or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a session begins with a hello")
             return
-        session = NodeSession(node_id, self._networks, self._tracer)
+        description = from_proto(first.hello.description)
+        session = NodeSession(node_id, self._networks, self._tracer, description.features)
         if (older := self._sessions.get(node_id)) is not None:
             older.end("a newer session of this node began")
         self._sessions[node_id] = session
         self._arrival.set()
         self._arrival = asyncio.Event()
-        self._inbox.hello(node_id, from_proto(first.hello.description), first.hello.boot_id)
+        self._inbox.hello(node_id, description, first.hello.boot_id)
         session.push(
             dispatch_pb2.ManagerMessage(
                 welcome=dispatch_pb2.Welcome(
@@ -248,14 +339,12 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
     async def _listen(self, session: NodeSession, requests: AsyncIterator[Any]) -> None:
         node_id = session.node_id
         async for message in requests:
+            self._inbox.hear(node_id)
             match message.WhichOneof("kind"):
                 case "endpoints_applied":
-                    self._inbox.hear(node_id)
                     revision = message.endpoints_applied.revision
                     if self._endpoints.acknowledge(node_id, revision):
-                        self._wake_sessions()
-                case "heartbeat":
-                    self._inbox.hear(node_id)
+                        self._release()
                 case "statuses":
                     self._take_statuses(session, message.statuses)
                 case "images":
@@ -288,13 +377,23 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._inbox.statuses(session.node_id, statuses, acknowledge)
 
     async def _speak(self, session: NodeSession, context: Any) -> None:
+        # The welcome goes out at once: an agent that waits for it in vain dials again.
+        for message in session.queued():
+            await context.write(message)
+        # Full sets are large. When all nodes come at once, each has its turn, and whatever else
+        # the manager has to do goes on between them.
+        async with self._admission:
+            messages = session.messages(self._cache.view, self._endpoints)
+            await asyncio.sleep(0)
         while not session.ended:
-            session.wake.clear()
-            for message in session.messages(self._cache.view, self._endpoints):
+            for message in messages:
                 if message.HasField("payload"):
                     await self._fill(message.payload)
-                await context.write(message)
+                shared = message.HasField("endpoints")
+                await context.write(self._endpoints.encoded(message) if shared else message)
             await session.wake.wait()
+            session.wake.clear()
+            messages = session.messages(self._cache.view, self._endpoints)
         raise _Ended(session.ended)
 
     async def _fill(self, payload: Any) -> None:

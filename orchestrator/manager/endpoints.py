@@ -32,6 +32,9 @@ LEAVE_LIMIT = 2.0
 _KEPT = 256
 """Changes kept for sessions that are behind; one that is further behind gets the whole table."""
 
+_WHOLE = 0
+"""Stands for the whole table where changes are known by their revision."""
+
 
 @dataclass(slots=True)
 class _Leave:
@@ -55,6 +58,8 @@ class EndpointFeed:
         self._table = Table.of(view)
         self._revision = 1
         self._whole: dispatch_pb2.ManagerMessage | None = None
+        self._encoded: dict[int, bytes] = {}
+        """Revision → the change that led to it, as it is sent; and the whole table."""
         self._changes: deque[dispatch_pb2.ManagerMessage] = deque(maxlen=_KEPT)
         self._leaves: dict[int, _Leave] = {}
         """By revision."""
@@ -64,12 +69,18 @@ class EndpointFeed:
         self._leave(frozenset(task.id for task in view.tasks.values() if _to_stop(task)))
 
     @property
+    def revision(self) -> int:
+        """Of the table as it is now."""
+        return self._revision
+
+    @property
     def deadline(self) -> float | None:
         """When `update` should be called though nothing has changed."""
         return earliest(*(leave.until for leave in self._leaves.values()))
 
-    def update(self, view: ClusterView, changes: Iterable[Change]) -> None:
-        """Follow the view, which these changes led to, and the clock."""
+    def update(self, view: ClusterView, changes: Iterable[Change]) -> bool:
+        """Follow the view, which these changes led to, and the clock; whether that sets any task
+        free."""
         changes = list(changes)
         touched = {change.subject.id for change in changes if isinstance(change.subject, Task)}
         served = {task_id for task_id in touched if self._table.serving(task_id)}
@@ -79,6 +90,8 @@ class EndpointFeed:
             self._revision += 1
             self._changes.append(_message(difference, self._revision - 1, self._revision))
             self._whole = None
+            self._encoded.pop(_WHOLE, None)
+            self._encoded.pop(self._revision - _KEPT, None)
         self._leave(
             frozenset(
                 task_id
@@ -88,7 +101,7 @@ class EndpointFeed:
         )
         for leave in self._leaves.values():
             leave.waiting = {node_id for node_id in leave.waiting if _up(view, node_id)}
-        self._settle()
+        return self._settle()
 
     def since(self, revision: int) -> tuple[list[dispatch_pb2.ManagerMessage], int]:
         """The messages for a session that was told of everything up to `revision`, 0 for a new
@@ -99,6 +112,13 @@ class EndpointFeed:
         if self._whole is None:
             self._whole = _message(self._table.whole(), None, self._revision)
         return [self._whole], self._revision
+
+    def encoded(self, message: dispatch_pb2.ManagerMessage) -> bytes:
+        """A message of `since` as it is sent: encoded once for all sessions."""
+        key = _WHOLE if message.endpoints.full else message.endpoints.revision
+        if (encoded := self._encoded.get(key)) is None:
+            encoded = self._encoded[key] = message.SerializeToString()
+        return encoded
 
     def acknowledge(self, node_id: str, revision: int) -> bool:
         """A node follows the table of `revision`; whether that sets any task free."""

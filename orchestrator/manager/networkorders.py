@@ -1,14 +1,14 @@
 """What each node is told of networks.
 
 A node has the networks that its tasks are on, the default one, and those of services and containers
-with published ports, since any node is asked for them. What is told is made anew only when
-something has changed that it was made from.
+with published ports, since any node is asked for them. An agent with the feature "network-changes"
+is told complete networks once and from then on what has changed; an older one complete lists.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.manager.planning.addressing import slice6, slice_gateway
@@ -17,6 +17,7 @@ from orchestrator.manager.planning.networkrules import encrypts
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.convert import to_proto
 from orchestrator.model.networks import OVERLAY, is_ours, is_sliced, own_addresses
+from orchestrator.model.nodes import Node, TunnelKey
 from orchestrator.model.objects import Network
 from orchestrator.model.specs import DEFAULT_NETWORK
 from orchestrator.model.states import TaskState, is_terminal
@@ -26,80 +27,265 @@ _Fixed = Mapping[str, Mapping[str, list[str]]]
 """Network name → node id → addresses."""
 
 
+_MadeFor = tuple[int, Node | None, Set[str]]
+"""What a node's list was made for: the revision, the node, and the names its own tasks need."""
+
+
 class NetworkOrders:
-    """The networks of all nodes; one object serves all sessions."""
+    """The networks of all nodes; one object serves all sessions.
+
+    It follows views by identity: what a view shares with the one before is not looked at again, so
+    a node that joins costs one peer in each of its networks.
+    """
 
     def __init__(self) -> None:
-        self._made_from: tuple[object, ...] = ()
-        self._users: tuple[object, ...] = ()
-        self._orders: dict[str, Any] = {}
-        """Network id → its AssignedNetwork, but for what is a node's own."""
+        self.revision = 0
+        """Grows with whatever may change the list of any node but the one that it is about."""
+        self._view = ClusterView()
+        self._fixed: _Fixed = {}
+        self._path_mtu = 0
+        self._told: dict[str, _Told] = {}
+        """By network id."""
         self._everywhere: frozenset[str] = frozenset()
         """Names of the networks that every node has."""
-        self._of: dict[str, tuple[tuple[Set[str], Set[str]], list[Any]]] = {}
-        """Node id → the names that its list was made for, all and those of its own tasks, and the
-        list."""
+        self._of: dict[str, tuple[_MadeFor, list[Any]]] = {}
+        """Node id → what its list was made for, and the list."""
 
     def of(self, view: ClusterView, node_id: str) -> list[Any]:
         """The complete list for one node; the same object for as long as it is the same."""
-        self._follow(view)
-        needed = {
-            name
-            for task in view.tasks_of_node(node_id).values()
-            if not is_terminal(task.status.state)
-            for name in task.spec.network_names
-        }
-        names = self._everywhere | needed
+        self.follow(view)
+        needed = _needed(view, node_id)
+        made_for = self.revision, view.nodes.get(node_id), needed
         known = self._of.get(node_id)
-        if known is not None and known[0] == (names, needed):
+        if known is not None and known[0] == made_for:
             return known[1]
         found = []
-        for network in sorted(view.networks.values(), key=lambda each: each.id):
-            slice_ = network.slices.get(node_id, "")
-            if network.name not in names or (is_sliced(network) and not slice_):
+        for network in self._of_node(view, node_id, needed):
+            order = self._own(view, network, node_id)
+            order.peers.extend(
+                peer
+                for subnet, peer in self._told[network.id].peers.items()
+                if subnet != order.subnet
+            )
+            found.append(order)
+        if known is not None and known[1] == found:
+            found = known[1]
+        self._of[node_id] = made_for, found
+        return found
+
+    def changes(
+        self, view: ClusterView, node_id: str, told: ToldNetworks
+    ) -> tuple[list[Any], list[str]]:
+        """What a node is to be told that was told `told`, which is updated: a `NetworkChange` for
+        each network that is not as it was, and ids of networks that it has no more."""
+        self.follow(view)
+        needed = _needed(view, node_id)
+        made_for = self.revision, view.nodes.get(node_id), needed
+        if told.made_for == made_for:
+            return [], []
+        told.made_for = made_for
+        changes: list[Any] = []
+        wanted: set[str] = set()
+        for network in self._of_node(view, node_id, needed):
+            wanted.add(network.id)
+            here, (known, revision) = self._told[network.id], told.of.get(network.id, (None, 0))
+            own = self._own(view, network, node_id)
+            if known != own or revision != here.revision:
+                told.of[network.id] = own, here.revision
+                changes.append(here.since(revision, own))
+        removed = sorted(told.of.keys() - wanted)
+        for network_id in removed:
+            del told.of[network_id]
+        return changes, removed
+
+    def follow(self, view: ClusterView) -> None:
+        """Take in what is new in a view."""
+        if view is self._view:
+            return
+        before, self._view = self._view, view
+        grown = False
+        if view.services is not before.services or view.publishing is not before.publishing:
+            everywhere = frozenset(_everywhere(view))
+            grown, self._everywhere = everywhere != self._everywhere, everywhere
+        networks, nodes = before.networks, before.nodes
+        looked_at: set[str] | None = set()
+        if view.fixed is not before.fixed:
+            fixed = fixed_addresses(view)
+            looked_at = looked_at if fixed == self._fixed else None
+            self._fixed = fixed
+        path_mtu = self._path_mtu
+        if view.nodes is not nodes:
+            path_mtu = least_path_mtu(view)
+            if looked_at is not None:
+                looked_at = {
+                    id
+                    for id in view.nodes.keys() | nodes.keys()
+                    if view.nodes.get(id) is not nodes.get(id)
+                }
+        same_mtu, self._path_mtu = path_mtu == self._path_mtu, path_mtu
+        for id, network in view.networks.items():
+            if network is not networks.get(id):
+                self._look(view, network, None)
+                grown = True
+            elif looked_at is None or looked_at or not same_mtu:
+                grown = self._look(view, network, looked_at) or grown
+        if view.networks is not networks:
+            for id in self._told.keys() - view.networks.keys():
+                del self._told[id]
+                grown = True
+        self.revision += grown
+
+    def _look(self, view: ClusterView, network: Network, nodes: Set[str] | None) -> bool:
+        """Bring what is told of a network up to date, its peers among `nodes` (None: all of them);
+        whether anything has changed."""
+        told = self._told.get(network.id)
+        known = told is not None
+        if told is None:
+            told = self._told[network.id] = _Told()
+        base = _order(network, self._path_mtu)
+        changed = not known or base != told.base
+        told.base = base
+        fixed = self._fixed.get(network.name, {})
+        if network.driver != OVERLAY:
+            return told.become({}) or changed
+        if nodes is None:
+            peers: dict[str, _Facts] = {}
+            for id, subnet in sorted(network.slices.items()):
+                if (facts := _peer(view, network, id, subnet, fixed)) is not None:
+                    peers[subnet] = facts
+            return told.become(peers) or changed
+        for id in nodes:
+            if subnet := network.slices.get(id, ""):
+                changed = told.put(subnet, _peer(view, network, id, subnet, fixed)) or changed
+        return changed
+
+    def _of_node(self, view: ClusterView, node_id: str, needed: Set[str]) -> Iterator[Network]:
+        """The networks that a node has, by id."""
+        named = map(view.network_by_name, self._everywhere | needed)
+        for network in sorted(filter(None, named), key=lambda each: each.id):
+            if is_sliced(network) and not network.slices.get(node_id):
                 continue
             if network.name not in needed and not is_ours(network.driver):
                 continue  # its ports are published where its containers are
             if network.encrypted and not encrypts(view.nodes.get(node_id)):
                 continue
-            order = dispatch_pb2.AssignedNetwork()
-            order.CopyFrom(self._orders[network.id])
-            if slice_:
-                order.subnet = slice_
-                order.subnet6 = slice6(network, slice_)
-                order.gateway = slice_gateway(network, slice_)
-            if network.conflist and (node := view.nodes.get(node_id)) is not None:
-                order.conflist = conflist_for(network, node, order.subnet6, order.gateway)
-            if network.encrypted:
-                order.key_rotation = view.nodes[node_id].key_rotation
-            for index, peer in enumerate(order.peers):
-                if peer.subnet == slice_:
-                    del order.peers[index]
-                    break
-            found.append(order)
-        self._of[node_id] = (names, needed), found
-        return found
+            yield network
 
-    def _follow(self, view: ClusterView) -> None:
-        users = view.services, view.publishing
-        if not _same(users, self._users):
-            self._users = users
-            self._everywhere = frozenset(_everywhere(view))
-        made_from = view.networks, view.nodes, view.fixed
-        if _same(made_from, self._made_from):
-            return
-        self._made_from = made_from
-        self._of = {}
-        fixed = fixed_addresses(view)
-        self._orders = {
-            network.id: _order(view, network, fixed.get(network.name, {}))
-            for network in view.networks.values()
-        }
+    def _own(self, view: ClusterView, network: Network, node_id: str) -> Any:
+        """What a node is told of a network, but for the peers."""
+        order = dispatch_pb2.AssignedNetwork()
+        order.CopyFrom(self._told[network.id].base)
+        if slice_ := network.slices.get(node_id, ""):
+            order.subnet = slice_
+            order.subnet6 = slice6(network, slice_)
+            order.gateway = slice_gateway(network, slice_)
+        if network.conflist and (node := view.nodes.get(node_id)) is not None:
+            order.conflist = conflist_for(network, node, order.subnet6, order.gateway)
+        if network.encrypted:
+            order.key_rotation = view.nodes[node_id].key_rotation
+        return order
 
 
-def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
-    """Whether these are the same objects: a view shares with the one before what is as it was."""
-    return len(one) == len(other) and all(map(operator.is_, one, other))
+@dataclass(slots=True)
+class ToldNetworks:
+    """What a node was told of its networks."""
+
+    made_for: _MadeFor | None = None
+    of: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    """Network id → all but the peers, and the revision of those."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What a peer is told of by."""
+
+    subnet: str
+    address: str
+    subnet6: str
+    addresses: tuple[str, ...]
+    keys: tuple[TunnelKey, ...]
+
+
+class _Told:
+    """What all nodes are told of a network: each change of the peers is a revision."""
+
+    def __init__(self) -> None:
+        self.base = dispatch_pb2.AssignedNetwork()
+        """All that is the same on each node, without peers."""
+        self.peers: dict[str, Any] = {}
+        """Subnet → NetworkPeer."""
+        self.revision = 1
+        self._facts: dict[str, _Facts] = {}
+        self._changed: dict[str, int] = {}
+        """Subnet → the revision that it last changed with, in the order of those; those that are
+        gone included."""
+
+    def become(self, peers: Mapping[str, _Facts]) -> bool:
+        """Have exactly these peers; whether that changes anything."""
+        changed = [self.put(subnet, None) for subnet in self.peers.keys() - peers.keys()]
+        changed += [self.put(subnet, facts) for subnet, facts in peers.items()]
+        return any(changed)
+
+    def put(self, subnet: str, facts: _Facts | None) -> bool:
+        """Have this peer, or none; whether that changes anything."""
+        if self._facts.get(subnet) == facts:
+            return False
+        self.revision += 1
+        self._changed.pop(subnet, None)
+        self._changed[subnet] = self.revision
+        if facts is None:
+            del self._facts[subnet], self.peers[subnet]
+            return True
+        self._facts[subnet] = facts
+        self.peers[subnet] = dispatch_pb2.NetworkPeer(
+            subnet=subnet,
+            address=facts.address,
+            subnet6=facts.subnet6,
+            addresses=facts.addresses,
+            tunnel_keys=map(to_proto, facts.keys),
+        )
+        return True
+
+    def since(self, revision: int, own: Any) -> Any:
+        """The change for a node that was told of the peers up to `revision`, 0 for none, and now
+        has `own`."""
+        change = dispatch_pb2.NetworkChange(network=own, complete=not revision)
+        if not revision:
+            change.network.peers.extend(self.peers.values())
+            return change
+        for subnet, changed in reversed(self._changed.items()):
+            if changed <= revision:
+                break
+            if subnet in self.peers:
+                change.network.peers.append(self.peers[subnet])
+            else:
+                change.gone_peers.append(subnet)
+        return change
+
+
+def _needed(view: ClusterView, node_id: str) -> Set[str]:
+    """Names of the networks that a node's own tasks are on."""
+    return {
+        name
+        for task in view.tasks_of_node(node_id).values()
+        if not is_terminal(task.status.state)
+        for name in task.spec.network_names
+    }
+
+
+def _peer(
+    view: ClusterView, network: Network, id: str, subnet: str, fixed: Mapping[str, list[str]]
+) -> _Facts | None:
+    node = view.nodes.get(id)
+    if node is None or not node.description.address:
+        return None
+    return _Facts(
+        subnet,
+        node.description.address,
+        slice6(network, subnet),
+        tuple(fixed.get(id, ())),
+        node.description.tunnel_keys if network.encrypted else (),
+    )
 
 
 def _everywhere(view: ClusterView) -> Iterable[str]:
@@ -112,8 +298,9 @@ def _everywhere(view: ClusterView) -> Iterable[str]:
             yield from task.spec.network_names
 
 
-def _order(view: ClusterView, network: Network, fixed: Mapping[str, list[str]]) -> Any:
-    order = dispatch_pb2.AssignedNetwork(
+def _order(network: Network, path_mtu: int) -> Any:
+    """What each node is told of a network."""
+    return dispatch_pb2.AssignedNetwork(
         id=network.id,
         name=network.name,
         vni=network.vni,
@@ -124,23 +311,10 @@ def _order(view: ClusterView, network: Network, fixed: Mapping[str, list[str]]) 
         options=network.options,
         encrypted=network.encrypted,
         policies=map(to_proto, network.policies),
-        path_mtu=least_path_mtu(view),
+        path_mtu=path_mtu,
         ipam_driver=network.ipam_driver,
         ipam_options=network.ipam_options,
     )
-    for id, subnet in sorted(network.slices.items()):
-        peer = view.nodes.get(id)
-        if network.driver == OVERLAY and peer is not None and peer.description.address:
-            order.peers.add(
-                subnet=subnet,
-                address=peer.description.address,
-                subnet6=slice6(network, subnet),
-                addresses=fixed.get(id, ()),
-                tunnel_keys=map(to_proto, peer.description.tunnel_keys)
-                if network.encrypted
-                else (),
-            )
-    return order
 
 
 def least_path_mtu(view: ClusterView) -> int:

@@ -1,7 +1,7 @@
 """One agent's session: what its node was sent, and what it is yet to be told.
 
 What a node acts on of a task is its `_Order`; a task whose order changed is sent again. What was
-sent is compared with what is wanted, so a wake-up that was missed costs nothing.
+sent is compared with what is wanted, so a wake-up that was missed costs nothing but time.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from orchestrator.manager.endpoints import EndpointFeed, held_back
 from orchestrator.manager.lookup import images_of
-from orchestrator.manager.networkorders import NetworkOrders
+from orchestrator.manager.networkorders import NetworkOrders, ToldNetworks
 from orchestrator.manager.payloads import files_of, keys_of, payloads_of
-from orchestrator.manager.planning.assignments import assigned_tasks
+from orchestrator.manager.planning.assignments import is_assigned
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import name_on, named_volumes
 from orchestrator.manager.traces import place_of
 from orchestrator.model.convert import to_proto
 from orchestrator.model.generic import with_generic
+from orchestrator.model.networks import NETWORK_CHANGES
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.placement import DisconnectAction
 from orchestrator.model.specs import NetworkAttachment
@@ -63,24 +65,40 @@ def _order(view: ClusterView, task: Task) -> _Order:
 
 
 class NodeSession:
-    """One agent's session: what it was sent, and what it is yet to be told."""
+    """One agent's session: what it was sent, and what it is yet to be told.
 
-    def __init__(self, node_id: str, networks: NetworkOrders, tracer: Tracer = OFF) -> None:
+    Looking costs what has changed: a view shares with the one before it whatever is as it was, so
+    the node's tasks are compared by identity, and an order is made only of those that are new.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        networks: NetworkOrders,
+        tracer: Tracer = OFF,
+        features: Collection[str] = (),
+    ) -> None:
+        """`features` are the agent's, see `NodeDescription`."""
         self.node_id = node_id
         self._networks = networks
         self._tracer = tracer
+        self._takes_changes = NETWORK_CHANGES in features
         self.ended = ""
         self._messages: deque[Any] = deque()
         self._sent: dict[str, _Order] = {}
         self._sent_networks: list[Any] | None = None
+        """The complete list, of an agent that takes no changes of it."""
+        self._told_networks = ToldNetworks()
+        """Of one that does."""
         self._sent_payloads: frozenset[str] = frozenset()
         """Keys of the data that the node has: of the tasks that it was sent."""
         self._sequence = 0
-        self._looked_at: ClusterView | None = None
+        self._looked_at = ClusterView()
+        self._held: set[str] = set()
+        """Ids of the tasks of which an order is yet to be told: each must first leave names and
+        balance everywhere."""
         self._endpoints = 0
         """The revision of the endpoint table that it was sent."""
-        self._holding = False
-        """An order is yet to be told: its task must first leave names and balance everywhere."""
         self._scrape_token = ""
         """The token whose digest it was told."""
         self._condemning = True
@@ -92,6 +110,11 @@ class NodeSession:
         """Words that are yet to be sent."""
         return len(self._messages)
 
+    @property
+    def holding(self) -> bool:
+        """Whether an order waits for other nodes to follow the endpoint table."""
+        return bool(self._held)
+
     def push(self, message: Any) -> None:
         """Queue a `ManagerMessage` that is not an assignment."""
         self._messages.append(message)
@@ -100,17 +123,23 @@ class NodeSession:
     def condemn(self) -> None:
         """Tell the node of images that it is to remove."""
         self._condemning = True
+        self.wake.set()
 
     def end(self, reason: str) -> None:
         """Make the session end."""
         self.ended = self.ended or reason
         self.wake.set()
 
+    def queued(self) -> list[Any]:
+        """The queued messages, which wait for nothing else."""
+        out = list(self._messages)
+        self._messages.clear()
+        return out
+
     def messages(self, view: ClusterView, endpoints: EndpointFeed) -> list[Any]:
         """Everything to send now: queued messages, then what changed in the endpoints, then in
         the assignments."""
-        out = list(self._messages)
-        self._messages.clear()
+        out = self.queued()
         news, self._endpoints = endpoints.since(self._endpoints)
         out += news
         token = view.cluster.scrape_token if view.cluster else ""
@@ -123,7 +152,7 @@ class NodeSession:
             if images := _condemned(view, self.node_id):
                 order = dispatch_pb2.RemoveImages(images=images)
                 out.append(dispatch_pb2.ManagerMessage(remove_images=order))
-        if view is not self._looked_at or self._holding:
+        if view is not self._looked_at or self._held:
             assignments = self._difference(view, endpoints)
             if assignments is not None:
                 out += self._new_payloads(view)
@@ -131,24 +160,46 @@ class NodeSession:
             self._looked_at = view
         return out
 
+    def _dirty(self, view: ClusterView) -> Iterable[str]:
+        """Ids of the tasks whose order may be another than when this was asked before."""
+        seen = self._looked_at
+        now, before = view.tasks_of_node(self.node_id), seen.tasks_of_node(self.node_id)
+        if view.documents is not seen.documents:
+            return now.keys() | before.keys()
+        if now is before:
+            changed: set[str] = set()
+        else:
+            changed = {id for id, task in now.items() if before.get(id) is not task}
+            changed |= before.keys() - now.keys()
+        if view.services is not seen.services:
+            changed |= {
+                id
+                for id, task in now.items()
+                if (order := self._sent.get(id)) and order.stop_after != _stop_after(view, task)
+            }
+        return changed | self._held
+
     def _difference(self, view: ClusterView, endpoints: EndpointFeed) -> Any | None:
+        added: list[Task] = []
+        removed: list[str] = []
+        for id in sorted(self._dirty(view)):
+            self._held.discard(id)
+            task = view.tasks.get(id)
+            if task is None or not is_assigned(task, self.node_id):
+                if self._sent.pop(id, None) is not None:
+                    removed.append(id)
+                continue
+            if endpoints.holds(task):
+                self._held.add(id)
+                task = held_back(task)
+            order = _order(view, task)
+            if self._sent.get(id) != order:
+                self._sent[id] = order
+                added.append(task)
         full = self._sequence == 0
-        wanted = assigned_tasks(view, self.node_id)
-        held = [task for task in wanted.values() if endpoints.holds(task)]
-        wanted |= {task.id: held_back(task) for task in held}
-        self._holding = bool(held)
-        orders = {task.id: _order(view, task) for task in wanted.values()}
-        added = [task for id, task in wanted.items() if self._sent.get(id) != orders[id]]
-        removed = sorted(self._sent.keys() - wanted.keys())
-        networks = self._networks.of(view, self.node_id)
-        networks_changed = networks != self._sent_networks
-        if not (full or added or removed or networks_changed):
+        networks, changes, gone = self._network_news(view, full)
+        if not (full or added or removed or networks or changes or gone):
             return None
-        for task in added:
-            self._sent[task.id] = orders[task.id]
-        for task_id in removed:
-            del self._sent[task_id]
-        self._sent_networks = networks
         self._sequence += 1
         now = time.time() if self._tracer.on else 0.0
         return dispatch_pb2.Assignments(
@@ -168,15 +219,33 @@ class NodeSession:
                 for task in added
             ],
             removed_tasks=removed,
-            networks=networks if networks_changed or full else [],
+            networks=networks,
+            network_changes=changes,
+            removed_networks=gone,
         )
+
+    def _network_news(
+        self, view: ClusterView, full: bool
+    ) -> tuple[list[Any], list[Any], list[str]]:
+        """The complete list if it is another, for an agent that takes no changes; else what has
+        changed, and the ids of networks that the node has no more."""
+        if self._takes_changes:
+            changes, gone = self._networks.changes(view, self.node_id, self._told_networks)
+            return [], changes, gone
+        networks = self._networks.of(view, self.node_id)
+        changed = networks != self._sent_networks
+        self._sent_networks = networks
+        return networks if changed or full else [], [], []
 
     def _new_payloads(self, view: ClusterView) -> list[Any]:
         """The data that the node needs and has not been sent, yet to be filled in."""
+        named = [id for id, order in self._sent.items() if order.payloads]
+        if not named and not self._sent_payloads:
+            return []
         wanted = {
             payload.key: payload
-            for task in view.tasks_of_node(self.node_id).values()
-            if task.id in self._sent
+            for id in named
+            if (task := view.tasks.get(id))
             for payload in payloads_of(view, task)
         }
         new = [wanted[key] for key in sorted(wanted.keys() - self._sent_payloads)]

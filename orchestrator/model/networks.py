@@ -37,6 +37,9 @@ MTU, NODE_PREFIX = "mtu", "node-prefix"
 OPTIONS = (MTU, NODE_PREFIX)
 """What `--opt` may say: bytes of a packet, and the prefix length of a node's slice."""
 
+NETWORK_CHANGES = "network-changes"
+"""Feature of agents that take what has changed of their networks, not only complete lists."""
+
 ENCRYPTED = "encrypted"
 """What a node says of itself whose networks can be encrypted."""
 

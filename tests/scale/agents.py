@@ -35,6 +35,7 @@ from orchestrator.agent.session import Node, Session, SessionEnded
 from orchestrator.identity.join import Joined, join
 from orchestrator.identity.tls import MANAGER_NAME, channel_options
 from orchestrator.model.documents import FEATURE
+from orchestrator.model.networks import NETWORK_CHANGES
 from orchestrator.model.nodes import NodeDescription
 from orchestrator.model.objects import Image
 from orchestrator.model.placement import STOP_AFTER
@@ -301,7 +302,7 @@ class SimulatedAgent:
             runtime="crun 1.21",
             version=__version__,
             blob_port=7430,
-            features=(FEATURE, STOP_AFTER),
+            features=(FEATURE, STOP_AFTER, NETWORK_CHANGES),
         )
         reporter = Reporter(self._wake.set)
         self.worker = SimulatedWorker(reporter, seconds, self._started)

@@ -7,18 +7,23 @@ from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 
 
-def assigned_tasks(view: ClusterView, node_id: str) -> dict[str, Task]:
-    """The node's tasks, by id in ascending order.
+def is_assigned(task: Task, node_id: str) -> bool:
+    """Whether a task is one of the node's, which it must have.
 
-    Those to be stopped are among them, since the agent obeys `desired_state`, and those that
-    have ended, for as long as the store remembers them: the node keeps their logs. Those given up
-    are not, so that a node that comes back stops what it still runs of them. A standalone container
-    that waits for its next run is its node's all the time: that has its files.
+    One to be stopped is, since the agent obeys `desired_state`, and one that has ended, for as long
+    as the store remembers it: the node keeps its logs. One given up is not, so that a node that
+    comes back stops what it still runs of it. A standalone container that waits for its next run is
+    its node's all the time: that has its files.
     """
+    state = task.status.state
+    return (
+        task.node_id == node_id
+        and (state >= TaskState.ASSIGNED or task.standalone)
+        and state is not TaskState.ORPHANED
+    )
+
+
+def assigned_tasks(view: ClusterView, node_id: str) -> dict[str, Task]:
+    """The node's tasks, by id in ascending order."""
     tasks = view.tasks_of_node(node_id)
-    return {
-        id: tasks[id]
-        for id in sorted(tasks)
-        if (tasks[id].status.state >= TaskState.ASSIGNED or tasks[id].standalone)
-        and tasks[id].status.state is not TaskState.ORPHANED
-    }
+    return {id: tasks[id] for id in sorted(tasks) if is_assigned(tasks[id], node_id)}

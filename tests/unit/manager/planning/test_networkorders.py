@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from builders import node, service, task, task_spec
 
-from orchestrator.manager.networkorders import NetworkOrders, fixed_addresses
+from orchestrator.agent.session import changed_network
+from orchestrator.manager.networkorders import NetworkOrders, ToldNetworks, fixed_addresses
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.networks import ENCRYPTED
-from orchestrator.model.nodes import Node, TunnelKey
+from orchestrator.model.nodes import Node, NodeDescription, NodeState, TunnelKey
 from orchestrator.model.objects import Network
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
@@ -158,3 +161,109 @@ def test_a_node_that_cannot_encrypt_is_told_nothing_of_such_a_network() -> None:
     view = ClusterView.of([DEFAULT, replace(BACK, encrypted=True), encrypting(one), two, web])
     assert names(NetworkOrders().of(view, "a")) == ["default", "back"]
     assert names(NetworkOrders().of(view, "b")) == ["default"]
+
+
+class Follower:
+    """A node that takes changes of its networks, as an agent does."""
+
+    def __init__(self, node_id: str) -> None:
+        self.node_id = node_id
+        self.told = ToldNetworks()
+        self.networks: dict[str, Any] = {}
+        self.peers_told = 0
+
+    def follow(self, orders: NetworkOrders, view: ClusterView, *, again: bool = False) -> None:
+        changes, removed = orders.changes(view, self.node_id, self.told)
+        for _ in range(1 + again):  # a change that is applied twice changes nothing more
+            for change in changes:
+                known = self.networks.get(change.network.id)
+                self.networks[change.network.id] = changed_network(known, change)
+        self.peers_told += sum(len(change.network.peers) for change in changes)
+        for network_id in removed:
+            del self.networks[network_id]
+
+    def has(self, complete: list[Any]) -> bool:
+        """Whether it has what a complete list says."""
+        for order in complete:
+            order.peers.sort(key=lambda peer: peer.subnet)
+        return [self.networks[id] for id in sorted(self.networks)] == complete
+
+
+def test_a_node_that_joins_costs_the_others_one_peer() -> None:
+    default = replace(DEFAULT, slices={f"h{n}": f"10.128.{n}.0/24" for n in range(100)})
+    hosts = [
+        replace(node(f"h{n}"), description=NodeDescription(address=f"192.0.2.{n}"))
+        for n in range(100)
+    ]
+    view, orders, follower = ClusterView.of([default, *hosts]), NetworkOrders(), Follower("h0")
+    follower.follow(orders, view)
+    assert follower.peers_told == 100
+    joined = replace(node("new"), description=NodeDescription(address="192.0.2.200"))
+    with_it = replace(default, slices={**default.slices, "new": "10.128.200.0/24"})
+    view = view.evolve([Change(None, joined), Change(default, with_it)])
+    follower.follow(orders, view)
+    assert follower.peers_told == 101
+    changed = replace(hosts[1], state=NodeState.DOWN, message="silent")
+    follower.follow(orders, view.evolve([Change(hosts[1], changed)]))
+    assert follower.peers_told == 101
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_changes_make_what_complete_lists_say(seed: int) -> None:
+    rng = random.Random(seed)
+    ids = [f"h{number}" for number in range(6)]
+    view, orders = ClusterView(), NetworkOrders()
+    followers = [Follower(id) for id in ids]
+    services = [on_back("db"), on_back("fixed", "10.132.0.5"), on_back("web", ports=(80,))]
+    for step in range(60):
+        view = view.evolve(_something(rng, view, ids, services, step))
+        for follower in followers:
+            if follower.node_id in view.nodes and rng.random() < 0.7:
+                follower.follow(orders, view, again=rng.random() < 0.3)
+                assert follower.has(NetworkOrders().of(view, follower.node_id))
+                if rng.random() < 0.1:
+                    follower.told, follower.networks = ToldNetworks(), {}  # another session
+
+
+def _something(
+    rng: random.Random, view: ClusterView, ids: list[str], services: list[Any], step: int
+) -> list[Change]:
+    """Something that happens to nodes, networks or tasks."""
+    id = rng.choice(ids)
+    match rng.randrange(6):
+        case 0 if id in view.nodes:
+            return [Change(view.nodes[id], None)]
+        case 0 | 1:
+            before = view.nodes.get(id)
+            description = NodeDescription(
+                address=f"192.0.2.{rng.randrange(3)}" if rng.random() < 0.9 else "",
+                path_mtu=rng.choice((0, 1400, 1500)),
+                network_features=(ENCRYPTED,),
+                tunnel_keys=(TunnelKey(str(rng.randrange(2)), 1),),
+            )
+            after = replace(node(id), description=description, key_rotation=rng.randrange(2))
+            return [Change(before, after)]
+        case 2:
+            network = rng.choice((DEFAULT, BACK))
+            known = view.networks.get(network.id)
+            return [Change(known, None if known and rng.random() < 0.2 else network)]
+        case 3:
+            network = view.networks.get(rng.choice((DEFAULT.id, BACK.id))) or DEFAULT
+            part = network.subnet.rpartition(".")[0].rpartition(".")[0]
+            slices = {**network.slices, id: f"{part}.{1 + rng.randrange(40)}.0/24"}
+            if rng.random() < 0.3:
+                slices.pop(rng.choice(sorted(slices)))
+            after = replace(
+                network,
+                slices=slices if len({*slices.values()}) == len(slices) else network.slices,
+                encrypted=network.name == "back" and rng.random() < 0.3,
+            )
+            return [Change(view.networks.get(network.id), after)]
+        case 4:
+            of = rng.choice(services)
+            return [Change(view.services.get(of.id), None if of.id in view.services else of)]
+        case _:
+            of = rng.choice(services)
+            state = rng.choice((TaskState.RUNNING, TaskState.COMPLETE))
+            made = task(f"t{rng.randrange(8)}", state, node_id=id, of=of, created_at=float(step))
+            return [Change(view.tasks.get(made.id), made)]

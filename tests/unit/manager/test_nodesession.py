@@ -1,0 +1,117 @@
+"""Sessions that look only at what has changed are told all that they must be."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from orchestrator.manager.dispatcher import concerned
+from orchestrator.manager.endpoints import EndpointFeed
+from orchestrator.manager.networkorders import NetworkOrders
+from orchestrator.manager.nodesession import NodeSession
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.documents import Document, FileReference
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.objects import Object
+from orchestrator.model.placement import Disconnect, DisconnectAction
+from orchestrator.model.services import Service
+from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
+
+NODES = tuple(Node(id=f"n{number}", state=NodeState.READY) for number in range(4))
+DB = Document(id="d1", name="db", version=1, kept=(1,))
+STATES = (TaskState.PENDING, TaskState.ASSIGNED, TaskState.STARTING, TaskState.RUNNING)
+ENDS = (TaskState.SHUTDOWN, TaskState.ORPHANED)
+
+
+class Told:
+    """A node's tasks by what its session was told."""
+
+    def __init__(self, node_id: str) -> None:
+        self.session = NodeSession(node_id, NetworkOrders())
+        self.tasks: dict[str, Any] = {}
+
+    def look(self, view: ClusterView, feed: EndpointFeed) -> bool:
+        """Whether it is told anything."""
+        news = False
+        for message in self.session.messages(view, feed):
+            if message.HasField("assignments"):
+                news = True
+                for each in message.assignments.tasks:
+                    self.tasks[each.task.id] = each
+                for task_id in message.assignments.removed_tasks:
+                    del self.tasks[task_id]
+        return news
+
+    def orders(self) -> dict[str, tuple[Any, ...]]:
+        return {
+            id: (
+                each.task.desired_state,
+                each.stop_after,
+                [file.payload for file in each.files],
+            )
+            for id, each in self.tasks.items()
+        }
+
+
+def something(rng: random.Random, view: ClusterView, step: int) -> Change:
+    match rng.randrange(8):
+        case 0:
+            before = view.services.get("web")
+            action = rng.choice((DisconnectAction.STOP, DisconnectAction.REPLACE))
+            spec = ServiceSpec(
+                name="web", replicas=step, on_disconnect=Disconnect(action, float(rng.randrange(3)))
+            )
+            gone = before is not None and rng.random() < 0.2
+            return Change(before, None if gone else Service(id="web", spec=spec))
+        case 1:
+            known = view.documents.get("d1")
+            return Change(known, replace(DB, version=step + 1, kept=(1, step + 1)))
+        case 2 if view.tasks:
+            task = rng.choice(sorted(view.tasks.values(), key=lambda each: each.id))
+            return Change(task, None)
+        case 3 if view.tasks:
+            task = rng.choice(sorted(view.tasks.values(), key=lambda each: each.id))
+            return Change(task, replace(task, desired_state=TaskState.SHUTDOWN))
+        case 4 if view.tasks:
+            task = rng.choice(sorted(view.tasks.values(), key=lambda each: each.id))
+            state = rng.choice(ENDS if rng.random() < 0.3 else STATES)
+            return Change(task, replace(task, status=TaskStatus(state, at=float(step))))
+        case _:
+            secrets = (FileReference(source="db"),) if rng.random() < 0.5 else ()
+            made = Task(
+                id=f"t{step}",
+                service_id="web" if rng.random() < 0.8 else "",
+                node_id=rng.choice(NODES).id,
+                spec=TaskSpec(container=ContainerSpec(image="web:1", secrets=secrets)),
+                status=TaskStatus(TaskState.ASSIGNED),
+            )
+            return Change(None, made)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_only_sessions_that_a_change_concerns_have_anything_to_tell(seed: int) -> None:
+    rng = random.Random(seed)
+    objects: list[Object] = [DB, *NODES]
+    view = ClusterView.of(objects)
+    feed = EndpointFeed(view, lambda: 0.0, 2.0)
+    sessions = {node.id: Told(node.id) for node in NODES}
+    for told in sessions.values():
+        told.look(view, feed)
+    for step in range(80):
+        change = something(rng, view, step)
+        view = view.evolve([change])
+        feed.update(view, [change])
+        nodes = concerned(view, [change])
+        for node_id, told in sessions.items():
+            woken = nodes is None or node_id in nodes or told.session.holding
+            news = told.look(view, feed)
+            assert woken or not news
+            fresh = Told(node_id)
+            fresh.look(view, feed)
+            assert told.orders() == fresh.orders()

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, Protocol
 
 CHUNK = 1 << 18
 _XATTR = "SCHILY.xattr."
+_OF_THE_HOST = ("security.selinux", "security.ima", "security.evm", "security.SMACK", "trusted.")
+"""What a host's kernel gives its files, and a copy elsewhere does not miss."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS = {
     stat.S_IFREG: tarfile.REGTYPE,
@@ -124,11 +126,13 @@ def _entry(
 def _attributes(place: str) -> Iterator[tuple[str, str]]:
     """Extended attributes as a tar has them."""
     try:
-        for key in os.listxattr(place, follow_symlinks=False):
-            value = os.getxattr(place, key, follow_symlinks=False)
-            yield _XATTR + key, value.decode("utf-8", "surrogateescape")
+        keys = os.listxattr(place, follow_symlinks=False)
     except OSError:
         return  # a file system without them
+    for key in keys:
+        with suppress(OSError):  # it went meanwhile, or is not for us to see
+            value = os.getxattr(place, key, follow_symlinks=False)
+            yield _XATTR + key, value.decode("utf-8", "surrogateescape")
 
 
 def _add_file(archive: tarfile.TarFile, entry: tarfile.TarInfo, place: str) -> None:
@@ -190,11 +194,33 @@ class Owner:
         return self._ids or ((entry.uid, entry.gid) if self._keep else (-1, -1))
 
 
-def unpack(archive_source: Reader, folder: str, top: str, name: str, owner: Owner) -> None:
-    """Unpack a tar into a folder, its entry `top` (if not empty) under another name.
+class _Lost:
+    """Extended attributes that could not be set."""
+
+    def __init__(self) -> None:
+        self._files = 0
+        self._first = ""
+
+    def add(self, file: str, key: str, error: OSError) -> None:
+        """One could not be set on a file, as the first of it."""
+        self._files += 1
+        self._first = self._first or f"{file}: {key}: {words(error)}"
+
+    def __str__(self) -> str:
+        if not self._files:
+            return ""
+        files = "1 file" if self._files == 1 else f"{self._files} files"
+        return f"extended attributes of {files} were not kept ({self._first})"
+
+
+def unpack(archive_source: Reader, folder: str, top: str, name: str, owner: Owner) -> str:
+    """Unpack a tar into a folder, its entry `top` (if not empty) under another name. Returns, in
+    one line for the user, which extended attributes the file system or the kernel has refused;
+    empty if none.
 
     Raises CannotCopy, OSError.
     """
+    lost = _Lost()
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     times: list[tuple[list[str], float]] = []
     try:
@@ -207,7 +233,9 @@ def unpack(archive_source: Reader, folder: str, top: str, name: str, owner: Owne
         ) as archive:
             for entry in archive:
                 parts = _parts(entry.name, top, name)
-                _make(archive, entry, root, parts, owner, lambda link: _parts(link, top, name))
+                _make(
+                    archive, entry, root, parts, owner, lost, lambda link: _parts(link, top, name)
+                )
                 if entry.isdir() and parts:
                     times.append((parts, entry.mtime))
         for parts, mtime in reversed(times):
@@ -217,6 +245,7 @@ def unpack(archive_source: Reader, folder: str, top: str, name: str, owner: Owne
         raise CannotCopy(f"that is no tar: {error}") from None
     finally:
         os.close(root)
+    return str(lost)
 
 
 def _parts(name: str, top: str, new: str) -> list[str]:
@@ -256,6 +285,7 @@ def _make(
     root: int,
     parts: list[str],
     owner: Owner,
+    lost: _Lost,
     locate: Callable[[str], list[str]],
 ) -> None:
     if not parts:
@@ -282,7 +312,7 @@ def _make(
                     )  # fmt: skip
                 return
             _make_file(archive, entry, name, folder)
-        _dress(entry, name, folder, owner)
+        _dress(entry, name, folder, owner, lost)
 
 
 def _kind(name: str, folder: int) -> int:
@@ -312,21 +342,41 @@ def _make_file(archive: tarfile.TarFile, entry: tarfile.TarInfo, name: str, fold
         raise CannotCopy(f"{entry.name} is of a kind that a tar of files does not have")
 
 
-def _dress(entry: tarfile.TarInfo, name: str, folder: int, owner: Owner) -> None:
+def _dress(entry: tarfile.TarInfo, name: str, folder: int, owner: Owner, lost: _Lost) -> None:
     uid, gid = owner.of(entry)
     if (uid, gid) != (-1, -1):
         os.chown(name, uid, gid, dir_fd=folder, follow_symlinks=False)
+    # After the owner, whose change takes capabilities away; before the mode, which may forbid it.
+    _set_attributes(entry, name, folder, lost)
     if not entry.issym():
         os.chmod(name, entry.mode & 0o7777, dir_fd=folder)
-    for key, value in entry.pax_headers.items():
-        if key.startswith(_XATTR) and not entry.issym():
-            try:
-                path = f"/proc/self/fd/{folder}/{name}"
-                os.setxattr(path, key[len(_XATTR) :], value.encode("utf-8", "surrogateescape"))
-            except OSError:
-                continue  # the file system has none, or they are the kernel's own
     times = (entry.mtime, entry.mtime)
     os.utime(name, times, dir_fd=folder, follow_symlinks=False)
+
+
+def _set_attributes(entry: tarfile.TarInfo, name: str, folder: int, lost: _Lost) -> None:
+    attributes = {
+        key[len(_XATTR) :]: value.encode("utf-8", "surrogateescape")
+        for key, value in entry.pax_headers.items()
+        if key.startswith(_XATTR)
+    }
+    # By a descriptor: whoever is in the root of a container need not find itself in its /proc.
+    # What cannot be opened without a consequence, such as a device, keeps none.
+    if not attributes or not (entry.isreg() or entry.isdir()):
+        return
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file = os.open(name, flags, dir_fd=folder)
+    complained = False
+    try:
+        for key, value in attributes.items():
+            try:
+                os.setxattr(file, key, value)
+            except OSError as error:
+                if not complained and not key.startswith(_OF_THE_HOST):
+                    lost.add(entry.name, key, error)
+                    complained = True
+    finally:
+        os.close(file)
 
 
 def words(error: OSError) -> str:

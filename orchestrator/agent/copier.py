@@ -1,7 +1,8 @@
 """A program: copy files out of or into a container, as `orchestrator.copying` does it.
 
 One argument, JSON: `{"pid": PID, "verb": "pack", "path": …, "follow": …}` writes a line and a tar,
-`{"pid": PID, "verb": "unpack", "path": …, "top": …, …}` reads a tar.
+`{"pid": PID, "verb": "unpack", "path": …, "top": …, …}` reads a tar. Where it succeeds, a line on
+stderr says what of the files could not be kept.
 
 It works in the root and user namespace of process PID, and so can reach nothing outside of a
 container and sees owners as the container does. For a container that does not run, `layers`,
@@ -92,4 +93,5 @@ def _copy(order: dict[str, Any]) -> None:
         folder, name = target(path, order["top"], order["folder"])
         ids = order["owner"]
         owner = Owner(True, tuple(ids) if ids else None)
-        unpack(sys.stdin.buffer, folder, order["top"], name, owner)
+        if lost := unpack(sys.stdin.buffer, folder, order["top"], name, owner):
+            print(lost, file=sys.stderr)

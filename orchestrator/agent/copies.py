@@ -70,7 +70,10 @@ class Copies:
             "folder": request.folder,
             "owner": owner,
         }
-        async with self._program(request.container, words, stdin=PIPE, stdout=DEVNULL) as process:
+        said: list[str] = []
+        async with self._program(
+            request.container, words, stdin=PIPE, stdout=DEVNULL, said=said
+        ) as process:
             stdin = process.stdin
             assert stdin is not None
             while True:
@@ -87,16 +90,25 @@ class Copies:
                     # It has enough, or it failed and says why.
                     continue
             stdin.close()
+        for line in said:
+            await call.write(dispatch_pb2.Frame(line=line))
         return dispatch_pb2.TunnelResult()
 
     @asynccontextmanager
     async def _program(
-        self, task_id: str, words: dict[str, Any], *, stdin: int, stdout: int
+        self,
+        task_id: str,
+        words: dict[str, Any],
+        *,
+        stdin: int,
+        stdout: int,
+        said: list[str] | None = None,
     ) -> AsyncIterator[Process]:
-        """The program, for the duration of the block; then it must have done its work."""
+        """The program, for the duration of the block; then it must have done its work. `said` gets
+        the lines that it has for the user all the same."""
         async with (
             self._place(task_id) as place,
-            self._started({**place, **words}, stdin=stdin, stdout=stdout) as process,
+            self._started({**place, **words}, said, stdin=stdin, stdout=stdout) as process,
         ):
             yield process
 
@@ -129,7 +141,7 @@ class Copies:
 
     @asynccontextmanager
     async def _started(
-        self, words: dict[str, Any], *, stdin: int, stdout: int
+        self, words: dict[str, Any], said: list[str] | None, *, stdin: int, stdout: int
     ) -> AsyncIterator[Process]:
         process = await asyncio.create_subprocess_exec(
             *_PROGRAM,
@@ -141,10 +153,11 @@ class Copies:
         try:
             yield process
             assert process.stderr is not None
-            said = await process.stderr.read()
+            lines = (await process.stderr.read()).decode(errors="replace").strip().splitlines()
             if await process.wait():
-                lines = said.decode(errors="replace").strip().splitlines()
                 raise RuntimeFailure(lines[-1] if lines else "the copy broke off")
+            if said is not None:
+                said += lines
         finally:
             if process.returncode is None:
                 process.kill()

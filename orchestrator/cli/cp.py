@@ -82,6 +82,7 @@ def _download(
 
     request = interact_pb2.CopyFrom(container=container, path=path, follow_link=follow)
     first = interact_pb2.CopyInput(copy_from=request)
+    lost = ""
     with meter, closing(client.stream("Interact.Copy", iter([first]))) as answers:
         about = next(answers).source
         parts = _Parts(answers, meter)
@@ -93,8 +94,10 @@ def _download(
         else:
             folder, name = copying.target(target, about.top, about.folder)
             owner = copying.Owner(keep and os.geteuid() == 0)
-            copying.unpack(parts, folder, about.top, name, owner)
+            lost = copying.unpack(parts, folder, about.top, name, owner)
         parts.finish()
+    if lost:
+        click.echo(lost, err=True)
 
 
 class _Parts:
@@ -142,6 +145,7 @@ def _upload(
         container=container, path=path, top=top, folder=is_folder, archive=archive
     )
     parts = _Packed(source, top)
+    notices: list[str] = []
 
     def messages() -> Iterator[Any]:
         yield interact_pb2.CopyInput(copy_to=request)
@@ -153,14 +157,17 @@ def _upload(
 
     try:
         with meter:
-            for _ in client.stream("Interact.Copy", messages()):
-                pass
+            for answer in client.stream("Interact.Copy", messages()):
+                if answer.notice:
+                    notices.append(answer.notice)
     except CliError:
         # What could not be read here is the reason, and not that the upload broke off.
         if parts.failure is None:
             raise
     if parts.failure is not None:
         raise parts.failure
+    for notice in notices:
+        click.echo(notice, err=True)
 
 
 class _Packed:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from crunkit import running
+from runtimehost import CrunWorld, private, remove_leftovers
 
-from orchestrator import bareprogram
+from orchestrator import bareprogram, copying
+from orchestrator.agent.copies import Copies
+from orchestrator.pb import dispatch_pb2, interact_pb2
 
 pytestmark = pytest.mark.root
 
@@ -54,3 +61,102 @@ def test_files_of_a_stopped_container(tmp_path: Path) -> None:
     assert b"no such file" in refused.stderr
     # The mount was the program's own.
     assert os.listdir(tmp_path / "root") == []
+
+
+CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
+"""`cap_net_raw+ep`, as `setcap` writes it (linux/capability.h, version 2)."""
+
+
+def tree_with_attributes(folder: Path) -> Path:
+    """A tree whose file has a capability, as `ping` has."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin/ping").write_text("program")
+    (folder / "bin/ping").chmod(0o555)
+    os.setxattr(folder / "bin/ping", "security.capability", CAPABILITY)
+    os.setxattr(folder / "bin/ping", "user.comment", b"\xff\0binary")
+    os.setxattr(folder / "bin", "user.kind", b"folder")
+    return folder
+
+
+def test_extended_attributes_are_kept_where_there_is_no_proc(tmp_path: Path) -> None:
+    """In the root of a container, which need not have a /proc in which the program is."""
+    place: dict[str, object] = {"layers": [str(tree_with_attributes(tmp_path / "low"))]}
+    for name in ("upper", "work", "root"):
+        (tmp_path / name).mkdir()
+    place |= {name: str(tmp_path / name) for name in ("upper", "work", "root")}
+    packed = program({**place, "verb": "pack", "path": "bin", "follow": False})
+    _, _, tar = packed.stdout.partition(b"\n")
+    words = {"verb": "unpack", "path": "/new", "top": "bin", "folder": True, "owner": [7, 8]}
+    done = program({**place, **words}, tar)
+    assert (done.returncode, done.stderr) == (0, b"")
+    new = tmp_path / "upper/new"
+    assert os.getxattr(new / "ping", "security.capability") == CAPABILITY
+    assert os.getxattr(new / "ping", "user.comment") == b"\xff\0binary"
+    assert os.getxattr(new, "user.kind") == b"folder"
+    assert (new / "ping").stat().st_mode & 0o7777 == 0o555
+
+
+def test_attributes_that_cannot_be_kept_are_told(tmp_path: Path) -> None:
+    """A user that is not root may not give a file capabilities."""
+    tar = io.BytesIO()
+    copying.pack(str(tree_with_attributes(tmp_path / "low") / "bin"), "bin", tar)
+    target = tmp_path / "target"
+    target.mkdir()
+    target.chmod(0o777)
+    tmp_path.chmod(0o755)
+    unpack = (
+        "import os, sys; from orchestrator import copying; os.setgid(1000); os.setuid(1000)\n"
+        "owner = copying.Owner(keep=False)\n"
+        f"print(copying.unpack(sys.stdin.buffer, {str(target)!r}, 'bin', 'bin', owner))"
+    )
+    for parent in (tmp_path, *tmp_path.parents[:-2]):
+        parent.chmod(parent.stat().st_mode | 0o011)
+    done = subprocess.run(
+        [sys.executable, "-c", unpack], input=tar.getvalue(), capture_output=True, check=True
+    )
+    assert done.stdout.decode().strip() == (
+        "extended attributes of 1 file were not kept "
+        "(bin/ping: security.capability: operation not permitted)"
+    )
+    assert os.getxattr(target / "bin/ping", "user.comment") == b"\xff\0binary"
+    assert (target / "bin/ping").read_text() == "program"
+
+
+class Upload:
+    """A tunnel of an upload, as the agent sees it."""
+
+    def __init__(self, tar: bytes) -> None:
+        self._frames = [dispatch_pb2.Frame(data=tar), dispatch_pb2.Frame(eof=True)]
+        self.lines: list[str] = []
+
+    async def read(self) -> dispatch_pb2.Frame:
+        return self._frames.pop(0)
+
+    async def write(self, frame: dispatch_pb2.Frame) -> None:
+        self.lines.append(frame.line)
+
+
+@private
+async def test_an_upload_keeps_attributes_or_says_that_it_cannot(tmp_path: Path) -> None:
+    """In a container with users of its own, whose root may give files capabilities there."""
+    remove_leftovers()
+    tree = tree_with_attributes(tmp_path / "tree") / "bin"
+    os.setxattr(tree, "security.orc-test", b"nobody else knows it")
+    tar = io.BytesIO()
+    copying.pack(str(tree), "bin", tar)
+    world = CrunWorld(tmp_path)
+    async with world, world.runtime() as runtime, asyncio.TaskGroup() as group:
+        pid = await running(runtime, world, world.graceful("c"))
+        runners = {"c": SimpleNamespace()}
+        copies = Copies(runners, runtime.access, None)  # type: ignore[arg-type]
+        upload = Upload(tar.getvalue())
+        words = interact_pb2.CopyTo(container="c", path="/tmp", top="bin", folder=True)
+        await copies.copy_to(upload, dispatch_pb2.OpenTunnel(copy_to=words), group)
+        new = Path(f"/proc/{pid}/root/tmp/bin")
+        # Seen from outside of the container's users, it says whose root has given it.
+        assert os.getxattr(new / "ping", "security.capability")[4:12] == CAPABILITY[4:12]
+        assert os.getxattr(new / "ping", "user.comment") == b"\xff\0binary"
+        assert upload.lines == [
+            "extended attributes of 1 file were not kept "
+            "(bin: security.orc-test: operation not permitted)"
+        ]

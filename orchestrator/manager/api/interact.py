@@ -88,6 +88,8 @@ class InteractApi(Calls, interact_pb2_grpc.InteractServicer):  # type: ignore[mi
                         yield interact_pb2.CopyOutput(source=frame.copy_source)
                     case "data":
                         yield interact_pb2.CopyOutput(data=frame.data)
+                    case "line":
+                        yield interact_pb2.CopyOutput(notice=frame.line)
                     case "result" if frame.result.error:
                         raise precondition(frame.result.error)
                     case "result":

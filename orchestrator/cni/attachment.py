@@ -35,6 +35,8 @@ class Host:
         self._table = table
         self.data_dir = data_dir
         self.ipam = Ipam(data_dir)
+        self.published: tuple[int, int] | None = None
+        """The leases' version when all their ports were last published."""
         self.sock = RouteSocket()
 
     @functools.cached_property
@@ -297,9 +299,15 @@ def _lay_again(host: Host, link: netlink.Link, laid: Cable, lease: Lease) -> Non
 
 
 def restore_ports(host: Host) -> None:
-    """Have exactly those ports published that the leases say; the table must exist."""
+    """Have exactly those ports published that the leases say; the table must exist.
+
+    Each network's pass asks for it, so all leases are read only if any has changed since."""
+    version = host.ipam.version()
+    if version == host.published and portmap.restored(host.nft):
+        return
     leases = host.ipam.leases()
     portmap.restore(host.nft, _targets(leases), _addresses(leases))
+    host.published = version
 
 
 def remember(host: Host, raw: Mapping[str, Any]) -> None:

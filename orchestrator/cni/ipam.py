@@ -97,6 +97,7 @@ class Ipam:
     def __init__(self, directory: Path, now: Callable[[], float] = since_boot) -> None:
         self._path = directory / FILE
         self._now = now
+        self._changes = 0
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._db = self._open(directory)
@@ -138,6 +139,16 @@ class Ipam:
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._unusable(error) from error
+        finally:
+            self._changes += 1
+
+    def version(self) -> tuple[int, int]:
+        """Differs once anybody has changed anything."""
+        try:
+            (others,) = self._db.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        return others, self._changes
 
     # -- addresses and ports ---------------------------------------------------------------------
 
@@ -326,7 +337,11 @@ class Ipam:
 
     def remember(self, name: str, conf: str | None) -> None:
         """Record what a network is to be, or with None that it is to be no more."""
-        if self.networks().get(name) == conf:
+        try:
+            row = self._db.execute("SELECT conf FROM network WHERE name = ?", (name,)).fetchone()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        if (row[0] if row else None) == conf:
             return
         with self._transaction() as db:
             if conf is None:

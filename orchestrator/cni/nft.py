@@ -85,6 +85,10 @@ class Nftables:
         self.run(script)
         self._in_force[subject] = script
 
+    def holds(self, subject: str) -> bool:
+        """Whether the last script about a subject is in force; see `ensure`."""
+        return subject in self._in_force and self._generation() == self._trusted
+
     def doubt(self, subject: str) -> None:
         """What is to be about a subject changes by other scripts."""
         self._in_force.pop(subject, None)

@@ -103,6 +103,11 @@ def restore(nft: Nftables, targets: Iterable[Target], addresses: Iterable[Addres
         raise failed("published ports", error) from error
 
 
+def restored(nft: Nftables) -> bool:
+    """Whether what `restore` had last is in force still, with nothing changed since."""
+    return nft.holds(CONTAINERS)
+
+
 def publish(nft: Nftables, targets: Iterable[Target], addresses: Iterable[Address]) -> None:
     """Publish ports, all or none; those that already are, with the same target, are fine.
 

@@ -37,6 +37,7 @@ from orchestrator.manager.api.system import SystemCalls
 from orchestrator.manager.api.tracedcalls import TracedCalls
 from orchestrator.manager.api.volumes import VolumeCalls
 from orchestrator.manager.certificates import Authority, Certificates, keep_own
+from orchestrator.manager.collector import survivors_exempt
 from orchestrator.manager.dashboard.tickets import TicketCalls
 from orchestrator.manager.dispatcher import Dispatcher
 from orchestrator.manager.documentstore import DocumentStore
@@ -261,7 +262,12 @@ class Manager:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises CannotServe."""
+        with survivors_exempt():
+            await self._run()
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
+            group.create_task(metrics.LoopLag(self._registry).measure())
             group.create_task(self.cache.follow())
             await self.cache.wait_for(1)
             await _found(self._kv, self.cache, self._identity, self._settings)

@@ -112,12 +112,24 @@ def container_by_name(view: ClusterView, name: str) -> Task | None:
 def find_container(view: ClusterView, word: str) -> Task:
     """The container meant by `word`: a standalone one's name, the newest task of a service's slot
     (`web.3`), an id, or the beginning of one."""
+    if (found := _exactly(view, word)) is not None:
+        return found
     names: dict[str, Task] = {}
     for task in sorted(view.tasks.values(), key=lambda task: task.created_at):
         names[task.name] = task
+    return _pick("container", word, view.tasks, names.items(), "orc ps -a")
+
+
+def _exactly(view: ClusterView, word: str) -> Task | None:
+    """The container of that very name or id, found without looking at all of them."""
     if (container := container_by_name(view, word)) is not None:
         return container
-    return _pick("container", word, view.tasks, names.items(), "orc ps -a")
+    if word in view.tasks:
+        return view.tasks[word]
+    service = view.service_by_name(word.rpartition(".")[0])
+    tasks = view.tasks_of_service(service.id).values() if service else ()
+    named = (task for task in tasks if task.name == word)
+    return max(named, key=lambda task: task.created_at, default=None)
 
 
 def images_of(view: ClusterView, text: str) -> list[Image]:

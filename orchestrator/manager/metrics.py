@@ -7,6 +7,7 @@ from the changes as they happen (`Latencies`).
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -30,6 +31,8 @@ from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Task
 
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+LAG_PERIOD = 0.1
 _STORE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
 
@@ -75,6 +78,26 @@ class StoreTimes:
     def failed(self, operation: str) -> None:
         """A request was not."""
         self._failures.labels(operation).inc()
+
+
+class LoopLag:
+    """How late the event loop is, because something computes on it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "orc_manager_event_loop_lag_seconds",
+            "Time by which the event loop is late with what is due, sampled",
+            buckets=_LAG_BUCKETS,
+            registry=registry,
+        )
+
+    async def measure(self) -> None:
+        """Take a sample every `LAG_PERIOD` seconds, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_PERIOD
+            await asyncio.sleep(LAG_PERIOD)
+            self._seconds.observe(max(0.0, loop.time() - due))
 
 
 class PlanningTimes:

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
 
 from orchestrator.identity.pair import TlsFiles
 from orchestrator.manager.api.context import ApiContext
@@ -16,6 +17,8 @@ from orchestrator.manager.dashboard.app import DashboardApp
 from orchestrator.manager.dashboard.sessions import Sessions
 from orchestrator.manager.discovery import JOBS, WEB_PORT, targets, web_address
 from orchestrator.manager.metrics import ClusterCollector, ManagerState
+from orchestrator.manager.offload import offload
+from orchestrator.manager.planning.views import ClusterView
 from orchestrator.web.https import Receive, Scope, Send, listening
 from orchestrator.web.scrape import MetricsApp, digest, may_read, refuse, respond
 
@@ -24,10 +27,9 @@ from orchestrator.web.scrape import MetricsApp, digest, may_read, refuse, respon
 async def web(
     api: ApiContext, folder: Path, registry: CollectorRegistry, state: Callable[[], ManagerState]
 ) -> AsyncIterator[None]:
-    """Serve while the body runs. `folder` has the manager's certificate; `registry` is completed
-    by what the cluster is. Raises CannotListen."""
-    registry.register(ClusterCollector(lambda: api.view, state, api.now))
-    app = ManagerApp(api, registry)
+    """Serve while the body runs. `folder` has the manager's certificate; the cluster's metrics are
+    added to `registry`. Raises CannotListen."""
+    app = ManagerApp(api, registry, state)
     files, port = TlsFiles.of(folder, "manager"), api.identity.port + WEB_PORT
     async with app.following(), listening(app, api.identity.address, port, files):
         yield
@@ -36,11 +38,23 @@ async def web(
 class ManagerApp:
     """An ASGI application."""
 
-    def __init__(self, api: ApiContext, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, api: ApiContext, registry: CollectorRegistry, state: Callable[[], ManagerState]
+    ) -> None:
         self._api = api
-        self._metrics = MetricsApp(registry, api.identity.cluster_id, self._digest)
+        self._state = state
+        self._scraped = state()
+        """The manager's own state as of the newest scrape: collectors run in a thread."""
+        registry.register(ClusterCollector(lambda: api.view, lambda: self._scraped, api.now))
+        self._metrics = MetricsApp(
+            registry, api.identity.cluster_id, self._digest, render=self._render
+        )
         self._dashboard = DashboardApp(api, Sessions(api.vault, api.now))
         self.following = self._dashboard.broadcast.following
+
+    async def _render(self, registry: CollectorRegistry) -> bytes:
+        self._scraped = self._state()
+        return await offload(generate_latest, registry)
 
     def _digest(self) -> str:
         cluster = self._api.view.cluster
@@ -64,5 +78,11 @@ class ManagerApp:
             said = f"there is no job '{job}'; say {', '.join(JOBS[:-1])} or {JOBS[-1]}\n"
             await respond(send, 400, said.encode())
         else:
-            body = json.dumps(targets(api.view, [web_address(api.identity)], job)).encode()
+            body = await offload(_targets, api.view, web_address(api.identity), job)
             await respond(send, 200, body, "application/json")
+
+
+def _targets(view: ClusterView, manager: str, job: str) -> bytes:
+    # Group by group: the interpreter stays with one call of the encoder until it is done.
+    groups = (json.dumps(group) for group in targets(view, [manager], job))
+    return f"[{', '.join(groups)}]".encode()

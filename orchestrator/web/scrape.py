@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -63,9 +63,12 @@ class MetricsApp:
         cluster_id: str,
         token_digest: Callable[[], str],
         more: Callable[[], str] = str,
+        render: Callable[[CollectorRegistry], Awaitable[bytes]] | None = None,
     ) -> None:
-        """`more` writes whatever is not in the registry, in the same format."""
+        """`more` writes whatever is not in the registry, in the same format. `render` makes the
+        text of a registry that takes long to collect."""
         self._more = more
+        self._render = render or _rendered
         self._registry = registry
         self._cluster_id = cluster_id
         self._digest = token_digest
@@ -78,8 +81,12 @@ class MetricsApp:
         elif not may_read(scope, self._cluster_id, self._digest()):
             await refuse(send)
         else:
-            body = generate_latest(self._registry) + self._more().encode()
+            body = await self._render(self._registry) + self._more().encode()
             await respond(send, 200, body, CONTENT_TYPE_PLAIN_0_0_4)
+
+
+async def _rendered(registry: CollectorRegistry) -> bytes:
+    return generate_latest(registry)
 
 
 async def refuse(send: Send) -> None:

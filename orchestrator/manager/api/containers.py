@@ -15,6 +15,7 @@ from orchestrator.manager.api.image_resolve import resolve_image
 from orchestrator.manager.api.networkuse import usable_networks
 from orchestrator.manager.containernames import container_name
 from orchestrator.manager.lookup import container_by_name, find_container, find_node
+from orchestrator.manager.offload import offload
 from orchestrator.manager.planning.documents import newest
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
@@ -183,12 +184,7 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
 
     @answering
     async def ListContainers(self, request: Any, context: Any) -> Any:
-        view = self.api.view
-        if request.containers:
-            tasks = [find_container(view, word) for word in request.containers]
-        else:
-            tasks = sorted(view.tasks.values(), key=lambda task: (-task.created_at, task.id))
-        return containers_pb2.ListContainersReply(containers=[_row(view, task) for task in tasks])
+        return await offload(_list, self.api.view, request)
 
     @answering
     async def WatchContainer(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -322,6 +318,14 @@ def _name_taken(view: ClusterView, name: str) -> Exception:
         f"there is a container '{name}' already{what}; remove it with 'orc rm {name}', rename it, "
         "or choose another name"
     )
+
+
+def _list(view: ClusterView, request: Any) -> Any:
+    if request.containers:
+        tasks = [find_container(view, word) for word in request.containers]
+    else:
+        tasks = sorted(view.tasks.values(), key=lambda task: (-task.created_at, task.id))
+    return containers_pb2.ListContainersReply(containers=[_row(view, task) for task in tasks])
 
 
 def _row(view: ClusterView, task: Task, removed: bool = False) -> Any:

@@ -9,8 +9,10 @@ from typing import Any
 from orchestrator.manager.api.context import ApiContext, Calls, answering
 from orchestrator.manager.documentstore import DocumentStore, NoData
 from orchestrator.manager.lookup import find_document
+from orchestrator.manager.offload import offload
 from orchestrator.manager.planning.documents import effects, users, versions_in_use
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, precondition, taken
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import sealed_key, unique_key
@@ -67,15 +69,10 @@ class DocumentCalls(Calls, documents_pb2_grpc.DocumentsServicer):  # type: ignor
 
     @answering
     async def ListDocuments(self, request: Any, context: Any) -> Any:
-        view, kind = self.api.view, DocumentKind(request.kind)
-        if request.document:
-            found = [find_document(view, kind, request.document)]
-        else:
-            found = [each for each in view.documents.values() if each.kind is kind]
-        reply = documents_pb2.ListDocumentsReply()
-        for document in sorted(found, key=lambda each: each.name):
-            row = reply.documents.add(document=to_proto(document), used_by=users(view, document))
-            if request.with_data and kind is DocumentKind.CONFIG:
+        kind = DocumentKind(request.kind)
+        found, reply = await offload(_list, self.api.view, kind, request.document)
+        if request.with_data and kind is DocumentKind.CONFIG:
+            for document, row in zip(found, reply.documents, strict=True):
                 row.data = await self._read(document)
         return reply
 
@@ -155,6 +152,19 @@ class DocumentCalls(Calls, documents_pb2_grpc.DocumentsServicer):  # type: ignor
             return await self._store.read(document, document.version) == data
         except NoData:
             return False
+
+
+def _list(view: ClusterView, kind: DocumentKind, word: str) -> tuple[list[Document], Any]:
+    """The documents of a kind, or the one meant by a word, and the reply that lists them."""
+    if word:
+        found = [find_document(view, kind, word)]
+    else:
+        found = [each for each in view.documents.values() if each.kind is kind]
+        found.sort(key=lambda each: each.name)
+    reply = documents_pb2.ListDocumentsReply()
+    for document in found:
+        reply.documents.add(document=to_proto(document), used_by=users(view, document))
+    return found, reply
 
 
 def _check(document: Document, data: bytes) -> None:

@@ -10,6 +10,8 @@ from orchestrator.background import background
 from orchestrator.manager.api.context import Calls, answering, hostnames
 from orchestrator.manager.api.image_nodes import choose_node, settled
 from orchestrator.manager.api.image_registry import parsed
+from orchestrator.manager.offload import offload
+from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid
 from orchestrator.manager.tunnels import Tunnel
 from orchestrator.model.convert import to_proto
@@ -21,15 +23,7 @@ class ImageCalls(Calls):
 
     @answering
     async def ListImages(self, request: Any, context: Any) -> Any:
-        view = self.api.view
-        images = [
-            # What is only yet to be removed is no longer there for a user.
-            replace(image, nodes=tuple(n for n in image.nodes if n not in image.condemned))
-            for image in sorted(view.images.values(), key=lambda i: (-i.created_at, i.id))
-        ]
-        return control_pb2.ListImagesReply(
-            images=[to_proto(image) for image in images if image.nodes], hostnames=hostnames(view)
-        )
+        return await offload(_list, self.api.view)
 
     @answering
     async def LoadImage(self, request: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
@@ -68,6 +62,17 @@ class ImageCalls(Calls):
                             part = dispatch_pb2.TunnelResult(error=frame.result.error, image=each)
                             image = await settled(self.api, node, part)
                             yield control_pb2.ImageProgress(image=to_proto(image))
+
+
+def _list(view: ClusterView) -> Any:
+    images = [
+        # What is only yet to be removed is no longer there for a user.
+        replace(image, nodes=tuple(n for n in image.nodes if n not in image.condemned))
+        for image in sorted(view.images.values(), key=lambda i: (-i.created_at, i.id))
+    ]
+    return control_pb2.ListImagesReply(
+        images=[to_proto(image) for image in images if image.nodes], hostnames=hostnames(view)
+    )
 
 
 async def _send(uploads: AsyncIterator[Any], tunnel: Tunnel) -> None:

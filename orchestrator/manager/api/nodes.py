@@ -7,10 +7,12 @@ from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.lookup import find_node
+from orchestrator.manager.offload import offload
 from orchestrator.manager.planning.accounting import node_usage
 from orchestrator.manager.planning.networkrules import encrypts
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.stock import free_of
+from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, not_found, precondition
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
@@ -25,23 +27,7 @@ class NodeCalls(Calls):
 
     @answering
     async def ListNodes(self, request: Any, context: Any) -> Any:
-        view = self.api.view
-        nodes = sorted(view.nodes.values(), key=lambda n: (n.description.hostname, n.id))
-        rows = []
-        for node in nodes:
-            usage = node_usage(view, node.id)
-            rows.append(
-                control_pb2.NodeRow(
-                    node=to_proto(node),
-                    reserved=to_proto(usage.reserved),
-                    tasks=usage.tasks,
-                    generic_free={
-                        kind: free_of(view, node, kind)[1]
-                        for kind in node.description.generic_resources
-                    },
-                )
-            )
-        return control_pb2.ListNodesReply(nodes=rows)
+        return await offload(_list, self.api.view)
 
     @answering
     async def UpdateNode(self, request: Any, context: Any) -> Any:
@@ -72,6 +58,24 @@ class NodeCalls(Calls):
         revision = await commit(self.api.kv, [Change(node, None)])
         await self.api.cache.wait_for(revision)
         return control_pb2.RemoveNodeReply()
+
+
+def _list(view: ClusterView) -> Any:
+    rows = []
+    for node in sorted(view.nodes.values(), key=lambda n: (n.description.hostname, n.id)):
+        usage = node_usage(view, node.id)
+        rows.append(
+            control_pb2.NodeRow(
+                node=to_proto(node),
+                reserved=to_proto(usage.reserved),
+                tasks=usage.tasks,
+                generic_free={
+                    kind: free_of(view, node, kind)[1]
+                    for kind in node.description.generic_resources
+                },
+            )
+        )
+    return control_pb2.ListNodesReply(nodes=rows)
 
 
 def _updated(node: Node, request: Any, now: float) -> Node:

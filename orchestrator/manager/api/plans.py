@@ -6,7 +6,8 @@ down what would be written and writes nothing; what that leads to is the planner
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from orchestrator.manager.api.jobs import JobCalls
 from orchestrator.manager.api.networks import NetworkCalls
 from orchestrator.manager.api.nodes import NodeCalls
 from orchestrator.manager.api.services import ServiceCalls
+from orchestrator.manager.offload import offload
 from orchestrator.manager.planning.allocator import allocate_slices
 from orchestrator.manager.planning.foresight import foresee
 from orchestrator.manager.planning.plan import Change
@@ -39,23 +41,31 @@ class PlanCalls(Calls):
         pretended = _Pretence(api)
         for change in request.changes:
             await pretended.make(change, context)
+            # Nothing in it waits, and there may be many.
+            await asyncio.sleep(0)
         if request.check_only:
             return control_pb2.PlanReply()
-        steps = foresee(before, pretended.changes, api.now(), api.new_id)
-        names = {node.id: node.description.hostname or node.id for node in before.nodes.values()}
-        return control_pb2.PlanReply(
-            steps=[
-                control_pb2.PlannedStep(
-                    action=cast(Any, int(step.action)),
-                    service=step.service,
-                    name=step.name,
-                    source=names.get(step.source, step.source),
-                    target=names.get(step.target, step.target),
-                    reason=step.reason,
-                )
-                for step in steps
-            ]
-        )
+        return await offload(_reply, before, pretended.changes, api.now(), api.new_id)
+
+
+def _reply(
+    before: ClusterView, changes: Sequence[Change], now: float, new_id: Callable[[], str]
+) -> Any:
+    """What the changes lead to."""
+    names = {node.id: node.description.hostname or node.id for node in before.nodes.values()}
+    return control_pb2.PlanReply(
+        steps=[
+            control_pb2.PlannedStep(
+                action=cast(Any, int(step.action)),
+                service=step.service,
+                name=step.name,
+                source=names.get(step.source, step.source),
+                target=names.get(step.target, step.target),
+                reason=step.reason,
+            )
+            for step in foresee(before, changes, now, new_id)
+        ]
+    )
 
 
 class _Pretence:
@@ -93,7 +103,7 @@ class _Pretence:
         if kind == "create_network":
             # Which fixed addresses services can have depends on what nodes have of the network.
             view = self._cache.view
-            self._cache.view = view.evolve(allocate_slices(view))
+            self._cache.view = view.evolve(await offload(allocate_slices, view))
 
 
 class _PretendedCache:

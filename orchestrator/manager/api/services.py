@@ -13,6 +13,7 @@ from orchestrator.manager.api.image_resolve import resolve_image
 from orchestrator.manager.api.networkuse import usable_networks
 from orchestrator.manager.api.serviceorder import check_not_needed, needed_services
 from orchestrator.manager.lookup import find_node, find_service
+from orchestrator.manager.offload import offload
 from orchestrator.manager.planning import jobruns
 from orchestrator.manager.planning.documents import newest, restored
 from orchestrator.manager.planning.history import rolled_back, with_spec
@@ -230,41 +231,11 @@ class ServiceCalls(Calls):
 
     @answering
     async def ListServices(self, request: Any, context: Any) -> Any:
-        view = self.api.view
-        if request.service:
-            services = [find_service(view, request.service)]
-        else:
-            live = (s for s in view.services.values() if not s.removed)
-            services = sorted(live, key=lambda s: s.spec.name)
-        rows = []
-        for service in services:
-            state = progress(view, service.id)
-            rows.append(
-                control_pb2.ServiceRow(
-                    service=to_proto(service),
-                    running=state.running,
-                    desired=state.desired,
-                    completed=state.completed,
-                    completions=state.completions,
-                )
-            )
-        return control_pb2.ListServicesReply(services=rows)
+        return await offload(_service_list, self.api.view, request)
 
     @answering
     async def ListTasks(self, request: Any, context: Any) -> Any:
-        view = self.api.view
-        tasks = view.tasks
-        if request.service:
-            tasks = view.tasks_of_service(find_service(view, request.service).id)
-        if request.node:
-            node = find_node(view, request.node)
-            tasks = {id: task for id, task in tasks.items() if task.node_id == node.id}
-        ordered = sorted(
-            tasks.values(), key=lambda t: (t.service_name, t.slot, -t.created_at, t.id)
-        )
-        return control_pb2.ListTasksReply(
-            tasks=[to_proto(task) for task in ordered], hostnames=hostnames(view)
-        )
+        return await offload(_task_list, self.api.view, request)
 
     @answering
     async def WatchService(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -272,7 +243,7 @@ class ServiceCalls(Calls):
         sent: dict[str, tuple[Task, Any]] = {}
         async with self.api.cache.subscribe() as feed:
             while True:
-                picture = self._picture(service_id, sent)
+                picture = await offload(self._picture, service_id, sent)
                 yield picture
                 if picture.removed:
                     return
@@ -304,6 +275,40 @@ class ServiceCalls(Calls):
             given_up=state.given_up,
             hostnames=hostnames(view),
         )
+
+
+def _service_list(view: ClusterView, request: Any) -> Any:
+    if request.service:
+        services = [find_service(view, request.service)]
+    else:
+        live = (s for s in view.services.values() if not s.removed)
+        services = sorted(live, key=lambda s: s.spec.name)
+    rows = []
+    for service in services:
+        state = progress(view, service.id)
+        rows.append(
+            control_pb2.ServiceRow(
+                service=to_proto(service),
+                running=state.running,
+                desired=state.desired,
+                completed=state.completed,
+                completions=state.completions,
+            )
+        )
+    return control_pb2.ListServicesReply(services=rows)
+
+
+def _task_list(view: ClusterView, request: Any) -> Any:
+    tasks = view.tasks
+    if request.service:
+        tasks = view.tasks_of_service(find_service(view, request.service).id)
+    if request.node:
+        node = find_node(view, request.node)
+        tasks = {id: task for id, task in tasks.items() if task.node_id == node.id}
+    ordered = sorted(tasks.values(), key=lambda t: (t.service_name, t.slot, -t.created_at, t.id))
+    return control_pb2.ListTasksReply(
+        tasks=[to_proto(task) for task in ordered], hostnames=hostnames(view)
+    )
 
 
 def _settled(view: ClusterView, spec: ServiceSpec) -> ServiceSpec:

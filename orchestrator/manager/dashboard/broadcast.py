@@ -12,6 +12,8 @@ from typing import Any
 from orchestrator.manager.api.context import ApiContext
 from orchestrator.manager.dashboard import picture
 from orchestrator.manager.eventlog import Event
+from orchestrator.manager.offload import offload
+from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Feed
 
 LULL = 0.1
@@ -25,8 +27,15 @@ MOST_BEHIND = 50
 
 def message(kind: str, data: Any) -> bytes:
     """A server-sent event (WHATWG HTML, 9.2)."""
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    return _message(kind, _json(data))
+
+
+def _message(kind: str, text: str) -> bytes:
     return f"event: {kind}\ndata: {text}\n\n".encode()
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
 
 
 class Viewer:
@@ -100,17 +109,9 @@ class Broadcast:
         # The others hear now of what is new: it is in this one's whole.
         self._tell()
         viewer.behind = False
-        return self._whole()
-
-    def _whole(self) -> bytes:
-        """All that there is, and what happened last."""
         api = self._api
-        cluster = api.view.cluster
-        about = {"id": cluster.id if cluster else "", "leader": api.leader()}
         past = api.events.since(0.0)[-REMEMBERED:]
-        return message("picture", picture.whole(api.view) | {"cluster": about}) + message(
-            "happened", [_event(each) for each in past]
-        )
+        return await offload(_whole, api.view, api.leader(), past)
 
     def _due(self) -> None:
         if self._timer is None:
@@ -134,6 +135,19 @@ class Broadcast:
         if text:
             for viewer in self._viewers:
                 viewer.tell(text)
+
+
+def _whole(view: ClusterView, leader: str, past: list[Event]) -> bytes:
+    """All that there is, and what happened last."""
+    about = {"id": view.cluster.id if view.cluster else "", "leader": leader}
+    # Object by object: the interpreter stays with one call of the encoder until it is done.
+    kinds = [f'"cluster":{_json(about)}']
+    for kind, items in picture.whole(view).items():
+        found = ",".join(f"{_json(id)}:{_json(drawn)}" for id, drawn in items.items())
+        kinds.append(f'"{kind}":{{{found}}}')
+    return _message("picture", f"{{{','.join(kinds)}}}") + message(
+        "happened", [_event(each) for each in past]
+    )
 
 
 def _event(event: Event) -> dict[str, Any]:

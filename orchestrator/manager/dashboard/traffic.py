@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.manager.api.context import ApiContext
 from orchestrator.manager.api.image_nodes import frames
+from orchestrator.manager.offload import offload
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import Refusal
 from orchestrator.model.nodes import Node, NodeState
@@ -63,7 +64,7 @@ class Traffic:
     async def pictures(self) -> AsyncIterator[dict[str, Any]]:
         """What is known, every few seconds, and soon once it begins to be."""
         while True:
-            yield joined(self._api.view, self._told)
+            yield await offload(joined, self._api.view, dict(self._told))
             complete = self._told and all(told.seconds for told in self._told.values())
             await asyncio.sleep(PERIOD if complete else PERIOD / 4)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +11,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from orchestrator.manager.metrics import (
+    LAG_PERIOD,
     ClusterCollector,
     Latencies,
+    LoopLag,
     ManagerState,
     StoreTimes,
 )
@@ -167,3 +171,19 @@ async def test_the_stores_answers_are_timed_and_its_silences_counted() -> None:
     assert found("orc_store_request_seconds_count", {"operation": "list"}) == 1
     assert found("orc_store_failures_total", {"operation": "get"}) == 1
     assert found("orc_store_failures_total", {"operation": "list"}) is None
+
+
+async def test_a_callback_that_computes_makes_the_event_loop_late() -> None:
+    made = CollectorRegistry()
+    lag = asyncio.create_task(LoopLag(made).measure())
+    slow = asyncio.get_running_loop().call_later(LAG_PERIOD / 2, time.sleep, 3 * LAG_PERIOD)
+    async with asyncio.timeout(60):
+        while not made.get_sample_value("orc_manager_event_loop_lag_seconds_sum"):  # noqa: ASYNC110
+            await asyncio.sleep(LAG_PERIOD)
+    lag.cancel()
+    assert not slow.cancelled()
+    late = made.get_sample_value("orc_manager_event_loop_lag_seconds_bucket", {"le": "0.1"})
+    every = made.get_sample_value("orc_manager_event_loop_lag_seconds_count")
+    assert late is not None
+    assert every is not None
+    assert late < every

@@ -34,6 +34,7 @@ def _remove_leftovers(env: Mapping[str, str]) -> None:
         run = re.match(r"e2e-\d+(-gw\d+)?(?=-|$)", folder.name)
         if run and (lock := _try_lock(run[0])) is not None:
             subprocess.run([ORC, "dev", "down", "--name", folder.name], env=env, check=True)
+            (LOCKS / run[0]).unlink()
             os.close(lock)
 
 

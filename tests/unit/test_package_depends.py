@@ -18,6 +18,12 @@ def test_it_depends_on_every_program_that_a_node_is_checked_for() -> None:
     assert {package for _, package, _ in PROGRAMS} <= depends
 
 
+def test_setup_installs_every_program_that_a_node_is_checked_for() -> None:
+    listed = re.search(r'^packages="([^"]*)"', (REPOSITORY / "scripts/setup").read_text(), re.M)
+    assert listed
+    assert {package for _, package, _ in PROGRAMS} <= {*listed[1].split(), "mount"}
+
+
 def test_the_agent_s_unit_forbids_nothing_that_containers_would_inherit() -> None:
     """systemd.exec(5): these are filters of system calls, capabilities or devices, or make a mount
     namespace of the agent's own."""

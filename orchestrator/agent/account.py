@@ -65,10 +65,11 @@ class Account:
         self._status = replace(self._status, message=message, at=self._clock())
         self.tell()
 
-    def record(self, status: TaskStatus) -> None:
+    def record(self, status: TaskStatus, *, durably: bool = False) -> None:
         """Write a status down, then report it; of a last one only `tell` speaks, when all is
-        released."""
-        self._db.put_status(self._id, status, self._boot_id)
+        released. One that the disk refuses is reported all the same and written down later;
+        `durably`, it raises CannotRecord, and the status is as it was."""
+        self._db.put_status(self._id, status, self._boot_id, defer=not durably)
         self._status = status
         self._mark()
         if is_terminal(status.state):
@@ -79,12 +80,21 @@ class Account:
                 extra={"task": self._id},
             )
         else:
-            self.tell()
+            self._db.after(self.tell)
+
+    async def wait_writable(self) -> None:
+        """Until something can be written down again, and report meanwhile what it waits for."""
+        trouble = self._db.trouble
+        if trouble:
+            self.say(f"waits: {trouble}")
+        await self._db.writable()
+        if trouble:
+            self.say("")
 
     def record_released(self) -> None:
         """Write down that it holds nothing any more, then report its end."""
         self._db.put_released(self._id)
-        self.tell()
+        self._db.after(self.tell)
 
     def renew(self, run: int) -> None:
         """Begin anew, with the run of this number. Who waits for the end of the run before has
@@ -92,7 +102,7 @@ class Account:
         self._status = TaskStatus(state=TaskState.ACCEPTED, at=self._clock(), run=run)
         self._db.put_renewed(self._id, self._status, self._boot_id)
         self.begun, self.ended = asyncio.Event(), asyncio.Event()
-        self.tell()
+        self._db.after(self.tell)
 
     def _mark(self) -> None:
         if self._status.state >= TaskState.RUNNING:

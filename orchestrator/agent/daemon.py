@@ -166,6 +166,7 @@ async def run(settings: Settings) -> None:
         ) as error:
             raise AgentFailure(str(error)) from error
         wake = asyncio.Event()
+        db.wake = wake.set
 
         def observed() -> None:
             wake.set()
@@ -319,7 +320,7 @@ async def run(settings: Settings) -> None:
                     generic_resources=dict(settings.generic),
                     volume_drivers=dict(volumes.plugins.scopes),
                     path_mtu=paths.least,
-                    trouble=balance.trouble,
+                    trouble="; ".join(filter(None, (db.trouble, balance.trouble))),
                     tunnel_keys=encryption.keys,
                 ),
                 parts.boot_id,
@@ -349,6 +350,7 @@ async def run(settings: Settings) -> None:
         )
         async with worker, asyncio.TaskGroup() as group:
             group.create_task(supervisor.attend(), name="supervisor")
+            group.create_task(db.run(), name="state file")
             group.create_task(history.run(), name="history")
             group.create_task(networks.run(), name="networks")
             group.create_task(paths.run(), name="path MTUs")

@@ -13,7 +13,16 @@ class AgentFailure(Exception):
     """The agent cannot work on this host; one line that says why and what to do."""
 
 
-EXPECTED = (RuntimeFailure, ImageError, NetworkError, VolumeError, FileError, OSError)
+EXPECTED_OF_CONTAINERS = (RuntimeFailure, ImageError, NetworkError, VolumeError, FileError)
+"""Errors that say why a container cannot be made or started."""
+EXPECTED = (*EXPECTED_OF_CONTAINERS, OSError)
+
+
+def cause_of(error: Exception) -> Exception:
+    """The first of the errors that a task group has put together."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def reason_of(error: Exception) -> str:

@@ -12,8 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from orchestrator.agent.containers import Prepared, describe_container, named_volumes
-from orchestrator.agent.images.config import NO_IMAGE, LocalImage
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.config import NO_IMAGE, ImageConfig, LocalImage
 from orchestrator.agent.lifecycle import keeps
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import Parts
@@ -78,15 +77,19 @@ class Holding:
         with self._step("pull", image=spec.image):
             return await self._parts.images.prepare(spec.image, task.image_digest, self._sources)
 
+    async def _config(self, task: Task) -> ImageConfig:
+        """What its image says, as far as this node has it: what runs, or is to stop, never waits
+        for an image. Raises OSError."""
+        if self._prepared is not None:
+            return self._prepared.image.config
+        digest = "" if task.spec.container.rootfs else task.image_digest
+        found = await self._parts.images.config(digest) if digest else None
+        return found or ImageConfig()
+
     async def health(self, task: Task) -> HealthCheck | None:
-        """How its health is seen, None when it is not. It may be cut short."""
-        own = task.spec.container.health
-        try:
-            image = (await self.image(task)).config.health
-        except ImageError:
-            # It is gone while the container runs on; what the task says itself still holds.
-            image = HealthCheck()
-        return effective(own, image)
+        """How its health is seen, None when it is not. It may be cut short. Raises OSError."""
+        # What the task says itself holds also where the image is gone while the container runs.
+        return effective(task.spec.container.health, (await self._config(task)).health)
 
     async def stop_signal(self, task: Task) -> int:
         """What stops its program: the order's word, else the spec's, else the image's, else
@@ -94,9 +97,12 @@ class Holding:
         name = task.stop_signal or task.spec.container.stop_signal
         if not name:
             try:
-                name = (await self.image(task)).config.stop_signal
-            except ImageError:
-                log.info("its image is gone, so SIGTERM stops it", extra={"task": task.id})
+                name = (await self._config(task)).stop_signal
+            except OSError as error:
+                log.warning(
+                    "image cannot be read, so SIGTERM stops its container",
+                    extra={"task": task.id, "error": str(error)},
+                )
         return signal_number(name or "SIGTERM")
 
     async def mount(self, task: Task, image: LocalImage) -> tuple[Mount, ...]:
@@ -161,7 +167,13 @@ class Holding:
         if keeps(task):
             await runtime.release(task.id)
             return False
-        self._parts.logs.keep(task.id, runtime.log_path(task.id))
+        try:
+            self._parts.logs.keep(task.id, runtime.log_path(task.id))
+        except OSError as error:
+            # A full disk gets room only if the container goes.
+            log.warning(
+                "log of a container is not kept", extra={"task": task.id, "error": str(error)}
+            )
         await runtime.remove(task.id)
         return True
 

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from orchestrator.agent.images.blobs import ChannelFactory, fetch_from
-from orchestrator.agent.images.config import LocalImage
+from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.images.errors import ImageError, NoSpace
 from orchestrator.agent.images.incoming import Fetch
 from orchestrator.agent.images.registry import Registry
@@ -75,6 +75,10 @@ class ClusterImages:
                         raise _with(error, failures) from error
                     failures.update(dict.fromkeys(fresh, error))
                     log.warning("another source is asked: %s", error, extra={"image": name})
+
+    async def config(self, digest: str) -> ImageConfig | None:
+        """See `parts.Images`."""
+        return await self._store.config(digest)
 
     async def pull(
         self,

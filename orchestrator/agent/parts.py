@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.agent.health import Answer
-from orchestrator.agent.images.config import LocalImage
+from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.runtime.base import Mount, Runtime
@@ -30,6 +30,11 @@ class Images(Protocol):
     async def prepare(self, name: str, digest: str, sources: Sequence[str]) -> LocalImage:
         """The image that `digest` names, fetched from one of `sources` (HOST:PORT) if this node
         lacks it; `name` is what the user called it. Raises ImageError."""
+        ...
+
+    async def config(self, digest: str) -> ImageConfig | None:
+        """What an image says of its containers, None if this node lacks it; nothing is fetched.
+        Raises OSError."""
         ...
 
 

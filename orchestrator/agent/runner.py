@@ -4,7 +4,10 @@ It asks `lifecycle.next_step`, does that step, and asks again. What takes long w
 cut short (fetching an image, waiting for the end, resting) ends at once when the order changes;
 what changes the kernel (attach, create, start, remove) is always finished first.
 
-A step's error ends the task, never the agent.
+An error never ends the agent. While the container is prepared and started, it ends the task, which
+a manager then starts elsewhere. Once the container may run, an error is the agent's own (too many
+open files, no memory, a bug) and says nothing about the container: it is left running, and the
+agent looks for it again with backoff. Only what the container itself does ends the task then.
 """
 
 from __future__ import annotations
@@ -12,12 +15,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 
 from orchestrator.agent.account import Account
 from orchestrator.agent.care import Caretaker
-from orchestrator.agent.failures import EXPECTED, reason_of
+from orchestrator.agent.failures import (
+    EXPECTED,
+    EXPECTED_OF_CONTAINERS,
+    cause_of,
+    reason_of,
+)
 from orchestrator.agent.holding import Holding
 from orchestrator.agent.lifecycle import (
     Observed,
@@ -37,7 +46,7 @@ from orchestrator.agent.news import News
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
-from orchestrator.agent.statedb import Record, StateDb
+from orchestrator.agent.statedb import CannotRecord, Record, StateDb
 from orchestrator.agent.taskfiles import NOT_REPLACED, FileError
 from orchestrator.model.convert import from_proto
 from orchestrator.model.networks import NOT_CONNECTED
@@ -50,9 +59,16 @@ from orchestrator.pb import dispatch_pb2, documents_pb2
 log = logging.getLogger(__name__)
 
 _RELEASE_LIMIT = 20.0
-"""Seconds after which an attempt to remove a container is given up, to be repeated."""
+"""Seconds that a removal may take until the end of the task is reported without it."""
 _RETRY_FIRST, _RETRY_MOST = 0.5, 30.0
-"""Seconds between attempts to release."""
+"""Seconds between attempts to release, and to look after a container that may run."""
+
+_UNATTENDED = frozenset(
+    {Step.ADOPT, Step.RUN, Step.CONNECT, Step.REFRESH, Step.WATCH, Step.STOP, Step.SETTLE}
+)
+"""Steps about a container that may run, whatever goes wrong with them."""
+_RETRYING = "not attended by its node's agent, which retries: "
+"""Begins the message of a container that runs on after an error of the agent."""
 
 
 class TaskRunner:
@@ -67,12 +83,19 @@ class TaskRunner:
         db: StateDb,
         reporter: Reporter,
         gate: asyncio.Semaphore,
+        removals: asyncio.Semaphore,
         predecessors: Callable[[Task], Iterable[asyncio.Event]] = lambda task: (),
     ) -> None:
         """`record` is what an earlier agent left, None for a new task; `gate` bounds how many
-        containers are made at a time; `predecessors` are the ends that are waited for first."""
+        containers are made at a time, `removals` how many are removed; `predecessors` are the ends
+        that are waited for first."""
         self._parts = parts
         self._gate = gate
+        self._removals = removals
+        self._overdue = False
+        """Its removal has taken too long already."""
+        self._not_started = ""
+        """What went wrong when it was started, if it is unknown whether it was."""
         self._predecessors = predecessors
         self._task: Task = from_proto(assigned.task)
         self._holding = Holding(parts, assigned, lambda: self.begun.is_set())
@@ -172,8 +195,12 @@ class TaskRunner:
                 return
             try:
                 await self._do(step)
-                retry = _RETRY_FIRST
-            except Exception as error:
+                if step is not Step.ADOPT:
+                    retry = _RETRY_FIRST
+                if self.status.message.startswith(_RETRYING):
+                    self._account.say("")
+            except Exception as raised:
+                error = cause_of(raised)
                 reason = reason_of(error)
                 log.warning(
                     "%s failed: %s",
@@ -187,10 +214,24 @@ class TaskRunner:
                     self._account.tell()
                     await asyncio.sleep(retry)
                     retry = min(2 * retry, _RETRY_MOST)
+                elif step in _UNATTENDED:
+                    self._account.say(f"{_RETRYING}{reason}")
+                    async with self._news.may_interrupt():
+                        await asyncio.sleep(retry)
+                    retry = min(2 * retry, _RETRY_MOST)
+                    self._look_again()
+                elif step is Step.START and not isinstance(error, EXPECTED_OF_CONTAINERS):
+                    self._not_started = reason
+                    self._look_again()
                 else:
                     code = error.exit_code if isinstance(error, RuntimeFailure) else 0
                     now = self._parts.clock()
                     self._account.record(fail(self._task, self.status, reason, now, code))
+
+    def _look_again(self) -> None:
+        """Find out anew what there is of the container, unless its end is known."""
+        if not isinstance(self._observed.container, Exit):
+            self._observed = replace(self._observed, looked=False, container=None)
 
     async def _do(self, step: Step) -> None:
         match step:
@@ -232,7 +273,8 @@ class TaskRunner:
         found = await self._parts.runtime.adopt(self.id)
         if found is None:
             # Whatever lies around of it cannot be used; a later start begins on clean ground.
-            gone = await self._holding.clear(self._task)
+            async with self._removals, asyncio.timeout(_RELEASE_LIMIT):
+                gone = await self._holding.clear(self._task)
             self._observed = replace(self._observed, discarded=gone)
         elif isinstance(found, Started) and self.status.state is TaskState.RUNNING:
             paused = await self._parts.runtime.paused(self.id)
@@ -245,6 +287,11 @@ class TaskRunner:
         )
         stale = isinstance(found, Started) and self._holding.stale(self._task)
         self._observed = replace(self._observed, looked=True, container=found, stale=stale)
+        if self._not_started:
+            if found is None:
+                now = self._parts.clock()
+                self._account.record(fail(self._task, self.status, self._not_started, now))
+            self._not_started = ""
 
     async def _prepare(self) -> None:
         self._account.advance(TaskState.PREPARING)
@@ -277,6 +324,7 @@ class TaskRunner:
             self._account.say("")
 
     async def _start(self) -> None:
+        started = None
         async with self._gate:
             if self._task.desired_state is not TaskState.RUNNING:
                 return
@@ -284,8 +332,13 @@ class TaskRunner:
             starting = self._holding.addressed(self.status)
             if starting.state < TaskState.STARTING:
                 starting = replace(starting, state=TaskState.STARTING, at=self._parts.clock())
-            self._account.record(starting)
-            started = await self._holding.start(self._task)
+            with suppress(CannotRecord):
+                self._account.record(starting, durably=True)
+                started = await self._holding.start(self._task)
+        if started is None:
+            async with self._news.may_interrupt():
+                await self._account.wait_writable()
+            return
         self._observed = replace(self._observed, container=started, rebooted=False)
 
     async def _record_running(self) -> None:
@@ -361,7 +414,7 @@ class TaskRunner:
     async def _release(self) -> None:
         # The end is reported after the first attempt: a replacement on this node may need the
         # same published port, and must not find it taken by what has just ended.
-        async with self._gate, asyncio.timeout(_RELEASE_LIMIT):
+        async with self._removing():
             gone = await self._holding.release(self._task)
         self._account.record_released()
         self._observed = replace(
@@ -372,9 +425,22 @@ class TaskRunner:
         )
 
     async def _discard(self) -> None:
-        async with self._gate, asyncio.timeout(_RELEASE_LIMIT):
+        async with self._removing():
             gone = await self._holding.discard(self._task)
         self._observed = replace(self._observed, discarded=gone)
+
+    @asynccontextmanager
+    async def _removing(self) -> AsyncIterator[None]:
+        """For an attempt at a removal: not too many at a time, but for those that hang, which are
+        not to keep others waiting."""
+        turn = nullcontext() if self._overdue else self._removals
+        try:
+            async with turn, asyncio.timeout(_RELEASE_LIMIT):
+                yield
+        except TimeoutError:
+            self._overdue = True
+            raise
+        self._overdue = False
 
     def _renew(self) -> None:
         self._account.renew(given_run(self._task))

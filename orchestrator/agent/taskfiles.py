@@ -104,7 +104,12 @@ class TaskFiles:
             self._errors[payload.key] = payload.error
         else:
             self._errors.pop(payload.key, None)
-            _write(self._data / payload.key, payload.data, 0o600)
+            try:
+                _write(self._data / payload.key, payload.data, 0o600)
+            except OSError as error:
+                reason = f"a file cannot be kept in memory on its node: {error.strerror}"
+                log.error("secret or config is not kept", extra={"error": reason})
+                self._errors[payload.key] = reason
         arrived, self._arrived = self._arrived, asyncio.Event()
         arrived.set()
 

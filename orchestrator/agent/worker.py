@@ -10,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from orchestrator.agent.failures import EXPECTED, reason_of
 from orchestrator.agent.names import Client, client_of
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runner import TaskRunner
-from orchestrator.agent.statedb import Record, StateDb
+from orchestrator.agent.statedb import CannotRecord, Record, StateDb
 from orchestrator.agent.volumes.errors import VolumeError
+from orchestrator.model.convert import from_proto
 from orchestrator.model.generic import supply_names
 from orchestrator.model.states import TaskState
-from orchestrator.model.tasks import Task
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import dispatch_pb2, documents_pb2
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,12 @@ log = logging.getLogger(__name__)
 STARTS_AT_A_TIME = 8
 """Containers that are being made at once. A start is mostly waiting for conmon and crun: with 1, 4
 and 8 at once, 77, 137 and 173 a second were made on 2 cores; more only makes each slower."""
+
+
+_SWEEP_FIRST, _SWEEP_MOST = 1.0, 60.0
+"""Seconds between attempts to remove what is nobody's."""
+_SWEEP_LIMIT = 20.0
+"""Seconds that one container may keep the others waiting."""
 
 
 class Worker:
@@ -42,6 +51,9 @@ class Worker:
         self._db = db
         self._reporter = reporter
         self._gate = asyncio.Semaphore(starts)
+        self._removals = asyncio.Semaphore(starts)
+        self._held: dict[str, dispatch_pb2.AssignedTask] = {}
+        """New tasks that begin once they are recorded."""
         self._runners: dict[str, TaskRunner] = {}
         self._swept = False
         self._group = asyncio.TaskGroup()
@@ -101,19 +113,35 @@ class Worker:
         full: bool,
     ) -> None:
         """Write an assignment down, then act on it: `tasks` are new or changed, `removed` go,
-        `networks` is the complete list or None; with `full`, whatever is not in `tasks` goes."""
-        self._db.put_assignments(tasks, networks, self._parts.boot_id)
+        `networks` is the complete list or None; with `full`, whatever is not in `tasks` goes.
+
+        While the disk takes nothing, new tasks wait. Orders for others are followed all the same:
+        after a restart the agent may know an older one, until a manager repeats the newest.
+        """
+        if full:
+            told = {assigned.task.id for assigned in tasks}
+            removed = [each for each in (*self._runners, *self._held) if each not in told]
+        try:
+            self._db.put_assignments(tasks, networks, self._parts.boot_id)
+            wait: set[str] = set()
+        except CannotRecord:
+            wait = {each.task.id for each in tasks if each.task.id not in self._runners}
+            known = [each for each in tasks if each.task.id not in wait]
+            self._db.put_assignments(known, networks, self._parts.boot_id, defer=True)
         if networks is not None:
             self._parts.network.order(networks)
         for assigned in tasks:
             runner = self._runners.get(assigned.task.id)
-            if runner is None:
-                self._begin(assigned, None)
-            else:
+            if runner is not None:
                 runner.order(assigned)
-        if full:
-            removed = list(self._runners.keys() - {assigned.task.id for assigned in tasks})
+            elif assigned.task.id in wait:
+                self._hold(assigned)
+            else:
+                self._held.pop(assigned.task.id, None)
+                self._begin(assigned, None)
         for task_id in removed:
+            if self._held.pop(task_id, None) is not None:
+                self._reporter.forget(task_id)
             if (runner := self._runners.get(task_id)) is not None:
                 runner.order(None)
         self._retain_files(assigned=True)
@@ -124,6 +152,35 @@ class Worker:
     def take(self, payload: documents_pb2.Payload) -> None:
         """Keep the data of a secret or config, of which the next assignment tells."""
         self._parts.files.take(payload)
+
+    def _hold(self, assigned: dispatch_pb2.AssignedTask) -> None:
+        """Begin a task once it is recorded; one that is to end anyway ends now."""
+        if assigned.task.desired_state > TaskState.RUNNING:
+            self._db.put_assignments([assigned], None, self._parts.boot_id, defer=True)
+            self._held.pop(assigned.task.id, None)
+            self._begin(assigned, None)
+            return
+        if not self._held:
+            self._spawn(self._begin_held(), "tasks that wait for the disk")
+        self._held[assigned.task.id] = assigned
+        status: TaskStatus = from_proto(assigned.task.status)
+        if self._db.trouble and status.state <= TaskState.ASSIGNED:
+            message = f"waits: {self._db.trouble}"
+            now = self._parts.clock()
+            waits = replace(status, state=TaskState.ASSIGNED, at=now, message=message)
+            self._reporter.put(assigned.task.id, waits)
+
+    async def _begin_held(self) -> None:
+        while self._held:
+            await self._db.writable()
+            held, self._held = self._held, {}
+            try:
+                self._db.put_assignments(list(held.values()), None, self._parts.boot_id)
+            except CannotRecord:
+                self._held = held
+                continue
+            for assigned in held.values():
+                self._begin(assigned, None)
 
     def _begin(self, assigned: dispatch_pb2.AssignedTask, record: Record | None) -> None:
         if record is None and assigned.task.status.state <= TaskState.ASSIGNED:
@@ -136,6 +193,7 @@ class Worker:
             db=self._db,
             reporter=self._reporter,
             gate=self._gate,
+            removals=self._removals,
             predecessors=self._predecessors,
         )
         self._runners[runner.id] = runner
@@ -167,26 +225,60 @@ class Worker:
     def _retain_files(self, *, assigned: bool) -> None:
         """Forget the data of secrets and configs that no task names any more."""
         self._parts.files.retain(
-            {file.payload for runner in self._runners.values() for file in runner.files},
+            {
+                file.payload
+                for files in (
+                    *(runner.files for runner in self._runners.values()),
+                    *(assigned.files for assigned in self._held.values()),
+                )
+                for file in files
+            },
             assigned=assigned,
         )
 
     async def _sweep(self) -> None:
-        """Remove containers that are nobody's."""
-        for container_id in sorted(await self._parts.runtime.list()):
-            if container_id in self._runners:
-                continue
+        """Remove what is nobody's, until nothing of it is left."""
+        left: set[str] = set()
+        """Containers of which something may be left, perhaps only in the network."""
+        pause = _SWEEP_FIRST
+        while not await self._swept_clean(left):
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _SWEEP_MOST)
+
+    async def _swept_clean(self, left: set[str]) -> bool:
+        """Try to remove all that is nobody's; whether nothing is left."""
+        clean = True
+        try:
+            left |= await self._parts.runtime.list()
+        except OSError as error:
+            log.warning("containers cannot be listed", extra={"error": str(error)})
+            clean = False
+        left -= self._runners.keys() | self._held.keys()
+        for container_id in sorted(left):
             log.warning("removing a container that is not assigned", extra={"task": container_id})
             try:
-                await self._parts.runtime.remove(container_id)
-                await self._parts.network.detach(container_id)
-            except Exception:
-                log.exception("cannot remove it", extra={"task": container_id})
-        self._parts.files.retain_tasks(self._runners.keys())
+                async with self._removals, asyncio.timeout(_SWEEP_LIMIT):
+                    await self._parts.runtime.remove(container_id)
+                    await self._parts.network.detach(container_id)
+            except Exception as error:
+                log.warning(
+                    "container that is not assigned cannot be removed; retrying",
+                    extra={"task": container_id, "error": reason_of(error)},
+                    exc_info=None if isinstance(error, EXPECTED) else error,
+                )
+                clean = False
+            else:
+                left.discard(container_id)
         try:
+            self._parts.files.retain_tasks(self._runners.keys())
             await self._parts.volumes.retain(self._runners.keys())
-        except VolumeError as error:
-            log.warning("volumes of containers that are gone: %s", error)
+        except (VolumeError, OSError) as error:
+            log.warning(
+                "volumes of containers that are gone cannot be given back; retrying",
+                extra={"error": reason_of(error)},
+            )
+            clean = False
+        return clean
 
 
 def _given(task: Task) -> set[tuple[str, str]]:

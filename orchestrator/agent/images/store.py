@@ -16,7 +16,7 @@ from orchestrator.agent.images import disk, untar
 from orchestrator.agent.images.archive import MAX_DOCUMENT, ArchivedImage, open_archive, read_images
 from orchestrator.agent.images.blobstore import BlobStore
 from orchestrator.agent.images.catalog import Catalog, Record, read_index
-from orchestrator.agent.images.config import LocalImage
+from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.images.errors import ImageError, ImageInUse, NoSpace
 from orchestrator.agent.images.incoming import Fetch
 from orchestrator.agent.images.manifest import (
@@ -204,6 +204,24 @@ class ImageStore:
             if self._catalog.add_indexes(digest, indexes) or new:
                 await self._save()
             return local
+
+    async def config(self, digest: str) -> ImageConfig | None:
+        """What an image here says of its containers; None if it is not here, or damaged. Nothing is
+        fetched. Raises OSError."""
+        if (here := self.resolve(digest)) is None:
+            return None
+        if (ready := self._ready.get(here)) is not None:
+            return ready.config
+
+        def read() -> ImageConfig | None:
+            manifest = self._manifest(here)
+            return self._config(manifest).process if isinstance(manifest, Manifest) else None
+
+        try:
+            return await asyncio.to_thread(read)
+        except (ImageError, FileNotFoundError) as error:
+            log.warning("image is damaged", extra={"image": here, "error": str(error)})
+            return None
 
     async def tag(self, reference: str, name: str) -> None:
         """Give an image here another name, which any other image loses. Raises `ImageError`."""

@@ -184,10 +184,13 @@ class FakeRuntime:
 
 class FakeImages:
     def __init__(self) -> None:
-        self.config = ImageConfig(stop_signal="SIGINT")
+        self.config_of_image = ImageConfig(stop_signal="SIGINT")
         self.missing = False
         self.hold: asyncio.Event | None = None
         self.cancelled = 0
+
+    async def config(self, digest: str) -> ImageConfig | None:
+        return None if self.missing else self.config_of_image
 
     async def prepare(self, name: str, digest: str, sources: Sequence[str]) -> LocalImage:
         if self.hold is not None:
@@ -198,7 +201,7 @@ class FakeImages:
                 raise
         if self.missing:
             raise ImageError(f"no node has the image {name}")
-        return LocalImage(digest, (Path("/layers/a"),), self.config)
+        return LocalImage(digest, (Path("/layers/a"),), self.config_of_image)
 
 
 class FakeNetwork:

@@ -53,7 +53,7 @@ async def test_it_works_only_once_a_probe_has_succeeded(host: Host) -> None:
 
 
 async def test_the_images_own_check_is_made(host: Host) -> None:
-    host.images.config = replace(host.images.config, health=OFTEN)
+    host.images.config_of_image = replace(host.images.config_of_image, health=OFTEN)
     async with agent(host) as a:
         a.full(assigned())
         await is_now(a, Health.HEALTHY)

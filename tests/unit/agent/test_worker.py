@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from agentfakes import NOW, Host, Reports, assigned, until
 
-from orchestrator.agent.runtime.base import Exit, RuntimeFailure
+from orchestrator.agent import runner as runner_module
+from orchestrator.agent import worker as worker_module
+from orchestrator.agent.health import Answer
+from orchestrator.agent.network import NetworkError
+from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker
 from orchestrator.model.specs import (
     ContainerSpec,
+    HealthCheck,
     NetworkAttachment,
     PortSpec,
     Resources,
     TaskSpec,
 )
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health, TaskStatus
 from orchestrator.pb import dispatch_pb2
 
 
@@ -498,3 +504,168 @@ async def test_what_was_given_by_name_is_not_taken_before_who_had_it_has_ended(h
         await a.reaches(TaskState.RUNNING, "t2")
         calls = [call for call in host.runtime.calls if call in (("kill", "t1"), ("create", "t2"))]
         assert calls == [("kill", "t1"), ("create", "t2")]
+
+
+async def test_removals_take_no_turn_of_those_that_start(host: Host) -> None:
+    """Eight containers whose removal hangs, and one that is to start."""
+    host.runtime.hold["remove"] = asyncio.Event()
+    hanging = [assigned(f"old{n}") for n in range(8)]
+    async with agent(host) as a:
+        a.full(*hanging)
+        for n in range(8):
+            await a.reaches(TaskState.RUNNING, f"old{n}")
+            await host.runtime.end(f"old{n}", Exit(0, False, NOW))
+        await until(lambda: len(host.runtime.did("remove")) == 8)
+        a.diff(assigned("new"))
+        await a.reaches(TaskState.RUNNING, "new")
+
+
+async def test_removals_that_hang_do_not_hold_up_others(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "_RELEASE_LIMIT", 0.01)
+    monkeypatch.setattr(runner_module, "_RETRY_FIRST", 0.001)
+    host.runtime.hold["remove"] = asyncio.Event()
+    async with agent(host) as a:
+        a.full(*(assigned(f"old{n}") for n in range(8)), assigned("new"))
+        for n in range(8):
+            await a.reaches(TaskState.RUNNING, f"old{n}")
+            await host.runtime.end(f"old{n}", Exit(0, False, NOW))
+            # Its end is known, and told without waiting for the removal.
+            await a.reaches(TaskState.COMPLETE, f"old{n}")
+        await a.reaches(TaskState.RUNNING, "new")
+        await host.runtime.end("new", Exit(0, False, NOW))
+        await until(lambda: "new" in host.runtime.did("remove"))
+
+
+async def test_a_stop_does_not_wait_for_an_image(host: Host) -> None:
+    """An agent that has just started, on a node that has lost the image."""
+    async with agent(host) as a:
+        a.full(assigned())
+        await a.reaches(TaskState.RUNNING)
+    host.images.hold, host.images.missing = asyncio.Event(), True
+    async with agent(host) as a:
+        a.full(assigned(desired=TaskState.SHUTDOWN))
+        await a.reaches(TaskState.SHUTDOWN)
+        assert host.runtime.signals == [("t1", signal.SIGTERM)]
+
+
+async def test_what_runs_is_reported_without_its_image(host: Host) -> None:
+    """The agent died between the start and its record."""
+    async with agent(host) as a:
+        a.full(assigned())
+        await a.reaches(TaskState.RUNNING)
+        a.db.put_status("t1", TaskStatus(state=TaskState.STARTING), "boot-1")
+    host.images.hold, host.images.missing = asyncio.Event(), True
+    async with agent(host) as a:
+        await a.stored(TaskState.RUNNING)
+
+
+async def test_strangers_are_removed_again_and_again_until_they_are_gone(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_SWEEP_FIRST", 0.001)
+    async with agent(host) as a:
+        a.full(assigned("old"))
+        await a.reaches(TaskState.RUNNING, "old")
+    (host.folder / "state.db").unlink()
+    failures = [RuntimeFailure("device or resource busy"), OSError(24, "Too many open files")]
+    remove, detach = host.runtime.remove, host.network.detach
+
+    async def remove_at_last(container_id: str) -> None:
+        if failures:
+            raise failures.pop()
+        await remove(container_id)
+
+    refusals = [NetworkError("the helper has ended")]
+
+    async def detach_at_last(container_id: str) -> None:
+        if refusals:
+            raise refusals.pop()
+        await detach(container_id)
+
+    monkeypatch.setattr(host.runtime, "remove", remove_at_last)
+    monkeypatch.setattr(host.network, "detach", detach_at_last)
+    async with agent(host) as a:
+        a.full(assigned("new"))
+        await until(lambda: not host.network.attached.keys() - {"new"})
+        assert host.runtime.made.keys() <= {"new"}
+        await a.reaches(TaskState.RUNNING, "new")
+
+
+@pytest.mark.parametrize("method", ["adopt", "wait"])
+@pytest.mark.parametrize(
+    "error", [OSError(24, "Too many open files"), MemoryError(), ZeroDivisionError("a bug")]
+)
+async def test_an_error_of_the_agent_leaves_a_container_that_runs_alone(
+    host: Host, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
+) -> None:
+    monkeypatch.setattr(runner_module, "_RETRY_FIRST", 0.001)
+    async with agent(host) as a:
+        a.full(assigned())
+        await a.reaches(TaskState.RUNNING)
+    for _ in range(3):
+        host.runtime.failures[method, "t1"] = error
+        async with agent(host) as a:
+            a.full(assigned())
+            await until(lambda: "retries: " in a.reports.last().message)
+            await until(lambda: a.reports.last().message == "")
+            await until(lambda: host.runtime.calls[-1] == ("wait", "t1"))
+            assert a.reports.state() is TaskState.RUNNING
+    assert host.runtime.did("create") == ["t1"]
+    assert host.runtime.signals == []
+    async with agent(host) as a:
+        await host.runtime.end("t1", Exit(5, False, NOW))
+        await a.reaches(TaskState.FAILED)
+        assert a.reports.last().exit_code == 5
+
+
+async def test_an_error_while_probing_leaves_the_container_alone(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "_RETRY_FIRST", 0.001)
+    failures = [ZeroDivisionError("a bug")]
+
+    async def probe(container_id: str, check: HealthCheck, addresses: Mapping[str, str]) -> Answer:
+        if failures:
+            raise failures.pop()
+        return Answer(True)
+
+    monkeypatch.setattr(host.probes, "probe", probe)
+    async with agent(host) as a:
+        a.full(assigned(spec=spec(health=HealthCheck(test=("CMD", "true"), interval=0.01))))
+        await until(lambda: a.reports.seen and a.reports.last().health is Health.HEALTHY)
+        assert a.reports.state() is TaskState.RUNNING
+        assert any("ZeroDivisionError" in status.message for status in a.reports.seen["t1"])
+    assert host.runtime.signals == []
+
+
+async def test_an_error_after_the_start_does_not_end_what_was_started(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = host.runtime.start
+
+    async def started(container_id: str) -> Started:
+        await start(container_id)
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(host.runtime, "start", started)
+    async with agent(host) as a:
+        a.full(assigned())
+        await a.reaches(TaskState.RUNNING)
+    assert host.runtime.signals == []
+    assert host.runtime.did("start") == ["t1"]
+
+
+async def test_a_standalone_container_is_not_started_over_and_over(host: Host) -> None:
+    host.runtime.failures["create", "t1"] = ZeroDivisionError("oops")
+    order = assigned()
+    order.task.service_id = order.task.service_name = ""
+    order.task.container_name = "box"
+    order.task.run = order.task.status.run = 1
+    order.task.status.state = int(TaskState.ASSIGNED)  # type: ignore[assignment]
+    async with agent(host) as a:
+        a.full(order)
+        await a.reaches(TaskState.FAILED)
+        assert "ZeroDivisionError" in a.reports.last().message
+    assert host.runtime.did("create") == ["t1"]

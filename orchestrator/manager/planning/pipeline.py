@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.manager.planning.allocator import allocate_slices
 from orchestrator.manager.planning.dependencies import needs, stops_later
@@ -98,7 +98,7 @@ def dirty_of(changes: Iterable[Change]) -> Dirty:
                 services.add(service.id)
                 freed = freed or _is_liked_otherwise(change)
             case Node() | Network():
-                nodes = True
+                nodes = nodes or not _is_same_to_plans(change)
             case Image() | Volume():
                 freed = True
             case Document():
@@ -107,6 +107,28 @@ def dirty_of(changes: Iterable[Change]) -> Dirty:
                 pass
     return Dirty(
         frozenset(services), nodes, freed, containers=frozenset(containers), documents=documents
+    )
+
+
+def _is_same_to_plans(change: Change) -> bool:
+    """Whether a change of a node or network changes nothing that is planned by, such as what a node
+    has measured, or a network's policies: those go to agents, not into plans."""
+    match change.before, change.after:
+        case Node() as old, Node() as new:
+            return _planned_by(old) == _planned_by(new)
+        case Network() as old, Network() as new:
+            return replace(old, policies=(), revision=0) == replace(new, policies=(), revision=0)
+        case _:
+            return False
+
+
+def _planned_by(node: Node) -> Node:
+    """A node without what is not planned by."""
+    description = replace(
+        node.description, path_mtu=0, trouble="", blob_port=0, metrics_port=0, tunnel_keys=()
+    )
+    return replace(
+        node, description=description, message="", boot_id="", key_rotation=0, revision=0
     )
 
 

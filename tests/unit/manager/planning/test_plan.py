@@ -9,7 +9,9 @@ from builders import node, service, task
 
 from orchestrator.manager.planning.pipeline import Dirty, dirty_of
 from orchestrator.manager.planning.plan import Change, IllegalChange, Plan, earliest
-from orchestrator.model.objects import Object
+from orchestrator.model.nodes import Availability, Node, NodeState
+from orchestrator.model.objects import Network, NetworkPolicy, Object
+from orchestrator.model.specs import Resources
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
 
@@ -84,3 +86,33 @@ def test_what_a_change_makes_dirty(change: Change, dirty: Dirty) -> None:
     assert dirty | Dirty() == dirty
     assert dirty
     assert not Dirty()
+
+
+def measured(node: Node, **description: object) -> Node:
+    return replace(node, description=replace(node.description, **description))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("after", "dirty"),
+    [
+        (measured(node("a"), path_mtu=1400), False),
+        (measured(node("a"), trouble="no IPVS"), False),
+        (replace(node("a"), boot_id="another", revision=7), False),
+        (replace(node("a"), state=NodeState.DOWN), True),
+        (replace(node("a"), labels={"disk": "ssd"}), True),
+        (replace(node("a"), availability=Availability.DRAIN), True),
+        (measured(node("a"), resources=Resources(shares=1)), True),
+        (measured(node("a"), volume_drivers={"nfs": "global"}), True),
+    ],
+)
+def test_a_change_of_a_node_that_is_not_planned_by_makes_nothing_dirty(
+    after: Node, dirty: bool
+) -> None:
+    assert dirty_of([Change(node("a"), after)]).nodes_changed is dirty
+
+
+def test_policies_of_a_network_make_nothing_dirty() -> None:
+    network = Network(id="n", name="back")
+    policies = (NetworkPolicy(id="p", destination="db"),)
+    assert not dirty_of([Change(network, replace(network, policies=policies, revision=2))])
+    assert dirty_of([Change(network, replace(network, slices={"a": "10.1.1.0/24"}))])

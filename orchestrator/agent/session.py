@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 ACK_LIMIT = 5.0
 """Seconds without an acknowledgement after which reports are sent again."""
+WELCOME_WITHIN = 30.0
+"""Seconds that a manager has to say welcome once there is a connection to it."""
 LULL = 0.025
 """Seconds that a state which a task only passes through may wait to be told."""
 _DEFAULT_PERIOD = 1.0
@@ -116,7 +118,7 @@ class Session:
         patience: float,
     ) -> SessionEnded:
         """Hold the session until it ends, which is what is returned; `welcomed` is called when it
-        has begun. A manager has `patience` seconds to say welcome."""
+        has begun. A manager has `patience` seconds until there is a connection to it."""
         try:
             async with asyncio.TaskGroup() as group:
                 call = dispatch_pb2_grpc.DispatchStub(channel).Session()
@@ -141,12 +143,16 @@ class Session:
         self._tunnel_keys = description.tunnel_keys
         self._network_plugins = _network_plugins(description)
         hello = dispatch_pb2.Hello(description=to_proto(description), boot_id=self._node.boot_id)
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(patience) as limit:
                 await send(call, dispatch_pb2.AgentMessage(hello=hello))
+                # It is connected, so the manager lives. When all agents dial at once it may take
+                # its time; who dials again only makes it longer.
+                limit.reschedule(loop.time() + max(patience, WELCOME_WITHIN))
                 message = await _read(call)
         except TimeoutError as error:
-            raise SessionEnded(f"no answer within {patience:g} seconds") from error
+            raise SessionEnded("no answer in time") from error
         if message.HasField("redirect"):
             raise _redirected(message.redirect)
         if not message.HasField("welcome"):

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_PERIOD = 1.0
 """Seconds between two heartbeats of an agent; `node_timeout` is five of them by default."""
 
-SPACING = 0.001
+SPACING = 0.002
 """Seconds a session between two broadcasts of endpoints and peers, which cost as much as there are
 sessions: in a large cluster more changes go into each."""
 
@@ -303,6 +303,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 grpc.StatusCode.PERMISSION_DENIED,
                 "this node was removed from the cluster; remove its data folder and join anew",
             )
+        # Who dials lives, though it may be a while until its turn to say hello.
+        self._inbox.hear(node_id)
         requests = aiter(request_iterator)
         first = await anext(requests, None)
         if first is None or first.WhichOneof("kind") != "hello":

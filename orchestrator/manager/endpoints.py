@@ -32,9 +32,6 @@ LEAVE_LIMIT = 2.0
 _KEPT = 256
 """Changes kept for sessions that are behind; one that is further behind gets the whole table."""
 
-_WHOLE = 0
-"""Stands for the whole table where changes are known by their revision."""
-
 
 @dataclass(slots=True)
 class _Leave:
@@ -58,8 +55,8 @@ class EndpointFeed:
         self._table = Table.of(view)
         self._revision = 1
         self._whole: dispatch_pb2.ManagerMessage | None = None
-        self._encoded: dict[int, bytes] = {}
-        """Revision → the change that led to it, as it is sent; and the whole table."""
+        self._encoded: dict[tuple[bool, int], bytes] = {}
+        """Messages as they are sent, by whether it is the whole table, and by revision."""
         self._changes: deque[dispatch_pb2.ManagerMessage] = deque(maxlen=_KEPT)
         self._leaves: dict[int, _Leave] = {}
         """By revision."""
@@ -90,8 +87,11 @@ class EndpointFeed:
             self._revision += 1
             self._changes.append(_message(difference, self._revision - 1, self._revision))
             self._whole = None
-            self._encoded.pop(_WHOLE, None)
-            self._encoded.pop(self._revision - _KEPT, None)
+            self._encoded = {
+                (full, revision): encoded
+                for (full, revision), encoded in self._encoded.items()
+                if not full and revision > self._revision - _KEPT
+            }
         self._leave(
             frozenset(
                 task_id
@@ -115,7 +115,7 @@ class EndpointFeed:
 
     def encoded(self, message: dispatch_pb2.ManagerMessage) -> bytes:
         """A message of `since` as it is sent: encoded once for all sessions."""
-        key = _WHOLE if message.endpoints.full else message.endpoints.revision
+        key = message.endpoints.full, message.endpoints.revision
         if (encoded := self._encoded.get(key)) is None:
             encoded = self._encoded[key] = message.SerializeToString()
         return encoded

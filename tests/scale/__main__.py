@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from pathlib import Path
 
 from tests.bench.tables import MIB, Table, render
 from tests.scale.scenario import Outcome, Scenario, run
@@ -18,6 +19,7 @@ def main() -> None:
     parser.add_argument("--burn", action="store_true", help="other processes use all cores")
     parser.add_argument("--reconnect", action="store_true", help="break all sessions at once")
     parser.add_argument("--external-etcd", action="store_true", help="with its default limits")
+    parser.add_argument("--folder", type=Path, help="keep the manager's log and data there")
     given = parser.parse_args()
     scenario = Scenario(**vars(given))
     print(render(_table(scenario, asyncio.run(run(scenario)))))

@@ -40,6 +40,8 @@ class Scenario:
     """All nodes reconnect at once when the cluster has converged."""
     external_etcd: bool = False
     """etcd with its default limits."""
+    folder: Path | None = None
+    """Where the manager's log and data stay; nowhere if there is none."""
 
 
 @dataclass(slots=True)
@@ -81,10 +83,11 @@ class Outcome:
     """Of the machine over the last minute, before the run."""
 
 
-async def run(scenario: Scenario, folder: Path | None = None) -> Outcome:
+async def run(scenario: Scenario) -> Outcome:
     """Have it happen."""
     outcome = Outcome(load=os.getloadavg()[0])
     async with AsyncExitStack() as stack:
+        folder = scenario.folder
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orc-scale-")))
         manager = ManagerProcess(folder, external_etcd=scenario.external_etcd)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 from dataclasses import replace
-from ipaddress import IPv4Network
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network
 
 from orchestrator.manager.planning.addressing import Address, owned, slice_number
 from orchestrator.manager.planning.plan import Change
@@ -38,13 +39,19 @@ def _allocate(
     missing = sorted(node_ids - kept.keys())
     if not missing or not is_sliced(network):
         return kept
-    taken = {slice_number(network, IPv4Network(subnet)[0]) for subnet in kept.values()}
+    taken = {slice_number(network, _first(subnet)) for subnet in kept.values()}
     taken |= {slice_number(network, address) for address in owned_addresses}
     pool = IPv4Network(network.pool)
     free = (number for number in range(1, slices_in(network)) if number not in taken)
     for id, number in zip(missing, free, strict=False):
         kept[id] = _slice(pool, network.node_prefix, number)
     return kept
+
+
+@lru_cache(1 << 14)
+def _first(subnet: str) -> IPv4Address:
+    """The first address of a subnet. Every pass asks it of each slice there is."""
+    return IPv4Network(subnet).network_address
 
 
 def _slice(pool: IPv4Network, prefix: int, number: int) -> str:

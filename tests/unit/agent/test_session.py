@@ -235,9 +235,21 @@ async def test_a_manager_that_says_nothing_is_left(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dialer_module, "PATIENCE_FIRST", 0.05)
+    monkeypatch.setattr(session_module, "WELCOME_WITHIN", 0.05)
     async with manager_stub() as manager, agent(host, manager.address):
         await manager.session()
         await manager.session()
+
+
+async def test_a_manager_to_which_there_is_a_connection_is_waited_for(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialer_module, "PATIENCE_FIRST", 0.2)
+    async with manager_stub() as manager, agent(host, manager.address):
+        session = await manager.session()
+        await asyncio.sleep(0.5)
+        await session.welcome()
+        await until(lambda: session.heartbeats)
 
 
 async def test_a_message_to_a_session_that_the_manager_has_closed_ends_it() -> None:

@@ -86,6 +86,15 @@ def test_one_that_is_far_behind_is_told_all() -> None:
     assert len(told[0].endpoints.changed[0].endpoints) == 300
 
 
+def test_what_was_read_before_a_change_is_still_sent_as_it_was() -> None:
+    leader = Leader(running("a"))
+    (before,), _ = leader.feed.since(0)
+    leader.change(None, running("b"))
+    (after,), _ = leader.feed.since(0)
+    for message in (before, after, before):
+        assert leader.feed.encoded(message) == message.SerializeToString()
+
+
 def test_a_task_is_held_back_until_all_nodes_follow_without_it() -> None:
     leader = Leader(running("a"), running("b"))
     assert not leader.feed.holds(running("a"))

@@ -67,15 +67,20 @@ class Holding:
             self._parts.tracer.record("first health", began, now, self._trace, error=error)
         return replace(status, health=health, health_output=output, at=now)
 
-    async def image(self, task: Task) -> LocalImage:
-        """Its image, fetched unless the node has it. It may be cut short. Raises ImageError."""
+    async def image(
+        self, task: Task, tell: Callable[[str], None] = lambda reason: None
+    ) -> LocalImage:
+        """Its image, fetched unless the node has it. It may be cut short. `tell` is told why it
+        has to wait for it. Raises ImageError."""
         if self._prepared is not None:
             return self._prepared.image
         spec = task.spec.container
         if spec.rootfs:
             return NO_IMAGE
         with self._step("pull", image=spec.image):
-            return await self._parts.images.prepare(spec.image, task.image_digest, self._sources)
+            return await self._parts.images.prepare(
+                spec.image, task.image_digest, self._sources, tell
+            )
 
     async def _config(self, task: Task) -> ImageConfig:
         """What its image says, as far as this node has it: what runs, or is to stop, never waits

@@ -27,9 +27,16 @@ from orchestrator.tracing import OFF, Tracer
 class Images(Protocol):
     """Makes images ready to run from (`imagesource.ClusterImages`)."""
 
-    async def prepare(self, name: str, digest: str, sources: Sequence[str]) -> LocalImage:
+    async def prepare(
+        self,
+        name: str,
+        digest: str,
+        sources: Sequence[str],
+        tell: Callable[[str], None] = lambda reason: None,
+    ) -> LocalImage:
         """The image that `digest` names, fetched from one of `sources` (HOST:PORT) if this node
-        lacks it; `name` is what the user called it. Raises ImageError."""
+        lacks it; `name` is what the user called it. `tell` is told why it has to wait; empty: it
+        waits no more. Raises ImageError."""
         ...
 
     async def config(self, digest: str) -> ImageConfig | None:

@@ -299,7 +299,7 @@ class TaskRunner:
         async with self._news.may_interrupt():
             for end in self._predecessors(self._task):
                 await end.wait()
-            image = await self._holding.image(self._task)
+            image = await self._holding.image(self._task, self._account.say)
             mounts = await self._holding.mount(self._task, image)
             await self._await_files()
         if mounts is None:

@@ -1,65 +1,26 @@
-"""Whose turn it is to fetch an image, and from where: so that a registry serves it about once.
-
-The first node that asks for an image that nobody has goes to its registry; the others wait until
-it is there, and then go to nodes that have it. Each of those serves a few at a time, so that the
-sources grow with every turn, as a tree does. A turn lasts as long as its call: what breaks gives
-it to the next.
-"""
+"""Serves agents that need an image: where each may pull it from, and when (`pullturns`)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.credentials import auth_for
 from orchestrator.manager.lookup import images_of
+from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.pullturns import REGISTRY, Granted, Pull, PullTurns, Waiting
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.vault import Vault
 from orchestrator.model.names import parse_image
-from orchestrator.model.nodes import NodeState
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.objects import Image
+from orchestrator.model.units import format_size
 from orchestrator.pb import images_pb2, images_pb2_grpc
-
-SERVED_BY_ONE = 3
-"""Nodes that fetch an image from one other at a time."""
-REPORT_GRACE = 1.5
-"""Seconds in which a node that is done with the registry tells that it has the image."""
-
-
-class Turns:
-    """Who fetches what from whom; in memory, for a new leader's agents ask again."""
-
-    def __init__(self) -> None:
-        self._serving: Counter[str] = Counter()
-        self._at_registry: set[str] = set()
-        self.changed = asyncio.Event()
-
-    def take(self, key: str, holders: list[str]) -> str | None:
-        """A source for the image `key`: one of its holders, `""` for the registry, or None when
-        all are taken. `give_back` it."""
-        if holders:
-            least = min(holders, key=lambda holder: (self._serving[holder], holder))
-            if self._serving[least] >= SERVED_BY_ONE:
-                return None
-            self._serving[least] += 1
-            return least
-        if key in self._at_registry:
-            return None
-        self._at_registry.add(key)
-        return ""
-
-    def give_back(self, key: str, source: str) -> None:
-        """End a turn."""
-        if source:
-            self._serving[source] -= 1
-        else:
-            self._at_registry.discard(key)
-        self.changed.set()
-        self.changed = asyncio.Event()
 
 
 class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
@@ -70,36 +31,51 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
         cache: Cache,
         vault: Vault,
         building: Callable[[str], bool],
-        grace: float = REPORT_GRACE,
+        turns: PullTurns | None = None,
     ) -> None:
         """`building`: whether a node builds an image for a client now."""
         self._building = building
         self._cache = cache
         self._vault = vault
-        self._grace = grace
-        self._turns = Turns()
+        self._turns = turns or PullTurns()
+        self._waiting: set[asyncio.Event] = set()
+        """Events of the calls that wait, to be set when another call has ended."""
 
-    async def Acquire(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        """One grant, which lasts until the agent ends the call."""
+    async def Acquire(self, request: Any, context: Any) -> None:
+        """Notices while the agent has to wait, then one grant, which lasts until it ends the call
+        or its turn has ended (see `pullturns`)."""
         identity = peer_identity(context)
         assert identity is not None  # the role guard saw to it
-        key = request.digest or request.name
-        source = await self._turn(key, request, identity.id)
+        pull = Pull(
+            identity.id,
+            request.digest or request.name,
+            frozenset(request.failed),
+            request.reports,
+        )
+        now = asyncio.get_running_loop().time
+        ticket = self._turns.ask(pull, now())
+        # Not a generator: one that is suspended when its call is cancelled ends some time later.
         try:
-            if source:
-                yield images_pb2.Grant(nodes=[source], registry=False)
-            else:
+            source = await self._turn(ticket, pull, request, context)
+            if source == REGISTRY:
                 auth = self._auth(request.name, identity.id)
-                yield images_pb2.Grant(registry=True, auth=auth)
+                await context.write(images_pb2.Grant(registry=True, auth=auth))
+            else:
+                await context.write(images_pb2.Grant(nodes=[source]))
             await asyncio.get_running_loop().create_future()
         finally:
-            if not source:
-                # What it has fetched is known in a moment; nobody else need fetch it again.
-                asyncio.get_running_loop().call_later(
-                    self._grace, self._turns.give_back, key, source
-                )
-            else:
-                self._turns.give_back(key, source)
+            self._turns.end(ticket, now())
+            for wake in self._waiting:
+                wake.set()
+
+    async def Progress(self, request: Any, context: Any) -> Any:
+        """An agent's pull goes on."""
+        identity = peer_identity(context)
+        assert identity is not None  # the role guard saw to it
+        now = asyncio.get_running_loop().time()
+        image = request.digest or request.name
+        self._turns.progress(identity.id, image, request.received, now)
+        return images_pb2.PullProgressReply()
 
     async def Locate(self, request: Any, context: Any) -> Any:
         """What the cluster has under a name now."""
@@ -117,16 +93,35 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
             return b""
         return auth_for(view, self._vault, image)
 
-    async def _turn(self, key: str, request: Any, node_id: str) -> str:
-        async with self._cache.subscribe() as feed:
+    async def _turn(self, ticket: int, pull: Pull, request: Any, context: Any) -> str:
+        """Wait for the turn: where to pull from. The agent is told meanwhile why it waits."""
+        now = asyncio.get_running_loop().time
+        async with self._woken() as wake:
             while True:
-                changed = self._turns.changed
-                holders = _holders(self._cache.view, request.digest, request.name, node_id)
-                holders = [holder for holder in holders if holder not in request.failed]
-                source = self._turns.take(key, holders)
-                if source is not None:
-                    return source
-                await _first(feed.next, changed.wait)
+                wake.clear()
+                view = self._cache.view
+                holders = _holders(view, request.digest, request.name, pull.node_id)
+                found = self._turns.poll(ticket, now(), holders, partial(_is_up, view))
+                if isinstance(found, Granted):
+                    return found.source
+                if found.notify:
+                    await context.write(images_pb2.Grant(waiting=_reason(view, found)))
+                    continue
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(found.until - now()):
+                        await wake.wait()
+
+    @asynccontextmanager
+    async def _woken(self) -> AsyncIterator[asyncio.Event]:
+        """An event that is set when a call ends, and when nodes or images change."""
+        wake = asyncio.Event()
+        self._waiting.add(wake)
+        try:
+            async with self._cache.subscribe() as feed:
+                feed.on_change = lambda: wake.set() if _matters(feed.take()) else None
+                yield wake
+        finally:
+            self._waiting.discard(wake)
 
 
 def needs_registry(view: ClusterView, node_id: str, image: str) -> bool:
@@ -139,16 +134,29 @@ def needs_registry(view: ClusterView, node_id: str, image: str) -> bool:
     )
 
 
-async def _first(*waits: Callable[[], Any]) -> None:
-    """Until one of them is done."""
-    tasks = [asyncio.ensure_future(wait()) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+def _matters(changes: Iterable[Change]) -> bool:
+    return any(isinstance(change.subject, Node | Image) for change in changes)
+
+
+def _is_up(view: ClusterView, node_id: str) -> bool:
+    """Whether a node may go on with a pull that others wait for."""
+    node = view.nodes.get(node_id)
+    return node is not None and node.state is not NodeState.DOWN
+
+
+def _reason(view: ClusterView, waiting: Waiting) -> str:
+    """Why an agent has to wait, for the user who looks at its task."""
+    nodes = {turn.pull.node_id: view.nodes.get(turn.pull.node_id) for turn in waiting.behind}
+    names = sorted(node.description.hostname if node else id for id, node in nodes.items())
+    if not names:
+        return "waiting for the node that has just pulled the image"
+    first = waiting.behind[0]
+    if first.source == REGISTRY:
+        size = f" ({format_size(first.received)} so far)" if first.received else ""
+        return f"waiting for {names[0]}, which pulls the image from its registry{size}"
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    has = "have" if more else "has"
+    return f"waiting until {names[0]}{more} {has} pulled the image from the nodes that have it"
 
 
 def _holders(view: ClusterView, digest: str, name: str, asking: str) -> list[str]:

@@ -26,7 +26,13 @@ from orchestrator.identity.pair import KeyPair
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import NodeDescription
 from orchestrator.model.specs import Resources
-from orchestrator.pb import blobs_pb2_grpc, dispatch_pb2, dispatch_pb2_grpc
+from orchestrator.pb import (
+    blobs_pb2_grpc,
+    dispatch_pb2,
+    dispatch_pb2_grpc,
+    images_pb2,
+    images_pb2_grpc,
+)
 
 pytestmark = pytest.mark.root
 
@@ -39,6 +45,7 @@ class LightNode:
 
     store: ImageStore
     images: ClusterImages
+    channel: grpc.aio.Channel
 
 
 @asynccontextmanager
@@ -80,7 +87,7 @@ async def light_node(running: Running, folder: Path, number: int) -> AsyncIterat
             Registry(folder),
             lambda: channel,
         )
-        yield LightNode(store, images)
+        yield LightNode(store, images, channel)
         call.cancel()
 
 
@@ -109,6 +116,28 @@ async def test_a_registry_serves_twenty_nodes_once(tmp_path: Path) -> None:
         assert len(asked) == 2
         assert set(asked.values()) == {1}
         await known_everywhere(running, digest, len(nodes))
+
+
+async def test_a_node_is_told_for_whom_it_waits(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        name, _ = stack.enter_context(registry_in(tmp_path))
+        running = await stack.enter_async_context(manager_in(tmp_path / "manager"))
+        slow = await stack.enter_async_context(light_node(running, tmp_path, 1))
+        node = await stack.enter_async_context(light_node(running, tmp_path, 2))
+        digest = await Registry(tmp_path).push(
+            layout_of(tmp_path, SIZE), name, b"", lambda *news: None
+        )
+        request = images_pb2.AcquireRequest(name=name, digest=digest, reports=True)
+        turn = images_pb2_grpc.SourcesStub(slow.channel).Acquire(request)
+        assert (await turn.read()).registry
+        told: asyncio.Queue[str] = asyncio.Queue()
+        async with asyncio.TaskGroup() as tasks:
+            pull = tasks.create_task(node.images.prepare(name, digest, (), told.put_nowait))
+            reason = "waiting for node1, which pulls the image from its registry"
+            assert await told.get() == reason
+            turn.cancel()
+        assert pull.result().digest == digest
+        assert told.get_nowait() == ""
 
 
 async def test_a_node_that_sends_damaged_content_is_passed_over(tmp_path: Path) -> None:

@@ -13,9 +13,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
+from simpulls import live_of_pulls
 from simseeds import live, live_of_containers
 
-_LIVES: dict[str, Callable[[int], None]] = {"services": live, "containers": live_of_containers}
+_LIVES: dict[str, Callable[[int], None]] = {
+    "services": live,
+    "containers": live_of_containers,
+    "pulls": live_of_pulls,
+}
 _CHUNK = 20
 """Seeds that a process is given at a time."""
 

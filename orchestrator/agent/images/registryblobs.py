@@ -32,6 +32,8 @@ _ATTEMPTS = 3
 """How often a blob that breaks off is asked for."""
 _STALL = 30.0
 """Seconds without a byte after which a blob is given up."""
+_OPENING = 60.0
+"""Seconds that a registry may take until an image can be fetched from it."""
 _CHUNK = 1 << 20
 _PACKET = 1 << 16
 _GONE = "the pull that fetched this was cancelled"
@@ -146,8 +148,10 @@ class BlobSource:
         document: Callable[[str], Awaitable[bytes]],
         progress: LayerProgress,
         there: Callable[[str], Path | None],
+        opening: float = _OPENING,
     ) -> None:
-        """`document` brings a manifest by its digest; `failed` words what a proxy says."""
+        """`document` brings a manifest by its digest; `failed` words what a proxy says; `opening`:
+        seconds that the registry may take until an image can be fetched."""
         self._command = command
         self._fds = fds
         self._reference = reference
@@ -155,6 +159,7 @@ class BlobSource:
         self._document = document
         self._progress = progress
         self._there = there
+        self._opening = opening
         self._sizes: dict[str, int] = {}
         self._slots = asyncio.Semaphore(_PARALLEL)
         self._idle: list[Proxy] = []
@@ -236,7 +241,12 @@ class BlobSource:
         proxy = await Proxy.started(self._command, self._fds)
         self._all.append(proxy)
         try:
-            await proxy.open(self._reference)
+            async with asyncio.timeout(self._opening):
+                await proxy.open(self._reference)
+        except TimeoutError:
+            await asyncio.shield(proxy.close())  # else its thread would wait on
+            text = f"timeout: no answer within {self._opening:g} seconds"
+            raise self._failed(text) from None
         except ProxyError as error:
             raise self._failed(str(error)) from error
         return proxy

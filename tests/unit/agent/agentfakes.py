@@ -187,18 +187,30 @@ class FakeImages:
         self.config_of_image = ImageConfig(stop_signal="SIGINT")
         self.missing = False
         self.hold: asyncio.Event | None = None
+        self.reason = ""
+        """Why it takes so long."""
         self.cancelled = 0
 
     async def config(self, digest: str) -> ImageConfig | None:
         return None if self.missing else self.config_of_image
 
-    async def prepare(self, name: str, digest: str, sources: Sequence[str]) -> LocalImage:
+    async def prepare(
+        self,
+        name: str,
+        digest: str,
+        sources: Sequence[str],
+        tell: Callable[[str], None] = lambda reason: None,
+    ) -> LocalImage:
         if self.hold is not None:
+            if self.reason:
+                tell(self.reason)
             try:
                 await self.hold.wait()
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise
+            if self.reason:
+                tell("")
         if self.missing:
             raise ImageError(f"no node has the image {name}")
         return LocalImage(digest, (Path("/layers/a"),), self.config_of_image)

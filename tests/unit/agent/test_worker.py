@@ -215,6 +215,17 @@ async def test_a_task_that_is_stopped_before_it_started(host: Host) -> None:
         assert host.runtime.did("create") == []
 
 
+async def test_why_a_task_waits_for_its_image_shows_in_its_status(host: Host) -> None:
+    host.images.hold, host.images.reason = asyncio.Event(), "waiting for node2"
+    async with agent(host) as a:
+        a.full(assigned())
+        await until(lambda: a.reports.last().message == "waiting for node2")
+        assert a.reports.state() is TaskState.PREPARING
+        host.images.hold.set()
+        await a.reaches(TaskState.RUNNING)
+        assert a.reports.last().message == ""
+
+
 async def test_an_image_that_nobody_has_is_rejected(host: Host) -> None:
     host.images.missing = True
     async with agent(host) as a:

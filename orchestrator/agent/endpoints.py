@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.agent.network import NetworkError
-from orchestrator.agent.statedb import EndpointKey, StateDb
+from orchestrator.agent.statedb import EndpointChange, EndpointKey, StateDb
 from orchestrator.model.networks import stays_on_node
 from orchestrator.pb import dispatch_pb2
 
@@ -87,7 +87,10 @@ class Endpoints:
         self._db = db
         self._wake = wake
         self._period = period
-        self._entries = {_key(entry): entry for entry in db.endpoints()}
+        self._entries: dict[EndpointKey, _Entry] = {}
+        for known in db.endpoints():
+            self._entries[_key(known)] = entry = _Entry()
+            entry.take(known, whole=True)
         self._node_id = node_id
         self._networks = tuple(db.networks())
         self._alone = _alone(self._networks)
@@ -107,23 +110,18 @@ class Endpoints:
 
     def apply(self, table: dispatch_pb2.EndpointTable) -> int:
         """Write down and take a table or a change of it; the revision that it makes here."""
-        changed: dict[EndpointKey, dispatch_pb2.ServiceEndpoints] = {}
+        changes: list[EndpointChange] = []
         for told in table.changed:
-            key = _key(told)
-            known = None if table.full else self._entries.get(key)
-            entry = _merged(known, told)
-            if entry != self._entries.get(key):
-                changed[key] = entry
+            entry = self._entries.setdefault(_key(told), _Entry())
+            if change := entry.take(told, whole=table.full):
+                changes.append(change)
         removed = [(each.id, each.network_id) for each in table.removed]
         if table.full:
-            told_of = {_key(entry) for entry in table.changed}
-            removed = list(self._entries.keys() - told_of)
-        if changed or removed:
-            self._db.put_endpoints(changed, removed)
-            self._entries.update(changed)
-            for key in removed:
-                self._entries.pop(key, None)
-            self._move_on(changed.keys() | set(removed))
+            removed = list(self._entries.keys() - {_key(entry) for entry in table.changed})
+        removed = [key for key in removed if self._entries.pop(key, None) is not None]
+        if changes or removed:
+            self._db.put_endpoints(changes, removed)
+            self._move_on({_key(change.head) for change in changes} | set(removed))
         return self._revision
 
     def order(self, networks: Sequence[dispatch_pb2.AssignedNetwork]) -> None:
@@ -199,13 +197,7 @@ class Endpoints:
         """An entry as it is from here: in a network that each node has for itself the tasks of
         other nodes cannot be reached."""
         entry = self._entries[key]
-        if key[1] not in self._alone:
-            return entry
-        seen = dispatch_pb2.ServiceEndpoints()
-        seen.CopyFrom(entry)
-        del seen.endpoints[:]
-        seen.endpoints.extend(each for each in entry.endpoints if each.node_id == self._node_id)
-        return seen
+        return entry.complete(self._node_id if key[1] in self._alone else "")
 
 
 def _alone(networks: Iterable[dispatch_pb2.AssignedNetwork]) -> frozenset[str]:
@@ -218,17 +210,40 @@ def _key(entry: dispatch_pb2.ServiceEndpoints) -> EndpointKey:
     return entry.id, entry.network_id
 
 
-def _merged(
-    known: dispatch_pb2.ServiceEndpoints | None, told: dispatch_pb2.ServiceEndpoints
-) -> dispatch_pb2.ServiceEndpoints:
-    """An entry after a change of it; complete, endpoints by slot."""
-    endpoints = {each.task_id: each for each in known.endpoints} if known is not None else {}
-    endpoints.update((each.task_id, each) for each in told.endpoints)
-    for task_id in told.gone:
-        endpoints.pop(task_id, None)
-    merged = dispatch_pb2.ServiceEndpoints()
-    merged.CopyFrom(told)
-    del merged.gone[:]
-    del merged.endpoints[:]
-    merged.endpoints.extend(sorted(endpoints.values(), key=lambda each: (each.slot, each.task_id)))
-    return merged
+class _Entry:
+    """An entry of the table, of which a change costs what it is about, and not what is there."""
+
+    def __init__(self) -> None:
+        self._head = dispatch_pb2.ServiceEndpoints()
+        """All but the endpoints."""
+        self.endpoints: dict[str, dispatch_pb2.Endpoint] = {}
+        """By task."""
+
+    def take(
+        self, told: dispatch_pb2.ServiceEndpoints, *, whole: bool = False
+    ) -> EndpointChange | None:
+        """Take a change of the entry, or the `whole` of it; what it changes, None for nothing."""
+        put = [each for each in told.endpoints if self.endpoints.get(each.task_id) != each]
+        if whole:
+            gone = list(self.endpoints.keys() - {each.task_id for each in told.endpoints})
+        else:
+            gone = list(told.gone)
+            put = [each for each in put if each.task_id not in told.gone] if gone else put
+        gone = [task_id for task_id in gone if self.endpoints.pop(task_id, None) is not None]
+        self.endpoints.update((each.task_id, each) for each in put)
+        head = dispatch_pb2.ServiceEndpoints()
+        head.CopyFrom(told)
+        del head.gone[:]
+        del head.endpoints[:]
+        if not put and not gone and head == self._head:
+            return None
+        self._head = head
+        return EndpointChange(head, put, gone)
+
+    def complete(self, node_id: str = "") -> dispatch_pb2.ServiceEndpoints:
+        """All of it, endpoints by slot; with `node_id`, those of this node alone."""
+        entry = dispatch_pb2.ServiceEndpoints()
+        entry.CopyFrom(self._head)
+        found = [each for each in self.endpoints.values() if not node_id or each.node_id == node_id]
+        entry.endpoints.extend(sorted(found, key=lambda each: (each.slot, each.task_id)))
+        return entry

@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -61,6 +61,15 @@ CREATE TABLE endpoints (
     PRIMARY KEY (id, network_id)
 ) WITHOUT ROWID;
 """,
+    """
+CREATE TABLE endpoint_tasks (
+    id TEXT NOT NULL,
+    network_id TEXT NOT NULL,
+    task_id TEXT NOT NULL,
+    endpoint BLOB NOT NULL,
+    PRIMARY KEY (id, network_id, task_id)
+) WITHOUT ROWID;
+""",
 )
 """What each version adds to the one before."""
 _SCHEMA_VERSION = len(_SCHEMAS)
@@ -83,6 +92,18 @@ _Statement = tuple[str, tuple[Any, ...]]
 
 EndpointKey = tuple[str, str]
 """Id of the service, or of the standalone container's task; id of the network."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointChange:
+    """What has changed of an entry of the endpoint table."""
+
+    head: dispatch_pb2.ServiceEndpoints
+    """All of it but its endpoints."""
+    put: Sequence[dispatch_pb2.Endpoint]
+    """New or changed ones."""
+    gone: Sequence[str] = ()
+    """Ids of the tasks of those that it has no longer."""
 
 
 class StateDbError(Exception):
@@ -147,6 +168,7 @@ class StateDb:
                 for schema in _SCHEMAS[version:]:
                     for statement in schema.split(";"):
                         self._db.execute(statement)
+                self._split_endpoints()
                 self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
             self._db.execute("COMMIT")
             self._settings: dict[str, bytes] = {}
@@ -180,6 +202,15 @@ class StateDb:
         if self._deferred:
             self._write((), defer=True)
         self._db.close()
+
+    def _split_endpoints(self) -> None:
+        """Have endpoints in rows of their own, which had been in those of their entries."""
+        for (row,) in self._db.execute("SELECT entry FROM endpoints").fetchall():
+            entry = dispatch_pb2.ServiceEndpoints.FromString(row)
+            for endpoint in entry.endpoints:
+                self._db.execute(*_endpoint((entry.id, entry.network_id), endpoint))
+            del entry.endpoints[:]
+            self._db.execute(*_endpoint_head(entry))
 
     async def run(self) -> None:
         """Retry what could not be recorded, and make checkpoints, until cancelled."""
@@ -281,29 +312,36 @@ class StateDb:
 
     def endpoints(self) -> list[dispatch_pb2.ServiceEndpoints]:
         """The entries of the newest endpoint table; empty before the first."""
-        rows = self._db.execute("SELECT entry FROM endpoints")
-        return [dispatch_pb2.ServiceEndpoints.FromString(entry) for (entry,) in rows]
+        rows = self._db.execute("SELECT id, network_id, entry FROM endpoints")
+        found = {row[:2]: dispatch_pb2.ServiceEndpoints.FromString(row[2]) for row in rows}
+        for *key, endpoint in self._db.execute(
+            "SELECT id, network_id, endpoint FROM endpoint_tasks"
+        ):
+            if (entry := found.get(tuple(key))) is not None:
+                entry.endpoints.append(dispatch_pb2.Endpoint.FromString(endpoint))
+        return list(found.values())
 
     def put_endpoints(
         self,
-        changed: Mapping[EndpointKey, dispatch_pb2.ServiceEndpoints],
+        changes: Iterable[EndpointChange],
         removed: Iterable[EndpointKey],
     ) -> None:
         """Record what changed in the endpoint table, or defer it; all of it or nothing."""
-        put, drop = (
-            "INSERT OR REPLACE INTO endpoints VALUES (?, ?, ?)",
-            "DELETE FROM endpoints WHERE id = ? AND network_id = ?",
-        )
-        self._write(
-            [
-                *(
-                    (("endpoints", *key), (put, (*key, entry.SerializeToString())))
-                    for key, entry in changed.items()
-                ),
-                *((("endpoints", *key), (drop, tuple(key))) for key in removed),
-            ],
-            defer=True,
-        )
+        statements: list[tuple[Hashable, _Statement]] = []
+        for change in changes:
+            key = change.head.id, change.head.network_id
+            statements.append((("endpoints", *key), _endpoint_head(change.head)))
+            for endpoint in change.put:
+                about = "endpoint", *key, endpoint.task_id
+                statements.append((about, _endpoint(key, endpoint)))
+            for task_id in change.gone:
+                sql = "DELETE FROM endpoint_tasks WHERE id = ? AND network_id = ? AND task_id = ?"
+                statements.append((("endpoint", *key, task_id), (sql, (*key, task_id))))
+        for key in removed:
+            drop = "DELETE FROM {} WHERE id = ? AND network_id = ?"
+            for table in ("endpoints", "endpoint_tasks"):
+                statements.append(((table, *key), (drop.format(table), tuple(key))))
+        self._write(statements, defer=True)
 
     def managers(self) -> tuple[str, ...]:
         """HOST:PORT of the managers that the last session named; empty before the first."""
@@ -429,6 +467,16 @@ def _status(task_id: str, status: TaskStatus, boot_id: str) -> tuple[Hashable, _
 def _released(task_id: str, released: bool) -> tuple[Hashable, _Statement]:
     sql = "UPDATE tasks SET released = ? WHERE id = ?"
     return ("released", task_id), (sql, (int(released), task_id))
+
+
+def _endpoint_head(head: dispatch_pb2.ServiceEndpoints) -> _Statement:
+    values = head.id, head.network_id, head.SerializeToString()
+    return "INSERT OR REPLACE INTO endpoints VALUES (?, ?, ?)", values
+
+
+def _endpoint(key: EndpointKey, endpoint: dispatch_pb2.Endpoint) -> _Statement:
+    values = *key, endpoint.task_id, endpoint.SerializeToString()
+    return "INSERT OR REPLACE INTO endpoint_tasks VALUES (?, ?, ?, ?)", values
 
 
 def _refused(error: sqlite3.Error) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from types import FrameType, ModuleType
 
 import pytest
 from agentfakes import until
@@ -172,3 +175,65 @@ async def test_what_is_applied_is_mended_every_now_and_then(tmp_path: Path) -> N
         # It has lost everything by itself: the next look finds that.
         one.forget()
         await until(lambda: ("web", "n") in one.entries)
+
+
+class Operations:
+    """Counts the operations of Python code in a module, whatever time they take."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._file = module.__file__
+        self.count = 0
+
+    def __enter__(self) -> Operations:
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, _argument: object) -> object:
+        if frame.f_code.co_filename != self._file:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        self.count += event == "opcode"
+        return self._trace
+
+
+def test_a_change_of_a_large_service_costs_what_it_changes(tmp_path: Path) -> None:
+    """A service whose tasks come one by one: twice as many take twice the work."""
+
+    def grown(tasks: int) -> tuple[int, int]:
+        with StateDb(tmp_path / f"{tasks}.db") as db:
+            endpoints = Endpoints(db, (), lambda: None)
+            endpoints.apply(whole(entry("web")))
+            written: list[str] = []
+            db._db.set_trace_callback(written.append)
+            with Operations(endpoints_module) as done:
+                for slot in range(tasks):
+                    endpoints.apply(change(entry("web", slot)))
+            db._db.set_trace_callback(None)
+            assert endpoints.count == tasks
+            return done.count, sum(map(len, written))
+
+    (few, few_bytes), (many, many_bytes) = grown(100), grown(400)
+    assert many < 4.5 * few
+    assert many_bytes < 4.5 * few_bytes
+
+
+async def test_entries_that_an_older_agent_wrote_are_read(tmp_path: Path) -> None:
+    """It had endpoints in the rows of their entries."""
+    with StateDb(tmp_path / "state.db"):
+        pass
+    with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as raw:
+        raw.execute("DROP TABLE endpoint_tasks")
+        raw.execute("PRAGMA user_version=2")
+        row = "web", "n", entry("web", 2, 1).SerializeToString()
+        raw.execute("INSERT INTO endpoints VALUES (?, ?, ?)", row)
+    one = Follower("one")
+    async with following(tmp_path, one) as endpoints:
+        last = endpoints.apply(change(entry("web", 3, gone=[2])))
+        await until(lambda: endpoints.applied == last)
+        assert one.tasks("web") == ["web.1", "web.3"]
+    with StateDb(tmp_path / "state.db") as db:
+        (known,) = db.endpoints()
+        assert {each.slot for each in known.endpoints} == {1, 3}

@@ -14,7 +14,7 @@ from fulldisk import small_disk
 from volumekit import private
 
 from orchestrator.agent import statedb as statedb_module
-from orchestrator.agent.statedb import CannotRecord, StateDb
+from orchestrator.agent.statedb import CannotRecord, EndpointChange, StateDb
 from orchestrator.background import background
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
@@ -44,7 +44,11 @@ async def test_writes_wait_until_a_full_disk_has_room_again(tmp_path: Path) -> N
         db.put_released("a")
         db.forget("b")
         db.put_managers(["m1:7420"])
-        db.put_endpoints({("s", "n"): dispatch_pb2.ServiceEndpoints(id="s", network_id="n")}, [])
+        service = dispatch_pb2.ServiceEndpoints(id="s", network_id="n")
+        one, two = (dispatch_pb2.Endpoint(task_id=id) for id in ("t1", "t2"))
+        db.put_endpoints([EndpointChange(service, [one])], [])
+        db.put_endpoints([], [("s", "n")])
+        db.put_endpoints([EndpointChange(service, [two])], [])
         assert "full" in db.trouble
         assert db.managers() == ("m1:7420",)
         async with background(db.run()):
@@ -60,7 +64,8 @@ async def test_writes_wait_until_a_full_disk_has_room_again(tmp_path: Path) -> N
         assert records.keys() == {"a", "c"}
         assert (records["a"].status, records["a"].released) == (RUNNING, True)
         assert db.managers() == ("m1:7420",)
-        assert [entry.id for entry in db.endpoints()] == ["s"]
+        (entry,) = db.endpoints()
+        assert (entry.id, [each.task_id for each in entry.endpoints]) == ("s", ["t2"])
 
 
 @pytest.mark.root

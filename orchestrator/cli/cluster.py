@@ -55,8 +55,14 @@ def info(client: Client, form: str) -> None:
             ("Strategy", word(Strategy(reply.strategy))),
             ("Certificates last", format_duration(reply.certificate_lifetime)),
             ("Nodes join at", reply.join_address),
+            *(("Cannot be decoded", _undecodable(each)) for each in reply.undecodable),
         ]
     )
+
+
+def _undecodable(found: Any) -> str:
+    held = ", ".join(found.held_services)
+    return f"{found.key}: {found.reason}" + (f"; not planned: {held}" if held else "")
 
 
 def cluster_document(reply: Any) -> Row:
@@ -78,6 +84,10 @@ def cluster_document(reply: Any) -> Row:
         "join_address": reply.join_address,
         "strategy": word(Strategy(reply.strategy)),
         "certificate_lifetime": reply.certificate_lifetime,
+        "undecodable": [
+            {"key": each.key, "reason": each.reason, "held_services": list(each.held_services)}
+            for each in reply.undecodable
+        ],
     }
 
 

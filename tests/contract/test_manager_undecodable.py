@@ -52,7 +52,7 @@ def of(running: Running, name: str) -> list[Task]:
 
 
 async def test_garbage_holds_its_own_service_and_no_other(kv: Kv, tmp_path: Path) -> None:
-    async with manager_in(tmp_path / "manager", 600.0, kv) as running:
+    async with manager_in(tmp_path / "manager", 600.0, kv) as running, leading(running):
         joined = await running.join(running.token)
         async with (
             agent(running, "one", joined) as node,
@@ -100,6 +100,13 @@ async def test_garbage_holds_its_own_service_and_no_other(kv: Kv, tmp_path: Path
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert f"/orc/nodes/{away.id} cannot be decoded" in (refused.value.details() or "")
         assert await undecodable(channel) == {*keys, "/orc/gadgets/x"}
+        about = (await control.GetCluster(control_pb2.GetClusterRequest())).undecodable
+        assert {each.key: list(each.held_services) for each in about} == {
+            "/orc/gadgets/x": [],
+            object_key(away): [],
+            object_key(broken): [broken.id],
+            object_key(lost): ["web"],
+        }
         for key in keys:
             entry = await kv.get(key)
             assert entry is not None

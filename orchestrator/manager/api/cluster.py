@@ -10,7 +10,9 @@ from orchestrator.identity.token import JoinToken, new_secret
 from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.certificates import lifetime
 from orchestrator.manager.discovery import web_address
+from orchestrator.manager.planning.held import held_services
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, unavailable
 from orchestrator.manager.store.commit import commit
 from orchestrator.model.convert import to_proto
@@ -62,6 +64,7 @@ class ClusterCalls(Calls):
             ca_certificate=cluster.ca_certificate,
             web_address=web_address(identity),
             certificate_lifetime=lifetime(cluster.certificate_lifetime).total_seconds(),
+            undecodable=_undecodable(view),
         )
 
     @answering
@@ -100,3 +103,17 @@ class ClusterCalls(Calls):
     async def ListNetworks(self, request: Any, context: Any) -> Any:
         networks = sorted(self.api.view.networks.values(), key=lambda n: n.name)
         return control_pb2.ListNetworksReply(networks=[to_proto(n) for n in networks])
+
+
+def _undecodable(view: ClusterView) -> list[Any]:
+    """What is set aside, by key, each with the services that wait for it."""
+    waiting: dict[str, list[str]] = {}
+    for id, found in held_services(view).items():
+        service = view.services.get(id)
+        waiting.setdefault(found.key, []).append(service.spec.name if service else id)
+    return [
+        control_pb2.UndecodableObject(
+            key=key, reason=found.reason, held_services=sorted(waiting.get(key, ()))
+        )
+        for key, found in sorted(view.quarantined.items())
+    ]

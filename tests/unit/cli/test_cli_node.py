@@ -335,11 +335,13 @@ def test_cluster_info_and_tokens(manager: Any, run: Run, refused: Refused) -> No
         worker_token="ORC-w",
         manager_token="ORC-m",
         join_address="10.0.0.1:7421",
+        undecodable=[{"key": "/orc/tasks/t", "reason": "garbage", "held_services": ["web"]}],
     )
     manager.script.answers["RotateToken"] = pb.TokenReply(token="ORC-new")
     text = run("cluster", "info").stdout
     assert "10.0.0.1:7420 (m1), leader" in text
     assert "3 (2 ready)" in text
+    assert "/orc/tasks/t: garbage; not planned: web" in text
     document = json.loads(run("cluster", "info", "--format", "json").stdout)
     assert document["created_at"] == "1970-01-01T00:01:00.000Z"
     assert document["managers"][0]["leader"] is True

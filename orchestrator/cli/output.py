@@ -22,7 +22,7 @@ Row = dict[str, Any]
 """One object as its JSON document: keys in snake_case, memory in bytes, times in RFC 3339."""
 
 _TIMES = {"created_at", "updated_at", "at", "started_at", "finished_at", "state_since"}
-_TIMES |= {"not_before", "due_at", "since", "decided_until"}
+_TIMES |= {"not_before", "due_at", "since", "decided_until", "running_since"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

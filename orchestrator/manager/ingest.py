@@ -23,7 +23,7 @@ def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:
     changes.extend(_hellos(view, reports, now))
     changes.extend(_descriptions(view.evolve(changes), reports))
     for node_id, statuses in sorted(reports.statuses.items()):
-        changes.extend(task_changes(view, node_id, statuses))
+        changes.extend(task_changes(view, node_id, statuses, now))
     view = view.evolve(changes)
     for node_id, images in sorted(reports.inventories.items()):
         found = list(_inventory(view, node_id, images))

@@ -111,6 +111,8 @@ class Task(Extensible):
     """Id of each secret and config that its spec names → the version that it has, or is to have."""
     trace: str = ""
     """Place in a trace of the call that wanted it; see `orchestrator.tracing`."""
+    running_since: float = 0.0
+    """When a manager first learned that this run is RUNNING, by the manager's clock; 0: not yet."""
 
     @property
     def wanted_now(self) -> TaskState:

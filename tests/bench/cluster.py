@@ -186,7 +186,7 @@ class Control:
                     asked = True
 
     async def _watch(self, name: str) -> AsyncIterator[Any]:
-        request = control_pb2.WatchServiceRequest(service=name)
+        request = control_pb2.WatchServiceRequest(service=name, monitor=0.0)
         call = self._stub.WatchService(request)
         try:
             async for progress in call:

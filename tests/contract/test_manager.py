@@ -153,7 +153,8 @@ def web(replicas: int = 1, **task: Any) -> Any:
 
 async def pictures(control: Any, holds: Any) -> Any:
     """Watch service `web` until its picture is as wanted."""
-    watch = control.WatchService(control_pb2.WatchServiceRequest(service="web"))
+    request = control_pb2.WatchServiceRequest(service="web", monitor=0.0)
+    watch = control.WatchService(request)
     async with asyncio.timeout(60):
         async for picture in watch:
             if holds(picture):

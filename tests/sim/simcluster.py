@@ -224,7 +224,7 @@ class SimCluster:
 
     def _take(self, node_id: str, statuses: Statuses) -> None:
         """A report reaches the leader, which writes it down and says so."""
-        self.write(*ingest(self.view, node_id, statuses), owner=Owner.AGENT)
+        self.write(*ingest(self.view, node_id, statuses, self.leader_now), owner=Owner.AGENT)
         agent = self.agents.get(node_id)
         if agent is not None and agent.connected:
             self.wire.acknowledge(agent, statuses)

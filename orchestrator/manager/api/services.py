@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from orchestrator.manager.planning import jobruns
 from orchestrator.manager.planning.documents import newest, restored
 from orchestrator.manager.planning.history import rolled_back, with_spec
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.progress import progress
+from orchestrator.manager.planning.progress import Watch, progress
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.vips import allocate_vips
 from orchestrator.manager.portuse import PortTurn, check_ports, port_turn, settled
@@ -240,24 +241,30 @@ class ServiceCalls(Calls):
     @answering
     async def WatchService(self, request: Any, context: Any) -> AsyncIterator[Any]:
         service_id = find_service(self.api.view, request.service).id
+        since = request.since or self.api.cache.revision
+        monitor = request.monitor if request.HasField("monitor") else None
         sent: dict[str, tuple[Task, Any]] = {}
         async with self.api.cache.subscribe() as feed:
             while True:
-                picture = await offload(self._picture, service_id, sent)
+                watch = Watch(self.api.now(), since, monitor)
+                picture = await offload(self._picture, service_id, watch, sent)
                 yield picture
                 if picture.removed:
                     return
                 await asyncio.sleep(PICTURE_INTERVAL)
-                await feed.next()
+                # Tasks become stable by time alone.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(picture.stable_in or None):
+                        await feed.next()
 
-    def _picture(self, service_id: str, sent: dict[str, tuple[Task, Any]]) -> Any:
+    def _picture(self, service_id: str, watch: Watch, sent: dict[str, tuple[Task, Any]]) -> Any:
         """The service now. `sent` keeps each task's message for as long as the task is the same:
         most of them are, from one picture to the next."""
         view = self.api.view
         service = view.services.get(service_id)
         if service is None:
             return control_pb2.ServiceProgress(removed=True)
-        state = progress(view, service_id)
+        state = progress(view, service_id, watch)
         tasks = view.tasks_of_service(service_id)
         for task_id, task in tasks.items():
             if task_id not in sent or sent[task_id][0] is not task:
@@ -273,6 +280,9 @@ class ServiceCalls(Calls):
             completed=state.completed,
             completions=state.completions,
             given_up=state.given_up,
+            stable_in=state.stable_in,
+            crashed=state.crashed,
+            failing=state.failing,
             hostnames=hostnames(view),
         )
 

@@ -45,7 +45,7 @@ def decide(service: Service, slot: Slot, now: float) -> Start | None:
     # Its node stopped it for want of a manager, or its agent ended as it was started.
     if task.status.state is TaskState.SHUTDOWN or task.status.lost:
         return _elsewhere(policy)
-    if not _wanted(policy, task) or _exhausted(policy, slot):
+    if not runs_again(policy, task) or _exhausted(policy, slot):
         return None
     attempt = 1 if _settled(task) else task.attempt + 1
     delay = backoff(policy, attempt)
@@ -73,7 +73,7 @@ def finished(service: Service, slot: Slot) -> bool:
         slot.vacant
         and task.status.state is TaskState.COMPLETE
         and task.desired_state <= TaskState.RUNNING
-        and (not _wanted(policy, task) or _exhausted(policy, slot))
+        and (not runs_again(policy, task) or _exhausted(policy, slot))
     )
 
 
@@ -88,7 +88,8 @@ def history(policy: RestartPolicy) -> int:
     return policy.max_attempts + 1 if policy.max_attempts else 0
 
 
-def _wanted(policy: RestartPolicy, task: Task) -> bool:
+def runs_again(policy: RestartPolicy, task: Task) -> bool:
+    """Whether the restart policy's condition lets a task that ended by itself start again."""
     match policy.condition:
         case RestartCondition.ANY | RestartCondition.UNLESS_STOPPED:
             return True

@@ -1,15 +1,14 @@
 """Where an update stands: whether it is done, has failed, or waits for a word.
 
-A new task fails the update if it ends by itself, unless it had run for `monitor` seconds (and was
-not unhealthy). One that was lost with its node, or with its agent, says nothing. A slot counts
+A new task that crashes (`stability`) fails the update. A task that was lost with its node, or with
+its agent, does not count. A slot counts
 once, however often its task is tried again, and is told by its tasks of the present version, so a
 new leader counts the same. With more than `max_failure_ratio` of the slots failed, the policy's
 failure action is taken. A rollback is an update too, with the policy that the spec has for it; it
 is not rolled back in turn.
 
-An update is done when every slot has arrived (`update`). One that would be rolled back is done only
-when each new task has run for `monitor` seconds as well, so that whoever waits for it learns of it.
-With canaries, it stands when so many slots have arrived, until it is promoted.
+An update is done when every slot has arrived (`update`) and each new task is stable. With canaries,
+it waits to be promoted once so many slots have.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator.manager.planning.history import rolled_back
-from orchestrator.manager.planning.restart import finished, ran
+from orchestrator.manager.planning.restart import finished
 from orchestrator.manager.planning.slots import Draft, Slot, ended, is_current
+from orchestrator.manager.planning.stability import STABLE, crashed, stable_at
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import FailureAction
-from orchestrator.model.states import TaskState
-from orchestrator.model.tasks import Health, Task
+from orchestrator.model.tasks import Task
 
 
 def follow(service: Service, draft: Draft) -> Service:
@@ -51,11 +50,11 @@ def _judged(service: Service, draft: Draft) -> Service:
     if service.update.state is UpdateState.UPDATING and waits_for_promotion(service):
         if len(arrived) == len(slots):
             return _ended(service, UpdateState.COMPLETED, draft.now, "")
-        if len(arrived) >= service.policy.canary and not _watched(service, arrived, draft):
+        if len(arrived) >= service.policy.canary and not _monitored(service, arrived, draft):
             message = f"{len(arrived)} of {len(slots)} replicas are updated"
             return _ended(service, UpdateState.CANARY, draft.now, message)
         return service
-    if len(arrived) < len(slots) or _watched(service, slots, draft):
+    if len(arrived) < len(slots) or _monitored(service, slots, draft):
         return service
     if service.update.state is UpdateState.ROLLING_BACK:
         return _ended(service, UpdateState.ROLLED_BACK, draft.now, service.update.message)
@@ -86,11 +85,8 @@ def _failed(service: Service, slot: Slot) -> bool:
 
 
 def _fails(service: Service, task: Task) -> bool:
-    return (
-        task.spec_version == service.spec_version
-        and task.status.failed
-        and task.desired_state <= TaskState.RUNNING
-        and (ran(task) < service.policy.monitor or task.status.health is Health.UNHEALTHY)
+    return task.spec_version == service.spec_version and crashed(
+        service, task, service.policy.monitor
     )
 
 
@@ -108,21 +104,18 @@ def _arrived(service: Service, slot: Slot) -> bool:
     return is_current(service, task) and task.status.works and alone
 
 
-def _watched(service: Service, slots: list[Slot], draft: Draft) -> bool:
-    """Whether a new task has yet to prove itself; asks the draft to look again when it has."""
-    policy = service.policy
-    if policy.failure_action is not FailureAction.ROLLBACK:
-        return False
-    began = max(
+def _monitored(service: Service, slots: list[Slot], draft: Draft) -> bool:
+    """Whether a new task is not stable yet; asks the draft to look again when it should be."""
+    at = max(
         (
-            min(task.status.started_at, draft.now)
+            stable_at(service, task, service.policy.monitor, draft.now)
             for slot in slots
             for task in slot.live
             if task.spec_version == service.spec_version and not ended(task)
         ),
-        default=float("-inf"),
+        default=STABLE,
     )
-    if began + policy.monitor <= draft.now:
+    if at <= draft.now:
         return False
-    draft.look_again(began + policy.monitor)
+    draft.look_again(at)
     return True

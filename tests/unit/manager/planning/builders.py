@@ -192,7 +192,7 @@ class World:
             status = replace(status, started_at=self.now)
         elif item.status.started_at:
             status = replace(status, started_at=item.status.started_at, finished_at=self.now)
-        changes = ingest(self.view, item.node_id, {item.id: status})
+        changes = ingest(self.view, item.node_id, {item.id: status}, self.now)
         assert changes, f"the report of {state.name} was not taken"
         self.write(*changes)
 
@@ -213,6 +213,12 @@ class World:
             if not busy:
                 return
         raise AssertionError("agents and planner never come to rest")
+
+    def stay_up(self, seconds: float = 5.0) -> None:
+        """All agents do as they are told, and what runs stays up for so long."""
+        self.obey()
+        self.pass_time(seconds)
+        self.obey()
 
     def tasks(self, state: TaskState | None = None) -> list[Task]:
         """Tasks (in this state), by slot and age."""

@@ -79,7 +79,7 @@ def test_a_new_version_is_an_update_of_those_who_name_it_and_of_no_others() -> N
     renew(made, 2)
     assert web(made).update.state is UpdateState.UPDATING
     assert len(made.tasks(S.RUNNING)) == 4, "one at a time, and stopping"
-    made.obey()
+    made.stay_up()
     assert {task.id for task in made.tasks(S.RUNNING) if task.service_name == "other"} == others
     running = [task for task in made.tasks(S.RUNNING) if task.service_name == "web"]
     assert [task.documents for task in running] == [{"d1": 2}] * 2

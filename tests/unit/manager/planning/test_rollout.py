@@ -8,6 +8,7 @@ import pytest
 from builders import World, node, service, task_spec
 
 from orchestrator.manager.planning.history import REMEMBERED, rolled_back, with_spec
+from orchestrator.manager.planning.pipeline import EVERYTHING
 from orchestrator.manager.planning.progress import progress
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import FailureAction, RestartPolicy, UpdateOrder, UpdatePolicy
@@ -65,6 +66,9 @@ def test_an_update_that_works_is_completed() -> None:
     assert web(world).update.state is UpdateState.UPDATING
     assert not progress(world.view, "web-id").converged
     world.obey()
+    assert web(world).update.state is UpdateState.UPDATING, "it has to stay up"
+    assert world.requeue_at == world.now + 5.0
+    world.pass_time(5.0)
     assert web(world).update.state is UpdateState.COMPLETED
     assert web(world).update.finished_at == world.now
     assert progress(world.view, "web-id").converged
@@ -74,7 +78,7 @@ def test_what_is_lost_with_its_agent_is_no_failure_of_an_update() -> None:
     world = begin(3)
     end_new(world, lost=True)
     assert web(world).update.state is UpdateState.UPDATING
-    world.obey()
+    world.stay_up()
     assert web(world).update.state is UpdateState.COMPLETED
     assert images(world) == ["web:2"] * 3
 
@@ -96,7 +100,7 @@ def test_with_continue_failures_are_tried_again_and_the_update_goes_on() -> None
     world = begin(2, UpdatePolicy(failure_action=FailureAction.CONTINUE))
     end_new(world)
     world.pass_time(1.0)
-    world.obey()
+    world.stay_up()
     assert images(world) == ["web:2"] * 2
     assert web(world).update.state is UpdateState.COMPLETED
 
@@ -189,7 +193,7 @@ def test_failures_of_an_earlier_spec_do_not_count() -> None:
     end_new(world)
     give(world, "web:3")
     assert web(world).update.state is UpdateState.UPDATING
-    world.obey()
+    world.stay_up()
     assert web(world).update.state is UpdateState.COMPLETED
 
 
@@ -205,7 +209,7 @@ def test_a_rollback_that_fails_is_paused() -> None:
 @pytest.mark.parametrize("order", UpdateOrder)
 def test_canaries_wait_to_be_promoted(order: UpdateOrder) -> None:
     world = begin(4, UpdatePolicy(parallelism=3, canary=2, order=order))
-    world.obey()
+    world.stay_up()
     assert sorted(images(world)) == ["web:1", "web:1", "web:2", "web:2"]
     assert web(world).update.state is UpdateState.CANARY
     assert web(world).update.message == "2 of 4 replicas are updated"
@@ -213,7 +217,7 @@ def test_canaries_wait_to_be_promoted(order: UpdateOrder) -> None:
     now = web(world)
     update = replace(now.update, state=UpdateState.UPDATING, promoted=True)
     world.put(replace(now, update=update))
-    world.obey()
+    world.stay_up()
     assert images(world) == ["web:2"] * 4
     assert web(world).update.state is UpdateState.COMPLETED
 
@@ -235,7 +239,7 @@ def test_what_is_scaled_up_as_an_update_is_rolled_back_begins_with_the_spec_befo
     now = web(world)
     world.put(replace(now, spec=replace(now.spec, replicas=4)))
     world.settle()  # one pass sees both
-    world.obey()
+    world.stay_up()
     assert images(world) == ["web:1"] * 4
     assert web(world).update.state is UpdateState.ROLLED_BACK
 
@@ -254,3 +258,70 @@ def test_what_is_remembered_has_an_end() -> None:
     for number in range(2, 20):
         now = with_spec(now, replace(now.spec, task=task_spec(image=f"web:{number}")), "", 1.0)
     assert [past.version for past in now.history] == list(range(18, 18 - REMEMBERED, -1))
+
+
+@pytest.mark.parametrize(
+    ("action", "state"),
+    [
+        (FailureAction.PAUSE, UpdateState.PAUSED),
+        (FailureAction.CONTINUE, UpdateState.UPDATING),
+        (FailureAction.ROLLBACK, UpdateState.ROLLING_BACK),
+    ],
+)
+def test_a_task_that_crashes_after_it_has_run_for_a_while(
+    action: FailureAction, state: UpdateState
+) -> None:
+    world = begin(1, UpdatePolicy(failure_action=action))
+    world.obey()
+    world.pass_time(3.0)
+    world.report(world.task(), S.FAILED, exit_code=7)
+    world.settle()
+    assert web(world).update.state is state
+
+
+def test_each_replacement_has_to_stay_up_anew() -> None:
+    world = begin(1, UpdatePolicy(failure_action=FailureAction.CONTINUE))
+    for _ in range(3):
+        world.obey()
+        world.pass_time(4.0)
+        world.report(world.task(), S.FAILED)
+        world.settle()
+        world.pass_time(60.0)
+        assert web(world).update.state is UpdateState.UPDATING
+    world.stay_up()
+    assert web(world).update.state is UpdateState.COMPLETED
+
+
+def test_no_monitor_period() -> None:
+    world = begin(2, UpdatePolicy(monitor=0.0))
+    world.obey()
+    assert web(world).update.state is UpdateState.COMPLETED
+
+
+def test_a_healthy_task_completes_an_update_at_once() -> None:
+    world = begin(1)
+    stop_old(world)
+    world.report(world.task(), S.RUNNING, health=Health.STARTING)
+    world.settle()
+    assert web(world).update.state is UpdateState.UPDATING
+    world.report(world.task(), S.RUNNING, health=Health.HEALTHY)
+    world.settle()
+    assert web(world).update.state is UpdateState.COMPLETED
+
+
+def test_work_that_would_be_done_again_at_once_fails_an_update() -> None:
+    world = begin(2)
+    end_new(world, S.COMPLETE)
+    assert web(world).update.state is UpdateState.PAUSED
+
+
+@pytest.mark.parametrize("step", [-86400.0, -60.0, -3.0])
+def test_an_update_ends_though_the_clock_is_set_back(step: float) -> None:
+    world = begin(1)
+    world.obey()
+    world.now += step
+    world.pass_time(0.0)
+    world.dirty = EVERYTHING
+    world.settle()
+    world.stay_up(8.0)
+    assert web(world).update.state is UpdateState.COMPLETED

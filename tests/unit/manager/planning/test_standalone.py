@@ -51,7 +51,7 @@ class Box(World):
         status = replace(self.box.status, state=state, at=self.now, **fields)
         if state is TaskState.RUNNING:
             status = replace(status, started_at=self.now)
-        changes = ingest(self.view, self.box.node_id, {"c1": status})
+        changes = ingest(self.view, self.box.node_id, {"c1": status}, self.now)
         assert changes, f"{state.name} was not taken"
         self.write(*changes)
         self.settle()
@@ -204,7 +204,10 @@ def test_its_end_is_written_before_it_removes_itself() -> None:
     world.run()
     world.write(
         *ingest(
-            world.view, world.box.node_id, {"c1": replace(world.box.status, state=TaskState.FAILED)}
+            world.view,
+            world.box.node_id,
+            {"c1": replace(world.box.status, state=TaskState.FAILED)},
+            world.now,
         )
     )
     world.plan()
@@ -288,7 +291,7 @@ def test_reports_of_an_earlier_run_are_not_news() -> None:
     old = replace(world.box.status, state=TaskState.FAILED)
     world.says(TaskState.COMPLETE)
     world.order(orders.start(world.box))
-    assert not ingest(world.view, world.box.node_id, {"c1": old})
+    assert not ingest(world.view, world.box.node_id, {"c1": old}, world.now)
 
 
 @pytest.mark.parametrize(

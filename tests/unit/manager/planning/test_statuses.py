@@ -13,7 +13,7 @@ from orchestrator.model.tasks import Task, TaskStatus
 
 def taken(known: Task, reported: TaskStatus, by: str = "a") -> bool:
     view = ClusterView.of([node("a"), node("b"), known])
-    changes = ingest(view, by, {known.id: reported})
+    changes = ingest(view, by, {known.id: reported}, 5.0)
     for change in changes:
         assert isinstance(change.after, Task)
         assert change.after.status == reported
@@ -47,4 +47,5 @@ def test_news_within_a_state() -> None:
 
 def test_a_node_speaks_only_for_its_own_tasks() -> None:
     assert not taken(task("t", node_id="a"), TaskStatus(TaskState.FAILED, at=1.0), by="b")
-    assert ingest(ClusterView.of([node("a")]), "a", {"gone": TaskStatus(TaskState.FAILED)}) == ()
+    gone = {"gone": TaskStatus(TaskState.FAILED)}
+    assert ingest(ClusterView.of([node("a")]), "a", gone, 5.0) == ()

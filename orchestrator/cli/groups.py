@@ -33,9 +33,13 @@ class CliError(click.ClickException):
 
 
 class NotConverged(CliError):
-    """The service did not get to what was asked for in time. Exit status 3."""
+    """The service did not converge: it failed, or not in time. Exit status 3."""
 
     exit_code = 3
+
+
+class StillRunning(NotConverged):
+    """The job has not ended in time; it goes on. Exit status 3."""
 
 
 class RolledBack(CliError):

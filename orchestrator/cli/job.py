@@ -11,7 +11,7 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.groups import CliError, NotConverged, OrcGroup, example
+from orchestrator.cli.groups import CliError, OrcGroup, StillRunning, example
 from orchestrator.cli.job_rows import (
     job_columns,
     job_document,
@@ -51,7 +51,14 @@ def job() -> None:
     """Jobs: containers that do their work and end. Each completion is counted once."""
 
 
-_NOT_OF_JOBS = ("mode", "replicas", "endpoint_mode", "restart_window", "restart_condition")
+_NOT_OF_JOBS = (
+    "mode",
+    "replicas",
+    "endpoint_mode",
+    "restart_window",
+    "restart_condition",
+    "monitor",
+)
 
 
 @click.command(
@@ -81,7 +88,7 @@ _NOT_OF_JOBS = ("mode", "replicas", "endpoint_mode", "restart_window", "restart_
 def run(
     client: Client, everywhere: bool, retries: int | None, removed: bool, **values: Any
 ) -> None:
-    """Run a job, and wait until it is done. Exits with 1 if it failed.
+    """Run a job, and wait until it is done. Exits with 3 if it failed.
 
     With a schedule, it runs then. Each task has its number from 1 in ORC_JOB_INDEX, and as
     {{.Task.Slot}} in variables, names of volumes and labels.
@@ -101,7 +108,7 @@ def run(
     end = control_pb2.RemoveServiceRequest(service=written.id)
     try:
         wait_for(client, [written], values)
-    except NotConverged:  # it goes on
+    except StillRunning:
         raise
     except CliError:
         if removed:

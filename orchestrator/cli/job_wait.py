@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.client import Client
-from orchestrator.cli.groups import INTERRUPTED, CliError, NotConverged
+from orchestrator.cli.groups import INTERRUPTED, CliError, NotConverged, StillRunning
 from orchestrator.cli.job_rows import next_run_text
 from orchestrator.cli.screen import is_live
 from orchestrator.cli.wait import pictures, progress_view, reasons
@@ -24,10 +24,10 @@ from orchestrator.model.units import format_duration
 def until_done(client: Client, written: Any, timeout: float | None, quiet: bool = False) -> None:
     """Show the run that a write began, unless `quiet`, until it has ended.
 
-    `written` is the job as we wrote it. Raises CliError when the run failed or was stopped,
-    NotConverged when it has not ended after `timeout` seconds (None: it may take as long as it
-    takes). Ctrl-C detaches: it says so and exits. With no run under way there is nothing to wait
-    for.
+    `written` is the job as we wrote it. Raises NotConverged when the run failed, after the last log
+    lines of the task that did; CliError when it was stopped; StillRunning when it has not ended
+    after `timeout` seconds (None: no limit). Ctrl-C detaches: it says so and exits. With no run
+    under way there is nothing to wait for.
     """
     job: Service = from_proto(written)
     name = job.spec.name
@@ -39,7 +39,7 @@ def until_done(client: Client, written: Any, timeout: float | None, quiet: bool 
         return
     number = job.job.runs[0].number
     deadline = math.inf if timeout is None else time.monotonic() + timeout
-    last = None
+    last, ended = None, None
     try:
         with progress_view(quiet) as view:
             for picture in pictures(client, name, deadline):
@@ -53,19 +53,36 @@ def until_done(client: Client, written: Any, timeout: float | None, quiet: bool 
                 last = picture
                 view.show(picture, _shown(picture, number), picture.hostnames)
                 if run.state is not JobState.RUNNING:
-                    _tell(name, run, picture, quiet)
-                    return
+                    ended = run
+                    break
     except KeyboardInterrupt:
         click.echo(f"orc: detached; job '{name}' goes on by itself, see 'orc job ps {name}'",
                    err=True)  # fmt: skip
         sys.exit(INTERRUPTED)
     except TimeoutError:
-        raise NotConverged(_late(name, last, timeout or 0.0)) from None
+        raise StillRunning(_late(name, last, timeout or 0.0)) from None
+    if last is None or ended is None:
+        return
+    if ended.state is JobState.FAILED and (task := _culprit(last, number)) is not None:
+        from orchestrator.cli.crash import show_last_lines
+
+        show_last_lines(client, task, last.hostnames)
+    _tell(name, ended, last, quiet)
 
 
 def _run(picture: Any, number: int) -> JobRun | None:
     job: Service = from_proto(picture.service)
     return next((run for run in job.job.runs if run.number == number), None)
+
+
+def _culprit(picture: Any, number: int) -> Task | None:
+    """The task for which a run has failed: the newest of the lowest index that failed last."""
+    newest: dict[int, Task] = {}
+    for task in map(from_proto, picture.tasks):
+        if task.job_run == number and task.status.state is not TaskState.COMPLETE:
+            newest[task.slot] = max(newest.get(task.slot, task), task, key=lambda t: t.created_at)
+    failed = [task for task in newest.values() if task.status.failed]
+    return min(failed, key=lambda task: task.slot, default=None)
 
 
 def _shown(picture: Any, number: int) -> list[Task]:
@@ -77,9 +94,9 @@ def _shown(picture: Any, number: int) -> list[Task]:
 
 
 def _tell(name: str, run: JobRun, picture: Any, quiet: bool) -> None:
-    """Say how a run has ended. Raises CliError unless all of it is done."""
+    """Say how a run has ended. Raises NotConverged if it failed, CliError if it was stopped."""
     if run.state is JobState.FAILED:
-        raise CliError(f"job '{name}' failed: {run.message}; see 'orc job logs {name}'")
+        raise NotConverged(f"job '{name}' failed: {run.message}; see 'orc job logs {name}'")
     if run.state is JobState.STOPPED:
         raise CliError(f"run {run.number} of job '{name}' did not end by itself: {run.message}")
     if not quiet:

@@ -33,7 +33,7 @@ CONFLICTS = 5
 """How often an edit is made anew on a newer spec before we give up."""
 
 PATIENCE = 120.0
-"""Seconds that services are waited for, unless told otherwise."""
+"""Seconds that services are waited for, besides their monitor period, unless told otherwise."""
 
 
 def wait_options(function: F) -> F:
@@ -46,6 +46,17 @@ def wait_options(function: F) -> F:
     )(function)
     function = click.option("--quiet", "-q", is_flag=True, help="No progress.")(function)
     return click.option("--detach", "-d", is_flag=True, help="Do not wait.")(function)
+
+
+def monitor_option(function: F) -> F:
+    """`--monitor` of a command that waits for services."""
+    return click.option(
+        "--monitor",
+        type=DURATION,
+        envvar="ORC_MONITOR",
+        help="How long tasks without a probe must stay up for the command to succeed; 0s: they "
+        "need only run. Defaults to ORC_MONITOR, or to the service's --update-monitor (5s).",
+    )(function)
 
 
 def resolve_options(function: F) -> F:
@@ -116,11 +127,15 @@ def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
 @many_options
 @setting_options
 @wait_options
+@monitor_option
 @click.argument("image", shell_complete=completion.images)
 @click.argument("command", nargs=-1)
 @pass_client
 def create(client: Client, **values: Any) -> None:
-    """Create a service from an image, and wait until it runs."""
+    """Create a service from an image, and wait until it runs.
+
+    Its tasks must be healthy or, without a probe, stay up for the monitor period. Exits with 3 if
+    one crashes."""
     spec = new_spec(values)
     share_credentials(client, values)
     request = control_pb2.CreateServiceRequest(
@@ -139,10 +154,14 @@ def create(client: Client, **values: Any) -> None:
 @resolve_options
 @setting_options
 @wait_options
+@monitor_option
 @click.argument("service", shell_complete=completion.services)
 @pass_client
 def update(client: Client, **values: Any) -> None:
-    """Change a service, and wait until it runs as changed."""
+    """Change a service, and wait until it runs as changed.
+
+    New tasks must be healthy or, without a probe, stay up for the monitor period. Exits with 3 if
+    one crashes, with 4 if the service was rolled back."""
     share_credentials(client, values)
     changed = change(
         client,
@@ -165,6 +184,7 @@ def update(client: Client, **values: Any) -> None:
     help="One of the last ten that 'orc service inspect' lists; else the one before this.",
 )
 @wait_options
+@monitor_option
 @click.argument("service", shell_complete=completion.services)
 @pass_client
 def rollback(client: Client, service: str, version: int, **values: Any) -> None:
@@ -176,6 +196,7 @@ def rollback(client: Client, service: str, version: int, **values: Any) -> None:
 
 @click.command(epilog=example("orc service promote web"))
 @wait_options
+@monitor_option
 @click.argument("service", shell_complete=completion.services)
 @pass_client
 def promote(client: Client, service: str, **values: Any) -> None:
@@ -186,6 +207,7 @@ def promote(client: Client, service: str, **values: Any) -> None:
 
 @click.command(epilog=example("orc service scale web=12", "orc service scale web=3 api=5"))
 @wait_options
+@monitor_option
 @click.argument(
     "scales",
     metavar="SERVICE=REPLICAS...",
@@ -289,5 +311,8 @@ def wait_for(client: Client, services: list[Any], values: dict[str, Any]) -> Non
         if from_proto(service).spec.mode.is_job:
             until_done(client, service, values["timeout"], values["quiet"])
         else:
-            timeout = PATIENCE if values["timeout"] is None else values["timeout"]
-            until_converged(client, service, timeout, values["quiet"])
+            monitor, timeout = values.get("monitor"), values["timeout"]
+            if timeout is None:
+                declared = from_proto(service).policy.monitor
+                timeout = PATIENCE + (declared if monitor is None else monitor)
+            until_converged(client, service, timeout, values["quiet"], monitor=monitor)

@@ -13,7 +13,7 @@ from orchestrator.cli import completion
 from orchestrator.cli.client import Client, Refused, pass_client
 from orchestrator.cli.flag_types import DURATION
 from orchestrator.cli.groups import CliError, NotConverged, example
-from orchestrator.cli.service_change import CONFLICTS
+from orchestrator.cli.service_change import CONFLICTS, monitor_option
 from orchestrator.cli.stack_calls import StackCalls, observed, with_outdated
 from orchestrator.cli.stack_changes import (
     CHANGE,
@@ -64,6 +64,7 @@ _LOOK = 0.1
     show_default=True,
     help="How long to wait for all of it to run; then the exit status is 3.",
 )
+@monitor_option
 @click.option(
     "--resolve-image",
     type=click.Choice(["always", "changed", "never"]),
@@ -233,16 +234,18 @@ class _Deployment:
         failed: list[CliError] = []
         for service in self._stack.services:
             written = self._written.get(service.spec.name)
+            changed = written is not None
             if written is None:
                 written = to_proto(self._there.services[service.spec.name])
-            wait = until_done if service.spec.mode.is_job else until_converged
+            within, quiet = max(deadline - time.monotonic(), 1.0), self._values["quiet"]
+            monitor = self._values["monitor"]
             try:
-                wait(
-                    self._client,
-                    written,
-                    max(deadline - time.monotonic(), 1.0),
-                    self._values["quiet"],
-                )
+                if service.spec.mode.is_job:
+                    until_done(self._client, written, within, quiet)
+                else:
+                    until_converged(
+                        self._client, written, within, quiet, monitor=monitor, changed=changed
+                    )
             except CliError as error:
                 failed.append(error)
         if len(failed) == 1:

@@ -55,7 +55,7 @@ def _settings(word: str, actions: str) -> tuple[Setting, ...]:
             (f"--{word}-monitor",),
             f"{word}.monitor",
             DURATION,
-            "A new task that ends within this time is a failure (5s).",
+            "How long a new task must stay up: one that ends within this time has failed (5s).",
         ),
         Setting(
             (f"--{word}-max-failure-ratio",),

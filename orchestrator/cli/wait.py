@@ -3,6 +3,9 @@
 Progress goes to stderr, so that stdout holds the id alone: on a terminal a line a task that is
 redrawn in place, elsewhere a plain line for each change. That tasks cannot be placed is said at
 once, and once for each reason; the wait goes on, as room may come.
+
+A manager decides whether a service has converged, and how long its tasks have yet to stay up; here
+that time is counted down. When a task crashes, its last log lines are shown before the error.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any, Protocol
 
 import click
@@ -23,7 +26,7 @@ from orchestrator.cli.output import word
 from orchestrator.cli.rows import health_text, task_error
 from orchestrator.cli.screen import is_live
 from orchestrator.model.convert import from_proto
-from orchestrator.model.services import UpdateState
+from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.model.units import format_duration
@@ -34,23 +37,37 @@ class _View(Protocol):
     def show(self, progress: Any, tasks: list[Task], hostnames: Mapping[str, str]) -> None: ...
 
 
-def until_converged(client: Client, written: Any, timeout: float, quiet: bool = False) -> None:
+def until_converged(
+    client: Client,
+    written: Any,
+    timeout: float,
+    quiet: bool = False,
+    *,
+    monitor: float | None = None,
+    changed: bool = True,
+) -> None:
     """Show a service's progress, unless `quiet`, until it has converged.
 
     `written` is the service as we wrote it: what a manager says of an older one is not the answer.
-    Raises NotConverged with the reasons after `timeout` seconds, when failures have paused the
-    update, or when what failed is not started again; RolledBack when failures took the update
-    back; CliError if the service was removed. Ctrl-C detaches: it says so and exits.
+    `monitor` is how many seconds tasks without a probe must stay up, if not as the service's update
+    policy says. Where the service was not `changed` by us, only crashes from now on count.
+
+    Raises NotConverged with the reasons after `timeout` seconds, when a task crashes, when failures
+    have paused the update, or when what failed is not started again; RolledBack when failures took
+    the update back; CliError if the service was removed. Ctrl-C detaches: it says so and exits.
     """
-    name, ours = written.spec.name, _Update(written)
+    name, ours = written.spec.name, _Update(written, monitor)
     deadline = time.monotonic() + timeout
+    request = control_pb2.WatchServiceRequest(
+        service=name, since=written.revision if changed else 0, monitor=monitor
+    )
     last = None
     try:
         with progress_view(quiet) as view:
-            for progress in pictures(client, name, deadline):
-                last = progress
+            for progress in pictures(client, name, deadline, request):
                 if progress.removed:
                     raise CliError(f"service '{name}' was removed meanwhile")
+                last = progress
                 tasks = [from_proto(task) for task in progress.tasks]
                 view.show(progress, tasks, progress.hostnames)
                 if ours.ended(progress):
@@ -62,17 +79,46 @@ def until_converged(client: Client, written: Any, timeout: float, quiet: bool = 
         )
         sys.exit(INTERRUPTED)
     except TimeoutError:
+        _show_crash(client, ours, last)
         raise NotConverged(_reasons(name, last, timeout)) from None
+    except (NotConverged, RolledBack):
+        _show_crash(client, ours, last)
+        raise
     if not quiet:
         click.echo(f"{name}: {overall(last)}, {_outcome(last)}", err=True)
+
+
+def _show_crash(client: Client, ours: _Update, progress: Any) -> None:
+    """Show what a task logged that crashed, if one did."""
+    if progress is not None and (task := ours.crashed(progress)) is not None:
+        from orchestrator.cli.crash import show_last_lines
+
+        show_last_lines(client, task, progress.hostnames)
 
 
 class _Update:
     """The update that we made, if any, as progress tells of it."""
 
-    def __init__(self, written: Any) -> None:
+    def __init__(self, written: Any, monitor: float | None) -> None:
         self._revision = written.revision
+        self._version = written.spec_version
         self._began = UpdateState(written.update.state)
+        self._monitor = monitor
+
+    def crashed(self, progress: Any) -> Task | None:
+        """The newest task of the lowest slot that crashed as we left it; also when its service has
+        been rolled back since."""
+        ids = set(progress.crashed)
+        tasks: list[Task] = [from_proto(task) for task in progress.tasks]
+        found = [task for task in tasks if task.id in ids] or [
+            task
+            for task in tasks
+            if task.status.failed
+            and task.spec_version == self._version
+            and task.revision > self._revision
+            and task.desired_state <= TaskState.RUNNING
+        ]
+        return min(found, key=lambda task: (task.slot, -task.created_at), default=None)
 
     def ended(self, progress: Any) -> bool:
         """Whether the service has converged. Raises NotConverged or RolledBack."""
@@ -86,17 +132,42 @@ class _Update:
                 f"the update of service '{name}' is paused: {service.update.message}; update it "
                 f"again, or go back with 'orc service rollback {name}'"
             )
+        if progress.failing:
+            raise NotConverged(self._failing(progress))
         if progress.given_up:
             raise NotConverged(
                 f"service '{name}' does not converge: {overall(progress)}; {reasons(progress)}; "
-                "its restart policy tries no more, change what fails with "
+                "it is not restarted, change what fails with "
                 f"'orc service update {name}'"
             )
         if not progress.converged:
             return False
-        if self._began is UpdateState.UPDATING and state is UpdateState.ROLLED_BACK:
+        if self._began is UpdateState.UPDATING and state in _BACK:
             raise RolledBack(f"service '{name}' was rolled back: {service.update.message}")
         return True
+
+    def _failing(self, progress: Any) -> str:
+        """That tasks crashed, as one line."""
+        from orchestrator.cli.crash import crash_text
+
+        service: Service = from_proto(progress.service)
+        name, task = service.spec.name, self.crashed(progress)
+        monitor = service.policy.monitor if self._monitor is None else self._monitor
+        why = crash_text(task, monitor) if task is not None else "tasks crashed"
+        slots = {task.slot for task in progress.tasks if task.id in progress.crashed}
+        others = f", and {len(slots) - 1} more of {progress.desired}" if len(slots) > 1 else ""
+        hint = f"see 'orc service ps {name}' and 'orc service logs {name}'"
+        if progress.given_up:
+            hint = f"it is not restarted, change what fails with 'orc service update {name}'"
+        elif task is not None and task.status.state is TaskState.COMPLETE:
+            hint = (
+                "a service keeps its tasks running; for work that ends use 'orc job run', or a "
+                "restart condition of on-failure"
+            )
+        return f"service '{name}' has not converged: {why}{others}; {hint}"
+
+
+_BACK = (UpdateState.ROLLING_BACK, UpdateState.ROLLED_BACK)
 
 
 def _outcome(progress: Any) -> str:
@@ -108,11 +179,13 @@ def _outcome(progress: Any) -> str:
     return "converged"
 
 
-def pictures(client: Client, name: str, deadline: float) -> Iterator[Any]:
-    """Each ServiceProgress until the deadline (TimeoutError), whatever becomes of managers."""
+def pictures(
+    client: Client, name: str, deadline: float, request: Any | None = None
+) -> Iterator[Any]:
+    """Each ServiceProgress until the deadline (TimeoutError), also over failures of managers."""
     told = False
+    request = request or control_pb2.WatchServiceRequest(service=name)
     while (left := deadline - time.monotonic()) > 0:
-        request = control_pb2.WatchServiceRequest(service=name)
         try:
             bound = left if isfinite(left) else None
             yield from client.stream("WatchService", request, timeout=bound)
@@ -145,6 +218,10 @@ PATIENCE = 1.0
 """Seconds on its way before a task's steps are worth a line each."""
 
 
+_ANEW = 0.5
+"""Seconds by which a countdown ends later than it was to, if it has begun anew."""
+
+
 class PlainView:
     """One line for each task that runs or has ended, and for each new reason to wait; of a task
     that takes its time, also for each step on its way."""
@@ -156,11 +233,14 @@ class PlainView:
         self._shown: dict[str, str] = {}
         self._reasons: set[str] = set()
         self._first = True
+        self._stable_at = 0.0
+        """When all tasks should be stable."""
 
     def show(self, progress: Any, tasks: list[Task], hostnames: Mapping[str, str]) -> None:
         for task in sorted(tasks, key=lambda task: (task.slot, task.created_at)):
             text = task_text(task, hostnames)
-            old = self._first and is_terminal(task.status.state)
+            ended = is_terminal(task.status.state)
+            old = self._first and ended and task.id not in progress.crashed
             until = self._patient_until.setdefault(task.id, self._clock() + PATIENCE)
             if _on_its_way(task.status) and self._clock() < until:
                 continue
@@ -176,6 +256,15 @@ class PlainView:
             if reason not in self._reasons:
                 self._reasons.add(reason)
                 click.echo(waiting_text(progress.service.spec.name, reason, count), err=True)
+        self._count_down(progress)
+
+    def _count_down(self, progress: Any) -> None:
+        """Say how long tasks have yet to stay up; again if that begins anew."""
+        stable_at = self._clock() + progress.stable_in
+        if progress.stable_in and stable_at > self._stable_at + _ANEW:
+            self._stable_at = stable_at
+            name, left = progress.service.spec.name, stable_text(progress.stable_in)
+            click.echo(f"{name}: {overall(progress)}, {left}", err=True)
 
 
 def _on_its_way(status: TaskStatus) -> bool:
@@ -213,6 +302,11 @@ def waiting_text(name: str, reason: str, count: int) -> str:
     return f"{name}: {what}: {reason}"
 
 
+def stable_text(seconds: float) -> str:
+    """How long tasks have yet to stay up."""
+    return f"verifying for {ceil(seconds)}s that tasks stay up"
+
+
 def _running(progress: Any) -> int:
     return sum(
         task.status.works and task.desired_state <= TaskState.RUNNING
@@ -244,7 +338,7 @@ def _reasons(name: str, progress: Any, timeout: float) -> str:
     time_text, hint = format_duration(timeout), f"see 'orc service ps {name}'"
     if progress is None:
         return f"service '{name}' has not converged in {time_text}: no manager answered; {hint}"
-    why = reasons(progress)
+    why = stable_text(progress.stable_in) if progress.stable_in else reasons(progress)
     return (
         f"service '{name}' has not converged in {time_text}: {overall(progress)}"
         f"{'; ' + why if why else ''}; it goes on in the background, {hint}"

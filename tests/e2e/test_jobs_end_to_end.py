@@ -54,7 +54,7 @@ def test_each_index_is_done_once_though_the_manager_is_killed(cluster: Cluster, 
 def test_a_job_that_always_fails_ends_with_its_last_error(cluster: Cluster, hello: str) -> None:
     done = run(cluster, "--name", "bad", "--retries", "2", "--restart-delay", "100ms", *SHELL,
                "exit 3", ok=False)  # fmt: skip
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert done.stderr.splitlines()[-1] == (
         "orc: job 'bad' failed: bad.1 failed 3 times: exit status 3; see 'orc job logs bad'"
     )
@@ -65,7 +65,7 @@ def test_a_job_that_always_fails_ends_with_its_last_error(cluster: Cluster, hell
 def test_a_deadline_ends_it_and_a_timeout_only_the_waiting(cluster: Cluster, hello: str) -> None:
     late = run(cluster, "--name", "late", "--deadline", "2s", "--stop-grace-period", "100ms",
                *SHELL, "sleep 100", ok=False)  # fmt: skip
-    assert late.returncode == 1
+    assert late.returncode == 3
     assert "job 'late' failed: not done within its deadline of 2s" in late.stderr
     eventually(lambda: job(cluster, "late")["running"] == 0)
     patient = run(cluster, "--name", "slow", "--timeout", "500ms", "--stop-grace-period", "100ms",

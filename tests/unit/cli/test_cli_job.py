@@ -148,18 +148,18 @@ def test_the_tasks_of_the_run_are_shown_as_they_go(server: Any, run: Run) -> Non
 
 
 @pytest.mark.parametrize(
-    ("state", "line"),
+    ("state", "status", "line"),
     [
-        (JobState.FAILED, "job 'sums' failed: no luck; see 'orc job logs sums'"),
-        (JobState.STOPPED, "run 1 of job 'sums' did not end by itself: no luck"),
+        (JobState.FAILED, 3, "job 'sums' failed: no luck; see 'orc job logs sums'"),
+        (JobState.STOPPED, 1, "run 1 of job 'sums' did not end by itself: no luck"),
     ],
 )
 def test_a_run_that_is_not_done_is_an_error(
-    server: Any, run: Run, state: JobState, line: str
+    server: Any, run: Run, state: JobState, status: int, line: str
 ) -> None:
     server.answers["WatchService"] = [picture(JobRun(1, state=state, message="no luck"))]
     result = run("job", "run", "-q", "--name", "sums", "sums:1")
-    assert (result.exit_code, result.stderr) == (1, f"orc: {line}\n")
+    assert (result.exit_code, result.stderr) == (status, f"orc: {line}\n")
 
 
 def test_not_in_time(server: Any, run: Run) -> None:
@@ -172,7 +172,7 @@ def test_not_in_time(server: Any, run: Run) -> None:
 def test_the_job_is_removed_at_its_end_on_demand(server: Any, run: Run) -> None:
     server.answers["RemoveService"] = pb.RemoveServiceReply(id="j1")
     server.answers["WatchService"] = [picture(JobRun(1, state=JobState.FAILED, message="no luck"))]
-    assert run("job", "run", "--rm", "--name", "sums", "sums:1").exit_code == 1
+    assert run("job", "run", "--rm", "--name", "sums", "sums:1").exit_code == 3
     assert server.request("RemoveService").service == "j1"
 
 

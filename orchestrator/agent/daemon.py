@@ -150,6 +150,7 @@ async def run(settings: Settings) -> None:
                     settings.run_dir,
                     lost=lambda: endpoints.look_again(names),
                     clients=lambda: worker.clients(),
+                    client=lambda task_id: worker.client(task_id),
                     places=lambda: foreign.with_own.places(),
                 )
             )
@@ -172,7 +173,7 @@ async def run(settings: Settings) -> None:
             wake.set()
             endpoints.look_again(names)
 
-        reporter = Reporter(observed)
+        reporter = Reporter(observed, names.look_at)
         balance = KernelBalance(network)
         endpoints = Endpoints(
             db,

@@ -14,7 +14,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
@@ -28,6 +28,7 @@ from orchestrator.agent.netplugins.results import Place
 from orchestrator.agent.network import NetworkError
 from orchestrator.model.networks import is_ours
 from orchestrator.model.tasks import Task, TaskStatus
+from orchestrator.nameserver.table import PROTOCOL
 from orchestrator.pb import dispatch_pb2, types_pb2
 
 log = logging.getLogger(__name__)
@@ -70,22 +71,27 @@ class NameServerProcess:
         self,
         run_dir: Path,
         lost: Callable[[], None],
-        clients: Callable[[], Iterable[Client]] = tuple,
+        clients: Callable[[], Mapping[str, Client]] = dict,
+        client: Callable[[str], Client | None] = lambda task_id: None,
         places: Callable[[], Mapping[str, Place]] = dict,
         command: Sequence[str] = COMMAND,
     ) -> None:
         """`lost` is called when the server has ended, and so is to be told everything again.
-        `clients` are the containers of this node that ask for more than one network's names,
-        `places` tells by network's id where names are answered in those that others make."""
+        `clients` are the containers of this node that ask for more than one network's names, by
+        task, and `client` is one of them, None for another container; see `look_at`. `places`
+        tells by network's id where names are answered in those that others make."""
         self._path = run_dir / "names.sock"
         self._lost = lost
         self._clients = clients
+        self._client = client
+        self._changed: set[str] = set()
+        """Tasks to be looked at."""
         self._places = places
         self._told_places: Mapping[str, Place] = {}
         self._networks: dict[str, str] = {}
         """Name → id."""
-        self._told_of: list[dict[str, Any]] | None = None
-        """The clients that the server knows."""
+        self._told_of: dict[str, dict[str, Any]] = {}
+        """The clients that the server knows, by task."""
         self._complaint = ""
         self._command = (*command, str(self._path))
         self._process: subprocess.Popen[bytes] | None = None
@@ -100,6 +106,10 @@ class NameServerProcess:
     async def __aexit__(self, *_: object) -> None:
         self._disconnect()
 
+    def look_at(self, task_id: str) -> None:
+        """Something has changed of a task, which may have become a client or ceased to be one."""
+        self._changed.add(task_id)
+
     async def follow(self, change: Change, whole: Callable[[], Change]) -> None:
         """Have names answered by the table. Raises NetworkError."""
         try:
@@ -111,10 +121,12 @@ class NameServerProcess:
                     change = whole()
                 if change.networks is not None:
                     self._networks = {network.name: network.id for network in change.networks}
-                clients = [_client(each, self._networks) for each in self._clients()]
-                news = moved or change.revision != self._revision or clients != self._told_of
+                clients = self._news_of_clients(
+                    all_of_them=self._revision is None or change.networks is not None
+                )
+                news = moved or change.revision != self._revision or clients
                 self._revision = None
-                told = document(change, places) | {"clients": clients} if news else {}
+                told = document(change, places) | clients if news else {}
                 answer = await link.ask(told)
         except TimeoutError:
             self._disconnect()
@@ -130,7 +142,7 @@ class NameServerProcess:
             raise
         if "revision" not in answer:
             raise NetworkError(str(answer.get("error", "the name server has lost its table")))
-        self._revision, self._told_of, self._told_places = change.revision, clients, places
+        self._revision, self._told_places = change.revision, places
         if (complaint := answer["complaint"]) != self._complaint:
             log.log(
                 logging.ERROR if complaint else logging.INFO,
@@ -138,12 +150,34 @@ class NameServerProcess:
             )
             self._complaint = complaint
 
+    def _news_of_clients(self, *, all_of_them: bool) -> dict[str, Any]:
+        """What the server is to be told of the clients, which it then knows."""
+        changed, self._changed = self._changed, set()
+        if all_of_them:
+            self._told_of = {
+                task_id: _client(client, self._networks)
+                for task_id, client in self._clients().items()
+            }
+            return {"clients": self._told_of}
+        news: dict[str, dict[str, Any] | None] = {}
+        for task_id in sorted(changed):
+            client = self._client(task_id)
+            found = _client(client, self._networks) if client is not None else None
+            if found == self._told_of.get(task_id):
+                continue
+            news[task_id] = found
+            if found is None:
+                del self._told_of[task_id]
+            else:
+                self._told_of[task_id] = found
+        return {"changed_clients": news} if news else {}
+
     async def _connected(self) -> _Link:
         if self._link is not None and self._link.open:
             return self._link
         self._link, self._revision = None, None
         link = await self._reach()
-        while link is None or link.version != __version__:
+        while link is None or (link.version, link.protocol) != (__version__, PROTOCOL):
             if link is not None:
                 log.info("replacing a name server of version %s", link.version)
                 with suppress(EOFError):
@@ -199,6 +233,7 @@ class _Link(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.version = ""
+        self.protocol = 0
         self.lost: Callable[[], None] = lambda: None
         self._transport: Any = None
         self._partial = bytearray()
@@ -226,7 +261,8 @@ class _Link(asyncio.Protocol):
 
     async def greet(self) -> None:
         """Read the server's greeting. Raises EOFError."""
-        self.version = (await self._read())["version"]
+        greeting = await self._read()
+        self.version, self.protocol = greeting["version"], greeting.get("protocol", 1)
 
     async def ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Give an order; the answer. Raises EOFError when the server ends before it."""

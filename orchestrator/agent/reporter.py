@@ -22,8 +22,12 @@ PASSING = frozenset({TaskState.ACCEPTED, TaskState.PREPARING, TaskState.STARTING
 class Reporter:
     """What the manager does not know yet. `wake` is called whenever there is more to send."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, wake: Callable[[], None], changed: Callable[[str], None] = lambda task_id: None
+    ) -> None:
+        """`changed` is called with each task of which there is something new on this node."""
         self._wake = wake
+        self.changed = changed
         self._newest: dict[str, TaskStatus] = {}
         self._unsent: set[str] = set()
         self._sent: dict[str, int] = {}
@@ -43,6 +47,7 @@ class Reporter:
                 status = replace(status, at=math.nextafter(known.at, math.inf))
         self._newest[task_id] = status
         self._unsent.add(task_id)
+        self.changed(task_id)
         self._wake()
 
     def forget(self, task_id: str) -> None:
@@ -50,6 +55,7 @@ class Reporter:
         self._newest.pop(task_id, None)
         self._unsent.discard(task_id)
         self._sent.pop(task_id, None)
+        self.changed(task_id)
 
     def restart(self) -> None:
         """Begin with everything again: a new session knows nothing of the old one."""

@@ -87,11 +87,15 @@ class Worker:
         """Ids of the tasks of which anything may be in this host's kernel."""
         return frozenset(task_id for task_id, runner in self._runners.items() if runner.holds)
 
-    def clients(self) -> list[Client]:
-        """The containers of which the name server must know more than their network."""
-        runners = self._runners.values()
-        found = (client_of(runner.task, runner.connected) for runner in runners)
-        return [client for client in found if client is not None]
+    def clients(self) -> dict[str, Client]:
+        """The containers of which the name server must know more than their network, by task."""
+        found = ((task_id, self.client(task_id)) for task_id in self._runners)
+        return {task_id: client for task_id, client in found if client is not None}
+
+    def client(self, task_id: str) -> Client | None:
+        """One of `clients`; None for another task."""
+        runner = self._runners.get(task_id)
+        return None if runner is None else client_of(runner.task, runner.connected)
 
     def running(self, word: str) -> Task | None:
         """The running task that a user means by a name, an id, or the beginning of one."""
@@ -134,6 +138,7 @@ class Worker:
             runner = self._runners.get(assigned.task.id)
             if runner is not None:
                 runner.order(assigned)
+                self._reporter.changed(runner.id)
             elif assigned.task.id in wait:
                 self._hold(assigned)
             else:
@@ -217,9 +222,9 @@ class Worker:
     async def _drive(self, runner: TaskRunner) -> None:
         await runner.run()
         self._db.forget(runner.id)
+        del self._runners[runner.id]
         self._reporter.forget(runner.id)
         self._parts.logs.forget(runner.id)
-        del self._runners[runner.id]
         self._retain_files(assigned=False)
 
     def _retain_files(self, *, assigned: bool) -> None:

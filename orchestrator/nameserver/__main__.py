@@ -1,11 +1,11 @@
 """`python -m orchestrator.nameserver SOCKET`: serve until there is neither network nor agent.
 
-SOCKET is a path at which an agent connects. It is greeted with a line `{"version": …}`; each line
-that it sends is a table (`table`), and the answer is `{"revision": …}` once names are answered by
-it, with a `complaint` if not at all addresses. It is `{"behind": true}` if the table that it
-changes is not here, and `{"error": …}` if it is none. To `{}` the answer is as to a change of
-nothing; `{"end": true}` ends the process: another version is to take its place. The process's
-id stands in the file beside SOCKET that ends in `.lock`.
+SOCKET is a path at which an agent connects. It is greeted with a line
+`{"version": …, "protocol": …}`; each line that it sends is a table (`table`), and the answer is
+`{"revision": …}` once names are answered by it, with a `complaint` if not at all addresses. It is
+`{"behind": true}` if the table that it changes is not here, and `{"error": …}` if it is none. To
+`{}` the answer is as to a change of nothing; `{"end": true}` ends the process: another version is
+to take its place. The process's id stands in the file beside SOCKET that ends in `.lock`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 from orchestrator import __version__
 
 from .server import NameServer
-from .table import parse
+from .table import PROTOCOL, parse
 from .upstream import HostServers
 
 _LINE_LIMIT = 256 << 20
@@ -47,7 +47,7 @@ class _Desk:
             self._current.close()
         self._current = writer
         try:
-            await _say(writer, {"version": __version__})
+            await _say(writer, {"version": __version__, "protocol": PROTOCOL})
             while self._current is writer and (line := await reader.readline()).endswith(b"\n"):
                 await _say(writer, await self._do(json.loads(line)))
         except (OSError, ValueError) as error:

@@ -210,6 +210,7 @@ class NameServer:
         self._networks: dict[str, Network] = {}
         self._clients: dict[tuple[str, str], Client] = {}
         """By network's id and address."""
+        self._by_task: dict[str, Client] = {}
         self._listeners: dict[tuple[str, str], Listener] = {}
         """By network's id and address."""
         self.revision: int | None = None
@@ -227,16 +228,24 @@ class NameServer:
         if table.networks is not None:
             self._networks = {network.id: network for network in table.networks}
         if table.clients is not None:
-            self._clients = {
-                (network_id, address): client
-                for client in table.clients
-                for network_id, addresses in client.addresses.items()
-                for address in addresses
-            }
+            self._clients.clear()
+            self._by_task.clear()
+        for task, client in (table.clients or table.changed_clients).items():
+            self._put_client(task, client)
         self.revision = table.revision
         for (network_id, _), listener in self._listeners.items():
             listener.forget(self._networks.get(network_id))
         return await self.listen()
+
+    def _put_client(self, task: str, client: Client | None) -> None:
+        if (before := self._by_task.pop(task, None)) is not None:
+            for place in before.places():
+                # Another task may have the address by now.
+                if self._clients.get(place) is before:
+                    del self._clients[place]
+        if client is not None:
+            self._by_task[task] = client
+            self._clients.update(dict.fromkeys(client.places(), client))
 
     async def listen(self) -> str:
         """Listen on exactly those addresses that the networks have; on which that failed, for

@@ -9,12 +9,14 @@
      "removed": [["s2", "n1"]],
      "networks": [{"id": "n1", "gateways": ["10.128.3.1"], "ranges": ["10.128.0.0/14"],
                    "internal": false}],
-     "clients": [{"addresses": {"n1": ["10.128.3.2"], "n2": ["10.129.3.2"]},
-                  "servers": ["9.9.9.9"]}]}
+     "clients": {"t1": {"addresses": {"n1": ["10.128.3.2"], "n2": ["10.129.3.2"]},
+                        "servers": ["9.9.9.9"]}}}
 
-`base` null: this is the whole table. `networks` and `clients` are told in whole where one of them
-changed. Clients are the node's own containers of which more is to be known than the network in
-which they ask: on which others they are, and whom they want to be asked what no network knows.
+`base` null: this is the whole table. `networks` are told in whole where one of them changed.
+Clients are the node's own containers of which more is to be known than the network in which they
+ask: on which others they are, and whom they want to be asked what no network knows. `clients` has
+all of them, by task; in its place, `changed_clients` has those that have changed, null for one that
+is none any more.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ from typing import Any
 
 from .answers import Range, Scope
 from .records import Entry, Key, parse_entry
+
+PROTOCOL = 2
+"""Of what the agent tells; a server of another one is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,14 @@ class Client:
     servers: tuple[str, ...] = ()
     """Whom it wants asked what no network knows; none: the host's servers."""
 
+    def places(self) -> list[tuple[str, str]]:
+        """From where it asks: network's id and address."""
+        return [
+            (network_id, address)
+            for network_id, addresses in self.addresses.items()
+            for address in addresses
+        ]
+
 
 def scope_of(asked: Network, networks: Mapping[str, Network], client: Client | None) -> Scope:
     """What an asker may know, of whom no more may be known than the network in which it asks. A
@@ -77,7 +90,10 @@ class Table:
     entries: tuple[Entry, ...]
     removed: tuple[Key, ...]
     networks: tuple[Network, ...] | None
-    clients: tuple[Client, ...] | None
+    clients: Mapping[str, Client] | None
+    """All of them, by task; None: see `changed_clients`."""
+    changed_clients: Mapping[str, Client | None]
+    """By task; None: it is none any more."""
 
 
 def parse(raw: Mapping[str, Any]) -> Table:
@@ -89,7 +105,11 @@ def parse(raw: Mapping[str, Any]) -> Table:
         entries=tuple(map(parse_entry, raw.get("entries", ()))),
         removed=tuple(Key(str(id_), str(network)) for id_, network in raw.get("removed", ())),
         networks=None if networks is None else tuple(map(_network, networks)),
-        clients=None if clients is None else tuple(map(_client, clients)),
+        clients=None if clients is None else {t: _client(each) for t, each in clients.items()},
+        changed_clients={
+            task: None if each is None else _client(each)
+            for task, each in raw.get("changed_clients", {}).items()
+        },
     )
 
 

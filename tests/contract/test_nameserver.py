@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import dns.rcode
 import pytest
 
 from orchestrator.agent.endpoints import Change
-from orchestrator.agent.names import NameServerProcess, document
+from orchestrator.agent.names import Client, NameServerProcess, _Link, document
 from orchestrator.agent.network import NetworkError
 from orchestrator.nameserver import server as server_module
 from orchestrator.nameserver import upstream
@@ -205,7 +206,7 @@ async def test_a_container_knows_the_names_of_all_its_networks(served: Served) -
     client = {"addresses": {"net": [HERE], "in": [HERE]}, "servers": [DEAD]}
     await served.tell(2, there, base=1)
     assert await served.ask("db") == ["192.0.2.1"]
-    await served.tell(3, base=2, clients=[client])
+    await served.tell(3, base=2, clients={"t1": client})
     assert await served.ask("db") == ["10.0.9.9"]
     assert await served.ask("web", at=INTERNAL) == ["10.0.0.1"]
     # Wherever it asks, its first network goes first.
@@ -214,7 +215,15 @@ async def test_a_container_knows_the_names_of_all_its_networks(served: Served) -
     assert await served.ask("web", at=INTERNAL) == await served.ask("web") == ["10.0.0.1"]
     # It has a way out, and wants another server asked there.
     assert await served.ask("example.com", at=INTERNAL) == "SERVFAIL"
-    await served.tell(5, base=4, clients=[])
+    await served.tell(5, base=4, changed_clients={"t2": dict(client, addresses={})})
+    assert await served.ask("db") == ["10.0.9.9"]
+    # Another task has its address by now, and then it is told that it has left.
+    await served.tell(6, base=5, changed_clients={"t3": client, "t1": None})
+    assert await served.ask("db") == ["10.0.9.9"]
+    await served.tell(7, base=6, changed_clients={"t3": None})
+    assert await served.ask("db") == ["192.0.2.1"]
+    await served.tell(8, base=7, clients={"t1": client})
+    await served.tell(9, base=8, clients={})
     assert await served.ask("db") == ["192.0.2.1"]
 
 
@@ -390,6 +399,63 @@ async def test_a_server_of_another_version_is_replaced(
         (after,) = pids(tmp_path)
         assert after != pid
         os.kill(after, signal.SIGTERM)
+
+
+async def test_clients_that_come_one_by_one_are_told_once_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice as many containers take twice the work, whatever each of them has to say."""
+    told: list[dict[str, Any]] = []
+    ask = _Link.ask
+
+    async def heard(link: _Link, order: dict[str, Any]) -> dict[str, Any]:
+        told.append(order)
+        return await ask(link, order)
+
+    monkeypatch.setattr(_Link, "ask", heard)
+    there: dict[str, Client] = {}
+    looked: list[str] = []
+
+    def client(task_id: str) -> Client | None:
+        looked.append(task_id)
+        return there.get(task_id)
+
+    every: list[int] = []
+
+    def clients() -> dict[str, Client]:
+        every.append(len(there))
+        return there
+
+    networks = tuple(dispatch_pb2.AssignedNetwork(id=id, name=f"net-{id}") for id in ("a", "b"))
+    first = replace(whole(), networks=networks)
+    async with NameServerProcess(tmp_path, lambda: None, clients, client) as process:
+        await process.follow(first, lambda: first)
+        for number in range(30):
+            addresses = {"net-a": (f"10.1.0.{number}",), "net-b": (f"10.2.0.{number}",)}
+            there[f"t{number}"] = Client(addresses, ())
+            for _ in range(6):  # states that a start passes
+                process.look_at(f"t{number}")
+                await process.follow(Change(1, 1, ()), whole)
+        del there["t7"]
+        process.look_at("t7")
+        await process.follow(Change(1, 1, ()), whole)
+        assert every == [0]
+        assert len(looked) == 30 * 6 + 1
+        sizes = [len(order["changed_clients"]) for order in told if "changed_clients" in order]
+        assert sizes == [1] * 31
+        assert told[-1]["changed_clients"] == {"t7": None}
+        # One that is started anew is told all that there are.
+        (pid,) = pids(tmp_path)
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while pid in pids(tmp_path):  # noqa: ASYNC110 - another process's end is waited for
+                await asyncio.sleep(0.01)
+        with suppress(NetworkError):
+            await process.follow(Change(1, 1, ()), lambda: first)
+        await process.follow(Change(1, 1, ()), lambda: first)
+        assert len(told[-1].get("clients", told[-2].get("clients", ()))) == 29
+        for last in pids(tmp_path):
+            os.kill(last, signal.SIGTERM)
 
 
 async def test_a_server_without_agent_and_network_ends(tmp_path: Path) -> None:

@@ -482,7 +482,7 @@ async def test_the_name_server_knows_a_containers_networks_before_it_starts(host
     async with agent(host) as a:
         a.full(assigned("t1", spec=both), assigned("t2"))
         await until(lambda: len(host.runtime.did("create")) == 2)
-        (client,) = a.worker.clients()
+        (client,) = a.worker.clients().values()
         assert list(client.addresses.items()) == [
             ("front", (host.network.attached["t1"],)),
             ("back", (host.network.attached["t1"],)),
@@ -490,10 +490,10 @@ async def test_the_name_server_knows_a_containers_networks_before_it_starts(host
         assert client.servers == ("9.9.9.9",)
         host.runtime.hold["create"].set()
         await a.reaches(TaskState.RUNNING)
-        assert a.worker.clients() == [client]
+        assert a.worker.clients() == {"t1": client}
     # So does the next agent, from what was written down.
     async with agent(host) as a:
-        assert a.worker.clients() == [client]
+        assert a.worker.clients() == {"t1": client}
         a.full(assigned("t2"))
         await until(lambda: not a.worker.clients())
 

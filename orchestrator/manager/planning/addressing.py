@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -55,9 +56,15 @@ class AddressRefused(Exception):
 # -- slices ---------------------------------------------------------------------------------------
 
 
+@lru_cache(1024)
+def _parsed(subnet: str) -> IPv4Network:
+    """It is asked of each slice in each pass."""
+    return IPv4Network(subnet)
+
+
 def slice_size(network: Network) -> int:
     """How many IPv4 addresses a slice has."""
-    pool = IPv4Network(network.pool)
+    pool = _parsed(network.pool)
     return int(1 << (pool.max_prefixlen - max(network.node_prefix, pool.prefixlen)))
 
 
@@ -66,7 +73,7 @@ def slice_number(network: Network, address: Address) -> int | None:
     if not is_sliced(network):
         return None
     if isinstance(address, IPv4Address):
-        pool = IPv4Network(network.pool)
+        pool = _parsed(network.pool)
         if address not in pool:
             return None
         return (int(address) - int(pool.network_address)) // slice_size(network)

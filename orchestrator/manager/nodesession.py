@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import zlib
 from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import replace
@@ -33,6 +34,9 @@ from orchestrator.model.templates import filled
 from orchestrator.pb import dispatch_pb2
 from orchestrator.tracing import OFF, Tracer
 from orchestrator.web.scrape import digest
+
+MOST_SOURCES = 16
+"""Nodes that a task's node is told of as sources of its image."""
 
 
 class _Order(NamedTuple):
@@ -278,13 +282,18 @@ def _condemned(view: ClusterView, node_id: str) -> list[str]:
 
 
 def _sources(view: ClusterView, task: Task) -> list[str]:
+    """HOST:PORT of nodes that have the task's image: all, or of many some, others for each task."""
     images = images_of(view, task.image_digest) if task.image_digest else []
-    found = []
-    for node_id in sorted({node for image in images for node in image.nodes}):
+    nodes = [node for image in images for node in image.nodes]
+    first = zlib.crc32(task.id.encode()) % len(nodes) if len(nodes) > MOST_SOURCES else 0
+    found: set[str] = set()
+    for node_id in nodes[first:] + nodes[:first]:
         node = view.nodes.get(node_id)
         if node and node_id != task.node_id and node.state is NodeState.READY:
-            found.append(f"{node.description.address}:{node.description.blob_port}")
-    return found
+            found.add(f"{node.description.address}:{node.description.blob_port}")
+            if len(found) == MOST_SOURCES:
+                break
+    return sorted(found)
 
 
 def _volumes(view: ClusterView, task: Task) -> list[Any]:

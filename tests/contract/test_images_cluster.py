@@ -37,6 +37,8 @@ from orchestrator.pb import (
 pytestmark = pytest.mark.root
 
 SIZE = 4 << 20
+HEARTBEAT = 0.5
+"""Seconds between words of a node that has nothing to say."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,16 @@ async def light_node(running: Running, folder: Path, number: int) -> AsyncIterat
 
         async def report() -> None:
             while True:
-                await store.changed.wait()
-                store.changed.clear()
-                images = dispatch_pb2.ImageReport(images=map(to_proto, store.inventory()))
-                await call.write(dispatch_pb2.AgentMessage(images=images))
+                try:
+                    async with asyncio.timeout(HEARTBEAT):
+                        await store.changed.wait()
+                except TimeoutError:
+                    message = dispatch_pb2.AgentMessage(heartbeat=dispatch_pb2.Heartbeat())
+                else:
+                    store.changed.clear()
+                    images = dispatch_pb2.ImageReport(images=map(to_proto, store.inventory()))
+                    message = dispatch_pb2.AgentMessage(images=images)
+                await call.write(message)
 
         reporting = asyncio.create_task(report())
         stack.callback(reporting.cancel)

@@ -33,6 +33,11 @@ from orchestrator.tracing import CannotTrace, endpoint_option
     type=click.FloatRange(min=1.0),
     help="Seconds of silence after which a node is down (5 at first).",
 )
+@click.option(
+    "--discard-secrets",
+    is_flag=True,
+    help="Start without a lost cluster.key; secrets sealed with it stay unreadable.",
+)
 @endpoint_option
 @click.option(
     "--lease",
@@ -55,6 +60,7 @@ def manager(
     etcd_cert: Path | None,
     etcd_key: Path | None,
     node_timeout: float | None,
+    discard_secrets: bool,
     otlp_endpoint: str,
     lease: float,
     log_level: str,
@@ -80,7 +86,9 @@ def manager(
             )
         tls = EtcdTls(etcd_cacert, etcd_cert, etcd_key)
     endpoints = tuple(part.strip() for part in etcd_endpoints.split(",") if part.strip())
-    settings = ManagerSettings(data_dir, endpoints, tls, node_timeout, otlp_endpoint, lease)
+    settings = ManagerSettings(
+        data_dir, endpoints, tls, node_timeout, otlp_endpoint, lease, discard_secrets
+    )
     try:
         run_until_signalled(serve(settings))
     except* (CannotServe, CannotTrace, NoIdentity, StoreError) as group:

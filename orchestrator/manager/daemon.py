@@ -37,6 +37,7 @@ from orchestrator.manager.api.system import SystemCalls
 from orchestrator.manager.api.tracedcalls import TracedCalls
 from orchestrator.manager.api.volumes import VolumeCalls
 from orchestrator.manager.certificates import Authority, Certificates, keep_own
+from orchestrator.manager.clusterkey import WrongKey, check_key
 from orchestrator.manager.collector import survivors_exempt
 from orchestrator.manager.dashboard.tickets import TicketCalls
 from orchestrator.manager.dispatcher import Dispatcher
@@ -63,7 +64,7 @@ from orchestrator.manager.store.timed import TimedKv, TimedRenewal
 from orchestrator.manager.term import Term
 from orchestrator.manager.traces import TaskSpans
 from orchestrator.manager.tunnels import Tunnels
-from orchestrator.manager.vault import Vault
+from orchestrator.manager.vault import Vault, VaultError
 from orchestrator.manager.webapp import web
 from orchestrator.model.networks import BRIDGE
 from orchestrator.model.objects import Cluster, Network
@@ -123,6 +124,8 @@ class ManagerSettings:
     """Where traces go; empty: where OpenTelemetry's variables say, else nowhere."""
     lease: float = 3.0
     """Seconds after this manager's death, while it leads, until another one is elected."""
+    discard_secrets: bool = False
+    """Start also if the store holds secrets that are sealed with another key."""
 
 
 @asynccontextmanager
@@ -141,12 +144,24 @@ async def _store(settings: ManagerSettings) -> AsyncIterator[tuple[Kv, Renewal]]
 
 
 async def _found(
-    kv: Kv, cache: Cache, identity: ManagerIdentity, settings: ManagerSettings
+    kv: Kv, cache: Cache, identity: ManagerIdentity, settings: ManagerSettings, vault: Vault
 ) -> None:
-    """Write what a fresh cluster begins with, and settings that were given anew."""
+    """Write what a fresh cluster begins with, and settings that were given anew. Raises
+    CannotServe."""
     certificate = (settings.data_dir / "ca.pem").read_text()
     cluster = cache.view.cluster
     now = time.time()
+    if cluster is not None and cluster.id != identity.cluster_id:
+        raise CannotServe(
+            f"the store holds the cluster {cluster.id}, but {settings.data_dir} belongs to "
+            f"{identity.cluster_id}; check --etcd-endpoints and --data-dir"
+        )
+    try:
+        if not settings.discard_secrets:
+            await check_key(kv, cache.view, vault, settings.data_dir)
+    except WrongKey as error:
+        raise CannotServe(str(error)) from None
+    vault.save()
     changes: list[Change] = []
     if any(each.kind == "cluster" for each in cache.view.quarantined.values()):
         pass  # It is there, and for a manager that can decode it. Tasks are managed without it.
@@ -161,6 +176,7 @@ async def _found(
             network_cidr=identity.network_cidr,
             scrape_token=new_secret(),
             certificate_lifetime=identity.certificate_lifetime,
+            secrets_key_id=vault.key_id,
         )
         network = Network(
             id=new_id(),
@@ -171,17 +187,13 @@ async def _found(
             attachable=True,
         )
         changes = [Change(None, fresh), Change(None, network)]
-    elif cluster.id != identity.cluster_id:
-        raise CannotServe(
-            f"the store holds the cluster {cluster.id}, but {settings.data_dir} belongs to "
-            f"{identity.cluster_id}; check --etcd-endpoints and --data-dir"
-        )
     else:
         after = replace(
             cluster,
             node_timeout=settings.node_timeout or cluster.node_timeout,
             # A cluster of an earlier version has none.
             scrape_token=cluster.scrape_token or new_secret(),
+            secrets_key_id=vault.key_id,
         )
         changes = [Change(cluster, after)] if after != cluster else []
     if changes:
@@ -237,7 +249,10 @@ class Manager:
         self.serving = asyncio.Event()
         """Set once the ports are open."""
         self._address = f"{identity.address}:{identity.port}"
-        self._vault = Vault.at(settings.data_dir)
+        try:
+            self._vault = Vault.at(settings.data_dir)
+        except VaultError as error:
+            raise CannotServe(str(error)) from error
         self._tls = TlsFiles.of(settings.data_dir, "manager")
         key = (settings.data_dir / "ca.key").read_text()
         self._authority = Authority(
@@ -270,7 +285,7 @@ class Manager:
             group.create_task(metrics.LoopLag(self._registry).measure())
             group.create_task(self.cache.follow())
             await self.cache.wait_for(1)
-            await _found(self._kv, self.cache, self._identity, self._settings)
+            await _found(self._kv, self.cache, self._identity, self._settings, self._vault)
             async with (
                 self._events.following(),
                 self._latencies.following(),

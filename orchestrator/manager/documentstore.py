@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.manager.store.keys import sealed_key
-from orchestrator.manager.store.kv import Kv, Put
+from orchestrator.manager.store.kv import Entry, Kv, Put
 from orchestrator.manager.vault import Vault, VaultError
 from orchestrator.model.documents import Document
 
@@ -34,6 +34,15 @@ class DocumentStore:
             return self._vault.open_data(entry.value, _purpose(document.id, version))
         except VaultError as error:
             raise NoData(f"{what} cannot be opened: {error}") from error
+
+
+def opens(vault: Vault, entry: Entry, document_id: str, version: int) -> bool:
+    """Whether the vault has the key that a version was sealed with."""
+    try:
+        vault.open_data(entry.value, _purpose(document_id, version))
+    except VaultError:
+        return False
+    return True
 
 
 def _purpose(document_id: str, version: int) -> str:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import base64
+import binascii
+import hashlib
+import hmac
 import os
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from orchestrator.linux.atomicfile import write_file
+
 KEY_FILE = "cluster.key"
 _NONCE = 12
+_KEY_ID = b"orc cluster key id"
 
 
 class VaultError(Exception):
@@ -20,23 +26,44 @@ class VaultError(Exception):
 class Vault:
     """Seals and opens texts and data with AES-256-GCM (NIST SP 800-38D), a random nonce each."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, unsaved: Path | None = None) -> None:
+        """`unsaved`: where a new key is yet to be written, see `save`."""
         self._cipher = AESGCM(key)
+        self._key = key
+        self._unsaved = unsaved
 
     @classmethod
     def at(cls, folder: Path) -> Vault:
-        """The vault of a manager's data folder; its key is made when there is none."""
+        """The vault of a manager's data folder, with a new key when there is none: that one is
+        worth nothing to a cluster that has secrets already, and is only written by `save`.
+
+        Raises VaultError when the file is damaged.
+        """
         path = folder / KEY_FILE
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return cls(base64.b64decode(path.read_bytes()))
-        key = AESGCM.generate_key(256)
-        with os.fdopen(fd, "wb") as file:
-            file.write(base64.b64encode(key))
-            file.flush()
-            os.fsync(file.fileno())
-        return cls(key)
+            return cls(base64.b64decode(path.read_bytes(), validate=True))
+        except FileNotFoundError:
+            return cls(AESGCM.generate_key(256), path)
+        except (binascii.Error, ValueError) as error:
+            raise VaultError(
+                f"{path} is damaged ({error}); restore it from a backup of that folder"
+            ) from error
+
+    @property
+    def new(self) -> bool:
+        """Whether the key was made just now, since there was none."""
+        return self._unsaved is not None
+
+    @property
+    def key_id(self) -> str:
+        """Names the key, and says nothing about it."""
+        return hmac.new(self._key, _KEY_ID, hashlib.sha256).hexdigest()[:16]
+
+    def save(self) -> None:
+        """Write a new key to its file; nothing for one that came from there."""
+        if self._unsaved is not None:
+            write_file(self._unsaved, base64.b64encode(self._key))
+            self._unsaved = None
 
     def seal(self, text: str, purpose: str) -> str:
         """`text`, encrypted for `purpose`: it opens for no other. In base64."""

@@ -175,6 +175,8 @@ class Cluster(Extensible):
     """What Prometheus shows to managers and agents; empty: nothing that it could."""
     certificate_lifetime: float = 0.0
     """Seconds that certificates count from now on; 0: the usual."""
+    secrets_key_id: str = ""
+    """Names the key that secrets are sealed with; empty in a cluster of an earlier version."""
 
 
 Object = Node | Service | Task | Network | Image | Volume | Cluster | Credential | Document

@@ -131,6 +131,34 @@ def test_a_store_that_holds_another_cluster_is_refused(host: Host) -> None:
     assert "--etcd-endpoints" in line
 
 
+def test_a_lost_key_is_refused_until_it_is_back(host: Host, tmp_path: Path) -> None:
+    data = host.init("one")
+    file = tmp_path / "value"
+    file.write_text("correct-horse")
+    with host.manager(data):
+        host.info()
+        assert host.orc("secret", "create", "db", str(file)).returncode == 0
+    key = data / "cluster.key"
+    kept = key.read_bytes()
+    key.unlink()
+    with host.manager(data) as process:
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(10) == 1
+    (line,) = [line for line in said.splitlines() if line.startswith("orc: ")]
+    assert f"{key} is missing: restore cluster.key from a backup" in line
+    assert not key.exists()
+    key.write_bytes(kept)
+    with host.manager(data):
+        host.info()
+    key.unlink()
+    host.options.append("--discard-secrets")
+    with host.manager(data):
+        host.info()
+        assert host.orc("secret", "create", "new", str(file)).returncode == 0
+    assert key.read_bytes() != kept
+
+
 def test_half_of_the_certificates_is_a_usage_error(host: Host) -> None:
     done = host.orc("manager", "--etcd-endpoints", "https://x:1", "--etcd-cert", "/x")
     assert done.returncode == 2

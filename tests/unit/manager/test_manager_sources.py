@@ -134,6 +134,7 @@ async def test_a_node_that_is_gone_keeps_nobody_from_an_image(tmp_path: Path, ho
 
 def test_what_is_sealed_opens_here_for_its_purpose_only(tmp_path: Path) -> None:
     vault = Vault.at(tmp_path)
+    vault.save()
     sealed = vault.seal("s3cret", "registry a")
     assert "s3cret" not in sealed
     assert Vault.at(tmp_path).open(sealed, "registry a") == "s3cret"

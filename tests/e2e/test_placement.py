@@ -86,22 +86,21 @@ def test_it_says_when_no_node_can_ever_fit(cluster: Cluster, hello: str) -> None
     cluster.await_reason("x", reason)
 
 
-GPUS = ("/dev/orc-test-gpu0", "/dev/orc-test-gpu1")
-
-
 @pytest.fixture
 def gpus(cluster: Cluster) -> Iterator[tuple[str, str]]:
-    """Two devices, that node2 has and says so."""
-    for number, name in enumerate(GPUS):
-        cluster.exec("node2", "sh", "-c", f"rm -f {name}; mknod {name} c 1 {(3, 5)[number]}")
+    """Two devices that node2 offers."""
+    # Dev hosts share this machine's /dev, so the names are the cluster's own.
+    names = (f"/dev/{cluster.name}-gpu0", f"/dev/{cluster.name}-gpu1")
+    for name, minor in zip(names, (3, 5), strict=True):
+        cluster.exec("node2", "sh", "-c", f"rm -f {name}; mknod {name} c 1 {minor}")
     cluster.stop("node2")
-    cluster.dev("start", "node2", "--", "--generic-resource", f"gpu={','.join(GPUS)}",
+    cluster.dev("start", "node2", "--", "--generic-resource", f"gpu={','.join(names)}",
                 "--generic-resource", "licence=3")  # fmt: skip
     cluster.await_ready("node2")
-    yield GPUS
+    yield names
     cluster.stop("node2")
     cluster.start("node2")
-    cluster.exec("node2", "rm", *GPUS)
+    cluster.exec("node2", "rm", *names)
 
 
 def test_devices_are_counted_given_and_given_back(
@@ -114,7 +113,7 @@ def test_devices_are_counted_given_and_given_back(
     assert places(cluster, "web") == {"node2": 2}
     told = [
         cluster.orc("exec", f"web.{n}", "/bin/busybox", "sh", "-c",
-                    "echo $DOCKER_RESOURCE_GPU; ls /dev/orc-test-gpu*").stdout.split()
+                    f"echo $DOCKER_RESOURCE_GPU; ls /dev/{cluster.name}-gpu*").stdout.split()
         for n in (1, 2)
     ]  # fmt: skip
     assert sorted(told) == [[gpus[0], gpus[0]], [gpus[1], gpus[1]]], "its own, and no other"

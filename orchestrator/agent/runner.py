@@ -273,9 +273,16 @@ class TaskRunner:
         found = await self._parts.runtime.adopt(self.id)
         if found is None:
             # Whatever lies around of it cannot be used; a later start begins on clean ground.
-            async with self._removals, asyncio.timeout(_RELEASE_LIMIT):
-                gone = await self._holding.clear(self._task)
-            self._observed = replace(self._observed, discarded=gone)
+            try:
+                async with self._removing():
+                    gone = await self._holding.clear(self._task)
+                self._observed = replace(self._observed, discarded=gone)
+            except (RuntimeFailure, OSError) as error:
+                # That it is lost is known, whatever still clings to it.
+                log.warning(
+                    "what an earlier agent left cannot be removed yet",
+                    extra={"task": self.id, "error": reason_of(error)},
+                )
         elif isinstance(found, Started) and self.status.state is TaskState.RUNNING:
             paused = await self._parts.runtime.paused(self.id)
             if paused is not self.status.paused:

@@ -84,7 +84,7 @@ _CHECKPOINT_AFTER = 1000
 """Pages in the log after which it is moved into the database (SQLite's own default)."""
 _PAGE = 4096
 """Bytes of a page of the database."""
-_RETRY_FIRST, _RETRY_MOST = 0.5, 15.0
+_RETRY_FIRST, _RETRY_MOST = 0.5, 5.0
 """Seconds between attempts to record what the disk refused."""
 
 _Statement = tuple[str, tuple[Any, ...]]

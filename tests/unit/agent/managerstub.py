@@ -23,6 +23,8 @@ class Conversation:
         self.applied: list[int] = []
         """Revisions of the endpoint table that were acknowledged."""
         self.heartbeats = 0
+        self.troubles = [hello.description.trouble]
+        """What the node said of its troubles, one after another."""
         self.acknowledge = True
         self.over = asyncio.Event()
         self._speaking = asyncio.Lock()
@@ -85,6 +87,8 @@ class Conversation:
                     self.applied.append(message.endpoints_applied.revision)
                 case "heartbeat":
                     self.heartbeats += 1
+                case "trouble":
+                    self.troubles.append(message.trouble)
 
 
 class TunnelEnd:

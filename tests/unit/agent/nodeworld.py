@@ -78,7 +78,7 @@ class World:
 
     def _join(self, manager: ManagerIdentity, authority: str) -> None:
         data = self.root / "a"
-        data.mkdir()
+        data.mkdir(exist_ok=True)
         key = (self.root / "m" / "ca.key").read_text()
         issued = ca.issue(
             KeyPair(authority, key),

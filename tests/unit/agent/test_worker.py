@@ -680,3 +680,16 @@ async def test_a_standalone_container_is_not_started_over_and_over(host: Host) -
         await a.reaches(TaskState.FAILED)
         assert "ZeroDivisionError" in a.reports.last().message
     assert host.runtime.did("create") == ["t1"]
+
+
+async def test_a_lost_task_is_reported_whatever_clings_to_it(host: Host) -> None:
+    async with agent(host) as a:
+        a.full(assigned())
+        await a.reaches(TaskState.RUNNING)
+    host.runtime.lose("t1")
+    host.runtime.failures["remove", "t1"] = RuntimeFailure("device or resource busy")
+    async with agent(host) as a:
+        a.full(assigned())
+        await a.reaches(TaskState.FAILED)
+        assert "lost" in a.reports.last().message
+        await until(lambda: a.db.records()["t1"].released)

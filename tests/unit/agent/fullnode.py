@@ -1,0 +1,75 @@
+"""A whole agent process whose disk a container fills, against a scripted manager (see `nodeworld`).
+
+A failed assertion is its exit status.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+from fulldisk import small_disk
+from nodeworld import NETWORK, World, run, turn
+
+from orchestrator.agent.runtime.mounts import enter_private_mounts
+from orchestrator.model.states import TaskState
+
+
+async def scenario(world: World) -> None:
+    await world.start_agent()
+    await world.session.full(networks=[NETWORK])
+    await world.load_image()
+    hog = "sleep 1000 & while :; do cat /dev/zero >> /big; sleep 0.01; done"
+    kept, fills = (world.assigned("kept", "sleep", "1000"), world.assigned("hog", "sh", "-c", hog))
+    await world.diff(kept)
+    await world.reaches("kept", TaskState.RUNNING)
+    await world.diff(fills)
+    await world.reaches("hog", TaskState.RUNNING)
+    disk = os.statvfs
+    await turn(lambda: disk(world.root / "a").f_bavail == 0)
+
+    # What is new waits, and node and task say why; the session goes on.
+    late = world.assigned("late", "sleep", "1000")
+    await world.diff(late)
+    await turn(lambda: "full" in world.status_message("late"))
+    await turn(lambda: any("full" in words for words in world.session.troubles))
+    beats = world.session.heartbeats
+    await turn(lambda: world.session.heartbeats > beats)
+
+    # So it is for an agent that starts there; both containers run on.
+    pids = [world.status(task).pid for task in ("kept", "hog")]
+    await world.end_agent(signal.SIGKILL)
+    await world.start_agent()
+    await world.session.full(kept, fills, late, networks=[NETWORK])
+    world.version = 1
+    for task in ("kept", "hog"):
+        await world.reaches(task, TaskState.RUNNING)
+    assert [world.status(task).pid for task in ("kept", "hog")] == pids
+    assert world.session.states().get("late", 0) <= TaskState.ASSIGNED
+
+    # The one that fills it is stopped, as ordered; then there is room for what waits.
+    await world.diff(world.assigned("hog", state=TaskState.SHUTDOWN))
+    await world.reaches("hog", TaskState.SHUTDOWN)
+    await world.reaches("late", TaskState.RUNNING)
+    await turn(lambda: not world.session.troubles or world.session.troubles[-1] == "")
+    assert world.status("kept").pid == pids[0]
+    os.kill(pids[0], 0)
+
+
+class FullWorld(World):
+    """Whose agent has a small disk of its own."""
+
+    def status_message(self, task_id: str) -> str:
+        """What the newest status of a task says, if there is one."""
+        known = any(task_id in report.statuses for report in self.session.statuses)
+        return str(self.status(task_id).message) if known else ""
+
+
+if __name__ == "__main__":
+    enter_private_mounts(None)
+    world = FullWorld(Path(sys.argv[1]))
+    small_disk(world.root / "a", 24 << 20)
+    run(world, partial(scenario, world))

@@ -192,23 +192,28 @@ class ClusterImages:
         The cluster's own is taken, else the registry's; with `fresh`, the registry is asked first.
         Raises ImageError.
         """
+
+        def tell(reason: str) -> None:
+            if reason:
+                progress(f"{name}: {reason}")
+
         known = await self._located(name)
         digest = name.partition("@")[2] or known.digest
         if digest and not fresh:
             if self._store.resolve(digest) is None:
                 progress(f"{name}: getting it from another node")
-            return (await self.prepare(name, digest, ())).digest
+            return (await self.prepare(name, digest, (), tell)).digest
         if self._registry is None:
             raise ImageError(f"no node that is up has the image {name}")
         progress(f"{name}: asking its registry")
         try:
             newest = await self._registry.resolve(name, known.auth)
-            return (await self.prepare(name, newest, ())).digest
+            return (await self.prepare(name, newest, (), tell)).digest
         except ImageError as error:
             if not digest:
                 raise ImageError(f"no node has the image {name}, and {error}") from error
             progress(f"{error}: the cluster's own {name} is taken")
-            return (await self.prepare(name, digest, ())).digest
+            return (await self.prepare(name, digest, (), tell)).digest
 
     async def _located(self, name: str) -> images_pb2.LocateReply:
         """What a manager knows of a name; what this node knows, where none can be asked."""

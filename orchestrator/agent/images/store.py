@@ -269,7 +269,8 @@ class ImageStore:
         `ImageError`."""
         record = self._catalog.record(self._require(digest))
         blobs = tuple(self._blobs.blob(blob) for blob in sorted(record.blobs))
-        return blobs + self.layers(digest)
+        # Also those that a layer above hides, and each once.
+        return blobs + tuple(self._blobs.layer(each) for each in dict.fromkeys(record.diff_ids))
 
     def _require(self, reference: str) -> str:
         digest = self.resolve(reference)

@@ -69,6 +69,7 @@ CASES = {
     "a folder replaced by a link and back": [BASE, tar(symlink("d", "etc")), AS_FOLDER],
     "an opaque folder": [BASE, OPAQUE],
     "an opaque folder, filled again": [BASE, OPAQUE, CHANGE],
+    "an opaque root": [BASE, tar(entry(".wh..wh..opq"), entry("only", b"only")), CHANGE],
     "removals of what is not there": [
         BASE,
         tar(
@@ -182,6 +183,8 @@ def random_layer(rng: random.Random, prefix: str = "", depth: int = 0) -> Iterat
 async def test_any_stack_in_which_layers_recur(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     pool = [tar(*random_layer(rng)) for _ in range(rng.randint(1, 4))]
+    if rng.random() < 0.2:
+        pool.append(tar(entry(".wh..wh..opq"), *random_layer(rng)))
     stack = [rng.choice(pool) for _ in range(rng.randint(2, 9))]
     layout = Layout(tmp_path / "layout")
     digest = layout.image(stack, "image")
@@ -191,7 +194,9 @@ async def test_any_stack_in_which_layers_recur(tmp_path: Path, seed: int) -> Non
         image = await store.ensure(digest, no_fetch)
         assert container_tree(image.layers, tmp_path / "container") == expected
         assert read_only_tree(image.layers, tmp_path / "root") == expected
-        # It takes the disk once, and all of it goes with the image.
+        # It takes the disk once, is counted once, and all of it goes with the image.
+        folders = [part for part in store.parts(digest) if part.is_dir()]
+        assert sorted(folders) == sorted((tmp_path / "store/layers").iterdir())
         assert len(list((tmp_path / "store/layers").iterdir())) == len(set(map(digest_of, stack)))
         await store.remove(digest)
         assert list((tmp_path / "store/layers").iterdir()) == []

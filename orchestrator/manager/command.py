@@ -42,7 +42,7 @@ from orchestrator.tracing import CannotTrace, endpoint_option
 @click.option(
     "--lease",
     type=click.FloatRange(min=1.0),
-    default=3.0,
+    default=10.0,
     show_default=True,
     help="Seconds that this manager leads without an answer of etcd's; more on a slow host.",
 )

@@ -97,8 +97,10 @@ DEFAULT_VNI = 4096
 
 _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.keepalive_time_ms", 2000),
-    ("grpc.keepalive_timeout_ms", 2000),
+    # Agents and clients ask often enough whether this end lives, and agents send heartbeats; with
+    # many of them, asking each as often would cost more than it tells.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -122,7 +124,7 @@ class ManagerSettings:
     """Seconds of silence after which a node is down; None: as stored (5 at first)."""
     otlp_endpoint: str = ""
     """Where traces go; empty: where OpenTelemetry's variables say, else nowhere."""
-    lease: float = 3.0
+    lease: float = 10.0
     """Seconds after this manager's death, while it leads, until another one is elected."""
     discard_secrets: bool = False
     """Start also if the store holds secrets that are sealed with another key."""

@@ -55,7 +55,7 @@ WOKEN_AT_A_TIME, ADMITTED_AT_A_TIME = 25, 4
 """Sessions that look at what is new, and that are sent their full sets, before the event loop turns
 to something else."""
 
-TERM_GAP = 10.0
+TERM_GAP = 5.0
 """Seconds that sessions go on while no term of this manager does."""
 
 SESSION_WITHIN = 5.0

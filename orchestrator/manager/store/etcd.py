@@ -53,7 +53,7 @@ PROGRESS_INTERVAL = 1.0
 """Seconds between a watch's questions how far it is."""
 
 RENEWAL_TIMEOUT = 1.0
-"""Seconds that one endpoint has to renew a lease before the next one is asked."""
+"""Seconds that one of several endpoints has at least to renew a lease."""
 
 WATCH_SILENCE = 2.5
 """Seconds without any answer after which a watch takes its endpoint for dead."""
@@ -239,7 +239,9 @@ class EtcdRenewal:
                 raise StoreUnavailable("no etcd endpoint answered in time")
             channel = self._channels[self._current]
             try:
-                return _renewed(channel, lease, key, min(left, RENEWAL_TIMEOUT))
+                return _renewed(
+                    channel, lease, key, max(left / len(self._channels), min(left, RENEWAL_TIMEOUT))
+                )
             except grpc.RpcError as error:
                 self._current = (self._current + 1) % len(self._channels)
                 failure = cast(grpc.Call, error)

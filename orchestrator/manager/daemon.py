@@ -241,7 +241,7 @@ class Manager:
         self._planning = metrics.PlanningTimes(self._registry)
         self._latencies = metrics.Latencies(self.cache, self._registry)
         self._spans = TaskSpans(self.cache, tracer, lambda: bool(self._leader))
-        self.inbox = Inbox(time.time)
+        self.inbox = Inbox(time.monotonic)
         self._events = EventLog(self.cache, time.time)
         self.cache.on_undecodable = self._undecodable
         self._tunnels = Tunnels(new_id)
@@ -406,7 +406,6 @@ class Manager:
                         self.cache,
                         self.inbox,
                         fence=won.guard,
-                        started_at=time.time(),
                         now=time.time,
                         new_id=new_id,
                         times=self._planning,

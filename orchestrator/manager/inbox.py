@@ -9,8 +9,8 @@ transaction. Nothing here is acknowledged to an agent before the loop has commit
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field, fields
 
 from orchestrator.model.nodes import NodeDescription, TunnelKey
 from orchestrator.model.objects import Image
@@ -71,6 +71,14 @@ class Reports:
             acknowledgements=self.acknowledgements | later.acknowledgements,
         )
 
+    def of(self, nodes: Set[str]) -> Reports:
+        """The reports of these nodes."""
+        found = Reports()
+        for each in fields(Reports):
+            reports = getattr(self, each.name)
+            setattr(found, each.name, {id: reports[id] for id in reports if id in nodes})
+        return found
+
 
 class Inbox:
     """Reports under collection, and when each node was last heard of (in memory only: a new
@@ -82,7 +90,7 @@ class Inbox:
         self._taken = Reports()
         """What was taken last; it may not have been committed."""
         self.heard: dict[str, float] = {}
-        """Node id → when its agent last said anything."""
+        """Node id → when its agent last said anything, by the clock given (a monotonic one)."""
         self.on_report: Callable[[], None] = lambda: None
         """Called at each report; the loop's alarm clock."""
 
@@ -152,6 +160,11 @@ class Inbox:
         """All reports so far; the inbox is empty after it."""
         self._taken, self._reports = self._reports, Reports()
         return self._taken
+
+    def give_back(self, reports: Reports) -> None:
+        """Put back what was taken and could not be committed; newer reports replace it."""
+        self._reports = reports.followed_by(self._reports)
+        self._taken = Reports()
 
     def begin_term(self) -> None:
         """Another term begins: it gets what the one before has not committed, since sessions go on

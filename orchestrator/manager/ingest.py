@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.inbox import Reports
 from orchestrator.manager.planning.encryption import honest_keys
 from orchestrator.manager.planning.liveness import node_up
-from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.plan import Change, Decision
 from orchestrator.manager.planning.standalone import over_reboot
 from orchestrator.manager.planning.statuses import ingest as task_changes
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.store.cache import fold
+from orchestrator.manager.store.keys import object_key
+from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image
+from orchestrator.model.tasks import Task
+
+
+def decisions(view: ClusterView, reports: Reports, now: float) -> list[Decision]:
+    """What the reports change, by what it is about: each service's tasks, and each other object.
+    One whose write conflicts holds up no other."""
+    groups: dict[str, list[Change]] = {}
+    for change in ingest(view, reports, now):
+        subject = change.subject
+        service_id = subject.service_id if isinstance(subject, Task) else ""
+        groups.setdefault(service_id or object_key(subject), []).append(change)
+    folded: list[Decision] = []
+    for group in groups.values():
+        changes: dict[str, Change] = {}
+        fold(changes, group)
+        if changes:
+            folded.append(Decision(tuple(changes.values()), reason="reports of nodes"))
+    return folded
+
+
+def unfinished(reports: Reports, left: Iterable[Change]) -> Reports:
+    """The reports of which some changes were not written: of the nodes that these are about."""
+    nodes: set[str] = set()
+    for change in left:
+        match change.subject:
+            case Task() as task:
+                nodes.add(task.node_id)
+            case Node() as node:
+                nodes.add(node.id)
+            case Image():
+                before = change.before.nodes if isinstance(change.before, Image) else ()
+                after = change.after.nodes if isinstance(change.after, Image) else ()
+                nodes |= {*before, *after}
+    return reports.of(nodes)
 
 
 def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client import Counter as CounterMetric
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -115,14 +115,44 @@ class PlanningTimes:
             "Decisions that were made anew, for what they were made from had changed",
             registry=registry,
         )
+        self._read_only = Gauge(
+            "orc_store_read_only",
+            "Whether the store takes no writes, so that nothing can be changed (1) or not (0)",
+            registry=registry,
+        )
+        self._aside = Gauge(
+            "orc_planning_failed_services",
+            "Services that cannot be planned or written; they are retried with backoff",
+            registry=registry,
+        )
+        self._doubted = Gauge(
+            "orc_nodes_doubted",
+            "Nodes that are silent, but too many at once to count as down yet",
+            registry=registry,
+        )
+        self.store_error = ""
+        """Why the store takes no writes; empty when it does."""
 
     def took(self, seconds: float) -> None:
         """Something was decided."""
         self._seconds.observe(seconds)
 
     def conflicted(self) -> None:
-        """It was of no use."""
+        """Something of it was not written."""
         self._conflicts.inc()
+
+    def store_failed(self, error: str) -> None:
+        """Why the store takes no writes; empty when it does."""
+        self.store_error = error
+        self._read_only.set(bool(error))
+
+    def put_aside(self, services: Mapping[str, str]) -> None:
+        """Id → why of the services that cannot be planned or written."""
+        self._aside.set(len(services))
+
+    def doubts(self, silent: int) -> None:
+        """So many nodes are silent at once that the leader doubts itself; 0 when it does not."""
+        self._doubted.set(silent)
 
 
 class Latencies:

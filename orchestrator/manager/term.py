@@ -1,13 +1,22 @@
 """What a leader does, from election to loss: one loop of read, decide, write.
 
 Reports of agents, the expiry of silent nodes, subnets, reconciling and scheduling are decided one
-after the other on one snapshot, each seeing what those before it want, and written as one guarded
-transaction. So a service of sixty tasks goes from declared to assigned in one write, and while
-that write is under way the next round's reports gather. A round is limited (`ROUND`): a service of
-thousands takes several, each with its own look at the cluster.
+after the other on one snapshot, each seeing what those before it want, and written in as few
+guarded transactions as possible. So a service of sixty tasks goes from declared to assigned in one
+write, and while that write is under way the next round's reports gather. A round is limited
+(`ROUND`): a service of thousands takes several, each with its own look at the cluster.
 
 Deciding and encoding are pure and run in a worker thread, so that however long they take, the
 event loop renews the lease and serves sessions and API calls.
+
+**Faults stay where they are.** A service whose write conflicts is planned anew by itself in the
+next round, and left out of the one after if it conflicts again, so it delays the others by a round
+at the most. A service that cannot be planned, or that is too large for the store, is put aside and
+tried again with backoff. A store that takes no writes (it is full, say) makes the cluster
+read-only, and is tried again with backoff too; reports are kept until they are written.
+
+**Time.** Silence is measured with the monotonic clock. Stored delays are times of the wall clock;
+when that is stepped, they are moved along (`clockstep`).
 
 The loop holds no state that a new leader would need: all delays are in the store, and what it
 merely remembers (when a node was last heard of) starts with a fresh grace.
@@ -18,60 +27,105 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
 from orchestrator.manager.inbox import Inbox, Reports
-from orchestrator.manager.ingest import ingest
-from orchestrator.manager.planning import pipeline
-from orchestrator.manager.planning.liveness import expire
+from orchestrator.manager.ingest import decisions, unfinished
+from orchestrator.manager.planning import clockstep, pipeline
+from orchestrator.manager.planning.liveness import Hearing, Silence, expire
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of
-from orchestrator.manager.planning.plan import Change, earliest
+from orchestrator.manager.planning.plan import Change, Decision, Plan, earliest
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.manager.store.cache import Cache, Feed, fold
-from orchestrator.manager.store.commit import Transaction, send, transactions
-from orchestrator.manager.store.keys import object_key
-from orchestrator.manager.store.kv import Conflict, Guard, Kv, StoreUnavailable
+from orchestrator.manager.store.cache import Cache, Feed, find_object
+from orchestrator.manager.store.keys import object_key, object_type
+from orchestrator.manager.store.kv import Guard, Kv, StoreError
+from orchestrator.manager.store.parts import Part, parts
+from orchestrator.manager.store.writer import TermOver, Writer, Written
 from orchestrator.manager.traces import attributed
-from orchestrator.model.objects import Object
+from orchestrator.model.tasks import Task
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_RETRY = 0.1
-"""Seconds between attempts to write while the store is away."""
-
 ROUND = 500
 """Tasks that one round creates, and places, at the most, roughly: a commit stays small, and reports
 and other services wait for no more than that."""
 
+STEP = 0.5
+"""Seconds by which the wall clock must differ from the monotonic one for a step; less is drift."""
+
+FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 30.0
+"""Seconds until what failed is tried again, at first and at the most."""
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many failures in a row."""
+    return min(FIRST_BACKOFF * 2.0 ** min(failures - 1, 16), LONGEST_BACKOFF)
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """What a round is decided from; nobody changes it meanwhile."""
+
+    view: ClusterView
+    dirty: Dirty
+    reports: Reports
+    hearing: Hearing
+    exclude: frozenset[str]
+    shifts: Mapping[str, float]
+    """Key of an object with delays → seconds by which they are to be moved."""
+    now: float
+
 
 @dataclass(slots=True)
 class _Round:
-    """One snapshot's decisions, folded to one change an object."""
+    """What was decided, encoded."""
 
-    view: ClusterView
-    changes: dict[str, Change] = field(default_factory=dict)
-    requires: dict[str, Object] = field(default_factory=dict)
+    parts: Sequence[Part] = ()
     look_again_at: float | None = None
-    silent_at: float | None = None
+    silence: Silence = field(default_factory=lambda: Silence((), None))
     rest: Dirty = field(default_factory=Dirty)
-    transactions: Sequence[Transaction] = ()
-    """The changes, encoded."""
+    failed: Mapping[str, str] = field(default_factory=dict)
 
-    def add(self, changes: Iterable[Change], requires: Iterable[Object] = ()) -> None:
-        """Take decisions in; what is decided next sees them. What cannot be decoded stays."""
+
+class _Found:
+    """Decisions in the making; what is decided next sees those before it."""
+
+    def __init__(self, view: ClusterView) -> None:
+        self.view = view
+        self.decisions: list[Decision] = []
+
+    def add(self, decided: Iterable[Decision]) -> None:
+        """Take decisions in, but for changes of what cannot be decoded: that stays as it is."""
         frozen = self.view.quarantined
-        changes = [each for each in changes if object_key(each.subject) not in frozen]
-        fold(self.changes, changes)
-        for item in requires:
-            self.requires.setdefault(object_key(item), item)
-        self.view = self.view.evolve(changes)
+        decided = [_without(each, frozen) for each in decided] if frozen else list(decided)
+        self.decisions += decided
+        self.view = self.view.evolve(change for each in decided for change in each.changes)
+
+    def changes(self) -> Iterator[Change]:
+        return (change for each in self.decisions for change in each.changes)
+
+
+def _without(decision: Decision, frozen: Container[str]) -> Decision:
+    changes = decision.changes
+    kept = tuple(change for change in changes if object_key(change.subject) not in frozen)
+    return decision if len(kept) == len(changes) else replace(decision, changes=kept)
+
+
+@dataclass(slots=True)
+class _Failure:
+    """A service that is put aside."""
+
+    why: str
+    count: int
+    until: float
+    """Time of the monotonic clock."""
 
 
 class Offload(Protocol):
@@ -98,12 +152,37 @@ class _Planner:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-class Times(Protocol):
-    """Is told how long decisions take (`metrics.PlanningTimes`)."""
+class Observer(Protocol):
+    """Is told how the leader does (`metrics.PlanningTimes`)."""
+
+    def took(self, seconds: float) -> None:
+        """A round was decided."""
+
+    def conflicted(self) -> None:
+        """Something of it was not written, for what it was decided from had changed."""
+
+    def store_failed(self, error: str) -> None:
+        """Why the store takes no writes; empty when it does."""
+
+    def put_aside(self, services: Mapping[str, str]) -> None:
+        """Id → why of the services that are put aside."""
+
+    def doubts(self, silent: int) -> None:
+        """So many nodes are silent, too many at once to be believed; 0 when that is over."""
+
+
+class _Nobody:
+    """The `Observer` who does nothing."""
 
     def took(self, seconds: float) -> None: ...
 
     def conflicted(self) -> None: ...
+
+    def store_failed(self, error: str) -> None: ...
+
+    def put_aside(self, services: Mapping[str, str]) -> None: ...
+
+    def doubts(self, silent: int) -> None: ...
 
 
 class Term:
@@ -116,28 +195,40 @@ class Term:
         inbox: Inbox,
         *,
         fence: Guard,
-        started_at: float,
         now: Callable[[], float],
         new_id: Callable[[], str],
-        times: Times | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        times: Observer | None = None,
         offload: Offload | None = None,
     ) -> None:
-        """`offload` runs what computes for long, so that the lease, sessions and API calls are
+        """`now` is the wall clock, `clock` the monotonic one, which is the inbox's as well.
+        `offload` runs what computes for long, so that the lease, sessions and API calls are
         served meanwhile; if none is given, in a thread of the term's own."""
-        self._kv = kv
         self._cache = cache
         self._inbox = inbox
-        self._fence = fence
-        self._started_at = started_at
+        self._writer = Writer(kv, fence)
         self._now = now
+        self._clock = clock
         self._new_id = new_id
-        self._times = times
+        self._observer = times or _Nobody()
         self._offload = offload
         self._wake = asyncio.Event()
+        self._started = clock()
+        self._offset = now() - clock()
+        """What the wall clock is ahead of the monotonic one, as of the last round."""
+        self._dirty = EVERYTHING
+        self._shifts: dict[str, float] = {}
         self._look_again_at: float | None = None
         """The earliest time that a round asked to be made again, until it has passed."""
-        self._rest = Dirty()
-        """What the last round did not get to."""
+        self._silence = Silence((), None)
+        self._joined: dict[str, float] = {}
+        self._conflicted: dict[str, None] = {}
+        """Services and containers of which the last write conflicted, in order."""
+        self._alone = False
+        """Whether the last round was for these alone."""
+        self._aside: dict[str, _Failure] = {}
+        self._errors = 0
+        """Rounds in a row that the store did not take, or that could not be decided."""
 
     async def run(self, revision: int) -> None:
         """Lead, from the moment that the cache has the term's own `revision`."""
@@ -149,94 +240,237 @@ class Term:
         self._inbox.on_report = self._wake.set
         async with self._cache.subscribe() as feed:
             feed.on_change = self._wake.set
-            dirty = EVERYTHING
             while True:
-                silent_at = await self._round(dirty, feed, offload)
-                await self._sleep_until(earliest(self._look_again_at, silent_at))
-                dirty = self._rest | dirty_of(feed.take()) | Dirty(timer=self._is_time())
+                if self._errors:
+                    await asyncio.sleep(backoff(self._errors))
+                self._wake.clear()
+                await self._round(feed, offload)
+                if not (self._conflicted or self._dirty or self._errors):
+                    await self._sleep()
 
-    async def _sleep_until(self, moment: float | None) -> None:
-        """Until something happens, or that moment."""
+    async def _sleep(self) -> None:
+        """Until something happens, or time may decide something."""
+        moments = [self._silence.look_again_at, *(each.until for each in self._aside.values())]
+        if self._look_again_at is not None:
+            moments.append(self._look_again_at - self._offset)
+        moment = earliest(*moments)
         if moment is None:
             await self._wake.wait()
-        else:
-            alarm = asyncio.get_running_loop().call_later(
-                max(0.0, moment - self._now()), self._wake.set
-            )
-            try:
-                await self._wake.wait()
-            finally:
-                alarm.cancel()
-        self._wake.clear()
+            return
+        alarm = asyncio.get_running_loop().call_later(
+            max(0.0, moment - self._clock()), self._wake.set
+        )
+        try:
+            await self._wake.wait()
+        finally:
+            alarm.cancel()
 
-    def _is_time(self) -> bool:
-        moment = self._look_again_at
-        if moment is None or moment > self._now():
-            return False
-        self._look_again_at = None
-        return True
+    # One round
 
-    async def _round(self, dirty: Dirty, feed: Feed, offload: Offload) -> float | None:
-        """Decide and write, until it is written; when the next node may be called down."""
-        reports = self._inbox.take()
-        while True:
-            read = self._cache.revision
-            began = time.perf_counter()
-            decide = partial(
-                self._decide, self._cache.view, dirty, reports, dict(self._inbox.heard), self._now()
-            )
-            decided = await offload(decide)
-            if self._times is not None:
-                self._times.took(time.perf_counter() - began)
-            if not decided.transactions:
-                break
-            try:
-                revision = await send(self._kv, decided.transactions)
-            except Conflict:
-                if self._times is not None:
-                    self._times.conflicted()
-                # Somebody wrote what was read. Their change reaches the cache by the watch.
-                await self._cache.wait_for(read + 1)
-            except StoreUnavailable as error:
-                log.warning("cannot write", extra={"error": error})
-                await asyncio.sleep(_RETRY)
-            else:
-                await self._cache.wait_for(revision)
-                break
-            dirty |= dirty_of(feed.take())
-        for acknowledge in reports.acknowledge:
-            acknowledge()
+    async def _round(self, feed: Feed, offload: Offload) -> None:
+        """Decide and write what has happened; what could not be written is for the next round."""
+        self._follow_clock()
+        given = self._input(feed)
+        began = time.perf_counter()
+        try:
+            decided = await offload(partial(self._decide, given))
+        except Exception:
+            log.exception("a round cannot be decided")
+            self._errors += 1
+            self._dirty |= given.dirty
+            self._inbox.give_back(given.reports)
+            return
+        self._observer.took(time.perf_counter() - began)
         self._look_again_at = earliest(self._look_again_at, decided.look_again_at)
-        self._rest = decided.rest
-        if self._rest:
-            self._wake.set()
-        return decided.silent_at
+        self._dirty |= decided.rest
+        self._hear(decided.silence)
+        written = Written()
+        if decided.parts:
+            try:
+                written = await self._writer.write(decided.parts)
+            except TermOver as over:
+                # The election ends this loop; until then there is nothing to do.
+                log.warning("cannot write", extra={"error": over})
+                await asyncio.Event().wait()
+            await self._cache.wait_for(written.revision)
+        self._account(given, decided, written)
 
-    def _decide(
-        self,
-        view: ClusterView,
-        dirty: Dirty,
-        reports: Reports,
-        heard: Mapping[str, float],
-        now: float,
-    ) -> _Round:
-        """One round's transactions: a function of its arguments, which nobody changes meanwhile."""
-        decided = _Round(view)
-        decided.add(ingest(view, reports, now))
-        silent = expire(decided.view, heard, self._started_at, now)
-        decided.add(silent.changes)
-        dirty |= dirty_of(decided.changes.values())
-        made = pipeline.plan(decided.view, dirty, now, self._new_id, limit=ROUND)
-        decided.look_again_at, decided.rest = made.requeue_at, made.rest
+    def _follow_clock(self) -> None:
+        """See whether the wall clock was stepped, and whether it is time to look again."""
+        offset = self._now() - self._clock()
+        step, before = offset - self._offset, self._offset + self._clock()
+        self._offset = offset
+        if abs(step) >= STEP:
+            log.warning("the clock was stepped; delays are moved along", extra={"seconds": step})
+            for item in clockstep.delayed(self._cache.view, before):
+                key = object_key(item)
+                self._shifts[key] = self._shifts.get(key, 0.0) + step
+            self._dirty |= Dirty(timer=True)
+        if self._look_again_at is not None and self._look_again_at <= self._now():
+            self._look_again_at = None
+            self._dirty |= Dirty(timer=True)
+
+    def _input(self, feed: Feed) -> _Input:
+        changes = feed.take()
+        self._dirty |= dirty_of(changes)
+        now = self._clock()
+        for id in [id for id in self._aside if self._is_due(id, changes, now)]:
+            self._aside[id].until = now
+            self._dirty |= self._dirty_of_owner(id)
+        view = self._cache.view
+        for id in view.nodes.keys() - self._joined.keys():
+            self._joined[id] = now
+        aside = {id for id, failure in self._aside.items() if failure.until > now}
+        self._alone = bool(self._conflicted) and not self._alone
+        if self._alone:
+            dirty = Dirty()
+            for id in self._conflicted:
+                dirty |= self._dirty_of_owner(id)
+            self._conflicted = {}
+        else:
+            dirty, self._dirty = self._dirty, Dirty()
+            aside |= self._conflicted.keys()
+        return _Input(
+            view,
+            dirty,
+            self._inbox.take(),
+            Hearing(
+                self._started,
+                now,
+                dict(self._inbox.heard),
+                dict(self._joined),
+                self._silence.doubt_since,
+            ),
+            frozenset(aside),
+            dict(self._shifts),
+            self._now(),
+        )
+
+    def _is_due(self, id: str, changes: Iterable[Change], now: float) -> bool:
+        """Whether a service that is put aside is tried again: after a while, or when its user has
+        changed it."""
+        return self._aside[id].until <= now or any(
+            change.subject.id == id and not isinstance(change.subject, Task) for change in changes
+        )
+
+    def _dirty_of_owner(self, id: str) -> Dirty:
+        if id in self._cache.view.tasks:
+            return Dirty(containers=frozenset({id}))
+        return Dirty(services=frozenset({id}))
+
+    def _decide(self, given: _Input) -> _Round:
+        """One round's writes: a function of its arguments."""
+        now, found = given.now, _Found(given.view)
+        found.add(_moved(found.view, given.shifts))
+        found.add(
+            Plan((change,), reason="clock step")
+            for change in clockstep.ahead_of_time(found.view, now)
+        )
+        found.add(decisions(found.view, given.reports, now))
+        silence = expire(found.view, given.hearing, now)
+        found.add(silence.plans)
+        dirty = given.dirty | dirty_of(found.changes())
+        made = pipeline.plan(
+            found.view, dirty, now, self._new_id, limit=ROUND, exclude=given.exclude
+        )
         for plan in made.plans:
             log.info("plan", extra={"changes": len(plan.changes), "reason": plan.reason})
-            decided.add(plan.changes, plan.requires)
-        decided.silent_at = silent.requeue_at
-        if decided.changes:
-            decided.transactions = transactions(
-                attributed(decided.view, decided.changes, now),
-                decided.requires.values(),
-                max_ops=self._kv.max_txn_ops,
-                fence=self._fence,
+        found.add(made.plans)
+        return _Round(
+            parts(found.decisions, lambda changes: attributed(found.view, changes, now)),
+            made.requeue_at,
+            silence,
+            made.rest,
+            made.failed,
+        )
+
+    # What became of it
+
+    def _hear(self, silence: Silence) -> None:
+        if silence.doubt_since is not None and self._silence.doubt_since is None:
+            log.warning(
+                "most nodes are silent at once: waiting for another grace period before they count "
+                "as down; check this manager's network",
+                extra={"silent": silence.silent},
             )
-        return decided
+        self._silence = silence
+        self._observer.doubts(silence.silent if silence.doubt_since is not None else 0)
+
+    def _account(self, given: _Input, decided: _Round, written: Written) -> None:
+        left = [*written.conflicted, *written.too_large, *written.unwritten]
+        changes = [change for part in left for change in part.changes]
+        unwritten = {object_key(change.subject) for change in changes}
+        for key in given.shifts.keys() - unwritten:
+            self._shifts.pop(key, None)
+        waiting = unfinished(given.reports, changes)
+        self._inbox.give_back(waiting)
+        for node_id, acknowledge in given.reports.acknowledgements.items():
+            if node_id not in waiting.acknowledgements:
+                acknowledge()
+        if written.conflicted:
+            self._observer.conflicted()
+        owners = {owner: None for part in written.conflicted for owner in part.owners}
+        self._conflicted |= owners
+        for part in written.conflicted:
+            self._dirty |= _dirty_again(part)
+        for part in written.unwritten:
+            self._dirty |= dirty_of(part.changes)
+            for owner in part.owners:
+                self._dirty |= self._dirty_of_owner(owner)
+        for part in written.too_large:
+            for owner in part.owners:
+                decided.failed = {**decided.failed, owner: "it is too large for the store"}
+        self._put_aside(decided.failed, given)
+        self._store(written.error)
+
+    def _put_aside(self, failed: Mapping[str, str], given: _Input) -> None:
+        for id, why in failed.items():
+            count = self._aside[id].count + 1 if id in self._aside else 1
+            wait = backoff(count)
+            self._aside[id] = _Failure(why, count, self._clock() + wait)
+            log.error(
+                "a service is put aside",
+                extra={"service": id, "error": why, "retry_in": wait},
+            )
+        view = self._cache.view
+        tried = given.dirty.services | given.dirty.containers
+        for id in list(self._aside):
+            gone = id not in view.services and id not in view.tasks
+            if gone or (id in tried and id not in failed and id not in given.exclude):
+                del self._aside[id]
+        self._observer.put_aside({id: failure.why for id, failure in self._aside.items()})
+
+    def _store(self, error: StoreError | None) -> None:
+        if error is None:
+            if self._errors:
+                log.info("the store takes writes again")
+            self._errors = 0
+            self._observer.store_failed("")
+            return
+        self._errors += 1
+        log.error(
+            "the store takes no writes; the cluster stays as it is until it does",
+            extra={"error": error, "retry_in": backoff(self._errors)},
+        )
+        self._observer.store_failed(str(error))
+
+
+def _moved(view: ClusterView, shifts: Mapping[str, float]) -> Iterator[Plan]:
+    """The delays that are to be moved."""
+    for key, seconds in shifts.items():
+        kind = object_type(key)
+        item = find_object(view, *kind) if kind is not None else None
+        if item is not None:
+            yield Plan((Change(item, clockstep.shifted(item, seconds)),), reason="clock step")
+
+
+def _dirty_again(part: Part) -> Dirty:
+    """What is to be decided again about a part that was not written: all but its own services,
+    which are planned by themselves."""
+    dirty = dirty_of(part.changes)
+    return replace(
+        dirty, services=dirty.services - part.owners, containers=dirty.containers - part.owners
+    )
+
+
+__all__ = ["ROUND", "Observer", "Offload", "Term", "inline"]

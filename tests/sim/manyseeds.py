@@ -12,14 +12,17 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 from simpulls import live_of_pulls
 from simseeds import live, live_of_containers
+from simterm import Kind, live_of_terms
 
 _LIVES: dict[str, Callable[[int], None]] = {
     "services": live,
     "containers": live_of_containers,
     "pulls": live_of_pulls,
+    **{kind.value: partial(live_of_terms, kind=kind) for kind in Kind},
 }
 _CHUNK = 20
 """Seeds that a process is given at a time."""

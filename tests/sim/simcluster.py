@@ -23,7 +23,7 @@ from simusers import MIB, any_service, changed
 
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.dependencies import unmet
-from orchestrator.manager.planning.liveness import expire, node_up
+from orchestrator.manager.planning.liveness import Hearing, Silence, expire, node_up
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of, plan
 from orchestrator.manager.planning.plan import Change, Plan, earliest
 from orchestrator.manager.planning.progress import progress
@@ -57,7 +57,8 @@ class SimCluster:
         self.faults = True
         self.agents: dict[str, Agent] = {}
         self.wire = Wire(self)
-        self.last_heard: dict[str, float | None] = {}
+        self.last_heard: dict[str, float] = {}
+        self.silence = Silence((), None)
         self.term = 1
         self.clock = 0.0
         """How wrong the leader's clock is."""
@@ -129,8 +130,12 @@ class SimCluster:
             self._agent(agent)
         for node_id, statuses in self.wire.arrived():
             self._take(node_id, statuses)
-        expired = expire(self.view, self.last_heard, self.term_started, self.leader_now)
-        self.write(*expired.changes)
+        joined = {id: node.created_at for id, node in self.view.nodes.items()}
+        hearing = Hearing(
+            self.term_started, self.now, self.last_heard, joined, self.silence.doubt_since
+        )
+        self.silence = expire(self.view, hearing, self.leader_now)
+        self.write(*(change for each in self.silence.plans for change in each.changes))
         self.check(self._plan())
 
     def _fault(self) -> None:
@@ -186,7 +191,8 @@ class SimCluster:
         self.term += 1
         self.clock = self.random.uniform(-3, 3)
         self.last_heard.clear()
-        self.term_started = self.leader_now
+        self.term_started = self.now
+        self.silence = Silence((), None)
         self.dirty, self.wake = EVERYTHING, None
         for agent in self.agents.values():
             agent.leave()
@@ -201,7 +207,7 @@ class SimCluster:
         if alive and agent.connected and node is not None:
             if not agent.greeted:
                 self._greet(agent, node)
-            self.last_heard[agent.node_id] = self.leader_now
+            self.last_heard[agent.node_id] = self.now
             self.wire.order(agent, assigned_tasks(self.view, agent.node_id))
         if alive:
             obey(self, agent)
@@ -256,7 +262,8 @@ class SimCluster:
 
     def _commit(self, item: Plan) -> bool:
         """Write a plan, unless something that it read has changed; whether all was written."""
-        read = [*item.requires, *(change.before for change in item.changes if change.before)]
+        read = [*item.requires, *(each for objects in item.reads.values() for each in objects)]
+        read += [change.before for change in item.changes if change.before]
         new = [change.subject for change in item.changes if change.before is None]
         if any(self._revision(each) != each.revision for each in read):
             return False

@@ -202,7 +202,7 @@ class ContainerCluster(SimCluster):
         if agent.connected:
             if not agent.greeted:
                 self._say_hello(agent)
-            self.last_heard[agent.node_id] = self.leader_now
+            self.last_heard[agent.node_id] = self.now
             self._assign(host, agent)
         for id, runner in list(host.runners.items()):
             for _ in range(self.random.randrange(1, 8)):

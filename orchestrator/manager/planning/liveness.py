@@ -3,12 +3,18 @@
 When a node was heard of is only in the leader's memory: heartbeats are not written. A new leader
 therefore gives each node twice the timeout from the start of its own term, long enough for every
 agent to find it, before it calls a node down. So a change of leader moves no tasks.
+
+Silence is measured with the leader's monotonic clock: a step of its wall clock takes no node down.
+
+If most nodes are silent at once, the leader itself is the likelier cause (its network, its host).
+It then doubts itself: none of them counts as down until they have been silent for another grace
+period.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from orchestrator.manager.planning.plan import Change, Plan, earliest
 from orchestrator.manager.planning.views import ClusterView
@@ -22,34 +28,67 @@ STEADY = 300.0
 """Seconds after which a node that has stayed up is as good as any."""
 
 
-def expire(
-    view: ClusterView, last_heard: Mapping[str, float | None], term_started: float, now: float
-) -> Plan:
-    """Nodes that have been silent for too long are DOWN; `requeue_at` is the next that may be.
+FEWEST_TO_DOUBT = 3
+"""Silent nodes from which on the leader may doubt itself: with fewer, "most" says little."""
 
-    `last_heard` holds when each node was last heard of in this term, if it was.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """What a leader has heard; all times are of its monotonic clock."""
+
+    started: float
+    """When its term began."""
+    now: float
+    heard: Mapping[str, float] = field(default_factory=dict)
+    """Node id → when it was last heard of."""
+    joined: Mapping[str, float] = field(default_factory=dict)
+    """Node id → when the leader first saw a node that joined in its term."""
+    doubt_since: float | None = None
+    """When the leader began to doubt itself, while it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """The nodes that are silent for too long."""
+
+    plans: tuple[Plan, ...]
+    """One for each node that is down."""
+    look_again_at: float | None
+    """The next time, of the monotonic clock, at which a node may be down."""
+    doubt_since: float | None = None
+    silent: int = 0
+    """Nodes that would be down, but for the doubt."""
+
+
+def expire(view: ClusterView, hearing: Hearing, now: float) -> Silence:
+    """Nodes that have been silent for too long are DOWN since `now`, a time of the wall clock."""
     timeout = (view.cluster or Cluster()).node_timeout
-    changes: list[Change] = []
+    up = [node for _, node in sorted(view.nodes.items()) if node.state is not NodeState.DOWN]
+    silent: list[tuple[Node, float]] = []
     deadlines: list[float] = []
-    for id in sorted(view.nodes):
-        node = view.nodes[id]
-        if node.state is NodeState.DOWN:
-            continue
-        heard = last_heard.get(id)
-        since = max(term_started, node.created_at) if heard is None else heard
-        deadline = since + (timeout if heard is not None else 2 * timeout)
-        if now < deadline:
+    for node in up:
+        heard = hearing.heard.get(node.id)
+        if heard is not None and heard >= hearing.started:
+            since, deadline = heard, heard + timeout
+        else:  # not in this term
+            since = max(hearing.started, hearing.joined.get(node.id, hearing.started))
+            deadline = since + 2 * timeout
+        if hearing.now < deadline:
             deadlines.append(deadline)
         else:
-            changes.append(
-                Change(node, node_down(node, f"no heartbeat for {now - since:.1f} s", now))
-            )
-    return Plan(
-        tuple(changes),
-        requeue_at=earliest(*deadlines),
-        reason="nodes: " + ", ".join(f"{change.subject.id} is down" for change in changes),
-    )
+            silent.append((node, hearing.now - since))
+    if len(silent) >= FEWEST_TO_DOUBT and 2 * len(silent) > len(up):
+        doubt_since = hearing.now if hearing.doubt_since is None else hearing.doubt_since
+        if hearing.now < doubt_since + 2 * timeout:
+            again = earliest(doubt_since + 2 * timeout, *deadlines)
+            return Silence((), again, doubt_since, len(silent))
+    plans = tuple(_goes_down(node, seconds, now) for node, seconds in silent)
+    return Silence(plans, earliest(*deadlines))
+
+
+def _goes_down(node: Node, seconds: float, now: float) -> Plan:
+    after = node_down(node, f"no heartbeat for {seconds:.1f} s", now)
+    return Plan((Change(node, after),), reason=f"nodes: {node.id} is down")
 
 
 def node_down(node: Node, message: str, now: float) -> Node:

@@ -7,13 +7,14 @@ services, of the tasks that wait, and of the nodes' loads if anything is to be p
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from orchestrator.manager.planning.allocator import allocate_slices
 from orchestrator.manager.planning.dependencies import needs, stops_later
 from orchestrator.manager.planning.documents import follow_documents
 from orchestrator.manager.planning.drain import draining
+from orchestrator.manager.planning.failures import Failures
 from orchestrator.manager.planning.global_ import reconcile_global
 from orchestrator.manager.planning.held import held_services
 from orchestrator.manager.planning.jobs import reconcile_job
@@ -152,6 +153,9 @@ class Pass:
     keeps the earliest that it was given until that has passed, then plans with `timer` set."""
     rest: Dirty
     """What the pass did not get to, since it was limited: plan it next."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Id of a service or standalone container that cannot be planned → why. Nothing of it is in
+    `plans`; all others are planned."""
 
 
 def plan(
@@ -161,79 +165,83 @@ def plan(
     new_id: Callable[[], str],
     *,
     limit: int = sys.maxsize,
+    exclude: Set[str] = frozenset(),
 ) -> Pass:
     """What should be written now, and when to look again if nothing happens before.
 
     `limit` bounds the pass: about so many tasks are created and so many placed, so that one large
-    service neither makes a huge commit nor keeps the others waiting.
+    service neither makes a huge commit nor keeps the others waiting. The services and standalone
+    containers in `exclude` are left as they are.
     """
     slices = allocate_slices(view) if dirty.nodes_changed else ()
     drafts: dict[str, Draft] = {}
     unplanned = held_services(view) if view.quarantined else {}
-    services = _services_to_reconcile(view, dirty) - unplanned.keys()
+    services = _services_to_reconcile(view, dirty) - unplanned.keys() - exclude
     vips = allocate_vips(view.evolve(slices), services)
+    failures = Failures()
     left = limit
     for id in sorted(services):
         if left <= 0:
             break
-        drafts[id] = _reconcile(view, id, now, new_id, left)
-        left -= drafts[id].touched
+        with failures.of(id):
+            drafts[id] = _reconcile(view, id, now, new_id, left)
+            left -= drafts[id].touched
+    services -= failures.found.keys()
     unfinished = {id for id in services if id not in drafts or drafts[id].limited}
-    services = set(drafts)
+    services &= drafts.keys()
     every_container = dirty.nodes_changed or dirty.documents
-    containers = view.tasks_of_service(STANDALONE) if every_container else dirty.containers
+    containers = set(view.tasks_of_service(STANDALONE) if every_container else dirty.containers)
+    containers -= exclude
     if containers:
         drafts[STANDALONE] = _draft(view, STANDALONE, now, new_id)
-        reconcile_standalone(view, drafts[STANDALONE], containers)
+        for id in sorted(containers):
+            with failures.of(id):
+                reconcile_standalone(view, drafts[STANDALONE], (id,))
     ahead = view.evolve(slices)
     ahead = ahead.evolve(change for draft in drafts.values() for change in draft.changes())
     placements: dict[str, _Placed] = {}
-    tried = _waiting(ahead, dirty, services, now)
-    waiting = [task for task in tried if task.service_id not in unplanned]
-    decisions = schedule(ahead, waiting, now, limit=limit)
+    """By task id."""
+    passed_over = unplanned.keys() | exclude | failures.found.keys()
+    waiting = [
+        task
+        for task in _waiting(ahead, dirty, services, now)
+        if (task.service_id or task.id) not in passed_over
+    ]
+    decisions = schedule(ahead, waiting, now, limit=limit, failures=failures)
     for decision in decisions:
         task = decision.task
         draft = drafts.get(task.service_id)
         if draft is None:
             draft = drafts[task.service_id] = _draft(view, task.service_id, now, new_id)
-        if isinstance(decision, Placement):
-            draft.assign(task, decision.node.id, decision.generic)
-            changes, read = volumes_placed(ahead, task, decision.node, now)
-            ahead = ahead.evolve(changes)
-            placements.setdefault(task.service_id, _Placed()).add(decision.node, changes, read)
-        else:
-            draft.keep_waiting(task, decision.reason)
+        with failures.of(task.service_id or task.id):
+            if isinstance(decision, Placement):
+                draft.assign(task, decision.node.id, decision.generic)
+                changes, read = volumes_placed(ahead, task, decision.node, now)
+                ahead = ahead.evolve(changes)
+                placements[task.id] = _Placed((decision.node, *read), changes)
+            else:
+                draft.keep_waiting(task, decision.reason)
     due = [task for task in waiting if task.not_before <= now]
     more = len(decisions) < len(due)
     if more:
         _explain_wait(due, decisions, drafts)
-    plans = [Plan(slices, reason="networks: slices of nodes")] if slices else []
-    if vips:
-        plans.append(Plan(vips, reason="services: VIPs"))
-    for id in sorted(drafts):
-        finished = _finish(id, drafts[id], placements.get(id, _Placed()))
-        if finished.changes:
-            plans.append(finished)
+    plans = [Plan((change,), reason="networks: slices of nodes") for change in slices]
+    plans += [Plan((change,), reason="services: VIPs") for change in vips]
+    for id in sorted(drafts.keys() - failures.found.keys()):
+        with failures.of(id):
+            plans += list(_finish(id, drafts[id], placements, failures.found.keys()))
     held = (task.not_before for task in ahead.pending.values() if task.not_before > now)
     asked = (draft.requeue_at for draft in drafts.values())
     rest = Dirty(frozenset(unfinished), capacity_freed=more)
-    return Pass(plans, earliest(requeue(plans), *asked, *held), rest)
+    return Pass(plans, earliest(requeue(plans), *asked, *held), rest, failures.found)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Placed:
-    """What the placements of one service's tasks read and bring about beside the tasks."""
+    """What the placement of a task read and brings about beside the task."""
 
-    read: dict[str, Object] = field(default_factory=dict)
-    changes: list[Change] = field(default_factory=list)
-
-    def add(self, node: Node, changes: Iterable[Change], volumes: Iterable[Volume]) -> None:
-        self.read[f"node/{node.id}"] = node
-        self.changes += changes
-        for volume in volumes:
-            # One that this very pass creates has nothing in the store to compare with yet.
-            if volume.revision:
-                self.read[f"volume/{volume.id}"] = volume
+    read: tuple[Object, ...]
+    changes: tuple[Change, ...]
 
 
 def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
@@ -349,26 +357,49 @@ def _follows(service: Service) -> bool:
     return bool(service.spec.depends_on or service.spec.affinities)
 
 
-def _finish(id: str, draft: Draft, placements: _Placed) -> Plan:
+def _finish(
+    id: str, draft: Draft, placements: Mapping[str, _Placed], failed: Collection[str]
+) -> Iterator[Plan]:
+    """The plan of a service; of standalone containers, one for each."""
     changes = draft.changes()
-    read = [placements.read[key] for key in sorted(placements.read)]
+    if not changes:
+        return
+    if id == STANDALONE:
+        for change in changes:
+            if change.subject.id not in failed:
+                yield _plan_of(change.subject.id, draft, [change], placements)
+    else:
+        yield _plan_of(id, draft, changes, placements)
+
+
+def _plan_of(
+    owner: str, draft: Draft, changes: Sequence[Change], placements: Mapping[str, _Placed]
+) -> Plan:
+    placed = {id: placements[id] for change in changes if (id := change.subject.id) in placements}
+    requires: tuple[Object, ...] = ()
     service = draft.service_before
     if service is not None and service is draft.service and not draft.service_gone:
-        read.insert(0, service)
+        requires = (service,)
     held = (
         task.not_before
         for task in draft.tasks.values()
         if waits(task) and task.not_before > draft.now
     )
     return Plan(
-        (*placements.changes, *changes),
-        tuple(read),
+        (*(change for each in placed.values() for change in each.changes), *changes),
+        requires,
+        {id: each.read for id, each in placed.items()},
+        owner,
         requeue_at=earliest(draft.requeue_at, *held),
-        reason=_summary(id, draft, changes),
+        reason=_summary(draft, changes),
     )
 
 
-def _summary(id: str, draft: Draft, changes: Iterable[Change]) -> str:
+def _standalone(change: Change) -> bool:
+    return isinstance(change.subject, Task) and change.subject.standalone
+
+
+def _summary(draft: Draft, changes: Sequence[Change]) -> str:
     counts = {"new": 0, "changed": 0, "forgotten": 0}
     for change in changes:
         kind = (
@@ -378,5 +409,6 @@ def _summary(id: str, draft: Draft, changes: Iterable[Change]) -> str:
     if draft.service is not None:
         name = draft.service.spec.name
     else:
-        name = "tasks of a service that is gone" if id else "containers"
+        gone = "tasks of a service that is gone"
+        name = "containers" if all(_standalone(each) for each in changes) else gone
     return f"{name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)

@@ -7,8 +7,8 @@ of it is written and the decision is made anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from orchestrator.model.objects import Object
 from orchestrator.model.states import (
@@ -51,20 +51,30 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What one decision wants written. Legal by construction: see `check_change`.
+class Decision:
+    """Changes that are written together or, if there are too many for that, in this order."""
+
+    changes: tuple[Change, ...] = ()
+    requires: tuple[Object, ...] = ()
+    """Objects that all changes have read, and that must not have changed: the service."""
+    reads: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)
+    """Id of a changed task → what its change alone has read: a placement's node and volumes."""
+    owner: str = ""
+    """Id of the service or standalone container that it is about, if it is about one."""
+    reason: str = ""
+    """What it is about, for the log and for `orc plan`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Decision):
+    """A decision of the manager. Legal by construction: see `check_change`.
 
     The changes of a service are ordered: what stops or has ended comes before what starts, so that
     a plan too large for one transaction may be cut anywhere.
     """
 
-    changes: tuple[Change, ...] = ()
-    requires: tuple[Object, ...] = ()
-    """Objects that were merely read and must not have changed: the service, a placement's node."""
     requeue_at: float | None = None
     """When to decide again although nothing has changed (seconds since the epoch)."""
-    reason: str = ""
-    """What the plan is about, for the log and for `orc plan`."""
 
     def __post_init__(self) -> None:
         for change in self.changes:

@@ -10,15 +10,17 @@ once a demand, and after each placement only the row of the chosen node is score
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
 from orchestrator.manager.planning.affinities import feeds_on_itself, liking
 from orchestrator.manager.planning.avoidance import failing_nodes, unsteady_nodes
 from orchestrator.manager.planning.constraints import read
+from orchestrator.manager.planning.failures import Failures
 from orchestrator.manager.planning.filters import (
     candidates,
     explain,
@@ -56,11 +58,17 @@ class Unplaced:
 
 
 def schedule(
-    view: ClusterView, pending: Iterable[Task], now: float, *, limit: int = sys.maxsize
+    view: ClusterView,
+    pending: Iterable[Task],
+    now: float,
+    *,
+    limit: int = sys.maxsize,
+    failures: Failures | None = None,
 ) -> list[Placement | Unplaced]:
     """A decision for each of the `pending` tasks that are due; those held back are left out.
 
     After `limit` placements the rest is left out as well: the caller tries them in another pass.
+    A service whose tasks cannot be planned is noted in `failures`, and its tasks are left out.
     Older tasks choose first; a task that fits nowhere does not hold up those behind it.
     """
     due = sorted(
@@ -71,15 +79,25 @@ def schedule(
         return []
     table, unsteady = NodeTable(view), unsteady_nodes(view, now)
     decided: list[Placement | Unplaced] = []
+    failures = failures if failures is not None else Failures()
     count = 0
-    for demand, alike in groupby(due, key=lambda task: Demand.of(view, task)):
-        left = list(alike)
-        while left and count < limit:
-            placed = _place(view, table, demand, left[: limit - count], unsteady, now)
-            count += sum(isinstance(each, Placement) for each in placed)
-            decided += placed
-            left = left[len(placed) :]
+    for demand, alike in groupby(_demands(view, due, failures), key=itemgetter(0)):
+        left = [task for _, task in alike]
+        with failures.of(left[0].service_id or left[0].id):
+            while left and count < limit:
+                placed = _place(view, table, demand, left[: limit - count], unsteady, now)
+                count += sum(isinstance(each, Placement) for each in placed)
+                decided += placed
+                left = left[len(placed) :]
     return decided
+
+
+def _demands(
+    view: ClusterView, tasks: Iterable[Task], failures: Failures
+) -> Iterator[tuple[Demand, Task]]:
+    for task in tasks:
+        with failures.of(task.service_id or task.id):
+            yield Demand.of(view, task), task
 
 
 def _place(

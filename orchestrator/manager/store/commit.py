@@ -1,23 +1,55 @@
-"""Plans and API writes as guarded transactions."""
+"""Changes as guarded transactions: their encoding, and the writes of the API."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.keys import address_keys, object_key, unique_key
-from orchestrator.manager.store.kv import Delete, Guard, Kv, Op, Put
+from orchestrator.manager.store.kv import Delete, Guard, Kv, Op, Put, TooLarge
 from orchestrator.model.convert import encode
 from orchestrator.model.objects import Object
 
+MAX_BYTES = 1 << 20
+"""Bytes of values in one transaction, at the most; etcd takes requests of 1.5 MiB by default."""
+
 
 @dataclass(frozen=True, slots=True)
-class Transaction:
-    """One transaction as the store takes it."""
+class Encoded:
+    """One change as the store takes it, guarded by the revision that was read."""
 
-    guards: Sequence[Guard]
-    ops: Sequence[Op]
+    key: str
+    guards: tuple[Guard, ...]
+    ops: tuple[Op, ...]
+    size: int
+    """Bytes."""
+    reads: Mapping[str, int]
+    """Key → revision of what was merely read for it and must not have changed."""
+
+
+def encoded(change: Change, reads: Iterable[Object] = ()) -> Encoded:
+    """A change with its guards. What is deleted gives its unique name back with it. Addresses that
+    an object comes to own are taken with it, and given back by what loses them."""
+    key = object_key(change.subject)
+    had, has = address_keys(change.before), address_keys(change.after)
+    owner = change.subject.id.encode()
+    guards = [
+        Guard(key, mod_revision=change.before.revision if change.before is not None else 0),
+        *(Guard(each, mod_revision=0) for each in sorted(has - had)),
+    ]
+    ops: list[Op] = []
+    if change.after is not None:
+        ops.append(Put(key, encode(change.after)))
+    else:
+        ops.append(Delete(key))
+        if (name := unique_key(change.subject)) is not None:
+            ops.append(Delete(name))
+    ops += [Put(each, owner) for each in sorted(has - had)]
+    ops += [Delete(each) for each in sorted(had - has)]
+    size = sum(len(op.key) + (len(op.value) if isinstance(op, Put) else 0) for op in ops)
+    read = {object_key(item): item.revision for item in reads}
+    return Encoded(key, tuple(guards), tuple(ops), size, read)
 
 
 async def commit(
@@ -25,102 +57,52 @@ async def commit(
     changes: Sequence[Change],
     requires: Iterable[Object] = (),
     *,
-    fence: Guard | None = None,
     guards: Sequence[Guard] = (),
     ops: Sequence[Op] = (),
 ) -> int:
-    """Write `changes`, each guarded by the revision that was read; the revision of the last write.
+    """Write what one call of the API wants; the revision of the last write.
 
-    For what one call of the API writes. See `transactions` for the arguments and `send` for errors.
+    `requires` are objects that were read and must not have changed, `guards` and `ops` go along
+    with the first transaction as they are (name keys). One transaction if the store takes that
+    many operations; else several, in the order of the changes, each guarded in full. Raises
+    `Conflict` when a guard fails; transactions before it stay.
+
+    After `StoreUnavailable` nobody knows whether it was written. Whoever repeats the call does no
+    harm: a change of what exists is guarded by its revision, and what is created with a name by
+    that name, so the second attempt is refused.
     """
-    made = transactions(
-        changes, requires, max_ops=kv.max_txn_ops, fence=fence, guards=guards, ops=ops
-    )
-    return await send(kv, made)
-
-
-async def send(kv: Kv, made: Iterable[Transaction]) -> int:
-    """Write transactions, one after the other; the revision of the last. Raises `Conflict` when a
-    guard fails; transactions before it stay."""
+    changed = {object_key(change.subject) for change in changes}
+    read = {object_key(item): item.revision for item in requires}
+    shared = [
+        Guard(key, mod_revision=mod) for key, mod in sorted(read.items()) if key not in changed
+    ]
+    room = kv.max_txn_ops - max(len(shared) + len(guards), len(ops))
+    if room < 1:
+        raise TooLarge(f"{len(shared)} guards leave no room in a transaction")
     revision = 0
-    for each in made:
-        revision = await kv.txn(each.guards, each.ops)
+    for chunk in _chunks([encoded(change) for change in changes], room):
+        revision = await kv.txn(
+            [*shared, *guards, *(guard for each in chunk for guard in each.guards)],
+            [*ops, *(op for each in chunk for op in each.ops)],
+        )
+        guards = ops = ()
     return revision
 
 
-def transactions(
-    changes: Sequence[Change],
-    requires: Iterable[Object] = (),
-    *,
-    max_ops: int,
-    fence: Guard | None = None,
-    guards: Sequence[Guard] = (),
-    ops: Sequence[Op] = (),
-) -> list[Transaction]:
-    """Encode `changes`, each guarded by the revision that was read.
-
-    `requires` are objects that were read and must not have changed, `fence` is the leader's key,
-    `guards` and `ops` go along with the first transaction as they are (name keys). One
-    transaction if the store takes that many operations; else several, in the order of the
-    changes, each guarded in full: a plan may be cut anywhere. What is deleted gives its unique name
-    back with it.
-    Addresses that an object comes to own are taken with it, and given back by what loses them.
-    """
-    changed = {object_key(change.subject) for change in changes}
-    shared = [fence] if fence is not None else []
-    read = {object_key(item): item.revision for item in requires}
-    shared.extend(
-        Guard(key, mod_revision=mod) for key, mod in sorted(read.items()) if key not in changed
-    )
-    room = max_ops - max(len(shared) + len(guards), len(ops))
-    if room < 1:
-        raise ValueError(f"{len(shared)} guards leave no room in a transaction")
-    made: list[Transaction] = []
-    for chunk in _chunks(changes, room):
-        made.append(
-            Transaction(
-                [*shared, *guards, *(guard for change in chunk for guard in _guards(change))],
-                [*ops, *(op for change in chunk for op in _ops(change))],
-            )
-        )
-        guards = ops = ()
-    return made
-
-
-def _chunks(changes: Sequence[Change], size: int) -> Iterator[Sequence[Change]]:
-    """The changes in parts of at most `size` operations."""
+def _chunks(changes: Sequence[Encoded], size: int) -> Iterator[Sequence[Encoded]]:
+    """The changes in parts of at most `size` operations and as many guards."""
     if not changes:
         yield ()
-    chunk: list[Change] = []
-    taken = 0
+    chunk: list[Encoded] = []
+    ops = guards = total = 0
     for change in changes:
-        cost = len(_ops(change))
-        if chunk and taken + cost > size:
+        ops += len(change.ops)
+        guards += len(change.guards)
+        total += change.size
+        if chunk and (max(ops, guards) > size or total > MAX_BYTES):
             yield chunk
-            chunk, taken = [], 0
+            chunk = []
+            ops, guards, total = len(change.ops), len(change.guards), change.size
         chunk.append(change)
-        taken += cost
     if chunk:
         yield chunk
-
-
-def _guards(change: Change) -> list[Guard]:
-    before = change.before
-    revision = before.revision if before is not None else 0
-    new = address_keys(change.after) - address_keys(before)
-    return [
-        Guard(object_key(change.subject), mod_revision=revision),
-        *(Guard(key, mod_revision=0) for key in sorted(new)),
-    ]
-
-
-def _ops(change: Change) -> list[Op]:
-    key = object_key(change.subject)
-    had, has = address_keys(change.before), address_keys(change.after)
-    owner = change.subject.id.encode()
-    ops: list[Op] = [Put(each, owner) for each in sorted(has - had)]
-    ops += [Delete(each) for each in sorted(had - has)]
-    if change.after is not None:
-        return [Put(key, encode(change.after)), *ops]
-    name = unique_key(change.subject)
-    return [Delete(key), *ops] if name is None else [Delete(key), *ops, Delete(name)]

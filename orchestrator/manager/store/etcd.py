@@ -41,6 +41,7 @@ from orchestrator.manager.store.kv import (
     Snapshot,
     StoreError,
     StoreUnavailable,
+    TooLarge,
 )
 from orchestrator.manager.store.renewal import Renewed
 
@@ -144,7 +145,7 @@ class EtcdKv:
     async def txn(self, guards: Sequence[Guard], ops: Sequence[Op]) -> int:
         most = max(len(guards), len(ops))
         if most > self._max_txn_ops:
-            raise StoreError(
+            raise TooLarge(
                 f"a transaction of {most} operations is larger than etcd takes "
                 f"({self._max_txn_ops}): split it, or raise --max-txn-ops"
             )

@@ -23,7 +23,14 @@ from urllib.parse import urlsplit
 import grpc
 
 from orchestrator.manager.store.etcdtls import EtcdTls
-from orchestrator.manager.store.kv import Compacted, LeaseLost, StoreError, StoreUnavailable
+from orchestrator.manager.store.kv import (
+    Compacted,
+    LeaseLost,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    TooLarge,
+)
 
 log = logging.getLogger(__name__)
 
@@ -265,14 +272,14 @@ def refusal_of(error: grpc.aio.AioRpcError | grpc.Call) -> StoreError | None:
     if code is grpc.StatusCode.OUT_OF_RANGE and "has been compacted" in details:
         return Compacted("that revision is no longer in etcd's history")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "space exceeded" in details:
-        return StoreError(
+        return StoreFull(
             "etcd's database is full, so nothing can be written: compact and defragment it "
             "(etcdctl), then disarm its NOSPACE alarm"
         )
     if "too many operations" in details:
-        return StoreError(f"{details}: start etcd with a larger --max-txn-ops")
-    if "request is too large" in details:
-        return StoreError(f"{details}: start etcd with a larger --max-request-bytes")
+        return TooLarge(f"{details}: start etcd with a larger --max-txn-ops")
+    if "request is too large" in details or "larger than max" in details:
+        return TooLarge(f"{details}: start etcd with a larger --max-request-bytes")
     if code in (
         grpc.StatusCode.UNAUTHENTICATED,
         grpc.StatusCode.PERMISSION_DENIED,

@@ -22,6 +22,9 @@ from orchestrator.model.tasks import Task
 PREFIX = "/orc/"
 SEALED = "/orc-sealed/"
 LEADER = PREFIX + "leader"
+SEQUENCE = PREFIX + "sequence"
+"""Written by every transaction of the leader, each of which requires the one before it (`writer`).
+"""
 _NAMES = PREFIX + "names/"
 _ADDRESSES = PREFIX + "addresses/"
 

@@ -24,6 +24,15 @@ class StoreUnavailable(StoreError):
     """No endpoint answered in time. The operation may or may not have happened."""
 
 
+class StoreFull(StoreError):
+    """The store has no space left: it can be read, and nothing can be written until an operator
+    makes room."""
+
+
+class TooLarge(StoreError):
+    """One transaction is larger than the store takes. Nothing was written; a smaller one may be."""
+
+
 class LeaseLost(StoreError):
     """The lease has expired or was revoked."""
 

@@ -27,6 +27,7 @@ from orchestrator.manager.store.kv import (
     Put,
     Snapshot,
     StoreError,
+    TooLarge,
 )
 
 Verb = Literal["get", "list", "txn", "grant", "keepalive", "revoke"]
@@ -50,10 +51,13 @@ class MemoryKv:
     means that nothing happened, after that it happened and the answer was lost.
     """
 
-    def __init__(self, clock: Callable[[], float], *, max_txn_ops: int = 128) -> None:
-        """`clock` gives seconds that never go back."""
+    def __init__(
+        self, clock: Callable[[], float], *, max_txn_ops: int = 128, max_bytes: int = 3 << 19
+    ) -> None:
+        """`clock` gives seconds that never go back; the limits are those of etcd by default."""
         self._clock = clock
         self._max_txn_ops = max_txn_ops
+        self._max_bytes = max_bytes
         self._entries: dict[str, Entry] = {}
         self._lease_of: dict[str, int] = {}
         self._leases: dict[int, _Lease] = {}
@@ -85,10 +89,13 @@ class MemoryKv:
         self._begin("txn")
         most = max(len(guards), len(ops))
         if most > self._max_txn_ops:
-            raise StoreError(
+            raise TooLarge(
                 f"a transaction of {most} operations is larger than the store takes "
                 f"({self._max_txn_ops}): split it"
             )
+        size = sum(len(op.value) for op in ops if isinstance(op, Put))
+        if size > self._max_bytes:
+            raise TooLarge(f"a request of {size} bytes is too large ({self._max_bytes})")
         _refuse_duplicates(ops)
         if broken := [guard.key for guard in guards if not self._holds(guard)]:
             raise Conflict(broken)

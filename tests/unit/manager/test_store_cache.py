@@ -74,14 +74,6 @@ async def test_what_was_read_must_still_hold() -> None:
             await commit(kv, [Change(None, Task(id="t"))], [read])
 
 
-async def test_the_fence_of_a_lost_term_stops_a_write() -> None:
-    kv = new_kv()
-    with pytest.raises(Conflict):
-        await commit(
-            kv, [Change(None, Node(id="n"))], fence=Guard("/orc/leader", create_revision=7)
-        )
-
-
 async def test_a_large_plan_is_cut_and_every_part_is_guarded() -> None:
     kv = new_kv(max_txn_ops=10)
     async with following(kv) as cache:

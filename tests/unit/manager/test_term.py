@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import count
 
+import pytest
+
 from orchestrator.manager.inbox import Inbox
+from orchestrator.manager.planning import pipeline
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.slots import Draft
+from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import LEADER
-from orchestrator.manager.store.kv import Guard, Put
+from orchestrator.manager.store.kv import Guard, Put, StoreFull
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.manager.term import Term
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
@@ -39,8 +45,39 @@ def service(id: str, replicas: int) -> Service:
     return Service(id=id, spec=ServiceSpec(name=id, replicas=replicas))
 
 
+class Said:
+    """What a leader tells of itself."""
+
+    def __init__(self) -> None:
+        self.store = ""
+        self.store_has_failed = asyncio.Event()
+        self.store_is_well = asyncio.Event()
+        self.aside: Mapping[str, str] = {}
+        self.has_put_aside = asyncio.Event()
+
+    def took(self, seconds: float) -> None: ...
+
+    def conflicted(self) -> None: ...
+
+    def store_failed(self, error: str) -> None:
+        self.store = error
+        if error:
+            self.store_has_failed.set()
+        else:
+            self.store_is_well.set()
+
+    def put_aside(self, services: Mapping[str, str]) -> None:
+        self.aside = services
+        if services:
+            self.has_put_aside.set()
+
+    def doubts(self, silent: int) -> None: ...
+
+
 @asynccontextmanager
-async def leading(kv: MemoryKv, new_id: Callable[[], str]) -> AsyncIterator[Cache]:
+async def leading(
+    kv: MemoryKv, new_id: Callable[[], str], said: Said | None = None
+) -> AsyncIterator[Cache]:
     """A term on what is stored, for as long as the block runs."""
     cache = Cache(kv)
     revision = await kv.txn([Guard(LEADER, create_revision=0)], [Put(LEADER, b"m")])
@@ -49,9 +86,10 @@ async def leading(kv: MemoryKv, new_id: Callable[[], str]) -> AsyncIterator[Cach
         cache,
         Inbox(lambda: NOW),
         fence=Guard(LEADER, create_revision=revision),
-        started_at=NOW,
         now=lambda: NOW,
+        clock=lambda: NOW,
         new_id=new_id,
+        times=said,
     )
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(cache.follow()), group.create_task(term.run(revision))]
@@ -84,6 +122,50 @@ async def test_the_event_loop_runs_while_a_round_is_planned() -> None:
 
     async with leading(kv, new_id) as cache:
         await until(cache, lambda: "task" in cache.view.tasks)
+
+
+async def test_a_service_that_cannot_be_planned_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reconcile = pipeline.reconcile_replicated
+
+    def fails_for_bad(view: ClusterView, service: Service, draft: Draft) -> None:
+        if service.id == "bad":
+            raise ValueError("a defect")
+        reconcile(view, service, draft)
+
+    monkeypatch.setattr(pipeline, "reconcile_replicated", fails_for_bad)
+    kv = await stored(Cluster(id="c"), node("a"), service("bad", 2), service("good", 2))
+    said = Said()
+    async with leading(kv, ids(), said) as cache:
+        await until(cache, lambda: len(cache.view.tasks_of_service("good")) == 2)
+        await said.has_put_aside.wait()
+        assert said.aside == {"bad": "ValueError: a defect"}
+        monkeypatch.setattr(pipeline, "reconcile_replicated", reconcile)
+        bad = cache.view.services["bad"]
+        await commit(kv, [Change(bad, replace(bad, updated_at=NOW))])
+        await until(cache, lambda: len(cache.view.tasks_of_service("bad")) == 2)
+
+
+async def test_a_full_store_is_read_only_until_there_is_room_again() -> None:
+    kv = await stored(Cluster(id="c"), node("a"), service("web", 1))
+    full = asyncio.Event()
+    full.set()
+
+    def fault(verb: str, phase: str) -> None:
+        if verb == "txn" and phase == "before" and full.is_set():
+            raise StoreFull("the database is full")
+
+    said = Said()
+    async with leading(kv, ids(), said) as cache:
+        kv.fault = fault
+        await said.store_has_failed.wait()
+        assert said.store == "the database is full"
+        assert not cache.view.tasks
+        said.store_is_well.clear()
+        full.clear()
+        await until(cache, lambda: len(cache.view.tasks) == 1)
+        await said.store_is_well.wait()
 
 
 async def test_a_large_service_is_placed_round_by_round_without_any_other_cause() -> None:

@@ -6,7 +6,7 @@ import pytest
 from builders import NOW, World, node, service
 
 from orchestrator.manager.planning.assignments import assigned_tasks
-from orchestrator.manager.planning.liveness import expire, node_up
+from orchestrator.manager.planning.liveness import Hearing, Silence, expire, node_up
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.objects import Cluster
@@ -14,6 +14,18 @@ from orchestrator.model.states import TaskState
 
 CLUSTER = Cluster(id="c", node_timeout=5.0)
 DOWN, READY, UNKNOWN = NodeState.DOWN, NodeState.READY, NodeState.UNKNOWN
+WALL = 1e9
+"""A time of the wall clock; all others are of the monotonic one."""
+
+
+def messages(silence: Silence) -> list[str]:
+    """What is said of the nodes that go down."""
+    found = []
+    for plan in silence.plans:
+        for change in plan.changes:
+            assert isinstance(change.after, Node)
+            found.append(change.after.message)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -29,31 +41,73 @@ def test_silence(
     state: NodeState, heard: float, message: str | None, requeue: float | None
 ) -> None:
     view = ClusterView.of([CLUSTER, node("a", state=state)])
-    plan = expire(view, {"a": heard}, term_started=NOW - 100, now=NOW)
-    assert plan.requeue_at == requeue
-    changed = [change.after for change in plan.changes]
+    silence = expire(view, Hearing(NOW - 100, NOW, {"a": heard}), WALL)
+    assert silence.look_again_at == requeue
+    changed = [change.after for plan in silence.plans for change in plan.changes]
     if message is None:
         assert changed == []
     else:
         [after] = changed
         assert isinstance(after, Node)
-        assert (after.state, after.message, after.state_since) == (DOWN, message, NOW)
+        assert (after.state, after.message, after.state_since) == (DOWN, message, WALL)
 
 
 def test_a_new_leader_gives_twice_the_time() -> None:
     view = ClusterView.of([CLUSTER, node("a")])
-    early = expire(view, {}, term_started=NOW, now=NOW + 9.9)
-    assert early.changes == ()
-    assert early.requeue_at == NOW + 10.0
-    late = expire(view, {"a": None}, term_started=NOW, now=NOW + 10.0)
-    assert [change.after.message for change in late.changes] == ["no heartbeat for 10.0 s"]
+    early = expire(view, Hearing(NOW, NOW + 9.9), WALL)
+    assert early.plans == ()
+    assert early.look_again_at == NOW + 10.0
+    late = expire(view, Hearing(NOW, NOW + 10.0), WALL)
+    assert messages(late) == ["no heartbeat for 10.0 s"]
+
+
+def test_what_was_heard_in_an_earlier_term_says_nothing() -> None:
+    view = ClusterView.of([CLUSTER, node("a")])
+    hearing = Hearing(NOW, NOW + 9.9, {"a": NOW - 60})
+    assert expire(view, hearing, WALL).plans == ()
 
 
 def test_a_node_that_has_just_joined_gets_its_time_too() -> None:
-    view = ClusterView.of([CLUSTER, node("a", state=UNKNOWN, created_at=NOW)])
-    plan = expire(view, {}, term_started=NOW - 100, now=NOW + 1)
-    assert plan.changes == ()
-    assert plan.requeue_at == NOW + 10.0
+    view = ClusterView.of([CLUSTER, node("a", state=UNKNOWN)])
+    silence = expire(view, Hearing(NOW - 100, NOW + 1, {}, {"a": NOW}), WALL)
+    assert silence.plans == ()
+    assert silence.look_again_at == NOW + 10.0
+
+
+@pytest.mark.parametrize(
+    ("nodes", "silent", "doubts"),
+    [
+        pytest.param(2, 2, False, id="both of two"),
+        pytest.param(3, 2, False, id="two of three"),
+        pytest.param(3, 3, True, id="three of three"),
+        pytest.param(6, 3, False, id="half of six"),
+        pytest.param(7, 4, True, id="four of seven"),
+    ],
+)
+def test_a_leader_that_hears_hardly_anybody_doubts_itself(
+    nodes: int, silent: int, doubts: bool
+) -> None:
+    ids = [f"n{number}" for number in range(nodes)]
+    view = ClusterView.of([CLUSTER, *(node(id) for id in ids)])
+    heard = {id: NOW - 6 if number < silent else NOW for number, id in enumerate(ids)}
+    first = expire(view, Hearing(NOW - 100, NOW, heard), WALL)
+    if not doubts:
+        assert len(first.plans) == silent
+        return
+    assert (first.plans, first.doubt_since, first.silent) == ((), NOW, silent)
+    grace = 2 * CLUSTER.node_timeout
+    others = {id: NOW + grace for id in ids[silent:]}
+    early = Hearing(NOW - 100, NOW + grace - 0.1, heard | others, {}, first.doubt_since)
+    assert expire(view, early, WALL).plans == ()
+    late = Hearing(NOW - 100, NOW + grace, heard | others, {}, first.doubt_since)
+    assert len(expire(view, late, WALL).plans) == silent
+
+
+def test_a_leader_that_is_heard_again_doubts_itself_no_more() -> None:
+    view = ClusterView.of([CLUSTER, *(node(f"n{number}") for number in range(4))])
+    heard = {f"n{number}": NOW for number in range(3)} | {"n3": NOW - 8}
+    silence = expire(view, Hearing(NOW - 100, NOW, heard, {}, NOW - 2), WALL)
+    assert (messages(silence), silence.doubt_since) == (["no heartbeat for 8.0 s"], None)
 
 
 def test_hello_makes_a_node_ready() -> None:
@@ -71,8 +125,8 @@ def test_a_node_that_comes_back_is_told_to_run_none_of_what_was_given_up() -> No
     world = World(CLUSTER, node("a"), node("b"), service(replicas=2))
     world.obey()
     assert list(assigned_tasks(world.view, "a")) == [world.task(1).id]
-    down = expire(world.view, {"b": world.now + 6}, term_started=NOW, now=world.now + 10)
-    world.write(*down.changes)
+    down = expire(world.view, Hearing(NOW, NOW + 10, {"b": NOW + 6}), world.now + 10)
+    world.write(*(change for plan in down.plans for change in plan.changes))
     world.settle()
     assert world.slots_on() == {"b": [1, 2]}
     back = world.view.nodes["a"]

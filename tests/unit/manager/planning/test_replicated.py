@@ -28,7 +28,10 @@ def test_new_tasks_are_written_once_and_assigned() -> None:
     world = World(node("a"), node("b"), web)
     [plan] = world.plan()
     assert [change.before for change in plan.changes] == [None] * 3
-    assert plan.requires == (web, world.view.nodes["a"], world.view.nodes["b"])
+    assert plan.requires == (web,)
+    nodes = world.view.nodes
+    read = {world.view.tasks[id].slot: objects for id, objects in plan.reads.items()}
+    assert read == {1: (nodes["a"],), 2: (nodes["b"],), 3: (nodes["a"],)}
     assert plan.reason == "web: 3 new"
     tasks = world.tasks()
     assert [item.name for item in tasks] == ["web.1", "web.2", "web.3"]

@@ -30,7 +30,9 @@ from orchestrator.cli.stack_files import checked_name, file_options, read_files
 from orchestrator.cli.stack_rows import no_stack, stack_names
 from orchestrator.compose.stack import Stack
 from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.dependencies import start_order
 from orchestrator.model.mounts import LOCAL_DRIVER
+from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Task
 from orchestrator.model.units import format_duration
@@ -226,39 +228,49 @@ class _Deployment:
                 self._say(f"{_PARTICIPLES[step.action]} {step}")
 
     def wait(self) -> None:
-        """Wait until all services run, and jobs are done. Raises CliError if one does not."""
-        from orchestrator.cli.job_wait import until_done
-        from orchestrator.cli.wait import until_converged
-
+        """Wait until all services run, and jobs are done. Raises CliError if one does not; what
+        depends on it is not waited for."""
         deadline = time.monotonic() + self._values["timeout"]
-        failed: list[CliError] = []
-        for service in self._stack.services:
-            written = self._written.get(service.spec.name)
-            changed = written is not None
-            if written is None:
-                written = to_proto(self._there.services[service.spec.name])
-            within, quiet = max(deadline - time.monotonic(), 1.0), self._values["quiet"]
-            monitor = self._values["monitor"]
+        failed: dict[str, CliError] = {}
+        specs = {service.spec.name: service.spec for service in self._stack.services}
+        needs = {
+            name: [each.service for each in spec.depends_on if not each.optional]
+            for name, spec in specs.items()
+        }
+        for name in start_order(needs):
+            if needed := next((each for each in needs[name] if each in failed), None):
+                failed[name] = NotConverged(
+                    f"service '{name}' was not waited for: it depends on '{needed}'"
+                )
+                continue
             try:
-                if service.spec.mode.is_job:
-                    until_done(self._client, written, within, quiet)
-                else:
-                    until_converged(
-                        self._client, written, within, quiet, monitor=monitor, changed=changed
-                    )
+                self._wait_for(specs[name], max(deadline - time.monotonic(), 1.0))
             except CliError as error:
-                failed.append(error)
+                failed[name] = error
         if len(failed) == 1:
-            raise failed[0]
-        for each in failed:
+            raise next(iter(failed.values()))
+        for each in failed.values():
             click.echo(f"orc: {each.format_message()}", err=True)
         if failed:
-            kinds = {type(each) for each in failed}
+            kinds = {type(each) for each in failed.values()}
             kind = kinds.pop() if len(kinds) == 1 else NotConverged
             raise kind(
                 f"{len(failed)} of {len(self._stack.services)} services of stack "
                 f"{self._stack.name} do not run as the files say"
             )
+
+    def _wait_for(self, spec: ServiceSpec, timeout: float) -> None:
+        from orchestrator.cli.job_wait import until_done
+        from orchestrator.cli.wait import until_converged
+
+        written, changed = self._written.get(spec.name), True
+        if written is None:
+            written, changed = to_proto(self._there.services[spec.name]), False
+        quiet, monitor = self._values["quiet"], self._values["monitor"]
+        if spec.mode.is_job:
+            until_done(self._client, written, timeout, quiet)
+        else:
+            until_converged(self._client, written, timeout, quiet, monitor=monitor, changed=changed)
 
     def await_gone(self) -> None:
         """Wait until no task of the services that were removed is on a node. Raises NotConverged

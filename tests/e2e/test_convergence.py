@@ -75,6 +75,11 @@ def test_one_that_stays_up_is_watched_and_one_that_is_healthy_is_not(
         ("service", "update", "--label-add", "a=1", "bad"),
     ):
         assert "verifying" not in users.orc(*change).stderr, "nothing was started"
+    users.orc("service", "create", "-d", "--name", "young", "--entrypoint", "/bin/busybox",
+              "--stop-grace-period", "100ms", "--replicas", "2", "--update-monitor", "1h", hello,
+              "sleep", "3600")  # fmt: skip
+    users.await_running("young", 2)
+    assert "verifying" not in users.orc("service", "scale", "young=1").stderr
 
 
 def test_an_update_that_crashes_is_paused_or_rolled_back(users: Cluster, hello: str) -> None:
@@ -111,6 +116,9 @@ services:
     entrypoint: [/bin/busybox, sh, -c, "{CRASHES}"]
     restart: "no"
     deploy: {{update_config: {{monitor: 2s}}}}
+  after:
+    image: {hello}
+    depends_on: {{bad: {{condition: service_completed_successfully}}}}
 """
     )
     deploy = ("stack", "deploy", "-c", str(file), "shop")
@@ -118,10 +126,15 @@ services:
     assert done.returncode == 3
     lines = done.stderr.splitlines()
     assert "shop_good: 1 of 1 running, converged" in lines
-    assert lines[-2] == "  about to fail"
-    assert "shop_bad.1 failed within 2s of its start: exit status 7" in lines[-1]
-    file.write_text(file.read_text().replace(CRASHES, "exec sleep 3600"))
-    done = users.orc(*deploy)
+    assert lines[-4] == "  about to fail"
+    assert "shop_bad.1 failed within 2s of its start: exit status 7" in lines[-3]
+    assert lines[-2:] == [
+        "orc: service 'shop_after' was not waited for: it depends on 'shop_bad'",
+        "orc: 2 of 3 services of stack shop do not run as the files say",
+    ]
+    works = file.read_text().replace(CRASHES, "exec sleep 3600").partition("  after:")[0]
+    file.write_text(works)
+    done = users.orc(*deploy, "--prune")
     assert "shop_bad: 1 of 1 running, verifying for" in done.stderr
     done = users.orc(*deploy)
     assert "stack shop is as the files say already" in done.stderr

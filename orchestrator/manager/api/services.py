@@ -246,7 +246,7 @@ class ServiceCalls(Calls):
         sent: dict[str, tuple[Task, Any]] = {}
         async with self.api.cache.subscribe() as feed:
             while True:
-                watch = Watch(self.api.now(), since, monitor)
+                watch = Watch(self.api.now(), since, monitor, request.since)
                 picture = await offload(self._picture, service_id, watch, sent)
                 yield picture
                 if picture.removed:

@@ -26,6 +26,9 @@ class Watch:
     """Crashes up to this revision of the store do not count."""
     monitor: float | None = None
     """Seconds that tasks without a probe must stay up; None: as the update policy says."""
+    written: int = 0
+    """The revision of the change that is waited for; 0: none. What ran before it is not monitored,
+    unless it changed since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +97,10 @@ def _watched(
     settled = state.converged
     undone = policy.failure_action is FailureAction.ROLLBACK
     if there and service.update.moving and watch.monitor is not None and not undone:
-        settled = _stable_in(service, slots, policy.monitor, watch.now) > 0
+        settled = _stable_in(service, slots, policy.monitor, replace(watch, written=0)) > 0
     if monitor <= 0:
         return replace(state, converged=settled)
-    stable_in = _stable_in(service, slots, monitor, watch.now) if there else 0.0
+    stable_in = _stable_in(service, slots, monitor, watch) if there else 0.0
     fallen = [found for slot in slots if (found := crashes(service, slot, monitor, watch.since))]
     excused = policy.failure_action is FailureAction.CONTINUE or service.update.moving
     too_many = len(fallen) > policy.max_failure_ratio * len(slots)
@@ -110,11 +113,18 @@ def _watched(
     )
 
 
-def _stable_in(service: Service, slots: list[Slot], monitor: float, now: float) -> float:
+def _stable_in(service: Service, slots: list[Slot], monitor: float, watch: Watch) -> float:
     """Seconds that tasks have yet to stay up."""
-    live = (task for slot in slots if (task := slot.runnable) is not None)
-    at = max((stable_at(service, task, monitor, now) for task in live), default=STABLE)
-    return max(at - now, 0.0)
+    at = max(
+        (
+            stable_at(service, task, monitor, watch.now)
+            for slot in slots
+            if (task := slot.runnable) is not None
+            and (task.revision > watch.written or not watch.written)
+        ),
+        default=STABLE,
+    )
+    return max(at - watch.now, 0.0)
 
 
 def wanted(view: ClusterView, service: Service) -> int:

@@ -203,6 +203,16 @@ def test_one_that_is_not_there_yet_has_the_others_wait() -> None:
     assert progress(world.view, "web-id", Watch(world.now)).converged
 
 
+def test_what_ran_before_the_change_need_not_stay_up_any_longer() -> None:
+    old, new = up(1), up(3)
+    new = replace(new, id="new", slot=2, revision=5)
+    web = replace(WEB, spec=replace(WEB.spec, replicas=2))
+    view = ClusterView.of([node("a"), web, old, new])
+    for written, stable_in in [(0, 4.0), (1, 4.0), (2, 2.0), (4, 2.0), (5, 0.0)]:
+        state = progress(view, "web-id", Watch(NOW, since=written, written=written))
+        assert (state.stable_in, state.converged) == (stable_in, not stable_in)
+
+
 def test_scaling_waits_for_what_it_starts_only() -> None:
     world = World(node("a"), service(replicas=2))
     world.stay_up()

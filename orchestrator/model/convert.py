@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from enum import IntEnum
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from operator import attrgetter
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -115,6 +115,9 @@ class _Converter:
     def __init__(self, cls: type) -> None:
         self.message: Callable[[], Any] = getattr(types_pb2, cls.__name__)
         self._cls = cls
+        self.shared = cls is specs.TaskSpec
+        """Whether many objects have an equal one: it is most of a task, and the same for all tasks
+        of a service."""
         self._plain: list[str] = []
         """Set as they are, unless zero."""
         self._repeated: list[str] = []
@@ -187,9 +190,12 @@ class _Converter:
             values[position] = read(values[position])
         for position, name, converter in self._nested:
             nested = values[position]
-            values[position] = (
-                converter.read(nested) if message.HasField(name) else converter.default()
-            )
+            if not message.HasField(name):
+                values[position] = converter.default()
+            elif converter.shared:
+                values[position] = _shared(converter, nested.SerializeToString())
+            else:
+                values[position] = converter.read(nested)
         return self._cls(*values)
 
     def read_all(self, message: Any, strict: bool) -> Any:
@@ -240,6 +246,14 @@ def _recognized(enum: type[IntEnum], number: int) -> IntEnum:
         member = int.__new__(enum, number)
         member._name_, member._value_ = f"UNRECOGNIZED_{number}", number
         return member
+
+
+@lru_cache(maxsize=4096)
+def _shared(converter: _Converter, data: bytes) -> Any:
+    """The object in a nested message, one for all that have the same."""
+    message = converter.message()
+    message.ParseFromString(data)
+    return converter.read(message)
 
 
 def _unknown_fields(message: Any) -> bytes:

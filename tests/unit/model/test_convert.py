@@ -257,3 +257,12 @@ def test_image_keeps_order_of_layers() -> None:
 def test_specs_are_hidden_in_services_and_tasks() -> None:
     spec = ServiceSpec(name="web", task=TaskSpec(ports=(PortSpec(1, 2), PortSpec(3, 4))))
     assert from_proto(to_proto(Service(spec=spec))).spec == spec
+
+
+def test_tasks_of_a_service_share_their_spec() -> None:
+    spec = TaskSpec(container=ContainerSpec(image="web:1", labels={"a": "b"}))
+    one, two = (decode(Task, encode(Task(id=id, spec=spec))) for id in "ab")
+    assert one.spec == spec
+    assert one.spec is two.spec
+    other = decode(Task, encode(Task(spec=dataclasses.replace(spec, force=1))))
+    assert other.spec != spec

@@ -13,6 +13,7 @@ from orchestrator.agent.runtime import execs
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.execs import ExecProgram, ExecSpec
+from orchestrator.agent.runtime.identity import ProcessIdentity
 from orchestrator.model.health import target
 from orchestrator.model.specs import HealthCheck
 from orchestrator.pb import health_pb2
@@ -33,6 +34,8 @@ class Probes:
 
     def __init__(self, access: Callable[[str], Access]) -> None:
         self._access = access
+        self._hanging: dict[str, ProcessIdentity] = {}
+        """By container: the program of a probe that could not be killed."""
 
     async def probe(
         self, container_id: str, check: HealthCheck, addresses: Mapping[str, str]
@@ -68,14 +71,18 @@ class Probes:
             return Answer(False, str(failure))
 
     async def _run(self, container_id: str, command: tuple[str, ...]) -> Answer:
+        if (hanging := self._hanging.pop(container_id, None)) is not None and hanging.alive():
+            # Programs that cannot be killed must not pile up.
+            self._hanging[container_id] = hanging
+            return Answer(False, f"an earlier probe hangs in the kernel (process {hanging.pid})")
         program = await execs.start(self._access(container_id), ExecSpec(command))
         try:
             output = await _read(program)
             status = await program.wait()
         except BaseException:
             # Nobody waits for it any more, so it must not go on.
-            program.kill()
-            await asyncio.shield(program.wait())
+            if (hanging := await asyncio.shield(program.end())) is not None:
+                self._hanging[container_id] = hanging
             raise
         finally:
             program.close()

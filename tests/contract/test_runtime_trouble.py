@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,13 @@ from crunkit import cmdline, running
 from runtimehost import CrunWorld, private, remove_leftovers
 
 from orchestrator.agent.probes import Probes
+from orchestrator.agent.runtime import spawn
 from orchestrator.agent.runtime.base import Exit
 from orchestrator.agent.runtime.crun import CrunRuntime
+from orchestrator.agent.runtime.identity import identify
+from orchestrator.agent.runtime.mounts import mount, unmount
 from orchestrator.model.specs import HealthCheck
-from tests.deadfuse import DeadFileSystem
+from tests.deadfuse import DeadFileSystem, FrozenServer
 
 pytestmark = pytest.mark.root
 
@@ -34,6 +38,13 @@ def world(tmp_path: Path) -> CrunWorld:
 
 def threads(name: str) -> int:
     return sum(thread.name.startswith(name) for thread in threading.enumerate())
+
+
+async def no_threads(name: str) -> None:
+    """Until a thread that has given its result has ended, too."""
+    async with asyncio.timeout(30):
+        while threads(name):  # noqa: ASYNC110 - the kernel ends them
+            await asyncio.sleep(0.01)
 
 
 @private
@@ -62,7 +73,7 @@ async def test_a_removal_that_hangs_is_one_thread_and_holds_up_no_other(world: C
             dead.unmount()
         await runtime.remove("hangs")
         assert await runtime.list() == frozenset()
-        assert threads("remove") == 0
+        await no_threads("remove")
 
 
 @private
@@ -93,7 +104,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 pid, fuse = map(int, sys.argv[1:])
 namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
 assert libc.setns(namespace, 0) == 0, os.strerror(ctypes.get_errno())
-options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0".encode()
+options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
 assert libc.mount(b"fuse", b"/tmp", b"fuse.dead", 0, options) == 0, os.strerror(ctypes.get_errno())
 """
 
@@ -126,7 +137,61 @@ async def test_probes_on_a_dead_mount_are_one_thread(world: CrunWorld) -> None:
             assert (await probes.probe("other", well, {})).passed
         answer = await probes.probe("c", HealthCheck(test=("CMD", "true"), timeout=30), {})
         assert answer.passed
-        assert threads("look into") == 0
+        await no_threads("look into")
+
+
+@contextmanager
+def frozen_inside(pid: int) -> Iterator[None]:
+    """In the container of `pid`, a file system at /tmp whose server hangs."""
+    fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    argv = [sys.executable, "-c", MOUNT_INSIDE, str(pid), str(fuse)]
+    subprocess.run(argv, pass_fds=(fuse,), check=True)
+    server = FrozenServer(fuse)
+    try:
+        yield
+    finally:
+        server.close()
+
+
+@private
+async def test_a_probe_that_cannot_be_killed_is_one_process(world: CrunWorld) -> None:
+    async with world, world.runtime() as runtime:
+        pid = await running(runtime, world, world.graceful("c"))
+        probes = Probes(runtime.access)
+        hangs = HealthCheck(test=("CMD", "cat", "/tmp/x"), timeout=0.5)
+        with frozen_inside(pid):
+            answer = await probes.probe("c", hangs, {})
+            assert (answer.passed, answer.output) == (False, "no answer within 0.5 s")
+            patient = replace(hangs, timeout=30)
+            for _ in range(5):
+                answer = await probes.probe("c", patient, {})
+                assert not answer.passed
+                assert answer.output.startswith("an earlier probe hangs in the kernel (process ")
+            stuck = [pid for pid in world.cgroup_pids("c") if b"/tmp/x" in cmdline(pid)]
+            assert len(stuck) == 1
+        async with asyncio.timeout(30):
+            while identify(stuck[0]) is not None:  # noqa: ASYNC110 - the kernel ends it
+                await asyncio.sleep(0.01)
+        well = HealthCheck(test=("CMD", "true"), timeout=30)
+        assert (await probes.probe("c", well, {})).passed
+
+
+@private
+async def test_a_command_that_cannot_be_killed_does_not_hold_the_agent(world: CrunWorld) -> None:
+    """A look at a path of the node whose file server hangs."""
+    fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    folder = world.path / "frozen"
+    folder.mkdir()
+    mount("fuse", folder, "fuse.dead", 0, f"fd={fuse},rootmode=40000,user_id=0,group_id=0")
+    server = FrozenServer(fuse)
+    try:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await spawn.run(["test", "-e", f"{folder}/x"])
+        assert await spawn.run(["true"]) == (0, "")
+    finally:
+        server.close()
+        unmount(folder)
 
 
 @contextmanager

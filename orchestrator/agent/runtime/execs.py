@@ -28,6 +28,7 @@ from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.capabilities import own_capabilities
 from orchestrator.agent.runtime.failures import UNSAID, known_failure
+from orchestrator.agent.runtime.identity import ProcessIdentity, identify
 from orchestrator.agent.runtime.programs import check_program
 from orchestrator.agent.runtime.rootfs import read_image_files
 from orchestrator.agent.runtime.streams import CHUNK, set_size, write_all
@@ -36,6 +37,8 @@ from orchestrator.model.states import CANNOT_INVOKE
 
 _END_OF_INPUT = b"\x04"
 """What a user types at a terminal to end the input."""
+_KILLED = 1.0
+"""Seconds that a killed program gets to be gone."""
 _LOG_LIMIT = 4096
 _LOOK_LIMIT = 30.0
 """Seconds that the container's file systems get to say what is to be run."""
@@ -103,7 +106,7 @@ def process(
 
 class ExecProgram:
     """A program started by `start`. A `streams.Program`; whoever holds it must `wait` and then
-    `close`, or else `abandon` it."""
+    `close`, or else `end` it."""
 
     def __init__(
         self,
@@ -184,6 +187,19 @@ class ExecProgram:
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
+
+    async def end(self) -> ProcessIdentity | None:
+        """Kill the program, and the OCI runtime's process that waits for it. Returns the program
+        if it hangs in the kernel, and so lives on for now."""
+        self.kill()
+        hanging = None
+        try:
+            async with asyncio.timeout(_KILLED):
+                await spawn.readable(self._exited)
+        except TimeoutError:
+            hanging = identify(self._pid)
+        await spawn.kill(self._process)
+        return hanging
 
     async def drain(self) -> None:
         """Read to the end and forget it, so that a program whose client has left goes on."""
@@ -303,8 +319,7 @@ async def _launch(
             await spawn.reap(process)
             raise _failure(memory.text())
     except asyncio.CancelledError:
-        process.kill()
-        process.wait()
+        await spawn.kill(process)
         raise
     return process, int(started)
 

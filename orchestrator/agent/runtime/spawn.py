@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _MOST_READ = 8192
+_KILLED = 1.0
+"""Seconds that a killed process gets to be gone."""
 
 
 def spawn(
@@ -44,7 +46,7 @@ def spawn(
 async def reap(process: subprocess.Popen[bytes]) -> int:
     """The exit status of a process started here (negative: the signal that ended it).
 
-    When cancelled the process is killed, and reaped all the same.
+    When cancelled the process is killed; see `kill`.
     """
     status = process.poll()
     if status is not None:
@@ -53,12 +55,37 @@ async def reap(process: subprocess.Popen[bytes]) -> int:
     try:
         await readable(fd)
     except asyncio.CancelledError:
-        process.kill()
-        process.wait()
+        await kill(process)
         raise
     finally:
         os.close(fd)
     return process.wait()
+
+
+async def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that was started here, and reap it. One that hangs in the kernel, such as on
+    a file system that does not answer, is not waited for: it is reaped whenever it ends."""
+    process.kill()
+    if process.poll() is not None:
+        return
+    loop = asyncio.get_running_loop()
+    fd = os.pidfd_open(process.pid)
+    try:
+        async with asyncio.timeout(_KILLED):
+            await readable(fd)
+    except TimeoutError:
+        pass
+    finally:
+        if process.poll() is None:
+            loop.add_reader(fd, _reap_late, loop, process, fd)
+        else:
+            os.close(fd)
+
+
+def _reap_late(loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes], fd: int) -> None:
+    loop.remove_reader(fd)
+    os.close(fd)
+    process.poll()
 
 
 async def readable(*fds: int) -> None:

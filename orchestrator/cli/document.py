@@ -22,7 +22,7 @@ from orchestrator.cli.output import (
     print_fields,
     print_list,
 )
-from orchestrator.cli.service_change import PATIENCE, wait_options
+from orchestrator.cli.service_change import PATIENCE, monitor_option, monitored, wait_options
 from orchestrator.cli.several import inspect_options, one_by_one, print_inspected
 from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.convert import from_proto
@@ -122,6 +122,7 @@ def _group(kind: DocumentKind) -> click.Group:
     @click.option("--label-add", multiple=True, metavar="KEY=value", help="Add a label.")
     @click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label.")
     @wait_options
+    @monitor_option
     @click.argument("name", shell_complete=names)
     @click.argument("file", required=False, type=click.Path(allow_dash=True))
     @pass_client
@@ -147,8 +148,7 @@ def _group(kind: DocumentKind) -> click.Group:
         if file is not None:
             _tell(reply)
         if not values["detach"]:
-            timeout = PATIENCE if values["timeout"] is None else values["timeout"]
-            _await_services(client, reply, timeout, values["quiet"])
+            _await_services(client, reply, values["timeout"], values["quiet"], values["monitor"])
 
     @group.command(
         help=f"Remove {word}s. One in use is not removed.",
@@ -211,13 +211,15 @@ def _tell(reply: Any) -> None:
             click.echo(f"{name} {what}", err=True)
 
 
-def _await_services(client: Client, reply: Any, timeout: float, quiet: bool) -> None:
+def _await_services(
+    client: Client, reply: Any, timeout: float | None, quiet: bool, monitor: float | None
+) -> None:
     """Wait until the services that are updated run with the new version. Raises NotConverged or
     RolledBack."""
     from orchestrator.cli.wait import pictures, until_converged
 
     id, version = reply.document.id, reply.document.version
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + (PATIENCE if timeout is None else timeout)
     for name in (user.removeprefix("service ") for user in reply.rolled):
         try:
             for progress in pictures(client, name, deadline):
@@ -232,7 +234,10 @@ def _await_services(client: Client, reply: Any, timeout: float, quiet: bool) -> 
         except TimeoutError:
             raise NotConverged(f"service '{name}' was not updated in time") from None
         if service.documents.get(id, 0) >= version:
-            until_converged(client, service, max(0.0, deadline - time.monotonic()), quiet)
+            if timeout is None:
+                deadline += monitored(service, monitor)
+            left = max(0.0, deadline - time.monotonic())
+            until_converged(client, service, left, quiet, monitor=monitor)
 
 
 def document_row(message: Any) -> Row:

@@ -41,8 +41,8 @@ def wait_options(function: F) -> F:
     function = click.option(
         "--timeout",
         type=DURATION,
-        help="How long to wait for it (2m; for a job's end as long as it takes); then the exit "
-        "status is 3.",
+        help="How long to wait for it (2m and the monitor period; for a job's end as long as it "
+        "takes); then the exit status is 3.",
     )(function)
     function = click.option("--quiet", "-q", is_flag=True, help="No progress.")(function)
     return click.option("--detach", "-d", is_flag=True, help="Do not wait.")(function)
@@ -298,6 +298,12 @@ def _tell(now: ServiceSpec, base: ServiceSpec, mine: ServiceSpec, *, force: bool
     click.echo(f"{what}; {'this overrides it' if both else 'that stays'}", err=True)
 
 
+def monitored(service: Any, monitor: float | None) -> float:
+    """Seconds for which tasks of a service are monitored when `--monitor` is so."""
+    declared: float = from_proto(service).policy.monitor
+    return declared if monitor is None else monitor
+
+
 def wait_for(client: Client, services: list[Any], values: dict[str, Any]) -> None:
     """Print the ids (of what was created) or names, and wait for each unless told not to."""
     for service in services:
@@ -313,6 +319,5 @@ def wait_for(client: Client, services: list[Any], values: dict[str, Any]) -> Non
         else:
             monitor, timeout = values.get("monitor"), values["timeout"]
             if timeout is None:
-                declared = from_proto(service).policy.monitor
-                timeout = PATIENCE + (declared if monitor is None else monitor)
+                timeout = PATIENCE + monitored(service, monitor)
             until_converged(client, service, timeout, values["quiet"], monitor=monitor)

@@ -26,7 +26,7 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import progress
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
-from orchestrator.manager.store.keys import LEADER, object_type
+from orchestrator.manager.store.keys import LEADER, object_key, object_type
 from orchestrator.manager.store.kv import Conflict, Guard, Put
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.manager.term import Term, inline
@@ -70,6 +70,8 @@ class Kind(Enum):
     """Somebody writes one service whenever the leader does."""
     FULL = "full"
     """Now and then the store takes no writes."""
+    UNDECODABLE = "undecodable"
+    """One object cannot be decoded for a while, also by a manager that has just started."""
 
 
 class TermCluster:
@@ -138,6 +140,8 @@ class TermCluster:
         )
 
     def _lifetime(self) -> float | None:
+        if self.kind is Kind.UNDECODABLE:
+            return 1.0
         if self.trouble and self.kind in (Kind.TERMS, Kind.OUTCOMES):
             return self.random.choice((0.02, 0.3, 1.0, 3.0)) * self.random.random() * 2
         return 5.0 if self.kind in (Kind.TERMS, Kind.OUTCOMES) else None
@@ -391,12 +395,52 @@ async def _full(cluster: TermCluster) -> None:
         await cluster.pass_(cluster.random.uniform(0.0, 4.0))
 
 
+async def _undecodable(cluster: TermCluster) -> None:
+    view = cluster.truth.view
+    victim = cluster.random.choice([*view.tasks.values(), *view.services.values()])
+    key, others = object_key(victim), set(view.services)
+    entry = await cluster.memory.get(key)
+    assert entry is not None
+    garbage = cluster.random.choice((b"\xff", entry.value[: len(entry.value) // 2] + b"\xff"))
+    running = cluster.running()
+    await cluster.memory.txn([], [Put(key, garbage)])
+    async with asyncio.TaskGroup() as group:
+        following = None
+        if cluster.random.random() < 0.5:
+            # The manager starts anew; what it knew of the object is lost.
+            cluster.cache = Cache(cluster.kv)
+            following = group.create_task(cluster.cache.follow())
+        for _ in range(4):
+            other = await cluster.create(2)
+            began = cluster.now
+            while not _assigned(cluster, other.id):
+                await cluster.tick()
+                assert cluster.now - began <= PATIENCE, "a new service waits for what is damaged"
+        await cluster.pass_(3.0)
+        made = {
+            task.id
+            for task in cluster.truth.view.tasks.values()
+            if task.service_id in others and task.id not in view.tasks
+        }
+        assert not made, f"{made} took the place of what merely cannot be decoded"
+        assert running - {victim.id} <= cluster.running()
+        now = await cluster.memory.get(key)
+        assert now is not None
+        assert now.value == garbage, "what cannot be decoded was overwritten"
+        await cluster.memory.txn([], [Put(key, entry.value)])
+        cluster.heal()
+        await cluster.settle(60.0)
+        if following is not None:
+            following.cancel()
+
+
 _FAULTS: dict[Kind, Callable[[TermCluster], Coroutine[Any, Any, None]]] = {
     Kind.OUTCOMES: _outcomes,
     Kind.TERMS: _terms,
     Kind.CLOCKS: _clocks,
     Kind.CONFLICTS: _conflicts,
     Kind.FULL: _full,
+    Kind.UNDECODABLE: _undecodable,
 }
 
 

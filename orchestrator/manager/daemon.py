@@ -45,6 +45,7 @@ from orchestrator.manager.documentstore import DocumentStore
 from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.joining import Joining
+from orchestrator.manager.listening import ListeningClock
 from orchestrator.manager.networkmaking import make_network
 from orchestrator.manager.payloads import Payloads
 from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork, complete
@@ -241,7 +242,8 @@ class Manager:
         self._planning = metrics.PlanningTimes(self._registry)
         self._latencies = metrics.Latencies(self.cache, self._registry)
         self._spans = TaskSpans(self.cache, tracer, lambda: bool(self._leader))
-        self.inbox = Inbox(time.monotonic)
+        self._listening = ListeningClock()
+        self.inbox = Inbox(time.monotonic, self._listening)
         self._events = EventLog(self.cache, time.time)
         self.cache.on_undecodable = self._undecodable
         self._tunnels = Tunnels(new_id)
@@ -293,6 +295,7 @@ class Manager:
                 self._latencies.following(),
                 self._spans.following(),
                 self._dispatcher.following(),
+                background(self._listening.run()),
             ):
                 await self._serve()
 

@@ -84,13 +84,18 @@ class Inbox:
     """Reports under collection, and when each node was last heard of (in memory only: a new
     leader gives every node a fresh grace)."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(
+        self, now: Callable[[], float], listening: Callable[[], float] | None = None
+    ) -> None:
+        """`now` is a monotonic clock; `listening` the one by which silence is measured, if it is
+        another (see `ListeningClock`)."""
         self._now = now
+        self._listening = listening or now
         self._reports = Reports()
         self._taken = Reports()
         """What was taken last; it may not have been committed."""
-        self.heard: dict[str, float] = {}
-        """Node id → when its agent last said anything, by the clock given (a monotonic one)."""
+        self._heard: dict[str, float] = {}
+        """Node id → when its agent last said anything, by the listening clock."""
         self.on_report: Callable[[], None] = lambda: None
         """Called at each report; the loop's alarm clock."""
 
@@ -101,9 +106,16 @@ class Inbox:
         of_nodes = len(told.hellos) + len(told.inventories) + len(told.drivers)
         return of_nodes + len(told.statuses)
 
+    @property
+    def heard(self) -> dict[str, float]:
+        """Node id → when its agent last said anything, by the monotonic clock; later by the time in
+        which nobody could be heard."""
+        now, listening = self._now(), self._listening()
+        return {node_id: now - (listening - heard) for node_id, heard in self._heard.items()}
+
     def hear(self, node_id: str) -> None:
         """Any sign of life."""
-        self.heard[node_id] = self._now()
+        self._heard[node_id] = self._listening()
 
     def hello(self, node_id: str, description: NodeDescription, boot_id: str) -> None:
         """A session began."""
@@ -171,4 +183,4 @@ class Inbox:
         and agents do not repeat themselves, and gives each node a fresh grace period."""
         self._reports = self._taken.followed_by(self._reports)
         self._taken = Reports()
-        self.heard = {}
+        self._heard = {}

@@ -337,9 +337,10 @@ class Term:
             Hearing(
                 self._started,
                 now,
-                dict(self._inbox.heard),
+                self._inbox.heard,
                 dict(self._joined),
                 self._silence.doubt_since,
+                self._silence.fewest,
             ),
             frozenset(aside),
             dict(self._shifts),

@@ -131,9 +131,8 @@ class SimCluster:
         for node_id, statuses in self.wire.arrived():
             self._take(node_id, statuses)
         joined = {id: node.created_at for id, node in self.view.nodes.items()}
-        hearing = Hearing(
-            self.term_started, self.now, self.last_heard, joined, self.silence.doubt_since
-        )
+        doubt = self.silence.doubt_since, self.silence.fewest
+        hearing = Hearing(self.term_started, self.now, self.last_heard, joined, *doubt)
         self.silence = expire(self.view, hearing, self.leader_now)
         self.write(*(change for each in self.silence.plans for change in each.changes))
         self.check(self._plan())

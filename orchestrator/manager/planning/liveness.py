@@ -8,7 +8,9 @@ Silence is measured with the leader's monotonic clock: a step of its wall clock 
 
 If most nodes are silent at once, the leader itself is the likelier cause (its network, its host).
 It then doubts itself: none of them counts as down until they have been silent for another grace
-period.
+period. While they come back, as they do when all have lost their sessions at once and dial anew,
+those that are still to come are waited for: the period begins again with each look that finds
+fewer silent than ever since the doubt began.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class Hearing:
     joined: Mapping[str, float] = field(default_factory=dict)
     """Node id → when the leader first saw a node that joined in its term."""
     doubt_since: float | None = None
-    """When the leader began to doubt itself, while it does."""
+    """When the leader began to doubt itself, while it does, or when nodes last came back then."""
+    fewest: int = 0
+    """The fewest nodes that were silent at a time since it began to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class Silence:
     doubt_since: float | None = None
     silent: int = 0
     """Nodes that would be down, but for the doubt."""
+    fewest: int = 0
+    """See `Hearing`."""
 
 
 def expire(view: ClusterView, hearing: Hearing, now: float) -> Silence:
@@ -77,11 +83,14 @@ def expire(view: ClusterView, hearing: Hearing, now: float) -> Silence:
             deadlines.append(deadline)
         else:
             silent.append((node, hearing.now - since))
-    if len(silent) >= FEWEST_TO_DOUBT and 2 * len(silent) > len(up):
-        doubt_since = hearing.now if hearing.doubt_since is None else hearing.doubt_since
+    doubts = len(silent) >= FEWEST_TO_DOUBT and 2 * len(silent) > len(up)
+    if silent and (doubts or hearing.doubt_since is not None):
+        doubt_since, fewest = hearing.doubt_since, hearing.fewest
+        if doubt_since is None or len(silent) < fewest:
+            doubt_since, fewest = hearing.now, len(silent)
         if hearing.now < doubt_since + 2 * timeout:
             again = earliest(doubt_since + 2 * timeout, *deadlines)
-            return Silence((), again, doubt_since, len(silent))
+            return Silence((), again, doubt_since, len(silent), fewest)
     plans = tuple(_goes_down(node, seconds, now) for node, seconds in silent)
     return Silence(plans, earliest(*deadlines))
 

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from orchestrator.background import background
+from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.listening import LIMIT, TURN, ListeningClock
 
 
@@ -48,3 +49,16 @@ async def test_a_blocked_loop_stops_it() -> None:
         before = listening()
         block()
         assert listening() <= before + LIMIT
+
+
+def test_nodes_are_not_silent_while_nobody_listens() -> None:
+    clock = Clock()
+    listening = ListeningClock(clock)
+    inbox = Inbox(clock, listening)
+    inbox.hear("a")
+    clock.now += 60.0
+    assert clock() - inbox.heard["a"] == pytest.approx(LIMIT)
+    for _ in range(10):
+        listening.turn()
+        clock.now += TURN
+    assert clock() - inbox.heard["a"] == pytest.approx(LIMIT + 10 * TURN)

@@ -97,17 +97,38 @@ def test_a_leader_that_hears_hardly_anybody_doubts_itself(
     assert (first.plans, first.doubt_since, first.silent) == ((), NOW, silent)
     grace = 2 * CLUSTER.node_timeout
     others = {id: NOW + grace for id in ids[silent:]}
-    early = Hearing(NOW - 100, NOW + grace - 0.1, heard | others, {}, first.doubt_since)
+    doubt = first.doubt_since, first.fewest
+    early = Hearing(NOW - 100, NOW + grace - 0.1, heard | others, {}, *doubt)
     assert expire(view, early, WALL).plans == ()
-    late = Hearing(NOW - 100, NOW + grace, heard | others, {}, first.doubt_since)
+    late = Hearing(NOW - 100, NOW + grace, heard | others, {}, *doubt)
     assert len(expire(view, late, WALL).plans) == silent
+
+
+def test_the_last_nodes_to_come_back_are_waited_for() -> None:
+    """All of them lose their sessions at once, dial anew, and are admitted one after the other."""
+    ids = [f"n{number}" for number in range(10)]
+    view = ClusterView.of([CLUSTER, *(node(id) for id in ids)])
+    heard = dict.fromkeys(ids, NOW)
+    silence, now = Silence((), None), NOW
+    for id in ids[:-1]:
+        now += 1.9 * CLUSTER.node_timeout
+        heard |= {each: now - 1 for each in ids[: ids.index(id)]} | {id: now}
+        hearing = Hearing(NOW - 100, now, heard, {}, silence.doubt_since, silence.fewest)
+        silence = expire(view, hearing, WALL)
+        assert silence.plans == ()
+    assert silence.silent == 1
+    now += 2 * CLUSTER.node_timeout
+    heard |= dict.fromkeys(ids[:-1], now)
+    hearing = Hearing(NOW - 100, now, heard, {}, silence.doubt_since, silence.fewest)
+    (down,) = expire(view, hearing, WALL).plans
+    assert down.changes[0].subject.id == "n9"
 
 
 def test_a_leader_that_is_heard_again_doubts_itself_no_more() -> None:
     view = ClusterView.of([CLUSTER, *(node(f"n{number}") for number in range(4))])
-    heard = {f"n{number}": NOW for number in range(3)} | {"n3": NOW - 8}
-    silence = expire(view, Hearing(NOW - 100, NOW, heard, {}, NOW - 2), WALL)
-    assert (messages(silence), silence.doubt_since) == (["no heartbeat for 8.0 s"], None)
+    heard = {f"n{number}": NOW for number in range(4)}
+    silence = expire(view, Hearing(NOW - 100, NOW, heard, {}, NOW - 2, 3), WALL)
+    assert (silence.plans, silence.doubt_since, silence.fewest) == ((), None, 0)
 
 
 def test_hello_makes_a_node_ready() -> None:

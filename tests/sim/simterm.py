@@ -452,7 +452,9 @@ def live_of_terms(seed: int, kind: Kind) -> None:
         try:
             await cluster.live()
         except BaseExceptionGroup as group:
-            error = group.exceptions[0]
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
             raise AssertionError(
                 f"{kind.value}: seed {seed} at {cluster.now:g}: {type(error).__name__}: {error}\n"
                 f"{cluster.picture()}"

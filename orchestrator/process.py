@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -20,3 +21,10 @@ def run_until_signalled(work: Coroutine[object, object, None]) -> None:
             await task
 
     asyncio.run(main())
+
+
+def take_precedence(nice: int) -> None:
+    """Have this process, and what it starts, run before others of its control group where all
+    processors are in use; as it is where that is not permitted. `nice` is negative."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)

@@ -75,9 +75,11 @@ def manager(
     from orchestrator.manager.daemon import CannotServe, ManagerSettings, serve
     from orchestrator.manager.store.etcdtls import EtcdTls
     from orchestrator.manager.store.kv import StoreError
-    from orchestrator.process import run_until_signalled
+    from orchestrator.process import run_until_signalled, take_precedence
 
     log.setup(log_level)
+    # Whoever waits for a manager or its etcd waits for the cluster.
+    take_precedence(-10)
     tls = None
     if etcd_cacert or etcd_cert or etcd_key:
         if not (etcd_cacert and etcd_cert and etcd_key):

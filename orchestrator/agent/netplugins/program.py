@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.agent.network import NetworkError
-from orchestrator.agent.runtime.spawn import descriptors, readable, spawn
+from orchestrator.agent.runtime.spawn import descriptors, kill, readable, spawn
 
 FOLDERS = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
 """Where plugins are looked for, the first before the second."""
@@ -133,22 +133,22 @@ async def _end(process: subprocess.Popen[bytes], timeout: float, what: str, comm
         async with asyncio.timeout(timeout):
             await readable(fd)
     except TimeoutError:
-        _kill(process)
+        await _kill(process)
         raise NetworkError(
             f"{what} ({command}) was not done within {timeout:.0f} s, and was ended"
         ) from None
     except BaseException:
-        _kill(process)
+        await _kill(process)
         raise
     finally:
         os.close(fd)
     return process.wait()
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+async def _kill(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    await kill(process)
 
 
 def _programs(folder: Path) -> Iterable[str]:

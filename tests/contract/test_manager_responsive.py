@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -23,7 +23,7 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.model.convert import to_proto
 from orchestrator.model.documents import Document
-from orchestrator.model.nodes import Node, NodeDescription, NodeState
+from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Image, Object, Volume
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, Resources, ServiceSpec, TaskSpec
@@ -120,7 +120,9 @@ def plan(channel: grpc.Channel) -> Any:
     nodes = control.ListNodes(control_pb2.ListNodesRequest()).nodes
     update = [
         control_pb2.PlannedChange(
-            update_node=control_pb2.UpdateNodeRequest(node=row.node.id, availability=2)
+            update_node=control_pb2.UpdateNodeRequest(
+                node=row.node.id, availability=cast(Any, int(Availability.DRAIN))
+            )
         )
         for row in nodes[: NODES // 2]
     ]

@@ -43,6 +43,7 @@ from orchestrator.model.specs import (
     UpdatePolicy,
 )
 from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Task
 
 MIB = 1 << 20
 TICK = 0.25
@@ -397,7 +398,8 @@ async def _full(cluster: TermCluster) -> None:
 
 async def _undecodable(cluster: TermCluster) -> None:
     view = cluster.truth.view
-    victim = cluster.random.choice([*view.tasks.values(), *view.services.values()])
+    known: list[Task | Service] = [*view.tasks.values(), *view.services.values()]
+    victim = cluster.random.choice(known)
     key, others = object_key(victim), set(view.services)
     entry = await cluster.memory.get(key)
     assert entry is not None

@@ -164,7 +164,8 @@ TASKS = [
 async def test_an_object_that_cannot_be_decoded_is_set_aside_until_it_can() -> None:
     kv = new_kv()
     async with following(kv) as cache:
-        changes = [Change(None, item) for item in (SERVICE, OTHER, *TASKS)]
+        known: list[Object] = [SERVICE, OTHER, *TASKS]
+        changes = [Change(None, item) for item in known]
         await cache.wait_for(await commit(kv, changes))
         before = cache.view.tasks["t1"]
         await write(kv, cache, garbage(before))

@@ -239,12 +239,12 @@ class Manager:
         )
         self._renewal = TimedRenewal(renewal, times.took, times.failed) if renewal else None
         self.cache = Cache(kv)
-        self._planning = metrics.PlanningTimes(self._registry)
         self._latencies = metrics.Latencies(self.cache, self._registry)
         self._spans = TaskSpans(self.cache, tracer, lambda: bool(self._leader))
         self._listening = ListeningClock()
         self.inbox = Inbox(time.monotonic, self._listening)
         self._events = EventLog(self.cache, time.time)
+        self._planning = metrics.PlanningTimes(self._registry, self._events)
         self.cache.on_undecodable = self._undecodable
         self._tunnels = Tunnels(new_id)
         self._leader = ""

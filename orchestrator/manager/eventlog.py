@@ -78,6 +78,24 @@ class EventLog:
         about = {"kind": found.kind, "reason": found.reason}
         self._add(Event(self._now(), "store", "undecodable", found.id, found.key, "", about))
 
+    def set_aside(self, id: str, reason: str) -> None:
+        """A service or standalone container cannot be planned or written; it is tried again."""
+        view = self._cache.view
+        if (task := view.tasks.get(id)) is not None:
+            kind, name = "container", task.name
+        else:
+            service = view.services.get(id)
+            kind, name = "service", service.spec.name if service is not None else id
+        self._add(Event(self._now(), kind, "set_aside", id, name, "", {"reason": reason}))
+
+    def read_only(self, reason: str) -> None:
+        """The store takes no writes."""
+        self._add(Event(self._now(), "store", "read_only", "", "store", "", {"reason": reason}))
+
+    def writable(self) -> None:
+        """The store takes writes again."""
+        self._add(Event(self._now(), "store", "writable", "", "store"))
+
     def since(self, moment: float) -> list[Event]:
         """The events from `moment` on that are remembered, oldest first."""
         return [event for event in self._events if event.at >= moment]

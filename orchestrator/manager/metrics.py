@@ -19,6 +19,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from orchestrator import __version__
+from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.planning.accounting import node_usage, running_tasks
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import wanted
@@ -103,7 +104,9 @@ class LoopLag:
 class PlanningTimes:
     """How long a leader takes to decide."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, events: EventLog) -> None:
+        self._events = events
+        self._reasons: Mapping[str, str] = {}
         self._seconds = Histogram(
             "orc_planning_seconds",
             "Time of one decision on all that has happened",
@@ -130,8 +133,7 @@ class PlanningTimes:
             "Nodes that are silent, but too many at once to count as down yet",
             registry=registry,
         )
-        self.store_error = ""
-        """Why the store takes no writes; empty when it does."""
+        self._store_error = ""
 
     def took(self, seconds: float) -> None:
         """Something was decided."""
@@ -143,11 +145,19 @@ class PlanningTimes:
 
     def store_failed(self, error: str) -> None:
         """Why the store takes no writes; empty when it does."""
-        self.store_error = error
+        if error and error != self._store_error:
+            self._events.read_only(error)
+        elif self._store_error and not error:
+            self._events.writable()
+        self._store_error = error
         self._read_only.set(bool(error))
 
     def put_aside(self, services: Mapping[str, str]) -> None:
         """Id → why of the services that cannot be planned or written."""
+        for id, why in services.items():
+            if self._reasons.get(id) != why:
+                self._events.set_aside(id, why)
+        self._reasons = services
         self._aside.set(len(services))
 
     def doubts(self, silent: int) -> None:

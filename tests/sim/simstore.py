@@ -26,6 +26,9 @@ from orchestrator.manager.store.memory import MemoryKv
 LATE = 2.0
 """Most seconds by which a write whose answer was lost is late."""
 
+TAKES = 0.05
+"""Seconds that a write takes else."""
+
 Meddler = Callable[[Sequence[Guard]], Awaitable[None]]
 
 
@@ -75,7 +78,7 @@ class FaultyKv:
     async def txn(self, guards: Sequence[Guard], ops: Sequence[Op]) -> int:
         self.writes += 1
         faults, chance = self.faults, self._random.random
-        await asyncio.sleep(self._random.uniform(0.1, 1.0) if chance() < faults.slow else 0.01)
+        await asyncio.sleep(self._random.uniform(0.1, 1.0) if chance() < faults.slow else TAKES)
         if faults.full:
             raise StoreError("etcd's database is full, so nothing can be written")
         await self.meddler(guards)

@@ -51,7 +51,7 @@ NODE_TIMEOUT = 2.0
 GRACE = STOPPING + LATE + 2 * TICK
 MOST = 6
 """Replicas of a service."""
-PATIENCE = 2.0
+PATIENCE = 1.0
 """Seconds within which a new service has its nodes, whatever happens to another one: some rounds at
 the speed of this store."""
 

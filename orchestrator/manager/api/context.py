@@ -18,7 +18,7 @@ from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import Refusal
 from orchestrator.manager.store.cache import Cache, Unreadable
-from orchestrator.manager.store.kv import Conflict, Kv, StoreError
+from orchestrator.manager.store.kv import Conflict, Kv, StoreError, StoreFull, TooLarge
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.manager.vault import Vault, VaultError
 from orchestrator.model.convert import ConvertError
@@ -77,6 +77,10 @@ def _status(error: Exception) -> tuple[grpc.StatusCode, str]:
             return grpc.StatusCode.ABORTED, "somebody else changed it meanwhile; try again"
         case Unreadable():
             return grpc.StatusCode.FAILED_PRECONDITION, str(error)
+        case StoreFull():
+            return grpc.StatusCode.FAILED_PRECONDITION, str(error)
+        case TooLarge():
+            return grpc.StatusCode.INVALID_ARGUMENT, str(error)
         case StoreError():
             return grpc.StatusCode.UNAVAILABLE, f"the cluster's store is away: {error}"
         case _:

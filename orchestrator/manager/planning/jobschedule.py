@@ -3,7 +3,8 @@
 Of all firings since the last one decided about, only the latest counts: however long no manager
 was there, at most one run is made up for. It is *missed* if it is decided about more than a minute
 late. `decided_until` is stored with the run that it begins, so that no firing counts twice, whoever
-leads and however its clock goes.
+leads and however its clock goes. Only when the clock is set back by more than an hour the schedule
+begins anew with the time that it shows now, rather than stand still until it has caught up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from orchestrator.model.jobs import JobSpec, Missed, Overlap
 from orchestrator.model.services import Service
 from orchestrator.model.units import format_duration
 
+SET_BACK = 3600.0
+"""Seconds by which a decided firing may lie in the future: more, and the clock was set back."""
+
 LATE = 60.0
 """Seconds after which a run that has not begun was missed."""
 
@@ -27,6 +31,8 @@ def follow(service: Service, draft: Draft) -> Service:
     job, now = service.spec.job, draft.now
     if not job.schedule or job.suspended:
         return service
+    if service.job.decided_until > now + SET_BACK:
+        service = replace(service, job=replace(service.job, decided_until=now))
     try:
         due = _latest(job, service.job.decided_until, now)
         if due is not None:

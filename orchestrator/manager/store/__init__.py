@@ -15,8 +15,9 @@ under the simulator, on a clock that the test moves.
   it asks the member how far it is: the answer shows that the member lives and has a leader, and
   moves the place of a quiet watch forward, so that compaction behind it never ends it.
 - *A failed write says what it means.* If it certainly did not happen it is repeated at the next
-  endpoint. If nobody can know, `StoreUnavailable` says so, and the caller reads again: every
-  write is guarded, so doing it twice is a `Conflict`, not a double.
+  endpoint. If nobody can know, `StoreUnavailable` says so. What the API writes is guarded by
+  revisions and names, so doing it twice is a `Conflict`, not a double; what a leader writes stands
+  in a sequence, by which it can tell (`writer`).
 - *Nothing hangs.* Every attempt has a deadline. A frozen or cut-off member, whose TCP connection
   looks well, costs one deadline, then all calls move to the next endpoint (`etcdchannel`).
 
@@ -31,5 +32,7 @@ before the lease can end, so two leaders never both believe in themselves for lo
 did, only one could write.
 
 **`cache`** is the store's content as objects, kept by one writer from a list and a watch;
-**`commit`** turns the changes of a plan into guarded transactions of a size that etcd takes.
+**`commit`** encodes changes as guarded operations and writes what one call of the API wants;
+**`parts`** splits a leader's round into what may fail by itself, and **`writer`** writes it in
+transactions of a size that etcd takes.
 """

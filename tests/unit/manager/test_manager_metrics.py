@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.metrics import (
     LAG_PERIOD,
     ClusterCollector,
     Latencies,
     LoopLag,
     ManagerState,
+    PlanningTimes,
     StoreTimes,
 )
 from orchestrator.manager.planning.plan import Change
@@ -187,3 +189,25 @@ async def test_a_callback_that_computes_makes_the_event_loop_late() -> None:
     assert late is not None
     assert every is not None
     assert late < every
+
+
+def test_what_holds_the_leader_up_is_a_figure_and_an_event() -> None:
+    made, cache = CollectorRegistry(), Cache(MemoryKv(lambda: NOW))
+    cache.view = ClusterView.of([WEB])
+    events = EventLog(cache, lambda: NOW)
+    planning = PlanningTimes(made, events)
+    for _ in range(2):  # said once, however often it is tried again
+        planning.put_aside({"s1": "ValueError: a defect"})
+        planning.store_failed("the database is full")
+    assert made.get_sample_value("orc_planning_failed_services") == 1
+    assert made.get_sample_value("orc_store_read_only") == 1
+    planning.put_aside({})
+    planning.store_failed("")
+    said = [(each.type, each.action, each.name, each.attributes) for each in events.since(0)]
+    assert said == [
+        ("service", "set_aside", "web", {"reason": "ValueError: a defect"}),
+        ("store", "read_only", "store", {"reason": "the database is full"}),
+        ("store", "writable", "store", {}),
+    ]
+    assert made.get_sample_value("orc_planning_failed_services") == 0
+    assert made.get_sample_value("orc_store_read_only") == 0

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jobworld import ASSIGNED, COMPLETE, RUNNING, SHUTDOWN, JobWorld
 
 from orchestrator.manager.planning.history import with_spec
+from orchestrator.manager.planning.pipeline import EVERYTHING
 from orchestrator.model.jobs import JobSpec, Missed, Overlap
 from orchestrator.model.services import JobState
 
@@ -47,6 +48,22 @@ def test_nothing_runs_before_it_is_due() -> None:
     until_due(world)
     assert world.states == [(2, JobState.RUNNING), (1, JobState.COMPLETE)]
     assert world.newest().job_run == 2
+
+
+@pytest.mark.parametrize(("back", "wait"), [(0.5 * HOUR, 1.5 * HOUR), (24 * HOUR, HOUR)])
+def test_a_clock_that_is_set_back_repeats_no_run_and_stops_no_schedule(
+    back: float, wait: float
+) -> None:
+    world = scheduled()
+    until_due(world)
+    world.end(1)
+    world.now -= back
+    world.dirty, world.requeue_at = EVERYTHING, None
+    world.settle()
+    assert len(world.runs) == 1
+    assert world.requeue_at == world.now + wait
+    until_due(world)
+    assert [number for number, _ in world.states] == [2, 1]
 
 
 @pytest.mark.parametrize(

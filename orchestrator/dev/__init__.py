@@ -19,6 +19,7 @@ partition is a table of nftables inside the hosts that are cut off.
 Everything can be found again by name, and `down` trusts no record that a crash could make wrong:
 
     /var/lib/orc-dev/NAME/cluster.json     what the cluster is: subnet, number of hosts
+    /var/lib/orc-dev/NAME/tag              TAG, below
     /var/lib/orc-dev/NAME/HOST/lock        held by the host's init as long as it lives
     /var/lib/orc-dev/NAME/HOST/init.sock   takes the init's orders
     /var/lib/orc-dev/NAME/HOST/data        --data-dir of the host's daemon
@@ -28,8 +29,8 @@ Everything can be found again by name, and `down` trusts no record that a crash 
     link orcdev-TAG                        the machine's end of its cable
     cgroup /orc-NAME-HOST-TAG              parent of the host's containers, in every hierarchy
 
-TAG is a hash of the name and of the file system that the folders are in: containers and chroots may
-share the machine's network and cgroups and have clusters of the same name.
+TAG is random: containers and chroots may share the machine's network and cgroups and have clusters
+of the same name.
 
 Modules: `plan` (names and addresses, pure), `underlay`, `cgroups`, `init`, `host` (one host's
 power, daemons and namespaces), `cluster` (all of them, and the order of things), `command` (what

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -30,7 +31,6 @@ from orchestrator.dev.plan import (
     check_name,
     check_size,
     choose_subnet,
-    cluster_tag,
     is_host_cgroup,
 )
 from orchestrator.linux.atomicfile import write_file
@@ -92,13 +92,23 @@ class DevCluster:
         self._root = root
         self._directory = root / name
         self._record = self._directory / "cluster.json"
+        self._tag = self._directory / "tag"
 
     @property
     def tag(self) -> str:
-        """Distinguishes it from clusters of its name in other root file systems."""
-        # Of the folder above, as the clusters' own one is removed with the last of them.
-        place = self._root.parent.stat()
-        return cluster_tag(self.name, place.st_dev, place.st_ino)
+        """Distinguishes it from clusters of its name in other root file systems. Empty when nothing
+        was brought up."""
+        try:
+            return self._tag.read_text()
+        except FileNotFoundError:
+            return ""
+
+    def _ensure_tag(self) -> None:
+        """Choose the tag before anything is made with it, so that it can all be found again."""
+        if not self.tag:
+            draft = self._tag.with_suffix(".new")
+            draft.write_text(secrets.token_hex(4))
+            draft.replace(self._tag)
 
     @property
     def plan(self) -> ClusterPlan:
@@ -135,6 +145,7 @@ class DevCluster:
         check_size(managers, nodes)
         deadline = time.monotonic() + within
         with _locked(self._directory):
+            self._ensure_tag()
             with underlay.locked():
                 plan = self._ensure_plan(managers, nodes)
                 underlay.ensure_switch(plan)

@@ -55,7 +55,8 @@ class HostPlan:
 class ClusterPlan:
     """A whole cluster. `config_home` and `home` say whose contexts its own one is among.
 
-    `tag` tells it from clusters of the same name in other root file systems (see `cluster_tag`).
+    `tag` tells it from clusters of the same name in other root file systems: containers and chroots
+    may share this machine's network and cgroups.
     """
 
     name: str
@@ -128,13 +129,6 @@ def check_size(managers: int, nodes: int) -> None:
         raise DevError(f"--managers {managers} is not possible yet: a dev cluster has one manager")
     if not 1 <= nodes <= MAX_NODES:
         raise DevError(f"--nodes {nodes} is out of range: use 1 to {MAX_NODES}")
-
-
-def cluster_tag(name: str, device: int, inode: int) -> str:
-    """Distinguishes a cluster from others of that name, where containers or chroots share this
-    machine's network or cgroups: by the device and inode number of the folder that holds all dev
-    clusters of its root file system."""
-    return hashlib.sha256(f"{device}:{inode}/{name}".encode()).hexdigest()[:8]
 
 
 def link_name(tag: str) -> str:

@@ -78,7 +78,7 @@ def ensure_switch(plan: ClusterPlan) -> None:
     The caller holds `locked()`. Raises DevError if somebody else uses the cluster's subnet.
     """
     link, switch = link_name(plan.tag), _switch(plan.name)
-    if Path("/sys/class/net", link).exists() and _is_whole(plan.name):
+    if exists(plan.name, plan.tag) and _is_whole(plan.name):
         return
     remove_switch(plan.name, plan.tag)
     _check_free(plan)
@@ -99,6 +99,7 @@ def ensure_switch(plan: ClusterPlan) -> None:
 
 
 def _alias(plan: ClusterPlan) -> str:
+    """Of the machine's end of the cable: who uses the subnet, for people and other clusters."""
     return f"dev-cluster-{plan.name}-of-{socket.gethostname()}"
 
 

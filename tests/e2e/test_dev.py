@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from devcluster import ORC, PATIENCE, Cluster, eventually
-
-from orchestrator.dev.cluster import DevCluster
-from orchestrator.dev.plan import link_name
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -22,7 +20,10 @@ def remains(name: str) -> list[str]:
     found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"*/orc-{name}-*")]
     found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"orc-{name}-*")]
     found += [str(p) for p in Path("/var/lib/orc-dev").glob(name)]
-    found += [str(p) for p in Path("/sys/class/net").glob(link_name(DevCluster(name).tag))]
+    for p in Path("/sys/class/net").glob("orcdev-*/ifalias"):
+        with suppress(OSError):  # it went meanwhile
+            if p.read_text().startswith(f"dev-cluster-{name}-of-"):
+                found.append(str(p))
     found += [m for m in Path("/proc/self/mountinfo").read_text().splitlines() if name in m]
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
-
-from orchestrator.dev.cluster import DevCluster
-from orchestrator.dev.plan import link_name
 
 T = TypeVar("T")
 
@@ -18,7 +16,10 @@ STAND_IN = Path(__file__).with_name("standin.py")
 def traces(name: str) -> list[str]:
     """All that is left of a dev cluster on this machine, of whatever kind."""
     found = [str(path) for path in Path("/run/netns").glob(f"orcdev-{name}")]
-    found += [str(path) for path in Path("/sys/class/net").glob(link_name(DevCluster(name).tag))]
+    for path in Path("/sys/class/net").glob("orcdev-*/ifalias"):
+        with suppress(OSError):  # it went meanwhile
+            if path.read_text().startswith(f"dev-cluster-{name}-of-"):
+                found.append(str(path))
     found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/orc-{name}-*")]
     found += [str(path) for path in Path("/var/lib/orc-dev").glob(name)]
     for line in Path("/proc/self/mountinfo").read_text().splitlines():

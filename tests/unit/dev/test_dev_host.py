@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -24,9 +25,10 @@ pytestmark = pytest.mark.root
 @pytest.fixture
 def plan(cluster: DevCluster) -> ClusterPlan:
     """Of a cluster with a switch and no host that is on; `cluster` removes what is made."""
+    (ROOT / cluster.name).mkdir(parents=True)
+    (ROOT / cluster.name / "tag").write_text(secrets.token_hex(4))
     subnet = choose_subnet(cluster.name, [route.to for route in underlay.routes()])
     plan = ClusterPlan(cluster.name, subnet, 1, 2, "/root", None, cluster.tag)
-    (ROOT / cluster.name).mkdir(parents=True)
     with underlay.locked():
         underlay.ensure_switch(plan)
     return plan

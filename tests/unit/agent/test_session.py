@@ -146,6 +146,46 @@ async def test_diffs_chain(host: Host) -> None:
         await until(lambda: list(host.runtime.running) == ["t2"])
 
 
+def network_change(
+    subnet: str, *peers: str, gone: Iterable[str] = (), complete: bool = False, mtu: int = 0
+) -> dispatch_pb2.NetworkChange:
+    network = dispatch_pb2.AssignedNetwork(id="n", name="orc", subnet=subnet, path_mtu=mtu)
+    for number, peer in enumerate(peers, 1):
+        network.peers.add(subnet=peer, address=f"192.0.2.{number}")
+    return dispatch_pb2.NetworkChange(network=network, complete=complete, gone_peers=gone)
+
+
+async def test_changes_of_networks_are_applied_to_those_that_it_has(host: Host) -> None:
+    def told() -> list[tuple[str, int, list[str]]]:
+        networks = host.network.ordered
+        return [
+            (network.id, network.path_mtu, [peer.subnet for peer in network.peers])
+            for network in networks
+        ]
+
+    async def say(version: int, *changes: dispatch_pb2.NetworkChange, **more: Any) -> None:
+        await session.say(
+            assignments=dispatch_pb2.Assignments(
+                full=not version,
+                applies_to=version,
+                results_in=version + 1,
+                network_changes=changes,
+                **more,
+            )
+        )
+
+    own, a, b, c = (f"10.128.{number}.0/24" for number in range(4))
+    async with manager_stub() as manager, agent(host, manager.address):
+        session = await manager.session()
+        await session.welcome()
+        await say(0, network_change(own, own, a, b, complete=True))
+        await until(lambda: told() == [("n", 0, [a, b])])
+        await say(1, network_change(own, c, gone=[a], mtu=1400))
+        await until(lambda: told() == [("n", 1400, [b, c])])
+        await say(2, removed_networks=["n"])
+        await until(lambda: told() == [])
+
+
 async def test_a_gap_reopens_the_session(host: Host) -> None:
     async with manager_stub() as manager, agent(host, manager.address):
         session = await manager.session()

@@ -79,7 +79,7 @@ def manager(
 
     log.setup(log_level)
     # Whoever waits for a manager or its etcd waits for the cluster.
-    take_precedence(-10)
+    take_precedence(-5)
     tls = None
     if etcd_cacert or etcd_cert or etcd_key:
         if not (etcd_cacert and etcd_cert and etcd_key):

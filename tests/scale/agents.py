@@ -43,6 +43,7 @@ from orchestrator.model.specs import Resources
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import TaskStatus
 from orchestrator.pb import dispatch_pb2, types_pb2
+from orchestrator.process import take_precedence
 
 STARTS_AT_A_TIME = 8
 """As an agent has it."""
@@ -450,4 +451,6 @@ if __name__ == "__main__":
     parser.add_argument("--start-seconds", type=float, default=0.2)
     given = parser.parse_args()
     logging.disable(logging.WARNING)  # reasons are counted
+    # Agents have hosts of their own: they get their share of this one as managers do.
+    take_precedence(-5)
     asyncio.run(_main(given.first, given.count, given.join, given.start_seconds))

@@ -1,0 +1,96 @@
+"""Calls of the API while the store fails: what a user is told, and what is there afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from managerhost import Running, manager_in
+
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.kv import Guard, Op, StoreFull, StoreUnavailable
+from orchestrator.model.convert import to_proto
+from orchestrator.model.objects import Image
+from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec
+from orchestrator.pb import containers_pb2, containers_pb2_grpc, control_pb2, control_pb2_grpc
+
+IMAGE = Image(id="sha256:" + "a" * 64, names=("hello:1",), nodes=("n1",))
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    async with manager_in(tmp_path / "manager", 600.0) as running:
+        yield running
+
+
+def lose_the_answer(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store applies the next write that takes a name, and its answer is lost."""
+    txn = running.kv.txn
+
+    async def losing(guards: Sequence[Guard], ops: Sequence[Op]) -> int:
+        revision = await txn(guards, ops)
+        if any(op.key.startswith("/orc/names/") for op in ops):
+            monkeypatch.undo()
+            raise StoreUnavailable("no answer")
+        return revision
+
+    monkeypatch.setattr(running.kv, "txn", losing)
+
+
+async def test_a_service_whose_creation_got_no_answer_is_not_created_twice(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = to_proto(ServiceSpec(name="web", task=TaskSpec(container=ContainerSpec("hello:1"))))
+    request = control_pb2.CreateServiceRequest(spec=task, no_resolve_image=True)
+    async with running.channel(running.admin) as channel:
+        control = control_pb2_grpc.ControlStub(channel)
+        lose_the_answer(running, monkeypatch)
+        with pytest.raises(grpc.aio.AioRpcError) as unknown:
+            await control.CreateService(request)
+        assert unknown.value.code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(grpc.aio.AioRpcError) as taken:
+            await control.CreateService(request)
+        assert taken.value.code() is grpc.StatusCode.ALREADY_EXISTS
+        rows = (await control.ListServices(control_pb2.ListServicesRequest())).services
+        assert [row.service.spec.name for row in rows] == ["web"]
+
+
+async def test_a_container_whose_creation_got_no_answer_is_not_created_twice(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = to_proto(TaskSpec(container=ContainerSpec("hello:1")))
+    request = containers_pb2.CreateContainerRequest(name="box", spec=spec)
+    await commit(running.kv, [Change(None, IMAGE)])
+    async with running.channel(running.admin) as channel:
+        containers = containers_pb2_grpc.ContainersStub(channel)
+        lose_the_answer(running, monkeypatch)
+        with pytest.raises(grpc.aio.AioRpcError) as unknown:
+            await containers.CreateContainer(request)
+        assert unknown.value.code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(grpc.aio.AioRpcError) as taken:
+            await containers.CreateContainer(request)
+        assert taken.value.code() is grpc.StatusCode.ALREADY_EXISTS
+    tasks = running.manager.cache.view.tasks.values()
+    assert [task.container_name for task in tasks] == ["box"]
+
+
+async def test_a_full_store_says_what_to_do_and_can_still_be_read(running: Running) -> None:
+    def fault(verb: str, phase: str) -> None:
+        if verb == "txn" and phase == "before":
+            raise StoreFull("etcd's database is full: compact and defragment it")
+
+    spec: Any = to_proto(ServiceSpec(name="web", task=TaskSpec(container=ContainerSpec("hello:1"))))
+    async with running.channel(running.admin) as channel:
+        control = control_pb2_grpc.ControlStub(channel)
+        running.kv.fault = fault
+        with pytest.raises(grpc.aio.AioRpcError) as full:
+            await control.CreateService(
+                control_pb2.CreateServiceRequest(spec=spec, no_resolve_image=True)
+            )
+        assert full.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert full.value.details() == "etcd's database is full: compact and defragment it"
+        assert not (await control.ListServices(control_pb2.ListServicesRequest())).services

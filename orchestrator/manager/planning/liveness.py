@@ -6,11 +6,11 @@ agent to find it, before it calls a node down. So a change of leader moves no ta
 
 Silence is measured with the leader's monotonic clock: a step of its wall clock takes no node down.
 
-If most nodes are silent at once, the leader itself is the likelier cause (its network, its host).
-It then doubts itself: none of them counts as down until they have been silent for another grace
-period. While they come back, as they do when all have lost their sessions at once and dial anew,
-those that are still to come are waited for: the period begins again with each look that finds
-fewer silent than ever since the doubt began.
+If most nodes are quiet at once, which is to say silent for half of that time, the leader itself is
+the likelier cause (its network, its host). It then doubts itself: none of them counts as down until
+they have been silent for another grace period. While they come back, as they do when all have lost
+their sessions at once and dial anew, those that are still to come are waited for: the period begins
+again with each look that finds fewer of them quiet than ever since the doubt began.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STEADY = 300.0
 
 
 FEWEST_TO_DOUBT = 3
-"""Silent nodes from which on the leader may doubt itself: with fewer, "most" says little."""
+"""Quiet nodes from which on the leader may doubt itself: with fewer, "most" says little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Hearing:
     doubt_since: float | None = None
     """When the leader began to doubt itself, while it does, or when nodes last came back then."""
     fewest: int = 0
-    """The fewest nodes that were silent at a time since it began to."""
+    """The fewest nodes that were quiet at a time since it began to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +72,24 @@ def expire(view: ClusterView, hearing: Hearing, now: float) -> Silence:
     up = [node for _, node in sorted(view.nodes.items()) if node.state is not NodeState.DOWN]
     silent: list[tuple[Node, float]] = []
     deadlines: list[float] = []
+    quiet = 0
     for node in up:
         heard = hearing.heard.get(node.id)
         if heard is not None and heard >= hearing.started:
-            since, deadline = heard, heard + timeout
+            since, patience = heard, timeout
         else:  # not in this term
             since = max(hearing.started, hearing.joined.get(node.id, hearing.started))
-            deadline = since + 2 * timeout
-        if hearing.now < deadline:
-            deadlines.append(deadline)
+            patience = 2 * timeout
+        quiet += hearing.now > since + patience / 2
+        if hearing.now < since + patience:
+            deadlines.append(since + patience)
         else:
             silent.append((node, hearing.now - since))
-    doubts = len(silent) >= FEWEST_TO_DOUBT and 2 * len(silent) > len(up)
-    if silent and (doubts or hearing.doubt_since is not None):
+    doubts = quiet >= FEWEST_TO_DOUBT and 2 * quiet > len(up)
+    if quiet and (doubts or hearing.doubt_since is not None):
         doubt_since, fewest = hearing.doubt_since, hearing.fewest
-        if doubt_since is None or len(silent) < fewest:
-            doubt_since, fewest = hearing.now, len(silent)
+        if doubt_since is None or quiet < fewest:
+            doubt_since, fewest = hearing.now, quiet
         if hearing.now < doubt_since + 2 * timeout:
             again = earliest(doubt_since + 2 * timeout, *deadlines)
             return Silence((), again, doubt_since, len(silent), fewest)

@@ -124,6 +124,18 @@ def test_the_last_nodes_to_come_back_are_waited_for() -> None:
     assert down.changes[0].subject.id == "n9"
 
 
+def test_those_that_are_late_among_many_that_dial_anew_are_waited_for() -> None:
+    """Most are back before any of them has been silent for too long."""
+    ids = [f"n{number}" for number in range(10)]
+    view = ClusterView.of([CLUSTER, *(node(id) for id in ids)])
+    heard = dict.fromkeys(ids, NOW)
+    silence = expire(view, Hearing(NOW - 100, NOW + 3, heard), WALL)
+    heard |= dict.fromkeys(ids[:-1], NOW + 6)
+    hearing = Hearing(NOW - 100, NOW + 6, heard, {}, silence.doubt_since, silence.fewest)
+    silence = expire(view, hearing, WALL)
+    assert (silence.plans, silence.silent) == ((), 1)
+
+
 def test_a_leader_that_is_heard_again_doubts_itself_no_more() -> None:
     view = ClusterView.of([CLUSTER, *(node(f"n{number}") for number in range(4))])
     heard = {f"n{number}": NOW for number in range(4)}

@@ -164,6 +164,12 @@ class PlanningTimes:
         """So many nodes are silent at once that the leader doubts itself; 0 when it does not."""
         self._doubted.set(silent)
 
+    def ended(self) -> None:
+        """This manager leads no longer, so none of it is its to say."""
+        self._store_error, self._reasons = "", {}
+        for gauge in (self._read_only, self._aside, self._doubted):
+            gauge.set(0)
+
 
 class Latencies:
     """How long tasks take to find a node and to run, and how many end in which way."""

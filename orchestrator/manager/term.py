@@ -170,6 +170,9 @@ class Observer(Protocol):
     def doubts(self, silent: int) -> None:
         """So many nodes are silent, too many at once to be believed; 0 when that is over."""
 
+    def ended(self) -> None:
+        """The term is over: what was told of it is so no longer."""
+
 
 class _Nobody:
     """The `Observer` who does nothing."""
@@ -183,6 +186,8 @@ class _Nobody:
     def put_aside(self, services: Mapping[str, str]) -> None: ...
 
     def doubts(self, silent: int) -> None: ...
+
+    def ended(self) -> None: ...
 
 
 class Term:
@@ -232,8 +237,11 @@ class Term:
 
     async def run(self, revision: int) -> None:
         """Lead, from the moment that the cache has the term's own `revision`."""
-        with closing(_Planner()) as planner:
-            await self._lead(revision, self._offload or planner)
+        try:
+            with closing(_Planner()) as planner:
+                await self._lead(revision, self._offload or planner)
+        finally:
+            self._observer.ended()
 
     async def _lead(self, revision: int, offload: Offload) -> None:
         await self._cache.wait_for(revision)

@@ -80,6 +80,8 @@ class Said:
 
     def doubts(self, silent: int) -> None: ...
 
+    def ended(self) -> None: ...
+
 
 async def elected(kv: Kv) -> int:
     return await kv.txn([Guard(LEADER, create_revision=0)], [Put(LEADER, b"m")])

@@ -211,3 +211,16 @@ def test_what_holds_the_leader_up_is_a_figure_and_an_event() -> None:
     ]
     assert made.get_sample_value("orc_planning_failed_services") == 0
     assert made.get_sample_value("orc_store_read_only") == 0
+
+
+def test_a_manager_that_leads_no_longer_says_nothing_of_the_leader() -> None:
+    made, cache = CollectorRegistry(), Cache(MemoryKv(lambda: NOW))
+    events = EventLog(cache, lambda: NOW)
+    planning = PlanningTimes(made, events)
+    planning.put_aside({"s1": "ValueError: a defect"})
+    planning.store_failed("the database is full")
+    planning.doubts(3)
+    planning.ended()
+    names = ("orc_planning_failed_services", "orc_store_read_only", "orc_nodes_doubted")
+    assert [made.get_sample_value(name) for name in names] == [0, 0, 0]
+    assert [each.action for each in events.since(0)] == ["set_aside", "read_only"]

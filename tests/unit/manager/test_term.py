@@ -73,6 +73,8 @@ class Said:
 
     def doubts(self, silent: int) -> None: ...
 
+    def ended(self) -> None: ...
+
 
 @asynccontextmanager
 async def leading(

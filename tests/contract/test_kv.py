@@ -49,7 +49,8 @@ class Store:
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     if request.param == "memory":
         now = [100.0]
-        kv = MemoryKv(lambda: now[0])
+        # As large as the manager's own member of etcd takes them.
+        kv = MemoryKv(lambda: now[0], max_bytes=16 << 20)
 
         def advance(seconds: float) -> None:
             now[0] += seconds

@@ -75,10 +75,11 @@ def test_a_file_that_is_not_there() -> None:
 )
 def test_the_packaged_file_names_every_flag(name: str, command: click.Command) -> None:
     text = (PACKAGING / f"{name}.toml").read_text()
+    of_one_start = {"config", "discard_secrets"}
     flags = {
         option.opts[0].lstrip("-")
         for option in command.params
-        if isinstance(option, click.Option) and option.name != "config"
+        if isinstance(option, click.Option) and option.name not in of_one_start
     }
     named = {line.lstrip("#[ ").split(" =")[0].split("]")[0] for line in text.splitlines()}
     assert flags <= named

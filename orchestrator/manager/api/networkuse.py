@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from orchestrator.manager.lookup import find_container
 from orchestrator.manager.planning.addressing import AddressRefused, check_fixed
+from orchestrator.manager.planning.slots import waits
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, not_found, precondition
 from orchestrator.model.conflist import check_asked, parse_conflist
@@ -86,7 +87,10 @@ def _existing(view: ClusterView, name: str) -> Network:
 
 def users(view: ClusterView, network: Network) -> list[str]:
     """Who is on the network, such as `service web`: services, and containers that have not
-    ended. In the order of their names, services first."""
+    ended. In the order of their names, services first.
+
+    A task of a removed service that waits for a node is none: it is never placed.
+    """
     services = {
         service.spec.name
         for service in view.services.values()
@@ -97,11 +101,16 @@ def users(view: ClusterView, network: Network) -> list[str]:
         if network.name in task.spec.network_names and not _ended(task):
             if task.standalone:
                 containers.add(task.name)
-            else:
+            elif not (waits(task) and _removed(view, task.service_id)):
                 services.add(task.service_name)
     return [f"service {name}" for name in sorted(services)] + [
         f"container {name}" for name in sorted(containers)
     ]
+
+
+def _removed(view: ClusterView, service_id: str) -> bool:
+    service = view.services.get(service_id)
+    return service is None or service.removed
 
 
 def _ended(task: Task) -> bool:

@@ -29,6 +29,7 @@ from orchestrator.cli.rows import (
     task_rows,
 )
 from orchestrator.cli.service_change import create, promote, rollback, scale, update
+from orchestrator.cli.service_removal import until_stopped
 from orchestrator.cli.several import inspect_options, one_by_one, print_inspected
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import start_order
@@ -185,15 +186,23 @@ def _resources(resources: Mapping[str, Any]) -> str:
 
 
 @service.command(epilog=example("orc service rm web"))
+@click.option("--detach", "-d", is_flag=True, help="Do not wait until the tasks have stopped.")
 @click.argument("services", nargs=-1, required=True, shell_complete=completion.services)
 @pass_client
-def rm(client: Client, services: tuple[str, ...]) -> None:
-    """Remove services; their tasks are stopped in the background."""
+def rm(client: Client, detach: bool, services: tuple[str, ...]) -> None:
+    """Remove services, and wait until their tasks have stopped: what they used, such as networks,
+    secrets and volumes, can be removed then."""
+    removed: set[str] = set()
 
     def remove(name: str) -> None:
-        client.call("RemoveService", control_pb2.RemoveServiceRequest(service=name))
+        request = control_pb2.RemoveServiceRequest(service=name)
+        removed.add(client.call("RemoveService", request).id)
 
-    one_by_one(_stop_order(client, services), remove)
+    try:
+        one_by_one(_stop_order(client, services), remove)
+    finally:
+        if not detach and not client.pretends:
+            until_stopped(client, removed)
 
 
 def _stop_order(client: Client, names: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from orchestrator.cli.client import Client, Refused, pass_client
 from orchestrator.cli.flag_types import DURATION
 from orchestrator.cli.groups import CliError, NotConverged, example
 from orchestrator.cli.service_change import CONFLICTS, monitor_option
+from orchestrator.cli.service_removal import until_stopped
 from orchestrator.cli.stack_calls import StackCalls, observed, with_outdated
 from orchestrator.cli.stack_changes import (
     CHANGE,
@@ -33,18 +34,11 @@ from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.dependencies import start_order
 from orchestrator.model.mounts import LOCAL_DRIVER
 from orchestrator.model.specs import ServiceSpec
-from orchestrator.model.states import TaskState, is_terminal
-from orchestrator.model.tasks import Task
-from orchestrator.model.units import format_duration
 from orchestrator.pb import control_pb2
 
 _PARTICIPLES = {"create": "created", "change": "changed", "remove": "removed"}
 CHECK_TIMEOUT = 120.0
 """Seconds: registries may be asked for images."""
-GONE_TIMEOUT = 120.0
-"""Seconds that containers and networks of a stack have to go."""
-_LOOK = 0.1
-"""Seconds between two looks whether they have."""
 
 
 @click.command(
@@ -273,28 +267,9 @@ class _Deployment:
             until_converged(self._client, written, timeout, quiet, monitor=monitor, changed=changed)
 
     def await_gone(self) -> None:
-        """Wait until no task of the services that were removed is on a node. Raises NotConverged
-        if that takes too long."""
-        if self._client.pretends or not self._removed:
-            return
-        deadline = time.monotonic() + GONE_TIMEOUT
-        while names := self._live():
-            if time.monotonic() > deadline:
-                raise NotConverged(
-                    f"{', '.join(names)} of stack {self._stack.name} have not stopped in "
-                    f"{format_duration(GONE_TIMEOUT)}; see 'orc node ls'"
-                )
-            time.sleep(_LOOK)
-
-    def _live(self) -> list[str]:
-        """Tasks of removed services that are still on a node."""
-        tasks = self._client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
-        found: list[Task] = [
-            from_proto(task)
-            for task in tasks
-            if task.service_id in self._removed and not is_terminal(TaskState(task.status.state))
-        ]
-        return [task.name for task in found if task.node_id]
+        """Wait until the tasks of the services that were removed are gone. Raises NotConverged."""
+        if not self._client.pretends:
+            until_stopped(self._client, self._removed)
 
     def _say(self, text: str) -> None:
         if not self._values["quiet"]:

@@ -366,7 +366,7 @@ async def test_what_a_run_can_see_of_the_world(
         add_hosts=("else.where:192.0.2.7",), offline=True,
     )  # fmt: skip
     assert "s3cret" in lines
-    assert any(line.split() == ["192.0.2.7", "else.where"] for line in lines)
+    assert ["192.0.2.7", "else.where"] in [line.split() for line in lines]
     assert [line.split()[0] for line in lines if len(line.split()) == 17 and ":" in line] == ["lo:"]
     local = await store.ensure(image.id, no_fetch)
     found = [path for layer in local.layers for path in layer.rglob("*") if path.is_file()]

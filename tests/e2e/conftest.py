@@ -132,7 +132,7 @@ def cluster(session_cluster: Cluster) -> Iterator[Cluster]:
     # A manager that was just started may need a moment.
     services = eventually(lambda: [session_cluster.json("service", "ls")])[0]
     if services:
-        session_cluster.orc("service", "rm", *(service["name"] for service in services))
+        session_cluster.orc("service", "rm", "-d", *(service["name"] for service in services))
 
     def without_containers() -> bool:
         # One that goes by itself may be gone before it is removed: then they are listed again.

@@ -260,7 +260,7 @@ def test_layers_are_shared_and_what_is_written_goes_with_the_container(
     assert "entrypoint" in listing
     assert not any(found for layer in layers for found in layer.rglob("www/mine"))
 
-    cluster.orc("service", "rm", "two")
+    cluster.orc("service", "rm", "-d", "two")
     eventually(lambda: not any(upper.parent.exists() for upper in uppers))
     assert all(layer.is_dir() for layer in layers)
     # The next one starts from the image, not from what was written.
@@ -296,7 +296,7 @@ def test_a_stop_is_sigterm_and_after_the_grace_sigkill(cluster: Cluster, hello: 
     )  # fmt: skip
     (task,) = cluster.running("stubborn")
     asked = time.monotonic()
-    cluster.orc("service", "rm", "stubborn")
+    cluster.orc("service", "rm", "-d", "stubborn")
     eventually(lambda: not alive(cluster, task["node"], task["pid"]))
     assert time.monotonic() - asked > 0.9
 

@@ -38,5 +38,5 @@ def test_its_tasks_wait_and_say_why(cluster: Cluster, hello: str) -> None:
         assert "network secret cannot be applied" not in log
         assert "has no WireGuard" in cluster.refused("node", "update", "--rotate-key", "node1")
     finally:
-        cluster.orc("service", "rm", "quiet", ok=False)
+        cluster.orc("service", "rm", "-d", "quiet", ok=False)
         cluster.orc("network", "rm", "secret")

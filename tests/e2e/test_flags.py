@@ -161,7 +161,7 @@ def test_root_in_a_container_is_nobody_elsewhere(cluster: Cluster, hello: str) -
     # The files are its own, and what it was given is given back with it.
     assert len(re.findall(r"-rw-r--r-- +1 0 +0 .*/mine", found)) == 6
     assert len(re.findall(r"1 0 +0 .*/bin/busybox", found)) == 6
-    cluster.orc("service", "rm", "users")
+    cluster.orc("service", "rm", "-d", "users")
     for node in held:
         here = {host["id"]} if host["node"] == node else set()
         eventually(partial(given_back, cluster.data(node) / "ids", here))
@@ -216,7 +216,7 @@ def test_time_is_shared_by_weight(cluster: Cluster, hello: str) -> None:
     shared = one / (time.monotonic() - began)
     assert 1.7 < two / one < 2.3
     # One alone gets what nobody else wants: a third becomes the whole, whatever else runs here.
-    cluster.orc("service", "rm", "heavy")
+    cluster.orc("service", "rm", "-d", "heavy")
 
     def alone() -> bool:
         began, before = time.monotonic(), cpu_time(cluster, light)

@@ -28,7 +28,7 @@ def mine(cluster: Cluster, hello: str, tmp_path: Path) -> Iterator[str]:
     yield "mine:1"
     services = [s["name"] for s in cluster.json("service", "ls")]
     if services:
-        cluster.orc("service", "rm", *services)
+        cluster.orc("service", "rm", "-d", *services)
     for name in ("mine:1", "mine:2", "made:1"):
         cluster.orc("rmi", "-f", name, ok=False)
 
@@ -50,7 +50,7 @@ def test_a_node_that_was_away_removes_its_copy_when_it_is_back(cluster: Cluster,
     image = _images(cluster)[mine]
     cluster.orc("service", "create", "--name", "web", "--mode", "global", mine)
     assert set(_images(cluster)[mine]["nodes"]) == set(cluster.nodes())
-    cluster.orc("service", "rm", "web")
+    cluster.orc("service", "rm", "-d", "web")
     eventually(lambda: not cluster.json("service", "ls"))
     blob = cluster.data("node3") / "images/blobs/sha256" / image["digest"].partition(":")[2]
     cluster.stop("node3")
@@ -79,7 +79,7 @@ def test_an_image_in_use_stays_and_it_says_by_whom(cluster: Cluster, mine: str) 
     assert len(cluster.running("web")) == 1
     assert "Total reclaimed space: 0B" in cluster.orc("image", "prune", "-f").stdout
     assert len(cluster.running("web")) == 1
-    cluster.orc("service", "rm", "web")
+    cluster.orc("service", "rm", "-d", "web")
     eventually(lambda: not cluster.json("service", "ls"))
     pruned = eventually(
         lambda: [
@@ -139,7 +139,7 @@ def test_a_containers_changes_become_an_image(cluster: Cluster, mine: str, tmp_p
     again = ("made:1", "/bin/busybox", "sleep", "999")
     cluster.orc("service", "create", "--name", "again", *at_once, *again)
     assert not cluster.json("diff", "again.1")
-    cluster.orc("service", "rm", "work", "again")
+    cluster.orc("service", "rm", "-d", "work", "again")
 
 
 def test_import_takes_a_tar_only(cluster: Cluster, hello: str, tmp_path: Path) -> None:
@@ -276,4 +276,4 @@ def test_a_stopped_container_keeps_its_image(cluster: Cluster, mine: str) -> Non
 def test_one_that_is_needed_by_its_name_alone_is_needed(cluster: Cluster, mine: str) -> None:
     cluster.orc("service", "create", "-d", "--name", "web", "--no-resolve-image", mine)
     assert "is used by" in cluster.refused("rmi", mine)
-    cluster.orc("service", "rm", "web")
+    cluster.orc("service", "rm", "-d", "web")

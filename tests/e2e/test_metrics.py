@@ -159,7 +159,7 @@ def test_prometheus_finds_all_and_reads_it(
     eventually(lambda: server.value(f"orc_service_tasks_running{{service='{name}'}}") == 3)
     assert server.value("sum(orc_nodes{state='ready'})") == 3
     assert server.value("orc_convergence_seconds_count") >= 3  # type: ignore[operator]
-    cluster.orc("service", "rm", name)
+    cluster.orc("service", "rm", "-d", name)
     eventually(lambda: not server.targets("orc-services"))
     cluster.power_off("node3")
     eventually(lambda: server.value("sum(up{job='orc-agents'})") == 2)

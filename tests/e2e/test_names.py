@@ -226,7 +226,7 @@ def test_names_are_those_of_ones_own_networks(cluster: Cluster, hello: str) -> N
             asked = cluster.in_task(inside, "/bin/busybox", "nslookup", task["addresses"]["back"])
             assert f"name = {task['name']}" in asked.stdout
     finally:
-        cluster.orc("service", "rm", "db", "inside", "outside", ok=False)
+        cluster.orc("service", "rm", "-d", "db", "inside", "outside", ok=False)
         eventually(lambda: cluster.orc("network", "rm", "back", ok=False).returncode == 0)
 
 

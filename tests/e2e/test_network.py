@@ -238,7 +238,7 @@ def test_a_port_is_published_on_the_node_of_its_task_and_nowhere_else(
         with pytest.raises(ConnectionRefusedError):
             get(nodes[name]["address"], 18080)
     # It goes with the service.
-    cluster.orc("service", "rm", "who")
+    cluster.orc("service", "rm", "-d", "who")
 
     def closed() -> bool:
         try:
@@ -377,7 +377,7 @@ def test_published_ports_come_back_and_foreign_rules_are_left_alone(
 
         eventually(published)
         cluster.kill9("node1", "daemon")
-        cluster.orc("service", "rm", "web")
+        cluster.orc("service", "rm", "-d", "web")
         eventually(lambda: not published())
         assert cluster.exec("node1", "nft", "list", "table", "inet", "foreign").stdout == before
     finally:
@@ -401,7 +401,7 @@ def test_sixty_addresses_are_unique_and_none_leaks(cluster: Cluster, hello: str)
     for node in NODES:
         urls = [HTTP.format(address(task)) for task in tasks]
         assert cluster.exec(node, *fetch_all(urls)).stdout.count("address: ") == 60
-    cluster.orc("service", "rm", "web")
+    cluster.orc("service", "rm", "-d", "web")
 
     def nothing_left() -> bool:
         for node in NODES:
@@ -423,6 +423,6 @@ def test_an_address_is_not_given_out_again_at_once(cluster: Cluster, hello: str)
             "service", "create", "--name", "web", "--constraint", "node.hostname==node3", hello
         )
         given.append(address(*cluster.running("web")))
-        cluster.orc("service", "rm", "web")
+        cluster.orc("service", "rm", "-d", "web")
         eventually(lambda: leases(cluster, "node3") == [])
     assert len(set(given)) == 3

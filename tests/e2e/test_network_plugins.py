@@ -24,7 +24,7 @@ def tidy(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster, afterwards without containers of their own and without further networks."""
     yield cluster
     for service in cluster.json("service", "ls"):
-        cluster.orc("service", "rm", service["name"])
+        cluster.orc("service", "rm", "-d", service["name"])
     if own := [row["id"] for row in cluster.json("ps", "-a") if not row["service"]]:
         cluster.orc("rm", "-f", *own)
 
@@ -130,7 +130,7 @@ def test_a_service_on_a_chain_over_kills(tidy: Cluster, hello: str, tmp_path: Pa
     (same,) = [task for task in cluster.running("web") if task["node"] == "node1"]
     assert same["id"] == one["id"]
 
-    cluster.orc("service", "rm", "web")
+    cluster.orc("service", "rm", "-d", "web")
     for node in ("node1", "node2", "node3"):
         eventually(lambda node=node: not on_record(cluster, node))
         assert given(cluster, node) == []
@@ -236,7 +236,7 @@ def test_an_agent_dies_in_the_middle_of_add(
     assert called()[:2] == ["ADD", "DEL"]
     assert given(cluster, "node1") == [task["addresses"]["lan"]]
     assert len(on_record(cluster, "node1")) == 1
-    cluster.orc("service", "rm", "web")
+    cluster.orc("service", "rm", "-d", "web")
     eventually(lambda: not on_record(cluster, "node1"))
     assert given(cluster, "node1") == []
 
@@ -367,7 +367,7 @@ def test_a_plugin_of_dockers_makes_networks(
         command = ("ping", "-c", "1", "-W", "2", addresses[1])
         eventually(lambda: inside(cluster, "one", *command, ok=False))
         cluster.orc("rm", "-f", "one", "two")
-        cluster.orc("service", "rm", "web")
+        cluster.orc("service", "rm", "-d", "web")
         eventually(lambda: not on_record(cluster, "node1", "docker"))
         cluster.orc("network", "rm", "toys")
 

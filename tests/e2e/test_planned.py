@@ -67,7 +67,7 @@ def test_a_plan_is_what_then_happens(cluster: Cluster, hello: str) -> None:
 
 
 def test_what_cannot_be_is_refused_as_the_command_would(cluster: Cluster, hello: str) -> None:
-    assert "no service 'nope'" in cluster.refused("plan", "service", "rm", "nope")
+    assert "no service 'nope'" in cluster.refused("plan", "service", "rm", "-d", "nope")
     steps = planned(
         cluster, "service", "create", "--name", "big", "--reserve-memory", "900g", hello
     )

@@ -57,7 +57,7 @@ def test_a_port_that_is_in_use_waits_with_its_reason(cluster: Cluster, hello: st
     assert done.returncode == 3
     assert "port 18081/tcp in use" in done.stderr
     # It is placed the moment it fits.
-    cluster.orc("service", "rm", "a")
+    cluster.orc("service", "rm", "-d", "a")
     cluster.await_running("b", 1)
 
 

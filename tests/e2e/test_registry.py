@@ -47,7 +47,7 @@ def _pushed(cluster: Cluster, host: RegistryHost) -> Iterator[str]:
     yield name
     services = [s["name"] for s in cluster.json("service", "ls")]
     if services:
-        cluster.orc("service", "rm", *services)
+        cluster.orc("service", "rm", "-d", *services)
     cluster.orc("rmi", "-f", name, ok=False)
 
 
@@ -118,7 +118,7 @@ def test_tls_and_passwords(cluster: Cluster, hello: str, tmp_path: Path) -> None
         assert "denies access" in mine.refused("service", "create", "--name", "web", name)
         mine.orc("service", "create", "--name", "web", "--with-registry-auth", name)
         assert len(cluster.running("web")) == 1
-        cluster.orc("service", "rm", "web")
+        cluster.orc("service", "rm", "-d", "web")
         cluster.orc("logout", host.name)
         # A stack likewise; without it nothing is made.
         (tmp_path / "compose.yaml").write_text(f"services: {{web: {{image: {name}}}}}")
@@ -168,7 +168,7 @@ def test_a_tag_that_each_node_looks_up_may_come_later(
     cluster.orc("tag", hello, name)
     cluster.orc("push", name)
     cluster.await_running("late", 1)
-    cluster.orc("service", "rm", "late")
+    cluster.orc("service", "rm", "-d", "late")
     cluster.orc("rmi", "-f", name)
 
 

@@ -64,7 +64,7 @@ def test_reservations_are_counted_as_they_were_asked_for(cluster: Cluster, hello
         cluster.orc("service", "create", "--name", "web", *on, *flags, hello)
         node = cluster.nodes()["node1"]
         assert (node["shares_reserved"], node["memory_reserved"]) == (shares, memory), flags
-        cluster.orc("service", "rm", "web")
+        cluster.orc("service", "rm", "-d", "web")
         eventually(lambda: cluster.nodes()["node1"]["shares_reserved"] == 0)
 
 
@@ -92,7 +92,7 @@ def test_never_over_capacity_and_placed_the_moment_it_fits(cluster: Cluster, hel
     freed = max(names, key=lambda name: len(cluster.running(name)))
     count = len(cluster.running(freed))
     rest = [name for name in names if name != freed]
-    cluster.orc("service", "rm", freed)
+    cluster.orc("service", "rm", "-d", freed)
 
     def placed() -> bool:
         assert_not_over(cluster.nodes())

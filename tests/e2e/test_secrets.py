@@ -33,7 +33,7 @@ def put(cluster: Cluster, tmp_path: Path) -> Iterator[Put]:
 
     yield act
     for service in cluster.json("service", "ls"):
-        cluster.orc("service", "rm", service["name"])
+        cluster.orc("service", "rm", "-d", service["name"])
 
     def gone() -> bool:
         for kind in ("secret", "config"):
@@ -90,7 +90,7 @@ def test_a_secret_is_only_in_the_containers_that_name_it(
     cluster.orc("export", "-o", str(tar), "api.1")
     assert holds(home, VALUE) == [], "not in an export either"
     tar.unlink()
-    cluster.orc("service", "rm", "api")
+    cluster.orc("service", "rm", "-d", "api")
     eventually(lambda: not any(VALUE in memory(cluster, node) for node in running))
 
 
@@ -115,7 +115,7 @@ def test_owner_mode_and_place_of_a_file(cluster: Cluster, hello: str, put: Put) 
         for attempt in ("echo x > /app.conf", "rm /app.conf", "mv /etc/ssl/own.key /etc/ssl/a"):
             done = cluster.in_task(task, "/bin/busybox", "sh", "-c", attempt, ok=False)
             assert done.returncode != 0
-        cluster.orc("service", "rm", "one")
+        cluster.orc("service", "rm", "-d", "one")
         eventually(lambda: not cluster.json("service", "ls"))
 
 

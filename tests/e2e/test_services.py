@@ -162,7 +162,7 @@ def test_logs_of_all_tasks_and_of_ended_ones(cluster: Cluster, hello: str) -> No
 
 def test_remove_leaves_nothing_on_any_node(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "web", "--replicas", "6", hello)
-    cluster.orc("service", "rm", "web")
+    cluster.orc("service", "rm", "-d", "web")
     assert cluster.json("service", "ls") == []
 
     def clean() -> bool:

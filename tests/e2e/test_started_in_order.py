@@ -29,7 +29,7 @@ def test_it_starts_when_the_other_is_healthy_and_stops_before_it(
     eventually(lambda: cluster.orc(*go).returncode == 0)
     cluster.await_running("web", 1)
     assert cluster.running("db")[0]["health"] == "healthy"
-    cluster.orc("service", "rm", "db", "web")
+    cluster.orc("service", "rm", "-d", "db", "web")
 
     def ended() -> list[str]:
         told = [json.loads(line) for line in cluster.orc(
@@ -64,5 +64,5 @@ def test_what_cannot_be_waited_for(cluster: Cluster, hello: str) -> None:
     assert "so it never completes" in cluster.refused(
         "service", "create", "--depends-on", "db:completed", hello
     )
-    assert "service 'db' is needed by 'web'" in cluster.refused("service", "rm", "db")
+    assert "service 'db' is needed by 'web'" in cluster.refused("service", "rm", "-d", "db")
     assert len(cluster.running("db")) == len(cluster.running("web")) == 1

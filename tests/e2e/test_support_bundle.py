@@ -67,6 +67,6 @@ def test_it_has_all_hosts_and_no_secrets(cluster: Cluster, hello: str, tmp_path:
     assert any("session opened" in text for text in logs)
     eventually(lambda: cluster.orc("node", "ls", ok=False).returncode == 0)
     cluster.await_ready("node1", "node2", "node3")
-    cluster.orc("service", "rm", "told")
+    cluster.orc("service", "rm", "-d", "told")
     cluster.orc("rm", "-f", "alone")
     eventually(lambda: cluster.orc("secret", "rm", "bundled", ok=False).returncode == 0)

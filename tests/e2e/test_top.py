@@ -69,4 +69,4 @@ def test_the_screen(cluster: Cluster, hello: str) -> None:
     rows = json.loads(cluster.orc("top", "--no-stream", "--format", "json").stdout)
     assert [row["hostname"] for row in rows] == ["node1", "node2", "node3"]
     assert "httpd" in cluster.orc("top", "seen.1").stdout
-    cluster.orc("service", "rm", "seen")
+    cluster.orc("service", "rm", "-d", "seen")

@@ -74,7 +74,9 @@ def test_one_trace_leads_from_the_call_to_the_process(
         assert order == sorted(order)
         # What a build system began goes on in the cluster.
         above = {"TRACEPARENT": "00-" + "c" * 32 + "-" + "d" * 16 + "-01"}
-        refused = replace(cluster, env={**cluster.env, **above}).refused("service", "rm", "none")
+        refused = replace(cluster, env={**cluster.env, **above}).refused(
+            "service", "rm", "-d", "none"
+        )
         removal = "orchestrator.v1.Control/RemoveService"
         (span,) = eventually(lambda: receiver.trace_of(removal))
         assert (span.trace, span.parent) == ("c" * 32, "d" * 16)
@@ -86,5 +88,5 @@ def test_a_receiver_that_dies_disturbs_nothing(
 ) -> None:
     create(sender, "unseen", hello)
     assert len(cluster.running("unseen")) == 1
-    sender.orc("service", "rm", "unseen")
+    sender.orc("service", "rm", "-d", "unseen")
     eventually(lambda: not cluster.nodes()["node1"]["tasks"])

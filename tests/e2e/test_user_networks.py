@@ -19,7 +19,7 @@ def tidy(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster, afterwards without containers of their own and without further networks."""
     yield cluster
     for service in cluster.json("service", "ls"):
-        cluster.orc("service", "rm", service["name"])
+        cluster.orc("service", "rm", "-d", service["name"])
     containers = cluster.json("ps", "-a")
     if own := [row["id"] for row in containers if not row["service"]]:
         cluster.orc("rm", "-f", *own)

@@ -28,7 +28,7 @@ def volumes(cluster: Cluster) -> Iterator[Cluster]:
     yield cluster
     services = [service["name"] for service in cluster.json("service", "ls")]
     if services:
-        cluster.orc("service", "rm", *services)
+        cluster.orc("service", "rm", "-d", *services)
 
     def gone() -> bool:
         cluster.orc("volume", "prune", "--all", "--force")
@@ -78,14 +78,14 @@ def test_data_survives_its_service_and_holds_its_place(volumes: Cluster, hello: 
     row = volume(cluster, "data")
     assert (row["node"], row["used_by"], row["driver"]) == (home, ["one.1"], "local")
     assert "in use by one.1" in cluster.refused("volume", "rm", "data")
-    cluster.orc("service", "rm", "one")
+    cluster.orc("service", "rm", "-d", "one")
     # Wherever the scheduler would spread them to, they go where the data is.
     tasks = cluster.script(
         "two", hello, "sleep 1h", "--mount", "source=data,target=/mnt", "--replicas", "4"
     )
     assert {each["node"] for each in tasks} == {home}
     assert inside(cluster, tasks[0], "cat /mnt/file") == "kept"
-    cluster.orc("service", "rm", "two")
+    cluster.orc("service", "rm", "-d", "two")
     eventually(lambda: cluster.orc("volume", "rm", "data", ok=False).returncode == 0)
     assert "no volume 'data'" in cluster.refused("volume", "rm", "data")
 
@@ -170,7 +170,7 @@ def test_one_folder_of_a_volume(volumes: Cluster, hello: str) -> None:
         assert run.returncode != 0
         assert why in run.stderr
         assert len(run.stderr.splitlines()) == 1, run.stderr
-    cluster.orc("service", "rm", "part")
+    cluster.orc("service", "rm", "-d", "part")
 
     def unmounted() -> bool:
         mounts = cluster.exec(task["node"], "cat", "/proc/self/mountinfo").stdout
@@ -194,7 +194,7 @@ def test_a_size_is_a_hard_limit(volumes: Cluster, hello: str) -> None:
         written = int(inside(cluster, task, f"stat -c %s {folder}/big"))
         assert most / 2 < written <= most
     assert volume(cluster, "small")["limit"] == 16 << 20
-    cluster.orc("service", "rm", "full")
+    cluster.orc("service", "rm", "-d", "full")
 
     def unmounted() -> bool:
         mounts = cluster.exec(task["node"], "cat", "/proc/self/mountinfo").stdout
@@ -250,7 +250,7 @@ def test_prune_takes_what_nobody_uses(volumes: Cluster, hello: str) -> None:
     names = [row["name"] for row in cluster.json("volume", "ls") if not row["anonymous"]]
     assert names == ["unused", "used"]
     assert any(row["anonymous"] for row in cluster.json("volume", "ls"))
-    cluster.orc("service", "rm", "web")
+    cluster.orc("service", "rm", "-d", "web")
     # One without a name goes with its task.
     eventually(lambda: not any(row["anonymous"] for row in cluster.json("volume", "ls")))
 
@@ -316,6 +316,6 @@ def test_a_plugin_serves_its_volumes_everywhere_it_is(
         assert "own" in listing.stdout
         assert "toys" in listing.stdout
         folder.with_suffix(".hang").unlink()
-        cluster.orc("service", "rm", "web")
+        cluster.orc("service", "rm", "-d", "web")
         eventually(lambda: cluster.orc("volume", "rm", "toys", ok=False).returncode == 0)
         assert list(folder.iterdir()) == []

@@ -371,7 +371,7 @@ def _rate(node: Node, address: str) -> float:
 
 
 def test_the_last_task_takes_the_tunnels_along(cluster: Cluster, nodes: list[Node]) -> None:
-    cluster.orc("service", "rm", "box")
+    cluster.orc("service", "rm", "-d", "box")
 
     def gone(node: Node) -> Callable[[], bool]:
         return lambda: node.tunnels() == [] and public(cluster, node.name) == []

@@ -122,6 +122,6 @@ def test_what_is_removed_leaves_no_group(cluster: Cluster) -> None:
     assert pids
     cluster.orc("service", "scale", "-d", "web=1")
     cluster.await_running("web", 1, within=120)
-    cluster.orc("service", "rm", "web", "eater")
+    cluster.orc("service", "rm", "-d", "web", "eater")
     eventually(lambda: not {path.name for path in groups()} & set(ids), within=120)
     assert cluster.json("service", "ls") == []

@@ -26,6 +26,7 @@ def test_service_rm_takes_those_first_that_depend_on_others(manager: Any, run: R
     manager.script.answers["ListServices"] = pb.ListServicesReply(
         services=[pb.ServiceRow(service=to_proto(Service(id=s.name, spec=s))) for s in specs]
     )
+    manager.script.answers["ListTasks"] = pb.ListTasksReply()
     assert run("service", "rm", "db", "web").stdout == "web\ndb\n"
 
 

@@ -18,7 +18,10 @@ from servicekit import MIB, NODES, Refused, Run, task
 
 from orchestrator.cli import logs, service
 from orchestrator.cli.context import save_context
+from orchestrator.model.convert import to_proto
 from orchestrator.model.logplace import LogPlace
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import control_pb2 as pb
 
 
@@ -148,8 +151,27 @@ def test_service_ps(manager: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> 
 def test_service_rm(manager: Any, run: Run) -> None:
     manager.script.answers["RemoveService"] = pb.RemoveServiceReply(id="svc1")
     manager.script.answers["ListServices"] = pb.ListServicesReply()
+    manager.script.answers["ListTasks"] = pb.ListTasksReply()
     assert run("service", "rm", "web", "db").stdout == "web\ndb\n"
     assert manager.script.request("RemoveService").service == "db"
+
+
+def test_service_rm_waits_until_the_tasks_have_stopped(manager: Any, run: Run) -> None:
+    states = [TaskState.RUNNING, TaskState.PENDING, TaskState.SHUTDOWN]
+    looks = iter(states)
+    manager.script.answers["RemoveService"] = pb.RemoveServiceReply(id="svc1")
+
+    def tasks(request: Any) -> Any:
+        other = Task(id="t0", service_id="svc2", status=TaskStatus(TaskState.RUNNING))
+        web = Task(id="t1", service_id="svc1", status=TaskStatus(next(looks)))
+        return pb.ListTasksReply(tasks=map(to_proto, (other, web)))
+
+    manager.script.answers["ListTasks"] = tasks
+    assert run("service", "rm", "--detach", "web").stdout == "web\n"
+    assert len(list(looks)) == len(states)
+    looks = iter(states)
+    assert run("service", "rm", "web").stdout == "web\n"
+    assert not list(looks)
 
 
 def _removing(request: Any) -> Any:
@@ -163,6 +185,7 @@ def _removing(request: Any) -> Any:
 def test_service_rm_goes_on_after_a_refusal(manager: Any, run: Run) -> None:
     manager.script.answers["RemoveService"] = _removing
     manager.script.answers["ListServices"] = pb.ListServicesReply()
+    manager.script.answers["ListTasks"] = pb.ListTasksReply()
     done = run("service", "rm", "web", "gone", "wbe", "db")
     assert (done.exit_code, done.stdout.split()) == (1, ["web", "db"])
     assert done.stderr.splitlines() == [

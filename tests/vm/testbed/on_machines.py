@@ -156,7 +156,7 @@ def test_any_node_answers_and_the_client_keeps_its_address(cluster: Cluster) -> 
     cluster.await_running("one", 1, within=SOON)
     for address in ADDRESSES.values():
         eventually(lambda: asked(f"{address}:8081") == [CLIENT, "worker1"], within=SOON)  # noqa: B023
-    cluster.orc("service", "rm", "one", within=SOON)
+    cluster.orc("service", "rm", "-d", "one", within=SOON)
 
 
 def test_shares_and_limits_are_the_kernels(testbed: Testbed, cluster: Cluster) -> None:
@@ -185,14 +185,14 @@ def test_shares_and_limits_are_the_kernels(testbed: Testbed, cluster: Cluster) -
 
     eventually(shared, within=SOON, every=5)
     assert "nr_throttled 0\n" not in group(testbed, capped, "cpu.stat")
-    cluster.orc("service", "rm", "light", "heavy", "capped", within=SOON)
+    cluster.orc("service", "rm", "-d", "light", "heavy", "capped", within=SOON)
     greedy = ("busybox", "dd", "if=/dev/zero", "of=/dev/null", "bs=200M")
     once = ("--limit-memory", "32m", "--restart-condition", "none")
     create(cluster, "eater", *once, *there, runs=greedy)
     eventually(lambda: [t["state"] for t in cluster.tasks("eater")] == ["failed"], within=SOON)
     (task,) = cluster.tasks("eater")
     assert task["error"] == "out of memory (limit 32MiB)"
-    cluster.orc("service", "rm", "eater", within=SOON)
+    cluster.orc("service", "rm", "-d", "eater", within=SOON)
 
 
 def test_an_encrypted_network(testbed: Testbed, cluster: Cluster) -> None:
@@ -205,7 +205,7 @@ def test_an_encrypted_network(testbed: Testbed, cluster: Cluster) -> None:
     eventually(lambda: told().split() == [one["addresses"]["secret"], two["node"]], within=SOON)
     links = testbed.on(one["node"], "ip", "-j", "link", "show", "type", "wireguard").stdout
     assert [link["ifname"] for link in json.loads(links) if link] == ["orcwg0"]
-    cluster.orc("service", "rm", "spy", within=SOON)
+    cluster.orc("service", "rm", "-d", "spy", within=SOON)
     eventually(
         lambda: cluster.orc("network", "rm", "secret", ok=False).returncode == 0, within=SOON
     )
@@ -219,7 +219,7 @@ def test_an_image_is_built_on_a_machine_and_runs_on_all(cluster: Cluster) -> Non
     cluster.await_running("built", 3, within=SOON)
     for address in ADDRESSES.values():
         eventually(lambda: asked(f"{address}:8082", "/"), within=SOON)  # noqa: B023
-    cluster.orc("service", "rm", "built", within=SOON)
+    cluster.orc("service", "rm", "-d", "built", within=SOON)
 
 
 def test_the_monitoring_chart_sees_all_machines(cluster: Cluster) -> None:
@@ -338,7 +338,7 @@ def test_a_machine_without_power_is_replaced_and_comes_back(
     cluster.await_ready(within=LATER)
     say("worker2 is back")
     cluster.await_running("page", 3, within=LATER)
-    cluster.orc("service", "rm", "moves", within=SOON)
+    cluster.orc("service", "rm", "-d", "moves", within=SOON)
 
 
 def _rebooted(testbed: Testbed, machine: str) -> Callable[[], bool]:

@@ -146,13 +146,14 @@ class ImageOrders:
         return dispatch_pb2.TunnelResult()
 
     async def remove(self, digests: Sequence[str]) -> None:
-        """Remove images that were removed while this node was away; those in use stay."""
+        """Remove images that were removed while this node was away. Those in use stay; the manager
+        names them again later."""
         for digest in digests:
             try:
                 if self._store.resolve(digest) is not None:
                     await self._store.remove(digest, self.in_use())
             except ImageError as error:
-                log.info("an image that was removed stays: %s", error, extra={"image": digest})
+                log.debug("an image that was removed stays: %s", error, extra={"image": digest})
 
     async def _read(self, call: Any, order: images_pb2.ReadOrder) -> Any:
         manifest = await asyncio.to_thread(self._text, order.image)

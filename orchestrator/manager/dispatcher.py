@@ -343,6 +343,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         async for message in requests:
             self._inbox.hear(node_id)
             match message.WhichOneof("kind"):
+                case "heartbeat":
+                    session.heartbeat()
                 case "endpoints_applied":
                     revision = message.endpoints_applied.revision
                     if self._endpoints.acknowledge(node_id, revision):

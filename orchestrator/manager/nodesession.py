@@ -68,6 +68,10 @@ def _order(view: ClusterView, task: Task) -> _Order:
     )
 
 
+REMIND_AFTER = 10
+"""Heartbeats after which a node is told again of removed images that it has still."""
+
+
 class NodeSession:
     """One agent's session: what it was sent, and what it is yet to be told.
 
@@ -107,6 +111,9 @@ class NodeSession:
         """The token whose digest it was told."""
         self._condemning = True
         """Images may have been removed that the node has, and was not told of."""
+        self._lingering = False
+        """The node was told of such images, and has not reported that they are gone."""
+        self._heartbeats = 0
         self.wake = asyncio.Event()
 
     @property
@@ -128,6 +135,13 @@ class NodeSession:
         """Tell the node of images that it is to remove."""
         self._condemning = True
         self.wake.set()
+
+    def heartbeat(self) -> None:
+        """The node sent one. It keeps images that a container uses, so every `REMIND_AFTER`th it is
+        told again of those that it has still: the container may be gone."""
+        self._heartbeats += 1
+        if self._lingering and self._heartbeats % REMIND_AFTER == 0:
+            self.condemn()
 
     def end(self, reason: str) -> None:
         """Make the session end."""
@@ -153,7 +167,9 @@ class NodeSession:
             out.append(dispatch_pb2.ManagerMessage(scrape=access))
         if self._condemning:
             self._condemning = False
-            if images := _condemned(view, self.node_id):
+            images = _condemned(view, self.node_id)
+            self._lingering = bool(images)
+            if images:
                 order = dispatch_pb2.RemoveImages(images=images)
                 out.append(dispatch_pb2.ManagerMessage(remove_images=order))
         if view is not self._looked_at or self._held:

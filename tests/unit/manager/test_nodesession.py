@@ -11,12 +11,12 @@ import pytest
 from orchestrator.manager.dispatcher import concerned
 from orchestrator.manager.endpoints import EndpointFeed
 from orchestrator.manager.networkorders import NetworkOrders
-from orchestrator.manager.nodesession import NodeSession
+from orchestrator.manager.nodesession import REMIND_AFTER, NodeSession
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.documents import Document, FileReference
 from orchestrator.model.nodes import Node, NodeState
-from orchestrator.model.objects import Object
+from orchestrator.model.objects import Image, Object
 from orchestrator.model.placement import Disconnect, DisconnectAction
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec
@@ -115,3 +115,29 @@ def test_only_sessions_that_a_change_concerns_have_anything_to_tell(seed: int) -
             fresh = Told(node_id)
             fresh.look(view, feed)
             assert told.orders() == fresh.orders()
+
+
+def test_a_node_that_keeps_a_removed_image_is_told_again() -> None:
+    """A container used it when it was told first, and has gone since."""
+    kept = Image(id="sha256:1", nodes=("n0",), condemned=("n0",))
+    view = ClusterView.of([*NODES, kept])
+    feed = EndpointFeed(view, lambda: 0.0, 1.0)
+    session = NodeSession("n0", NetworkOrders())
+
+    def told(view: ClusterView) -> list[str]:
+        messages = session.messages(view, feed)
+        return [image for each in messages for image in each.remove_images.images]
+
+    def a_while() -> None:
+        for _ in range(REMIND_AFTER):
+            session.heartbeat()
+
+    assert told(view) == ["sha256:1"]
+    assert told(view) == []
+    a_while()
+    assert told(view) == ["sha256:1"]
+    # It reports that the image is gone, or a user wants it again.
+    a_while()
+    assert told(ClusterView.of(NODES)) == []
+    a_while()
+    assert told(ClusterView.of(NODES)) == []

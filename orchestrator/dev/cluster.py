@@ -312,7 +312,8 @@ class DevCluster:
             _parallel(Host.remove, [self._found(d) for d in _folders(self._directory)])
             cgroups.thaw(self._is_own_cgroup)
             cgroups.remove_cgroups(self._is_own_cgroup)
-            underlay.remove_switch(self.name, self.tag)
+            with underlay.locked():
+                underlay.remove_switch(self.name, self.tag)
             if plan is not None:
                 self._forget_context(plan)
             shutil.rmtree(self._directory)

@@ -25,7 +25,10 @@ PARTITION = "orcdev_partition"
 def run(argv: Sequence[str], stdin: str = "") -> str:
     """Run a command, return its stdout. Raises DevError with its stderr if it fails."""
     try:
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
+        # It inherits the lock of `locked()`: if we are killed, the lock lasts as long as it runs.
+        done = subprocess.run(
+            argv, input=stdin, capture_output=True, text=True, check=False, close_fds=False
+        )
     except FileNotFoundError:
         raise DevError(f"{argv[0]} is not installed: run scripts/setup") from None
     if done.returncode != 0:
@@ -51,6 +54,7 @@ def exists(cluster: str, tag: str) -> bool:
 def locked() -> Iterator[None]:
     """Be the only one who gives out subnets on this network, in whatever root file system."""
     descriptor = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    os.set_inheritable(descriptor, True)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

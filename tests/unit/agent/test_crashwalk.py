@@ -11,22 +11,28 @@ import pytest
 
 from tests.enclosure import enclosed
 
+PARTS = 4
+"""Of a container's life, which has many steps: each part is a test of its own."""
+LIFE = {"exec conmon", "exec crun start", "exec crun delete", "put_released 1"}
+
 
 @pytest.mark.root
 @pytest.mark.parametrize(
-    ("way", "among", "least"),
+    ("way", "part", "parts", "among", "least"),
     [
-        ("container", {"exec conmon", "exec crun start", "exec crun delete", "put_released 1"}, 41),
-        ("restarted", {"put_renewed 1", "put_released 1"}, 5),
-        ("replica", {"put_status 1", "put_released 1"}, 5),
+        *(("container", part, PARTS, LIFE, 41) for part in range(PARTS)),
+        ("restarted", 0, 1, {"put_renewed 1", "put_released 1"}, 5),
+        ("replica", 0, 1, {"put_status 1", "put_released 1"}, 5),
     ],
 )
 def test_an_agent_killed_at_any_step_loses_and_leaves_nothing(
-    tmp_path: Path, way: str, among: set[str], least: int
+    tmp_path: Path, way: str, part: int, parts: int, among: set[str], least: int
 ) -> None:
     program = Path(__file__).with_name("crashwalk.py")
     done = subprocess.run(
-        enclosed([sys.executable, str(program), str(tmp_path), way], "--net"),
+        enclosed(
+            [sys.executable, str(program), str(tmp_path), way, str(part), str(parts)], "--net"
+        ),
         capture_output=True,
         text=True,
         check=False,

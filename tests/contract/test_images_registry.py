@@ -337,6 +337,8 @@ def test_what_is_wrong_with_a_certificate(said: str, words: str) -> None:
         ("reading manifest 1 in r/x: unauthorized: authentication required", AccessDenied),
         ("requested access to the resource is denied", AccessDenied),
         ("reading manifest 1 in r/x: manifest unknown", NotThere),
+        ("reading manifest 1 in r/x: StatusCode: 404, not here", NotThere),
+        ("corrupted blob, expecting sha256:1a404b, got sha256:404404", Damaged),
         ("dial tcp: lookup r: no such host", Unreachable),
         ("proxyconnect tcp: dial tcp 10.0.0.1:3128: connect: connection refused", Unreachable),
         ("pinging r: Get https://r/v2/: Proxy Authentication Required", Unreachable),

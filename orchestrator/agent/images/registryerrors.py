@@ -8,6 +8,8 @@ from orchestrator.agent.images.errors import ImageError
 
 _FATAL = re.compile(r'level=(?:fatal|error) msg="((?:[^"\\]|\\.)*)"')
 _PROXY = re.compile(r"proxyconnect tcp: (?:dial tcp )?(.*)")
+_NOT_FOUND = re.compile(r"\b404\b")
+"""The status; three digits of a digest are none."""
 
 
 class RegistryError(ImageError):
@@ -80,7 +82,8 @@ def explain(registry: str, name: str, said: str) -> RegistryError:
     if has("unauthorized", "authentication required", "denied", "forbidden", "invalid username"):
         missing = " or it does not exist" if name and not has("authentication required") else ""
         return AccessDenied(f"{registry} denies access to {what}{missing}: 'orc login {registry}'")
-    if has("manifest unknown", "name unknown", "not found", "unknown to registry", "404"):
+    absent = has("manifest unknown", "name unknown", "not found", "unknown to registry")
+    if absent or _NOT_FOUND.search(words):
         return NotThere(f"{registry} has no image {name}")
     if has("corrupted blob", "did not match expected digest", "digest mismatch"):
         return Damaged(f"{registry} sends damaged content for {what}: push it there again")

@@ -360,7 +360,7 @@ def _set_attributes(entry: tarfile.TarInfo, name: str, folder: int, lost: _Lost)
         for key, value in entry.pax_headers.items()
         if key.startswith(_XATTR)
     }
-    # By a descriptor: whoever is in the root of a container need not find itself in its /proc.
+    # By descriptor, not by /proc/self/fd: a container's procfs does not show this process.
     # What cannot be opened without a consequence, such as a device, keeps none.
     if not attributes or not (entry.isreg() or entry.isdir()):
         return

@@ -70,8 +70,8 @@ class Holding:
     async def image(
         self, task: Task, tell: Callable[[str], None] = lambda reason: None
     ) -> LocalImage:
-        """Its image, fetched unless the node has it. It may be cut short. `tell` is told why it
-        has to wait for it. Raises ImageError."""
+        """Return the task's image, pulling it if this node lacks it. Safe to cancel. `tell` gets
+        the reason while the pull waits. Raises ImageError."""
         if self._prepared is not None:
             return self._prepared.image
         spec = task.spec.container

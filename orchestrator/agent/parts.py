@@ -34,9 +34,9 @@ class Images(Protocol):
         sources: Sequence[str],
         tell: Callable[[str], None] = lambda reason: None,
     ) -> LocalImage:
-        """The image that `digest` names, fetched from one of `sources` (HOST:PORT) if this node
-        lacks it; `name` is what the user called it. `tell` is told why it has to wait; empty: it
-        waits no more. Raises ImageError."""
+        """Return the image `digest`, pulling it from one of `sources` (HOST:PORT) if this node
+        lacks it. `name` is the reference that the user gave. `tell` gets the reason while the pull
+        waits, and an empty string when it proceeds. Raises ImageError."""
         ...
 
     async def config(self, digest: str) -> ImageConfig | None:

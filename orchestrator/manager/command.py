@@ -78,7 +78,7 @@ def manager(
     from orchestrator.process import run_until_signalled, take_precedence
 
     log.setup(log_level)
-    # Whoever waits for a manager or its etcd waits for the cluster.
+    # The control plane stays responsive when containers on the same host use all CPUs.
     take_precedence(-5)
     tls = None
     if etcd_cacert or etcd_cert or etcd_key:

@@ -1,8 +1,8 @@
 """What each node is told of networks.
 
 A node has the networks that its tasks are on, the default one, and those of services and containers
-with published ports, since any node is asked for them. An agent with the feature "network-changes"
-is told complete networks once and from then on what has changed; an older one complete lists.
+with published ports, since every node serves those. An agent with the feature "network-changes"
+gets each network in full once, then deltas; an older agent gets the full list at each change.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ class NetworkOrders:
         self.revision += grown
 
     def _look(self, view: ClusterView, network: Network, nodes: Set[str] | None) -> bool:
-        """Bring what is told of a network up to date, its peers among `nodes` (None: all of them);
-        whether anything has changed."""
+        """Refresh the network's record, considering only peers in `nodes` (None: all nodes). Return
+        whether it changed."""
         told = self._told.get(network.id)
         known = told is not None
         if told is None:

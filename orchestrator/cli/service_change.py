@@ -299,7 +299,7 @@ def _tell(now: ServiceSpec, base: ServiceSpec, mine: ServiceSpec, *, force: bool
 
 
 def monitored(service: Any, monitor: float | None) -> float:
-    """Seconds for which tasks of a service are monitored when `--monitor` is so."""
+    """The monitor period in seconds: `--monitor` if given, else the service's own."""
     declared: float = from_proto(service).policy.monitor
     return declared if monitor is None else monitor
 

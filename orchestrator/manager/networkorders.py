@@ -172,7 +172,7 @@ class NetworkOrders:
             yield network
 
     def _own(self, view: ClusterView, network: Network, node_id: str) -> Any:
-        """What a node is told of a network, but for the peers."""
+        """The network's assignment for one node, without its peers."""
         order = dispatch_pb2.AssignedNetwork()
         order.CopyFrom(self._told[network.id].base)
         if slice_ := network.slices.get(node_id, ""):
@@ -197,7 +197,7 @@ class ToldNetworks:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What a peer is told of by."""
+    """The node attributes that a peer entry is made from."""
 
     subnet: str
     address: str
@@ -207,7 +207,7 @@ class _Facts:
 
 
 class _Told:
-    """What all nodes are told of a network: each change of the peers is a revision."""
+    """A network's assignment, common to all nodes; each change of its peers is a revision."""
 
     def __init__(self) -> None:
         self.base = dispatch_pb2.AssignedNetwork()
@@ -299,7 +299,7 @@ def _everywhere(view: ClusterView) -> Iterable[str]:
 
 
 def _order(network: Network, path_mtu: int) -> Any:
-    """What each node is told of a network."""
+    """The part of a network's assignment that is the same for every node."""
     return dispatch_pb2.AssignedNetwork(
         id=network.id,
         name=network.name,

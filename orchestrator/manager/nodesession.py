@@ -36,7 +36,7 @@ from orchestrator.tracing import OFF, Tracer
 from orchestrator.web.scrape import digest
 
 MOST_SOURCES = 16
-"""Nodes that a task's node is told of as sources of its image."""
+"""The most image sources that an assignment lists."""
 
 
 class _Order(NamedTuple):
@@ -69,7 +69,7 @@ def _order(view: ClusterView, task: Task) -> _Order:
 
 
 REMIND_AFTER = 10
-"""Heartbeats after which a node is told again of removed images that it has still."""
+"""Heartbeats between two orders to remove the same images, while the node still reports them."""
 
 
 class NodeSession:

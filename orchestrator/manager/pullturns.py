@@ -5,8 +5,8 @@ until a node has it, and pull from such nodes. Each of those serves a few at a t
 of sources grows with every turn, as in a tree.
 
 A turn ends with its call. It also ends when its node is down or removed, or has reported no
-progress for the length of a lease: no node can keep others from an image. Whoever waits is told
-why, again and again; a node of an older version, which cannot be told, is sent to the registry.
+progress for the length of a lease: so no node can block an image. A waiting node gets
+the reason at intervals; a node of an older version, which cannot receive it, goes to the registry.
 
 Pure: the time, the nodes that are up and the nodes that have the image are arguments. State is in
 memory only, since nodes ask again when a manager is restarted.
@@ -25,11 +25,11 @@ LEASE = 15.0
 REPORT_GRACE = 1.5
 """Seconds in which a node that has pulled from the registry reports that it has the image."""
 FIRST_NOTICE = 3.0
-"""Seconds of waiting after which a node is told why it waits."""
+"""Seconds until a waiting node gets the reason for the first time."""
 NEXT_NOTICE = 10.0
-"""Seconds after which it is told again."""
+"""Seconds between two such notices."""
 PATIENCE = 30.0
-"""Seconds that a node of an older version waits, which cannot be told."""
+"""Seconds that a node of an older version waits, which cannot receive notices."""
 
 REGISTRY = ""
 """The source that is not a node."""
@@ -86,7 +86,7 @@ class _Wait:
     pull: Pull
     since: float
     notice: float
-    """When the node is told next."""
+    """When the next notice is due."""
 
 
 @dataclass(slots=True)

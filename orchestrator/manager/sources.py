@@ -94,7 +94,7 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
         return auth_for(view, self._vault, image)
 
     async def _turn(self, ticket: int, pull: Pull, request: Any, context: Any) -> str:
-        """Wait for the turn: where to pull from. The agent is told meanwhile why it waits."""
+        """Wait for the turn; return where to pull from. Sends notices to the agent meanwhile."""
         now = asyncio.get_running_loop().time
         async with self._woken() as wake:
             while True:

@@ -171,7 +171,7 @@ class Observer(Protocol):
         """So many nodes are silent, too many at once to be believed; 0 when that is over."""
 
     def ended(self) -> None:
-        """The term is over: what was told of it is so no longer."""
+        """The term is over: reset what was reported of it."""
 
 
 class _Nobody:

@@ -12,7 +12,7 @@
      "clients": {"t1": {"addresses": {"n1": ["10.128.3.2"], "n2": ["10.129.3.2"]},
                         "servers": ["9.9.9.9"]}}}
 
-`base` null: this is the whole table. `networks` are told in whole where one of them changed.
+`base` null: this is the whole table. `networks` is sent in full when any of them has changed.
 Clients are the node's own containers of which more is to be known than the network in which they
 ask: on which others they are, and whom they want to be asked what no network knows. `clients` has
 all of them, by task; in its place, `changed_clients` has those that have changed, null for one that

@@ -20,4 +20,4 @@ class Quarantined:
     reason: str
     """Why it cannot be decoded, in the user's words."""
     services: frozenset[str] = frozenset()
-    """Ids of the services that are not planned while this is so."""
+    """Ids of the services that are not planned while the object is quarantined."""

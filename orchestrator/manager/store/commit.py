@@ -67,9 +67,8 @@ async def commit(
     many operations; else several, in the order of the changes, each guarded in full. Raises
     `Conflict` when a guard fails; transactions before it stay.
 
-    After `StoreUnavailable` nobody knows whether it was written. Whoever repeats the call does no
-    harm: a change of what exists is guarded by its revision, and what is created with a name by
-    that name, so the second attempt is refused.
+    After `StoreUnavailable` the outcome is unknown. Repeating the call is safe: changes are guarded
+    by the revision that was read, and creations by the unique name, so a second attempt is refused.
     """
     changed = {object_key(change.subject) for change in changes}
     read = {object_key(item): item.revision for item in requires}

@@ -115,7 +115,7 @@ class Writer:
                 return round_.end(error)
         written = round_.end(None)
         if written.conflicted:
-            # Whoever has this revision has seen what was in the way.
+            # A cache that has reached this revision includes the write that conflicted.
             written.revision = (await self._again(lambda: self._kv.list(SEQUENCE))).revision
         return written
 

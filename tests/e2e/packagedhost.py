@@ -81,8 +81,9 @@ def packaged_host(work: Path) -> Iterator[PackagedHost]:
             else:
                 path.unlink(missing_ok=True)
         (root / "tmp").mkdir(exist_ok=True)
+        # What clusters of the host keep there is hidden, as it changes meanwhile and an overlay of
+        # changing files is undefined. A tmpfs also can hold the overlays of containers.
         for state in (root / "var/lib/orc", root / "var/lib/orc-dev"):
-            shutil.rmtree(state, ignore_errors=True)
-            state.mkdir()
-            mount("-t", "tmpfs", "tmpfs", state)  # containers' overlays can lie on that
+            state.mkdir(exist_ok=True)
+            mount("-t", "tmpfs", "tmpfs", state)
         yield PackagedHost(root)

@@ -44,10 +44,17 @@ class Finding:
 
 
 @click.command(epilog="\b\nExample:\n  orc system check")
-@click.option("--runtime", default="crun", show_default=True, help="The OCI runtime to look for.")
+@click.option(
+    "--runtime",
+    default="crun",
+    show_default=True,
+    metavar="RUNTIME",
+    help="The OCI runtime to look for.",
+)
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
+    metavar="DIR",
     default=Path("/var/lib/orc"),
     show_default=True,
     help="Where images and volumes are to be.",

@@ -68,6 +68,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
+    metavar="DIR",
     default=Path("/var/lib/orc/agent"),
     show_default=True,
     help="Identity, state, images and logs; survives a reboot.",
@@ -75,6 +76,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path),
+    metavar="DIR",
     default=Path("/run/orc"),
     show_default=True,
     help="Sockets, bundles and mounts of what runs; emptied by a reboot.",
@@ -82,6 +84,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
 @click.option(
     "--cgroup-parent",
     default="/orc",
+    metavar="PATH",
     show_default=True,
     help="The cgroup under which containers are made.",
 )
@@ -89,12 +92,16 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     "--label",
     "labels",
     multiple=True,
-    metavar="K=V",
+    metavar="KEY=VALUE",
     callback=_labels,
     help="A label of this node; may be given several times.",
 )
 @click.option(
-    "--runtime", default="crun", show_default=True, help="An OCI runtime like crun or runc."
+    "--runtime",
+    default="crun",
+    show_default=True,
+    metavar="RUNTIME",
+    help="OCI runtime: crun, runc or one like them.",
 )
 @click.option(
     "--shares",
@@ -112,7 +119,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     "--generic-resource",
     "generic",
     multiple=True,
-    metavar="KIND=NUMBER|NAME,...",
+    metavar="KIND=NUMBER|KIND=NAME[,NAME...]",
     callback=_generic,
     help="What tasks may ask for, such as gpu=/dev/dri/card0,/dev/dri/card1; repeatable.",
 )

@@ -53,14 +53,14 @@ class View(Protocol):
     shell_complete=completion.files,
     help="The Dockerfile; DIR/Dockerfile unless given.",
 )
-@click.option("--build-arg", multiple=True, metavar="KEY[=value]", help="Set an ARG; repeatable.")
+@click.option("--build-arg", multiple=True, metavar="KEY[=VALUE]", help="Set an ARG; repeatable.")
 @click.option(
     "--node", metavar="NODE", shell_complete=completion.nodes, help="Build there; else anywhere."
 )
 @click.option("--no-cache", is_flag=True, help="Run every step anew.")
 @click.option("--target", default="", metavar="STAGE", help="Stop at this stage.")
 @click.option("--pull", is_flag=True, help="Ask the registries for newer images of FROM.")
-@click.option("--label", multiple=True, metavar="KEY=value", help="Label of the image; repeatable.")
+@click.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the image; repeatable.")
 @click.option("--platform", default="", metavar="OS/ARCH", help="Build on a node of this kind.")
 @click.option(
     "--secret",
@@ -237,7 +237,7 @@ def _build_args(texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not key:
-            raise click.BadParameter(f"build argument {text!r} is not of the form KEY=value")
+            raise click.BadParameter(f"build argument {text!r} is not of the form KEY=VALUE")
         if equals or key in os.environ:
             result[key] = value if equals else os.environ[key]
     return result

@@ -124,7 +124,7 @@ MANY = (
     Many(
         ("--ulimit",),
         "ulimits",
-        "NAME=SOFT[:HARD]",
+        "LIMIT=SOFT[:HARD]",
         "A limit of the process, such as nofile=1024.",
         confinement.parse_ulimit,
         lambda limit: str(limit.name),
@@ -132,7 +132,7 @@ MANY = (
     Many(
         ("--sysctl",),
         "sysctls",
-        "NAME=VALUE",
+        "SYSCTL=VALUE",
         "A kernel setting of the container's own.",
         _sysctl,
         lambda pair: str(pair[0]),

@@ -57,13 +57,15 @@ def container_options(function: F) -> F:
     for setting in SETTINGS:
         if setting.path.startswith("task.") and not setting.path.startswith("task.restart."):
             short = (_SHORT[setting.name],) if setting.name in _SHORT else ()
-            function = click.option(
-                *short, *setting.flags, setting.name, type=setting.type, help=setting.help
-            )(function)
+            function = click.option(*short, *setting.flags, setting.name, **setting.click_options)(
+                function
+            )
     function = many_options(document_options(mount_options(function)))
     for option in reversed(
         (
-            click.option("--name", help="The container's name; else one is made up."),
+            click.option(
+                "--name", metavar="NAME", help="The container's name; else one is made up."
+            ),
             click.option(
                 "--node",
                 metavar="NODE",
@@ -77,10 +79,10 @@ def container_options(function: F) -> F:
             click.option("--rm", "auto_remove", is_flag=True, help="Remove it when it has ended."),
             click.option(
                 "--restart",
-                type=Parsed("policy", _restart),
+                type=Parsed("no|on-failure[:NUMBER]|always|unless-stopped", _restart),
                 default="no",
                 show_default=True,
-                help="no, on-failure[:N], always or unless-stopped.",
+                help="When to restart it after its program has ended.",
             ),
             click.option("--interactive", "-i", is_flag=True, help="Keep its stdin open."),
             click.option("--tty", "-t", is_flag=True, help="Give it a terminal."),
@@ -108,11 +110,11 @@ def container_options(function: F) -> F:
             completion.file_option("--cidfile", help="Write the container's id there."),
             network_options,
             click.option(
-                "--env", "-e", multiple=True, metavar="KEY[=value]", help="Set a variable."
+                "--env", "-e", multiple=True, metavar="KEY[=VALUE]", help="Set a variable."
             ),
             completion.file_option("--env-file", multiple=True, help="Variables, one a line."),
             click.option(
-                "--label", "-l", multiple=True, metavar="KEY=value", help="Label of the container."
+                "--label", "-l", multiple=True, metavar="KEY=VALUE", help="Label of the container."
             ),
             completion.file_option("--label-file", multiple=True, help="Labels, one a line."),
         )

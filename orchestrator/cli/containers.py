@@ -116,7 +116,9 @@ def _stopping(name: str, grace: float | None, signal: str | None) -> Any:
 
 
 @click.command(epilog=example("orc kill web", "orc kill -s HUP web"))
-@click.option("--signal", "-s", default="KILL", show_default=True, help="Such as SIGHUP.")
+@click.option(
+    "--signal", "-s", default="KILL", show_default=True, metavar="SIGNAL", help="Such as SIGHUP."
+)
 @_containers(completion.running)
 @pass_client
 def kill(client: Client, containers: tuple[str, ...], signal: str) -> None:

@@ -38,7 +38,7 @@ def cp(
 ) -> None:
     """Copy a file or folder from a container, CONTAINER:PATH, to this host, or the other way.
 
-    `-` is a tar on the standard output or input. `FOLDER/.` is what is in the folder."""
+    `-` is a tar on the standard output or input. `DIR/.` is what is in the folder."""
     here, there = _split(source), _split(target)
     meter = Meter(f"copying {source}", quiet=quiet)
     try:

@@ -61,7 +61,7 @@ def _group(kind: DocumentKind) -> click.Group:
             f"pwgen 32 1 | orc {word} create db.{word} -",
         ),
     )
-    @click.option("--label", "-l", multiple=True, metavar="KEY=value", help="A label; repeatable.")
+    @click.option("--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label; repeatable.")
     @click.option(
         "--template-driver",
         default="",
@@ -119,7 +119,7 @@ def _group(kind: DocumentKind) -> click.Group:
         "say otherwise (on-update), and are waited for.",
         epilog=example(f"orc {word} update db ./new.{word}"),
     )
-    @click.option("--label-add", multiple=True, metavar="KEY=value", help="Add a label.")
+    @click.option("--label-add", multiple=True, metavar="KEY=VALUE", help="Add a label.")
     @click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label.")
     @wait_options
     @monitor_option

@@ -64,7 +64,7 @@ def _filters(
     multiple=True,
     metavar="KEY=VALUE",
     callback=_filters,
-    help=f"{', '.join(_KEYS)}; those of one key are alternatives.",
+    help=f"Only what matches; repeatable. Keys: {', '.join(_KEYS)}.",
 )
 @format_option(templates=True)
 @pass_client

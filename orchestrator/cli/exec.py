@@ -61,7 +61,7 @@ sig_proxy_option = click.option(
 )
 @completion.file_option("--env-file", multiple=True, help="Variables, one a line.")
 @click.option("--user", "-u", default="", metavar="USER[:GROUP]", help="Who runs the program.")
-@click.option("--workdir", "-w", default="", metavar="FOLDER", help="Where the program begins.")
+@click.option("--workdir", "-w", default="", metavar="DIR", help="Where the program begins.")
 @click.option("--privileged", is_flag=True, help="Give the program all capabilities.")
 @detach_keys
 @click.argument("container", shell_complete=completion.running)

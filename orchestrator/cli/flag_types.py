@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,14 +33,20 @@ class Parsed(AnyType):
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """`DURATION`, or the choices as they are typed: `[vip|dnsrr]`."""
+        return f"[{self.name}]" if "|" in self.name else self.name.upper()
+
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[str]]:
-        """The words of a name such as `vip|dnsrr`."""
+        """The choices of a name such as `vip|dnsrr`; of `keep|stop-after=DURATION` up to the
+        placeholder."""
         from click.shell_completion import CompletionItem
 
         words = self.name.split("|") if "|" in self.name else ()
-        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+        choices = [word.rstrip(string.ascii_uppercase) for word in words]
+        return [CompletionItem(each) for each in choices if each and each.startswith(incomplete)]
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -69,12 +76,23 @@ class Setting:
     """Where in ServiceSpec, such as `task.container.user`."""
     type: AnyType
     help: str
+    default: str = ""
+    """What applies without the flag, for its help."""
+    metavar: str | None = None
+    """The placeholder of its value; None: the type's."""
     flag_value: str | None = None
-    """The text that it stands for, of a flag that takes none."""
+    """The value of a flag that takes none."""
 
     @property
     def click_options(self) -> dict[str, Any]:
-        return {} if self.flag_value is None else {"is_flag": True, "flag_value": self.flag_value}
+        """Keyword arguments for `click.option`."""
+        return {
+            "type": self.type,
+            "default": None,
+            "metavar": self.metavar,
+            "help": f"{self.help}  [default: {self.default}]" if self.default else self.help,
+            **({} if self.flag_value is None else {"is_flag": True, "flag_value": self.flag_value}),
+        }
 
     @property
     def name(self) -> str:

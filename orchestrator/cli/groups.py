@@ -74,6 +74,9 @@ def example(*lines: str) -> str:
 class OrcGroup(click.Group):
     """A group whose commands are defined here or named as `Lazy`, listed in sections."""
 
+    mirrors = False
+    """Whether its commands are those of other groups, which document them."""
+
     def __init__(
         self, *args: Any, sections: Sequence[tuple[str, Sequence[Lazy]]] = (), **kwargs: Any
     ) -> None:

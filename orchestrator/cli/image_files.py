@@ -65,7 +65,9 @@ def _write(pieces: Iterator[Any], output: str | None, what: str) -> None:
 
 
 @click.command("import", epilog=example("orc import rootfs.tar base:1", "… | orc import - base:1"))
-@click.option("--change", "-c", multiple=True, metavar="LINE", help="Such as 'CMD [\"/sh\"]'.")
+@click.option(
+    "--change", "-c", multiple=True, metavar="INSTRUCTION", help="Such as 'CMD [\"/sh\"]'."
+)
 @click.option("--message", "-m", default="", help="A comment for the image's history.")
 @click.option("--node", metavar="NODE", shell_complete=completion.nodes, help="Do it there.")
 @click.argument("file", metavar="FILE|-", shell_complete=completion.files)
@@ -108,9 +110,9 @@ def _upload(header: Any, source: BinaryIO) -> Iterator[Any]:
 
 
 @click.command(epilog=example("orc commit web.1 web:fixed"))
-@click.option("--author", "-a", default="", help="Who made it.")
+@click.option("--author", "-a", default="", metavar="NAME", help="Author of the image.")
 @click.option("--message", "-m", default="", help="A comment for the image's history.")
-@click.option("--change", "-c", multiple=True, metavar="LINE", help="Such as 'ENV A=1'.")
+@click.option("--change", "-c", multiple=True, metavar="INSTRUCTION", help="Such as 'ENV A=1'.")
 @click.option(
     "--pause/--no-pause", "-p", default=True, help="Whether it stands still for that time."
 )

@@ -51,7 +51,7 @@ def push(client: Client, quiet: bool, name: str) -> None:
 
 @click.command(epilog=example("pass show reg | orc login -u me --password-stdin reg.example:5000"))
 @click.option("--username", "-u", metavar="NAME", help="Asked for unless given.")
-@click.option("--password", "-p", metavar="TEXT", help="Visible to others; better not.")
+@click.option("--password", "-p", metavar="PASSWORD", help="Visible to others; better not.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from stdin.")
 @click.argument("registry", required=False, default="docker.io")
 @pass_client

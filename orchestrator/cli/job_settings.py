@@ -21,34 +21,51 @@ JOB_SETTINGS = (
         ("--max-concurrent", "--parallelism"),
         "job.parallelism",
         click.INT,
-        "Most tasks of a job at a time (0: all at once).",
+        "Maximum number of tasks of a job at a time; 0: all at once.",
+        default="0",
     ),
     Setting(
-        ("--deadline",), "job.deadline", DURATION, "Time after which a job has failed (0: none)."
+        ("--deadline",),
+        "job.deadline",
+        DURATION,
+        "Time after which a job has failed; 0s: no limit.",
+        default="0s",
     ),
     Setting(
         ("--schedule",),
         "job.schedule",
         click.STRING,
-        "When a job runs, such as '*/5 8-17 * * mon-fri' or @daily.",
+        "When to run the job, such as '*/5 8-17 * * mon-fri' or @daily.",
+        metavar="SCHEDULE",
     ),
     Setting(
-        ("--time-zone",), "job.time_zone", click.STRING, "The schedule's, as Europe/Vienna (UTC)."
+        ("--time-zone",),
+        "job.time_zone",
+        click.STRING,
+        "Time zone of the schedule, such as Europe/Vienna.",
+        default="UTC",
+        metavar="ZONE",
     ),
     Setting(
         ("--overlap",),
         "job.overlap",
         Parsed("forbid|allow|replace", one_of(Overlap)),
-        "What becomes of a run while another is under way (forbid: it is left out).",
+        "What to do when a run is due while another is in progress; forbid skips it.",
+        default="forbid",
     ),
     Setting(
         ("--missed",),
         "job.missed",
         Parsed("once|skip", one_of(Missed)),
-        "Whether one run makes up for those that were due while no manager was there (once).",
+        "Whether to make up, with one run, for those missed while no manager was available.",
+        default="once",
     ),
     Setting(
-        ("--history",), "job.history", click.INT, "Runs that are remembered, with their tasks (5)."
+        ("--history",),
+        "job.history",
+        click.INT,
+        "Number of runs to keep, with their tasks.",
+        default="5",
     ),
 )
 

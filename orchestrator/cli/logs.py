@@ -37,7 +37,7 @@ def log_options(function: F) -> F:
             click.option(
                 "--tail",
                 "-n",
-                type=Parsed("lines|all", _tail),
+                type=Parsed("NUMBER|all", _tail),
                 default="all",
                 show_default=True,
                 help="Only the last lines of each task.",

@@ -38,19 +38,33 @@ def _network(text: str) -> str:
 
 
 @click.command(epilog=example("orc cluster init --advertise 192.168.1.10"))
-@click.option("--advertise", required=True, help="This host's address, which other hosts reach.")
+@click.option(
+    "--advertise", required=True, metavar="IP", help="This host's address, which other hosts reach."
+)
 @click.option("--listen-port", default=7420, show_default=True, help="Control port; joins: +1.")
 @click.option(
-    "--network", default="10.128.0.0/14", show_default=True, help="Range of container addresses."
+    "--network",
+    default="10.128.0.0/14",
+    show_default=True,
+    metavar="SUBNET",
+    help="Range of container addresses.",
 )
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
     default=MANAGER_DATA,
     show_default=True,
     help="Where the manager keeps its identity and state.",
 )
-@click.option("--context", "name", default="default", show_default=True, help="Name for 'orc'.")
+@click.option(
+    "--context",
+    "name",
+    default="default",
+    show_default=True,
+    metavar="NAME",
+    help="Name for 'orc'.",
+)
 @click.option(
     "--cert-expiry",
     type=CERTIFICATE_LIFETIME,
@@ -92,11 +106,16 @@ def init(
 
 
 @click.command(epilog=example("orc cluster join --token ORC-1-… 192.168.1.10:7421"))
-@click.option("--token", required=True, help="As 'orc cluster token worker' prints it.")
-@click.option("--address", default="", help="This host's own address, if it has several.")
+@click.option(
+    "--token", required=True, metavar="TOKEN", help="As 'orc cluster token worker' prints it."
+)
+@click.option(
+    "--address", default="", metavar="IP", help="This host's own address, if it has several."
+)
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
     default=AGENT_DATA,
     show_default=True,
     help="Where the agent keeps its identity and state.",
@@ -129,11 +148,19 @@ def join(token: str, address: str, data_dir: Path, manager: str) -> None:
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
     default=MANAGER_DATA,
     show_default=True,
     help="Where the manager keeps its identity and state.",
 )
-@click.option("--context", "name", default="default", show_default=True, help="Name for 'orc'.")
+@click.option(
+    "--context",
+    "name",
+    default="default",
+    show_default=True,
+    metavar="NAME",
+    help="Name for 'orc'.",
+)
 def admin(data_dir: Path, name: str) -> None:
     """Make an admin's context on a manager's host, in place of one of this name: for another
     person, or where the certificate of the one that was has expired."""

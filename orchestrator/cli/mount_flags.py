@@ -193,7 +193,7 @@ def _pair(name: str) -> Callable[[MountSpec, str], MountSpec]:
     def read(mount: MountSpec, value: str) -> MountSpec:
         key, _, rest = value.partition("=")
         if not key:
-            raise ValueError(f"{value!r} is not of the form KEY=value")
+            raise ValueError(f"{value!r} is not of the form KEY=VALUE")
         return _set(mount, name, {**getattr(mount, name), key: rest})
 
     return read

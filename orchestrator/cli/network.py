@@ -90,15 +90,15 @@ def network() -> None:
     "--opt",
     "-o",
     multiple=True,
-    metavar="KEY=value",
+    metavar="KEY=VALUE",
     help="mtu=BYTES, encrypted, node-prefix=BITS (of the part that a node has); of driver cni "
     "conflist=FILE and scope=local|global; of a plugin its own.",
 )
 @click.option(
     "--ipam-driver", default="", metavar="NAME", help="A plugin that gives out its addresses."
 )
-@click.option("--ipam-opt", multiple=True, metavar="KEY=value", help="For that plugin; repeatable.")
-@click.option("--label", multiple=True, metavar="KEY=value", help="A label; repeatable.")
+@click.option("--ipam-opt", multiple=True, metavar="KEY=VALUE", help="For that plugin; repeatable.")
+@click.option("--label", multiple=True, metavar="KEY=VALUE", help="A label; repeatable.")
 @click.argument("name", required=False, default="")
 @pass_client
 def create(
@@ -210,7 +210,7 @@ def rm(client: Client, networks: tuple[str, ...], force: bool) -> None:
 @click.option("--ip6", default="", metavar="IP", help="A fixed IPv6 address.")
 @click.option("--mac-address", default="", metavar="MAC", help="A fixed hardware address.")
 @click.option(
-    "--driver-opt", multiple=True, metavar="KEY=value", help="For its driver; repeatable."
+    "--driver-opt", multiple=True, metavar="KEY=VALUE", help="For its driver; repeatable."
 )
 @click.argument("network", shell_complete=completion.networks)
 @click.argument("container", shell_complete=completion.containers)

@@ -27,7 +27,7 @@ def network_options(function: F) -> F:
                 "--network",
                 "--net",
                 multiple=True,
-                metavar="NAME|name=NAME[,alias=NAME][,ip=IP][,driver-opt=KEY=value]",
+                metavar="NAME|name=NAME[,alias=NAME][,ip=IP][,driver-opt=KEY=VALUE]",
                 help="A network to be on; repeatable. none, host and container:NAME stand alone.",
                 shell_complete=completion.networks,
             ),

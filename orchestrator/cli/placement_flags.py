@@ -17,7 +17,7 @@ from orchestrator.model.specs import ServiceSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_AFFINITY = "RULE[,weight=N][,within=ATTRIBUTE]"
+_AFFINITY = "RULE[,weight=NUMBER][,within=ATTRIBUTE]"
 _DEPENDENCY = "SERVICE[:started|healthy|completed]"
 
 

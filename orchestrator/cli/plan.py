@@ -9,14 +9,15 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
+from copy import copy
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from orchestrator.cli.client import CALL_TIMEOUT, CLIENT, Client
 from orchestrator.cli.context import Context
-from orchestrator.cli.groups import CliError, example
+from orchestrator.cli.groups import CliError, OrcGroup, example
 from orchestrator.cli.output import (
     Column,
     Row,
@@ -26,7 +27,11 @@ from orchestrator.cli.output import (
     print_list,
     print_table,
 )
+from orchestrator.model.names import near_miss
 from orchestrator.pb import control_pb2, types_pb2
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _CHANGES = {
     "CreateService": "create_service",
@@ -67,15 +72,6 @@ _COMMANDS = (
 )
 
 
-def continuations(words: Sequence[str]) -> set[str] | None:
-    """Which words may follow these in a command that can be planned; None once it is named."""
-    line = " ".join(words)
-    if any(line == known or line.startswith(f"{known} ") for known in _COMMANDS):
-        return None
-    start = "".join(f"{word} " for word in words)
-    return {c.removeprefix(start).split()[0] for c in _COMMANDS if c.startswith(start)}
-
-
 class _Planned(Exception):
     """The command has said all that it would change, and begins to wait."""
 
@@ -89,7 +85,7 @@ class _PlanningClient(Client):
         super().__init__(context)
         self.changes: list[Any] = []
         self.steps: list[Row] = []
-        """What a stack's deployment consists of."""
+        """What a stack's deployment or removal consists of."""
         noted.append(self)
 
     def intends(self, step: Any) -> None:
@@ -149,46 +145,126 @@ _COLUMNS = [
 ]
 
 
-@click.command(
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+class PlanGroup(OrcGroup):
+    """The commands that can be planned, below `orc plan` and the words that follow it."""
+
+    mirrors = True
+
+    def __init__(self, *args: Any, words: tuple[str, ...] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._words = words
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        depth = len(self._words)
+        lines = (tuple(line.split()) for line in _COMMANDS)
+        return list(dict.fromkeys(w[depth] for w in lines if w[:depth] == self._words))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        words = (*self._words, cmd_name)
+        if " ".join(words) in _COMMANDS:
+            return _planned(_command(words), of_stack=words[0] == "stack")
+        text = f"Plan a change made with 'orc {' '.join(words)}'."
+        first = next(line.split() for line in _COMMANDS if line.startswith(f"{' '.join(words)} "))
+        return PlanGroup(cmd_name, words=words, help=text, epilog=_epilog(_command(first)))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        from click.shell_completion import CompletionItem
+
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        return [
+            CompletionItem(name, help=command.get_short_help_str(80))
+            for name, command in found
+            if command is not None and name.startswith(incomplete)
+        ]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        click.Group.format_commands(self, ctx, formatter)
+
+    def _no_command(self, ctx: click.Context, args: list[str]) -> str:
+        line = " ".join(("orc", *self._words, args[0]))
+        meant = near_miss(args[0], self.list_commands(ctx))
+        hint = f"did you mean {meant!r}?" if meant else f"what can is {', '.join(_COMMANDS)}"
+        return f"'{line}' cannot be planned; {hint}"
+
+
+def _command(words: Sequence[str]) -> click.Command:
+    """A command of `orc` by its words."""
+    from orchestrator.cli.main import orc
+
+    command: click.Command = orc
+    for word in words:
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), word)
+        assert found is not None
+        command = found
+    return command
+
+
+def _epilog(command: click.Command) -> str:
+    """The examples of a command, planned."""
+    lines = (line.strip() for line in (command.epilog or "").splitlines())
+    return example(
+        *(line.replace("orc ", "orc plan ", 1) for line in lines if line.startswith("orc "))
+    )
+
+
+def _planned(command: click.Command, *, of_stack: bool) -> click.Command:
+    """A command of the same flags that prints what the command would do."""
+    planned = copy(command)
+    planned.epilog = _epilog(command)
+    planned.params = [
+        *command.params,
+        click.Option(
+            ["--format", "planned_form"],
+            type=click.Choice(["table", "json"]),
+            help="How to print the plan.  [default: table]",
+        ),
+    ]
+
+    def show(planned_form: str | None, **values: Any) -> None:
+        ctx = click.get_current_context()
+        noted: list[_PlanningClient] = []
+        ctx.meta[CLIENT] = partial(_PlanningClient, noted)
+        with redirect_stdout(io.StringIO()), suppress(_Planned):
+            ctx.invoke(command.callback, **values)  # type: ignore[arg-type]
+        _print(noted, planned_form or ctx.meta[_FORM], of_stack=of_stack)
+
+    planned.callback = show
+    return planned
+
+
+_FORM = "orchestrator.cli.plan"
+"""Key of click's `meta`: the format that is given before the command's words."""
+
+
+@click.group(
+    cls=PlanGroup,
     epilog=example(
         "orc plan service scale web=12",
-        "orc plan --format json node update --availability drain node2",
+        "orc plan node update --availability drain --format json node2",
         "orc plan run --affinity service==db tools:1",
     ),
 )
 @format_option()
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
-def plan(ctx: click.Context, command: tuple[str, ...], form: str) -> None:
-    """Show what a command would start, stop, move or leave waiting, and where; nothing is done.
+def plan(ctx: click.Context, form: str) -> None:
+    """Show what a command would start, stop or move, and where, without doing it.
 
-    All goes well in it: what only running would show, such as a program that fails, is not
-    foreseen.
+    A plan assumes that everything succeeds: it does not foresee a program that fails.
     """
-    length = 1 if command[0] in _COMMANDS else 2
-    words, arguments = command[:length], list(command[length:])
-    if " ".join(words) not in _COMMANDS:
-        raise click.UsageError(
-            f"'orc {' '.join(words)}' cannot be planned; what can is {', '.join(_COMMANDS)}"
-        )
-    group = ctx.find_root().command
-    for word in words:
-        assert isinstance(group, click.Group)
-        found = group.get_command(ctx, word)
-        assert found is not None
-        group = found
-    noted: list[_PlanningClient] = []
-    ctx.meta[CLIENT] = partial(_PlanningClient, noted)
-    name = " ".join(("orc plan", *words))
-    with group.make_context(name, arguments, parent=ctx) as inner:
-        with redirect_stdout(io.StringIO()), suppress(_Planned):
-            group.invoke(inner)
-        rows = [row for client in noted for row in client.planned()]
-    steps = [step for client in noted for step in client.steps]
+    ctx.meta[_FORM] = form
+
+
+def _print(clients: Sequence[_PlanningClient], form: str, *, of_stack: bool) -> None:
+    rows = [row for client in clients for row in client.planned()]
+    steps = [step for client in clients for step in client.steps]
     if not rows and not steps and form == "table":
         click.echo("nothing would change", err=True)
-    elif words[0] == "stack":
+    elif of_stack:
         _print_stack(steps, rows, form)
     else:
         print_list(rows, _COLUMNS, form=form, quiet=False, filters={})
@@ -208,11 +284,7 @@ def show_stack(context: Context, command: Callable[[Client], object]) -> None:
     with _PlanningClient(noted, context) as client:
         with redirect_stdout(io.StringIO()), suppress(_Planned):
             command(client)
-        rows, steps = noted[0].planned(), noted[0].steps
-    if rows or steps:
-        _print_stack(steps, rows, "table")
-    else:
-        click.echo("nothing would change", err=True)
+        _print(noted, "table", of_stack=True)
 
 
 def _print_stack(steps: list[Row], rows: list[Row], form: str) -> None:

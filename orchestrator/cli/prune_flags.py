@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class PruneFilters:
-    """`--filter until=TIME`, `label=KEY[=value]` and `label!=KEY[=value]`, all of which must
+    """`--filter until=TIME`, `label=KEY[=VALUE]` and `label!=KEY[=VALUE]`, all of which must
     hold."""
 
     texts: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ def prune_options(function: F) -> F:
         multiple=True,
         metavar="KEY=VALUE",
         callback=lambda ctx, param, texts: _read(texts),
-        help="until=TIME (or an age, 24h), label=KEY[=value], label!=KEY[=value]; repeatable.",
+        help="Only what matches all of these; repeatable. Keys: until, label, label!.",
     )(function)
     return click.option("--force", "-f", is_flag=True, help="Do not ask.")(function)
 

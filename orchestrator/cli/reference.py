@@ -84,6 +84,8 @@ def _pages(
         _examples(command.epilog or ""),
         same_as if same_as != " ".join(path) else "",
     )
+    if isinstance(command, OrcGroup) and command.mirrors:
+        return
     titles = command.titles() if isinstance(command, OrcGroup) else {}
     for name, child in below:
         inner = click.Context(child, info_name=name, parent=context)

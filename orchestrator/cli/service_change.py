@@ -89,7 +89,9 @@ def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
         "sums:1",
     ),
 )
-@click.option("--name", help="The service's name; else one is made from the image's.")
+@click.option(
+    "--name", metavar="NAME", help="The service's name; else one is made from the image's."
+)
 @click.option(
     "--mode",
     type=click.Choice([mode.name.lower().replace("_", "-") for mode in ServiceMode]),
@@ -102,14 +104,14 @@ def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
 )
 @network_options
 @click.option(
-    "--env", "-e", multiple=True, metavar="KEY[=value]", help="Set a variable; repeatable."
+    "--env", "-e", multiple=True, metavar="KEY[=VALUE]", help="Set a variable; repeatable."
 )
 @completion.file_option("--env-file", multiple=True, help="Variables, one a line.")
 @click.option(
-    "--label", "-l", multiple=True, metavar="KEY=value", help="Label of the service; repeatable."
+    "--label", "-l", multiple=True, metavar="KEY=VALUE", help="Label of the service; repeatable."
 )
 @click.option(
-    "--container-label", multiple=True, metavar="KEY=value", help="Label of its containers."
+    "--container-label", multiple=True, metavar="KEY=VALUE", help="Label of its containers."
 )
 @click.option(
     "--constraint", multiple=True, metavar="RULE", help="Only nodes such as node.labels.zone==a."

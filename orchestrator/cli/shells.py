@@ -121,24 +121,10 @@ class _Shell(ShellComplete):
             head = incomplete.partition("=")[0] + "="
         else:
             head = ""
-        found = self._planned(args, incomplete)
-        if found is None:
-            found = super().get_completions(args, incomplete)
+        found = super().get_completions(args, incomplete)
         for item in found:
             item.value = head + item.value
         return found
-
-    def _planned(self, args: list[str], incomplete: str) -> list[CompletionItem[str]] | None:
-        """After `orc plan`: what would stand there without it, as far as it can be planned."""
-        at = next((n for n, word in enumerate(args) if not word.startswith("-")), None)
-        if at is None or args[at] != "plan" or (at == len(args) - 1 and incomplete[:1] == "-"):
-            return None
-        from orchestrator.cli.plan import continuations
-
-        rest = [*args[:at], *args[at + 1 :]]
-        found = super().get_completions(rest, incomplete)
-        allowed = continuations(rest[at:])
-        return found if allowed is None else [item for item in found if item.value in allowed]
 
     def format_completion(self, item: CompletionItem[Any]) -> str:
         """A line of the answer."""

@@ -31,9 +31,9 @@ from orchestrator.model.specs import PortSpec, Protocol, ServiceMode, ServiceSpe
 F = TypeVar("F", bound=Callable[..., Any])
 
 _LISTS = (
-    ("env", "KEY[=value]", "KEY", "environment variable"),
-    ("label", "KEY=value", "KEY", "label of the service"),
-    ("container-label", "KEY=value", "KEY", "label of its containers"),
+    ("env", "KEY[=VALUE]", "KEY", "environment variable"),
+    ("label", "KEY=VALUE", "KEY", "label of the service"),
+    ("container-label", "KEY=VALUE", "KEY", "label of its containers"),
     (
         "publish",
         "PORTS",

@@ -42,18 +42,18 @@ def checked_image(text: str) -> str:
 
 
 def pairs(what: str, texts: Iterable[str]) -> dict[str, str]:
-    """`KEY=value` texts as a dict; `KEY` alone has an empty value."""
+    """`KEY=VALUE` texts as a dict; `KEY` alone has an empty value."""
     result = {}
     for text in texts:
         key, _, value = text.partition("=")
         if not key:
-            raise click.BadParameter(f"{what} {text!r} is not of the form KEY=value")
+            raise click.BadParameter(f"{what} {text!r} is not of the form KEY=VALUE")
         result[key] = value
     return result
 
 
 def label_lines(files: Iterable[str]) -> list[str]:
-    """The `KEY=value` lines of `--label-file`s. Raises a usage error for one that cannot be
+    """The `KEY=VALUE` lines of `--label-file`s. Raises a usage error for one that cannot be
     read."""
     return list(_env_lines(files, "label"))
 
@@ -72,13 +72,13 @@ def preferences(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def environment(texts: Iterable[str], files: Iterable[str] = ()) -> tuple[str, ...]:
-    """`KEY=value` of `--env-file` and then `--env`, the last of a key winning. `KEY` alone is
+    """`KEY=VALUE` of `--env-file` and then `--env`, the last of a key winning. `KEY` alone is
     taken from our own environment, and left out if it is not there (as Docker does)."""
     result: dict[str, str] = {}
     for text in [*_env_lines(files), *texts]:
         key, equals, value = text.partition("=")
         if not key or re.search(r"\s", key):
-            raise click.BadParameter(f"env {text!r} is not of the form KEY=value")
+            raise click.BadParameter(f"env {text!r} is not of the form KEY=VALUE")
         if equals:
             result[key] = value
         elif (own := os.environ.get(key)) is not None:

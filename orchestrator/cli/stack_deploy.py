@@ -75,7 +75,7 @@ CHECK_TIMEOUT = 120.0
 )
 @click.argument(
     "names",
-    metavar="[FOLDER] NAME",
+    metavar="[DIR] NAME",
     nargs=-1,
     required=True,
     shell_complete=completion.deployed,
@@ -96,7 +96,7 @@ def _deploy(client: Client, names: tuple[str, ...], values: dict[str, Any]) -> N
     if len(names) > 2 or (len(names) == 1 and not values["files"]):
         raise click.UsageError(
             "say which file and how the stack is called: orc stack deploy -c FILE NAME, or "
-            "orc stack deploy FOLDER NAME"
+            "orc stack deploy DIR NAME"
         )
     name = checked_name(names[-1])
     folder = names[0] if len(names) == 2 else None

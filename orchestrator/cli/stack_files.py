@@ -76,7 +76,7 @@ def file_options(function: F) -> F:
             "--set",
             "settings",
             multiple=True,
-            metavar="NAME=value",
+            metavar="NAME=VALUE",
             help="What a variable of the files, or a.b of a chart's values, is; repeatable.",
         ),
         click.option(

@@ -46,7 +46,7 @@ def values_of(
     for text in settings:
         path, equals, value = text.partition("=")
         if not equals or not all(path.split(".")):
-            raise CliError(f"--set {text}: write NAME=value, such as web.replicas=3")
+            raise CliError(f"--set {text}: write NAME=VALUE, such as web.replicas=3")
         tree: Any = _yaml(value, "--set")
         for key in reversed(path.split(".")):
             tree = {key: tree}

@@ -41,9 +41,11 @@ def volume() -> None:
 
 
 @volume.command(epilog=example("orc volume create data", "orc volume create --opt size=1g data"))
-@click.option("--driver", "-d", default="", help="The volume driver (local).")
-@click.option("--opt", "-o", multiple=True, metavar="KEY=value", help="For the driver; repeatable.")
-@click.option("--label", multiple=True, metavar="KEY=value", help="A label; repeatable.")
+@click.option(
+    "--driver", "-d", default="", metavar="DRIVER", help="Volume driver.  [default: local]"
+)
+@click.option("--opt", "-o", multiple=True, metavar="KEY=VALUE", help="For the driver; repeatable.")
+@click.option("--label", multiple=True, metavar="KEY=VALUE", help="A label; repeatable.")
 @click.option(
     "--node",
     default="",
@@ -51,7 +53,7 @@ def volume() -> None:
     shell_complete=completion.nodes,
     help="Make it there; else where its first user is placed.",
 )
-@click.option("--name", "option_name", default="", help="The same as NAME.")
+@click.option("--name", "option_name", default="", metavar="NAME", help="The same as NAME.")
 @click.argument("name", required=False, default="")
 @pass_client
 def create(

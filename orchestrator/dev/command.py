@@ -28,6 +28,7 @@ _name = click.option(
     default="dev",
     show_default=True,
     envvar="ORC_DEV_NAME",
+    metavar="NAME",
     help="The dev cluster's name.",
 )
 

@@ -15,19 +15,29 @@ from orchestrator.tracing import CannotTrace, endpoint_option
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
     default=Path("/var/lib/orc/manager"),
     show_default=True,
     help="Folder that 'orc cluster init' made.",
 )
 @click.option(
     "--etcd-endpoints",
-    metavar="URL,URL…",
+    metavar="URL[,URL...]",
     default="",
     help="Use this etcd instead of a member of the manager's own.",
 )
-@click.option("--etcd-cacert", type=click.Path(path_type=Path), help="CA of that etcd.")
-@click.option("--etcd-cert", type=click.Path(path_type=Path), help="Client certificate for it.")
-@click.option("--etcd-key", type=click.Path(path_type=Path), help="Key of that certificate.")
+@click.option(
+    "--etcd-cacert", type=click.Path(path_type=Path), metavar="FILE", help="CA of that etcd."
+)
+@click.option(
+    "--etcd-cert",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Client certificate for it.",
+)
+@click.option(
+    "--etcd-key", type=click.Path(path_type=Path), metavar="FILE", help="Key of that certificate."
+)
 @click.option(
     "--node-timeout",
     type=click.FloatRange(min=1.0),

@@ -38,7 +38,7 @@ def test_a_command_reads_as_its_help_does(folder: Path) -> None:
     page = " ".join("".join(_plain(done.stdout)).split())
     for words in (
         "orc-service-create - Create a service from an image, and wait until it runs",
-        "--replicas INTEGER How many tasks to run.",
+        "--replicas INTEGER Number of tasks.",
         "EXAMPLES orc service create",
         "SEE ALSO orc-service(1)",
     ):

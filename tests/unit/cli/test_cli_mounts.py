@@ -92,7 +92,7 @@ def test_mount(text: str, mount: MountSpec) -> None:
         ("target=/a,readonly=perhaps", "neither true nor false"),
         ("type=tmpfs,target=/a,tmpfs-mode=9", "not an octal number"),
         ("type=tmpfs,target=/a,tmpfs-size=big", "not a size"),
-        ("target=/a,volume-opt==x", "not of the form KEY=value"),
+        ("target=/a,volume-opt==x", "not of the form KEY=VALUE"),
         ('"target=/a', "not of the form"),
     ],
 )

@@ -159,9 +159,9 @@ def test_a_refused_flag_is_named_as_it_was_typed(
         (["-p", "80-82:80-81", "hello"], "has ranges of different lengths"),
         (["-p", "published=80,to=80", "hello"], "is not of the form PUBLISHED:TARGET"),
         (["-p", "80:80", "-p", "80:81", "hello"], "port 80/tcp is published twice"),
-        (["-e", "=x", "hello"], "env '=x' is not of the form KEY=value"),
+        (["-e", "=x", "hello"], "env '=x' is not of the form KEY=VALUE"),
         (["--env-file", "/none", "hello"], "cannot read env file /none: No such file"),
-        (["--label", "=x", "hello"], "label '=x' is not of the form KEY=value"),
+        (["--label", "=x", "hello"], "label '=x' is not of the form KEY=VALUE"),
         (["--restart-condition", "never", "hello"], "'never' is none of any, on-failure, none"),
         (
             ["--restart-delay", "5", "hello"],

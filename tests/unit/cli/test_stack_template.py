@@ -112,7 +112,7 @@ def test_mistakes_in_values(chart: Path, values: str | bytes, said: str) -> None
 
 @pytest.mark.parametrize("setting", ["tag", "=3", "a..b=3", ".a=3"])
 def test_mistakes_in_what_is_typed(chart: Path, setting: str) -> None:
-    assert "write NAME=value, such as web.replicas=3" in refused("--set", setting, chart)
+    assert "write NAME=VALUE, such as web.replicas=3" in refused("--set", setting, chart)
 
 
 def test_a_values_file_that_is_not_there(chart: Path) -> None:

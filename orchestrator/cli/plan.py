@@ -164,10 +164,10 @@ class PlanGroup(OrcGroup):
             return None
         words = (*self._words, cmd_name)
         if " ".join(words) in _COMMANDS:
-            return _planned(_command(words), of_stack=words[0] == "stack")
+            return _planned(words)
         text = f"Plan a change made with 'orc {' '.join(words)}'."
         first = next(line.split() for line in _COMMANDS if line.startswith(f"{' '.join(words)} "))
-        return PlanGroup(cmd_name, words=words, help=text, epilog=_epilog(_command(first)))
+        return PlanGroup(cmd_name, words=words, help=text, epilog=_epilog(first))
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
         from click.shell_completion import CompletionItem
@@ -204,18 +204,20 @@ def _command(words: Sequence[str]) -> click.Command:
     return command
 
 
-def _epilog(command: click.Command) -> str:
+def _epilog(words: Sequence[str]) -> str:
     """The examples of a command, planned."""
-    lines = (line.strip() for line in (command.epilog or "").splitlines())
+    start = f"orc {words[-1] if words[0] == 'container' else ' '.join(words)} "
+    lines = (line.strip() for line in (_command(words).epilog or "").splitlines())
     return example(
-        *(line.replace("orc ", "orc plan ", 1) for line in lines if line.startswith("orc "))
+        *(line.replace("orc ", "orc plan ", 1) for line in lines if line.startswith(start))
     )
 
 
-def _planned(command: click.Command, *, of_stack: bool) -> click.Command:
+def _planned(words: Sequence[str]) -> click.Command:
     """A command of the same flags that prints what the command would do."""
+    command = _command(words)
     planned = copy(command)
-    planned.epilog = _epilog(command)
+    planned.epilog = _epilog(words)
     planned.params = [
         *command.params,
         click.Option(
@@ -231,7 +233,7 @@ def _planned(command: click.Command, *, of_stack: bool) -> click.Command:
         ctx.meta[CLIENT] = partial(_PlanningClient, noted)
         with redirect_stdout(io.StringIO()), suppress(_Planned):
             ctx.invoke(command.callback, **values)  # type: ignore[arg-type]
-        _print(noted, planned_form or ctx.meta[_FORM], of_stack=of_stack)
+        _print(noted, planned_form or ctx.meta[_FORM], of_stack=words[0] == "stack")
 
     planned.callback = show
     return planned

@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from . import bridge, cable, conntrack, namespaces, netlink, overlay, portmap, results, vxlan
+from . import bridge, cable, conntrack, namespaces, netlink, overlay, portmap, results
 from .cable import Cable, Place
 from .config import NetConf, PortMapping, parse
 from .errors import CniError, Code
@@ -32,7 +32,7 @@ class Host:
     """
 
     def __init__(self, data_dir: Path, table: str = TABLE) -> None:
-        self._table = table
+        self.table = table
         self.data_dir = data_dir
         self.ipam = Ipam(data_dir)
         self.published: tuple[int, int] | None = None
@@ -42,7 +42,7 @@ class Host:
     @functools.cached_property
     def nft(self) -> Nftables:
         """Loaded when it is first used."""
-        return Nftables(self._table)
+        return Nftables(self.table)
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +115,14 @@ def add(host: Host, conf: NetConf, attachment: Attachment) -> dict[str, Any]:
     if link is None:
         raise CniError(Code.NOT_AVAILABLE, f"network {conf.name} is not set up on this host")
     with namespaces.opened(attachment.netns) as namespace:
+        if namespaces.is_own(namespace):
+            raise CniError(
+                Code.INVALID_NETNS,
+                f"CNI_NETNS {attachment.netns} is this host's own network namespace:"
+                " give the container's",
+            )
         key = _key(conf, attachment)
+        _refuse_connected(host, key, namespace)
         before = host.ipam.lease(key)
         lease = host.ipam.reserve(key, conf, attachment.netns)
         try:
@@ -130,6 +137,25 @@ def add(host: Host, conf: NetConf, attachment: Attachment) -> dict[str, Any]:
                 _dismantle(host, conf, lease)
             raise
     return results.success(conf, laid, link, end, attachment.netns)
+
+
+def _refuse_connected(host: Host, key: Key, namespace: int) -> None:
+    """Raise `CniError` INTERFACE_IN_USE if this interface of the container is connected already, in
+    another namespace or to another network. What a vanished namespace has left is no obstacle."""
+    for lease in host.ipam.leases(container=key.container):
+        if lease.key.ifname != key.ifname or not namespaces.exists(lease.netns):
+            continue
+        with namespaces.opened(lease.netns) as present:
+            if lease.key == key and namespaces.same(present, namespace):
+                continue
+            with namespaces.route_socket(present) as within:
+                connected = cable.connected(host.sock, within, key.container, key.ifname)
+        if connected:
+            raise CniError(
+                Code.INTERFACE_IN_USE,
+                f"interface {key.ifname} of container {key.container} is already connected to"
+                f" network {lease.key.network} in {lease.netns}: run DEL there first",
+            )
 
 
 def _give_up(host: Host, conf: NetConf, bridge_index: int, before: Lease, now: Lease) -> None:
@@ -194,43 +220,20 @@ def _dismantle(host: Host, conf: NetConf | None, lease: Lease) -> None:
     host.ipam.release(lease.key)
 
 
-def check(host: Host, conf: NetConf, attachment: Attachment) -> None:
-    """Raise `CniError` CHECK_FAILED, with the reason, unless all is as ADD left it."""
+def cable_of(host: Host, conf: NetConf, attachment: Attachment) -> tuple[Cable, Lease]:
+    """An attachment's cable as ADD laid it; raises `CniError` UNKNOWN_CONTAINER."""
     lease = host.ipam.lease(_key(conf, attachment))
     if lease is None:
         raise CniError(
             Code.UNKNOWN_CONTAINER,
             f"container {attachment.container_id} has no address in network {conf.name}",
         )
-    laid = _cable(conf, lease)
-    reason = results.contradiction(conf.previous, laid) if conf.previous is not None else ""
-    if not reason:
-        with (
-            namespaces.opened(attachment.netns) as namespace,
-            namespaces.route_socket(namespace) as within,
-        ):
-            reason = cable.deviation(host.sock, within, conf.bridge, laid)
-    if not reason and lease.ports:
-        reason = portmap.missing(host.nft, _targets([lease]))
-    if reason:
-        raise CniError(Code.CHECK_FAILED, f"container {attachment.container_id}: {reason}")
+    return _cable(conf, lease), lease
 
 
-def status(host: Host, conf: NetConf) -> None:
-    """Raise `CniError` NOT_AVAILABLE or LIMITED_CONNECTIVITY if ADD could not do its work."""
-    if host.ipam.free(conf) <= 0:
-        raise CniError(Code.NOT_AVAILABLE, f"all addresses of {conf.range} are in use")
-    if conf.overlay is None:
-        return
-    try:
-        under = vxlan.underlay(host.sock, conf.overlay.node)
-    except CniError as error:
-        raise CniError(Code.NOT_AVAILABLE, str(error)) from error
-    if not under.up:
-        raise CniError(
-            Code.LIMITED_CONNECTIVITY,
-            f"interface {under.name} is down: containers of other hosts cannot be reached",
-        )
+def unpublished(host: Host, lease: Lease) -> str:
+    """Which of an attachment's ports is not published, in words; empty if all are."""
+    return portmap.missing(host.nft, _targets([lease])) if lease.ports else ""
 
 
 def collect(host: Host, conf: NetConf, valid: Collection[tuple[str, str]]) -> None:

@@ -220,6 +220,13 @@ def settle(sock: RouteSocket, *indexes: int) -> None:
         netlink.get_link(sock, index=index)
 
 
+def connected(sock: RouteSocket, within: RouteSocket, container_id: str, ifname: str) -> bool:
+    """Whether that interface of a namespace is the other end of the container's cable."""
+    host = netlink.get_link(sock, veth_name(container_id, ifname))
+    inside = netlink.get_link(within, ifname)
+    return host is not None and inside is not None and host.peer == inside.index
+
+
 def disconnect(sock: RouteSocket, host: str) -> bool:
     """Cut the cable whose end on the bridge has that name; False if there is none."""
     link = netlink.get_link(sock, host)

@@ -152,7 +152,8 @@ class NetConf:
     wanted: Wanted
     dns: Mapping[str, Any]
     previous: Mapping[str, Any] | None
-    valid: frozenset[tuple[str, str]] | None
+    valid: frozenset[tuple[str, str]]
+    """(container, interface) of all attachments that GC leaves."""
 
     @property
     def least_mtu(self) -> int:
@@ -173,6 +174,10 @@ def decode(data: str | bytes) -> dict[str, Any]:
     except ValueError as error:
         raise CniError(
             Code.DECODING_FAILURE, "the network configuration is not valid JSON", str(error)
+        ) from error
+    except RecursionError as error:
+        raise CniError(
+            Code.DECODING_FAILURE, "the network configuration is nested too deeply", str(error)
         ) from error
     if not isinstance(decoded, dict):
         raise CniError(Code.DECODING_FAILURE, "the network configuration is not a JSON object")
@@ -199,7 +204,8 @@ def parse(raw: Mapping[str, Any]) -> NetConf:
     ipam = raw.get("ipam")
     if ipam and (not isinstance(ipam, Mapping) or ipam.get("type", "orc-cni") != "orc-cni"):
         raise CniError(
-            Code.UNSUPPORTED_FIELD, "ipam: orc-cni gives out addresses itself; remove this field"
+            Code.UNSUPPORTED_FIELD,
+            f"ipam {json.dumps(ipam)[:200]}: orc-cni gives out addresses itself; remove this field",
         )
     subnet = fields.network4(raw.get("subnet"), "subnet")
     if subnet.prefixlen > LONGEST_PREFIX:
@@ -364,11 +370,13 @@ def _overlay(raw: Mapping[str, Any], subnet: IPv4Network, ipv6: Part6 | None) ->
     )
 
 
-def _valid(raw: Mapping[str, Any]) -> frozenset[tuple[str, str]] | None:
-    attachments = raw.get("cni.dev/valid-attachments")
-    if attachments is None:
-        return None
-    entries = fields.mappings(attachments, "cni.dev/valid-attachments")
+def _valid(raw: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    """Runtimes that know of no valid attachment give none, null, or an empty list (libcni); older
+    ones give it by the second name."""
+    for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
+        if raw.get(key) is not None:
+            break
+    entries = fields.mappings(raw.get(key), key)
     return frozenset(
         (fields.text(entry, "containerID"), fields.text(entry, "ifname")) for entry in entries
     )

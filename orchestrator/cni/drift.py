@@ -41,7 +41,7 @@ def deviations(host: Host, conf: NetConf) -> list[str]:
     mtu = overlay.fitting_mtu(host.sock, conf)
     found = [f"net.{name.replace('/', '.')} is switched off" for name in overlay.switched_off(conf)]
     found += _bridge(host, conf, mtu)
-    found += _rules(host, conf)
+    found += rules(host, conf)
     found += _tunnel(host, conf, mtu)
     found += _cables(host, conf)
     return found
@@ -75,11 +75,14 @@ def _addresses(host: Host, link: Link, wanted: list[Interface]) -> Iterator[str]
             yield f"interface {link.name} has lost the address {address}"
 
 
-def _rules(host: Host, conf: NetConf) -> Iterator[str]:
-    """Rules by their number: nobody edits one."""
+def rules(host: Host, conf: NetConf) -> Iterator[str]:
+    """What the nftables rules of the network lack. Rules by their number: nobody edits one."""
     script = firewall.script(conf) + portmap.BASE
-    found = nftcount.counts([TABLE])
-    yield from nftcount.deviations(found, Counter(_RULE.findall(script)))
+    wanted = {
+        name.replace(TABLE, host.table, 1): number
+        for name, number in Counter(_RULE.findall(script)).items()
+    }
+    yield from nftcount.deviations(nftcount.counts([host.table]), wanted)
     for name in firewall.incomplete(host.nft, conf):
         yield f"nftables: set {name} has lost the devices of the network"
 

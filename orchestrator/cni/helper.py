@@ -54,6 +54,7 @@ from typing import Any
 
 from . import (
     attachment,
+    condition,
     conntrack,
     drift,
     endpoints,
@@ -120,7 +121,7 @@ def _attach(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> dict[str, 
 
 
 def _check(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
-    attachment.check(desk.host, conf, desk.target(request))
+    condition.check(desk.host, conf, desk.target(request))
 
 
 def _deviations(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def _deviations(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> dict[s
 
 
 def _status(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
-    attachment.status(desk.host, conf)
+    condition.status(desk.host, conf)
 
 
 Service = Callable[[Desk, Mapping[str, Any]], dict[str, Any] | None]

@@ -71,6 +71,16 @@ def opened(path: Path | str) -> Iterator[int]:
         os.close(descriptor)
 
 
+def same(one: int, other: int) -> bool:
+    """Whether two descriptors are of one namespace."""
+    return os.path.samestat(os.fstat(one), os.fstat(other))
+
+
+def is_own(namespace: int) -> bool:
+    """Whether a descriptor is of the namespace that this process is in."""
+    return os.path.samestat(os.fstat(namespace), os.stat(OWN_NAMESPACE))
+
+
 @contextmanager
 def inside(namespace: int) -> Iterator[None]:
     """Be in another namespace (a descriptor); what is opened meanwhile stays there."""

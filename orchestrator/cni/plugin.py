@@ -35,7 +35,10 @@ def open_host(data_dir: Path) -> Host:
     return Host(data_dir, TABLE)
 
 
-IFNAME = re.compile(r"[^/:\s]{1,15}")
+IFNAME = re.compile(rb"[^/:%\x00-\x20\x7f\xa0]{1,15}")
+"""What the kernel takes (dev_valid_name), without the pattern `%d`, of which it makes a number."""
+LONGEST_ID = 200
+"""Characters of a container's id: with the interface's name they are the alias of a device."""
 SINCE_1_1 = frozenset({"STATUS", "GC"})
 NEEDED = {
     "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
@@ -70,10 +73,15 @@ def attachment_of(environment: Mapping[str, str]) -> Attachment:
             Code.INVALID_ENVIRONMENT,
             f"CNI_CONTAINERID {container_id!r}: use letters, digits, dots, dashes, underscores",
         )
-    if not IFNAME.fullmatch(ifname) or ifname in (".", ".."):
+    if len(container_id) > LONGEST_ID:
         raise CniError(
             Code.INVALID_ENVIRONMENT,
-            f"CNI_IFNAME {ifname!r}: use up to 15 characters, no slash, colon or space",
+            f"CNI_CONTAINERID has {len(container_id)} characters: use at most {LONGEST_ID}",
+        )
+    if not IFNAME.fullmatch(os.fsencode(ifname)) or ifname in (".", ".."):
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_IFNAME {ifname!r}: use up to 15 bytes, no slash, colon, percent sign or space",
         )
     return Attachment(container_id, ifname, environment.get("CNI_NETNS", ""))
 
@@ -97,12 +105,14 @@ def perform(
             case "CHECK":
                 if conf.previous is None:
                     raise CniError(Code.INVALID_CONFIG, "CHECK needs prevResult")
-                attachment.check(host, conf, attachment_of(environment))
+                from . import condition  # not needed to connect a container, and slow to import
+
+                condition.check(host, conf, attachment_of(environment))
             case "STATUS":
-                attachment.status(host, conf)
+                from . import condition
+
+                condition.status(host, conf)
             case "GC":
-                if conf.valid is None:
-                    raise CniError(Code.INVALID_CONFIG, "GC needs cni.dev/valid-attachments")
                 attachment.collect(host, conf, conf.valid)
     return None
 

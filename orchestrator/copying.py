@@ -8,6 +8,7 @@ symbolic link.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tarfile
@@ -16,7 +17,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Protocol
 
 CHUNK = 1 << 18
-_XATTR = "SCHILY.xattr."
+XATTR = "SCHILY.xattr."
+"""What the names of extended attributes begin with in a PAX header."""
 _OF_THE_HOST = ("security.selinux", "security.ima", "security.evm", "security.SMACK", "trusted.")
 """What a host's kernel gives its files, and a copy elsewhere does not miss."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -84,22 +86,26 @@ def pack(path: str, top: str, out: Writer) -> None:
                 status = os.lstat(place)
             except FileNotFoundError:
                 continue  # it went meanwhile
-            entry = _entry(place, name, status, inodes)
+            entry = tar_entry(place, name, status, inodes)
             if entry is None:
                 continue
-            if entry.isreg():
-                _add_file(archive, entry, place)
-                continue
-            archive.addfile(entry)
+            add_entry(archive, entry, place)
             if entry.isdir():
-                names = sorted(os.listdir(place), reverse=True)
+                try:
+                    names = sorted(os.listdir(place), reverse=True)
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
                 waiting += [(os.path.join(place, n), f"{name}/{n}") for n in names]
 
 
-def _entry(
+def tar_entry(
     place: str, name: str, status: os.stat_result, inodes: dict[tuple[int, int], str]
 ) -> tarfile.TarInfo | None:
-    """A file's entry; None for what a tar has no words for, a socket."""
+    """The entry `name` of the file at `place`; None for a socket, which a tar cannot hold, and for
+    a link that has been replaced since `status` was read.
+
+    `inodes` has the entries of files with several names, and gets this one's.
+    """
     kind = _KINDS.get(stat.S_IFMT(status.st_mode))
     if kind is None:
         return None
@@ -116,7 +122,10 @@ def _entry(
     if kind == tarfile.REGTYPE:
         entry.size = status.st_size
     elif kind == tarfile.SYMTYPE:
-        entry.linkname = os.readlink(place)
+        try:
+            entry.linkname = os.readlink(place)
+        except OSError:
+            return None
     elif kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
         entry.devmajor, entry.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
     entry.pax_headers = dict(_attributes(place))
@@ -132,16 +141,26 @@ def _attributes(place: str) -> Iterator[tuple[str, str]]:
     for key in keys:
         with suppress(OSError):  # it went meanwhile, or is not for us to see
             value = os.getxattr(place, key, follow_symlinks=False)
-            yield _XATTR + key, value.decode("utf-8", "surrogateescape")
+            yield XATTR + key, value.decode("utf-8", "surrogateescape")
 
 
-def _add_file(archive: tarfile.TarFile, entry: tarfile.TarInfo, place: str) -> None:
-    try:
-        fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    with open(fd, "rb") as file:
-        archive.addfile(entry, _Exactly(file))  # type: ignore[arg-type]
+def add_entry(archive: tarfile.TarFile, entry: tarfile.TarInfo, place: str) -> None:
+    """Write an entry, with the content of the file at `place`; nothing if it is gone, or is no
+    regular file any more."""
+    if entry.isreg():
+        try:
+            fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+                return
+            raise
+        with open(fd, "rb") as file:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                archive.addfile(entry, _Exactly(file))  # type: ignore[arg-type]
+    else:
+        archive.addfile(entry)
+    # tarfile keeps every entry: memory must not grow with the number of files.
+    archive.members = []  # type: ignore[attr-defined]
 
 
 class _Exactly:
@@ -356,9 +375,9 @@ def _dress(entry: tarfile.TarInfo, name: str, folder: int, owner: Owner, lost: _
 
 def _set_attributes(entry: tarfile.TarInfo, name: str, folder: int, lost: _Lost) -> None:
     attributes = {
-        key[len(_XATTR) :]: value.encode("utf-8", "surrogateescape")
+        key[len(XATTR) :]: value.encode("utf-8", "surrogateescape")
         for key, value in entry.pax_headers.items()
-        if key.startswith(_XATTR)
+        if key.startswith(XATTR)
     }
     # By descriptor, not by /proc/self/fd: a container's procfs does not show this process.
     # What cannot be opened without a consequence, such as a device, keeps none.

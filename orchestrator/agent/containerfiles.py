@@ -10,10 +10,10 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.agent.images import layerfiles, layout
+from orchestrator.agent.images import layout
 from orchestrator.agent.images.disk import remove_tree
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.rootfiles import read_root
+from orchestrator.agent.images.rootfiles import read_changes, read_root, write_layer
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime.base import RuntimeFailure
@@ -97,8 +97,7 @@ class ContainerFiles:
 
     async def _diff(self, call: Any, task: Task, digest: str) -> None:
         upper, layers = self._roots.upper(task.id), self._store.layers(digest)
-        found = await asyncio.to_thread(layerfiles.changes, upper, layers, _mounts(task))
-        for kind, path in found:
+        for kind, path in await read_changes(upper, layers, _mounts(task)):
             # Names may be any bytes; what is not UTF-8 shows as Docker shows it.
             shown = os.fsencode(path).decode(errors="replace")
             await call.write(dispatch_pb2.Frame(line=f"{kind} {shown}"))
@@ -122,7 +121,7 @@ class ContainerFiles:
             archive = folder / "layer.tar"
             async with self._still(runner, pause=not asked.no_pause):
                 with archive.open("wb") as file:
-                    await asyncio.to_thread(layerfiles.write_layer, upper, file, _mounts(task), ids)
+                    await write_layer(upper, file, _mounts(task), ids)
             new = layout.NewLayer(
                 archive,
                 asked.changes,

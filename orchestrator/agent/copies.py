@@ -114,13 +114,17 @@ class Copies:
 
     @asynccontextmanager
     async def _place(self, task_id: str) -> AsyncIterator[dict[str, Any]]:
-        """Where a container's root is: with its process, or in pieces to be mounted."""
+        """Where a container's root is: its process, held by a pidfd, or in pieces to be mounted."""
         runner = self._runners.get(task_id)
         if runner is None:
             raise RuntimeFailure("the container is not on this node any more")
         access = self._access(task_id)
-        if (found := access.process()) is not None:
-            yield {"pid": found.pid}
+        found = access.process()
+        if found is not None and (pidfd := found.open()) is not None:
+            try:
+                yield {"pid": found.pid, "pidfd": pidfd}
+            finally:
+                os.close(pidfd)
             return
         upper = access.bundle.upper
         if not upper.is_dir():
@@ -149,6 +153,7 @@ class Copies:
             stdin=stdin,
             stdout=stdout,
             stderr=PIPE,
+            pass_fds=[words["pidfd"]] if "pidfd" in words else [],
         )
         try:
             yield process

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,11 +24,14 @@ from orchestrator.pb import dispatch_pb2, interact_pb2
 pytestmark = pytest.mark.root
 
 
-def program(words: dict[str, object], data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def program(
+    words: dict[str, object], data: bytes = b"", fds: tuple[int, ...] = ()
+) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [*bareprogram.command("orchestrator.agent.copier"), json.dumps(words)],
         input=data,
         capture_output=True,
+        pass_fds=fds,
     )
 
 
@@ -136,9 +140,32 @@ class Upload:
         self.lines.append(frame.line)
 
 
+def test_a_reused_pid_is_not_taken_for_the_container(tmp_path: Path) -> None:
+    """Another process has the number of the container's, which has ended."""
+    (tmp_path / "secret").write_text("the host's")
+    ended = subprocess.Popen(["true"])
+    pidfd = os.pidfd_open(ended.pid)
+    ended.wait()
+    words = {"verb": "pack", "path": str(tmp_path / "secret"), "follow": False}
+    done = program({"pid": os.getpid(), "pidfd": pidfd, **words}, fds=(pidfd,))
+    os.close(pidfd)
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert b"the container has ended" in done.stderr
+
+
+NOT_KEPT = (
+    "extended attributes of 1 file were not kept (bin: security.orc-test: operation not permitted)"
+)
+
+
+@pytest.mark.parametrize(("userns", "lines"), [("private", [NOT_KEPT]), ("host", [])])
 @private
-async def test_an_upload_keeps_attributes_or_says_that_it_cannot(tmp_path: Path) -> None:
-    """In a container with users of its own, whose root may give files capabilities there."""
+async def test_an_upload_keeps_attributes_or_says_that_it_cannot(
+    tmp_path: Path, userns: str, lines: list[str]
+) -> None:
+    """In a container with users of its own, whose root may give files capabilities there, and in
+    one with the host's."""
     remove_leftovers()
     tree = tree_with_attributes(tmp_path / "tree") / "bin"
     os.setxattr(tree, "security.orc-test", b"nobody else knows it")
@@ -146,7 +173,10 @@ async def test_an_upload_keeps_attributes_or_says_that_it_cannot(tmp_path: Path)
     copying.pack(str(tree), "bin", tar)
     world = CrunWorld(tmp_path)
     async with world, world.runtime() as runtime, asyncio.TaskGroup() as group:
-        pid = await running(runtime, world, world.graceful("c"))
+        container = world.graceful("c")
+        spec = replace(container.spec.container, userns=userns)
+        container = replace(container, spec=replace(container.spec, container=spec))
+        pid = await running(runtime, world, container)
         runners = {"c": SimpleNamespace()}
         copies = Copies(runners, runtime.access, None)  # type: ignore[arg-type]
         upload = Upload(tar.getvalue())
@@ -156,7 +186,4 @@ async def test_an_upload_keeps_attributes_or_says_that_it_cannot(tmp_path: Path)
         # Seen from outside of the container's users, it says whose root has given it.
         assert os.getxattr(new / "ping", "security.capability")[4:12] == CAPABILITY[4:12]
         assert os.getxattr(new / "ping", "user.comment") == b"\xff\0binary"
-        assert upload.lines == [
-            "extended attributes of 1 file were not kept "
-            "(bin: security.orc-test: operation not permitted)"
-        ]
+        assert upload.lines == lines

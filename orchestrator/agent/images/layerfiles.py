@@ -3,7 +3,8 @@
 Overlay's marks are read as its documentation has them (kernel, filesystems/overlayfs.rst) and
 written as a layer's whiteouts (OCI image-spec, layer.md). A container with users of its own has
 files that belong to a range of the host's ids; in a tar they belong to whom the container sees.
-All of it blocks.
+A container that runs may change its files meanwhile, so these functions belong into a process that
+is confined to them (`rootfiles`). Standard library only. All of it blocks.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
+
+from orchestrator.copying import XATTR, add_entry, tar_entry
 
 HOST_IDS = range(0)
 """Of a container that has the host's users."""
@@ -65,6 +68,7 @@ def write_layer(
 
     `ids` are the host's ids of the container's users, 0 and on.
     """
+    inodes: dict[tuple[int, int], str] = {}
     with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for name, info in _walk(upper):
             if _hidden(name, mounts):
@@ -73,72 +77,85 @@ def write_layer(
                 folder, _, last = name.rpartition("/")
                 _empty(archive, f"{folder}/{WHITEOUT}{last}".lstrip("/"))
                 continue
-            _add(archive, upper / name, name, ids)
+            _add(archive, upper / name, name, info, inodes, ids)
             if stat.S_ISDIR(info.st_mode) and _attribute(upper / name, "trusted.overlay.opaque"):
                 _empty(archive, f"{name}/{OPAQUE}")
 
 
 def write_root(root: Path, target: IO[bytes], ids: range = HOST_IDS) -> None:
     """Write a whole mounted root as a plain tar."""
+    inodes: dict[tuple[int, int], str] = {}
     with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        for name, _ in _walk(root):
-            _add(archive, root / name, name, ids)
+        for name, info in _walk(root):
+            _add(archive, root / name, name, info, inodes, ids)
 
 
-def _walk(root: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    with os.scandir(root / below) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        name = f"{below}/{entry.name}".lstrip("/")
-        try:
-            info = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            continue
-        yield name, info
-        if stat.S_ISDIR(info.st_mode):
-            yield from _walk(root, name)
+def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """The files below `root` by their paths, a folder before what is in it."""
+    waiting = [iter(_listed(root, ""))]
+    while waiting:
+        for name in waiting[-1]:
+            try:
+                info = os.lstat(root / name)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # gone meanwhile
+            yield name, info
+            if stat.S_ISDIR(info.st_mode):
+                waiting.append(iter(_listed(root, name)))
+                break
+        else:
+            waiting.pop()
 
 
-def _add(archive: tarfile.TarFile, path: Path, name: str, ids: range) -> None:
+def _listed(root: Path, folder: str) -> list[str]:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        member = archive.gettarinfo(path, name)
-    except FileNotFoundError:
-        return
+        descriptor = os.open(root / folder, flags)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    try:
+        return [f"{folder}/{name}".lstrip("/") for name in sorted(os.listdir(descriptor))]
+    finally:
+        os.close(descriptor)
+
+
+def _add(
+    archive: tarfile.TarFile,
+    path: Path,
+    name: str,
+    info: os.stat_result,
+    inodes: dict[tuple[int, int], str],
+    ids: range,
+) -> None:
+    member = tar_entry(str(path), name, info, inodes)
     if member is None:
-        return  # a socket
+        return
     member.uid, member.gid = _own(member.uid, ids), _own(member.gid, ids)
-    # The host's names of them say nothing.
-    member.uname = member.gname = ""
-    headers = dict(member.pax_headers)
-    for key in os.listxattr(path, follow_symlinks=False):
-        if not key.startswith(("trusted.overlay.", "user.overlay.")):
-            value = _own_attribute(key, os.getxattr(path, key, follow_symlinks=False), ids)
-            headers[f"SCHILY.xattr.{key}"] = value.decode("utf-8", "surrogateescape")
-    member.pax_headers = headers
-    if member.isreg():
-        with path.open("rb") as file:
-            member.size = os.fstat(file.fileno()).st_size
-            archive.addfile(member, file)
-    else:
-        archive.addfile(member)
+    member.pax_headers = {
+        header: _own_attribute(header.removeprefix(XATTR), value, ids)
+        for header, value in member.pax_headers.items()
+        if not header.startswith((f"{XATTR}trusted.overlay.", f"{XATTR}user.overlay."))
+    }
+    add_entry(archive, member, str(path))
 
 
 def _own(number: int, ids: range) -> int:
     return number - ids.start if number in ids else number
 
 
-def _own_attribute(key: str, value: bytes, ids: range) -> bytes:
+def _own_attribute(key: str, text: str, ids: range) -> str:
     """An attribute's value with the container's ids (linux/capability.h, posix_acl_xattr.h)."""
+    value = text.encode("utf-8", "surrogateescape")
     if key == "security.capability" and len(value) == 24:
         *words, owner = struct.unpack("<6I", value)
         if owner == ids.start:
-            return struct.pack("<5I", words[0] & 0xFFFFFF | _CAPABILITY_V2, *words[1:])
+            value = struct.pack("<5I", words[0] & 0xFFFFFF | _CAPABILITY_V2, *words[1:])
     if key.startswith("system.posix_acl_") and len(value) % 8 == 4:
         entries = [
             (tag, mode, _own(n, ids)) for tag, mode, n in struct.iter_unpack("<HHI", value[4:])
         ]
-        return value[:4] + b"".join(struct.pack("<HHI", *entry) for entry in entries)
-    return value
+        value = value[:4] + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    return value.decode("utf-8", "surrogateescape")
 
 
 def _empty(archive: tarfile.TarFile, name: str) -> None:
@@ -153,16 +170,17 @@ def _below(layers: Sequence[Path], name: str) -> os.stat_result | None:
     """What the highest of the layers has under this name, if it does not hide it."""
     parts = name.split("/")
     for layer in reversed(layers):
-        path, hides = layer, False
+        path, hides, info = layer, False, None
         for part in parts:
+            if info is not None and not stat.S_ISDIR(info.st_mode):
+                # Not even a link to a folder is one: nothing of it, or below it, shows.
+                hides = True
+                break
             hides = hides or (path != layer and _attribute(path, "trusted.overlay.opaque"))
             path = path / part
             try:
                 info = path.lstat()
             except FileNotFoundError:
-                break
-            except NotADirectoryError:
-                hides = True
                 break
             if _is_whiteout(info):
                 return None

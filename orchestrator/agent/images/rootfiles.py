@@ -1,52 +1,74 @@
-"""All files of a container as a tar, by a process that ends with its mounts; a program.
-
-    python -m orchestrator.agent.images.rootfiles '{"root": FOLDER, "layers": [...], …}' > TAR
-
-`root` is where a running container's root is mounted. Of one that does not run, `layers` (the
-lowest first, its own the last) are mounted there for this process alone, read-only. `ids` are the
-first of the host's ids that are the container's, and their number.
-"""
+"""The agent's side of reading a container's files: starts the program `rootreader`."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import os
-import sys
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
+from orchestrator import bareprogram
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.layerfiles import write_root
-from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.overlay import mount_layers
 
-_CLONE_NEWNS = 0x00020000
-_PRIVATE = ctypes.c_ulong(0x4000 | 0x40000)
-"""Recursive and private, for mount(2)."""
+_PROGRAM = bareprogram.command("orchestrator.agent.images.rootreader", "-X", "utf8")
 _CHUNK = 1 << 20
 
 
 async def read_root(root: Path, layers: Sequence[Path], ids: range) -> AsyncIterator[bytes]:
-    """The tar, in pieces, as fast as they are taken. Raises ImageError."""
-    words = {
-        "root": str(root),
-        "layers": [str(layer) for layer in layers],
-        "ids": [ids.start, len(ids)],
+    """All files of a container as a tar, in pieces, as fast as they are taken.
+
+    `root` is where a running container's root is mounted. Of one that does not run, `layers` (the
+    lowest first, its own the last) are mounted there for the program alone, read-only. `ids` are
+    the host's ids of the container's users, 0 and on. Raises ImageError.
+    """
+    order = {"verb": "root", "root": str(root), "layers": _paths(layers), "ids": _pair(ids)}
+    async for piece in _output(order):
+        yield piece
+
+
+async def read_changes(
+    upper: Path, layers: Sequence[Path], mounts: frozenset[str]
+) -> list[tuple[str, str]]:
+    """See `layerfiles.changes`. Raises ImageError."""
+    order = {
+        "verb": "changes",
+        "upper": str(upper),
+        "layers": _paths(layers),
+        "mounts": sorted(mounts),
     }
+    output = b"".join([piece async for piece in _output(order)])
+    names = (os.fsdecode(entry) for entry in output.split(b"\0")[:-1])
+    return [(name[0], name[1:]) for name in names]
+
+
+async def write_layer(upper: Path, target: IO[bytes], mounts: frozenset[str], ids: range) -> None:
+    """See `layerfiles.write_layer`; `target` is a file. Raises ImageError."""
+    order = {"verb": "layer", "upper": str(upper), "mounts": sorted(mounts), "ids": _pair(ids)}
+    async for _ in _output(order, target.fileno()):
+        pass
+
+
+def _paths(layers: Sequence[Path]) -> list[str]:
+    return [str(layer) for layer in layers]
+
+
+def _pair(ids: range) -> list[int]:
+    return [ids.start, len(ids)]
+
+
+async def _output(order: dict[str, Any], stdout: int = PIPE) -> AsyncIterator[bytes]:
+    """What the program writes, unless it writes to a descriptor `stdout`. Raises ImageError."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", __name__, json.dumps(words)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=_CHUNK,
+        *_PROGRAM, json.dumps(order), stdin=DEVNULL, stdout=stdout, stderr=PIPE, limit=_CHUNK
     )
-    assert process.stdout is not None
     assert process.stderr is not None
     try:
-        while piece := await process.stdout.read(_CHUNK):
-            yield piece
+        if process.stdout is not None:
+            while piece := await process.stdout.read(_CHUNK):
+                yield piece
         said = (await process.stderr.read()).decode(errors="replace").splitlines()
         if await process.wait():
             raise ImageError(said[-1] if said else "the container's files cannot be read")
@@ -54,29 +76,3 @@ async def read_root(root: Path, layers: Sequence[Path], ids: range) -> AsyncIter
         if process.returncode is None:
             process.kill()
             await asyncio.shield(process.wait())
-
-
-def _mount(layers: list[Path], root: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    for result in (libc.unshare(_CLONE_NEWNS), libc.mount(b"none", b"/", None, _PRIVATE, None)):
-        if result != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    mount_layers(layers, root)
-
-
-def main(words: str) -> None:
-    """Write the tar to stdout; see the module."""
-    order = json.loads(words)
-    root = Path(order["root"])
-    if order["layers"]:
-        _mount([Path(layer) for layer in order["layers"]], root)
-    first, count = order["ids"]
-    write_root(root, sys.stdout.buffer, range(first, first + count))
-    sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1])
-    except (OSError, RuntimeFailure) as error:
-        sys.exit(str(error))

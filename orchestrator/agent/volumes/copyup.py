@@ -1,8 +1,8 @@
 """A new volume is filled from the folder that the image has at its place.
 
-Copied from the image's layers, by cp(1) with all that files have (owners, modes, times, extended
-attributes, hard links, holes). Whatever touches the volume is a child process: a file system of a
-plugin may hang.
+The program `filler` copies it from the image's layers. Whatever touches the volume is a child
+process: a file system of a plugin may hang, and a container that has the volume may change it
+meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator import bareprogram
 from orchestrator.agent.runtime import spawn
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.mounts import is_mounted, unmount
@@ -22,6 +23,7 @@ from orchestrator.agent.runtime.overlay import mount_layers
 from orchestrator.agent.runtime.rootfs import open_in_root
 from orchestrator.agent.volumes.errors import VolumeError
 
+_FILLER = bareprogram.command("orchestrator.agent.volumes.filler", "-X", "utf8")
 LOOK_TIMEOUT = 5.0
 """Seconds that a look at a volume may take."""
 
@@ -90,14 +92,11 @@ async def fill(layers: Sequence[Path], folder: str, volume: Path, scratch: Path)
 async def _copy(source: int, volume: Path) -> None:
     with spawn.descriptors() as owned:
         stderr = owned.memory_file()
-        argv = ["cp", "-a", "--sparse=auto", "--", f"/proc/self/fd/{source}/.", f"{volume}/"]
+        argv = [*_FILLER, str(source), str(volume)]
         status = await spawn.reap(spawn.spawn(argv, stderr=stderr, pass_fds=(source,)))
         if status != 0:
-            text = spawn.read_text(stderr)
-            reason = text.splitlines()[0].rpartition(": ")[2] if text else f"status {status}"
-            raise VolumeError(
-                f"the volume cannot be filled from the image's folder: {reason.lower()}"
-            )
+            reason = next(iter(spawn.read_text(stderr).splitlines()), f"status {status}")
+            raise VolumeError(f"the volume cannot be filled from the image's folder: {reason}")
 
 
 def clear_scratch(scratch: Path) -> None:

@@ -11,6 +11,7 @@ from orchestrator.agent.images.blobs import BlobService
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.settings import Settings
 from orchestrator.identity.pair import TlsFiles
+from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.tls import (
     MANAGER_NAME,
@@ -45,12 +46,14 @@ class Channels:
         )
 
 
-async def serve_blobs(settings: Settings, store: ImageStore) -> tuple[grpc.aio.Server, int]:
+async def serve_blobs(
+    settings: Settings, store: ImageStore, revocations: Revocations
+) -> tuple[grpc.aio.Server, int]:
     """Serve this node's image blobs to others of the cluster: the server and its port. Raises
     AgentFailure."""
     address = f"{settings.identity.address}:{settings.blob_port}"
     server = grpc.aio.server(
-        interceptors=[RoleGuard(settings.identity.cluster_id)],
+        interceptors=[RoleGuard(settings.identity.cluster_id, revocations)],
         options=[("grpc.so_reuseport", 0)],
     )
     blobs_pb2_grpc.add_BlobsServicer_to_server(BlobService(store.blob_path), server)

@@ -49,6 +49,7 @@ from orchestrator.agent.pathmtu import PathMtus
 from orchestrator.agent.peerprobes import PeerProbes
 from orchestrator.agent.probes import Probes
 from orchestrator.agent.reporter import Reporter
+from orchestrator.agent.revoked import KeptRevocations
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.cgroups import detect
 from orchestrator.agent.runtime.crun import CrunRuntime
@@ -69,6 +70,7 @@ from orchestrator.agent.volumes.plugins import Plugins
 from orchestrator.agent.volumes.store import VolumeStore
 from orchestrator.agent.worker import Worker
 from orchestrator.identity.pair import TlsFiles
+from orchestrator.identity.revocation import Revocations
 from orchestrator.model import nodes
 from orchestrator.model.networks import CHAINS
 from orchestrator.model.tasks import Task
@@ -154,7 +156,9 @@ async def run(settings: Settings) -> None:
                     places=lambda: foreign.with_own.places(),
                 )
             )
-            server, blob_port = await serve_blobs(settings, store)
+            revocations = Revocations()
+            kept_revocations = KeptRevocations(db, revocations, time.time)
+            server, blob_port = await serve_blobs(settings, store, revocations)
             stack.push_async_callback(server.stop, None)
             task_files = TaskFiles.in_memory(settings.run_dir / "documents")
         except (
@@ -295,7 +299,7 @@ async def run(settings: Settings) -> None:
         )
         try:
             metrics_port = await stack.enter_async_context(
-                metrics.serving(settings, shown, db.scrape_digest)
+                metrics.serving(settings, shown, db.scrape_digest, revocations)
             )
         except CannotListen as error:
             raise AgentFailure(f"{error}; --metrics-port 0 takes any free port") from error
@@ -341,6 +345,7 @@ async def run(settings: Settings) -> None:
                 open_tunnel=tunnels.open,
                 remove_images=image_orders.remove,
                 scrapable=db.put_scrape_digest,
+                revoked=kept_revocations.take,
             ),
             rng=rng,
         )

@@ -28,6 +28,7 @@ from orchestrator.agent.runtime.gauges import GaugeFiles
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.volumes.store import VolumeStore
 from orchestrator.identity.pair import TlsFiles
+from orchestrator.identity.revocation import Revocations
 from orchestrator.model.specs import STACK_LABEL
 from orchestrator.model.states import TaskState
 from orchestrator.web.https import listening
@@ -78,7 +79,10 @@ class Shown:
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, shown: Shown, token_digest: Callable[[], str]
+    settings: Settings,
+    shown: Shown,
+    token_digest: Callable[[], str],
+    revocations: Revocations,
 ) -> AsyncIterator[int]:
     """Serve `/metrics` while the body runs; the port. Raises CannotListen."""
     identity, data, host = settings.identity, settings.data_dir, os.uname()
@@ -93,7 +97,7 @@ async def serving(
     }
     registry.register(AgentCollector(shown, facts))
     containers = ContainerText(shown.runners, shown.access, host.nodename)
-    app = MetricsApp(registry, identity.cluster_id, token_digest, containers.render)
+    app = MetricsApp(registry, identity.cluster_id, token_digest, containers.render, revocations)
     files = TlsFiles.of(data, "node")
     async with listening(app, identity.address, settings.metrics_port, files) as port:
         yield port

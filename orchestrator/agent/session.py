@@ -75,10 +75,12 @@ class Session:
         open_tunnel: OpenTunnel,
         remove_images: Callable[[Sequence[str]], Coroutine[Any, Any, None]],
         scrapable: Callable[[str], None],
+        revoked: Callable[[dispatch_pb2.RevocationList], None] = lambda news: None,
     ) -> None:
         """`wake` is set by whoever has something to send. `open_tunnel` must keep its errors to
         itself. `remove_images`: of these digests, as far as no container needs them. `scrapable`:
-        by whoever shows the token of this digest."""
+        by whoever shows the token of this digest. `revoked`: takes what is new of the
+        certificates that the node refuses."""
         self._node = node
         self._worker = worker
         self._endpoints = endpoints
@@ -87,6 +89,7 @@ class Session:
         self._open_tunnel = open_tunnel
         self._remove_images = remove_images
         self._scrapable = scrapable
+        self._revoked = revoked
         self._images_changed = True
         self._volume_drivers: dict[str, str] = {}
         self._path_mtu = 0
@@ -183,6 +186,8 @@ class Session:
                 group.create_task(self._remove_images(images), name="image removal")
             case "scrape":
                 self._scrapable(message.scrape.token_digest)
+            case "revocations":
+                self._revoked(message.revocations)
             case "redirect":
                 raise _redirected(message.redirect)
             case other:

@@ -28,6 +28,7 @@ import logging
 import sqlite3
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,6 +78,7 @@ _SCHEMA_VERSION = len(_SCHEMAS)
 _NETWORKS = "networks"
 _MANAGERS = "managers"
 _SCRAPE = "scrape"
+_REVOCATIONS = "revocations"
 _PROBE = "probe"
 """Written to find out whether anything can be."""
 
@@ -358,6 +360,19 @@ class StateDb:
     def put_scrape_digest(self, digest: str) -> None:
         """Remember the token's digest."""
         self._write([self._setting(_SCRAPE, digest.encode())], defer=True)
+
+    def revocations(self) -> dispatch_pb2.RevocationList:
+        """The certificates that the node refuses, a complete list; empty before a session told of
+        any."""
+        kept = dispatch_pb2.RevocationList()
+        with suppress(DecodeError):
+            kept.ParseFromString(self._settings.get(_REVOCATIONS, b""))
+        return kept
+
+    def put_revocations(self, revocations: dispatch_pb2.RevocationList) -> None:
+        """Remember which certificates are refused."""
+        data = revocations.SerializeToString()
+        self._write([self._setting(_REVOCATIONS, data)], defer=True)
 
     def _setting(self, key: str, value: bytes) -> tuple[Hashable, _Statement]:
         self._settings[key] = value

@@ -22,8 +22,16 @@ _HOSTS = (
 )
 
 
+_ACCESS = (
+    Lazy("certificates", "orchestrator.cli.access:certificates", "List issued certificates"),
+    Lazy("revoke", "orchestrator.cli.access:revoke", "Revoke certificates"),
+)
+
+
 @click.group(
-    cls=OrcGroup, sections=[("On the host itself", _HOSTS)], epilog=example("orc cluster info")
+    cls=OrcGroup,
+    sections=[("On the host itself", _HOSTS), ("Access", _ACCESS)],
+    epilog=example("orc cluster info"),
 )
 def cluster() -> None:
     """Set up a cluster, join it, see what it is."""

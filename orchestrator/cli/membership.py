@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import re
 import socket
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from orchestrator.cli.units import started
 
 MANAGER_DATA, AGENT_DATA = Path("/var/lib/orc/manager"), Path("/var/lib/orc/agent")
 """Where the daemons' units look."""
+
+
+_ADMIN_NAME = re.compile(r"(?=.{1,63}$)[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
 
 def _address(text: str) -> str:
@@ -161,9 +165,16 @@ def join(token: str, address: str, data_dir: Path, manager: str) -> None:
     metavar="NAME",
     help="Name for 'orc'.",
 )
-def admin(data_dir: Path, name: str) -> None:
+@click.option(
+    "--name",
+    "admin_name",
+    metavar="NAME",
+    help="Name in the certificate, for the audit trail and 'orc cluster revoke admin'  "
+    "[default: the context's name; admin for the context default]",
+)
+def admin(data_dir: Path, name: str, admin_name: str | None) -> None:
     """Make an admin's context on a manager's host, in place of one of this name: for another
-    person, or where the certificate of the one that was has expired."""
+    person, or where the certificate of the one that was has expired or was revoked."""
     from orchestrator.identity.files import NoIdentity, read_manager
     from orchestrator.identity.pair import KeyPair, TlsFiles
     from orchestrator.identity.setup import new_admin
@@ -176,7 +187,13 @@ def admin(data_dir: Path, name: str) -> None:
         raise CliError(str(error)) from None
     except PermissionError as error:
         raise CliError(f"cannot read {error.filename}: run this as root (sudo)") from None
-    made = new_admin(authority, identity.cluster_id, dt.datetime.now(dt.UTC))
+    holder = admin_name or ("admin" if name == "default" else name.lower())
+    if not _ADMIN_NAME.fullmatch(holder):
+        raise CliError(
+            f"'{holder}' cannot be an admin's name; give --name with up to 63 lower-case letters, "
+            "digits, and single . _ - between them"
+        )
+    made = new_admin(authority, identity.cluster_id, dt.datetime.now(dt.UTC), name=holder)
     endpoint = f"{identity.address}:{identity.port}"
     save_context(Context(name, (endpoint,), authority.certificate, made.certificate, made.key))
-    click.echo(f"Context {name!r} is an admin's of cluster {identity.cluster_id}.")
+    click.echo(f"Context {name!r} is of admin {holder!r} of cluster {identity.cluster_id}.")

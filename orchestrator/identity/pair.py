@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ all come together, and days are left for a manager that is away."""
 _TIME = rb"(?:\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z)"
 _VALIDITY = re.compile(rb"\x30[\x1e-\x22]" + 2 * _TIME)
 """The field `validity` in DER: UTCTime until 2049, GeneralizedTime after (RFC 5280, 4.1.2.5)."""
+_SERIAL = re.compile(rb"\x30\x82..\x30\x82..\xa0\x03\x02\x01\x02\x02", re.S)
+"""In DER, what is before the serial number's length in every certificate of version 3 that has from
+256 to 65,535 bytes (RFC 5280, 4.1)."""
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s*(.*?)-----END CERTIFICATE-----\s*", re.S)
 
 
@@ -59,6 +63,38 @@ class Life:
         """When to renew it; `unit` from 0 to 1 chooses between the earliest and the latest."""
         signed = self.begins + SKEW
         return signed + (self.ends - signed) * (_EARLIEST + (_LATEST - _EARLIEST) * unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """What tells one certificate from all others, and when it was issued."""
+
+    serial: str
+    """Its serial number, in lower-case hexadecimal digits."""
+    fingerprint: str
+    """SHA-256 of its DER form, in lower-case hexadecimal digits."""
+    at: float
+    """Seconds since 1970, whole ones: certificates have no finer clock."""
+    ends: float
+
+    @classmethod
+    def of(cls, certificate: str) -> Issued | None:
+        """Read it from a PEM certificate; None if it cannot be read."""
+        body, life = _PEM.search(certificate), Life.of(certificate)
+        if body is None or life is None:
+            return None
+        der = base64.b64decode(body[1])
+        number = _SERIAL.match(der)
+        if number is None:
+            return None
+        start = number.end() + 1
+        value = int.from_bytes(der[start : start + der[number.end()]], "big")
+        return cls(
+            f"{value:x}",
+            hashlib.sha256(der).hexdigest(),
+            (life.begins + SKEW).timestamp(),
+            life.ends.timestamp(),
+        )
 
 
 def _moment(short: bytes | None, long: bytes | None) -> dt.datetime:

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from orchestrator.identity.revocation import CertificateRevoked, Revocations
 from orchestrator.identity.tls import Identity, peer_identity
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "orchestrator.v1.System": frozenset({"admin"}),
     "orchestrator.v1.Support": frozenset({"admin"}),
     "orchestrator.v1.Images": frozenset({"admin"}),
+    "orchestrator.v1.Access": frozenset({"admin"}),
     "orchestrator.v1.Certificates": frozenset({"admin", "worker"}),
     "orchestrator.v1.Sources": frozenset({"worker"}),
     "orchestrator.v1.Dispatch": frozenset({"worker"}),
@@ -57,10 +59,19 @@ def may_call(identity: Identity | None, service: str, cluster_id: str) -> str:
 
 
 class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Refuses each call that the table does not allow, and logs it."""
+    """Refuses each call that the table does not allow or whose certificate was revoked, and logs
+    it. Ends calls under way when their certificates are revoked."""
 
-    def __init__(self, cluster_id: str) -> None:
+    def __init__(
+        self,
+        cluster_id: str,
+        revocations: Revocations,
+        seen: Callable[[Identity, str], None] = lambda identity, peer: None,
+    ) -> None:
+        """`seen` is told of each caller that may call, and its address."""
         self._cluster_id = cluster_id
+        self._revocations = revocations
+        self._seen = seen
 
     async def intercept_service(
         self,
@@ -78,20 +89,26 @@ class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         @asynccontextmanager
         async def checked(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
             identity = peer_identity(context)
+            facts = {
+                "method": method,
+                "peer": context.peer(),
+                "identity": identity.id if identity else "none",
+                "role": identity.role if identity else "none",
+            }
             refusal = may_call(identity, service, self._cluster_id)
             if refusal:
-                log.warning(
-                    "call refused",
-                    extra={
-                        "method": method,
-                        "peer": context.peer(),
-                        "identity": identity.id if identity else "none",
-                        "role": identity.role if identity else "none",
-                        "reason": refusal,
-                    },
-                )
+                log.warning("call refused", extra={**facts, "reason": refusal})
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, refusal)
-            yield
+            if identity is None:
+                yield
+                return
+            try:
+                async with self._revocations.call(identity):
+                    self._seen(identity, context.peer())
+                    yield
+            except CertificateRevoked as revoked:
+                log.warning("call refused", extra={**facts, "reason": revoked})
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(revoked))
 
         return within(handler, checked)
 

@@ -72,12 +72,16 @@ def init_cluster(
 
 
 def new_admin(
-    authority: KeyPair, cluster_id: str, now: dt.datetime, lifetime: dt.timedelta = ca.LIFETIME
+    authority: KeyPair,
+    cluster_id: str,
+    now: dt.datetime,
+    lifetime: dt.timedelta = ca.LIFETIME,
+    name: str = "admin",
 ) -> KeyPair:
     """An administrator's certificate."""
     return ca.issue(
         authority,
-        common_name="admin",
+        common_name=name,
         role="admin",
         cluster_id=cluster_id,
         now=now,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import grpc
 
 from orchestrator.identity.names import MANAGER_NAME, NODE_NAME
-from orchestrator.identity.pair import TlsFiles
+from orchestrator.identity.pair import Issued, TlsFiles
 
 __all__ = [
     "MANAGER_NAME",
@@ -30,6 +31,8 @@ class Identity:
     id: str
     role: str
     cluster_id: str
+    certificate: Issued | None = None
+    """The certificate itself; None where only its subject is known."""
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
@@ -90,7 +93,7 @@ def channel_options(peer_name: str = MANAGER_NAME) -> list[tuple[str, Any]]:
     ]
 
 
-_SUBJECT = re.compile(r"OU=([a-z0-9]+),O=([a-z]+),CN=([a-z0-9]+)")
+_SUBJECT = re.compile(r"OU=([a-z0-9]+),O=([a-z]+),CN=([a-z0-9]+(?:[._-][a-z0-9]+)*)")
 """The subjects that our CA writes (`ca._subject`), as gRPC shows them (RFC 2253, last part first).
 Read from that text, since loading a certificate library would cost every agent 12 MiB."""
 
@@ -99,4 +102,12 @@ def peer_identity(context: grpc.aio.ServicerContext[Any, Any]) -> Identity | Non
     """Who calls, by the certificate that the handshake verified; None without one."""
     subjects = list(context.auth_context().get("x509_subject") or ())
     match = _SUBJECT.fullmatch(bytes(subjects[0]).decode()) if subjects else None
-    return Identity(id=match[3], role=match[2], cluster_id=match[1]) if match else None
+    if match is None:
+        return None
+    shown = list(context.auth_context().get("x509_pem_cert") or ())
+    return Identity(match[3], match[2], match[1], _issued(bytes(shown[0])) if shown else None)
+
+
+@lru_cache(maxsize=4096)
+def _issued(certificate: bytes) -> Issued | None:
+    return Issued.of(certificate.decode())

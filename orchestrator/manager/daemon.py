@@ -18,12 +18,14 @@ from orchestrator.background import background
 from orchestrator.identity import ca
 from orchestrator.identity.files import ManagerIdentity, read_manager
 from orchestrator.identity.pair import KeyPair, TlsFiles
+from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.setup import new_id
 from orchestrator.identity.tls import join_credentials, server_credentials
 from orchestrator.identity.token import new_secret
 from orchestrator.manager import dispatcher, metrics
 from orchestrator.manager.api import ApiContext, ControlApi
+from orchestrator.manager.api.access import AccessCalls
 from orchestrator.manager.api.containers import ContainerCalls
 from orchestrator.manager.api.documents import DocumentCalls
 from orchestrator.manager.api.image_service import ImagesApi
@@ -36,7 +38,12 @@ from orchestrator.manager.api.support import SupportCalls
 from orchestrator.manager.api.system import SystemCalls
 from orchestrator.manager.api.tracedcalls import TracedCalls
 from orchestrator.manager.api.volumes import VolumeCalls
-from orchestrator.manager.certificates import Authority, Certificates, keep_own
+from orchestrator.manager.certificates import (
+    Authority,
+    CertificateRecords,
+    Certificates,
+    keep_own,
+)
 from orchestrator.manager.clusterkey import WrongKey, check_key
 from orchestrator.manager.collector import survivors_exempt
 from orchestrator.manager.dashboard.tickets import TicketCalls
@@ -71,6 +78,7 @@ from orchestrator.model.networks import BRIDGE
 from orchestrator.model.objects import Cluster, Network
 from orchestrator.model.specs import BRIDGE_NETWORK, DEFAULT_NETWORK
 from orchestrator.pb import (
+    access_pb2_grpc,
     certificates_pb2_grpc,
     containers_pb2_grpc,
     control_pb2_grpc,
@@ -262,6 +270,9 @@ class Manager:
         self._authority = Authority(
             KeyPair(self._tls.ca.read_text(), key), lambda: self.cache.view, time.time
         )
+        self._revocations = Revocations()
+        self._revocations.refused = metrics.RevokedCalls(self._registry).refused
+        self._records = CertificateRecords(kv, self.cache, self._revocations, time.time)
         self._dispatcher = Dispatcher(
             self.cache,
             self.inbox,
@@ -289,6 +300,7 @@ class Manager:
             group.create_task(metrics.LoopLag(self._registry).measure())
             group.create_task(self.cache.follow())
             await self.cache.wait_for(1)
+            group.create_task(self._records.run())
             await _found(self._kv, self.cache, self._identity, self._settings, self._vault)
             async with (
                 self._events.following(),
@@ -322,7 +334,15 @@ class Manager:
             async with (
                 web(api, self._settings.data_dir, self._registry, self._state),
                 background(self._supervisor.attend()),
-                background(keep_own(self._authority, self._identity, self._tls, random.random())),
+                background(
+                    keep_own(
+                        self._authority,
+                        self._identity,
+                        self._tls,
+                        random.random(),
+                        self._records,
+                    )
+                ),
             ):
                 await self._lead()
         except CannotListen as error:
@@ -345,12 +365,15 @@ class Manager:
             leader=lambda: self._leader,
             now=time.time,
             new_id=new_id,
+            revocations=self._revocations,
             tracer=self._tracer,
         )
 
     def _server(self, context: ApiContext) -> grpc.aio.Server:
         folder, identity = self._settings.data_dir, self._identity
-        guards: list[grpc.aio.ServerInterceptor[Any, Any]] = [RoleGuard(identity.cluster_id)]
+        guards: list[grpc.aio.ServerInterceptor[Any, Any]] = [
+            RoleGuard(identity.cluster_id, self._revocations, self._records.seen)
+        ]
         if self._tracer.on:
             guards.append(TracedCalls(self._tracer))
         server = grpc.aio.server(interceptors=guards, options=_SERVER_OPTIONS)
@@ -374,7 +397,8 @@ class Manager:
         dispatcher.serve(self._dispatcher, server)
         joining = Joining(self._kv, self.cache, self._authority, self._managers, time.time, new_id)
         identity_pb2_grpc.add_JoinServicer_to_server(joining, server)
-        certificates = Certificates(self._authority, lambda: self.cache.view)
+        access_pb2_grpc.add_AccessServicer_to_server(AccessCalls(context), server)
+        certificates = Certificates(self._authority, self._kv, self.cache)
         certificates_pb2_grpc.add_CertificatesServicer_to_server(certificates, server)
         for port, credentials in (
             (identity.port, server_credentials(self._tls)),

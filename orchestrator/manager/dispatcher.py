@@ -33,6 +33,7 @@ from orchestrator.manager.refusal import unavailable
 from orchestrator.manager.store.cache import Cache, Feed, fold
 from orchestrator.manager.store.kv import StoreError
 from orchestrator.manager.tunnels import Tunnels
+from orchestrator.model.access import Revocation
 from orchestrator.model.convert import from_proto
 from orchestrator.model.documents import Document
 from orchestrator.model.nodes import Node, NodeState
@@ -103,7 +104,7 @@ def concerned(view: ClusterView, changes: Iterable[Change]) -> set[str] | None:
             case Service() as service:
                 if _disconnects(change.before) != _disconnects(change.after):
                     nodes |= {task.node_id for task in view.tasks_of_service(service.id).values()}
-            case Document() | Cluster():
+            case Document() | Cluster() | Revocation():
                 return None
             case _:
                 pass

@@ -17,6 +17,7 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.quarantine import Quarantined
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache
+from orchestrator.model.access import Certificate, Revocation
 from orchestrator.model.documents import Document
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Image, Network, Object
@@ -277,6 +278,8 @@ def _sounds(status: TaskStatus) -> bool:
 
 def _action(before: Object | None, after: Object | None) -> str:
     """What happened to an object that is no task; empty for what is no news to a user."""
+    if isinstance(after or before, Certificate | Revocation):
+        return ""  # the audit trail has it
     if before is None:
         return "create"
     if after is None:

@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 
 from orchestrator.identity import ca
-from orchestrator.manager.certificates import Authority
+from orchestrator.identity.pair import Issued
+from orchestrator.manager.certificates import Authority, record
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
@@ -81,8 +82,17 @@ class Joining(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             message="joined, but its agent has not been heard of yet",
             description=NodeDescription(hostname=request.hostname),
         )
+        facts = Issued.of(certificate)
+        assert facts is not None
+        issued = record(
+            facts,
+            role="worker",
+            name=node_id,
+            address=context.peer(),
+            hostname=request.hostname,
+        )
         try:
-            revision = await commit(self._kv, [Change(None, node)])
+            revision = await commit(self._kv, [Change(None, node), Change(None, issued)])
         except StoreError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"the store is away: {error}")
         await self._cache.wait_for(revision)

@@ -19,6 +19,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from orchestrator import __version__
+from orchestrator.identity.tls import Identity
 from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.planning.accounting import node_usage, running_tasks
 from orchestrator.manager.planning.plan import Change
@@ -79,6 +80,22 @@ class StoreTimes:
     def failed(self, operation: str) -> None:
         """A request was not."""
         self._failures.labels(operation).inc()
+
+
+class RevokedCalls:
+    """Calls with certificates that were revoked."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._calls = CounterMetric(
+            "orc_manager_revoked_calls",
+            "Calls that were refused or ended because the caller's certificate was revoked",
+            labelnames=("role",),
+            registry=registry,
+        )
+
+    def refused(self, identity: Identity) -> None:
+        """A call was refused or ended."""
+        self._calls.labels(identity.role).inc()
 
 
 class LoopLag:

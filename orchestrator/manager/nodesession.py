@@ -10,7 +10,7 @@ import asyncio
 import time
 import zlib
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from orchestrator.manager.planning.assignments import is_assigned
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import name_on, named_volumes
 from orchestrator.manager.traces import place_of
+from orchestrator.model.access import Revocation
 from orchestrator.model.convert import to_proto
 from orchestrator.model.generic import with_generic
 from orchestrator.model.networks import NETWORK_CHANGES
@@ -109,6 +110,10 @@ class NodeSession:
         """The revision of the endpoint table that it was sent."""
         self._scrape_token = ""
         """The token whose digest it was told."""
+        self._sent_revocations: Mapping[str, Revocation] = {}
+        """As the node was told of them."""
+        self._revocations_sent = False
+        """Whether it was told of any in this session."""
         self._condemning = True
         """Images may have been removed that the node has, and was not told of."""
         self._lingering = False
@@ -165,6 +170,8 @@ class NodeSession:
             self._scrape_token = token
             access = dispatch_pb2.ScrapeAccess(token_digest=digest(token))
             out.append(dispatch_pb2.ManagerMessage(scrape=access))
+        if (revoked := self._revocation_changes(view)) is not None:
+            out.append(dispatch_pb2.ManagerMessage(revocations=revoked))
         if self._condemning:
             self._condemning = False
             images = _condemned(view, self.node_id)
@@ -179,6 +186,22 @@ class NodeSession:
                 out.append(dispatch_pb2.ManagerMessage(assignments=assignments))
             self._looked_at = view
         return out
+
+    def _revocation_changes(self, view: ClusterView) -> Any | None:
+        """What is new of the revoked certificates; None for nothing."""
+        known, now = self._sent_revocations, view.revocations
+        if known is now:
+            return None
+        added = [each for id, each in sorted(now.items()) if known.get(id) is not each]
+        removed = sorted(known.keys() - now.keys())
+        full = not self._revocations_sent
+        self._sent_revocations = now
+        if not (added or removed):
+            return None
+        self._revocations_sent = True
+        return dispatch_pb2.RevocationList(
+            full=full, added=[to_proto(each) for each in added], removed=removed
+        )
 
     def _dirty(self, view: ClusterView) -> Iterable[str]:
         """Ids of the tasks whose order may be another than when this was asked before."""

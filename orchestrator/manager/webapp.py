@@ -47,7 +47,11 @@ class ManagerApp:
         """The manager's own state as of the newest scrape: collectors run in a thread."""
         registry.register(ClusterCollector(lambda: api.view, lambda: self._scraped, api.now))
         self._metrics = MetricsApp(
-            registry, api.identity.cluster_id, self._digest, render=self._render
+            registry,
+            api.identity.cluster_id,
+            self._digest,
+            revocations=api.revocations,
+            render=self._render,
         )
         self._dashboard = DashboardApp(api, Sessions(api.vault, api.now))
         self.following = self._dashboard.broadcast.following
@@ -72,7 +76,7 @@ class ManagerApp:
     async def _discovery(self, scope: Scope, send: Send) -> None:
         api = self._api
         job = parse_qs(scope["query_string"].decode("latin-1")).get("job", [""])[0]
-        if not may_read(scope, api.identity.cluster_id, self._digest()):
+        if not may_read(scope, api.identity.cluster_id, self._digest(), api.revocations):
             await refuse(send)
         elif job and job not in JOBS:
             said = f"there is no job '{job}'; say {', '.join(JOBS[:-1])} or {JOBS[-1]}\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from orchestrator.model.access import Certificate, Revocation
 from orchestrator.model.documents import Document
 from orchestrator.model.extensible import Extensible
 from orchestrator.model.nodes import Node
@@ -179,4 +180,16 @@ class Cluster(Extensible):
     """Names the key that secrets are sealed with; empty in a cluster of an earlier version."""
 
 
-Object = Node | Service | Task | Network | Image | Volume | Cluster | Credential | Document
+Object = (
+    Node
+    | Service
+    | Task
+    | Network
+    | Image
+    | Volume
+    | Cluster
+    | Credential
+    | Document
+    | Certificate
+    | Revocation
+)

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from orchestrator.background import background
-from orchestrator.identity.pair import TlsFiles
+from orchestrator.identity.pair import Issued, TlsFiles
 from orchestrator.identity.tls import Identity
 
 log = logging.getLogger(__name__)
@@ -117,12 +117,14 @@ async def _knock(listener: socket.socket) -> None:
         loop.remove_reader(listener)
 
 
-def identity_in(certificate: Any) -> Identity | None:
-    """Whose certificate it is, by its subject as `SSLObject.getpeercert` gives it."""
+def identity_in(certificate: Any, der: bytes | None = None) -> Identity | None:
+    """Whose certificate it is, by its subject as `SSLObject.getpeercert` gives it, and its DER
+    form."""
+    issued = Issued.of(ssl.DER_cert_to_PEM_cert(der)) if der else None
     found = {
         _SUBJECT[key]: value
         for part in (certificate or {}).get("subject", ())
         for key, value in part
         if key in _SUBJECT
     }
-    return Identity(**found) if len(found) == len(_SUBJECT) else None
+    return Identity(**found, certificate=issued) if len(found) == len(_SUBJECT) else None

@@ -19,6 +19,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from orchestrator.identity.revocation import Revocations
 from orchestrator.web.https import PEER, Receive, Scope, Send
 
 
@@ -36,11 +37,13 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def may_read(scope: Scope, cluster_id: str, token_digest: str) -> bool:
+def may_read(scope: Scope, cluster_id: str, token_digest: str, revocations: Revocations) -> bool:
     """Whether the request may read what is measured."""
     peer = scope.get(PEER)
     if peer is not None and peer.cluster_id == cluster_id:
-        return True
+        if revocations.of(peer) is None:
+            return True
+        revocations.refused(peer)
     kind, _, token = header(scope, b"authorization").partition(" ")
     return (
         bool(token_digest)
@@ -63,6 +66,7 @@ class MetricsApp:
         cluster_id: str,
         token_digest: Callable[[], str],
         more: Callable[[], str] = str,
+        revocations: Revocations | None = None,
         render: Callable[[CollectorRegistry], Awaitable[bytes]] | None = None,
     ) -> None:
         """`more` writes whatever is not in the registry, in the same format. `render` makes the
@@ -72,13 +76,14 @@ class MetricsApp:
         self._registry = registry
         self._cluster_id = cluster_id
         self._digest = token_digest
+        self._revocations = revocations or Revocations()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != "/metrics":
             await respond(send, 404, b"there is only /metrics here\n")
         elif scope["method"] not in ("GET", "HEAD"):
             await respond(send, 405, b"/metrics is read with GET\n")
-        elif not may_read(scope, self._cluster_id, self._digest()):
+        elif not may_read(scope, self._cluster_id, self._digest(), self._revocations):
             await refuse(send)
         else:
             body = await self._render(self._registry) + self._more().encode()

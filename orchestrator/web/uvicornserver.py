@@ -24,7 +24,8 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
-        peer = identity_in(transport.get_extra_info("peercert"))
+        tls = transport.get_extra_info("ssl_object")
+        peer = identity_in(tls.getpeercert(), tls.getpeercert(binary_form=True))
         inner: App = self.app
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,12 +6,13 @@ import functools
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
 from orchestrator.identity.files import ManagerIdentity
+from orchestrator.identity.revocation import Revocations
 from orchestrator.manager.dispatcher import Dispatcher
 from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.inbox import Inbox
@@ -45,6 +46,7 @@ class ApiContext:
     """Identity of the leading manager; empty when nobody leads."""
     now: Callable[[], float]
     new_id: Callable[[], str]
+    revocations: Revocations = field(default_factory=Revocations)
     tracer: Tracer = OFF
 
     @property

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.api.context import Calls, answering
+from orchestrator.manager.certificates import in_turn, revocation_of
 from orchestrator.manager.lookup import find_node
 from orchestrator.manager.offload import offload
 from orchestrator.manager.planning.accounting import node_usage
@@ -49,14 +51,28 @@ class NodeCalls(Calls):
 
     @answering
     async def RemoveNode(self, request: Any, context: Any) -> Any:
-        node = find_node(self.api.view, request.node)
-        if node.state is NodeState.READY and not request.force:
-            raise precondition(
-                f"node {node.description.hostname} is up; stop 'orc agent' there first, "
-                "or use --force (its containers end when it next looks)"
+        caller = peer_identity(context)
+
+        def removed(view: ClusterView) -> list[Change]:
+            node = find_node(view, request.node)
+            if node.state is NodeState.READY and not request.force:
+                raise precondition(
+                    f"node {node.description.hostname} is up; stop 'orc agent' there first, "
+                    "or use --force (its containers end when it next looks)"
+                )
+            # Its certificates with it, or it could go on fetching images from other nodes.
+            revocation = revocation_of(
+                view,
+                role="worker",
+                name=node.id,
+                now=self.api.now(),
+                reason="the node was removed from the cluster",
+                by=caller.id if caller else "",
             )
-        revision = await commit(self.api.kv, [Change(node, None)])
-        await self.api.cache.wait_for(revision)
+            before = view.revocations.get(revocation.id)
+            return [Change(node, None), Change(before, revocation)]
+
+        await in_turn(self.api.kv, self.api.cache, removed)
         return control_pb2.RemoveNodeReply()
 
 

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.quarantine import Quarantined
+from orchestrator.model.access import Certificate, Revocation
 from orchestrator.model.documents import Document, DocumentKind
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
@@ -42,6 +43,8 @@ class ClusterView:
     volumes: Mapping[str, Volume] = field(default_factory=dict)
     credentials: Mapping[str, Credential] = field(default_factory=dict)
     documents: Mapping[str, Document] = field(default_factory=dict)
+    certificates: Mapping[str, Certificate] = field(default_factory=dict)
+    revocations: Mapping[str, Revocation] = field(default_factory=dict)
     pending: Mapping[str, Task] = field(default_factory=dict)
     """The tasks that wait for a node."""
     fixed: Mapping[str, Task] = field(default_factory=dict)
@@ -75,6 +78,8 @@ class ClusterView:
         yield from self.volumes.values()
         yield from self.credentials.values()
         yield from self.documents.values()
+        yield from self.certificates.values()
+        yield from self.revocations.values()
 
     def tasks_of_service(self, service_id: str) -> Mapping[str, Task]:
         """All tasks of a service, those that have ended included."""
@@ -200,6 +205,8 @@ class _Edit:
         self._volumes = _Table(base.volumes)
         self._credentials = _Table(base.credentials)
         self._documents = _Table(base.documents)
+        self._certificates = _Table(base.certificates)
+        self._revocations = _Table(base.revocations)
         self._pending = _Table(base.pending)
         self._fixed = _Table(base.fixed)
         self._publishing = _Table(base.publishing)
@@ -241,6 +248,10 @@ class _Edit:
             case Document():
                 old = self._documents.put(item.id, None if gone else item)
                 self._document_names.move(item.id, _named(old), () if gone else _named(item))
+            case Certificate():
+                self._certificates.put(item.id, None if gone else item)
+            case Revocation():
+                self._revocations.put(item.id, None if gone else item)
             case Cluster():
                 self._cluster = None if gone else item
 
@@ -272,6 +283,8 @@ class _Edit:
             volumes=self._volumes.items,
             credentials=self._credentials.items,
             documents=self._documents.items,
+            certificates=self._certificates.items,
+            revocations=self._revocations.items,
             pending=self._pending.items,
             fixed=self._fixed.items,
             publishing=self._publishing.items,

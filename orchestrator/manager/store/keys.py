@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
+from orchestrator.model.access import Certificate, Revocation
 from orchestrator.model.documents import Document
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
@@ -35,6 +36,10 @@ their subnets and numbers must differ."""
 PORT_TURN = _NAMES + "ports//turn"
 """Written with each service or container that publishes ports, for the same reason."""
 
+CERTIFICATE_TURN = _NAMES + "certificates//turn"
+"""Written with each renewed certificate and each revocation, so that a certificate that is being
+renewed while its holder is revoked is either refused or revoked with the others."""
+
 _KINDS: dict[type[Object], str] = {
     Cluster: "clusters",
     Node: "nodes",
@@ -45,6 +50,8 @@ _KINDS: dict[type[Object], str] = {
     Volume: "volumes",
     Credential: "credentials",
     Document: "documents",
+    Certificate: "certificates",
+    Revocation: "revocations",
 }
 _TYPES: dict[str, type[Object]] = {kind: type_ for type_, kind in _KINDS.items()}
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.model import (
+    access,
     affinities,
     dependencies,
     documents,
@@ -49,7 +50,7 @@ from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import types_pb2
 
 MODULES = (affinities, dependencies, jobs, mounts, placement, specs, documents)
-MODULES += (nodes, services, tasks, objects)
+MODULES += (nodes, services, tasks, objects, access)
 CLASSES = [
     value
     for module in MODULES

@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.identity import ca
 from orchestrator.identity.names import NODE_NAME
-from orchestrator.identity.pair import KeyPair, TlsFiles
+from orchestrator.identity.pair import Issued, KeyPair, TlsFiles
+from orchestrator.identity.revocation import Revocations, Revoked
 from orchestrator.web.https import CannotListen, listening
 from orchestrator.web.scrape import MetricsApp, digest
 
@@ -30,6 +31,7 @@ class Server:
     port: int
     allowed: list[str]
     """Its one element is the digest of the token in force."""
+    revocations: Revocations
 
     async def get(
         self, path: str = "/metrics", *headers: str, cert: str = "", tls: str = "TLSv1_3"
@@ -75,10 +77,11 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     registry = CollectorRegistry()
     Gauge("orc_fun", "How much of it", registry=registry).set(7)
     allowed = [digest("sesame")]
-    app = MetricsApp(registry, "c1", lambda: allowed[0])
+    revocations = Revocations()
+    app = MetricsApp(registry, "c1", lambda: allowed[0], revocations=revocations)
     files = TlsFiles.of(tmp_path, "node")
     async with listening(app, "127.0.0.1", 0, files) as port:
-        yield Server(tmp_path, port, allowed)
+        yield Server(tmp_path, port, allowed, revocations)
 
 
 async def test_the_token_opens_and_what_comes_is_what_prometheus_reads(server: Server) -> None:
@@ -111,6 +114,16 @@ async def test_where_there_is_no_token_an_empty_one_is_none(server: Server) -> N
 
 async def test_a_certificate_of_the_cluster_opens_too(server: Server) -> None:
     assert (await server.get(cert="admin"))[0] == 200
+
+
+@pytest.mark.parametrize("serial", [True, False])
+async def test_a_certificate_that_was_revoked_opens_no_more(server: Server, serial: bool) -> None:
+    issued = Issued.of((server.folder / "admin.pem").read_text())
+    assert issued is not None
+    revoked = Revoked(issued.serial if serial else "", "admin", "x1", NOW.timestamp())
+    server.revocations.replace([revoked])
+    assert (await server.get(cert="admin"))[0] == 401
+    assert (await server.get("/metrics", "Authorization: Bearer sesame"))[0] == 200
 
 
 async def test_one_of_another_cluster_is_not_even_heard(server: Server) -> None:

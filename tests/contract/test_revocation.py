@@ -1,0 +1,619 @@
+"""Revoked certificates: real managers and a node's real blob server, over real TLS.
+
+The attackers: a removed node that goes on dialing, and an admin whose certificate was revoked while
+streams are open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import json
+import os
+import random
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import pytest
+from managerhost import Running, manager_again, manager_beside, manager_in
+
+from orchestrator.agent.channels import Channels, serve_blobs
+from orchestrator.agent.dialer import Dialer
+from orchestrator.agent.endpoints import Endpoints
+from orchestrator.agent.imagepressure import Marks
+from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.reporter import Reporter
+from orchestrator.agent.revoked import KeptRevocations
+from orchestrator.agent.session import Node, Session
+from orchestrator.agent.settings import Settings
+from orchestrator.agent.statedb import StateDb
+from orchestrator.cli.context import Context, dump_context
+from orchestrator.identity import ca
+from orchestrator.identity.files import NodeIdentity
+from orchestrator.identity.join import Joined
+from orchestrator.identity.pair import Issued, KeyPair, TlsFiles
+from orchestrator.identity.revocation import Revocations
+from orchestrator.identity.setup import new_admin, store_node
+from orchestrator.identity.tls import NODE_NAME, channel_options
+from orchestrator.manager import certificates as certificates_module
+from orchestrator.manager.store.keys import CERTIFICATE_TURN
+from orchestrator.manager.store.memory import MemoryKv
+from orchestrator.model.nodes import NodeDescription
+from orchestrator.model.specs import Resources
+from orchestrator.pb import (
+    access_pb2,
+    access_pb2_grpc,
+    blobs_pb2,
+    blobs_pb2_grpc,
+    certificates_pb2,
+    certificates_pb2_grpc,
+    containers_pb2,
+    containers_pb2_grpc,
+    control_pb2,
+    control_pb2_grpc,
+    dispatch_pb2,
+    dispatch_pb2_grpc,
+)
+
+PATIENCE = 60.0
+"""Seconds after which what should happen has not."""
+BLOB = b"\0" * (64 << 20)
+"""More than all buffers between two ends of a stream, so that it stays open."""
+
+
+class IdleWorker:
+    """A node without containers."""
+
+    def apply(self, *args: object, **settings: object) -> None:
+        pass
+
+    def take(self, payload: object) -> None:
+        pass
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    async with manager_in(tmp_path / "manager", node_timeout=30.0) as running:
+        yield running
+
+
+@asynccontextmanager
+async def blob_server(folder: Path, joined: Joined) -> AsyncIterator[tuple[str, Dialer]]:
+    """A node's real blob server and session, with a blob for whoever may have it: HOST:PORT."""
+    identity = prepared(folder, joined)
+    settings = Settings(
+        identity=identity,
+        data_dir=folder,
+        run_dir=folder,
+        cgroup_parent="",
+        labels={},
+        runtime="crun",
+        offered=Resources(),
+        generic={},
+        max_layer=0,
+        marks=Marks(),
+        key_age=0.0,
+        blob_port=0,
+        metrics_port=0,
+    )
+
+    class OneBlob:
+        def blob_path(self, digest: str) -> Path:
+            return folder / "blob"
+
+    with StateDb(folder / "state.db") as db:
+        revocations = Revocations()
+        kept = KeptRevocations(db, revocations, lambda: dt.datetime.now(dt.UTC).timestamp())
+        server, port = await serve_blobs(settings, cast(ImageStore, OneBlob()), revocations)
+        wake = asyncio.Event()
+
+        async def nothing(*args: object) -> None:
+            pass
+
+        dialer = Dialer(
+            db=db,
+            joined_by=identity.managers,
+            dial=Channels(settings).manager,
+            new_session=lambda: Session(
+                Node(
+                    lambda: NodeDescription(
+                        hostname=folder.name, address="127.0.0.1", blob_port=port
+                    ),
+                    "boot",
+                    list,
+                ),
+                worker=cast(Any, IdleWorker()),
+                endpoints=Endpoints(db, (), wake.set, identity.node_id),
+                reporter=Reporter(wake.set),
+                wake=wake,
+                open_tunnel=nothing,
+                remove_images=nothing,
+                scrapable=lambda digest: None,
+                revoked=kept.take,
+            ),
+            rng=random.Random(0),
+        )
+        dialing = asyncio.create_task(dialer.run())
+        try:
+            yield f"127.0.0.1:{port}", dialer
+        finally:
+            dialing.cancel()
+            await asyncio.gather(dialing, return_exceptions=True)
+            await server.stop(None)
+
+
+def prepared(folder: Path, joined: Joined) -> NodeIdentity:
+    """What a node's data folder holds, with a blob."""
+    folder.mkdir(exist_ok=True)
+    if not (folder / "node.json").exists():
+        store_node(folder, joined, "127.0.0.1")
+    (folder / "blob").write_bytes(BLOB)
+    return NodeIdentity(
+        joined.node_id, joined.cluster_id, joined.role, "127.0.0.1", joined.managers
+    )
+
+
+def node_channel(running: Running, address: str, pair: KeyPair) -> grpc.aio.Channel:
+    credentials = grpc.ssl_channel_credentials(
+        running.authority.certificate.encode(), pair.key.encode(), pair.certificate.encode()
+    )
+    return grpc.aio.secure_channel(
+        address, credentials, options=[*channel_options(NODE_NAME), LOCAL_POOL]
+    )
+
+
+LOCAL_POOL = ("grpc.use_local_subchannel_pool", 1)
+
+
+def pair_of(joined: Joined) -> KeyPair:
+    return KeyPair(joined.certificate, joined.key)
+
+
+def another_admin(running: Running, name: str) -> KeyPair:
+    return new_admin(
+        running.authority, running.identity.cluster_id, dt.datetime.now(dt.UTC), name=name
+    )
+
+
+def get_blob(channel: grpc.aio.Channel) -> Any:
+    return blobs_pb2_grpc.BlobsStub(channel).Get(blobs_pb2.GetBlobRequest(digest="sha256:00"))
+
+
+async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
+    """How a call or stream ends by itself."""
+    async with asyncio.timeout(PATIENCE):
+        with suppress(grpc.aio.AioRpcError):
+            while hasattr(call, "read") and await call.read() is not grpc.aio.EOF:
+                pass
+        return await call.code(), await call.details() or ""
+
+
+def info(channel: grpc.aio.Channel) -> Any:
+    return control_pb2_grpc.ControlStub(channel).GetCluster(control_pb2.GetClusterRequest())
+
+
+async def revoke(running: Running, kind: str, name: str, by: KeyPair, **more: Any) -> Any:
+    async with running.channel(by) as channel:
+        return await access_pb2_grpc.AccessStub(channel).Revoke(
+            access_pb2.RevokeRequest(kind=kind, name=name, **more)
+        )
+
+
+async def listed(running: Running, by: KeyPair) -> dict[str, Any]:
+    """Serial number → row."""
+    async with running.channel(by) as channel:
+        reply = await access_pb2_grpc.AccessStub(channel).ListCertificates(
+            access_pb2.ListCertificatesRequest()
+        )
+    return {row.certificate.id: row for row in reply.certificates}
+
+
+async def recorded(running: Running, pair: KeyPair) -> str:
+    """The serial number of a certificate, once it is recorded."""
+    issued = Issued.of(pair.certificate)
+    assert issued is not None
+    cache = running.manager.cache
+    async with asyncio.timeout(60), cache.subscribe() as feed:
+        while issued.serial not in cache.view.certificates:
+            await feed.next()
+    return issued.serial
+
+
+async def renew(channel: grpc.aio.Channel) -> KeyPair:
+    key, request = ca.new_request()
+    reply = await certificates_pb2_grpc.CertificatesStub(channel).Renew(
+        certificates_pb2.RenewRequest(csr=request)
+    )
+    return KeyPair(reply.certificate, key)
+
+
+async def remove_node(running: Running, node_id: str) -> None:
+    async with running.channel(running.admin) as channel:
+        await control_pb2_grpc.ControlStub(channel).RemoveNode(
+            control_pb2.RemoveNodeRequest(node=node_id, force=True)
+        )
+
+
+async def until_connected(dialer: Dialer) -> None:
+    async with asyncio.timeout(60):
+        while not dialer.connected_to:  # noqa: ASYNC110 - a plain attribute
+            await asyncio.sleep(0.01)
+
+
+async def test_a_removed_node_gets_no_more_images_of_its_peers(
+    running: Running, tmp_path: Path
+) -> None:
+    peer, removed = await running.join(running.token), await running.join(running.token)
+    async with (
+        blob_server(tmp_path / "peer", peer) as (address, dialer),
+        node_channel(running, address, pair_of(removed)) as channel,
+    ):
+        await until_connected(dialer)
+        open_stream = get_blob(channel)
+        assert (await open_stream.read()).total == len(BLOB)
+        await remove_node(running, removed.node_id)
+        # What is under way ends, and what it already has connected is worth nothing.
+        code, text = await refusal(open_stream)
+        assert code is grpc.StatusCode.UNAUTHENTICATED
+        assert "was revoked at" in text
+        assert "the node was removed from the cluster" in text
+        assert (await refusal(get_blob(channel)))[0] is grpc.StatusCode.UNAUTHENTICATED
+        # Nor is a connection that it opens anew.
+        async with node_channel(running, address, pair_of(removed)) as again:
+            assert (await refusal(get_blob(again)))[0] is grpc.StatusCode.UNAUTHENTICATED
+        # Others are served as before.
+        async with node_channel(running, address, pair_of(peer)) as own:
+            assert (await get_blob(own).read()).total == len(BLOB)
+
+
+async def test_a_peer_refuses_a_removed_node_also_after_a_restart_without_managers(
+    running: Running, tmp_path: Path
+) -> None:
+    peer, removed = await running.join(running.token), await running.join(running.token)
+    async with (
+        blob_server(tmp_path / "peer", peer) as (address, dialer),
+        node_channel(running, address, pair_of(removed)) as channel,
+    ):
+        await until_connected(dialer)
+        await remove_node(running, removed.node_id)
+        open_stream = get_blob(channel)
+        assert (await refusal(open_stream))[0] is grpc.StatusCode.UNAUTHENTICATED
+    alone = Joined(**{**_fields(peer), "managers": ("127.0.0.1:1",)})
+    async with (
+        blob_server(tmp_path / "peer", alone) as (address, _),
+        node_channel(running, address, pair_of(removed)) as channel,
+    ):
+        assert (await refusal(get_blob(channel)))[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
+def _fields(joined: Joined) -> dict[str, Any]:
+    return {name: getattr(joined, name) for name in Joined.__slots__}
+
+
+async def test_a_peer_that_was_away_learns_of_the_revocation_when_it_is_back(
+    running: Running, tmp_path: Path
+) -> None:
+    peer, removed = await running.join(running.token), await running.join(running.token)
+    await remove_node(running, removed.node_id)
+    async with (
+        blob_server(tmp_path / "peer", peer) as (address, dialer),
+        node_channel(running, address, pair_of(removed)) as channel,
+    ):
+        await until_connected(dialer)
+        open_stream = get_blob(channel)
+        assert (await refusal(open_stream))[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_removed_node_gets_neither_a_session_nor_a_certificate(running: Running) -> None:
+    joined = await running.join(running.token)
+    async with running.channel(pair_of(joined)) as channel:
+        session = dispatch_pb2_grpc.DispatchStub(channel).Session()
+        await session.write(dispatch_pb2.AgentMessage(hello=dispatch_pb2.Hello()))
+        assert (await session.read()).HasField("welcome")
+        await remove_node(running, joined.node_id)
+        await refusal(session)
+        code, text = await refusal(dispatch_pb2_grpc.DispatchStub(channel).Session())
+        assert code is grpc.StatusCode.UNAUTHENTICATED
+        assert text.endswith(
+            "(the node was removed from the cluster); to have this host join again, remove its "
+            "data folder and run 'orc cluster join'"
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await renew(channel)
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    # The host itself is welcome as another node.
+    anew = await running.join(running.token)
+    async with running.channel(pair_of(anew)) as channel:
+        await renew(channel)
+
+
+async def test_a_revoked_node_stays_in_the_list_and_is_cut_off(running: Running) -> None:
+    joined = await running.join(running.token)
+    async with running.channel(pair_of(joined)) as channel:
+        session = dispatch_pb2_grpc.DispatchStub(channel).Session()
+        hello = dispatch_pb2.Hello()
+        hello.description.hostname = "host-1"
+        await session.write(dispatch_pb2.AgentMessage(hello=hello))
+        assert (await session.read()).HasField("welcome")
+        reply = await revoke(running, "node", "host-1", running.admin, reason="stolen")
+        assert reply.revocation.name == joined.node_id
+        code, text = await refusal(session)
+        assert code is grpc.StatusCode.UNAUTHENTICATED
+        assert "(stolen)" in text
+    assert joined.node_id in running.manager.cache.view.nodes
+
+
+async def test_streams_of_a_revoked_admin_end_and_it_cannot_come_back(running: Running) -> None:
+    anna = another_admin(running, "anna")
+    async with running.channel(anna) as channel, running.channel(running.admin) as other:
+        others = containers_pb2_grpc.ContainersStub(other).Events(containers_pb2.EventsRequest())
+        events = containers_pb2_grpc.ContainersStub(channel).Events(containers_pb2.EventsRequest())
+        successor = await renew(channel)
+        await recorded(running, anna)
+        await under_way(running, "anna")
+        reply = await revoke(running, "admin", "anna", running.admin, reason="laptop stolen")
+        serials = {each.id for each in reply.certificates}
+        assert serials == {await recorded(running, anna), await recorded(running, successor)}
+        code, text = await refusal(events)
+        assert code is grpc.StatusCode.UNAUTHENTICATED
+        assert "was revoked at" in text
+        assert "(laptop stolen); ask an administrator for a new context" in text
+        for pair in (anna, successor):
+            async with running.channel(pair) as again:
+                assert (await refusal(info(again)))[0] is grpc.StatusCode.UNAUTHENTICATED
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await renew(again)
+                assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        # Another admin's stream goes on.
+        await running.join(running.token)
+        async with asyncio.timeout(60):
+            assert (await others.read()).type == "node"
+        others.cancel()
+    # A certificate that is issued later under that name counts.
+    async with running.channel(another_admin(running, "anna")) as channel:
+        await info(channel)
+
+
+async def test_a_certificate_that_nobody_has_used_yet_is_revoked_with_its_holder(
+    running: Running,
+) -> None:
+    used, unused = another_admin(running, "anna"), another_admin(running, "anna")
+    async with running.channel(used) as channel:
+        await info(channel)
+    await recorded(running, used)
+    await revoke(running, "admin", "anna", running.admin)
+    async with running.channel(unused) as channel:
+        assert (await refusal(info(channel)))[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("by", ["serial", "fingerprint", "colons"])
+async def test_one_certificate_is_revoked_by_its_number(running: Running, by: str) -> None:
+    one, other = another_admin(running, "anna"), another_admin(running, "anna")
+    for pair in (one, other):
+        async with running.channel(pair) as channel:
+            await info(channel)
+        await recorded(running, pair)
+    issued = Issued.of(one.certificate)
+    assert issued is not None
+    word = {
+        "serial": issued.serial,
+        "fingerprint": issued.fingerprint[:16],
+        "colons": bytes.fromhex(issued.fingerprint).hex(":").upper(),
+    }[by]
+    await revoke(running, "certificate", word, running.admin)
+    async with running.channel(one) as channel:
+        assert (await refusal(info(channel)))[0] is grpc.StatusCode.UNAUTHENTICATED
+    async with running.channel(other) as channel:
+        await info(channel)
+
+
+async def test_nobody_locks_himself_or_the_managers_out_by_mistake(running: Running) -> None:
+    async with running.channel(running.admin) as channel:
+        await info(channel)
+    await recorded(running, running.admin)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await revoke(running, "admin", "admin", running.admin)
+    assert "certificate of your own context" in (refused.value.details() or "")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await revoke(running, "manager", running.identity.manager_id, running.admin, force=True)
+    assert "serves this cluster" in (refused.value.details() or "")
+    with suppress(grpc.aio.AioRpcError):  # ended with all other calls
+        await revoke(running, "admin", "admin", running.admin, force=True)
+    async with running.channel(running.admin) as channel:
+        assert (await refusal(info(channel)))[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        ("admin", "ana", "did you mean 'anna'?"),
+        ("node", "nowhere", "no node 'nowhere'"),
+        ("certificate", "ffff", "no certificate with the serial number"),
+        ("certificate", "f", "no certificate with the serial number"),
+        ("user", "anna", "say node, manager, admin or certificate"),
+        ("admin", "", "say whose"),
+    ],
+)
+async def test_what_is_not_there_cannot_be_revoked(
+    running: Running, kind: str, name: str, words: str
+) -> None:
+    anna = another_admin(running, "anna")
+    async with running.channel(anna) as channel:
+        await info(channel)
+    await recorded(running, anna)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await revoke(running, kind, name, running.admin)
+    assert words in (refused.value.details() or "")
+
+
+async def test_another_manager_ends_streams_too_and_a_restarted_one_refuses(
+    running: Running, tmp_path: Path
+) -> None:
+    anna = another_admin(running, "anna")
+    async with (
+        manager_beside(running, tmp_path / "other") as other,
+        other.channel(anna) as channel,
+    ):
+        await info(channel)
+        events = containers_pb2_grpc.ContainersStub(channel).Events(containers_pb2.EventsRequest())
+        await recorded(running, anna)
+        await revoke(running, "admin", "anna", running.admin)
+        assert (await refusal(events))[0] is grpc.StatusCode.UNAUTHENTICATED
+        assert (await refusal(info(channel)))[0] is grpc.StatusCode.UNAUTHENTICATED
+    async with manager_again(other) as restarted, restarted.channel(anna) as channel:
+        assert (await refusal(info(channel)))[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_every_certificate_is_listed(running: Running) -> None:
+    joined = await running.join(running.token)
+    async with running.channel(pair_of(joined)) as channel:
+        successor = await renew(channel)
+    own = TlsFiles.of(running.folder, "manager").pair.read()
+    await recorded(running, own)
+    rows = await listed(running, running.admin)
+    serial = await recorded(running, running.admin)
+    found = {
+        id: (row.certificate.role, row.certificate.name, row.certificate.hostname, row.current)
+        for id, row in rows.items()
+    }
+    assert found == {
+        serial: ("admin", "admin", "", True),
+        await recorded(running, own): ("manager", running.identity.manager_id, "", False),
+        await recorded(running, pair_of(joined)): ("worker", joined.node_id, "host-1", False),
+        await recorded(running, successor): ("worker", joined.node_id, "host-1", False),
+    }
+    assert {row.certificate.address for row in rows.values()} == {"127.0.0.1"}
+    issued = Issued.of(successor.certificate)
+    assert issued is not None
+    row = rows[issued.serial]
+    assert row.certificate.expires_at == issued.ends
+    assert row.certificate.expires_at - row.certificate.issued_at == ca.LIFETIME.total_seconds()
+    await remove_node(running, joined.node_id)
+    rows = await listed(running, running.admin)
+    assert {row.certificate.role for row in rows.values() if row.revoked_at} == {"worker"}
+    assert {row.reason for row in rows.values() if row.revoked_at} == {
+        "the node was removed from the cluster"
+    }
+    # Its name is still known, for those who missed that it is gone.
+    reply = await revoke(running, "node", "host-1", running.admin)
+    assert len(reply.certificates) == 2
+
+
+async def test_records_go_when_their_certificates_have_expired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates_module, "_SWEEP", 0.01)
+    async with manager_in(tmp_path / "manager") as running:
+        records = running.manager._records
+        joined = await running.join(running.token)
+        await remove_node(running, joined.node_id)
+        cache = running.manager.cache
+        assert cache.view.certificates
+        assert cache.view.revocations
+        later = max(each.expires_at for each in cache.view.revocations.values()) + 1
+        monkeypatch.setattr(records, "_now", lambda: later)
+        async with asyncio.timeout(60), cache.subscribe() as feed:
+            while cache.view.certificates or cache.view.revocations:
+                await feed.next()
+
+
+class Interrupted(MemoryKv):
+    """A store in which something happens just before a renewal is written."""
+
+    before_renewal: Any = None
+
+    async def txn(self, guards: Any, ops: Any) -> int:
+        renewal = any(op.key == CERTIFICATE_TURN for op in ops) and any(
+            "/certificates/" in op.key for op in ops
+        )
+        if renewal and self.before_renewal is not None:
+            happens, self.before_renewal = self.before_renewal, None
+            await happens()
+        return await super().txn(guards, ops)
+
+
+async def test_a_renewal_under_way_is_refused_when_its_holder_is_revoked(tmp_path: Path) -> None:
+    kv = Interrupted(asyncio.get_running_loop().time)
+    async with manager_in(tmp_path / "manager", kv=kv) as running:
+        anna = another_admin(running, "anna")
+        async with running.channel(anna) as channel:
+            await info(channel)
+            await recorded(running, anna)
+
+            async def happens() -> None:
+                await revoke(running, "admin", "anna", running.admin)
+
+            kv.before_renewal = happens
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await renew(channel)
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        await recorded(running, anna)
+        names = [each.name for each in running.manager.cache.view.certificates.values()]
+        assert names.count("anna") == 1
+
+
+async def orc(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from orchestrator.cli.main import main; main()",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "XDG_CONFIG_HOME": str(folder)},
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_the_command_line_lists_and_revokes(running: Running, tmp_path: Path) -> None:
+    contexts = tmp_path / "config" / "orc" / "contexts"
+    contexts.mkdir(parents=True)
+    endpoint = f"127.0.0.1:{running.identity.port}"
+    for name, pair in (("root", running.admin), ("anna", another_admin(running, "anna"))):
+        context = Context(
+            name, (endpoint,), running.authority.certificate, pair.certificate, pair.key
+        )
+        (contexts / f"{name}.json").write_text(dump_context(context))
+    folder = tmp_path / "config"
+    status, _, _ = await orc(folder, "--context", "anna", "node", "ls")
+    assert status == 0
+    follower = asyncio.create_task(orc(folder, "--context", "anna", "events"))
+    await under_way(running, "anna")
+    status, out, err = await orc(folder, "-c", "root", "cluster", "certificates", "--format=json")
+    assert (status, err) == (0, "")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert rows["anna"]["state"] == "valid"
+    assert rows["admin"]["current"] is True
+    status, out, err = await orc(
+        folder, "-c", "root", "cluster", "revoke", "admin", "anna", "--reason", "left"
+    )
+    assert (status, out.split()) == (0, [rows["anna"]["id"]])
+    assert "orc cluster token --rotate worker" in err
+    async with asyncio.timeout(60):
+        status, _, err = await follower
+    assert status == 1
+    assert "was revoked at" in err
+    assert len(err.splitlines()) == 1
+    status, _, err = await orc(folder, "-c", "anna", "node", "ls")
+    assert status == 1
+    assert err.startswith("orc: this certificate was revoked at ")
+    assert "(left)" in err
+    status, out, _ = await orc(folder, "-c", "root", "cluster", "certificates")
+    [line] = [line for line in out.splitlines() if " anna " in line]
+    assert "revoked 2" in line
+    assert "(left)" in line
+
+
+async def under_way(running: Running, name: str) -> None:
+    """Wait until a call of this caller's is."""
+    async with asyncio.timeout(PATIENCE):
+        while not any(  # noqa: ASYNC110 - nobody else asks, so nothing tells
+            each.identity.id == name for each in running.manager._revocations._calls
+        ):
+            await asyncio.sleep(0.01)

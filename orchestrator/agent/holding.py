@@ -16,6 +16,7 @@ from orchestrator.agent.images.config import NO_IMAGE, ImageConfig, LocalImage
 from orchestrator.agent.lifecycle import keeps
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import Parts
+from orchestrator.agent.plugins.calls import Tell, announced
 from orchestrator.agent.runtime.base import Mount, Started
 from orchestrator.agent.runtime.signals import signal_number
 from orchestrator.model.health import effective
@@ -110,20 +111,25 @@ class Holding:
                 )
         return signal_number(name or "SIGTERM")
 
-    async def mount(self, task: Task, image: LocalImage) -> tuple[Mount, ...]:
-        """Mount its volumes. It may be cut short. Raises VolumeError."""
+    async def mount(self, task: Task, image: LocalImage, tell: Tell) -> tuple[Mount, ...]:
+        """Mount its volumes; `tell` is told what keeps it waiting. It may be cut short. Raises
+        VolumeError."""
         with self._step("volumes"):
-            return await self._parts.volumes.attach(task, self.volumes, image)
+            return await self._parts.volumes.attach(task, self.volumes, image, tell)
 
-    async def connect(self, task: Task, image: LocalImage, mounts: tuple[Mount, ...]) -> None:
-        """Give it user ids, its files and its networks; then its container can be created."""
+    async def connect(
+        self, task: Task, image: LocalImage, mounts: tuple[Mount, ...], tell: Tell
+    ) -> None:
+        """Give it user ids, its files and its networks; then its container can be created. `tell`
+        is told what keeps it waiting."""
         # Until then namespaces that nobody is known to hold are taken away.
         await self._parts.network.ready()
         with self._step("files"):
             await self._parts.runtime.reserve(task.id, task.spec)
             users = self._parts.runtime.users(task.id)
             files = self._parts.files.place(task.id, self.files, users)
-        with self._step("network"):
+        networks = ", ".join(each.network for each in task.spec.attachments)
+        with self._step("network"), announced(tell, f"not yet connected to {networks}"):
             connected = await self._parts.network.connect(task)
         self._prepared = Prepared(image, (*mounts, *files), connected)
 

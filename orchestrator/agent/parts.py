@@ -61,7 +61,11 @@ class Volumes(Protocol):
     """Mounts volumes (`taskvolumes.TaskVolumes`)."""
 
     async def attach(
-        self, task: Task, volumes: Mapping[str, Volume], image: LocalImage
+        self,
+        task: Task,
+        volumes: Mapping[str, Volume],
+        image: LocalImage,
+        tell: Callable[[str], None],
     ) -> tuple[Mount, ...]: ...
 
     async def detach(self, task: Task) -> None: ...

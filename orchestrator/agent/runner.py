@@ -307,11 +307,11 @@ class TaskRunner:
             for end in self._predecessors(self._task):
                 await end.wait()
             image = await self._holding.image(self._task, self._account.say)
-            mounts = await self._holding.mount(self._task, image)
+            mounts = await self._holding.mount(self._task, image, self._account.say)
             await self._await_files()
         if mounts is None:
             return
-        await self._holding.connect(self._task, image, mounts)
+        await self._holding.connect(self._task, image, mounts, self._account.say)
         if self._task.standalone and self._task.desired_state is TaskState.READY:
             # Then clients can attach before its program says a word.
             async with self._gate:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from orchestrator.agent.images.config import LocalImage
+from orchestrator.agent.plugins.calls import Tell
 from orchestrator.agent.runtime.base import Mount
 from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.agent.volumes.plan import Holder
@@ -45,15 +46,16 @@ class TaskVolumes:
         self._neighbours = neighbours
 
     async def attach(
-        self, task: Task, volumes: Mapping[str, Volume], image: LocalImage
+        self, task: Task, volumes: Mapping[str, Volume], image: LocalImage, tell: Tell
     ) -> tuple[Mount, ...]:
-        """Make ready what a task mounts; `volumes` are its named ones as the cluster knows them.
+        """Make ready what a task mounts; `volumes` are its named ones as the cluster knows them,
+        `tell` is told what keeps it waiting.
 
         May be cut short at any point, and called again. Raises VolumeError, ImageError.
         """
         declared = dict(volumes)
         holder = await self._holder(task, image, declared, frozenset())
-        return await self._store.attach(holder, declared)
+        return await self._store.attach(holder, declared, tell)
 
     async def detach(self, task: Task) -> None:
         """Take it back; fine when it was. Volumes without a name go with a service's task, and

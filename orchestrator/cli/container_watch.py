@@ -104,13 +104,15 @@ class Watch:
     def _say(self, seen: Seen) -> None:
         task = seen.task
         text = ""
-        if task.status.state == TaskState.PENDING and not task.not_before:
-            text = task.status.message
-        elif seen.node_down:
+        state = task.status.state
+        if seen.node_down and state != TaskState.PENDING:
             text = f"its node {seen.node} is down"
+        elif state == TaskState.PREPARING or (state == TaskState.PENDING and not task.not_before):
+            text = task.status.message
         if text and text not in self._said and not self._quiet:
             self._said.add(text)
-            click.echo(f"{_name(task)} waits: {text}", err=True)
+            waits = "" if text.startswith("waits") else "waits: "
+            click.echo(f"{_name(task)} {waits}{text}", err=True)
 
 
 def _name(task: Any) -> str:

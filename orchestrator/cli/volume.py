@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Timer
 from typing import Any
 
 import click
@@ -30,6 +32,9 @@ from orchestrator.pb import volumes_pb2
 
 CREATE_TIMEOUT = 90.0
 """Seconds: a driver may have to find a disk first."""
+
+NOTICE = 2.0
+"""Seconds after which a command says what it waits for."""
 
 
 @click.group(
@@ -75,7 +80,22 @@ def create(
         labels=pairs("label", label),
         node=node,
     )
-    click.echo(client.call("Volumes.CreateVolume", request, timeout=CREATE_TIMEOUT).id)
+    what = f"volume driver {driver}" if driver else "the volume's node"
+    with _waiting_for(what):
+        created = client.call("Volumes.CreateVolume", request, timeout=CREATE_TIMEOUT)
+    click.echo(created.id)
+
+
+@contextmanager
+def _waiting_for(what: str) -> Iterator[None]:
+    """Say on stderr what is waited for, once the block has taken `NOTICE` seconds."""
+    timer = Timer(NOTICE, lambda: click.echo(f"orc: waiting for {what} to answer", err=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @volume.command("ls", epilog=example("orc volume ls --filter dangling=true"))
@@ -145,7 +165,8 @@ def rm(client: Client, names: tuple[str, ...], force: bool, node: str) -> None:
 
     def remove(name: str) -> None:
         request = volumes_pb2.RemoveVolumeRequest(name=name, force=force, node=node)
-        client.call("Volumes.RemoveVolume", request, timeout=CREATE_TIMEOUT)
+        with _waiting_for(f"the driver of volume '{name}'"):
+            client.call("Volumes.RemoveVolume", request, timeout=CREATE_TIMEOUT)
 
     one_by_one(names, remove)
 
@@ -160,7 +181,8 @@ def prune(client: Client, everything: bool, filters: PruneFilters, force: bool) 
     if not force:
         confirm([f"{what} that nobody uses"], filters)
     request = filters.put_into(volumes_pb2.PruneVolumesRequest(all=everything))
-    reply = client.call("Volumes.PruneVolumes", request, timeout=CREATE_TIMEOUT)
+    with _waiting_for("the volumes' drivers"):
+        reply = client.call("Volumes.PruneVolumes", request, timeout=CREATE_TIMEOUT)
     for name in reply.names:
         click.echo(name)
     for notice in reply.notices:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from orchestrator.agent.network import Interface, NetworkError
 from orchestrator.agent.plugins import errors
-from orchestrator.agent.plugins.calls import ask, patiently
+from orchestrator.agent.plugins.calls import ask, patiently, work
 from orchestrator.agent.plugins.http import Address
 from orchestrator.model.networks import GLOBAL, LOCAL
 
@@ -95,7 +95,7 @@ class NetworkPlugin:
     async def _ask(self, path: str, body: Mapping[str, Any], what: str) -> dict[str, Any]:
         with of_networks():
             try:
-                return await patiently(lambda: ask(self._address, path, body, what))
+                return await patiently(lambda: work(self._address, path, body, what))
             except errors.PluginAway as error:
                 raise errors.PluginAway(f"{what} does not answer: {error}") from error
 

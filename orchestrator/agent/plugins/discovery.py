@@ -123,13 +123,12 @@ class PluginSet(Generic[P]):
     async def get(self, name: str) -> P:
         """The plugin of this name. Raises PluginAway when there is none that answers, PluginError
         when it is of another kind."""
-        for _ in range(2):
-            known = self._known.get(name)
-            if known is not None:
-                if known[1] is None:
-                    raise PluginError(f"plugin {name} is no {self._noun}")
-                return known[1]
+        if name not in self._known:
             await self.look()
+        if (known := self._known.get(name)) is not None:
+            if known[1] is None:
+                raise PluginError(f"plugin {name} is no {self._noun}")
+            return known[1]
         raise PluginAway(
             f"{self._noun} {name} does not answer: {self.silent[name]}"
             if name in self.silent
@@ -137,8 +136,13 @@ class PluginSet(Generic[P]):
         )
 
     async def patiently(self, name: str) -> P:
-        """As `get`, but one that does not answer is waited for, for `calls.PATIENCE` seconds."""
+        """As `get`, but one that does not answer is waited for, for `calls.SILENCE` seconds."""
         return await patiently(lambda: self.get(name))
+
+    def doubt(self, name: str, why: str) -> None:
+        """A plugin did not answer: it counts as silent until it does."""
+        if self._known.pop(name, None) is not None:
+            self._is_silent(name, why)
 
     async def _ask(self, file: PluginFile, timeout: float) -> None:
         try:

@@ -22,7 +22,8 @@ uses it, and removed when the manager orders so. What the parts are:
 user namespace has its volumes mounted through the namespace's map, so that a file of user 1000
 stays one of user 1000 whatever host ids its next user gets.
 
-**Plugins are not trusted to behave.** Each call has its time and its size; answers are checked; a
+**Plugins are not trusted to behave.** Each call has its time and its size: who answers nothing for
+five seconds is hung and counts as silent until it answers; answers are checked; a
 path of theirs is looked at by a child process, since one look at a dead FUSE mount hangs for good.
 A mount that may have been made is on record, so it is given back when the plugin answers again,
 and a container's end never waits for that.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.agent.plugins import errors
-from orchestrator.agent.plugins.calls import ask, patiently
+from orchestrator.agent.plugins.calls import ask, patiently, work
 from orchestrator.agent.plugins.http import Address
 from orchestrator.agent.volumes.errors import PluginAway, VolumeError, of_volumes
 
@@ -101,18 +101,22 @@ class VolumePlugin:
         return Path(mountpoint)
 
     async def _patiently(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A call that is tried again while the plugin cannot be reached or hangs up."""
+        """A call that may take long, and is tried again while the plugin cannot be reached or hangs
+        up."""
         path = f"/VolumeDriver.{method}"
         with of_volumes():
             try:
-                return await patiently(lambda: ask(self._address, path, body, _named(self.name)))
+                return await patiently(lambda: work(self._address, path, body, _named(self.name)))
             except errors.PluginAway as error:
                 raise PluginAway(f"{_named(self.name)} does not answer: {error}") from error
 
     async def _once(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Raises PluginAway, or VolumeError with what the plugin itself says."""
         with of_volumes():
-            return await ask(self._address, path, body, _named(self.name))
+            try:
+                return await ask(self._address, path, body, _named(self.name))
+            except errors.PluginAway as error:
+                raise errors.PluginAway(f"{_named(self.name)} does not answer: {error}") from error
 
 
 def _named(name: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.agent.plugins.discovery import SOCKET_FOLDERS, SPEC_FOLDERS, PluginSet
-from orchestrator.agent.volumes.errors import of_volumes
+from orchestrator.agent.volumes.errors import PluginAway, of_volumes
 from orchestrator.agent.volumes.pluginapi import VolumePlugin
 
 
@@ -32,3 +33,13 @@ class Plugins(PluginSet[VolumePlugin]):
         """The same; one that does not answer is waited for. Raises VolumeError."""
         with of_volumes():
             return await self.patiently(name)
+
+    @contextmanager
+    def judged(self, name: str) -> Iterator[None]:
+        """Calls of a plugin within: one that does not answer them counts as silent from then on, so
+        that it costs the next caller less."""
+        try:
+            yield
+        except PluginAway as error:
+            self.doubt(name, str(error))
+            raise

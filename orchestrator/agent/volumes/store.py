@@ -6,17 +6,20 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from orchestrator.agent.plugins.calls import Tell, announced
 from orchestrator.agent.runtime import spawn
 from orchestrator.agent.runtime.base import Mount
 from orchestrator.agent.volumes import binds, copyup, local, subpaths
 from orchestrator.agent.volumes.errors import PluginAway, VolumeError
 from orchestrator.agent.volumes.plan import Holder, Wanted, wanted_mounts
+from orchestrator.agent.volumes.pluginapi import VolumePlugin
 from orchestrator.agent.volumes.plugins import Plugins
 from orchestrator.agent.volumes.records import Records, Use, VolumeRecord
 from orchestrator.model.mounts import LOCAL_DRIVER, MountType
@@ -34,6 +37,10 @@ _LOOK_PERIOD = 5.0
 """Seconds between two looks for plugins, and two attempts to tell one that a container is gone."""
 _UNMOUNT_TIMEOUT = 5.0
 """Seconds that a container's end waits for a plugin."""
+
+
+def _nobody(_: str) -> None:
+    """Nobody is told what an operation waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +92,12 @@ class VolumeStore:
                 await self._leave(use)
             await asyncio.sleep(_LOOK_PERIOD)
 
-    async def attach(self, holder: Holder, declared: Mapping[str, Volume]) -> tuple[Mount, ...]:
+    async def attach(
+        self, holder: Holder, declared: Mapping[str, Volume], tell: Tell = _nobody
+    ) -> tuple[Mount, ...]:
         """Make ready all that a container mounts; `declared` are its named volumes as the cluster
-        knows them. Whatever comes of it, `detach` takes it back. Raises VolumeError.
+        knows them, `tell` is told which plugin keeps it waiting. Whatever comes of it, `detach`
+        takes it back. Raises VolumeError.
         """
         container_id = holder.task.id
         wanted = wanted_mounts(holder, self._node())
@@ -99,7 +109,7 @@ class VolumeStore:
         if drivers:
             self._uses[container_id] = use = Use(container_id, drivers)
             await self._write(self._records.put_use, use)
-        return tuple([await self._mount(each, container_id, declared) for each in wanted])
+        return tuple([await self._mount(each, container_id, declared, tell) for each in wanted])
 
     async def detach(self, container_id: str, *, drop: bool) -> None:
         """Take back what `attach` did; with `drop`, the volumes go that nobody named and that
@@ -131,7 +141,7 @@ class VolumeStore:
     async def create(self, volume: Volume) -> None:
         """Make a volume unless it is there. Raises VolumeError."""
         async with self._locks[volume.name]:
-            await self._forget_shared(await self._ensure(volume, owner=""))
+            await self._forget_shared(await self._ensure(volume, "", _nobody))
 
     async def remove(self, volume: Volume, *, force: bool) -> None:
         """Remove a volume with its data; fine when it is not there. Raises VolumeError, also for
@@ -168,7 +178,7 @@ class VolumeStore:
         return (volume.driver if volume else wanted.spec.driver) or LOCAL_DRIVER
 
     async def _mount(
-        self, wanted: Wanted, container_id: str, declared: Mapping[str, Volume]
+        self, wanted: Wanted, container_id: str, declared: Mapping[str, Volume], tell: Tell
     ) -> Mount:
         spec = wanted.spec
         if spec.type is MountType.TMPFS:
@@ -179,8 +189,8 @@ class VolumeStore:
             id=spec.source, driver=spec.driver, options=spec.options, labels=spec.labels
         )
         async with self._locks[spec.source]:
-            record = await self._ensure(volume, owner=wanted.owner)
-            path = await self._path(record, container_id)
+            record = await self._ensure(volume, wanted.owner, tell)
+            path = await self._path(record, container_id, tell)
             # Only a whole volume is filled: begun anew, a filling empties all of it.
             if not spec.no_copy and not spec.subpath:
                 await self._fill(record, path, wanted)
@@ -188,7 +198,7 @@ class VolumeStore:
             path = await subpaths.ensure_mounted(self._places, container_id, spec, path)
         return Mount(target=spec.target, source=str(path), read_only=spec.read_only, owned=True)
 
-    async def _ensure(self, volume: Volume, *, owner: str) -> VolumeRecord:
+    async def _ensure(self, volume: Volume, owner: str, tell: Tell) -> VolumeRecord:
         if (record := self._records.volume(volume.name)) is not None:
             return record
         record = VolumeRecord(
@@ -200,19 +210,29 @@ class VolumeStore:
             owner=owner,
         )
         if record.driver != LOCAL_DRIVER:
-            plugin = await self.plugins.awaited(record.driver)
-            # What another node has made of one of global scope is there already.
-            if await plugin.get(record.name) is None:
-                await plugin.create(record.name, record.options)
+            async with self._answering(record, tell) as plugin:
+                # What another node has made of one of global scope is there already.
+                if await plugin.get(record.name) is None:
+                    await plugin.create(record.name, record.options)
             record = replace(record, shared=plugin.scope == "global")
         await self._write(self._records.create, record)
         return record
 
-    async def _path(self, record: VolumeRecord, container_id: str) -> Path:
+    @asynccontextmanager
+    async def _answering(self, record: VolumeRecord, tell: Tell) -> AsyncIterator[VolumePlugin]:
+        """A volume's plugin; while it keeps the block waiting, `tell` says so. Raises
+        VolumeError."""
+        driver = record.driver
+        with announced(tell, f"volume driver {driver} has not answered yet (volume {record.name})"):
+            plugin = await self.plugins.awaited(driver)
+            with self.plugins.judged(driver):
+                yield plugin
+
+    async def _path(self, record: VolumeRecord, container_id: str, tell: Tell) -> Path:
         if record.driver == LOCAL_DRIVER:
             return await local.ensure_mounted(record, self._records.folder(record.name))
-        plugin = await self.plugins.awaited(record.driver)
-        path = await plugin.mount(record.name, container_id)
+        async with self._answering(record, tell) as plugin:
+            path = await plugin.mount(record.name, container_id)
         if not await copyup.is_folder(path):
             raise VolumeError(
                 f"volume driver {record.driver} says that {record.name} is mounted at {path}, "
@@ -274,7 +294,8 @@ class VolumeStore:
         try:
             async with asyncio.timeout(_UNMOUNT_TIMEOUT):
                 plugin = await self.plugins.named(driver)
-                await plugin.unmount(name, container_id)
+                with self.plugins.judged(driver):
+                    await plugin.unmount(name, container_id)
         except (TimeoutError, PluginAway) as error:
             log.warning(
                 "volume %s is given back later: %s", name, error, extra={"task": container_id}
@@ -288,8 +309,9 @@ class VolumeStore:
     async def _remove_from_plugin(self, name: str, driver: str, *, force: bool) -> None:
         try:
             plugin = await self.plugins.named(driver)
-            if await plugin.get(name) is not None:
-                await plugin.remove(name)
+            with self.plugins.judged(driver):
+                if await plugin.get(name) is not None:
+                    await plugin.remove(name)
         except VolumeError:
             if not force:
                 raise

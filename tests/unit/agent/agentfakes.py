@@ -253,7 +253,11 @@ class FakeVolumes:
         self.attached: set[str] = set()
 
     async def attach(
-        self, task: Task, volumes: Mapping[str, Volume], image: LocalImage
+        self,
+        task: Task,
+        volumes: Mapping[str, Volume],
+        image: LocalImage,
+        tell: Callable[[str], None],
     ) -> tuple[Mount, ...]:
         self.attached.add(task.id)
         return ()

@@ -22,7 +22,9 @@ class ScriptedPlugin:
         """Volume → the callers that have it mounted."""
         self.calls: list[str] = []
         self.hang: set[str] = set()
-        """Calls that are never answered."""
+        """Calls that are never answered; `*` is any."""
+        self.busy: dict[str, asyncio.Event] = {}
+        """Calls that are answered once this is set."""
         self.hang_up: dict[str, int] = {}
         """Calls that end without an answer, so many times."""
         self.answers: dict[str, bytes] = {}
@@ -61,7 +63,9 @@ class ScriptedPlugin:
             body = json.loads(await reader.readexactly(length))
             call = head.split()[1].rpartition(".")[2]
             self.calls.append(call)
-            if call in self.hang:
+            if call in self.busy:
+                await self.busy[call].wait()
+            if call in self.hang or "*" in self.hang:
                 self.asked.set()
                 await reader.read()
                 return

@@ -184,7 +184,7 @@ async def test_an_answer_that_is_none(
     answer: bytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(calls, "PATIENCE", 0.2)
+    monkeypatch.setattr(calls, "SILENCE", 0.2)
     plugin.answers["Mount"] = answer
     async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
         with pytest.raises(PluginAway, match="volume driver toy does not answer"):
@@ -198,6 +198,67 @@ async def test_a_plugin_that_hangs_up_is_tried_again(
     async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
         await volumes.attach(USER, {})
     assert plugin.calls.count("Mount") == 3
+
+
+async def test_a_hung_plugin_is_named_and_given_up(
+    plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "NOTICE", 0.1)
+    monkeypatch.setattr(calls, "SILENCE", 0.4)
+    told: list[str] = []
+    async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
+        await volumes.create(Volume(id="data", driver="toy"))
+        for hung in ({"*"}, {"Mount", "Activate"}):
+            told.clear()
+            plugin.hang = hung
+            with pytest.raises(PluginAway, match="volume driver toy does not answer: no answer"):
+                await volumes.attach(USER, {}, told.append)
+            assert told == ["volume driver toy has not answered yet (volume data)", ""]
+            assert volumes.plugins.scopes == {}
+            assert "no answer within" in volumes.plugins.silent["toy"]
+            await volumes.detach("t1", drop=False)
+            # Meanwhile others go on.
+            await volumes.attach(holder("t2", MountSpec(source="own", target="/own")), {})
+            # It comes back, and is used again.
+            plugin.hang = set()
+            (mount,) = await volumes.attach(USER, {})
+            assert mount.source == str(plugin.folder / "data")
+            assert volumes.plugins.scopes == {"toy": "local"}
+
+
+async def test_a_removal_by_a_hung_plugin_is_given_up(
+    plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "NOTICE", 0.1)
+    monkeypatch.setattr(calls, "SILENCE", 0.4)
+    volume = Volume(id="data", driver="toy")
+    async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
+        await volumes.create(volume)
+        plugin.hang = {"*"}
+        with pytest.raises(PluginAway, match="volume driver toy does not answer"):
+            await volumes.remove(volume, force=False)
+        plugin.hang = set()
+        await volumes.remove(volume, force=False)
+    assert plugin.volumes == {}
+
+
+async def test_a_plugin_at_work_is_waited_for(
+    plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes long to mount, and answers other calls meanwhile."""
+    monkeypatch.setattr(calls, "NOTICE", 0.05)
+    monkeypatch.setattr(calls, "SILENCE", 5.0)
+    plugin.busy["Mount"] = asyncio.Event()
+    told: list[str] = []
+    socket = tmp_path / "run" / "toy.sock"
+    async with plugin.on_socket(socket), asyncio.timeout(60), asyncio.TaskGroup() as group:
+        attaching = group.create_task(volumes.attach(USER, {}, told.append))
+        while plugin.calls.count("Activate") < 4:  # noqa: ASYNC110 - the plugin is waited for
+            await asyncio.sleep(0.01)
+        plugin.busy["Mount"].set()
+        (mount,) = await attaching
+    assert mount.source == str(plugin.folder / "data")
+    assert told == ["volume driver toy has not answered yet (volume data)", ""]
 
 
 async def test_a_mount_cut_short_is_given_back(

@@ -14,10 +14,11 @@ import click
 
 from orchestrator.cli import build_context, completion
 from orchestrator.cli.client import Client, pass_client, upload
+from orchestrator.cli.flag_types import pairs
 from orchestrator.cli.groups import CliError, OrcGroup, example
 from orchestrator.cli.output import Column, column, format_option, print_json, print_table
 from orchestrator.cli.screen import is_live
-from orchestrator.cli.spec_flags import checked_image, pairs
+from orchestrator.cli.spec_flags import checked_image
 from orchestrator.model.names import short_id
 from orchestrator.model.platforms import wanted_architecture
 from orchestrator.model.units import format_size

@@ -13,8 +13,8 @@ import click
 
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.groups import INTERRUPTED, example
+from orchestrator.cli.node_rows import node_row
 from orchestrator.cli.output import Column, Row, column, format_option
-from orchestrator.cli.rows import node_row
 from orchestrator.cli.screen import is_live
 from orchestrator.cli.stats import pictures, show
 from orchestrator.model.units import format_cores, format_memory, format_size

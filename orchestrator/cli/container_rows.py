@@ -6,15 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.cli.groups import CliError
-from orchestrator.cli.output import Column, Row, column, jsonable, moment
-from orchestrator.cli.rows import (
-    has_exit_code,
-    health_text,
-    health_word,
-    port_row,
-    short,
-    task_error,
-)
+from orchestrator.cli.output import Column, Row, column, jsonable, moment, short
+from orchestrator.cli.rows import has_exit_code, health_text, health_word, port_row, task_error
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import parse_image
 from orchestrator.model.nodes import Node, NodeState

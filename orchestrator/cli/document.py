@@ -12,6 +12,7 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.flag_types import pairs
 from orchestrator.cli.groups import NotConverged, OrcGroup, RolledBack, example
 from orchestrator.cli.output import (
     Column,
@@ -24,7 +25,6 @@ from orchestrator.cli.output import (
 )
 from orchestrator.cli.service_change import PATIENCE, monitor_option, monitored, wait_options
 from orchestrator.cli.several import inspect_options, one_by_one, print_inspected
-from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.convert import from_proto
 from orchestrator.model.documents import Document, DocumentKind, check_data
 from orchestrator.model.names import short_id

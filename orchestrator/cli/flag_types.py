@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,17 @@ def _certificate_lifetime(text: str) -> float:
     if not 20 <= seconds <= 5 * 365 * 24 * 3600:
         raise ValueError("certificates may last from 20s to 43800h (five years)")
     return seconds
+
+
+def pairs(what: str, texts: Iterable[str]) -> dict[str, str]:
+    """`KEY=VALUE` texts as a dict; `KEY` alone has an empty value."""
+    result = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if not key:
+            raise click.BadParameter(f"{what} {text!r} is not of the form KEY=VALUE")
+        result[key] = value
+    return result
 
 
 MEMORY = Parsed("size", parse_memory)

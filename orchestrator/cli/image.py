@@ -14,8 +14,8 @@ import click
 from orchestrator.cli import build_context, completion
 from orchestrator.cli.client import Client, pass_client, upload
 from orchestrator.cli.groups import CliError, example
+from orchestrator.cli.image_rows import by_age, image_columns, image_rows
 from orchestrator.cli.output import is_named, listing_options, print_list
-from orchestrator.cli.rows import by_age, image_columns, image_rows
 from orchestrator.cli.screen import metered
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.model.names import short_id

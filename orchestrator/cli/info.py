@@ -11,6 +11,7 @@ from orchestrator import __version__
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.container_rows import container_state
 from orchestrator.cli.groups import example
+from orchestrator.cli.node_rows import node_row
 from orchestrator.cli.output import (
     Row,
     format_option,
@@ -18,7 +19,6 @@ from orchestrator.cli.output import (
     print_json,
     template_lines,
 )
-from orchestrator.cli.rows import node_row
 from orchestrator.model.convert import from_proto
 from orchestrator.model.units import format_cores, format_memory
 from orchestrator.pb import containers_pb2, control_pb2

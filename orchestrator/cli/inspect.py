@@ -12,9 +12,10 @@ from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.image_names import image_document
 from orchestrator.cli.network import all_networks, network_documents
 from orchestrator.cli.node import all_nodes
+from orchestrator.cli.node_rows import node_row
 from orchestrator.cli.output import Row, format_option, print_rows
 from orchestrator.cli.ps import add_sizes, container_documents
-from orchestrator.cli.rows import node_row, service_document
+from orchestrator.cli.rows import service_document
 from orchestrator.cli.service import services_named
 from orchestrator.cli.several import attempts
 from orchestrator.cli.volume import volumes_named

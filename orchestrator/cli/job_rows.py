@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from orchestrator.cli.output import Column, Row, column, jsonable, moment, word
-from orchestrator.cli.rows import short, task_columns, task_row
+from orchestrator.cli.output import Column, Row, column, jsonable, moment, short, word
+from orchestrator.cli.rows import task_columns, task_row
 from orchestrator.model.convert import from_proto
 from orchestrator.model.services import JobRun, Service
 from orchestrator.model.tasks import Task

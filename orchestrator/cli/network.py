@@ -9,6 +9,7 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.conflist_file import taken_conflist
+from orchestrator.cli.flag_types import pairs
 from orchestrator.cli.groups import CliError, Lazy, OrcGroup, example
 from orchestrator.cli.network_rows import (
     described_network,
@@ -24,7 +25,6 @@ from orchestrator.cli.output import (
 )
 from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
 from orchestrator.cli.several import inspect_options, one_by_one, print_inspected
-from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import ENCRYPTED
 from orchestrator.pb import control_pb2, networks_pb2, types_pb2

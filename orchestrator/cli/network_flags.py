@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from orchestrator.cli import completion
-from orchestrator.cli.spec_flags import pairs
+from orchestrator.cli.flag_types import pairs
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import stands_alone
 from orchestrator.model.specs import NetworkAttachment

@@ -10,8 +10,16 @@ from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
 from orchestrator.cli.groups import OrcGroup, example
 from orchestrator.cli.network import find_network
-from orchestrator.cli.output import Column, Row, column, listing_options, moment, print_list, word
-from orchestrator.cli.rows import short
+from orchestrator.cli.output import (
+    Column,
+    Row,
+    column,
+    listing_options,
+    moment,
+    print_list,
+    short,
+    word,
+)
 from orchestrator.cli.spec_flags import ports
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.objects import NetworkPolicy, PolicyPort

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from orchestrator.cli.output import Column, Row, column, moment
-from orchestrator.cli.rows import short
+from orchestrator.cli.output import Column, Row, column, moment, short
 from orchestrator.model.convert import from_proto
 from orchestrator.model.networks import OVERLAY, is_sliced
 from orchestrator.model.objects import Network

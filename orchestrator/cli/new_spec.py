@@ -8,12 +8,13 @@ from typing import Any
 
 from orchestrator.cli.container_flags import image_and_command, with_many
 from orchestrator.cli.document_flags import with_documents
+from orchestrator.cli.flag_types import pairs
 from orchestrator.cli.job_settings import blank_spec
 from orchestrator.cli.mount_flags import apply_mounts
 from orchestrator.cli.network_flags import attachments
 from orchestrator.cli.placement_flags import with_placement
 from orchestrator.cli.settings import apply_settings
-from orchestrator.cli.spec_flags import checked, environment, no_number, pairs, ports, preferences
+from orchestrator.cli.spec_flags import checked, environment, no_number, ports, preferences
 from orchestrator.model.names import parse_image
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 

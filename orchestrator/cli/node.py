@@ -10,8 +10,9 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.flag_types import DURATION
+from orchestrator.cli.flag_types import DURATION, pairs
 from orchestrator.cli.groups import CliError, OrcGroup, example
+from orchestrator.cli.node_rows import node_columns, node_row
 from orchestrator.cli.output import (
     Row,
     labels_text,
@@ -19,13 +20,11 @@ from orchestrator.cli.output import (
     print_fields,
     print_list,
 )
-from orchestrator.cli.rows import node_columns, node_row, task_columns, task_rows
 from orchestrator.cli.several import inspect_options, one_by_one, print_inspected
-from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.names import near_miss
 from orchestrator.model.nodes import Availability
+from orchestrator.model.resources import MAX_REPLICAS
 from orchestrator.model.units import format_cores, format_memory
-from orchestrator.model.validate import MAX_REPLICAS
 from orchestrator.pb import control_pb2
 
 
@@ -104,6 +103,8 @@ def ps(
     no_trunc: bool,
 ) -> None:
     """List the tasks of nodes."""
+    from orchestrator.cli.rows import task_columns, task_rows
+
     rows = []
     for name in nodes:
         reply = client.call("ListTasks", control_pb2.ListTasksRequest(node=name))

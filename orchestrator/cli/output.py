@@ -14,7 +14,7 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.screen import aligned, width
 from orchestrator.model.extensible import known_fields
-from orchestrator.model.names import near_miss
+from orchestrator.model.names import near_miss, short_id
 from orchestrator.model.units import format_time
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,6 +36,11 @@ class Column:
 def column(heading: str, key: str) -> Column:
     """A column that shows a value as it is."""
     return Column(heading, lambda row: str(row[key]))
+
+
+def short(heading: str, key: str, whole: bool) -> Column:
+    """A column of ids, cut to 12 characters unless `whole`."""
+    return Column(heading, lambda row: row[key] if whole else short_id(row[key]))
 
 
 class Format(click.Choice):  # type: ignore[type-arg]

@@ -13,19 +13,12 @@ import click
 
 from orchestrator.cli.container_flags import many_edit_options, with_many
 from orchestrator.cli.document_flags import document_edit_options, edit_documents
-from orchestrator.cli.flag_types import WORDS
+from orchestrator.cli.flag_types import WORDS, pairs
 from orchestrator.cli.mount_flags import edit_mounts, mount_edit_options
 from orchestrator.cli.network_flags import edited_attachments
 from orchestrator.cli.placement_flags import with_placement
 from orchestrator.cli.settings import apply_settings, with_value
-from orchestrator.cli.spec_flags import (
-    checked_image,
-    environment,
-    no_number,
-    pairs,
-    ports,
-    preferences,
-)
+from orchestrator.cli.spec_flags import checked_image, environment, no_number, ports, preferences
 from orchestrator.model.specs import PortSpec, Protocol, ServiceMode, ServiceSpec
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -41,17 +41,6 @@ def checked_image(text: str) -> str:
         raise click.UsageError(str(error)) from None
 
 
-def pairs(what: str, texts: Iterable[str]) -> dict[str, str]:
-    """`KEY=VALUE` texts as a dict; `KEY` alone has an empty value."""
-    result = {}
-    for text in texts:
-        key, _, value = text.partition("=")
-        if not key:
-            raise click.BadParameter(f"{what} {text!r} is not of the form KEY=VALUE")
-        result[key] = value
-    return result
-
-
 def label_lines(files: Iterable[str]) -> list[str]:
     """The `KEY=VALUE` lines of `--label-file`s. Raises a usage error for one that cannot be
     read."""

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from orchestrator.cli.flag_types import pairs
 from orchestrator.cli.groups import CliError
-from orchestrator.cli.spec_flags import pairs
 from orchestrator.cli.stack_template import TEMPLATES, rendered, template_of, values_of
 from orchestrator.cli.stack_values import Values, unasked
 from orchestrator.compose.assemble import stack_of

@@ -19,10 +19,10 @@ from orchestrator.cli.output import (
     column,
     format_option,
     print_json,
+    short,
     table_lines,
     template_lines,
 )
-from orchestrator.cli.rows import short
 from orchestrator.cli.screen import is_live
 from orchestrator.model.convert import from_proto
 from orchestrator.model.units import format_memory, format_size

@@ -12,11 +12,13 @@ from orchestrator.cli.container_rows import container_document
 from orchestrator.cli.document import document_row
 from orchestrator.cli.events import event_row
 from orchestrator.cli.groups import CliError, error_line
+from orchestrator.cli.image_rows import image_rows
 from orchestrator.cli.network_doctor import diagnosis
 from orchestrator.cli.network_doctor import document as doctor_document
 from orchestrator.cli.network_rows import network_row
+from orchestrator.cli.node_rows import node_row
 from orchestrator.cli.output import Row, public
-from orchestrator.cli.rows import image_rows, node_row, service_document
+from orchestrator.cli.rows import service_document
 from orchestrator.cli.volume import volume_row
 from orchestrator.model.documents import DocumentKind
 from orchestrator.pb import (

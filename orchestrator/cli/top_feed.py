@@ -10,8 +10,9 @@ from orchestrator.cli.client import Client
 from orchestrator.cli.container_rows import container_row
 from orchestrator.cli.context import Context
 from orchestrator.cli.groups import CliError, error_line
+from orchestrator.cli.node_rows import node_row
 from orchestrator.cli.output import Row
-from orchestrator.cli.rows import node_row, service_row
+from orchestrator.cli.rows import service_row
 from orchestrator.cli.stats import pictures
 from orchestrator.cli.top import processes
 from orchestrator.cli.top_views import Figures, node_rows, service_rows, task_rows

@@ -11,6 +11,7 @@ import click
 
 from orchestrator.cli import completion
 from orchestrator.cli.client import Client, pass_client
+from orchestrator.cli.flag_types import pairs
 from orchestrator.cli.groups import OrcGroup, example
 from orchestrator.cli.output import (
     Column,
@@ -23,7 +24,6 @@ from orchestrator.cli.output import (
 )
 from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
 from orchestrator.cli.several import inspect_options, one_by_one, print_inspected
-from orchestrator.cli.spec_flags import pairs
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import short_id
 from orchestrator.model.objects import Volume, VolumeScope

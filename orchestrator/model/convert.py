@@ -16,6 +16,7 @@ shrinks when they are discarded.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from enum import IntEnum
 from functools import cache, lru_cache, partial
@@ -25,7 +26,6 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from google.protobuf.message import DecodeError, Message
 
-from orchestrator.model import specs
 from orchestrator.model.extensible import known_fields
 from orchestrator.pb import types_pb2
 
@@ -115,7 +115,7 @@ class _Converter:
     def __init__(self, cls: type) -> None:
         self.message: Callable[[], Any] = getattr(types_pb2, cls.__name__)
         self._cls = cls
-        self.shared = cls is specs.TaskSpec
+        self.shared = cls.__name__ == "TaskSpec"
         """Whether many objects have an equal one: it is most of a task, and the same for all tasks
         of a service."""
         self._plain: list[str] = []
@@ -286,13 +286,15 @@ def _has_message(cls: Any) -> bool:
 
 @cache
 def _class_of(name: str) -> type:
-    # Who only writes specs is spared the other half of the model.
-    for module in (specs, *map(import_module, _OTHERS)):
-        if _has_message(cls := getattr(module, name, None)):
+    # Loaded modules first: importing all of the model takes as long as a short command.
+    for module in sorted(_MODULES, key=lambda module: module not in sys.modules):
+        if _has_message(cls := getattr(import_module(module), name, None)):
             return cast(type, cls)
     raise TypeError(f"the message {name} has no class in the model")
 
 
-_OTHERS = [f"orchestrator.model.{name}" for name in ("nodes", "services", "tasks", "objects")]
+_MODULES = [
+    f"orchestrator.model.{name}" for name in ("specs", "nodes", "services", "tasks", "objects")
+]
 _made: dict[Any, _Converter] = {}
 """What `_converter` has derived so far."""

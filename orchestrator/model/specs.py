@@ -13,9 +13,8 @@ from orchestrator.model.extensible import Extensible
 from orchestrator.model.jobs import JobSpec
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.placement import Disconnect, GenericResource, Strategy
-
-SHARES_PER_CORE = 1024
-"""CPU weight of one core, as in cgroup v1's `cpu.shares`."""
+from orchestrator.model.resources import SHARES_PER_CORE as SHARES_PER_CORE
+from orchestrator.model.resources import Resources as Resources
 
 DEFAULT_SHARES = 128
 """What a task counts when it asks for nothing, so that nothing is free."""
@@ -73,14 +72,6 @@ class Protocol(IntEnum):
 
     TCP = 0
     UDP = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Resources(Extensible):
-    """An amount of CPU (shares) and memory (bytes); 0 is "not said"."""
-
-    shares: int = 0
-    memory: int = 0
 
 
 class PublishMode(IntEnum):

@@ -24,6 +24,7 @@ from orchestrator.model.mountrules import check_mounts
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.networks import check_attachments
 from orchestrator.model.placement import Disconnect
+from orchestrator.model.resources import MAX_REPLICAS as MAX_REPLICAS
 from orchestrator.model.rules import check_agreement, check_attribute
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -48,8 +49,6 @@ MAX_SHARES = 262144
 
 MIN_LIMIT_SHARES = 11
 """The least CPU limit: the kernel takes no quota below 1 ms in 100 ms."""
-
-MAX_REPLICAS = 100_000
 
 LONGEST = 10 * 365 * 86400.0
 """Seconds of any time that a user may set."""

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from scripted_manager import Manager
+
+from orchestrator.pb import control_pb2, types_pb2
 
 ORC = str(Path(sys.executable).with_name("orc"))
 
@@ -42,6 +45,18 @@ def test_a_short_command_imports_little(words: tuple[str, ...], tmp_path: Path) 
     assert not heavy
     if words[0] == "run":
         assert "orchestrator.model.objects" not in modules
+
+
+def test_a_listing_of_nodes_imports_little_of_the_model(manager: Manager) -> None:
+    nodes = [control_pb2.NodeRow(node=types_pb2.Node(id="n1", role="worker"))]
+    manager.script.answers["ListNodes"] = control_pb2.ListNodesReply(nodes=nodes)
+    modules = imported("node", "ls")
+    assert "orchestrator.cli.rpc" in modules
+    model = {name for name in modules if name.startswith("orchestrator.model.")}
+    assert {name.removeprefix("orchestrator.model.") for name in model} <= {
+        *("convert", "extensible", "names", "nodes", "resources", "units"),
+    }
+    assert not {name for name in modules if name in (*_HEAVY, "orchestrator.cli.rows")}
 
 
 def test_what_is_left_in_a_pipe_arrives_before_the_end(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import pytest
 
 from orchestrator.cli.container_rows import container_document
 from orchestrator.cli.network_rows import described_network
+from orchestrator.cli.node_rows import node_row
 from orchestrator.cli.output import Row, template_lines
-from orchestrator.cli.rows import node_row, service_document
+from orchestrator.cli.rows import service_document
 from orchestrator.model.convert import to_proto
 from orchestrator.model.mounts import MountSpec, MountType
 from orchestrator.model.nodes import Node, NodeDescription, NodeState

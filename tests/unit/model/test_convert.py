@@ -23,6 +23,7 @@ from orchestrator.model import (
     nodes,
     objects,
     placement,
+    resources,
     services,
     specs,
     tasks,
@@ -50,7 +51,7 @@ from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import types_pb2
 
 MODULES = (affinities, dependencies, jobs, mounts, placement, specs, documents)
-MODULES += (nodes, services, tasks, objects, access)
+MODULES += (nodes, resources, services, tasks, objects, access)
 CLASSES = [
     value
     for module in MODULES

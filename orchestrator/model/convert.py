@@ -294,7 +294,8 @@ def _class_of(name: str) -> type:
 
 
 _MODULES = [
-    f"orchestrator.model.{name}" for name in ("specs", "nodes", "services", "tasks", "objects")
+    f"orchestrator.model.{name}"
+    for name in ("specs", "nodes", "services", "tasks", "objects", "access")
 ]
 _made: dict[Any, _Converter] = {}
 """What `_converter` has derived so far."""

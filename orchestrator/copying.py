@@ -14,9 +14,11 @@ import stat
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, Self
 
 CHUNK = 1 << 18
+MAX_HEADER = 1 << 20
+"""Bytes of a header of a tar's entry: a name, extended attributes."""
 XATTR = "SCHILY.xattr."
 """What the names of extended attributes begin with in a PAX header."""
 _OF_THE_HOST = ("security.selinux", "security.ima", "security.evm", "security.SMACK", "trusted.")
@@ -30,6 +32,11 @@ _KINDS = {
     stat.S_IFCHR: tarfile.CHRTYPE,
     stat.S_IFBLK: tarfile.BLKTYPE,
 }
+_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+"""Entries that are no files but belong to the next one."""
 
 
 _open_tar: Any = tarfile.open
@@ -249,8 +256,10 @@ def unpack(archive_source: Reader, folder: str, top: str, name: str, owner: Owne
             bufsize=CHUNK,
             encoding="utf-8",
             errors="surrogateescape",
+            tarinfo=_Bounded,
         ) as archive:
             for entry in archive:
+                archive.members = []  # see add_entry
                 parts = _parts(entry.name, top, name)
                 _make(
                     archive, entry, root, parts, owner, lost, lambda link: _parts(link, top, name)
@@ -265,6 +274,17 @@ def unpack(archive_source: Reader, folder: str, top: str, name: str, owner: Owne
     finally:
         os.close(root)
     return str(lost)
+
+
+class _Bounded(tarfile.TarInfo):
+    """Entries whose headers are read into memory only if they are of a sane size."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> Self:
+        entry = super().frombuf(buf, encoding, errors)
+        if entry.type in _HEADERS and entry.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {entry.size} bytes")
+        return entry
 
 
 def _parts(name: str, top: str, new: str) -> list[str]:

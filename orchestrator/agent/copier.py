@@ -22,6 +22,7 @@ from typing import Any
 from orchestrator.agent.runtime.confine import (
     change_root,
     end_imports,
+    limit_memory,
     mount_overlay,
     unshare_mounts,
 )
@@ -60,12 +61,15 @@ def _join(process: int, pid: int) -> None:
 
 def main(argv: list[str]) -> None:
     """Do one copy; see the module. Exits with 1 and a line on stderr if that fails."""
+    limit_memory()
     try:
         _copy(json.loads(argv[0]))
     except CannotCopy as error:
         sys.exit(str(error))
     except OSError as error:
         sys.exit(words(error))
+    except MemoryError:
+        sys.exit("the copy takes more memory than it may")
 
 
 def _copy(order: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 from orchestrator.agent.images import layout
 from orchestrator.agent.images.archive import NOT_COMPRESSED, decompressed
-from orchestrator.agent.images.disk import remove_tree
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.registry import Registry
 from orchestrator.agent.images.registryblobs import LayerProgress
@@ -23,6 +22,7 @@ from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.tunnelframes import Frames, receive, send, send_piece
+from orchestrator.linux.trees import remove_tree
 from orchestrator.model.convert import to_proto
 from orchestrator.model.names import short_id
 from orchestrator.model.states import is_terminal

@@ -140,6 +140,19 @@ class Upload:
         self.lines.append(frame.line)
 
 
+def test_a_tar_whose_header_is_larger_than_memory_is_refused(tmp_path: Path) -> None:
+    place: dict[str, object] = {"layers": [str(tmp_path / "low")]}
+    for name in ("low", "upper", "work", "root"):
+        (tmp_path / name).mkdir()
+    place |= {name: str(tmp_path / name) for name in ("upper", "work", "root")}
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 60 << 30
+    words = {"verb": "unpack", "path": "/", "top": "", "folder": True, "owner": None}
+    done = program({**place, **words}, info.tobuf(tarfile.GNU_FORMAT) + bytes(64 << 20))
+    assert done.returncode == 1
+    assert done.stderr.decode() == f"that is no tar: a header of {60 << 30} bytes\n"
+
+
 def test_a_reused_pid_is_not_taken_for_the_container(tmp_path: Path) -> None:
     """Another process has the number of the container's, which has ended."""
     (tmp_path / "secret").write_text("the host's")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import IO
 
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.linux.atomicfile import flush_folder
+from orchestrator.linux.trees import remove_tree
 
 _CHUNK = 1 << 20
 _LAST_WRITES = 10.0
@@ -61,14 +61,6 @@ class Scratch:
             remove_tree(path)
 
 
-def remove_tree(path: Path) -> None:
-    """Remove a file or a folder with all that is in it; succeeds when it is gone."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
-    shutil.rmtree(path, onerror=_raise_unless_gone)
-
-
 def usage(path: Path) -> int:
     """Bytes of the disk that a folder takes with all that is in it. Files that go meanwhile do not
     matter. Blocks."""
@@ -80,12 +72,6 @@ def usage(path: Path) -> int:
             except FileNotFoundError:
                 continue
     return total
-
-
-def _raise_unless_gone(_function: object, _path: str, info: object) -> None:
-    error = info[1] if isinstance(info, tuple) else info
-    if isinstance(error, BaseException) and not isinstance(error, FileNotFoundError):
-        raise error
 
 
 def publish(made: Path, final: Path) -> None:

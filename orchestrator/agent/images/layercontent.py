@@ -144,6 +144,8 @@ def attempt(step: Callable[[], None]) -> int:
         pass  # the other process has failed and says why
     except OSError as error:
         print(f"cannot unpack: {error.strerror}", file=sys.stderr, flush=True)
+    except MemoryError:
+        print("the layer takes more memory to unpack than it may", file=sys.stderr, flush=True)
     else:
         return 0
     return 1

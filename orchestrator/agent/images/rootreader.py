@@ -18,18 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.agent.images.layerfiles import changes, write_layer, write_root
-from orchestrator.agent.runtime.confine import READ_ONLY, confine, mount_overlay, unshare_mounts
+from orchestrator.agent.runtime.confine import (
+    READ_ONLY,
+    confine,
+    limit_memory,
+    mount_overlay,
+    unshare_mounts,
+)
 from orchestrator.agent.runtime.mountcalls import detached
 
 
 def main(argv: list[str]) -> None:
     """Do what the order says."""
+    limit_memory()
     try:
         _read(json.loads(argv[0]))
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
         sys.exit(f"the container's files cannot be read: {(error.strerror or str(error)).lower()}")
+    except MemoryError:
+        sys.exit("the container's files take more memory to read than they may")
 
 
 def _read(order: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ from orchestrator.agent.images.manifest import (
 from orchestrator.agent.images.names import full_name, hex_of, is_digest
 from orchestrator.agent.images.unpack import MAX_LAYER
 from orchestrator.linux.atomicfile import write_file
+from orchestrator.linux.trees import remove_tree
 from orchestrator.model.objects import Image
 
 log = logging.getLogger(__name__)
@@ -396,4 +397,4 @@ class ImageStore:
 
 def _remove_all(paths: list[Path]) -> None:
     for path in paths:
-        disk.remove_tree(path)
+        remove_tree(path)

@@ -15,6 +15,8 @@ from orchestrator.agent.images.errors import ImageError
 _PROGRAM = bareprogram.command("orchestrator.agent.images.untar", "-X", "utf8")
 MAX_LAYER = 64 << 30
 """Bytes that a layer's content may have, unless told otherwise: more than any that is meant."""
+MAX_ENTRIES = 4_000_000
+"""Files and folders that a layer may have: each takes an inode of the node's disk."""
 
 
 async def unpack_layer(
@@ -23,14 +25,16 @@ async def unpack_layer(
     diff_id: str,
     limit: int = MAX_LAYER,
     whole: asyncio.Event | None = None,
+    entries: int = MAX_ENTRIES,
 ) -> None:
     """Unpack a layer blob (plain, gzip or zstd tar) for use as an overlay's lower folder.
 
     `folder` must exist and be empty; it is flushed to disk at the end. The content's digest must
-    be `diff_id`, and its size at most `limit` bytes. With `whole`, the blob still grows, and is
-    read as it does, until that is set. Raises `ImageError`; the folder is then to be thrown away.
+    be `diff_id`, its size at most `limit` bytes, and its files and folders at most `entries`. With
+    `whole`, the blob still grows, and is read as it does, until that is set. Raises `ImageError`;
+    the folder is then to be thrown away.
     """
-    await _run(blob, folder, diff_id, limit, whole)
+    await _run(blob, folder, diff_id, limit, whole, entries)
 
 
 async def unpack_context(archive: Path, folder: Path) -> None:
@@ -38,11 +42,16 @@ async def unpack_context(archive: Path, folder: Path) -> None:
 
     `folder` must exist and be empty. Raises `ImageError`; the folder is then to be thrown away.
     """
-    await _run(archive, folder, "-", MAX_LAYER, None)
+    await _run(archive, folder, "-", MAX_LAYER, None, MAX_ENTRIES)
 
 
 async def _run(
-    blob: Path, folder: Path, diff_id: str, limit: int, whole: asyncio.Event | None
+    blob: Path,
+    folder: Path,
+    diff_id: str,
+    limit: int,
+    whole: asyncio.Event | None,
+    entries: int,
 ) -> None:
     told, tell = os.pipe()
     with FileIO(tell, "wb") as news:
@@ -50,7 +59,7 @@ async def _run(
             with blob.open("rb") as source:
                 process = await asyncio.create_subprocess_exec(
                     *_PROGRAM,
-                    *(str(folder), diff_id, str(limit), str(told), _packages()),
+                    *(str(folder), diff_id, str(limit), str(entries), str(told), _packages()),
                     stdin=source,
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=asyncio.subprocess.PIPE,

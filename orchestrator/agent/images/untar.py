@@ -1,6 +1,6 @@
 """A program: verify, decompress and unpack one layer, with its root in the folder it fills.
 
-Arguments: FOLDER DIFF_ID LIMIT WHOLE PACKAGES; BLOB is its standard input (`bareprogram`).
+Arguments: FOLDER DIFF_ID LIMIT ENTRIES WHOLE PACKAGES; BLOB is its standard input (`bareprogram`).
 
 Two processes, so that both cores work: the first decompresses and hashes, as nobody, for it needs
 no files but the two that are open; the second changes its root into FOLDER and makes what the tar
@@ -11,7 +11,9 @@ caller throws away.
 BLOB may still grow. WHOLE is the descriptor of a pipe: a byte in it says that all of BLOB is there,
 and its end without one that nobody needs the layer any more.
 
-LIMIT is how many bytes the content may have. DIFF_ID `-` takes a tar that is no layer (a build
+LIMIT is how many bytes the content may have, and ENTRIES how many files and folders. Whatever the
+tar says, neither process takes more than a fixed amount of memory: headers have a limit, and what
+must be remembered of folders is in a file. DIFF_ID `-` takes a tar that is no layer (a build
 context): nothing is verified, and whiteouts are names like any other.
 
 Layer rules: OCI image-spec, layer.md. Overlay's marks: kernel, filesystems/overlayfs.rst.
@@ -24,11 +26,11 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import stat
 import sys
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from orchestrator.agent.images.layercontent import (
@@ -39,11 +41,19 @@ from orchestrator.agent.images.layercontent import (
     content,
     write_all,
 )
+from orchestrator.agent.runtime.confine import limit_memory
+from orchestrator.linux.trees import remove_tree
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _XATTR = "SCHILY.xattr."
 _NOBODY = 65534
+MAX_HEADER = 8 << 20
+"""Bytes of all that describes one file: long names, extended attributes, the places of holes. Far
+more than Linux can store of any file."""
+_LONG_HEADERS = f"the layer has a file with more than {MAX_HEADER >> 20} MiB of headers"
+_LARGE = 64 << 20
+"""Bytes of a file from which on it is looked first whether the disk has room for it."""
 NO_SPACE = (
     "no space left on this node's disk for the image: remove images there that nobody needs "
     "('orc image prune'), or give it a larger disk"
@@ -62,27 +72,41 @@ class Forward:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._position = 0
+        self._header = MAX_HEADER
 
     def tell(self) -> int:
         return self._position
 
+    def begin_header(self) -> None:
+        """What `read` reads from now on belongs to the next file."""
+        self._header = MAX_HEADER
+
     def read(self, size: int) -> bytes:
+        """For tarfile, which reads headers alone: as long as they say that they are."""
+        self._header -= size
+        if self._header < 0:
+            raise BadLayer(f"the layer has a file with more than {MAX_HEADER >> 20} MiB of headers")
+        return self.read_content(size)
+
+    def read_content(self, size: int) -> bytes:
         data = self._source.read(size)
         self._position += len(data)
         return data
 
     def seek(self, target: int) -> None:
         while self._position < target:
-            if not self.read(min(CHUNK, target - self._position)):
+            if not self.read_content(min(CHUNK, target - self._position)):
                 raise BadLayer("the layer ends in the middle of a file")
 
 
 class Unpacker:
     """Makes files in the current root, which must hold nothing that it may not overwrite."""
 
-    def __init__(self, layer: bool) -> None:
+    def __init__(self, layer: bool, entries: int) -> None:
+        """`entries`: how many files and folders there may be."""
         self._layer = layer
-        self._folders: dict[str, tuple[str, int]] = {}
+        self._entries = self._left = entries
+        self._times = _FolderTimes()
 
     def run(self, source: Source) -> None:
         """Unpack the whole tar and read the source to its end."""
@@ -97,6 +121,9 @@ class Unpacker:
             while member is not None:
                 self._member(member, reader)
                 reader.seek(archive.offset)
+                reader.begin_header()
+                if sum(map(len, archive.pax_headers.values())) > MAX_HEADER:
+                    raise BadLayer(_LONG_HEADERS)
                 try:
                     # Not next(): that takes a broken header for the end of the archive.
                     member = tarfile.TarInfo.fromtarfile(archive)
@@ -104,14 +131,23 @@ class Unpacker:
                     member = None
         except (tarfile.TarError, ValueError, OverflowError) as error:
             raise BadLayer(f"the layer is not a valid tar: {error}") from error
+        except RecursionError:
+            raise BadLayer("the layer is not a valid tar: a header follows a header") from None
         # Making files in a folder changes its time, so these come last.
-        for path, (_, time) in self._folders.items():
-            if os.path.isdir(path) and not os.path.islink(path):
-                os.utime(path, ns=(time, time), follow_symlinks=False)
-        while reader.read(CHUNK):
+        self._times.set()
+        while reader.read_content(CHUNK):
             pass
 
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise BadLayer(
+                f"the layer has more than {self._entries} files and folders, the most that this "
+                "node unpacks"
+            )
+
     def _member(self, member: tarfile.TarInfo, reader: Forward) -> None:
+        self._count()
         path = os.path.normpath("/" + member.name).replace("//", "/")
         try:
             name = os.path.basename(path)
@@ -158,19 +194,21 @@ class Unpacker:
             os.chmod(path, mode)
         self._xattrs(path, member)
         if member.isdir():
-            self._folders[path] = (member.name, time)
+            self._times.add(path, time)
         else:
             os.utime(path, ns=(time, time), follow_symlinks=False)
 
     def _file(self, path: str, member: tarfile.TarInfo, reader: Forward) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        if member.size > _LARGE and member.sparse is None:
+            _check_room(member.size)
         fd = self._place(path, lambda: os.open(path, flags, 0o600))
         try:
             # A file whose holes were left out says where its pieces go.
             pieces: Any = member.sparse if member.sparse is not None else [(0, member.size)]
             for offset, size in pieces:
                 while size > 0:
-                    data = reader.read(min(CHUNK, size))
+                    data = reader.read_content(min(CHUNK, size))
                     if not data:
                         raise BadLayer(f"the layer ends in the middle of {member.name!r}")
                     size -= len(data)
@@ -214,12 +252,12 @@ class Unpacker:
         except (FileNotFoundError, NotADirectoryError):
             self._parents(path)
         except FileExistsError:
-            _remove(path)
+            remove_tree(path)
             return make()
         try:
             return make()
         except FileExistsError:
-            _remove(path)
+            remove_tree(path)
             return make()
 
     def _parents(self, path: str) -> None:
@@ -231,6 +269,7 @@ class Unpacker:
                 if not stat.S_ISDIR(os.stat(folder).st_mode):
                     self._folder_in_place_of_whiteout(folder)
             except FileNotFoundError:
+                self._count()
                 os.mkdir(folder, 0o755)
 
     def _folder_in_place_of_whiteout(self, folder: str) -> None:
@@ -309,11 +348,39 @@ def is_opaque(folder: os.PathLike[str]) -> bool:
         return False
 
 
-def _remove(path: str) -> None:
-    if stat.S_ISDIR(os.lstat(path).st_mode):
-        shutil.rmtree(path)
-    else:
-        os.unlink(path)
+class _FolderTimes:
+    """Folders' times of change, for the end: in a file without a name, since there may be more of
+    them than memory should hold."""
+
+    def __init__(self) -> None:
+        name = "/.times"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file = os.fdopen(os.open(name, flags, 0o600), "w+b", buffering=CHUNK)
+        os.unlink(name)
+
+    def add(self, path: str, time: int) -> None:
+        """The last time of a path counts."""
+        self._file.write(b"%d %s\0" % (time, os.fsencode(path)))
+
+    def set(self) -> None:
+        """Set the times of those that are still folders."""
+        self._file.seek(0)
+        rest = b""
+        while piece := self._file.read(CHUNK):
+            *records, rest = (rest + piece).split(b"\0")
+            for record in records:
+                text, _, path = record.partition(b" ")
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    if stat.S_ISDIR(os.lstat(path).st_mode):
+                        os.utime(path, ns=(int(text), int(text)), follow_symlinks=False)
+        self._file.close()
+
+
+def _check_room(size: int) -> None:
+    """Refuse a file that the disk has no room for before it is written."""
+    disk = os.statvfs("/")
+    if size > disk.f_bavail * disk.f_frsize:
+        raise BadLayer(NO_SPACE)
 
 
 def _nanoseconds(member: tarfile.TarInfo) -> int:
@@ -350,11 +417,11 @@ def _feed(blob: Blob, pipe: int, diff_id: str, limit: int, parent: int) -> None:
         raise BadLayer(f"the layer's content is {found}, but the image's config says {diff_id}")
 
 
-def _unpack(folder: str, pipe: int, layer: bool) -> None:
+def _unpack(folder: str, pipe: int, layer: bool, entries: int) -> None:
     os.chroot(folder)
     os.chdir("/")
     with open(pipe, "rb", buffering=CHUNK) as source:
-        Unpacker(layer).run(source)
+        Unpacker(layer, entries).run(source)
 
 
 def _flush(folder: int) -> None:
@@ -366,12 +433,13 @@ def _flush(folder: int) -> None:
 
 def main(argv: list[str]) -> int:
     """The whole program; its exit status."""
-    folder, diff_id, packages = argv[0], argv[1], argv[4]
-    limit, whole = int(argv[2]), int(argv[3])
+    folder, diff_id, packages = argv[0], argv[1], argv[5]
+    limit, entries, whole = (int(text) for text in argv[2:5])
     if packages:
         sys.path.append(packages)
     parent = os.getppid()
     os.umask(0)
+    limit_memory()
     target = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     outlet, inlet = os.pipe()
     fcntl.fcntl(inlet, fcntl.F_SETPIPE_SZ, CHUNK)
@@ -379,7 +447,7 @@ def main(argv: list[str]) -> int:
     if child == 0:
         for descriptor in (inlet, 0, whole, target):
             os.close(descriptor)
-        os._exit(attempt(lambda: _unpack(folder, outlet, diff_id != "-")))
+        os._exit(attempt(lambda: _unpack(folder, outlet, diff_id != "-", entries)))
     os.close(outlet)
     status = attempt(lambda: _feed(Blob(0, whole), inlet, diff_id, limit, parent))
     os.close(inlet)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from orchestrator.agent.runtime.identity import ProcessIdentity
 from orchestrator.agent.runtime.idranges import IdRange
 from orchestrator.agent.runtime.overlay import ensure_unmounted
 from orchestrator.linux.atomicfile import write_file
+from orchestrator.linux.trees import remove_tree
 
 _IDENTITY = "identity"
 _STARTED = "started"
@@ -180,15 +180,15 @@ class Bundle:
             raise RuntimeFailure(
                 f"the container's storage cannot be unmounted ({error.strerror})"
             ) from error
-        _remove(self.state)
-        _remove(self.run)
+        remove_tree(self.state)
+        remove_tree(self.run)
 
     def release(self) -> None:
         """Unmount the root and remove all but the writable layer and the logs. Raises
         RuntimeFailure."""
         self._unmount()
-        _remove(self.work)
-        _remove(self.run)
+        remove_tree(self.work)
+        remove_tree(self.run)
 
     def _unmount(self) -> None:
         for place in (self.root, self.maps):
@@ -215,13 +215,3 @@ class Bundle:
 
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
         write_file(self.run / name, json.dumps(record))
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=False, onerror=_tolerate_missing)
-
-
-def _tolerate_missing(_function: object, _path: str, failure: Any) -> None:
-    error: BaseException = failure[1]
-    if not isinstance(error, FileNotFoundError):
-        raise error

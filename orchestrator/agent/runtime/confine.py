@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import ctypes
 import os
+import resource
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -28,11 +29,25 @@ READ_ONLY = RDONLY | NOSUID | NODEV | NOEXEC
 WRITABLE = NOSUID | NODEV | NOEXEC
 """Attributes of the mounts: no device of a tree is ever opened."""
 
+_MEMORY = 1 << 30
+"""Bytes of address space; some 100 MiB are in use."""
 _CLONE_NEWNS = 0x00020000
 _PRIVATE = ctypes.c_ulong(0x4000 | 0x40000)
 """Recursive and private, for mount(2)."""
 _PLACE = "/proc"
 """A mount point that every host has; nothing in it is needed after the change of root."""
+
+
+def limit_memory() -> None:
+    """Bound the memory that the process, and those that it starts, can take for whatever others
+    have made, and end the protection from the kernel's OOM killer that an agent may have."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    score = "/proc/self/oom_score_adj"
+    with open(score, encoding="ascii") as file:
+        protected = int(file.read()) < 0
+    if protected:
+        with open(score, "w", encoding="ascii") as file:
+            file.write("0")
 
 
 def unshare_mounts() -> None:

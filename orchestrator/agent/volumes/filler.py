@@ -14,7 +14,7 @@ import stat
 import sys
 from collections.abc import Callable
 
-from orchestrator.agent.runtime.confine import READ_ONLY, WRITABLE, confine
+from orchestrator.agent.runtime.confine import READ_ONLY, WRITABLE, confine, limit_memory
 from orchestrator.agent.runtime.mountcalls import detached
 
 _CHUNK = 1 << 24
@@ -25,6 +25,7 @@ _IGNORED = (errno.ENOTSUP, errno.EPERM, errno.EINVAL)
 def main(argv: list[str]) -> None:
     """Copy what the arguments name."""
     source, volume = int(argv[0]), argv[1]
+    limit_memory()
     try:
         folders = {
             "image": detached(source, READ_ONLY),
@@ -36,6 +37,8 @@ def main(argv: list[str]) -> None:
         copy_tree("/image", "/volume")
     except OSError as error:
         sys.exit((error.strerror or str(error)).lower())
+    except MemoryError:
+        sys.exit("there are too many files")
 
 
 def copy_tree(source: str, target: str) -> None:

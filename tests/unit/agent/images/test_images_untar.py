@@ -9,8 +9,9 @@ import os
 import select
 import stat
 import subprocess
+import sys
 import tarfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -341,3 +342,132 @@ async def test_a_layer_that_unpacks_to_more_than_is_allowed_is_refused(tmp_path:
     blob.write_bytes(gzip.compress(content))
     with pytest.raises(ImageError, match=r"unpacks to more than 2 MiB.*--max-layer-size"):
         await unpack_layer(blob, into, "sha256:" + "0" * 64, 2 << 20)
+
+
+MOST_MEMORY = 60 << 20
+"""Bytes: the interpreter, and the largest header that is taken, some times over."""
+
+
+async def refusal(tmp_path: Path, pieces: Iterable[bytes], **limits: int) -> str:
+    """Why a layer of these pieces (of which a blob is compressed) is refused. Its processes must
+    not have grown beyond `MOST_MEMORY` until then."""
+    blob, into = tmp_path / "blob", tmp_path / "into"
+    into.mkdir()
+    with gzip.open(blob, "wb", compresslevel=1) as file:
+        for piece in pieces:
+            file.write(piece)
+    # In a process of its own, whose children are these alone.
+    limits = {"limit": 64 << 30} | limits
+    script = (
+        "import asyncio, resource, sys\n"
+        "from pathlib import Path\n"
+        "from orchestrator.agent.images.errors import ImageError\n"
+        "from orchestrator.agent.images.unpack import unpack_layer\n"
+        "try:\n"
+        f"    blob, into = Path({str(blob)!r}), Path({str(into)!r})\n"
+        f"    asyncio.run(unpack_layer(blob, into, '-', **{limits}))\n"
+        "except ImageError as error:\n"
+        "    print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    *said, memory = done.stdout.decode().splitlines()
+    assert int(memory) < MOST_MEMORY
+    assert len(said) == 1
+    return said[0]
+
+
+def header(kind: bytes, size: int, name: str = "x") -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def zeros(size: int) -> Iterator[bytes]:
+    piece = bytes(16 << 20)
+    for _ in range(size // len(piece)):
+        yield piece
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+async def test_a_header_of_60_gib_is_refused_as_it_is_seen(tmp_path: Path, kind: bytes) -> None:
+    said = await refusal(tmp_path, [header(kind, 60 << 30), *zeros(256 << 20)])
+    assert "more than 8 MiB of headers" in said
+
+
+async def test_a_map_of_holes_without_end_is_refused(tmp_path: Path) -> None:
+    """Each part of it says that another follows."""
+    first = bytearray(header(tarfile.GNUTYPE_SPARSE, 0))
+    first[482] = 1
+    first[148:156] = b" " * 8
+    first[148:156] = b"%06o\0 " % sum(first)
+    more = bytearray(512)
+    more[:504] = b"00000000001\0" * 42
+    more[504] = 1
+    said = await refusal(tmp_path, [bytes(first), bytes(more) * (64 << 10)])
+    assert "more than 8 MiB of headers" in said
+
+
+async def test_headers_of_headers_without_end_are_refused(tmp_path: Path) -> None:
+    said = await refusal(tmp_path, [header(tarfile.XHDTYPE, 0) * 100_000])
+    assert "a header follows a header" in said
+
+
+async def test_headers_for_all_that_follows_cannot_add_up(tmp_path: Path) -> None:
+    """Each defines another megabyte for all later files."""
+
+    def pieces() -> Iterator[bytes]:
+        for number in range(200):
+            record = b" key%d=%s\n" % (number, b"x" * ((1 << 20) - 30))
+            length = len(record) + 7
+            record = b"%d%s" % (length, record)
+            assert len(record) == length
+            yield header(tarfile.XGLTYPE, length) + record.ljust(-(-length // 512) * 512, b"\0")
+            yield header(tarfile.REGTYPE, 0, f"file{number}")
+
+    said = await refusal(tmp_path, pieces())
+    assert "more than 8 MiB of headers" in said
+
+
+async def test_ten_million_entries_are_refused_at_the_limit(tmp_path: Path) -> None:
+    """The blob, of equal members, has five gigabytes of headers."""
+    blob = gzip.compress(header(tarfile.DIRTYPE, 0, "folder") * 10_000)
+    (tmp_path / "blob").write_bytes(blob * 1_000)
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(ImageError, match="more than 20000 files and folders"):
+        await unpack_layer(tmp_path / "blob", into, "-", entries=20_000)
+
+
+async def test_folders_that_are_not_listed_count_as_well(tmp_path: Path) -> None:
+    """A name of a kilobyte makes hundreds of folders."""
+    names = ("/".join([f"d{number}", *["d"] * 400]) for number in range(30))
+    said = await refusal(tmp_path, [tar(*(entry(name) for name in names))], entries=10_000)
+    assert "more than 10000 files and folders" in said
+
+
+async def test_many_folders_take_no_memory(tmp_path: Path) -> None:
+    """Their times, which come last, are not kept in memory: their paths have 34 MB."""
+    top = "/".join(["d" * 250] * 15)
+    said = await refusal(
+        tmp_path, [tar(*(folder(f"{top}/{number:0250}") for number in range(9_000)))],
+        entries=8_000,
+    )  # fmt: skip
+    assert "more than 8000" in said
+
+
+async def test_a_file_that_the_disk_has_no_room_for_is_refused_at_once(tmp_path: Path) -> None:
+    said = await refusal(tmp_path, [header(tarfile.REGTYPE, 1 << 50), *zeros(64 << 20)])
+    assert "no space left" in said
+    assert not (tmp_path / "into/x").exists()
+
+
+async def test_a_device_of_an_image_is_the_containers_to_open_only_where_it_may(
+    unpack: Unpack,
+) -> None:
+    """It is made as the image says; it is the container's device cgroup that refuses to open it,
+    and on the node no user gets to it."""
+    root = await unpack(tar(entry("sda", kind=tarfile.BLKTYPE, device=(8, 0), mode=0o666)))
+    found = (root / "sda").lstat()
+    assert stat.S_ISBLK(found.st_mode)
+    assert found.st_rdev == os.makedev(8, 0)

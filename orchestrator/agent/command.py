@@ -94,7 +94,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     multiple=True,
     metavar="KEY=VALUE",
     callback=_labels,
-    help="A label of this node; may be given several times.",
+    help="A label that the agent reports, engine.labels.K in placement rules; repeatable.",
 )
 @click.option(
     "--runtime",

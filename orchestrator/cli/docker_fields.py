@@ -163,7 +163,7 @@ def _node(row: _Row) -> Mapping[str, Any]:
             "Hostname": row["hostname"],
             "Platform": {"Architecture": row["arch"], "OS": "linux"},
             "Resources": _amount(resources),
-            "Engine": {"EngineVersion": row["version"], "Labels": row["labels"]},
+            "Engine": {"EngineVersion": row["version"], "Labels": row["engine_labels"]},
         },
     }
 

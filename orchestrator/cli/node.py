@@ -72,6 +72,7 @@ def _show(row: Row) -> None:
             ("Lately down", ", ".join(row["downs"])),
             ("Address", row["address"]),
             ("Labels", labels_text(row["labels"])),
+            ("Engine labels", labels_text(row["engine_labels"])),
             ("Resources", f"{cores} cores, {memory}"),
             ("Reserved", f"{reserved[0]} cores, {reserved[1]}"),
             ("Generic resources", ", ".join(map(_generic, row["generic_resources"].items()))),
@@ -138,6 +139,13 @@ def ps(
 @click.option(
     "--rotate-key", is_flag=True, help="Replace its key for encrypted networks; no packet is lost."
 )
+@click.option(
+    "--address",
+    default="",
+    metavar="ADDRESS",
+    help="Accept a new address of the node that its sessions do not come from (NAT, several "
+    "interfaces).",
+)
 @pass_client
 def update(
     client: Client,
@@ -148,19 +156,22 @@ def update(
     label_add: tuple[str, ...],
     label_rm: tuple[str, ...],
     rotate_key: bool,
+    address: str,
 ) -> None:
-    """Change a node's availability or labels, or replace its key."""
+    """Change a node's availability, labels or address, or replace its key."""
     if availability != "drain" and (max_unavailable is not None or deadline is not None):
         raise click.UsageError("--max-unavailable and --deadline go with --availability drain")
-    if availability is None and not label_add and not label_rm and not rotate_key:
+    if availability is None and not (label_add or label_rm or rotate_key or address):
         raise click.UsageError(
-            "nothing to change; give --availability, --label-add, --label-rm or --rotate-key"
+            "nothing to change; give --availability, --label-add, --label-rm, --rotate-key or "
+            "--address"
         )
     request = control_pb2.UpdateNodeRequest(
         node=name,
         label_add=pairs("label", label_add),
         label_rm=label_rm,
         rotate_key=rotate_key,
+        address=address,
         max_unavailable=max_unavailable or 0,
         deadline=deadline or 0.0,
     )

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 
@@ -19,6 +20,7 @@ __all__ = [
     "channel_credentials",
     "channel_options",
     "join_credentials",
+    "peer_address",
     "peer_identity",
     "server_credentials",
 ]
@@ -111,3 +113,10 @@ def peer_identity(context: grpc.aio.ServicerContext[Any, Any]) -> Identity | Non
 @lru_cache(maxsize=4096)
 def _issued(certificate: bytes) -> Issued | None:
     return Issued.of(certificate.decode())
+
+
+def peer_address(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """The IP address that a call comes from, as the kernel has it; empty for other transports."""
+    family, _, rest = unquote(context.peer()).partition(":")
+    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+    return host.removeprefix("::ffff:") if family in ("ipv4", "ipv6") else ""

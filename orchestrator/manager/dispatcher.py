@@ -21,9 +21,9 @@ from typing import Any
 import grpc
 
 from orchestrator.background import background
-from orchestrator.identity.tls import peer_identity
+from orchestrator.identity.tls import peer_address, peer_identity
 from orchestrator.manager.endpoints import LEAVE_LIMIT, EndpointFeed
-from orchestrator.manager.inbox import Inbox, NetworkPlugins
+from orchestrator.manager.inbox import Hello, Inbox, NetworkPlugins
 from orchestrator.manager.networkorders import NetworkOrders
 from orchestrator.manager.nodesession import NodeSession
 from orchestrator.manager.payloads import Payloads
@@ -318,7 +318,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._sessions[node_id] = session
         self._arrival.set()
         self._arrival = asyncio.Event()
-        self._inbox.hello(node_id, description, first.hello.boot_id)
+        hello = Hello(description, first.hello.boot_id, peer_address(context))
+        self._inbox.hello(node_id, hello)
         session.push(
             dispatch_pb2.ManagerMessage(
                 welcome=dispatch_pb2.Welcome(

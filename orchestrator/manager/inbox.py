@@ -26,12 +26,23 @@ class NetworkPlugins:
     ipam: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a node claims when its session begins."""
+
+    description: NodeDescription
+    boot_id: str
+    """Of its host."""
+    peer: str = ""
+    """The IP address that the session came from; empty: not known."""
+
+
 @dataclass(slots=True)
 class Reports:
     """One loop's worth of reports, by node id."""
 
-    hellos: dict[str, tuple[NodeDescription, str]] = field(default_factory=dict)
-    """Node id → what it is, and the boot id of its host."""
+    hellos: dict[str, Hello] = field(default_factory=dict)
+    """By node id."""
     statuses: dict[str, dict[str, TaskStatus]] = field(default_factory=dict)
     """Node id → task id → newest status."""
     inventories: dict[str, tuple[Image, ...]] = field(default_factory=dict)
@@ -117,10 +128,10 @@ class Inbox:
         """Any sign of life."""
         self._heard[node_id] = self._listening()
 
-    def hello(self, node_id: str, description: NodeDescription, boot_id: str) -> None:
+    def hello(self, node_id: str, hello: Hello) -> None:
         """A session began."""
         self.hear(node_id)
-        self._reports.hellos[node_id] = description, boot_id
+        self._reports.hellos[node_id] = hello
         self.on_report()
 
     def statuses(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.inbox import Reports
+from orchestrator.manager.planning.claims import Refuse, credible_description, ignore
 from orchestrator.manager.planning.encryption import honest_keys
 from orchestrator.manager.planning.liveness import node_up
 from orchestrator.manager.planning.plan import Change, Decision
@@ -20,11 +21,13 @@ from orchestrator.model.objects import Image
 from orchestrator.model.tasks import Task
 
 
-def decisions(view: ClusterView, reports: Reports, now: float) -> list[Decision]:
+def decisions(
+    view: ClusterView, reports: Reports, now: float, refuse: Refuse = ignore
+) -> list[Decision]:
     """What the reports change, by what it is about: each service's tasks, and each other object.
-    One whose write conflicts holds up no other."""
+    One whose write conflicts holds up no other. `refuse` is called for each false claim."""
     groups: dict[str, list[Change]] = {}
-    for change in ingest(view, reports, now):
+    for change in ingest(view, reports, now, refuse):
         subject = change.subject
         service_id = subject.service_id if isinstance(subject, Task) else ""
         groups.setdefault(service_id or object_key(subject), []).append(change)
@@ -53,14 +56,16 @@ def unfinished(reports: Reports, left: Iterable[Change]) -> Reports:
     return reports.of(nodes)
 
 
-def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:
+def ingest(
+    view: ClusterView, reports: Reports, now: float, refuse: Refuse = ignore
+) -> list[Change]:
     """What the reports change. Reports about what is gone, of a task that another node has, or
     backwards in a task's life change nothing (the sender is behind, and will learn)."""
     changes: list[Change] = []
-    changes.extend(_hellos(view, reports, now))
+    changes.extend(_hellos(view, reports, now, refuse))
     changes.extend(_descriptions(view.evolve(changes), reports))
     for node_id, statuses in sorted(reports.statuses.items()):
-        changes.extend(task_changes(view, node_id, statuses, now))
+        changes.extend(task_changes(view, node_id, statuses, now, refuse))
     view = view.evolve(changes)
     for node_id, images in sorted(reports.inventories.items()):
         found = list(_inventory(view, node_id, images))
@@ -69,11 +74,13 @@ def ingest(view: ClusterView, reports: Reports, now: float) -> list[Change]:
     return changes
 
 
-def _hellos(view: ClusterView, reports: Reports, now: float) -> Iterator[Change]:
-    for node_id, (description, boot_id) in sorted(reports.hellos.items()):
+def _hellos(view: ClusterView, reports: Reports, now: float, refuse: Refuse) -> Iterator[Change]:
+    for node_id, hello in sorted(reports.hellos.items()):
         node = view.nodes.get(node_id)
         if node is None:
             continue
+        boot_id = hello.boot_id
+        description = credible_description(view, node, hello.description, hello.peer, refuse)
         if not description.path_mtu:
             # A new agent has not measured yet; until then the path is what it was.
             description = replace(description, path_mtu=node.description.path_mtu)
@@ -85,6 +92,8 @@ def _hellos(view: ClusterView, reports: Reports, now: float) -> Iterator[Change]
                 yield from _rebooted(view, node_id)
         if after is not node:
             yield Change(node, after)
+            # The next of them cannot have the same hostname or address.
+            view = view.evolve([Change(node, after)])
 
 
 def _rebooted(view: ClusterView, node_id: str) -> Iterator[Change]:

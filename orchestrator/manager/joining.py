@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -12,10 +13,13 @@ import grpc
 from orchestrator.identity import ca
 from orchestrator.identity.pair import Issued
 from orchestrator.manager.certificates import Authority, record
+from orchestrator.manager.planning.claims import is_hostname, with_hostname
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
-from orchestrator.manager.store.kv import Kv, StoreError
+from orchestrator.manager.store.keys import NODE_TURN
+from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError
+from orchestrator.model.access import Certificate
 from orchestrator.model.nodes import Node, NodeDescription
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
 
@@ -67,6 +71,11 @@ class Joining(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
                 "this join token is not valid (any more); "
                 "get the present one with 'orc cluster token worker'",
             )
+        if not is_hostname(request.hostname):
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"{request.hostname[:64]!r} is not a hostname; set one with 'hostnamectl hostname'",
+            )
         now = self._now()
         node_id = self._new_id()
         try:
@@ -92,10 +101,20 @@ class Joining(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             hostname=request.hostname,
         )
         try:
-            revision = await commit(self._kv, [Change(None, node), Change(None, issued)])
+            other = await self._add(node, issued)
         except StoreError as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the store is away: {error}")
-        await self._cache.wait_for(revision)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd is unavailable: {error}")
+        if other is not None:
+            log.warning(
+                "join refused",
+                extra={"peer": context.peer(), "hostname": request.hostname, "reason": "hostname"},
+            )
+            await context.abort(
+                grpc.StatusCode.ALREADY_EXISTS,
+                f"node {other.id} has the hostname '{request.hostname}' and is "
+                f"{other.state.name.lower()}; give this host another one, or remove that node "
+                f"first: orc node rm {other.id}",
+            )
         log.info("node joined", extra={"node": node_id, "hostname": request.hostname})
         return identity_pb2.SignReply(
             certificate=certificate,
@@ -104,3 +123,22 @@ class Joining(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             cluster_id=cluster.id,
             managers=self._managers(),
         )
+
+    async def _add(self, node: Node, issued: Certificate) -> Node | None:
+        """Write a node that joins and its certificate; the one that has its hostname already, in which case nothing is
+        written. Raises StoreError."""
+        while True:
+            turn = await self._kv.get(NODE_TURN)
+            stamp = turn.mod_revision if turn else 0
+            await self._cache.wait_for(stamp)
+            if (other := with_hostname(self._cache.view, node.description.hostname)) is not None:
+                return other
+            with suppress(Conflict):
+                revision = await commit(
+                    self._kv,
+                    [Change(None, node), Change(None, issued)],
+                    guards=[Guard(NODE_TURN, mod_revision=stamp)],
+                    ops=[Put(NODE_TURN, node.id.encode())],
+                )
+                await self._cache.wait_for(revision)
+                return None

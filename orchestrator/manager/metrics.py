@@ -22,6 +22,7 @@ from orchestrator import __version__
 from orchestrator.identity.tls import Identity
 from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.planning.accounting import node_usage, running_tasks
+from orchestrator.manager.planning.claims import Claim
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import wanted
 from orchestrator.manager.planning.views import ClusterView
@@ -150,6 +151,14 @@ class PlanningTimes:
             "Nodes that are silent, but too many at once to count as down yet",
             registry=registry,
         )
+        self._false_claims = CounterMetric(
+            "orc_manager_false_claims",
+            "Claims in nodes' reports that were refused, by what they were about",
+            labelnames=("kind",),
+            registry=registry,
+        )
+        for kind in Claim:
+            self._false_claims.labels(kind)
         self._store_error = ""
 
     def took(self, seconds: float) -> None:
@@ -180,6 +189,10 @@ class PlanningTimes:
     def doubts(self, silent: int) -> None:
         """So many nodes are silent at once that the leader doubts itself; 0 when it does not."""
         self._doubted.set(silent)
+
+    def refused(self, kind: str) -> None:
+        """A node claimed what it cannot."""
+        self._false_claims.labels(kind).inc()
 
     def ended(self) -> None:
         """This manager leads no longer, so none of it is its to say."""

@@ -37,6 +37,7 @@ from typing import Protocol, TypeVar
 from orchestrator.manager.inbox import Inbox, Reports
 from orchestrator.manager.ingest import decisions, unfinished
 from orchestrator.manager.planning import clockstep, pipeline
+from orchestrator.manager.planning.claims import LONGEST_TEXT, Claim, FalseClaim
 from orchestrator.manager.planning.liveness import Hearing, Silence, expire
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of
 from orchestrator.manager.planning.plan import Change, Decision, Plan, earliest
@@ -92,6 +93,7 @@ class _Round:
     silence: Silence = field(default_factory=lambda: Silence((), None))
     rest: Dirty = field(default_factory=Dirty)
     failed: Mapping[str, str] = field(default_factory=dict)
+    refused: Sequence[FalseClaim] = ()
 
 
 class _Found:
@@ -170,6 +172,9 @@ class Observer(Protocol):
     def doubts(self, silent: int) -> None:
         """So many nodes are silent, too many at once to be believed; 0 when that is over."""
 
+    def refused(self, kind: str) -> None:
+        """A node claimed what it cannot; `kind` is a `claims.Claim`."""
+
     def ended(self) -> None:
         """The term is over: reset what was reported of it."""
 
@@ -186,6 +191,8 @@ class _Nobody:
     def put_aside(self, services: Mapping[str, str]) -> None: ...
 
     def doubts(self, silent: int) -> None: ...
+
+    def refused(self, kind: str) -> None: ...
 
     def ended(self) -> None: ...
 
@@ -231,6 +238,8 @@ class Term:
         """Services and containers of which the last write conflicted, in order."""
         self._alone = False
         """Whether the last round was for these alone."""
+        self._warned: dict[str, set[Claim]] = {}
+        """Node id → the kinds of its false claims that were logged."""
         self._aside: dict[str, _Failure] = {}
         self._errors = 0
         """Rounds in a row that the store did not take, or that could not be decided."""
@@ -292,6 +301,7 @@ class Term:
         self._look_again_at = earliest(self._look_again_at, decided.look_again_at)
         self._dirty |= decided.rest
         self._hear(decided.silence)
+        self._warn(decided.refused)
         written = Written()
         if decided.parts:
             try:
@@ -375,7 +385,8 @@ class Term:
             Plan((change,), reason="clock step")
             for change in clockstep.ahead_of_time(found.view, now)
         )
-        found.add(decisions(found.view, given.reports, now))
+        refused: list[FalseClaim] = []
+        found.add(decisions(found.view, given.reports, now, refused.append))
         silence = expire(found.view, given.hearing, now)
         found.add(silence.plans)
         dirty = given.dirty | dirty_of(found.changes())
@@ -391,6 +402,7 @@ class Term:
             silence,
             made.rest,
             made.failed,
+            refused,
         )
 
     # What became of it
@@ -404,6 +416,24 @@ class Term:
             )
         self._silence = silence
         self._observer.doubts(silence.silent if silence.doubt_since is not None else 0)
+
+    def _warn(self, refused: Iterable[FalseClaim]) -> None:
+        """Count false claims; log the first of each kind of each node."""
+        for claim in refused:
+            self._observer.refused(claim.kind)
+            known = self._warned.setdefault(claim.node_id, set())
+            if claim.kind in known:
+                continue
+            known.add(claim.kind)
+            log.warning(
+                "refused a claim of a node",
+                extra={
+                    "node": claim.node_id,
+                    "kind": claim.kind,
+                    "claimed": claim.claimed[:LONGEST_TEXT],
+                    "reason": claim.reason,
+                },
+            )
 
     def _account(self, given: _Input, decided: _Round, written: Written) -> None:
         left = [*written.conflicted, *written.too_large, *written.unwritten]

@@ -55,7 +55,7 @@ class NodeDescription(Extensible):
     version: str = ""
     """Of Orc."""
     labels: dict[str, str] = field(default_factory=dict)
-    """Given to the agent on its own command line."""
+    """Given to the agent on its own command line: `engine.labels.NAME` in placement rules."""
     blob_port: int = 0
     """TCP port at which the node serves its image blobs to other nodes."""
     metrics_port: int = 0
@@ -95,7 +95,7 @@ class Node(Extensible):
     role: str = "worker"
     availability: Availability = Availability.ACTIVE
     labels: dict[str, str] = field(default_factory=dict)
-    """Set by operators; over those of the description."""
+    """Set by operators: `node.labels.NAME` in placement rules."""
     description: NodeDescription = field(default_factory=NodeDescription)
     state: NodeState = NodeState.UNKNOWN
     state_since: float = 0.0

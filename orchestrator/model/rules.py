@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-NODE_LABELS = "node.labels."
+NODE_LABELS, ENGINE_LABELS = "node.labels.", "engine.labels."
+"""Labels that operators gave a node, and labels that its own agent reports."""
 NODE_ATTRIBUTES = (
     "node.id",
     "node.hostname",
@@ -40,7 +41,7 @@ class Rule:
     @property
     def of_services(self) -> bool:
         """Whether it is about services, not nodes."""
-        return not self.attribute.startswith("node.")
+        return not self.attribute.startswith(("node.", ENGINE_LABELS))
 
     def accepts(self, value: str | None) -> bool:
         """Whether an attribute may be that; None is a label that is not there."""
@@ -69,8 +70,8 @@ def parse_rule(text: str, what: str = "constraint", *, services: bool = False) -
 
 def check_attribute(key: str, what: str, *, services: bool = False) -> None:
     """Raise `RuleError` unless nodes (or `services`) have an attribute of that name."""
-    known = [*NODE_ATTRIBUTES, f"{NODE_LABELS}NAME"]
-    prefixes = [NODE_LABELS]
+    known = [*NODE_ATTRIBUTES, f"{NODE_LABELS}NAME", f"{ENGINE_LABELS}NAME"]
+    prefixes = [NODE_LABELS, ENGINE_LABELS]
     if services:
         known += [SERVICE, f"{SERVICE_LABELS}NAME"]
         prefixes.append(SERVICE_LABELS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import itertools
 import shutil
 import socket
 from collections.abc import AsyncIterator
@@ -23,6 +24,9 @@ from orchestrator.manager.daemon import Manager, ManagerSettings
 from orchestrator.manager.store.kv import Kv
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.systemd import Supervisor
+
+_NUMBERS = itertools.count(1)
+"""Of hosts that join."""
 
 
 @dataclass
@@ -62,9 +66,11 @@ class Running:
             f"127.0.0.1:{self.identity.port}", credentials, options=channel_options()
         )
 
-    async def join(self, text: str) -> Joined:
+    async def join(self, text: str, hostname: str = "") -> Joined:
+        """Join a host; without a name, one that nobody has."""
         address = f"127.0.0.1:{self.identity.port + 1}"
-        return await asyncio.to_thread(join, address, text, "host-1")
+        hostname = hostname or f"host-{next(_NUMBERS)}"
+        return await asyncio.to_thread(join, address, text, hostname)
 
 
 def _two_free_ports() -> int:

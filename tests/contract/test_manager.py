@@ -4,9 +4,11 @@ reported is seen."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
 from orchestrator.pb import control_pb2, control_pb2_grpc, dispatch_pb2, dispatch_pb2_grpc
 
+_ADDRESSES = itertools.count(1)
+"""Of nodes."""
 IMAGE = Image(id="sha256:" + "a" * 64, names=("hello:1",))
 
 
@@ -63,6 +67,11 @@ class Agent:
         self.sequence = 0
         self.acknowledged = 0
         self.full_sets = 0
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """The first address that a task of it can have in each network, by the network's name."""
+        return {each.name: str(IPv4Network(each.subnet)[2]) for each in self.networks}
 
     async def say(self, **message: Any) -> None:
         await self._call.write(dispatch_pb2.AgentMessage(**message))
@@ -134,7 +143,7 @@ async def agent(running: Running, hostname: str, joined: Any = None) -> AsyncIte
         agent = Agent(call)
         description = NodeDescription(
             hostname=hostname,
-            address="10.0.0.1",
+            address=f"10.0.0.{next(_ADDRESSES)}",
             resources=Resources(shares=2048, memory=4 << 30),
             blob_port=7423,
         )
@@ -367,9 +376,8 @@ async def test_a_task_is_told_to_stop_once_every_node_follows_without_it(
         await one.until(lambda: one.tasks)
         await two.until(lambda: two.tasks)
         (task_id,) = one.tasks
-        addresses = {"default": "10.128.1.2"}
-        await one.report(task_id, state=TaskState.RUNNING, addresses=addresses)
-        await two.report(*two.tasks, state=TaskState.RUNNING, addresses=addresses)
+        await one.report(task_id, state=TaskState.RUNNING, addresses=one.addresses)
+        await two.report(*two.tasks, state=TaskState.RUNNING, addresses=two.addresses)
         await one.until(lambda: one.ready == {*one.tasks, *two.tasks})
         await two.until(lambda: two.ready == one.ready)
         two.follows = False

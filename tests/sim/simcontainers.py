@@ -25,7 +25,7 @@ from orchestrator.agent.lifecycle import (
 )
 from orchestrator.agent.runtime.base import Exit, Started
 from orchestrator.manager import orders
-from orchestrator.manager.inbox import Reports
+from orchestrator.manager.inbox import Hello, Reports
 from orchestrator.manager.ingest import ingest
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.plan import Change
@@ -220,7 +220,7 @@ class ContainerCluster(SimCluster):
         size = Resources(1024, 1024 * MIB)
         host = self._host(agent)
         about = NodeDescription(hostname=agent.node_id, resources=size)
-        self._hear(Reports(hellos={agent.node_id: (about, f"boot{host.boot}")}))
+        self._hear(Reports(hellos={agent.node_id: Hello(about, f"boot{host.boot}")}))
         agent.greeted = True
         for id, runner in host.runners.items():
             if not is_terminal(runner.status.state) or runner.observed.released:

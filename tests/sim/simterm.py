@@ -20,7 +20,7 @@ from simloop import run
 from simnode import LATE, STOPPING, Agent, advance, obey, report
 from simstore import Faults, FaultyKv, nobody
 
-from orchestrator.manager.inbox import Inbox
+from orchestrator.manager.inbox import Hello, Inbox
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import progress
@@ -206,7 +206,8 @@ class TermCluster:
 
     def _greet(self, agent: Agent) -> None:
         size = Resources(1024, 1024 * MIB)
-        self.inbox.hello(agent.node_id, NodeDescription(agent.node_id, resources=size), "boot")
+        about = NodeDescription(agent.node_id, resources=size)
+        self.inbox.hello(agent.node_id, Hello(about, "boot"))
         agent.greeted = True
 
     def _report(self, agent: Agent) -> None:

@@ -11,6 +11,7 @@ from orchestrator.manager.certificates import in_turn, revocation_of
 from orchestrator.manager.lookup import find_node
 from orchestrator.manager.offload import offload
 from orchestrator.manager.planning.accounting import node_usage
+from orchestrator.manager.planning.claims import false_node_address
 from orchestrator.manager.planning.networkrules import encrypts
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.stock import free_of
@@ -38,6 +39,8 @@ class NodeCalls(Calls):
             read = cache.revision
             node = find_node(cache.view, request.node)
             after = _updated(node, request, self.api.now())
+            if request.address:
+                after = _moved(cache.view, after, request.address)
             if after == node:
                 return to_proto(node)
             try:
@@ -92,6 +95,13 @@ def _list(view: ClusterView) -> Any:
             )
         )
     return control_pb2.ListNodesReply(nodes=rows)
+
+
+def _moved(view: ClusterView, node: Node, address: str) -> Node:
+    """The node with the address that its operator gives it. Raises Refusal."""
+    if reason := false_node_address(view, node, address, address):
+        raise precondition(f"node {node.description.hostname} cannot have {address}: {reason}")
+    return replace(node, description=replace(node.description, address=address))
 
 
 def _updated(node: Node, request: Any, now: float) -> Node:

@@ -103,7 +103,7 @@ def _node(node: Node) -> dict[str, Any]:
         "address": about.address,
         "shares": about.resources.shares,
         "memory": about.resources.memory,
-        "labels": about.labels | node.labels,
+        "labels": node.labels,
         "about": f"{about.os}, {about.kernel}, {about.arch}, {about.runtime}",
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.nodes import Availability, Node
-from orchestrator.model.rules import NODE_LABELS, Rule, RuleError, parse_rule
+from orchestrator.model.rules import ENGINE_LABELS, NODE_LABELS, Rule, RuleError, parse_rule
 from orchestrator.model.services import Service
 
 
@@ -39,10 +39,12 @@ def welcome(node: Node, service: Service) -> bool:
 
 
 def read(node: Node, attribute: str) -> str | None:
-    """An attribute of a node, None where it has no such label."""
+    """An attribute of a node, None where it has no such label. `node.labels` are what operators
+    set: what an agent reports of itself must not attract tasks that ask for these."""
     if attribute.startswith(NODE_LABELS):
-        label = attribute.removeprefix(NODE_LABELS)
-        return node.labels.get(label, node.description.labels.get(label))
+        return node.labels.get(attribute.removeprefix(NODE_LABELS))
+    if attribute.startswith(ENGINE_LABELS):
+        return node.description.labels.get(attribute.removeprefix(ENGINE_LABELS))
     match attribute:
         case "node.id":
             return node.id

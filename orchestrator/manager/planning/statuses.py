@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from orchestrator.manager.planning.claims import (
+    Claim,
+    FalseClaim,
+    Refuse,
+    credible_status,
+    ignore,
+)
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.states import Owner, TaskState, is_terminal, may_move
@@ -12,21 +19,31 @@ from orchestrator.model.tasks import Task, TaskStatus
 
 
 def ingest(
-    view: ClusterView, node_id: str, reports: Mapping[str, TaskStatus], now: float
+    view: ClusterView,
+    node_id: str,
+    reports: Mapping[str, TaskStatus],
+    now: float,
+    refuse: Refuse = ignore,
 ) -> tuple[Change, ...]:
     """The changes that a node's reports make, by task id.
 
     Left out, since reports are repeated and reordered: what is not news, what is older than what
-    is known (of an earlier run of a container, too), tasks that are gone or were given up, and
-    tasks of other nodes. How long a task has been up is measured from `now`, so that the clocks of
-    nodes do not matter.
+    is known (of an earlier run of a container, too), and tasks that are gone or were given up.
+    Statuses of other nodes' tasks and addresses that a task cannot have are refused. How long a
+    task has been up is measured from `now`, so that the clocks of nodes do not matter.
     """
     tasks = view.tasks_of_node(node_id)
-    return tuple(
-        Change(tasks[id], _reported(tasks[id], reports[id], now))
-        for id in sorted(reports)
-        if id in tasks and is_news(tasks[id], reports[id])
-    )
+    changes = []
+    for id in sorted(reports):
+        if (task := tasks.get(id)) is None:
+            if (other := view.tasks.get(id)) is not None:
+                reason = f"the task is on node {other.node_id}" if other.node_id else "it has none"
+                refuse(FalseClaim(node_id, Claim.TASK, f"the status of task {id}", reason))
+        elif may_be_news(task, reports[id]):
+            status = credible_status(view, task, reports[id], refuse)
+            if is_news(task, status):
+                changes.append(Change(task, _reported(task, status, now)))
+    return tuple(changes)
 
 
 def _reported(task: Task, status: TaskStatus, now: float) -> Task:
@@ -37,9 +54,14 @@ def _reported(task: Task, status: TaskStatus, now: float) -> Task:
 
 def is_news(task: Task, reported: TaskStatus) -> bool:
     """Whether an agent's report changes what is known of the task, by the table of states."""
+    return may_be_news(task, reported) and reported != task.status
+
+
+def may_be_news(task: Task, reported: TaskStatus) -> bool:
+    """Whether a report is not older than what is known of the task, by the table of states."""
     known = task.status
     if reported.run != known.run:
         return False
     if known.state is not reported.state:
         return may_move(Owner.AGENT, known.state, reported.state)
-    return not is_terminal(known.state) and reported.at >= known.at and reported != known
+    return not is_terminal(known.state) and reported.at >= known.at

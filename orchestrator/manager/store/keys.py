@@ -40,6 +40,9 @@ CERTIFICATE_TURN = _NAMES + "certificates//turn"
 """Written with each renewed certificate and each revocation, so that a certificate that is being
 renewed while its holder is revoked is either refused or revoked with the others."""
 
+NODE_TURN = _NAMES + "nodes//turn"
+"""Written with each node that joins: hostnames must differ."""
+
 _KINDS: dict[type[Object], str] = {
     Cluster: "clusters",
     Node: "nodes",

@@ -86,7 +86,8 @@ def test_node_json_keys(nodes: Any, run: Run) -> None:
         "memory_reserved": 64 * MIB,
         "tasks": 3,
         "version": "0.1.0",
-        "labels": {"disk": "ssd", "zone": "z1"},
+        "labels": {"zone": "z1"},
+        "engine_labels": {"disk": "ssd", "zone": "overridden"},
     }
     assert rows[0].items() >= promised.items()
     assert not any(key.startswith("_") for key in rows[0])
@@ -118,8 +119,8 @@ def test_node_inspect(nodes: Any, run: Run, refused: Refused) -> None:
     assert document["cgroup"] == "v2"
     assert json.loads(run("node", "inspect", "abcdefghijkl1").stdout)[0]["hostname"] == "node1"
     pretty = run("node", "inspect", "--pretty", "node2", "node1").stdout
-    assert "Why:          silent" in pretty
-    assert "Resources:    2 cores, 1GiB" in pretty
+    assert "Why:           silent" in pretty
+    assert "Resources:     2 cores, 1GiB" in pretty
     assert refused("node", "inspect", "nod1") == "no node 'nod1'; did you mean 'node1'?"
     assert "more than one node" in refused("node", "inspect", "abc")
     assert "see 'orc node ls'" in refused("node", "inspect", "zzz")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.manager.imagenames import naming
-from orchestrator.manager.inbox import Reports
+from orchestrator.manager.inbox import Hello, Reports
 from orchestrator.manager.ingest import ingest
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
@@ -68,10 +68,10 @@ def test_the_same_report_again_changes_nothing() -> None:
 
 def test_a_hello_makes_the_node_ready_and_is_idempotent() -> None:
     view = ClusterView.of([replace(NODE, state=NodeState.DOWN, message="no heartbeat")])
-    reports = Reports(hellos={"n1": (NodeDescription(hostname="one", address="10.0.0.9"), "boot1")})
+    reports = Reports(hellos={"n1": Hello(replace(NODE.description, kernel="6.12"), "boot1")})
     ready = after(view, reports).nodes["n1"]
     assert (ready.state, ready.state_since, ready.message) == (NodeState.READY, 100.0, "")
-    assert ready.description.address == "10.0.0.9"
+    assert ready.description.kernel == "6.12"
     assert ingest(ClusterView.of([ready]), reports, 200.0) == []
 
 
@@ -103,9 +103,9 @@ def test_a_reboot_starts_what_is_always_to_run_though_it_was_stopped(
     view = ClusterView.of([NODE, stopped, replica])
     # The first hello, and one of another agent in the same boot, start nothing.
     for _ in range(2):
-        view = after(view, Reports(hellos={"n1": (NODE.description, "boot1")}))
+        view = after(view, Reports(hellos={"n1": Hello(NODE.description, "boot1")}))
         assert (view.tasks["t1"], view.tasks["t2"]) == (stopped, replica)
-    view = after(view, Reports(hellos={"n1": (NODE.description, "boot2")}))
+    view = after(view, Reports(hellos={"n1": Hello(NODE.description, "boot2")}))
     task = view.tasks["t1"]
     wanted = (4, TaskState.RUNNING) if starts else (3, TaskState[desired])
     assert (task.run, task.desired_state) == wanted
@@ -128,7 +128,7 @@ def test_an_image_is_condemned_until_its_node_has_removed_it_or_it_is_wanted_aga
 
 
 def test_a_hello_of_a_removed_node_changes_nothing() -> None:
-    assert ingest(ClusterView(), Reports(hellos={"n9": (NodeDescription(), "")}), 1.0) == []
+    assert ingest(ClusterView(), Reports(hellos={"n9": Hello(NodeDescription(), "")}), 1.0) == []
 
 
 def test_an_inventory_adds_and_withdraws_a_node() -> None:
@@ -176,10 +176,10 @@ def test_what_a_path_carries_is_kept_until_a_new_agent_has_measured_it() -> None
     view = after(ClusterView.of([NODE]), Reports(path_mtus={"n1": 1400, "gone": 1500}))
     assert view.nodes["n1"].description.path_mtu == 1400
     assert ingest(view, Reports(path_mtus={"n1": 1400}), 100.0) == []
-    view = after(view, Reports(hellos={"n1": (NODE.description, "boot")}))
+    view = after(view, Reports(hellos={"n1": Hello(NODE.description, "boot")}))
     assert view.nodes["n1"].description.path_mtu == 1400
     again = replace(NODE.description, path_mtu=1500)
-    view = after(view, Reports(hellos={"n1": (again, "boot")}))
+    view = after(view, Reports(hellos={"n1": Hello(again, "boot")}))
     assert view.nodes["n1"].description.path_mtu == 1500
 
 
@@ -198,7 +198,7 @@ def test_the_newest_keys_of_a_node_are_kept() -> None:
     view = ClusterView.of([NODE])
     old, new = tunnel_key("old"), tunnel_key("new", 51841)
     described = replace(NODE.description, tunnel_keys=(old,))
-    reports = Reports(hellos={"n1": (described, "")}, keys={"n1": (old, new), "gone": (old,)})
+    reports = Reports(hellos={"n1": Hello(described, "")}, keys={"n1": (old, new), "gone": (old,)})
     known = after(view, reports)
     assert known.nodes["n1"].description.tunnel_keys == (old, new)
     assert ingest(known, Reports(keys={"n1": (old, new)}), 200.0) == []
@@ -220,7 +220,7 @@ def test_what_is_no_key_of_the_nodes_own_is_told_to_nobody() -> None:
     )
     for reports in (
         Reports(keys={"n1": said}),
-        Reports(hellos={"n1": (replace(NODE.description, tunnel_keys=said), "")}),
+        Reports(hellos={"n1": Hello(replace(NODE.description, tunnel_keys=said), "")}),
     ):
         found = after(view, reports).nodes
         assert found["n1"].description.tunnel_keys == (mine,)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from builders import node
 
 from orchestrator.manager.planning.constraints import meets, met_by
 from orchestrator.model.rules import RuleError, check_agreement, parse_rule
 
-HOST = node("n1", labels={"zone": "a"}, role="worker")
+_PLAIN = node("n1", labels={"zone": "a"}, role="worker")
+HOST = replace(_PLAIN, description=replace(_PLAIN.description, labels={"disk": "ssd", "zone": "b"}))
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,11 @@ HOST = node("n1", labels={"zone": "a"}, role="worker")
         ("node.labels.zone in a,b", True),
         ("node.labels.zone in b, c", False),
         ("node.labels.disk in ssd,nvme", False),
+        # What the agent reports is apart from what operators set.
+        ("engine.labels.disk==ssd", True),
+        ("engine.labels.zone==b", True),
+        ("engine.labels.zone==a", False),
+        ("engine.labels.none!=x", True),
     ],
 )
 def test_rules(rule: str, met: bool) -> None:

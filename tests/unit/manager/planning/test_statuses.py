@@ -40,7 +40,7 @@ def test_moves(known: TaskState, reported: TaskState, believed: bool) -> None:
 
 def test_news_within_a_state() -> None:
     running = task("t", node_id="a")
-    assert taken(running, TaskStatus(TaskState.RUNNING, at=1.0, addresses={"default": "10.0.0.2"}))
+    assert taken(running, TaskStatus(TaskState.RUNNING, at=1.0, pid=7))
     assert not taken(running, running.status)
     assert not taken(running, TaskStatus(TaskState.RUNNING, at=-1.0, message="late"))
 

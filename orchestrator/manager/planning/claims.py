@@ -1,0 +1,222 @@
+"""What nodes claim in their reports, checked against what managers decided.
+
+A node speaks only for itself: its own tasks, addresses of its own slices, its own address and
+hostname. A claim beyond that is left out of what is stored; the rest of the report counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+
+from orchestrator.manager.planning.addressing import Address, slice6, slice_gateway, twin
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.conflist import wants_slices
+from orchestrator.model.networks import CNI, is_sliced, own_addresses
+from orchestrator.model.nodes import Node, NodeDescription, NodeState
+from orchestrator.model.objects import Network
+from orchestrator.model.specs import NetworkAttachment
+from orchestrator.model.tasks import Task, TaskStatus
+
+LONGEST_TEXT = 4096
+"""Characters of a message that are stored."""
+
+_HOSTNAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?", re.ASCII)
+
+
+class Claim(StrEnum):
+    """What a false claim is about; the label of its metric."""
+
+    TASK = "task"
+    """The status of another node's task."""
+    TASK_ADDRESS = "task_address"
+    """An address that its task cannot have."""
+    HOSTNAME = "hostname"
+    NODE_ADDRESS = "node_address"
+
+
+@dataclass(frozen=True, slots=True)
+class FalseClaim:
+    """A claim that was left out."""
+
+    node_id: str
+    kind: Claim
+    claimed: str
+    reason: str
+
+
+Refuse = Callable[[FalseClaim], None]
+
+
+def ignore(claim: FalseClaim) -> None:
+    """The `Refuse` of a caller that does not count false claims."""
+
+
+# -- tasks ----------------------------------------------------------------------------------------
+
+
+def credible_status(
+    view: ClusterView, task: Task, status: TaskStatus, refuse: Refuse = ignore
+) -> TaskStatus:
+    """The status without the addresses that the task cannot have, and with texts cut to length.
+
+    Two tasks of one node may claim the same address: the node forwards the packets of both.
+    """
+    addresses = _credible(view, task, status.addresses, refuse)
+    addresses6 = _credible(view, task, status.addresses6, refuse)
+    changed = (
+        len(addresses) < len(status.addresses)
+        or len(addresses6) < len(status.addresses6)
+        or len(status.message) > LONGEST_TEXT
+        or len(status.health_output) > LONGEST_TEXT
+    )
+    if not changed:
+        return status
+    return replace(
+        status,
+        addresses=addresses,
+        addresses6=addresses6,
+        message=status.message[:LONGEST_TEXT],
+        health_output=status.health_output[:LONGEST_TEXT],
+    )
+
+
+def _credible(
+    view: ClusterView, task: Task, addresses: dict[str, str], refuse: Refuse
+) -> dict[str, str]:
+    found = {}
+    for name, text in addresses.items():
+        # A network plugin may give no address.
+        if text and (reason := _false_address(view, task, name, text)):
+            claimed = f"address {text} in network {name} for task {task.id}"
+            refuse(FalseClaim(task.node_id, Claim.TASK_ADDRESS, claimed, reason))
+        else:
+            found[name] = text
+    return found
+
+
+def _false_address(view: ClusterView, task: Task, name: str, text: str) -> str:
+    """Why a task cannot have an address; empty if it can."""
+    attached = [each for each in task.spec.attachments if each.network == name]
+    network = view.network_by_name(name)
+    if not attached or network is None:
+        return "the task is not on this network"
+    address = _address(text)
+    if address is None:
+        return "this is not an IP address"
+    fixed = _fixed(attached[0], task, address)
+    if fixed is not None:
+        return "" if address == fixed else f"the address of the task is {fixed}"
+    if not _gives_slices(network):
+        return ""  # its plugins assign addresses
+    if not any(address in part for part in _own_slices(network, task.node_id)):
+        return "the address is in no slice of the node"
+    if address in _reserved(network, network.slices[task.node_id]):
+        return "no container has this address"
+    return ""
+
+
+@lru_cache(4096)
+def _address(text: str) -> Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+def _fixed(attachment: NetworkAttachment, task: Task, address: Address) -> Address | None:
+    """The fixed address of that version which the spec gives the task."""
+    text = own_addresses(attachment, task.slot)[address.version == 6]
+    return ip_address(text) if text else None
+
+
+def _gives_slices(network: Network) -> bool:
+    if network.driver == CNI:
+        return is_sliced(network) and wants_slices(network.conflist)
+    return is_sliced(network)
+
+
+def _own_slices(network: Network, node_id: str) -> Iterator[IPv4Network | IPv6Network]:
+    if (slice_ := network.slices.get(node_id)) is not None:
+        yield ip_network(slice_)
+        if text := slice6(network, slice_):
+            yield ip_network(text)
+
+
+def _reserved(network: Network, slice_: str) -> frozenset[Address]:
+    """The addresses of a slice that containers cannot have: its own, the gateway's, the
+    broadcast's."""
+    subnet = IPv4Network(slice_)
+    gateway = slice_gateway(network, slice_) or str(subnet[1])
+    found: list[Address] = [subnet[0], subnet[-1], ip_address(gateway)]
+    if text := slice6(network, slice_):
+        found += [IPv6Network(text)[0], ip_address(twin(network, IPv4Address(gateway)))]
+    return frozenset(found)
+
+
+# -- nodes ----------------------------------------------------------------------------------------
+
+
+def is_hostname(text: str) -> bool:
+    """Whether a node can have this hostname."""
+    return _HOSTNAME.fullmatch(text) is not None
+
+
+def with_hostname(view: ClusterView, hostname: str) -> Node | None:
+    """The node that has a hostname, down or not."""
+    named = (n for n in view.nodes.values() if n.description.hostname == hostname)
+    return min(named, key=lambda node: (node.created_at, node.id), default=None)
+
+
+def credible_description(
+    view: ClusterView, node: Node, claimed: NodeDescription, peer: str, refuse: Refuse = ignore
+) -> NodeDescription:
+    """The description with the hostname and address that the node had before where it cannot have
+    those that it claims. `peer` is the address that its session came from; empty: not known."""
+    before = node.description
+    hostname, address = claimed.hostname, claimed.address
+    if hostname != before.hostname and (reason := _false_hostname(view, node, hostname)):
+        refuse(FalseClaim(node.id, Claim.HOSTNAME, hostname, reason))
+        hostname = before.hostname
+    if address != before.address and (reason := false_node_address(view, node, address, peer)):
+        refuse(FalseClaim(node.id, Claim.NODE_ADDRESS, address, reason))
+        address = before.address
+    if (hostname, address) == (claimed.hostname, claimed.address):
+        return claimed
+    return replace(claimed, hostname=hostname, address=address)
+
+
+def _false_hostname(view: ClusterView, node: Node, hostname: str) -> str:
+    if not is_hostname(hostname):
+        return "this is not a hostname"
+    other = with_hostname(view, hostname)
+    return f"node {other.id} has this hostname" if other and other.id != node.id else ""
+
+
+def false_node_address(view: ClusterView, node: Node, text: str, peer: str) -> str:
+    """Why a node cannot have an address of the underlay; empty if it can.
+
+    The first address of a node is the one that its operator chose when it joined; it may differ
+    from the one that its session comes from (several interfaces, NAT). Another one later must be
+    where the session comes from, or be set by an operator.
+    """
+    address = _address(text)
+    if address is None or address.is_multicast or address.is_unspecified:
+        return "this is not the address of a host"
+    comes_from_it = _address(peer) == address
+    for other in view.nodes.values():
+        if other.id == node.id or _address(other.description.address) != address:
+            continue
+        # A host may have got the address of one that is gone.
+        if other.state is NodeState.READY or not comes_from_it:
+            return f"node {other.description.hostname} has this address"
+    if node.description.address and not comes_from_it:
+        return (
+            f"the session comes from {peer or 'an unknown address'}; if the node did move, run "
+            f"'orc node update --address {text} {node.description.hostname}'"
+        )
+    return ""

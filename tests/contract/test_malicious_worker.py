@@ -1,0 +1,308 @@
+"""A worker whose agent was modified, with its own certificate, against a manager on a real etcd.
+
+Each test is an attack: what the node claims beyond itself must change nothing, and what others
+rely on goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from managerhost import Running, manager_in
+
+from orchestrator.identity.join import Joined, JoinRefused
+from orchestrator.identity.pair import KeyPair
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.store.etcd import EtcdKv
+from orchestrator.manager.store.member import EtcdMember
+from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.nodes import Node, NodeDescription
+from orchestrator.model.specs import ContainerSpec, Resources, ServiceSpec, TaskSpec
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
+from orchestrator.pb import (
+    control_pb2,
+    control_pb2_grpc,
+    dispatch_pb2,
+    dispatch_pb2_grpc,
+    networks_pb2,
+    networks_pb2_grpc,
+)
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    async with (
+        EtcdMember(tmp_path / "etcd") as member,
+        EtcdKv(member.endpoints, member.tls, max_txn_ops=member.max_txn_ops) as kv,
+        manager_in(tmp_path / "manager", 600.0, kv) as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+async def control(running: Running) -> AsyncIterator[Any]:
+    async with running.channel(running.admin) as channel:
+        yield control_pb2_grpc.ControlStub(channel)
+
+
+class Agent:
+    """An agent that says what the test wants; as other agents it acknowledges endpoint tables."""
+
+    def __init__(self, running: Running, joined: Joined, call: Any) -> None:
+        self.id = joined.node_id
+        self.pair = KeyPair(joined.certificate, joined.key)
+        self._running = running
+        self._call = call
+        self._sequence = 0
+        self.acknowledged = 0
+        self.tasks: dict[str, Task] = {}
+        self.subnets: dict[str, IPv4Network] = {}
+        self.named: dict[str, str] = {}
+        """Task id → address, by the newest endpoint table."""
+
+    @property
+    def node(self) -> Node:
+        """The node as the cluster has it."""
+        return self._running.manager.cache.view.nodes[self.id]
+
+    def address(self, host: int, network: str = "default") -> str:
+        return str(self.subnets[network][host])
+
+    async def say(self, **message: Any) -> None:
+        await self._call.write(dispatch_pb2.AgentMessage(**message))
+
+    async def report(self, statuses: dict[str, TaskStatus]) -> None:
+        """Report statuses and wait until they were dealt with."""
+        self._sequence += 1
+        said = {id: to_proto(status) for id, status in statuses.items()}
+        await self.say(statuses=dispatch_pb2.StatusReport(sequence=self._sequence, statuses=said))
+        await self.until(lambda: self.acknowledged == self._sequence)
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not holds():
+                await self._hear()
+
+    async def _hear(self) -> None:
+        message = await self._call.read()
+        match message.WhichOneof("kind"):
+            case "assignments":
+                for each in message.assignments.tasks:
+                    self.tasks[each.task.id] = from_proto(each.task)
+                for network in message.assignments.networks:
+                    self.subnets[network.name] = IPv4Network(network.subnet)
+            case "endpoints":
+                for entry in message.endpoints.changed:
+                    self.named |= {each.task_id: each.address for each in entry.endpoints}
+                    for id in entry.gone:
+                        self.named.pop(id, None)
+                applied = dispatch_pb2.EndpointsApplied(revision=message.endpoints.revision)
+                await self.say(endpoints_applied=applied)
+            case "ack":
+                self.acknowledged = message.ack.sequence
+
+
+@asynccontextmanager
+async def session(running: Running, joined: Joined, **description: Any) -> AsyncIterator[Agent]:
+    async with running.channel(KeyPair(joined.certificate, joined.key)) as channel:
+        about = NodeDescription(**{"resources": Resources(4096, 8 << 30), **description})
+        hello = dispatch_pb2.Hello(description=to_proto(about))
+        welcomed = False
+        while not welcomed:  # the manager may not lead yet
+            call = dispatch_pb2_grpc.DispatchStub(channel).Session()
+            with suppress(grpc.aio.AioRpcError):
+                await call.write(dispatch_pb2.AgentMessage(hello=hello))
+            welcomed = (await call.read()).WhichOneof("kind") == "welcome"
+        agent = Agent(running, joined, call)
+        await agent.until(lambda: bool(agent.subnets))
+        yield agent
+        call.cancel()
+
+
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture
+async def hosts(running: Running) -> AsyncIterator[Callable[..., Any]]:
+    """Joins hosts and begins their sessions: `await hosts("name", **description)`."""
+    async with AsyncExitStack() as stack:
+
+        async def host(hostname: str, **description: Any) -> Agent:
+            joined = await running.join(running.token, hostname)
+            address = f"10.99.0.{next(_NUMBERS)}"
+            about = {"hostname": hostname, "address": address, **description}
+            agent: Agent = await stack.enter_async_context(session(running, joined, **about))
+            await eventually(running, lambda view: bool(view.nodes[joined.node_id].description.os))
+            return agent
+
+        yield lambda hostname, **more: host(hostname, **{"os": "linux", **more})
+
+
+async def eventually(running: Running, holds: Callable[[ClusterView], bool]) -> None:
+    cache = running.manager.cache
+    async with asyncio.timeout(60), cache.subscribe() as feed:
+        while not holds(cache.view):
+            await feed.next()
+
+
+async def create(control: Any, name: str, replicas: int = 1, **spec: Any) -> Any:
+    task = TaskSpec(container=ContainerSpec(image=spec.pop("image", f"sha256:{'a' * 64}")))
+    wanted = ServiceSpec(name=name, replicas=replicas, task=task, **spec)
+    request = control_pb2.CreateServiceRequest(spec=to_proto(wanted), no_resolve_image=True)
+    return await control.CreateService(request)
+
+
+async def false_claims(running: Running) -> dict[str, float]:
+    """The manager's count of what was refused, by kind."""
+    found = {}
+    for family in running.manager._registry.collect():
+        for sample in family.samples:
+            if sample.name == "orc_manager_false_claims_total" and sample.value:
+                found[sample.labels["kind"]] = sample.value
+    return found
+
+
+# -- labels, hostname, address -------------------------------------------------------------------
+
+
+async def test_reported_labels_attract_no_tasks(
+    running: Running, control: Any, hosts: Callable[..., Any]
+) -> None:
+    good = await hosts("good")
+    update = control_pb2.UpdateNodeRequest(node="good", label_add={"zone": "vault"})
+    await control.UpdateNode(update)
+    evil = await hosts("evil", labels={"zone": "vault", "disk": "ssd"})
+    await create(control, "keys", replicas=4, constraints=("node.labels.zone==vault",))
+    await good.until(lambda: len(good.tasks) == 4)
+    # What asks for the agent's own labels gets them.
+    await create(control, "cache", constraints=("engine.labels.disk==ssd",))
+    await evil.until(lambda: bool(evil.tasks))
+    assert {task.service_name for task in evil.tasks.values()} == {"cache"}
+
+
+async def test_a_hostname_of_another_node_is_refused_at_the_join(
+    running: Running, hosts: Callable[..., Any]
+) -> None:
+    await hosts("db1")
+    with pytest.raises(JoinRefused, match=r"has the hostname 'db1' and is ready.*orc node rm"):
+        await running.join(running.token, "db1")
+    with pytest.raises(JoinRefused, match="is not a hostname"):
+        await running.join(running.token, "db1\x1b[2K")
+    at_once = [running.join(running.token, "db2") for _ in range(4)]
+    answers = await asyncio.gather(*at_once, return_exceptions=True)
+    assert sum(isinstance(answer, Joined) for answer in answers) == 1
+
+
+async def test_a_hostname_of_another_node_attracts_no_tasks(
+    running: Running, control: Any, hosts: Callable[..., Any]
+) -> None:
+    good = await hosts("db1")
+    joined = await running.join(running.token, "evil")
+    async with session(running, joined, hostname="db1", address="10.99.1.1", os="linux") as evil:
+        await eventually(running, lambda view: bool(view.nodes[evil.id].description.os))
+        assert evil.node.description.hostname == "evil"
+        await create(control, "db", replicas=3, constraints=("node.hostname==db1",))
+        await good.until(lambda: len(good.tasks) == 3)
+        assert not evil.tasks
+    assert await false_claims(running) == {"hostname": 1}
+
+
+async def test_the_address_of_another_node_is_not_taken_over(
+    running: Running, control: Any, hosts: Callable[..., Any]
+) -> None:
+    good, evil = await hosts("good"), await hosts("evil")
+    theirs, own = good.node.description.address, evil.node.description.address
+    joined = Joined(evil.id, "worker", "", (), "", evil.pair.certificate, evil.pair.key, "")
+    for claimed in (theirs, "10.99.3.3"):
+        about = {"hostname": "evil", "address": claimed, "os": claimed}
+        async with session(running, joined, **about):
+            await eventually(running, lambda view, os=claimed: evil.node.description.os == os)
+            assert evil.node.description.address == own
+    assert await false_claims(running) == {"node_address": 2}
+    # Where its session comes from, it may have moved to; and an operator may say so.
+    async with session(running, joined, hostname="evil", address="127.0.0.1", os="moved"):
+        await eventually(running, lambda view: evil.node.description.address == "127.0.0.1")
+    await control.UpdateNode(control_pb2.UpdateNodeRequest(node="evil", address="10.99.3.3"))
+    async with session(running, joined, hostname="evil", address="10.99.3.3", os="again"):
+        await eventually(running, lambda view: evil.node.description.os == "again")
+        assert evil.node.description.address == "10.99.3.3"
+
+
+# -- statuses ------------------------------------------------------------------------------------
+
+
+async def test_false_addresses_reach_no_table(
+    running: Running, control: Any, hosts: Callable[..., Any]
+) -> None:
+    good, evil = await hosts("good"), await hosts("evil")
+    service = await create(control, "web", replicas=2)
+    await good.until(lambda: bool(good.tasks))
+    await evil.until(lambda: bool(evil.tasks))
+    (mine,), (theirs,) = evil.tasks, good.tasks
+    await good.report({theirs: up(good.address(2))})
+    vip = next(iter(service.vips.values()), "10.128.0.2")
+    # Another task's, a VIP, a permitted source's of elsewhere, its own gateway.
+    for claimed in (good.address(2), good.address(9), vip, "192.0.2.1", evil.address(1)):
+        await evil.report({mine: up(claimed)})
+        status = running.manager.cache.view.tasks[mine].status
+        assert (status.state, status.addresses) == (TaskState.RUNNING, {})
+    await evil.report({mine: up(evil.address(5))})
+    await good.until(lambda: mine in good.named)
+    assert good.named == {theirs: good.address(2), mine: evil.address(5)}
+    assert await false_claims(running) == {"task_address": 5}
+
+
+async def test_an_address_in_a_network_that_the_task_is_not_on_reaches_no_table(
+    running: Running, control: Any, hosts: Callable[..., Any]
+) -> None:
+    evil = await hosts("evil")
+    async with running.channel(running.admin) as channel:
+        stub = networks_pb2_grpc.NetworksStub(channel)
+        back = await stub.CreateNetwork(networks_pb2.CreateNetworkRequest(name="back"))
+    await eventually(running, lambda view: evil.id in view.networks[back.id].slices)
+    slice_ = IPv4Network(running.manager.cache.view.networks[back.id].slices[evil.id])
+    await create(control, "web")
+    await evil.until(lambda: bool(evil.tasks))
+    (mine,) = evil.tasks
+    await evil.report({mine: up(evil.address(5), back=str(slice_[5]))})
+    status = running.manager.cache.view.tasks[mine].status
+    assert status.addresses == {"default": evil.address(5)}
+
+
+async def test_a_node_speaks_for_no_task_of_another(
+    running: Running, control: Any, hosts: Callable[..., Any]
+) -> None:
+    good, evil = await hosts("good"), await hosts("evil")
+    await create(control, "web", replicas=2)
+    await good.until(lambda: bool(good.tasks))
+    await evil.until(lambda: bool(evil.tasks))
+    (mine,), (theirs,) = evil.tasks, good.tasks
+    await good.report({theirs: up(good.address(2))})
+    failed = TaskStatus(TaskState.FAILED, at=9.0)
+    # The one it may speak for counts though it comes with the other, and one that there is not.
+    await evil.report({theirs: failed, "nobody": failed, mine: up(evil.address(2))})
+    tasks = running.manager.cache.view.tasks
+    assert tasks[theirs].status.state is TaskState.RUNNING
+    assert tasks[mine].status.state is TaskState.RUNNING
+    assert await false_claims(running) == {"task": 1}
+    # Not even after its own has moved on: states only grow.
+    await evil.report({mine: failed})
+    await eventually(running, lambda view: len(view.tasks) == 3)
+    await evil.report({mine: replace(up(evil.address(2)), at=99.0)})
+    assert tasks[mine].id in running.manager.cache.view.tasks
+    assert running.manager.cache.view.tasks[mine].status.state is TaskState.FAILED
+
+
+def up(address: str, **more: str) -> TaskStatus:
+    addresses = {"default": address, **more}
+    return TaskStatus(TaskState.RUNNING, at=1.0, addresses=addresses)

@@ -125,8 +125,8 @@ class Joining(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
         )
 
     async def _add(self, node: Node, issued: Certificate) -> Node | None:
-        """Write a node that joins and its certificate; the one that has its hostname already, in which case nothing is
-        written. Raises StoreError."""
+        """Write a node that joins, and its certificate. Returns the node that has its hostname
+        already, in which case nothing is written. Raises StoreError."""
         while True:
             turn = await self._kv.get(NODE_TURN)
             stamp = turn.mod_revision if turn else 0

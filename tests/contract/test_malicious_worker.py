@@ -118,11 +118,11 @@ async def session(running: Running, joined: Joined, **description: Any) -> Async
         about = NodeDescription(**{"resources": Resources(4096, 8 << 30), **description})
         hello = dispatch_pb2.Hello(description=to_proto(about))
         welcomed = False
-        while not welcomed:  # the manager may not lead yet
+        while not welcomed:  # a manager that does not lead yet ends the call
             call = dispatch_pb2_grpc.DispatchStub(channel).Session()
             with suppress(grpc.aio.AioRpcError):
                 await call.write(dispatch_pb2.AgentMessage(hello=hello))
-            welcomed = (await call.read()).WhichOneof("kind") == "welcome"
+                welcomed = (await call.read()).WhichOneof("kind") == "welcome"
         agent = Agent(running, joined, call)
         await agent.until(lambda: bool(agent.subnets))
         yield agent

@@ -36,6 +36,7 @@ from orchestrator.cli.service_change import (
     wait_for,
     wait_options,
 )
+from orchestrator.cli.service_removal import until_stopped
 from orchestrator.cli.several import attempts, inspect_options, one_by_one, print_inspected
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.names import near_miss
@@ -247,16 +248,23 @@ def inspect(client: Client, jobs: tuple[str, ...], form: str) -> None:
 
 
 @job.command(epilog=example("orc job rm sums"))
+@click.option("--detach", "-d", is_flag=True, help="Do not wait until the tasks have stopped.")
 @click.argument("jobs", nargs=-1, required=True, shell_complete=completion.jobs)
 @pass_client
-def rm(client: Client, jobs: tuple[str, ...]) -> None:
-    """Remove jobs with all that is remembered of them; what runs of them is stopped."""
+def rm(client: Client, detach: bool, jobs: tuple[str, ...]) -> None:
+    """Remove jobs and their history, and wait until their tasks have stopped."""
+    removed: set[str] = set()
 
     def remove(name: str) -> None:
         found = _job(client, name).service.id
         client.call("RemoveService", control_pb2.RemoveServiceRequest(service=found))
+        removed.add(found)
 
-    one_by_one(jobs, remove)
+    try:
+        one_by_one(jobs, remove)
+    finally:
+        if not detach and not client.pretends:
+            until_stopped(client, removed)
 
 
 def _jobs(client: Client) -> list[Any]:

@@ -269,7 +269,7 @@ class _Deployment:
     def await_gone(self) -> None:
         """Wait until the tasks of the services that were removed are gone. Raises NotConverged."""
         if not self._client.pretends:
-            until_stopped(self._client, self._removed)
+            until_stopped(self._client, self._removed, self._values["quiet"])
 
     def _say(self, text: str) -> None:
         if not self._values["quiet"]:

@@ -155,7 +155,8 @@ async def test_what_is_in_use_is_not_removed_nor_pruned(running: Running, calls:
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await calls.networks.RemoveNetwork(networks_pb2.RemoveNetworkRequest(network="used"))
     assert refusal.value.details() == (
-        "network 'used' is in use by container db; remove them first, or take them off it"
+        "network 'used' is in use by container db; type 'orc rm -f db' first, or detach it with "
+        "'orc network disconnect used db'"
     )
     # It is as it was, and nothing was written.
     assert await running.kv.get(used) == before

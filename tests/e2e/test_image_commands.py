@@ -72,7 +72,7 @@ def test_an_image_in_use_stays_and_it_says_by_whom(cluster: Cluster, mine: str) 
     cluster.orc("service", "create", "--name", "web", mine)
     cluster.orc("image", "prune", "-f")  # what others have left without a name
     line = cluster.refused("rmi", mine)
-    assert "image 'mine:1' is used by container web.1 on node" in line
+    assert "image 'mine:1' is in use by service web" in line
     assert "-f" in line
     cluster.orc("rmi", "-f", mine)
     assert "mine:1" not in _images(cluster)
@@ -259,7 +259,7 @@ def test_a_stopped_container_keeps_its_image(cluster: Cluster, mine: str) -> Non
     digest = _images(cluster)[mine]["id"]
     cluster.orc("run", *IN_BUSYBOX, "--name", "ended", mine, *SHELL, "echo again")
     line = cluster.refused("rmi", mine)
-    assert "image 'mine:1' is used by container ended on node" in line
+    assert "image 'mine:1' is in use by container ended on node" in line
     done = cluster.orc("rmi", "-f", mine)
     assert done.stdout == "untagged: mine:1\n"
     assert "stays while it is used by container ended" in done.stderr
@@ -275,5 +275,5 @@ def test_a_stopped_container_keeps_its_image(cluster: Cluster, mine: str) -> Non
 
 def test_one_that_is_needed_by_its_name_alone_is_needed(cluster: Cluster, mine: str) -> None:
     cluster.orc("service", "create", "-d", "--name", "web", "--no-resolve-image", mine)
-    assert "is used by" in cluster.refused("rmi", mine)
+    assert "is in use by" in cluster.refused("rmi", mine)
     cluster.orc("service", "rm", "-d", "web")

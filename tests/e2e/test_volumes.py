@@ -77,7 +77,9 @@ def test_data_survives_its_service_and_holds_its_place(volumes: Cluster, hello: 
     eventually(lambda: inside(cluster, task, "cat /data/file") == "kept")
     row = volume(cluster, "data")
     assert (row["node"], row["used_by"], row["driver"]) == (home, ["one.1"], "local")
-    assert "in use by one.1" in cluster.refused("volume", "rm", "data")
+    assert "in use by service one; type 'orc service rm one' first" in cluster.refused(
+        "volume", "rm", "data"
+    )
     cluster.orc("service", "rm", "-d", "one")
     # Wherever the scheduler would spread them to, they go where the data is.
     tasks = cluster.script(

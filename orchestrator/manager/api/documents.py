@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.api.context import ApiContext, Calls, answering
+from orchestrator.manager.api.inuse import in_use
 from orchestrator.manager.documentstore import DocumentStore, NoData
 from orchestrator.manager.lookup import find_document
 from orchestrator.manager.offload import offload
@@ -179,8 +180,9 @@ def _check(document: Document, data: bytes) -> None:
 
 def _check_unused(document: Document, found: Sequence[str]) -> None:
     if found:
-        what = f"{document.kind.word} '{document.name}'"
-        raise precondition(f"{what} is in use by {', '.join(found)}; take it away there first")
+        word, name = document.kind.word, document.name
+        detach = {"service": f"orc service update --{word}-rm {name} {{}}"}
+        raise in_use(f"{word} '{name}'", found, detach)
 
 
 def _taken(document: Document) -> Exception:

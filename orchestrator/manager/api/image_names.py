@@ -8,8 +8,10 @@ from typing import Any
 from orchestrator.manager.api.context import Calls, answering, hostnames
 from orchestrator.manager.api.image_nodes import ask, every, holder
 from orchestrator.manager.api.image_registry import parsed
+from orchestrator.manager.api.inuse import in_use
 from orchestrator.manager.lookup import find_image_by_word
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.users import user
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import precondition
 from orchestrator.manager.selection import selected
@@ -36,13 +38,13 @@ def users(view: ClusterView, image: Image) -> list[str]:
         if needs(task.image_digest, task.spec.container) and not (
             of_service and is_terminal(task.status.state)
         ):
-            node = view.nodes.get(task.node_id)
+            node = None if of_service else view.nodes.get(task.node_id)
             where = f" on {node.description.hostname}" if node else ""
-            found.append(f"container {task.name}{where}")
+            found.append(f"{user(view, task)}{where}")
     for service in sorted(view.services.values(), key=lambda service: service.spec.name):
         if not service.removed and needs(service.image_digest, service.spec.task.container):
             found.append(f"service {service.spec.name}")
-    return found
+    return list(dict.fromkeys(found))
 
 
 class NameCalls(Calls):
@@ -80,11 +82,7 @@ class NameCalls(Calls):
             return reply
         needed = users(view, image)
         if needed and not request.force:
-            more = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
-            raise precondition(
-                f"image '{request.image}' is used by {needed[0]}{more}; remove that first, or take "
-                "its names with -f"
-            )
+            raise in_use(f"image '{request.image}'", needed, hint="or remove its names with -f")
         if not name and len(image.names) > 1 and not request.force:
             raise precondition(
                 f"image '{request.image}' has {len(image.names)} names "

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering
+from orchestrator.manager.api.inuse import in_use
 from orchestrator.manager.api.networkuse import usable_networks, users
 from orchestrator.manager.lookup import find_container, find_network
 from orchestrator.manager.networkmaking import make_network
@@ -218,10 +219,11 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
 
     def _check_unused(self, network: Network) -> None:
         if found := users(self.api.view, network):
-            raise precondition(
-                f"network '{network.name}' is in use by {_listed(found)}; remove them first, or "
-                "take them off it"
-            )
+            detach = {
+                "service": f"orc service update --network-rm {network.name} {{}}",
+                "container": f"orc network disconnect {network.name} {{}}",
+            }
+            raise in_use(f"network '{network.name}'", found, detach)
 
     async def _mark(self, network: Network, *, removing: bool = True) -> Network:
         """The network as it is now, marked or not. Raises Refusal when it is gone."""
@@ -261,12 +263,3 @@ def _options(given: Mapping[str, str], driver: str) -> dict[str, str]:
     if driver and not is_ours(driver):
         return dict(given)
     return {MTU if key == DOCKER_MTU else key: value for key, value in given.items()}
-
-
-def _listed(names: list[str], most: int = 3) -> str:
-    """Names as a sentence has them, the last ones only as a number."""
-    if len(names) > most + 1:
-        return f"{', '.join(names[:most])} and {len(names) - most} more"
-    if len(names) > 1:
-        return f"{', '.join(names[:-1])} and {names[-1]}"
-    return names[0]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from orchestrator.manager.lookup import find_container
 from orchestrator.manager.planning.addressing import AddressRefused, check_fixed
 from orchestrator.manager.planning.slots import waits
+from orchestrator.manager.planning.users import in_order, user
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, not_found, precondition
 from orchestrator.model.conflist import check_asked, parse_conflist
@@ -91,21 +92,17 @@ def users(view: ClusterView, network: Network) -> list[str]:
 
     A task of a removed service that waits for a node is none: it is never placed.
     """
-    services = {
-        service.spec.name
+    found = {
+        f"service {service.spec.name}"
         for service in view.services.values()
         if not service.removed and network.name in service.spec.task.network_names
     }
-    containers = set()
     for task in view.tasks.values():
-        if network.name in task.spec.network_names and not _ended(task):
-            if task.standalone:
-                containers.add(task.name)
-            elif not (waits(task) and _removed(view, task.service_id)):
-                services.add(task.service_name)
-    return [f"service {name}" for name in sorted(services)] + [
-        f"container {name}" for name in sorted(containers)
-    ]
+        if network.name not in task.spec.network_names or _ended(task):
+            continue
+        if task.standalone or not (waits(task) and _removed(view, task.service_id)):
+            found.add(user(view, task))
+    return in_order(found)
 
 
 def _removed(view: ClusterView, service_id: str) -> bool:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering
+from orchestrator.manager.api.inuse import in_use
 from orchestrator.manager.lookup import find_node
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.users import in_order, user
 from orchestrator.manager.planning.volumes import users
 from orchestrator.manager.refusal import Refusal, invalid, not_found, precondition, taken
 from orchestrator.manager.selection import selected
@@ -155,7 +157,11 @@ class VolumeCalls(Calls, volumes_pb2_grpc.VolumesServicer):  # type: ignore[misc
 
     def _check_unused(self, name: str) -> None:
         if tasks := users(self.api.view).get(name):
-            raise precondition(f"volume '{name}' is in use by {_names(tasks)}; stop it first")
+            raise self._in_use(name, tasks)
+
+    def _in_use(self, name: str, tasks: Iterable[Task]) -> Refusal:
+        found = {user(self.api.view, task) for task in tasks}
+        return in_use(f"volume '{name}'", in_order(found))
 
     async def _remove_data(self, volume: Volume, force: bool) -> None:
         node = self._home(volume)
@@ -203,9 +209,7 @@ class VolumeCalls(Calls, volumes_pb2_grpc.VolumesServicer):  # type: ignore[misc
             raise invalid(f"volume '{name}' is on {where}; name the node with --node")
         node, one = found[0]
         if one.users:
-            raise precondition(
-                f"volume '{name}' is in use by {_names(self._tasks(one.users))}; stop it first"
-            )
+            raise self._in_use(name, self._tasks(one.users))
         volume = Volume(id=name, driver=one.driver, node_id=node.id)
         order = dispatch_pb2.OpenTunnel(
             remove_volume=dispatch_pb2.RemoveVolumeOrder(volume=to_proto(volume), force=force)
@@ -304,10 +308,6 @@ class VolumeCalls(Calls, volumes_pb2_grpc.VolumesServicer):  # type: ignore[misc
         guess = near_miss(name, self.api.view.volumes)
         hint = f"did you mean '{guess}'?" if guess else "see 'orc volume ls'"
         return not_found(f"no volume '{name}'; {hint}")
-
-
-def _names(tasks: Iterable[Task]) -> str:
-    return ", ".join(task.name for task in tasks)
 
 
 def _same(known: Volume, wanted: Volume, node: Node | None) -> Volume:

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from orchestrator.manager.planning.history import with_documents
 from orchestrator.manager.planning.slots import Draft
+from orchestrator.manager.planning.users import in_order, user
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.documents import Document, FileReference, OnUpdate, references
 from orchestrator.model.services import Service, UpdateState
@@ -95,22 +96,17 @@ def _pinned(view: ClusterView, spec: ContainerSpec) -> Iterator[Document]:
 def users(view: ClusterView, document: Document) -> list[str]:
     """Who has the document, such as `service web`: services, and containers that may run again.
     A service that may still be rolled back to a spec that names it is one of them."""
-    services = {
-        service.spec.name
+    found = {
+        f"service {service.spec.name}"
         for service in view.services.values()
         if not service.removed and any(_names(spec, document) for spec in _specs(service))
     }
-    containers = set()
     for task in view.tasks.values():
         if not _names(task.spec.container, document):
             continue
-        if task.standalone:
-            containers.add(task.name)
-        elif not is_terminal(task.status.state):
-            services.add(task.service_name)
-    return [f"service {name}" for name in sorted(services)] + [
-        f"container {name}" for name in sorted(containers)
-    ]
+        if task.standalone or not is_terminal(task.status.state):
+            found.add(user(view, task))
+    return in_order(found)
 
 
 def _specs(service: Service) -> Iterator[ContainerSpec]:

@@ -201,6 +201,18 @@ def test_listings_show_jobs_alone(server: Any, run: Run, refused: Refused) -> No
     assert run("job", "suspend", "sum", "sums", "web").stderr.count("\n") == 3
 
 
+def test_rm_waits_until_the_tasks_have_stopped(server: Any, run: Run) -> None:
+    server.answers["ListServices"] = rows(job(UNDER_WAY))
+    server.answers["RemoveService"] = pb.RemoveServiceReply()
+    looks = iter([TaskState.RUNNING, TaskState.SHUTDOWN])
+    server.answers["ListTasks"] = lambda request: pb.ListTasksReply(
+        tasks=[to_proto(task(1, next(looks), service_id="j1"))]
+    )
+    assert run("job", "rm", "-d", "sums").stdout == "sums\n"
+    assert run("job", "rm", "sums").stdout == "sums\n"
+    assert not list(looks)
+
+
 def test_ps_has_the_newest_run_first(server: Any, run: Run) -> None:
     server.answers["ListServices"] = rows(job(UNDER_WAY))
     tasks = [task(1, TaskState.COMPLETE), task(2, TaskState.FAILED), task(1, TaskState.RUNNING, 2)]

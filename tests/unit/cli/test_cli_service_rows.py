@@ -174,6 +174,33 @@ def test_service_rm_waits_until_the_tasks_have_stopped(manager: Any, run: Run) -
     assert not list(looks)
 
 
+def test_a_long_removal_says_what_it_waits_for_and_ctrl_c_detaches(
+    manager: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.script.answers["RemoveService"] = pb.RemoveServiceReply(id="svc1")
+    tasks = [
+        Task(id=f"t{slot}", service_id="svc1", service_name="web", slot=slot) for slot in (1, 2)
+    ]
+    manager.script.answers["ListTasks"] = pb.ListTasksReply(tasks=map(to_proto, tasks))
+    clock = iter((0.0, 0.5, 2.0, 3.0))
+    looks = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise KeyboardInterrupt
+
+    fake = SimpleNamespace(monotonic=lambda: next(clock), sleep=sleep)
+    monkeypatch.setattr("orchestrator.cli.service_removal.time", fake)
+    done = run("service", "rm", "web")
+    assert (done.exit_code, done.stdout) == (130, "web\n")
+    assert done.stderr.splitlines() == [
+        "waiting for 2 tasks of web to stop",
+        "orc: detached; what was removed goes on stopping by itself",
+    ]
+
+
 def _removing(request: Any) -> Any:
     if request.service == "gone":
         raise Refusal(grpc.StatusCode.UNAVAILABLE, "the store does not answer")

@@ -26,7 +26,9 @@ def task(state: TaskState) -> Task:
 def test_a_task_that_still_runs_keeps_the_network_of_its_removed_service() -> None:
     removed = replace(WEB, removed=True)
     running = task(TaskState.RUNNING)
-    assert users(ClusterView.of([BACK, removed, running]), BACK) == ["service web"]
+    assert users(ClusterView.of([BACK, removed, running]), BACK) == [
+        "task web.1, which is stopping"
+    ]
     assert users(ClusterView.of([BACK, running]), BACK) == ["service web"]
 
 

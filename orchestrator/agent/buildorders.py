@@ -70,7 +70,7 @@ def _spec(order: control_pb2.ImageHeader) -> BuildSpec:
         no_cache=order.no_cache,
         pull=order.pull,
         oci=order.format == "oci",
-        offline=order.network == "none",
+        network=order.network,
         add_hosts=tuple(order.add_hosts),
         secrets=dict(order.secrets),
     )

@@ -20,7 +20,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from orchestrator.agent import buildorders, containerfiles, describe, imageorders, metrics
+from orchestrator.agent import (
+    buildnetwork,
+    buildorders,
+    containerfiles,
+    describe,
+    imageorders,
+    metrics,
+)
 from orchestrator.agent.balancing import KernelBalance
 from orchestrator.agent.certificate import Certificate
 from orchestrator.agent.channels import Channels, serve_blobs
@@ -36,6 +43,7 @@ from orchestrator.agent.imagepressure import ImagePressure, disk_of
 from orchestrator.agent.images.build import Builder
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.registry import Registry
+from orchestrator.agent.images.sandbox import Sandboxes
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.agent.isolation import watch_isolation
@@ -195,8 +203,15 @@ async def run(settings: Settings) -> None:
             foreign.with_own,
             identity.address,
             encryption=encryption,
-            held=lambda: worker.holders(),
+            held=lambda: worker.holders() | build_network.attached,
             running=lambda word: worker.running(word),
+            unordered=(buildnetwork.ID,),
+        )
+        build_network = buildnetwork.BuildNetwork(
+            network,
+            settings.run_dir / "netns",
+            identity.address,
+            taken=lambda: (*describe.routes(), *networks.subnets()),
         )
         paths = PathMtus(identity.address, networks.peers, networks.plain, wake.set)
         kept = KeptLogs(data / "logs")
@@ -247,7 +262,13 @@ async def run(settings: Settings) -> None:
         )
         await files.recover()
         uploads = data / "uploads"
-        builder = Builder(store, data / "build", settings.run_dir / "build-secrets", images.base)
+        builder = Builder(
+            store,
+            data / "build",
+            settings.run_dir / "build-secrets",
+            images.base,
+            await stack.enter_async_context(Sandboxes(build_network)),
+        )
         builds = buildorders.BuildOrders(builder, uploads)
         history = History(worker.runners, runtime.access)
         disk_usage = DiskUsage(

@@ -108,16 +108,18 @@ class Networks:
         running: Callable[[str], Task | None],
         encryption: Encryption,
         period: float = APPLY_PERIOD,
+        unordered: Collection[str] = (),
     ) -> None:
         """`held` tells the ids of containers that may hold an address now; it is asked once,
         after the first pass. `running` is the running task of this node that a user means by a
-        word."""
+        word. `unordered` are networks that this node has without an order."""
         self._network = network
         self._node_address = node_address
         self._held = held
         self._running = running
         self._encryption = encryption
         self._period = period
+        self._unordered = frozenset(unordered)
         self._networks: dict[str, _Network] = {}
         """By id."""
         self._peers: frozenset[str] = frozenset()
@@ -156,6 +158,11 @@ class Networks:
     def applied(self) -> Mapping[str, NetworkConfig]:
         """The networks that a pass was made over, by id."""
         return {id: each.config for id, each in self._networks.items() if each.passed.is_set()}
+
+    def subnets(self) -> frozenset[str]:
+        """The IPv4 subnets that the networks take."""
+        configs = [each.config for each in self._networks.values()]
+        return frozenset({s for c in configs for s in (c.cluster_cidr, c.subnet) if s})
 
     def plain(self) -> NetworkConfig | None:
         """A network that is there, over all nodes and not encrypted: the first by id."""
@@ -198,7 +205,7 @@ class Networks:
                 await self._network.collect(self._held())
                 self._collected = True
             for id in await self._network.unused():
-                if id not in self._networks:
+                if id not in self._networks and id not in self._unordered:
                     await self._network.remove(id)
             self._failure = None
         except NetworkError as error:

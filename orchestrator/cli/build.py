@@ -80,7 +80,7 @@ class View(Protocol):
     "--network",
     type=click.Choice(["default", "host", "none"]),
     default="default",
-    help="Of RUN: the node's, or none at all.",
+    help="Network of RUN: the builds' own with a way out, the node's, or none.",
 )
 @click.option("--add-host", multiple=True, metavar="HOST:IP", help="For RUN; repeatable.")
 @completion.file_option("--iidfile", help="Write the image's id there.")
@@ -132,7 +132,7 @@ def build(
         platform=platform,
         secrets=_secrets(secret),
         format=image_format,
-        network="none" if network == "none" else "host",
+        network=network if network != "default" else "",
         add_hosts=[build_host(text) for text in add_host],
     )
     if folder == "-" or dockerfile == "-":

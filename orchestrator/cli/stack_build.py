@@ -80,6 +80,6 @@ def _header(name: str, build: StackBuild) -> Any:
         labels=section.pairs("labels"),
         platform=platforms[0] if platforms else "",
         format="docker",
-        network="none" if section.text("network") == "none" else "host",
+        network="" if (network := section.text("network")) == "default" else network,
         add_hosts=[build_host(f"{k}:{v}") for k, v in section.pairs("extra_hosts").items()],
     )

@@ -8,6 +8,8 @@ import asyncio
 import json
 import os
 import shutil
+import socket
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +22,10 @@ import pytest
 from orchestrator.agent.images.build import Builder, BuildSpec
 from orchestrator.agent.images.errors import BuildError, ImageError
 from orchestrator.agent.images.incoming import Incoming
+from orchestrator.agent.images.sandbox import NONE, Sandboxes
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES
+from orchestrator.model.confinement import CAPABILITIES
 from orchestrator.model.objects import Image
 
 pytestmark = pytest.mark.root
@@ -28,8 +33,7 @@ pytestmark = pytest.mark.root
 HELLO = Path(__file__).parents[2] / "charts" / "hello"
 BUSYBOX = "/usr/bin/busybox"
 MORE = "i=0; while [ $i -lt 4000 ]; do echo 0123456789012345678901234567890; i=$((i+1)); done"
-"""In a shell: says more than a pipe holds. Of the last that a RUN says, as much as that may be lost
-on a busy node, since buildah does not wait for whoever passes it on."""
+"""In a shell: prints more than a pipe holds."""
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ async def store(tmp_path: Path) -> AsyncIterator[ImageStore]:
         yield store
 
 
-def builder_of(store: ImageStore, top: Path) -> Builder:
+def builder_of(store: ImageStore, top: Path, sandboxes: Sandboxes) -> Builder:
     """A builder on a node that has no others to ask."""
 
     async def provide(name: str, fresh: bool, progress: Callable[[str], None]) -> str:
@@ -46,12 +50,18 @@ def builder_of(store: ImageStore, top: Path) -> Builder:
             raise ImageError(f"no node has the image {name}")
         return digest
 
-    return Builder(store, top / "build", top / "secrets", provide)
+    return Builder(store, top / "build", top / "secrets", provide, sandboxes)
 
 
 @pytest.fixture
-def builder(store: ImageStore, tmp_path: Path) -> Builder:
-    return builder_of(store, tmp_path)
+async def sandboxes() -> AsyncIterator[Sandboxes]:
+    async with Sandboxes() as sandboxes:
+        yield sandboxes
+
+
+@pytest.fixture
+def builder(store: ImageStore, tmp_path: Path, sandboxes: Sandboxes) -> Builder:
+    return builder_of(store, tmp_path, sandboxes)
 
 
 async def built(
@@ -105,7 +115,7 @@ async def test_a_run_may_use_what_was_copied_and_its_output_is_shown(
     tmp_path: Path, store: ImageStore, builder: Builder
 ) -> None:
     lines: list[str] = []
-    text = f"FROM scratch\nCOPY busybox /bin/sh\nRUN echo out; {MORE}; echo made > /file\n"
+    text = f"FROM scratch\nCOPY busybox /bin/sh\nRUN {MORE}; echo made > /file; echo out\n"
     image = await built(builder, context(tmp_path, text), "ran:1", lines.append)
     assert "out" in lines
     local = await store.ensure(image.id, no_fetch)
@@ -115,9 +125,9 @@ async def test_a_run_may_use_what_was_copied_and_its_output_is_shown(
 @pytest.mark.parametrize(
     ("step", "line"),
     [
-        (f"RUN echo in vain; {MORE}; exit 7", 4),
-        (f'RUN ["/bin/sh", "-c", \\\n  "echo in vain; {MORE}; exit 7"]', 4),
-        (f"RUN echo in vain; {MORE}; \\\n  # a remark\n  exit 7", 4),
+        (f"RUN {MORE}; echo in vain; exit 7", 4),
+        (f'RUN ["/bin/sh", "-c", \\\n  "{MORE}; echo in vain; exit 7"]', 4),
+        (f"RUN {MORE}; echo in vain; \\\n  # a remark\n  exit 7", 4),
     ],
 )
 async def test_a_failing_run_shows_its_output_and_raises_with_its_line(
@@ -200,13 +210,15 @@ async def test_dockerignore_is_obeyed(tmp_path: Path, store: ImageStore, builder
     assert "secret" not in there
 
 
-async def test_builds_at_once_on_several_nodes_and_on_one(tmp_path: Path) -> None:
+async def test_builds_at_once_on_several_nodes_and_on_one(
+    tmp_path: Path, sandboxes: Sandboxes
+) -> None:
     text = "FROM scratch\nCOPY busybox /bin/sh\nRUN echo $0 > /file\n"
     archive = context(tmp_path, text)
 
     async def node(name: str) -> None:
         async with ImageStore(tmp_path / name / "store") as store:
-            builder = builder_of(store, tmp_path / name)
+            builder = builder_of(store, tmp_path / name, sandboxes)
             await asyncio.gather(
                 built(builder, archive, "a:1", lambda line: None),
                 built(builder, archive, "b:1", lambda line: None),
@@ -241,11 +253,11 @@ async def test_a_build_that_is_given_up_leaves_nothing(
     assert not processes_with(mark)
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
     assert os.listdir(tmp_path / "build/tmp") == []
-    left = (tmp_path / "build/storage/root/overlay-containers").iterdir()
+    left = (tmp_path / "build/cache/root/overlay-containers").iterdir()
     assert [path for path in left if path.is_dir()] == []
 
 
-async def test_a_build_ends_with_its_agent(tmp_path: Path) -> None:
+async def test_a_build_ends_with_its_agent(tmp_path: Path, sandboxes: Sandboxes) -> None:
     mark = f"96{os.getpid()}"
     context(tmp_path, f"FROM scratch\nCOPY busybox /bin/sh\nRUN echo at it; exec sleep {mark}\n")
     process = await asyncio.create_subprocess_exec(
@@ -266,9 +278,9 @@ async def test_a_build_ends_with_its_agent(tmp_path: Path) -> None:
         # The next agent removes what is left of it.
         async with ImageStore(tmp_path / "inner") as store:
             assert os.listdir(tmp_path / "secrets") != []
-            await builder_of(store, tmp_path).recover()
+            await builder_of(store, tmp_path, sandboxes).recover()
     assert os.listdir(tmp_path / "secrets") == []
-    left = (tmp_path / "build/storage/root/overlay-containers").iterdir()
+    left = (tmp_path / "build/cache/root/overlay-containers").iterdir()
     assert [path for path in left if path.is_dir()] == []
     assert os.listdir(tmp_path / "build/tmp") == []
 
@@ -287,10 +299,11 @@ BUILD = """
 import asyncio, sys
 from pathlib import Path
 from orchestrator.agent.images.build import Builder, BuildSpec
+from orchestrator.agent.images.sandbox import Sandboxes
 from orchestrator.agent.images.store import ImageStore
 async def main(top):
-    async with ImageStore(top / "inner") as store:
-        builder = Builder(store, top / "build", top / "secrets", None)
+    async with ImageStore(top / "inner") as store, Sandboxes() as sandboxes:
+        builder = Builder(store, top / "build", top / "secrets", None, sandboxes)
         def said(line): print(line, flush=True)
         print((await builder.build(top / "context.tar", BuildSpec(("inner:1",)), said)).names)
 asyncio.run(main(Path(sys.argv[1])))
@@ -363,7 +376,7 @@ async def test_what_a_run_can_see_of_the_world(
     )
     image = await built(
         builder, context(tmp_path, text), "seen:1", lines.append, secrets={"token": b"s3cret"},
-        add_hosts=("else.where:192.0.2.7",), offline=True,
+        add_hosts=("else.where:192.0.2.7",), network=NONE,
     )  # fmt: skip
     assert "s3cret" in lines
     assert ["192.0.2.7", "else.where"] in [line.split() for line in lines]
@@ -424,3 +437,138 @@ async def test_a_signature_policy_says_nothing_of_what_is_here(
     await built(builder, context(tmp_path, "FROM scratch\nCOPY busybox /\n"), "a:1",
                 lambda line: None)  # fmt: skip
     await built(builder, context(tmp_path, "FROM a:1\nENV A=1\n"), "b:1", lambda line: None)
+
+
+async def test_output_and_status_of_every_run_are_complete_on_a_busy_node(
+    tmp_path: Path, store: ImageStore, builder: Builder
+) -> None:
+    steps = 3
+    runs = "".join(f"RUN busybox seq 15000; echo last of {step}\n" for step in range(steps))
+    text = (
+        "FROM scratch\nCOPY busybox /bin/busybox\nCOPY busybox /bin/sh\n"
+        f"{runs}RUN busybox seq 15000; echo in vain; exit 7\n"
+    )
+    archive = context(tmp_path, text)
+    busy = [
+        await asyncio.create_subprocess_exec(BUSYBOX, "sh", "-c", "while :; do :; done")
+        for _ in range(4)
+    ]
+    try:
+        outputs = await asyncio.gather(*(failing(builder, archive) for _ in range(6)))
+    finally:
+        for process in busy:
+            process.kill()
+            await process.wait()
+    for lines, error in outputs:
+        assert "exit status 7" in error
+        spoken = [line for line in lines if line.startswith(("last of", "in vain"))]
+        assert spoken == [*(f"last of {step}" for step in range(steps)), "in vain"]
+        numbers = [line for line in lines if line.isdigit()]
+        assert numbers == [str(number) for number in range(1, 15001)] * (steps + 1)
+
+
+async def failing(builder: Builder, archive: Path) -> tuple[list[str], str]:
+    """The output and the error of a build that fails."""
+    lines: list[str] = []
+    with pytest.raises(BuildError) as caught:
+        await built(builder, archive, "bad:1", lines.append, no_cache=True)
+    return lines, str(caught.value)
+
+
+ATTACKS = {
+    "read a file of the host": "cat {secret}",
+    "read a file of the host by its process": "cat /proc/*/root{secret}",
+    "reach a socket of the host": "test -S {socket}",
+    "kill a process of the host": "kill -0 {process}",
+    "reach a port of the host's loopback": "nc -w 1 127.0.0.1 {port} </dev/null",
+    "mount a disk": "mkdir -p /m; mount -t ext4 {disk} /m",
+    "mount a file system": "mkdir -p /m; mount -t tmpfs none /m",
+    "make mounts writable": "mount -o remount,rw /proc/sys",
+    "make a device node and read the disk": "mknod /d b {major} {minor}; head -c 1 /d",
+    "read the kernel's memory": "head -c 1 /dev/mem || head -c 1 /dev/kmsg",
+    "change a kernel parameter": "echo 1 >/proc/sys/kernel/sysrq",
+    "change a parameter of a cgroup": "ls /sys/fs/cgroup/*",
+    "trigger the kernel": "echo h >/proc/sysrq-trigger",
+    "load a module": "insmod /bin/sh",
+    "set the time": "date -s @0; test $(date +%s) -lt 1000000",
+    "set the host's name": "hostname attacked",
+    "change the network's interfaces": "ip link set lo down",
+    "enter namespaces of the host": "nsenter -t 1 -m -n /bin/sh -c 'test -e {secret}'",
+    "make namespaces": "unshare -m true",
+    "leave the root": "mkdir -p /x; chroot /x /bin/sh; chroot /proc/1/root cat {secret}",
+}
+"""What a RUN tries, in a shell, by what it is about; success would be a way out."""
+
+
+async def test_a_run_cannot_reach_the_host(
+    tmp_path: Path, store: ImageStore, builder: Builder
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("of the host")
+    secret.chmod(0o644)
+    os_disk = os.stat("/").st_dev
+    with (
+        socket.socket(socket.AF_UNIX) as listening,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        listening.bind(str(tmp_path / "agent.sock"))
+        listening.listen()
+        facts = {
+            "secret": secret,
+            "socket": tmp_path / "agent.sock",
+            "process": os.getpid(),
+            "port": server.getsockname()[1],
+            "disk": "/dev/vda",
+            "major": os.major(os_disk),
+            "minor": os.minor(os_disk),
+        }
+        script = "".join(
+            f"if ( {command.format(**facts)} ) >/dev/null 2>&1; then echo 'reached: {name}'; fi\n"
+            for name, command in ATTACKS.items()
+        )
+        text = (
+            "FROM scratch\nCOPY busybox /bin/busybox\nCOPY busybox /bin/sh\nCOPY attack /attack\n"
+            "RUN busybox --install /bin && sh /attack\n"
+            "RUN cat /proc/self/uid_map; echo interfaces: $(ls /sys/class/net)\n"
+            "RUN grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; echo done\n"
+        )
+        lines: list[str] = []
+        await built(builder, context(tmp_path, text, attack=script), "a:1", lines.append)
+    assert [line for line in lines if line.startswith("reached")] == []
+    mapping = next(line.split() for line in lines if len(line.split()) == 3 and "65536" in line)
+    assert mapping[0] == "0"
+    assert int(mapping[1]) >= 100_000
+    assert "interfaces: lo" in lines
+    usual = sum(1 << CAPABILITIES.index(name) for name in DEFAULT_CAPABILITIES)
+    assert f"CapEff:\t{usual:016x}" in lines
+    assert f"CapBnd:\t{usual:016x}" in lines
+    assert "Seccomp:\t2" in lines
+
+
+async def test_owners_modes_and_attributes_are_those_that_the_build_set(
+    tmp_path: Path, store: ImageStore, builder: Builder
+) -> None:
+    text = (
+        "FROM scratch\nCOPY busybox /bin/busybox\nCOPY busybox /bin/sh\n"
+        "COPY --chown=7:8 --chmod=4711 busybox /copied\n"
+        "RUN busybox cp /bin/sh /plain && busybox cp /bin/sh /owned"
+        " && busybox chown 1000:65534 /owned && busybox chmod 6755 /owned"
+        " && busybox mkdir -m 1777 /sticky && busybox rm /copied\n"
+    )
+    first = await built(builder, context(tmp_path, text), "first:1", lambda line: None)
+    above = "FROM first:1\nRUN busybox chown 5 /plain && busybox rm /bin/busybox\n"
+    image = await built(builder, context(tmp_path, above), "second:1", lambda line: None)
+    local = await store.ensure(image.id, no_fetch)
+    assert len(local.layers) == len((await store.ensure(first.id, no_fetch)).layers) + 1
+
+    def owner(name: str) -> tuple[int, int, int]:
+        found = next(layer / name for layer in reversed(local.layers) if (layer / name).exists())
+        status = found.stat()
+        return status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
+
+    assert owner("bin/sh") == (0, 0, 0o755)
+    assert owner("owned") == (1000, 65534, 0o6755)
+    assert owner("plain")[0] == 5
+    assert owner("sticky") == (0, 0, 0o1777)
+    assert (local.layers[2] / "copied").stat().st_uid == 7
+    assert stat.S_IMODE((local.layers[2] / "copied").stat().st_mode) == 0o4711

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.sandbox import Sandbox
 
 Progress = Callable[[str], None]
 """Is told each line of output, without its newline."""
 
 _CHUNK = 64 << 10
+_KEPT = 200
+"""Lines of output, the last ones, among which an error is looked for."""
 
 # Its mounts and processes are made in namespaces that end with it, however it ends: with a kill,
 # be it the agent's own, nothing stays mounted in the agent's view and no RUN goes on.
@@ -23,49 +27,121 @@ _CONTAINED = (
     *("--pid", "--fork", "--kill-child", "--mount-proc"),
 )
 
-_OFFLINE = ("unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh")
+_APART = ("unshare", "--mount", "--propagation", "private", "--ipc", "--uts", "--cgroup")
+
+_SEEN = Path("/tmp")
+"""Where what a build works on is mounted: folders above its own place may be closed to others."""
+BLOBS = _SEEN / "blobs"
+_GROUPS = Path("/sys/fs/cgroup")
+
+_AS_HOST = f"""
+set -e
+users=$1 top=$2 secrets=$3 blobs=$4
+shift 4
+echo 0 >/proc/self/oom_score_adj
+mapped() {{
+    mkdir "$2"
+    mount --bind -o "$3,X-mount.idmap=$users" "$1" "$2"
+}}
+# First at a place that hides none of them.
+mount -t tmpfs -o mode=755,nosuid,nodev none {_GROUPS}
+mapped "$top" {_GROUPS}/build rw
+mapped "$secrets" {_GROUPS}/secrets ro
+[ -z "$blobs" ] || mapped "$blobs" {_GROUPS}/blobs ro
+mount --move {_GROUPS} {_SEEN}
+"$@"
+exit
+"""
+"""With the rights of the host's root, in a mount namespace apart: give what the build works on the
+owners that its user namespace sees. Its shell is the first process of
+the pid namespace, so with it everything ends."""
+
+_AS_ROOT = f"""
+set -e
+own=$1 work=$2
+shift 2
+cd "$work"
+resolver=$(readlink -m /etc/resolv.conf)
+mount -t tmpfs -o mode=755,nosuid,nodev none /run
+mkdir -m 1777 /run/lock
+mkdir -p "${{resolver%/*}}"
+[ -e "$resolver" ] || : >"$resolver"
+mount --bind resolv.conf "$resolver"
+if [ -n "$own" ]; then
+    ip link set lo up
+    mount -t sysfs -o ro,nosuid,nodev,noexec none /sys
+fi
+mount -t tmpfs -o ro,nosuid,nodev,noexec none {_GROUPS}
+HOME=$work TMPDIR=$work exec "$@"
+"""
+"""As root of the user namespace: a `/run` of its own, which hides the host's sockets, the `/sys` of
+its network, and no control groups."""
 
 
 class Buildah:
     """Runs buildah on the storage under `root`, which is this object's alone."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, top: Path, root: Path, secrets: Path) -> None:
+        """`top`: a folder that has `root` and the folders that commands run in. Those of `secrets`
+        are seen, too."""
+        self._top, self._secrets = top, secrets
+        storage = self.seen(root)
         self._storage = (
-            *("--root", str(root / "root"), "--runroot", str(root / "run")),
+            *("--root", str(storage / "root"), "--runroot", str(storage / "run")),
             *("--storage-driver", "overlay"),
         )
 
+    def seen(self, path: Path) -> Path:
+        """The path by which a command knows a file of `top` or of the secrets."""
+        for folder, name in ((self._top, "build"), (self._secrets, "secrets")):
+            if path.is_relative_to(folder):
+                return _SEEN / name / path.relative_to(folder)
+        raise ValueError(f"{path} is not there for a build")
+
     async def run(
         self,
+        sandbox: Sandbox,
         work: Path,
         *arguments: str,
         progress: Progress | None = None,
-        offline: bool = False,
+        blobs: Path | None = None,
     ) -> str:
         """Run one command in the folder `work`, which also takes its temporary files; its output.
 
-        `offline`: with no network but a loopback of its own.
+        It sees the folder `blobs` as `BLOBS`.
         Raises `ImageError` with its error when it fails.
         """
+        (work / "resolv.conf").write_text(sandbox.resolver)
+        self._secrets.mkdir(parents=True, exist_ok=True)
+        enter, own = ["nsenter", f"--user={_by_number(sandbox.userns)}"], ""
+        if sandbox.netns is not None:
+            enter, own = [*enter, f"--net={_by_number(sandbox.netns)}"], "own"
+        environment = {**os.environ}
+        if sandbox.netns is not None:
+            # The names of the host's own /etc/hosts are about its network.
+            (work / "containers.conf").write_text('[containers]\nbase_hosts_file = "none"\n')
+            environment["CONTAINERS_CONF_OVERRIDE"] = str(self.seen(work / "containers.conf"))
+        given = (_by_number(sandbox.userns), str(self._top), str(self._secrets), str(blobs or ""))
         try:
             process = await asyncio.create_subprocess_exec(
                 *_CONTAINED,
-                *(_OFFLINE if offline else ()),
+                *("sh", "-c", _AS_HOST, "sh", *given),
+                *(*enter, *_APART, "sh", "-c", _AS_ROOT, "sh", own, str(self.seen(work))),
                 *("buildah", *self._storage, *arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                env={**os.environ, "TMPDIR": str(work)},
-                cwd=work,
+                pass_fds=sandbox.descriptors,
+                env=environment,
             )
         except FileNotFoundError:
             raise ImageError("unshare is not installed on this node: install util-linux") from None
-        lines: list[str] = []
+        lines: deque[str] = deque(maxlen=_KEPT)
         assert process.stdout is not None
         output = _lines(process.stdout)
         try:
             async for line in output:
-                lines = [*lines[-200:], line]
+                lines.append(line)
                 if progress is not None:
                     progress(line)
             status = await process.wait()
@@ -76,9 +152,9 @@ class Buildah:
             raise
         if status == 0:
             return "\n".join(lines)
-        if status in (126, 127) and any("buildah" in line for line in lines[-1:]):
+        if status in (126, 127) and lines and "buildah" in lines[-1]:
             raise ImageError("buildah is not installed on this node: install buildah")
-        raise ImageError(_error(lines) or f"buildah ended with status {status}")
+        raise ImageError(_error(list(lines)) or f"buildah ended with status {status}")
 
 
 def limits() -> tuple[str, ...]:
@@ -90,6 +166,10 @@ def limits() -> tuple[str, ...]:
         value = most if hard == resource.RLIM_INFINITY else min(most, hard)
         found.append(f"--ulimit={key}={value}:{value}")
     return tuple(found)
+
+
+def _by_number(descriptor: int) -> str:
+    return f"/proc/self/fd/{descriptor}"
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:

@@ -24,19 +24,21 @@ _CHUNK = 1 << 20
 _VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 
 
-def lay_out(folder: Path, manifest: Path) -> None:
-    """A folder for the tools' transport `dir:`, with one image over the store's own blobs.
+def lay_out(folder: Path, manifest: Path, blobs: Path | None = None) -> None:
+    """A folder for the tools' transport `dir:`, with one image over the store's own blobs, which
+    the tool finds in `blobs` if it does not see the store's own folder.
 
     That transport takes a manifest of any kind as it is; `oci:` refuses Docker's.
     """
+    blobs = blobs or manifest.resolve().parent
     folder.mkdir()
     document = json.loads(manifest.read_bytes())
     (folder / "version").write_text("Directory Transport Version: 1.1\n")
-    (folder / "manifest.json").symlink_to(manifest.resolve())
+    (folder / "manifest.json").symlink_to(blobs / manifest.name)
     for part in (document["config"], *document["layers"]):
         name = hex_of(part["digest"])
-        if not (folder / name).exists():
-            (folder / name).symlink_to(manifest.resolve().with_name(name))
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(blobs / name)
 
 
 def take_over(folder: Path, layout: Path) -> None:

@@ -15,21 +15,14 @@ from orchestrator.agent.runtime.cgroups import CgroupMode, Hierarchy
 from orchestrator.agent.runtime.facts import NodeFacts
 from orchestrator.model.confinement import RUNTIMES, ULIMITS
 
-_RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
+RESOLVER = Path("/etc/resolv.conf")
+_RESOLVERS = (RESOLVER, Path("/run/systemd/resolve/resolv.conf"))
 """The second names the real servers where the first names only systemd's local stub."""
 
 
 def read_node_facts(hierarchy: Hierarchy) -> NodeFacts:
     """Read them from the kernel and `/etc`."""
-    nameservers: tuple[str, ...] = ()
-    search: tuple[str, ...] = ()
-    for path in _RESOLVERS:
-        try:
-            nameservers, search = parse_resolver(path.read_text())
-        except OSError:
-            continue
-        if nameservers:
-            break
+    nameservers, search = read_resolver()
     own_score = int(Path("/proc/self/oom_score_adj").read_text())
     held = frozenset(own_capabilities())
     unbound = "CAP_SYS_RESOURCE" in held
@@ -43,6 +36,20 @@ def read_node_facts(hierarchy: Hierarchy) -> NodeFacts:
         hard_limits={} if unbound else _hard_limits(),
         cpus=frozenset(os.sched_getaffinity(0)),
     )
+
+
+def read_resolver() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The node's name servers, but for those on its loopback interface, and its search domains."""
+    nameservers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    for path in _RESOLVERS:
+        try:
+            nameservers, search = parse_resolver(path.read_text())
+        except OSError:
+            continue
+        if nameservers:
+            break
+    return nameservers, search
 
 
 def _hard_limits() -> dict[str, int]:

@@ -20,6 +20,8 @@ FIRST = 100_000
 """Where Debian, too, begins to give ids to others than the system's own users."""
 HIGHEST = (1 << 32) - 2
 """The last id that the kernel takes."""
+BUILD_IDS = range(0x6FC0_0000, 0x7000_0000)
+"""Ids for image builds, 64 ranges, which no container gets."""
 _SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
 
 
@@ -44,7 +46,7 @@ class IdRanges:
         is `taken`: pairs of a first id and a number of ids."""
         self._folder = folder
         self._first, self._last = first, last
-        self._taken = tuple(taken)
+        self._taken = (*taken, (BUILD_IDS.start, len(BUILD_IDS)))
         self._held: dict[str, IdRange] = {}
 
     def open(self) -> None:

@@ -206,7 +206,7 @@ def test_rm_waits_until_the_tasks_have_stopped(server: Any, run: Run) -> None:
     server.answers["RemoveService"] = pb.RemoveServiceReply()
     looks = iter([TaskState.RUNNING, TaskState.SHUTDOWN])
     server.answers["ListTasks"] = lambda request: pb.ListTasksReply(
-        tasks=[to_proto(task(1, next(looks), service_id="j1"))]
+        tasks=[to_proto(task(1, next(looks)))]
     )
     assert run("job", "rm", "-d", "sums").stdout == "sums\n"
     assert run("job", "rm", "sums").stdout == "sums\n"

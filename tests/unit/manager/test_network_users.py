@@ -29,7 +29,7 @@ def test_a_task_that_still_runs_keeps_the_network_of_its_removed_service() -> No
     assert users(ClusterView.of([BACK, removed, running]), BACK) == [
         "task web.1, which is stopping"
     ]
-    assert users(ClusterView.of([BACK, running]), BACK) == ["service web"]
+    assert users(ClusterView.of([BACK, running]), BACK) == ["task web.1, which is stopping"]
 
 
 def test_a_task_that_will_never_be_placed_does_not() -> None:

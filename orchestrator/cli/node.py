@@ -124,15 +124,17 @@ def ps(
 @click.option(
     "--availability",
     type=click.Choice([each.name.lower() for each in Availability]),
-    help="active: takes tasks; pause: keeps what runs; drain: its tasks go elsewhere.",
+    help="active: run tasks; pause: keep tasks, take no new ones; drain: move tasks elsewhere.",
 )
 @click.option(
     "--max-unavailable",
     type=click.IntRange(1, MAX_REPLICAS),
-    help="Of a drain: most tasks of a service that are away at a time (all that stop first).",
+    help="Drain: maximum tasks of a service that are unavailable at a time.  [default: no limit]",
 )
 @click.option(
-    "--deadline", type=DURATION, help="Of a drain: when what is still there stops at once (never)."
+    "--deadline",
+    type=DURATION,
+    help="Drain: time after which tasks that are left are stopped.  [default: no limit]",
 )
 @click.option("--label-add", multiple=True, metavar="KEY=VALUE", help="Set a label; repeatable.")
 @click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label; repeatable.")
@@ -146,6 +148,13 @@ def ps(
     help="Accept a new address of the node that its sessions do not come from (NAT, several "
     "interfaces).",
 )
+@click.option("--detach", "-d", is_flag=True, help="Drain: do not wait until the node is empty.")
+@click.option(
+    "--timeout",
+    type=DURATION,
+    help="Drain: how long to wait until the node is empty; then the exit status is 3.  "
+    "[default: 2m and the deadline]",
+)
 @pass_client
 def update(
     client: Client,
@@ -157,10 +166,18 @@ def update(
     label_rm: tuple[str, ...],
     rotate_key: bool,
     address: str,
+    detach: bool,
+    timeout: float | None,
 ) -> None:
-    """Change a node's availability, labels or address, or replace its key."""
-    if availability != "drain" and (max_unavailable is not None or deadline is not None):
-        raise click.UsageError("--max-unavailable and --deadline go with --availability drain")
+    """Change a node's availability, labels or address, or replace its key.
+
+    A drain waits until no task of a service is left on the node."""
+    if availability != "drain" and any(
+        each is not None for each in (max_unavailable, deadline, timeout)
+    ):
+        raise click.UsageError(
+            "--max-unavailable, --deadline and --timeout go with --availability drain"
+        )
     if availability is None and not (label_add or label_rm or rotate_key or address):
         raise click.UsageError(
             "nothing to change; give --availability, --label-add, --label-rm, --rotate-key or "
@@ -177,8 +194,13 @@ def update(
     )
     if availability is not None:
         request.availability = Availability[availability.upper()].value  # type: ignore[assignment]
-    client.call("UpdateNode", request)
+    written = client.call("UpdateNode", request)
     click.echo(name)
+    if availability == "drain" and not detach and not client.pretends:
+        from orchestrator.cli.node_drain import PATIENCE, until_empty
+
+        patience = PATIENCE + (deadline or 0.0) if timeout is None else timeout
+        until_empty(client, written.id, name, patience)
 
 
 @node.command(epilog=example("orc node rm node3"))

@@ -35,7 +35,7 @@ def test_a_drain_takes_one_task_of_a_service_at_a_time(cluster: Cluster, hello: 
     cluster.orc("service", "create", "--name", "web", "--replicas", "4", "--health-http", "80/",
                 "--strategy", "binpack", hello)  # fmt: skip
     [full] = set(places(cluster, "web"))
-    cluster.orc("node", "update", "--availability", "drain", "--max-unavailable", "1",
+    cluster.orc("node", "update", "-d", "--availability", "drain", "--max-unavailable", "1",
                 "--deadline", "10m", full)  # fmt: skip
     shown = cluster.orc("node", "inspect", "--pretty", full).stdout
     assert "Drain, at most 1 task of a service at a time, until 20" in shown
@@ -55,10 +55,14 @@ def test_a_drain_that_cannot_go_on_ends_at_its_deadline(cluster: Cluster, hello:
     cluster.orc("service", "create", "--name", "web", "--replicas", "3", "--update-order",
                 "start-first", "--reserve-memory", "6g", "--affinity", "node.hostname==node1",
                 *FOREVER, hello)  # fmt: skip
-    cluster.orc("node", "update", "--availability", "drain", "--deadline", "3s", "node1")
+    drain = ("node", "update", "--availability", "drain", "--deadline", "3s", "node1")
+    stuck = cluster.orc(*drain, "--timeout", "1s", ok=False)
+    assert stuck.returncode == 3
+    assert "node node1 still has 3 tasks of web after 1s: no suitable node (" in stuck.stderr
     began = time.monotonic()
     assert len(cluster.running("web")) == 3
-    eventually(lambda: not cluster.running("web"))
+    cluster.orc(*drain)
+    assert not cluster.running("web")
     assert time.monotonic() - began > 2
 
 

@@ -116,10 +116,10 @@ def test_a_drained_node_is_emptied_and_comes_back(cluster: Cluster, hello: str) 
     cluster.orc("service", "create", "--name", "web", "--replicas", "6", hello)
     kept = {task["id"] for task in cluster.running("web") if task["node"] != "node2"}
     cluster.orc("node", "update", "--availability", "drain", "node2")
-    assert cluster.nodes()["node2"]["availability"] == "drain"
+    node2 = cluster.nodes()["node2"]
+    assert (node2["availability"], node2["tasks"]) == ("drain", 0)
     eventually(lambda: places(cluster, "web") == {"node1": 3, "node3": 3})
     assert kept <= {task["id"] for task in cluster.running("web")}
-    eventually(lambda: cluster.nodes()["node2"]["tasks"] == 0)
     cluster.orc("node", "update", "--availability", "active", "node2")
     # What runs stays where it is; what is new goes to the emptiest.
     cluster.orc("service", "scale", "web=9")

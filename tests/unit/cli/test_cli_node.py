@@ -13,6 +13,10 @@ import pytest
 from click.testing import Result
 from scripted_manager import Refusal
 
+from orchestrator.model.convert import to_proto
+from orchestrator.model.nodes import Node
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import control_pb2 as pb
 from orchestrator.pb import networks_pb2, types_pb2
 
@@ -128,6 +132,7 @@ def test_node_inspect(nodes: Any, run: Run, refused: Refused) -> None:
 
 def test_node_update(manager: Any, run: Run, refused: Refused) -> None:
     manager.script.answers["UpdateNode"] = pb.ListNodesReply().nodes.add().node
+    manager.script.answers["ListTasks"] = pb.ListTasksReply()
     words = ["--availability", "drain", "--label-add", "zone=a", "--label-rm", "disk"]
     assert run("node", "update", *words, "node1").stdout == "node1\n"
     request = manager.script.request("UpdateNode")
@@ -145,6 +150,52 @@ def test_node_update(manager: Any, run: Run, refused: Refused) -> None:
     wanted = pb.UpdateNodeRequest(node="node1", rotate_key=True)
     assert manager.script.request("UpdateNode") == wanted
     assert "nothing to change" in refused("node", "update", "node1", status=2)
+
+
+def _tasks(*found: Task) -> Any:
+    return pb.ListTasksReply(tasks=map(to_proto, found))
+
+
+def test_a_drain_waits_until_the_node_is_empty(
+    manager: Any, run: Run, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def task(slot: int, state: TaskState, **fields: Any) -> Task:
+        name = {"service_id": "s", "service_name": "web"} if slot else {"container_name": "box"}
+        return Task(id=f"t{slot}", slot=slot, status=TaskStatus(state, **fields), **name)
+
+    box = task(0, TaskState.RUNNING)
+    two, one = task(1, TaskState.RUNNING), task(2, TaskState.RUNNING)
+    gone = [task(slot, TaskState.SHUTDOWN) for slot in (1, 2)]
+    monkeypatch.setattr("orchestrator.cli.node_drain._SPEAK", 0.0)
+    manager.script.answers["UpdateNode"] = to_proto(Node(id="n2"))
+    looks = iter([_tasks(box, one, two), _tasks(box, one), _tasks(box, *gone), _tasks(box, *gone)])
+
+    def listed(request: Any) -> Any:
+        assert request.node == "n2"
+        return next(looks)
+
+    manager.script.answers["ListTasks"] = listed
+    drain = ("node", "update", "--availability", "drain")
+    assert run(*drain, "--detach", "node2").stderr == ""
+    done = run(*drain, "node2")
+    assert (done.exit_code, done.stdout) == (0, "node2\n")
+    assert done.stderr.splitlines() == [
+        "node2: 2 tasks of web left",
+        "node2: 1 task of web left",
+        "node2: box stays: a drain moves the tasks of services, not containers of 'orc run'",
+    ]
+
+    waiting = task(3, TaskState.PENDING, message="no suitable node")
+    manager.script.answers["ListTasks"] = lambda request: (
+        _tasks(one) if request.node else _tasks(one, waiting)
+    )
+    done = run(*drain, "--timeout", "0s", "node2")
+    assert (done.exit_code, done.stderr) == (
+        3,
+        "orc: node node2 still has 1 task of web after 0s: no suitable node; the drain goes on, "
+        "see 'orc node ps node2'\n",
+    )
+    assert "--timeout go with" in refused("node", "update", "--timeout", "1m", "node2", status=2)
 
 
 def test_node_rm(manager: Any, run: Run) -> None:

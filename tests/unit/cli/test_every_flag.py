@@ -128,6 +128,7 @@ BY_OPTION = {
 
 WITH = {
     "--deadline": ["--availability", "drain"],
+    "--timeout": ["--availability", "drain"],
     "--max-unavailable": ["--availability", "drain"],
     "--network-alias": ["--network", "back"],
     "--net-alias": ["--network", "back"],

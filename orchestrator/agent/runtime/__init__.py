@@ -23,7 +23,7 @@ killed between two steps leaves behind is listed by `list`, judged by `adopt`, a
 `remove`, which looks at what is there and not at what should be.
 
 **Decide in a pure function.** `oci` turns a container and the facts of the node into the runtime
-configuration: Docker's default capabilities, the distribution's seccomp profile (`seccomp`), masked
+configuration: Docker's default capabilities, a seccomp profile like Docker's (`seccomp`), masked
 paths, no new privileges, namespaces, limits. It reads no file; the few things that are in the image
 (`/etc/passwd`, the program's header) are read by `rootfs` in a way that no symbolic link in the
 image leads out of it.

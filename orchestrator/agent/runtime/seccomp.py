@@ -1,4 +1,8 @@
-"""The seccomp profile: from the form that distributions ship to the form that OCI runtimes read."""
+"""The seccomp profile: from the form that Docker and Podman use to the form that OCI runtimes read.
+
+`seccomp.json` is the default: system calls that can reach beyond the container need a capability,
+as in Docker's default profile, or are refused.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,7 @@ from typing import Any
 
 from orchestrator.agent.runtime.base import RuntimeFailure
 
-DEFAULT_PROFILE = Path("/usr/share/containers/seccomp.json")
-"""Where containers-common puts the profile (containers-common's `seccomp.json`)."""
+DEFAULT_PROFILE = Path(__file__).with_name("seccomp.json")
 
 _GO_ARCHITECTURES = {
     "x86_64": "amd64",
@@ -123,9 +126,7 @@ def load_profile(
         profile = json.loads(path.read_bytes())
         converted = convert(profile, capabilities, architecture, kernel)
     except FileNotFoundError as error:
-        raise RuntimeFailure(
-            f"there is no seccomp profile at {path}; install golang-github-containers-common"
-        ) from error
+        raise RuntimeFailure(f"there is no seccomp profile at {path}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise RuntimeFailure(f"the seccomp profile {path} cannot be read: {error}") from error
     return SeccompProfile(json.dumps(converted, separators=(",", ":")))

@@ -14,7 +14,10 @@ TTL = 1
 """Seconds for which an answer may be kept."""
 _MOST_ORDERS = 16
 """In how many orders the addresses of a name are given, one after the other."""
-_BELOW_A_SERVICE = re.compile(r"(?:tasks|\d+|_[^.]+\._(?:tcp|udp)(?:\.tasks)?)\.(.+)")
+_OF_A_SERVICE = re.compile(
+    r"(?:tasks|\d+|_[^.]+\._(?:tcp|udp)(?:\.tasks)?)\.(?P<below>.+)|(?P<slot>.+)\.\d+"
+)
+"""Names that belong to a service: `tasks.web`, `3.web`, `_80._tcp.web` and `web.3`."""
 
 Range = IPv4Network | IPv6Network
 
@@ -79,9 +82,14 @@ def _targets(records: Records, scope: Scope, name: Name) -> Iterator[Record]:
 
 
 def _is_ours(records: Records, scope: Scope, text: str) -> bool:
-    """Whether nobody else can know a name: it is below a service's, or of an address here."""
-    below = _BELOW_A_SERVICE.fullmatch(text)
-    if below and records.find(scope.networks, below[1]) is not None:
+    """Whether no other name server can know a name: it belongs to a service of the asker's
+    networks, it is a name without a dot of another network, or of an address here."""
+    belongs = _OF_A_SERVICE.fullmatch(text)
+    service = (belongs["below"] or belongs["slot"]) if belongs else ""
+    if service and records.find(scope.networks, service) is not None:
+        return True
+    bare = service or text
+    if "." not in bare and records.has(bare):
         return True
     address = _address_of(text)
     return address is not None and any(address in each for each in scope.ranges)

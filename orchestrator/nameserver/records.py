@@ -136,6 +136,10 @@ class Records:
                 return first
         return None
 
+    def has(self, text: str) -> bool:
+        """Whether any network has a name."""
+        return any(text in zone.names for zone in self._zones.values())
+
     @staticmethod
     def _drop(zone: _Zone, text: str, key: Key) -> None:
         makers = zone.names.get(text, {})

@@ -141,11 +141,26 @@ def test_a_name_of_another_network_is_not_known() -> None:
         service(task(2), network="front"),
         service(task(3), network="back", vip="10.128.0.50"),
     )
-    assert ask(known, "db", networks=("front",)) == "elsewhere"
+    assert ask(known, "db", networks=("front",)) == "NXDOMAIN"
     assert ask(known, "db", networks=("front", "back")) == ["10.128.0.9"]
     # The network that is asked first decides.
     assert ask(known, "web", networks=("front", "back")) == ["10.128.0.9"]
     assert ask(known, "web", networks=("back", "front")) == ["10.128.0.50"]
+
+
+def test_names_that_belong_to_a_service_are_never_asked_elsewhere() -> None:
+    known = records(
+        service(task(1), aliases=("api.example.com",)),
+        service(task(2, "db"), network="back", name="db", aliases=("db.example.com",)),
+    )
+    for name in ("web.9", "9.web", "_81._tcp.web", "_80._tcp.tasks.web", "9.api.example.com"):
+        assert ask(known, name) == "NXDOMAIN", name
+    # A service of a network that the asker is not on.
+    for name in ("db", "db.2", "db.9", "tasks.db", "2.db", "DB"):
+        assert ask(known, name) == "NXDOMAIN", name
+    # Somebody else may know these.
+    for name in ("web.example", "example", "example.9", "db.example.com", "9.example"):
+        assert ask(known, name) == "elsewhere", name
 
 
 def test_what_nobody_knows_is_asked_elsewhere_if_it_may_be() -> None:

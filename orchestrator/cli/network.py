@@ -26,7 +26,7 @@ from orchestrator.cli.output import (
 from orchestrator.cli.prune_flags import PruneFilters, confirm, prune_options
 from orchestrator.cli.several import inspect_options, one_by_one, print_inspected
 from orchestrator.model.names import near_miss
-from orchestrator.model.networks import ENCRYPTED
+from orchestrator.model.networks import ENCRYPTED, read_encrypted
 from orchestrator.pb import control_pb2, networks_pb2, types_pb2
 
 
@@ -122,7 +122,10 @@ def create(
     """
     options = pairs("option", opt)
     conflist, name = taken_conflist(driver, options, name)
-    encrypted = options.pop("encrypted", "false") in ("", "true", "1")
+    try:
+        encrypted = read_encrypted(options.pop("encrypted", None))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--opt'") from None
     request = networks_pb2.CreateNetworkRequest(
         name=name,
         driver=driver,

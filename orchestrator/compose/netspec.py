@@ -11,7 +11,7 @@ from orchestrator.compose.tree import ComposeError, Map, hint, within
 from orchestrator.model.mountrules import check_driver_options
 from orchestrator.model.mounts import check_volume_name
 from orchestrator.model.names import check_name
-from orchestrator.model.networks import DOCKER_MTU, MTU
+from orchestrator.model.networks import DOCKER_MTU, MTU, read_encrypted
 from orchestrator.model.specs import STACK_LABEL, NetworkAttachment
 
 DEFAULT = "default"
@@ -109,7 +109,8 @@ def _network(stack: str, key: str, section: Map, reading: Reading) -> StackNetwo
         _alone(section, at)
         return StackNetwork(name, section.place, external=True)
     options = section.pairs("driver_opts")
-    encrypted = options.pop(_ENCRYPTED, "false").lower() in ("", "true", "1")
+    encryption = options.pop(_ENCRYPTED, None)
+    _guard(section, at, "driver_opts", read_encrypted, encryption)
     ipam = section.section("ipam")
     configs = [cast(Map, each) for each in ipam.items_of("config")]
     driver = section.text("driver")
@@ -122,7 +123,7 @@ def _network(stack: str, key: str, section: Map, reading: Reading) -> StackNetwo
         driver=driver,
         internal=section.flag("internal"),
         attachable=section.flag("attachable"),
-        encrypted=encrypted,
+        encrypted=read_encrypted(encryption),
         ipv6=section.flag("enable_ipv6"),
         options={MTU if key == DOCKER_MTU else key: value for key, value in options.items()},
         labels=_labels(stack, section),

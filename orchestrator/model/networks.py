@@ -74,6 +74,9 @@ NOT_CONNECTED = "not connected: "
 """Begins the message of a running task that could not be put on the networks that it was to be on
 since it runs, or not be taken off one."""
 
+_TRUE, _FALSE = ("1", "t", "true"), ("0", "f", "false")
+"""How Docker spells a boolean option, in lower case."""
+
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 
 
@@ -205,6 +208,18 @@ def is_sliced(network: Network) -> bool:
 def stays_on_node(driver: str, options: Mapping[str, str]) -> bool:
     """Whether a container of the network reaches only those of its own node."""
     return driver == BRIDGE or (not is_ours(driver) and options.get(SCOPE) == LOCAL)
+
+
+def read_encrypted(value: str | None) -> bool:
+    """The value of the option `encrypted`, None where it is not given; without a value it is on.
+    Raises ValueError for any other value: nobody should believe that a network is encrypted that
+    is not."""
+    text = "false" if value is None else value.lower() or "true"
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise ValueError(f"network option encrypted={value} is neither true nor false")
 
 
 def check_network_name(name: str) -> None:

@@ -330,6 +330,35 @@ def test_network_create(manager: Any, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
+    ("option", "encrypted"),
+    [
+        *(
+            ("encrypted" + value, True)
+            for value in ("", "=", "=true", "=TRUE", "=True", "=t", "=1")
+        ),
+        *(("encrypted" + value, False) for value in ("=false", "=FALSE", "=F", "=0")),
+        ("mtu=1400", False),
+    ],
+)
+def test_a_network_is_encrypted_as_it_is_said(
+    manager: Any, run: Run, option: str, encrypted: bool
+) -> None:
+    manager.script.answers["CreateNetwork"] = types_pb2.Network(id="net3")
+    run("network", "create", "--opt", option, "back")
+    assert manager.script.request("CreateNetwork").encrypted is encrypted
+
+
+@pytest.mark.parametrize("value", ["yes", "maybe", "on", "2", "tru", " true"])
+def test_an_unknown_word_for_encryption_makes_no_network(
+    manager: Any, run: Run, value: str
+) -> None:
+    result = run("network", "create", "--opt", f"encrypted={value}", "back")
+    assert result.exit_code == 2
+    assert f"network option encrypted={value} is neither true nor false" in result.stderr
+    assert not manager.script.requests
+
+
+@pytest.mark.parametrize(
     ("flags", "attachable"),
     [("", True), ("--driver overlay", False), ("--driver overlay --attachable", True)],
 )

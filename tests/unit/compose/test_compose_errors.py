@@ -119,6 +119,10 @@ BAD_FILE = [
     (WEB + "networks:\n  back: {driver_opt: {}}", "compose.yaml:5: networks.back.driver_opt:"),
     (WEB + "networks:\n  back: {external: {name: x}}", "write external: true, and name: NAME"),
     (WEB + "networks:\n  back: {external: true, driver: bridge}", "so driver is not this stack's"),
+    (
+        WEB + "networks:\n  back: {driver_opts: {encrypted: maybe}}",
+        "networks.back.driver_opts: network option encrypted=maybe is neither true nor false",
+    ),
     (WEB + "networks:\n  Back: {}", "network name 's_Back' is not a DNS label"),
     (WEB + "volumes:\n  data: {driver_opts: {sze: 1g}}", "the local volume driver has no option"),
     (WEB + "volumes:\n  data: {external: 3}", "volumes.data.external: '3' is neither true nor"),

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-_OLDEST_KERNEL = (5, 16)
-"""The first where answers of published ports can be sent back by the node that was asked."""
+_OLDEST_KERNEL = (5, 18)
+"""The first whose bridges lock a port to the hardware address behind it."""
 _LEAST_ROOM = 1 << 30
 """Bytes of the data folder's disk below which images will not fit."""
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from . import bridge, cable, conntrack, namespaces, netlink, overlay, portmap, results
+from .binding import End
 from .cable import Cable, Place
 from .config import NetConf, PortMapping, parse
 from .errors import CniError, Code
@@ -89,7 +90,7 @@ def _cable(conf: NetConf, lease: Lease) -> Cable:
     return Cable(
         container_id=lease.key.container,
         ifname=lease.key.ifname,
-        mac=lease.mac or cable.derived_mac(lease.address),
+        mac=_mac(lease),
         places=tuple(places),
         default_route=lease.default_route and not conf.internal,
     )
@@ -101,8 +102,12 @@ def _targets(leases: Iterable[Lease]) -> list[portmap.Target]:
     ]
 
 
-def _addresses(leases: Iterable[Lease]) -> list[Address]:
-    return [address for lease in leases for address in lease.addresses]
+def _mac(lease: Lease) -> str:
+    return lease.mac or cable.derived_mac(lease.address)
+
+
+def _end(bridge: str, lease: Lease) -> End:
+    return End(bridge, _mac(lease), tuple(lease.addresses))
 
 
 def add(host: Host, conf: NetConf, attachment: Attachment) -> dict[str, Any]:
@@ -129,8 +134,9 @@ def add(host: Host, conf: NetConf, attachment: Attachment) -> dict[str, Any]:
             if before is not None:
                 _give_up(host, conf, link.index, before, lease)
             laid = _cable(conf, lease)
+            portmap.ensure_bridged(host.nft)
             end = cable.connect(host.sock, link, laid, namespace)
-            portmap.publish(host.nft, _targets([lease]), lease.addresses)
+            portmap.publish(host.nft, _targets([lease]), _end(conf.bridge, lease))
             _forget_flows(lease.ports)
         except BaseException:
             if before is None:
@@ -160,9 +166,10 @@ def _refuse_connected(host: Host, key: Key, namespace: int) -> None:
 
 def _give_up(host: Host, conf: NetConf, bridge_index: int, before: Lease, now: Lease) -> None:
     """Take back what an attachment held and holds no more."""
-    if before.ports or before.addresses != now.addresses:
+    if before.ports or _end(conf.bridge, before) != _end(conf.bridge, now):
         kept = now.ports if before.addresses == now.addresses else ()
-        _withdraw(host, before, kept=kept)
+        same = _end(conf.bridge, before) == _end(conf.bridge, now)
+        _withdraw(host, None if same else conf, before, kept=kept)
     if before.addresses != now.addresses:
         cable.withdraw(host.sock, bridge_index, _cable(conf, before))
 
@@ -187,7 +194,7 @@ def retire(host: Host, container: str, netns: Path) -> None:
         if conf is None or not lives:
             _dismantle(host, conf, lease)
             continue
-        _withdraw(host, lease)
+        _withdraw(host, conf, lease)
         laid = _cable(conf, lease)
         with namespaces.opened(netns) as namespace:
             cable.abandon(host.sock, laid, namespace)
@@ -202,9 +209,12 @@ def _unknown(host: Host, conf: NetConf, laid: Cable) -> None:
         cable.withdraw(host.sock, link.index, laid)
 
 
-def _withdraw(host: Host, lease: Lease, kept: Collection[PortMapping] = ()) -> None:
+def _withdraw(
+    host: Host, conf: NetConf | None, lease: Lease, kept: Collection[PortMapping] = ()
+) -> None:
+    """Take back the ports but those that are `kept` and, if its network is given, the end."""
     ports = [port for port in lease.ports if port not in kept]
-    portmap.withdraw(host.nft, ports, lease.addresses)
+    portmap.withdraw(host.nft, ports, _end(conf.bridge, lease) if conf is not None else None)
     _forget_flows(ports)
 
 
@@ -213,7 +223,7 @@ def _forget_flows(ports: Collection[PortMapping]) -> None:
 
 
 def _dismantle(host: Host, conf: NetConf | None, lease: Lease) -> None:
-    _withdraw(host, lease)
+    _withdraw(host, conf, lease)
     cable.disconnect(host.sock, cable.veth_name(lease.key.container, lease.key.ifname))
     if conf is not None:
         _unknown(host, conf, _cable(conf, lease))
@@ -243,7 +253,7 @@ def collect(host: Host, conf: NetConf, valid: Collection[tuple[str, str]]) -> No
         identity = (lease.key.container, lease.key.ifname)
         if lease.key.network == conf.name and identity not in valid:
             stale.append(lease)
-            _withdraw(host, lease)
+            _withdraw(host, conf, lease)
         else:
             kept.add(cable.veth_name(*identity))
     ends = {end.name: end.index for end in bridge.ports(host.sock, conf.bridge)}
@@ -263,6 +273,11 @@ def laid(host: Host, conf: NetConf) -> list[tuple[Cable, Lease]]:
     return [(_cable(conf, lease), lease) for lease in host.ipam.leases(conf.name)]
 
 
+def ends(host: Host, conf: NetConf) -> list[End]:
+    """What the network's containers on this host may send as."""
+    return [_end(conf.bridge, lease) for lease in host.ipam.leases(conf.name)]
+
+
 def elsewhere(conf: NetConf, leases: Iterable[Lease]) -> set[Address]:
     """The addresses of this host's containers that are not of its part of the network."""
     return {
@@ -276,7 +291,8 @@ def elsewhere(conf: NetConf, leases: Iterable[Lease]) -> set[Address]:
 def establish(host: Host, conf: NetConf) -> list[Lease]:
     """Have the network as configured, but for its containers; return their leases."""
     leases = host.ipam.leases(conf.name)
-    overlay.ensure(host.sock, host.nft, conf, elsewhere(conf, leases))
+    bound = (_end(conf.bridge, lease) for lease in leases)
+    overlay.ensure(host.sock, host.nft, conf, elsewhere(conf, leases), bound)
     return leases
 
 
@@ -309,7 +325,8 @@ def restore_ports(host: Host) -> None:
     if version == host.published and portmap.restored(host.nft):
         return
     leases = host.ipam.leases()
-    portmap.restore(host.nft, _targets(leases), _addresses(leases))
+    # A network's bridge matters to none of this.
+    portmap.restore(host.nft, _targets(leases), [_end("", lease) for lease in leases])
     host.published = version
 
 

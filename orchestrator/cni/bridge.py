@@ -62,7 +62,7 @@ def ensure_plugged(sock: RouteSocket, bridge: Link, cables: Collection[Cable]) -
     A bridge that a hand removes lets go of its ports, and comes back without them.
     """
     isolated = cables_.isolated()
-    wanted = Port(forwarding=True, isolated=isolated, learning=False)
+    wanted = Port(forwarding=True, isolated=isolated, learning=False, locked=True)
     plugged = {port.name: port for port in netlink.links(sock, master=bridge.index)}
     stations = set(routing.stations(sock, bridge.index))
     lost = []

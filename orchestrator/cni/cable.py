@@ -8,7 +8,7 @@ since the kernel then hands a translated packet to the neighbour's port without 
 
 Who has which address, and behind which port, is stated on both ends and for good: nobody asks by
 ARP or neighbour discovery and the bridge learns nothing, so nobody can give a false answer, and the
-first packet need not wait for one.
+first packet need not wait for one. What a container sends must have its own addresses (`binding`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from .rtnetlink import NetlinkError, Request, RouteSocket
 
 VETH_PREFIX = "orcv"
 ANYWHERE: dict[int, Network] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
-BRIDGED_PASS_RULES = (
-    Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
-    Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
-)
+BRIDGED_PASS_RULES = {
+    "ip": Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
+    "ip6": Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
+}
+"""By family, as nftables names it."""
 
 
 @record
@@ -109,7 +110,12 @@ def veth_name(container_id: str, ifname: str) -> str:
 
 def isolated() -> bool:
     """Whether the ports of a bridge are to be isolated: bridged packets pass no rules."""
-    return not any(_switched_on(path) for path in BRIDGED_PASS_RULES)
+    return not bridged_families()
+
+
+def bridged_families() -> list[str]:
+    """The families (`ip`, `ip6`) whose bridged packets pass the rules."""
+    return [family for family, path in BRIDGED_PASS_RULES.items() if _switched_on(path)]
 
 
 def _switched_on(path: Path) -> bool:
@@ -281,6 +287,8 @@ def deviation(sock: RouteSocket, within: RouteSocket, bridge: str, cable: Cable)
         return f"interface {cable.host} is not a port of bridge {bridge}"
     if not host.up or not inside.up:
         return f"interface {cable.ifname} or its other end {cable.host} is down"
+    if host.port is not None and not host.port.locked:
+        return f"interface {cable.host} takes frames from any hardware address"
     if inside.mac != cable.mac:
         return f"interface {cable.ifname} has the MAC {inside.mac} instead of {cable.mac}"
     present = netlink.addresses(within, inside.index)

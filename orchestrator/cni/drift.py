@@ -13,6 +13,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 
 from . import (
     attachment,
+    binding,
     cable,
     firewall,
     namespaces,
@@ -26,11 +27,11 @@ from . import (
 from .attachment import Host
 from .config import NetConf
 from .netlink import Interface, Link
-from .nft import TABLE
+from .nft import TABLES
 from .peers import Entry, Forward, Neighbour
 from .routing import RouteEntry
 
-_RULE = re.compile(rf"^add rule ({TABLE} \S+) ", re.MULTILINE)
+_RULE = re.compile(rf"^add rule ((?:{'|'.join(TABLES)}) \S+) ", re.MULTILINE)
 
 
 def deviations(host: Host, conf: NetConf) -> list[str]:
@@ -76,13 +77,18 @@ def _addresses(host: Host, link: Link, wanted: list[Interface]) -> Iterator[str]
 
 
 def rules(host: Host, conf: NetConf) -> Iterator[str]:
-    """What the nftables rules of the network lack. Rules by their number: nobody edits one."""
-    script = firewall.script(conf) + portmap.BASE
-    wanted = {
-        name.replace(TABLE, host.table, 1): number
-        for name, number in Counter(_RULE.findall(script)).items()
-    }
-    yield from nftcount.deviations(nftcount.counts([host.table]), wanted)
+    """What the nftables rules of the network lack. Rules and containers' addresses by their number:
+    nobody edits one."""
+    between = binding.between_ports(cable.bridged_families())
+    wanted = Counter(_RULE.findall(portmap.script(conf) + between))
+    for name in binding.sets(conf.bridge):
+        wanted[name] = 0
+    for end in attachment.ends(host, conf):
+        wanted.update(name for name, _ in binding.elements(end))
+    found = nftcount.counts(map(host.nft.qualified, TABLES))
+    yield from nftcount.deviations(
+        found, {host.nft.qualified(name): number for name, number in wanted.items()}
+    )
     for name in firewall.incomplete(host.nft, conf):
         yield f"nftables: set {name} has lost the devices of the network"
 

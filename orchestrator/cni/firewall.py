@@ -8,6 +8,7 @@ To the outside      what leaves a network takes the host's address (masquerade).
 To itself           a container that reaches itself by a translated address (a published port, a
                     service) would get a packet from its own address, and drop it: it gets the
                     host's. Each container's pair of addresses is in the sets `itself4`, `itself6`.
+Sources             what comes from a container has its own addresses as source (see `binding`).
 Tunnels             a container sends no VXLAN to a host, which would take it for another host's: so
                     it could speak into networks that it is not on.
 Redirects           none is sent: packets between neighbours pass this host on purpose.
@@ -29,10 +30,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import sealed
+from . import binding, sealed
+from .binding import End
 from .config import NetConf
-from .netlink import Address
-from .nft import TABLE, Nftables, NftError, failed
+from .nft import TABLE, TABLES, Nftables, NftError, failed
 from .vxlan import DEFAULT_PORT
 
 GONE = "No such file or directory"
@@ -50,6 +51,7 @@ add set {TABLE} askers4 {{ type ipv4_addr; size 65535; flags dynamic,timeout; ti
 add set {TABLE} askers6 {{ type ipv6_addr; size 65535; flags dynamic,timeout; timeout 10s; }}
 add chain {TABLE} forward {{ type filter hook forward priority filter; }}
 add chain {TABLE} input {{ type filter hook input priority filter; }}
+add map {TABLE} entrances {{ type ifname : verdict; }}
 add chain {TABLE} own {{ type filter hook output priority raw; }}
 add chain {TABLE} guard {{ type filter hook prerouting priority raw; }}
 add chain {TABLE} question
@@ -76,6 +78,7 @@ add rule {TABLE} input reject with icmpx admin-prohibited
 add rule {TABLE} own icmp type redirect oifname @members drop
 add rule {TABLE} own icmpv6 type nd-redirect oifname @members drop
 add rule {TABLE} own udp sport 53 oifname @members fib saddr . oif type local notrack
+add rule {TABLE} guard iifname vmap @entrances
 add rule {TABLE} guard ip daddr 127.0.0.0/8 iifname @members drop
 add rule {TABLE} guard udp dport 53 iifname @members fib daddr . iif type local goto question
 add rule {TABLE} question update @askers4 {{ ip saddr {MOST_QUESTIONS} }} drop
@@ -129,35 +132,44 @@ def _network(conf: NetConf) -> str:
 
 def incomplete(nft: Nftables, conf: NetConf) -> list[str]:
     """The sets that do not have all of the network that they are to have."""
+    wanted = {f"{TABLE} {name}": elements for name, elements in _elements(conf).items()}
+    wanted |= {name: [f'"{conf.bridge}"'] for name in binding.ENTRANCES}
     lacking = []
-    for name, elements in _elements(conf).items():
+    for name, elements in wanted.items():
         try:
             if elements:
-                nft.run(f"get element {TABLE} {name} {{ {', '.join(elements)} }}")
+                nft.run(f"get element {name} {{ {', '.join(elements)} }}")
         except NftError:
-            lacking.append(f"{TABLE} {name}")
+            lacking.append(name)
     return lacking
 
 
 def script(conf: NetConf) -> str:
     """What has the table and one network's part of it; what is there already stays."""
-    return BASE + _network(conf) + sealed.script(conf)
+    return BASE + _network(conf) + binding.script(conf.bridge) + sealed.script(conf)
 
 
-def _itself(addresses: Iterable[Address]) -> list[tuple[str, str]]:
-    return [(f"itself{one.version}", f"{one} . {one}") for one in addresses]
+def _itself(ends: Iterable[End]) -> list[tuple[str, str]]:
+    return [
+        (f"{TABLE} itself{one.version}", f"{one} . {one}") for end in ends for one in end.addresses
+    ]
 
 
-def admit(addresses: Iterable[Address]) -> str:
-    """The script that lets containers of these addresses reach themselves."""
-    return "".join(f"add element {TABLE} {name} {{ {key} }}\n" for name, key in _itself(addresses))
+def itself(ends: Iterable[End]) -> str:
+    """The script that lets containers reach themselves by translated addresses."""
+    return "".join(f"add element {name} {{ {key} }}\n" for name, key in _itself(ends))
 
 
-def dismiss(addresses: Iterable[Address]) -> str:
+def admit(end: End) -> str:
+    """The script that adds a container's end: it may send, and reach itself."""
+    return itself([end]) + binding.bind([end])
+
+
+def dismiss(end: End) -> str:
     """The reverse of `admit`; what is not there is fine."""
     return "".join(
-        f"{verb} element {TABLE} {name} {{ {key} }}\n"
-        for name, key in _itself(addresses)
+        f"{verb} element {name} {{ {key} }}\n"
+        for name, key in (*_itself([end]), *binding.elements(end))
         for verb in ("add", "delete")
     )
 
@@ -165,7 +177,7 @@ def dismiss(addresses: Iterable[Address]) -> str:
 def remove(nft: Nftables, conf: NetConf, *, last: bool) -> None:
     """Remove a network's part; with the `last` one goes the table."""
     nft.doubt_all()
-    scripts = [f"delete table {TABLE}\n"]
+    scripts = [f"add table {table}\ndelete table {table}\n" for table in TABLES]
     if not last:
         scripts = [
             "".join(
@@ -175,6 +187,7 @@ def remove(nft: Nftables, conf: NetConf, *, last: bool) -> None:
                 for verb in ("add", "delete")
             ),
             f"delete chain {TABLE} masquerade_{conf.bridge}\n",
+            binding.removal(conf.bridge),
             sealed.removal(conf),
         ]
     for one in filter(None, scripts):

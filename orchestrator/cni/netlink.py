@@ -46,7 +46,7 @@ BR_STATE_DISABLED, BR_STATE_FORWARDING = 0, 3
 VETH_INFO_PEER = 1
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 4, 7, 15
 IFLA_VXLAN_LOCAL6, IFLA_VXLAN_UDP_ZERO_CSUM6_TX, IFLA_VXLAN_UDP_ZERO_CSUM6_RX = 17, 19, 20
-IFLA_BRPORT_ISOLATED = 33
+IFLA_BRPORT_ISOLATED, IFLA_BRPORT_LOCKED = 33, 39
 RTEXT_FILTER_SKIP_STATS = 8
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
@@ -82,11 +82,15 @@ class Vxlan:
 
 @record
 class Port:
-    """A port of a bridge: does it forward, only to and from the bridge's own device, and learn?"""
+    """A port of a bridge: does it forward, only to and from the bridge's own device, and learn?
+
+    `locked`: it takes only frames from hardware addresses that are stated to be behind it.
+    """
 
     forwarding: bool
     isolated: bool
     learning: bool
+    locked: bool
 
 
 @record
@@ -169,6 +173,7 @@ def _link(body: bytes) -> Link:
             forwarding=data.get(IFLA_BRPORT_STATE, b"\0")[0] == BR_STATE_FORWARDING,
             isolated=any(data.get(IFLA_BRPORT_ISOLATED, b"")),
             learning=any(data.get(IFLA_BRPORT_LEARNING, b"")),
+            locked=any(data.get(IFLA_BRPORT_LOCKED, b"")),
         )
     return Link(
         index=index,
@@ -294,16 +299,18 @@ def _port(index: int, more: bytes, port: bytes) -> Request:
 def port_request(index: int, alias: str, *, isolated: bool) -> Request:
     """Label a port of a bridge, and say what it may pass.
 
-    What is behind it is stated (`routing.station_request`), not learned. Frames pass between an
-    `isolated` port and the bridge's own device only. Another one may send a frame back to where it
-    came from (hairpin).
+    What is behind it is stated (`routing.station_request`), not learned, and frames from other
+    hardware addresses are dropped (locked, since Linux 5.18; older kernels ignore it). Frames pass
+    between an `isolated` port and the bridge's own device only. Another one may send a frame back
+    to where it came from (hairpin).
     """
     return _port(
         index,
         text(IFLA_IFALIAS, alias),
         attribute(IFLA_BRPORT_LEARNING, b"\0")
         + attribute(IFLA_BRPORT_ISOLATED, bytes([isolated]))
-        + attribute(IFLA_BRPORT_MODE, bytes([not isolated])),
+        + attribute(IFLA_BRPORT_MODE, bytes([not isolated]))
+        + attribute(IFLA_BRPORT_LOCKED, b"\1"),
     )
 
 

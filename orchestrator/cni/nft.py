@@ -12,7 +12,11 @@ import re
 import struct
 
 from .errors import CniError, Code
+from .records import TYPE_CHECKING
 from .rtnetlink import NetlinkSocket, Request, attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LIBRARY = "libnftables.so.1"
 NETLINK_NETFILTER = 12
@@ -21,7 +25,11 @@ NFTA_GEN_ID = 1
 HEAD = struct.pack("=BBH", 0, 0, 0)
 TABLE = "inet orc"
 """What all scripts call our table for networks."""
-NAMED = re.compile(rf"\b{TABLE}\b")
+ARP_TABLE = "arp orc"
+BRIDGE_TABLE = "bridge orc"
+"""Its companions for what is not IP; see `binding`."""
+TABLES = (TABLE, ARP_TABLE, BRIDGE_TABLE)
+NAMED = re.compile(r"\b(inet|arp|bridge) orc\b")
 
 
 class NftError(Exception):
@@ -43,12 +51,14 @@ def failed(what: str, error: NftError) -> CniError:
 class Nftables:
     """A libnftables context, for the network namespace of the process.
 
-    `table` is the one that scripts mean by `TABLE`: whoever keeps leases of his own has rules of
-    his own, so that what one knows nothing of stays with the other.
+    `table` is the one that scripts mean by `TABLE`, and its name that of the tables of other
+    families: whoever keeps leases of his own has rules of his own, so that what one knows nothing
+    of stays with the other.
     """
 
     def __init__(self, table: str = TABLE) -> None:
         self._table = table
+        self._name = table.split()[1]
         try:
             self._lib = ctypes.CDLL(LIBRARY)
         except OSError as error:
@@ -74,15 +84,16 @@ class Nftables:
         self._trusted = -1
         self._in_force: dict[str, str] = {}
 
-    def ensure(self, subject: str, script: str) -> None:
+    def ensure(self, subject: str, script: str, elements: Callable[[], str] | None = None) -> None:
         """Run a script that says what is to be about a subject, unless it is in force: it was the
         last one about it, and since then only this object has changed anything.
 
-        Raises `NftError`.
+        `elements` returns the part of the script that later changes keep up to date by themselves:
+        it is run in the same transaction, and not compared. Raises `NftError`.
         """
         if self._in_force.get(subject) == script and self._generation() == self._trusted:
             return
-        self.run(script)
+        self.run(script + (elements() if elements is not None else ""))
         self._in_force[subject] = script
 
     def holds(self, subject: str) -> bool:
@@ -110,14 +121,17 @@ class Nftables:
                 self._in_force.clear()  # somebody was faster
             self._trusted = after
 
+    def qualified(self, script: str) -> str:
+        """A script, or a name, with the names that our tables have here."""
+        return script if self._table == TABLE else NAMED.sub(rf"\1 {self._name}", script)
+
     def _generation(self) -> int:
         answer = attributes(self._generations.get(Request(GET_GENERATION, HEAD)), len(HEAD))
         return int.from_bytes(answer[NFTA_GEN_ID], "big")
 
     def _run(self, script: str) -> str:
-        if self._table != TABLE:
-            script = NAMED.sub(self._table, script)
-        status = self._lib.nft_run_cmd_from_buffer(self._context, script.encode())
+        text = self.qualified(script).encode()
+        status = self._lib.nft_run_cmd_from_buffer(self._context, text)
         printed: bytes = self._lib.nft_ctx_get_output_buffer(self._context) or b""
         complaint: bytes = self._lib.nft_ctx_get_error_buffer(self._context) or b""
         if status != 0:

@@ -19,7 +19,7 @@ SUBSYSTEM = 10 << 8
 GETCHAIN, GETRULE, GETSET, GETSETELEM = (SUBSYSTEM | kind for kind in (4, 7, 10, 13))
 TABLE, SECOND, THIRD = 1, 2, 3  # attributes: of all four the table; then the name, mostly
 NFT_SET_ANONYMOUS = 1
-FAMILIES = {"inet": 1, "netdev": 5}
+FAMILIES = {"inet": 1, "arp": 3, "netdev": 5, "bridge": 7}
 HEAD = 4
 
 

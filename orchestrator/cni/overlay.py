@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
 from . import bridge, firewall, netlink, peers, portmap, vxlan
+from .binding import End
 from .config import NetConf
 from .errors import CniError, Code
 from .fields import invalid
@@ -18,10 +19,17 @@ from .rtnetlink import RouteSocket
 SYSCTL = Path("/proc/sys/net")
 
 
-def ensure(sock: RouteSocket, nft: Nftables, conf: NetConf, held: Collection[Address]) -> Link:
+def ensure(
+    sock: RouteSocket,
+    nft: Nftables,
+    conf: NetConf,
+    held: Collection[Address],
+    ends: Iterable[End],
+) -> Link:
     """Have all of the network but its containers; return the bridge. Level-triggered, cheap.
 
-    `held` are the addresses of this host's containers that are not of its part.
+    `held` are the addresses of this host's containers that are not of its part, `ends` what its
+    containers may send as.
     """
     wanted = entries(conf, held)
     mtu = fitting_mtu(sock, conf)
@@ -36,7 +44,7 @@ def ensure(sock: RouteSocket, nft: Nftables, conf: NetConf, held: Collection[Add
         mtu,
     )
     _send_no_redirects(conf.bridge)
-    portmap.ensure(nft, conf)
+    portmap.ensure(nft, conf, ends)
     # After the rules that guard it.
     _switch_on(f"ipv4/conf/{conf.bridge}/route_localnet")
     if conf.overlay is not None:

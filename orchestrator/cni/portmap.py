@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import firewall
+from . import binding, cable, firewall
+from .binding import End
 from .config import ANY_ADDRESS, NetConf, PortMapping
 from .errors import CniError, Code
 from .firewall import GONE
@@ -19,6 +20,8 @@ from .nft import TABLE, Nftables, NftError, failed
 TAKEN = "File exists"
 CONTAINERS = "containers"
 """What the rules know of containers, as a subject of `Nftables.ensure`."""
+BRIDGED = "bridged"
+"""The rules for bridged packets, likewise."""
 FAMILIES = {4: ("published", "ip", "ipv4_addr"), 6: ("published6", "ip6", "ipv6_addr")}
 
 Target = tuple[PortMapping, Address]
@@ -82,23 +85,43 @@ def _put(targets: Iterable[Target]) -> str:
     return script
 
 
-def ensure(nft: Nftables, conf: NetConf) -> None:
-    """Have the table and one network's rules; what is published stays published."""
+def script(conf: NetConf) -> str:
+    """What has the tables and one network's rules."""
+    return firewall.script(conf) + BASE
+
+
+def ensure_bridged(nft: Nftables) -> None:
+    """Have what bridged packets need where they pass the rules, which others switch on and off."""
+    rules = binding.between_ports(cable.bridged_families())
     try:
-        nft.ensure(conf.bridge, firewall.script(conf) + BASE)
+        if rules:
+            nft.ensure(BRIDGED, rules)
     except NftError as error:
         raise failed("nftables rules", error) from error
 
 
-def restore(nft: Nftables, targets: Iterable[Target], addresses: Iterable[Address]) -> None:
-    """Have exactly these ports published, and these `addresses` of containers known to the rules.
+def ensure(nft: Nftables, conf: NetConf, ends: Iterable[End]) -> None:
+    """Have the tables and one network's rules; what is published stays published.
+
+    `ends` are those of the network's containers on this host, for when the tables are new or were
+    changed by others.
+    """
+    ensure_bridged(nft)
+    try:
+        nft.ensure(conf.bridge, script(conf), lambda: binding.rebind(conf.bridge, ends))
+    except NftError as error:
+        raise failed("nftables rules", error) from error
+
+
+def restore(nft: Nftables, targets: Iterable[Target], ends: Iterable[End]) -> None:
+    """Have exactly these ports published, and these containers' ends able to reach themselves.
 
     In one transaction, so that none is out meanwhile.
     """
     script = "".join(f"flush map {TABLE} {name}\n" for name in MAPS)
     script += f"flush set {TABLE} itself4\nflush set {TABLE} itself6\n"
     try:
-        nft.ensure(CONTAINERS, script + firewall.admit(addresses) + _put(targets))
+        nft.ensure(CONTAINERS, script + firewall.itself(ends) + _put(targets))
     except NftError as error:
         raise failed("published ports", error) from error
 
@@ -108,16 +131,13 @@ def restored(nft: Nftables) -> bool:
     return nft.holds(CONTAINERS)
 
 
-def publish(nft: Nftables, targets: Iterable[Target], addresses: Iterable[Address]) -> None:
-    """Publish ports, all or none; those that already are, with the same target, are fine.
-
-    `addresses` are those of the container.
-    """
-    script = firewall.admit(addresses) + _put(targets)
+def publish(nft: Nftables, targets: Iterable[Target], end: End) -> None:
+    """Bind a container's end and publish its ports, all or none; those that already are published,
+    with the same target, are fine."""
+    script = firewall.admit(end) + _put(targets)
     nft.doubt(CONTAINERS)
     try:
-        if script:
-            nft.run(script)
+        nft.run(script)
     except NftError as error:
         if TAKEN in str(error):
             raise CniError(
@@ -128,10 +148,11 @@ def publish(nft: Nftables, targets: Iterable[Target], addresses: Iterable[Addres
         raise failed("published ports", error) from error
 
 
-def withdraw(nft: Nftables, ports: Iterable[PortMapping], addresses: Iterable[Address]) -> None:
-    """Publish these no more, whatever they lead to; what is not published is fine."""
+def withdraw(nft: Nftables, ports: Iterable[PortMapping], end: End | None) -> None:
+    """Publish these no more, whatever they lead to, nor let the container's end send; what is not
+    there is fine. None: the end belongs to no network that is known."""
     nft.doubt(CONTAINERS)
-    scripts = [firewall.dismiss(addresses)]
+    scripts = [firewall.dismiss(end) if end is not None else ""]
     for port in ports:
         for version in FAMILIES:
             if port.host_ip == ANY_ADDRESS or port.host_ip.version == version:

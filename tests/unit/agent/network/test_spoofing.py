@@ -1,0 +1,251 @@
+"""A container that forges its source with raw sockets: nothing of that arrives anywhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+from forging import (
+    ADVERTISEMENT,
+    EVERYBODY,
+    SOLICITATION,
+    arp,
+    datagram,
+    ear,
+    link_local,
+    neighbour,
+    router_advertisement,
+    say,
+    wire,
+)
+from netkit import BEYOND, Node, reaches, shell, show
+from nshosts import NsHost
+
+from orchestrator.agent.network import Attachment, Interface
+
+pytestmark = pytest.mark.root
+
+GATEWAY_MAC = "02:62:0a:01:01:01"
+
+
+@pytest.fixture(params=["", "ip", "ip ip6"])
+async def bridged_pass_rules(request: pytest.FixtureRequest, nodes: list[Node]) -> None:
+    """Of which families bridged packets pass the rules (br_netfilter), as on a host with Docker."""
+    families = request.param.split()
+    for node in nodes:
+        for family, setting in (("ip", "iptables"), ("ip6", "ip6tables"), ("ip", "arptables")):
+            on = int(family in families)
+            node.host.shell("sysctl", "-qw", f"net.bridge.bridge-nf-call-{setting}={on}")
+        for name in "ab":
+            await node.apply(name)
+
+
+def heard(
+    thief: Attachment, victim: Attachment, forgeries: Collection[tuple[str, str]]
+) -> list[str]:
+    """Which forged sources (MAC, address) a victim hears; each is sent by the gateway, and straight
+    to the victim's hardware address."""
+    with ear(victim.netns) as listener, wire(thief.netns) as cable:
+        for mac, source in forgeries:
+            to = victim.address6 if ":" in source else victim.address
+            forged = datagram(source, to, listener.port, f"{mac} {source}".encode())
+            cable.send(GATEWAY_MAC, mac, forged)
+            cable.send(victim.mac, mac, forged)
+        for address in (victim.address, victim.address6):
+            say(thief.netns, address, listener.port, address.encode())
+        found = listener.until(victim.address6.encode())
+        assert victim.address.encode() in found, "what is not forged arrives"
+        return sorted({one.decode() for one in found if one != victim.address.encode()})
+
+
+@pytest.mark.usefixtures("bridged_pass_rules")
+async def test_no_forged_source_arrives(nodes: list[Node]) -> None:
+    one, two = nodes
+    thief = await one.network.attach("a", "thief")
+    allowed = await one.network.attach("a", "allowed")
+    local = await one.network.attach("a", "local")
+    remote = await two.network.attach("a", "remote")
+    other = await one.network.attach("b", "other")
+    sources = [
+        allowed.address,
+        remote.address,
+        other.address,
+        one.host.address,
+        two.host.address,
+        "10.1.1.1",
+        "10.1.1.77",
+        "9.9.9.9",
+        allowed.address6,
+        remote.address6,
+        "2001:db8:9::9",
+        "fd00:1:0:1::77",
+        link_local(allowed.mac),
+    ]
+    for victim in (local, remote):
+        forgeries = [(thief.mac, source) for source in sources if source != victim.address]
+        # Another one's pair, which is right but for where it comes from, and a strange MAC.
+        forgeries += [(allowed.mac, allowed.address), (allowed.mac, allowed.address6)]
+        forgeries += [("02:00:00:00:00:99", thief.address), ("02:00:00:00:00:99", thief.address6)]
+        assert heard(thief, victim, forgeries) == []
+
+
+async def test_what_a_container_adds_to_its_interface_is_not_its_own(nodes: list[Node]) -> None:
+    one, two = nodes
+    keeper = await one.network.attach("a", "keeper")
+    victim = await two.network.attach("a", "victim")
+    shell(keeper.netns, "ip", "addr", "add", "10.1.1.77/24", "dev", "eth0")
+    shell(
+        keeper.netns, "ip", "route", "replace", "10.1.2.0/24", "via", "10.1.1.1", "src", "10.1.1.77"
+    )
+    with ear(victim.netns) as listener:
+        say(keeper.netns, victim.address, listener.port, b"as another")
+        shell(keeper.netns, "ip", "route", "del", "10.1.2.0/24")
+        say(keeper.netns, victim.address, listener.port, b"as itself")
+        assert listener.until(b"as itself") == []
+
+
+@pytest.mark.usefixtures("bridged_pass_rules")
+async def test_a_host_hears_no_broadcast_without_a_source(nodes: list[Node]) -> None:
+    one = nodes[0]
+    thief = await one.network.attach("a", "thief")
+    neighbour_ = await one.network.attach("a", "neighbour")
+    for place in (one.host.netns, neighbour_.netns):
+        with ear(place, 67) as listener, wire(thief.netns) as cable:
+            cable.send(EVERYBODY, thief.mac, datagram("0.0.0.0", "255.255.255.255", 67, b"DHCP"))
+            to = "10.1.1.1" if place == one.host.netns else neighbour_.address
+            say(thief.netns, to, 67, b"own")
+            assert listener.until(b"own") == []
+
+
+def told(node: Node, thief: Attachment) -> None:
+    """Until the host has taken in all that the container sent before."""
+    with ear(node.host.netns) as listener:
+        say(thief.netns, "10.1.1.1", listener.port, b"own")
+        listener.until(b"own")
+
+
+def known(netns: str | Path, device: str) -> dict[str, str]:
+    return {
+        entry["dst"]: entry.get("lladdr", "")
+        for family in ("-4", "-6")
+        for entry in show(netns, family, "neigh", "show", "dev", device)
+    }
+
+
+@pytest.mark.usefixtures("bridged_pass_rules")
+async def test_nobody_believes_a_forged_neighbour(nodes: list[Node]) -> None:
+    one = nodes[0]
+    thief = await one.network.attach("a", "thief")
+    victim = await one.network.attach("a", "victim")
+    before = known(victim.netns, "eth0")
+    # The host looks for addresses that nobody has.
+    for address in ("10.1.1.77", "fd00:1:0:1::77"):
+        say(one.host.netns, address, 9, b"?")
+    local = link_local(thief.mac)
+    with wire(thief.netns) as cable:
+        for to in (EVERYBODY, GATEWAY_MAC, victim.mac):
+            for sender, target in (
+                ("10.1.1.77", "10.1.1.77"),
+                ("10.1.1.78", "10.1.1.1"),
+                ("10.1.1.78", victim.address),
+                ("10.1.1.1", victim.address),
+                (victim.address, "10.1.1.1"),
+            ):
+                for operation in (1, 2):
+                    cable.send(to, thief.mac, arp(operation, thief.mac, sender, target))
+            for source, target in (
+                (local, "fd00:1:0:1::77"),
+                (thief.address6, "fd00:1:0:1::77"),
+                ("fd00:1:0:1::77", "fd00:1:0:1::77"),
+                (local, "fd00:1:0:1::1"),
+            ):
+                for goal in ("ff02::1", "fd00:1:0:1::1", victim.address6):
+                    claimed = neighbour(ADVERTISEMENT, thief.mac, source, goal, target)
+                    cable.send(to, thief.mac, claimed)
+            for goal in ("fd00:1:0:1::1", victim.address6):
+                asked = neighbour(SOLICITATION, thief.mac, "fd00:1:0:1::79", goal, goal)
+                cable.send(to, thief.mac, asked)
+    told(one, thief)
+    entries = known(one.host.netns, "orcbr1")
+    stolen = {address for address, mac in entries.items() if mac == thief.mac}
+    assert stolen <= {thief.address, thief.address6, local}
+    assert known(victim.netns, "eth0") == before
+
+
+async def test_a_container_is_no_router(nodes: list[Node]) -> None:
+    one = nodes[0]
+    thief = await one.network.attach("a", "thief")
+    one.host.shell("sysctl", "-qw", "net.ipv6.conf.orcbr1.accept_ra=2")
+    with wire(thief.netns) as cable:
+        for source in (link_local(thief.mac), "fe80::1"):
+            cable.send("33:33:00:00:00:01", thief.mac, router_advertisement(source))
+    told(one, thief)
+    assert show(one.host.netns, "-6", "route", "show", "default") == []
+
+
+async def test_what_is_its_own_passes(nodes: list[Node], hosts: list[NsHost]) -> None:
+    """Fixed addresses, an own MAC, its own neighbour discovery, a second network, the way out."""
+    one, two = nodes
+    asked = Interface(ip="10.1.0.20", ip6="fd00:1::20", mac="02:aa:00:00:00:01")
+    fixed = await one.network.attach("a", "fixed", asked)
+    await two.apply("a", "10.1.0.20", "fd00:1::20")
+    far = await two.network.attach("a", "far")
+    second = await one.network.attach("b", "fixed", Interface(ifname="eth1", default_route=False))
+    b = await two.network.attach("b", "b2")
+    assert reaches(fixed.netns, far.netns, far.address) == fixed.address
+    assert reaches(fixed.netns, far.netns, far.address6) == fixed.address6
+    assert reaches(far.netns, fixed.netns, fixed.address) == far.address
+    assert reaches(fixed.netns, b.netns, b.address) == second.address
+    assert reaches(fixed.netns, hosts[0].netns, BEYOND) == one.host.address
+    # It forgets who its gateway is, and asks.
+    shell(fixed.netns, "ip", "neigh", "flush", "nud", "permanent", "dev", "eth0")
+    shell(fixed.netns, "ip", "-6", "neigh", "flush", "nud", "permanent", "dev", "eth0")
+    assert reaches(fixed.netns, far.netns, far.address) == fixed.address
+    assert reaches(fixed.netns, far.netns, far.address6) == fixed.address6
+    await one.network.disconnect("b", "fixed")
+    assert reaches(fixed.netns, far.netns, far.address) == fixed.address
+
+
+async def test_what_a_hand_breaks_and_a_new_helper_finds(nodes: list[Node]) -> None:
+    one, two = nodes
+    thief = await one.network.attach("a", "thief")
+    victim = await two.network.attach("a", "victim")
+    assert one.network.helper_pid is not None
+    os.kill(one.network.helper_pid, signal.SIGKILL)
+    await one.apply("a")
+    end = str(thief.result["interfaces"][1]["name"])
+    for damage, words in (
+        ("nft delete table inet orc", "inet orc from_orcbr1 is gone"),
+        ("nft delete table arp orc", "arp orc from_orcbr1 is gone"),
+        ("nft flush set inet orc own4_orcbr1", "own4_orcbr1 has 0 entries instead of 1"),
+        ("nft flush set inet orc own6_orcbr1", "own6_orcbr1 has 0 entries instead of 2"),
+        ("nft flush set arp orc own_orcbr1", "own_orcbr1 has 0 entries instead of 1"),
+        ("nft flush chain inet orc from_orcbr1", "from_orcbr1 has 0 entries instead of"),
+        ("nft flush map inet orc entrances", "entrances has lost"),
+        (f"bridge link set dev {end} locked off", "takes frames from any hardware address"),
+    ):
+        one.host.shell(*damage.split())
+        assert words in "; ".join(await one.network.deviations("a")), damage
+        await one.apply("a")
+        await one.apply("b")
+        assert await one.network.deviations("a") == [], damage
+        forgeries = [(thief.mac, "10.1.1.77"), ("02:00:00:00:00:99", thief.address)]
+        assert heard(thief, victim, forgeries) == []
+
+
+async def test_an_address_that_goes_and_comes_is_its_next_owners(nodes: list[Node]) -> None:
+    one, two = nodes
+    victim = await two.network.attach("a", "victim")
+    fixed = Interface(ip="10.1.1.50", mac="02:aa:00:00:00:01")
+    await one.network.attach("a", "before", fixed)
+    keeper = await one.network.attach("a", "keeper")
+    await one.network.disconnect("a", "before")
+    assert heard(keeper, victim, [("02:aa:00:00:00:01", "10.1.1.50")]) == []
+    after = await one.network.attach("a", "after", Interface(ip="10.1.1.50"))
+    assert reaches(after.netns, victim.netns, victim.address) == "10.1.1.50"
+    again = await one.network.attach("a", "after", Interface(ip="10.1.1.51", mac=fixed.mac))
+    assert reaches(again.netns, victim.netns, victim.address) == "10.1.1.51"
+    assert heard(again, victim, [(again.mac, "10.1.1.50")]) == []

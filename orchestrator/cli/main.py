@@ -103,6 +103,7 @@ SECTIONS = (
             Lazy("plan", "orchestrator.cli.plan:plan", "What a command would do, and nothing done"),
             Lazy("system", "orchestrator.cli.system_group:system", "Disks, hosts, and what may go"),
             Lazy("info", "orchestrator.cli.info:info", "The cluster in figures"),
+            Lazy("audit", "orchestrator.cli.audit:audit", "Who changed what"),
             Lazy(
                 "support-bundle",
                 "orchestrator.cli.support_bundle:support_bundle",

@@ -26,6 +26,7 @@ from orchestrator.identity.token import new_secret
 from orchestrator.manager import dispatcher, metrics
 from orchestrator.manager.api import ApiContext, ControlApi
 from orchestrator.manager.api.access import AccessCalls
+from orchestrator.manager.api.auditapi import AuditCalls
 from orchestrator.manager.api.containers import ContainerCalls
 from orchestrator.manager.api.documents import DocumentCalls
 from orchestrator.manager.api.image_service import ImagesApi
@@ -38,6 +39,8 @@ from orchestrator.manager.api.support import SupportCalls
 from orchestrator.manager.api.system import SystemCalls
 from orchestrator.manager.api.tracedcalls import TracedCalls
 from orchestrator.manager.api.volumes import VolumeCalls
+from orchestrator.manager.audit.calls import AuditedCalls
+from orchestrator.manager.audit.trail import AuditTrail
 from orchestrator.manager.certificates import (
     Authority,
     CertificateRecords,
@@ -79,6 +82,7 @@ from orchestrator.model.objects import Cluster, Network
 from orchestrator.model.specs import BRIDGE_NETWORK, DEFAULT_NETWORK
 from orchestrator.pb import (
     access_pb2_grpc,
+    audit_pb2_grpc,
     certificates_pb2_grpc,
     containers_pb2_grpc,
     control_pb2_grpc,
@@ -272,6 +276,8 @@ class Manager:
         )
         self._revocations = Revocations()
         self._revocations.refused = metrics.RevokedCalls(self._registry).refused
+        self._audit = AuditTrail(settings.data_dir / "audit")
+        metrics.AuditEntries(self._registry).count(self._audit)
         self._records = CertificateRecords(kv, self.cache, self._revocations, time.time)
         self._dispatcher = Dispatcher(
             self.cache,
@@ -296,6 +302,10 @@ class Manager:
             await self._run()
 
     async def _run(self) -> None:
+        with self._audit.running():
+            await self._run_parts()
+
+    async def _run_parts(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(metrics.LoopLag(self._registry).measure())
             group.create_task(self.cache.follow())
@@ -366,13 +376,15 @@ class Manager:
             now=time.time,
             new_id=new_id,
             revocations=self._revocations,
+            record=self._audit.record,
             tracer=self._tracer,
         )
 
     def _server(self, context: ApiContext) -> grpc.aio.Server:
         folder, identity = self._settings.data_dir, self._identity
         guards: list[grpc.aio.ServerInterceptor[Any, Any]] = [
-            RoleGuard(identity.cluster_id, self._revocations, self._records.seen)
+            AuditedCalls(self._audit, identity.manager_id, lambda: self.cache.view),
+            RoleGuard(identity.cluster_id, self._revocations, self._records.seen),
         ]
         if self._tracer.on:
             guards.append(TracedCalls(self._tracer))
@@ -397,6 +409,7 @@ class Manager:
         dispatcher.serve(self._dispatcher, server)
         joining = Joining(self._kv, self.cache, self._authority, self._managers, time.time, new_id)
         identity_pb2_grpc.add_JoinServicer_to_server(joining, server)
+        audit_pb2_grpc.add_AuditServicer_to_server(AuditCalls(context, self._audit), server)
         access_pb2_grpc.add_AccessServicer_to_server(AccessCalls(context), server)
         certificates = Certificates(self._authority, self._kv, self.cache)
         certificates_pb2_grpc.add_CertificatesServicer_to_server(certificates, server)

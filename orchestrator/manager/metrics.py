@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from orchestrator import __version__
 from orchestrator.identity.tls import Identity
+from orchestrator.manager.audit.trail import AuditTrail
 from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.planning.accounting import node_usage, running_tasks
 from orchestrator.manager.planning.claims import Claim
@@ -97,6 +98,27 @@ class RevokedCalls:
     def refused(self, identity: Identity) -> None:
         """A call was refused or ended."""
         self._calls.labels(identity.role).inc()
+
+
+class AuditEntries:
+    """The audit trail."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._entries = CounterMetric(
+            "orc_audit_entries",
+            "Calls that were recorded in the audit trail",
+            registry=registry,
+        )
+        self._lost = CounterMetric(
+            "orc_audit_lost_entries",
+            "Calls that could not be written to the audit trail, such as on a full disk",
+            registry=registry,
+        )
+
+    def count(self, trail: AuditTrail) -> None:
+        """Count the entries of a trail."""
+        trail.recorded = self._entries.inc
+        trail.lost = self._lost.inc
 
 
 class LoopLag:

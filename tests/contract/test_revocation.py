@@ -332,7 +332,7 @@ async def test_a_removed_node_gets_neither_a_session_nor_a_certificate(running: 
 
 
 async def test_a_revoked_node_stays_in_the_list_and_is_cut_off(running: Running) -> None:
-    joined = await running.join(running.token)
+    joined = await running.join(running.token, "host-1")
     async with running.channel(pair_of(joined)) as channel:
         session = dispatch_pb2_grpc.DispatchStub(channel).Session()
         hello = dispatch_pb2.Hello()
@@ -469,7 +469,7 @@ async def test_another_manager_ends_streams_too_and_a_restarted_one_refuses(
 
 
 async def test_every_certificate_is_listed(running: Running) -> None:
-    joined = await running.join(running.token)
+    joined = await running.join(running.token, "host-1")
     async with running.channel(pair_of(joined)) as channel:
         successor = await renew(channel)
     own = TlsFiles.of(running.folder, "manager").pair.read()

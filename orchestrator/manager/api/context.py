@@ -13,6 +13,7 @@ import grpc
 
 from orchestrator.identity.files import ManagerIdentity
 from orchestrator.identity.revocation import Revocations
+from orchestrator.manager.audit.trail import Entry
 from orchestrator.manager.dispatcher import Dispatcher
 from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.inbox import Inbox
@@ -47,6 +48,8 @@ class ApiContext:
     now: Callable[[], float]
     new_id: Callable[[], str]
     revocations: Revocations = field(default_factory=Revocations)
+    record: Callable[[Entry], None] = lambda entry: None
+    """Adds an entry to the audit trail; calls of the API are added by themselves."""
     tracer: Tracer = OFF
 
     @property

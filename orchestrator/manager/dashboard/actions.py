@@ -89,6 +89,15 @@ async def _call(method: Any, calls: object, request: Any) -> None:
     await inspect.unwrap(method)(calls, request, None)
 
 
+KINDS = {
+    "scale": "service",
+    "restart": "service",
+    "rollback": "service",
+    "drain": "node",
+    "activate": "node",
+}
+"""Action → what it is done to."""
+
 _ACTIONS: dict[str, Callable[..., Awaitable[None]]] = {
     "scale": _scale,
     "restart": _restart,

@@ -17,6 +17,7 @@ from orchestrator.manager.api.context import ApiContext
 from orchestrator.manager.api.image_nodes import ask
 from orchestrator.manager.api.logs import LogCalls
 from orchestrator.manager.dashboard import actions
+from orchestrator.manager.dashboard.audited import PageCall
 from orchestrator.manager.dashboard.broadcast import Broadcast, message
 from orchestrator.manager.dashboard.sessions import SESSION_LIFE, Session, Sessions
 from orchestrator.manager.dashboard.traffic import Traffic
@@ -111,22 +112,33 @@ class DashboardApp:
         await _tell(send, {"role": session.role, "until": session.until})
 
     async def _act(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
+        audited = PageCall(self._api, session, scope)
         if session.role != "admin":
+            audited.record("PERMISSION_DENIED")
             await _say(send, 403, "this log-in may look, and change nothing")
             return
         # A page of another origin cannot send this header without being asked first.
         if header(scope, b"content-type") != "application/json":
             await _say(send, 415, "an action is JSON")
             return
+        order = await _json(receive) or {}
+        audited.order(order)
         try:
-            await actions.act(self._api, await _json(receive) or {})
+            await actions.act(self._api, order)
         except (Refusal, InvalidSpec) as error:
+            audited.record(error.code.name if isinstance(error, Refusal) else "INVALID_ARGUMENT")
             await _say(send, 409, str(error))
         except Conflict:
+            audited.record("ABORTED")
             await _say(send, 409, "somebody else changed it meanwhile; try again")
         except StoreError as error:
+            audited.record("UNAVAILABLE")
             await _say(send, 503, f"the cluster's store is away: {error}")
+        except BaseException as error:
+            audited.record("UNKNOWN" if isinstance(error, Exception) else "CANCELLED")
+            raise
         else:
+            audited.record("OK")
             await _tell(send, {})
 
     async def _events(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:

@@ -24,6 +24,10 @@ class Session:
     role: str
     """`admin`, or `viewer` who may change nothing."""
     until: float
+    user: str = ""
+    """Name of the admin who opened the page."""
+    certificate: str = ""
+    """Serial number of that admin's certificate."""
 
 
 class Sessions:

@@ -1,0 +1,171 @@
+"""Which calls of the API change something, and what each is about.
+
+Every RPC is in exactly one of three tables; a test fails for one that is in none. What is taken
+from a message is what names the object, never what is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.model.documents import DocumentKind
+
+MOST_CHARACTERS = 256
+"""Of a name that is recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a call is about. Paths are field names with dots, in the first message of a side."""
+
+    kind: str | Callable[[Any], str]
+    """Of the object, or what makes it from the request."""
+    asked: tuple[str, ...] = ()
+    """Paths of what the user called it in the request; the first that is set counts."""
+    name: str = ""
+    """Path of its name in the reply."""
+    id: str = ""
+    """Path of its id in the reply."""
+    lasts: bool = False
+    """Whether it goes on for as long as the user likes: its beginning is recorded, too."""
+
+    def kind_of(self, request: Any) -> str:
+        """The kind of the object."""
+        return self.kind if isinstance(self.kind, str) else self.kind(request)
+
+
+def _document(request: Any) -> str:
+    try:
+        return DocumentKind(request.kind).word
+    except ValueError:
+        return "document"
+
+
+_SERVICE = Rule("service", ("service",), "spec.name", "id")
+_JOB = Rule("job", ("job",), "spec.name", "id")
+_CONTAINER = Rule("container", ("container",), "container_name", "id")
+
+MUTATING: dict[str, Rule] = {
+    "Access.Revoke": Rule(
+        lambda request: (
+            f"{request.kind} certificates" if request.kind != "certificate" else "certificate"
+        ),
+        ("name",),
+        "",
+        "revocation.id",
+    ),
+    "Certificates.Renew": Rule("certificate"),
+    "Containers.CreateContainer": Rule("container", ("name",), "container_name", "id"),
+    "Containers.KillContainer": _CONTAINER,
+    "Containers.PauseContainer": _CONTAINER,
+    "Containers.PrepareContainer": _CONTAINER,
+    "Containers.RemoveContainer": _CONTAINER,
+    "Containers.RenameContainer": _CONTAINER,
+    "Containers.RestartContainer": _CONTAINER,
+    "Containers.StartContainer": _CONTAINER,
+    "Containers.StopContainer": _CONTAINER,
+    "Containers.UnpauseContainer": _CONTAINER,
+    "Control.BuildImage": Rule("image", ("header.name",), "", "image.id", lasts=True),
+    "Control.CreateService": Rule("service", ("spec.name",), "spec.name", "id"),
+    "Control.LoadImage": Rule("image", ("header.name",), "", "image.id", lasts=True),
+    "Control.PromoteService": _SERVICE,
+    "Control.RemoveNode": Rule("node", ("node",)),
+    "Control.RemoveService": Rule("service", ("service",), "", "id"),
+    "Control.RollbackService": _SERVICE,
+    "Control.RotateToken": Rule("token", ("role",)),
+    "Control.UpdateCluster": Rule("cluster", (), "", "id"),
+    "Control.UpdateNode": Rule("node", ("node",), "description.hostname", "id"),
+    "Control.UpdateService": _SERVICE,
+    "Dashboard.OpenDashboard": Rule("page"),
+    "Documents.CreateDocument": Rule(_document, ("name",), "name", "id"),
+    "Documents.RemoveDocument": Rule(_document, ("document",), "", "id"),
+    "Documents.UpdateDocument": Rule(_document, ("document",), "document.name", "document.id"),
+    "Images.BuildCaches": Rule("build cache", ("node",)),
+    "Images.Commit": Rule("image", ("name", "container"), "names", "id"),
+    "Images.Import": Rule("image", ("header.name",), "", "image.id", lasts=True),
+    "Images.Login": Rule("registry", ("registry",), "registry"),
+    "Images.Logout": Rule("registry", ("registry",), "registry"),
+    "Images.Prune": Rule("image", (), "deleted"),
+    "Images.Pull": Rule("image", ("name",), "", "image.id"),
+    "Images.Push": Rule("image", ("name",), "", "image.id"),
+    "Images.Remove": Rule("image", ("image",), "", "deleted"),
+    "Images.Tag": Rule("image", ("name",), "", "id"),
+    "Interact.Copy": Rule("container", ("copy_to.container", "copy_from.container")),
+    "Interact.Session": Rule("container", ("exec.container", "attach.container"), lasts=True),
+    "Jobs.StartJob": _JOB,
+    "Jobs.StopJob": _JOB,
+    "Join.Sign": Rule("node", ("hostname",), "", "node_id"),
+    "Networks.ConnectNetwork": _CONTAINER,
+    "Networks.CreateNetwork": Rule("network", ("name",), "name", "id"),
+    "Networks.DisconnectNetwork": _CONTAINER,
+    "Networks.PruneNetworks": Rule("network", (), "names"),
+    "Networks.RemoveNetwork": Rule("network", ("network",), "name", "id"),
+    "Policies.AddPolicy": Rule("network", ("network",)),
+    "Policies.RemovePolicy": Rule("network", ("network",)),
+    "Volumes.CreateVolume": Rule("volume", ("name",), "id", "id"),
+    "Volumes.PruneVolumes": Rule("volume", (), "names"),
+    "Volumes.RemoveVolume": Rule("volume", ("name",), "name", "name"),
+}
+"""`Service.Method` → what it is about. Recorded."""
+
+READ_ONLY = frozenset(
+    {
+        "Access.ListCertificates",
+        "Audit.Entries",
+        "Blobs.Get",
+        "Containers.Events",
+        "Containers.ListContainers",
+        "Containers.WatchContainer",
+        "Control.GetCluster",
+        "Control.ListImages",
+        "Control.ListNetworks",
+        "Control.ListNodes",
+        "Control.ListServices",
+        "Control.ListTasks",
+        "Control.Logs",
+        "Control.Plan",
+        "Control.WatchService",
+        "Doctor.Diagnose",
+        "Documents.ListDocuments",
+        "Images.Diff",
+        "Images.Export",
+        "Images.Inspect",
+        "Images.Save",
+        "Interact.Stats",
+        "Interact.Top",
+        "Join.GetCa",
+        "Support.Collect",
+        "System.DiskUsage",
+        "Volumes.ListVolumes",
+    }
+)
+"""Change nothing. Not recorded."""
+
+AGENTS = frozenset(
+    {
+        "Dispatch.Session",
+        "Dispatch.Tunnel",
+        "Sources.Acquire",
+        "Sources.Locate",
+        "Sources.Progress",
+    }
+)
+"""What agents say of their own nodes, all the time. Not recorded."""
+
+
+def value_at(message: Any, path: str) -> str:
+    """The text at a path, several joined by commas; empty when there is none."""
+    for part in path.split(".") if path else ():
+        fields = message.DESCRIPTOR.fields_by_name
+        if part not in fields:
+            return ""
+        field = fields[part]
+        if field.message_type is not None and not message.HasField(part):
+            return ""
+        message = getattr(message, part)
+    if not path or message is None:
+        return ""
+    text = message if isinstance(message, str) else ",".join(map(str, message))
+    return text[:MOST_CHARACTERS]

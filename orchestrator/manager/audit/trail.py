@@ -1,0 +1,293 @@
+"""A manager's audit trail, kept in files by a thread of its own.
+
+Two logs, so that somebody who is refused over and over cannot push out what others have done:
+`audit.log` has what was allowed, `refused.log` what was not. Calls never wait for the disk. What
+cannot be written is tried again until the queue is full; from then on entries are lost, which is
+counted (`lost`) and can be seen in the log, as each entry has a number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import json
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from orchestrator.manager.audit.journal import Journal
+from orchestrator.manager.audit.log import Record, RotatedLog
+
+log = logging.getLogger(__name__)
+
+FILE_BYTES, FILES = 10 << 20, 10
+"""Of each log."""
+_QUEUE = 10_000
+"""Entries that wait for the disk, at the most."""
+_BATCH = 500
+_RETRY = 1.0
+"""Seconds between attempts to write what the disk refused."""
+_FOLLOWED = 10_000
+"""Entries that wait for a follower, at the most."""
+
+REFUSED = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED"})
+FILTERS = ("user", "role", "method", "kind", "name", "id", "result", "from", "via", "request")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One call."""
+
+    at: float
+    """When it began, in seconds since 1970."""
+    user: str
+    role: str
+    certificate: str
+    via: str
+    address: str
+    method: str
+    kind: str
+    name: str
+    id: str
+    result: str
+    seconds: float
+    request: str
+    manager: str
+
+
+class Lagging(Exception):
+    """A follower is too slow, and has missed entries."""
+
+
+class Follower:
+    """Takes entries as they come."""
+
+    def __init__(self) -> None:
+        self._records: deque[Record] = deque()
+        self._wake = asyncio.Event()
+        self._lost = False
+
+    def push(self, record: Record) -> None:
+        """Add an entry."""
+        if len(self._records) < _FOLLOWED:
+            self._records.append(record)
+        else:
+            self._lost = True
+        self._wake.set()
+
+    async def next(self) -> list[Record]:
+        """Wait for entries, and take them. Raises Lagging."""
+        await self._wake.wait()
+        self._wake.clear()
+        if self._lost:
+            raise Lagging
+        taken = list(self._records)
+        self._records.clear()
+        return taken
+
+
+class AuditTrail:
+    """Records entries and gives them back. `record` is for the event loop's thread."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        journal: Journal | None = None,
+        file_bytes: int = FILE_BYTES,
+        files: int = FILES,
+        waiting: int = _QUEUE,
+    ) -> None:
+        self._folder = folder
+        self._logs = {
+            name: RotatedLog(folder, name, file_bytes, files) for name in ("audit", "refused")
+        }
+        self._journal = journal or Journal()
+        self._queue: queue.Queue[tuple[str, str] | threading.Event] = queue.Queue()
+        self._most = waiting
+        self._followers: set[Follower] = set()
+        self._thread = threading.Thread(target=self._write_all, name="audit", daemon=True)
+        self._closing = threading.Event()
+        self.lost: Callable[[int], None] = lambda count: None
+        """Told how many entries were lost, in any thread."""
+        self.recorded: Callable[[], None] = lambda: None
+        """Called for each entry."""
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Write while the body runs, and what is left at its end."""
+        for each in self._logs.values():
+            try:
+                each.open()
+            except OSError as error:
+                log.error("the audit trail cannot be read", extra={"error": error})
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._closing.set()
+            self._queue.put(threading.Event())
+            self._thread.join()
+            self._journal.close()
+
+    def record(self, entry: Entry) -> None:
+        """Record an entry, soon."""
+        name = "refused" if entry.result in REFUSED else "audit"
+        rotated = self._logs[name]
+        rotated.sequence += 1
+        record: Record = {"seq": rotated.sequence, **asdict(entry)}
+        self.recorded()
+        if self._queue.qsize() >= self._most:
+            self.lost(1)
+        else:
+            line = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+            self._queue.put((name, line))
+        for follower in self._followers:
+            follower.push({**record, "log": name})
+
+    @contextmanager
+    def follow(self) -> Iterator[Follower]:
+        """A follower of the entries from now on."""
+        follower = Follower()
+        self._followers.add(follower)
+        try:
+            yield follower
+        finally:
+            self._followers.discard(follower)
+
+    async def written(self) -> None:
+        """Wait until the entries so far are in the files, or the disk has refused them."""
+        done = threading.Event()
+        self._queue.put(done)
+        await asyncio.to_thread(done.wait)
+
+    @property
+    def marks(self) -> dict[str, int]:
+        """Log → number of its newest entry."""
+        return {name: each.sequence for name, each in self._logs.items()}
+
+    async def entries(self, wanted: Wanted, tail: int = 0) -> AsyncIterator[list[Record]]:
+        """What is in the files, the oldest first; with `tail` only so many, the newest."""
+        if tail:
+            yield await asyncio.to_thread(self._newest, wanted, tail)
+            return
+        found = self._in_order(wanted)
+        while chunk := await asyncio.to_thread(lambda: list(islice(found, _BATCH))):
+            yield chunk
+
+    def _newest(self, wanted: Wanted, tail: int) -> list[Record]:
+        both = (_named(name, each.backwards()) for name, each in self._logs.items())
+        found = filter(wanted.holds, heapq.merge(*both, key=_ended, reverse=True))
+        return list(islice(found, tail))[::-1]
+
+    def _in_order(self, wanted: Wanted) -> Iterator[Record]:
+        both = (
+            _with_gaps(_named(name, each.forwards(wanted.since)))
+            for name, each in self._logs.items()
+        )
+        return filter(wanted.holds, heapq.merge(*both, key=_ended))
+
+    def _write_all(self) -> None:
+        waiting: dict[str, list[str]] = {name: [] for name in self._logs}
+        while True:
+            items = [self._queue.get()]
+            with suppress(queue.Empty):
+                while len(items) < _BATCH:
+                    items.append(self._queue.get_nowait())
+            barriers = [item for item in items if isinstance(item, threading.Event)]
+            for item in items:
+                if not isinstance(item, threading.Event):
+                    name, line = item
+                    waiting[name].append(line)
+                    self._journal.send(line, f"orc-{name}")
+            for name, lines in waiting.items():
+                self._write(name, lines, barriers)
+            for barrier in barriers:
+                barrier.set()
+            if self._closing.is_set() and self._queue.empty():
+                return
+
+    def _write(self, name: str, lines: list[str], barriers: list[threading.Event]) -> None:
+        """Write lines, again and again; those who wait for it are told at the first failure."""
+        complained = False
+        while lines:
+            try:
+                self._logs[name].append(lines)
+            except OSError as error:
+                if not complained:
+                    log.error(
+                        "the audit trail cannot be written; entries are kept in memory",
+                        extra={"folder": self._folder, "error": error},
+                    )
+                    complained = True
+                for barrier in barriers:
+                    barrier.set()
+                if self._closing.wait(_RETRY):
+                    self.lost(len(lines))
+                    lines.clear()
+            else:
+                lines.clear()
+
+
+def _named(name: str, records: Iterable[Record]) -> Iterator[Record]:
+    for record in records:
+        yield {**record, "log": name}
+
+
+def _with_gaps(records: Iterable[Record]) -> Iterator[Record]:
+    """The entries of one log, each with the number of those that are missing before it."""
+    last = 0
+    for record in records:
+        missing = record["seq"] - last - 1 if last else 0
+        last = record["seq"]
+        yield {**record, "missing": missing} if missing > 0 else record
+
+
+def _ended(record: Record) -> float:
+    """What entries are ordered by: they are recorded when their calls are over."""
+    return float(record["at"] + record["seconds"])
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which entries are asked for."""
+
+    since: float = 0.0
+    until: float = 0.0
+    """0: without end."""
+    filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Key → values, which are alternatives."""
+    marks: Mapping[str, int] = field(default_factory=dict)
+    """Log → number of the newest entry that is asked for; not there: any."""
+
+    def holds(self, record: Record) -> bool:
+        """Whether this entry is."""
+        if record["at"] < self.since or (self.until and record["at"] > self.until):
+            return False
+        if record["seq"] > self.marks.get(record["log"], record["seq"]):
+            return False
+        return all(
+            any(_holds(record, key, value) for value in values)
+            for key, values in self.filters.items()
+        )
+
+
+def _holds(record: Record, key: str, value: str) -> bool:
+    text = str(record.get("address" if key == "from" else key, ""))
+    match key:
+        case "from":
+            return value in (text, text.rpartition(":")[0].strip("[]"))
+        case "id" | "request":
+            return text.startswith(value)
+        case "method":
+            return value in (text, text.partition(".")[2])
+        case "result" | "role" | "kind" | "via":
+            return text.lower() == value.lower()
+        case _:
+            return text == value

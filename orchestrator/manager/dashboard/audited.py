@@ -1,0 +1,59 @@
+"""The page's actions in the audit trail."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.manager.api.context import ApiContext
+from orchestrator.manager.audit.calls import named
+from orchestrator.manager.audit.methods import MOST_CHARACTERS
+from orchestrator.manager.audit.trail import Entry
+from orchestrator.manager.dashboard.actions import KINDS
+from orchestrator.manager.dashboard.sessions import Session
+from orchestrator.web.https import Scope
+
+
+class PageCall:
+    """One request of the page that changes something."""
+
+    def __init__(self, api: ApiContext, session: Session, scope: Scope) -> None:
+        self._api = api
+        self._session = session
+        host, port = (scope.get("client") or ("", 0))[:2]
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._began, self._clock = time.time(), time.monotonic()
+        self._method, self._kind, self._name, self._id = "Page.act", "", "", ""
+
+    def order(self, order: Mapping[str, Any]) -> None:
+        """What is ordered, see `actions.act`."""
+        action = str(order.get("do"))
+        if action not in KINDS:
+            return
+        self._method, self._kind = f"Page.{action}", KINDS[action]
+        word = str(order.get("to", ""))[:MOST_CHARACTERS]
+        if word:
+            self._name, self._id = named(self._api.view, self._kind, word)
+
+    def record(self, result: str) -> None:
+        """Record it with its result, a gRPC status."""
+        self._api.record(
+            Entry(
+                at=self._began,
+                user=self._session.user,
+                role=self._session.role,
+                certificate=self._session.certificate,
+                via="page",
+                address=self._address,
+                method=self._method,
+                kind=self._kind,
+                name=self._name,
+                id=self._id,
+                result=result,
+                seconds=round(time.monotonic() - self._clock, 6),
+                request=secrets.token_hex(8),
+                manager=self._api.identity.manager_id,
+            )
+        )

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from orchestrator.cli.client import Client, pass_client, upload
 from orchestrator.cli.flag_types import pairs
 from orchestrator.cli.groups import CliError, OrcGroup, example
 from orchestrator.cli.output import Column, column, format_option, print_json, print_table
+from orchestrator.cli.remote_context import context_folder
 from orchestrator.cli.screen import is_live
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.model.names import short_id
@@ -43,6 +44,7 @@ class View(Protocol):
         "orc build -t hello:1 -f web/Dockerfile --build-arg V=2 .",
         "orc build -t hello:1 --secret id=token,src=token.txt .",
         "orc build -t hello:1 - < Dockerfile",
+        "orc build -t hello:1 https://github.com/me/hello.git#main:docker",
     )
 )
 @click.option("--tag", "-t", multiple=True, metavar="NAME", help="The image's name; repeatable.")
@@ -91,7 +93,7 @@ class View(Protocol):
     default="auto",
     help="How it is shown; auto: by steps on a terminal, else all lines.",
 )
-@click.argument("folder", metavar="DIR|-", type=click.Path(), shell_complete=completion.folders)
+@click.argument("folder", metavar="DIR|URL|-", type=click.Path(), shell_complete=completion.folders)
 @pass_client
 def build(
     client: Client,
@@ -113,7 +115,11 @@ def build(
     progress: str,
     folder: str,
 ) -> None:
-    """Build an image from a Dockerfile and the folder around it, on one of the nodes."""
+    """Build an image from a Dockerfile and the folder around it, on one of the nodes.
+
+    The context is a folder, a Git repository (URL#REF:FOLDER), or the URL of a tar archive or of a
+    Dockerfile, which this machine fetches; `-` reads an archive or a Dockerfile from stdin.
+    """
     names = [checked_image(name) for name in tag]
     if platform:
         try:
@@ -135,11 +141,16 @@ def build(
         network=network if network != "default" else "",
         add_hosts=[build_host(text) for text in add_host],
     )
-    if folder == "-" or dockerfile == "-":
-        chunks = _from_stdin(header, folder, dockerfile)
-    else:
-        chunks = _from_folder(header, Path(folder), dockerfile)
-    with _view("quiet" if quiet else progress) as view:
+    with ExitStack() as stack:
+        if folder == "-":
+            chunks = _from_stdin(header, folder, dockerfile)
+        else:
+            root = stack.enter_context(context_folder(folder))
+            if dockerfile == "-":
+                chunks = _from_stdin(header, str(root), dockerfile)
+            else:
+                chunks = _from_folder(header, root, dockerfile, remote=str(root) != folder)
+        view = stack.enter_context(_view("quiet" if quiet else progress))
         image = _follow(client, header, chunks, view)
     if iidfile:
         try:
@@ -154,21 +165,27 @@ def build(
 
 
 def build_folder(
-    client: Client, header: Any, folder: Path, dockerfile: str | None, quiet: bool
+    client: Client,
+    header: Any,
+    folder: Path,
+    dockerfile: str | None,
+    quiet: bool,
+    *,
+    remote: bool = False,
 ) -> Any:
     """Build what a header describes from a folder, with progress on stderr unless `quiet`, and
     return the image. Raises CliError."""
-    chunks = _from_folder(header, folder, dockerfile)
+    chunks = _from_folder(header, folder, dockerfile, remote=remote)
     with _view("quiet" if quiet else "auto") as view:
         return _follow(client, header, chunks, view)
 
 
-def build_digest(header: Any, folder: Path, dockerfile: str | None) -> str:
+def build_digest(header: Any, folder: Path, dockerfile: str | None, *, remote: bool = False) -> str:
     """What an image is made from, as a digest: the settings, the Dockerfile, the files of the
     folder with their modes, but not when they were written. Raises CliError."""
     import hashlib
 
-    chunks = _from_folder(header, folder, dockerfile, timeless=True)
+    chunks = _from_folder(header, folder, dockerfile, timeless=True, remote=remote)
     found = hashlib.sha256(header.SerializeToString(deterministic=True))
     try:
         for chunk in chunks:
@@ -179,20 +196,29 @@ def build_digest(header: Any, folder: Path, dockerfile: str | None) -> str:
 
 
 def _from_folder(
-    header: Any, root: Path, dockerfile: str | None, *, timeless: bool = False
+    header: Any,
+    root: Path,
+    dockerfile: str | None,
+    *,
+    timeless: bool = False,
+    remote: bool = False,
 ) -> Iterator[bytes]:
-    """The context of a folder; its Dockerfile goes into the header."""
+    """The context of a folder; its Dockerfile goes into the header. `remote`: somebody else's, so
+    the Dockerfile is a file inside."""
     if not root.is_dir():
-        if root.parts[0] in ("http:", "https:", "git:", "ssh:"):
-            raise CliError("nothing is built from a URL; fetch it, and name its folder")
         raise CliError(f"{root} is not a folder; name the one with the Dockerfile")
     if dockerfile:
-        file = Path(dockerfile)
+        file = root / dockerfile if remote else Path(dockerfile)
     else:
         found = [root / name for name in ("Dockerfile", "Containerfile") if (root / name).is_file()]
         file = found[0] if found else root / "Dockerfile"
+    if remote:
+        for each in (file, *build_context.rule_files(root, file)):
+            if not each.resolve().is_relative_to(root.resolve()):
+                raise CliError(f"{each.relative_to(root)} of the context is a link that leaves it")
     if not file.is_file():
-        raise CliError(f"there is no {file}; write one, or name it with -f")
+        shown = file.relative_to(root) if remote else file
+        raise CliError(f"there is no {shown}; write one, or name it with -f")
     _put_dockerfile(header, file.read_bytes(), dockerfile or file.name)
     try:
         rules = build_context.read_rules(root, file)

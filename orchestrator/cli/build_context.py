@@ -86,10 +86,15 @@ def _regex(pattern: str) -> str:
     return result
 
 
+def rule_files(folder: Path, dockerfile: Path) -> tuple[Path, Path]:
+    """Where the rules for a Dockerfile may be, the first that exists counts."""
+    return dockerfile.with_name(f"{dockerfile.name}.dockerignore"), folder / ".dockerignore"
+
+
 def read_rules(folder: Path, dockerfile: Path) -> list[Rule]:
     """The rules for a Dockerfile: of a file beside it that is called as it is, and
     `.dockerignore`; else of the folder's `.dockerignore`; none without either."""
-    for file in (dockerfile.with_name(f"{dockerfile.name}.dockerignore"), folder / ".dockerignore"):
+    for file in rule_files(folder, dockerfile):
         try:
             return parse_rules(file.read_text())
         except FileNotFoundError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import click
 from orchestrator.cli.build import build_digest, build_folder, build_host
 from orchestrator.cli.client import Client
 from orchestrator.cli.groups import CliError
+from orchestrator.cli.remote_context import context_folder
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.cli.stack_changes import Change
 from orchestrator.compose.stack import StackBuild
@@ -34,10 +35,16 @@ def build_images(client: Client, builds: Mapping[str, StackBuild], quiet: bool) 
     there = {name: image for image in known for name in image.names}
     found = {}
     for name, build in builds.items():
-        if not (folder := Path(build.section.text("context") or ".")).is_dir():
-            raise CliError(f"{build.section.place}: there is no folder {folder} to build {name} in")
-        with _prepared(name, build, folder) as (header, dockerfile):
-            image, digest = there.get(name), build_digest(header, folder, dockerfile)
+        context = build.section.text("context") or "."
+        with ExitStack() as stack:
+            folder = stack.enter_context(context_folder(context))
+            if not folder.is_dir():
+                words = f"there is no folder {folder} to build {name} in"
+                raise CliError(f"{build.section.place}: {words}")
+            header, dockerfile = stack.enter_context(_prepared(name, build, folder))
+            remote = str(folder) != context
+            image = there.get(name)
+            digest = build_digest(header, folder, dockerfile, remote=remote)
             anew = build.section.flag("no_cache") or build.section.flag("pull")
             if anew or image is None or image.labels.get(_MADE_FROM) != digest:
                 client.intends(Change("build", "image", name))
@@ -46,7 +53,7 @@ def build_images(client: Client, builds: Mapping[str, StackBuild], quiet: bool) 
                 if not quiet:
                     click.echo(f"building {name}", err=True)
                 header.labels[_MADE_FROM] = digest
-                image = build_folder(client, header, folder, dockerfile, quiet)
+                image = build_folder(client, header, folder, dockerfile, quiet, remote=remote)
             found[name] = image.id
     return found
 

@@ -26,6 +26,7 @@ from orchestrator.compose.tree import (
     what,
     within,
 )
+from orchestrator.model.buildcontexts import remote_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,27 @@ class Path(_Replaced):
         if reading.open(scalar.text):
             return replace(scalar, plain=False)
         check_text(scalar, at)
-        return replace(scalar, text=reading.path(scalar.text), plain=False)
+        try:
+            return replace(scalar, text=self.where(scalar.text, reading), plain=False)
+        except ValueError as error:
+            raise ComposeError(scalar.place, at, str(error)) from None
+
+    def where(self, text: str, reading: Reading) -> str:
+        """What is written there in its long form."""
+        return reading.path(text)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildContext(Path):
+    """A folder of this machine, or the URL of what is built from."""
+
+    def where(self, text: str, reading: Reading) -> str:
+        return context_path(text, reading)
+
+
+def context_path(text: str, reading: Reading) -> str:
+    """A build context in its long form: a URL as it is, a folder absolute. Raises ValueError."""
+    return reading.path(text) if remote_context(text) is None else text
 
 
 @dataclass(frozen=True, slots=True)

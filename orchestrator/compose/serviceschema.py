@@ -14,6 +14,7 @@ from orchestrator.compose.deployschema import DEPLOY, LIMITS_CPUS, SIZE
 from orchestrator.compose.kinds import (
     NUMBER,
     AnyMap,
+    BuildContext,
     Choice,
     Noted,
     Number,
@@ -202,7 +203,7 @@ DEPENDENCY = Keys(
 
 BUILD = Keys(
     {
-        "context": Path(),
+        "context": BuildContext(),
         "dockerfile": Text(),
         "dockerfile_inline": Text(),
         "args": Pairs(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from orchestrator.compose.kinds import Reading, check_text
+from orchestrator.compose.kinds import Reading, check_text, context_path
 from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, Scalar
 
 PROPAGATIONS = ("rprivate", "private", "rslave", "slave", "rshared", "shared")
@@ -148,7 +148,10 @@ def include(node: Scalar, at: str, reading: Reading) -> Map:
 def build(node: Scalar, at: str, reading: Reading) -> Map:
     """`build: FOLDER`."""
     check_text(node, at)
-    return _map(node.place, context=reading.path(node.text))
+    try:
+        return _map(node.place, context=context_path(node.text, reading))
+    except ValueError as error:
+        raise ComposeError(node.place, at, str(error)) from None
 
 
 def extends(node: Scalar, at: str, reading: Reading) -> Map:

@@ -173,7 +173,6 @@ def test_build(manager: Any, run: Run, folder: Path, monkeypatch: pytest.MonkeyP
         build_args={"A": "1", "FROM_US": "here"},
         no_cache=True,
         format="docker",
-        network="host",
     )
     assert "sub/deep/data" in untar(b"".join(message.data for message in rest))
     quiet = run("build", "-q", "-t", "hello", str(folder))
@@ -246,7 +245,10 @@ def test_what_a_build_cannot_do(
 def test_build_errors(manager: Any, refused: Refused, folder: Path) -> None:
     assert "upper-case letters" in refused("build", "-t", "Hello", str(folder), status=2)
     assert "/none is not a folder" in refused("build", "-t", "a", "/none")
-    assert "nothing is built from a URL" in refused("build", "https://git.example/app.git")
+    assert "contexts of ftp:// are unknown" in refused("build", "ftp://git.example/app.git")
+    assert "cannot download http://127.0.0.1:1/a.tar" in refused(
+        "build", "http://127.0.0.1:1/a.tar"
+    )
     assert "there is no /none/D; write one" in refused(
         "build", "-t", "a", "-f", "/none/D", str(folder)
     )

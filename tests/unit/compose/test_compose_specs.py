@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from composekit import FOLDER, Given, service
 
+from orchestrator.compose.tree import ComposeError
 from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.documents import FileReference
 from orchestrator.model.jobs import JobSpec, Overlap
@@ -228,6 +229,17 @@ def test_a_build_names_its_image_after_the_stack() -> None:
     assert one.spec.task.container.image == "shop_web:latest"
     assert one.build is not None
     assert one.build.section.text("context") == f"{FOLDER}/web"
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_build_context_may_be_a_url(long: bool) -> None:
+    url = "https://git.example/me/web.git#v1:docker"
+    section = f"{{context: '{url}'}}" if long else f"'{url}'"
+    (one,) = Given(f"services: {{web: {{build: {section}}}}}").stack("shop").services
+    assert one.build is not None
+    assert one.build.section.text("context") == url
+    with pytest.raises(ComposeError, match="contexts of ftp:// are unknown"):
+        Given(f"services: {{web: {{build: {section.replace('https', 'ftp')}}}}}").stack("shop")
 
 
 def test_a_seccomp_profile_goes_with_the_spec() -> None:

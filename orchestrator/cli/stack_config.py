@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -10,9 +9,9 @@ import click
 from orchestrator.cli import completion
 from orchestrator.cli.groups import example
 from orchestrator.cli.output import print_json
-from orchestrator.cli.stack_files import checked_name, file_options, read_files
-from orchestrator.compose.project import escaped
-from orchestrator.compose.tree import plain
+from orchestrator.cli.stack_files import file_options, read_files
+from orchestrator.compose.render import escaped, rendered
+from orchestrator.compose.tree import Node, plain
 from orchestrator.compose.yamlfile import dump
 
 
@@ -43,16 +42,15 @@ def config(
     and everything in its long form. Nothing is asked of a cluster."""
     given = read_files(values, folder, interpolate=not skip_interpolation)
     if not skip_interpolation:
-        given.stack(checked_name(given.document.text("name") or "stack"))
+        given.stack()
     for note in given.notes:
         click.echo(f"note: {note}", err=True)
     if quiet:
         return
-    document = given.document
-    shown = {key: each for key, each in document.entries.items() if key != "version"}
-    document = replace(document, entries=shown)
+    document: Node = given.document
+    if not skip_interpolation:
+        document = escaped(rendered(given.document, given.name))
     if form == "json":
         print_json(plain(document))
     else:
-        tree = document if skip_interpolation else escaped(document)
-        click.echo(dump(tree), nl=False)
+        click.echo(dump(document), nl=False)

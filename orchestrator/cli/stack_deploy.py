@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -75,15 +76,17 @@ CHECK_TIMEOUT = 120.0
 )
 @click.argument(
     "names",
-    metavar="[DIR] NAME",
+    metavar="[DIR] [NAME]",
     nargs=-1,
-    required=True,
     shell_complete=completion.deployed,
 )
 @pass_client
 def deploy(client: Client, names: tuple[str, ...], dry_run: bool, **values: Any) -> None:
     """Deploy a stack from compose files, or from a folder with one (a chart): make and change what
-    differs, and wait until it runs. What is the same is not touched."""
+    differs, and wait until it runs. What is the same is not touched.
+
+    The stack is called NAME or, where none is given, COMPOSE_PROJECT_NAME, the files' `name`, or
+    their folder."""
     if dry_run and not client.pretends:
         from orchestrator.cli.plan import show_stack
 
@@ -93,15 +96,9 @@ def deploy(client: Client, names: tuple[str, ...], dry_run: bool, **values: Any)
 
 
 def _deploy(client: Client, names: tuple[str, ...], values: dict[str, Any]) -> None:
-    if len(names) > 2 or (len(names) == 1 and not values["files"]):
-        raise click.UsageError(
-            "say which file and how the stack is called: orc stack deploy -c FILE NAME, or "
-            "orc stack deploy DIR NAME"
-        )
-    name = checked_name(names[-1])
-    folder = names[0] if len(names) == 2 else None
+    folder, name = _named(names, bool(values["files"]))
     given = read_files(values, folder, name, cluster=lambda: _of_cluster(client))
-    stack = given.stack(name)
+    stack = given.stack()
     for note in given.notes:
         click.echo(f"note: {note}", err=True)
     there = with_outdated(client, observed(client), stack)
@@ -118,9 +115,22 @@ def _deploy(client: Client, names: tuple[str, ...], values: dict[str, Any]) -> N
         steps = changes(stack, there, prune=prune, resolve=resolve, built=frozenset(built))
     deployment.make(steps)
     if not steps and not values["quiet"]:
-        click.echo(f"stack {name} is as the files say already", err=True)
+        click.echo(f"stack {given.name} is as the files say already", err=True)
     if not values["detach"]:
         deployment.wait()
+
+
+def _named(names: tuple[str, ...], has_files: bool) -> tuple[str | None, str]:
+    """The folder and the stack's name that were given; the name is empty if none was. Raises a
+    usage error."""
+    folder, rest = (None, names) if has_files else (names[0] if names else "", names[1:])
+    alone = folder is not None and not rest
+    if len(rest) > 1 or (alone and not os.path.isdir(folder or "")):
+        raise click.UsageError(
+            "say which file and how the stack is called: orc stack deploy -c FILE [NAME], or "
+            "orc stack deploy DIR [NAME]"
+        )
+    return folder, checked_name(rest[0]) if rest else ""
 
 
 def _of_cluster(client: Client) -> dict[str, str]:

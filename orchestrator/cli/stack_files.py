@@ -17,7 +17,7 @@ from orchestrator.cli.stack_template import TEMPLATES, rendered, template_of, va
 from orchestrator.cli.stack_values import Values, unasked
 from orchestrator.compose.assemble import stack_of
 from orchestrator.compose.kinds import Reading
-from orchestrator.compose.project import Loader, Project
+from orchestrator.compose.project import Loader, Project, project_name
 from orchestrator.compose.stack import Stack
 from orchestrator.compose.tree import ComposeError, Map
 from orchestrator.compose.variables import parse_env
@@ -38,17 +38,19 @@ class Given:
     """What the files say, read once."""
 
     document: Map
+    name: str
+    """The project's, which is the stack's."""
     folder: str
     """What their relative paths begin at."""
     values: Mapping[str, str]
     notes: list[str] = field(default_factory=list)
     """What makes no difference, a line each."""
 
-    def stack(self, name: str) -> Stack:
-        """The stack of that name. Raises CliError."""
+    def stack(self) -> Stack:
+        """The stack that they are. Raises CliError."""
         reading = Reading(self.folder, _home(), self.notes)
         try:
-            return stack_of(Project(self.document, _read, self.values), name, reading)
+            return stack_of(Project(self.document, _read, self.values), self.name, reading)
         except ComposeError as error:
             raise CliError(str(error)) from None
 
@@ -65,6 +67,13 @@ def checked_name(text: str) -> str:
 def file_options(function: F) -> F:
     """`--compose-file`, and what its variables and profiles are."""
     for option in (
+        click.option(
+            "--project-name",
+            "-p",
+            "project_name",
+            metavar="NAME",
+            help="The stack's name, in place of the files' own.",
+        ),
         click.option(
             "--profile",
             "profiles",
@@ -120,8 +129,14 @@ def read_files(
 ) -> Given:
     """Read what the flags of `file_options` name, or the compose file of a folder. `cluster` tells
     what the variables of `stack_values` stand for. Raises CliError for what cannot be read, in one
-    line with the file, the line and the key."""
+    line with the file, the line and the key.
+
+    The stack's name is `name`, COMPOSE_PROJECT_NAME, the last one in the files, or else the
+    folder's."""
     files, settings = [*values["files"]], values["settings"]
+    if name and values["project_name"]:
+        raise click.UsageError("the stack's name is given twice; leave out -p or NAME")
+    name = name or values["project_name"] or ""
     read: Callable[[str], bytes] = _read
     template = template_of(folder) if folder is not None else None
     if folder is not None:
@@ -141,7 +156,7 @@ def read_files(
     paths = [file if file == STDIN else os.path.abspath(file) for file in files]
     profiles = [*values["profiles"], *os.environ.get("COMPOSE_PROFILES", "").split(",")]
     try:
-        given = _variables(base, values["env_files"], settings, name)
+        given = _variables(base, values["env_files"], settings)
         known = Values(given, cluster)
         loader = Loader(
             read,
@@ -150,10 +165,13 @@ def read_files(
             interpolate=interpolate,
             profiles=frozenset(filter(None, profiles)),
         )
+        name = name or given.get("COMPOSE_PROJECT_NAME", "") or loader.name(paths)
+        name = checked_name(name or project_name(os.path.basename(base)))
+        given["COMPOSE_PROJECT_NAME"] = name
         document = loader.project(paths, base)
     except ComposeError as error:
         raise CliError(str(error)) from None
-    return Given(document, base, known, loader.notes)
+    return Given(document, name, base, known, loader.notes)
 
 
 def _with(template: str, values: Mapping[str, Any]) -> Callable[[str], bytes]:
@@ -172,9 +190,7 @@ def _of_folder(folder: Path) -> list[str]:
     return [*found, *[str(folder / name) for name in OVERRIDES if (folder / name).is_file()][:1]]
 
 
-def _variables(
-    folder: str, files: tuple[str, ...], settings: tuple[str, ...], name: str
-) -> dict[str, str]:
+def _variables(folder: str, files: tuple[str, ...], settings: tuple[str, ...]) -> dict[str, str]:
     """What variables stand for: a chart's values, then `.env` or what is named in its place, then
     our environment, then `--set`; the later ones count."""
     found: dict[str, str] = {}
@@ -190,8 +206,7 @@ def _variables(
         shown = os.path.relpath(file) if os.path.isabs(file) else file
         given = parse_env(text, shown, {**found, **os.environ})
         found |= {key: value for key, value in given.items() if value is not None}
-    named = {"COMPOSE_PROJECT_NAME": name} if name else {}
-    return {**found, **os.environ, **named, **pairs("variable", settings)}
+    return {**found, **os.environ, **pairs("variable", settings)}
 
 
 def _read(path: str) -> bytes:

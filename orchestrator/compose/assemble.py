@@ -63,8 +63,8 @@ class _Assembly:
         self._services = project.document.section("services")
         self._volumes = volumes_of(project.document, name)
         self._networks = networks_of(project.document, name, reading)
-        self._secrets = files_of(project, "secrets", name)
-        self._configs = files_of(project, "configs", name)
+        self._secrets = files_of(project, "secrets", name, reading)
+        self._configs = files_of(project, "configs", name, reading)
 
     def stack(self) -> Stack:
         if not self._services.entries:
@@ -166,7 +166,8 @@ class _Assembly:
     def _image(self, section: Map, at: str, name: str) -> tuple[str, StackBuild | None]:
         image, build = section.text("image"), section.get("build")
         if isinstance(build, Map):
-            image = image or f"{name}:latest"
+            check_build(build, within(at, "build"))
+            image = image or f"{name.lower()}:latest"
             return image, StackBuild(image, build)
         if not image:
             raise ComposeError(section.place, at, "neither image nor build says what runs")
@@ -186,6 +187,13 @@ class _Assembly:
                 words = f"cannot read the seccomp profile {file}: {reason.lower()}"
                 raise ComposeError(place, f"{at}.security_opt[{index}]", words) from None
         return found
+
+
+def check_build(build: Map, at: str) -> None:
+    """Refuse a build with two Dockerfiles. Raises ComposeError."""
+    if build.text("dockerfile") and build.text("dockerfile_inline"):
+        words = "dockerfile is there too; leave one out"
+        raise ComposeError(build.place_of("dockerfile_inline"), f"{at}.dockerfile_inline", words)
 
 
 def _dependencies(section: Map) -> dict[str, DependencyCondition]:

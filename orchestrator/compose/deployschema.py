@@ -43,8 +43,8 @@ DEPLOY = Keys(
         "labels": Pairs(),
         "placement": Keys(
             {
-                "constraints": Many(Text(_constraint)),
-                "preferences": Many(Keys({"spread": Text()}, required=("spread",))),
+                "constraints": Many(Text(_constraint), unique=False),
+                "preferences": Many(Keys({"spread": Text()}, required=("spread",)), unique=False),
                 "max_replicas_per_node": Number(),
             },
             "a placement",

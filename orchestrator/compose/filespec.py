@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-from orchestrator.compose.mountspec import octal
+from orchestrator.compose.kinds import Reading
 from orchestrator.compose.project import Project
 from orchestrator.compose.stack import StackFile
 from orchestrator.compose.tree import ComposeError, Map, hint, within
@@ -20,10 +20,10 @@ from orchestrator.model.specs import STACK_LABEL
 _SOURCES = ("file", "environment", "content")
 
 
-def files_of(project: Project, kind: str, stack: str) -> dict[str, StackFile]:
+def files_of(project: Project, kind: str, stack: str, reading: Reading) -> dict[str, StackFile]:
     """What a section (`secrets` or `configs`) declares, by its keys. Raises ComposeError."""
     return {
-        key: _file(project, kind, key, cast(Map, each), stack)
+        key: _file(project, kind, key, cast(Map, each), stack, reading)
         for key, each in project.document.section(kind).entries.items()
     }
 
@@ -49,22 +49,24 @@ def grants_of(
                 words = f"{text!r} is not the number of a user or group"
                 raise ComposeError(entry.place_of(key), within(where, key), words)
             ids[key] = int(text)
-        mode = octal(entry, "mode", where) if entry.get("mode") else 0
+        mode = int(entry.text("mode", "0"))
         # Its name in the file, not in the cluster, is what a container finds it by.
         target = entry.text("target") or source
         found.append(FileReference(file.name, target, ids["uid"], ids["gid"], mode))
     return tuple(found)
 
 
-def _file(project: Project, kind: str, key: str, section: Map, stack: str) -> StackFile:
+def _file(
+    project: Project, kind: str, key: str, section: Map, stack: str, reading: Reading
+) -> StackFile:
     at, word = within(kind, key), kind.removesuffix("s")
     external = section.flag("external")
     name = section.text("name") or (key if external else f"{stack}_{key}")
     given = [source for source in _SOURCES if section.get(source) is not None]
     if external:
-        if given:
-            words = f"it is external, so {given[0]} is not this stack's to say; leave one out"
-            raise ComposeError(section.place_of(given[0]), at, words)
+        for source in given:
+            words = f"this makes no difference: the {word} is external"
+            reading.note(section.place_of(source), within(at, source), words)
         return StackFile(DocumentKind[word.upper()], name, section.place, external=True)
     if len(given) != 1:
         words = f"a {word} has one of {', '.join(_SOURCES)}, or external: true"

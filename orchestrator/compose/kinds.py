@@ -8,9 +8,9 @@ specification's rules (https://github.com/compose-spec/compose-spec/blob/main/13
 from __future__ import annotations
 
 import posixpath
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Protocol
 
 from orchestrator.compose.tree import (
@@ -22,10 +22,12 @@ from orchestrator.compose.tree import (
     Place,
     Scalar,
     hint,
-    plain,
+    text_of,
+    value_of,
     what,
     within,
 )
+from orchestrator.compose.words import split
 from orchestrator.model.buildcontexts import remote_context
 
 
@@ -88,10 +90,27 @@ def scalar_of(node: Node, at: str, wanted: str) -> Scalar:
 NUMBER: tuple[type, ...] = (int, float)
 
 
+def number_of(scalar: Scalar) -> float | int | None:
+    """The number that a scalar is, also one in quotes or from a variable, which is decimal; None if
+    it is none."""
+    value = value_of(scalar)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value if isfinite(value) else None
+    try:
+        return int(scalar.text)
+    except ValueError:
+        pass
+    try:
+        number = float(scalar.text)
+    except ValueError:
+        return None
+    return number if isfinite(number) else None
+
+
 def check_text(scalar: Scalar, at: str, also: tuple[type, ...] = ()) -> None:
     """Refuse what is a number or a boolean to the specification, where it says a text, unless it is
     what may stand there `also`. Raises ComposeError."""
-    value = plain(scalar)
+    value = value_of(scalar)
     if scalar.given or value is None or type(value) in (str, *also):
         return
     kind = "a boolean" if isinstance(value, bool) else "a number"
@@ -121,12 +140,15 @@ class Text(_Replaced):
             return scalar if scalar.tag else None
         if reading.open(scalar.text):
             return replace(scalar, plain=False)
+        text = text_of(scalar) if self.also else scalar.text
         try:
-            self.check(scalar.text)
+            self.check(text)
         except ValueError as error:
             raise ComposeError(scalar.place, at, str(error)) from None
         check_text(scalar, at, self.also)
-        return replace(scalar, plain=False)
+        # A negative number stays one: as a text, Compose takes it for a bad size.
+        negative = self.also == NUMBER and scalar.plain and text.startswith("-")
+        return replace(scalar, text=text, plain=negative)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +210,41 @@ class Number(_Replaced):
             return scalar if scalar.tag else None
         if reading.open(scalar.text):
             return replace(scalar, plain=False)
-        try:
-            number = int(scalar.text, 0) if self.whole else float(scalar.text)
-        except ValueError:
-            raise ComposeError(scalar.place, at, f"{scalar.text!r} is not {wanted}") from None
+        number = number_of(scalar)
+        if number is None or (self.whole and number != int(number)):
+            raise ComposeError(scalar.place, at, f"{scalar.text!r} is not {wanted}")
         if not self.least <= number <= self.most:
             bound = f"{self.least:g} or more"
             if self.most < float("inf"):
                 bound = f"from {self.least:g} to {self.most:g}"
             raise ComposeError(scalar.place, at, f"{scalar.text} is out of range; it is {bound}")
-        return replace(scalar, text=str(number) if self.whole else scalar.text, plain=True)
+        text = str(int(number)) if self.whole else repr(number)
+        return replace(scalar, text=text, plain=True, given=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FileMode(_Replaced):
+    """Permission bits: a number, which is octal if it begins with 0; in quotes, octal digits."""
+
+    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+        scalar = scalar_of(node, at, "permission bits")
+        if scalar.is_null:
+            return scalar if scalar.tag else None
+        if reading.open(scalar.text):
+            return replace(scalar, plain=False)
+        value = value_of(scalar)
+        if isinstance(value, str):
+            try:
+                value = int(value.removeprefix("0o"), 8)
+            except ValueError:
+                value = -1.0
+        if isinstance(value, bool) or value is None or value != int(value) or not 0 <= value < 4096:
+            words = f"{scalar.text!r} is not an octal number of permission bits, such as 0440"
+            raise ComposeError(scalar.place, at, words)
+        if scalar.plain and scalar.text[:1] in "123456789":
+            words = f"this is decimal, so {value:04o} in octal; an octal number begins with 0"
+            reading.note(scalar.place, at, words)
+        return replace(scalar, text=str(int(value)), plain=True, given=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,18 +260,37 @@ class Truth(_Replaced):
         truth = TRUTHS.get(scalar.text.lower())
         if truth is None:
             raise ComposeError(scalar.place, at, f"{scalar.text!r} is neither true nor false")
-        return replace(scalar, text="true" if truth else "false", plain=True)
+        return replace(scalar, text="true" if truth else "false", plain=True, given=False)
 
 
 @dataclass(frozen=True, slots=True)
 class External(Truth):
-    """Whether something is there already, not of this stack."""
+    """Whether something is there already, not of this stack; `{name: NAME}` is the old form of
+    `true` with a `name` beside it, which `adopt_name` makes of it."""
 
     def read(self, node: Node, at: str, reading: Reading) -> Node | None:
-        if isinstance(node, Map):
-            words = "this is a map; write external: true, and name: NAME beside it"
-            raise ComposeError(node.place, at, words)
-        return Truth.read(self, node, at, reading)
+        if not isinstance(node, Map):
+            return Truth.read(self, node, at, reading)
+        for key, value in node.entries.items():
+            if key != "name" and not key.startswith("x-"):
+                raise ComposeError(value.place, within(at, key), "there is no such key; name is")
+            scalar_of(value, within(at, key), "a text")
+        return node
+
+
+def adopt_name(section: Map, at: str, reading: Reading) -> Map:
+    """A network, volume, secret or config without the old form of `external`. Raises
+    ComposeError."""
+    external = section.get("external")
+    if not isinstance(external, Map):
+        return section
+    name, own = external.text("name"), section.text("name")
+    if name and own and name != own:
+        words = f"this is {name}, and name is {own}; leave one out"
+        raise ComposeError(external.place, within(at, "external.name"), words)
+    truth = Scalar("true", external.place)
+    section = section.with_entries(external=truth)
+    return section.with_entries(name=Scalar(name, external.place, False)) if name else section
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,25 +318,29 @@ class Choice(_Replaced):
 
 @dataclass(frozen=True, slots=True)
 class Words(_Replaced):
-    """A command: a list of words, or a text that is cut as a shell does."""
+    """A command: a list of words, or a text that is split into words."""
 
     shell: bool = False
-    """A text is a line for the shell of a health check, rather than cut."""
+    """A text is a line for the shell of a health check, rather than split."""
 
     def read(self, node: Node, at: str, reading: Reading) -> Node | None:
         if isinstance(node, Scalar):
             if node.is_null:
-                return node if node.tag else None
+                return node  # it takes the place of an earlier file's command
             if not reading.open(node.text):
                 check_text(node, at)
             if self.shell:
                 texts = ["CMD-SHELL", node.text]
             else:
                 try:
-                    texts = shlex.split(node.text)
+                    found = split(node.text)
                 except ValueError as error:
-                    words = f"{node.text!r} cannot be cut into words: {str(error).lower()}"
+                    words = f"{node.text!r} cannot be split into words: {error}"
                     raise ComposeError(node.place, at, words) from None
+                texts = found.words
+                if found.ignored:
+                    words = f"{found.ignored!r} is ignored, as by Compose: no shell runs this line"
+                    reading.note(node.place, at, f"{words}; write [sh, -c, …]")
             items = tuple(Scalar(text, node.place, False) for text in texts)
             return tagged(node, List(items, node.place))
         if isinstance(node, Map):
@@ -294,7 +364,10 @@ class Refused(_Replaced):
     harmless: tuple[str, ...] = ()
 
     def read(self, node: Node, at: str, reading: Reading) -> Node | None:
-        if isinstance(node, Scalar) and (node.is_null or node.text.lower() in self.harmless):
+        if isinstance(node, Scalar) and node.text.lower() in self.harmless:
+            truth = node.plain and node.text.lower() in TRUTHS
+            return replace(node, text=node.text.lower(), plain=truth, given=False)
+        if isinstance(node, Scalar) and node.is_null:
             return None
         if isinstance(node, List | Map) and not (
             node.items if isinstance(node, List) else node.entries
@@ -304,15 +377,19 @@ class Refused(_Replaced):
 
 
 @dataclass(frozen=True, slots=True)
-class Noted(_Replaced):
+class Noted:
     """A key of the specification that makes no difference in a cluster, and why; with no words
-    there is nothing to say about it. It must be of its `shape` all the same."""
+    there is nothing to say about it. It must be of its `shape` all the same, and is kept for other
+    readers of the file."""
 
     shape: Kind
     words: str = ""
 
     def read(self, node: Node, at: str, reading: Reading) -> Node | None:
-        self.shape.read(node, at, reading)
+        read = self.shape.read(node, at, reading)
         if self.words:
             reading.note(node.place, at, self.words)
-        return None
+        return read
+
+    def merge(self, old: Node, new: Node) -> Node:
+        return self.shape.merge(old, new)

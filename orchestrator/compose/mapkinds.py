@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.compose.kinds import Kind, Reading, Text, check_text, empty, scalar_of, tagged
@@ -16,6 +16,7 @@ from orchestrator.compose.tree import (
     Place,
     Scalar,
     hint,
+    text_of,
     what,
     within,
 )
@@ -48,6 +49,8 @@ class Many:
     kind: Kind = field(default_factory=Text)
     single: bool = False
     """A value that is not in a list is a list of it."""
+    unique: bool = True
+    """An item that is there already is not added."""
 
     def read(self, node: Node, at: str, reading: Reading) -> Node | None:
         if isinstance(node, Scalar) and node.is_null:
@@ -68,8 +71,9 @@ class Many:
     def merge(self, old: Node, new: Node) -> Node:
         if not isinstance(old, List) or not isinstance(new, List):
             return new
-        items = {_plain_key(item): item for item in (*old.items, *new.items)}
-        return replace(new, items=tuple(items.values()))
+        both = (*old.items, *new.items)
+        items = {_plain_key(item): item for item in both} if self.unique else {}
+        return replace(new, items=tuple(items.values()) or both)
 
 
 def _plain_key(node: Node) -> object:
@@ -82,8 +86,8 @@ def _plain_key(node: Node) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Keyed:
-    """A list of maps or their short form, of which one key tells the entries apart: a later file's
-    entry is merged into the earlier one with the same."""
+    """A list of maps or their short form, of which one key tells the entries apart: an entry takes
+    the place of an earlier one with the same."""
 
     entry: Keys
     short: Callable[[str, Place, str, Reading], list[Map]]
@@ -107,17 +111,16 @@ class Keyed:
                 items += self.short(item.text, item.place, where, reading)
             elif (one := self.entry.read(item, where, reading)) is not None:
                 items.append(one)
-        return List(tuple(items), node.place, node.tag)
+        return List(self._unique(items), node.place, node.tag)
 
     def merge(self, old: Node, new: Node) -> Node:
         if not isinstance(old, List) or not isinstance(new, List):
             return new
-        found: dict[object, Node] = {}
-        for item in (*old.items, *new.items):
-            key = self.key(item) if isinstance(item, Map) else _plain_key(item)
-            before = found.get(key)
-            found[key] = item if before is None else self.entry.merge(before, item)
-        return replace(new, items=tuple(found.values()))
+        return replace(new, items=self._unique((*old.items, *new.items)))
+
+    def _unique(self, items: Iterable[Node]) -> tuple[Node, ...]:
+        found = {self.key(i) if isinstance(i, Map) else _plain_key(i): i for i in items}
+        return tuple(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class Pairs:
     check: Callable[[str], object] = str
     """Of a name."""
     many: bool = False
-    """A value may be a list of texts, which is written with commas."""
+    """A value may be a list of texts, which is written with commas; one name's values add up."""
     valued: bool = False
     """Each name has a text for a value."""
 
@@ -142,7 +145,8 @@ class Pairs:
                 if scalar.is_null:
                     raise empty(scalar.place, within(at, index))
                 name, value = self._cut(scalar)
-                entries[name] = value
+                before = entries.get(name) if self.many else None
+                entries[name] = value if before is None else _with_addresses(before, value)
         elif isinstance(node, Map):
             for name, value in node.entries.items():
                 entries[name] = self._value(value, within(at, name))
@@ -172,14 +176,28 @@ class Pairs:
             if scalar.is_null:
                 raise ComposeError(scalar.place, at, "this is nothing; it takes a text")
             check_text(scalar, at)
-        return scalar if scalar.is_null or scalar.tag else replace(scalar, plain=False)
+        if (scalar.is_null and not scalar.given) or scalar.tag:
+            return scalar
+        return replace(scalar, text=text_of(scalar), plain=False)
 
     def merge(self, old: Node, new: Node) -> Node:
         if not isinstance(old, Map) or not isinstance(new, Map):
             return new
         entries = {**old.entries, **new.entries}
+        if self.many:
+            for name in old.entries.keys() & new.entries.keys():
+                if not new.entries[name].tag:
+                    entries[name] = _with_addresses(old.entries[name], new.entries[name])
         gone = {name for name, value in entries.items() if value.tag == RESET}
         return replace(new, entries={k: v for k, v in entries.items() if k not in gone})
+
+
+def _with_addresses(old: Node, new: Node) -> Node:
+    """Both texts of addresses as one, each address once."""
+    if not isinstance(old, Scalar) or not isinstance(new, Scalar):
+        return new
+    addresses = dict.fromkeys((*old.text.split(","), *new.text.split(",")))
+    return replace(new, text=",".join(addresses))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +228,15 @@ class Keys:
         for key, value in node.entries.items():
             where, kind = within(at, key), self.table.get(key)
             if kind is None and key.startswith("x-"):
+                entries[key] = value
                 continue
             if kind is None:
                 of = f" of {self.name}" if self.name else ""
                 words = f"there is no such key{of}; {hint(key, self.table)}"
                 raise ComposeError(value.place, where, words)
+            absent = isinstance(value, Scalar) and value.is_null and not value.tag
+            if absent and isinstance(kind, Keys) and not kind.required:
+                continue
             if value.tag == RESET:
                 entries[key] = value
             elif (one := kind.read(value, where, reading)) is not None:
@@ -240,7 +262,8 @@ class Entries:
     needed: bool = False
     """No name may have nothing behind it."""
     names: bool = False
-    """A list of names stands for a map in which each has nothing more to say."""
+    """A list of names stands for a map in which each has `listed` behind it."""
+    listed: Callable[[Place], Node] = lambda place: Scalar("", place)
 
     def read(self, node: Node, at: str, reading: Reading) -> Node | None:
         if isinstance(node, Scalar) and node.is_null:
@@ -249,7 +272,7 @@ class Entries:
             scalars = [
                 scalar_of(item, within(at, i), "a name") for i, item in enumerate(node.items)
             ]
-            named: dict[str, Node] = {each.text: Scalar("", each.place) for each in scalars}
+            named = {each.text: self.listed(each.place) for each in scalars}
             node = Map(named, node.place, node.tag)
         if not isinstance(node, Map):
             kinds = "a map or a list" if self.names else "a map"
@@ -257,8 +280,6 @@ class Entries:
         entries: dict[str, Node] = {}
         for name, value in node.entries.items():
             where = within(at, name)
-            if not self.names and name.startswith("x-"):
-                continue
             if self.needed and isinstance(value, Scalar) and value.is_null and not value.tag:
                 raise ComposeError(value.place, where, "this is nothing; give it a value")
             try:
@@ -283,7 +304,10 @@ def _merged_entries(old: Map, new: Map, kind_of: Callable[[str], Kind | None]) -
         if before is None and value.tag != RESET:
             entries[key] = value
             continue
-        together = merged(kind, before, value) if kind and before is not None else None
+        if kind is None:
+            entries[key] = value
+            continue
+        together = merged(kind, before, value) if before is not None else None
         if together is None:
             entries.pop(key, None)
         else:

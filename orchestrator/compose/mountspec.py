@@ -43,14 +43,14 @@ def _mount(entry: Map, at: str, volumes: Mapping[str, StackVolume]) -> MountSpec
         )
     if kind == "tmpfs":
         options = entry.section("tmpfs")
-        size, mode = options.text("size"), options.text("mode")
+        size = options.text("size")
         return MountSpec(
             type=MountType.TMPFS,
             source=source,
             target=target,
             read_only=read_only,
             tmpfs_size=parse_memory(size) if size else 0,
-            tmpfs_mode=octal(options, "mode", f"{at}.tmpfs") if mode else 0,
+            tmpfs_mode=int(options.text("mode", "0")),
         )
     options = entry.section("volume")
     labels = options.pairs("labels")
@@ -81,13 +81,3 @@ def _mount(entry: Map, at: str, volumes: Mapping[str, StackVolume]) -> MountSpec
 
 def _meant(source: str, volumes: Mapping[str, StackVolume]) -> str:
     return f"; {hint(source, volumes)}" if volumes else ""
-
-
-def octal(section: Map, key: str, at: str) -> int:
-    """Permission bits, which are octal digits however they are written. Raises ComposeError."""
-    text = section.text(key)
-    try:
-        return int(text.removeprefix("0o"), 8)
-    except ValueError:
-        words = f"{text!r} is not an octal number of permission bits, such as 0440"
-        raise ComposeError(section.place_of(key), within(at, key), words) from None

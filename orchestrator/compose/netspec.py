@@ -106,7 +106,9 @@ def _network(stack: str, key: str, section: Map, reading: Reading) -> StackNetwo
     at, name = within("networks", key), _full(stack, key, section)
     _guard(section, at, "name", check_name, name, "network name")
     if section.flag("external"):
-        _alone(section, at)
+        for each in _foreign(section):
+            words = "this makes no difference: the network is external"
+            reading.note(section.place_of(each), within(at, each), words)
         return StackNetwork(name, section.place, external=True)
     options = section.pairs("driver_opts")
     encryption = options.pop(_ENCRYPTED, None)
@@ -135,9 +137,18 @@ def _network(stack: str, key: str, section: Map, reading: Reading) -> StackNetwo
     )
 
 
+def _foreign(section: Map) -> list[str]:
+    """The keys that say what something is that is not of this stack."""
+    return [
+        key
+        for key in section.entries
+        if key not in ("external", "name") and not key.startswith("x-")
+    ]
+
+
 def _alone(section: Map, at: str) -> None:
     """Refuse what is said of something that is not of this stack."""
-    for key in section.entries.keys() - {"external", "name"}:
+    for key in _foreign(section):
         words = f"it is external, so {key} is not this stack's to say; leave one of both out"
         raise ComposeError(section.place_of(key), within(at, key), words)
 

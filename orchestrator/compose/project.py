@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -13,7 +14,6 @@ from orchestrator.compose.schema import FILE
 from orchestrator.compose.serviceschema import SERVICE
 from orchestrator.compose.tree import (
     ComposeError,
-    List,
     Map,
     Node,
     Place,
@@ -55,6 +55,8 @@ class Loader:
     profiles: frozenset[str] = frozenset()
     """Those that are active; `*` is all."""
     notes: list[str] = field(default_factory=list)
+    _trees: dict[str, Map] = field(default_factory=dict)
+    """Files as they were parsed."""
     _reading: list[str] = field(default_factory=list)
     """Files whose includes are being read."""
 
@@ -85,6 +87,27 @@ class Loader:
             services=replace(document.section("services"), entries={**services})
         )
 
+    def name(self, files: Sequence[str]) -> str:
+        """The project's name by the last of these files that has one; empty if none has. Raises
+        ComposeError."""
+        found = ""
+        for file in files:
+            given = self._tree(file).get("name")
+            if isinstance(given, Scalar) and not given.is_null:
+                text = given.text
+                if self.interpolate:
+                    text = Variables(self.values).text(text, given.place, "name")
+                found = project_name(text)
+                if not found:
+                    words = f"{text!r} has no letter or digit, with which a name begins"
+                    raise ComposeError(given.place, "name", words)
+        return found
+
+    def _tree(self, file: str) -> Map:
+        if file not in self._trees:
+            self._trees[file] = parse(self.text(file), _shown(file))
+        return self._trees[file]
+
     def _merged(self, files: Sequence[str], folder: str, variables: Variables) -> Map:
         document: Node | None = None
         for file in files:
@@ -92,7 +115,7 @@ class Loader:
             document = one if document is None else FILE.merge(document, one)
         for name, place in variables.unset.items():
             self._note(f"{place}: variable {name} is not set; it is empty")
-        return cast(Map, settled(document or Map({}, Place("", 0))))
+        return _with_contexts(cast(Map, settled(document or Map({}, Place("", 0)))), folder)
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -100,8 +123,6 @@ class Loader:
 
     def _file(self, file: str, folder: str, variables: Variables) -> Map:
         """One file with what it includes, and its services with what they extend."""
-        if file in self._reading:
-            raise ComposeError(Place(file, 0), "include", "this file includes itself")
         self._reading.append(file)
         document = self._document(file, folder, variables)
         services = document.section("services").entries
@@ -121,7 +142,7 @@ class Loader:
         return document.without("include")
 
     def _document(self, file: str, folder: str, variables: Variables) -> Map:
-        tree: Node = parse(self.text(file), _shown(file))
+        tree: Node = self._tree(file)
         if self.interpolate:
             tree = variables.filled(tree)
         reading = Reading(folder, self.home, self.notes, raw=not self.interpolate)
@@ -140,6 +161,10 @@ class Loader:
                 found = parse_env(text, _shown(file), {**values, **variables.values})
                 values |= {k: v for k, v in found.items() if v is not None}
         for path in paths:
+            if path in self._reading:
+                chain = (*self._reading[self._reading.index(path) :], path)
+                words = f"files include each other in a circle: {' -> '.join(map(_shown, chain))}"
+                raise ComposeError(entry.place, "include", words)
             self.text(path, entry.place, "include")  # refused where it is named, not where it is
         return self._merged(paths, folder, Variables({**values, **variables.values}))
 
@@ -189,23 +214,21 @@ class Loader:
                 continue
             text = self.text(path, entry.place, where)
             raw = entry.text("format") == "raw"
-            found = parse_env(text, _shown(path), self.values, raw=raw)
+            earlier = {key: cast(Scalar, value).text for key, value in environment.items()}
+            found = parse_env(text, _shown(path), {**earlier, **self.values}, raw=raw)
             for name, given in found.items():
-                environment[name] = Scalar(given or "", entry.place, given is None)
+                value = self.values.get(name) if given is None else given
+                if value is not None:
+                    environment[name] = Scalar(value, entry.place, False)
         environment |= service.section("environment").entries
-        resolved: dict[str, Node] = {}
-        for name, value in environment.items():
-            if isinstance(value, Scalar) and value.is_null:
-                if (own := self.values.get(name)) is not None:
-                    resolved[name] = Scalar(own, value.place, False)
-            else:
-                resolved[name] = value
+        resolved = self._resolved(environment)
         labels: dict[str, Node] = {}
         for path in service.texts("label_file"):
             place = service.place_of("label_file")
             text = self.text(path, place, f"{at}.label_file")
-            for name, label in parse_env(text, _shown(path), self.values).items():
-                labels[name] = Scalar(label or "", place, False)
+            for name, label in parse_env(text, _shown(path), {}).items():
+                if label is not None:
+                    labels[name] = Scalar(label, place, False)
         labels |= service.section("labels").entries
         service = service.without("env_file", "label_file")
         if resolved or service.get("environment"):
@@ -213,7 +236,27 @@ class Loader:
             service = service.with_entries(environment=Map(resolved, place))
         if labels:
             service = service.with_entries(labels=Map(labels, service.place_of("labels")))
+        build = service.section("build")
+        if args := build.section("args").entries:
+            known = {k: v for k, v in self._resolved(args).items() if plain(v) is not None}
+            made = build.with_entries(args=Map(known, build.place_of("args")))
+            service = service.with_entries(build=made)
         return service
+
+    def _resolved(self, entries: Mapping[str, Node]) -> dict[str, Node]:
+        """Variables by name, those without a value with that of our environment if it has one."""
+        found = dict(entries)
+        for name, value in entries.items():
+            own = self.values.get(name)
+            if isinstance(value, Scalar) and value.is_null and own is not None:
+                found[name] = Scalar(own, value.place, False)
+        return found
+
+
+def project_name(text: str) -> str:
+    """The name of a project that a text stands for, as Compose makes it: in small letters, and
+    nothing but letters, digits, `-` and `_`."""
+    return re.sub("[^a-z0-9_-]", "", text.lower()).lstrip("_-")
 
 
 def _cannot(path: str, place: Place | None, reason: str) -> str:
@@ -245,6 +288,20 @@ def _with_included(document: Map, included: Map) -> Map:
     return document
 
 
+def _with_contexts(document: Map, folder: str) -> Map:
+    """With the project's folder as the context of builds that name none."""
+    services = dict(document.section("services").entries)
+    for name, service in services.items():
+        if not isinstance(service, Map) or not isinstance(build := service.get("build"), Map):
+            continue
+        if build.get("context") is None:
+            context = Scalar(folder, build.place, False)
+            services[name] = service.with_entries(build=build.with_entries(context=context))
+    if not services:
+        return document
+    return document.with_entries(services=replace(document.section("services"), entries=services))
+
+
 def _with_profiles(document: Map, active: frozenset[str]) -> Map:
     """Without the services whose profiles are not active, and without the optional dependencies on
     what is not there. Raises ComposeError for other dependencies on it."""
@@ -265,24 +322,33 @@ def _with_profiles(document: Map, active: frozenset[str]) -> Map:
             at = within("services", f"{name}.depends_on.{other}")
             optional = isinstance(dependency, Map) and dependency.text("required") == "false"
             if other in kept:
-                there[other] = dependency
-            elif other in services and not optional:
+                there[other] = _condition(dependency)
+            elif other in services and optional:
+                continue
+            elif other in services:
                 profiles = ", ".join(cast(Map, services[other]).texts("profiles"))
                 words = f"service '{other}' is of profile {profiles}; activate it with --profile"
                 raise ComposeError(dependency.place, at, words)
-            elif not optional:
+            else:
                 words = f"there is no service '{other}'; {hint(other, services)}"
                 raise ComposeError(dependency.place, at, words)
+        for index, link in enumerate(service.items_of("links")):
+            linked = cast(Scalar, link).text.partition(":")[0]
+            if linked not in kept:
+                words = f"there is no service '{linked}'; {hint(linked, kept)}"
+                raise ComposeError(link.place, within(f"services.{name}.links", index), words)
         if needs.entries != there:
             kept[name] = service.with_entries(depends_on=replace(needs, entries=there))
     section = replace(document.section("services"), entries=kept)
     return document.with_entries(services=section)
 
 
-def escaped(node: Node) -> Node:
-    """The tree with its dollar signs doubled, so that it can be read again."""
-    if isinstance(node, Map):
-        return replace(node, entries={key: escaped(each) for key, each in node.entries.items()})
-    if isinstance(node, List):
-        return replace(node, items=tuple(map(escaped, node.items)))
-    return replace(node, text=node.text.replace("$", "$$")) if "$" in node.text else node
+def _condition(dependency: Node) -> Node:
+    """A dependency with what it does not say."""
+    if not isinstance(dependency, Map):
+        return dependency
+    usual: dict[str, Node] = {
+        "condition": Scalar("service_started", dependency.place, False),
+        "required": Scalar("true", dependency.place),
+    }
+    return replace(dependency, entries={**usual, **dependency.entries})

@@ -13,13 +13,11 @@ from orchestrator.compose.kinds import (
     Refused,
     Text,
     Truth,
+    adopt_name,
 )
 from orchestrator.compose.mapkinds import Entries, Keys, Many, Pairs
 from orchestrator.compose.serviceschema import SERVICE, check_service_name
 from orchestrator.model.documents import TEMPLATE_DRIVERS
-from orchestrator.model.names import check_name
-
-_NAME = Text(lambda text: check_name(text, "name"))
 
 NETWORK = Keys(
     {
@@ -52,6 +50,7 @@ NETWORK = Keys(
         ),
     },
     "a network",
+    finish=adopt_name,
 )
 
 VOLUME = Keys(
@@ -63,6 +62,7 @@ VOLUME = Keys(
         "labels": Pairs(),
     },
     "a volume",
+    finish=adopt_name,
 )
 
 _FILE: dict[str, Kind] = {
@@ -74,7 +74,7 @@ _FILE: dict[str, Kind] = {
     "labels": Pairs(),
     "template_driver": Choice(TEMPLATE_DRIVERS),
 }
-CONFIG = Keys(_FILE, "a config")
+CONFIG = Keys(_FILE, "a config", finish=adopt_name)
 SECRET = Keys(
     {
         **_FILE,
@@ -82,6 +82,7 @@ SECRET = Keys(
         "driver_opts": Refused("secrets are kept by Orc itself"),
     },
     "a secret",
+    finish=adopt_name,
 )
 
 INCLUDE = Many(
@@ -100,7 +101,7 @@ INCLUDE = Many(
 FILE = Keys(
     {
         "version": Noted(Text()),
-        "name": _NAME,
+        "name": Text(),
         "include": INCLUDE,
         "services": Entries(SERVICE, check_service_name),
         "networks": Entries(NETWORK),

@@ -7,7 +7,7 @@ a cluster, as a note; what cannot be done, as a refusal that says what to write 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from orchestrator.compose import short
 from orchestrator.compose.deployschema import DEPLOY, LIMITS_CPUS, SIZE
@@ -16,6 +16,7 @@ from orchestrator.compose.kinds import (
     AnyMap,
     BuildContext,
     Choice,
+    FileMode,
     Noted,
     Number,
     Path,
@@ -27,7 +28,7 @@ from orchestrator.compose.kinds import (
 )
 from orchestrator.compose.mapkinds import Entries, Keyed, Keys, Many, Pairs
 from orchestrator.compose.ownspec import KEY, OWN
-from orchestrator.compose.tree import Map, Scalar
+from orchestrator.compose.tree import Map, Node, Place, Scalar
 from orchestrator.model import confinement
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.units import parse_duration
@@ -141,7 +142,7 @@ MOUNT = Keys(
         "volume": Keys(
             {"nocopy": Truth(), "subpath": Text(), "labels": Pairs()}, "a volume's mount"
         ),
-        "tmpfs": Keys({"size": SIZE, "mode": Text(also=NUMBER)}, "a tmpfs"),
+        "tmpfs": Keys({"size": SIZE, "mode": FileMode()}, "a tmpfs"),
         "image": Refused("only volumes, binds and tmpfs are mounted"),
     },
     "a volume",
@@ -150,7 +151,7 @@ MOUNT = Keys(
 )
 
 GRANT = Keys(
-    {"source": Text(), "target": Text(), "uid": Text(), "gid": Text(), "mode": Text(also=NUMBER)},
+    {"source": Text(), "target": Text(), "uid": Text(), "gid": Text(), "mode": FileMode()},
     required=("source",),
 )
 
@@ -164,7 +165,7 @@ HEALTHCHECK = Keys(
         "test": Words(shell=True),
         "interval": DURATION,
         "timeout": DURATION,
-        "retries": Number(1),
+        "retries": Number(),
         "start_period": DURATION,
         "start_interval": DURATION,
         "disable": Truth(),
@@ -201,6 +202,39 @@ DEPENDENCY = Keys(
     "a dependency",
 )
 
+
+def _depended(place: Place) -> Map:
+    """What a service in a list of dependencies is waited for."""
+    condition = Scalar("service_started", place, False)
+    return Map({"condition": condition, "required": Scalar("true", place)}, place)
+
+
+@dataclass(frozen=True, slots=True)
+class Logging(Keys):
+    """Options of a log driver, which are not those of another driver in a later file."""
+
+    def merge(self, old: Node, new: Node) -> Node:
+        if isinstance(old, Map) and isinstance(new, Map):
+            drivers = {old.text("driver"), new.text("driver")} - {""}
+            if len(drivers) > 1:
+                return new
+        return Keys.merge(self, old, new)
+
+
+WATCH = Keys(
+    {
+        "path": Path(),
+        "action": Choice(("rebuild", "sync", "restart", "sync+restart", "sync+exec")),
+        "target": Text(),
+        "ignore": Many(),
+        "include": Many(),
+        "initial_sync": Truth(),
+        "exec": AnyMap(),
+    },
+    "a watch",
+    required=("path", "action"),
+)
+
 BUILD = Keys(
     {
         "context": BuildContext(),
@@ -220,7 +254,7 @@ BUILD = Keys(
         "additional_contexts": Refused("copy what is needed into the context"),
         "ssh": Refused("builds have no SSH agent; use a secret of 'orc build'"),
         "secrets": Refused("build it beforehand with 'orc build --secret', and name the image"),
-        "isolation": Refused("it is of Windows"),
+        "isolation": Refused("it is of Windows", ("default",)),
         "privileged": Refused("builds are not privileged", ("false",)),
         "entitlements": Refused("builds are not privileged"),
         "shm_size": Refused("builds have the usual /dev/shm"),
@@ -257,7 +291,7 @@ SERVICE = Keys(
             {"service": Text(), "file": Path()}, short=short.extends, required=("service",)
         ),
         "profiles": Many(),
-        "depends_on": Entries(DEPENDENCY, check_service_name, names=True),
+        "depends_on": Entries(DEPENDENCY, check_service_name, names=True, listed=_depended),
         "deploy": DEPLOY,
         "scale": Number(),
         "restart": Text(_restart),
@@ -283,7 +317,7 @@ SERVICE = Keys(
         "labels": Pairs(),
         "label_file": Many(Path(), single=True),
         "annotations": Refused("use labels"),
-        "logging": Keys(
+        "logging": Logging(
             {
                 "driver": Choice(
                     ("json-file", "local", "journald"),
@@ -341,7 +375,7 @@ SERVICE = Keys(
             Text(_container_name), "tasks are named after their service and slot"
         ),
         "attach": Noted(Truth(), "'orc service logs -f' shows what a service prints"),
-        "develop": Noted(Keys({"watch": Many(AnyMap())}), "it is for 'docker compose watch'"),
+        "develop": Noted(Keys({"watch": Many(WATCH)}), "it is for 'docker compose watch'"),
         "blkio_config": Refused("Orc limits no block devices"),
         "cgroup": Refused("each container has a cgroup namespace of its own", ("private",)),
         "cgroup_parent": Refused("Orc has a cgroup of its own for containers"),

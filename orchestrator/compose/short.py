@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from orchestrator.compose.kinds import Reading, check_text, context_path
+from orchestrator.compose.kinds import Reading, check_text, context_path, number_of
 from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, Scalar
 
 PROPAGATIONS = ("rprivate", "private", "rslave", "slave", "rshared", "shared")
@@ -28,7 +28,7 @@ def _map(place: Place, **entries: Node | str | bool | None) -> Map:
             made[key] = Scalar("true", place)
         elif isinstance(value, str):
             made[key] = Scalar(value, place, False)
-        elif value:
+        elif isinstance(value, Scalar | List | Map):
             made[key] = value
     return Map(made, place)
 
@@ -76,7 +76,7 @@ def volumes(text: str, place: Place, at: str, reading: Reading) -> list[Map]:
     if len(parts) == 3:
         source, target, modes = parts
     if len(parts) == 1:
-        return [_map(place, type="volume", target=target)]
+        return [_map(place, type="volume", target=target, volume=Map({}, place))]
     bind = source.startswith(("/", ".", "~"))
     if bind:
         note_relative(source, place, at, reading)
@@ -107,7 +107,7 @@ def volumes(text: str, place: Place, at: str, reading: Reading) -> list[Map]:
             target=target,
             read_only=read_only,
             bind=Map(more, place) if bind else None,
-            volume=Map(more, place) if more and not bind else None,
+            volume=None if bind else Map(more, place),
         )
     ]
 
@@ -162,10 +162,9 @@ def extends(node: Scalar, at: str, reading: Reading) -> Map:
 
 def ulimit(node: Scalar, at: str, reading: Reading) -> Map:
     """One number for both limits."""
-    try:
-        int(node.text)
-    except ValueError:
+    number = number_of(node)
+    if number is None or number != int(number):
         words = f"{node.text!r} is not a whole number; -1 is no limit"
-        raise ComposeError(node.place, at, words) from None
-    one = Scalar(node.text, node.place)
+        raise ComposeError(node.place, at, words)
+    one = Scalar(str(int(number)), node.place)
     return _map(node.place, soft=one, hard=one)

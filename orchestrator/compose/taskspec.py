@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 from orchestrator.compose.kinds import Reading
-from orchestrator.compose.tree import ComposeError, List, Map, Place, within
+from orchestrator.compose.tree import ComposeError, List, Map, Place, Scalar, within
 from orchestrator.model import confinement
 from orchestrator.model.jobrules import DEFAULT_RETRIES
 from orchestrator.model.names import parse_image
@@ -46,7 +46,7 @@ def container_of(
         image=str(parse_image(image)),
         entrypoint=_words(service, "entrypoint"),
         command=service.texts("command"),
-        env=tuple(f"{key}={value}" for key, value in service.pairs("environment").items()),
+        env=_environment(service),
         user=service.text("user"),
         workdir=service.text("working_dir"),
         hostname=service.text("hostname"),
@@ -87,6 +87,13 @@ def _words(service: Map, key: str) -> tuple[str, ...]:
     """An entrypoint; one that is given and empty is none, not the image's."""
     found = service.get(key)
     return (service.texts(key) or ("",)) if isinstance(found, List) else ()
+
+
+def _environment(service: Map) -> tuple[str, ...]:
+    """The variables that have a value; the others are left to the image."""
+    entries = service.section("environment").entries.items()
+    found = [(key, node) for key, node in entries if isinstance(node, Scalar) and not node.is_null]
+    return tuple(f"{key}={node.text}" for key, node in found)
 
 
 def _size(section: Map, key: str) -> int:
@@ -168,9 +175,16 @@ def _pids(service: Map, at: str) -> int:
     return int(_agreed(service, "pids_limit", own, limits.text("pids"), at) or 0)
 
 
-def _agreed(service: Map, key: str, own: str, deployed: str, at: str) -> str:
+def _agreed(
+    service: Map,
+    key: str,
+    own: str,
+    deployed: str,
+    at: str,
+    parse: Callable[[str], object] = int,
+) -> str:
     """What a key and its counterpart under deploy.resources say; both may only say the same."""
-    if own and deployed and own != deployed:
+    if own and deployed and parse(own) != parse(deployed):
         words = f"this is {own}, and under deploy.resources it is {deployed}; leave one out"
         raise ComposeError(service.place_of(key), within(at, key), words)
     return own or deployed
@@ -180,10 +194,11 @@ def resources_of(service: Map, at: str) -> tuple[Resources, Resources, int]:
     """Reservation, limit and CPU weight. Raises ComposeError."""
     resources = service.section("deploy").section("resources")
     limits, reserved = resources.section("limits"), resources.section("reservations")
-    cpus = _agreed(service, "cpus", service.text("cpus"), limits.text("cpus"), at)
-    most = _agreed(service, "mem_limit", service.text("mem_limit"), limits.text("memory"), at)
-    least = service.text("mem_reservation")
-    memory = _agreed(service, "mem_reservation", least, reserved.text("memory"), at)
+    cpus = _agreed(service, "cpus", service.text("cpus"), limits.text("cpus"), at, parse_cpus)
+    own = service.text("mem_limit")
+    most = _agreed(service, "mem_limit", own, limits.text("memory"), at, parse_memory)
+    own = service.text("mem_reservation")
+    memory = _agreed(service, "mem_reservation", own, reserved.text("memory"), at, parse_memory)
     reservation = Resources(
         parse_cpus(reserved.text("cpus", "0")), parse_memory(memory) if memory else 0
     )

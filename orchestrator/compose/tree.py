@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import copysign, inf, isfinite, isnan, nan
 from typing import TypeAlias
 
 from orchestrator.model.names import near_miss
@@ -14,8 +15,16 @@ NULLS = ("", "~", "null", "Null", "NULL")
 TRUTHS = {"true": True, "yes": True, "on": True, "y": True}
 TRUTHS |= {"false": False, "no": False, "off": False, "n": False}
 """Booleans, in small letters: those of YAML 1.2, and what YAML 1.1 had besides."""
+_CONSTANTS: dict[str, bool | float] = {
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), inf),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), -inf),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), nan),
+}
+"""Words that are no texts where they are not quoted."""
 
-_WHOLE = re.compile(r"[-+]?[0-9]+")
+_WHOLE = re.compile(r"[-+]?(0[xX][0-9a-fA-F]+|0[bB][01]+|0[oO]?[0-7]+|0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 RESET, OVERRIDE = "!reset", "!override"
@@ -56,7 +65,7 @@ class Scalar:
 
     @property
     def is_null(self) -> bool:
-        return self.plain and self.text in NULLS
+        return self.plain and self.text in (NULLS[:1] if self.given else NULLS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +168,44 @@ def plain(node: Node) -> object:
         return {key: plain(value) for key, value in node.entries.items()}
     if isinstance(node, List):
         return [plain(item) for item in node.items]
-    if not node.plain:
-        return node.text
-    if node.is_null:
+    return value_of(node)
+
+
+def value_of(scalar: Scalar) -> str | int | float | bool | None:
+    """What a scalar is by the rules that Compose's YAML reader has: the core schema of YAML 1.2,
+    and octal numbers such as 0644 and digits such as 1_000 of YAML 1.1."""
+    if not scalar.plain or scalar.given:
+        return scalar.text
+    if scalar.is_null:
         return None
-    if node.text.lower() in ("true", "false"):
-        return node.text.lower() == "true"
-    if _WHOLE.fullmatch(node.text):
-        return int(node.text)
-    return float(node.text) if _NUMBER.fullmatch(node.text) else node.text
+    text = scalar.text
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if text[0] in "+-.0123456789":
+        digits = text if text[0] == "." else text.replace("_", "")
+        if match := _WHOLE.fullmatch(digits):
+            octal = match[1][:1] == "0" and match[1][1:2].isdecimal()
+            return int(digits, 8 if octal else 0)
+        if _NUMBER.fullmatch(digits):
+            return float(digits)
+    return text
+
+
+def text_of(scalar: Scalar) -> str:
+    """A scalar as a text, where a text may be written as a number or a boolean: `1.50` is 1.5, and
+    `0x10` is 16, as in Compose."""
+    value = value_of(scalar)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
+    return _decimal(value) if isinstance(value, float) else scalar.text
+
+
+def _decimal(number: float) -> str:
+    """The shortest text of a number; with an exponent from 1e21 and below 1e-4 (Go's `%v`)."""
+    if not isfinite(number):
+        return "NaN" if isnan(number) else f"{'+' if number > 0 else '-'}Inf"
+    if number == int(number) and abs(number) < 1e21:
+        return "-0" if number == 0 and copysign(1, number) < 0 else str(int(number))
+    return repr(number)

@@ -4,7 +4,7 @@
     ${NAME:-WORD}        WORD if it is not set or empty; ${NAME-WORD} only if it is not set
     ${NAME:?WORDS}       an error with those words if it is not set or empty; ${NAME?WORDS} …
     ${NAME:+WORD}        WORD if it is set and not empty, else nothing; ${NAME+WORD} …
-    $$                   a dollar sign
+    $$                   a dollar sign; so is one before anything else than a name or {
 
 A WORD may itself have such forms in it.
 """
@@ -19,7 +19,7 @@ from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, with
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPERATORS = (":-", ":?", ":+", "-", "?", "+")
-_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][\w.-]*)\s*(?:(=)\s*(.*))?", re.ASCII | re.DOTALL)
+_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][\w.\-\[\]]*)\s*(?:([=:])\s*(.*))?", re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$$"}
 
 
@@ -77,9 +77,8 @@ def fill(text: str, values: Mapping[str, str], missing: Callable[[str], str]) ->
             result.append(_value(match[0], values, missing))
             position = match.end()
         else:
-            raise ValueError(
-                f"the variable in {_shown(text[dollar:])} has no name; a dollar sign is written $$"
-            )
+            result.append("$")  # as in $1 and $(date), which are left to a shell
+            position = dollar + 1
     result.append(text[position:])
     return "".join(result)
 
@@ -140,15 +139,15 @@ def _shown(text: str) -> str:
 def parse_env(
     text: str, file: str, values: Mapping[str, str], *, raw: bool = False
 ) -> dict[str, str | None]:
-    """The variables of a file of `NAME=value` lines; None for a NAME alone, which is taken from
-    elsewhere. Raises ComposeError.
+    """The variables of a file of `NAME=value` or `NAME: value` lines; None for a NAME alone, which
+    is taken from elsewhere. Raises ComposeError.
 
     Quotes are taken off: in single ones all is literal, in double ones `\\n` and variables count,
     as they do without quotes, where a value ends at ` #`. Quoted values may go over lines. `raw`:
     what stands behind `=` is the value, as it is.
     """
     found: dict[str, str | None] = {}
-    lines = text.splitlines()
+    lines = text.removeprefix("\ufeff").splitlines()
     number = 0
     while number < len(lines):
         place = Place(file, number + 1)

@@ -19,8 +19,8 @@ _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 _DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9a-fA-F]{32,}")
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
-_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?")
-_HOSTNAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?")
+_LABEL = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?")
+_HOSTNAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]*[a-zA-Z0-9])?")
 _CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _HUB = ("docker.io", "index.docker.io")
 
@@ -126,8 +126,8 @@ def check_name(text: str, what: str = "name") -> None:
         raise ValueError(f"{what} {text[:20]!r}… has {len(text)} characters; 63 are the most")
     if not _LABEL.fullmatch(text):
         raise ValueError(
-            f"{what} {text!r} is not a DNS label; use lower-case letters, digits, '-' and '_', "
-            "with a letter or digit at both ends"
+            f"{what} {text!r} is not a DNS label; use letters, digits, '-' and '_', with a letter "
+            "or digit at both ends"
         )
 
 
@@ -141,10 +141,11 @@ def check_container_name(text: str) -> None:
 
 
 def check_hostname(text: str) -> None:
-    """Refuse what the kernel or a resolver would not take as a host's name (RFC 1123)."""
+    """Refuse what the kernel or a resolver would not take as a host's name (RFC 1123, with `_` as
+    services use it)."""
     if len(text) > 63 or not _HOSTNAME.fullmatch(text):
         raise ValueError(
-            f"hostname {text!r} is not valid; use letters, digits, '-' and '.', at most 63"
+            f"hostname {text!r} is not valid; use letters, digits, '-', '_' and '.', at most 63"
         )
 
 

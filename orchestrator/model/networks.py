@@ -225,7 +225,7 @@ def read_encrypted(value: str | None) -> bool:
 def check_network_name(name: str) -> None:
     """Raise ValueError for a name that no new network can have."""
     check_name(name, "network name")
-    if name in BUILT_IN:
+    if name.lower() in BUILT_IN:
         raise ValueError(f"there is a network '{name}' in every cluster; choose another name")
 
 

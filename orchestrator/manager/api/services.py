@@ -93,7 +93,8 @@ class ServiceCalls(Calls):
             except Conflict as conflict:
                 if key in conflict.keys:
                     raise taken(
-                        f"there is a service '{name}' already; choose another name"
+                        f"there is a service '{name}' already, maybe in other letter case; "
+                        "choose another name"
                     ) from None
                 await api.cache.wait_for(read + 1)
             else:

@@ -81,7 +81,10 @@ def is_foreign_key(key: str) -> bool:
 
 
 def name_key(type_: type[Object], name: str) -> str:
-    """The key that makes `name` unique among the objects of a class."""
+    """The key that makes `name` unique among the objects of a class. Services and networks have
+    names in the DNS, where case makes no difference."""
+    if type_ in (Service, Network):
+        name = name.lower()
     return f"{_NAMES}{_KINDS[type_]}/{name}"
 
 

@@ -53,6 +53,29 @@ def test_the_nearer_value_of_a_variable_counts(
     assert image(run, *flags, "--set", "TAG=set", str(chart)) == "web:set"
 
 
+def test_the_name_of_a_stack(run: Run, chart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def name(*words: str) -> tuple[str, str]:
+        done = run("stack", "config", "--format", "json", *words, str(chart))
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        return found["name"], found["services"]["web"]["environment"]["WHO"]
+
+    monkeypatch.delenv("COMPOSE_PROJECT_NAME", raising=False)
+    (chart / "values.env").write_text("WHO=values\n")
+    text = TEXT.replace("${WHO:-nobody}", "${COMPOSE_PROJECT_NAME}").replace("${TAG}", "1")
+    (chart / "compose.yaml").write_text(text)
+    assert name() == ("chart", "chart")
+    (chart / "compose.yaml").write_text("name: My.${WHO}\n" + text)
+    assert name() == ("myvalues", "myvalues")
+    (chart / "compose.override.yaml").write_text("name: later\n")
+    assert name() == ("later", "later")
+    (chart / ".env").write_text("COMPOSE_PROJECT_NAME=dotenv")
+    assert name() == ("dotenv", "dotenv")
+    monkeypatch.setenv("COMPOSE_PROJECT_NAME", "environment")
+    assert name() == ("environment", "environment")
+    assert name("-p", "Flag") == ("Flag", "Flag")
+
+
 def test_what_is_printed_can_be_read_again(run: Run, chart: Path) -> None:
     first = run("stack", "config", str(chart))
     assert "PRICE: 5$$" in first.stdout
@@ -114,8 +137,9 @@ def test_notes_go_to_stderr(run: Run, chart: Path) -> None:
         (("config", "/none"), 1, "there is no folder /none; a file is named with -c"),
         (("deploy", "shop"), 2, "say which file and how the stack is called"),
         (("deploy", "-c", "a", "b", "c", "d"), 2, "say which file and how the stack is called"),
-        (("deploy", "-c", "a.yaml", "Shop"), 2, "stack name 'Shop' is not a DNS label"),
-        (("deploy",), 2, "is missing; see 'orc stack deploy --help'"),
+        (("deploy", "-c", "a.yaml", "s.p"), 2, "stack name 's.p' is not a DNS label"),
+        (("deploy", "-c", "a.yaml", "-p", "a", "b"), 2, "the stack's name is given twice"),
+        (("deploy",), 2, "say which file and how the stack is called"),
     ],
 )
 def test_what_is_not_said_is_asked_for(

@@ -10,7 +10,7 @@ from composekit import FOLDER, Given, refusal, services
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.compose.project import escaped
+from orchestrator.compose.render import escaped
 from orchestrator.compose.tree import plain
 from orchestrator.compose.yamlfile import dump
 
@@ -36,7 +36,8 @@ def two(first: str, second: str) -> dict[str, Any]:
         ("dns: 1.1.1.1", "dns: [9.9.9.9]", "dns", ["1.1.1.1", "9.9.9.9"]),
         ("cap_add: [KILL]", "cap_add: [KILL, MKNOD]", "cap_add", ["KILL", "MKNOD"]),
         ("depends_on: [a]", "depends_on: {b: {condition: service_healthy}}", "depends_on",
-         {"a": {}, "b": {"condition": "service_healthy"}}),
+         {"a": {"condition": "service_started", "required": True},
+          "b": {"condition": "service_healthy", "required": True}}),
         ("networks: [a]", "networks: {a: {aliases: [x]}, b: }", "networks",
          {"a": {"aliases": ["x"]}, "b": {}}),
         ("deploy: {replicas: 2, labels: [a=1]}", "deploy: {replicas: 3}", "deploy",
@@ -99,12 +100,13 @@ def test_texts_stay_as_they_were_written() -> None:
 services:
   web:
     image: web
-    environment: {A: yes, B: 1.10, C: 0x1F, D: 2024-01-01, E: 12e3, F: ~, G: "", H: null}
+    environment: {A: yes, B: "1.10", C: "0x1F", D: 2024-01-01, E: 12:30, F: ~, G: "", H: null}
     labels: {on: off}
     user: "1000"
 """).values()
     assert web["environment"] == {
-        "A": "yes", "B": "1.10", "C": "0x1F", "D": "2024-01-01", "E": "12e3", "G": "",
+        "A": "yes", "B": "1.10", "C": "0x1F", "D": "2024-01-01", "E": "12:30", "F": None, "G": "",
+        "H": None,
     }  # fmt: skip
     assert web["labels"] == {"on": "off"}
     assert web["user"] == "1000"
@@ -125,7 +127,7 @@ services:
         "labels": "x=1",
     }
     (web,) = services(files, {"D": "d"}).values()
-    assert web["environment"] == {"A": "a", "B": "bd", "C": "own", "D": "d"}
+    assert web["environment"] == {"A": "a", "B": "bd", "C": "own", "D": "d", "E": None}
     assert web["labels"] == {"x": "1"}
     assert "env_file" not in web
 

@@ -8,7 +8,8 @@ import pytest
 
 from orchestrator.compose.assemble import stack_of
 from orchestrator.compose.kinds import Reading
-from orchestrator.compose.project import Loader, Project, escaped
+from orchestrator.compose.project import Loader, Project
+from orchestrator.compose.render import escaped
 from orchestrator.compose.stack import Stack
 from orchestrator.compose.tree import plain
 from orchestrator.compose.yamlfile import dump

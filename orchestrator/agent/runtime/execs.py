@@ -40,6 +40,8 @@ _END_OF_INPUT = b"\x04"
 _KILLED = 1.0
 """Seconds that a killed program gets to be gone."""
 _LOG_LIMIT = 4096
+_SCORED = ("/bin/sh", "-c", 'echo "$0" > /proc/self/oom_score_adj; exec "$@"')
+"""Runs a program, its arguments after the OOM score adjustment that it gets."""
 _LOOK_LIMIT = 30.0
 """Seconds that the container's file systems get to say what is to be run."""
 _NO_FOLDER = re.compile(r"chdir to `([^`]*)`: No such file")
@@ -300,6 +302,7 @@ async def _launch(
     by its pid. Raises RuntimeFailure."""
     told, tell = owned.pipe()
     argv = [
+        *_scored(access),
         *_logging(access, memory.fd),
         "exec",
         f"--process={document}",
@@ -330,6 +333,7 @@ async def start_detached(access: Access, spec: ExecSpec) -> None:
     made = await _prepared(access, spec)
     with _Memory() as memory, _document(access, made) as document:
         argv = [
+            *_scored(access),
             *_logging(access, memory.fd),
             "exec",
             "--detach",
@@ -367,6 +371,16 @@ class _Memory:
 def _logging(access: Access, log: int) -> list[str]:
     program, *options = access.runtime
     return [program, f"--log=/proc/self/fd/{log}", "--log-format=json", *options]
+
+
+def _scored(access: Access) -> list[str]:
+    """What to start the OCI runtime by where the agent's OOM score adjustment is not the
+    container's: the runtime sets that of a container's first program alone (crun 1.21)."""
+    first = json.loads((access.bundle.run / "config.json").read_bytes())["process"]
+    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+        own = int(file.read())
+    wanted = first.get("oomScoreAdj", own)
+    return [*_SCORED, str(wanted)] if wanted != own else []
 
 
 async def _prepared(access: Access, spec: ExecSpec) -> dict[str, Any]:

@@ -18,11 +18,11 @@ class NodeFacts:
 
     swap_accounting: bool = True
     """Whether the kernel can limit swap; without, memory alone is limited."""
-    oom_score_adj: int = 0
-    """What containers get: the agent's own value if that is above 0 (it cannot be lowered without
-    CAP_SYS_RESOURCE), else 0, so that no container inherits the agent's protection."""
     least_oom_score: int = -1000
-    """The lowest that the agent can give."""
+    """The lowest OOM score adjustment that the agent can give; above 0 on a host that raised the
+    agent's own and does not let it go back."""
+    niced: bool = False
+    """Whether the agent has another priority or scheduling policy than processes usually have."""
     pids_limit: int = DEFAULT_PIDS_LIMIT
     nameservers: tuple[str, ...] = ()
     """Those of the host, for a container that names none."""

@@ -23,13 +23,12 @@ _RESOLVERS = (RESOLVER, Path("/run/systemd/resolve/resolv.conf"))
 def read_node_facts(hierarchy: Hierarchy) -> NodeFacts:
     """Read them from the kernel and `/etc`."""
     nameservers, search = read_resolver()
-    own_score = int(Path("/proc/self/oom_score_adj").read_text())
     held = frozenset(own_capabilities())
     unbound = "CAP_SYS_RESOURCE" in held
     return NodeFacts(
         swap_accounting=_swap_accounting(hierarchy),
-        oom_score_adj=max(0, own_score),
-        least_oom_score=-1000 if unbound else own_score,
+        least_oom_score=-1000 if unbound else _least_oom_score(),
+        niced=os.getpriority(os.PRIO_PROCESS, 0) != 0 or os.sched_getscheduler(0) != os.SCHED_OTHER,
         nameservers=nameservers,
         search=search,
         capabilities=held,
@@ -50,6 +49,19 @@ def read_resolver() -> tuple[tuple[str, ...], tuple[str, ...]]:
         if nameservers:
             break
     return nameservers, search
+
+
+def _least_oom_score() -> int:
+    """0, or the agent's own if that is lower or cannot be lowered; which is found by trying."""
+    path = Path("/proc/self/oom_score_adj")
+    own = int(path.read_text())
+    if own > 0:
+        try:
+            path.write_text("0")
+        except PermissionError:
+            return own
+        path.write_text(str(own))
+    return min(own, 0)
 
 
 def _hard_limits() -> dict[str, int]:

@@ -20,6 +20,14 @@ QUOTA_PERIOD = 100_000
 _LEAST_QUOTA = 1000
 _LEAST_WEIGHT, _MOST_WEIGHT = 2, 262_144
 _UNLIMITED = (1 << 64) - 1
+_USUAL_LIMITS = {
+    "core": (_UNLIMITED, _UNLIMITED),
+    "memlock": (8 << 20, 8 << 20),
+    "nofile": (1024, 524_288),
+    "nproc": (_UNLIMITED, _UNLIMITED),
+    "stack": (8 << 20, _UNLIMITED),
+}
+"""Soft and hard, as systemd and Docker give them to a container."""
 
 
 def resources(spec: TaskSpec, node: NodeFacts, devices: Sequence[DeviceNode]) -> dict[str, Any]:
@@ -82,8 +90,12 @@ def _ranges(cpus: frozenset[int]) -> str:
 
 
 def process_limits(spec: ContainerSpec, node: NodeFacts) -> list[dict[str, Any]]:
-    """The limits of setrlimit(2). Raises RuntimeFailure for one that the agent cannot raise."""
-    found = []
+    """The limits of setrlimit(2): the spec's, and else the usual ones of a host, not the agent's
+    own. Raises RuntimeFailure for one that the agent cannot raise."""
+    found = {}
+    for name, (soft, hard) in _USUAL_LIMITS.items():
+        most = node.hard_limits.get(name, _UNLIMITED)
+        found[name] = min(soft, most), min(hard, most)
     for limit in spec.ulimits:
         hard = _UNLIMITED if limit.hard < 0 else limit.hard
         most = node.hard_limits.get(limit.name, _UNLIMITED)
@@ -91,17 +103,20 @@ def process_limits(spec: ContainerSpec, node: NodeFacts) -> list[dict[str, Any]]
             raise RuntimeFailure(
                 f"ulimit {limit.name} cannot be raised above the agent's own, which is {most}"
             )
-        soft = _UNLIMITED if limit.soft < 0 else limit.soft
-        found.append({"type": f"RLIMIT_{limit.name.upper()}", "soft": soft, "hard": hard})
-    return found
+        found[limit.name] = _UNLIMITED if limit.soft < 0 else limit.soft, hard
+    return [
+        {"type": f"RLIMIT_{name.upper()}", "soft": soft, "hard": hard}
+        for name, (soft, hard) in found.items()
+    ]
 
 
 def oom_score(spec: ContainerSpec, node: NodeFacts) -> int:
-    """The score that the process gets. Raises RuntimeFailure when it cannot be that low."""
+    """The OOM score adjustment of the process: the spec's, and not the agent's own. Raises
+    RuntimeFailure when it cannot be that low."""
     wanted = spec.oom_score_adj
     if wanted and wanted < node.least_oom_score:
         raise RuntimeFailure(
-            f"oom score {wanted} is below the agent's own of {node.least_oom_score}, "
-            "which it cannot lower"
+            f"oom score {wanted} is below {node.least_oom_score}, the lowest that this node's "
+            "agent can give"
         )
-    return wanted or node.oom_score_adj
+    return wanted or max(0, node.least_oom_score)

@@ -117,7 +117,9 @@ def process(
     """The first process (config.md, "Process"); `groups` are further ones of it."""
     spec = container.spec.container
     argv = arguments(container)
+    usual = {"scheduler": {"policy": "SCHED_OTHER", "nice": 0}} if node.niced else {}
     return {
+        **usual,
         "terminal": container.spec.container.tty,
         "user": {
             "uid": user.uid,

@@ -25,7 +25,7 @@ from orchestrator.pb import access_pb2
 
 _ROLES = {"worker": "node"}
 """Role in a certificate → the word that users know."""
-_KINDS = ("node", "manager", "admin", "certificate")
+_KINDS = ("node", "manager", "admin", "certificate", "session")
 _DIGITS = 12
 """Digits of a serial number that a table shows."""
 
@@ -89,6 +89,39 @@ def _state(row: Row) -> str:
     return f"revoked {row['revoked_at']}{why}"
 
 
+@click.command(epilog=example("orc cluster sessions", "orc cluster sessions --filter user=anna"))
+@listing_options("id", "user", "role")
+@pass_client
+def sessions(client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]]) -> None:
+    """List the sessions of the web page that are not over."""
+    from orchestrator.pb import dashboard_pb2
+
+    reply = client.call("Dashboard.ListSessions", dashboard_pb2.ListSessionsRequest())
+    rows: list[Row] = [
+        {
+            "id": each.id,
+            "user": each.user,
+            "role": each.role,
+            "address": each.address,
+            "certificate": each.certificate,
+            "opened_at": moment(each.created_at),
+            "used_at": moment(each.used_at),
+            "ends_at": moment(min(each.until, each.used_at + reply.idle)),
+        }
+        for each in reply.sessions
+    ]
+    columns = [
+        column("ID", "id"),
+        column("USER", "user"),
+        column("ROLE", "role"),
+        column("FROM", "address"),
+        column("OPENED", "opened_at"),
+        column("USED", "used_at"),
+        column("ENDS", "ends_at"),
+    ]
+    print_list(rows, columns, form=form, quiet=quiet, filters=filters)
+
+
 def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> completion.Items:
     return completion.nodes(ctx, param, incomplete) if ctx.params.get("kind") == "node" else []
 
@@ -107,24 +140,27 @@ def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> compl
 @format_option()
 @pass_client
 def revoke(client: Client, kind: str, name: str, reason: str, force: bool, form: str) -> None:
-    """Revoke the certificates of a node, manager or admin, or a single certificate.
+    """Revoke the certificates of a node, manager or admin, a certificate, or a web page session.
 
-    NAME is a node's name or id, a manager's id, an admin's name, or a certificate's serial number
-    or fingerprint (as 'orc cluster certificates' lists them). The holder is refused, and its open
-    streams and sessions end, within seconds on every manager and every connected node.
-    'orc node rm' revokes a node's certificates, too.
+    NAME is a node's name or id, a manager's id, an admin's name, a certificate's serial number
+    or fingerprint (as 'orc cluster certificates' lists them), or the id of a session of the web
+    page ('orc cluster sessions'). The holder is refused, and its open streams and sessions end,
+    within seconds on every manager and every connected node. 'orc node rm' revokes a node's
+    certificates, too.
     """
     request = access_pb2.RevokeRequest(kind=kind, name=name, reason=reason, force=force)
     reply = client.call("Access.Revoke", request)
     if form == "json":
         print_json(
             {
-                "id": reply.revocation.id,
-                "revoked_at": moment(reply.revocation.at),
+                "id": name if kind == "session" else reply.revocation.id,
+                "revoked_at": moment(reply.revocation.at) if reply.HasField("revocation") else None,
                 "certificates": [each.id for each in reply.certificates],
             }
         )
         return
+    if kind == "session":
+        click.echo(name)
     for each in reply.certificates:
         click.echo(each.id)
     if reply.revocation.role == "admin":

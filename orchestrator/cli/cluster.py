@@ -24,7 +24,8 @@ _HOSTS = (
 
 _ACCESS = (
     Lazy("certificates", "orchestrator.cli.access:certificates", "List issued certificates"),
-    Lazy("revoke", "orchestrator.cli.access:revoke", "Revoke certificates"),
+    Lazy("sessions", "orchestrator.cli.access:sessions", "List sessions of the web page"),
+    Lazy("revoke", "orchestrator.cli.access:revoke", "Revoke certificates, end sessions"),
 )
 
 

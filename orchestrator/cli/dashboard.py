@@ -20,7 +20,9 @@ from orchestrator.pb import dashboard_pb2
 def dashboard(client: Client, read_only: bool, no_open: bool, quiet: bool) -> None:
     """Print the address of the cluster's web page, and open it.
 
-    The address logs in whoever opens it within five minutes, and they stay so for twelve hours.
+    The address logs in whoever opens it first, within five minutes. The session ends after twelve
+    hours, or when the page was closed for half an hour; 'orc cluster sessions' lists it and
+    'orc cluster revoke session' ends it. It ends with your certificate, too.
     """
     reply = client.call(
         "Dashboard.OpenDashboard", dashboard_pb2.OpenDashboardRequest(read_only=read_only)

@@ -309,6 +309,9 @@ class CertificateRecords:
             for each in recorded:
                 if each.expires_at < now:
                     await self._write(Change(each, None))
+            for session in view.page_sessions.values():
+                if session.can_be_forgotten(now):
+                    await self._write(Change(session, None))
             await asyncio.sleep(_SWEEP)
 
     async def _write(self, change: Change) -> None:

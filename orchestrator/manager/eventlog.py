@@ -17,7 +17,7 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.quarantine import Quarantined
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache
-from orchestrator.model.access import Certificate, Revocation
+from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Image, Network, Object
@@ -278,7 +278,7 @@ def _sounds(status: TaskStatus) -> bool:
 
 def _action(before: Object | None, after: Object | None) -> str:
     """What happened to an object that is no task; empty for what is no news to a user."""
-    if isinstance(after or before, Certificate | Revocation):
+    if isinstance(after or before, Certificate | Revocation | PageSession):
         return ""  # the audit trail has it
     if before is None:
         return "create"

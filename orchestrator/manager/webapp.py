@@ -53,7 +53,7 @@ class ManagerApp:
             revocations=api.revocations,
             render=self._render,
         )
-        self._dashboard = DashboardApp(api, Sessions(api.vault, api.now))
+        self._dashboard = DashboardApp(api, Sessions(api))
         self.following = self._dashboard.broadcast.following
 
     async def _render(self, registry: CollectorRegistry) -> bytes:

@@ -1,10 +1,17 @@
-"""Certificates that the cluster issued, and those that it revoked."""
+"""Who may speak with the cluster: issued and revoked certificates, sessions of the web page."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from orchestrator.model.extensible import Extensible
+
+TICKET_LIFE = 300.0
+"""Seconds in which the address of the web page must be opened."""
+SESSION_LIFE = 12 * 3600.0
+"""Seconds after which a session of the web page ends, however much it was used."""
+IDLE = 1800.0
+"""Seconds after which one ends whose page is not open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +51,36 @@ class Revocation(Extensible):
     by: str = ""
     """Name of the admin who revoked them."""
     revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PageSession(Extensible):
+    """Somebody who looks at the web page, with the rights of the admin who opened it."""
+
+    id: str = ""
+    role: str = ""
+    """`admin`, or `viewer` who may change nothing."""
+    user: str = ""
+    """Name of the admin."""
+    certificate: str = ""
+    """Serial number of that admin's certificate."""
+    issued_at: float = 0.0
+    """When that was issued."""
+    created_at: float = 0.0
+    used_at: float = 0.0
+    """When it was used, with the precision of a minute."""
+    until: float = 0.0
+    """When it ends at the latest."""
+    ended_at: float = 0.0
+    """When somebody ended it; 0: nobody did."""
+    address: str = ""
+    """Of the browser."""
+    revision: int = 0
+
+    def is_over(self, now: float) -> bool:
+        """Whether it has ended by itself or was ended."""
+        return bool(self.ended_at) or now >= min(self.until, self.used_at + IDLE)
+
+    def can_be_forgotten(self, now: float) -> bool:
+        """Whether it is over, and its ticket, too: that must not open it once more."""
+        return self.is_over(now) and now >= self.created_at + TICKET_LIFE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from orchestrator.model.access import Certificate, Revocation
+from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document
 from orchestrator.model.extensible import Extensible
 from orchestrator.model.nodes import Node
@@ -192,4 +192,5 @@ Object = (
     | Document
     | Certificate
     | Revocation
+    | PageSession
 )

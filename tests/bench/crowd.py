@@ -96,7 +96,7 @@ async def crowd(folder: Path) -> AsyncIterator[Crowd]:
     everything += tasks
     for first in range(0, len(everything), MOST_OPS):
         await kv.txn([], [_put(each) for each in everything[first : first + MOST_OPS]])
-    sessions = Sessions(api.vault, api.now)
+    sessions = Sessions(api)
     app = DashboardApp(api, sessions)
     files = TlsFiles.of(folder, "manager")
     async with (

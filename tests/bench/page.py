@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from orchestrator.background import background
+from orchestrator.identity.tls import Identity
 from orchestrator.manager.dashboard import picture
 from orchestrator.manager.dashboard.broadcast import message
 from orchestrator.manager.planning.plan import Change
@@ -167,7 +168,7 @@ async def _browser(folder: Path) -> AsyncIterator[Any]:
 
 
 async def _open(cluster: Crowd, driver: Any) -> float:
-    ticket = quote(cluster.sessions.ticket("admin"), safe="")
+    ticket = quote(cluster.sessions.ticket("admin", Identity("admin", "admin", "c1")), safe="")
     began = time.monotonic()
     await asyncio.to_thread(driver.get, f"{cluster.address}#ticket={ticket}")
     await asyncio.to_thread(driver.execute_async_script, _SHOWN, TASKS)

@@ -4,11 +4,13 @@ and hears agents."""
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
+from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +19,6 @@ import pytest
 from loopmeter import measured
 from managerhost import Running, manager_in
 
-from orchestrator.manager.dashboard.sessions import Sessions
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.memory import MemoryKv
@@ -34,6 +35,8 @@ from orchestrator.pb import (
     containers_pb2_grpc,
     control_pb2,
     control_pb2_grpc,
+    dashboard_pb2,
+    dashboard_pb2_grpc,
     documents_pb2,
     documents_pb2_grpc,
     volumes_pb2,
@@ -211,10 +214,17 @@ def certificate(running: Running) -> tuple[Path, Path]:
 
 def dashboard(running: Running) -> bytes:
     """The first picture that a browser gets."""
-    cookie = Sessions(running.manager._vault, time.time).log_in(
-        Sessions(running.manager._vault, time.time).ticket("viewer")
-    )
-    return fetch(running, "/api/events", f"orc={cookie}", end=b"\n\nevent: happened\n")
+    with channel_of(running) as channel:
+        opened = dashboard_pb2_grpc.DashboardStub(channel).OpenDashboard(
+            dashboard_pb2.OpenDashboardRequest(read_only=True)
+        )
+    context = ssl.create_default_context(cafile=running.folder / "ca.pem")
+    context.check_hostname = False
+    page = HTTPSConnection(opened.address, context=context, timeout=60)
+    page.request("POST", "/api/session", json.dumps({"ticket": opened.ticket}))
+    cookie = str(page.getresponse().headers["Set-Cookie"]).partition(";")[0]
+    page.close()
+    return fetch(running, "/api/events", cookie, end=b"\n\nevent: happened\n")
 
 
 PAGES: dict[str, Callable[[Running], bytes]] = {

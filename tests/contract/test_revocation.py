@@ -434,7 +434,7 @@ async def test_nobody_locks_himself_or_the_managers_out_by_mistake(running: Runn
         ("node", "nowhere", "no node 'nowhere'"),
         ("certificate", "ffff", "no certificate with the serial number"),
         ("certificate", "f", "no certificate with the serial number"),
-        ("user", "anna", "say node, manager, admin or certificate"),
+        ("user", "anna", "say node, manager, admin, certificate or session"),
         ("admin", "", "say whose"),
     ],
 )

@@ -17,6 +17,7 @@ from orchestrator.manager.certificates import (
     revocation_of,
     write_record,
 )
+from orchestrator.manager.dashboard.sessions import Sessions
 from orchestrator.manager.lookup import find_node
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
@@ -65,6 +66,8 @@ class AccessCalls(Calls, access_pb2_grpc.AccessServicer):  # type: ignore[misc]
     async def Revoke(self, request: Any, context: Any) -> Any:
         api, caller = self.api, peer_identity(context)
         assert caller is not None, "the guard lets nobody in without one"
+        if request.kind == "session":
+            return await self._end_session(request.name)
         affected: list[Certificate] = []
 
         def revoked(view: ClusterView) -> list[Change]:
@@ -96,6 +99,20 @@ class AccessCalls(Calls, access_pb2_grpc.AccessServicer):  # type: ignore[misc]
             revocation=to_proto(made), certificates=[to_proto(each) for each in affected]
         )
 
+    async def _end_session(self, word: str) -> Any:
+        view, now = self.api.view, self.api.now()
+        found = [
+            each
+            for each in view.page_sessions.values()
+            if word and each.id.startswith(word) and not each.is_over(now)
+        ]
+        if not found:
+            raise not_found(f"no session '{word}' of the web page; see 'orc cluster sessions'")
+        if len(found) > 1:
+            raise invalid(f"'{word}' begins the ids of {len(found)} sessions; use more of it")
+        await Sessions(self.api).end(found[0].id)
+        return access_pb2.RevokeReply()
+
     def _revocation(self, view: ClusterView, request: Any, by: str) -> Revocation:
         name, now = request.name, self.api.now()
         if not name:
@@ -122,7 +139,7 @@ class AccessCalls(Calls, access_pb2_grpc.AccessServicer):  # type: ignore[misc]
                 role, holder = "admin", _holder(view, "admin", name)
             case other:
                 raise invalid(
-                    f"'{other}' has no certificates; say node, manager, admin or certificate"
+                    f"'{other}' cannot be revoked; say node, manager, admin, certificate or session"
                 )
         return revocation_of(view, role=role, name=holder, now=now, reason=request.reason, by=by)
 

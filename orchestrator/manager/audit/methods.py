@@ -43,19 +43,17 @@ def _document(request: Any) -> str:
         return "document"
 
 
+def _revoked(request: Any) -> str:
+    alone = request.kind in ("certificate", "session")
+    return str(request.kind) if alone else f"{request.kind} certificates"
+
+
 _SERVICE = Rule("service", ("service",), "spec.name", "id")
 _JOB = Rule("job", ("job",), "spec.name", "id")
 _CONTAINER = Rule("container", ("container",), "container_name", "id")
 
 MUTATING: dict[str, Rule] = {
-    "Access.Revoke": Rule(
-        lambda request: (
-            f"{request.kind} certificates" if request.kind != "certificate" else "certificate"
-        ),
-        ("name",),
-        "",
-        "revocation.id",
-    ),
+    "Access.Revoke": Rule(_revoked, ("name",), "", "revocation.id"),
     "Certificates.Renew": Rule("certificate"),
     "Containers.CreateContainer": Rule("container", ("name",), "container_name", "id"),
     "Containers.KillContainer": _CONTAINER,
@@ -127,6 +125,7 @@ READ_ONLY = frozenset(
         "Control.Logs",
         "Control.Plan",
         "Control.WatchService",
+        "Dashboard.ListSessions",
         "Doctor.Diagnose",
         "Documents.ListDocuments",
         "Images.Diff",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from http.cookies import CookieError, SimpleCookie
 from importlib import resources
@@ -17,12 +17,13 @@ from orchestrator.manager.api.context import ApiContext
 from orchestrator.manager.api.image_nodes import ask
 from orchestrator.manager.api.logs import LogCalls
 from orchestrator.manager.dashboard import actions
-from orchestrator.manager.dashboard.audited import PageCall
+from orchestrator.manager.dashboard.audited import PageCall, address_of
 from orchestrator.manager.dashboard.broadcast import Broadcast, message
-from orchestrator.manager.dashboard.sessions import SESSION_LIFE, Session, Sessions
+from orchestrator.manager.dashboard.sessions import Session, Sessions
 from orchestrator.manager.dashboard.traffic import Traffic
 from orchestrator.manager.refusal import Refusal
 from orchestrator.manager.store.kv import Conflict, StoreError
+from orchestrator.model.access import SESSION_LIFE
 from orchestrator.model.validate import InvalidSpec
 from orchestrator.pb import control_pb2, dispatch_pb2, system_pb2
 from orchestrator.web.https import Receive, Scope, Send
@@ -30,6 +31,8 @@ from orchestrator.web.scrape import header
 
 log = logging.getLogger(__name__)
 
+_LOOK = 1.0
+"""Seconds between two looks at whether the session of a stream goes on."""
 BEAT = 15.0
 """Seconds after which a stream that has nothing to tell says so, so that nobody in between hangs
 up."""
@@ -80,12 +83,13 @@ class DashboardApp:
         if method == "GET" and (found := self._files.get(path)):
             await _respond(send, 200, *found)
         elif (method, path) == ("POST", "/api/session"):
-            await self._log_in(receive, send)
+            await self._log_in(scope, receive, send)
         elif (call := self._calls.get((method, path))) is None:
             await _say(send, 404, "there is no such page")
         elif (session := self._session(scope)) is None:
             await _say(send, 401, "log in with the address that 'orc dashboard' prints")
         else:
+            await self._sessions.used(session)
             await call(session, scope, receive, send)
 
     def _session(self, scope: Scope) -> Session | None:
@@ -95,17 +99,25 @@ class DashboardApp:
             return None
         return self._sessions.session(cookie.value) if cookie else None
 
-    async def _log_in(self, receive: Receive, send: Send) -> None:
+    async def _log_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         order = await _json(receive)
-        cookie = self._sessions.log_in(str(order.get("ticket", ""))) if order else None
-        if cookie is None:
-            await _say(send, 401, "this address was good for five minutes; run 'orc dashboard'")
+        ticket = str(order.get("ticket", "")) if order else ""
+        try:
+            cookie = await self._sessions.log_in(ticket, address_of(scope))
+        except StoreError as error:
+            await _say(send, 503, f"the cluster's store is away: {error}")
             return
-        session = self._sessions.session(cookie)
-        assert session is not None
+        session = self._sessions.session(cookie) if cookie else None
+        if cookie is None or session is None:
+            said = "this address was good for five minutes and one log-in; run 'orc dashboard'"
+            await _say(send, 401, said)
+            return
+        PageCall(self._api, session, scope, "Page.login").record("OK")
         await _tell(send, {"role": session.role}, _cookie(cookie, SESSION_LIFE))
 
     async def _log_out(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._sessions.end(session.id)
+        PageCall(self._api, session, scope, "Page.logout").record("OK")
         await _tell(send, {}, _cookie("", 0))
 
     async def _who(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,7 +154,19 @@ class DashboardApp:
             await _tell(send, {})
 
     async def _events(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
-        await _stream(receive, send, self._pictures())
+        await self._stream(session, receive, send, self._pictures())
+
+    async def _stream(
+        self, session: Session, receive: Receive, send: Send, events: AsyncIterator[bytes]
+    ) -> None:
+        """Send events until the browser hangs up, or its session is over."""
+
+        async def over() -> None:
+            while self._sessions.counts(session):
+                await asyncio.sleep(_LOOK)
+                await self._sessions.used(session)
+
+        await _stream(receive, send, events, over())
 
     async def _pictures(self) -> AsyncIterator[bytes]:
         """The whole, then what changes, and what happens."""
@@ -159,11 +183,11 @@ class DashboardApp:
                 yield message("traffic", picture)
 
         async with background(traffic.ask()):
-            await _stream(receive, send, told())
+            await self._stream(session, receive, send, told())
 
     async def _logs(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
         word = parse_qs(scope["query_string"].decode("latin-1")).get("of", [""])[0]
-        await _stream(receive, send, self._lines(word))
+        await self._stream(session, receive, send, self._lines(word))
 
     async def _history(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
         """The last hour of a task (`?task=`) or a node (`?node=`), as its node remembers it."""
@@ -235,8 +259,13 @@ async def _json(receive: Receive) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-async def _stream(receive: Receive, send: Send, events: AsyncIterator[bytes]) -> None:
-    """Send server-sent events until the browser hangs up."""
+async def _stream(
+    receive: Receive,
+    send: Send,
+    events: AsyncIterator[bytes],
+    over: Coroutine[Any, Any, None],
+) -> None:
+    """Send server-sent events until the browser hangs up, or `over` has come to its end."""
     await send(
         {
             "type": "http.response.start",
@@ -261,8 +290,9 @@ async def _stream(receive: Receive, send: Send, events: AsyncIterator[bytes]) ->
 
     async with asyncio.TaskGroup() as group:
         others = [group.create_task(beat()), group.create_task(pump())]
-        await _hung_up(receive)
-        for task in others:
+        ends = [group.create_task(_hung_up(receive)), group.create_task(over)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*others, *ends):
             task.cancel()
     await send({"type": "http.response.body", "body": b""})
 

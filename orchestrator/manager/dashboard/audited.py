@@ -16,16 +16,23 @@ from orchestrator.manager.dashboard.sessions import Session
 from orchestrator.web.https import Scope
 
 
+def address_of(scope: Scope) -> str:
+    """IP address and port of the caller."""
+    host, port = (scope.get("client") or ("", 0))[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class PageCall:
     """One request of the page that changes something."""
 
-    def __init__(self, api: ApiContext, session: Session, scope: Scope) -> None:
+    def __init__(
+        self, api: ApiContext, session: Session, scope: Scope, method: str = "Page.act"
+    ) -> None:
         self._api = api
         self._session = session
-        host, port = (scope.get("client") or ("", 0))[:2]
-        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._address = address_of(scope)
         self._began, self._clock = time.time(), time.monotonic()
-        self._method, self._kind, self._name, self._id = "Page.act", "", "", ""
+        self._method, self._kind, self._name, self._id = method, "session", "", session.id
 
     def order(self, order: Mapping[str, Any]) -> None:
         """What is ordered, see `actions.act`."""

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.quarantine import Quarantined
-from orchestrator.model.access import Certificate, Revocation
+from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document, DocumentKind
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
@@ -45,6 +45,7 @@ class ClusterView:
     documents: Mapping[str, Document] = field(default_factory=dict)
     certificates: Mapping[str, Certificate] = field(default_factory=dict)
     revocations: Mapping[str, Revocation] = field(default_factory=dict)
+    page_sessions: Mapping[str, PageSession] = field(default_factory=dict)
     pending: Mapping[str, Task] = field(default_factory=dict)
     """The tasks that wait for a node."""
     fixed: Mapping[str, Task] = field(default_factory=dict)
@@ -80,6 +81,7 @@ class ClusterView:
         yield from self.documents.values()
         yield from self.certificates.values()
         yield from self.revocations.values()
+        yield from self.page_sessions.values()
 
     def tasks_of_service(self, service_id: str) -> Mapping[str, Task]:
         """All tasks of a service, those that have ended included."""
@@ -207,6 +209,7 @@ class _Edit:
         self._documents = _Table(base.documents)
         self._certificates = _Table(base.certificates)
         self._revocations = _Table(base.revocations)
+        self._page_sessions = _Table(base.page_sessions)
         self._pending = _Table(base.pending)
         self._fixed = _Table(base.fixed)
         self._publishing = _Table(base.publishing)
@@ -252,6 +255,8 @@ class _Edit:
                 self._certificates.put(item.id, None if gone else item)
             case Revocation():
                 self._revocations.put(item.id, None if gone else item)
+            case PageSession():
+                self._page_sessions.put(item.id, None if gone else item)
             case Cluster():
                 self._cluster = None if gone else item
 
@@ -285,6 +290,7 @@ class _Edit:
             documents=self._documents.items,
             certificates=self._certificates.items,
             revocations=self._revocations.items,
+            page_sessions=self._page_sessions.items,
             pending=self._pending.items,
             fixed=self._fixed.items,
             publishing=self._publishing.items,

@@ -34,7 +34,7 @@ from orchestrator.manager.store.kv import (
     StoreUnavailable,
 )
 from orchestrator.manager.store.wire import leading_fields
-from orchestrator.model.access import Certificate, Revocation
+from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.convert import ConvertError, UnknownEnumNumber, decode
 from orchestrator.model.documents import Document
 from orchestrator.model.nodes import Availability, Node, NodeDescription
@@ -312,6 +312,7 @@ def find_object(view: ClusterView, type_: type[Object], identifier: str) -> Obje
         Document: view.documents,
         Certificate: view.certificates,
         Revocation: view.revocations,
+        PageSession: view.page_sessions,
     }
     return tables[type_].get(identifier)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from orchestrator.model.access import Certificate, Revocation
+from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
@@ -55,6 +55,7 @@ _KINDS: dict[type[Object], str] = {
     Document: "documents",
     Certificate: "certificates",
     Revocation: "revocations",
+    PageSession: "pagesessions",
 }
 _TYPES: dict[str, type[Object]] = {kind: type_ for type_, kind in _KINDS.items()}
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import pytest
-
 from orchestrator.manager.dashboard import picture
-from orchestrator.manager.dashboard.sessions import SESSION_LIFE, TICKET_LIFE, Session, Sessions
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.manager.vault import Vault
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Image, Network
 from orchestrator.model.services import Service, UpdateState, UpdateStatus
@@ -104,50 +100,3 @@ def test_a_global_service_wants_more_when_a_node_comes() -> None:
     other = replace(NODE, id="n2", availability=Availability.ACTIVE)
     view = ClusterView.of([NODE, other, everywhere])
     assert picture.changed(view, [Change(None, other)])["services"]["s1"]["wanted"] == 2
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def sessions(clock: Clock) -> Sessions:
-    return Sessions(Vault(b"k" * 32), clock)
-
-
-def test_a_ticket_is_a_cookie_for_hours(sessions: Sessions, clock: Clock) -> None:
-    cookie = sessions.log_in(sessions.ticket("viewer"))
-    assert cookie is not None
-    assert sessions.session(cookie) == Session("viewer", 1000.0 + SESSION_LIFE)
-    clock.now += SESSION_LIFE
-    assert sessions.session(cookie) is None
-
-
-def test_a_ticket_that_is_old_or_none_at_all(sessions: Sessions, clock: Clock) -> None:
-    ticket = sessions.ticket("admin")
-    clock.now += TICKET_LIFE
-    assert sessions.log_in(ticket) is None
-    for text in ("", "x", "%%%", ticket[:-4], Sessions(Vault(b"o" * 32), clock).ticket("admin")):
-        assert sessions.log_in(text) is None
-
-
-def test_a_ticket_is_no_cookie_and_a_cookie_no_ticket(sessions: Sessions) -> None:
-    ticket = sessions.ticket("admin")
-    cookie = sessions.log_in(ticket)
-    assert cookie is not None
-    assert sessions.session(ticket) is None
-    assert sessions.log_in(cookie) is None
-
-
-def test_another_manager_of_the_cluster_knows_it_too(clock: Clock) -> None:
-    key = b"k" * 32
-    ticket = Sessions(Vault(key), clock).ticket("admin")
-    assert Sessions(Vault(key), clock).log_in(ticket) is not None

@@ -143,6 +143,7 @@ def _show(row: Row) -> None:
             ("Labels", _words(row["labels"])),
             ("Used by", ", ".join(row["used_by"])),
             ("Created at", row["created_at"] or ""),
+            ("Notice", row["notice"]),
         ]
     )
 
@@ -212,6 +213,7 @@ def volume_row(message: Any) -> Row:
         "labels": volume.labels,
         "anonymous": seen.anonymous,
         "created_at": moment(volume.created_at),
+        "notice": seen.notice,
     }
 
 

@@ -42,7 +42,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_MOVE = 2, 4, 8, 4096, 8192
-MS_REC, MS_PRIVATE = 16384, 1 << 18
+MS_REC, MS_PRIVATE, MS_SHARED = 16384, 1 << 18, 1 << 20
 MNT_DETACH = 2
 
 # A daemon that died comes back after the first pause; each quick death doubles it up to the
@@ -234,6 +234,9 @@ def _furnish(directory: Path, hostname: str) -> None:
     boot_id = directory / "boot_id"
     boot_id.write_text(Path("/proc/sys/kernel/random/uuid").read_text())
     _mount(str(boot_id), "/proc/sys/kernel/random/boot_id", None, MS_BIND)
+    # As systemd has it: what a program of the host mounts arrives at its agent, too. The peers are
+    # this host's namespaces alone.
+    _mount("none", "/", None, MS_REC | MS_SHARED)
 
 
 def _plain_bridges() -> None:

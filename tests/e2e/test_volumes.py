@@ -294,6 +294,90 @@ def plugin(cluster: Cluster, host: str, folder: Path) -> Iterator[None]:
         cluster.exec(host, "rm", SOCKET)
 
 
+@contextmanager
+def rclone(cluster: Cluster, host: str, folder: Path, *around: str) -> Iterator[str]:
+    """Debian's rclone as a volume plugin of FUSE mounts on a host, until the end of the block, and
+    the name of its driver; `around` is a command that runs it."""
+    name = f"rclone-{folder.name}"
+    socket, pid = f"/run/docker/plugins/{name}.sock", folder / "pid"
+    folder.mkdir()
+    (folder / "rclone.conf").touch()
+    # Not a child of nsenter's, which stops and goes on together with its child.
+    serve = (
+        f"mkdir -p /run/docker/plugins; rclone serve docker --allow-other --socket-addr {socket}"
+        f" --base-dir {folder}/mounts --cache-dir {folder}/cache --config {folder}/rclone.conf &"
+        f" echo $! > {pid}; wait"
+    )
+    command = [ORC, "dev", "exec", "--name", cluster.name, host, *around, "sh", "-c", serve]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=cluster.env, stdout=log, stderr=log)
+    try:
+
+        def found() -> bool:
+            made = cluster.orc(
+                *("volume", "create", "-d", name, "--node", host, "-o", "type=local"),
+                *("-o", f"path={folder}/data", f"data-{folder.name}"),
+                ok=False,
+            )
+            return made.returncode == 0
+
+        (folder / "data").mkdir()
+        eventually(found)
+        yield name
+        cluster.orc("volume", "rm", f"data-{folder.name}")
+    finally:
+        cluster.exec(host, "sh", "-c", f"kill -CONT $(cat {pid}); kill $(cat {pid})", ok=False)
+        process.wait(PATIENCE)
+        cluster.exec(host, "rm", "-f", socket)
+
+
+def test_a_fuse_plugin_in_containers_with_users_of_their_own(
+    volumes: Cluster, hello: str, tmp_path: Path
+) -> None:
+    cluster, folder = volumes, tmp_path / "fuse"
+
+    def attempt_run(command: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+        mount = ("-v", "data-fuse:/data", "--entrypoint", "/bin/busybox")
+        return cluster.orc("run", "--rm", *mount, hello, "sh", "-c", command, ok=ok)
+
+    with rclone(cluster, "node1", folder) as driver:
+        found = attempt_run(
+            "grep -q '^ *0 *0 ' /proc/self/uid_map && exit 9; stat -f -c %t /data;"
+            " echo written > /data/file && cat /data/file"
+        )
+        assert found.stdout.split() == ["65735546", "written"], "the type of FUSE"
+        assert (folder / "data" / "file").read_text() == "written\n"
+        assert "cannot map user ids" in volume(cluster, "data-fuse")["notice"]
+
+        # Hung: it is named, what needs it fails, and others go on.
+        pid = (folder / "pid").read_text().strip()
+        cluster.exec("node1", "kill", "-STOP", pid)
+        hung = attempt_run("true", ok=False)
+        assert hung.returncode == 125
+        waits, failed = hung.stderr.splitlines()
+        assert f"waits: volume driver {driver} has not answered yet (volume data-fuse)" in waits
+        assert f"volume driver {driver} does not answer: no answer within" in failed
+        local = ("--constraint", "node.hostname==node1", "--entrypoint", "/bin/busybox")
+        assert cluster.orc("run", "--rm", *local, hello, "true").returncode == 0
+        removal = cluster.orc("volume", "rm", "data-fuse", ok=False)
+        assert f"volume driver {driver} does not answer" in removal.stderr
+        # It comes back.
+        cluster.exec("node1", "kill", "-CONT", pid)
+        assert attempt_run("cat /data/file").stdout == "written\n"
+
+
+def test_a_mount_that_only_its_plugin_sees_is_refused(
+    volumes: Cluster, hello: str, tmp_path: Path
+) -> None:
+    private = ("unshare", "--mount", "--propagation", "private")
+    with rclone(volumes, "node1", tmp_path / "hidden", *private):
+        mount = ("-v", "data-hidden:/data", "--entrypoint", "/bin/busybox")
+        found = volumes.orc("run", "--rm", *mount, hello, "touch", "/data/file", ok=False)
+        assert found.returncode == 125
+        assert "in a mount namespace of its own, which containers do not see" in found.stderr
+    assert list((tmp_path / "hidden" / "mounts").glob("*/file")) == []
+
+
 def test_a_plugin_serves_its_volumes_everywhere_it_is(
     volumes: Cluster, hello: str, tmp_path: Path
 ) -> None:

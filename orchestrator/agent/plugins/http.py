@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ MEDIA_TYPE = "application/vnd.docker.plugins.v1+json"
 _MOST = 4 << 20
 """Bytes of an answer; no list that plugins give is longer."""
 _MOST_HEADERS = 100
+_UCRED = struct.Struct("3i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,24 @@ async def post(address: Address, path: str, body: Mapping[str, Any]) -> tuple[in
         return status, {
             "Err": answer[:200].decode(errors="replace").strip()
         } if status >= 400 else ""
+
+
+async def listener(address: Address) -> int:
+    """The process that listens at a unix socket; 0: none that this one can see. Raises
+    PluginAway."""
+    if address.socket is None:
+        return 0
+    try:
+        _, writer = await _connect(address)
+    except OSError as error:
+        raise PluginAway(_words(error)) from error
+    try:
+        sock = writer.get_extra_info("socket")
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        pid, _, _ = _UCRED.unpack(credentials)
+        return int(pid)
+    finally:
+        writer.transport.abort()
 
 
 async def _connect(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -17,6 +17,11 @@ from orchestrator.pb import dispatch_pb2, volumes_pb2
 PATIENCE = 0.6
 """Seconds that a plugin gets, and the counting of what volumes take."""
 
+_UNMAPPED = (
+    "its file system cannot map user ids: containers see its files as nobody's (65534), unless "
+    "they run with --userns host"
+)
+
 
 class VolumeListing:
     """Lists the volumes; a context manager. Counting goes on in one thread when a listing no
@@ -83,6 +88,7 @@ class VolumeListing:
             anonymous=bool(record.owner),
             users=users,
             managed=True,
+            notice="" if record.maps_ids else _UNMAPPED,
         )
 
     async def _count(self) -> None:

@@ -13,8 +13,9 @@ from typing import Any, Self
 
 from orchestrator.agent.plugins import errors
 from orchestrator.agent.plugins.calls import ask, patiently, work
-from orchestrator.agent.plugins.http import Address
+from orchestrator.agent.plugins.http import Address, listener
 from orchestrator.agent.volumes.errors import PluginAway, VolumeError, of_volumes
+from orchestrator.agent.volumes.filesystems import mount_at, mounts, resolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,32 @@ class VolumePlugin:
     async def mount(self, volume: str, user: str) -> Path:
         """Mount a volume for a container; where. Raises VolumeError."""
         answer = await self._patiently("Mount", {"Name": volume, "ID": user})
-        return self._path(volume, answer.get("Mountpoint"))
+        path = self._path(volume, answer.get("Mountpoint"))
+        await self._check_seen(volume, path)
+        return path
+
+    async def _check_seen(self, volume: str, path: Path) -> None:
+        """Raise VolumeError if the plugin has something mounted at `path` that this agent does not
+        see, since its mount namespace is another: containers would write to the folder beneath.
+
+        One that just keeps folders mounts nothing, and one on the network cannot be looked at.
+        """
+        with of_volumes():
+            process = await listener(self._address)
+        place = resolved(path)
+        try:
+            theirs = mount_at(place, mounts(process)) if process else None
+        except OSError:
+            return  # it has ended since
+        if theirs is None:
+            return
+        ours = mount_at(place, mounts())
+        if ours is None or ours.device != theirs.device:
+            raise VolumeError(
+                f"volume driver {self.name} has mounted {volume} at {path} in a mount namespace of "
+                "its own, which containers do not see; run the plugin in the host's, or share the "
+                "folder with it (rshared)"
+            )
 
     async def unmount(self, volume: str, user: str) -> None:
         """Take a container's mount back. Raises VolumeError."""

@@ -39,6 +39,8 @@ class VolumeRecord:
     """Its driver serves it to other nodes too, so it is on record only while it is used here."""
     filling: bool = False
     """It is being filled from an image, or a kill ended that; what is in it is worth nothing."""
+    maps_ids: bool = True
+    """Its file system can show files with the owners that a container's user namespace says."""
 
 
 @dataclass(frozen=True, slots=True)

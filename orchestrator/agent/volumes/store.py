@@ -16,7 +16,8 @@ from typing import TypeVar
 from orchestrator.agent.plugins.calls import Tell, announced
 from orchestrator.agent.runtime import spawn
 from orchestrator.agent.runtime.base import Mount
-from orchestrator.agent.volumes import binds, copyup, local, subpaths
+from orchestrator.agent.runtime.privileges import own_users
+from orchestrator.agent.volumes import binds, copyup, filesystems, local, subpaths
 from orchestrator.agent.volumes.errors import PluginAway, VolumeError
 from orchestrator.agent.volumes.plan import Holder, Wanted, wanted_mounts
 from orchestrator.agent.volumes.pluginapi import VolumePlugin
@@ -109,7 +110,15 @@ class VolumeStore:
         if drivers:
             self._uses[container_id] = use = Use(container_id, drivers)
             await self._write(self._records.put_use, use)
-        return tuple([await self._mount(each, container_id, declared, tell) for each in wanted])
+        users = own_users(holder.task.spec.container)
+        attached = []
+        for each in wanted:
+            mount = await self._mount(each, container_id, declared, tell)
+            if mount.owned and users and not self._maps_ids(each.spec.source):
+                mount = replace(mount, owned=False)
+                self._check_accessible(each.spec.source, Path(mount.source))
+            attached.append(mount)
+        return tuple(attached)
 
     async def detach(self, container_id: str, *, drop: bool) -> None:
         """Take back what `attach` did; with `drop`, the volumes go that nobody named and that
@@ -191,12 +200,42 @@ class VolumeStore:
         async with self._locks[spec.source]:
             record = await self._ensure(volume, wanted.owner, tell)
             path = await self._path(record, container_id, tell)
+            record = await self._look_at_owners(record, path)
             # Only a whole volume is filled: begun anew, a filling empties all of it.
             if not spec.no_copy and not spec.subpath:
                 await self._fill(record, path, wanted)
         if spec.subpath:
             path = await subpaths.ensure_mounted(self._places, container_id, spec, path)
         return Mount(target=spec.target, source=str(path), read_only=spec.read_only, owned=True)
+
+    async def _look_at_owners(self, record: VolumeRecord, path: Path) -> VolumeRecord:
+        """The record, with what the file system of a volume that is mounted from elsewhere can."""
+        if record.driver == LOCAL_DRIVER and not record.options.get("device"):
+            return record
+        found = replace(record, maps_ids=await filesystems.maps_ids(path))
+        if found != record:
+            await self._write(self._records.update, found)
+            if not found.maps_ids:
+                log.warning(
+                    "volume %s: containers see its files as nobody's: its file system cannot map "
+                    "user ids", record.name, extra={"driver": record.driver},
+                )  # fmt: skip
+        return found
+
+    def _maps_ids(self, name: str) -> bool:
+        record = self._records.volume(name)
+        return record is None or record.maps_ids
+
+    def _check_accessible(self, name: str, path: Path) -> None:
+        """Raise VolumeError for a FUSE file system that serves nobody but its mounter."""
+        found = filesystems.mount_of(filesystems.resolved(path), filesystems.mounts())
+        if found is None or not found.kind.startswith("fuse") or "allow_other" in found.options:
+            return
+        raise VolumeError(
+            f"volume {name} is a FUSE file system ({found.kind}) for the host's root alone; have "
+            "its plugin mount it with allow_other (rclone: -o allow-other=true), or run the "
+            "container with --userns host"
+        )
 
     async def _ensure(self, volume: Volume, owner: str, tell: Tell) -> VolumeRecord:
         if (record := self._records.volume(volume.name)) is not None:

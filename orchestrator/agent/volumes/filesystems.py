@@ -1,0 +1,90 @@
+"""What is mounted where a volume's data is: as this agent sees it, and as its plugin does.
+
+Nothing here touches the file system itself, which may hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.idmap import idmapped
+from orchestrator.agent.runtime.idranges import FIRST, IdRange
+from orchestrator.agent.runtime.userns import NamespaceMaker
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A mount; source: proc_pid_mountinfo(5)."""
+
+    point: str
+    device: str
+    """`MAJOR:MINOR` of the file system."""
+    kind: str
+    """Such as `ext4` or `fuse.sshfs`."""
+    options: frozenset[str]
+    """Those of the file system, not of this mount of it."""
+
+
+def mounts(process: int | str = "thread-self") -> list[Mounted]:
+    """The mounts that a process sees, in the order in which they were made. Raises OSError."""
+    table = Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape")
+    return parse(table)
+
+
+def parse(table: str) -> list[Mounted]:
+    """The mounts of the text of a `mountinfo`."""
+    found = []
+    for line in table.splitlines():
+        mount, _, system = line.partition(" - ")
+        fields, (kind, *rest) = mount.split(" "), system.split(" ")
+        point = _OCTAL.sub(lambda octal: chr(int(octal[1], 8)), fields[4])
+        options = frozenset(rest[-1].split(",")) if rest else frozenset()
+        found.append(Mounted(point, fields[2], kind, options))
+    return found
+
+
+def mount_at(path: Path, table: Sequence[Mounted]) -> Mounted | None:
+    """What is mounted just at a path: the newest mount, which covers those before."""
+    return next((each for each in reversed(table) if each.point == str(path)), None)
+
+
+def mount_of(path: Path, table: Sequence[Mounted]) -> Mounted | None:
+    """The mount that a path is in."""
+    for each in (path, *path.parents):
+        if (found := mount_at(each, table)) is not None:
+            return found
+    return None
+
+
+def resolved(path: Path) -> Path:
+    """A path as the kernel names it, but for its last part, where a dead file system may be."""
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
+async def maps_ids(path: Path) -> bool:
+    """Whether what is mounted at a path can be shown with the owners of a user namespace (an
+    idmapped mount), as most of the kernel's own file systems can and FUSE and NFS cannot."""
+    try:
+        async with NamespaceMaker() as maker:
+            userns, netns = await maker.make(IdRange(FIRST))
+    except RuntimeFailure:
+        return True  # no container here has users of its own
+    os.close(netns)
+    try:
+        os.close(await asyncio.to_thread(idmapped, path, userns))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    finally:
+        os.close(userns)
+    return True

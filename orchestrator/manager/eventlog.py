@@ -27,6 +27,8 @@ from orchestrator.model.tasks import Health, Task, TaskStatus
 
 REMEMBERED = 4096
 """Events that a manager remembers."""
+REMOVED = 256
+"""Containers that a manager remembers after their removal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class EventLog:
         self._events: deque[Event] = deque(maxlen=REMEMBERED)
         self._followers: dict[int, tuple[deque[Event], Callable[[], None]]] = {}
         self._next = 0
+        self._removed: dict[str, Task] = {}
+        """The newest that were removed, by id, as they were last."""
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
@@ -67,6 +71,14 @@ class EventLog:
         for change in changes:
             for event in events_of(change, self._cache.view, now):
                 self._add(event)
+            if change.after is None and isinstance(change.before, Task):
+                self._removed[change.before.id] = change.before
+                if len(self._removed) > REMOVED:
+                    del self._removed[next(iter(self._removed))]
+
+    def removed(self, id: str) -> Task | None:
+        """A container of this id that was removed lately, as it was last."""
+        return self._removed.get(id)
 
     def _add(self, event: Event) -> None:
         self._events.append(event)

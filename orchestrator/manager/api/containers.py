@@ -190,7 +190,12 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
     async def WatchContainer(self, request: Any, context: Any) -> AsyncIterator[Any]:
         cache, wake = self.api.cache, asyncio.Event()
         async with cache.subscribe() as feed:
-            task = find_container(cache.view, request.container)
+            word = request.container
+            if word not in cache.view.tasks and (gone := self.api.events.removed(word)):
+                # It may have failed and gone by itself before its caller came to watch it.
+                yield _row(cache.view, gone, removed=True)
+                return
+            task = find_container(cache.view, word)
             id, node_id = task.id, task.node_id
             rows: deque[Any] = deque([_row(cache.view, task)])
 

@@ -44,7 +44,7 @@ def short(heading: str, key: str, whole: bool) -> Column:
 
 
 class Format(click.Choice):  # type: ignore[type-arg]
-    """`table`, `json`, or a template as Docker's users write it, read by `template`."""
+    """`table`, `json`, or a template as Docker's users write it, read by `gotemplate`."""
 
     def __init__(self) -> None:
         super().__init__(["table", "json"])
@@ -52,10 +52,10 @@ class Format(click.Choice):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if "{{" not in value:
             return super().convert(value, param, ctx)
-        from orchestrator.cli.template import BadTemplate, Template
+        from orchestrator.model.gotemplate import BadTemplate, Template, unescaped
 
         try:
-            Template(value)
+            Template(unescaped(value))
         except BadTemplate as error:
             self.fail(str(error), param, ctx)
         return value
@@ -135,10 +135,10 @@ def template_lines(
     """A template's lines for rows. A field is a column, by its heading or by Docker's name for it,
     or else a key of the JSON document, or what Docker has in a document of this kind. `table
     TEMPLATE` has headings, and columns at its tabs."""
-    from orchestrator.cli.template import BadTemplate, Fields, Template
+    from orchestrator.model.gotemplate import BadTemplate, Fields, Template, unescaped
 
     as_table = form.startswith("table ")
-    template = Template(form.removeprefix("table "))
+    template = Template(unescaped(form.removeprefix("table ")))
     names = {name: column for column in columns for name in _placeholders(column.heading)}
     others = _others(kind)
     try:

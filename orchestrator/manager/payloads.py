@@ -7,7 +7,7 @@ what its node lacks, and what is sent is opened at that moment. It is written do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestrator.manager.documentstore import DocumentStore, NoData
@@ -21,10 +21,10 @@ from orchestrator.model.documents import (
     FileReference,
     references,
 )
-from orchestrator.model.documenttemplates import Filling, fill, needed
+from orchestrator.model.documenttemplates import Filling, fill
 from orchestrator.model.states import is_terminal
 from orchestrator.model.tasks import Task
-from orchestrator.model.templates import values
+from orchestrator.model.templates import facts
 from orchestrator.pb import documents_pb2
 
 
@@ -125,13 +125,17 @@ class Payloads:
             raise NoData("its task is gone")
         env = dict(entry.partition("=")[::2] for entry in task.spec.container.env)
         try:
-            others = {wanted: await self._other(view, task, *wanted) for wanted in needed(data)}
+            others: dict[tuple[DocumentKind, str], bytes] = {}
             filling = Filling(
-                value=values(task, view.services.get(task.service_id), node),
+                facts(task, view.services.get(task.service_id), node),
                 env=lambda name: env.get(name, ""),
-                data=lambda kind, target: others[kind, target],
+                data=lambda kind, target: _known(others, kind, target),
             )
-            return fill(data, filling)
+            while True:
+                try:
+                    return fill(data, filling)
+                except _Wanted as wanted:  # which ones it needs may depend on what they hold
+                    others[wanted.key] = await self._other(view, task, *wanted.key)
         except ValueError as error:
             raise NoData(
                 f"{document.kind.word} '{document.name}' cannot be filled in: {error}"
@@ -143,6 +147,23 @@ class Payloads:
             if document.kind is kind and _is_at(kind, reference, target):
                 return await self._store.read(document, version_of(task, document, reference))
         raise ValueError(f"the task has no {kind.word} '{target}'")
+
+
+class _Wanted(Exception):
+    """A template needs the data of another file."""
+
+    def __init__(self, kind: DocumentKind, target: str) -> None:
+        super().__init__(target)
+        self.key = kind, target
+
+
+def _known(
+    others: Mapping[tuple[DocumentKind, str], bytes], kind: DocumentKind, target: str
+) -> bytes:
+    """Raises _Wanted if it is not there yet."""
+    if (kind, target) not in others:
+        raise _Wanted(kind, target)
+    return others[kind, target]
 
 
 def _is_at(kind: DocumentKind, reference: FileReference, target: str) -> bool:

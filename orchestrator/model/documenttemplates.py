@@ -1,82 +1,73 @@
 """Configs and secrets that are templates, as Docker's `--template-driver golang` has them.
 
-Beside the places that a spec may have (`templates`), there are `{{env "NAME"}}`, a variable of the
-task's own spec, and `{{secret "TARGET"}}` and `{{config "TARGET"}}`, the data of another of the
-task's files, by the target that its spec gives it. Each is one action; Go's pipelines, conditions
-and loops are not there, and refused.
+They are templates as a spec's variables are (`templates`), with three more functions: `env "NAME"`,
+a variable of the task's own spec, and `secret "TARGET"` and `config "TARGET"`, the data of another
+of the task's files, by the target that its spec gives it.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.model.documents import DocumentKind
-from orchestrator.model.templates import check_place
+from orchestrator.model.gotemplate import FUNCTIONS, BadTemplate, Template
+from orchestrator.model.templates import EXAMPLES, Facts, UnknownPlace, place
 
-_ACTION = re.compile(rb"\{\{(.*?)\}\}", re.DOTALL)
-_PLACE = re.compile(r"\.(\w+\.\w+)(?:\.([^\s{}]+))?")
-_CALL = re.compile(r'(env|secret|config)\s+"([^"]*)"')
+_MOST = 4 << 20
+"""Characters of what a template makes, and steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filling:
     """What fills a template, for one task."""
 
-    value: Callable[[str, str | None], str]
-    """Of a place, as `templates.values`."""
+    facts: Facts
     env: Callable[[str], str]
     """Of a variable; empty when there is none."""
     data: Callable[[DocumentKind, str], bytes]
     """Of another file. Raises ValueError when the task has none."""
 
 
-def check_template(what: str, data: bytes) -> None:
-    """Refuse a template that cannot be filled in. Raises ValueError, with the line, and no more of
-    what stands there than a place that is not known: it may be a secret."""
-    for match in _ACTION.finditer(data):
-        try:
-            _parse(match[1])
-        except ValueError as error:
-            line = data.count(b"\n", 0, match.start()) + 1
-            raise ValueError(f"{what}, line {line}: {error}") from None
+_HELP = (
+    "this action is not known; known are places such as {{.Service.Name}}, the functions env, "
+    "secret and config, and Go's if, range, with, printf, eq, index and others"
+)
+_EXAMPLES = Filling(EXAMPLES, lambda _: "1", lambda _kind, _target: b"1")
+
+
+def check_template(kind: DocumentKind, name: str, data: bytes) -> None:
+    """Refuse a template that cannot be filled in. Raises ValueError, with the line, and for a
+    secret with no more of what stands there than a place that is not known."""
+    try:
+        _template(data, _EXAMPLES).check(EXAMPLES.tree)
+    except BadTemplate as error:
+        hidden = kind is DocumentKind.SECRET and not isinstance(error, UnknownPlace)
+        words = _HELP if hidden else str(error)
+        raise ValueError(f"{kind.word} '{name}', line {error.line}: {words}") from None
 
 
 def fill(data: bytes, filling: Filling) -> bytes:
-    """The data of a task's file. Raises ValueError."""
-
-    def filled(match: re.Match[bytes]) -> bytes:
-        word, argument = _parse(match[1])
-        match word:
-            case "env":
-                return filling.env(argument or "").encode()
-            case "secret":
-                return filling.data(DocumentKind.SECRET, argument or "")
-            case "config":
-                return filling.data(DocumentKind.CONFIG, argument or "")
-            case _:
-                return filling.value(word, argument).encode()
-
-    return _ACTION.sub(filled, data)
+    """The data of a task's file. Raises ValueError, whose words have nothing of any data."""
+    try:
+        text = _template(data, filling).render(filling.facts.tree, _MOST)
+    except BadTemplate as error:
+        raise ValueError(f"line {error.line} cannot be evaluated") from None
+    return text.encode(errors="surrogateescape")
 
 
-def needed(data: bytes) -> list[tuple[DocumentKind, str]]:
-    """The other files that a template has the data of, by kind and target."""
-    kinds = {"secret": DocumentKind.SECRET, "config": DocumentKind.CONFIG}
-    parsed = (_parse(match[1]) for match in _ACTION.finditer(data))
-    return [(kinds[word], argument or "") for word, argument in parsed if word in kinds]
+def _template(data: bytes, filling: Filling) -> Template:
+    def other(kind: DocumentKind) -> Callable[[str], str]:
+        return lambda target: _text(filling.data(kind, target))
+
+    own = {
+        "env": filling.env,
+        "secret": other(DocumentKind.SECRET),
+        "config": other(DocumentKind.CONFIG),
+    }
+    return Template(_text(data), {**FUNCTIONS, **own}, place)
 
 
-def _parse(action: bytes) -> tuple[str, str | None]:
-    """A function's name and argument, or a place's field and label."""
-    text = action.decode(errors="replace").strip()
-    if (call := _CALL.fullmatch(text)) is not None:
-        return call[1], call[2]
-    if (place := _PLACE.fullmatch(text)) is not None:
-        check_place(place[1], place[2])
-        return place[1], place[2]
-    raise ValueError(
-        'this action is not known; known are places such as {{.Service.Name}}, {{env "NAME"}}, '
-        '{{secret "NAME"}} and {{config "NAME"}}'
-    )
+def _text(data: bytes) -> str:
+    """Any bytes, of which `fill` makes the same again."""
+    return data.decode(errors="surrogateescape")

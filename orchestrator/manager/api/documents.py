@@ -173,7 +173,7 @@ def _check(document: Document, data: bytes) -> None:
         check_document_name(document.kind, document.name)
         check_data(document.kind, document.name, data, document.template_driver)
         if document.template_driver:
-            check_template(f"{document.kind.word} '{document.name}'", data)
+            check_template(document.kind, document.name, data)
     except ValueError as error:
         raise invalid(str(error)) from None
 

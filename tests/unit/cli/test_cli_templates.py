@@ -9,8 +9,8 @@ import pytest
 from click.testing import Result
 
 from orchestrator.cli.output import Column, column, template_lines
-from orchestrator.cli.template import BadTemplate, Template, snake_case
 from orchestrator.model.convert import to_proto
+from orchestrator.model.gotemplate import BadTemplate, Template, snake_case
 from orchestrator.model.nodes import Node, NodeDescription
 from orchestrator.pb import control_pb2
 

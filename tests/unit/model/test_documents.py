@@ -17,8 +17,9 @@ from orchestrator.model.documents import (
     check_document_name,
     check_references,
 )
-from orchestrator.model.documenttemplates import Filling, check_template, fill, needed
+from orchestrator.model.documenttemplates import Filling, check_template, fill
 from orchestrator.model.specs import ContainerSpec
+from orchestrator.model.templates import Facts
 
 SECRET, CONFIG = DocumentKind.SECRET, DocumentKind.CONFIG
 
@@ -107,7 +108,10 @@ def test_a_name_that_is_taken_is_a_file_s_name(name: str) -> None:
 
 
 FILLING = Filling(
-    value=lambda field, label: f"<{field}{'/' + label if label else ''}>",
+    Facts(
+        {"Service.Name": "web", "Task.Slot": "2"},
+        {"Service.Labels": {"a": "1", "b.c": "2"}, "Node.Labels": {"zone": "z"}},
+    ),
     env=lambda name: {"X": "y"}.get(name, ""),
     data=lambda kind, target: f"{kind.word}:{target}".encode(),
 )
@@ -117,22 +121,60 @@ FILLING = Filling(
     ("text", "filled"),
     [
         (b"plain \xff\x00", b"plain \xff\x00"),
-        (b"{{.Service.Name}}/{{ .Node.Labels.zone }}", b"<Service.Name>/<Node.Labels/zone>"),
+        (b"{{.Service.Name}}/{{ .Node.Labels.zone }}", b"web/z"),
+        (b'{{if eq .Task.Slot "2"}}two{{else}}other{{end}}', b"two"),
+        (b'{{with env "X"}}[{{.}}]{{end}}{{with env "Y"}}!{{else}}-{{end}}', b"[y]-"),
+        (b"{{range $k, $v := .Service.Labels}}{{$k}}={{$v}};{{end}}", b"a=1;b.c=2;"),
+        (b'{{index .Service.Labels "b.c"}}{{.Service.Labels.b.c}}', b"22"),
+        (b'{{printf "%s-%05s" .Service.Name .Task.Slot | upper}}', b"WEB-    2"),
+        (b'{{$x := secret "db"}}{{if and (ne $x "") (not false)}}{{len $x}}{{end}}', b"9"),
+        (b"a {{- /* a comment */ -}} b{{- ` c` }}", b"ab c"),
+        (b'{{"{{"}} text }}', b"{{ text }}"),
         (b'{{env "X"}}{{env "Y"}}', b"y"),
         (b'{{secret "db"}} {{ config "a.b" }}', b"secret:db config:a.b"),
         (b"{ {not} }", b"{ {not} }"),
     ],
 )
 def test_templates(text: bytes, filled: bytes) -> None:
-    check_template("config 'a'", text)
+    check_template(CONFIG, "a", text)
     assert fill(text, FILLING) == filled
 
 
-def test_what_a_template_needs() -> None:
-    assert needed(b'{{secret "a"}}{{env "X"}}{{config "b"}}') == [(SECRET, "a"), (CONFIG, "b")]
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"x\n{{if .Service.Name}}", "the template has a {{if}} without its {{end}}"),
+        (b"\n{{.Service.Nam}}", "template {{.Service.Nam}} is not known; known are"),
+        (b"\n{{secret db}}", "the template cannot be read at 'db'"),
+        (b"\n{{if false}}{{.Task.Slt}}{{end}}", "template {{.Task.Slt}} is not known"),
+        (
+            b'\n{{template "x"}}',
+            "the template has 'template' of Go's, which is not known; known are",
+        ),
+        (b"\n{{ x", "the template has a {{ without its }}"),
+        (b"\n{{", "the template has a {{ without its }}"),
+        (b"\n{{end}}", "the template has a {{end}} with nothing to end"),
+        (b'\n{{printf "%9999s" .Task.Slot}}', "the template prints with a width over 999"),
+        (b"\n" + b"{{(" * 1 + b"(" * 5000, "without its }}"),
+        (b"\n{{" + b"(" * 5000 + b"}}", "the template is nested too deeply"),
+    ],
+)
+def test_a_template_with_what_is_not_known(text: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=f"config 'a', line [012]: .*{re.escape(words)}"):
+        check_template(CONFIG, "a", text)
 
 
-@pytest.mark.parametrize("text", [b"x\n{{if .X}}", b"\n{{.Service.Nam}}", b"\n{{secret db}}"])
-def test_a_template_with_what_is_not_known(text: bytes) -> None:
-    with pytest.raises(ValueError, match="secret 'a', line 2: "):
-        check_template("secret 'a'", text)
+def test_the_words_about_a_secret_have_nothing_of_it() -> None:
+    with pytest.raises(ValueError, match="secret 'a', line 2: this action is not known") as caught:
+        check_template(SECRET, "a", b"\n{{hunter2}}")
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(ValueError, match="line 1 cannot be evaluated"):
+        fill(b'{{range secret "db"}}{{end}}', FILLING)
+
+
+def test_a_template_cannot_fill_the_memory() -> None:
+    labels = {str(number): "x" for number in range(300)}
+    filling = replace(FILLING, facts=Facts({}, {"Service.Labels": labels}))
+    loops = b"{{range .Service.Labels}}" * 4 + b"x" + b"{{end}}" * 4
+    with pytest.raises(ValueError, match="cannot be evaluated"):
+        fill(loops.replace(b".Service", b"$.Service"), filling)

@@ -18,7 +18,9 @@ SERVICE = Service(id="s1", spec=ServiceSpec(name="web", labels={"tier": "front",
 NODE = Node(
     id="n1",
     labels={"zone": "a"},
-    description=NodeDescription(hostname="node1", address="192.0.2.1", labels={"disk": "ssd"}),
+    description=NodeDescription(
+        hostname="node1", address="192.0.2.1", labels={"disk": "ssd"}, arch="x86_64"
+    ),
 )
 
 
@@ -35,7 +37,16 @@ def container(*env: str, hostname: str = "", **labels: str) -> ContainerSpec:
         ("{{.Node.ID}} {{.Node.Hostname}} {{.Node.Address}}", "n1 node1 192.0.2.1"),
         ("{{.Node.Labels.zone}} {{.Node.Labels.disk}}", "a ssd"),
         ("[{{.Node.Labels.none}}]", "[]"),
-        ("no {braces} {{}} {{ x }}", "no {braces} {{}} {{ x }}"),
+        ("no {braces}", "no {braces}"),
+        ('{{"{{"}} text }}', "{{ text }}"),
+        ("{{.Node.Platform.Architecture}}/{{.Node.Platform.OS}}", "x86_64/linux"),
+        ('{{if eq .Node.Hostname "node1"}}first{{else}}other{{end}}', "first"),
+        ("{{range $k, $v := .Service.Labels}}{{$k}}:{{$v}} {{end}}", "a.b:dotted tier:front "),
+        ('{{with index .Node.Labels "zone"}}in {{.}}{{end}}', "in a"),
+        ('{{printf "%s.%s" .Service.Name .Task.Slot}}', "web.3"),
+        ("{{.Service.Name | upper}}", "WEB"),
+        ("{{$n := len .Service.Name}}{{if gt $n 2}}{{$n = 9}}{{end}}{{$n}}", "9"),
+        ('{{if or (not .Node.Address) (and true (ne "a" "b"))}}yes{{end}}', "yes"),
     ],
 )
 def test_values(text: str, value: str) -> None:
@@ -61,6 +72,36 @@ def test_a_hostname() -> None:
 def test_what_is_not_known_is_refused(text: str) -> None:
     with pytest.raises(InvalidSpec, match=r"is not known; known are .*Node\.Labels\.NAME"):
         validate_service(ServiceSpec(name="web", task=TaskSpec(container(f"A={text}"))))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{{if .Task.Slot}}", r"variable A: the template has a {{if}} without its {{end}}; two "),
+        (
+            "{{ x }}",
+            r"variable A: the template has the unknown function 'x', .*known are if, range",
+        ),
+        ("{{.Task}}", None),
+        ("{{if false}}{{.Node.Nme}}{{end}}", r"variable A: template {{.Node.Nme}} is not known"),
+        ('{{env "X"}}', r"variable A: the template has the unknown function 'env'"),
+        ("{{", r"{{ without its }}; two braces that are text are written {{\"{{\"}}"),
+    ],
+)
+def test_no_action_is_taken_literally(text: str, words: str | None) -> None:
+    spec = ServiceSpec(name="web", task=TaskSpec(container(f"A={text}")))
+    if words is None:
+        validate_service(spec)
+        return
+    with pytest.raises(InvalidSpec, match=words):
+        validate_service(spec)
+
+
+def test_a_label_that_is_no_template_of_ours_stays() -> None:
+    text = "Host(`{{ normalize .Name }}`)"
+    spec = container(rule=text)
+    validate_service(ServiceSpec(name="web", task=TaskSpec(spec)))
+    assert filled(spec, TASK, SERVICE, NODE).labels == {"rule": text}
 
 
 def test_a_jobs_task_knows_its_part() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import grpc
 
-from orchestrator.agent.session import Redirected, Session, SessionEnded
+from orchestrator.agent.session import CertificateRefused, Redirected, Session, SessionEnded
 from orchestrator.agent.statedb import StateDb
 from orchestrator.pb import dispatch_pb2
 
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 2.0
 """Seconds between attempts, from the first failure on. The most is short: a node that was cut off
 has old names and addresses until it has a session again."""
+BACKOFF_REFUSED = 60.0
+"""The most where the node's certificate was revoked: it will not be accepted again."""
 _REDIRECTS = 3
 """Redirects in a row that are followed at once; from then on they count as failures."""
 
@@ -33,10 +35,12 @@ the first would be dialled for ever."""
 Dial = Callable[[str], grpc.aio.Channel]
 
 
-def backoff(attempt: int, unit: float) -> float:
+def backoff(attempt: int, unit: float, refused: bool = False) -> float:
     """Seconds to wait after the failure number `attempt` (1 and up) in a row: doubled and capped;
-    `unit` from 0 to 1 chooses between half of that and all of it."""
-    most: float = min(BACKOFF_FIRST * 2.0 ** min(attempt - 1, 16), BACKOFF_MOST)
+    `unit` from 0 to 1 chooses between half of that and all of it. `refused`: the node's
+    certificate was revoked."""
+    cap = BACKOFF_REFUSED if refused else BACKOFF_MOST
+    most: float = min(BACKOFF_FIRST * 2.0 ** min(attempt - 1, 16), cap)
     return most * (0.5 + unit / 2)
 
 
@@ -78,6 +82,7 @@ class Dialer:
     async def run(self) -> None:
         """Dial until cancelled."""
         failures = redirects = 0
+        refused = False
         queue: list[str] = []
         said: dict[str, str] = {}
         while True:
@@ -86,6 +91,7 @@ class Dialer:
             end = await self._hold(address, patience(failures))
             if self.connected_to:
                 failures = redirects = 0
+                refused = False
                 self.connected_to = ""
                 said.clear()
             if isinstance(end, Redirected):
@@ -94,7 +100,8 @@ class Dialer:
                 if redirects <= _REDIRECTS:
                     continue
             failures += 1
-            delay = backoff(failures, self._rng.random())
+            refused = refused or isinstance(end, CertificateRefused)
+            delay = backoff(failures, self._rng.random(), refused)
             # A manager may be away for hours: what is known of it is not said every few seconds.
             level = logging.DEBUG if said.get(address) == str(end) else logging.WARNING
             said[address] = str(end)

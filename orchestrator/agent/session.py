@@ -52,6 +52,10 @@ class Redirected(SessionEnded):
         self.leader = leader
 
 
+class CertificateRefused(SessionEnded):
+    """The manager does not accept this node's certificate, which was revoked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """What a session tells of this node."""
@@ -333,8 +337,8 @@ async def _read(call: Any) -> dispatch_pb2.ManagerMessage:
 
 
 async def _closed(call: Any) -> SessionEnded:
-    words = _words(await call.code(), await call.details())
-    return SessionEnded(words or "the manager closed the session")
+    code, details = await call.code(), await call.details()
+    return _by_status(code, details) or SessionEnded("the manager closed the session")
 
 
 def _redirected(redirect: dispatch_pb2.Redirect) -> SessionEnded:
@@ -360,11 +364,16 @@ def _ended(error: BaseException) -> SessionEnded:
     if isinstance(error, SessionEnded):
         return error
     if isinstance(error, grpc.aio.AioRpcError):
-        return SessionEnded(_words(error.code(), error.details()) or "the session broke off")
+        ended = _by_status(error.code(), error.details())
+        return ended or SessionEnded("the session broke off")
     return SessionEnded(f"the session broke off ({error})")
 
 
-def _words(code: grpc.StatusCode, details: str | None) -> str:
+def _by_status(code: grpc.StatusCode, details: str | None) -> SessionEnded | None:
+    """What a status means; None for OK."""
     if code is grpc.StatusCode.OK:
-        return ""
-    return f"{code.name.lower().replace('_', ' ')}: {details}" if details else code.name.lower()
+        return None
+    if code is grpc.StatusCode.UNAUTHENTICATED and details:
+        return CertificateRefused(details)
+    words = code.name.lower().replace("_", " ")
+    return SessionEnded(f"{words}: {details}" if details else words)

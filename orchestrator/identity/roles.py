@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -59,6 +60,11 @@ def may_call(identity: Identity | None, service: str, cluster_id: str) -> str:
     return ""
 
 
+_LOG_AGAIN = 60.0
+"""Seconds between two log entries about one revoked certificate."""
+_MOST_TOLD = 1000
+
+
 class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Refuses each call that the table does not allow or whose certificate was revoked, and logs
     it. Ends calls under way when their certificates are revoked."""
@@ -73,6 +79,20 @@ class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._cluster_id = cluster_id
         self._revocations = revocations
         self._seen = seen
+        self._told: dict[str, float] = {}
+        """Serial number of a revoked certificate → when its use was logged."""
+
+    def _is_news(self, identity: Identity) -> bool:
+        """Whether the use of a revoked certificate is to be logged: not each of those of a removed
+        node that goes on dialing."""
+        serial = identity.certificate.serial if identity.certificate else ""
+        now = time.monotonic()
+        if now < self._told.get(serial, -_LOG_AGAIN) + _LOG_AGAIN:
+            return False
+        if len(self._told) >= _MOST_TOLD:
+            self._told.clear()
+        self._told[serial] = now
+        return True
 
     async def intercept_service(
         self,
@@ -108,7 +128,8 @@ class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                     self._seen(identity, context.peer())
                     yield
             except CertificateRevoked as revoked:
-                log.warning("call refused", extra={**facts, "reason": revoked})
+                if self._is_news(identity):
+                    log.warning("call refused", extra={**facts, "reason": revoked})
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(revoked))
 
         return within(handler, checked)

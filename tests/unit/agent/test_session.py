@@ -381,6 +381,7 @@ def test_the_back_off_grows_to_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialer_module, "BACKOFF_MOST", 8.0)
     assert [backoff(n, 1.0) for n in (1, 2, 3, 7, 8, 1000)] == [0.1, 0.2, 0.4, 6.4, 8.0, 8.0]
     assert [backoff(n, 0.0) for n in (1, 8)] == [0.05, 4.0]
+    assert [backoff(n, 1.0, refused=True) for n in (1, 8, 1000)] == [0.1, 12.8, 60.0]
 
 
 def test_a_slow_manager_is_given_more_time_after_failures() -> None:
@@ -477,3 +478,29 @@ async def test_the_table_is_followed_without_a_manager(host: Host) -> None:
         assert names(a.follower.told[0]) == ["web"]
         assert a.follower.told[0].base is None
         assert a.follower.told[0].networks == (network,)
+
+
+async def test_a_revoked_node_dials_more_and_more_seldom(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dialer_module, "BACKOFF_FIRST", 1000.0)
+    monkeypatch.setattr(dialer_module, "BACKOFF_MOST", 0.001)
+    words = "this certificate was revoked at 2026-01-01T00:00:00Z; …"
+
+    class Refusing(dispatch_pb2_grpc.DispatchServicer):
+        async def Session(self, messages: Any, context: Any) -> None:
+            await anext(aiter(messages))
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, words)
+
+    server = grpc.aio.server()
+    dispatch_pb2_grpc.add_DispatchServicer_to_server(Refusing(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with agent(host, f"127.0.0.1:{port}"):
+            await until(lambda: words in caplog.text)
+            [record] = [each for each in caplog.records if words in each.getMessage()]
+            # Another failure would be followed by a millisecond at the most.
+            assert float(record.__dict__["retry_in"]) >= dialer_module.BACKOFF_REFUSED / 2
+    finally:
+        await server.stop(None)

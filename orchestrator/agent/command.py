@@ -11,11 +11,11 @@ from pathlib import Path
 
 import click
 
-from orchestrator.agent.proxies import proxy_options, set_proxies
 from orchestrator.configfile import config_option
 from orchestrator.model.generic import is_device, parse_supply, supply_names
 from orchestrator.model.specs import Resources
 from orchestrator.model.units import parse_duration, parse_memory
+from orchestrator.proxies import proxy_options, set_proxies
 from orchestrator.tracing import endpoint_option
 
 

@@ -18,8 +18,10 @@ def image_rows(messages: Iterable[Any], hostnames: Mapping[str, str]) -> list[Ro
     """From the images of a ListImagesReply: a row a name, newest first."""
     images: list[Image] = [from_proto(message) for message in messages]
     rows = []
+    given = {name for image in images for name in image.names}
     for image in sorted(images, key=lambda image: (-image.created_at, image.id)):
-        for name in image.names or ("",):
+        reported = [name for name in image.reported_names if name not in given]
+        for name in image.names or reported or ("",):
             parsed = parse_image(name) if name else None
             rows.append(
                 {
@@ -27,7 +29,8 @@ def image_rows(messages: Iterable[Any], hostnames: Mapping[str, str]) -> list[Ro
                     "repository": parsed.name if parsed else "<none>",
                     "tag": (parsed.tag if parsed else "") or "<none>",
                     "digest": image.indexes[0] if image.indexes else image.id,
-                    "dangling": not image.names,
+                    "dangling": not name,
+                    "reported": bool(name) and not image.names,
                     "size": image.size,
                     "nodes": sorted(hostnames.get(node, node) for node in image.nodes),
                     "layers": list(image.layers),
@@ -74,7 +77,10 @@ def _moment_of(key: str, value: str, rows: Sequence[Row]) -> float:
 
 
 def image_columns(whole: bool, digests: bool, now: float) -> list[Column]:
-    columns = [column("REPOSITORY", "repository"), column("TAG", "tag")]
+    columns = [
+        column("REPOSITORY", "repository"),
+        Column("TAG", lambda row: row["tag"] + (" (reported)" if row["reported"] else "")),
+    ]
     if digests:
         columns.append(column("DIGEST", "digest"))
     return [

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from orchestrator.configfile import config_option
+from orchestrator.proxies import registry_proxy_options, set_proxies
 from orchestrator.tracing import CannotTrace, endpoint_option
 
 
@@ -48,6 +49,7 @@ from orchestrator.tracing import CannotTrace, endpoint_option
     is_flag=True,
     help="Start without a lost cluster.key; secrets sealed with it stay unreadable.",
 )
+@registry_proxy_options
 @endpoint_option
 @click.option(
     "--lease",
@@ -63,7 +65,9 @@ from orchestrator.tracing import CannotTrace, endpoint_option
     show_default=True,
     help="The least serious lines that are written.",
 )
+@click.pass_context
 def manager(
+    context: click.Context,
     data_dir: Path,
     etcd_endpoints: str,
     etcd_cacert: Path | None,
@@ -88,6 +92,7 @@ def manager(
     from orchestrator.process import run_until_signalled, take_precedence
 
     log.setup(log_level)
+    set_proxies(context)
     # The control plane stays responsive when containers on the same host use all CPUs.
     take_precedence(-5)
     tls = None

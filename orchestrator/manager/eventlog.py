@@ -351,7 +351,7 @@ def _name(item: Object) -> str:
         case Node():
             return item.description.hostname
         case Image():
-            return item.names[0] if item.names else item.id
+            return next(iter(item.names or item.reported_names), item.id)
         case _:
             return str(getattr(item, "name", ""))
 

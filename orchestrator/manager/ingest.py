@@ -16,9 +16,13 @@ from orchestrator.manager.planning.statuses import ingest as task_changes
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import fold
 from orchestrator.manager.store.keys import object_key
+from orchestrator.model.names import parse_image
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image
 from orchestrator.model.tasks import Task
+
+MOST_NAMES = 16
+"""Names of an image that are kept of those that nodes report."""
 
 
 def decisions(
@@ -142,21 +146,36 @@ def _inventory(view: ClusterView, node_id: str, images: tuple[Image, ...]) -> It
             yield Change(image, after)
     for image in images:
         known = view.images.get(image.id)
+        reported = _reported_names(image.names)
         if known is None:
-            # A name that another image has in the cluster stays with that one.
-            names = tuple(n for n in image.names if view.image_by_name(n) is None)
-            yield Change(None, replace(image, names=names, nodes=(node_id,), revision=0))
+            new = replace(image, names=(), reported_names=reported, condemned=())
+            yield Change(None, replace(new, nodes=(node_id,), revision=0))
         else:
             nodes = tuple(sorted({*known.nodes, node_id}))
+            if node_id in known.condemned:
+                reported = ()  # it was removed there, under that name, too
             indexes = tuple(sorted({*known.indexes, *image.indexes}))
             after = replace(
                 known,
                 nodes=nodes,
                 indexes=indexes,
-                labels=image.labels,
-                # An older agent does not tell.
-                entrypoint=image.entrypoint or known.entrypoint,
-                command=image.command or known.command,
+                # What the first node said stays: they describe the same bytes.
+                labels=known.labels or image.labels,
+                entrypoint=known.entrypoint or image.entrypoint,
+                command=known.command or image.command,
+                reported_names=_reported_names({*known.reported_names, *reported} - {*known.names}),
             )
             if after != known:
                 yield Change(known, after)
+
+
+def _reported_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Names that nodes say an image has, without what is none."""
+    return tuple(sorted({name for name in names if _is_name(name)})[:MOST_NAMES])
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return str(parse_image(text)) == text
+    except ValueError:
+        return False

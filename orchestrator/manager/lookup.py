@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.manager.refusal import invalid, not_found
+from orchestrator.manager.refusal import Refusal, invalid, not_found
 from orchestrator.model.documents import Document, DocumentKind
-from orchestrator.model.names import near_image, near_miss, parse_image
+from orchestrator.model.names import near_image, near_miss, parse_image, short_id
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image, Network
 from orchestrator.model.services import Service
@@ -149,8 +149,9 @@ def find_image(view: ClusterView, name: str) -> Image:
     raise not_found(f"no image '{name}' in this cluster; {image_hint(view, name)}")
 
 
-def find_image_by_word(view: ClusterView, word: str) -> Image:
-    """The image that a user means: by a name, a digest, or the unique beginning of one."""
+def find_image_by_word(view: ClusterView, word: str, *, reported: bool = False) -> Image:
+    """The image that a user means: by a name, a digest, or the unique beginning of one; with
+    `reported`, also by a name that only nodes say it has, and no other image."""
     if re.fullmatch(r"(?:sha256:)?[0-9a-f]{4,64}", word):
         digits = word.removeprefix("sha256:")
         begun = [i for id, i in view.images.items() if id.startswith(f"sha256:{digits}")]
@@ -162,11 +163,23 @@ def find_image_by_word(view: ClusterView, word: str) -> Image:
         name = parse_image(word)
     except ValueError as error:
         raise invalid(str(error)) from None
-    return find_image(view, name.digest or str(name))
+    try:
+        return find_image(view, name.digest or str(name))
+    except Refusal:
+        found = [i for i in view.images.values() if reported and str(name) in i.reported_names]
+        if len(found) != 1:
+            raise
+        return found[0]
 
 
 def image_hint(view: ClusterView, name: object) -> str:
     """What to do about an image that is not there: a name that was meant, else how to get it."""
     names = [name for image in view.images.values() for name in image.names]
     guess = near_image(str(name), names)
+    for image in view.images.values():
+        if str(name) in image.reported_names:
+            return (
+                f"a node says that {short_id(image.id)} has this name; if you trust it: "
+                f"orc tag {short_id(image.id)} {name}"
+            )
     return f"did you mean '{guess}'?" if guess else "put it there with 'orc build' or 'orc load'"

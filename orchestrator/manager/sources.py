@@ -19,6 +19,7 @@ from orchestrator.manager.vault import Vault
 from orchestrator.model.names import parse_image
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Image
+from orchestrator.model.states import TaskState
 from orchestrator.model.units import format_size
 from orchestrator.pb import images_pb2, images_pb2_grpc
 
@@ -58,7 +59,10 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
         try:
             source = await self._turn(ticket, pull, request, context)
             if source == REGISTRY:
-                auth = self._auth(request.name, identity.id)
+                needed = self._building(identity.id) or must_pull(
+                    self._cache.view, identity.id, request.name
+                )
+                auth = self._auth(request.name) if needed else b""
                 await context.write(images_pb2.Grant(registry=True, auth=auth))
             else:
                 await context.write(images_pb2.Grant(nodes=[source]))
@@ -83,15 +87,13 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
         assert identity is not None  # the role guard saw to it
         found = images_of(self._cache.view, request.name)
         return images_pb2.LocateReply(
-            digest=found[0].id if found else "", auth=self._auth(request.name, identity.id)
+            digest=found[0].id if found else "",
+            auth=self._auth(request.name) if self._building(identity.id) else b"",
         )
 
-    def _auth(self, image: str, node_id: str) -> bytes:
-        """The credentials for an image's registry, if the node has any need of them."""
-        view = self._cache.view
-        if not self._building(node_id) and not needs_registry(view, node_id, image):
-            return b""
-        return auth_for(view, self._vault, image)
+    def _auth(self, image: str) -> bytes:
+        """The cluster's credentials for an image's registry."""
+        return auth_for(self._cache.view, self._vault, image)
 
     async def _turn(self, ticket: int, pull: Pull, request: Any, context: Any) -> str:
         """Wait for the turn; return where to pull from. Sends notices to the agent meanwhile."""
@@ -124,11 +126,13 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
             self._waiting.discard(wake)
 
 
-def needs_registry(view: ClusterView, node_id: str, image: str) -> bool:
-    """Whether a node has a task with an image of the same registry."""
-    registry = parse_image(image).registry
+def must_pull(view: ClusterView, node_id: str, image: str) -> bool:
+    """Whether a node has a task that waits for this image: only then it gets the password."""
+    wanted = parse_image(image)
     return any(
-        parse_image(task.spec.container.image).registry == registry
+        task.desired_state is TaskState.RUNNING
+        and TaskState.ASSIGNED <= task.status.state < TaskState.STARTING
+        and parse_image(task.spec.container.image) == wanted
         for task in view.tasks_of_node(node_id).values()
         if task.spec.container.image
     )

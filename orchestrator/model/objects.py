@@ -90,7 +90,8 @@ class Image(Extensible):
 
     id: str = ""
     names: tuple[str, ...] = ()
-    """Full names with tag, such as `hello:1`."""
+    """Full names with tag, such as `hello:1`, that users gave it: by a build, a load, a pull, a
+    tag, an import or a commit."""
     config_digest: str = ""
     size: int = 0
     """Bytes of all blobs, compressed as they are stored."""
@@ -109,6 +110,8 @@ class Image(Extensible):
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     """What it runs, as its config has it."""
+    reported_names: tuple[str, ...] = ()
+    """Names that nodes have it under. For display: no name is resolved by them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,10 @@ from imageregistry import layout_of, registry_in, take_insecure
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.flight import Flights
 from orchestrator.agent.images.manifest import Platform
-from orchestrator.agent.images.registry import Registry, remote
-from orchestrator.agent.images.registryerrors import (
+from orchestrator.agent.images.registry import Registry
+from orchestrator.agent.images.store import ImageStore
+from orchestrator.model.names import parse_image
+from orchestrator.registries.errors import (
     AccessDenied,
     Damaged,
     Forbidden,
@@ -30,8 +32,7 @@ from orchestrator.agent.images.registryerrors import (
     Unreachable,
     explain,
 )
-from orchestrator.agent.images.store import ImageStore
-from orchestrator.model.names import parse_image
+from orchestrator.registries.skopeo import remote
 
 pytestmark = pytest.mark.root
 

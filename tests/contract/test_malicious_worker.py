@@ -17,8 +17,11 @@ from typing import Any
 
 import grpc
 import pytest
+from imageregistry import layout_of, registry_in
 from managerhost import Running, manager_in
 
+from orchestrator.agent.images.registry import Registry
+from orchestrator.background import background
 from orchestrator.identity.join import Joined, JoinRefused
 from orchestrator.identity.pair import KeyPair
 from orchestrator.manager.planning.views import ClusterView
@@ -26,6 +29,7 @@ from orchestrator.manager.store.etcd import EtcdKv
 from orchestrator.manager.store.member import EtcdMember
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.nodes import Node, NodeDescription
+from orchestrator.model.objects import Image
 from orchestrator.model.specs import ContainerSpec, Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
@@ -34,6 +38,8 @@ from orchestrator.pb import (
     control_pb2_grpc,
     dispatch_pb2,
     dispatch_pb2_grpc,
+    images_pb2,
+    images_pb2_grpc,
     networks_pb2,
     networks_pb2_grpc,
 )
@@ -58,15 +64,20 @@ async def control(running: Running) -> AsyncIterator[Any]:
 class Agent:
     """An agent that says what the test wants; as other agents it acknowledges endpoint tables."""
 
-    def __init__(self, running: Running, joined: Joined, call: Any) -> None:
+    def __init__(self, running: Running, joined: Joined, stub: Any, call: Any) -> None:
         self.id = joined.node_id
         self.pair = KeyPair(joined.certificate, joined.key)
         self._running = running
+        self._stub = stub
         self._call = call
         self._sequence = 0
         self.acknowledged = 0
         self.tasks: dict[str, Task] = {}
         self.subnets: dict[str, IPv4Network] = {}
+        self.orders: list[dispatch_pb2.OpenTunnel] = []
+        self.answer = dispatch_pb2.TunnelResult()
+        """To whatever is ordered, after `lines`."""
+        self.lines: list[str] = []
         self.named: dict[str, str] = {}
         """Task id → address, by the newest endpoint table."""
 
@@ -108,6 +119,12 @@ class Agent:
                         self.named.pop(id, None)
                 applied = dispatch_pb2.EndpointsApplied(revision=message.endpoints.revision)
                 await self.say(endpoints_applied=applied)
+            case "open":
+                self.orders.append(message.open)
+                tunnel = self._stub.Tunnel(metadata=(("orc-tunnel", message.open.id),))
+                for line in self.lines:
+                    await tunnel.write(dispatch_pb2.Frame(line=line))
+                await tunnel.write(dispatch_pb2.Frame(result=self.answer))
             case "ack":
                 self.acknowledged = message.ack.sequence
 
@@ -117,13 +134,14 @@ async def session(running: Running, joined: Joined, **description: Any) -> Async
     async with running.channel(KeyPair(joined.certificate, joined.key)) as channel:
         about = NodeDescription(**{"resources": Resources(4096, 8 << 30), **description})
         hello = dispatch_pb2.Hello(description=to_proto(about))
+        stub = dispatch_pb2_grpc.DispatchStub(channel)
         welcomed = False
         while not welcomed:  # a manager that does not lead yet ends the call
-            call = dispatch_pb2_grpc.DispatchStub(channel).Session()
+            call = stub.Session()
             with suppress(grpc.aio.AioRpcError):
                 await call.write(dispatch_pb2.AgentMessage(hello=hello))
                 welcomed = (await call.read()).WhichOneof("kind") == "welcome"
-        agent = Agent(running, joined, call)
+        agent = Agent(running, joined, stub, call)
         await agent.until(lambda: bool(agent.subnets))
         yield agent
         call.cancel()
@@ -306,3 +324,160 @@ async def test_a_node_speaks_for_no_task_of_another(
 def up(address: str, **more: str) -> TaskStatus:
     addresses = {"default": address, **more}
     return TaskStatus(TaskState.RUNNING, at=1.0, addresses=addresses)
+
+
+# -- images --------------------------------------------------------------------------------------
+
+EVIL = "sha256:" + "e" * 64
+
+
+@pytest.fixture
+async def registry(tmp_path: Path) -> AsyncIterator[tuple[str, str]]:
+    """The name of an image in a registry, and its digest there."""
+    with registry_in(tmp_path) as (name, _):
+        layout = layout_of(tmp_path, 1000)
+        pushed = await Registry(tmp_path).push(layout, name, b"", lambda *news: None)
+        yield name, pushed
+
+
+@pytest.fixture
+async def images(running: Running) -> AsyncIterator[Any]:
+    async with running.channel(running.admin) as channel:
+        yield images_pb2_grpc.ImagesStub(channel)
+
+
+async def claim(running: Running, agent: Agent, *names: str) -> None:
+    """Have a node say that its own image has these names."""
+    image = Image(id=EVIL, names=names)
+    await agent.say(images=dispatch_pb2.ImageReport(images=[to_proto(image)]))
+    await eventually(running, lambda view: EVIL in view.images)
+
+
+async def create_resolved(control: Any, name: str, image: str) -> Any:
+    task = TaskSpec(container=ContainerSpec(image=image))
+    spec = to_proto(ServiceSpec(name=name, replicas=0, task=task))
+    return await control.CreateService(control_pb2.CreateServiceRequest(spec=spec))
+
+
+@asynccontextmanager
+async def listening(agent: Agent) -> AsyncIterator[None]:
+    """Have a node obey orders while the block runs, with which its session ends."""
+    async with background(agent.until(lambda: False)):
+        yield
+
+
+async def test_a_name_that_a_node_claims_is_asked_of_the_registry(
+    running: Running, control: Any, hosts: Callable[..., Any], registry: tuple[str, str]
+) -> None:
+    name, digest = registry
+    evil = await hosts("evil")
+    await claim(running, evil, name)
+    evil.lines = [EVIL]  # to an order to look the name up
+    async with listening(evil):
+        service = await create_resolved(control, "web", name)
+    assert service.image_digest == digest
+    assert not evil.orders, "a node was asked what the name stands for"
+    # By its digest, it is what it is.
+    service = await create_resolved(control, "own", f"{name}@{EVIL}")
+    assert service.image_digest == EVIL
+
+
+async def test_a_name_that_only_a_node_knows_is_refused_until_a_user_gives_it(
+    running: Running, control: Any, images: Any, hosts: Callable[..., Any]
+) -> None:
+    evil = await hosts("evil")
+    name = "127.0.0.1:1/nginx:1"
+    await claim(running, evil, name)
+    async with listening(evil):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await create_resolved(control, "web", name)
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+        assert f"if you trust it: orc tag {'e' * 12} {name}" in (refused.value.details() or "")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await images.Tag(images_pb2.TagImageRequest(image=name, name="mine:1"))
+        await images.Tag(images_pb2.TagImageRequest(image="e" * 12, name=name))
+        service = await create_resolved(control, "web", name)
+        assert service.image_digest == EVIL
+
+
+async def test_a_node_that_builds_gives_no_names_but_the_users(
+    running: Running, control: Any, hosts: Callable[..., Any]
+) -> None:
+    evil = await hosts("evil")
+    image = Image(id=EVIL, names=("nginx:1", "mine:1"))
+    evil.answer = dispatch_pb2.TunnelResult(image=to_proto(image))
+    upload = control_pb2.ImageUpload(header=control_pb2.ImageHeader(name="mine:1"))
+    async with listening(evil):
+        (*_, built) = [part async for part in control.BuildImage(iter([upload]))]
+    assert list(built.image.names) == ["mine:1"]
+    stored = running.manager.cache.view.images[EVIL]
+    assert stored.names == ("mine:1",)
+    assert (await create_resolved(control, "web", "mine:1")).image_digest == EVIL
+
+
+async def test_a_node_that_pulls_cannot_answer_with_another_image(
+    running: Running, images: Any, hosts: Callable[..., Any], registry: tuple[str, str]
+) -> None:
+    name, digest = registry
+    evil = await hosts("evil")
+    evil.lines = [EVIL]
+    evil.answer = dispatch_pb2.TunnelResult(image=to_proto(Image(id=EVIL, names=(name,))))
+    async with listening(evil):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            [part async for part in images.Pull(images_pb2.PullImageRequest(name=name))]
+        assert "node evil answered with another image" in (refused.value.details() or "")
+        assert EVIL not in running.manager.cache.view.images
+        true = Image(id=digest, names=(name, "nginx:1"))
+        evil.answer = dispatch_pb2.TunnelResult(image=to_proto(true))
+        [part async for part in images.Pull(images_pb2.PullImageRequest(name=name))]
+    assert running.manager.cache.view.images[digest].names == (name,)
+    assert {order.pull.digest for order in evil.orders} == {digest}
+
+
+async def test_a_node_cannot_describe_another_image(
+    running: Running, images: Any, hosts: Callable[..., Any]
+) -> None:
+    evil = await hosts("evil")
+    await claim(running, evil, "web:1")
+    evil.lines = ['{"config": {"digest": "sha256:0"}}', '{"config": {"Cmd": ["true"]}}']
+    async with listening(evil):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await images.Inspect(images_pb2.InspectImageRequest(image=EVIL))
+    assert "other documents than those of" in (refused.value.details() or "")
+
+
+# -- passwords -----------------------------------------------------------------------------------
+
+
+async def test_a_node_gets_a_password_only_for_the_image_that_a_task_waits_for(
+    running: Running,
+    control: Any,
+    images: Any,
+    hosts: Callable[..., Any],
+    registry: tuple[str, str],
+) -> None:
+    name, _ = registry
+    host = name.partition("/")[0]
+    evil = await hosts("evil")
+    login = images_pb2.LoginRequest(registry=host, username="orc", password="open-sesame")
+    await images.Login(login)  # no node is shown it to try it
+    async with running.channel(evil.pair) as channel:
+        sources = images_pb2_grpc.SourcesStub(channel)
+
+        async def shown(image: str) -> bytes:
+            located = await sources.Locate(images_pb2.LocateRequest(name=image))
+            call = sources.Acquire(images_pb2.AcquireRequest(name=image))
+            grant = await call.read()
+            call.cancel()
+            assert grant.registry
+            return bytes(located.auth + grant.auth)
+
+        assert await shown(name) == b""
+        await create(control, "web", image=name)
+        await evil.until(lambda: bool(evil.tasks))
+        assert b"auths" in await shown(name)
+        # Not of other images there, and not once it has what it needs.
+        assert await shown(f"{host}/payroll:1") == b""
+        (mine,) = evil.tasks
+        await evil.report({mine: up(evil.address(2))})
+        assert await shown(name) == b""

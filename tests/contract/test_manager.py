@@ -173,11 +173,14 @@ async def pictures(control: Any, holds: Any) -> Any:
 
 
 async def deploy(running: Running, control: Any, spec: Any) -> Any:
-    """Create a service as soon as its image is known in the cluster."""
+    """Create a service as soon as its image is known in the cluster, by the name that a user gave
+    it."""
     cache = running.manager.cache
     async with asyncio.timeout(60), cache.subscribe() as feed:
         while not cache.view.images:
             await feed.next()
+    if cache.view.image_by_name("hello:1") is None:
+        await give_names(running.kv, cache, cache.view.images[IMAGE.id].nodes[0], IMAGE)
     return await control.CreateService(control_pb2.CreateServiceRequest(spec=spec))
 
 

@@ -15,15 +15,17 @@ from registryhost import RegistryHost, allow_insecure, home, registry, trust
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 NODES = ("node1", "node2", "node3")
+MANAGER = "manager1"
+"""It asks registries what names stand for, so it is configured as nodes are."""
 
 
 @pytest.fixture
 def plain(cluster: Cluster, tmp_path: Path) -> Iterator[RegistryHost]:
     """A registry without TLS, which all nodes know as insecure."""
     with registry(cluster, tmp_path) as host:
-        allow_insecure(cluster, host.name, *NODES)
+        allow_insecure(cluster, host.name, *NODES, MANAGER)
         yield host
-        for node in NODES:
+        for node in (*NODES, MANAGER):
             (home(cluster, node) / "registries.conf").unlink()
 
 
@@ -92,7 +94,7 @@ def test_tls_and_passwords(cluster: Cluster, hello: str, tmp_path: Path) -> None
         line = _last_line(cluster, "push", name)
         assert "certificate" in line
         assert f"certs.d/{host.name}/ca.crt" in line
-        trust(cluster, host.name, tmp_path / "tls.crt", *NODES)
+        trust(cluster, host.name, tmp_path / "tls.crt", *NODES, MANAGER)
         line = _last_line(cluster, "push", name)
         assert f"denies access to the image {name}" in line
         assert f"orc login {host.name}" in line
@@ -191,12 +193,14 @@ def test_a_node_behind_a_proxy(cluster: Cluster, pushed: str, plain: RegistryHos
     gateway = plain.name.rpartition(".")[0] + ".1"
     named = "registry.beyond.test:5000"
     with forward_proxy(gateway, {named: plain.name}) as proxy:
+        cluster.stop(MANAGER)
         cluster.stop("node3")
         flags = ("--http-proxy", proxy.url, "--https-proxy", proxy.url, "--no-proxy", plain.name)
+        cluster.dev("start", MANAGER, "--", *flags)
         cluster.dev("start", "node3", "--", *flags)
         cluster.await_ready("node3")
         try:
-            allow_insecure(cluster, named, "node3")
+            allow_insecure(cluster, named, "node3", MANAGER)
             image = pushed.replace(plain.name, named)
 
             def pulled() -> subprocess.CompletedProcess[str]:
@@ -208,7 +212,7 @@ def test_a_node_behind_a_proxy(cluster: Cluster, pushed: str, plain: RegistryHos
             assert done.returncode == 0, done.stderr
             assert f"GET {named}" in proxy.asked
             asked = list(proxy.asked)
-            allow_insecure(cluster, plain.name, "node3")
+            allow_insecure(cluster, plain.name, "node3", MANAGER)
             cluster.orc("pull", "--node", "node3", pushed)
             assert proxy.asked == asked, "--no-proxy leads past it"
             source = home(cluster, "node3").parent / "proxied"
@@ -219,6 +223,7 @@ def test_a_node_behind_a_proxy(cluster: Cluster, pushed: str, plain: RegistryHos
             built = cluster.orc("build", "--node", "node3", "-t", "proxied:1", str(source))
             assert f"by {proxy.url}" in built.stderr
         finally:
-            cluster.stop("node3")
-            cluster.start("node3")
+            for host in (MANAGER, "node3"):
+                cluster.stop(host)
+                cluster.start(host)
             cluster.orc("rmi", image, "proxied:1", ok=False)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-
-class ImageError(Exception):
-    """The image cannot be used, stored or found; the text is one line for the user."""
+from orchestrator.registries.errors import ImageError as ImageError
 
 
 class BuildError(ImageError):

@@ -19,6 +19,7 @@ from orchestrator.manager.eventlog import EventLog
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import Refusal
+from orchestrator.manager.registries import Registries
 from orchestrator.manager.store.cache import Cache, Unreadable
 from orchestrator.manager.store.kv import Conflict, Kv, StoreError, StoreFull, TooLarge
 from orchestrator.manager.tunnels import Tunnels
@@ -50,6 +51,7 @@ class ApiContext:
     revocations: Revocations = field(default_factory=Revocations)
     record: Callable[[Entry], None] = lambda entry: None
     """Adds an entry to the audit trail; calls of the API are added by themselves."""
+    registries: Registries = field(default_factory=Registries)
     tracer: Tracer = OFF
 
     @property

@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering
-from orchestrator.manager.api.image_nodes import ask, choose_node, frames, holder, settled
-from orchestrator.manager.api.image_registry import parsed
+from orchestrator.manager.api.image_nodes import ask, choose_node, frames, holder, parsed, settled
 from orchestrator.manager.lookup import find_container, find_image_by_word
 from orchestrator.manager.refusal import invalid, precondition
 from orchestrator.manager.tunnels import Tunnel
@@ -31,9 +30,11 @@ class FileCalls(Calls):
         api = self.api
         names: dict[str, list[str]] = {}
         for word in request.images:
-            image = find_image_by_word(api.view, word)
+            image = find_image_by_word(api.view, word, reported=True)
             named = names.setdefault(image.id, [])
-            named += [n for n in image.names if n == _full(word) and n not in named]
+            known = {*image.names, *image.reported_names}
+            if (name := _full(word)) in known and name not in named:
+                named.append(name)
         orders: dict[str, images_pb2.SaveOrder] = {}
         for digest, node_id in self._spread(list(names)).items():
             order = orders.setdefault(node_id, images_pb2.SaveOrder(more=True))
@@ -84,7 +85,7 @@ class FileCalls(Calls):
             try:
                 async for frame in tunnel.frames():
                     if frame.WhichOneof("kind") == "result":
-                        image = await settled(self.api, node, frame.result)
+                        image = await settled(self.api, node, frame.result, (header.name,))
                         yield control_pb2.ImageProgress(image=to_proto(image))
             finally:
                 sender.cancel()
@@ -97,7 +98,7 @@ class FileCalls(Calls):
         order = self._order(task, images_pb2.ContainerFilesOrder.COMMIT)
         order.container_files.commit.CopyFrom(request)
         _, result = await ask(self.api, node, order)
-        return to_proto(await settled(self.api, node, result))
+        return to_proto(await settled(self.api, node, result, (request.name,)))
 
     @answering
     async def Diff(self, request: Any, context: Any) -> Any:

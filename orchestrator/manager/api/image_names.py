@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering, hostnames
-from orchestrator.manager.api.image_nodes import ask, every, holder
-from orchestrator.manager.api.image_registry import parsed
+from orchestrator.manager.api.image_nodes import ask, every, holder, parsed
 from orchestrator.manager.api.inuse import in_use
 from orchestrator.manager.lookup import find_image_by_word
 from orchestrator.manager.planning.plan import Change
@@ -30,7 +31,8 @@ def users(view: ClusterView, image: Image) -> list[str]:
 
     def needs(digest: str, container: ContainerSpec) -> bool:
         # Without a digest, each node has looked the name up for itself.
-        return digest in known if digest else _name(container.image) in image.names
+        names = {*image.names, *image.reported_names}
+        return digest in known if digest else _name(container.image) in names
 
     found = []
     for task in sorted(view.tasks.values(), key=lambda task: task.name):
@@ -72,7 +74,7 @@ class NameCalls(Calls):
     @answering
     async def Remove(self, request: Any, context: Any) -> Any:
         view = self.api.view
-        image = find_image_by_word(view, request.image)
+        image = find_image_by_word(view, request.image, reported=True)
         name = request.image
         if name not in image.names:
             name = next((n for n in image.names if n == str(_name(name))), "")
@@ -89,7 +91,7 @@ class NameCalls(Calls):
                 f"({', '.join(image.names)}); remove it with -f"
             )
         if needed:
-            for each in image.names:
+            for each in dict.fromkeys((*image.names, *image.reported_names)):
                 await self._untag(image, each, reply)
                 image = self.api.view.images[image.id]
             reply.notices.append(f"the image stays while it is used by {needed[0]}")
@@ -99,7 +101,11 @@ class NameCalls(Calls):
 
     async def _untag(self, image: Image, name: str, reply: Any) -> None:
         api = self.api
-        after = replace(image, names=tuple(n for n in image.names if n != name))
+        after = replace(
+            image,
+            names=tuple(n for n in image.names if n != name),
+            reported_names=tuple(n for n in image.reported_names if n != name),
+        )
         await api.cache.wait_for(await commit(api.kv, [Change(image, after)]))
         order = images_pb2.RemoveOrder(image=image.id, name=name)
         await every(api, self._nodes(image), dispatch_pb2.OpenTunnel(remove_image=order))
@@ -111,7 +117,7 @@ class NameCalls(Calls):
         nodes = self._nodes(image)
         away = [node for node in nodes if not api.dispatcher.connected(node.id)]
         condemned = tuple(sorted(node.id for node in away))
-        after = replace(image, names=(), condemned=condemned)
+        after = replace(image, names=(), reported_names=(), condemned=condemned)
         if after != image:
             await api.cache.wait_for(await commit(api.kv, [Change(image, after)]))
         order = images_pb2.RemoveOrder(image=image.id)
@@ -121,7 +127,7 @@ class NameCalls(Calls):
             for node in away
         ]
         notices += await every(api, there, dispatch_pb2.OpenTunnel(remove_image=order))
-        reply.untagged.extend(image.names)
+        reply.untagged.extend(image.names or image.reported_names)
         reply.notices.extend(notices)
         reply.freed += image.size * max(0, len(image.nodes) - len(notices))
         if len(notices) < len(image.nodes):
@@ -135,7 +141,8 @@ class NameCalls(Calls):
     async def Prune(self, request: Any, context: Any) -> Any:
         reply = images_pb2.RemoveImageReply()
         for image in sorted(self.api.view.images.values(), key=lambda image: image.id):
-            if (image.names and not request.all) or users(self.api.view, image):
+            named = image.names or _unclaimed(self.api.view, image)
+            if (named and not request.all) or users(self.api.view, image):
                 continue
             if not selected(image.labels, image.created_at, request):
                 continue
@@ -145,10 +152,16 @@ class NameCalls(Calls):
     @answering
     async def Inspect(self, request: Any, context: Any) -> Any:
         api = self.api
-        image = find_image_by_word(api.view, request.image)
+        image = find_image_by_word(api.view, request.image, reported=True)
         order = images_pb2.ReadOrder(image=image.id)
-        lines, _ = await ask(api, holder(api, image), dispatch_pb2.OpenTunnel(read_image=order))
+        node = holder(api, image)
+        lines, _ = await ask(api, node, dispatch_pb2.OpenTunnel(read_image=order))
         manifest, config = lines
+        if _digest(manifest) != image.id or _digest(config) != _config_of(manifest):
+            raise precondition(
+                f"node {node.description.hostname} answered with other documents than those of "
+                f"image {image.id}; check that host"
+            )
         return images_pb2.InspectImageReply(
             image=to_proto(image), manifest=manifest, config=config, hostnames=hostnames(api.view)
         )
@@ -156,6 +169,20 @@ class NameCalls(Calls):
     def _nodes(self, image: Image) -> list[Node]:
         nodes = self.api.view.nodes
         return [nodes[id] for id in image.nodes if id in nodes]
+
+
+def _unclaimed(view: ClusterView, image: Image) -> list[str]:
+    """The names that nodes report of it and no other image has."""
+    return [name for name in image.reported_names if view.image_by_name(name) is None]
+
+
+def _digest(document: str) -> str:
+    return f"sha256:{hashlib.sha256(document.encode()).hexdigest()}"
+
+
+def _config_of(manifest: str) -> str:
+    """The digest of the config that a manifest names."""
+    return str(json.loads(manifest)["config"]["digest"])
 
 
 def _name(text: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container, Iterable
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.api.context import ApiContext
@@ -11,10 +12,19 @@ from orchestrator.manager.imagenames import give_names
 from orchestrator.manager.lookup import find_node
 from orchestrator.manager.refusal import invalid, precondition
 from orchestrator.model.convert import from_proto
+from orchestrator.model.names import ImageName, parse_image
 from orchestrator.model.nodes import Availability, Node, NodeState
 from orchestrator.model.objects import Image
 from orchestrator.model.platforms import architecture, wanted_architecture
 from orchestrator.pb import dispatch_pb2
+
+
+def parsed(text: str) -> ImageName:
+    """An image's name. Raises Refusal."""
+    try:
+        return parse_image(text)
+    except ValueError as error:
+        raise invalid(str(error)) from None
 
 
 def choose_node(api: ApiContext, word: str = "", platform: str = "") -> Node:
@@ -63,7 +73,7 @@ def holder(api: ApiContext, image: Image) -> Node:
     for node_id in api.dispatcher.nearest(image.nodes):
         if (node := api.view.nodes.get(node_id)) is not None:
             return node
-    name = image.names[0] if image.names else image.id
+    name = next(iter(image.names or image.reported_names), image.id)
     raise precondition(f"no node that has the image '{name}' is connected; see 'orc node ls'")
 
 
@@ -93,14 +103,31 @@ async def ask(api: ApiContext, node: Node, order: Any) -> tuple[list[str], Any]:
     return lines, result
 
 
-async def settled(api: ApiContext, node: Node, result: Any) -> Image:
+async def settled(
+    api: ApiContext,
+    node: Node,
+    result: Any,
+    names: Iterable[str] | None,
+    digests: Container[str] | None = None,
+) -> Image:
     """The image of a result once it and its names are in the cluster's table.
 
-    Raises Refusal with the node's words when it failed.
+    `names` are those that the user gave it; None: those of an archive, which the node read.
+    `digests`: those that it may have, where they are known. Raises Refusal with the node's words
+    when it failed, and for an image that was not asked for.
     """
     if result.error:
         raise precondition(result.error)
-    return await give_names(api.kv, api.cache, node.id, from_proto(result.image))
+    image: Image = from_proto(result.image)
+    if digests is not None and image.id not in digests:
+        raise precondition(
+            f"node {node.description.hostname} answered with another image, {image.id}; check "
+            "that host"
+        )
+    named = image.names if names is None else names
+    given = tuple(sorted({str(parsed(name)) for name in named if name}))
+    image = replace(image, names=given, reported_names=(), condemned=())
+    return await give_names(api.kv, api.cache, node.id, image)
 
 
 async def every(api: ApiContext, nodes: list[Node], order: dispatch_pb2.OpenTunnel) -> list[str]:

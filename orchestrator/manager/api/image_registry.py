@@ -9,15 +9,14 @@ from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.api.image_nodes import (
-    ask,
     choose_node,
     frames,
     holder,
+    parsed,
     ready_nodes,
     settled,
 )
 from orchestrator.manager.credentials import (
-    auth_file,
     auth_for,
     given_auth,
     purpose,
@@ -26,20 +25,14 @@ from orchestrator.manager.credentials import (
 from orchestrator.manager.lookup import find_image
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.refusal import invalid, not_found, precondition
+from orchestrator.manager.registries import Resolved
 from orchestrator.manager.store.commit import commit
 from orchestrator.model.convert import to_proto
-from orchestrator.model.names import ImageName, parse_image
+from orchestrator.model.names import parse_image
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Credential, Image
 from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
-
-
-def parsed(text: str) -> ImageName:
-    """An image's name. Raises Refusal."""
-    try:
-        return parse_image(text)
-    except ValueError as error:
-        raise invalid(str(error)) from None
+from orchestrator.registries.errors import ImageError
 
 
 class RegistryCalls(Calls):
@@ -53,13 +46,15 @@ class RegistryCalls(Calls):
         if not nodes:
             raise precondition("no node is ready to pull an image; see 'orc node ls'")
         auth = given_auth(name, request.login) or auth_for(api.view, api.vault, name)
-        resolve = images_pb2.ResolveOrder(name=name, auth=auth)
-        lines, _ = await ask(api, nodes[0], dispatch_pb2.OpenTunnel(resolve=resolve))
-        digest = lines[0]
+        try:
+            resolved = await api.registries.resolve(name, auth)
+        except ImageError as error:
+            raise precondition(str(error)) from None
+        digest = resolved.digest
         order = images_pb2.PullOrder(name=name, digest=digest, registry=True, auth=auth)
         order.sources.extend(self._sources(digest))
         image = None
-        async for progress in self._pulled(nodes[0], order):
+        async for progress in self._pulled(nodes[0], order, resolved):
             if progress.WhichOneof("part") == "image":
                 image = progress
             else:
@@ -69,12 +64,14 @@ class RegistryCalls(Calls):
             order.sources[:] = self._sources(digest)
             order.registry = False
             order.ClearField("auth")
-            for done in asyncio.as_completed([self._quietly(node, order) for node in nodes[1:]]):
+            for done in asyncio.as_completed(
+                [self._quietly(node, order, resolved) for node in nodes[1:]]
+            ):
                 yield control_pb2.ImageProgress(line=await done)
         yield control_pb2.ImageProgress(line=f"digest: {digest}")
         yield image
 
-    async def _pulled(self, node: Node, order: Any) -> AsyncIterator[Any]:
+    async def _pulled(self, node: Node, order: Any, resolved: Resolved) -> AsyncIterator[Any]:
         async for frame in frames(self.api, node, dispatch_pb2.OpenTunnel(pull=order)):
             match frame.WhichOneof("kind"):
                 case "layer":
@@ -82,11 +79,13 @@ class RegistryCalls(Calls):
                 case "line":
                     yield control_pb2.ImageProgress(line=frame.line)
                 case "result":
-                    image: Image = await settled(self.api, node, frame.result)
+                    image: Image = await settled(
+                        self.api, node, frame.result, (_tagged(order.name),), resolved.manifests
+                    )
                     yield control_pb2.ImageProgress(image=to_proto(image))
 
-    async def _quietly(self, node: Node, order: Any) -> str:
-        async for _ in self._pulled(node, order):
+    async def _quietly(self, node: Node, order: Any, resolved: Resolved) -> str:
+        async for _ in self._pulled(node, order, resolved):
             pass
         return f"{node.description.hostname}: has it"
 
@@ -121,9 +120,10 @@ class RegistryCalls(Calls):
         registry = self._registry(request.registry)
         if not request.username or ":" in request.username:
             raise invalid("a user name is needed, without ':' in it; give it with -u")
-        auth = auth_file(registry, request.username, request.password)
-        order = images_pb2.LoginOrder(registry=registry, auth=auth)
-        await ask(api, choose_node(api), dispatch_pb2.OpenTunnel(login=order))
+        try:
+            await api.registries.login(registry, request.username, request.password)
+        except ImageError as error:
+            raise precondition(str(error)) from None
         before = api.view.credentials.get(registry)
         after = replace(
             before or Credential(id=registry, created_at=api.now()),
@@ -148,3 +148,9 @@ class RegistryCalls(Calls):
             return registry_name(text)
         except ValueError as error:
             raise invalid(str(error)) from None
+
+
+def _tagged(name: str) -> str:
+    """The name without a digest; empty where nothing else says which image it is."""
+    parsed = parse_image(name)
+    return str(replace(parsed, digest="")) if parsed.tag else ""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from orchestrator.manager.api.context import ApiContext
-from orchestrator.manager.api.image_nodes import ask, ready_nodes
 from orchestrator.manager.credentials import auth_for
 from orchestrator.manager.lookup import find_image, image_hint
+from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import Refusal, not_found
 from orchestrator.model.names import ImageName, parse_image
 from orchestrator.model.specs import ContainerSpec
-from orchestrator.pb import dispatch_pb2, images_pb2
+from orchestrator.registries.errors import ImageError, TooMany, Unreachable
 
 WITHIN = 3.0
 """Seconds in which a registry must answer a user who waits for a service."""
@@ -21,9 +19,9 @@ async def resolve_image(
     api: ApiContext, container: ContainerSpec, *, ask_registry: bool = True
 ) -> str:
     """The digest that a container's image stands for now, empty where the node's own files take
-    its place: in the cluster, else at its registry, which
-    a node asks. With `ask_registry` off, the empty text for what the cluster lacks: each node then
-    looks it up. Raises Refusal in one line when it is nowhere.
+    its place: by a name that a user gave an image of the cluster, else by this manager's own
+    request to the registry. With `ask_registry` off, the empty text for what the cluster lacks:
+    each node then looks it up. Raises Refusal in one line when it is nowhere.
     """
     if container.rootfs:
         return ""
@@ -39,18 +37,24 @@ async def _resolved(api: ApiContext, name: ImageName, ask_registry: bool) -> str
     except Refusal:
         if not ask_registry:
             return name.digest
-    nodes = ready_nodes(api)
-    why = "no node is ready to ask a registry"
-    if nodes:
-        order = images_pb2.ResolveOrder(
-            name=str(name), auth=auth_for(api.view, api.vault, str(name)), within=WITHIN
-        )
-        try:
-            async with asyncio.timeout(WITHIN + 0.5):
-                lines, _ = await ask(api, nodes[0], dispatch_pb2.OpenTunnel(resolve=order))
-            return name.digest or lines[0]
-        except Refusal as refused:
-            why = refused.text
-        except TimeoutError:
-            why = f"node {nodes[0].description.hostname} does not answer"
-    raise not_found(f"no image '{name}' in this cluster, and {why}; {image_hint(api.view, name)}")
+    auth = auth_for(api.view, api.vault, str(name))
+    try:
+        return (await api.registries.resolve(str(name), auth, WITHIN)).digest
+    except ImageError as error:
+        silent = isinstance(error, (Unreachable, TooMany))
+        if silent and (known := _resolved_before(api.view, name)):
+            return known
+        raise not_found(
+            f"no image '{name}' in this cluster, and {error}; {image_hint(api.view, name)}"
+        ) from None
+
+
+def _resolved_before(view: ClusterView, name: ImageName) -> str:
+    """What the name stood for when a service was last given it; empty for none. Of a registry that
+    does not answer."""
+    services = sorted(view.services.values(), key=lambda each: -each.updated_at)
+    for service in services:
+        image = service.spec.task.container.image
+        if service.image_digest and image and str(parse_image(image)) == str(name):
+            return service.image_digest
+    return ""

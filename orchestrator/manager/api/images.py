@@ -8,8 +8,7 @@ from typing import Any
 
 from orchestrator.background import background
 from orchestrator.manager.api.context import Calls, answering, hostnames
-from orchestrator.manager.api.image_nodes import choose_node, settled
-from orchestrator.manager.api.image_registry import parsed
+from orchestrator.manager.api.image_nodes import choose_node, parsed, settled
 from orchestrator.manager.offload import offload
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid
@@ -45,6 +44,9 @@ class ImageCalls(Calls):
         if header.name:
             header.name = str(parsed(header.name))
         header.more_names[:] = [str(parsed(name)) for name in header.more_names]
+        names: tuple[str, ...] | None = (header.name, *header.more_names)
+        if work == "load" and not header.name:
+            names = None  # the archive has them
         node = choose_node(self.api, header.node, header.platform)
         order = dispatch_pb2.OpenTunnel(**{work: header})
         async with (
@@ -60,7 +62,7 @@ class ImageCalls(Calls):
                     case "result":
                         for each in (frame.result.image, *frame.result.more_images):
                             part = dispatch_pb2.TunnelResult(error=frame.result.error, image=each)
-                            image = await settled(self.api, node, part)
+                            image = await settled(self.api, node, part, names)
                             yield control_pb2.ImageProgress(image=to_proto(image))
 
 

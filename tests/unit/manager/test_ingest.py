@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.manager.imagenames import naming
 from orchestrator.manager.inbox import Hello, Reports
-from orchestrator.manager.ingest import ingest
+from orchestrator.manager.ingest import MOST_NAMES, ingest
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.nodes import Node, NodeDescription, NodeState, TunnelKey
@@ -139,8 +139,23 @@ def test_an_inventory_adds_and_withdraws_a_node() -> None:
     images = after(view, Reports(inventories={"n1": (new,)})).images
     assert "sha256:a" not in images
     assert images["sha256:b"].nodes == ("n2",)
-    # The name b:1 is taken in the cluster, and stays where it is.
-    assert (images["sha256:c"].names, images["sha256:c"].nodes) == (("c:1",), ("n1",))
+    # What a node calls an image is for display: no name leads to it.
+    assert (images["sha256:c"].names, images["sha256:c"].nodes) == ((), ("n1",))
+    assert images["sha256:c"].reported_names == ("b:1", "c:1")
+
+
+def test_names_that_users_gave_stay_whatever_nodes_report() -> None:
+    known = Image(id="sha256:a", names=("a:1",), nodes=("n1",))
+    view = ClusterView.of([NODE, known])
+    told = Image(
+        id="sha256:a", names=("a:1", "nginx:1", "x\x1b[2J", *(f"n{i}:1" for i in range(99)))
+    )
+    view = after(view, Reports(inventories={"n1": (told,)}))
+    assert view.images["sha256:a"].names == ("a:1",)
+    assert view.image_by_name("nginx:1") is None
+    reported = view.images["sha256:a"].reported_names
+    assert len(reported) <= MOST_NAMES
+    assert not any("\x1b" in name for name in reported)
 
 
 def test_an_image_known_from_before_gets_its_labels() -> None:

@@ -16,7 +16,7 @@ from orchestrator.manager.credentials import registry_name
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.pullturns import PullTurns
-from orchestrator.manager.sources import Sources, needs_registry
+from orchestrator.manager.sources import Sources, must_pull
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.memory import MemoryKv
@@ -24,7 +24,8 @@ from orchestrator.manager.vault import KEY_FILE, Vault, VaultError
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.objects import Image, Object
 from orchestrator.model.specs import ContainerSpec, TaskSpec
-from orchestrator.model.tasks import Task
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import images_pb2
 
 DIGEST = f"sha256:{'a' * 64}"
@@ -159,11 +160,24 @@ def test_a_registry_has_one_name(text: str, name: str) -> None:
     assert registry_name(text) == name
 
 
-def test_a_node_gets_the_credentials_of_registries_that_its_tasks_come_from() -> None:
+@pytest.mark.parametrize(
+    ("image", "state", "desired", "needed"),
+    [
+        ("r.example:5000/web:1", TaskState.ASSIGNED, TaskState.RUNNING, True),
+        ("r.example:5000/web:1", TaskState.PREPARING, TaskState.RUNNING, True),
+        ("r.example:5000/web:1", TaskState.RUNNING, TaskState.RUNNING, False),
+        ("r.example:5000/web:1", TaskState.FAILED, TaskState.RUNNING, False),
+        ("r.example:5000/web:1", TaskState.PREPARING, TaskState.SHUTDOWN, False),
+        ("r.example:5000/web:2", TaskState.PREPARING, TaskState.RUNNING, False),
+        ("r.example:5000/other:1", TaskState.PREPARING, TaskState.RUNNING, False),
+        ("web:1", TaskState.PREPARING, TaskState.RUNNING, False),
+    ],
+)
+def test_a_node_gets_credentials_for_the_image_that_a_task_waits_for(
+    image: str, state: TaskState, desired: TaskState, needed: bool
+) -> None:
     spec = TaskSpec(container=ContainerSpec(image="r.example:5000/web:1"))
-    tasks = [Task(id="t1", node_id="n1", spec=spec), Task(id="t2", node_id="n2")]
-    view = ClusterView.of(tasks)
-    assert needs_registry(view, "n1", "r.example:5000/other:2")
-    assert not needs_registry(view, "n1", "other.example/web:1")
-    assert not needs_registry(view, "n1", "web:1")
-    assert not needs_registry(view, "n2", "r.example:5000/web:1")
+    task = Task(id="t1", node_id="n1", spec=spec, desired_state=desired, status=TaskStatus(state))
+    view = ClusterView.of([task, Task(id="t2", node_id="n2")])
+    assert must_pull(view, "n1", image) is needed
+    assert not must_pull(view, "n2", image)

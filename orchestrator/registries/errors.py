@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
-from orchestrator.agent.images.errors import ImageError
-
 _FATAL = re.compile(r'level=(?:fatal|error) msg="((?:[^"\\]|\\.)*)"')
 _PROXY = re.compile(r"proxyconnect tcp: (?:dial tcp )?(.*)")
 _NOT_FOUND = re.compile(r"\b404\b")
 """The status; three digits of a digest are none."""
+
+
+class ImageError(Exception):
+    """The image cannot be used, stored or found; the text is one line for the user."""
 
 
 class RegistryError(ImageError):
@@ -41,11 +43,12 @@ class Damaged(RegistryError):
 
 
 class Forbidden(RegistryError):
-    """This node's own configuration rules the image out."""
+    """The host's own configuration rules the image out."""
 
 
-def explain(registry: str, name: str, said: str) -> RegistryError:
-    """The error for what skopeo wrote to stderr, or its proxy answered."""
+def explain(registry: str, name: str, said: str, host: str = "node") -> RegistryError:
+    """The error for what skopeo wrote to stderr, or its proxy answered; `host` names the host that
+    asked: a node or a manager."""
     found = _FATAL.findall(said)
     words = " ".join((found[-1].replace('\\"', '"') if found else said).split())
     low = words.lower()
@@ -53,29 +56,30 @@ def explain(registry: str, name: str, said: str) -> RegistryError:
     def has(*parts: str) -> bool:
         return any(part in low for part in parts)
 
+    settings = "manager.toml" if host == "manager" else "agent.toml"
     what = f"the image {name}" if name else "this login"
     if has("source image rejected", "policy"):
-        return Forbidden(f"this node's signature policy (policy.json) rejects {what}: {words}")
+        return Forbidden(f"this {host}'s signature policy (policy.json) rejects {what}: {words}")
     if has("is blocked in"):
-        return Forbidden(f"{registry} is blocked on this node, in registries.conf")
+        return Forbidden(f"{registry} is blocked on this {host}, in registries.conf")
     if has("toomanyrequests", "too many requests", "rate limit"):
         return TooMany(
             f"{registry} limits how often images are pulled: wait, or 'orc login {registry}'"
         )
     if has("proxy authentication required"):
         return Unreachable(
-            "this node's proxy wants a password: write it into http-proxy and https-proxy of "
-            "agent.toml, as http://USER:PASSWORD@HOST:PORT"
+            f"this {host}'s proxy wants a password: write it into http-proxy and https-proxy of "
+            f"{settings}, as http://USER:PASSWORD@HOST:PORT"
         )
     if proxy := _PROXY.search(words):
         return Unreachable(
-            f"{registry} cannot be reached: this node's proxy does not answer ({proxy[1]}); see "
-            "http-proxy, https-proxy and no-proxy of agent.toml"
+            f"{registry} cannot be reached: this {host}'s proxy does not answer ({proxy[1]}); see "
+            f"http-proxy, https-proxy and no-proxy of {settings}"
         )
     if has("server gave http response"):
         return NotTrusted(
             f"{registry} does not speak TLS: start it with TLS, or name it as insecure in the "
-            "nodes' registries.conf"
+            "registries.conf of managers and nodes"
         )
     if has("x509", "tls:", "certificate"):
         return NotTrusted(_tls(registry, words))
@@ -99,7 +103,7 @@ def _tls(registry: str, words: str) -> str:
     if "has expired or is not yet valid" in low:
         return (
             f"the TLS certificate of {registry} is not valid now ({reason}): renew it there, or "
-            "set the nodes' clocks"
+            "set the clocks of managers and nodes"
         )
     if "certificate is valid for" in low or "doesn't contain any ip sans" in low:
         return (
@@ -109,11 +113,11 @@ def _tls(registry: str, words: str) -> str:
     if "certificate required" in low or "bad certificate" in low:
         return (
             f"{registry} wants a certificate of who asks: put client.cert and client.key into "
-            f"/etc/containers/certs.d/{registry} on the nodes"
+            f"/etc/containers/certs.d/{registry} on managers and nodes"
         )
     return (
         f"the TLS certificate of {registry} is not trusted ({reason}): put its CA into "
-        f"/etc/containers/certs.d/{registry}/ca.crt on the nodes"
+        f"/etc/containers/certs.d/{registry}/ca.crt on managers and nodes"
     )
 
 

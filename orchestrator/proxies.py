@@ -1,8 +1,8 @@
-"""Proxies that stand between a node and registries.
+"""Proxies that stand between a host and registries.
 
-Flags of the agent, with Docker's names, that become the variables which skopeo, buildah and what a
-build runs go by (curl's `http_proxy`, Go's `HTTP_PROXY`; programs read either). What Orc's own
-processes say to each other, and probes, go past every proxy.
+Flags of managers and agents, with Docker's names, that become the variables which skopeo, buildah
+and what a build runs go by (curl's `http_proxy`, Go's `HTTP_PROXY`; programs read either). What
+Orc's own processes say to each other, and probes, go past every proxy.
 """
 
 from __future__ import annotations
@@ -37,11 +37,20 @@ def _variable(context: click.Context, parameter: click.Parameter, text: str) -> 
 
 
 def proxy_options(function: F) -> F:
-    """The three flags."""
+    """An agent's three flags."""
+    return _options(function, ", and for builds")
+
+
+def registry_proxy_options(function: F) -> F:
+    """The same flags of a manager, which builds nothing."""
+    return _options(function, "")
+
+
+def _options(function: F, builds: str) -> F:
     for flag, metavar, words in reversed(
         (
-            ("--http-proxy", "URL", "Proxy to registries without TLS, and for builds"),
-            ("--https-proxy", "URL", "Proxy to registries, and for builds"),
+            ("--http-proxy", "URL", f"Proxy to registries without TLS{builds}"),
+            ("--https-proxy", "URL", f"Proxy to registries{builds}"),
             ("--no-proxy", "HOST,...", "Hosts and networks that are asked without a proxy"),
         )
     ):

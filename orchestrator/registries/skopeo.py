@@ -1,0 +1,158 @@
+"""skopeo as a program: what a name stands for, and logins.
+
+Credentials of the cluster are given to skopeo as a file in memory that has no name and ends with
+its last user; without any, skopeo looks for the host's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.model.names import ImageName, parse_image
+from orchestrator.registries.errors import ImageError, Unreachable, explain
+
+HUB = "docker.io"
+"""The registry of a name that has none."""
+
+PATIENCE = 60.0
+"""Seconds that a registry may take to tell what a name stands for."""
+_SLOW_DOWN = b"Too many requests"
+"""In skopeo's log when a registry answers with status 429."""
+
+
+def registry_of(name: ImageName) -> str:
+    """The registry that has the name."""
+    return name.registry or HUB
+
+
+def remote(name: ImageName, digest: str = "") -> str:
+    """The name as skopeo wants it: complete, with `digest` in place of the tag where given."""
+    repository = name.repository
+    if not name.registry and "/" not in repository:
+        repository = f"library/{repository}"
+    chosen = digest or name.digest
+    return f"docker://{registry_of(name)}/{repository}" + (
+        f"@{chosen}" if chosen else f":{name.tag or 'latest'}"
+    )
+
+
+class Skopeo:
+    """The skopeo of this host."""
+
+    def __init__(self, program: str = "skopeo", host: str = "node") -> None:
+        """`host` is what this host is, for errors: a node or a manager."""
+        self.program = program
+        self._host = host
+
+    async def inspect(
+        self, name: str, digest: str = "", auth: bytes = b"", within: float = PATIENCE
+    ) -> bytes:
+        """A manifest or index as the registry has it, byte for byte: that of `digest`, or, where
+        that is empty, what the name stands for. Raises ImageError."""
+        parsed = parse_image(name)
+        with in_memory(auth) as (options, fds):
+            # It waits for half a minute where a registry asks it to slow down, and says so here.
+            command = ("--debug", "inspect", *options, "--raw", remote(parsed, digest))
+            return await self.run(registry_of(parsed), name, command, fds, within=within)
+
+    async def login(self, registry: str, username: str, password: str, scratch: Path) -> None:
+        """Prove credentials to a registry. `scratch` is an existing folder on a tmpfs. Raises
+        ImageError with the registry's answer."""
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            options = ("--authfile", f"{folder}/auth.json", "--username", username)
+            command = ("login", *options, "--password-stdin", registry)
+            await self.run(registry, "", command, (), within=PATIENCE, stdin=password.encode())
+
+    async def run(
+        self,
+        registry: str,
+        name: str,
+        arguments: tuple[str, ...],
+        fds: tuple[int, ...],
+        *,
+        within: float | None = None,
+        stdin: bytes = b"",
+        said: Callable[[str], None] = lambda line: None,
+        watch: Callable[[int], Coroutine[Any, Any, None]] | None = None,
+    ) -> bytes:
+        """Run skopeo; what it wrote. `said` is told the lines of its log, and `watch`, given its
+        pid, goes on beside it until it ends."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                self.program,
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=fds,
+            )
+        except FileNotFoundError:
+            raise ImageError(
+                f"skopeo is not installed on this {self._host}: install skopeo"
+            ) from None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        output: list[bytes] = []
+        errors: list[bytes] = []
+        try:
+            async with asyncio.timeout(within), asyncio.TaskGroup() as group:
+                watching = group.create_task(watch(process.pid)) if watch is not None else None
+                group.create_task(_collect(process.stdout, output))
+                process.stdin.write(stdin)
+                process.stdin.close()
+                async for line in _lines(process.stderr, errors):
+                    said(line)
+                await process.wait()
+                if watching is not None:
+                    watching.cancel()
+        except TimeoutError:
+            if _SLOW_DOWN in b"".join(errors):
+                raise self.failed(registry, name, "toomanyrequests") from None
+            raise Unreachable(f"{registry} does not answer within {within:g} seconds") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await asyncio.shield(process.wait())
+        if process.returncode:
+            raise self.failed(registry, name, b"".join(errors).decode(errors="replace"))
+        return b"".join(output)
+
+    def failed(self, registry: str, name: str, said: str) -> ImageError:
+        """The error for what skopeo wrote."""
+        return explain(registry, name, said, self._host)
+
+
+async def _collect(stream: asyncio.StreamReader, into: list[bytes]) -> None:
+    while piece := await stream.read(1 << 16):
+        into.append(piece)
+
+
+async def _lines(stream: asyncio.StreamReader, into: list[bytes]) -> AsyncIterator[str]:
+    """Whole lines as they come; all that came is in `into`."""
+    rest = b""
+    while piece := await stream.read(1 << 16):
+        into.append(piece)
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace")
+
+
+@contextmanager
+def in_memory(auth: bytes) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Options and descriptors that show an auth.json to skopeo; none for an empty one."""
+    if not auth:
+        yield (), ()
+        return
+    fd = os.memfd_create("auth")
+    try:
+        os.write(fd, auth)
+        yield ("--authfile", f"/proc/self/fd/{fd}"), (fd,)
+    finally:
+        os.close(fd)

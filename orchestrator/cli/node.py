@@ -21,6 +21,7 @@ from orchestrator.cli.output import (
     print_list,
 )
 from orchestrator.cli.several import inspect_options, one_by_one, print_inspected
+from orchestrator.model.allowances import ALLOWANCES, parse_allowances
 from orchestrator.model.names import near_miss
 from orchestrator.model.nodes import Availability
 from orchestrator.model.resources import MAX_REPLICAS
@@ -73,6 +74,7 @@ def _show(row: Row) -> None:
             ("Address", row["address"]),
             ("Labels", labels_text(row["labels"])),
             ("Engine labels", labels_text(row["engine_labels"])),
+            ("Allowed", ", ".join(row["allowed"]) or "nothing of the host"),
             ("Resources", f"{cores} cores, {memory}"),
             ("Reserved", f"{reserved[0]} cores, {reserved[1]}"),
             ("Generic resources", ", ".join(map(_generic, row["generic_resources"].items()))),
@@ -117,6 +119,7 @@ def ps(
     epilog=example(
         "orc node update --availability drain --max-unavailable 1 --deadline 10m node1",
         "orc node update --label-add zone=a node1",
+        "orc node update --allow privileged,devices node1",
         "orc node update --rotate-key node1",
     )
 )
@@ -138,6 +141,18 @@ def ps(
 )
 @click.option("--label-add", multiple=True, metavar="KEY=VALUE", help="Set a label; repeatable.")
 @click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label; repeatable.")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="ALLOWANCE[,ALLOWANCE]",
+    help=f"Allow containers to have {', '.join(ALLOWANCES)}, or all; repeatable.",
+)
+@click.option(
+    "--disallow",
+    multiple=True,
+    metavar="ALLOWANCE[,ALLOWANCE]",
+    help="No longer allow it to new containers; those that run go on. Repeatable.",
+)
 @click.option(
     "--rotate-key", is_flag=True, help="Replace its key for encrypted networks; no packet is lost."
 )
@@ -164,12 +179,14 @@ def update(
     deadline: float | None,
     label_add: tuple[str, ...],
     label_rm: tuple[str, ...],
+    allow: tuple[str, ...],
+    disallow: tuple[str, ...],
     rotate_key: bool,
     address: str,
     detach: bool,
     timeout: float | None,
 ) -> None:
-    """Change a node's availability, labels or address, or replace its key.
+    """Change a node's availability, labels, address or allowances, or replace its key.
 
     A drain waits until no task of a service is left on the node."""
     if availability != "drain" and any(
@@ -178,15 +195,18 @@ def update(
         raise click.UsageError(
             "--max-unavailable, --deadline and --timeout go with --availability drain"
         )
-    if availability is None and not (label_add or label_rm or rotate_key or address):
+    changes = (label_add, label_rm, allow, disallow, rotate_key, address)
+    if availability is None and not any(changes):
         raise click.UsageError(
-            "nothing to change; give --availability, --label-add, --label-rm, --rotate-key or "
-            "--address"
+            "nothing to change; give --availability, --label-add, --label-rm, --allow, --disallow, "
+            "--rotate-key or --address"
         )
     request = control_pb2.UpdateNodeRequest(
         node=name,
         label_add=pairs("label", label_add),
         label_rm=label_rm,
+        allow=_allowances("--allow", allow),
+        disallow=_allowances("--disallow", disallow),
         rotate_key=rotate_key,
         address=address,
         max_unavailable=max_unavailable or 0,
@@ -201,6 +221,15 @@ def update(
 
         patience = PATIENCE + (deadline or 0.0) if timeout is None else timeout
         until_empty(client, written.id, name, patience)
+
+
+def _allowances(flag: str, texts: Sequence[str]) -> list[str]:
+    names = [name for text in texts for name in text.split(",")]
+    try:
+        parse_allowances(names)
+    except ValueError as error:
+        raise click.UsageError(f"{flag}: {error}") from None
+    return names
 
 
 @node.command(epilog=example("orc node rm node3"))

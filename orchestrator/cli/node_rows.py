@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.cli.output import Column, Row, column, moment, short, word
+from orchestrator.model.allowances import allowed
 from orchestrator.model.convert import from_proto
 from orchestrator.model.nodes import Node
 from orchestrator.model.units import format_cores, format_memory
@@ -45,6 +46,7 @@ def node_row(message: Any) -> Row:
             "max_unavailable": node.drain_most,
             "deadline": moment(node.drain_deadline),
         },
+        "allowed": list(allowed(node)),
         "downs": [moment(at) for at in node.downs],
         "generic_resources": _generic(about.generic_resources, message.generic_free),
         "network_features": list(about.network_features),

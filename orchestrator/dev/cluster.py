@@ -40,6 +40,7 @@ API_PORT, JOIN_PORT = 7420, 7421
 
 Say = Callable[[str], None]
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class DevCluster:
             token = self._token(plan, manager, deadline)
             say(f"manager at {manager.plan.address}:{API_PORT}, context {plan.name!r}")
             _parallel(lambda node: self._ensure_agent(plan, node, manager, token), workers)
-            self._await_nodes(plan, workers, deadline)
+            self._allow_all(plan, self._await_nodes(plan, workers, deadline))
             say("1 node ready" if len(workers) == 1 else f"{len(workers)} nodes ready")
         return plan
 
@@ -236,19 +237,27 @@ class DevCluster:
 
         return _await(ask, deadline, [manager], "the manager does not answer")
 
-    def _await_nodes(self, plan: ClusterPlan, workers: Sequence[Host], deadline: float) -> None:
+    def _await_nodes(
+        self, plan: ClusterPlan, workers: Sequence[Host], deadline: float
+    ) -> list[dict[str, Any]]:
+        """Until every node is ready; the nodes, as `orc node ls` has them."""
         names = {worker.plan.name for worker in workers if not worker.partitioned}
 
-        def ask() -> bool:
+        def ask() -> list[dict[str, Any]]:
             nodes: list[dict[str, Any]] = json.loads(
                 self._orc(plan, "node", "ls", "--format", "json")
             )
             ready = {n["hostname"] for n in nodes if str(n["state"]).lower() == "ready"}
             if names <= ready:
-                return True
+                return nodes
             raise DevError(f"waiting for {', '.join(sorted(names - ready))}")
 
-        _await(ask, deadline, workers, "not every node is ready")
+        return _await(ask, deadline, workers, "not every node is ready")
+
+    def _allow_all(self, plan: ClusterPlan, nodes: Sequence[dict[str, Any]]) -> None:
+        """Let containers on new nodes have all of their host: a developer's own machine."""
+        new = [node["id"] for node in nodes if not node["allowed"]]
+        _parallel(lambda id: self._orc(plan, "node", "update", "--allow", "all", id), new)
 
     def _orc(self, plan: ClusterPlan, *arguments: str) -> str:
         env = _user_environment(plan) | {"ORC_CONTEXT": plan.name}
@@ -370,12 +379,12 @@ def _host_status(host: Host) -> HostStatus:
     )
 
 
-def _parallel(act: Callable[[Host], T], hosts: Sequence[Host]) -> list[T]:
-    """Act on all hosts at once; the first error is raised after all have ended."""
-    if not hosts:
+def _parallel(act: Callable[[U], T], each: Sequence[U]) -> list[T]:
+    """Act on all, hosts mostly, at once; the first error is raised after all have ended."""
+    if not each:
         return []
-    with ThreadPoolExecutor(max_workers=min(16, len(hosts))) as pool:
-        return list(pool.map(act, hosts))
+    with ThreadPoolExecutor(max_workers=min(16, len(each))) as pool:
+        return list(pool.map(act, each))
 
 
 def _await(ask: Callable[[], T | None], deadline: float, hosts: Sequence[Host], what: str) -> T:

@@ -90,6 +90,7 @@ class Joining(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             state_since=now,
             message="joined, but its agent has not been heard of yet",
             description=NodeDescription(hostname=request.hostname),
+            restricted=True,
         )
         facts = Issued.of(certificate)
         assert facts is not None

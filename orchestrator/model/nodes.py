@@ -112,3 +112,7 @@ class Node(Extensible):
     """When a drain of it waits no more; 0: never."""
     downs: tuple[float, ...] = ()
     """When it lately went down, the newest last."""
+    restricted: bool = False
+    """Whether only what is in `allowed` may be given to containers; see `allowances`."""
+    allowed: tuple[str, ...] = ()
+    """Set by operators."""

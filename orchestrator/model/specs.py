@@ -324,6 +324,11 @@ class TaskSpec(Extensible):
         return tuple(each.network for each in self.attachments)
 
     @property
+    def on_host_network(self) -> bool:
+        """Whether it has the node's own network."""
+        return HOST_NETWORK in self.network_names
+
+    @property
     def counted(self) -> Resources:
         """What the scheduler counts for a task of this spec: the reservation, else what the
         kernel is told, else the defaults."""

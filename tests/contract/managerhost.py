@@ -23,6 +23,7 @@ from orchestrator.identity.tls import channel_options
 from orchestrator.manager.daemon import Manager, ManagerSettings
 from orchestrator.manager.store.kv import Kv
 from orchestrator.manager.store.memory import MemoryKv
+from orchestrator.pb import control_pb2, control_pb2_grpc
 from orchestrator.systemd import Supervisor
 
 _NUMBERS = itertools.count(1)
@@ -71,6 +72,12 @@ class Running:
         address = f"127.0.0.1:{self.identity.port + 1}"
         hostname = hostname or f"host-{next(_NUMBERS)}"
         return await asyncio.to_thread(join, address, text, hostname)
+
+    async def allow(self, node: str, *names: str) -> None:
+        """Allow containers on a node to have something of its host."""
+        async with self.channel(self.admin) as channel:
+            request = control_pb2.UpdateNodeRequest(node=node, allow=names)
+            await control_pb2_grpc.ControlStub(channel).UpdateNode(request)
 
 
 def _two_free_ports() -> int:

@@ -65,6 +65,7 @@ async def agent(
     running: Running, hostname: str, address: str, *features: str
 ) -> AsyncIterator[Agent]:
     joined = await running.join(running.token)
+    await running.allow(joined.node_id, "host-files")
     async with running.channel(KeyPair(joined.certificate, joined.key)) as channel:
         call = dispatch_pb2_grpc.DispatchStub(channel).Session()
         agent = Agent(call)

@@ -151,6 +151,8 @@ def nodes(
             node.start_agent()
         states = lambda: [node["state"] for node in cluster.nodes().values()]  # noqa: E731
         eventually(lambda: states() == ["ready"] * 2, within=900, every=1)
+        for name in cluster.nodes():
+            cluster.orc("node", "update", "--allow", "host-files", name)
         made = cluster.orc("network", "create", "--opt", "encrypted", "secret")
         assert made.stderr == "", "every node can encrypt"
         cluster.orc("network", "create", "open")

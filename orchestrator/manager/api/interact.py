@@ -16,6 +16,7 @@ from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.lookup import find_container
 from orchestrator.manager.refusal import Refusal, invalid, precondition
 from orchestrator.manager.tunnels import Tunnel
+from orchestrator.model.allowances import PRIVILEGED, allows, refusal
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Task
@@ -45,6 +46,8 @@ class InteractApi(Calls, interact_pb2_grpc.InteractServicer):  # type: ignore[mi
         if kind == "exec" and not wanted.command:
             raise invalid("say what to run in the container")
         task = find_container(self.api.view, wanted.container)
+        if kind == "exec" and wanted.privileged:
+            self._check_privileged(task)
         wanted.container = task.id
         order = dispatch_pb2.OpenTunnel(**{kind: wanted})
         async with self._tunnel(task, order) as tunnel, background(_inputs(messages, tunnel)):
@@ -56,6 +59,12 @@ class InteractApi(Calls, interact_pb2_grpc.InteractServicer):  # type: ignore[mi
                         yield frame.session_output
                     case "result" if frame.result.error:
                         raise precondition(frame.result.error)
+
+    def _check_privileged(self, task: Task) -> None:
+        """Raises Refusal unless the task's node allows privileged programs."""
+        node = self.api.view.nodes.get(task.node_id)
+        if node is not None and not allows(node, PRIVILEGED):
+            raise precondition(refusal(PRIVILEGED, node.description.hostname))
 
     async def _until_over(self, task: Task) -> None:
         """Until the store knows of the end of a container's run, or its node has not told for a

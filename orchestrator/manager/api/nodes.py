@@ -19,6 +19,7 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, not_found, precondition
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
+from orchestrator.model.allowances import ALLOWANCES, allowed, parse_allowances
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import Availability, Node, NodeState
 from orchestrator.model.validate import MAX_REPLICAS, check_labels
@@ -133,4 +134,12 @@ def _updated(node: Node, request: Any, now: float) -> Node:
                 " has no encrypted network"
             )
         rotation += 1
+    try:
+        allow, disallow = map(parse_allowances, (request.allow, request.disallow))
+    except ValueError as error:
+        raise invalid(str(error)) from None
+    if allow or disallow:
+        granted = {*allowed(node), *allow} - set(disallow)
+        names = tuple(name for name in ALLOWANCES if name in granted)
+        node = replace(node, restricted=True, allowed=names)
     return replace(node, labels=labels, availability=availability, key_rotation=rotation)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from orchestrator.manager.planning.affinities import affinity_filters
-from orchestrator.manager.planning.constraints import met_by
+from orchestrator.manager.planning.constraints import meets, met_by
 from orchestrator.manager.planning.dependencies import unmet
 from orchestrator.manager.planning.networkrules import (
     namespace_holder,
@@ -23,6 +23,7 @@ from orchestrator.manager.planning.nodetable import Demand, Filter, NodeTable, P
 from orchestrator.manager.planning.resources import BoolArray, fits
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import NodeRule, node_rules, only_on, unusable
+from orchestrator.model.allowances import allows, refusal
 from orchestrator.model.documents import FEATURE
 from orchestrator.model.names import parse_image
 from orchestrator.model.nodes import Availability, NodeState
@@ -49,6 +50,8 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
             yield from network_rules(network, table.nodes)
         elif (holder := namespace_holder(view, name)) is not None:
             yield _node_rule(only_on(view, holder.node_id, f"container {holder.name} is on"))
+    for name in demand.allowances:
+        yield _allowance(table, demand, name)
     if demand.files:
         yield _FILES
     for feature in demand.features:
@@ -151,6 +154,14 @@ def _feature(name: str) -> Filter:
         ),
         f"its agent is too old for {name}",
     )
+
+
+def _allowance(table: NodeTable, demand: Demand, name: str) -> Filter:
+    passing = np.array([allows(node, name) for node in table.nodes], dtype=np.bool_)
+    refusing = [table.nodes[row] for row in np.flatnonzero(~passing & candidates(table, demand))]
+    asked = [node for node in refusing if meets(node, demand.constraints)]
+    hostname = asked[0].description.hostname if len(asked) == 1 else ""
+    return Filter(lambda table: passing, refusal(name, hostname), lasting=True)
 
 
 def _generic(wanted: GenericResource) -> Filter:

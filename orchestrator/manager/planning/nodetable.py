@@ -13,6 +13,7 @@ from orchestrator.manager.planning.stock import Stock
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import Homes, named_volumes
 from orchestrator.model.affinities import Affinity
+from orchestrator.model.allowances import wanted
 from orchestrator.model.documents import references
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.placement import STOP_AFTER, DisconnectAction, GenericResource, Strategy
@@ -50,6 +51,8 @@ class Demand:
     generic: tuple[GenericResource, ...] = ()
     features: tuple[str, ...] = ()
     """What its node's agent must be able to do."""
+    allowances: tuple[str, ...] = ()
+    """What of its node's host it is given."""
     binpack: bool = False
     """The fullest node is the best."""
 
@@ -75,6 +78,7 @@ class Demand:
             affinities=service.spec.affinities if service else task.affinities,
             generic=task.spec.generic_resources,
             features=_features(service),
+            allowances=wanted(task.spec),
             binpack=_strategy(view, service) is Strategy.BINPACK,
         )
 

@@ -123,6 +123,7 @@ def test_node_inspect(nodes: Any, run: Run, refused: Refused) -> None:
     assert document["cgroup"] == "v2"
     assert json.loads(run("node", "inspect", "abcdefghijkl1").stdout)[0]["hostname"] == "node1"
     pretty = run("node", "inspect", "--pretty", "node2", "node1").stdout
+    assert "Allowed:       privileged, devices, host-network" in pretty
     assert "Why:           silent" in pretty
     assert "Resources:     2 cores, 1GiB" in pretty
     assert refused("node", "inspect", "nod1") == "no node 'nod1'; did you mean 'node1'?"
@@ -142,6 +143,12 @@ def test_node_update(manager: Any, run: Run, refused: Refused) -> None:
         label_add={"zone": "a"},
         label_rm=["disk"],
     )
+    run("node", "update", "--allow", "privileged,devices", "--disallow", "host-network", "node1")
+    assert manager.script.request("UpdateNode") == pb.UpdateNodeRequest(
+        node="node1", allow=["privileged", "devices"], disallow=["host-network"]
+    )
+    line = refused("node", "update", "--allow", "gpus", "node1", status=2)
+    assert "--allow: 'gpus' is unknown; known are privileged" in line
     run("node", "update", "--label-add", "x", "node1")
     assert not manager.script.request("UpdateNode").HasField("availability")
     run("node", "update", "--availability", "active", "node1")

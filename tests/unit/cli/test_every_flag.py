@@ -22,6 +22,7 @@ from orchestrator.model.specs import ContainerSpec, ServiceMode, TaskSpec
 
 PLACEHOLDERS = {
     "ADDRESS": "10.0.0.1",
+    "ALLOWANCE": "devices",
     "ATTRIBUTE": "node.labels.zone",
     "CAPABILITY": "NET_ADMIN",
     "COMMAND": "true",

@@ -61,7 +61,10 @@ def main(arguments: list[str]) -> int:
         case ["node", "ls", "--format", "json"]:
             hosts = Path(json.loads(context().read_text())["hosts"])
             ready = [path.parent.parent.name for path in hosts.glob("node*/data/ready")]
-            print(json.dumps([{"hostname": name, "state": "ready"} for name in ready]))
+            node = {"state": "ready", "allowed": []}
+            print(json.dumps([node | {"id": name, "hostname": name} for name in ready]))
+        case ["node", "update", "--allow", "all", name]:
+            print(name)
         case ["context", "use", name]:
             (context().parent.parent / "current").write_text(name)
         case ["context", "rm", name]:

@@ -96,6 +96,8 @@ def test_the_nodes_are_ready(cluster: Cluster) -> None:
     cluster.await_ready(*ADDRESSES, within=LATER)
     assert {name: node["address"] for name, node in cluster.nodes().items()} == ADDRESSES
     for name in ADDRESSES:
+        # The services here run programs of the machines.
+        cluster.orc("node", "update", "--allow", "host-files", name, within=SOON)
         (node,) = cluster.json("node", "inspect", name)
         assert node["cgroup"] == "v2"
 

@@ -1,0 +1,77 @@
+"""What of a node's host a container may be given only if the node's operator allows it. Pure.
+
+A container with any of these can act on the host beyond its own limits, so each node that joins
+allows none of them until its operator says so (`orc node update --allow`). A node that joined
+before there were allowances allows all, so that nothing stops by an upgrade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
+
+from orchestrator.model.nodes import Node
+
+if TYPE_CHECKING:  # the command line starts without
+    from orchestrator.model.specs import TaskSpec
+
+PRIVILEGED = "privileged"
+DEVICES = "devices"
+HOST_NETWORK = "host-network"
+HOST_USERS = "host-users"
+HOST_FILES = "host-files"
+
+ALL = "all"
+"""Stands for every one where allowances are named."""
+
+_WANTS: dict[str, tuple[Callable[[TaskSpec], bool], str]] = {
+    PRIVILEGED: (lambda spec: spec.container.privileged, "privileged containers"),
+    DEVICES: (lambda spec: bool(spec.container.devices), "containers with devices"),
+    HOST_NETWORK: (
+        lambda spec: spec.on_host_network,
+        "containers on the host's network",
+    ),
+    HOST_USERS: (
+        lambda spec: spec.container.userns == "host",
+        "containers with the host's users",
+    ),
+    HOST_FILES: (
+        lambda spec: bool(spec.container.rootfs),
+        "containers with the host's files",
+    ),
+}
+"""Name → whether a container asks for it, and what such containers are called."""
+
+ALLOWANCES = tuple(_WANTS)
+
+
+def wanted(spec: TaskSpec) -> tuple[str, ...]:
+    """The allowances that a task's node must have."""
+    return tuple(name for name, (asks, _) in _WANTS.items() if asks(spec))
+
+
+def allows(node: Node, name: str) -> bool:
+    """Whether the node's operator allows it."""
+    return not node.restricted or name in node.allowed
+
+
+def allowed(node: Node) -> tuple[str, ...]:
+    """All that the node's operator allows."""
+    return tuple(name for name in ALLOWANCES if allows(node, name))
+
+
+def refusal(name: str, node: str = "") -> str:
+    """Why a node, of this hostname if it is known, does not take a container, and what to do."""
+    words = _WANTS[name][1]
+    command = f"orc node update --allow {name} {node or 'NODE'}"
+    if node:
+        return f"node {node} does not allow {words} ({command})"
+    return f"{words} are not allowed ({command})"
+
+
+def parse_allowances(names: Collection[str]) -> tuple[str, ...]:
+    """Allowances as a user names them, `all` for every one. Raises ValueError."""
+    for name in names:
+        if name not in (*ALLOWANCES, ALL):
+            raise ValueError(f"{name!r} is unknown; known are {', '.join(ALLOWANCES)} and {ALL}")
+    return tuple(name for name in ALLOWANCES if name in names or ALL in names)

@@ -23,7 +23,10 @@ XATTR = "SCHILY.xattr."
 """What the names of extended attributes begin with in a PAX header."""
 _OF_THE_HOST = ("security.selinux", "security.ima", "security.evm", "security.SMACK", "trusted.")
 """What a host's kernel gives its files, and a copy elsewhere does not miss."""
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# The client packs also where these do not exist (Windows).
+_SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _SAFELY
 _KINDS = {
     stat.S_IFREG: tarfile.REGTYPE,
     stat.S_IFDIR: tarfile.DIRTYPE,
@@ -141,6 +144,8 @@ def tar_entry(
 
 def _attributes(place: str) -> Iterator[tuple[str, str]]:
     """Extended attributes as a tar has them."""
+    if not hasattr(os, "listxattr"):
+        return  # Python has it on Linux alone
     try:
         keys = os.listxattr(place, follow_symlinks=False)
     except OSError:
@@ -156,7 +161,7 @@ def add_entry(archive: tarfile.TarFile, entry: tarfile.TarInfo, place: str) -> N
     regular file any more."""
     if entry.isreg():
         try:
-            fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(place, os.O_RDONLY | _NONBLOCK | _SAFELY)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
                 return
@@ -363,7 +368,7 @@ def _kind(name: str, folder: int) -> int:
 
 def _make_file(archive: tarfile.TarFile, entry: tarfile.TarInfo, name: str, folder: int) -> None:
     if entry.isreg():
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFELY
         with open(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
             content = archive.extractfile(entry)
             assert content is not None
@@ -403,7 +408,7 @@ def _set_attributes(entry: tarfile.TarInfo, name: str, folder: int, lost: _Lost)
     # What cannot be opened without a consequence, such as a device, keeps none.
     if not attributes or not (entry.isreg() or entry.isdir()):
         return
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags = os.O_RDONLY | _NONBLOCK | _SAFELY
     file = os.open(name, flags, dir_fd=folder)
     complained = False
     try:

@@ -92,6 +92,11 @@ def _download(
             while data := parts.read(copying.CHUNK):
                 write_all(1, data)
         else:
+            if os.open not in os.supports_dir_fd:
+                raise CliError(
+                    "files cannot be unpacked safely on this system; take them as a tar: "
+                    "orc cp CONTAINER:PATH - > FILE"
+                )
             folder, name = copying.target(target, about.top, about.folder)
             owner = copying.Owner(keep and os.geteuid() == 0)
             lost = copying.unpack(parts, folder, about.top, name, owner)

@@ -24,6 +24,7 @@ INTERRUPTED = 130
 _ALIASES = {"list": "ls", "remove": "rm", "container ps": "ls"}
 """Docker's other names of commands, of all groups or of one: what they stand for where a group has
 it. They are not listed."""
+_OURS = "orchestrator"
 _TYPED = "orc.typed"
 """In a context's `meta`: the words of the command line."""
 
@@ -243,6 +244,9 @@ def error_line(error: Exception) -> str:
         text = _usage_words(error)
     elif isinstance(error, click.ClickException):
         text = error.format_message()
+    elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith(_OURS):
+        # Of one of the extras of our package.
+        text = f"this command needs the package {error.name}: pip install 'orc[all]'"
     else:
         text = f"{type(error).__name__}: {error}; set ORC_DEBUG=1 to see where"
     return " ".join(text.split())

@@ -1,7 +1,8 @@
 """Header blocks of HTTP/2, as far as calls of a manager need them (HPACK, RFC 7541).
 
 What is sent is plain: literals that nobody remembers. What comes is decoded with no dynamic table,
-as our settings ask for. Strings in Huffman code are passed over: gRPC's core writes none.
+as our settings ask for. Strings in Huffman code are left to `hpack`, imported when there is
+one: gRPC's core writes none, but proxies do.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def decode(block: bytes) -> Mapping[str, str]:
             else:
                 name = reader.string()
             value = reader.string()
-            if name is not None and value is not None:
+            if name is not None:
                 fields[name] = value
     return fields
 
@@ -71,6 +72,17 @@ def decode(block: bytes) -> Mapping[str, str]:
 def _check(index: int) -> None:
     if not 0 < index <= _STATIC_SIZE:
         raise BadHeaders(f"a header refers to entry {index} of a table that was not asked for")
+
+
+def _huffman(data: bytes) -> bytes:
+    """Decode RFC 7541, appendix B. Raises BadHeaders."""
+    from hpack import HPACKDecodingError
+    from hpack.huffman_table import decode_huffman
+
+    try:
+        return bytes(decode_huffman(data))
+    except HPACKDecodingError as error:
+        raise BadHeaders(f"a header is not in Huffman code: {error}") from None
 
 
 class _Reader:
@@ -103,15 +115,14 @@ class _Reader:
             if shift > 28:
                 raise BadHeaders("a header block has a number that is too large")
 
-    def string(self) -> str | None:
-        """None for one in Huffman code."""
+    def string(self) -> str:
         coded = self.peek() & 0x80
         length = self.integer(7)
         data = self._block[self._at : self._at + length]
         if len(data) < length:
             raise BadHeaders("a header block is cut off")
         self._at += length
-        return None if coded else data.decode("latin-1")
+        return (_huffman(data) if coded else data).decode("latin-1")
 
     def _byte(self) -> int:
         byte = self.peek()

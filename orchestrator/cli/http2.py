@@ -18,8 +18,7 @@ its own stream's sender and nobody else.
 
 from __future__ import annotations
 
-import os
-import select
+import selectors
 import socket
 import ssl
 import struct
@@ -27,6 +26,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from orchestrator.cli.headers import BadHeaders, decode, encode
 
@@ -114,7 +114,10 @@ class Connection:
         tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._tls = tls
         self._news = threading.Condition()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake, self._waker = socket.socketpair()
+        """The connection's thread waits at one end for a byte from the other."""
+        self._wake.setblocking(False)
+        self._waker.setblocking(False)
         self._streams: dict[int, Stream] = {}
         self._next_number = 1
         self._broken = ""
@@ -228,7 +231,12 @@ class Connection:
         """Write what the socket takes; the connection's thread sees to the rest."""
         self._flush()
         if self._out:
-            os.eventfd_write(self._wake, 1)
+            self._rouse()
+
+    def _rouse(self) -> None:
+        """Wake the connection's thread."""
+        with suppress(BlockingIOError):  # it has yet to see earlier ones
+            self._waker.send(b"\0")
 
     def _flush(self) -> None:
         try:
@@ -242,25 +250,29 @@ class Connection:
 
     def _run(self) -> None:
         """The connection's thread."""
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
+        selector = selectors.DefaultSelector()
+        selector.register(self._wake, selectors.EVENT_READ)
+        selector.register(self._tls, selectors.EVENT_READ)
         asked = False
         while True:
             with self._news:
                 heard = self._take_in()
                 if self._broken:
-                    self._tls.close()
-                    os.close(self._wake)
+                    selector.close()
+                    for each in (self._tls, self._wake, self._waker):
+                        each.close()
                     return
                 if heard:
                     asked = False
                 self._flush()
                 self._news.notify_all()
-                poll.register(self._tls, select.POLLIN | (select.POLLOUT if self._out else 0))
-            ready = poll.poll((ANSWER_WITHIN if asked else PING_AFTER) * 1000)
+                writes = selectors.EVENT_WRITE if self._out else 0
+                selector.modify(self._tls, selectors.EVENT_READ | writes)
+            ready = selector.select(ANSWER_WITHIN if asked else PING_AFTER)
             with self._news:
-                if any(descriptor == self._wake for descriptor, _ in ready):
-                    os.eventfd_read(self._wake)
+                if any(key.fileobj is self._wake for key, _ in ready):
+                    with suppress(BlockingIOError):
+                        self._wake.recv(_CHUNK)
                 if not ready and self._streams:
                     if asked:
                         self._silent = True
@@ -293,7 +305,7 @@ class Connection:
             return
         self._broken = why
         self._streams.clear()
-        os.eventfd_write(self._wake, 1)
+        self._rouse()
         self._news.notify_all()
 
     def _parse(self) -> None:

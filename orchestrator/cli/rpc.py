@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -111,17 +112,38 @@ def _tls(ca: str, certificate: str, key: str) -> ssl.SSLContext:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     tls.minimum_version = ssl.TLSVersion.TLSv1_3
     tls.set_alpn_protocols(["h2"])
-    # OpenSSL takes a key from a file only; this one is in memory.
-    file = os.memfd_create("key", os.MFD_CLOEXEC)
     try:
         tls.load_verify_locations(cadata=ca)
-        os.write(file, f"{certificate}\n{key}".encode())
-        tls.load_cert_chain(f"/proc/self/fd/{file}")
+        # OpenSSL takes a key from a file only.
+        with _file_of(f"{certificate}\n{key}".encode()) as path:
+            tls.load_cert_chain(path)
     except ssl.SSLError as error:
         raise BadContext(str(error)) from None
-    finally:
-        os.close(file)
     return tls
+
+
+@contextmanager
+def _file_of(data: bytes) -> Iterator[str]:
+    """The path of a file with this content that only this user can read: in memory where the
+    system has such files (Linux), else in the user's temporary folder. It is removed again."""
+    if hasattr(os, "memfd_create"):
+        file, path, is_named = os.memfd_create("key", os.MFD_CLOEXEC), "", False
+        path = f"/proc/self/fd/{file}"
+    else:
+        import tempfile
+
+        (file, path), is_named = tempfile.mkstemp(), True
+    try:
+        os.write(file, data)
+        if is_named:
+            # Windows lets nobody open it before.
+            os.close(file)
+        yield path
+    finally:
+        if is_named:
+            os.unlink(path)
+        else:
+            os.close(file)
 
 
 class Method:

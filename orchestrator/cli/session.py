@@ -19,11 +19,14 @@ import click
 from orchestrator.cli import terminal
 from orchestrator.cli.client import Client
 from orchestrator.cli.groups import CliError
+from orchestrator.model.signals import signal_number
 from orchestrator.pb import interact_pb2
 
 _CHUNK = 1 << 16
 """Most bytes of stdin in a message."""
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
+_BROKEN_PIPE = 128 + 13
+"""Exit status of a command whose reader has left, as shells have it: 128 + SIGPIPE."""
 DETACHED = 0
 """Exit status of a command whose user typed the detach keys, as in Docker."""
 NOT_A_TERMINAL = "the input is not a terminal; leave out -t, or run this at a terminal"
@@ -109,9 +112,9 @@ class Session:
         self._window = attached.stdin_window
         at_terminal = attached.tty and terminal.size(_STDIN) is not None
         if attached.tty and terminal.size(_STDOUT) is not None:
-            stack.enter_context(terminal.handling(self._resized, signal.SIGWINCH))
+            stack.enter_context(terminal.handling(self._resized, *terminal.RESIZED))
             # It may have changed since the request was made.
-            self._resized(signal.SIGWINCH)
+            self._resized()
         if self._stdin and attached.stdin:
             if at_terminal:
                 stack.enter_context(terminal.raw(_STDIN))
@@ -144,15 +147,16 @@ class Session:
         try:
             terminal.write_all(descriptor, data)
         except BrokenPipeError:
-            raise SystemExit(128 + signal.SIGPIPE) from None
+            raise SystemExit(_BROKEN_PIPE) from None
 
-    def _resized(self, number: int) -> None:
+    def _resized(self, number: int = 0) -> None:
         if (found := terminal.size(_STDOUT)) is not None:
             rows, columns = found
             self._send(resize=interact_pb2.TerminalSize(rows=rows, columns=columns))
 
     def _pass_on(self, number: int) -> None:
-        self._send(signal=number)
+        # Numbers differ between systems; the program's are Linux's.
+        self._send(signal=signal_number(signal.Signals(number).name))
 
     def _send(self, **message: Any) -> None:
         self._outbox.put(interact_pb2.SessionInput(**message))

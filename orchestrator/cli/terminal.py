@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import termios
-import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,10 +15,13 @@ from types import FrameType
 DETACH_KEYS = "ctrl-p,ctrl-q"
 """As in Docker."""
 
-PROXIED = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-)
+
+def _known(*names: str) -> tuple[signal.Signals, ...]:
+    """The signals of these names that this system has."""
+    return tuple(signal.Signals[name] for name in names if name in signal.Signals.__members__)
+
+
+PROXIED = _known("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 """Signals that are passed on to a program one is attached to."""
 
 
@@ -74,12 +75,19 @@ def raw(descriptor: int) -> Iterator[None]:
     """Every key as it is typed, for the duration of the block.
 
     The terminal is as it was on every way out: SIGTERM, SIGHUP and SIGQUIT, if nobody else
-    handles them, become SystemExit with the status that shells give.
+    handles them, become SystemExit with the status that shells give. Where there is no termios
+    (Windows), keys arrive a line at a time.
     """
+    try:
+        import termios
+        import tty
+    except ImportError:
+        yield
+        return
     before = termios.tcgetattr(descriptor)
     taken = {
         number: signal.signal(number, _leave)
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+        for number in _known("SIGTERM", "SIGHUP", "SIGQUIT")
         if signal.getsignal(number) is signal.SIG_DFL
     }
     try:
@@ -106,6 +114,10 @@ def handling(handler: Callable[[int], None], *numbers: int) -> Iterator[None]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+RESIZED = _known("SIGWINCH")
+"""The signal that a terminal's size has changed, on systems that have it."""
 
 
 def size(descriptor: int) -> tuple[int, int] | None:

@@ -1,10 +1,13 @@
-"""Atomic, durable replacement of files."""
+"""Atomic, durable replacement of files. Also on clients that do not run Linux."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
 from pathlib import Path
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+_NEW |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 def write_file(
@@ -26,12 +29,12 @@ def write_file(
     """
     draft = temporary or path.with_name(f".{path.name}.new")
     draft.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        with open(os.open(draft, flags, 0o600), "wb") as file:
+        with open(os.open(draft, _NEW, 0o600), "wb") as file:
             if owner is not None:
                 os.fchown(file.fileno(), *owner)
-            os.fchmod(file.fileno(), mode)
+            if hasattr(os, "fchmod"):  # not on Windows
+                os.fchmod(file.fileno(), mode)
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -45,6 +48,8 @@ def write_file(
 
 def flush_folder(folder: Path) -> None:
     """Make the names in a folder durable. Waits for the disk. Raises OSError."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows opens no folders
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

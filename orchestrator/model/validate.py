@@ -7,7 +7,6 @@ network exists or a node has the room is for the manager and its scheduler.
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from math import isfinite
@@ -26,6 +25,7 @@ from orchestrator.model.networks import check_attachments
 from orchestrator.model.placement import Disconnect
 from orchestrator.model.resources import MAX_REPLICAS as MAX_REPLICAS
 from orchestrator.model.rules import check_agreement, check_attribute
+from orchestrator.model.signals import signal_number
 from orchestrator.model.specs import (
     ContainerSpec,
     FailureAction,
@@ -120,13 +120,11 @@ def validate_constraints(constraints: Iterable[str], affinities: Iterable[Affini
 
 def known_signal(text: str) -> bool:
     """Whether `text` names a signal: `SIGTERM`, `TERM`, `15`, `RTMIN+3`."""
-    if text.isdecimal() and text.isascii():
-        return 1 <= int(text) <= signal.NSIG - 1
-    name = text.upper().removeprefix("SIG")
-    base, plus, offset = name.partition("+")
-    if base == "RTMIN" and plus:
-        return offset.isdecimal() and int(offset) <= signal.SIGRTMAX - signal.SIGRTMIN
-    return f"SIG{name}" in signal.Signals.__members__
+    try:
+        signal_number(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _container(spec: ContainerSpec) -> None:

@@ -1,0 +1,36 @@
+"""The client runs where there is no Linux: its tests pass without what only Linux has."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+FILES = (
+    *("test_cli_documents.py", "test_cli_image.py", "test_cli_interact.py", "test_cli_job.py"),
+    *("test_cli_node.py", "test_cli_root.py", "test_cli_rpc.py", "test_cli_service.py"),
+    *("test_cli_service_rows.py", "test_cli_stack.py", "test_run_flags.py"),
+)
+
+WITHOUT = "not terminal and not a_tree_goes and not nothing_is_made_through_a_link"
+"""Tests of a terminal's raw mode, and of unpacking below a folder, which the client refuses where
+the system cannot do it safely."""
+
+
+def test_the_client_s_tests_pass_without_linux(tmp_path: Path) -> None:
+    plugins = ("-p", "otherplatform", "-p", "no:cacheprovider")
+    only = ("-k", WITHOUT, *(HERE / name for name in FILES))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *plugins, "--basetemp", tmp_path / "tests", *only],
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed
+    assert int(passed[1]) > 300

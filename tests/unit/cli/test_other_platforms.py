@@ -24,7 +24,7 @@ def test_the_client_s_tests_pass_without_linux(tmp_path: Path) -> None:
     plugins = ("-p", "otherplatform", "-p", "no:cacheprovider")
     only = ("-k", WITHOUT, *(HERE / name for name in FILES))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *plugins, "--basetemp", tmp_path / "tests", *only],
+        [sys.executable, "-m", "pytest", *plugins, "--basetemp", tmp_path / "tests", *only],
         env={**os.environ, "PYTHONPATH": str(HERE)},
         capture_output=True,
         text=True,

@@ -51,7 +51,7 @@ from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.names import NameServerProcess
 from orchestrator.agent.netplugins.foreign import ForeignNetworks
 from orchestrator.agent.network import NetworkError, NodeNetwork
-from orchestrator.agent.networks import Networks
+from orchestrator.agent.networks import Networks, exposure_of
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.pathmtu import PathMtus
 from orchestrator.agent.peerprobes import PeerProbes
@@ -206,7 +206,18 @@ async def run(settings: Settings) -> None:
             held=lambda: worker.holders() | build_network.attached,
             running=lambda word: worker.running(word),
             unordered=(buildnetwork.ID,),
+            exposure=lambda nodes: exposure_of(
+                nodes,
+                managers=db.managers() or identity.managers,
+                ports=(blob_port, metrics_port),
+                access=db.container_access(),
+            ),
         )
+
+        def expose(access: Sequence[str]) -> None:
+            db.put_container_access(access)
+            networks.exposure_changed()
+
         build_network = buildnetwork.BuildNetwork(
             network,
             settings.run_dir / "netns",
@@ -366,6 +377,7 @@ async def run(settings: Settings) -> None:
                 open_tunnel=tunnels.open,
                 remove_images=image_orders.remove,
                 scrapable=db.put_scrape_digest,
+                expose=expose,
                 revoked=kept_revocations.take,
             ),
             rng=rng,

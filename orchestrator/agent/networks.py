@@ -13,20 +13,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Protocol
 
 from orchestrator.agent.encryption import Encryption, TunnelOrder, tunnel_order
 from orchestrator.agent.network import (
     Attachment,
+    Exposure,
     Interface,
     NetworkConfig,
     NetworkError,
     Peer,
     PortMapping,
 )
+from orchestrator.model.exposure import METADATA, METADATA_ADDRESSES, closed_ports
 from orchestrator.model.networks import (
     BRIDGE,
     MTU,
@@ -54,6 +57,8 @@ class NodeNetworking(Protocol):
     """What is needed of `network.NodeNetwork`; see there."""
 
     async def apply(self, config: NetworkConfig) -> None: ...
+
+    async def expose(self, exposure: Exposure) -> None: ...
 
     async def attach(self, network: str, container_id: str, interface: Interface) -> Attachment: ...
 
@@ -109,10 +114,13 @@ class Networks:
         encryption: Encryption,
         period: float = APPLY_PERIOD,
         unordered: Collection[str] = (),
+        exposure: Callable[[Collection[str]], Exposure] = lambda nodes: Exposure(tuple(nodes)),
     ) -> None:
         """`held` tells the ids of containers that may hold an address now; it is asked once,
         after the first pass. `running` is the running task of this node that a user means by a
-        word. `unordered` are networks that this node has without an order."""
+        word. `unordered` are networks that this node has without an order.
+        `exposure` is what is closed to containers, given the addresses of all nodes that this one
+        knows."""
         self._network = network
         self._node_address = node_address
         self._held = held
@@ -120,6 +128,9 @@ class Networks:
         self._encryption = encryption
         self._period = period
         self._unordered = frozenset(unordered)
+        self._exposure = exposure
+        self._exposing: NetworkError | None = None
+        """Why the last pass could not close what is to be closed."""
         self._networks: dict[str, _Network] = {}
         """By id."""
         self._peers: frozenset[str] = frozenset()
@@ -194,7 +205,24 @@ class Networks:
             except TimeoutError:
                 pass
 
+    def exposure_changed(self) -> None:
+        """Make a pass now: another thing is to be closed to containers."""
+        self._changed.set()
+
+    async def _expose(self) -> None:
+        before = self._exposing
+        try:
+            nodes = sorted({self._node_address, *self._peers})
+            await self._network.expose(self._exposure(nodes))
+        except NetworkError as error:
+            self._exposing = error
+            if str(error) != str(before):
+                log.error("hosts cannot be closed to containers: %s", error)
+        else:
+            self._exposing = None
+
     async def _pass(self) -> None:
+        await self._expose()
         orders = (each.tunnels for each in self._networks.values())
         await self._encryption.apply(order for order in orders if order is not None)
         # What containers wait for first.
@@ -344,6 +372,32 @@ def _interface(
 def _without_scope(options: Mapping[str, str]) -> dict[str, str]:
     """What a network's plugin is told; how far it reaches is between us."""
     return {key: value for key, value in options.items() if key != SCOPE}
+
+
+def exposure_of(
+    nodes: Collection[str],
+    *,
+    managers: Iterable[str],
+    ports: tuple[int, int],
+    access: Collection[str],
+) -> Exposure:
+    """What is closed to containers. `nodes` are addresses, `managers` are HOST:PORT, `ports` are
+    those of this node's images and metrics; `access` is what is open (`model.exposure`)."""
+    places = [manager.rpartition(":") for manager in managers]
+    hosts = {host for host, _, _ in places if _is_address(host)}
+    return Exposure(
+        hosts=tuple(sorted({*nodes, *hosts})),
+        ports=closed_ports(access, (int(port) for _, _, port in places), *ports),
+        addresses=() if METADATA in access else METADATA_ADDRESSES,
+    )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        IPv4Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def network_config(network: dispatch_pb2.AssignedNetwork, node_address: str) -> NetworkConfig:

@@ -79,6 +79,7 @@ class Session:
         open_tunnel: OpenTunnel,
         remove_images: Callable[[Sequence[str]], Coroutine[Any, Any, None]],
         scrapable: Callable[[str], None],
+        expose: Callable[[Sequence[str]], None] = lambda access: None,
         revoked: Callable[[dispatch_pb2.RevocationList], None] = lambda news: None,
     ) -> None:
         """`wake` is set by whoever has something to send. `open_tunnel` must keep its errors to
@@ -93,6 +94,7 @@ class Session:
         self._open_tunnel = open_tunnel
         self._remove_images = remove_images
         self._scrapable = scrapable
+        self._expose = expose
         self._revoked = revoked
         self._images_changed = True
         self._volume_drivers: dict[str, str] = {}
@@ -188,6 +190,8 @@ class Session:
             case "remove_images":
                 images = list(message.remove_images.images)
                 group.create_task(self._remove_images(images), name="image removal")
+            case "container_access":
+                self._expose(list(message.container_access.open))
             case "scrape":
                 self._scrapable(message.scrape.token_digest)
             case "revocations":

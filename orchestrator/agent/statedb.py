@@ -78,6 +78,7 @@ _SCHEMA_VERSION = len(_SCHEMAS)
 _NETWORKS = "networks"
 _MANAGERS = "managers"
 _SCRAPE = "scrape"
+_CONTAINER_ACCESS = "container_access"
 _REVOCATIONS = "revocations"
 _PROBE = "probe"
 """Written to find out whether anything can be."""
@@ -373,6 +374,14 @@ class StateDb:
         """Remember which certificates are refused."""
         data = revocations.SerializeToString()
         self._write([self._setting(_REVOCATIONS, data)], defer=True)
+
+    def container_access(self) -> tuple[str, ...]:
+        """What of the cluster's hosts is open to containers; nothing before a session told it."""
+        return tuple(self._settings.get(_CONTAINER_ACCESS, b"").decode().split())
+
+    def put_container_access(self, access: Iterable[str]) -> None:
+        """Remember what is open to containers."""
+        self._write([self._setting(_CONTAINER_ACCESS, " ".join(access).encode())], defer=True)
 
     def _setting(self, key: str, value: bytes) -> tuple[Hashable, _Statement]:
         self._settings[key] = value

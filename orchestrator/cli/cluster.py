@@ -11,6 +11,7 @@ from orchestrator.cli.flag_types import CERTIFICATE_LIFETIME, Parsed
 from orchestrator.cli.groups import CliError, Lazy, OrcGroup, example
 from orchestrator.cli.output import Row, format_option, moment, print_fields, print_json, word
 from orchestrator.cli.update_settings import one_of
+from orchestrator.model.exposure import read_access
 from orchestrator.model.placement import Strategy
 from orchestrator.model.units import format_duration
 from orchestrator.pb import control_pb2
@@ -63,6 +64,7 @@ def info(client: Client, form: str) -> None:
             ("Node is down after", format_duration(reply.node_timeout)),
             ("Strategy", word(Strategy(reply.strategy))),
             ("Certificates last", format_duration(reply.certificate_lifetime)),
+            ("Open to containers", ", ".join(reply.container_access) or "none"),
             ("Nodes join at", reply.join_address),
             *(("Cannot be decoded", _undecodable(each)) for each in reply.undecodable),
         ]
@@ -93,6 +95,7 @@ def cluster_document(reply: Any) -> Row:
         "join_address": reply.join_address,
         "strategy": word(Strategy(reply.strategy)),
         "certificate_lifetime": reply.certificate_lifetime,
+        "container_access": list(reply.container_access),
         "undecodable": [
             {"key": each.key, "reason": each.reason, "held_services": list(each.held_services)}
             for each in reply.undecodable
@@ -100,7 +103,16 @@ def cluster_document(reply: Any) -> Row:
     }
 
 
-@cluster.command(epilog=example("orc cluster update --strategy binpack"))
+def _access(text: str) -> tuple[str, ...]:
+    return read_access(filter(None, text.replace(" ", "").split(",")))
+
+
+@cluster.command(
+    epilog=example(
+        "orc cluster update --strategy binpack",
+        "orc cluster update --container-access metrics",
+    )
+)
 @click.option(
     "--strategy",
     type=Parsed("spread|binpack", one_of(Strategy)),
@@ -111,14 +123,35 @@ def cluster_document(reply: Any) -> Row:
     type=CERTIFICATE_LIFETIME,
     help="How long certificates last that are made from now on.",
 )
+@click.option(
+    "--container-access",
+    type=Parsed("list", _access),
+    help="What containers may reach on the cluster's hosts, separated by commas: control-plane, "
+    "metrics, metadata, all or none.",
+)
 @pass_client
-def update(client: Client, strategy: Strategy | None, cert_expiry: float | None) -> None:
-    """Change settings of the cluster. What runs stays where it is."""
-    if strategy is None and cert_expiry is None:
-        raise click.UsageError("nothing to change; give --strategy or --cert-expiry")
+def update(
+    client: Client,
+    strategy: Strategy | None,
+    cert_expiry: float | None,
+    container_access: tuple[str, ...] | None,
+) -> None:
+    """Change settings of the cluster. What runs stays where it is.
+
+    Containers reach neither the control plane's ports of the cluster's hosts (control-plane: API,
+    joins, images, etcd), nor their metrics and the web page (metrics), nor the metadata services of
+    clouds (metadata), unless --container-access opens them. Other ports of hosts are open.
+    """
+    if strategy is None and cert_expiry is None and container_access is None:
+        raise click.UsageError(
+            "nothing to change; give --strategy, --cert-expiry or --container-access"
+        )
     request = control_pb2.UpdateClusterRequest(
         strategy=None if strategy is None else cast(Any, int(strategy)),
         certificate_lifetime=cert_expiry,
+        container_access=None
+        if container_access is None
+        else control_pb2.UpdateClusterRequest.Access(open=container_access),
     )
     click.echo(client.call("UpdateCluster", request).id)
 

@@ -9,8 +9,12 @@ To itself           a container that reaches itself by a translated address (a p
                     service) would get a packet from its own address, and drop it: it gets the
                     host's. Each container's pair of addresses is in the sets `itself4`, `itself6`.
 Sources             what comes from a container has its own addresses as source (see `binding`).
-Tunnels             a container sends no VXLAN to a host, which would take it for another host's: so
-                    it could speak into networks that it is not on.
+Tunnels             nobody behind this host sends to the tunnel ports (VXLAN, WireGuard) of a host
+                    of the cluster, masqueraded or not: it would be taken for a host, and could
+                    speak into networks that it is not on. And this host takes VXLAN of our networks
+                    from hosts of the cluster only, by the interface that leads to them.
+Closed              containers reach neither the control plane's ports on hosts of the cluster nor
+                    the metadata services of clouds, as far as these are closed (see `exposure`).
 Redirects           none is sent: packets between neighbours pass this host on purpose.
 Name server         questions to the gateway, and its answers, are not tracked. A resolver asks each
                     from a port of its own, so each would be a connection in the kernel's table for
@@ -30,7 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import binding, sealed
+from . import binding, exposure, sealed
 from .binding import End
 from .config import NetConf
 from .nft import TABLE, TABLES, Nftables, NftError, failed
@@ -39,6 +43,8 @@ from .vxlan import DEFAULT_PORT
 GONE = "No such file or directory"
 MOST_QUESTIONS = "limit rate over 4000/second burst 2000 packets"
 """Of one address; the name server answers five times as many."""
+TUNNEL_PORTS = f"{{ {DEFAULT_PORT}, {', '.join(map(str, sealed.PORTS))} }}"
+DENY = "reject with icmpx admin-prohibited"
 
 BASE = f"""
 add table {TABLE}
@@ -52,6 +58,9 @@ add set {TABLE} askers6 {{ type ipv6_addr; size 65535; flags dynamic,timeout; ti
 add chain {TABLE} forward {{ type filter hook forward priority filter; }}
 add chain {TABLE} input {{ type filter hook input priority filter; }}
 add map {TABLE} entrances {{ type ifname : verdict; }}
+{exposure.SETS}add map {TABLE} vnis {{ typeof {sealed.VNI} : verdict; }}
+add chain {TABLE} tunneled
+add chain {TABLE} closed
 add chain {TABLE} own {{ type filter hook output priority raw; }}
 add chain {TABLE} guard {{ type filter hook prerouting priority raw; }}
 add chain {TABLE} question
@@ -62,19 +71,31 @@ flush chain {TABLE} own
 flush chain {TABLE} guard
 flush chain {TABLE} question
 flush chain {TABLE} hairpin
+flush chain {TABLE} tunneled
+flush chain {TABLE} closed
+add rule {TABLE} tunneled ip saddr != @hosts drop
+add rule {TABLE} tunneled fib saddr . iif oif 0 drop
+add rule {TABLE} closed ip daddr @closed4 {DENY}
+add rule {TABLE} closed ip6 daddr @closed6 {DENY}
+add rule {TABLE} closed ip daddr @hosts tcp dport @closed_ports {DENY}
+add rule {TABLE} closed tcp dport @closed_ports fib daddr type local {DENY}
+add rule {TABLE} forward udp dport {TUNNEL_PORTS} ip daddr @hosts drop
 add rule {TABLE} forward ct state established,related accept
 add rule {TABLE} forward iifname . oifname @ways accept
 add rule {TABLE} forward iifname @members udp dport {DEFAULT_PORT} drop
-add rule {TABLE} forward iifname @internal reject with icmpx admin-prohibited
+add rule {TABLE} forward iifname @internal {DENY}
+add rule {TABLE} forward iifname @members jump closed
 add rule {TABLE} forward oifname @internal drop
 add rule {TABLE} forward ct status dnat accept
 add rule {TABLE} forward oifname @members drop
+add rule {TABLE} input udp dport {DEFAULT_PORT} {sealed.VNI} vmap @vnis
 add rule {TABLE} input ct state established,related accept
 add rule {TABLE} input iifname @members udp dport {DEFAULT_PORT} drop
+add rule {TABLE} input iifname @members jump closed
 add rule {TABLE} input iifname != @internal accept
 add rule {TABLE} input meta l4proto {{ icmp, icmpv6 }} accept
 add rule {TABLE} input meta l4proto {{ tcp, udp }} th dport 53 accept
-add rule {TABLE} input reject with icmpx admin-prohibited
+add rule {TABLE} input {DENY}
 add rule {TABLE} own icmp type redirect oifname @members drop
 add rule {TABLE} own icmpv6 type nd-redirect oifname @members drop
 add rule {TABLE} own udp sport 53 oifname @members fib saddr . oif type local notrack
@@ -111,6 +132,7 @@ def _network(conf: NetConf) -> str:
         # Added first, since it may not be there.
         script += f"add element {TABLE} internal {{ {names} }}\n"
         script += f"delete element {TABLE} internal {{ {names} }}\n"
+    script += _tunnel(conf)
     script += f"add chain {out} {{ type nat hook postrouting priority srcnat; }}\n"
     script += f"flush chain {out}\n"
     script += f'add rule {out} oifname "{conf.bridge}" ip saddr 127.0.0.0/8 masquerade\n'
@@ -128,6 +150,17 @@ def _network(conf: NetConf) -> str:
                 " ff00::/8 } masquerade\n"
             )
     return script
+
+
+def _tunnel(conf: NetConf) -> str:
+    """What lets the other hosts of a network in; one that is encrypted has rules of its own."""
+    if conf.overlay is None or conf.overlay.encrypted:
+        return ""
+    hosts = {str(peer.address) for peer in conf.overlay.peers} | {str(conf.overlay.node)}
+    return (
+        f"add element {TABLE} vnis {{ {conf.overlay.vni} : jump tunneled }}\n"
+        f"add element {TABLE} hosts {{ {', '.join(sorted(hosts))} }}\n"
+    )
 
 
 def incomplete(nft: Nftables, conf: NetConf) -> list[str]:
@@ -188,6 +221,9 @@ def remove(nft: Nftables, conf: NetConf, *, last: bool) -> None:
             ),
             f"delete chain {TABLE} masquerade_{conf.bridge}\n",
             binding.removal(conf.bridge),
+            f"delete element {TABLE} vnis {{ {conf.overlay.vni} : jump tunneled }}\n"
+            if conf.overlay is not None and not conf.overlay.encrypted
+            else "",
             sealed.removal(conf),
         ]
     for one in filter(None, scripts):

@@ -32,6 +32,8 @@ About all networks:
     connections                         how many the kernel tracks, and of how many at most
     underlay    address vxlan           the interface with that address of this host, and its MTU;
                                         also the MTU of a tunnel device, 0 if it is not there
+    expose      exposure                what of the cluster's hosts is closed to containers; see
+                                        `exposure`
     unbalanced                          what the next `balance` would mend, in words
     tunnels     tunnels                 those of encrypted networks; see `tunnel`
     untunnel                            have none
@@ -58,6 +60,7 @@ from . import (
     conntrack,
     drift,
     endpoints,
+    exposure,
     fields,
     namespaces,
     netlink,
@@ -70,6 +73,7 @@ from .balancer import Balancer
 from .config import VERSION, NetConf, parse
 from .errors import CniError, Code
 from .fields import IDENTIFIER, interface
+from .nft import NftError, failed
 from .plugin import failure
 from .tunnel import Tunnel
 
@@ -210,6 +214,14 @@ def _balance(desk: Desk, request: Mapping[str, Any]) -> None:
     desk.balancer.apply(desk.host.sock, desk.host.nft, endpoints.parse(request["table"]))
 
 
+def _expose(desk: Desk, request: Mapping[str, Any]) -> None:
+    wanted = exposure.parse(fields.mapping(request.get("exposure"), "exposure"))
+    try:
+        desk.host.nft.ensure(exposure.SUBJECT, exposure.script(wanted))
+    except NftError as error:
+        raise failed("ports closed to containers", error) from error
+
+
 def _connections(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
     usage = conntrack.usage()
     return {"count": usage.count, "limit": usage.limit, "refused": usage.refused}
@@ -261,6 +273,7 @@ GENERAL: dict[str, Service] = {
     "networks": _networks,
     "remove": _remove,
     "balance": _balance,
+    "expose": _expose,
     "connections": _connections,
     "underlay": _underlay,
     "unbalanced": _unbalanced,

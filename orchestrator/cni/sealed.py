@@ -4,6 +4,7 @@ Out     packets of such a network leave by a tunnel's device or not at all: also
         gone, and when there is a default route that would take them.
 In      what comes in the clear and says that it is of such a network, or of a host behind a tunnel,
         is dropped.
+WireGuard is heard from hosts of the cluster only, by the interface that leads to them.
 Through nothing is forwarded into a tunnel or out of one: only this host's VXLAN goes there, so no
         container can speak for a host. ICMPv6 is let pass, for whoever looks for a fault.
 
@@ -15,16 +16,20 @@ from __future__ import annotations
 
 from ipaddress import IPv6Network
 
+from . import exposure
 from .config import NetConf
 from .nft import TABLE
 from .vxlan import DEFAULT_PORT
 
 DEVICES = ("orcwg0", "orcwg1")
 """WireGuard's; see `tunnels`."""
+PORTS = (51840, 51841)
+"""Of a host's keys in turn; UDP."""
 PREFIX = IPv6Network("fd6f:7263::/32")
 """Addresses inside the tunnels; RFC 4193."""
 TUNNELS = f"{{ {', '.join(DEVICES)} }}"
 OURS = f"{{ {', '.join(DEVICES)}, lo }}"
+_TO_WIREGUARD = f"udp dport {{ {', '.join(map(str, PORTS))} }} fib daddr type local"
 VNI = "@th,96,24"  # behind 8 bytes of UDP and 4 of VXLAN (RFC 7348, section 5)
 
 HOOKS = {
@@ -36,10 +41,13 @@ HOOKS = {
 BASE = "".join(
     [
         f"add table {TABLE}\n",
+        exposure.SETS,
         *(f"add chain {TABLE} {name} {{ {hook} }}\n" for name, hook in HOOKS.items()),
         *(f"flush chain {TABLE} {name}\n" for name in HOOKS),
         f"add rule {TABLE} sealed_in iifname != {OURS} ip6 saddr {PREFIX} drop\n",
         f"add rule {TABLE} sealed_in iifname != {OURS} ip6 daddr {PREFIX} drop\n",
+        f"add rule {TABLE} sealed_in {_TO_WIREGUARD} ip saddr != @hosts drop\n",
+        f"add rule {TABLE} sealed_in {_TO_WIREGUARD} fib saddr . iif oif 0 drop\n",
         f"add rule {TABLE} sealed_in iifname != {TUNNELS} accept\n",
         f"add rule {TABLE} sealed_in udp dport {DEFAULT_PORT} accept\n",
         f"add rule {TABLE} sealed_in meta l4proto != icmpv6 drop\n",

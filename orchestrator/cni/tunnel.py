@@ -25,7 +25,7 @@ from .errors import CniError, Code
 from .fields import invalid
 from .firewall import GONE
 from .netlink import Link
-from .nft import Nftables, NftError, failed
+from .nft import TABLE, Nftables, NftError, failed
 from .routing import RouteEntry
 from .rtnetlink import NetlinkError, RouteSocket
 from .sealed import DEVICES, PREFIX
@@ -117,7 +117,9 @@ class Tunnel:
         host's address inside the tunnels; the state of each tunnel. Raises `CniError`."""
         self._kernel()
         try:
-            self._nft.ensure(RULES, sealed.BASE)
+            hosts = [str(host.address) for host in wanted.hosts]
+            known = ", ".join(sorted({str(wanted.address), *hosts}))
+            self._nft.ensure(RULES, f"{sealed.BASE}add element {TABLE} hosts {{ {known} }}\n")
         except NftError as error:
             raise failed(RULES, error) from error
         mtu = vxlan.underlay(self._sock, wanted.address).mtu - wireguard.OVERHEAD

@@ -19,11 +19,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from .sealed import DEVICES, PREFIX
+from .sealed import DEVICES, PORTS, PREFIX
 from .wireguard import Device, Endpoint, Peer
 
-PORTS = (51840, 51841)
-"""Of a host's keys in turn; UDP."""
 KEEPALIVE = 25
 """Seconds of silence after which a tunnel is used for its own sake."""
 ALIVE = 190.0

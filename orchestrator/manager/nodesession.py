@@ -110,6 +110,8 @@ class NodeSession:
         """The revision of the endpoint table that it was sent."""
         self._scrape_token = ""
         """The token whose digest it was told."""
+        self._container_access: tuple[str, ...] | None = None
+        """What it was told to be open to containers; None before it was told."""
         self._sent_revocations: Mapping[str, Revocation] = {}
         """As the node was told of them."""
         self._revocations_sent = False
@@ -170,6 +172,11 @@ class NodeSession:
             self._scrape_token = token
             access = dispatch_pb2.ScrapeAccess(token_digest=digest(token))
             out.append(dispatch_pb2.ManagerMessage(scrape=access))
+        open_ = view.cluster.container_access if view.cluster else ()
+        if open_ != self._container_access:
+            self._container_access = open_
+            told = dispatch_pb2.ContainerAccess(open=open_)
+            out.append(dispatch_pb2.ManagerMessage(container_access=told))
         if (revoked := self._revocation_changes(view)) is not None:
             out.append(dispatch_pb2.ManagerMessage(revocations=revoked))
         if self._condemning:

@@ -181,6 +181,8 @@ class Cluster(Extensible):
     """Seconds that certificates count from now on; 0: the usual."""
     secrets_key_id: str = ""
     """Names the key that secrets are sealed with; empty in a cluster of an earlier version."""
+    container_access: tuple[str, ...] = ()
+    """What of the hosts is open to containers; see `exposure`."""
 
 
 Object = (

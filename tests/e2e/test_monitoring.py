@@ -60,6 +60,7 @@ class Monitoring:
 @pytest.fixture
 def monitoring(cluster: Cluster) -> Iterator[Monitoring]:
     subprocess.run([CHART / "prepare"], check=True)
+    cluster.orc("cluster", "update", "--container-access", "metrics")
     # Both where the test does not kill.
     values = ("--set", "INTERVAL=1s", "--quiet", "--timeout", "2m")
     cluster.orc("node", "update", "--availability", "pause", "node3")
@@ -67,6 +68,7 @@ def monitoring(cluster: Cluster) -> Iterator[Monitoring]:
     cluster.orc("node", "update", "--availability", "active", "node3")
     yield Monitoring(cluster)
     cluster.orc("stack", "rm", NAME)
+    cluster.orc("cluster", "update", "--container-access", "none")
     for volume in (f"{NAME}_prometheus", f"{NAME}_alertmanager"):
         eventually(lambda name=volume: cluster.orc("volume", "rm", name).returncode == 0)  # type: ignore[misc]
 

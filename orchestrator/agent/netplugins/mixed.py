@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from orchestrator.agent.netplugins.results import Place
-from orchestrator.agent.network import Attachment, Interface, NetworkConfig, NetworkError
+from orchestrator.agent.network import Attachment, Exposure, Interface, NetworkConfig, NetworkError
 from orchestrator.agent.networks import NodeNetworking
 from orchestrator.model.networks import CNI
 
@@ -71,6 +71,10 @@ class AllNetworks:
             return
         self._foreign[config.id] = config
         await self._driver(config).apply(config)
+
+    async def expose(self, exposure: Exposure) -> None:
+        """Close to containers of our networks what is to be closed."""
+        await self._own.expose(exposure)
 
     async def attach(self, network: str, container_id: str, interface: Interface) -> Attachment:
         """Connect a container to a network that was applied."""

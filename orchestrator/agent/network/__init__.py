@@ -26,11 +26,12 @@ from .balance import Connections
 from .helper import NetworkError
 from .node import NodeNetwork
 from .tunnels import TunnelHost, TunnelKey, Tunnels, TunnelSession
-from .values import Attachment, Interface, NetworkConfig, Peer, PortMapping, Underlay
+from .values import Attachment, Exposure, Interface, NetworkConfig, Peer, PortMapping, Underlay
 
 __all__ = [
     "Attachment",
     "Connections",
+    "Exposure",
     "Interface",
     "NetworkConfig",
     "NetworkError",

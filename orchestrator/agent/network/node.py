@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +15,7 @@ from .helper import COMMAND, NOT_AVAILABLE, HelperProcess, NetworkError
 from .tunnels import TunnelHost, TunnelKey, Tunnels, tunnel_keys, tunnels
 from .values import (
     Attachment,
+    Exposure,
     Interface,
     NetworkConfig,
     Underlay,
@@ -144,6 +146,11 @@ class NodeNetwork:
     async def balance(self, change: Table, whole: Callable[[], Table]) -> None:
         """Have VIPs, published ports and policies follow the endpoint table; see `balance`."""
         await balance(self._helper, change, whole)
+
+    async def expose(self, exposure: Exposure) -> None:
+        """Close to containers what is to be closed, and know the hosts of the cluster: no others
+        are heard in tunnels. Level-triggered, as `apply`."""
+        await self._helper.request("expose", {"exposure": asdict(exposure)})
 
     async def connections(self) -> Connections:
         """How many connections the kernel of this node tracks, and whether it has room."""

@@ -88,6 +88,19 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Exposure:
+    """What of the cluster's hosts is closed to containers.
+
+    `hosts` are the addresses of all hosts of the cluster on the underlay, `ports` their TCP ports
+    that are closed, `addresses` what is closed wherever it leads.
+    """
+
+    hosts: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PortMapping:
     """`host_port` of this node leads to `container_port`; an empty `host_ip` is any address."""
 

@@ -16,6 +16,7 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, unavailable
 from orchestrator.manager.store.commit import commit
 from orchestrator.model.convert import to_proto
+from orchestrator.model.exposure import read_access
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.objects import Cluster
 from orchestrator.model.placement import Strategy
@@ -64,6 +65,7 @@ class ClusterCalls(Calls):
             ca_certificate=cluster.ca_certificate,
             web_address=web_address(identity),
             certificate_lifetime=lifetime(cluster.certificate_lifetime).total_seconds(),
+            container_access=cluster.container_access,
             undecodable=_undecodable(view),
         )
 
@@ -75,6 +77,12 @@ class ClusterCalls(Calls):
             after = replace(after, strategy=Strategy(request.strategy))
         if request.HasField("certificate_lifetime"):
             after = replace(after, certificate_lifetime=request.certificate_lifetime)
+        if request.HasField("container_access"):
+            try:
+                access = read_access(request.container_access.open)
+            except ValueError as error:
+                raise invalid(str(error)) from None
+            after = replace(after, container_access=access)
         if after != cluster:
             revision = await commit(self.api.kv, [Change(cluster, after)])
             await self.api.cache.wait_for(revision)

@@ -14,6 +14,7 @@ from agentfakes import task, until
 from orchestrator.agent.encryption import Encryption
 from orchestrator.agent.network import (
     Attachment,
+    Exposure,
     Interface,
     NetworkConfig,
     NetworkError,
@@ -23,7 +24,7 @@ from orchestrator.agent.network import (
     TunnelKey,
     Tunnels,
 )
-from orchestrator.agent.networks import Connected, Networks
+from orchestrator.agent.networks import Connected, Networks, exposure_of
 from orchestrator.model.specs import NetworkAttachment, PortSpec, Protocol, PublishMode, TaskSpec
 from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2
@@ -36,6 +37,7 @@ class FakeNode:
 
     def __init__(self) -> None:
         self.applied: list[NetworkConfig] = []
+        self.exposures: list[Exposure] = []
         self.collected: list[Collection[str]] = []
         self.on: dict[str, dict[str, Interface]] = {}
         self.broken: dict[str, str] = {}
@@ -54,6 +56,9 @@ class FakeNode:
 
     async def remove_tunnels(self) -> None:
         raise NetworkError("there was none")
+
+    async def expose(self, exposure: Exposure) -> None:
+        self.exposures.append(exposure)
 
     async def apply(self, config: NetworkConfig) -> None:
         if config.id in self.broken:
@@ -167,6 +172,40 @@ async def test_an_order_is_applied_and_what_nobody_holds_given_back_once() -> No
             subnet6="fd00:0:0:1::/64",
             cluster_cidr6="fd00::/48",
         )
+
+
+async def test_what_is_closed_to_containers_is_said_before_all_else() -> None:
+    node = FakeNode()
+    async with running(node) as networks:
+        networks.order([network("default", "10.0.0.2")])
+        await until(lambda: node.applied)
+        assert node.exposures == [Exposure(("10.0.0.1", "10.0.0.2"))]
+        networks.exposure_changed()
+        await until(lambda: len(node.exposures) == 2)
+
+
+@pytest.mark.parametrize(
+    ("access", "closed", "metadata"),
+    [
+        ((), {2379, 2380, 7420, 7421, 7422, 7423, 7424, 8001, 8002, 9420, 9421, 9422}, True),
+        (("metrics",), {2379, 2380, 7420, 7421, 7423, 8001, 9420, 9421}, True),
+        (("control-plane",), {7422, 7424, 8002, 9422}, True),
+        (("metadata",), {2379, 2380, *range(7420, 7425), 8001, 8002, *range(9420, 9423)}, False),
+        (("control-plane", "metrics", "metadata"), set(), False),
+    ],
+)
+def test_ports_that_are_closed_to_containers(
+    access: tuple[str, ...], closed: set[int], metadata: bool
+) -> None:
+    found = exposure_of(
+        ["10.0.0.1"],
+        managers=["10.0.0.9:9420", "manager.example:7420"],
+        ports=(8001, 8002),
+        access=access,
+    )
+    assert found.hosts == ("10.0.0.1", "10.0.0.9")
+    assert set(found.ports) == closed
+    assert ("169.254.169.254" in found.addresses) is metadata
 
 
 async def test_the_same_order_is_not_news_but_is_mended_now_and_then() -> None:

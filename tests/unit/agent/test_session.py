@@ -104,6 +104,7 @@ async def agent(host: Host, *managers: str) -> AsyncIterator[Agent]:
                 open_tunnel=open_tunnel,
                 remove_images=remove_images,
                 scrapable=db.put_scrape_digest,
+                expose=db.put_container_access,
             ),
             rng=random.Random(1),
         )
@@ -356,6 +357,17 @@ async def test_who_may_read_its_metrics_is_known_without_a_manager(host: Host) -
         await until(lambda: a.db.scrape_digest() == "ab12")
     with StateDb(host.folder / "state.db") as db:
         assert db.scrape_digest() == "ab12"
+
+
+async def test_what_is_open_to_containers_is_known_without_a_manager(host: Host) -> None:
+    async with manager_stub() as manager, agent(host, manager.address) as a:
+        session = await manager.session()
+        await session.welcome()
+        access = dispatch_pb2.ContainerAccess(open=["metrics", "metadata"])
+        await session.say(container_access=access)
+        await until(lambda: a.db.container_access() == ("metrics", "metadata"))
+    with StateDb(host.folder / "state.db") as db:
+        assert db.container_access() == ("metrics", "metadata")
 
 
 async def test_a_restarted_agent_reports_what_it_knows(host: Host) -> None:

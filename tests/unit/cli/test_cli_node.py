@@ -441,6 +441,32 @@ def test_cluster_info_and_tokens(manager: Any, run: Run, refused: Refused) -> No
     assert "is not one of 'worker', 'manager'" in refused("cluster", "token", "x", status=2)
 
 
+@pytest.mark.parametrize(
+    ("text", "access"),
+    [
+        ("metrics", ["metrics"]),
+        ("metadata,control-plane", ["control-plane", "metadata"]),
+        ("all", ["control-plane", "metrics", "metadata"]),
+        ("none", []),
+        ("", []),
+    ],
+)
+def test_what_containers_may_reach(manager: Any, run: Run, text: str, access: list[str]) -> None:
+    manager.script.answers["UpdateCluster"] = pb.ClusterInfo(id="c1")
+    assert run("cluster", "update", "--container-access", text).stdout == "c1\n"
+    assert list(manager.script.request("UpdateCluster").container_access.open) == access
+    manager.script.answers["GetCluster"] = pb.ClusterInfo(id="c1", container_access=access)
+    shown = json.loads(run("cluster", "info", "--format", "json").stdout)
+    assert shown["container_access"] == access
+    assert f"Open to containers: {', '.join(access) or 'none'}" in run("cluster", "info").stdout
+
+
+def test_what_containers_can_be_given_no_access_to(refused: Refused) -> None:
+    said = refused("cluster", "update", "--container-access", "metric", status=2)
+    assert "'metric' is nothing that containers can be given access to" in said
+    assert "did you mean 'metrics'?" in said
+
+
 @pytest.mark.parametrize("flags", [(), ("-q",), ("--rotate",)])
 def test_no_second_manager_can_join(manager: Any, refused: Refused, flags: tuple[str, ...]) -> None:
     said = refused("cluster", "token", *flags, "manager")

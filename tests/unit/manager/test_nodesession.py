@@ -16,7 +16,7 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.documents import Document, FileReference
 from orchestrator.model.nodes import Node, NodeState
-from orchestrator.model.objects import Image, Object
+from orchestrator.model.objects import Cluster, Image, Object
 from orchestrator.model.placement import Disconnect, DisconnectAction
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec
@@ -115,6 +115,22 @@ def test_only_sessions_that_a_change_concerns_have_anything_to_tell(seed: int) -
             fresh = Told(node_id)
             fresh.look(view, feed)
             assert told.orders() == fresh.orders()
+
+
+def test_what_is_open_to_containers_is_told_at_first_and_when_it_changes() -> None:
+    first = ClusterView.of([*NODES, Cluster(id="c")])
+    session = NodeSession("n0", NetworkOrders())
+    feed = EndpointFeed(first, lambda: 0.0, 1.0)
+
+    def told(view: ClusterView) -> list[list[str]]:
+        messages = session.messages(view, feed)
+        return [list(m.container_access.open) for m in messages if m.HasField("container_access")]
+
+    assert told(first) == [[]]
+    assert told(first) == []
+    opened = ClusterView.of([*NODES, Cluster(id="c", container_access=("metrics",))])
+    assert told(opened) == [["metrics"]]
+    assert told(first) == [[]]
 
 
 def test_a_node_that_keeps_a_removed_image_is_told_again() -> None:

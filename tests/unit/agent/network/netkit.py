@@ -14,6 +14,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+from forging import datagram
 from nshosts import NsHost, within
 
 from orchestrator.agent.network import NetworkConfig, NodeNetwork, Peer
@@ -94,10 +95,18 @@ def misses(client: str | Path, server: str | Path, address: str, port: int = 0) 
     return reaches(client, server, address, port, seconds=0.2) == ""
 
 
-def forged(sender: str | Path, node: Node, name: str, victim: str | Path, address: str) -> bool:
-    """Whether a packet gets to a container of a node's network that comes in VXLAN (RFC 7348) to
-    the node's own address, made by somebody in a namespace."""
+def forged_frame(node: Node, name: str, address: str, port: int, data: bytes) -> bytes:
+    """What a host would send in UDP to a node for a container of its network: VXLAN (RFC 7348)."""
     config = network(node.host, node.number, name)
+    mac = bytes.fromhex(vtep_mac(IPv4Network(config.subnet)).replace(":", ""))
+    inside = datagram(config.subnet.replace(".0/24", ".99"), address, port, data)
+    frame = mac + b"\x02\0\0\0\0\x01" + b"\x08\0" + inside
+    return struct.pack("!B3xI", 8, config.vni << 8) + frame
+
+
+def forged(sender: str | Path, node: Node, name: str, victim: str | Path, address: str) -> bool:
+    """Whether a packet gets to a container of a node's network that comes in VXLAN to the node's
+    own address, made by somebody in a namespace."""
 
     def opened() -> socket.socket:
         return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -105,15 +114,8 @@ def forged(sender: str | Path, node: Node, name: str, victim: str | Path, addres
     with within(victim, opened) as receiver, within(sender, opened) as wire:
         receiver.bind(("", 0))
         receiver.settimeout(0.5)
-        mac = bytes.fromhex(vtep_mac(IPv4Network(config.subnet)).replace(":", ""))
-        datagram = struct.pack("!4H", 4444, receiver.getsockname()[1], 9, 0) + b"!"
-        ends = socket.inet_aton(config.subnet.replace(".0/24", ".99")) + socket.inet_aton(address)
-        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 1, 0, 64, 17, 0) + ends
-        words = sum(struct.unpack("!10H", header))
-        words = (words & 0xFFFF) + (words >> 16)
-        header = header[:10] + struct.pack("!H", ~words & 0xFFFF) + header[12:]
-        frame = mac + b"\x02\0\0\0\0\x01" + b"\x08\0" + header + datagram
-        wire.sendto(struct.pack("!B3xI", 8, config.vni << 8) + frame, (node.host.address, 4789))
+        data = forged_frame(node, name, address, receiver.getsockname()[1], b"!")
+        wire.sendto(data, (node.host.address, 4789))
         try:
             return receiver.recv(1) == b"!"
         except TimeoutError:

@@ -1,0 +1,76 @@
+"""What of the cluster's hosts is closed to containers, and who is a host of the cluster; pure.
+
+    hosts      addresses of all hosts of the cluster on the underlay, this one included
+    ports      TCP ports of these hosts that are closed to containers
+    addresses  that are closed to containers wherever they lead: metadata services of clouds
+
+The agent says so for all networks at once. The rules are `firewall`'s, and the sets are there from
+the first network on, empty but for the hosts that the network's configuration names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
+
+from . import fields
+from .netlink import Address
+from .nft import TABLE
+from .records import TYPE_CHECKING, record
+
+if TYPE_CHECKING:
+    from typing import Any
+
+SUBJECT = "exposure"
+"""Of `Nftables.ensure`."""
+KINDS = {
+    "hosts": "ipv4_addr",
+    "closed_ports": "inet_service",
+    "closed4": "ipv4_addr",
+    "closed6": "ipv6_addr",
+}
+SETS = "".join(f"add set {TABLE} {name} {{ type {kind}; }}\n" for name, kind in KINDS.items())
+
+
+@record
+class Exposure:
+    """See the module."""
+
+    hosts: tuple[IPv4Address, ...]
+    ports: tuple[int, ...]
+    addresses: tuple[Address, ...]
+
+
+def parse(raw: Mapping[str, Any]) -> Exposure:
+    """Check what the agent says; raises `CniError`."""
+    return Exposure(
+        tuple(fields.address4(one, "hosts") for one in fields.listed(raw.get("hosts"), "hosts")),
+        tuple(
+            fields.integer(one, "ports", 1, 65535)
+            for one in fields.listed(raw.get("ports"), "ports")
+        ),
+        tuple(
+            fields.address(one, "addresses")
+            for one in fields.listed(raw.get("addresses"), "addresses")
+        ),
+    )
+
+
+def elements(exposure: Exposure) -> dict[str, list[str]]:
+    """What is to be in which set."""
+    return {
+        "hosts": sorted({str(one) for one in exposure.hosts}),
+        "closed_ports": sorted({str(one) for one in exposure.ports}),
+        "closed4": sorted({str(one) for one in exposure.addresses if isinstance(one, IPv4Address)}),
+        "closed6": sorted({str(one) for one in exposure.addresses if isinstance(one, IPv6Address)}),
+    }
+
+
+def script(exposure: Exposure) -> str:
+    """What has exactly this in the sets."""
+    lines = [f"add table {TABLE}\n", SETS]
+    for name, found in elements(exposure).items():
+        lines.append(f"flush set {TABLE} {name}\n")
+        if found:
+            lines.append(f"add element {TABLE} {name} {{ {', '.join(found)} }}\n")
+    return "".join(lines)

@@ -1,0 +1,125 @@
+"""Tunnel ports are the hosts' own: who else sends there gets into no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from forging import ear, packet, say, wire
+from netkit import Node, forged, forged_frame
+from nshosts import NsHost
+
+from orchestrator.agent.network import Exposure
+from orchestrator.cni import namespaces
+
+pytestmark = pytest.mark.root
+
+DEBIANS = Path("/usr/lib/cni/bridge")
+
+
+@pytest.fixture
+def guest(nodes: list[Node]) -> Iterator[NsHost]:
+    """A container of another runtime on the first host: Debian's `bridge` plugin, masqueraded."""
+    host = nodes[0].host
+    made = NsHost(host.run / "guest", "10.88.0.2", host.state, host.run)
+    namespaces.ensure(made.netns)
+    conf = {
+        "cniVersion": "1.0.0",
+        "name": "debian",
+        "type": "bridge",
+        "bridge": "cni0",
+        "isGateway": True,
+        "ipMasq": True,
+        "ipam": {
+            "type": "host-local",
+            "dataDir": str(host.state / "host-local"),
+            "ranges": [[{"subnet": "10.88.0.0/24"}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        },
+    }
+
+    def call(command: str) -> None:
+        subprocess.run(
+            host.command(str(DEBIANS)),
+            input=json.dumps(conf),
+            text=True,
+            check=True,
+            capture_output=True,
+            env={
+                **os.environ,
+                "CNI_COMMAND": command,
+                "CNI_CONTAINERID": "guest",
+                "CNI_NETNS": str(made.netns),
+                "CNI_IFNAME": "eth0",
+                "CNI_PATH": str(DEBIANS.parent),
+            },
+        )
+
+    call("ADD")
+    try:
+        yield made
+    finally:
+        call("DEL")
+        namespaces.remove(made.netns)
+        host.shell("ip", "link", "del", "cni0")
+
+
+async def test_no_container_of_others_gets_into_a_tunnel(nodes: list[Node], guest: NsHost) -> None:
+    one, two = nodes
+    for node in nodes:
+        victim = await node.network.attach("b", f"b{node.number}")
+        assert not forged(guest.netns, node, "b", victim.netns, victim.address)
+    assert forged(one.host.netns, two, "b", victim.netns, victim.address), "a host would"
+
+
+async def test_no_container_of_others_passes_for_a_host(nodes: list[Node], guest: NsHost) -> None:
+    """It sends to its own host, and says that it is the other one."""
+    one, two = nodes
+    one.host.shell("sysctl", "-qw", "net.ipv4.conf.cni0.rp_filter=0")
+    one.host.shell("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")
+    victim = await one.network.attach("b", "b1")
+    mac = one.host.ip("link", "show", "cni0")[0]["address"]
+    own = guest.ip("link", "show", "eth0")[0]["address"]
+    with ear(victim.netns) as listener:
+        for source, data in ((two.host.address, b"as a host"), (guest.address, b"as itself")):
+            inner = forged_frame(one, "b", victim.address, listener.port, data)
+            udp = struct.pack("!4H", 4444, 4789, 8 + len(inner), 0) + inner
+            with wire(guest.netns) as cable:
+                cable.send(mac, own, packet(source, one.host.address, 17, udp))
+        say(one.host.netns, victim.address, listener.port, b"last")
+        assert listener.until(b"last") == []
+
+
+async def test_a_stranger_on_the_underlay_gets_into_no_tunnel(
+    nodes: list[Node], hosts: list[NsHost]
+) -> None:
+    one, two = nodes
+    victim = await one.network.attach("b", "b1")
+    stranger = hosts[3]
+    assert not forged(stranger.netns, one, "b", victim.netns, victim.address)
+    assert forged(two.host.netns, one, "b", victim.netns, victim.address)
+    # It joins the cluster, and leaves it.
+    here = (one.host.address, two.host.address)
+    await one.network.expose(Exposure(hosts=(*here, stranger.address)))
+    assert forged(stranger.netns, one, "b", victim.netns, victim.address)
+    await one.network.expose(Exposure(hosts=here))
+    assert not forged(stranger.netns, one, "b", victim.netns, victim.address)
+    assert forged(two.host.netns, one, "b", victim.netns, victim.address)
+
+
+@pytest.mark.parametrize("port", [51840, 51841])
+async def test_no_container_reaches_a_tunnel_port(
+    nodes: list[Node], guest: NsHost, port: int
+) -> None:
+    one, two = nodes
+    mine = await one.network.attach("a", "a1")
+    with ear(two.host.netns, port) as listener:
+        for sender in (guest.netns, mine.netns):
+            say(sender, two.host.address, port, b"from a container")
+        say(one.host.netns, two.host.address, port, b"from the host")
+        assert listener.until(b"from the host") == []

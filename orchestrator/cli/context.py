@@ -39,8 +39,9 @@ class Context:
     """Unix time from which the certificate is to be renewed; 0: not known."""
 
 
-def save_context(context: Context, use: bool = True) -> None:
-    """Write a context, in place of one of the same name, and make it the current one if `use`.
+def save_context(context: Context, use: bool = True, renew_at: float = 0.0) -> None:
+    """Write a context, in place of one of the same name, and make it the current one if `use`. Its
+    certificate is renewed from `renew_at` on, by default from half of its life.
 
     Raises CliError for a bad name.
     """
@@ -51,7 +52,7 @@ def save_context(context: Context, use: bool = True) -> None:
     from orchestrator.identity.pair import Life
 
     life = Life.of(context.certificate)
-    renewal = life.renewal(0.0).timestamp() if life else 0.0
+    renewal = renew_at or (life.renewal(0.0).timestamp() if life else 0.0)
     _write(context_file(context.name), dump_context(dataclasses.replace(context, renew_at=renewal)))
     if use:
         use_context(context.name)

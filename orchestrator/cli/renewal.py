@@ -16,6 +16,8 @@ from orchestrator.cli.groups import CliError
 
 _TIMEOUT = 5.0
 """Seconds that a manager may take to sign."""
+_AGAIN = 86400.0
+"""Seconds until a renewal that a manager has refused is asked for again."""
 _NEAR = 0.9
 """The part of its life from which on a certificate that cannot be renewed is spoken of."""
 
@@ -32,6 +34,11 @@ def renew_if_due(context: Context, call: Callable[..., Any]) -> None:
         reply = call("Certificates.Renew", certificates_pb2.RenewRequest(csr=request), _TIMEOUT)
         save_context(replace(context, certificate=reply.certificate, key=key), use=False)
     except CliError as error:
+        from orchestrator.cli.client import Refused
+
+        if isinstance(error, Refused):
+            # Making a key costs each command its time, and the answer will be the same.
+            save_context(context, use=False, renew_at=time.time() + _AGAIN)
         _speak(context, error)
 
 

@@ -33,6 +33,10 @@ from orchestrator.pb import certificates_pb2, certificates_pb2_grpc
 
 log = logging.getLogger(__name__)
 
+ADMIN_RENEWAL = 365 * 86400.0
+"""Seconds for which an admin's certificate can be renewed by the next one, so that a copied context
+is worth nothing some day, also if nobody has noticed. Nodes' are renewed for as long as they are
+nodes."""
 _SWEEP = 600.0
 """Seconds between two looks for records that have expired."""
 _MOST_SEEN = 10_000
@@ -55,19 +59,29 @@ class Authority:
         return self._pair.certificate
 
     def sign(
-        self, request: str, *, name: str, role: str, cluster: str, addresses: tuple[str, ...] = ()
+        self,
+        request: str,
+        *,
+        name: str,
+        role: str,
+        cluster: str,
+        addresses: tuple[str, ...] = (),
+        until: float = float("inf"),
     ) -> str:
-        """A certificate for the cluster's time. Raises `ca.BadRequest`."""
-        stored = self._view().cluster
+        """A certificate for the cluster's time, but not beyond `until`. Raises `ca.BadRequest`."""
+        stored, now = self._view().cluster, self._now()
+        most = lifetime(stored.certificate_lifetime if stored else 0.0)
+        if until - now < most.total_seconds():
+            most = dt.timedelta(seconds=until - now)
         return ca.sign(
             self._pair,
             request,
             common_name=name,
             role=role,
             cluster_id=cluster,
-            now=dt.datetime.fromtimestamp(self._now(), dt.UTC),
+            now=dt.datetime.fromtimestamp(now, dt.UTC),
             addresses=addresses,
-            lifetime=lifetime(stored.certificate_lifetime if stored else 0.0),
+            lifetime=most,
         )
 
 
@@ -77,7 +91,7 @@ def lifetime(seconds: float) -> dt.timedelta:
 
 
 def record(
-    issued: Issued, *, role: str, name: str, address: str, hostname: str = ""
+    issued: Issued, *, role: str, name: str, address: str, hostname: str = "", since: float = 0.0
 ) -> Certificate:
     """What the store keeps of a certificate; `address` is gRPC's text of the peer."""
     return Certificate(
@@ -89,6 +103,7 @@ def record(
         fingerprint=issued.fingerprint,
         hostname=hostname,
         address=host_of(address),
+        since=since,
     )
 
 
@@ -196,18 +211,28 @@ class Certificates(certificates_pb2_grpc.CertificatesServicer):  # type: ignore[
             refuse_revoked(view, caller)
             if caller.role == "worker" and caller.id not in view.nodes:
                 raise _Removed
+            had = caller.certificate
+            own = view.certificates.get(had.serial) if had else None
+            since = (own.since if own else 0.0) or (had.at if had else 0.0)
+            until = since + ADMIN_RENEWAL if caller.role == "admin" else float("inf")
+            if had is not None and until <= had.ends:
+                raise _RenewedForLong
             made = self._authority.sign(
-                request.csr, name=caller.id, role=caller.role, cluster=caller.cluster_id
+                request.csr,
+                name=caller.id,
+                role=caller.role,
+                cluster=caller.cluster_id,
+                until=until,
             )
             issued = Issued.of(made)
             assert issued is not None
-            own = view.certificates.get(caller.certificate.serial) if caller.certificate else None
             recorded = record(
                 issued,
                 role=caller.role,
                 name=caller.id,
                 address=context.peer(),
                 hostname=own.hostname if own else "",
+                since=since,
             )
             return [Change(None, recorded)]
 
@@ -221,12 +246,21 @@ class Certificates(certificates_pb2_grpc.CertificatesServicer):  # type: ignore[
                 grpc.StatusCode.PERMISSION_DENIED,
                 "this node was removed from the cluster; it can join anew",
             )
+        except _RenewedForLong:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "an admin's certificate is renewed for a year",
+            )
         except ca.BadRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except StoreError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"the store is unavailable: {error}")
         log.info("certificate renewed", extra={"holder": caller.id, "role": caller.role})
         return certificates_pb2.RenewReply(certificate=made)
+
+
+class _RenewedForLong(Exception):
+    """The next certificate would not count for longer than the one that there is."""
 
 
 class _Removed(Exception):

@@ -33,6 +33,9 @@ class Certificate(Extensible):
     """From where it was requested; for one that was issued elsewhere, from where it was used
     first."""
     revision: int = 0
+    since: float = 0.0
+    """When the first certificate was issued of those that were renewed by one another; 0: this
+    is it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import random
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +41,8 @@ from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.setup import new_admin, store_node
 from orchestrator.identity.tls import NODE_NAME, channel_options
 from orchestrator.manager import certificates as certificates_module
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import CERTIFICATE_TURN
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.model.nodes import NodeDescription
@@ -519,6 +522,40 @@ async def test_records_go_when_their_certificates_have_expired(
         async with asyncio.timeout(60), cache.subscribe() as feed:
             while cache.view.certificates or cache.view.revocations:
                 await feed.next()
+
+
+async def test_an_admins_certificate_is_renewed_for_a_year(running: Running) -> None:
+    now, short = dt.datetime.now(dt.UTC), dt.timedelta(days=10)
+    pair = new_admin(running.authority, running.identity.cluster_id, now, short, "anna")
+    async with running.channel(pair) as channel:
+        await info(channel)
+    serial = await recorded(running, pair)
+    cache = running.manager.cache
+
+    async def begun(serial: str, days: int) -> float:
+        """Have the first of its certificates be that old."""
+        known = cache.view.certificates[serial]
+        older = replace(known, since=known.issued_at - days * 86400)
+        await cache.wait_for(await commit(running.kv, [Change(known, older)]))
+        return older.since
+
+    since = await begun(serial, 300)
+    async with running.channel(pair) as channel:
+        last = Issued.of((await renew(channel)).certificate)
+    assert last is not None
+    assert abs(last.ends - (since + certificates_module.ADMIN_RENEWAL)) < 1
+    assert cache.view.certificates[last.serial].since == since
+    await begun(serial, 360)
+    async with running.channel(pair) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await renew(channel)
+        assert refused.value.details() == "an admin's certificate is renewed for a year"
+        await info(channel)
+    # A node's is renewed for as long as it is one.
+    joined = await running.join(running.token)
+    await begun(await recorded(running, pair_of(joined)), 3000)
+    async with running.channel(pair_of(joined)) as channel:
+        await renew(channel)
 
 
 class Interrupted(MemoryKv):

@@ -7,6 +7,7 @@ user; a change that means nothing to one (a heartbeat's, a retry's) makes none.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -30,6 +31,11 @@ REMEMBERED = 4096
 REMOVED = 256
 """Containers that a manager remembers after their removal."""
 
+_TROUBLE = re.compile(
+    "fail|oom|unhealthy|down|trouble|undecodable|set_aside|read_only|rolling back"
+)
+"""In the actions of events that tell of something that went wrong."""
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -44,6 +50,15 @@ class Event:
     node: str = ""
     """Hostname, of a container or node, and of those that have got or lost an image."""
     attributes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def troubling(self) -> bool:
+        """Whether it tells of something that went wrong. A container's end does if it failed, and
+        was not ordered."""
+        if self.action == "die":
+            failed = self.attributes.get("exitCode", "0") != "0"
+            return failed and "reason" in self.attributes
+        return bool(_TROUBLE.search(self.action))
 
 
 class EventLog:
@@ -263,7 +278,8 @@ def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str
     if alive and not same_run:
         # Its end and the next run were written as one; only one that waits knows how it ended.
         waits = new.state is TaskState.PENDING
-        yield "die", {"exitCode": str(new.exit_code)} if waits else {}
+        extra = {"reason": new.message} if new.message else {}
+        yield "die", {"exitCode": str(new.exit_code)} | extra if waits else {}
     if new.state is TaskState.RUNNING and not (same_run and old and old.state is new.state):
         yield "start", {}
     if same_run and old is not None and old.paused != new.paused and not is_terminal(new.state):

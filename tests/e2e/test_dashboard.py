@@ -196,6 +196,67 @@ def test_a_service_is_scaled_and_a_node_drained_from_the_page(
     eventually(lambda: cluster.nodes()["node2"]["availability"] == "active")
 
 
+WHAT = """
+const now = Date.now() / 1000;
+orc.cluster.changed({ tasks: {
+  loop: { name: "loop.1", state: "pending", retry_at: now + 600, at: now - 300, message: "exit" },
+  wait: { name: "wait.1", state: "pending", message: "no node has 99 cores" },
+  late: { name: "late.1", state: "pending", retry_at: now - 5, message: "no node has 99 cores" },
+} });
+"""
+CUT = """
+return [...document.querySelectorAll("#summary .pill, .chips button")]
+  .filter((each) => each.checkVisibility())
+  .map((each) => [each.innerText, each.getBoundingClientRect()])
+  .filter(([, { left, right }]) => left < 0 || right > innerWidth).map(([text]) => text);
+"""
+
+
+def test_jobs_backoff_and_members_are_shown_as_what_they_are(
+    cluster: Cluster, hello: str, browser: Browser
+) -> None:
+    job = ("--mode", "replicated-job", "--replicas", "3", "--entrypoint", "/bin/busybox")
+    cluster.orc("network", "create", "club")
+    cluster.orc("service", "create", "--name", "chore", *job, hello, "true")
+    cluster.orc("service", "create", "--name", "plain", hello)
+    cluster.orc("run", "-d", "--name", "guest", "--network", "club", hello)
+    try:
+        browser.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+        )
+        browser.open()
+        browser.script("location.hash = '#/services'")
+        browser.sees("3 / 3 done", "main .good")
+        browser.script("location.hash = '#/networks'")
+        browser.sees("guest", "main")
+        browser.sees("plain", "main")
+        browser.script("location.hash = '#/events'")
+        browser.sees("die", "main")
+        assert "die" not in browser.text("main .bad")
+        browser.script(WHAT)
+        browser.sees("2 waiting", "#summary")
+        browser.sees("1 in trouble", "#summary")
+        browser.script("location.hash = '#/tasks'")
+        browser.sees("backing off", "main .bad")
+        browser.sees("In trouble", ".chips")
+        assert browser.script(CUT) == []
+    finally:
+        cluster.orc("rm", "-f", "guest")
+        cluster.orc("service", "rm", "chore", "plain")
+        eventually(lambda: cluster.orc("network", "rm", "club", ok=False).returncode == 0)
+
+
+def test_waiting_tasks_have_their_names(cluster: Cluster, browser: Browser) -> None:
+    browser.open()
+    browser.script(WHAT)
+    browser.rest()
+    found = browser.script(
+        "return ['loop', 'wait', 'late'].map((id) => orc.picture.where(id).width)"
+    )
+    assert min(found) > 100, "tiles, which say their names"
+
+
 def test_what_the_manager_refuses_is_told(cluster: Cluster, hello: str, browser: Browser) -> None:
     cluster.orc("service", "create", "--name", "stern", hello)
     browser.open()

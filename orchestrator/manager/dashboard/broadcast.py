@@ -158,4 +158,5 @@ def _event(event: Event) -> dict[str, Any]:
         "id": event.id,
         "name": event.name,
         "node": event.node,
+        "bad": event.troubling,
     }

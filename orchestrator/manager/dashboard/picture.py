@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.manager.planning.jobs import job_count, job_tasks
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import wanted
 from orchestrator.manager.planning.views import ClusterView
@@ -66,7 +67,7 @@ def changed(view: ClusterView, changes: Sequence[Change]) -> Picture:
             if service.spec.mode in (ServiceMode.GLOBAL, ServiceMode.GLOBAL_JOB):
                 told = found.setdefault("services", {}).setdefault(service.id, {})
                 if told is not None:
-                    told["wanted"] = wanted(view, service)
+                    told.update(_extent(view, service))
     return found
 
 
@@ -108,16 +109,25 @@ def _node(node: Node) -> dict[str, Any]:
     }
 
 
+def _extent(view: ClusterView, service: Service) -> dict[str, Any]:
+    """How much there is to run, and of a job's newest run how much of it is `done` `of` what."""
+    if not service.spec.mode.is_job:
+        return {"wanted": wanted(view, service), "done": 0, "of": 0, "job": ""}
+    done, of = job_count(view, service)
+    state = service.job.runs[0].state.name.lower() if service.job.runs else "waiting"
+    return {"wanted": job_tasks(view, service), "done": done, "of": of, "job": state}
+
+
 def _service(view: ClusterView, service: Service) -> dict[str, Any]:
     spec, update = service.spec, service.update
     return {
         "name": spec.name,
         "mode": spec.mode.name.lower().replace("_", "-"),
-        "wanted": wanted(view, service),
+        **_extent(view, service),
         "image": spec.task.container.image,
         "stack": spec.labels.get(STACK_LABEL, ""),
         "ports": [f"{port.published}→{port.target}" for port in spec.task.ports],
-        "networks": [each.network for each in spec.task.networks],
+        "networks": [each.network for each in spec.task.attachments],
         "update": "" if update.state is UpdateState.NONE else update.state.name.lower(),
         "message": update.message,
         "version": service.spec_version,
@@ -143,4 +153,5 @@ def _task(task: Task) -> dict[str, Any]:
         "started": status.started_at,
         "at": status.at,
         "version": task.spec_version,
+        "retry_at": task.not_before if task.attempt else 0.0,
     }

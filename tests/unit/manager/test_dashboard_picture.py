@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
+
 from orchestrator.manager.dashboard import picture
+from orchestrator.manager.eventlog import Event
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Image, Network
-from orchestrator.model.services import Service, UpdateState, UpdateStatus
+from orchestrator.model.services import (
+    JobRun,
+    JobState,
+    JobStatus,
+    Service,
+    UpdateState,
+    UpdateStatus,
+)
 from orchestrator.model.specs import (
     STACK_LABEL,
     ContainerSpec,
@@ -84,6 +94,55 @@ def test_a_task_that_is_new_is_told_with_all_that_it_has() -> None:
     view = ClusterView.of([NODE, WEB, TASK])
     found = picture.changed(view, [Change(None, TASK)])
     assert found == {"tasks": {"t1": picture.whole(view)["tasks"]["t1"]}}
+
+
+def test_how_far_a_job_is() -> None:
+    spec = replace(WEB.spec, mode=ServiceMode.REPLICATED_JOB, replicas=3)
+    job = replace(WEB, spec=spec)
+
+    def extent(*runs: JobRun) -> tuple[object, ...]:
+        view = ClusterView.of([NODE, replace(job, job=JobStatus(runs=runs))])
+        found = picture.whole(view)["services"]["s1"]
+        return tuple(found.get(key) for key in ("job", "done", "of", "wanted"))
+
+    assert extent() == ("waiting", None, 3, None)
+    run = JobRun(number=1, version=job.spec_version, completed="1")
+    assert extent(run) == ("running", 1, 3, 2)
+    ended = replace(run, completed="1-3", state=JobState.COMPLETE)
+    assert extent(ended) == ("complete", 3, 3, None)
+    assert extent(replace(run, state=JobState.FAILED)) == ("failed", 1, 3, None)
+
+
+def test_when_a_task_that_failed_is_tried_again() -> None:
+    waits = replace(TASK, status=TaskStatus(TaskState.PENDING), not_before=99.0)
+    view = ClusterView.of([NODE, WEB, waits])
+    assert "retry_at" not in picture.whole(view)["tasks"]["t1"], "it only begins later"
+    view = ClusterView.of([NODE, WEB, replace(waits, attempt=2)])
+    assert picture.whole(view)["tasks"]["t1"]["retry_at"] == 99.0
+
+
+def test_a_service_that_names_no_network_is_on_the_default_one() -> None:
+    view = ClusterView.of([NODE, WEB])
+    assert picture.whole(view)["services"]["s1"]["networks"] == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("action", "attributes", "bad"),
+    [
+        ("die", {"exitCode": "0"}, False),
+        ("die", {"exitCode": "143"}, False),
+        ("die", {"exitCode": "1", "reason": "exit status 1"}, True),
+        ("die", {}, False),
+        ("oom", {}, True),
+        ("health_status: unhealthy", {}, True),
+        ("health_status: healthy", {}, False),
+        ("fail", {}, True),
+        ("start", {}, False),
+    ],
+)
+def test_which_events_tell_of_trouble(action: str, attributes: dict[str, str], bad: bool) -> None:
+    event = Event(1.0, "container", action, "t1", "web.1", attributes=attributes)
+    assert event.troubling is bad
 
 
 def test_what_is_gone_is_told() -> None:

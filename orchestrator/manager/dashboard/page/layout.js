@@ -81,10 +81,15 @@ export function cellOf(layout, index) {
   ];
 }
 
-/** Places in a row for so many squares on a strip of this size: as large as they fit, `most` of them. */
+/** Places in a row for so many tasks on a strip of this size, `most` of them: tiles with their names if
+ *  all have room, else squares as large as they fit. */
 export function strip(number, width, height) {
+  const { width: wide, gap: between } = TILES[1];
+  if (number * (wide + between) - between <= width) {
+    return { width: wide, height, lines: 1, most: number, at: (index) => [index * (wide + between), 0] };
+  }
   for (let side = 26; side >= 3; side -= 1) {
     const gap = side > 8 ? 4 : 1, across = Math.floor(width / (side + gap)), deep = Math.floor((height + gap) / (side + gap));
-    if (across * deep >= number || side === 3) return { side, most: across * deep, at: (index) => [(index % across) * (side + gap), Math.floor(index / across) * (side + gap)] };
+    if (across * deep >= number || side === 3) return { width: side, height: side, lines: 0, most: across * deep, at: (index) => [(index % across) * (side + gap), Math.floor(index / across) * (side + gap)] };
   }
 }

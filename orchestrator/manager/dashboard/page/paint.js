@@ -65,8 +65,8 @@ function round(pen, x, y, width, height) {
   pen.fill();
 }
 
-/** Where tasks are that have no node yet. */
-export function paintWaiting(pen, ink, number, x, y, width, height) {
+/** Where tasks are that have no node yet, and what is said of them. */
+export function paintWaiting(pen, ink, text, x, y, width, height) {
   pen.strokeStyle = ink.warn;
   pen.lineWidth = 1.5;
   pen.setLineDash([5, 4]);
@@ -77,7 +77,7 @@ export function paintWaiting(pen, ink, number, x, y, width, height) {
   pen.font = `600 12px ${FACE}`;
   pen.textBaseline = "middle";
   pen.fillStyle = ink.warn;
-  pen.fillText(`${count(number, "task")} waiting for a node`, x + 10, y + 14);
+  pen.fillText(clipped(pen, text, width - 20), x + 10, y + 14);
 }
 
 /** A task where its sprite is. `simple`: without what takes long, since many are in motion. */

@@ -3,8 +3,8 @@ import { ask } from "/state.js";
 import { Charts } from "/chart.js";
 import { h, patch } from "/elements.js";
 import { Logs } from "/logs.js";
-import { bar, swatch, troubling, updateWord } from "/views.js";
-import { ENDED, ago, bytes, clock, cores, count, mood, stateWord } from "/words.js";
+import { bar, swatch, updateWord } from "/views.js";
+import { ENDED, ago, bytes, clock, cores, count, extent, mood, stateWord } from "/words.js";
 
 const MOST_TASKS = 60, MOST_ENDED = 10, MOST_EVENTS = 12;
 /** Milliseconds in which a second click confirms the first. */
@@ -87,7 +87,7 @@ export class Panel {
   }
 
   _service(item) {
-    const { working } = this.#cluster.ofService(item.id);
+    const { working } = this.#cluster.ofService(item.id), { text, mood: how } = extent(item, working);
     const scale = item.mode === "replicated" && [
       h("label", { for: "replicas" }, "Replicas"),
       h("input", {
@@ -100,7 +100,7 @@ export class Panel {
       this.#head("service", swatch(item.name), item.name),
       this.#progress(item),
       facts([
-        ["Running", h("span", { class: working < item.wanted ? "warn" : "good" }, `${working} of ${item.wanted}`)],
+        [item.job ? "Job" : "Running", h("span", { class: how }, text.replace(" / ", " of "))],
         ["Mode", item.mode], ["Image", item.image], ["Stack", item.stack],
         ["Ports", item.ports.join(", ")], ["Networks", item.networks.join(", ") || "default"],
       ]),
@@ -189,7 +189,7 @@ export class Panel {
     const found = this.#cluster.events.filter(concerns).slice(0, MOST_EVENTS);
     return [h("h3", {}, "Events"), found.length
       ? h("ul", { class: "events" }, found.map((event) => h("li", { "data-key": event.id },
-        h("time", { class: "soft" }, clock(event.at)), h("span", { class: troubling(event) ? "bad" : "" }, `${event.type} ${event.action}`), h("span", {}, event.name))))
+        h("time", { class: "soft" }, clock(event.at)), h("span", { class: event.bad ? "bad" : "" }, `${event.type} ${event.action}`), h("span", {}, event.name))))
       : h("p", { class: "soft" }, "None that this manager remembers.")];
   }
 }

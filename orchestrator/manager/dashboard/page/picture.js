@@ -7,7 +7,7 @@ import { inks, isDark } from "/colours.js";
 import { GAP, arranged, cellOf, strip } from "/layout.js";
 import { paintBox, paintHead, paintTask, paintWaiting } from "/paint.js";
 import { Sprite } from "/sprite.js";
-import { ENDED, TROUBLE, nodeSentence, stateWord } from "/words.js";
+import { ENDED, TROUBLE, count, nodeSentence, stateWord } from "/words.js";
 
 const WAITING = "";
 const SPEED = 9; // of motion: what is left of a way shrinks by e in 1/SPEED seconds
@@ -197,18 +197,18 @@ export class Picture {
   }
 
   #wait(width, over) {
-    const { side, most, at } = strip(this.#waits.length, width - 2 * GAP - 20, WAITING_HIGH - GAP - 34);
+    const { width: wide, height: high, lines, most, at } = strip(this.#waits.length, width - 2 * GAP - 20, WAITING_HIGH - GAP - 34);
     for (const sprite of this.#waiting) over.add(sprite);
     this.#waiting = this.#waits.slice(0, most).map((task, index) => {
       const [x, y] = at(index);
-      return this.#aim(task, null, GAP + 10 + x, GAP + 28 + y, side, side);
+      return this.#aim(task, null, GAP + 10 + x, GAP + 28 + y, wide, high, lines);
     });
     for (const sprite of this.#waiting) over.delete(sprite);
     this.#dirty.add(null);
   }
 
   /** Have a task's sprite go there. */
-  #aim(task, box, x, y, width, height) {
+  #aim(task, box, x, y, width, height, lines = this.#layout.form.lines) {
     let sprite = this.#sprites.get(task.id);
     if (sprite?.isAsWas(task, this.#inks, x, y, width)) return sprite;
     if (!sprite) {
@@ -218,7 +218,7 @@ export class Picture {
       this.#slots.set(task.name, sprite);
     }
     if (sprite.rests) { this.#erase(sprite); this.#settled.add(sprite); }
-    sprite.dress(task, this.#cluster.services.get(task.service)?.name ?? task.name, this.#inks, box ? this.#layout.form.lines : 0);
+    sprite.dress(task, this.#cluster.services.get(task.service)?.name ?? task.name, this.#inks, lines);
     sprite.aim(box, x, y, width, height, this.#dimmed(task) ? 0.12 : task.stops ? 0.45 : 1);
     if (sprite.begins || !sprite.arrived) this.#move(sprite);
     return sprite;
@@ -333,7 +333,9 @@ export class Picture {
     pen.fillStyle = this.#inks.ground;
     pen.fillRect(0, 0, width, high);
     if (!this.#waits.length) return;
-    paintWaiting(pen, this.#inks, this.#waits.length, GAP, GAP, width - 2 * GAP, WAITING_HIGH - GAP);
+    const reasons = new Set(this.#waits.map((task) => task.message)), [reason] = reasons;
+    const text = `${count(this.#waits.length, "task")} waiting${reasons.size === 1 && reason ? `: ${reason}` : ""}`;
+    paintWaiting(pen, this.#inks, text, GAP, GAP, width - 2 * GAP, WAITING_HIGH - GAP);
     for (const sprite of this.#waiting) this.#settled.add(sprite);
   }
 

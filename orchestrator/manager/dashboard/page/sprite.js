@@ -1,6 +1,6 @@
 // A task as the picture has it: where it is, where it is to be, and how it looks.
 import { shade } from "/colours.js";
-import { STARTING, TROUBLE } from "/words.js";
+import { STARTING, TROUBLE, backsOff } from "/words.js";
 
 /** What moves: where it is, where it is to be, and how near is there. */
 const WAYS = [["x", "toX", 0.3], ["y", "toY", 0.3], ["width", "toWidth", 0.3], ["height", "toHeight", 0.3], ["alpha", "toAlpha", 0.01]];
@@ -39,7 +39,7 @@ export class Sprite {
     this.lines = lines;
     this.begins = STARTING.has(task.state) || task.health === "starting";
     this.hollow = this.begins || task.state === "pending" || task.state === "new";
-    this.bad = TROUBLE.has(task.state) || task.health === "unhealthy";
+    this.bad = TROUBLE.has(task.state) || task.health === "unhealthy" || backsOff(task);
   }
 
   /** Where it is to be. */

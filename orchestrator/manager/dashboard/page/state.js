@@ -6,9 +6,9 @@ const KINDS = ["nodes", "services", "tasks", "networks"];
 /** What the manager does not say, since it is empty. */
 const EMPTY = {
   nodes: { name: "", state: "", availability: "", message: "", address: "", shares: 0, memory: 0, labels: {}, about: "" },
-  services: { name: "", mode: "", wanted: 0, image: "", stack: "", ports: [], networks: [], update: "", message: "", version: 0, past: 0 },
+  services: { name: "", mode: "", wanted: 0, done: 0, of: 0, job: "", image: "", stack: "", ports: [], networks: [], update: "", message: "", version: 0, past: 0 },
   tasks: { name: "", service: "", slot: 0, node: "", state: "", stops: false, health: "", message: "", image: "",
-    shares: 0, memory: 0, addresses: {}, started: 0, at: 0, version: 0 },
+    shares: 0, memory: 0, addresses: {}, started: 0, at: 0, version: 0, retry_at: 0 },
   networks: { name: "", driver: "", subnet: "", internal: false, encrypted: false },
 };
 const MOST_EVENTS = 1000;

@@ -3,7 +3,7 @@ import { h, patch } from "/elements.js";
 import { shade } from "/colours.js";
 import { List } from "/list.js";
 import { found } from "/search.js";
-import { ENDED, ago, bytes, clock, cores, kindOf, mood, stateWord } from "/words.js";
+import { ENDED, ago, bytes, clock, cores, extent, kindOf, mood, stateWord } from "/words.js";
 
 const byKey = (a, b) => (a.key < b.key ? -1 : 1);
 
@@ -32,8 +32,8 @@ function columnsOf(cluster) {
       { name: "Mode", sort: (each) => each.mode, cell: (each) => each.mode, width: "14%" },
       { name: "Running", number: true, width: "11%", sort: (each) => cluster.ofService(each.id).working - each.wanted,
         cell: (each) => {
-          const { working } = cluster.ofService(each.id);
-          return h("span", { class: working < each.wanted ? "warn" : "good" }, `${working} / ${each.wanted}`);
+          const { text, mood: how } = extent(each, cluster.ofService(each.id).working);
+          return h("span", { class: how }, text);
         } },
       { name: "Image", sort: (each) => each.image, cell: (each) => each.image },
       { name: "Ports", cell: (each) => each.ports.join(", "), width: "15%" },
@@ -70,19 +70,17 @@ function columnsOf(cluster) {
       { name: "Kind", cell: (each) => [each.driver, each.internal && "internal", each.encrypted && "encrypted"].filter(Boolean).join(", "), width: "20%" },
       { name: "Subnet", sort: (each) => each.subnet, cell: (each) => each.subnet, width: "18%" },
       { name: "Addresses", number: true, sort: (each) => each.ends, cell: (each) => String(each.ends), width: "13%" },
-      { name: "Services", long: true, cell: (each) => each.users.flatMap((service) => [link("service", service), " "]) },
+      { name: "Members", long: true, cell: (each) => each.users.flatMap(([kind, item]) => [link(kind, item), " "]) },
     ],
     events: [
       { name: "Time", cell: (each) => h("span", { class: "soft" }, clock(each.at)), width: "13%" },
       { name: "What", cell: (each) => each.type, width: "14%" },
-      { name: "Event", cell: (each) => h("span", { class: troubling(each) ? "bad" : "" }, each.action), width: "20%" },
+      { name: "Event", cell: (each) => h("span", { class: each.bad ? "bad" : "" }, each.action), width: "20%" },
       { name: "Name", cell: (each) => each.name },
       { name: "Node", cell: (each) => each.node, width: "18%" },
     ],
   };
 }
-
-export const troubling = (event) => /die|fail|oom|unhealthy|down/.test(event.action);
 
 const NONE = {
   services: ["There is no service yet: orc service create --name web IMAGE", "No service is like that."],
@@ -145,11 +143,18 @@ export class Views {
   _networks() {
     const networks = [...this.#cluster.networks.values()].sort(byKey);
     const by = new Map(networks.map((each) => [each.name, Object.assign(each, { ends: 0, users: [] })]));
-    for (const task of this.#cluster.tasks.values()) {
+    for (const service of this._services()) for (const name of service.networks) by.get(name)?.users.push(["service", service]);
+    for (const task of this.#cluster.allTasks) {
       if (ENDED.has(task.state)) continue;
-      for (const name of Object.keys(task.addresses)) if (by.has(name)) by.get(name).ends += 1;
+      for (const name of Object.keys(task.addresses)) {
+        const network = by.get(name);
+        if (!network) continue;
+        network.ends += 1;
+        // A container of its own, or one that is still where its service is no more.
+        const member = this.#cluster.services.get(task.service);
+        if (!member?.networks.includes(name)) network.users.push(["task", task]);
+      }
     }
-    for (const service of this._services()) for (const name of service.networks) by.get(name)?.users.push(service);
     return networks;
   }
 

@@ -39,9 +39,12 @@ export const works = (task) => task.state === "running" && !task.stops && task.h
 /** Seconds for which what failed counts as news. */
 const NEWS = 60;
 
+/** Whether a task failed, and waits to be started again. */
+export const backsOff = (task, now = Date.now() / 1000) => task.state === "pending" && task.retry_at > now;
+
 /** Which of the few kinds a task is of, to count and to choose by. */
 export function kindOf(task, now = Date.now() / 1000) {
-  if (task.health === "unhealthy" || (TROUBLE.has(task.state) && now - task.at < NEWS)) return "trouble";
+  if (task.health === "unhealthy" || backsOff(task, now) || (TROUBLE.has(task.state) && now - task.at < NEWS)) return "trouble";
   if (ENDED.has(task.state)) return "ended";
   if (task.state === "running") return "running";
   return STARTING.has(task.state) ? "starting" : "waiting";
@@ -49,14 +52,24 @@ export function kindOf(task, now = Date.now() / 1000) {
 
 /** What a task's state means: `good`, `warn` (on its way, or unwell), `bad` or `soft`. */
 export function mood(task) {
-  if (TROUBLE.has(task.state) || task.health === "unhealthy") return "bad";
+  if (TROUBLE.has(task.state) || task.health === "unhealthy" || backsOff(task)) return "bad";
   if (ENDED.has(task.state)) return "soft";
   return works(task) ? "good" : "warn";
 }
 
 export function stateWord(task) {
   if (task.stops) return "stopping";
+  if (backsOff(task)) return "backing off";
   return task.health && !ENDED.has(task.state) ? `${task.state}, ${task.health}` : task.state;
+}
+
+/** How far a service is: its `text`, and whether that is `good`, `warn`, `bad` or `soft`. */
+export function extent(service, working) {
+  const { job, done, of, wanted } = service;
+  if (!job) return { text: `${working} / ${wanted}`, mood: working < wanted ? "warn" : "good" };
+  if (job === "waiting") return { text: "not run yet", mood: "soft" };
+  const mood = { failed: "bad", complete: "good" }[job] ?? "soft";
+  return { text: `${done} / ${of} done`, mood };
 }
 
 /** A node in a sentence; `used` is what its tasks are, see `Cluster.ofNode`. */

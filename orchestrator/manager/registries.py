@@ -47,7 +47,7 @@ class Registries:
         wanted = parse_image(name).digest
         if wanted and wanted != digest:
             raise Damaged(f"the registry answered {name} with {digest}")
-        return Resolved(digest, _manifests(data) or frozenset({digest}))
+        return Resolved(digest, manifests_of(data) or frozenset({digest}))
 
     async def login(self, registry: str, username: str, password: str) -> None:
         """Prove credentials to a registry. Raises ImageError with its answer."""
@@ -60,7 +60,7 @@ def _scratch() -> Path:
     return next((path for path in _IN_MEMORY if path.is_dir()), Path(tempfile.gettempdir()))
 
 
-def _manifests(data: bytes) -> frozenset[str]:
+def manifests_of(data: bytes) -> frozenset[str]:
     """The digests that an index lists; none for a manifest."""
     found = set()
     with suppress(ValueError, TypeError, AttributeError):

@@ -7,6 +7,7 @@ rely on goes on.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -444,6 +445,42 @@ async def test_a_node_cannot_describe_another_image(
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await images.Inspect(images_pb2.InspectImageRequest(image=EVIL))
     assert "other documents than those of" in (refused.value.details() or "")
+
+
+async def test_a_node_that_pushes_something_else_is_found_out(
+    running: Running, images: Any, hosts: Callable[..., Any], registry: tuple[str, str]
+) -> None:
+    name, _ = registry  # what is there is not what is to be pushed
+    evil = await hosts("evil")
+    await claim(running, evil)
+    await images.Tag(images_pb2.TagImageRequest(image=EVIL, name=name))
+    async with listening(evil):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            [part async for part in images.Push(images_pb2.PushImageRequest(name=name))]
+    assert f"not the image {EVIL} that was pushed" in (refused.value.details() or "")
+
+
+async def test_a_node_has_no_image_of_an_index_but_what_the_index_lists(
+    running: Running, images: Any, hosts: Callable[..., Any]
+) -> None:
+    evil = await hosts("evil")
+    listed = "sha256:" + "a" * 64
+    index = f'{{"manifests": [{{"digest": "{listed}"}}]}}'
+    digest = f"sha256:{hashlib.sha256(index.encode()).hexdigest()}"
+    own = [Image(id=id, indexes=(digest,)) for id in (EVIL, listed)]
+    await evil.say(images=dispatch_pb2.ImageReport(images=[to_proto(own[0])]))
+    await eventually(running, lambda view: EVIL in view.images)
+    tag = images_pb2.TagImageRequest(image=f"web@{digest}", name="web:stable")
+    async with listening(evil):
+        for shown in ([], ["{}"], [index]):
+            evil.lines = shown
+            with pytest.raises(grpc.aio.AioRpcError):
+                await images.Tag(tag)
+        assert running.manager.cache.view.image_by_name("web:stable") is None
+        await evil.say(images=dispatch_pb2.ImageReport(images=[to_proto(each) for each in own]))
+        await eventually(running, lambda view: listed in view.images)
+        evil.lines = [index]
+        assert (await images.Tag(tag)).id == listed
 
 
 # -- passwords -----------------------------------------------------------------------------------

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering, hostnames
-from orchestrator.manager.api.image_nodes import ask, every, holder, parsed
+from orchestrator.manager.api.image_nodes import ask, every, frames, holder, parsed
 from orchestrator.manager.api.inuse import in_use
-from orchestrator.manager.lookup import find_image_by_word
+from orchestrator.manager.lookup import find_image_by_word, images_of
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.users import user
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import precondition
+from orchestrator.manager.registries import manifests_of
 from orchestrator.manager.selection import selected
 from orchestrator.manager.store.commit import commit
 from orchestrator.model.convert import to_proto
@@ -55,7 +57,7 @@ class NameCalls(Calls):
     @answering
     async def Tag(self, request: Any, context: Any) -> Any:
         api = self.api
-        image = find_image_by_word(api.view, request.image)
+        image = await self._named(request.image)
         name = str(parsed(request.name))
         after = replace(image, names=tuple(sorted({*image.names, name})), condemned=())
         changes = [
@@ -70,6 +72,25 @@ class NameCalls(Calls):
         order = images_pb2.TagOrder(image=image.id, name=name)
         await every(api, self._nodes(image), dispatch_pb2.OpenTunnel(tag=order))
         return to_proto(after)
+
+    async def _named(self, word: str) -> Image:
+        """The image that is to get a name. Of the digest of an index, a node shows the index: that
+        it has an image of it, it could merely say. Raises Refusal."""
+        image = find_image_by_word(self.api.view, word)
+        index = word.partition("@")[2]
+        if not index or index == image.id:
+            return image
+        for each in images_of(self.api.view, index):
+            node = holder(self.api, each)
+            order = images_pb2.ReadOrder(image=index)
+            async with aclosing(
+                frames(self.api, node, dispatch_pb2.OpenTunnel(read_image=order))
+            ) as answer:
+                first = await anext(answer, None)
+            shown = first.line if first is not None else ""
+            if _digest(shown) == index and each.id in manifests_of(shown.encode()):
+                return each
+        raise precondition(f"no node shows an image of {index}; pull '{word}', or use an image id")
 
     @answering
     async def Remove(self, request: Any, context: Any) -> Any:

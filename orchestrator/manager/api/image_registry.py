@@ -112,7 +112,23 @@ class RegistryCalls(Calls):
                     yield control_pb2.ImageProgress(layer=frame.layer)
                 case "line":
                     yield control_pb2.ImageProgress(line=frame.line)
+        if notice := await self._unproved(name, image, auth):
+            yield control_pb2.ImageProgress(line=notice)
         yield control_pb2.ImageProgress(image=to_proto(image))
+
+    async def _unproved(self, name: str, image: Image, auth: bytes) -> str:
+        """Why this manager cannot tell whether a node pushed what it was to; empty if it did.
+        Raises Refusal if the registry has something else."""
+        try:
+            resolved = await self.api.registries.resolve(name, auth)
+        except ImageError as error:
+            return f"not verified at the registry by this manager: {error}"
+        if image.id not in resolved.manifests:
+            raise precondition(
+                f"the registry has {resolved.digest} under {name}, not the image {image.id} that "
+                "was pushed; check who else pushes there, and the node"
+            )
+        return ""
 
     @answering
     async def Login(self, request: Any, context: Any) -> Any:

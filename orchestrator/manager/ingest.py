@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.inbox import Reports
-from orchestrator.manager.planning.claims import Refuse, credible_description, ignore
+from orchestrator.manager.planning.claims import Refuse, credible_description, ignore, sane
 from orchestrator.manager.planning.encryption import honest_keys
 from orchestrator.manager.planning.liveness import node_up
 from orchestrator.manager.planning.plan import Change, Decision
@@ -130,7 +130,7 @@ def _descriptions(view: ClusterView, reports: Reports) -> Iterator[Change]:
                 "network_drivers": found.drivers,
                 "ipam_drivers": found.ipam,
             }
-        description = replace(node.description, **news)
+        description = sane(replace(node.description, **news))
         if description != node.description:
             yield Change(node, replace(node, description=description))
 

@@ -31,7 +31,13 @@ from orchestrator.manager.store.member import EtcdMember
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.nodes import Node, NodeDescription
 from orchestrator.model.objects import Image
-from orchestrator.model.specs import ContainerSpec, Resources, ServiceSpec, TaskSpec
+from orchestrator.model.specs import (
+    ContainerSpec,
+    NetworkAttachment,
+    Resources,
+    ServiceSpec,
+    TaskSpec,
+)
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import (
@@ -175,7 +181,8 @@ async def eventually(running: Running, holds: Callable[[ClusterView], bool]) -> 
 
 
 async def create(control: Any, name: str, replicas: int = 1, **spec: Any) -> Any:
-    task = TaskSpec(container=ContainerSpec(image=spec.pop("image", f"sha256:{'a' * 64}")))
+    container = ContainerSpec(image=spec.pop("image", f"sha256:{'a' * 64}"))
+    task = TaskSpec(container=container, networks=spec.pop("networks", ()))
     wanted = ServiceSpec(name=name, replicas=replicas, task=task, **spec)
     request = control_pb2.CreateServiceRequest(spec=to_proto(wanted), no_resolve_image=True)
     return await control.CreateService(request)
@@ -255,6 +262,28 @@ async def test_the_address_of_another_node_is_not_taken_over(
     async with session(running, joined, hostname="evil", address="10.99.3.3", os="again"):
         await eventually(running, lambda view: evil.node.description.os == "again")
         assert evil.node.description.address == "10.99.3.3"
+
+
+async def test_a_node_that_claims_nonsense_stops_no_planning(
+    running: Running, control: Any, hosts: Callable[..., Any]
+) -> None:
+    good = await hosts("good")
+    await hosts(
+        "evil",
+        routes=("nowhere", "0.0.0.0/0"),
+        resources=Resources(-(1 << 62), 1 << 62),
+        generic_resources={"gpu": "x" * 300, "n": "-1"},
+        path_mtu=1,
+    )
+    async with running.channel(running.admin) as channel:
+        stub = networks_pb2_grpc.NetworksStub(channel)
+        await stub.CreateNetwork(networks_pb2.CreateNetworkRequest(name="back"))
+    attached = (NetworkAttachment("back"),)
+    rules = ("node.hostname==good",)
+    await create(control, "web", replicas=2, networks=attached, constraints=rules)
+    await good.until(lambda: len(good.tasks) == 2)
+    nodes = await control.ListNodes(control_pb2.ListNodesRequest())
+    assert len(nodes.nodes) == 2
 
 
 # -- statuses ------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Container, Iterable
+from collections.abc import AsyncGenerator, Container, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -77,7 +77,7 @@ def holder(api: ApiContext, image: Image) -> Node:
     raise precondition(f"no node that has the image '{name}' is connected; see 'orc node ls'")
 
 
-async def frames(api: ApiContext, node: Node, order: Any) -> AsyncIterator[Any]:
+async def frames(api: ApiContext, node: Node, order: Any) -> AsyncGenerator[Any, None]:
     """Give an order that needs no upload; the frames of its answer, the result at last.
 
     Raises Refusal with the node's words when it failed.

@@ -7,16 +7,19 @@ hostname. A claim beyond that is left out of what is stored; the rest of the rep
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+from itertools import islice
+from math import isfinite
 
 from orchestrator.manager.planning.addressing import Address, slice6, slice_gateway, twin
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.conflist import wants_slices
-from orchestrator.model.networks import CNI, is_sliced, own_addresses
+from orchestrator.model.generic import parse_supply
+from orchestrator.model.networks import CNI, SMALLEST_MTU, is_sliced, own_addresses
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.objects import Network
 from orchestrator.model.specs import NetworkAttachment
@@ -24,6 +27,13 @@ from orchestrator.model.tasks import Task, TaskStatus
 
 LONGEST_TEXT = 4096
 """Characters of a message that are stored."""
+
+LONGEST_WORD, MOST_WORDS = 1024, 256
+"""Characters of each name or value that a node reports of itself, and how many of a kind, that are
+stored."""
+
+MOST_RESOURCES = 1 << 56
+"""CPU shares or bytes that a node can have."""
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?", re.ASCII)
 
@@ -66,22 +76,29 @@ def credible_status(
 
     Two tasks of one node may claim the same address: the node forwards the packets of both.
     """
+    status = _sane(status)
     addresses = _credible(view, task, status.addresses, refuse)
     addresses6 = _credible(view, task, status.addresses6, refuse)
-    changed = (
-        len(addresses) < len(status.addresses)
-        or len(addresses6) < len(status.addresses6)
-        or len(status.message) > LONGEST_TEXT
-        or len(status.health_output) > LONGEST_TEXT
-    )
-    if not changed:
+    if (len(addresses), len(addresses6)) == (len(status.addresses), len(status.addresses6)):
         return status
+    return replace(status, addresses=addresses, addresses6=addresses6)
+
+
+def _sane(status: TaskStatus) -> TaskStatus:
+    """The status with texts cut to length and times that are numbers."""
+    times = status.at, status.started_at, status.finished_at
+    texts = status.message, status.health_output
+    if all(map(isfinite, times)) and max(map(len, texts)) <= LONGEST_TEXT:
+        return status
+    at, started_at, finished_at = (time if isfinite(time) else 0.0 for time in times)
+    message, health_output = (text[:LONGEST_TEXT] for text in texts)
     return replace(
         status,
-        addresses=addresses,
-        addresses6=addresses6,
-        message=status.message[:LONGEST_TEXT],
-        health_output=status.health_output[:LONGEST_TEXT],
+        at=at,
+        started_at=started_at,
+        finished_at=finished_at,
+        message=message,
+        health_output=health_output,
     )
 
 
@@ -172,12 +189,76 @@ def with_hostname(view: ClusterView, hostname: str) -> Node | None:
     return min(named, key=lambda node: (node.created_at, node.id), default=None)
 
 
+def sane(claimed: NodeDescription) -> NodeDescription:
+    """The description without values that nothing can be: they would stop whoever plans with them.
+
+    What a node can be, it may claim: its resources, platform, plugins and routes count.
+    """
+    resources = claimed.resources
+    return replace(
+        claimed,
+        resources=replace(
+            resources,
+            shares=min(max(resources.shares, 0), MOST_RESOURCES),
+            memory=min(max(resources.memory, 0), MOST_RESOURCES),
+        ),
+        kernel=claimed.kernel[:LONGEST_WORD],
+        os=claimed.os[:LONGEST_WORD],
+        arch=claimed.arch[:LONGEST_WORD],
+        cgroup=claimed.cgroup[:LONGEST_WORD],
+        runtime=claimed.runtime[:LONGEST_WORD],
+        version=claimed.version[:LONGEST_WORD],
+        trouble=claimed.trouble[:LONGEST_TEXT],
+        labels=_words(claimed.labels),
+        volume_drivers=_words(claimed.volume_drivers),
+        network_drivers=_words(claimed.network_drivers),
+        generic_resources={
+            kind: value
+            for kind, value in _words(claimed.generic_resources).items()
+            if _is_supply(kind, value)
+        },
+        network_features=_few(claimed.network_features),
+        features=_few(claimed.features),
+        cni_plugins=_few(claimed.cni_plugins),
+        ipam_drivers=_few(claimed.ipam_drivers),
+        routes=tuple(route for route in _few(claimed.routes) if _is_route(route)),
+        path_mtu=claimed.path_mtu if SMALLEST_MTU <= claimed.path_mtu < 1 << 16 else 0,
+        blob_port=claimed.blob_port if 0 <= claimed.blob_port < 1 << 16 else 0,
+        metrics_port=claimed.metrics_port if 0 <= claimed.metrics_port < 1 << 16 else 0,
+    )
+
+
+def _few(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(word for word in words if len(word) <= LONGEST_WORD)[:MOST_WORDS]
+
+
+def _words(values: Mapping[str, str]) -> dict[str, str]:
+    short = ((k, v) for k, v in values.items() if max(len(k), len(v)) <= LONGEST_WORD)
+    return dict(islice(short, MOST_WORDS))
+
+
+def _is_supply(kind: str, value: str) -> bool:
+    try:
+        parse_supply(f"{kind}={value}")
+    except ValueError:
+        return False
+    return True
+
+
+def _is_route(text: str) -> bool:
+    """Whether it is a subnet; a default route excludes no network."""
+    try:
+        return ip_network(text).prefixlen > 0
+    except ValueError:
+        return False
+
+
 def credible_description(
     view: ClusterView, node: Node, claimed: NodeDescription, peer: str, refuse: Refuse = ignore
 ) -> NodeDescription:
     """The description with the hostname and address that the node had before where it cannot have
     those that it claims. `peer` is the address that its session came from; empty: not known."""
-    before = node.description
+    before, claimed = node.description, sane(claimed)
     hostname, address = claimed.hostname, claimed.address
     if hostname != before.hostname and (reason := _false_hostname(view, node, hostname)):
         refuse(FalseClaim(node.id, Claim.HOSTNAME, hostname, reason))

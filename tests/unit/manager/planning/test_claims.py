@@ -9,16 +9,19 @@ from builders import node, task, task_spec
 
 from orchestrator.manager.planning.claims import (
     LONGEST_TEXT,
+    LONGEST_WORD,
+    MOST_WORDS,
     Claim,
     FalseClaim,
     credible_description,
     is_hostname,
+    sane,
 )
 from orchestrator.manager.planning.statuses import ingest
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.objects import Network
-from orchestrator.model.specs import NetworkAttachment
+from orchestrator.model.specs import NetworkAttachment, Resources
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
 
@@ -143,6 +146,48 @@ def test_texts_are_cut_to_length() -> None:
     long = TaskStatus(TaskState.RUNNING, at=1.0, message="x" * (1 << 20), health_output="y" * 9999)
     status = view.evolve(ingest(view, "a", {"t": long}, 5.0)).tasks["t"].status
     assert (len(status.message), len(status.health_output)) == (LONGEST_TEXT, LONGEST_TEXT)
+
+
+def test_times_are_numbers() -> None:
+    known = task("t", node_id="a")
+    view = ClusterView.of([node("a"), known])
+    nan, endless = float("nan"), float("inf")
+    odd = TaskStatus(TaskState.FAILED, at=nan, started_at=endless, finished_at=-endless)
+    status = view.evolve(ingest(view, "a", {"t": odd}, 5.0)).tasks["t"].status
+    assert (status.state, status.at) == (TaskState.FAILED, 0.0)
+    assert (status.started_at, status.finished_at) == (0.0, 0.0)
+
+
+def test_values_that_nothing_can_be_are_left_out_of_a_description() -> None:
+    honest = NodeDescription(
+        hostname="alpha",
+        address="10.0.0.1",
+        resources=Resources(4096, 8 << 30),
+        labels={"zone": "a"},
+        routes=("192.168.0.0/16", "fd00::/8"),
+        path_mtu=1500,
+        generic_resources={"gpu": "/dev/a,/dev/b", "license": "3"},
+        features=("files",),
+        blob_port=7423,
+    )
+    assert sane(honest) == honest
+    odd = replace(
+        honest,
+        resources=Resources(-1, 1 << 62),
+        labels={"zone": "a", "big": "x" * 9999},
+        routes=("192.168.0.0/16", "nowhere", "0.0.0.0/0", "10.0.0.1/8", "fd00::/8"),
+        path_mtu=1,
+        generic_resources={"gpu": "/dev/a,/dev/b", "license": "3", "n": "9" * 99, "../x": "1"},
+        features=("files", *(f"f{number}" for number in range(9999))),
+        kernel="x" * (1 << 20),
+        blob_port=1 << 20,
+    )
+    found = sane(odd)
+    assert (found.routes, found.generic_resources) == (honest.routes, honest.generic_resources)
+    assert (found.resources.shares, found.path_mtu, found.blob_port) == (0, 0, 0)
+    assert found.labels == {"zone": "a"}
+    assert len(found.features) == MOST_WORDS
+    assert len(found.kernel) == LONGEST_WORD
 
 
 # -- hostname and address ----------------------------------------------------------------------

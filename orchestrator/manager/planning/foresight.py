@@ -19,6 +19,7 @@ from orchestrator.manager.planning.jobruns import active
 from orchestrator.manager.planning.jobs import waiting_turn
 from orchestrator.manager.planning.pipeline import STANDALONE, Dirty, dirty_of, plan
 from orchestrator.manager.planning.plan import Change, earliest
+from orchestrator.manager.planning.scoring import image_of
 from orchestrator.manager.planning.slots import Slot, slots_of
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.dependencies import DependencyCondition
@@ -174,6 +175,8 @@ def _future(
         view = view.evolve(written)
         obeyed = list(_obedience(view, now))
         view = view.evolve(obeyed)
+        obeyed += (pulled := list(_pulls(view, obeyed)))
+        view = view.evolve(pulled)
         if written or obeyed:
             dirty = dirty_of([*written, *obeyed])
         elif ended := list(_completions(view, now)):
@@ -184,6 +187,21 @@ def _future(
         else:
             break
     return view
+
+
+def _pulls(view: ClusterView, obeyed: Iterable[Change]) -> Iterator[Change]:
+    """The images that nodes have once they run what they were told to."""
+    holders: dict[str, set[str]] = {}
+    for change in obeyed:
+        task = change.after
+        if not isinstance(task, Task) or task.status.state is not TaskState.RUNNING:
+            continue
+        image = image_of(view, task.spec.container.image, task.image_digest)
+        if image is not None and task.node_id not in image.nodes:
+            holders.setdefault(image.id, set()).add(task.node_id)
+    for id, nodes in sorted(holders.items()):
+        image = view.images[id]
+        yield Change(image, replace(image, nodes=tuple(sorted({*image.nodes, *nodes}))))
 
 
 def _completions(view: ClusterView, now: float) -> Iterator[Change]:

@@ -69,11 +69,11 @@ def schedule(
 
     After `limit` placements the rest is left out as well: the caller tries them in another pass.
     A service whose tasks cannot be planned is noted in `failures`, and its tasks are left out.
-    Older tasks choose first; a task that fits nowhere does not hold up those behind it.
+    Older tasks choose first, and those of older services; a task that fits nowhere does not hold up
+    those behind it.
     """
     due = sorted(
-        (task for task in pending if task.not_before <= now),
-        key=lambda task: (task.created_at, task.service_id, task.slot, task.id),
+        (task for task in pending if task.not_before <= now), key=lambda task: _age(view, task)
     )
     if not due:
         return []
@@ -90,6 +90,14 @@ def schedule(
                 decided += placed
                 left = left[len(placed) :]
     return decided
+
+
+def _age(view: ClusterView, task: Task) -> tuple[float, float, str, str, int, str]:
+    """The order in which tasks choose. Those that are as old go by their services' ages, not by
+    their ids, which are random: a plan has others than what is then made."""
+    service = view.services.get(task.service_id)
+    born = service.created_at if service is not None else 0.0
+    return task.created_at, born, task.service_name, task.service_id, task.slot, task.id
 
 
 def _demands(

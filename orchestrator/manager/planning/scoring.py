@@ -14,6 +14,7 @@ import numpy as np
 from orchestrator.manager.planning.nodetable import Demand, NodeTable
 from orchestrator.manager.planning.resources import IntArray
 from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.objects import Image
 
 NEVER = np.iinfo(np.int64).max
 """The rank of a node that cannot take the task."""
@@ -37,7 +38,7 @@ class Ranking:
         self._demand = demand
         self._disliked = liked.max() - liked if liked is not None and len(liked) else None
         there = np.zeros(len(table.nodes), dtype=np.int64)
-        for id in _holders(view, demand):
+        for id in holders(view, demand.image, demand.image_digest):
             if (row := table.row.get(id)) is not None:
                 there[row] = int(IMAGE_THERE * _LOAD_UNIT)
         self._image = there
@@ -61,14 +62,19 @@ class Ranking:
         return ranked
 
 
-def _holders(view: ClusterView, demand: Demand) -> tuple[str, ...]:
-    """Ids of the nodes that have the demand's image."""
-    digest = demand.image_digest
-    image = view.images.get(digest) if digest else view.image_by_name(demand.image)
+def holders(view: ClusterView, name: str, digest: str) -> tuple[str, ...]:
+    """Ids of the nodes that have an image."""
+    image = image_of(view, name, digest)
+    return image.nodes if image is not None else ()
+
+
+def image_of(view: ClusterView, name: str, digest: str) -> Image | None:
+    """The image that tasks of this name and digest run."""
+    image = view.images.get(digest) if digest else view.image_by_name(name)
     if image is None and digest:
         indexed = (each for each in view.images.values() if digest in each.indexes)
         image = min(indexed, key=lambda each: each.id, default=None)
-    return image.nodes if image is not None else ()
+    return image
 
 
 def _fraction(total: IntArray, free: IntArray, wanted: int) -> IntArray:

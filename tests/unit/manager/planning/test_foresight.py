@@ -15,7 +15,7 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.model.affinities import parse_affinity
 from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.nodes import Availability, Node
-from orchestrator.model.objects import Object
+from orchestrator.model.objects import Image, Object
 from orchestrator.model.placement import GenericResource, Strategy
 from orchestrator.model.services import Service
 from orchestrator.model.specs import (
@@ -259,3 +259,57 @@ def test_plan_equals_run(data: st.DataObject) -> None:
             case _:
                 foreseen[step.name] = (step.target, "")
     assert foreseen == after, steps
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=2, max_size=6),
+    st.lists(st.sampled_from([0, 100, 300, 700]), min_size=6, max_size=6),
+    st.permutations(range(6)),
+    st.permutations(range(6)),
+)
+@settings(max_examples=60, deadline=None)
+def test_services_that_are_planned_together_go_where_they_go_one_after_the_other(
+    counts: list[int], sizes: list[int], planned: list[int], deployed: list[int]
+) -> None:
+    """A stack is planned in one request, and deployed service by service, which then have other
+    random ids."""
+    nodes = [node(name, memory=2 * GIB) for name in "abc"]
+
+    def services(ids: list[int]) -> list[Service]:
+        return [
+            replace(
+                service(f"s{number}", count, spec=task_spec(memory=sizes[number] * MIB)),
+                id=f"id{ids[number]}",
+                created_at=1.0 + number,
+            )
+            for number, count in enumerate(counts)
+        ]
+
+    steps = plan_of(at_rest(*nodes), *(Change(None, each) for each in services(planned)))
+    world = at_rest(*nodes)
+    for each in services(deployed):
+        world.put(each)
+        world.settle()
+        world.now += 0.01
+    world.obey()
+    names = {each.id: each.spec.name for each in services(deployed)}
+    placed = {
+        f"{names[task.service_id]}.{task.slot}": task.node_id
+        for task in world.tasks(TaskState.RUNNING)
+    }
+    assert {step.name: step.target for step in steps if step.action is Action.START} == placed
+
+
+def test_a_node_has_the_image_of_what_it_runs() -> None:
+    """So what starts later goes there, all else equal."""
+    first, then = (
+        service("first", spec=task_spec("app:1")),
+        service("then", spec=task_spec("app:1")),
+    )
+    needs = (Dependency("first", DependencyCondition.STARTED),)
+    then = replace(then, spec=replace(then.spec, depends_on=needs))
+    image = Image(id="sha256:app", names=("app:1",), nodes=("c",))
+    away = replace(node("c"), availability=Availability.DRAIN)
+    world = at_rest(node("a"), node("b"), away, image)
+    steps = plan_of(world, Change(None, first), Change(None, then))
+    assert {step.name: step.target for step in steps} == {"first.1": "a", "then.1": "a"}

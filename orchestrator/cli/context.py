@@ -118,15 +118,45 @@ def current_context() -> str | None:
 def use_context(name: str) -> None:
     """Make `name` the current context. Raises CliError if there is none of that name."""
     _existing(name)
+    before = [current_context(), *_earlier()]
+    earlier = [each for each in dict.fromkeys(before) if each and each != name]
+    if earlier != _earlier():
+        _write(_earlier_file(), "".join(f"{each}\n" for each in earlier[:_REMEMBERED]))
     _write(_current(), name + "\n")
 
 
-def remove_context(name: str) -> None:
-    """Forget a context and its key. Raises CliError if there is none of that name."""
+def earlier_context() -> str | None:
+    """The context that was current before the current one, of those that there still are."""
+    names, current = list_contexts(), current_context()
+    return next((name for name in _earlier() if name in names and name != current), None)
+
+
+def remove_context(name: str, *, back: bool = False) -> None:
+    """Forget a context and its key; `back`: if it is the current one, make the one before it
+    current. Raises CliError if there is none of that name."""
     current = current_context() == name
     for path in (_existing(name), *([_current()] if current else [])):
         with suppress(FileNotFoundError):
             os.unlink(path)
+    if current and back and (earlier := earlier_context()) is not None:
+        use_context(earlier)
+
+
+_REMEMBERED = 20
+"""Earlier contexts that are kept in mind."""
+
+
+def _earlier_file() -> str:
+    return os.path.join(_folder(), "earlier")
+
+
+def _earlier() -> list[str]:
+    """Names of the contexts that were current before, the last one first."""
+    try:
+        with open(_earlier_file(), encoding="utf-8") as file:
+            return file.read().split()
+    except OSError:
+        return []
 
 
 def _folder() -> str:

@@ -16,6 +16,7 @@ from orchestrator.cli.context import (
     context_file,
     context_in_use,
     dump_context,
+    earlier_context,
     list_contexts,
     load_context,
     parse_context,
@@ -126,19 +127,27 @@ def _new(name: str) -> None:
         raise CliError(f"there is a context {name!r} already; 'orc context rm {name}' removes it")
 
 
-@context.command(epilog=example("orc context use dev"))
+@context.command(epilog=example("orc context use dev", "orc context use -"))
 @click.argument("name", shell_complete=completion.contexts)
 def use(name: str) -> None:
-    """Make a context the one in use."""
+    """Make a context the current one; - is the one that was current before."""
+    if name == "-":
+        earlier = earlier_context()
+        if earlier is None:
+            raise CliError("no context was current before; see 'orc context ls'")
+        name = earlier
     use_context(name)
     click.echo(name)
 
 
 @context.command(epilog=example("orc context rm old"))
+@click.option(
+    "--back", is_flag=True, help="Make the context before it current, if it is the current one."
+)
 @click.argument("names", nargs=-1, required=True, shell_complete=completion.contexts)
-def rm(names: tuple[str, ...]) -> None:
+def rm(names: tuple[str, ...], back: bool) -> None:
     """Forget contexts, with their keys."""
-    one_by_one(names, remove_context)
+    one_by_one(names, lambda name: remove_context(name, back=back))
 
 
 @context.command(

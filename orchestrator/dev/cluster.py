@@ -338,8 +338,9 @@ class DevCluster:
         return is_host_cgroup(self.name, self.tag, directory)
 
     def _forget_context(self, plan: ClusterPlan) -> None:
-        """Remove the admin context that `cluster init` made; it is fine if the user did."""
-        argv = [*self._command, "context", "rm", plan.name]
+        """Remove the admin context that `cluster init` made, and go back to the one that was in use
+        before; it is fine if the user did."""
+        argv = [*self._command, "context", "rm", "--back", plan.name]
         env = {**os.environ, **_user_environment(plan)}
         subprocess.run(argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 

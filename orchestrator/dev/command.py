@@ -6,13 +6,15 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import wraps
+from pathlib import Path
 from typing import ParamSpec
 
 import click
 
-from orchestrator.dev.cluster import DevCluster, HostStatus
+from orchestrator.dev.cluster import DevCluster, HostStatus, list_clusters
 from orchestrator.dev.host import environment
 from orchestrator.dev.plan import DevError
 
@@ -23,13 +25,47 @@ _INTERRUPTED = 130
 
 _COLUMNS = ("host", "role", "address", "state", "pid", "daemon", "daemon_state", "restarts")
 
+
+def _clusters(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in list_clusters() if name.startswith(incomplete)]
+
+
+def _hosts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The hosts of the cluster that the words before name."""
+    try:
+        hosts = DevCluster(ctx.params.get("name") or _in_use()).plan.hosts
+    except DevError:
+        return []
+    return [host.name for host in hosts if host.name.startswith(incomplete)]
+
+
+def _in_use() -> str:
+    """The current context's cluster, if that is a dev cluster, else `dev`."""
+    name = os.environ.get("ORC_CONTEXT", "")
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    if not name:
+        with suppress(OSError):
+            # As 'orc context show' reads it, in a tenth of a second less.
+            name = Path(base, "orc", "current").read_text(encoding="utf-8").strip()
+    return name if name in list_clusters() else "dev"
+
+
+_name_in_use = click.option(
+    "--name",
+    default=_in_use,
+    envvar="ORC_DEV_NAME",
+    metavar="NAME",
+    shell_complete=_clusters,
+    help="Name of the dev cluster.  [default: that of the current context, or dev]",
+)
 _name = click.option(
     "--name",
     default="dev",
     show_default=True,
     envvar="ORC_DEV_NAME",
     metavar="NAME",
-    help="The dev cluster's name.",
+    shell_complete=_clusters,
+    help="Name of the dev cluster.",
 )
 
 
@@ -85,7 +121,12 @@ def up(nodes: int, managers: int, name: str) -> None:
 def down(name: str) -> None:
     """Remove a cluster with everything in it, whatever state it is in."""
     removed = DevCluster(name).down()
-    click.echo(f"dev cluster {name!r} removed" if removed else f"dev cluster {name!r} is not up")
+    if removed:
+        click.echo(f"dev cluster {name!r} removed")
+        return
+    up = list_clusters()
+    hint = f"; up is {', '.join(up)}: name it with --name" if up else ""
+    click.echo(f"dev cluster {name!r} is not up{hint}")
 
 
 @dev.command(epilog=_example("orc dev status --format json"))
@@ -96,7 +137,7 @@ def down(name: str) -> None:
     default="table",
     help="Of what is printed.",
 )
-@_name
+@_name_in_use
 @_words
 def status(form: str, name: str) -> None:
     """Show each host, its address and its daemon."""
@@ -107,8 +148,8 @@ def status(form: str, name: str) -> None:
 
 
 @dev.command(epilog=_example("orc dev shell node1"))
-@click.argument("node")
-@_name
+@click.argument("node", shell_complete=_hosts)
+@_name_in_use
 @_words
 def shell(node: str, name: str) -> None:
     """Open a shell on a host."""
@@ -121,8 +162,8 @@ def shell(node: str, name: str) -> None:
     context_settings={"allow_interspersed_args": False},
     epilog=_example("orc dev exec node1 ip -brief address"),
 )
-@_name
-@click.argument("node")
+@_name_in_use
+@click.argument("node", shell_complete=_hosts)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @_words
 def exec_(node: str, command: tuple[str, ...], name: str) -> None:
@@ -138,8 +179,8 @@ def _enter(name: str, node: str, command: tuple[str, ...]) -> None:
 
 
 @dev.command(epilog=_example("orc dev stop node1"))
-@click.argument("node")
-@_name
+@click.argument("node", shell_complete=_hosts)
+@_name_in_use
 @_words
 def stop(node: str, name: str) -> None:
     """Stop a host's daemon; its containers run on."""
@@ -147,9 +188,9 @@ def stop(node: str, name: str) -> None:
 
 
 @dev.command(epilog=_example("orc dev start node1 -- --generic-resource gpu=2"))
-@click.argument("node")
+@click.argument("node", shell_complete=_hosts)
 @click.argument("flags", metavar="[-- FLAG...]", nargs=-1, type=click.UNPROCESSED)
-@_name
+@_name_in_use
 @_words
 def start(node: str, flags: tuple[str, ...], name: str) -> None:
     """Boot a host that is off, and start its daemon if it is stopped; with further flags until it
@@ -158,8 +199,8 @@ def start(node: str, flags: tuple[str, ...], name: str) -> None:
 
 
 @dev.command(epilog=_example("orc dev kill node1 && orc dev start node1"))
-@click.argument("node")
-@_name
+@click.argument("node", shell_complete=_hosts)
+@_name_in_use
 @_words
 def kill(node: str, name: str) -> None:
     """Cut a host's power: everything on it ends at once, its disk stays."""
@@ -167,8 +208,8 @@ def kill(node: str, name: str) -> None:
 
 
 @dev.command(epilog=_example("orc dev partition node2 node3"))
-@click.argument("nodes", metavar="NODE...", nargs=-1, required=True)
-@_name
+@click.argument("nodes", metavar="NODE...", nargs=-1, required=True, shell_complete=_hosts)
+@_name_in_use
 @_words
 def partition(nodes: tuple[str, ...], name: str) -> None:
     """Cut hosts off from the others; those named still reach each other."""
@@ -176,7 +217,7 @@ def partition(nodes: tuple[str, ...], name: str) -> None:
 
 
 @dev.command(epilog=_example("orc dev heal"))
-@_name
+@_name_in_use
 @_words
 def heal(name: str) -> None:
     """End all partitions."""

@@ -334,6 +334,20 @@ def test_context_commands(run: Run, config: Path) -> None:
     assert run("context", "ls", "-q").stdout == "one\n"
 
 
+def test_the_context_before_becomes_current_again(run: Run, refused: Refused, config: Path) -> None:
+    assert refused("context", "use", "-") == "no context was current before; see 'orc context ls'"
+    for name in ("prod", "one", "two"):
+        save_context(a_context(name))
+    assert run("context", "use", "-").stdout == "one\n"
+    assert run("context", "use", "-").stdout == "two\n"
+    run("context", "rm", "--back", "one")
+    assert current_context() == "two"
+    run("context", "rm", "--back", "two")
+    assert current_context() == "prod"
+    run("context", "rm", "--back", "prod")
+    assert current_context() is None
+
+
 def test_context_errors(refused: Refused, config: Path) -> None:
     save_context(a_context("prod"))
     assert refused("context", "use", "prd") == "no context 'prd'; did you mean 'prod'?"

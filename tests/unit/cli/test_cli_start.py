@@ -54,7 +54,7 @@ def test_a_listing_of_nodes_imports_little_of_the_model(manager: Manager) -> Non
     assert "orchestrator.cli.rpc" in modules
     model = {name for name in modules if name.startswith("orchestrator.model.")}
     assert {name.removeprefix("orchestrator.model.") for name in model} <= {
-        *("convert", "extensible", "names", "nodes", "resources", "units"),
+        *("allowances", "convert", "extensible", "names", "nodes", "resources", "units"),
     }
     assert not {name for name in modules if name in (*_HEAVY, "orchestrator.cli.rows")}
 

@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
             print(name)
         case ["context", "use", name]:
             (context().parent.parent / "current").write_text(name)
-        case ["context", "rm", name]:
+        case ["context", "rm", "--back", name]:
             os.environ["ORC_CONTEXT"] = name
             context().unlink()
         case _:

@@ -303,13 +303,13 @@ def test_services_that_are_planned_together_go_where_they_go_one_after_the_other
 def test_a_node_has_the_image_of_what_it_runs() -> None:
     """So what starts later goes there, all else equal."""
     first, then = (
-        service("first", spec=task_spec("app:1")),
-        service("then", spec=task_spec("app:1")),
+        service("first", spec=task_spec(image="app:1")),
+        service("then", spec=task_spec(image="app:1")),
     )
     needs = (Dependency("first", DependencyCondition.STARTED),)
     then = replace(then, spec=replace(then.spec, depends_on=needs))
     image = Image(id="sha256:app", names=("app:1",), nodes=("c",))
     away = replace(node("c"), availability=Availability.DRAIN)
-    world = at_rest(node("a"), node("b"), away, image)
+    world = at_rest(node("a", shares=1 << 20), node("b", shares=1 << 20), away, image)
     steps = plan_of(world, Change(None, first), Change(None, then))
     assert {step.name: step.target for step in steps} == {"first.1": "a", "then.1": "a"}

@@ -177,7 +177,8 @@ def _security_option(function: F) -> F:
         "--security-opt",
         multiple=True,
         metavar="OPTION",
-        help="seccomp=FILE|unconfined, no-new-privileges[=false]; repeatable.",
+        help="seccomp=FILE|unconfined, apparmor=PROFILE|unconfined, "
+        "no-new-privileges[=false]; repeatable.",
     )(function)
 
 
@@ -244,17 +245,17 @@ def _with_security(container: ContainerSpec, options: tuple[str, ...]) -> Contai
             container = replace(container, seccomp=_profile(value))
         elif key == "no-new-privileges" and value in ("", "true", "false"):
             container = replace(container, new_privileges=value == "false")
-        elif key in ("apparmor", "label"):
-            click.echo(f"--security-opt {option} is ignored: Orc uses no {_LSM[key]}", err=True)
+        elif key == "apparmor" and value:
+            container = replace(container, apparmor=value)
+        elif key == "label":
+            if value != "disable":
+                click.echo(f"--security-opt {option} is ignored: Orc uses no SELinux", err=True)
         else:
             raise click.BadParameter(
-                f"security option {option!r} is unknown; seccomp=FILE, seccomp=unconfined and "
-                "no-new-privileges[=false] are there"
+                f"security option {option!r} is unknown; seccomp=FILE|unconfined, "
+                "apparmor=PROFILE|unconfined, label=disable and no-new-privileges[=false] are there"
             )
     return container
-
-
-_LSM = {"apparmor": "AppArmor", "label": "SELinux"}
 
 
 def _profile(value: str) -> str:

@@ -63,6 +63,7 @@ _KEYS = {
     "task.container.groups": "group_add",
     "task.container.userns": "userns_mode",
     "task.container.seccomp": "security_opt",
+    "task.container.apparmor": "security_opt",
     "task.container.health": "healthcheck",
     "task.container.memory_swap": "memswap_limit",
     "task.container.cpuset_cpus": "cpuset",

@@ -269,15 +269,18 @@ def _with_security(
             spec = replace(spec, seccomp=profiles.get(value, value))
         elif key == "no-new-privileges" and value in ("", "true", "false"):
             spec = replace(spec, new_privileges=value == "false")
-        elif key in ("apparmor", "label"):
-            reading.note(place, where, f"{option} asks for nothing: Orc uses no {_LSM[key]}")
+        elif key == "apparmor" and value:
+            spec = replace(spec, apparmor=value)
+        elif key == "label":
+            if value != "disable":
+                reading.note(place, where, f"{option} asks for nothing: Orc uses no SELinux")
         else:
-            words = f"{option!r} is unknown; seccomp=FILE|unconfined, no-new-privileges[:false] are"
+            words = (
+                f"{option!r} is unknown; seccomp=FILE|unconfined, apparmor=PROFILE|unconfined, "
+                "label=disable, no-new-privileges[:false] are"
+            )
             raise ComposeError(place, where, words)
     return spec
-
-
-_LSM = {"apparmor": "AppArmor", "label": "SELinux"}
 
 
 def ports_of(service: Map, at: str) -> tuple[PortSpec, ...]:

@@ -254,6 +254,12 @@ def check_cpus(text: str) -> None:
             raise ValueError(f"cpuset {text!r} has the range {part}, which runs backwards")
 
 
+def check_apparmor(name: str) -> None:
+    """Refuse what cannot be the name of an AppArmor profile."""
+    if not re.fullmatch(r"[A-Za-z0-9/][A-Za-z0-9_./+-]{0,254}", name):
+        raise ValueError(f"{name!r} is no name of an AppArmor profile")
+
+
 def check_seccomp(text: str) -> None:
     """Refuse a seccomp profile that is not of the form that Docker and Podman ship."""
     try:

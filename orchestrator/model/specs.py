@@ -171,6 +171,9 @@ class ContainerSpec(Extensible):
     """`HOST:CONTAINER:rwm` entries."""
     seccomp: str = ""
     """A profile as JSON text, or `unconfined`; empty: the node's default profile."""
+    apparmor: str = ""
+    """The name of a profile that the node has loaded, or `unconfined`; empty: the node's default
+    profile, where its kernel has AppArmor."""
     new_privileges: bool = False
     """Whether a set-user-id program may gain what its starter has not."""
     sysctls: dict[str, str] = field(default_factory=dict)

@@ -221,6 +221,8 @@ def _confinement(spec: ContainerSpec) -> None:
         _guard(f"{where}.tmpfs", confinement.parse_tmpfs, text)
     if spec.cpuset_cpus:
         _guard(f"{where}.cpuset_cpus", confinement.check_cpus, spec.cpuset_cpus)
+    if spec.apparmor:
+        _guard(f"{where}.apparmor", confinement.check_apparmor, spec.apparmor)
     if spec.seccomp not in ("", "unconfined"):
         _guard(f"{where}.seccomp", confinement.check_seccomp, spec.seccomp)
     _not_negative(f"{where}.shm_size", spec.shm_size, "shm size")

@@ -40,6 +40,8 @@ class Case:
     tests: Sequence[str]
     outside: bool = False
     """The tests run on this machine, in a network of their own, and boot what they need."""
+    packages: Sequence[str] = ()
+    """Of Debian, which the tests need on this machine."""
 
 
 CASES = {
@@ -54,6 +56,9 @@ CASES = {
         (*NETWORK, *VXLAN, *WIREGUARD, *CABLE),
         ["tests/vm/between_hosts.py"],
         outside=True,
+    ),
+    "apparmor": Case(
+        "trixie", "v2", (), ["tests/vm/apparmor.py"], packages=("apparmor", "libapparmor1")
     ),
     "no-vxlan": Case("trixie", "v2", NETWORK, ["tests/vm/no_vxlan.py"]),
 }
@@ -84,6 +89,8 @@ def main(names: Sequence[str]) -> int:
 
 def _run(name: str, cache: Path) -> Outcome:
     case = CASES[name]
+    if case.packages:
+        _ensure_packages(case.packages)
     kernel = ensure_kernel(case.suite, cache)
     print(f"\n{name}: Linux {kernel.release}, cgroup {case.cgroups}, {' '.join(case.tests)}")
     command = _pytest(*case.tests)

@@ -11,14 +11,14 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from orchestrator import bareprogram
-from orchestrator.agent.runtime import conmon, ending, freezing, spawn
+from orchestrator.agent.runtime import apparmor, conmon, ending, freezing, spawn
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.bundle import Bundle, Identity
@@ -122,7 +122,7 @@ class CrunRuntime:
                 IdRanges(self._state.parent / "ids", self._first_id, taken=subordinate_ids()),
                 self._cgroups,
                 netns_dir=self._containers.parent / "netns",
-                facts=read_node_facts(hierarchy),
+                facts=replace(read_node_facts(hierarchy), apparmor=await apparmor.ensure_loaded()),
                 seccomp_profile=self._profile_path,
                 hidden=(self._state.parent, self._containers.parent),
             )

@@ -25,6 +25,7 @@ from typing import Any
 
 from orchestrator.agent.runtime import spawn
 from orchestrator.agent.runtime.access import Access
+from orchestrator.agent.runtime.apparmor import UNCONFINED
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.capabilities import own_capabilities
 from orchestrator.agent.runtime.failures import UNSAID, known_failure
@@ -101,6 +102,8 @@ def process(
         "cwd": posixpath.normpath(posixpath.join(first["cwd"], spec.workdir)),
         "noNewPrivileges": bool(first.get("noNewPrivileges")) and not spec.privileged,
     }
+    if spec.privileged and "apparmorProfile" in first:
+        changed["apparmorProfile"] = UNCONFINED
     if spec.tty and spec.rows and spec.columns:
         changed["consoleSize"] = {"height": spec.rows, "width": spec.columns}
     return {**first, **changed}
@@ -411,6 +414,8 @@ def _prepare(access: Access, spec: ExecSpec) -> dict[str, Any]:
             raise RuntimeFailure(str(failure), CANNOT_INVOKE) from None
     made = process(spec, first, user, own_capabilities())
     check_program(access.root(), spec.command[0], made["env"], made["cwd"], os.uname().machine)
+    # Its root was found by a process id, which was its own as long as it still runs.
+    access.running()
     return made
 
 

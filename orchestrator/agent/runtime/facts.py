@@ -23,6 +23,9 @@ class NodeFacts:
     agent's own and does not let it go back."""
     niced: bool = False
     """Whether the agent has another priority or scheduling policy than processes usually have."""
+    apparmor: str | None = None
+    """The AppArmor profile of containers that ask for none, which may be none (empty); None: the
+    kernel has no AppArmor."""
     pids_limit: int = DEFAULT_PIDS_LIMIT
     nameservers: tuple[str, ...] = ()
     """Those of the host, for a container that names none."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.agent.runtime import limits, privileges
+from orchestrator.agent.runtime import apparmor, limits, privileges
 from orchestrator.agent.runtime.base import Container, RuntimeFailure
 from orchestrator.agent.runtime.devices import DeviceNode
 from orchestrator.agent.runtime.etcfiles import ETC_FILES, hostname
@@ -117,9 +117,10 @@ def process(
     """The first process (config.md, "Process"); `groups` are further ones of it."""
     spec = container.spec.container
     argv = arguments(container)
-    usual = {"scheduler": {"policy": "SCHED_OTHER", "nice": 0}} if node.niced else {}
+    profile = apparmor.profile(spec.apparmor, node.apparmor, privileged=spec.privileged)
     return {
-        **usual,
+        **({"scheduler": {"policy": "SCHED_OTHER", "nice": 0}} if node.niced else {}),
+        **({"apparmorProfile": profile} if profile else {}),
         "terminal": container.spec.container.tty,
         "user": {
             "uid": user.uid,

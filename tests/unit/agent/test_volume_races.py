@@ -68,3 +68,19 @@ async def test_a_link_in_the_volume_is_not_followed_out_of_it(tmp_path: Path) ->
     assert (volume / "sub/file").read_text() == "from the image"
     assert (volume / "name").read_text() == "from the image"
     assert not (volume / "sub").is_symlink()
+
+
+@private
+async def test_emptying_a_volume_removes_nothing_of_the_host(tmp_path: Path) -> None:
+    volume, host = tmp_path / "volume", tmp_path / "host"
+    host.mkdir()
+    for number in range(FILES):
+        (host / str(number)).write_text("the host's own")
+    for _ in range(ROUNDS // 4):
+        (volume / "sub").mkdir(parents=True)
+        for number in range(FILES):
+            (volume / f"sub/{number}").write_text("the container's")
+        with swapping(volume / "sub", host), suppress(VolumeError):
+            await copyup.empty(volume)
+        assert len(os.listdir(host)) == FILES
+        shutil.rmtree(volume)

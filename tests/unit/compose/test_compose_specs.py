@@ -76,6 +76,7 @@ SPECS: list[tuple[str, str, Any]] = [
     ("userns_mode: host", "task.container.userns", "host"),
     ("runtime: runc", "task.container.runtime", "runc"),
     ("storage_opt: {size: 1g}", "task.container.storage_size", 1 << 30),
+    ("security_opt: ['apparmor:strict']", "task.container.apparmor", "strict"),
     ("security_opt: [seccomp=unconfined]", "task.container.seccomp", "unconfined"),
     ("security_opt: ['no-new-privileges:false']", "task.container.new_privileges", True),
     ("security_opt: ['no-new-privileges:true']", "task.container.new_privileges", False),

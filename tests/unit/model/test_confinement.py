@@ -84,6 +84,7 @@ def test_sysctls_of_its_own(name: str) -> None:
         (confinement.check_dns_option, "x=1", "is not such as ndots:2"),
         (confinement.check_cpus, "a", "is not of the form 0-2,4"),
         (confinement.check_cpus, "3-1", "runs backwards"),
+        (confinement.check_apparmor, "a b", "is no name of an AppArmor profile"),
         (confinement.check_seccomp, "{", "is not JSON"),
         (confinement.check_seccomp, "[]", "has no defaultAction"),
         (confinement.check_seccomp, '{"defaultAction": "a", "syscalls": [{}]}', "lacks its names"),

@@ -115,10 +115,31 @@ def test_the_surroundings() -> None:
     assert found["linux"]["resources"]["devices"][1] == FUSE.rule
 
 
+@pytest.mark.parametrize(
+    ("spec", "default", "profile"),
+    [
+        ({}, None, None),
+        ({}, "", None),
+        ({}, "orc-default", "orc-default"),
+        ({"apparmor": "unconfined"}, "orc-default", None),
+        ({"apparmor": "unconfined"}, None, None),
+        ({"apparmor": "strict"}, "orc-default", "strict"),
+        ({"apparmor": "strict"}, "", "strict"),
+        ({"privileged": True}, "orc-default", None),
+        ({"privileged": True, "apparmor": "strict"}, "orc-default", "strict"),
+    ],
+)
+def test_apparmor(spec: dict[str, Any], default: str | None, profile: str | None) -> None:
+    found = configured(NodeFacts(apparmor=default), **spec)
+    assert found["process"].get("apparmorProfile") == profile
+
+
 def test_a_node_cannot_give_everything() -> None:
     node = NodeFacts(least_oom_score=0, hard_limits={"nofile": 100}, cpus=frozenset({0, 1}))
     with pytest.raises(RuntimeFailure, match="below 0, the lowest that this node's agent can give"):
         limits.oom_score(ContainerSpec(oom_score_adj=-5), node)
+    with pytest.raises(RuntimeFailure, match="no AppArmor, so the profile `strict` cannot be used"):
+        configured(NodeFacts(), apparmor="strict")
     with pytest.raises(RuntimeFailure, match="cannot be raised above the agent's own, which is"):
         limits.process_limits(ContainerSpec(ulimits=(Ulimit("nofile", 1, 101),)), node)
     with pytest.raises(RuntimeFailure, match="names CPU 2, which this node does not have"):

@@ -495,6 +495,7 @@ ATTACKS = {
     "change the network's interfaces": "ip link set lo down",
     "enter namespaces of the host": "nsenter -t 1 -m -n /bin/sh -c 'test -e {secret}'",
     "make namespaces": "unshare -m true",
+    "make a user namespace": "unshare -U true",
     "leave the root": "mkdir -p /x; chroot /x /bin/sh; chroot /proc/1/root cat {secret}",
 }
 """What a RUN tries, in a shell, by what it is about; success would be a way out."""

@@ -31,6 +31,7 @@ from orchestrator.agent.images.sandbox import NONE, Sandbox, Sandboxes
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.unpack import unpack_context
 from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES
+from orchestrator.agent.runtime.seccomp import DEFAULT_PROFILE
 from orchestrator.linux.trees import remove_tree
 from orchestrator.model.objects import Image
 
@@ -158,6 +159,9 @@ class Builder:
                 *ignores,
                 *_options(spec),
             ]
+            profile = work / "seccomp.json"
+            profile.write_bytes(await asyncio.to_thread(DEFAULT_PROFILE.read_bytes))
+            options.append(f"--security-opt=seccomp={seen(profile)}")
             lent = await self._lend(text, shown, spec, work, sandbox, progress)
             for base, id in lent:
                 options.append(f"--build-context={base.written}=container-image://{id}")

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import click
 
 from orchestrator.cli import build_context, completion
+from orchestrator.cli.build_output import parse_output, remove_unnamed, stored, write_outputs
 from orchestrator.cli.client import Client, pass_client, upload
 from orchestrator.cli.flag_types import pairs
 from orchestrator.cli.groups import CliError, OrcGroup, example
@@ -21,6 +22,7 @@ from orchestrator.cli.remote_context import context_folder
 from orchestrator.cli.screen import is_live
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.model.names import short_id
+from orchestrator.model.nodes import NodeState
 from orchestrator.model.platforms import wanted_architecture
 from orchestrator.model.units import format_size
 from orchestrator.pb import control_pb2, images_pb2
@@ -44,6 +46,8 @@ class View(Protocol):
         "orc build -t hello:1 -f web/Dockerfile --build-arg V=2 .",
         "orc build -t hello:1 --secret id=token,src=token.txt .",
         "orc build -t hello:1 - < Dockerfile",
+        "orc build -t reg.example:5000/hello:1 --push .",
+        "orc build -o files .",
         "orc build -t hello:1 https://github.com/me/hello.git#main:docker",
     )
 )
@@ -85,6 +89,20 @@ class View(Protocol):
     help="Network of RUN: the builds' own with a way out, the node's, or none.",
 )
 @click.option("--add-host", multiple=True, metavar="HOST:IP", help="For RUN; repeatable.")
+@click.option(
+    "--cache-from",
+    multiple=True,
+    metavar="IMAGE",
+    help="Build on a node that has this image, where its steps are in the cache; repeatable.",
+)
+@click.option(
+    "--output",
+    "-o",
+    multiple=True,
+    metavar="DIR|type=TYPE[,dest=PATH]",
+    help="Write the image here: local, tar, docker or oci, or push it: registry; repeatable.",
+)
+@click.option("--push", is_flag=True, help="Push the image to the registry of each name.")
 @completion.file_option("--iidfile", help="Write the image's id there.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the image's id only.")
 @click.option(
@@ -110,6 +128,9 @@ def build(
     image_format: str,
     network: str,
     add_host: tuple[str, ...],
+    cache_from: tuple[str, ...],
+    output: tuple[str, ...],
+    push: bool,
     iidfile: str | None,
     quiet: bool,
     progress: str,
@@ -121,6 +142,10 @@ def build(
     Dockerfile, which this machine fetches; `-` reads an archive or a Dockerfile from stdin.
     """
     names = [checked_image(name) for name in tag]
+    outputs = [parse_output(text) for text in output]
+    push = push or any(each.push for each in outputs)
+    if push and not names:
+        raise click.UsageError("to push an image, name it with -t")
     if platform:
         try:
             wanted_architecture(platform)
@@ -129,7 +154,7 @@ def build(
     header = control_pb2.ImageHeader(
         name=names[0] if names else "",
         more_names=names[1:],
-        node=node or "",
+        node=node or (_node_with(client, cache_from) if cache_from else ""),
         build_args=_build_args(build_arg),
         no_cache=no_cache,
         target=target,
@@ -157,11 +182,48 @@ def build(
             Path(iidfile).write_text(image.id)
         except OSError as error:
             raise CliError(f"cannot write {iidfile}: {(error.strerror or '').lower()}") from None
+    write_outputs(client, image.id, outputs, quiet=quiet)
+    if not names and not stored(outputs):
+        remove_unnamed(client, image)
+    if push:
+        from orchestrator.cli.image_registry import push_image
+
+        for name in names:
+            push_image(client, name, quiet)
+    to_stdout = any(each.dest == "-" for each in outputs)
     if quiet:
-        click.echo(image.id)
+        click.echo(image.id, err=to_stdout)
         return
     shown = ", ".join(names) or "an image without a name"
-    click.echo(f"built {shown} ({short_id(image.id)}, {format_size(image.size)})")
+    words = f"built {shown} ({short_id(image.id)}, {format_size(image.size)})"
+    click.echo(f"{words} and pushed it" if push else words, err=to_stdout)
+
+
+def _node_with(client: Client, images: Iterable[str]) -> str:
+    """The name of a node that has one of the images; none: any node, with a note."""
+    wanted = [_cached_image(text) for text in images]
+    reply = client.call("ListImages", control_pb2.ListImagesRequest())
+    nodes = client.call("ListNodes", control_pb2.ListNodesRequest()).nodes
+    ready = {row.node.id for row in nodes if row.node.state == NodeState.READY}
+    for name in wanted:
+        for image in reply.images:
+            here = ready & set(image.nodes)
+            if name in (*image.names, image.id) and here:
+                return str(min(here))
+    click.echo(f"note: no node that is up has {' or '.join(wanted)}; any will build", err=True)
+    return ""
+
+
+def _cached_image(text: str) -> str:
+    """The image of IMAGE or type=registry,ref=IMAGE, checked. Raises a usage error."""
+    if "=" not in text:
+        return checked_image(text)
+    keys = dict(part.partition("=")[::2] for part in text.split(","))
+    if keys.keys() != {"type", "ref"} or keys["type"] != "registry":
+        raise click.UsageError(
+            f"--cache-from {text!r}: the cache is the nodes' own; name an image built there"
+        )
+    return checked_image(keys["ref"])
 
 
 def build_folder(

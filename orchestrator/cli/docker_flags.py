@@ -53,12 +53,8 @@ _CONTAINER = {
 }
 
 _BUILD = {
-    "--cache-from": "layers are cached on each node; --node builds where the cache is",
     "--cache-to": "layers are cached on each node; --node builds where the cache is",
     "--load": "an image that was built is in the cluster at once",
-    "--output": "use 'orc save' or 'orc export' afterwards",
-    "-o": "use 'orc save' or 'orc export' afterwards",
-    "--push": "use 'orc push' afterwards",
     "--rm": "nothing is left of a build's containers",
     "--ssh": "keys stay with you; give a build what it needs with --secret",
     **dict.fromkeys(

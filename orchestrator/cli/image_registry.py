@@ -43,9 +43,7 @@ def pull(client: Client, node: str | None, all_nodes: bool, quiet: bool, name: s
 def push(client: Client, quiet: bool, name: str) -> None:
     """Put an image into the registry that its name says."""
     full = checked_image(name)
-    request = images_pb2.PushImageRequest(name=full)
-    add_login(request)
-    image = follow(client.stream("Images.Push", request), quiet, "pushed")
+    image = push_image(client, full, quiet)
     click.echo(full if quiet else f"pushed {full} ({short_id(image.id)})")
 
 
@@ -91,6 +89,13 @@ def logout(client: Client, registry: str) -> None:
     """Forget the cluster's credentials for a registry (docker.io unless named)."""
     reply = client.call("Images.Logout", images_pb2.LogoutRequest(registry=registry))
     click.echo(f"logged out from {reply.registry}")
+
+
+def push_image(client: Client, name: str, quiet: bool) -> Any:
+    """Put the image of a full name into its registry, with progress unless `quiet`."""
+    request = images_pb2.PushImageRequest(name=name)
+    add_login(request)
+    return follow(client.stream("Images.Push", request), quiet, "pushed")
 
 
 def add_login(request: Any) -> None:

@@ -204,6 +204,50 @@ def test_all_that_a_build_can_be_told(
     assert shown == ("run", True, "linux/arm64", "oci", "none")
 
 
+def test_a_build_is_pushed_and_written(
+    manager: Any, run: Run, refused: Refused, folder: Path, tmp_path: Path
+) -> None:
+    answers = manager.script.answers
+    answers["BuildImage"] = answers["Push"] = [image("a:1")]
+    result = run("build", "-t", "r.test/a:1", "-t", "r.test/b:2", "--push", str(folder))
+    assert result.stdout.endswith("and pushed it\n")
+    pushed = [request for name, request in manager.script.requests if name == "Push"]
+    assert [request.name for request in pushed] == ["r.test/a:1", "r.test/b:2"]
+    assert "name it with -t" in refused("build", "--push", str(folder), status=2)
+    assert "name it with -t" in refused("build", "-o", "type=registry", str(folder), status=2)
+
+    archive = tmp_path / "image.tar"
+    data = [images_pb2.FileData(data=b"arch"), images_pb2.FileData(data=b"ive")]
+    answers["Save"] = lambda request: iter(data)
+    answers["Remove"] = images_pb2.RemoveImageReply()
+    run("build", "-o", f"type=oci,dest={archive}", str(folder))
+    assert archive.read_bytes() == b"archive"
+    assert manager.script.request("Remove").image == DIGEST
+    removed = len(manager.script.requests)
+    run("build", "-t", "a:1", "-o", f"type=oci,dest={archive}", str(folder))
+    assert "Remove" not in [name for name, _ in manager.script.requests[removed:]]
+
+
+def test_a_build_on_a_node_that_has_its_cache(manager: Any, run: Run, folder: Path) -> None:
+    answers = manager.script.answers
+    answers["BuildImage"] = [image("a:1")]
+    rows = [{"node": {"id": id, "state": state}} for id, state in NODE_STATES.items()]
+    answers["ListNodes"] = pb.ListNodesReply(nodes=rows)
+    answers["ListImages"] = pb.ListImagesReply(
+        images=[{"id": DIGEST, "names": ["a:1"], "nodes": ["n1", "n2"]}]
+    )
+    run("build", "--cache-from", "a:1", str(folder))
+    assert manager.script.request("BuildImage")[0].header.node == "n2"
+    run("build", "--cache-from", "type=registry,ref=a:1", "--node", "n3", str(folder))
+    assert manager.script.request("BuildImage")[0].header.node == "n3"
+    result = run("build", "--cache-from", "none:1", str(folder))
+    assert "no node that is up has none:1" in result.stderr
+    assert manager.script.request("BuildImage")[0].header.node == ""
+
+
+NODE_STATES = {"n1": "NODE_DOWN", "n2": "NODE_READY", "n3": "NODE_READY"}
+
+
 def test_a_build_from_stdin(manager: Any, run: Run, folder: Path) -> None:
     manager.script.answers["BuildImage"] = [image("a:1")]
     run("build", "-t", "a:1", "-", input=b"FROM scratch\n")

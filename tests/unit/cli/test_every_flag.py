@@ -106,6 +106,7 @@ SPECIAL = {
         *("service==db,within=node.labels.zone", "service==db,weight=2,within=node.labels.zone"),
     ],
     "KIND=NUMBER|KIND=NAME[,NAME...]": ["gpu=2", "gpu=a", "gpu=a,b"],
+    "DIR|type=TYPE[,dest=PATH]": ["/tmp", "type=registry", "type=tar,dest=/tmp/a"],
     "id=ID[,src=FILE|,env=NAME]": ["id=key,src=/dev/null", "id=key,env=HOME"],
 }
 """Values of metavars whose words stand for something else than elsewhere."""

@@ -45,7 +45,6 @@ def test_a_port_of_one_address_is_refused(text: str) -> None:
         (("run", "--link", "db", "hello:1"), "use --network"),
         (("run", "--gpus", "all", "hello:1"), "use --device"),
         (("create", "-a", "stdin", "hello:1"), "by -i"),
-        (("build", "--push", "."), "use 'orc push' afterwards"),
         (("pull", "--all-tags", "hello"), "one by one"),
         (("container", "run", "--link", "db", "hello:1"), "use --network"),
         (("volume", "create", "--scope", "single"), "Docker's cluster volumes"),

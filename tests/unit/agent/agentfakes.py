@@ -225,6 +225,8 @@ class FakeNetwork:
         self.collecting: asyncio.Event | None = None
         """Set once what earlier containers left is given back."""
         self.awaited = False
+        self.hold: asyncio.Event | None = None
+        """Containers are connected once this is set."""
 
     def order(self, networks: Sequence[dispatch_pb2.AssignedNetwork]) -> None:
         self.ordered = list(networks)
@@ -235,6 +237,8 @@ class FakeNetwork:
             await self.collecting.wait()
 
     async def connect(self, task: Task) -> Connected:
+        if self.hold is not None:
+            await self.hold.wait()
         for port in task.spec.ports:
             if port.published in self.taken:
                 raise NetworkError(f"port {port.published} is in use on this node")

@@ -15,6 +15,7 @@ from orchestrator.agent import runner as runner_module
 from orchestrator.agent import worker as worker_module
 from orchestrator.agent.health import Answer
 from orchestrator.agent.network import NetworkError
+from orchestrator.agent.plugins import calls
 from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker
@@ -222,6 +223,23 @@ async def test_why_a_task_waits_for_its_image_shows_in_its_status(host: Host) ->
         await until(lambda: a.reports.last().message == "waiting for node2")
         assert a.reports.state() is TaskState.PREPARING
         host.images.hold.set()
+        await a.reaches(TaskState.RUNNING)
+        assert a.reports.last().message == ""
+
+
+async def test_a_network_that_takes_long_shows_in_its_status_and_holds_up_nobody(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "NOTICE", 0.05)
+    host.network.hold = asyncio.Event()
+    async with agent(host, starts=1) as a:
+        a.full(assigned())
+        await until(lambda: a.reports.last().message == "not yet connected to default")
+        assert a.reports.state() is TaskState.PREPARING
+        held, host.network.hold = host.network.hold, None
+        a.diff(assigned("t2"))
+        await a.reaches(TaskState.RUNNING, "t2")
+        held.set()
         await a.reaches(TaskState.RUNNING)
         assert a.reports.last().message == ""
 

@@ -68,6 +68,14 @@ def test_parameters_that_cannot_be(tmp_path: Path, command: str, changes: dict[s
     assert error["code"] == Code.INVALID_ENVIRONMENT, error
 
 
+def test_where_addresses_cannot_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    data = {**GOOD, "dataDir": str(tmp_path / "file" / "folder")}
+    error = refused("ADD", json.dumps(data).encode())
+    assert error["code"] == Code.IO_FAILURE
+    assert "addresses in" in error["msg"]
+
+
 # -- ADD -------------------------------------------------------------------------------------------
 
 

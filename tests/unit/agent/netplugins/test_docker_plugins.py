@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -44,14 +45,14 @@ class Node:
         return PluginNetworks(Records(self.folder / "state"), plugins, self.helper)
 
     @asynccontextmanager
-    async def plugin(self, *kinds: str) -> AsyncIterator[None]:
+    async def plugin(self, *kinds: str) -> AsyncIterator[asyncio.subprocess.Process]:
         """The plugin runs."""
         socket = self.folder / "run" / "toy.sock"
         command = (sys.executable, str(SCRIPT), str(socket), str(self.log), *kinds)
         process = await asyncio.create_subprocess_exec(*self.host.command(*command))
         try:
             await until(lambda: socket.exists() and _answers(socket))
-            yield
+            yield process
         finally:
             process.kill()
             await process.wait()
@@ -279,6 +280,22 @@ async def test_a_plugin_that_is_away_is_told_later(node: Node) -> None:
     async with node.plugin(), running(networks):
         await until(lambda: networks.interfaces("c1") == {})
     assert node.calls()[-2:] == ["Leave", "DeleteEndpoint"]
+
+
+async def test_a_hung_plugin_is_given_up_and_used_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugincalls, "NOTICE", 0.1)
+    networks = node.networks()
+    async with node.plugin() as process, running(networks):
+        netns = await node.container("c1")
+        process.send_signal(signal.SIGSTOP)
+        words = "network plugin toy does not answer: no answer within"
+        with pytest.raises(NetworkError, match=words):
+            await networks.attach(NETWORK, "c1", eth(), netns)
+        process.send_signal(signal.SIGCONT)
+        made = await networks.attach(NETWORK, "c1", eth(), netns)
+        assert made.address.startswith("10.88.1.")
 
 
 async def test_over_a_restart_of_the_agent(node: Node) -> None:

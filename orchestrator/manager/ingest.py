@@ -7,7 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.manager.inbox import Reports
-from orchestrator.manager.planning.claims import Refuse, credible_description, ignore, sane
+from orchestrator.manager.planning.claims import (
+    Refuse,
+    credible_description,
+    ignore,
+    sane,
+    sane_images,
+)
 from orchestrator.manager.planning.encryption import honest_keys
 from orchestrator.manager.planning.liveness import node_up
 from orchestrator.manager.planning.plan import Change, Decision
@@ -72,7 +78,7 @@ def ingest(
         changes.extend(task_changes(view, node_id, statuses, now, refuse))
     view = view.evolve(changes)
     for node_id, images in sorted(reports.inventories.items()):
-        found = list(_inventory(view, node_id, images))
+        found = list(_inventory(view, node_id, sane_images(images)))
         changes.extend(found)
         view = view.evolve(found)
     return changes

@@ -7,11 +7,11 @@ hostname. A claim beyond that is left out of what is stored; the rest of the rep
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import islice
 from math import isfinite
 
@@ -21,7 +21,7 @@ from orchestrator.model.conflist import wants_slices
 from orchestrator.model.generic import parse_supply
 from orchestrator.model.networks import CNI, SMALLEST_MTU, is_sliced, own_addresses
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
-from orchestrator.model.objects import Network
+from orchestrator.model.objects import Image, Network
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.tasks import Task, TaskStatus
 
@@ -32,10 +32,18 @@ LONGEST_WORD, MOST_WORDS = 1024, 256
 """Characters of each name or value that a node reports of itself, and how many of a kind, that are
 stored."""
 
+LONGEST_ARGUMENT = 1 << 16
+"""Characters of a label or an argument of an image."""
+
+MOST_IMAGES = 10_000
+"""Of a node."""
+
 MOST_RESOURCES = 1 << 56
 """CPU shares or bytes that a node can have."""
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?", re.ASCII)
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{1,64}", re.ASCII)
 
 
 class Claim(StrEnum):
@@ -130,17 +138,16 @@ def _false_address(view: ClusterView, task: Task, name: str, text: str) -> str:
         return "" if address == fixed else f"the address of the task is {fixed}"
     if not _gives_slices(network):
         return ""  # its plugins assign addresses
-    if not any(address in part for part in _own_slices(network, task.node_id)):
+    slices = _slices(network, task.node_id)
+    if slices is None or address not in slices:
         return "the address is in no slice of the node"
-    if address in _reserved(network, network.slices[task.node_id]):
-        return "no container has this address"
-    return ""
+    return "no container has this address" if address in slices.reserved else ""
 
 
 @lru_cache(4096)
 def _address(text: str) -> Address | None:
     try:
-        return ip_address(text)
+        return IPv6Address(text) if ":" in text else IPv4Address(text)
     except ValueError:
         return None
 
@@ -157,22 +164,41 @@ def _gives_slices(network: Network) -> bool:
     return is_sliced(network)
 
 
-def _own_slices(network: Network, node_id: str) -> Iterator[IPv4Network | IPv6Network]:
-    if (slice_ := network.slices.get(node_id)) is not None:
-        yield ip_network(slice_)
-        if text := slice6(network, slice_):
-            yield ip_network(text)
+@dataclass(frozen=True, slots=True)
+class _Slices:
+    """A node's part of a network."""
+
+    first: int
+    last: int
+    """Of IPv4, as numbers."""
+    subnet6: IPv6Network | None
+    reserved: frozenset[Address]
+    """What no container has: the slice's own address, the gateway's, the broadcast's."""
+
+    def __contains__(self, address: Address) -> bool:
+        if isinstance(address, IPv4Address):
+            return self.first <= int(address) <= self.last
+        return self.subnet6 is not None and address in self.subnet6
 
 
-def _reserved(network: Network, slice_: str) -> frozenset[Address]:
-    """The addresses of a slice that containers cannot have: its own, the gateway's, the
-    broadcast's."""
+def _slices(network: Network, node_id: str) -> _Slices | None:
+    if (slice_ := network.slices.get(node_id)) is None:
+        return None
+    return _parsed_slices(
+        network.pool, network.node_prefix, network.subnet6, network.gateway, slice_
+    )
+
+
+@lru_cache(4096)
+def _parsed_slices(pool: str, node_prefix: int, subnet6: str, gateway: str, slice_: str) -> _Slices:
+    network = Network(subnet=pool, node_prefix=node_prefix, subnet6=subnet6, gateway=gateway)
     subnet = IPv4Network(slice_)
-    gateway = slice_gateway(network, slice_) or str(subnet[1])
-    found: list[Address] = [subnet[0], subnet[-1], ip_address(gateway)]
-    if text := slice6(network, slice_):
-        found += [IPv6Network(text)[0], ip_address(twin(network, IPv4Address(gateway)))]
-    return frozenset(found)
+    own_gateway = IPv4Address(slice_gateway(network, slice_) or subnet[1])
+    reserved: list[Address] = [subnet[0], subnet[-1], own_gateway]
+    part6 = IPv6Network(slice6(network, slice_)) if subnet6 else None
+    if part6 is not None:
+        reserved += [part6[0], IPv6Address(twin(network, own_gateway))]
+    return _Slices(int(subnet[0]), int(subnet[-1]), part6, frozenset(reserved))
 
 
 # -- nodes ----------------------------------------------------------------------------------------
@@ -228,12 +254,12 @@ def sane(claimed: NodeDescription) -> NodeDescription:
     )
 
 
-def _few(words: Iterable[str]) -> tuple[str, ...]:
-    return tuple(word for word in words if len(word) <= LONGEST_WORD)[:MOST_WORDS]
+def _few(words: Iterable[str], longest: int = LONGEST_WORD) -> tuple[str, ...]:
+    return tuple(word for word in words if len(word) <= longest)[:MOST_WORDS]
 
 
-def _words(values: Mapping[str, str]) -> dict[str, str]:
-    short = ((k, v) for k, v in values.items() if max(len(k), len(v)) <= LONGEST_WORD)
+def _words(values: Mapping[str, str], longest: int = LONGEST_WORD) -> dict[str, str]:
+    short = ((k, v) for k, v in values.items() if max(len(k), len(v)) <= longest)
     return dict(islice(short, MOST_WORDS))
 
 
@@ -251,6 +277,27 @@ def _is_route(text: str) -> bool:
         return ip_network(text).prefixlen > 0
     except ValueError:
         return False
+
+
+def sane_images(claimed: Iterable[Image]) -> tuple[Image, ...]:
+    """The images of an inventory as far as they have digests, with what is told of each cut to
+    length."""
+    found = (image for image in claimed if _DIGEST.fullmatch(image.id))
+    return tuple(map(_sane_image, islice(found, MOST_IMAGES)))
+
+
+def _sane_image(image: Image) -> Image:
+    return replace(
+        image,
+        indexes=tuple(each for each in _few(image.indexes) if _DIGEST.fullmatch(each)),
+        layers=_few(image.layers),
+        config_digest=image.config_digest[:LONGEST_WORD],
+        size=max(image.size, 0),
+        created_at=image.created_at if isfinite(image.created_at) else 0.0,
+        labels=_words(image.labels, LONGEST_ARGUMENT),
+        entrypoint=_few(image.entrypoint, LONGEST_ARGUMENT),
+        command=_few(image.command, LONGEST_ARGUMENT),
+    )
 
 
 def credible_description(

@@ -10,17 +10,19 @@ from builders import node, task, task_spec
 from orchestrator.manager.planning.claims import (
     LONGEST_TEXT,
     LONGEST_WORD,
+    MOST_IMAGES,
     MOST_WORDS,
     Claim,
     FalseClaim,
     credible_description,
     is_hostname,
     sane,
+    sane_images,
 )
 from orchestrator.manager.planning.statuses import ingest
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
-from orchestrator.model.objects import Network
+from orchestrator.model.objects import Image, Network
 from orchestrator.model.specs import NetworkAttachment, Resources
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
@@ -188,6 +190,30 @@ def test_values_that_nothing_can_be_are_left_out_of_a_description() -> None:
     assert found.labels == {"zone": "a"}
     assert len(found.features) == MOST_WORDS
     assert len(found.kernel) == LONGEST_WORD
+
+
+def test_an_inventory_is_of_digests_and_bounded() -> None:
+    image = Image(
+        id="sha256:" + "a" * 64,
+        labels={"tier": "db" * 999},
+        command=("sh", "-c", "x" * 9999),
+        size=7,
+    )
+    odd = replace(
+        image,
+        id="sha256:" + "b" * 64,
+        labels={"k": "x" * (1 << 20)},
+        indexes=("../x",),
+        layers=tuple(map(str, range(9999))),
+        created_at=float("nan"),
+        size=-1,
+    )
+    one, two = sane_images([image, Image(id="../nodes/n1"), Image(), odd])
+    assert one == image
+    assert (two.labels, two.indexes, two.created_at, two.size) == ({}, (), 0.0, 0)
+    assert len(two.layers) == MOST_WORDS
+    many = (Image(id=f"sha256:{number:064x}") for number in range(MOST_IMAGES + 5))
+    assert len(sane_images(many)) == MOST_IMAGES
 
 
 # -- hostname and address ----------------------------------------------------------------------

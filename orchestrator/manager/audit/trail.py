@@ -16,8 +16,8 @@ import queue
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 
@@ -31,6 +31,8 @@ FILE_BYTES, FILES = 10 << 20, 10
 _QUEUE = 10_000
 """Entries that wait for the disk, at the most."""
 _BATCH = 500
+_LINGER = 0.05
+"""Seconds that an entry waits for others: each write waits for the disk."""
 _RETRY = 1.0
 """Seconds between attempts to write what the disk refused."""
 _FOLLOWED = 10_000
@@ -59,6 +61,10 @@ class Entry:
     seconds: float
     request: str
     manager: str
+
+
+_FIELDS = tuple(each.name for each in fields(Entry))
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class Lagging(Exception):
@@ -109,7 +115,16 @@ class AuditTrail:
             name: RotatedLog(folder, name, file_bytes, files) for name in ("audit", "refused")
         }
         self._journal = journal or Journal()
-        self._queue: queue.Queue[tuple[str, str] | threading.Event] = queue.Queue()
+        self._pending: list[tuple[str, str]] = []
+        """Lines, each with its log, that the thread gets at the next turn: to wake it for each
+        would cost more than all else."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._queue: queue.SimpleQueue[list[tuple[str, str]] | threading.Event]
+        self._queue = queue.SimpleQueue()
+        self._handed = self._settled = 0
+        """Lines that the thread was given, and those that it has done with."""
+        self._failing = False
+        """Whether the disk refuses to be written."""
         self._most = waiting
         self._followers: set[Follower] = set()
         self._thread = threading.Thread(target=self._write_all, name="audit", daemon=True)
@@ -131,6 +146,7 @@ class AuditTrail:
         try:
             yield
         finally:
+            self._hand_over()
             self._closing.set()
             self._queue.put(threading.Event())
             self._thread.join()
@@ -141,15 +157,26 @@ class AuditTrail:
         name = "refused" if entry.result in REFUSED else "audit"
         rotated = self._logs[name]
         rotated.sequence += 1
-        record: Record = {"seq": rotated.sequence, **asdict(entry)}
+        record: Record = {"seq": rotated.sequence}
+        record |= {field: getattr(entry, field) for field in _FIELDS}
         self.recorded()
-        if self._queue.qsize() >= self._most:
+        if len(self._pending) + self._handed - self._settled >= self._most:
             self.lost(1)
         else:
-            line = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-            self._queue.put((name, line))
+            self._pending.append((name, _ENCODER.encode(record)))
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(_LINGER, self._hand_over)
         for follower in self._followers:
             follower.push({**record, "log": name})
+
+    def _hand_over(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._pending:
+            self._handed += len(self._pending)
+            self._queue.put(self._pending)
+            self._pending = []
 
     @contextmanager
     def follow(self) -> Iterator[Follower]:
@@ -163,9 +190,15 @@ class AuditTrail:
 
     async def written(self) -> None:
         """Wait until the entries so far are in the files, or the disk has refused them."""
+        self._hand_over()
         done = threading.Event()
         self._queue.put(done)
-        await asyncio.to_thread(done.wait)
+
+        def wait() -> None:
+            while not (done.wait(_LINGER) or self._failing):
+                pass
+
+        await asyncio.to_thread(wait)
 
     @property
     def marks(self) -> dict[str, int]:
@@ -194,45 +227,39 @@ class AuditTrail:
         return filter(wanted.holds, heapq.merge(*both, key=_ended))
 
     def _write_all(self) -> None:
-        waiting: dict[str, list[str]] = {name: [] for name in self._logs}
         while True:
-            items = [self._queue.get()]
-            with suppress(queue.Empty):
-                while len(items) < _BATCH:
-                    items.append(self._queue.get_nowait())
-            barriers = [item for item in items if isinstance(item, threading.Event)]
-            for item in items:
-                if not isinstance(item, threading.Event):
-                    name, line = item
-                    waiting[name].append(line)
+            item = self._queue.get()
+            if isinstance(item, threading.Event):
+                item.set()
+                if self._closing.is_set() and self._queue.empty():
+                    return
+                continue
+            for name in self._logs:
+                lines = [line for log_name, line in item if log_name == name]
+                for line in lines:
                     self._journal.send(line, f"orc-{name}")
-            for name, lines in waiting.items():
-                self._write(name, lines, barriers)
-            for barrier in barriers:
-                barrier.set()
-            if self._closing.is_set() and self._queue.empty():
-                return
+                if lines:
+                    self._write(name, lines)
+            self._settled += len(item)
 
-    def _write(self, name: str, lines: list[str], barriers: list[threading.Event]) -> None:
-        """Write lines, again and again; those who wait for it are told at the first failure."""
-        complained = False
-        while lines:
+    def _write(self, name: str, lines: list[str]) -> None:
+        """Write lines, again and again."""
+        while True:
             try:
                 self._logs[name].append(lines)
             except OSError as error:
-                if not complained:
+                if not self._failing:
                     log.error(
                         "the audit trail cannot be written; entries are kept in memory",
                         extra={"folder": self._folder, "error": error},
                     )
-                    complained = True
-                for barrier in barriers:
-                    barrier.set()
+                self._failing = True
                 if self._closing.wait(_RETRY):
                     self.lost(len(lines))
-                    lines.clear()
+                    return
             else:
-                lines.clear()
+                self._failing = False
+                return
 
 
 def _named(name: str, records: Iterable[Record]) -> Iterator[Record]:

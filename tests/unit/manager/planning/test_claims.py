@@ -42,6 +42,14 @@ BACK = Network(
     slices={"a": "10.5.1.0/24", "b": "10.5.2.0/24"},
 )
 PLUGIN = Network(id="p", name="lan", driver="cni", subnet="192.168.7.0/24", conflist="{}")
+WIRE = Network(
+    id="w",
+    name="wire",
+    driver="cni",
+    subnet="10.66.0.0/16",
+    slices={"a": "10.66.1.0/24"},
+    conflist='{"plugins": [{"type": "macvlan", "ipam": {"rangeStart": "{{.Node.First}}"}}]}',
+)
 
 
 def stored(
@@ -52,7 +60,7 @@ def stored(
 ) -> tuple[TaskStatus, list[FalseClaim]]:
     """What is stored of a status of a task on node a, and what was refused."""
     known = task("t", TaskState.STARTING, node_id="a", slot=slot, spec=task_spec(networks=networks))
-    view = ClusterView.of([node("a"), node("b"), DEFAULT, BACK, PLUGIN, known])
+    view = ClusterView.of([node("a"), node("b"), DEFAULT, BACK, PLUGIN, WIRE, known])
     status = TaskStatus(TaskState.RUNNING, at=1.0, addresses=addresses, addresses6=addresses6 or {})
     refused: list[FalseClaim] = []
     changes = ingest(view, "a", {"t": status}, 5.0, refused.append)
@@ -130,6 +138,15 @@ def test_plugins_assign_addresses_of_their_own() -> None:
     lan = (NetworkAttachment("lan"),)
     assert stored({"lan": "192.168.7.33"}, networks=lan)[0].addresses == {"lan": "192.168.7.33"}
     assert stored({"lan": ""}, networks=lan)[0].addresses == {"lan": ""}
+
+
+def test_plugins_may_give_each_address_of_a_nodes_slice() -> None:
+    """Such as the first one, which is the gateway's in networks of Orc's own driver."""
+    wire = (NetworkAttachment("wire"),)
+    assert stored({"wire": "10.66.1.1"}, networks=wire)[0].addresses == {"wire": "10.66.1.1"}
+    status, (refused,) = stored({"wire": "10.66.2.1"}, networks=wire)
+    assert status.addresses == {}
+    assert refused.reason == "the address is in no slice of the node"
 
 
 def test_statuses_of_other_nodes_tasks_are_refused_and_the_rest_counts() -> None:

@@ -349,6 +349,7 @@ async def run(settings: Settings) -> None:
             here = replace(
                 description,
                 routes=describe.routes(),
+                features=(*description.features, *describe.registry_features()),
                 network_features=(*encryption.features, CHAINS),
             )
             return Node(

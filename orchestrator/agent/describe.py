@@ -14,9 +14,10 @@ from pathlib import Path
 from orchestrator import __version__
 from orchestrator.model.documents import FEATURE
 from orchestrator.model.networks import NETWORK_CHANGES
-from orchestrator.model.nodes import NodeDescription
+from orchestrator.model.nodes import REGISTRY_CREDENTIALS, NodeDescription
 from orchestrator.model.placement import STOP_AFTER
 from orchestrator.model.specs import SHARES_PER_CORE, Resources
+from orchestrator.registries.credsstore import has_credentials
 
 _MEMINFO = Path("/proc/meminfo")
 _OS_RELEASE = Path("/etc/os-release")
@@ -81,6 +82,11 @@ def os_name(os_release: str) -> str:
     """`PRETTY_NAME` in the text of /etc/os-release (os-release(5)); else `Linux`."""
     match = re.search(r"^PRETTY_NAME=(.*)$", os_release, re.MULTILINE)
     return match[1].strip().strip("\"'") if match else "Linux"
+
+
+def registry_features() -> tuple[str, ...]:
+    """What this host can do by itself at registries."""
+    return (REGISTRY_CREDENTIALS,) if has_credentials() else ()
 
 
 def routes() -> tuple[str, ...]:

@@ -28,6 +28,10 @@ class Availability(IntEnum):
     """Its tasks go elsewhere."""
 
 
+REGISTRY_CREDENTIALS = "registry-credentials"
+"""Feature of a node whose host has credentials for registries, or helpers that know them."""
+
+
 @dataclass(frozen=True, slots=True)
 class TunnelKey(Extensible):
     """A node's public WireGuard key, and the UDP port at which the node answers to it."""

@@ -10,11 +10,12 @@ import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from orchestrator.model.names import ImageName, parse_image
+from orchestrator.registries.credsstore import stored_auth
 from orchestrator.registries.errors import ImageError, Unreachable, explain
 
 HUB = "docker.io"
@@ -56,7 +57,7 @@ class Skopeo:
         """A manifest or index as the registry has it, byte for byte: that of `digest`, or, where
         that is empty, what the name stands for. Raises ImageError."""
         parsed = parse_image(name)
-        with in_memory(auth) as (options, fds):
+        async with credentials(registry_of(parsed), auth) as (options, fds):
             # It waits for half a minute where a registry asks it to slow down, and says so here.
             command = ("--debug", "inspect", *options, "--raw", remote(parsed, digest))
             return await self.run(registry_of(parsed), name, command, fds, within=within)
@@ -144,8 +145,18 @@ async def _lines(stream: asyncio.StreamReader, into: list[bytes]) -> AsyncIterat
             yield line.decode(errors="replace")
 
 
+@asynccontextmanager
+async def credentials(
+    registry: str, auth: bytes
+) -> AsyncIterator[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Options and descriptors that show skopeo an auth.json, or, where that is empty, what the
+    host's `credsStore` has for a registry. Raises ImageError."""
+    with _in_memory(auth or await stored_auth(registry)) as shown:
+        yield shown
+
+
 @contextmanager
-def in_memory(auth: bytes) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
+def _in_memory(auth: bytes) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
     """Options and descriptors that show an auth.json to skopeo; none for an empty one."""
     if not auth:
         yield (), ()

@@ -31,15 +31,16 @@ def take_insecure(home: Path, *registries: str) -> None:
 
 
 @contextmanager
-def registry_in(folder: Path) -> Iterator[tuple[str, Path]]:
+def registry_in(folder: Path, htpasswd: Path | None = None) -> Iterator[tuple[str, Path]]:
     """Serve one for the length of the block, in which it is HOME's insecure one: the name of an
-    image in it, and its access log."""
+    image in it, and its access log. `htpasswd`: who may do anything with it; else everybody."""
     port = _free_port()
     config, log, home = folder / "registry.yml", folder / "registry.log", folder / "home"
     config.write_text(
         "version: 0.1\nlog: {level: error, accesslog: {disabled: false}}\n"
         f"storage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\n"
         f"http: {{addr: '127.0.0.1:{port}'}}\n"
+        + (f"auth: {{htpasswd: {{realm: r, path: {htpasswd}}}}}\n" if htpasswd else "")
     )
     take_insecure(home, f"127.0.0.1:{port}")
     before = os.environ.get("HOME", "/root")

@@ -18,7 +18,7 @@ from pathlib import Path
 from orchestrator.agent.images.incoming import Fetch
 from orchestrator.agent.images.registryblobs import BlobSource, LayerProgress
 from orchestrator.model.names import parse_image
-from orchestrator.registries.skopeo import PATIENCE, Skopeo, in_memory, registry_of, remote
+from orchestrator.registries.skopeo import PATIENCE, Skopeo, credentials, registry_of, remote
 
 _REMEMBERED = 4
 """Manifests that are kept of names that were looked up, for the pulls that follow at once."""
@@ -70,7 +70,7 @@ class Registry:
         node has already. Raises ImageError.
         """
         parsed = parse_image(name)
-        with in_memory(auth) as (options, fds):
+        async with credentials(registry_of(parsed), auth) as (options, fds):
             blobs = BlobSource(
                 command=(self._skopeo.program, "experimental-image-proxy", *options),
                 fds=fds,
@@ -115,7 +115,7 @@ class Registry:
                         progress(digest, offset, size)
                 await asyncio.sleep(_LOOK)
 
-        with in_memory(auth) as (options, fds):
+        async with credentials(registry_of(parsed), auth) as (options, fds):
             # What is pushed is this node's own: whether to trust it was asked when it came.
             command = ("--debug", "--insecure-policy", "copy", *options, "--preserve-digests")
             command += (f"--digestfile={output}", f"dir:{folder}", remote(parsed))

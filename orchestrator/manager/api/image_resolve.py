@@ -8,8 +8,9 @@ from orchestrator.manager.lookup import find_image, image_hint
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import Refusal, not_found
 from orchestrator.model.names import ImageName, parse_image
+from orchestrator.model.nodes import REGISTRY_CREDENTIALS
 from orchestrator.model.specs import ContainerSpec
-from orchestrator.registries.errors import ImageError, TooMany, Unreachable
+from orchestrator.registries.errors import AccessDenied, ImageError, TooMany, Unreachable
 
 WITHIN = 3.0
 """Seconds in which a registry must answer a user who waits for a service."""
@@ -20,8 +21,9 @@ async def resolve_image(
 ) -> str:
     """The digest that a container's image stands for now, empty where the node's own files take
     its place: by a name that a user gave an image of the cluster, else by this manager's own
-    request to the registry. With `ask_registry` off, the empty text for what the cluster lacks:
-    each node then looks it up. Raises Refusal in one line when it is nowhere.
+    request to the registry. With `ask_registry` off, or where the registry denies access and nodes
+    have credentials of their own, the empty text for what the cluster lacks: each node then looks
+    it up. Raises Refusal in one line when it is nowhere.
     """
     if container.rootfs:
         return ""
@@ -41,12 +43,19 @@ async def _resolved(api: ApiContext, name: ImageName, ask_registry: bool) -> str
     try:
         return (await api.registries.resolve(str(name), auth, WITHIN)).digest
     except ImageError as error:
+        if isinstance(error, AccessDenied) and not auth and _nodes_may(api.view):
+            return name.digest  # each node looks it up, with its own credentials
         silent = isinstance(error, (Unreachable, TooMany))
         if silent and (known := _resolved_before(api.view, name)):
             return known
         raise not_found(
             f"no image '{name}' in this cluster, and {error}; {image_hint(api.view, name)}"
         ) from None
+
+
+def _nodes_may(view: ClusterView) -> bool:
+    """Whether a node has credentials of its own, which this manager has not."""
+    return any(REGISTRY_CREDENTIALS in node.description.features for node in view.nodes.values())
 
 
 def _resolved_before(view: ClusterView, name: ImageName) -> str:

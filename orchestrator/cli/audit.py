@@ -65,8 +65,8 @@ def _filters(
     "--tail",
     "-n",
     type=click.IntRange(min=1),
-    metavar="N",
-    help=f"Only the newest N entries.  [default: {_DEFAULT_TAIL}; with --since, all]",
+    metavar="NUMBER",
+    help=f"Only the newest entries.  [default: {_DEFAULT_TAIL}; with --since, all]",
 )
 @click.option("--follow", is_flag=True, help="Go on with entries as they come, until Ctrl-C.")
 @format_option()

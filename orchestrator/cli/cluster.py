@@ -125,9 +125,10 @@ def _access(text: str) -> tuple[str, ...]:
 )
 @click.option(
     "--container-access",
-    type=Parsed("list", _access),
-    help="What containers may reach on the cluster's hosts, separated by commas: control-plane, "
-    "metrics, metadata, all or none.",
+    type=Parsed("access", _access),
+    metavar="ACCESS[,ACCESS...]",
+    help="What containers may reach on the cluster's hosts: control-plane, metrics, metadata, all "
+    "or none.",
 )
 @pass_client
 def update(

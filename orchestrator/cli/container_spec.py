@@ -64,7 +64,7 @@ def container_options(function: F) -> F:
     for option in reversed(
         (
             click.option(
-                "--name", metavar="NAME", help="The container's name; else one is made up."
+                "--name", metavar="NAME", help="The container's name.  [default: made up]"
             ),
             click.option(
                 "--node",
@@ -73,7 +73,10 @@ def container_options(function: F) -> F:
                 shell_complete=completion.nodes,
             ),
             click.option(
-                "--constraint", multiple=True, metavar="RULE", help="Only nodes such as these."
+                "--constraint",
+                multiple=True,
+                metavar="RULE",
+                help="Only nodes that match, such as node.labels.zone==a; repeatable.",
             ),
             affinity_options,
             click.option("--rm", "auto_remove", is_flag=True, help="Remove it when it has ended."),

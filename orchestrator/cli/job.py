@@ -23,6 +23,7 @@ from orchestrator.cli.job_rows import (
 )
 from orchestrator.cli.logs import log_options, show_logs
 from orchestrator.cli.new_spec import new_spec
+from orchestrator.cli.option_groups import GroupedCommand
 from orchestrator.cli.output import (
     Row,
     listing_options,
@@ -64,6 +65,7 @@ _NOT_OF_JOBS = (
 
 @click.command(
     "run",
+    cls=GroupedCommand,
     context_settings={"allow_interspersed_args": False},
     epilog=example(
         "orc job run --completions 10 --parallelism 3 --name sums sums:1",
@@ -76,13 +78,13 @@ _NOT_OF_JOBS = (
     "--replicas",
     "replicas",
     type=click.INT,
-    help="How often its work is done (1).",
+    help="Number of times that its work is done.  [default: 1]",
 )
 @click.option("--global", "everywhere", is_flag=True, help="Once on each node.")
 @click.option(
     "--retries",
     type=click.IntRange(min=0),
-    help="How often a completion that fails is tried again, with growing delay (3).",
+    help="Retries of a completion that fails, with growing delay.  [default: 3]",
 )
 @click.option("--rm", "removed", is_flag=True, help="Remove the job when it is done or has failed.")
 @pass_client

@@ -29,14 +29,14 @@ def affinity_options(function: F) -> F:
             f"--{name}",
             multiple=True,
             metavar=_AFFINITY,
-            help=f"Be {what} nodes or services, such as node.labels.disk==ssd or service==db; "
-            "with a weight (1 to 100) it is a wish.",
+            help=f"Run {what} nodes or services, such as node.labels.disk==ssd or service==db; "
+            "with a weight (1 to 100) a preference.",
         )(function)
     return click.option(
         "--generic-resource",
         multiple=True,
         metavar="KIND=NUMBER",
-        help="Things of its node that it needs, such as gpu=2; repeatable.",
+        help="Generic resources of the node to reserve, such as gpu=2; repeatable.",
     )(function)
 
 

@@ -12,6 +12,7 @@ from inspect import cleandoc
 import click
 
 from orchestrator.cli.groups import OrcGroup
+from orchestrator.cli.option_groups import grouped, is_long
 
 AS_IS = "\b"
 """Click's mark of a paragraph whose lines are kept."""
@@ -23,6 +24,8 @@ class Entry:
 
     names: str
     text: str
+    group: str = ""
+    """Of an option of a long help: the title that it is listed under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +104,12 @@ def _below(group: click.Group, context: click.Context) -> Iterator[tuple[str, cl
 
 
 def _options(command: click.Command, context: click.Context) -> Iterator[Entry]:
-    for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        if record and isinstance(parameter, click.Option):
-            yield Entry(*record)
+    options = [each for each in command.get_params(context) if isinstance(each, click.Option)]
+    groups = grouped(options) if is_long(options) else [("", options)]
+    for title, members in groups:
+        for option in members:
+            if record := option.get_help_record(context):
+                yield Entry(*record, title)
 
 
 def _paragraphs(text: str) -> tuple[Paragraph, ...]:

@@ -14,9 +14,11 @@ from orchestrator.cli.container_watch import NotRun, Watch, failure
 from orchestrator.cli.exec import detach_keys, sig_proxy_option
 from orchestrator.cli.foreground import foreground, is_ready
 from orchestrator.cli.groups import CliError, example
+from orchestrator.cli.option_groups import GroupedCommand
 
 
 @click.command(
+    cls=GroupedCommand,
     context_settings={"allow_interspersed_args": False},
     epilog=example(
         "orc run --rm hello:1 /bin/true",
@@ -67,6 +69,7 @@ def _started(client: Client, task: Any, quiet: bool) -> str:
 
 
 @click.command(
+    cls=GroupedCommand,
     context_settings={"allow_interspersed_args": False},
     epilog=example("orc create --name web hello:1", "orc start web"),
 )

@@ -17,6 +17,7 @@ from orchestrator.cli.groups import CliError, example
 from orchestrator.cli.mount_flags import mount_options
 from orchestrator.cli.network_flags import network_options
 from orchestrator.cli.new_spec import new_spec
+from orchestrator.cli.option_groups import GroupedCommand
 from orchestrator.cli.placement_flags import placement_edit_options, placement_options
 from orchestrator.cli.settings import setting_options
 from orchestrator.cli.spec_edit import edit_options, edited, scaled
@@ -41,8 +42,8 @@ def wait_options(function: F) -> F:
     function = click.option(
         "--timeout",
         type=DURATION,
-        help="How long to wait for it (2m and the monitor period; for a job's end as long as it "
-        "takes); then the exit status is 3.",
+        help="How long to wait; then the exit status is 3.  "
+        "[default: 2m and the monitor period; no limit for a job]",
     )(function)
     function = click.option("--quiet", "-q", is_flag=True, help="No progress.")(function)
     return click.option("--detach", "-d", is_flag=True, help="Do not wait.")(function)
@@ -54,8 +55,8 @@ def monitor_option(function: F) -> F:
         "--monitor",
         type=DURATION,
         envvar="ORC_MONITOR",
-        help="How long tasks without a probe must stay up for the command to succeed; 0s: they "
-        "need only run. Defaults to ORC_MONITOR, or to the service's --update-monitor (5s).",
+        help="How long tasks without a health check must stay up; 0s: they need only run.  "
+        "[default: ORC_MONITOR, or the service's --update-monitor]",
     )(function)
 
 
@@ -64,7 +65,7 @@ def resolve_options(function: F) -> F:
     function = click.option(
         "--no-resolve-image",
         is_flag=True,
-        help="Let each node look the image's tag up, instead of once for all.",
+        help="Let each node resolve the image's tag, instead of once for all.",
     )(function)
     return click.option(
         "--with-registry-auth",
@@ -82,6 +83,7 @@ def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
 
 
 @click.command(
+    cls=GroupedCommand,
     context_settings={"allow_interspersed_args": False},
     epilog=example(
         "orc service create --name web --replicas 3 -p 8080:80 hello:1",
@@ -90,7 +92,7 @@ def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
     ),
 )
 @click.option(
-    "--name", metavar="NAME", help="The service's name; else one is made from the image's."
+    "--name", metavar="NAME", help="The service's name.  [default: made from the image's]"
 )
 @click.option(
     "--mode",
@@ -114,13 +116,16 @@ def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
     "--container-label", multiple=True, metavar="KEY=VALUE", help="Label of its containers."
 )
 @click.option(
-    "--constraint", multiple=True, metavar="RULE", help="Only nodes such as node.labels.zone==a."
+    "--constraint",
+    multiple=True,
+    metavar="RULE",
+    help="Only nodes that match, such as node.labels.zone==a; repeatable.",
 )
 @click.option(
     "--placement-pref",
     multiple=True,
     metavar="spread=ATTRIBUTE",
-    help="Spread evenly over the values of such as node.labels.zone; repeatable, the first first.",
+    help="Spread evenly over the values of an attribute; repeatable, the first counts most.",
 )
 @placement_options
 @resolve_options
@@ -147,9 +152,10 @@ def create(client: Client, **values: Any) -> None:
 
 
 @click.command(
+    cls=GroupedCommand,
     epilog=example(
         "orc service update --image hello:2 web", "orc service update --env-add LEVEL=debug web"
-    )
+    ),
 )
 @edit_options
 @placement_edit_options

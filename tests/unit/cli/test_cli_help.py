@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import click
 import pytest
 
 from orchestrator.cli.main import orc
+from orchestrator.cli.option_groups import GROUPS, OTHER, GroupedCommand, group_of, is_long
 
 
 def commands(
@@ -35,6 +37,23 @@ def test_a_command_s_help(path: tuple[str, ...]) -> None:
     assert "Example" in text
     options = [param for param in command.params if isinstance(param, click.Option)]
     assert not [each.opts for each in options if not each.help and each.opts != ["--help"]]
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if is_long(ALL[path].params)], ids=" ".join)
+def test_a_long_help_has_its_options_in_groups(path: tuple[str, ...]) -> None:
+    command = ALL[path]
+    assert isinstance(command, GroupedCommand)
+    text = command.get_help(click.Context(command, info_name=path[-1]))
+    titles = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+    assert titles[0] == "General"
+    assert [title for title in titles if title in GROUPS or title == OTHER] == [
+        title for title in GROUPS if title in titles
+    ]
+    other = [p.opts for p in command.params if group_of(p) == OTHER and isinstance(p, click.Option)]
+    assert not other, "name these in orchestrator/cli/option_groups.py"
+    assert len(set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", text, re.MULTILINE))) >= len(
+        [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    )
 
 
 @pytest.mark.parametrize(

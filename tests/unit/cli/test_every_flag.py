@@ -112,6 +112,7 @@ SPECIAL = {
 """Values of metavars whose words stand for something else than elsewhere."""
 
 BY_OPTION = {
+    "--container-access": ["control-plane", "metadata,metrics", "all", "none"],
     "--ip": ["10.1.2.3"],
     "--ip6": ["fd00::3"],
     "--tmpfs-rm": ["/run"],
@@ -134,6 +135,7 @@ WITH = {
     "--max-unavailable": ["--availability", "drain"],
     "--network-alias": ["--network", "back"],
     "--net-alias": ["--network", "back"],
+    "--container-access": ["control-plane", "metadata,metrics", "all", "none"],
     "--ip": ["--network", "back"],
     "--ip6": ["--network", "back"],
     "--mac-address": ["--network", "back"],

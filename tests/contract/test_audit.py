@@ -81,10 +81,16 @@ def admin(running: Running, name: str) -> KeyPair:
     return new_admin(running.authority, running.identity.cluster_id, now, name=name)
 
 
-async def entries(running: Running) -> list[dict[str, Any]]:
+async def entries(running: Running, number: int = 0) -> list[dict[str, Any]]:
+    """All of them, once there are so many: a caller may learn that it is refused before that is
+    recorded."""
     trail = running.manager._audit
-    await trail.written()
-    return [each async for chunk in trail.entries(Wanted()) for each in chunk]
+    async with asyncio.timeout(60):
+        while True:
+            await trail.written()
+            found = [each async for chunk in trail.entries(Wanted()) for each in chunk]
+            if len(found) >= number:
+                return found
 
 
 class History:
@@ -343,7 +349,7 @@ async def test_who_is_refused_is_recorded_apart(running: Running) -> None:
     wrong = JoinToken(ca.digest(running.authority.certificate), new_secret())
     with pytest.raises(JoinRefused):
         await running.join(str(wrong))
-    found = await entries(running)
+    found = await entries(running, 3)
     denied = [each for each in found if each["log"] == "refused"]
     assert [(each["method"], each["role"], each["kind"], each["result"]) for each in denied] == [
         ("Control.RemoveNode", "worker", "node", "PERMISSION_DENIED"),

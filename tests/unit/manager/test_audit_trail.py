@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import stat
@@ -186,14 +187,16 @@ async def test_what_does_not_fit_into_memory_is_counted_and_shows_as_a_gap(
     with trail.running():
         trail.record(entry(0))
         await trail.written()
-        (tmp_path / "audit.log").rename(tmp_path / "aside")
-        (tmp_path / "audit.log").mkdir()
-        trail.record(entry(1))
-        await trail.written()
-        for number in range(2, 12):
-            trail.record(entry(number))
-        (tmp_path / "audit.log").rmdir()
-        (tmp_path / "aside").rename(tmp_path / "audit.log")
+        with monkeypatch.context() as patch:
+
+            def refuse(self: RotatedLog, lines: list[str]) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            patch.setattr(RotatedLog, "append", refuse)
+            trail.record(entry(1))
+            await trail.written()
+            for number in range(2, 12):
+                trail.record(entry(number))
         while len(await kept(trail)) < 4:
             pass
         trail.record(entry(12))

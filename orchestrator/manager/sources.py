@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -22,6 +23,8 @@ from orchestrator.model.objects import Image
 from orchestrator.model.states import TaskState
 from orchestrator.model.units import format_size
 from orchestrator.pb import images_pb2, images_pb2_grpc
+
+log = logging.getLogger(__name__)
 
 
 class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
@@ -62,7 +65,7 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
                 needed = self._building(identity.id) or must_pull(
                     self._cache.view, identity.id, request.name
                 )
-                auth = self._auth(request.name) if needed else b""
+                auth = self._auth(request.name, identity.id) if needed else b""
                 await context.write(images_pb2.Grant(registry=True, auth=auth))
             else:
                 await context.write(images_pb2.Grant(nodes=[source]))
@@ -88,12 +91,15 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
         found = images_of(self._cache.view, request.name)
         return images_pb2.LocateReply(
             digest=found[0].id if found else "",
-            auth=self._auth(request.name) if self._building(identity.id) else b"",
+            auth=self._auth(request.name, identity.id) if self._building(identity.id) else b"",
         )
 
-    def _auth(self, image: str) -> bytes:
-        """The cluster's credentials for an image's registry."""
-        return auth_for(self._cache.view, self._vault, image)
+    def _auth(self, image: str, node_id: str) -> bytes:
+        """The cluster's credentials for an image's registry, which go to a node."""
+        auth = auth_for(self._cache.view, self._vault, image)
+        if auth:
+            log.info("registry credentials sent", extra={"node": node_id, "image": image})
+        return auth
 
     async def _turn(self, ticket: int, pull: Pull, request: Any, context: Any) -> str:
         """Wait for the turn; return where to pull from. Sends notices to the agent meanwhile."""

@@ -412,6 +412,20 @@ async def test_a_name_that_a_node_claims_is_asked_of_the_registry(
     assert service.image_digest == EVIL
 
 
+async def test_what_a_name_stood_for_is_used_while_its_registry_is_silent(
+    running: Running, control: Any, hosts: Callable[..., Any], tmp_path: Path
+) -> None:
+    evil = await hosts("evil")
+    with registry_in(tmp_path) as (name, _):
+        digest = await Registry(tmp_path).push(
+            layout_of(tmp_path, 1000), name, b"", lambda *news: None
+        )
+        await claim(running, evil, name)
+        assert (await create_resolved(control, "one", name)).image_digest == digest
+    # The registry has ended: by what a manager found, not by what the node says.
+    assert (await create_resolved(control, "two", name)).image_digest == digest
+
+
 async def test_a_name_that_only_a_node_knows_is_refused_until_a_user_gives_it(
     running: Running, control: Any, images: Any, hosts: Callable[..., Any]
 ) -> None:

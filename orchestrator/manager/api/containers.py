@@ -68,7 +68,7 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
             id=id,
             created_at=now,
             spec=spec,
-            image_digest=await resolve_image(api, spec.container),
+            image_digest=await resolve_image(api, spec.container, newest=False),
             desired_state=TaskState.RUNNING if request.start else TaskState.READY,
             status=TaskStatus(TaskState.PENDING, at=now, run=1),
             container_name=name,

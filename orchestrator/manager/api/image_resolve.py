@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.manager.api.context import ApiContext
 from orchestrator.manager.credentials import auth_for
-from orchestrator.manager.lookup import find_image, image_hint
+from orchestrator.manager.lookup import find_image, image_hint, images_of
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import Refusal, not_found
 from orchestrator.model.names import ImageName, parse_image
@@ -17,28 +17,36 @@ WITHIN = 3.0
 
 
 async def resolve_image(
-    api: ApiContext, container: ContainerSpec, *, ask_registry: bool = True
+    api: ApiContext,
+    container: ContainerSpec,
+    *,
+    ask_registry: bool = True,
+    newest: bool = True,
 ) -> str:
     """The digest that a container's image stands for now, empty where the node's own files take
     its place: by a name that a user gave an image of the cluster, else by this manager's own
     request to the registry. With `ask_registry` off, or where the registry denies access and nodes
     have credentials of their own, the empty text for what the cluster lacks: each node then looks
-    it up. Raises Refusal in one line when it is nowhere.
+    it up. Without `newest`, the registry is not asked again for what a name stood for before, as
+    long as a node has that. Raises Refusal in one line when it is nowhere.
     """
     if container.rootfs:
         return ""
     name = parse_image(container.image)
     with api.tracer.span("resolve image", image=str(name)):
-        return await _resolved(api, name, ask_registry)
+        return await _resolved(api, name, ask_registry, newest)
 
 
-async def _resolved(api: ApiContext, name: ImageName, ask_registry: bool) -> str:
+async def _resolved(api: ApiContext, name: ImageName, ask_registry: bool, newest: bool) -> str:
     try:
         image = find_image(api.view, name.digest or str(name))
         return name.digest or image.id
     except Refusal:
         if not ask_registry:
             return name.digest
+    known = "" if newest else _resolved_before(api.view, name)
+    if known and images_of(api.view, known):
+        return known
     auth = auth_for(api.view, api.vault, str(name))
     try:
         return (await api.registries.resolve(str(name), auth, WITHIN)).digest
@@ -59,11 +67,20 @@ def _nodes_may(view: ClusterView) -> bool:
 
 
 def _resolved_before(view: ClusterView, name: ImageName) -> str:
-    """What the name stood for when a service was last given it; empty for none. Of a registry that
-    does not answer."""
-    services = sorted(view.services.values(), key=lambda each: -each.updated_at)
-    for service in services:
-        image = service.spec.task.container.image
-        if service.image_digest and image and str(parse_image(image)) == str(name):
-            return service.image_digest
-    return ""
+    """What a manager found that the name stood for when a service or a container was last given
+    it; empty for none."""
+    given = [
+        (service.updated_at, service.image_digest)
+        for service in view.services.values()
+        if service.image_digest and _is(service.spec.task.container.image, name)
+    ]
+    given += [
+        (task.created_at, task.image_digest)
+        for task in view.tasks_of_service("").values()
+        if task.image_digest and _is(task.spec.container.image, name)
+    ]
+    return max(given, default=(0.0, ""))[1]
+
+
+def _is(image: str, name: ImageName) -> bool:
+    return bool(image) and parse_image(image) == name

@@ -156,6 +156,9 @@ def test_node_update(manager: Any, run: Run, refused: Refused) -> None:
     run("node", "update", "--rotate-key", "node1")
     wanted = pb.UpdateNodeRequest(node="node1", rotate_key=True)
     assert manager.script.request("UpdateNode") == wanted
+    run("node", "update", "--address", "10.0.0.9", "node1")
+    wanted = pb.UpdateNodeRequest(node="node1", address="10.0.0.9")
+    assert manager.script.request("UpdateNode") == wanted
     assert "nothing to change" in refused("node", "update", "node1", status=2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,6 +165,24 @@ async def test_what_the_process_may_not_do(tmp_path: Path, kind: type[CrunWorld]
             "no disk",
             "end",
         ]
+
+
+@pytest.mark.parametrize("userns", ["private", "host"])
+@private
+async def test_a_device_that_the_image_brings_cannot_be_opened(
+    world: CrunWorld, userns: str
+) -> None:
+    """Though its mode lets everybody."""
+    device = world.path / "base/mem"
+    os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 1))
+    device.chmod(0o666)
+    script = "ls -l /mem; dd if=/mem of=/tmp/x bs=1 count=1 2>/dev/null || echo refused"
+    async with world, world.runtime() as runtime:
+        listed, *rest = await output(
+            runtime, world.container("a", "sh", "-c", script, userns=userns)
+        )
+    assert listed.startswith("crw-rw-rw-")
+    assert rest == ["refused"]
 
 
 @private

@@ -462,11 +462,8 @@ async def test_a_file_that_the_disk_has_no_room_for_is_refused_at_once(tmp_path:
     assert not (tmp_path / "into/x").exists()
 
 
-async def test_a_device_of_an_image_is_the_containers_to_open_only_where_it_may(
-    unpack: Unpack,
-) -> None:
-    """It is made as the image says; it is the container's device cgroup that refuses to open it,
-    and on the node no user gets to it."""
+async def test_a_device_is_made_as_the_layer_says(unpack: Unpack) -> None:
+    """A container cannot open it, and on the node no other user gets to it."""
     root = await unpack(tar(entry("sda", kind=tarfile.BLKTYPE, device=(8, 0), mode=0o666)))
     found = (root / "sda").lstat()
     assert stat.S_ISBLK(found.st_mode)

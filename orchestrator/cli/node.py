@@ -237,7 +237,7 @@ def _allowances(flag: str, texts: Sequence[str]) -> list[str]:
 @click.option("--force", "-f", is_flag=True, help="Remove a node although it is not down.")
 @pass_client
 def rm(client: Client, nodes: tuple[str, ...], force: bool) -> None:
-    """Remove nodes from the cluster."""
+    """Remove nodes from the cluster, and revoke their certificates."""
 
     def remove(name: str) -> None:
         client.call("RemoveNode", control_pb2.RemoveNodeRequest(node=name, force=force))

@@ -297,7 +297,7 @@ async def test_what_the_page_does_is_in_the_audit_trail(running: Running) -> Non
     scale = {"do": "scale", "to": service.id, "replicas": 3}
     assert (await anna.ask("POST", "/api/act", scale))[0] == 200
     assert (await anna.ask("POST", "/api/act", {"do": "drain", "to": joined.node_id}))[0] == 200
-    assert (await anna.ask("POST", "/api/act", {**scale, "to": "none"}))[0] == 409
+    assert (await anna.ask("POST", "/api/act", {**scale, "to": "n\ud800ne\n"}))[0] == 409
     assert (await viewer.ask("POST", "/api/act", scale))[0] == 403
     assert (await anna.ask("DELETE", "/api/session"))[0] == 200
     node = running.manager.cache.view.nodes[joined.node_id]

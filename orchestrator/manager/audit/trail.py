@@ -64,7 +64,7 @@ class Entry:
 
 
 _FIELDS = tuple(each.name for each in fields(Entry))
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 class Lagging(Exception):

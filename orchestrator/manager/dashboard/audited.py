@@ -40,7 +40,8 @@ class PageCall:
         if action not in KINDS:
             return
         self._method, self._kind = f"Page.{action}", KINDS[action]
-        word = str(order.get("to", ""))[:MOST_CHARACTERS]
+        # JSON can hold halves of characters, which no other text can.
+        word = str(order.get("to", ""))[:MOST_CHARACTERS].encode(errors="replace").decode()
         if word:
             self._name, self._id = named(self._api.view, self._kind, word)
 

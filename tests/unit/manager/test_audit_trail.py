@@ -225,6 +225,13 @@ async def test_a_write_that_fails_midway_leaves_no_half(tmp_path: Path) -> None:
     assert (tmp_path / "audit.log").read_text() == "a" * 10 + "\n"
 
 
+async def test_names_of_any_characters_are_one_line(trail: AuditTrail, tmp_path: Path) -> None:
+    odd = 'a"b\nc\r\u2028d\ud800\x00é'
+    trail.record(entry(0, name=odd))
+    assert names(await kept(trail)) == [odd]
+    assert len((tmp_path / "audit" / "audit.log").read_bytes().splitlines()) == 1
+
+
 async def test_a_follower_gets_what_comes_and_is_told_when_it_lags(
     trail: AuditTrail, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,7 +205,7 @@ orc.cluster.changed({ tasks: {
 } });
 """
 CUT = """
-return [...document.querySelectorAll("#summary .pill, .chips button")]
+return [...document.querySelectorAll("#summary .pill, .chips button, .legend a, nav a")]
   .filter((each) => each.checkVisibility())
   .map((each) => [each.innerText, each.getBoundingClientRect()])
   .filter(([, { left, right }]) => left < 0 || right > innerWidth).map(([text]) => text);
@@ -226,6 +226,8 @@ def test_jobs_backoff_and_members_are_shown_as_what_they_are(
             {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True},
         )
         browser.open()
+        browser.sees("plain", ".legend")
+        assert browser.script(CUT) == []
         browser.script("location.hash = '#/services'")
         browser.sees("3 / 3 done", "main .good")
         browser.script("location.hash = '#/networks'")

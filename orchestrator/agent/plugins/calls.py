@@ -23,8 +23,9 @@ Tell = Callable[[str], None]
 NOTICE = 2.0
 """Seconds after which whoever waits for a plugin is told so."""
 SILENCE = 5.0
-"""Seconds without any answer after which a plugin counts as hung; one that cannot be reached is
-tried again for as long, with growing pauses."""
+"""Seconds without any answer after which a plugin counts as hung."""
+PATIENCE = SILENCE
+"""Seconds for which a plugin that cannot be reached is tried again, with growing pauses."""
 CALL_TIMEOUT = 60.0
 """Seconds that a plugin which answers other calls gets to do what it was asked."""
 _FIRST_PAUSE = 0.1
@@ -90,10 +91,10 @@ async def work(address: Address, path: str, body: Mapping[str, Any], what: str) 
 
 
 async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:
-    """What an attempt returns; it is repeated while it raises PluginAway, for `SILENCE` seconds.
+    """What an attempt returns; it is repeated while it raises PluginAway, for `PATIENCE` seconds.
     Raises the last one."""
     loop = asyncio.get_running_loop()
-    give_up, pause = loop.time() + SILENCE, _FIRST_PAUSE
+    give_up, pause = loop.time() + PATIENCE, _FIRST_PAUSE
     while True:
         try:
             return await attempt()

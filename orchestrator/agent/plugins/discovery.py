@@ -136,7 +136,7 @@ class PluginSet(Generic[P]):
         )
 
     async def patiently(self, name: str) -> P:
-        """As `get`, but one that does not answer is waited for, for `calls.SILENCE` seconds."""
+        """As `get`, but one that does not answer is waited for, for `calls.PATIENCE` seconds."""
         return await patiently(lambda: self.get(name))
 
     def doubt(self, name: str, why: str) -> None:

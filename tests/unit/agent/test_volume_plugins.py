@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,7 +184,7 @@ async def test_an_answer_that_is_none(
     answer: bytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(calls, "SILENCE", 0.2)
+    monkeypatch.setattr(calls, "PATIENCE", 0.2)
     plugin.answers["Mount"] = answer
     async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
         with pytest.raises(PluginAway, match="volume driver toy does not answer"):
@@ -200,18 +200,29 @@ async def test_a_plugin_that_hangs_up_is_tried_again(
     assert plugin.calls.count("Mount") == 3
 
 
+@contextmanager
+def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A plugin that hangs is given up without much delay in the block."""
+    with monkeypatch.context() as patched:
+        patched.setattr(calls, "NOTICE", 0.1)
+        patched.setattr(calls, "SILENCE", 0.4)
+        patched.setattr(calls, "PATIENCE", 0.4)
+        yield
+
+
 async def test_a_hung_plugin_is_named_and_given_up(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "NOTICE", 0.1)
-    monkeypatch.setattr(calls, "SILENCE", 0.4)
     told: list[str] = []
     async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
         await volumes.create(Volume(id="data", driver="toy"))
         for hung in ({"*"}, {"Mount", "Activate"}):
             told.clear()
             plugin.hang = hung
-            with pytest.raises(PluginAway, match="volume driver toy does not answer: no answer"):
+            with (
+                soon_given_up(monkeypatch),
+                pytest.raises(PluginAway, match="volume driver toy does not answer: no answer"),
+            ):
                 await volumes.attach(USER, {}, told.append)
             assert told == ["volume driver toy has not answered yet (volume data)", ""]
             assert volumes.plugins.scopes == {}
@@ -229,13 +240,14 @@ async def test_a_hung_plugin_is_named_and_given_up(
 async def test_a_removal_by_a_hung_plugin_is_given_up(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "NOTICE", 0.1)
-    monkeypatch.setattr(calls, "SILENCE", 0.4)
     volume = Volume(id="data", driver="toy")
     async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
         await volumes.create(volume)
         plugin.hang = {"*"}
-        with pytest.raises(PluginAway, match="volume driver toy does not answer"):
+        with (
+            soon_given_up(monkeypatch),
+            pytest.raises(PluginAway, match="volume driver toy does not answer"),
+        ):
             await volumes.remove(volume, force=False)
         plugin.hang = set()
         await volumes.remove(volume, force=False)
@@ -247,7 +259,7 @@ async def test_a_plugin_at_work_is_waited_for(
 ) -> None:
     """It takes long to mount, and answers other calls meanwhile."""
     monkeypatch.setattr(calls, "NOTICE", 0.05)
-    monkeypatch.setattr(calls, "SILENCE", 5.0)
+    monkeypatch.setattr(calls, "SILENCE", 60.0)
     plugin.busy["Mount"] = asyncio.Event()
     told: list[str] = []
     socket = tmp_path / "run" / "toy.sock"

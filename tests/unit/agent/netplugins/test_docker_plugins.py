@@ -104,7 +104,7 @@ async def node(host: NsHost, tmp_path: Path) -> AsyncIterator[Node]:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugincalls, "SILENCE", 0.2)
+    monkeypatch.setattr(plugincalls, "PATIENCE", 0.2)
 
 
 NETWORK = NetworkConfig(

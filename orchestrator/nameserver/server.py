@@ -12,6 +12,7 @@ from typing import Any
 from . import upstream
 from .answers import Scope, answer, failure
 from .records import Records
+from .streams import Streams
 from .table import Client, Network, Table, scope_of
 from .upstream import HostServers
 from .wire import Malformed, Question, read_question, refusal
@@ -50,14 +51,17 @@ class Listener:
         scope: Callable[[Network, str], Scope],
         hosts: HostServers,
         spawn: Spawn,
+        streams: Streams,
     ) -> None:
-        """`scope` is what an address that asks in the network may know."""
+        """`scope` is what an address that asks in the network may know, `streams` the TCP
+        connections of all listeners."""
         self.address = address
         self._network = network
         self._records = records
         self._scope = scope
         self._hosts = hosts
         self._spawn = spawn
+        self._streams = streams
         self._askers: dict[str, tuple[Scope, _Answers]] = {}
         self._asked = 0
         self._udp: socket.socket | None = None
@@ -153,11 +157,15 @@ class Listener:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer a TCP client, one question after the other."""
         try:
-            known = self._asker(writer.get_extra_info("peername")[0])
-            while known is not None:
+            address = writer.get_extra_info("peername")[0]
+            known = self._asker(address)
+            if known is None or not self._streams.admit(writer, address):
+                return
+            while True:
                 async with asyncio.timeout(_IDLE):
                     length = int.from_bytes(await reader.readexactly(2), "big")
                     query = await reader.readexactly(length)
+                self._streams.use(writer)
                 reply = await self._answer_stream(known[0], query)
                 if not reply:
                     break
@@ -167,6 +175,7 @@ class Listener:
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass
         finally:
+            self._streams.leave(writer)
             writer.close()
 
     async def _answer_stream(self, scope: Scope, query: bytes) -> bytes:
@@ -213,6 +222,7 @@ class NameServer:
         self._by_task: dict[str, Client] = {}
         self._listeners: dict[tuple[str, str], Listener] = {}
         """By network's id and address."""
+        self._streams = Streams()
         self.revision: int | None = None
         """Of the table that answers are made from; None before the first."""
 
@@ -261,7 +271,13 @@ class NameServer:
         for place in wanted.keys() - self._listeners.keys():
             network, address = wanted[place], place[1]
             listener = Listener(
-                network, address, self._records, self._scope, self._hosts, self._spawn
+                network,
+                address,
+                self._records,
+                self._scope,
+                self._hosts,
+                self._spawn,
+                self._streams,
             )
             try:
                 await listener.open()

@@ -22,7 +22,7 @@ from orchestrator.agent.endpoints import Change
 from orchestrator.agent.names import Client, NameServerProcess, _Link, document
 from orchestrator.agent.network import NetworkError
 from orchestrator.nameserver import server as server_module
-from orchestrator.nameserver import upstream
+from orchestrator.nameserver import streams, upstream
 from orchestrator.nameserver.server import NameServer
 from orchestrator.nameserver.table import parse
 from orchestrator.nameserver.upstream import HostServers
@@ -31,6 +31,7 @@ from tests.freezing import freeze
 
 HERE, INTERNAL, HERE6 = "127.0.0.1", "127.0.0.3", "::1"
 ELSEWHERE, DEAD = "127.0.0.2", "127.0.0.4"
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 NETWORKS = [
     {"id": "net", "gateways": [HERE, HERE6], "ranges": ["127.0.0.0/8", "::1/128"]},
     {"id": "in", "gateways": [INTERNAL], "ranges": ["127.0.0.0/8"], "internal": True},
@@ -233,6 +234,67 @@ async def test_who_is_not_in_the_network_gets_no_answer(served: Served) -> None:
     query = dns.message.make_query("web.", "A")
     with pytest.raises(dns.exception.Timeout):
         await dns.asyncquery.udp(query, HERE, timeout=0.3, port=served.port)
+
+
+async def connections(source: str, port: int, count: int) -> list[Connection]:
+    return [await asyncio.open_connection(HERE, port, local_addr=(source, 0)) for _ in range(count)]
+
+
+async def question(connection: Connection) -> list[str] | None:
+    """The answer to a question by a connection that is open; None if the server has closed it."""
+    reader, writer = connection
+    query = dns.message.make_query("web.", "A").to_wire()
+    try:
+        writer.write(len(query).to_bytes(2, "big") + query)
+        await writer.drain()
+        reply = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+    except (OSError, asyncio.IncompleteReadError):
+        return None
+    return sorted(each.to_text() for each in dns.message.from_wire(reply).answer[0])
+
+
+async def test_one_client_has_only_so_many_connections(served: Served) -> None:
+    many = await connections("127.0.0.7", served.port, streams.MOST_OF_ONE)
+    for each in many:
+        assert await question(each) == ["10.0.0.1"]
+    (more,) = await connections("127.0.0.7", served.port, 1)
+    assert await question(more) is None
+    (other,) = await connections("127.0.0.8", served.port, 1)
+    assert await question(other) == ["10.0.0.1"]
+    many[0][1].close()
+    await many[0][1].wait_closed()
+    assert await question(many[1]) == ["10.0.0.1"]
+    (again,) = await connections("127.0.0.7", served.port, 1)
+    assert await question(again) == ["10.0.0.1"]
+    for _, writer in (*many, more, other, again):
+        writer.close()
+
+
+async def test_all_clients_together_have_only_so_many_connections(served: Served) -> None:
+    clients = streams.MOST // streams.MOST_OF_ONE
+    made: list[Connection] = []
+    for number in range(clients):
+        made += await connections(f"127.0.1.{number}", served.port, streams.MOST_OF_ONE)
+    for each in made:
+        assert await question(each) == ["10.0.0.1"]
+    assert await question(made[0]) == ["10.0.0.1"]
+    (new,) = await connections("127.0.2.1", served.port, 1)
+    assert await question(new) == ["10.0.0.1"], "who comes gets the place of the longest unused"
+    assert await question(made[1]) is None
+    assert await question(made[0]) == ["10.0.0.1"]
+    for _, writer in (*made, new):
+        writer.close()
+
+
+async def test_a_client_that_asks_nothing_is_not_waited_for(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_IDLE", 0.05)
+    silent, half = await connections("127.0.0.7", served.port, 2)
+    half[1].write(b"\0\x20only")
+    for reader, writer in (silent, half):
+        assert await reader.read() == b""
+        writer.close()
 
 
 async def test_an_address_that_another_has_is_named_and_tried_again(served: Served) -> None:

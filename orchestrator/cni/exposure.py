@@ -4,13 +4,16 @@
     ports      TCP ports of these hosts that are closed to containers
     addresses  that are closed to containers wherever they lead: metadata services of clouds
 
+Also set down is by which interface hosts are expected, the one with this host's own address: what
+comes from them that way is not looked at further.
+
 The agent says so for all networks at once. The rules are `firewall`'s, and the sets are there from
 the first network on, empty but for the hosts that the network's configuration names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 
 from . import fields
@@ -25,6 +28,7 @@ SUBJECT = "exposure"
 """Of `Nftables.ensure`."""
 KINDS = {
     "hosts": "ipv4_addr",
+    "sources": "ifname . ipv4_addr",
     "closed_ports": "inet_service",
     "closed4": "ipv4_addr",
     "closed6": "ipv6_addr",
@@ -56,20 +60,22 @@ def parse(raw: Mapping[str, Any]) -> Exposure:
     )
 
 
-def elements(exposure: Exposure) -> dict[str, list[str]]:
-    """What is to be in which set."""
+def elements(exposure: Exposure, underlay: Iterable[str]) -> dict[str, list[str]]:
+    """What is to be in which set; `underlay` are the interfaces with an address of the hosts'."""
+    hosts = sorted({str(one) for one in exposure.hosts})
     return {
-        "hosts": sorted({str(one) for one in exposure.hosts}),
+        "hosts": hosts,
+        "sources": [f'"{name}" . {host}' for name in sorted(underlay) for host in hosts],
         "closed_ports": sorted({str(one) for one in exposure.ports}),
         "closed4": sorted({str(one) for one in exposure.addresses if isinstance(one, IPv4Address)}),
         "closed6": sorted({str(one) for one in exposure.addresses if isinstance(one, IPv6Address)}),
     }
 
 
-def script(exposure: Exposure) -> str:
-    """What has exactly this in the sets."""
+def script(exposure: Exposure, underlay: Iterable[str]) -> str:
+    """What has exactly this in the sets; see `elements`."""
     lines = [f"add table {TABLE}\n", SETS]
-    for name, found in elements(exposure).items():
+    for name, found in elements(exposure, underlay).items():
         lines.append(f"flush set {TABLE} {name}\n")
         if found:
             lines.append(f"add element {TABLE} {name} {{ {', '.join(found)} }}\n")

@@ -88,6 +88,7 @@ add rule {TABLE} forward iifname @members jump closed
 add rule {TABLE} forward oifname @internal drop
 add rule {TABLE} forward ct status dnat accept
 add rule {TABLE} forward oifname @members drop
+add rule {TABLE} input udp dport {DEFAULT_PORT} iifname . ip saddr @sources accept
 add rule {TABLE} input udp dport {DEFAULT_PORT} {sealed.VNI} vmap @vnis
 add rule {TABLE} input ct state established,related accept
 add rule {TABLE} input iifname @members udp dport {DEFAULT_PORT} drop

@@ -216,8 +216,12 @@ def _balance(desk: Desk, request: Mapping[str, Any]) -> None:
 
 def _expose(desk: Desk, request: Mapping[str, Any]) -> None:
     wanted = exposure.parse(fields.mapping(request.get("exposure"), "exposure"))
+    sock, hosts = desk.host.sock, set(wanted.hosts)
+    own = {index for index, present in netlink.addresses(sock) if present.ip in hosts}
+    links = (netlink.get_link(sock, index=index) for index in own)
+    underlay = [link.name for link in links if link is not None]
     try:
-        desk.host.nft.ensure(exposure.SUBJECT, exposure.script(wanted))
+        desk.host.nft.ensure(exposure.SUBJECT, exposure.script(wanted, underlay))
     except NftError as error:
         raise failed("ports closed to containers", error) from error
 

@@ -19,6 +19,7 @@ __all__ = [
     "Identity",
     "channel_credentials",
     "channel_options",
+    "host_of",
     "join_credentials",
     "peer_address",
     "peer_identity",
@@ -117,6 +118,11 @@ def _issued(certificate: bytes) -> Issued | None:
 
 def peer_address(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     """The IP address that a call comes from, as the kernel has it; empty for other transports."""
-    family, _, rest = unquote(context.peer()).partition(":")
+    return host_of(context.peer())
+
+
+def host_of(peer: str) -> str:
+    """The IP address in gRPC's text of a peer, such as `ipv4:10.0.0.1:4321`; empty for none."""
+    family, _, rest = unquote(peer).partition(":")
     host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
     return host.removeprefix("::ffff:") if family in ("ipv4", "ipv6") else ""

@@ -21,7 +21,7 @@ from orchestrator.identity.files import ManagerIdentity
 from orchestrator.identity.pair import Issued, KeyPair, TlsFiles
 from orchestrator.identity.renewal import keep_renewed
 from orchestrator.identity.revocation import CertificateRevoked, Revocations, Revoked
-from orchestrator.identity.tls import Identity, peer_identity
+from orchestrator.identity.tls import Identity, host_of, peer_identity
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache
@@ -102,17 +102,9 @@ def record(
         expires_at=issued.ends,
         fingerprint=issued.fingerprint,
         hostname=hostname,
-        address=host_of(address),
+        address=host_of(address) or address,
         since=since,
     )
-
-
-def host_of(peer: str) -> str:
-    """The IP address in gRPC's text of a peer, such as `ipv4:10.0.0.1:4321`."""
-    kind, _, rest = peer.partition(":")
-    if kind not in ("ipv4", "ipv6"):
-        return peer
-    return rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
 
 
 def as_revoked(revocation: Revocation) -> Revoked:

@@ -50,6 +50,22 @@ from orchestrator.tracing import CannotTrace, endpoint_option
     help="Start without a lost cluster.key; secrets sealed with it stay unreadable.",
 )
 @registry_proxy_options
+@click.option(
+    "--audit-max-size",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    metavar="MIB",
+    help="Size of one file of the audit trail.",
+)
+@click.option(
+    "--audit-max-files",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Files of the audit trail that are kept.",
+)
 @endpoint_option
 @click.option(
     "--lease",
@@ -75,6 +91,8 @@ def manager(
     etcd_key: Path | None,
     node_timeout: float | None,
     discard_secrets: bool,
+    audit_max_size: int,
+    audit_max_files: int,
     otlp_endpoint: str,
     lease: float,
     log_level: str,
@@ -104,7 +122,15 @@ def manager(
         tls = EtcdTls(etcd_cacert, etcd_cert, etcd_key)
     endpoints = tuple(part.strip() for part in etcd_endpoints.split(",") if part.strip())
     settings = ManagerSettings(
-        data_dir, endpoints, tls, node_timeout, otlp_endpoint, lease, discard_secrets
+        data_dir,
+        endpoints,
+        tls,
+        node_timeout,
+        otlp_endpoint,
+        lease,
+        discard_secrets,
+        audit_max_size << 20,
+        audit_max_files,
     )
     try:
         run_until_signalled(serve(settings))

@@ -40,7 +40,7 @@ from orchestrator.manager.api.system import SystemCalls
 from orchestrator.manager.api.tracedcalls import TracedCalls
 from orchestrator.manager.api.volumes import VolumeCalls
 from orchestrator.manager.audit.calls import AuditedCalls
-from orchestrator.manager.audit.trail import AuditTrail
+from orchestrator.manager.audit.trail import FILE_BYTES, FILES, AuditTrail
 from orchestrator.manager.certificates import (
     Authority,
     CertificateRecords,
@@ -141,6 +141,9 @@ class ManagerSettings:
     """Seconds after this manager's death, while it leads, until another one is elected."""
     discard_secrets: bool = False
     """Start also if the store holds secrets that are sealed with another key."""
+    audit_file_bytes: int = FILE_BYTES
+    audit_files: int = FILES
+    """Size of one file of the audit trail, and how many are kept."""
 
 
 @asynccontextmanager
@@ -276,7 +279,11 @@ class Manager:
         )
         self._revocations = Revocations()
         self._revocations.refused = metrics.RevokedCalls(self._registry).refused
-        self._audit = AuditTrail(settings.data_dir / "audit")
+        self._audit = AuditTrail(
+            settings.data_dir / "audit",
+            file_bytes=settings.audit_file_bytes,
+            files=settings.audit_files,
+        )
         metrics.AuditEntries(self._registry).count(self._audit)
         self._records = CertificateRecords(kv, self.cache, self._revocations, time.time)
         self._dispatcher = Dispatcher(

@@ -60,6 +60,8 @@ class RotatedLog:
 
     def _rotate(self) -> None:
         with self._lock:
+            if self._files == 1:
+                self._path.unlink(missing_ok=True)
             for number in range(self._files - 1, 0, -1):
                 with suppress(FileNotFoundError):
                     self._numbered(number - 1).replace(self._numbered(number))

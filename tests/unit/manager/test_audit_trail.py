@@ -127,6 +127,18 @@ async def test_files_are_bounded_in_size_and_number(tmp_path: Path) -> None:
     assert names(newest) == [f"web{number}" for number in range(195, 200)]
 
 
+async def test_a_single_file_is_bounded_too(tmp_path: Path) -> None:
+    trail = AuditTrail(tmp_path, journal=Journal(tmp_path / "none"), file_bytes=4096, files=1)
+    with trail.running():
+        for number in range(50):
+            trail.record(entry(number))
+            await trail.written()
+        found = names(await kept(trail))
+    assert [path.name for path in tmp_path.iterdir()] == ["audit.log"]
+    assert (tmp_path / "audit.log").stat().st_size <= 4096
+    assert found[-1] == "web49"
+
+
 async def test_who_is_refused_pushes_nobody_out(tmp_path: Path) -> None:
     trail = AuditTrail(tmp_path, journal=Journal(tmp_path / "none"), file_bytes=4096, files=2)
     with trail.running():

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import shutil
 import socket
 import stat
@@ -573,3 +574,27 @@ async def test_owners_modes_and_attributes_are_those_that_the_build_set(
     assert owner("sticky") == (0, 0, 0o1777)
     assert (local.layers[2] / "copied").stat().st_uid == 7
     assert stat.S_IMODE((local.layers[2] / "copied").stat().st_mode) == 0o4711
+
+
+async def test_the_mounts_of_a_run(tmp_path: Path, builder: Builder) -> None:
+    lines: list[str] = []
+    text = (
+        "FROM scratch AS one\nCOPY busybox /bin/sh\nCOPY busybox /bin/busybox\n"
+        "RUN --mount=type=cache,target=/kept echo of the cache > /kept/file\n"
+        "FROM one\n"
+        "RUN --mount=type=cache,target=/kept busybox cat /kept/file\n"
+        "RUN --mount=type=tmpfs,target=/t busybox touch /t/x && busybox mount | busybox grep /t\n"
+        "RUN --mount=type=bind,target=/context busybox cat /context/extra\n"
+        "RUN --mount=type=bind,from=one,source=/bin,target=/b busybox ls /b\n"
+        "RUN --mount=type=secret,id=s,target=/s,uid=7,mode=0400 busybox ls -ln /s\n"
+        "RUN busybox df /dev/shm; ulimit -n\n"
+    )
+    archive = context(tmp_path, text, extra="of the context\n")
+    await built(builder, archive, "a:1", lines.append, secrets={"s": b"x"})
+    assert "of the cache" in lines
+    assert "of the context" in lines
+    assert any(line.startswith("tmpfs on /t ") for line in lines)
+    assert {"busybox", "sh"} <= set(lines)
+    assert any(line.startswith("-r--------") and line.split()[2] == "7" for line in lines)
+    assert any(line.split()[:2] == ["shm", "65536"] for line in lines)
+    assert str(resource.getrlimit(resource.RLIMIT_NOFILE)[1]) in lines

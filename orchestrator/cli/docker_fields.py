@@ -98,6 +98,8 @@ def _container(row: _Row) -> Mapping[str, Any]:
         "GroupAdd": spec["groups"],
         "Sysctls": spec["sysctls"],
         "UsernsMode": spec["userns"],
+        "PidMode": spec["pid"],
+        "IpcMode": spec["ipc"],
         "Runtime": spec["runtime"],
         "Init": spec["init"],
         "VolumesFrom": spec["volumes_from"],

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 _BLOCK_IO = "the kernel's weights and rates of block devices are not set by container"
 _REAL_TIME = "real-time scheduling is not given to containers"
 _TRUST = "signatures are checked as each node's policy.json says"
-_OWN = "each container has its own; for a look at the node's, use --rootfs host"
 
 _CONTAINER = {
     "--annotation": "use --label",
@@ -34,7 +33,6 @@ _CONTAINER = {
     "--device-cgroup-rule": "use --device, with the rights that it needs",
     "--disable-content-trust": _TRUST,
     "--gpus": "use --device for each of its devices",
-    "--ipc": _OWN,
     "--isolation": "that is Windows'; there is --runtime",
     "--kernel-memory": "use --memory, which counts the kernel's too",
     "--link": "containers of one network find each other by name; use --network",
@@ -44,7 +42,6 @@ _CONTAINER = {
     "--memory-reservation": "use --reserve-memory",
     "--memory-swappiness": "use --memory-swap",
     "--oom-kill-disable": "use --oom-score-adj, or give more --memory",
-    "--pid": _OWN,
     "--platform": "a node runs its own platform; choose one by --constraint node.platform.arch==…",
     "--io-maxbandwidth": "that is Windows'",
     "--io-maxiops": "that is Windows'",

@@ -325,6 +325,22 @@ SETTINGS = (
         metavar="[host|private]",
     ),
     Setting(
+        ("--pid",),
+        "task.container.pid",
+        click.STRING,
+        "PID namespace: the node's, or one of its own.",
+        default="private",
+        metavar="[host|private]",
+    ),
+    Setting(
+        ("--ipc",),
+        "task.container.ipc",
+        click.STRING,
+        "IPC namespace: the node's, or one of its own.",
+        default="private",
+        metavar="[host|private|shareable]",
+    ),
+    Setting(
         ("--runtime",),
         "task.container.runtime",
         click.STRING,

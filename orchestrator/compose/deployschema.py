@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.compose.kinds import NUMBER, Choice, Noted, Number, Refused, Text
+from orchestrator.compose.kinds import NUMBER, Choice, Kind, Noted, Number, Refused, Text
 from orchestrator.compose.mapkinds import Keys, Many, Pairs
 from orchestrator.model.units import parse_cpus, parse_duration, parse_memory
 from orchestrator.model.validate import validate_constraints
@@ -19,6 +19,16 @@ def _constraint(text: str) -> None:
 def _count(text: str) -> None:
     if not text.isdecimal():
         raise ValueError(f"{text!r} is not a number of devices, of which each node has its own")
+
+
+DEVICE: dict[str, Kind] = {
+    "capabilities": Many(),
+    "count": Text(_count, also=NUMBER),
+    "driver": Text(),
+    "device_ids": Refused("which ones a task is given is the cluster's choice; write count"),
+    "options": Refused("leave them out; write count"),
+}
+"""What a task needs of devices."""
 
 
 def _policy(*actions: str) -> Keys:
@@ -70,22 +80,7 @@ DEPLOY = Keys(
                                 required=("discrete_resource_spec",),
                             )
                         ),
-                        "devices": Many(
-                            Keys(
-                                {
-                                    "capabilities": Many(),
-                                    "count": Text(_count, also=NUMBER),
-                                    "driver": Text(),
-                                    "device_ids": Refused(
-                                        "which ones a task is given is the cluster's choice; "
-                                        "write count"
-                                    ),
-                                    "options": Refused("leave them out; write count"),
-                                },
-                                "a device",
-                                required=("capabilities",),
-                            )
-                        ),
+                        "devices": Many(Keys(DEVICE, "a device", required=("capabilities",))),
                     },
                     "the reservations",
                 ),

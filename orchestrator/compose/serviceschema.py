@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 
 from orchestrator.compose import short
-from orchestrator.compose.deployschema import DEPLOY, LIMITS_CPUS, SIZE
+from orchestrator.compose.deployschema import DEPLOY, DEVICE, LIMITS_CPUS, SIZE
 from orchestrator.compose.kinds import (
     NUMBER,
     AnyMap,
@@ -28,7 +28,7 @@ from orchestrator.compose.kinds import (
 )
 from orchestrator.compose.mapkinds import Entries, Keyed, Keys, Many, Pairs
 from orchestrator.compose.ownspec import KEY, OWN
-from orchestrator.compose.tree import Map, Node, Place, Scalar
+from orchestrator.compose.tree import ComposeError, Map, Node, Place, Scalar
 from orchestrator.model import confinement
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.units import parse_duration
@@ -221,6 +221,17 @@ class Logging(Keys):
         return Keys.merge(self, old, new)
 
 
+@dataclass(frozen=True, slots=True)
+class Gpus(Many):
+    """Requests for GPUs, of which each has a number."""
+
+    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+        if isinstance(node, Scalar) and node.text == "all":
+            words = "'all' is not a number of devices; write [{count: N}]"
+            raise ComposeError(node.place, at, words)
+        return Many.read(self, node, at, reading)
+
+
 WATCH = Keys(
     {
         "path": Path(),
@@ -387,15 +398,15 @@ SERVICE = Keys(
         "cpu_rt_runtime": Refused("Orc schedules nothing in real time"),
         "credential_spec": Refused("it is of Windows"),
         "device_cgroup_rules": Refused("name the devices, under devices"),
-        "gpus": Refused(
-            "write deploy.resources.reservations.devices: [{capabilities: [gpu], count: N}]"
+        "gpus": Gpus(Keys(DEVICE, "GPUs", required=("count",))),
+        "ipc": Choice(
+            ("host", "private", "shareable"), {"none": "leave it out; /dev/shm is the container's"}
         ),
-        "ipc": Refused("each container has IPC of its own", ("private", "shareable")),
         "isolation": Refused("it is of Windows", ("default",)),
         "mem_swappiness": Refused("containers have no swap; memswap_limit gives them some"),
         "models": Refused("Orc runs no models; run them as a service"),
         "oom_kill_disable": Refused("a container over its memory limit is killed", ("false",)),
-        "pid": Refused("each container has process ids of its own"),
+        "pid": Choice(("host", "private")),
         "post_start": Refused("Orc has no life cycle hooks; use a wrapper as entrypoint"),
         "pre_stop": Refused("Orc has no life cycle hooks; use a wrapper as entrypoint"),
         "provider": Refused("Orc runs containers only"),

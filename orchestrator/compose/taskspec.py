@@ -77,6 +77,8 @@ def container_of(
         memory_swap=_swap(service, at),
         userns=service.text("userns_mode"),
         runtime=service.text("runtime"),
+        pid=service.text("pid"),
+        ipc=service.text("ipc"),
         storage_size=_storage(service, at),
         health=_health(service, at),
     )
@@ -214,8 +216,15 @@ def generic_of(service: Map, at: str, reading: Reading) -> tuple[GenericResource
     for each in reserved.items_of("generic_resources"):
         one = cast(Map, each).section("discrete_resource_spec")
         found.append(GenericResource(one.text("kind"), int(one.text("value"))))
-    for index, each in enumerate(reserved.items_of("devices")):
-        entry, where = cast(Map, each), f"{at}.deploy.resources.reservations.devices[{index}]"
+    requests = [
+        *((f"{at}.gpus[{i}]", each) for i, each in enumerate(service.items_of("gpus"))),
+        *(
+            (f"{at}.deploy.resources.reservations.devices[{i}]", each)
+            for i, each in enumerate(reserved.items_of("devices"))
+        ),
+    ]
+    for where, each in requests:
+        entry = cast(Map, each)
         kind, *others = entry.texts("capabilities") or ("gpu",)
         if others or entry.text("driver"):
             words = f"what counts is what nodes call {kind} ('orc agent --generic-resource')"

@@ -20,6 +20,8 @@ DEVICES = "devices"
 HOST_NETWORK = "host-network"
 HOST_USERS = "host-users"
 HOST_FILES = "host-files"
+HOST_PID = "host-pid"
+HOST_IPC = "host-ipc"
 
 ALL = "all"
 """Stands for every one where allowances are named."""
@@ -38,6 +40,11 @@ _WANTS: dict[str, tuple[Callable[[TaskSpec], bool], str]] = {
     HOST_FILES: (
         lambda spec: bool(spec.container.rootfs),
         "containers with the host's files",
+    ),
+    HOST_PID: (lambda spec: spec.container.pid == "host", "containers that see all processes"),
+    HOST_IPC: (
+        lambda spec: spec.container.ipc == "host",
+        "containers with the host's shared memory",
     ),
 }
 """Name → whether a container asks for it, and what such containers are called."""

@@ -194,6 +194,11 @@ def check_sysctl(name: str) -> None:
     )
 
 
+def is_ipc(name: str) -> bool:
+    """Whether a kernel setting is of an IPC namespace."""
+    return name in _IPC_SYSCTLS or name.startswith("fs.mqueue.")
+
+
 def parse_tmpfs(text: str) -> Tmpfs:
     """`PATH[:OPTION,…]`, such as `/run:size=64m,mode=755`."""
     path, _, rest = text.partition(":")

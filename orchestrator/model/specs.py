@@ -196,6 +196,11 @@ class ContainerSpec(Extensible):
     """The OCI runtime's program; empty: the node's default."""
     rootfs: str = ""
     """`host`: a read-only view of the node's own files in place of an image."""
+    pid: str = ""
+    """PID namespace. `host`: the node's; empty or `private`: its own."""
+    ipc: str = ""
+    """IPC namespace. `host`: the node's, with its /dev/shm; empty, `private` or `shareable`: its
+    own."""
     mounts: tuple[MountSpec, ...] = ()
     """Folders, volumes and tmpfs besides the image's own; one a target."""
     volumes_from: tuple[str, ...] = ()

@@ -40,6 +40,9 @@ from orchestrator.model.specs import (
 from orchestrator.model.templates import with_examples
 from orchestrator.model.units import format_memory
 
+_PID = ("", "host", "private")
+_IPC = ("", "host", "private", "shareable")
+
 MIN_MEMORY = 6 << 20
 """Bytes; below this a container cannot start (Docker's own limit)."""
 
@@ -235,6 +238,25 @@ def _confinement(spec: ContainerSpec) -> None:
         raise InvalidSpec(
             f"{where}.userns", f"userns {spec.userns!r} is unknown; host and private are there"
         )
+    for name, known in (("pid", _PID), ("ipc", _IPC)):
+        value = getattr(spec, name)
+        if value.startswith(("container:", "service:")):
+            raise InvalidSpec(
+                f"{where}.{name}",
+                f"{name} {value!r} cannot be shared: tasks may be on any node; run both programs "
+                "in one container",
+            )
+        if value not in known:
+            raise InvalidSpec(
+                f"{where}.{name}", f"{name} {value!r} is unknown; {', '.join(known[1:])} are there"
+            )
+        if value == "host" and spec.userns == "private":
+            raise InvalidSpec(
+                f"{where}.userns",
+                f"with {name} host the users are the host's; leave out userns private",
+            )
+    if spec.ipc == "host" and (name := next(filter(confinement.is_ipc, spec.sysctls), "")):
+        raise InvalidSpec(f"{where}.sysctls", f"with ipc host the sysctl {name!r} is the node's")
     if spec.runtime and spec.runtime not in confinement.RUNTIMES:
         raise InvalidSpec(
             f"{where}.runtime",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from crunkit import limits, running
+from crunkit import cmdline, limits, running
 from runtimehost import CrunWorld, UnifiedWorld, private, remove_leftovers
 
 from orchestrator.agent.runtime import logs
@@ -48,6 +50,10 @@ def first_id(pid: int) -> int:
     inside, outside, _ = Path(f"/proc/{pid}/uid_map").read_text().split()
     assert inside == "0"
     return int(outside)
+
+
+def first_child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 @private
@@ -221,3 +227,26 @@ async def test_a_hundred_layers_with_long_and_odd_names(world: CrunWorld) -> Non
         container = world.container("a", "sh", "-c", "ls -d /f* | busybox wc -l")
         container = replace(container, image=replace(world.image, layers=tuple(layers)))
         assert await output(runtime, container) == ["99"]
+
+
+@private
+async def test_the_nodes_processes_and_shared_memory(world: CrunWorld) -> None:
+    async with world, world.runtime() as runtime:
+        script = "sleep 1000 & echo ready; trap 'exit 0' TERM; while :; do sleep 0.1; done"
+        container = world.container("a", "sh", "-c", script)
+        spec = replace(container.spec.container, pid="host", ipc="host")
+        container = replace(container, spec=replace(container.spec, container=spec))
+        pid = await running(runtime, world, container)
+        found = status(pid)
+        for kind in ("pid", "ipc", "user"):
+            own = os.readlink("/proc/thread-self/ns/" + kind)
+            assert os.readlink(f"/proc/{pid}/ns/{kind}") == own
+        assert found["NSpid"].split() == [str(pid)]
+        assert os.stat(f"/proc/{pid}/root/dev/shm").st_dev == os.stat("/dev/shm").st_dev
+        child = first_child(pid)
+        await runtime.kill(container.id, signal.SIGTERM)
+        await runtime.wait(container.id)
+        await runtime.remove(container.id)
+        # The end of its first process ends no other one, as it would in a namespace of its own.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            assert cmdline(child) == b""

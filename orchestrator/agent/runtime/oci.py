@@ -46,6 +46,8 @@ _MOUNTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("/sys", "sysfs", "sysfs", (*_HARMLESS, "ro")),
     ("/sys/fs/cgroup", "cgroup", "cgroup", (*_HARMLESS, "relatime", "ro")),
 )
+_SHM = "/dev/shm"
+"""Belongs to an IPC namespace, but unlike mqueue the kernel does not know of which."""
 _HOST_ROOT_MOUNTS = (
     ("/run", (*_HARMLESS, "mode=755")),
     ("/tmp", ("nosuid", "nodev", "mode=1777")),
@@ -141,10 +143,13 @@ def process(
 
 
 def namespaces(container: Container, users: OwnUsers | None = None) -> list[dict[str, str]]:
-    """Everything of its own; the network namespace is joined when the network made one, and is the
-    node's when the container has that."""
+    """Everything of its own but what it has of the node's; the network namespace is joined when the
+    network made one."""
     found = [{"type": "user", "path": users.userns}] if users is not None else []
-    found += [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")]
+    spec = container.spec.container
+    hosts = {kind for kind, of in (("pid", spec.pid), ("ipc", spec.ipc)) if of == privileges.HOST}
+    kinds = ("pid", "ipc", "uts", "mount", "cgroup")
+    found += [{"type": kind} for kind in kinds if kind not in hosts]
     if container.host_network:
         return found
     network = {"type": "network"}
@@ -161,8 +166,11 @@ def mounts(
     """What is mounted into the root, in the order in which it is."""
     found: list[dict[str, Any]] = []
     for where, kind, source, options in _MOUNTS:
+        if spec.ipc == privileges.HOST and where == _SHM:
+            found.append(_bind(where, Path(where), "rw"))
+            continue
         given = list(options)
-        if where == "/dev/shm":
+        if where == _SHM:
             given.append(f"size={spec.shm_size or DEFAULT_SHM}")
         if spec.privileged and where.startswith("/sys"):
             given.remove("ro")

@@ -12,6 +12,8 @@ from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.model.confinement import ALL, CAPABILITIES
 from orchestrator.model.specs import ContainerSpec
 
+HOST = "host"
+"""A namespace is the node's."""
 DEFAULT_CAPABILITIES = (
     "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
@@ -55,11 +57,12 @@ def own_users(spec: ContainerSpec) -> bool:
     """Whether the container gets a user namespace.
 
     As in Docker, a privileged one has the host's users, since a namespace would take back what it
-    is given; so has one that looks at the node's own files. `private` insists.
+    is given; so has one that looks at the node's own files, or has one of the node's other
+    namespaces. `private` insists.
     """
     if spec.userns:
         return spec.userns == "private"
-    return not spec.privileged and not spec.rootfs
+    return not spec.privileged and not spec.rootfs and HOST not in (spec.pid, spec.ipc)
 
 
 def capabilities(spec: ContainerSpec, grantable: frozenset[str]) -> tuple[str, ...]:

@@ -121,6 +121,8 @@ BY_OPTION = {
     "--opt": ["a=b"],
     "--storage-opt": ["size=64m"],
     "--userns": ["host", "private"],
+    "--pid": ["host", "private"],
+    "--ipc": ["host", "private", "shareable"],
     "--device-rm": ["/dev/null"],
     "--entrypoint": ["sh -c true", ""],
     "--time": ["5"],

@@ -28,6 +28,8 @@ HOST = (NetworkAttachment("host"),)
         (TaskSpec(networks=HOST), ("host-network",)),
         (TaskSpec(ContainerSpec(userns="host")), ("host-users",)),
         (TaskSpec(ContainerSpec(rootfs="host")), ("host-files",)),
+        (TaskSpec(ContainerSpec(pid="host", ipc="shareable")), ("host-pid",)),
+        (TaskSpec(ContainerSpec(pid="private", ipc="host")), ("host-ipc",)),
         (TaskSpec(ContainerSpec(privileged=True), networks=HOST), ("privileged", "host-network")),
     ],
 )

@@ -42,6 +42,9 @@ def configured(
         (ContainerSpec(privileged=True), False),
         (ContainerSpec(privileged=True, userns="private"), True),
         (ContainerSpec(rootfs="host"), False),
+        (ContainerSpec(pid="host"), False),
+        (ContainerSpec(ipc="host"), False),
+        (ContainerSpec(pid="private", ipc="shareable"), True),
     ],
 )
 def test_who_has_users_of_its_own(spec: ContainerSpec, own: bool) -> None:

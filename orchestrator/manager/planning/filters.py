@@ -28,7 +28,7 @@ from orchestrator.model.documents import FEATURE
 from orchestrator.model.names import parse_image
 from orchestrator.model.nodes import Availability, NodeState
 from orchestrator.model.placement import GenericResource
-from orchestrator.model.rules import parse_rule
+from orchestrator.model.rules import NODE_LABELS, Rule, parse_rule
 from orchestrator.model.specs import Protocol
 
 NO_NODES = "no suitable node (the cluster has no nodes; join one with orc cluster join)"
@@ -132,11 +132,21 @@ def _constraint(view: ClusterView, text: str) -> Filter:
         # As --node is kept, where a user wrote a name.
         node = view.nodes.get(*rule.values)
         words = f"not {node.description.hostname}" if node else words
+    elif rule.attribute.startswith(NODE_LABELS) and not rule.negated:
+        words += _reported(view, rule)
     return Filter(
         lambda table: np.array([met_by(rule, node) for node in table.nodes], dtype=np.bool_),
         words,
         lasting=True,
     )
+
+
+def _reported(view: ClusterView, rule: Rule) -> str:
+    """Says so where an agent reports the label, but no operator has set it."""
+    label = rule.attribute.removeprefix(NODE_LABELS)
+    if any(node.description.labels.get(label) in rule.values for node in view.nodes.values()):
+        return f", though an agent reports engine.labels.{label}"
+    return ""
 
 
 def _node_rule(rule: NodeRule) -> Filter:

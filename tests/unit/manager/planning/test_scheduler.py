@@ -18,6 +18,7 @@ from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 
 PENDING, RUNNING = TaskState.PENDING, TaskState.RUNNING
+REPORTING = replace(node("a"), description=replace(node("a").description, labels={"zone": "a"}))
 DOWN, UNKNOWN = NodeState.DOWN, NodeState.UNKNOWN
 
 
@@ -158,6 +159,14 @@ SMALL = Network(id="n", name="default", subnet="10.0.0.0/24", node_prefix=29)
             {},
             ["node.labels.zone==a"],
             "2 nodes: constraint node.labels.zone==a not met",
+        ),
+        (
+            [REPORTING],
+            [],
+            {},
+            ["node.labels.zone==a"],
+            "1 node: constraint node.labels.zone==a not met, though an agent reports "
+            "engine.labels.zone",
         ),
         (
             [node("a"), node("b")],

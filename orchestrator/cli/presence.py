@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import click
 
 from orchestrator.cli.client import Client, Refused
-from orchestrator.cli.groups import CliError
+from orchestrator.cli.groups import CliError, error_line
 
 POLICIES = ("always", "missing", "never")
 
 
 def ensure_image(client: Client, image: str, policy: str, node: str, quiet: bool) -> None:
-    """Have the image as `--pull` says. What is missing is fetched by the container's node with
-    no word from here, so there is nothing to do for `missing`."""
+    """Have the image as `--pull` says. What is missing is fetched by the container's node, unless
+    this user's Docker has credentials for its registry, which the cluster may not have."""
     if policy == "always":
         pull_image(client, image, node, quiet)
     elif policy == "never" and _found(client, image) is None:
         raise CliError(
             f"no image '{image}' in this cluster, and --pull is never; 'orc pull {image}' gets it"
         )
+    elif (
+        policy == "missing"
+        and _docker_config().exists()
+        and _found(client, image) is None
+        and _has_login(image)
+    ):
+        pull_image(client, image, node, quiet)
+
+
+def _docker_config() -> Path:
+    return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+
+
+def _has_login(image: str) -> bool:
+    """Whether this user's Docker, or a credential helper of it, has credentials for an image."""
+    from orchestrator.cli.docker_config import stored_login
+    from orchestrator.model.names import parse_image
+
+    try:
+        return stored_login(parse_image(image).registry or "docker.io") is not None
+    except CliError as error:
+        click.echo(f"note: {error_line(error)}", err=True)
+        return False  # the node may have its own, or need none
 
 
 def exposed_ports(client: Client, image: str, node: str, quiet: bool) -> list[str]:

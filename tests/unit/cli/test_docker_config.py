@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from click.testing import Result
+from scripted_manager import Refusal
 
 from orchestrator.cli.docker_config import stored_login
 from orchestrator.cli.groups import CliError
-from orchestrator.pb import control_pb2, images_pb2
+from orchestrator.pb import control_pb2, images_pb2, types_pb2
 
 HELPER = """#!/bin/sh
 read -r key
@@ -115,3 +117,30 @@ def test_login_pull_and_push_use_it(
     result = run("pull", "lacking.example/x:1")
     assert result.exit_code == 0
     assert "note: docker-credential-lacking is not in the PATH" in result.stderr
+
+
+def test_a_run_of_what_the_cluster_lacks_asks_the_helper(
+    manager: Any, run: Callable[..., Result], docker: Callable[..., None], tmp_path: Path
+) -> None:
+    docker(credsStore="keys")
+    answers = manager.script.answers
+    answers["CreateContainer"] = types_pb2.Task(id="t1")
+    answers["Pull"] = [control_pb2.ImageProgress(image={"id": "sha256:" + "ab" * 32})]
+    there = images_pb2.InspectImageReply()
+    answers["Inspect"] = lambda request: there if "there" in request.image else MISSING
+
+    def methods(*words: str) -> list[str]:
+        before = len(manager.script.requests)
+        run("create", *words)
+        called = [name for name, _ in manager.script.requests[before:]]
+        return called[: called.index("CreateContainer") + 1]
+
+    assert methods("reg.example/x:1") == ["Inspect", "Pull", "CreateContainer"]
+    assert manager.script.request("Pull").login.password == "fresh"
+    assert methods("reg.example/there:1") == ["Inspect", "CreateContainer"]
+    assert methods("unknown.example/x:1") == ["Inspect", "CreateContainer"]
+    (tmp_path / "config.json").unlink()
+    assert methods("reg.example/x:1") == ["CreateContainer"]
+
+
+MISSING = Refusal(grpc.StatusCode.NOT_FOUND, "no such image")

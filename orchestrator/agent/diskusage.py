@@ -13,7 +13,7 @@ from orchestrator.agent.images.build import Builder
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.runner import TaskRunner
-from orchestrator.agent.volumes.local import tree_usage
+from orchestrator.linux.trees import tree_usage
 from orchestrator.pb import dispatch_pb2, system_pb2
 
 

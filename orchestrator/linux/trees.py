@@ -1,4 +1,5 @@
-"""Removal of folders whose content others have chosen."""
+"""Folders whose content others have chosen, and may change meanwhile: their removal and their
+size."""
 
 from __future__ import annotations
 
@@ -40,6 +41,32 @@ def remove_tree(path: str | os.PathLike[str]) -> None:
         os.close(top)
     with suppress(FileNotFoundError):
         os.rmdir(path)
+
+
+def tree_usage(root: str | os.PathLike[str]) -> int:
+    """Bytes of the disk that the files in a folder take; each counts once, whatever its number of
+    names. Files that go meanwhile do not matter, and no link is followed. Blocks."""
+    total, seen = 0, set()
+    folders = [os.fspath(root)]
+    while folders:
+        path = folders.pop()
+        try:
+            folder = os.open(path, _FOLDER)
+        except OSError:
+            continue
+        try:
+            with os.scandir(folder) as entries:
+                for each in entries:
+                    with suppress(OSError):
+                        status = each.stat(follow_symlinks=False)
+                        if each.is_dir(follow_symlinks=False):
+                            folders.append(f"{path}/{each.name}")
+                        elif status.st_nlink == 1 or status.st_ino not in seen:
+                            total += status.st_blocks * 512
+                            seen.add(status.st_ino)
+        finally:
+            os.close(folder)
+    return total
 
 
 def _entries(folder: int) -> list[tuple[str, bool]]:

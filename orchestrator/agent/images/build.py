@@ -32,7 +32,7 @@ from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.unpack import unpack_context
 from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES
 from orchestrator.agent.runtime.seccomp import DEFAULT_PROFILE
-from orchestrator.linux.trees import remove_tree
+from orchestrator.linux.trees import remove_tree, tree_usage
 from orchestrator.model.objects import Image
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class Builder:
             listed = await self._buildah.run(
                 sandbox, work, "images", "--all", "--quiet", "--no-trunc"
             )
-            size = await asyncio.to_thread(disk.usage, self._storage)
+            size = await asyncio.to_thread(tree_usage, self._storage)
         return CacheUsage(len(set(listed.split())), size)
 
     async def prune(self, everything: bool) -> int:
@@ -222,16 +222,16 @@ class Builder:
             if self._building:
                 raise ImageError("a build is under way, so the cache stays as it is")
             await self._clean()
-            before = await asyncio.to_thread(disk.usage, self._storage)
+            before = await asyncio.to_thread(tree_usage, self._storage)
             options = ["--all"] if everything else []
             async with self._sandboxes.sandbox() as sandbox:
                 with self._scratch.folder() as work:
                     await self._buildah.run(sandbox, work, "prune", "--force", *options)
-            return max(0, before - await asyncio.to_thread(disk.usage, self._storage))
+            return max(0, before - await asyncio.to_thread(tree_usage, self._storage))
 
     def usage(self) -> int:
         """Bytes of what builds have left. Blocks."""
-        return disk.usage(self._storage)
+        return tree_usage(self._storage)
 
     @asynccontextmanager
     async def _place(self, network: str = NONE) -> AsyncIterator[tuple[Path, Sandbox]]:

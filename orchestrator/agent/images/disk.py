@@ -61,19 +61,6 @@ class Scratch:
             remove_tree(path)
 
 
-def usage(path: Path) -> int:
-    """Bytes of the disk that a folder takes with all that is in it. Files that go meanwhile do not
-    matter. Blocks."""
-    total = 0
-    for folder, _, names in os.walk(path):
-        for name in (*names, ""):
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-            except FileNotFoundError:
-                continue
-    return total
-
-
 def publish(made: Path, final: Path) -> None:
     """Give a whole, flushed file or folder its final name, durably."""
     made.rename(final)

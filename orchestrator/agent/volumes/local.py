@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 from orchestrator.agent.loopdisk import (
@@ -18,6 +17,7 @@ from orchestrator.agent.runtime import spawn
 from orchestrator.agent.runtime.mounts import is_mounted, unmount
 from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.agent.volumes.records import VolumeRecord
+from orchestrator.linux.trees import tree_usage
 from orchestrator.model.units import parse_memory
 
 MOUNT_TIMEOUT = 30.0
@@ -96,25 +96,3 @@ def usage(record: VolumeRecord, folder: Path) -> int:
     if limit_of(record):
         return disk_usage(folder) if is_disk(folder) else 0
     return tree_usage(folder / "_data")
-
-
-def tree_usage(root: Path) -> int:
-    """Bytes of a folder's files; each counts once, whatever its number of names."""
-    total, seen = 0, set()
-    folders = [os.fspath(root)]
-    while folders:
-        try:
-            entries = list(os.scandir(folders.pop()))
-        except OSError:
-            continue
-        for each in entries:
-            try:
-                status = each.stat(follow_symlinks=False)
-            except OSError:
-                continue
-            if each.is_dir(follow_symlinks=False):
-                folders.append(each.path)
-            elif status.st_nlink == 1 or status.st_ino not in seen:
-                total += status.st_blocks * 512
-                seen.add(status.st_ino)
-    return total

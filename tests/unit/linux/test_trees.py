@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.linux.trees import remove_tree
+from orchestrator.linux.trees import remove_tree, tree_usage
 
 
 def deep(folder: Path, depth: int) -> None:
-    """A folder within a folder, and so on, deeper than a path can name."""
+    """A folder within a folder, and so on, each with a file of 4 KiB."""
     here = os.open(folder, os.O_RDONLY)
     for _ in range(depth):
-        os.mkdir("folder", dir_fd=here)
-        inner = os.open("folder", os.O_RDONLY, dir_fd=here)
-        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=inner))
+        os.mkdir("f", dir_fd=here)
+        inner = os.open("f", os.O_RDONLY, dir_fd=here)
+        file = os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=inner)
+        os.write(file, bytes(4096))
+        os.close(file)
         os.close(here)
         here = inner
     os.close(here)
@@ -26,7 +28,7 @@ def deep(folder: Path, depth: int) -> None:
 def test_a_tree_deeper_than_the_stack_and_than_descriptors(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
-    deep(tree, 5000)
+    deep(tree, 2500)  # deeper than a path can name, too
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
     try:
@@ -68,3 +70,26 @@ def test_what_is_no_folder(tmp_path: Path, kind: str) -> None:
         path.write_text("")
     remove_tree(path)
     assert not path.exists()
+
+
+def test_a_deep_tree_is_counted(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    deep(tree, 1100)
+    assert tree_usage(tree) >= 1100 * 4096
+    remove_tree(tree)
+
+
+def test_each_file_counts_once_and_none_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host/file").write_bytes(bytes(1 << 20))
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_bytes(bytes(1 << 16))
+    once = tree_usage(tree)
+    (tree / "again").hardlink_to(tree / "file")
+    (tree / "link").symlink_to(tmp_path / "host")
+    assert once <= tree_usage(tree) < once + (1 << 15)
+    (tmp_path / "link").symlink_to(tree)
+    assert tree_usage(tmp_path / "link") == 0
+    assert tree_usage(tmp_path / "gone") == 0

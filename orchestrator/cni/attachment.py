@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from . import bridge, cable, conntrack, namespaces, netlink, overlay, portmap, results
+from . import bridge, cable, conntrack, firewall, namespaces, netlink, overlay, portmap, results
 from .binding import End
 from .cable import Cable, Place
 from .config import NetConf, PortMapping, parse
@@ -294,6 +294,14 @@ def establish(host: Host, conf: NetConf) -> list[Lease]:
     bound = (_end(conf.bridge, lease) for lease in leases)
     overlay.ensure(host.sock, host.nft, conf, elsewhere(conf, leases), bound)
     return leases
+
+
+def revive(host: Host, conf: NetConf) -> None:
+    """`establish`; where the network's rules were removed, with what they had of its containers."""
+    lost = not host.nft.holds(conf.bridge) and not firewall.present(host.nft, conf)
+    for lease in establish(host, conf):
+        if lost:
+            portmap.publish(host.nft, _targets([lease]), _end(conf.bridge, lease))
 
 
 def apply(host: Host, conf: NetConf) -> None:

@@ -178,6 +178,15 @@ def incomplete(nft: Nftables, conf: NetConf) -> list[str]:
     return lacking
 
 
+def present(nft: Nftables, conf: NetConf) -> bool:
+    """Whether the table has a network."""
+    try:
+        nft.run(f"list chain {TABLE} masquerade_{conf.bridge}")
+    except NftError:
+        return False
+    return True
+
+
 def script(conf: NetConf) -> str:
     """What has the table and one network's part of it; what is there already stays."""
     return BASE + _network(conf) + binding.script(conf.bridge) + sealed.script(conf)

@@ -98,7 +98,7 @@ def perform(
         match command:
             case "ADD":
                 target = attachment_of(environment)
-                attachment.establish(host, conf)
+                attachment.revive(host, conf)
                 return attachment.add(host, conf, target)
             case "DEL":
                 attachment.delete(host, conf, attachment_of(environment))

@@ -264,6 +264,21 @@ def test_check_and_status_fail_without_the_firewall_rules(host: NsHost, box: Pat
 
 
 @pytest.mark.root
+def test_an_add_restores_what_the_lost_rules_had_of_all_containers(
+    host: NsHost, box: Path, second: Path
+) -> None:
+    published = conf(
+        host, runtimeConfig={"portMappings": [{"hostPort": 8080, "containerPort": 80}]}
+    )
+    _, result = host.cni("ADD", published, **environment(box))
+    host.shell("nft", "flush", "ruleset")
+    assert host.cni("ADD", conf(host), **environment(second, "c2"))[0] == 0
+    checked = {**published, "prevResult": result}
+    assert host.cni("CHECK", checked, **environment(box)) == (0, None)
+    assert reach(box, host.netns, host.address, 8080, 80) == host.address
+
+
+@pytest.mark.root
 def test_status_fails_when_the_host_no_longer_forwards(host: NsHost, box: Path) -> None:
     host.cni("ADD", conf(host), **environment(box))
     host.shell("sysctl", "-qw", "net.ipv4.ip_forward=0")

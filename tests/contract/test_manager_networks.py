@@ -86,6 +86,21 @@ async def test_networks_that_are_made_at_once_differ(calls: Calls) -> None:
         assert not ip_network(one.subnet6).overlaps(ip_network(other.subnet6))
 
 
+async def test_names_differ_by_more_than_the_case_of_their_letters(calls: Calls) -> None:
+    """The DNS makes no difference between them."""
+    await calls.make("Front_Net")
+    assert "Front_Net" in await calls.names()
+    with pytest.raises(grpc.aio.AioRpcError, match="a network 'front_net' already"):
+        await calls.make("front_net")
+    with pytest.raises(grpc.aio.AioRpcError, match="a network 'Host' in every cluster"):
+        await calls.make("Host")
+    await calls.service("Web_1", NetworkAttachment("Front_Net"))
+    with pytest.raises(grpc.aio.AioRpcError, match="a service 'web_1' already, maybe in other"):
+        await calls.service("web_1")
+    with pytest.raises(grpc.aio.AioRpcError, match="not a DNS label"):
+        await calls.service("web.1")
+
+
 async def test_a_name_and_a_subnet_have_one_owner(calls: Calls) -> None:
     outcomes = await asyncio.gather(*(calls.make("back") for _ in range(4)), return_exceptions=True)
     made = [each for each in outcomes if isinstance(each, types_pb2.Network)]

@@ -122,10 +122,6 @@ def sessions(client: Client, form: str, quiet: bool, filters: Mapping[str, Seque
     print_list(rows, columns, form=form, quiet=quiet, filters=filters)
 
 
-def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> completion.Items:
-    return completion.nodes(ctx, param, incomplete) if ctx.params.get("kind") == "node" else []
-
-
 @click.command(
     epilog=example(
         "orc cluster revoke node node3",
@@ -134,7 +130,7 @@ def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> compl
     )
 )
 @click.argument("kind", metavar=f"{{{'|'.join(_KINDS)}}}", type=click.Choice(_KINDS))
-@click.argument("name", shell_complete=_names)
+@click.argument("name", shell_complete=completion.revocable)
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the listing and the holder.")
 @click.option("--force", is_flag=True, help="Also the certificate of your own context.")
 @format_option()

@@ -237,6 +237,27 @@ def _containers(ctx: click.Context, incomplete: str, wanted: Callable[[str], boo
     return _starting(found, incomplete)
 
 
+def revocable(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """What `orc cluster revoke KIND` can name."""
+    from orchestrator.pb import access_pb2, dashboard_pb2
+
+    kind = ctx.params.get("kind")
+    if kind == "node":
+        return nodes(ctx, param, incomplete)
+    if kind == "session":
+        opened = _call(ctx, "Dashboard.ListSessions", dashboard_pb2.ListSessionsRequest())
+        return _starting(
+            [(each.id, each.user) for each in (opened.sessions if opened else ())], incomplete
+        )
+    reply = _call(ctx, "Access.ListCertificates", access_pb2.ListCertificatesRequest())
+    found = [row.certificate for row in (reply.certificates if reply else ()) if not row.revoked_at]
+    if kind == "certificate":
+        named = [(each.id, each.hostname or each.name) for each in found]
+    else:
+        named = [(each.name, each.address) for each in found if each.role == kind]
+    return _starting(named, incomplete)
+
+
 def _call(ctx: click.Context, method: str, request: Any) -> Any:
     from orchestrator.cli.client import Client
 

@@ -608,6 +608,24 @@ async def orc(folder: Path, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
+def _serial(running: Running) -> str:
+    issued = Issued.of(TlsFiles.of(running.folder, "manager").pair.read().certificate)
+    assert issued is not None
+    return issued.serial
+
+
+async def completed(folder: Path, line: str) -> list[str]:
+    """What a shell is offered at the end of a line."""
+    environment = {"XDG_CONFIG_HOME": str(folder), "_ORC_COMPLETE": "bash_complete"}
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("orc"),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, **environment, "ORC_LINE": line},
+    )
+    out, _ = await process.communicate()
+    return [each.split("\t")[1] for each in out.decode().splitlines()]
+
+
 async def test_the_command_line_lists_and_revokes(running: Running, tmp_path: Path) -> None:
     contexts = tmp_path / "config" / "orc" / "contexts"
     contexts.mkdir(parents=True)
@@ -620,6 +638,10 @@ async def test_the_command_line_lists_and_revokes(running: Running, tmp_path: Pa
     folder = tmp_path / "config"
     status, _, _ = await orc(folder, "--context", "anna", "node", "ls")
     assert status == 0
+    assert await completed(folder, "orc -c root cluster revoke admin an") == ["anna"]
+    serial = _serial(running)
+    line = f"orc -c root cluster revoke certificate {serial[:8]}"
+    assert await completed(folder, line) == [serial]
     follower = asyncio.create_task(orc(folder, "--context", "anna", "events"))
     await under_way(running, "anna")
     status, out, err = await orc(folder, "-c", "root", "cluster", "certificates", "--format=json")

@@ -159,6 +159,8 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
 }
 """Command → flag → what to do instead."""
 
+_DRAIN = "use 'orc node update --availability drain NODE'"
+_ACTIVATE = "use 'orc node update --availability active NODE'"
 _ANEW = "use 'orc service update', or make the container anew with other flags"
 
 COMMANDS: Mapping[str, str] = {
@@ -169,6 +171,19 @@ COMMANDS: Mapping[str, str] = {
     "container update": _ANEW,
     "context update": "use 'orc context rm' and 'orc context create'",
     "manifest": "use 'orc image inspect'",
+    **dict.fromkeys(("node drain", "node cordon", "drain"), _DRAIN),
+    "cordon": "use 'orc node update --availability pause NODE'",
+    "node pause": "use 'orc node update --availability pause NODE'",
+    **dict.fromkeys(("node activate", "node uncordon", "uncordon"), _ACTIVATE),
+    "apply": "use 'orc stack deploy -c FILE NAME'",
+    "delete": "use 'orc service rm', 'orc stack rm' or 'orc rm'",
+    "describe": "use 'orc inspect NAME'",
+    "get": "use 'orc service ls', 'orc node ls', 'orc ps' and the like",
+    "get nodes": "use 'orc node ls'",
+    "get pods": "use 'orc ps', or 'orc service ps SERVICE'",
+    "get services": "use 'orc service ls'",
+    "rollout": "use 'orc service update' and 'orc service rollback'",
+    "scale": "use 'orc service scale SERVICE=REPLICAS'",
     "node demote": _ONE_MANAGER,
     "node promote": _ONE_MANAGER,
     "plugin": "volume and network plugins are found by themselves where their sockets are",
@@ -186,7 +201,7 @@ COMMANDS: Mapping[str, str] = {
     "update": _ANEW,
     "volume update": _CLUSTER_VOLUME,
 }
-"""Docker's commands that are not ours, as one or two words."""
+"""Commands of Docker, and the most usual of kubectl, that are not ours, as one or two words."""
 
 
 _ALIASES = {"image ls": "images", "image rm": "rmi"}

@@ -29,7 +29,7 @@ from orchestrator.model.convert import from_proto
 from orchestrator.model.documents import Document, DocumentKind, check_data
 from orchestrator.model.names import short_id
 from orchestrator.model.services import UpdateState
-from orchestrator.model.units import format_duration
+from orchestrator.model.units import format_ago
 from orchestrator.pb import documents_pb2
 
 _SUMMARY = {
@@ -282,7 +282,7 @@ def _fields(row: Row) -> list[tuple[str, str]]:
 
 
 def _ago(key: str) -> Callable[[Row], str]:
-    return lambda row: f"{format_duration(max(0.0, round(time.time() - row[key])))} ago"
+    return lambda row: format_ago(row[key], time.time())
 
 
 _COLUMNS = [

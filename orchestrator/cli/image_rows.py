@@ -87,6 +87,6 @@ def image_columns(whole: bool, digests: bool, now: float) -> list[Column]:
         *columns,
         short("IMAGE ID", "id", whole),
         Column("CREATED", lambda r: format_ago(r["_created"], now) if r["_created"] else ""),
-        Column("SIZE", lambda row: format_size(row["size"])),
+        Column("CONTENT SIZE", lambda row: format_size(row["size"])),
         Column("NODES", lambda row: ", ".join(row["nodes"])),
     ]

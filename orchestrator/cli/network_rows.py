@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.cli.output import Column, Row, column, moment, short
 from orchestrator.model.convert import from_proto
-from orchestrator.model.networks import OVERLAY, is_sliced
+from orchestrator.model.networks import OVERLAY, is_sliced, stays_on_node
 from orchestrator.model.objects import Network
 from orchestrator.model.services import Service
+from orchestrator.model.specs import HOST_NETWORK, NO_NETWORK
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 from orchestrator.pb import control_pb2, types_pb2
@@ -22,6 +23,7 @@ def network_row(message: types_pb2.Network) -> Row:
         "id": network.id,
         "name": network.name,
         "driver": network.driver,
+        "scope": _scope(network),
         "subnet": network.subnet or None,
         "subnet6": network.subnet6 or None,
         "vni": network.vni if network.driver == OVERLAY else None,
@@ -40,6 +42,12 @@ def network_row(message: types_pb2.Network) -> Row:
     }
 
 
+def _scope(network: Network) -> str:
+    """`node` where containers of different nodes do not meet on it, else `cluster`."""
+    alone = network.name in (HOST_NETWORK, NO_NETWORK)
+    return "node" if alone or stays_on_node(network.driver, network.options) else "cluster"
+
+
 def network_columns(whole: bool) -> list[Column]:
     """The table of `orc network ls`."""
     return [
@@ -48,7 +56,8 @@ def network_columns(whole: bool) -> list[Column]:
         column("DRIVER", "driver"),
         Column("SUBNET", _subnets),
         Column("VNI", lambda row: "" if row["vni"] is None else str(row["vni"])),
-        Column("", _marks),
+        column("SCOPE", "scope"),
+        Column("ATTRIBUTES", _marks),
     ]
 
 
@@ -110,6 +119,7 @@ def network_fields(row: Row) -> list[tuple[str, str]]:
         ("ID", row["id"]),
         ("Name", row["name"]),
         ("Driver", row["driver"]),
+        ("Scope", row["scope"]),
         ("Subnet", _subnets(row)),
         ("IP range", row["ip_range"] or ""),
         ("Gateway", row["gateway"] or ""),

@@ -169,6 +169,7 @@ _DOCKERS = {
     "CREATED": ("RunningFor", "CreatedSince"),
     "NAMES": ("Name",),
     "VERSION": ("EngineVersion",),
+    "CONTENT SIZE": ("Size",),
     "CONTAINER ID": ("Container",),
     "LAYER": ("ID",),
 }

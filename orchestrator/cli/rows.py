@@ -94,6 +94,7 @@ def task_row(task: Task, hostnames: Mapping[str, str]) -> Row:
         "error": task_error(task),
         "exit_code": status.exit_code if has_exit_code(task) else None,
         "image": task.spec.container.image,
+        "ports": [port_row(port) for port in task.spec.ports],
         "addresses": status.addresses,
         "started_at": moment(status.started_at),
         "state_at": moment(status.at),
@@ -149,6 +150,13 @@ def task_error(task: Task) -> str:
     return ""
 
 
+def _task_ports(row: Row) -> str:
+    """Published ports, of what runs."""
+    if row["state"] != "running":
+        return ""
+    return ", ".join(port_text(port) for port in row["ports"] if port["published"])
+
+
 def task_columns(whole: bool) -> list[Column]:
     return [
         short("ID", "id", whole),
@@ -163,6 +171,7 @@ def task_columns(whole: bool) -> list[Column]:
             ),
         ),
         Column("ERROR", lambda row: row["error"]),
+        Column("PORTS", _task_ports),
     ]
 
 

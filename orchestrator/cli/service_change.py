@@ -213,12 +213,19 @@ def promote(client: Client, service: str, **values: Any) -> None:
     wait_for(client, [client.call("PromoteService", request)], values)
 
 
+def _scales(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
+    if len(words) == 2 and "=" not in words[0] and words[1].isdecimal():
+        raise click.UsageError(f"write it as one word: 'orc service scale {words[0]}={words[1]}'")
+    return words
+
+
 @click.command(epilog=example("orc service scale web=12", "orc service scale web=3 api=5"))
 @wait_options
 @monitor_option
 @click.argument(
     "scales",
     metavar="SERVICE=REPLICAS...",
+    callback=_scales,
     nargs=-1,
     required=True,
     shell_complete=completion.scales,

@@ -236,17 +236,22 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+_ENDED = ("exited", "failed", "complete", "shutdown", "rejected", "orphaned", "removing")
+"""States of tasks that run no more."""
+
+
 def headline(figures: Figures) -> str:
     """The cluster in one line."""
     nodes, tasks = figures.nodes, figures.tasks
     ready = sum(node["state"] == "ready" for node in nodes)
     running = sum(task["state"] == "running" for task in tasks)
+    wanted = sum(task["state"] not in _ENDED for task in tasks)
     cores = sum(node["cpu_percent"] for node in nodes) / CPU
     total = sum(node["shares_total"] for node in nodes)
     memory = sum(node["memory"] for node in nodes)
     whole = sum(node["memory_total"] for node in nodes)
     return (
         f"{ready}/{len(nodes)} nodes ready, {count(len(figures.services), 'service')}, "
-        f"{running}/{len(tasks)} tasks running, {cores:.1f} of {format_cores(total)} cores, "
+        f"{running}/{wanted} tasks running, {cores:.1f} of {format_cores(total)} cores, "
         f"{format_memory(memory)} of {format_memory(whole)}"
     )

@@ -114,10 +114,24 @@ def find_container(view: ClusterView, word: str) -> Task:
     (`web.3`), an id, or the beginning of one."""
     if (found := _exactly(view, word)) is not None:
         return found
+    if (replica := _first_replica(view, word)) is not None:
+        raise not_found(
+            f"no container '{word}', but a service; did you mean its replica '{replica}'?"
+        )
     names: dict[str, Task] = {}
     for task in sorted(view.tasks.values(), key=lambda task: task.created_at):
         names[task.name] = task
     return _pick("container", word, view.tasks, names.items(), "orc ps -a")
+
+
+def _first_replica(view: ClusterView, word: str) -> str | None:
+    """The name of a service's first task, one that runs if there is any."""
+    service = view.service_by_name(word)
+    if service is None or service.removed:
+        return None
+    tasks = view.tasks_of_service(service.id).values()
+    first = min(tasks, key=lambda task: (not task.status.works, task.slot), default=None)
+    return None if first is None else first.name
 
 
 def _exactly(view: ClusterView, word: str) -> Task | None:

@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.background import background
 from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.lookup import find_container
+from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import Refusal, invalid, precondition
 from orchestrator.manager.tunnels import Tunnel
 from orchestrator.model.allowances import PRIVILEGED, allows, refusal
@@ -193,12 +194,30 @@ class InteractApi(Calls, interact_pb2_grpc.InteractServicer):  # type: ignore[mi
     async def _tunnel(self, task: Task, order: Any) -> AsyncIterator[Tunnel]:
         """A tunnel to the node of a task."""
         if not task.node_id:
-            raise precondition(f"container {task.name} has no node yet; see 'orc service ps'")
+            raise precondition(_unplaced(self.api.view, task))
         node = self.api.view.nodes.get(task.node_id)
         name = node.description.hostname if node else task.node_id
         deliver = self.api.dispatcher.deliver
         async with self.api.tunnels.open(task.node_id, name, order, deliver) as tunnel:
             yield tunnel
+
+
+def _unplaced(view: ClusterView, task: Task) -> str:
+    """Why a task that has no node can do nothing, and what became of the one before it."""
+    why = f": {task.status.message}" if task.status.message else ""
+    text = f"container {task.name} waits for a node{why}"
+    before = [
+        other
+        for other in view.tasks_of_service(task.service_id).values()
+        if other.slot == task.slot and other.node_id
+    ]
+    if before:
+        last = max(before, key=lambda other: other.created_at)
+        node = view.nodes.get(last.node_id)
+        if node is not None and node.state is NodeState.DOWN:
+            text += f"; the one before it is on node {node.description.hostname}, which is down"
+    hint = f"see 'orc service ps {task.service_name}'" if task.service_id else "see 'orc ps -a'"
+    return f"{text}; {hint}"
 
 
 async def _inputs(messages: AsyncIterator[Any], tunnel: Tunnel) -> None:

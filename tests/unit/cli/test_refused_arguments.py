@@ -106,6 +106,7 @@ def test_placement(
     [
         ("run -d --health-http /x hello:1", "does not begin with a port"),
         ("run -d --health-tcp 80 --network none hello:1", "its node cannot reach"),
+        ("service scale web 3", "write it as one word: 'orc service scale web=3'"),
         ("plan rm hello", "'orc rm' cannot be planned"),
         ("plan service create --name 9web$ hello:1", "9web$"),
         ("network policy deny default --to db --port 65536", "65536"),

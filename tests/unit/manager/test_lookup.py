@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.manager.lookup import find_logged
+from orchestrator.manager.lookup import find_container, find_logged
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import Refusal
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode, ServiceSpec
-from orchestrator.model.tasks import Task
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
 
 WEB = Service(id="s-web", spec=ServiceSpec(name="web"))
 SUMS = Service(id="j-sums", spec=ServiceSpec(name="sums", mode=ServiceMode.REPLICATED_JOB))
@@ -57,3 +58,17 @@ def test_what_has_no_logs_is_called_what_was_asked_for(word: str, of_job: bool, 
     with pytest.raises(Refusal) as refusal:
         find_logged(VIEW, word, of_job)
     assert refusal.value.text == words
+
+
+def test_a_service_in_place_of_a_container_leads_to_its_first_replica_that_runs() -> None:
+    states = (TaskState.PENDING, TaskState.RUNNING, TaskState.RUNNING)
+    tasks = [
+        Task(
+            f"t{slot}", service_id="s-web", service_name="web", slot=slot, status=TaskStatus(state)
+        )
+        for slot, state in enumerate(states, start=1)
+    ]
+    view = ClusterView.of([WEB, *tasks])
+    with pytest.raises(Refusal, match=r"no container 'web', but a service.*replica 'web\.2'\?"):
+        find_container(view, "web")
+    assert find_container(view, "web.1").id == "t1"

@@ -1,4 +1,4 @@
-"""What is refused, and what becomes of calls under way."""
+"""Which certificates are refused, and how the calls under way of their holders end."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from devcluster import ORC, Cluster, eventually
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 SHOP = """
+name: shop
 services:
   web:
     image: hello:1
@@ -111,7 +112,7 @@ def test_a_stack_is_deployed_in_order_and_reached_by_its_names(
 
     (first, *_) = cluster.running("shop_web")
     page = ("/bin/busybox", "wget", "-qO-", "-T", "2")
-    for host in ("api", "shop_api", "shop_api.1"):
+    for host in ("api", "API", "shop_api", "shop_api.1"):
         asked = ("exec", first["name"], *page, f"http://{host}/")
         eventually(lambda asked=asked: "Hello from shop_api.1" in cluster.orc(*asked).stdout)  # type: ignore[misc]
     # `inner` is a name on the other network only.
@@ -138,7 +139,7 @@ def test_only_what_changed_is_restarted_and_the_plan_says_so(
     cluster.orc("stack", "deploy", "-c", file, "shop")
     before = ids(cluster, "shop")
 
-    again = cluster.orc("stack", "deploy", "-c", file, "shop")
+    again = cluster.orc("stack", "deploy", "-c", file)  # which has the name
     assert "stack shop is as the files say already" in again.stderr
     assert ids(cluster, "shop") == before
 

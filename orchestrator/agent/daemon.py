@@ -211,6 +211,7 @@ async def run(settings: Settings) -> None:
                 managers=db.managers() or identity.managers,
                 ports=(blob_port, metrics_port),
                 access=db.container_access(),
+                guests=foreign.addresses(),
             ),
         )
 

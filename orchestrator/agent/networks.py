@@ -313,6 +313,8 @@ class Networks:
             others += made.nameservers
             if made.address6:
                 addresses6[config.name] = made.address6
+        if any(config.driver for _, config in wanted):
+            await self._expose()  # before it begins, not with the next pass
         # Any of them answers for all of the container's networks; the others are there for when it
         # is taken off the first.
         nameservers = gateways or others
@@ -380,15 +382,18 @@ def exposure_of(
     managers: Iterable[str],
     ports: tuple[int, int],
     access: Collection[str],
+    guests: Collection[str] = (),
 ) -> Exposure:
     """What is closed to containers. `nodes` are addresses, `managers` are HOST:PORT, `ports` are
-    those of this node's images and metrics; `access` is what is open (`model.exposure`)."""
+    those of this node's images and metrics; `access` is what is open (`model.exposure`), `guests`
+    are the addresses of containers on networks that others make."""
     places = [manager.rpartition(":") for manager in managers]
     hosts = {host for host, _, _ in places if _is_address(host)}
     return Exposure(
         hosts=tuple(sorted({*nodes, *hosts})),
         ports=closed_ports(access, (int(port) for _, _, port in places), *ports),
         addresses=() if METADATA in access else METADATA_ADDRESSES,
+        guests=tuple(sorted(guests)),
     )
 
 

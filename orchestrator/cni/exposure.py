@@ -3,6 +3,7 @@
     hosts      addresses of all hosts of the cluster on the underlay, this one included
     ports      TCP ports of these hosts that are closed to containers
     addresses  that are closed to containers wherever they lead: metadata services of clouds
+    guests     addresses of containers on networks that others make, as CNI plugins
 
 Also set down is by which interface hosts are expected, the one with this host's own address: what
 comes from them that way is not looked at further.
@@ -14,7 +15,7 @@ the first network on, empty but for the hosts that the network's configuration n
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address
 
 from . import fields
 from .netlink import Address
@@ -32,6 +33,8 @@ KINDS = {
     "closed_ports": "inet_service",
     "closed4": "ipv4_addr",
     "closed6": "ipv6_addr",
+    "guests4": "ipv4_addr",
+    "guests6": "ipv6_addr",
 }
 SETS = "".join(f"add set {TABLE} {name} {{ type {kind}; }}\n" for name, kind in KINDS.items())
 
@@ -43,6 +46,7 @@ class Exposure:
     hosts: tuple[IPv4Address, ...]
     ports: tuple[int, ...]
     addresses: tuple[Address, ...]
+    guests: tuple[Address, ...] = ()
 
 
 def parse(raw: Mapping[str, Any]) -> Exposure:
@@ -57,6 +61,7 @@ def parse(raw: Mapping[str, Any]) -> Exposure:
             fields.address(one, "addresses")
             for one in fields.listed(raw.get("addresses"), "addresses")
         ),
+        tuple(fields.address(one, "guests") for one in fields.listed(raw.get("guests"), "guests")),
     )
 
 
@@ -67,9 +72,16 @@ def elements(exposure: Exposure, underlay: Iterable[str]) -> dict[str, list[str]
         "hosts": hosts,
         "sources": [f'"{name}" . {host}' for name in sorted(underlay) for host in hosts],
         "closed_ports": sorted({str(one) for one in exposure.ports}),
-        "closed4": sorted({str(one) for one in exposure.addresses if isinstance(one, IPv4Address)}),
-        "closed6": sorted({str(one) for one in exposure.addresses if isinstance(one, IPv6Address)}),
+        **_by_family("closed", exposure.addresses),
+        **_by_family("guests", exposure.guests),
     }
+
+
+def _by_family(name: str, addresses: Iterable[Address]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {f"{name}4": [], f"{name}6": []}
+    for address in sorted(set(map(str, addresses))):
+        found[f"{name}{6 if ':' in address else 4}"].append(address)
+    return found
 
 
 def script(exposure: Exposure, underlay: Iterable[str]) -> str:

@@ -85,6 +85,8 @@ add rule {TABLE} forward iifname . oifname @ways accept
 add rule {TABLE} forward iifname @members udp dport {DEFAULT_PORT} drop
 add rule {TABLE} forward iifname @internal {DENY}
 add rule {TABLE} forward iifname @members jump closed
+add rule {TABLE} forward ip saddr @guests4 jump closed
+add rule {TABLE} forward ip6 saddr @guests6 jump closed
 add rule {TABLE} forward oifname @internal drop
 add rule {TABLE} forward ct status dnat accept
 add rule {TABLE} forward oifname @members drop
@@ -93,6 +95,8 @@ add rule {TABLE} input udp dport {DEFAULT_PORT} {sealed.VNI} vmap @vnis
 add rule {TABLE} input ct state established,related accept
 add rule {TABLE} input iifname @members udp dport {DEFAULT_PORT} drop
 add rule {TABLE} input iifname @members jump closed
+add rule {TABLE} input ip saddr @guests4 jump closed
+add rule {TABLE} input ip6 saddr @guests6 jump closed
 add rule {TABLE} input iifname != @internal accept
 add rule {TABLE} input meta l4proto {{ icmp, icmpv6 }} accept
 add rule {TABLE} input meta l4proto {{ tcp, udp }} th dport 53 accept

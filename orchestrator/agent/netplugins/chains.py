@@ -179,6 +179,15 @@ class Chains:
             for each in given(result, record.ifname)
         )
 
+    def addresses(self) -> frozenset[str]:
+        """The addresses of all containers on these networks, without prefix length."""
+        return frozenset(
+            str(each.address.ip)
+            for record in self._records.all()
+            if (result := record.body.get("result"))
+            for each in given(result, record.ifname)
+        )
+
     async def _clear(self, key: tuple[str, str]) -> None:
         """Try to give back what is nobody's."""
         try:

@@ -29,6 +29,10 @@ class ForeignNetworks:
         self.with_own = AllNetworks(own, self._chains, self._plugged)
         """Together with ours."""
 
+    def addresses(self) -> frozenset[str]:
+        """The addresses of containers on networks that others make."""
+        return self._chains.addresses() | self._plugged.addresses()
+
     def described(self, node: NodeDescription) -> NodeDescription:
         """The node's description with what its networks can be had by."""
         return replace(

@@ -151,6 +151,15 @@ class PluginNetworks:
             if subnet.version == ip_address(gateway).version
         )
 
+    def addresses(self) -> frozenset[str]:
+        """The addresses of all containers on these networks, without prefix length."""
+        return frozenset(
+            str(ip_interface(each).ip)
+            for record in self._records.all()
+            if record.body.get("joined")
+            for each in record.body["addresses"]
+        )
+
     async def run(self) -> None:
         """Clear what earlier agents left, and look after plugins, until cancelled."""
         while True:

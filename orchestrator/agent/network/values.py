@@ -92,12 +92,14 @@ class Exposure:
     """What of the cluster's hosts is closed to containers.
 
     `hosts` are the addresses of all hosts of the cluster on the underlay, `ports` their TCP ports
-    that are closed, `addresses` what is closed wherever it leads.
+    that are closed, `addresses` what is closed wherever it leads. `guests` are the addresses of
+    containers on networks that others make.
     """
 
     hosts: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
     addresses: tuple[str, ...] = ()
+    guests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ import json
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -120,6 +120,31 @@ def forged(sender: str | Path, node: Node, name: str, victim: str | Path, addres
             return receiver.recv(1) == b"!"
         except TimeoutError:
             return False
+
+
+@contextmanager
+def listening(netns: Path, address: str, port: int) -> Iterator[None]:
+    """A server that takes connections and says nothing."""
+    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with within(netns, lambda: socket.socket(kind, socket.SOCK_STREAM)) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.listen()
+        yield
+
+
+def connects(netns: str | Path, address: str, port: int) -> bool:
+    """Whether a connection is made; one that is closed is refused, not lost."""
+    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with within(netns, lambda: socket.socket(kind, socket.SOCK_STREAM)) as sock:
+        sock.settimeout(20)
+        try:
+            sock.connect((address, port))
+        except TimeoutError:
+            raise
+        except OSError:
+            return False
+        return True
 
 
 def shell(netns: str | Path, *argv: str) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from netkit import Node, reaches
-from nshosts import NsHost, within
+from netkit import Node, connects, listening, reaches
+from nshosts import NsHost
 
 from orchestrator.agent.network import Exposure, Interface, PortMapping
 
@@ -21,31 +18,6 @@ CLOSED = Exposure(
     ports=(7420, 7424),
     addresses=(METADATA, METADATA6),
 )
-
-
-@contextmanager
-def listening(netns: Path, address: str, port: int) -> Iterator[None]:
-    """A server that takes connections and says nothing."""
-    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with within(netns, lambda: socket.socket(kind, socket.SOCK_STREAM)) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address, port))
-        sock.listen()
-        yield
-
-
-def connects(netns: str | Path, address: str, port: int) -> bool:
-    """Whether a connection is made; one that is closed is refused, not lost."""
-    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with within(netns, lambda: socket.socket(kind, socket.SOCK_STREAM)) as sock:
-        sock.settimeout(20)
-        try:
-            sock.connect((address, port))
-        except TimeoutError:
-            raise
-        except OSError:
-            return False
-        return True
 
 
 async def test_ports_of_the_clusters_hosts(nodes: list[Node], hosts: list[NsHost]) -> None:

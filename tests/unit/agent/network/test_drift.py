@@ -31,7 +31,7 @@ DAMAGES = [
     ),
     ("ip route add 10.1.77.0/24 dev orcvx1", "the route to 10.1.77.0/24 does not belong on orcvx1"),
     ("nft delete table inet orc", "nftables: inet orc forward is gone"),
-    ("nft flush chain inet orc forward", "inet orc forward has 0 entries instead of 9"),
+    ("nft flush chain inet orc forward", "inet orc forward has 0 entries instead of 11"),
     ("nft flush set inet orc members", "set inet orc members has lost the devices"),
     ("sysctl -qw net.ipv6.conf.all.forwarding=0", "net.ipv6.conf.all.forwarding is switched off"),
 ]

@@ -7,11 +7,12 @@ import os
 import struct
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from forging import ear, packet, say, wire
-from netkit import Node, forged, forged_frame
+from netkit import Node, connects, forged, forged_frame, listening
 from nshosts import NsHost
 
 from orchestrator.agent.network import Exposure
@@ -43,8 +44,8 @@ def guest(nodes: list[Node]) -> Iterator[NsHost]:
         },
     }
 
-    def call(command: str) -> None:
-        subprocess.run(
+    def call(command: str) -> str:
+        done = subprocess.run(
             host.command(str(DEBIANS)),
             input=json.dumps(conf),
             text=True,
@@ -59,10 +60,11 @@ def guest(nodes: list[Node]) -> Iterator[NsHost]:
                 "CNI_PATH": str(DEBIANS.parent),
             },
         )
+        return done.stdout
 
-    call("ADD")
+    address = json.loads(call("ADD"))["ips"][0]["address"]
     try:
-        yield made
+        yield replace(made, address=address.partition("/")[0])
     finally:
         call("DEL")
         namespaces.remove(made.netns)
@@ -110,6 +112,26 @@ async def test_a_stranger_on_the_underlay_gets_into_no_tunnel(
     await one.network.expose(Exposure(hosts=here))
     assert not forged(stranger.netns, one, "b", victim.netns, victim.address)
     assert forged(two.host.netns, one, "b", victim.netns, victim.address)
+
+
+async def test_containers_of_plugins_reach_nothing_that_is_closed(
+    nodes: list[Node], guest: NsHost, hosts: list[NsHost]
+) -> None:
+    router, (one, two) = hosts[0], nodes
+    places = [
+        (one.host.netns, "10.88.0.1", 7420),
+        (two.host.netns, two.host.address, 7420),
+        (router.netns, "198.51.100.1", 80),
+    ]
+    known = (one.host.address, two.host.address)
+    for netns, address, port in places:
+        with listening(netns, address, port):
+            await one.network.expose(Exposure(known))
+            assert connects(guest.netns, address, port)
+            closed = Exposure(known, (7420,), ("198.51.100.1",), guests=(guest.address,))
+            await one.network.expose(closed)
+            assert not connects(guest.netns, address, port)
+            assert connects(one.host.netns, address, port)
 
 
 @pytest.mark.parametrize("port", [51840, 51841])

@@ -35,6 +35,7 @@ from orchestrator.model.dependencies import (
     find_cycle,
     start_order,
 )
+from orchestrator.model.mounts import MountSpec, MountType
 from orchestrator.model.specs import (
     STACK_LABEL,
     EndpointMode,
@@ -116,7 +117,7 @@ class _Assembly:
         container = replace(
             container,
             labels={**container.labels, STACK_LABEL: self._name},
-            mounts=mounts_of(section, at, self._volumes),
+            mounts=self._mounts(section, at),
             secrets=grants_of(section, at, "secrets", self._secrets),
             configs=grants_of(section, at, "configs", self._configs),
         )
@@ -163,6 +164,26 @@ class _Assembly:
             raise placed(error, section, at) from None
         return StackService(key, spec, section.place, build)
 
+    def _mounts(self, section: Map, at: str) -> tuple[MountSpec, ...]:
+        """The mounts of a service, and of those that it has the volumes from; its own come before
+        theirs."""
+        found = {each.target: each for each in mounts_of(section, at, self._volumes)}
+        for index, text in enumerate(section.texts("volumes_from")):
+            name, _, mode = text.partition(":")
+            other = cast(Map, self._services.entries[name])
+            for each in self._mounts(other, within("services", name)):
+                if each.type is MountType.TMPFS:
+                    continue
+                if not each.source:
+                    words = (
+                        f"the volume at {each.target} of service '{name}' has no name; give it one"
+                    )
+                    place = section.items_of("volumes_from")[index].place
+                    raise ComposeError(place, within(f"{at}.volumes_from", index), words)
+                shared = replace(each, read_only=True) if mode == "ro" else each
+                found.setdefault(each.target, shared)
+        return tuple(found.values())
+
     def _image(self, section: Map, at: str, name: str) -> tuple[str, StackBuild | None]:
         image, build = section.text("image"), section.get("build")
         if isinstance(build, Map):
@@ -202,6 +223,6 @@ def _dependencies(section: Map) -> dict[str, DependencyCondition]:
         other: _CONDITIONS[cast(Map, each).text("condition", "service_started")]
         for other, each in section.section("depends_on").entries.items()
     }
-    for link in section.texts("links"):
-        found.setdefault(link.partition(":")[0], DependencyCondition.STARTED)
+    for text in (*section.texts("links"), *section.texts("volumes_from")):
+        found.setdefault(text.partition(":")[0], DependencyCondition.STARTED)
     return found

@@ -332,11 +332,13 @@ def _with_profiles(document: Map, active: frozenset[str]) -> Map:
             else:
                 words = f"there is no service '{other}'; {hint(other, services)}"
                 raise ComposeError(dependency.place, at, words)
-        for index, link in enumerate(service.items_of("links")):
-            linked = cast(Scalar, link).text.partition(":")[0]
-            if linked not in kept:
-                words = f"there is no service '{linked}'; {hint(linked, kept)}"
-                raise ComposeError(link.place, within(f"services.{name}.links", index), words)
+        for key in ("links", "volumes_from"):
+            for index, text in enumerate(service.texts(key)):
+                other = text.partition(":")[0]
+                if other not in kept:
+                    words = f"there is no service '{other}'; {hint(other, kept)}"
+                    where = within(f"services.{name}.{key}", index)
+                    raise ComposeError(service.items_of(key)[index].place, where, words)
         if needs.entries != there:
             kept[name] = service.with_entries(depends_on=replace(needs, entries=there))
     section = replace(document.section("services"), entries=kept)

@@ -74,6 +74,14 @@ def _link(text: str) -> None:
         )
 
 
+def _volumes_from(text: str) -> None:
+    name, _, mode = text.partition(":")
+    if name == "container":
+        raise ValueError(f"{text!r}: only services of the file share their volumes")
+    if mode not in ("", "ro", "rw"):
+        raise ValueError(f"{text!r} is not of the form SERVICE[:ro]")
+
+
 def check_service_name(text: str) -> None:
     """Refuse a name that no service can have. Raises ValueError."""
     check_name(text, "service name")
@@ -320,7 +328,7 @@ SERVICE = Keys(
         "dns_opt": Many(),
         "extra_hosts": Pairs("=:", many=True),
         "volumes": Keyed(MOUNT, short.volumes, lambda entry: entry.text("target")),
-        "volumes_from": Refused("name the volumes at each service, under volumes"),
+        "volumes_from": Many(Text(_volumes_from)),
         "tmpfs": Many(Text(confinement.parse_tmpfs), single=True),
         "secrets": Keyed(GRANT, short.grants, _grant_key),
         "configs": Keyed(GRANT, short.grants, _grant_key),

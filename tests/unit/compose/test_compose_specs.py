@@ -280,3 +280,25 @@ configs: {c: {environment: C}}
         ("s_c", False, b"value"),
     ]
     assert "'x'" not in repr(stack)
+
+
+def test_a_service_has_the_volumes_of_another() -> None:
+    text = """
+services:
+  web: {image: a, volumes_from: ["db:ro"], volumes: ["own:/own"], tmpfs: /run}
+  db: {image: b, volumes_from: [base], volumes: ["data:/data", "/etc/x:/own"]}
+  base: {image: c, volumes: ["data:/base", {type: tmpfs, target: /t}]}
+volumes: {data: , own: }
+"""
+    found = {each.key: each.spec for each in Given(text).stack().services}
+    mounts = [(m.source, m.target, m.read_only) for m in found["web"].task.container.mounts]
+    assert mounts == [
+        ("s_own", "/own", False),
+        ("s_data", "/data", True),
+        ("s_data", "/base", True),
+    ]
+    assert [each.service for each in found["web"].depends_on] == ["s_db"]
+    with pytest.raises(ComposeError, match="of service 'db' has no name; give it one"):
+        Given(text.replace("data:/data", "/data")).stack()
+    with pytest.raises(ComposeError, match="wait for one another in a circle"):
+        Given(text.replace("image: c", "image: c, volumes_from: [web]")).stack()

@@ -32,7 +32,6 @@ _CONTAINER = {
     "--cpuset-mems": "use --cpuset-cpus; memory follows the CPUs",
     "--device-cgroup-rule": "use --device, with the rights that it needs",
     "--disable-content-trust": _TRUST,
-    "--gpus": "use --device for each of its devices",
     "--isolation": "that is Windows'; there is --runtime",
     "--kernel-memory": "use --memory, which counts the kernel's too",
     "--link": "containers of one network find each other by name; use --network",

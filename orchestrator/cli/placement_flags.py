@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from orchestrator.cli import completion
+from orchestrator.cli.flag_types import Parsed
 from orchestrator.model.affinities import Affinity, parse_affinity
 from orchestrator.model.dependencies import Dependency, parse_dependency
 from orchestrator.model.generic import check_generic, parse_generic
@@ -21,9 +22,25 @@ _AFFINITY = "RULE[,weight=NUMBER][,within=ATTRIBUTE]"
 _DEPENDENCY = "SERVICE[:started|healthy|completed]"
 
 
+_GPU = "gpu"
+"""The kind of generic resource that `--gpus` reserves."""
+
+
+def _gpus(text: str) -> str:
+    """`KIND=NUMBER` of Docker's `--gpus NUMBER` or `count=NUMBER[,…]`. Raises ValueError."""
+    fields = dict(part.partition("=")[::2] for part in text.split(","))
+    number = text if text.isdecimal() else fields.get("count", "")
+    if not number.isdecimal() or not int(number):
+        raise ValueError(
+            f"{text!r} is not a number of GPUs: a task reserves some of its node's, such as "
+            "--gpus 2, and is given devices of its own; for one by its path, use --device"
+        )
+    return f"{_GPU}={number}"
+
+
 def affinity_options(function: F) -> F:
-    """Add `--affinity`, `--anti-affinity` and `--generic-resource`, which services and containers
-    have."""
+    """Add `--affinity`, `--anti-affinity`, `--gpus` and `--generic-resource`, which services and
+    containers have."""
     for name, what in (("anti-affinity", "far from"), ("affinity", "near")):
         function = click.option(
             f"--{name}",
@@ -32,6 +49,13 @@ def affinity_options(function: F) -> F:
             help=f"Run {what} nodes or services, such as node.labels.disk==ssd or service==db; "
             "with a weight (1 to 100) a preference.",
         )(function)
+    function = click.option(
+        "--gpus",
+        type=Parsed("number", _gpus),
+        metavar="NUMBER|count=NUMBER",
+        help="GPUs of the node to reserve, and to have as devices: the same as --generic-resource "
+        "gpu=NUMBER.",
+    )(function)
     return click.option(
         "--generic-resource",
         multiple=True,
@@ -108,7 +132,9 @@ def with_placement(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
 def _generic(
     known: tuple[GenericResource, ...], values: Mapping[str, Any]
 ) -> tuple[GenericResource, ...]:
-    texts = values.get("generic_resource") or values.get("generic_resource_add") or ()
+    texts = [*(values.get("generic_resource") or values.get("generic_resource_add") or ())]
+    if values.get("gpus"):
+        texts.append(values["gpus"])
     try:
         added = [parse_generic(text) for text in texts]
         check_generic(added)

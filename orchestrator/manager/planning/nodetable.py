@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from orchestrator.manager.planning.resources import BoolArray, IntArray, occupies
+from orchestrator.manager.planning.slots import is_current
 from orchestrator.manager.planning.stock import Stock
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import Homes, named_volumes
@@ -17,7 +18,7 @@ from orchestrator.model.allowances import wanted
 from orchestrator.model.documents import references
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.placement import STOP_AFTER, DisconnectAction, GenericResource, Strategy
-from orchestrator.model.services import Service
+from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import Protocol, PublishMode, Resources
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
@@ -94,6 +95,17 @@ def _features(service: Service | None) -> tuple[str, ...]:
     return (STOP_AFTER,) if stops else ()
 
 
+_STANDING = (UpdateState.CANARY, UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
+"""States of an update in which outdated tasks stay."""
+
+
+def _is_leaving(service: Service | None, task: Task) -> bool:
+    """Whether an update in progress has yet to replace the task."""
+    if service is None or service.update.state in _STANDING:
+        return False
+    return task.spec_version != service.spec_version and not is_current(service, task)
+
+
 def published(task: Task) -> tuple[Port, ...]:
     """The ports that the task takes on its node, and another task could take there too."""
     return tuple(
@@ -127,7 +139,10 @@ class NodeTable:
         self.stock = Stock(view, self.nodes)
         self._attached: dict[str, IntArray] = {}
         self._active: dict[str, Counter[int]] = {}
+        self._leaving: dict[str, Counter[int]] = {}
+        """Of services: the tasks that an update in progress has yet to replace."""
         self._counts: dict[str, IntArray] = {}
+        self._staying: dict[str, IntArray] = {}
         self._load(view)
 
     def _load(self, view: ClusterView) -> None:
@@ -142,6 +157,8 @@ class NodeTable:
                 tasks[row] += 1
                 if task.desired_state <= TaskState.RUNNING:
                     self._active.setdefault(task.service_id, Counter())[row] += 1
+                    if _is_leaving(view.services.get(task.service_id), task):
+                        self._leaving.setdefault(task.service_id, Counter())[row] += 1
                 for port in published(task):
                     self.ports.setdefault(port, set()).add(row)
                 for name in task.spec.network_names:
@@ -160,6 +177,18 @@ class NodeTable:
             self._counts[service_id] = counts
         return counts
 
+    def staying_of_service(self, service_id: str) -> IntArray:
+        """As `tasks_of_service`, without those that the service's update has yet to replace: where
+        these are says nothing of how its tasks are spread in the end."""
+        if service_id not in self._leaving:
+            return self.tasks_of_service(service_id)
+        counts = self._staying.get(service_id)
+        if counts is None:
+            counts = self._staying[service_id] = self.tasks_of_service(service_id).copy()
+            for row, count in self._leaving[service_id].items():
+                counts[row] -= count
+        return counts
+
     def attached(self, network: str) -> IntArray:
         """How many tasks each node has on a network."""
         counts = self._attached.get(network)
@@ -167,13 +196,20 @@ class NodeTable:
             counts = self._attached[network] = np.zeros(len(self.nodes), dtype=np.int64)
         return counts
 
+    def _kept_counts(self, service_id: str) -> Iterator[IntArray]:
+        staying = self.staying_of_service(service_id)
+        yield staying
+        if service_id in self._leaving:
+            yield self.tasks_of_service(service_id)
+
     def place(self, row: int, demand: Demand) -> bool:
         """Count a task of this demand on the node; whether a volume has found its home by that,
         which the next tasks of the same demand must follow."""
         self.free_shares[row] -= demand.resources.shares
         self.free_memory[row] -= demand.resources.memory
         self.tasks[row] += 1
-        self.tasks_of_service(demand.service_id)[row] += 1
+        for counts in self._kept_counts(demand.service_id):
+            counts[row] += 1
         for port in demand.ports:
             self.ports.setdefault(port, set()).add(row)
         for name in demand.networks:

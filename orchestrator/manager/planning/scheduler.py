@@ -163,7 +163,7 @@ class _Zones:
         values = [tuple(read(node, each) or "" for each in attributes) for node in table.nodes]
         numbers = {value: number for number, value in enumerate(sorted(set(values)))}
         self._zone = np.array([numbers[value] for value in values], dtype=np.int64)
-        self._tasks = np.bincount(self._zone, weights=table.tasks_of_service(demand.service_id))
+        self._tasks = np.bincount(self._zone, weights=table.staying_of_service(demand.service_id))
 
     def tasks(self) -> IntArray:
         """For each node, how many tasks its zone has."""

@@ -50,7 +50,7 @@ class Ranking:
             _fraction(table.total_shares[rows], table.free_shares[rows], demand.resources.shares),
             _fraction(table.total_memory[rows], table.free_memory[rows], demand.resources.memory),
         )
-        crowd, tasks = table.tasks_of_service(demand.service_id)[rows], table.tasks[rows]
+        crowd, tasks = table.staying_of_service(demand.service_id)[rows], table.tasks[rows]
         if demand.binpack:
             crowd, tasks = np.zeros_like(crowd), _TASKS - tasks
             load = 2 * _LOAD_UNIT - load

@@ -106,6 +106,11 @@ def test_placement(
     [
         ("run -d --health-http /x hello:1", "does not begin with a port"),
         ("run -d --health-tcp 80 --network none hello:1", "its node cannot reach"),
+        (
+            "run --gpus all hello:1",
+            "--gpus 2, and is given devices of its own; for one by its path",
+        ),
+        ("service create --gpus device=0 hello:1", "not a number of GPUs"),
         ("service scale web 3", "write it as one word: 'orc service scale web=3'"),
         ("plan rm hello", "'orc rm' cannot be planned"),
         ("plan service create --name 9web$ hello:1", "9web$"),

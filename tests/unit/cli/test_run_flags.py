@@ -43,7 +43,6 @@ def test_a_port_of_one_address_is_refused(text: str) -> None:
     ("words", "instead"),
     [
         (("run", "--link", "db", "hello:1"), "use --network"),
-        (("run", "--gpus", "all", "hello:1"), "use --device"),
         (("create", "-a", "stdin", "hello:1"), "by -i"),
         (("pull", "--all-tags", "hello"), "one by one"),
         (("container", "run", "--link", "db", "hello:1"), "use --network"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
+import pytest
 from builders import NONE, World, node, service, task_spec
 
 from orchestrator.manager.planning.progress import progress
@@ -365,3 +367,22 @@ def test_a_global_service_starts_first_on_its_own_nodes() -> None:
     assert [item.node_id for item in old] == [new.node_id]
     world.obey()
     assert [item.spec.force for item in world.tasks(RUNNING)] == [1, 1]
+
+
+@pytest.mark.parametrize("order", UpdateOrder)
+@pytest.mark.parametrize("parallelism", [1, 2, 0])
+@pytest.mark.parametrize("kept", [("a",), ("a", "b"), ("a", "b", "c")])
+def test_a_forced_update_spreads_a_service_anew(
+    order: UpdateOrder, parallelism: int, kept: tuple[str, ...]
+) -> None:
+    web = service(replicas=6, update=UpdatePolicy(parallelism=parallelism, order=order))
+    world = World(*map(node, kept), web)
+    world.obey()
+    for name in "abc":
+        if name not in kept:
+            world.put(node(name))
+    world.obey()
+    (web,) = world.view.services.values()
+    world.put(updated(web, replace(web.spec.task, force=1)))
+    world.obey()
+    assert Counter(item.node_id for item in world.tasks(RUNNING)) == dict.fromkeys("abc", 2)

@@ -155,6 +155,9 @@ class VolumeStore:
     async def remove(self, volume: Volume, *, force: bool) -> None:
         """Remove a volume with its data; fine when it is not there. Raises VolumeError, also for
         one in use."""
+        # What a plugin has yet to be told counts as a use there.
+        for use in [use for use in self._leaving.values() if volume.name in use.volumes]:
+            await self._leave(use)
         async with self._locks[volume.name]:
             if self.users(volume.name):
                 raise VolumeError(f"volume {volume.name} is in use by a container")

@@ -254,6 +254,20 @@ async def test_a_removal_by_a_hung_plugin_is_given_up(
     assert plugin.volumes == {}
 
 
+async def test_what_is_removed_is_given_back_first(
+    plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path
+) -> None:
+    async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
+        await volumes.attach(USER, {})
+        plugin.hang = {"Unmount"}
+        await volumes.detach("t1", drop=False)
+        assert plugin.mounts == {"data": {"t1"}}
+        plugin.hang = set()
+        await volumes.remove(Volume(id="data", driver="toy"), force=False)
+    assert plugin.mounts == {"data": set()}
+    assert plugin.volumes == {}
+
+
 async def test_a_plugin_at_work_is_waited_for(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from forging import ear, packet, say, wire
 from netkit import Node, connects, forged, forged_frame, listening
 from nshosts import NsHost
 
-from orchestrator.agent.network import Exposure
+from orchestrator.agent.network import Exposure, Peer
 from orchestrator.cni import namespaces
 
 pytestmark = pytest.mark.root
@@ -145,3 +145,20 @@ async def test_no_container_reaches_a_tunnel_port(
             say(sender, two.host.address, port, b"from a container")
         say(one.host.netns, two.host.address, port, b"from the host")
         assert listener.until(b"from the host") == []
+
+
+@pytest.mark.parametrize("port", [51840, 51841])
+async def test_wireguard_hears_hosts_of_the_cluster_only(
+    nodes: list[Node], hosts: list[NsHost], port: int
+) -> None:
+    """A listener stands for the kernel's WireGuard, which has no such port here."""
+    one, two = nodes
+    await one.network.remove("b")
+    encrypted = Peer("10.2.2.0/24", "fd6f:7263::2", "fd00:2:0:2::/64")
+    await one.apply("b", encrypted=True, peers=[encrypted])
+    await one.network.expose(Exposure((one.host.address, two.host.address)))
+    with ear(one.host.netns, port) as listener:
+        say(hosts[3].netns, one.host.address, port, b"from a stranger")
+        say(two.host.netns, one.host.address, port, b"from a host")
+        assert listener.until(b"from a host") == []
+    await one.network.remove("b")

@@ -41,7 +41,6 @@ _CONTAINER = {
     "--memory-reservation": "use --reserve-memory",
     "--memory-swappiness": "use --memory-swap",
     "--oom-kill-disable": "use --oom-score-adj, or give more --memory",
-    "--platform": "a node runs its own platform; choose one by --constraint node.platform.arch==…",
     "--io-maxbandwidth": "that is Windows'",
     "--io-maxiops": "that is Windows'",
     "--use-api-socket": "mount the socket with -v",

@@ -51,7 +51,10 @@ def new_spec(values: dict[str, Any]) -> ServiceSpec:
             spec,
             task=task,
             labels=pairs("label", values["label"]),
-            constraints=values["constraint"],
+            constraints=(
+                *values["constraint"],
+                *filter(None, [values.get("platform")]),
+            ),
             spread=preferences(values.get("placement_pref") or ()),
         )
     )

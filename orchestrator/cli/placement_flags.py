@@ -14,6 +14,7 @@ from orchestrator.model.affinities import Affinity, parse_affinity
 from orchestrator.model.dependencies import Dependency, parse_dependency
 from orchestrator.model.generic import check_generic, parse_generic
 from orchestrator.model.placement import GenericResource
+from orchestrator.model.platforms import platform_constraint
 from orchestrator.model.specs import ServiceSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,8 +40,8 @@ def _gpus(text: str) -> str:
 
 
 def affinity_options(function: F) -> F:
-    """Add `--affinity`, `--anti-affinity`, `--gpus` and `--generic-resource`, which services and
-    containers have."""
+    """Add `--affinity`, `--anti-affinity`, `--platform`, `--gpus` and `--generic-resource`, which
+    services and containers have."""
     for name, what in (("anti-affinity", "far from"), ("affinity", "near")):
         function = click.option(
             f"--{name}",
@@ -55,6 +56,12 @@ def affinity_options(function: F) -> F:
         metavar="NUMBER|count=NUMBER",
         help="GPUs of the node to reserve, and to have as devices: the same as --generic-resource "
         "gpu=NUMBER.",
+    )(function)
+    function = click.option(
+        "--platform",
+        type=Parsed("platform", platform_constraint),
+        metavar="OS/ARCH",
+        help="Only nodes of this platform, such as linux/arm64.",
     )(function)
     return click.option(
         "--generic-resource",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from orchestrator.compose.tree import ComposeError, Map, within
-from orchestrator.model.platforms import wanted_architecture
+from orchestrator.model.platforms import platform_constraint
 from orchestrator.model.specs import FailureAction, ServiceMode, UpdateOrder, UpdatePolicy
 from orchestrator.model.units import parse_duration
 from orchestrator.model.validate import InvalidSpec
-
-_MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "386": "i686", "arm": "armv7l"}
 
 
 def replicas_of(section: Map, mode: ServiceMode, at: str) -> int:
@@ -46,12 +44,11 @@ def platform_rules(section: Map, at: str) -> tuple[str, ...]:
     if not text:
         return ()
     try:
-        architecture = wanted_architecture(text)
+        return (platform_constraint(text),)
     except ValueError as error:
         raise ComposeError(
             section.place_of("platform"), within(at, "platform"), str(error)
         ) from None
-    return (f"node.platform.arch=={_MACHINES.get(architecture, architecture)}",)
 
 
 _KEYS = {

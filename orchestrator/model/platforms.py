@@ -24,3 +24,14 @@ def wanted_architecture(platform: str) -> str:
     if match is None:
         raise ValueError(f"{platform!r} is no platform; write such as linux/amd64")
     return architecture(match[1])
+
+
+_MACHINES = {name: machine for machine, name in _ARCHITECTURES.items()}
+"""Architectures by the words of images → as nodes report them."""
+
+
+def platform_constraint(text: str) -> str:
+    """The constraint that a platform such as `linux/arm64` is: a node runs its own alone. Raises
+    ValueError."""
+    architecture = wanted_architecture(text)
+    return f"node.platform.arch=={_MACHINES.get(architecture, architecture)}"

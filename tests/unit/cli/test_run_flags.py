@@ -9,9 +9,11 @@ from typing import Any
 import click
 import pytest
 
+from orchestrator.cli.container_spec import container_request
 from orchestrator.cli.docker_flags import FLAGS
 from orchestrator.cli.main import orc
 from orchestrator.cli.port_flags import split_publish, unnumbered
+from orchestrator.cli.run import run as run_command
 from orchestrator.model.specs import PortSpec, Protocol
 
 Refused = Callable[..., str]
@@ -94,3 +96,26 @@ def test_an_id_file_is_never_shared(manager: Any, refused: Refused, tmp_path: Pa
 
 def test_only_one_container_is_attached_to(manager: Any, refused: Refused) -> None:
     assert "only one container" in refused("start", "-a", "one", "two", status=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "constraints", "generic"),
+    [
+        ("--gpus 2", [], ["gpu=2"]),
+        ("--gpus count=1,capabilities=utility", [], ["gpu=1"]),
+        ("--platform linux/arm64", ["node.platform.arch==aarch64"], []),
+        (
+            "--constraint node.role==worker --platform amd64 --generic-resource fpga=1 --gpus 1",
+            ["node.role==worker", "node.platform.arch==x86_64"],
+            ["fpga=1", "gpu=1"],
+        ),
+    ],
+)
+def test_docker_s_flags_of_placement(
+    flags: str, constraints: list[str], generic: list[str]
+) -> None:
+    words = [*flags.split(), "hello:1"]
+    request = container_request(run_command.make_context("run", words).params, start=False)
+    assert list(request.constraints) == constraints
+    found = request.spec.generic_resources
+    assert [f"{each.kind}={each.count}" for each in found] == generic

@@ -145,6 +145,7 @@ async def web(hosts: list[NsHost]) -> AsyncIterator[Web]:
         for number, node in enumerate(nodes):
             await node.apply(made.config(number))
             await node.remove("n1")
+            await node.collect([])
 
 
 def service(*ends: Endpoint, ports: tuple[Published, ...] = (), vip: str = VIP) -> Service:

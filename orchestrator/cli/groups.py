@@ -215,7 +215,7 @@ class RootGroup(OrcGroup):
         ctx = click.Context(self, info_name="orc")
         for word in words:
             group = ctx.command
-            if not isinstance(group, OrcGroup):
+            if not isinstance(group, click.Group):
                 break
             if (found := group.get_command(ctx, word)) is not None:
                 ctx = click.Context(found, parent=ctx, info_name=word)

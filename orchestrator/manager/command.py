@@ -63,7 +63,7 @@ from orchestrator.tracing import CannotTrace, endpoint_option
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    metavar="N",
+    metavar="NUMBER",
     help="Files of the audit trail that are kept.",
 )
 @endpoint_option

@@ -51,6 +51,7 @@ PLACEHOLDERS = {
     "LIMIT": "nofile",
     "MAC": "02:00:00:00:00:01",
     "MOUNT": "type=volume,source=data,target=/data",
+    "MIB": "10",
     "NAME": "web",
     "NETWORK": "back",
     "NODE": "node1",

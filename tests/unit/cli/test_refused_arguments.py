@@ -111,6 +111,7 @@ def test_placement(
             "--gpus 2, and is given devices of its own; for one by its path",
         ),
         ("service create --gpus device=0 hello:1", "not a number of GPUs"),
+        ("dev down --name", "--name needs a value; see 'orc dev down --help'"),
         ("service scale web 3", "write it as one word: 'orc service scale web=3'"),
         ("plan rm hello", "'orc rm' cannot be planned"),
         ("plan service create --name 9web$ hello:1", "9web$"),

@@ -123,8 +123,9 @@ class Agent:
     async def ended(self) -> grpc.StatusCode:
         """Wait until the manager ends the session; its status."""
         async with asyncio.timeout(60):
-            while await self._call.read() is not grpc.aio.EOF:
-                pass
+            with suppress(grpc.aio.AioRpcError):  # a status that is no OK, also as `code` has it
+                while await self._call.read() is not grpc.aio.EOF:
+                    pass
             status: grpc.StatusCode = await self._call.code()
             return status
 

@@ -14,6 +14,7 @@ import stat
 import struct
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -136,7 +137,9 @@ def _add(
         for header, value in member.pax_headers.items()
         if not header.startswith((f"{XATTR}trusted.overlay.", f"{XATTR}user.overlay."))
     }
-    add_entry(archive, member, str(path))
+    # Root can open every file, but no device where the mount forbids them: the file is one by now.
+    with suppress(PermissionError):
+        add_entry(archive, member, str(path))
 
 
 def _own(number: int, ids: range) -> int:

@@ -104,12 +104,13 @@ async def test_folders_deeper_than_the_interpreters_stack(tmp_path: Path) -> Non
         os.close(here)
         here = inner
     os.close(here)
-    tar = await collect(read_root(upper, (), NO_IDS))
-    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
-        assert sum(1 for _ in archive) == 1100
-    assert len(await read_changes(upper, [], frozenset())) == 1100
-    # Not by Python, whose stack is as deep.
-    await asyncio.to_thread(subprocess.run, ["rm", "-r", upper / "d"], check=True)
+    try:
+        tar = await collect(read_root(upper, (), NO_IDS))
+        with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+            assert sum(1 for _ in archive) == 1100
+        assert len(await read_changes(upper, [], frozenset())) == 1100
+    finally:  # not by Python, whose stack is as deep
+        await asyncio.to_thread(subprocess.run, ["rm", "-r", upper / "d"], check=True)
 
 
 async def test_a_stopped_container_is_read_from_its_layers(tmp_path: Path) -> None:

@@ -53,11 +53,12 @@ class LightNode:
 @asynccontextmanager
 async def light_node(running: Running, folder: Path, number: int) -> AsyncIterator[LightNode]:
     joined = await running.join(running.token)
+    address = f"127.0.1.{number}"  # no two nodes may have the same
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(ImageStore(folder / f"store-{number}"))
         server = grpc.aio.server()
         blobs_pb2_grpc.add_BlobsServicer_to_server(BlobService(store.blob_path), server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.add_insecure_port(f"{address}:0")
         await server.start()
         stack.push_async_callback(server.stop, None)
         channel = running.channel(KeyPair(joined.certificate, joined.key))
@@ -65,7 +66,7 @@ async def light_node(running: Running, folder: Path, number: int) -> AsyncIterat
         call: Any = dispatch_pb2_grpc.DispatchStub(channel).Session()
         description = NodeDescription(
             hostname=f"node{number}",
-            address="127.0.0.1",
+            address=address,
             blob_port=port,
             resources=Resources(shares=1024, memory=1 << 30),
         )
@@ -90,7 +91,7 @@ async def light_node(running: Running, folder: Path, number: int) -> AsyncIterat
         images = ClusterImages(
             store,
             grpc.aio.insecure_channel,
-            f"127.0.0.1:{port}",
+            f"{address}:{port}",
             random.Random(number),
             Registry(folder),
             lambda: channel,

@@ -14,7 +14,7 @@ import stat
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, Protocol
 
 CHUNK = 1 << 18
 MAX_HEADER = 1 << 20
@@ -284,12 +284,11 @@ def unpack(archive_source: Reader, folder: str, top: str, name: str, owner: Owne
 class _Bounded(tarfile.TarInfo):
     """Entries whose headers are read into memory only if they are of a sane size."""
 
-    @classmethod
-    def frombuf(cls, buf: Any, encoding: str, errors: str) -> Self:
-        entry = super().frombuf(buf, encoding, errors)
-        if entry.type in _HEADERS and entry.size > MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {entry.size} bytes")
-        return entry
+    # tarfile's own entry point for subclasses, of all headers in all versions.
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        if self.type in _HEADERS and self.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def _parts(name: str, top: str, new: str) -> list[str]:

@@ -14,7 +14,6 @@ anybody. The old key goes when nothing has come by its device for `QUIET` second
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -76,6 +75,8 @@ Handshakes = Mapping[tuple[int, str], float]
 
 def address_of(public: str) -> IPv6Address:
     """The address inside the tunnels of the host that has this key, for as long as it has it."""
+    import hashlib  # with it comes libcrypto: 4 MiB for hosts that have no encrypted network
+
     digest = hashlib.sha256(public.encode()).digest()
     return PREFIX[int.from_bytes(digest[:12], "big")]
 

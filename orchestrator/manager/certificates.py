@@ -35,8 +35,7 @@ log = logging.getLogger(__name__)
 
 ADMIN_RENEWAL = 365 * 86400.0
 """Seconds for which an admin's certificate can be renewed by the next one, so that a copied context
-is worth nothing some day, also if nobody has noticed. Nodes' are renewed for as long as they are
-nodes."""
+expires even if the copy goes unnoticed. Nodes' are renewed as long as they are nodes."""
 _SWEEP = 600.0
 """Seconds between two looks for records that have expired."""
 _MOST_SEEN = 10_000

@@ -162,14 +162,7 @@ class Client:
         while self._endpoints:
             endpoint = self._endpoints[0]
             try:
-                self._connection = rpc.connect(
-                    _split(endpoint),
-                    name=MANAGER_NAME,
-                    ca=context.ca,
-                    certificate=context.certificate,
-                    key=context.key,
-                    within=timeout,
-                )
+                self._connection = self._connect(timeout)
                 return self._connection
             except rpc.WrongCertificate as error:
                 raise CliError(
@@ -216,7 +209,7 @@ class Client:
     def _raise_broken(self, broken: ConnectionBroken) -> NoReturn:
         self.close()
         endpoint = self._endpoints[0]
-        if not (self._spoke or broken.greeted or broken.silent or self._gone(broken)):
+        if not (self._spoke or broken.greeted or broken.silent) and self._refused():
             # Its handshake was fine; what it got to know with the next words was our certificate.
             raise CliError(
                 f"the manager at {endpoint} refused the certificate of context "
@@ -228,8 +221,7 @@ class Client:
         )
 
     def _gone(self, broken: ConnectionBroken) -> str:
-        """Why the manager accepts no connection any more; empty if it does, or has greeted. One
-        that dies before it greets looks like one that refuses a certificate."""
+        """Why the manager accepts no connection any more; empty if it does, or has greeted."""
         from orchestrator.cli import rpc
 
         if broken.greeted:
@@ -239,6 +231,35 @@ class Client:
         except OSError as error:
             return _reason(error)
         return ""
+
+    def _refused(self) -> bool:
+        """Whether the manager refuses our certificate: then it ends each connection before its
+        first words. One that died, or was cut off, did so once."""
+        from orchestrator.cli import rpc
+
+        try:
+            connection = self._connect(self._reach)
+        except (OSError, rpc.WrongCertificate, rpc.NotTls):
+            return False
+        try:
+            return not connection.await_greeting(self._reach)
+        except TimeoutError:
+            return False
+        finally:
+            connection.close()
+
+    def _connect(self, within: float) -> Connection:
+        """A connection to the endpoint in turn; see `rpc.connect`."""
+        from orchestrator.cli import rpc
+
+        return rpc.connect(
+            _split(self._endpoints[0]),
+            name=MANAGER_NAME,
+            ca=self._context.ca,
+            certificate=self._context.certificate,
+            key=self._context.key,
+            within=within,
+        )
 
     def _raise(self, error: RpcError, timeout: float) -> NoReturn:
         from orchestrator.cli.rpc import Code

@@ -142,6 +142,16 @@ class Connection:
         self._frame(_WINDOW_UPDATE, 0, 0, struct.pack("!L", _CONNECTION_WINDOW - _DEFAULT_WINDOW))
         threading.Thread(target=self._run, daemon=True).start()
 
+    def await_greeting(self, within: float) -> bool:
+        """Wait for the peer's first words of HTTP/2: False if it ends the connection without any.
+        Raises TimeoutError after `within` seconds."""
+        with self._news:
+            if not self._broken:
+                self._say()
+            if not self._news.wait_for(lambda: self._greeted or bool(self._broken), within):
+                raise TimeoutError
+            return self._greeted
+
     def open(self, fields: Iterable[tuple[str, str]]) -> Stream:
         """Begin a request; its headers go out with its first data. Raises ConnectionBroken."""
         with self._news:

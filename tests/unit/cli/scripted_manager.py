@@ -157,6 +157,7 @@ class Relay:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._flowing = threading.Event()
         self._flowing.set()
+        self._cut_next = False
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -165,6 +166,10 @@ class Relay:
             while True:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(("127.0.0.1", self._port))
+                if self._cut_next:
+                    self._cut_next = False
+                    self._say_hello_only(near, far)
+                    continue
                 self._pairs.append((near, far))
                 for source, sink in ((near, far), (far, near)):
                     threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
@@ -177,6 +182,19 @@ class Relay:
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def _say_hello_only(self, near: socket.socket, far: socket.socket) -> None:
+        """TLS 1.3: the client's second flight ends its handshake, and the server's needs it."""
+        threading.Thread(target=self._pump, args=(far, near), daemon=True).start()
+        with near, far:
+            far.sendall(near.recv(1 << 16))
+            near.recv(1 << 16)
+            near.shutdown(socket.SHUT_RDWR)
+            far.shutdown(socket.SHUT_RDWR)
+
+    def cut_next(self) -> None:
+        """End the next connection after its handshake, before the manager's first word."""
+        self._cut_next = True
 
     def cut(self) -> None:
         """End every connection."""

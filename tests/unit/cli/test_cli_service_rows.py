@@ -307,6 +307,14 @@ def test_logs_of_a_manager_that_is_lost_are_not_waited_for_unless_they_are_follo
     assert "broke; is it still running?" in refused("service", "logs", "web")
 
 
+def test_a_connection_that_is_cut_before_the_managers_first_word_blames_no_certificate(
+    manager: Any, refused: Refused, relay: Relay
+) -> None:
+    save_context(replace(manager.context, endpoints=(relay.endpoint,)))
+    relay.cut_next()
+    assert "broke; is it still running?" in refused("service", "logs", "web")
+
+
 def test_logs_errors(manager: Any, refused: Refused) -> None:
     line = "no service or task 'weeb'; did you mean 'web'?"
     manager.script.answers["Logs"] = [Refusal(grpc.StatusCode.NOT_FOUND, line)]

@@ -13,16 +13,16 @@ from orchestrator.pb import dashboard_pb2
 
 
 @click.command(epilog=example("orc dashboard", "orc dashboard --read-only --no-open"))
-@click.option("--read-only", is_flag=True, help="Whoever opens it may look, and change nothing.")
+@click.option("--read-only", is_flag=True, help="Open a session that can change nothing.")
 @click.option("--no-open", is_flag=True, help="Only print the address; open no browser.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the address only.")
 @pass_client
 def dashboard(client: Client, read_only: bool, no_open: bool, quiet: bool) -> None:
     """Print the address of the cluster's web page, and open it.
 
-    The address logs in whoever opens it first, within five minutes. The session ends after twelve
-    hours, or when the page was closed for half an hour; 'orc cluster sessions' lists it and
-    'orc cluster revoke session' ends it. It ends with your certificate, too.
+    The address opens one session, for the first browser that uses it within five minutes. The
+    session ends after twelve hours, or after half an hour with the page closed. 'orc cluster
+    sessions' lists it and 'orc cluster revoke session' ends it. It ends with your certificate, too.
     """
     reply = client.call(
         "Dashboard.OpenDashboard", dashboard_pb2.OpenDashboardRequest(read_only=read_only)

@@ -93,20 +93,23 @@ def placement_edit_options(function: F) -> F:
             f"--{name}-add", multiple=True, metavar=_AFFINITY, help=f"Add an {name}; repeatable."
         )(function)
     function = click.option(
-        "--generic-resource-rm", multiple=True, metavar="KIND", help="Need none of a kind."
+        "--generic-resource-rm",
+        multiple=True,
+        metavar="KIND",
+        help="Reserve no resources of a kind; repeatable.",
     )(function)
     function = click.option(
         "--generic-resource-add",
         multiple=True,
         metavar="KIND=NUMBER",
-        help="Need so many of a kind; repeatable.",
+        help="Reserve generic resources, such as gpu=2; repeatable.",
     )(function)
     function = click.option(
         "--depends-on-rm",
         multiple=True,
         metavar="SERVICE",
         shell_complete=completion.services,
-        help="Wait no more for a service.",
+        help="Remove a dependency on a service; repeatable.",
     )(function)
     return click.option(
         "--depends-on-add",

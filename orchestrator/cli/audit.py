@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.flag_types import Parsed
+from orchestrator.cli.flag_types import filter_of, moment
 from orchestrator.cli.groups import INTERRUPTED, example
 from orchestrator.cli.output import Column, Row, column, format_option, print_json, table_lines
-from orchestrator.model.names import near_miss
-from orchestrator.model.units import format_time, parse_moment
+from orchestrator.model.units import format_time
 from orchestrator.pb import audit_pb2
 
 _KEYS = ("user", "role", "method", "kind", "name", "id", "result", "from", "via", "request")
 _DEFAULT_TAIL = 100
-
-
-def _moment(name: str) -> Parsed:
-    return Parsed("time", lambda text: parse_moment(text, time.time(), name))
 
 
 def _filters(
@@ -31,13 +25,7 @@ def _filters(
 ) -> list[audit_pb2.AuditFilter]:
     found = []
     for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or key not in _KEYS:
-            meant = near_miss(key, _KEYS) if equals else None
-            hint = f"; did you mean {meant!r}?" if meant else ""
-            raise click.BadParameter(
-                f"filter {text!r} is not KEY=VALUE with one of {', '.join(_KEYS)}{hint}"
-            )
+        key, value = filter_of(text, _KEYS)
         found.append(audit_pb2.AuditFilter(key=key, value=value))
     return found
 
@@ -49,8 +37,8 @@ def _filters(
         "orc audit --follow --filter kind=service --filter result=OK",
     )
 )
-@click.option("--since", type=_moment("since"), metavar="TIME", help="From then on, such as 10m.")
-@click.option("--until", type=_moment("until"), metavar="TIME", help="Up to then.")
+@click.option("--since", type=moment("since"), metavar="TIME", help="From then on, such as 10m.")
+@click.option("--until", type=moment("until"), metavar="TIME", help="Up to then.")
 @click.option("--user", "users", multiple=True, metavar="NAME", help="Only calls of this admin.")
 @click.option(
     "--filter",

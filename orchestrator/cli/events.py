@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from typing import Any
 
 import click
 
 from orchestrator.cli.client import Client, pass_client
-from orchestrator.cli.flag_types import Parsed
+from orchestrator.cli.flag_types import filter_of, moment
 from orchestrator.cli.groups import INTERRUPTED, example
 from orchestrator.cli.output import Row, format_option, template_lines
 from orchestrator.model.names import near_miss
-from orchestrator.model.units import format_time, parse_moment
+from orchestrator.model.units import format_time
 from orchestrator.pb import containers_pb2
 
 _TYPES = (
@@ -24,22 +23,12 @@ _TYPES = (
 _KEYS = ("type", "event", "label", "scope", *_TYPES)
 
 
-def _moment(name: str) -> Parsed:
-    return Parsed("time", lambda text: parse_moment(text, time.time(), name))
-
-
 def _filters(
     ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]
 ) -> dict[str, list[str]]:
     wanted: dict[str, list[str]] = {}
     for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or key not in _KEYS:
-            meant = near_miss(key, _KEYS) if equals else None
-            hint = f"; did you mean {meant!r}?" if meant else ""
-            raise click.BadParameter(
-                f"filter {text!r} is not KEY=VALUE with one of {', '.join(_KEYS)}{hint}"
-            )
+        key, value = filter_of(text, _KEYS)
         if key == "type" and value not in _TYPES:
             meant = near_miss(value, _TYPES)
             hint = f"did you mean {meant!r}?" if meant else f"known are {', '.join(_TYPES)}"
@@ -55,8 +44,8 @@ def _filters(
         "orc events --format '{{.Time}} {{.Type}} {{.Action}} {{.Name}}'",
     )
 )
-@click.option("--since", type=_moment("since"), help="Also what happened since, such as 10m.")
-@click.option("--until", type=_moment("until"), help="Only what happens until then.")
+@click.option("--since", type=moment("since"), help="Also what happened since, such as 10m.")
+@click.option("--until", type=moment("until"), help="Only what happens until then.")
 @click.option(
     "--filter",
     "-f",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 import string
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.model.units import parse_cpus, parse_duration, parse_memory
+from orchestrator.model.names import near_miss
+from orchestrator.model.units import parse_cpus, parse_duration, parse_memory, parse_moment
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -47,6 +49,24 @@ class Parsed(AnyType):
         words = self.name.split("|") if "|" in self.name else ()
         choices = [word.rstrip(string.ascii_uppercase) for word in words]
         return [CompletionItem(each) for each in choices if each and each.startswith(incomplete)]
+
+
+def moment(name: str) -> Parsed:
+    """Reads a moment such as `10m` (ago) or RFC 3339 into Unix seconds, for the flag `name`."""
+    return Parsed("time", lambda text: parse_moment(text, time.time(), name))
+
+
+def filter_of(text: str, keys: Collection[str]) -> tuple[str, str]:
+    """The key and the value of `--filter KEY=VALUE`. Raises click.BadParameter, with the key that
+    may be meant, for any other than these."""
+    key, equals, value = text.partition("=")
+    if equals and key in keys:
+        return key, value
+    meant = near_miss(key, keys) if equals else None
+    hint = f"; did you mean {meant!r}?" if meant else ""
+    raise click.BadParameter(
+        f"filter {text!r} is not KEY=VALUE with one of {', '.join(keys)}{hint}"
+    )
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -34,6 +34,8 @@ from orchestrator.model.networks import (
     BRIDGE,
     MTU,
     SCOPE,
+    SOURCE_CHECK,
+    checks_sources,
     is_ours,
     joined_container,
     own_addresses,
@@ -371,9 +373,9 @@ def _interface(
     )
 
 
-def _without_scope(options: Mapping[str, str]) -> dict[str, str]:
-    """What a network's plugin is told; how far it reaches is between us."""
-    return {key: value for key, value in options.items() if key != SCOPE}
+def _of_plugin(options: Mapping[str, str]) -> dict[str, str]:
+    """The options that are a network plugin's own."""
+    return {key: value for key, value in options.items() if key not in (SCOPE, SOURCE_CHECK)}
 
 
 def exposure_of(
@@ -427,9 +429,10 @@ def network_config(network: dispatch_pb2.AssignedNetwork, node_address: str) -> 
         internal=network.internal,
         path_mtu=network.path_mtu,
         encrypted=network.encrypted,
+        source_check=checks_sources(network.options),
         driver=network.driver if foreign else "",
         conflist=network.conflist,
-        options=_without_scope(network.options) if foreign else {},
+        options=_of_plugin(network.options) if foreign else {},
         ipam_driver=network.ipam_driver,
         ipam_options=dict(network.ipam_options),
     )

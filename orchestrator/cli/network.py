@@ -91,7 +91,8 @@ def network() -> None:
     "-o",
     multiple=True,
     metavar="KEY=VALUE",
-    help="mtu=BYTES, encrypted, node-prefix=BITS (of the part that a node has); of driver cni "
+    help="mtu=BYTES, encrypted, node-prefix=BITS (of the part that a node has), "
+    "source-check=on|off (drop packets with forged source addresses; default on); of driver cni "
     "conflist=FILE and scope=local|global; of a plugin its own.",
 )
 @click.option(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.cli.output import Column, Row, column, moment, short
 from orchestrator.model.convert import from_proto
-from orchestrator.model.networks import OVERLAY, is_sliced, stays_on_node
+from orchestrator.model.networks import OVERLAY, checks_sources, is_sliced, stays_on_node
 from orchestrator.model.objects import Network
 from orchestrator.model.services import Service
 from orchestrator.model.specs import HOST_NETWORK, NO_NETWORK
@@ -30,6 +30,7 @@ def network_row(message: types_pb2.Network) -> Row:
         "internal": network.internal,
         "encrypted": network.encrypted,
         "attachable": network.attachable,
+        "source_check": checks_sources(network.options),
         "ip_range": network.ip_range or None,
         "gateway": network.gateway or None,
         "node_prefix": network.node_prefix if is_sliced(network) else None,
@@ -129,6 +130,7 @@ def network_fields(row: Row) -> list[tuple[str, str]]:
         ("Options", ", ".join(f"{key}={value}" for key, value in sorted(row["options"].items()))),
         ("Labels", ", ".join(f"{key}={value}" for key, value in sorted(row["labels"].items()))),
         ("Is", _marks(row)),
+        ("Source check", "on" if row["source_check"] else "off"),
         ("Services", ", ".join(map(_named, row["services"]))),
         *((f"Node {each['hostname']}", each["subnet"]) for each in row["nodes"]),
         *((f"Container {each['name']}", _addresses(each)) for each in row["containers"]),

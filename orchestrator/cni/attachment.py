@@ -93,6 +93,7 @@ def _cable(conf: NetConf, lease: Lease) -> Cable:
         mac=_mac(lease),
         places=tuple(places),
         default_route=lease.default_route and not conf.internal,
+        locked=conf.source_check,
     )
 
 

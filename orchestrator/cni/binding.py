@@ -17,6 +17,9 @@ Bridged frames      Where bridged packets pass the rules (br_netfilter), ports a
                     each other (see `cable`). What would pass no rule is dropped between them: all
                     but IP, which nobody needs, since all containers send to the gateway.
 
+A network whose containers forward for others (VPN gateways, floating addresses) has none of this
+if its configuration says so (`sourceCheck`): ports are not locked, and sources not looked at.
+
 The pairs are elements of one set for each network and family, so that a packet costs two look-ups,
 whatever the number of networks and containers, and a container costs an element of each set, in the
 transaction that its ADD makes anyway.
@@ -33,6 +36,7 @@ from .records import record
 
 ENTRANCES = (f"{TABLE} entrances", f"{ARP_TABLE} entrances")
 """The maps from a bridge to the chain of its network, for IP and for ARP."""
+NO_ROUTER = "icmpv6 type { nd-router-advert, nd-redirect } drop"
 VETHS = '"orcv*"'
 """The ports of our bridges; see `cable.VETH_PREFIX`."""
 
@@ -85,8 +89,11 @@ def rebind(bridge: str, ends: Iterable[End]) -> str:
     return "".join(f"flush set {name}\n" for name in sets(bridge)) + bind(ends)
 
 
-def script(bridge: str) -> str:
-    """The sets and rules of a network; what the sets have stays."""
+def script(bridge: str, *, checked: bool = True) -> str:
+    """The sets and rules of a network; what the sets have stays.
+
+    Where sources are not `checked`, its containers are still no routers of this host's.
+    """
     own4, own6, senders = sets(bridge)
     four, six, arp = (f"@{name.split()[2]}" for name in (own4, own6, senders))
     chain = f"from_{bridge}"
@@ -96,12 +103,14 @@ def script(bridge: str) -> str:
         f"ip6 saddr :: icmpv6 type nd-neighbor-solicit ether saddr . icmpv6 taddr {six} return",
         f"ether saddr . ip6 saddr != {six} drop",
         f"icmpv6 type nd-neighbor-advert ether saddr . icmpv6 taddr != {six} drop",
-        "icmpv6 type { nd-router-advert, nd-redirect } drop",
+        NO_ROUTER,
     ]
     senders_rules = [
         f"arp saddr ether . arp saddr ip != {arp} drop",
         f"ether saddr . arp saddr ip != {arp} drop",
     ]
+    if not checked:
+        rules, senders_rules = [NO_ROUTER], []
     lines = [
         f"add set {own4} {{ type ether_addr . ipv4_addr; }}",
         f"add set {own6} {{ type ether_addr . ipv6_addr; }}",

@@ -62,11 +62,11 @@ def ensure_plugged(sock: RouteSocket, bridge: Link, cables: Collection[Cable]) -
     A bridge that a hand removes lets go of its ports, and comes back without them.
     """
     isolated = cables_.isolated()
-    wanted = Port(forwarding=True, isolated=isolated, learning=False, locked=True)
     plugged = {port.name: port for port in netlink.links(sock, master=bridge.index)}
     stations = set(routing.stations(sock, bridge.index))
     lost = []
     for cable in cables:
+        wanted = Port(True, isolated=isolated, learning=False, locked=cable.locked)
         end = plugged.get(cable.host)
         requests = []
         if end is None or not end.up or end.port != wanted:
@@ -76,7 +76,9 @@ def ensure_plugged(sock: RouteSocket, bridge: Link, cables: Collection[Cable]) -
                 continue
             requests = [
                 netlink.link_request(end.index, master=bridge.index),
-                netlink.port_request(end.index, cable.label, isolated=isolated),
+                netlink.port_request(
+                    end.index, cable.label, isolated=isolated, locked=cable.locked
+                ),
                 netlink.open_request(end.index),
             ]
         if (cable.mac, end.index) not in stations:

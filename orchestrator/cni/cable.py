@@ -55,6 +55,8 @@ class Cable:
     mac: str
     places: tuple[Place, ...]
     default_route: bool = True
+    locked: bool = True
+    """Frames come from this MAC only."""
 
     @property
     def host(self) -> str:
@@ -151,7 +153,9 @@ def connect(sock: RouteSocket, bridge: Link, cable: Cable, namespace: int) -> Li
             if host is None:
                 raise vanished(cable.host)
             sock.execute(
-                netlink.port_request(host.index, cable.label, isolated=isolated()),
+                netlink.port_request(
+                    host.index, cable.label, isolated=isolated(), locked=cable.locked
+                ),
                 routing.station_request(host.index, cable.mac),
                 *_announcements(bridge.index, cable),
             )
@@ -287,8 +291,9 @@ def deviation(sock: RouteSocket, within: RouteSocket, bridge: str, cable: Cable)
         return f"interface {cable.host} is not a port of bridge {bridge}"
     if not host.up or not inside.up:
         return f"interface {cable.ifname} or its other end {cable.host} is down"
-    if host.port is not None and not host.port.locked:
-        return f"interface {cable.host} takes frames from any hardware address"
+    if host.port is not None and host.port.locked is not cable.locked:
+        takes = "this one" if host.port.locked else "any"
+        return f"interface {cable.host} takes frames from {takes} hardware address"
     if inside.mac != cable.mac:
         return f"interface {cable.ifname} has the MAC {inside.mac} instead of {cable.mac}"
     present = netlink.addresses(within, inside.index)

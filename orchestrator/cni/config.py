@@ -12,6 +12,7 @@ Pure. Keys besides those of the CNI specification, with their defaults:
     reserved       addresses that only those get who ask for them []
     quarantine     seconds for which a released address is kept back, unless all others are taken 60
     internal       there is no way out of the network, nor in     false
+    sourceCheck    containers send with their own addresses only  true
     ipMasq         masquerade what leaves the network             true
     mtu            bytes; 0 derives it from the underlay          0
     pathMtu        bytes that all paths of the underlay carry     what its interface does
@@ -144,6 +145,7 @@ class NetConf:
     quarantine: int
     ipv6: Part6 | None
     internal: bool
+    source_check: bool
     masquerade: bool
     mtu: int
     path_mtu: int
@@ -231,6 +233,7 @@ def parse(raw: Mapping[str, Any]) -> NetConf:
         quarantine=fields.integer(raw.get("quarantine", QUARANTINE), "quarantine", 0, 86400),
         ipv6=ipv6,
         internal=raw.get("internal", False) is True,
+        source_check=raw.get("sourceCheck", True) is not False,
         masquerade=raw.get("ipMasq", True) is not False,
         mtu=_mtu(raw, ipv6),
         path_mtu=fields.integer(raw.get("pathMtu", 0), "pathMtu", 0, MOST_MTU),

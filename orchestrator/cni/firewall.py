@@ -37,6 +37,7 @@ from collections.abc import Iterable
 from . import binding, exposure, sealed
 from .binding import End
 from .config import NetConf
+from .netlink import Network
 from .nft import TABLE, TABLES, Nftables, NftError, failed
 from .vxlan import DEFAULT_PORT
 
@@ -145,16 +146,23 @@ def _network(conf: NetConf) -> str:
         # Only what came from this host's bridge: another host's packets come here masqueraded.
         inside = f"{{ {conf.cluster}, 224.0.0.0/4, 255.255.255.255 }}"
         script += (
-            f"add rule {out} oifname != {{ {names} }} ip saddr {conf.cluster}"
+            f"add rule {out} oifname != {{ {names} }}{_from('ip', conf, conf.cluster)}"
             f' iifname "{conf.bridge}" ip daddr != {inside} masquerade\n'
         )
         if conf.ipv6 is not None:
             script += (
-                f"add rule {out} oifname != {{ {names} }} ip6 saddr {conf.ipv6.cluster}"
+                f"add rule {out} oifname != {{ {names} }}"
+                f"{_from('ip6', conf, conf.ipv6.cluster)}"
                 f' iifname "{conf.bridge}" ip6 daddr != {{ {conf.ipv6.cluster}, fe80::/10,'
                 " ff00::/8 } masquerade\n"
             )
     return script
+
+
+def _from(family: str, conf: NetConf, cluster: Network) -> str:
+    """Whose packets are masqueraded: the network's; where sources are not checked, of anybody that
+    its containers forward for."""
+    return f" {family} saddr {cluster}" if conf.source_check else ""
 
 
 def _tunnel(conf: NetConf) -> str:
@@ -193,7 +201,12 @@ def present(nft: Nftables, conf: NetConf) -> bool:
 
 def script(conf: NetConf) -> str:
     """What has the table and one network's part of it; what is there already stays."""
-    return BASE + _network(conf) + binding.script(conf.bridge) + sealed.script(conf)
+    return (
+        BASE
+        + _network(conf)
+        + binding.script(conf.bridge, checked=conf.source_check)
+        + sealed.script(conf)
+    )
 
 
 def _itself(ends: Iterable[End]) -> list[tuple[str, str]]:

@@ -296,11 +296,11 @@ def _port(index: int, more: bytes, port: bytes) -> Request:
     return Request(RTM_NEWLINK, _ifinfo(index) + more + attribute(IFLA_LINKINFO, info))
 
 
-def port_request(index: int, alias: str, *, isolated: bool) -> Request:
+def port_request(index: int, alias: str, *, isolated: bool, locked: bool) -> Request:
     """Label a port of a bridge, and say what it may pass.
 
-    What is behind it is stated (`routing.station_request`), not learned, and frames from other
-    hardware addresses are dropped (locked, since Linux 5.18; older kernels ignore it). Frames pass
+    What is behind it is stated (`routing.station_request`), not learned, and a `locked` one drops
+    frames from other hardware addresses (since Linux 5.18; older kernels ignore it). Frames pass
     between an `isolated` port and the bridge's own device only. Another one may send a frame back
     to where it came from (hairpin).
     """
@@ -310,7 +310,7 @@ def port_request(index: int, alias: str, *, isolated: bool) -> Request:
         attribute(IFLA_BRPORT_LEARNING, b"\0")
         + attribute(IFLA_BRPORT_ISOLATED, bytes([isolated]))
         + attribute(IFLA_BRPORT_MODE, bytes([not isolated]))
-        + attribute(IFLA_BRPORT_LOCKED, b"\1"),
+        + attribute(IFLA_BRPORT_LOCKED, bytes([locked])),
     )
 
 

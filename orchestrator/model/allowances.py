@@ -22,6 +22,7 @@ HOST_USERS = "host-users"
 HOST_FILES = "host-files"
 HOST_PID = "host-pid"
 HOST_IPC = "host-ipc"
+UNCHECKED_SOURCES = "unchecked-sources"
 
 ALL = "all"
 """Stands for every one where allowances are named."""
@@ -49,7 +50,10 @@ _WANTS: dict[str, tuple[Callable[[TaskSpec], bool], str]] = {
 }
 """Name → whether a container asks for it, and what such containers are called."""
 
-ALLOWANCES = tuple(_WANTS)
+_OF_NETWORKS = {UNCHECKED_SOURCES: "containers on networks without source checks"}
+"""What a container has by its networks: name → what such containers are called."""
+
+ALLOWANCES = (*_WANTS, *_OF_NETWORKS)
 
 
 def wanted(spec: TaskSpec) -> tuple[str, ...]:
@@ -69,7 +73,7 @@ def allowed(node: Node) -> tuple[str, ...]:
 
 def refusal(name: str, node: str = "") -> str:
     """Why a node, of this hostname if it is known, does not take a container, and what to do."""
-    words = _WANTS[name][1]
+    words = _OF_NETWORKS[name] if name in _OF_NETWORKS else _WANTS[name][1]
     command = f"orc node update --allow {name} {node or 'NODE'}"
     if node:
         return f"node {node} does not allow {words} ({command})"

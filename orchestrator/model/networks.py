@@ -33,9 +33,10 @@ CNI plugins. Any other name is that of a network plugin of Docker's protocol."""
 BUILT_IN = (DEFAULT_NETWORK, BRIDGE_NETWORK, HOST_NETWORK, NO_NETWORK)
 """Networks that every cluster has, and that nobody makes or removes."""
 
-MTU, NODE_PREFIX = "mtu", "node-prefix"
-OPTIONS = (MTU, NODE_PREFIX)
-"""What `--opt` may say: bytes of a packet, and the prefix length of a node's slice."""
+MTU, NODE_PREFIX, SOURCE_CHECK = "mtu", "node-prefix", "source-check"
+OPTIONS = (MTU, NODE_PREFIX, SOURCE_CHECK)
+"""What `--opt` may say: bytes of a packet, the prefix length of a node's slice, and whether the
+source addresses of what containers send are checked."""
 
 NETWORK_CHANGES = "network-changes"
 """Feature of agents that take what has changed of their networks, not only complete lists."""
@@ -222,6 +223,18 @@ def read_encrypted(value: str | None) -> bool:
     raise ValueError(f"network option encrypted={value} is neither true nor false")
 
 
+def checks_sources(options: Mapping[str, str]) -> bool:
+    """Whether nodes drop what containers send with other source addresses than their own: unless
+    the option `source-check` is off. Raises ValueError for a value that is neither on nor off."""
+    value = options.get(SOURCE_CHECK, "on")
+    text = value.lower()
+    if text in ("on", *_TRUE):
+        return True
+    if text in ("off", *_FALSE):
+        return False
+    raise ValueError(f"network option {SOURCE_CHECK}={value} is neither on nor off")
+
+
 def check_network_name(name: str) -> None:
     """Raise ValueError for a name that no new network can have."""
     check_name(name, "network name")
@@ -264,6 +277,7 @@ def check_foreign(network: Network) -> None:
     scope = network.options.get(SCOPE, LOCAL)
     if scope not in (LOCAL, GLOBAL):
         raise ValueError(f"network option {SCOPE}={scope} is neither {LOCAL} nor {GLOBAL}")
+    checks_sources(network.options)
     if network.driver == CNI:
         _check_chain(network)
     elif network.conflist:
@@ -281,7 +295,7 @@ def _check_chain(network: Network) -> None:
 
     if not network.conflist:
         raise ValueError("a CNI network needs --opt conflist=FILE, the list of its plugins")
-    known = (SCOPE, NODE_PREFIX)
+    known = (SCOPE, NODE_PREFIX, SOURCE_CHECK)
     for key in network.options:
         if key not in known:
             meant = near_miss(key, known)
@@ -309,8 +323,9 @@ def _check_options(options: Mapping[str, str], ipv6: bool) -> None:
             meant = near_miss(key, OPTIONS)
             hint = f"did you mean '{meant}'?" if meant else f"there are {', '.join(OPTIONS)}"
             raise ValueError(f"network option '{key}' is unknown; {hint}")
-        if not value.isdecimal():
+        if key != SOURCE_CHECK and not value.isdecimal():
             raise ValueError(f"network option {key}={value} is not a number")
+    checks_sources(options)
     least = SMALLEST_MTU6 if ipv6 else SMALLEST_MTU
     if MTU in options and not least <= int(options[MTU]) <= LARGEST_MTU:
         raise ValueError(f"an mtu of {options[MTU]} bytes is not in {least}-{LARGEST_MTU}")

@@ -25,6 +25,9 @@ from orchestrator.pb import (
     dispatch_pb2_grpc,
     interact_pb2,
     interact_pb2_grpc,
+    networks_pb2,
+    networks_pb2_grpc,
+    types_pb2,
 )
 
 PRIVILEGED = TaskSpec(ContainerSpec(rootfs="host", command=("true",), privileged=True))
@@ -40,6 +43,7 @@ class Cluster:
         self.running = running
         self.control = control_pb2_grpc.ControlStub(channel)
         self.containers = containers_pb2_grpc.ContainersStub(channel)
+        self.networks = networks_pb2_grpc.NetworksStub(channel)
         self.interact = interact_pb2_grpc.InteractStub(channel)
 
     async def create(self, name: str, spec: TaskSpec, node: str = "") -> None:
@@ -156,6 +160,33 @@ async def test_a_privileged_program_is_refused_in_a_container_of_such_a_node(
         async for _ in cluster.interact.Session(asked()):
             pass
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_networks_without_source_checks(cluster: Cluster) -> None:
+    """Their containers can forge the source of what they send, so nodes must allow it."""
+    options = {"source-check": "off"}
+    request = networks_pb2.CreateNetworkRequest(name="vpn", options=options, attachable=True)
+    made = await cluster.networks.CreateNetwork(request)
+    assert dict(made.options) == options
+    plain = ContainerSpec(rootfs="host", command=("true",))
+    await cluster.create("box", TaskSpec(plain), node="n1")
+    await cluster.until("box", lambda task: bool(task.node_id))
+    attachment = types_pb2.NetworkAttachment(network="vpn")
+    connect = networks_pb2.ConnectNetworkRequest(attachment=attachment, container="box")
+    refused = "node n1 does not allow containers on networks without source checks"
+    with pytest.raises(grpc.aio.AioRpcError, match=refused):
+        await cluster.networks.ConnectNetwork(connect)
+    router = TaskSpec(plain, networks=(NetworkAttachment("vpn"),))
+    await cluster.create("router", router, node="n1")
+    waiting = await cluster.until("router", lambda task: bool(task.status.message))
+    command = "orc node update --allow unchecked-sources n1"
+    assert f"{refused} ({command})" in waiting.status.message
+    await cluster.update("n1", allow=["unchecked-sources", "host-files"])
+    await cluster.until("router", lambda task: bool(task.node_id))
+
+    request = networks_pb2.CreateNetworkRequest(name="vpn2", options={"source-check": "maybe"})
+    with pytest.raises(grpc.aio.AioRpcError, match="source-check=maybe is neither on nor off"):
+        await cluster.networks.CreateNetwork(request)
 
 
 async def test_an_unknown_allowance_is_refused(cluster: Cluster) -> None:

@@ -56,6 +56,8 @@ class NetworkConfig:
     internal: bool = False
     path_mtu: int = 0
     encrypted: bool = False
+    source_check: bool = True
+    """What a container sends with other source addresses than its own is dropped."""
     driver: str = ""
     """Whose the network is, if not ours: `cni`, or the name of a plugin of Docker's protocol."""
     conflist: str = ""
@@ -180,6 +182,7 @@ def network_document(config: NetworkConfig, *, with_peers: bool = False) -> dict
         "ipRange": config.ip_range,
         "reserved": list(config.reserved),
         "internal": config.internal,
+        "sourceCheck": config.source_check,
         "mtu": config.mtu,
         "pathMtu": config.path_mtu,
     }

@@ -27,6 +27,7 @@ from orchestrator.manager.refusal import (
 from orchestrator.manager.selection import selected
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
+from orchestrator.model.allowances import UNCHECKED_SOURCES, allows, refusal
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.networks import (
     BUILT_IN,
@@ -35,6 +36,7 @@ from orchestrator.model.networks import (
     NOT_CONNECTED,
     OVERLAY,
     check_network_name,
+    checks_sources,
     connected,
     disconnected,
     is_connected,
@@ -126,6 +128,7 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
                 raise invalid(str(error)) from None
             before = ServiceSpec(task=task.spec)
             wanted = ServiceSpec(task=spec)
+            _check_allowed(self.api.view, task, name)
             networks = usable_networks(self.api.view, wanted, before, name=task.name)
             return replace(task, spec=spec), networks
 
@@ -240,6 +243,15 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
                 await api.cache.wait_for(read + 1)
             else:
                 await api.cache.wait_for(revision)
+
+
+def _check_allowed(view: ClusterView, task: Task, name: str) -> None:
+    """Raise Refusal if the container's node does not allow its containers to be on a network."""
+    network, node = view.network_by_name(name), view.nodes.get(task.node_id)
+    if network is None or node is None or checks_sources(network.options):
+        return
+    if not allows(node, UNCHECKED_SOURCES):
+        raise precondition(refusal(UNCHECKED_SOURCES, node.description.hostname))
 
 
 def _completed(view: ClusterView, wanted: NewNetwork) -> Network:

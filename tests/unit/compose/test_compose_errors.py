@@ -128,6 +128,10 @@ BAD_FILE = [
         WEB + "networks:\n  back: {driver_opts: {encrypted: maybe}}",
         "networks.back.driver_opts: network option encrypted=maybe is neither true nor false",
     ),
+    (
+        WEB + "networks:\n  back: {driver_opts: {source-check: maybe}}",
+        "networks.back.driver_opts: network option source-check=maybe is neither on nor off",
+    ),
     (WEB + "volumes:\n  data: {driver_opts: {sze: 1g}}", "the local volume driver has no option"),
     (WEB + "volumes:\n  data: {external: 3}", "volumes.data.external: '3' is neither true nor"),
     (WEB + "secrets:\n  pw: {file: none}", "compose.yaml:5: secrets.pw.file: cannot read"),

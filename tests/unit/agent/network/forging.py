@@ -111,6 +111,13 @@ class Ear:
             heard.append(data)
         return heard
 
+    def sender(self, last: bytes) -> str:
+        """The address that `last` comes from."""
+        while True:
+            data, (address, *_) = self._sock.recvfrom(2048)
+            if data == last:
+                return str(address).removeprefix("::ffff:")
+
 
 @contextmanager
 def ear(netns: str | Path, port: int = 0) -> Iterator[Ear]:

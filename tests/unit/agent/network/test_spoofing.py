@@ -209,6 +209,50 @@ async def test_what_is_its_own_passes(nodes: list[Node], hosts: list[NsHost]) ->
     assert reaches(fixed.netns, far.netns, far.address) == fixed.address
 
 
+async def test_a_network_may_have_no_source_check(nodes: list[Node], hosts: list[NsHost]) -> None:
+    """A container forwards for others, and has floating addresses; another network is checked."""
+    one, two = nodes
+    before = await one.network.attach("a", "before")
+    await one.apply("a", source_check=False)
+    assert await one.network.deviations("a") == []
+    gateway = await one.network.attach("a", "gateway")
+    strict = await one.network.attach("b", "strict")
+    victims = [await node.network.attach("a", f"victim{node.number}") for node in nodes]
+    other = await two.network.attach("b", "other")
+    for sender in (before, gateway):
+        for victim in victims:
+            for mac in (sender.mac, "02:00:00:00:00:99"):
+                forgeries = [(mac, "10.1.1.77"), (mac, "172.30.0.9"), (mac, "2001:db8:9::9")]
+                assert heard(sender, victim, forgeries) == sorted(map(" ".join, forgeries))
+    assert heard(strict, other, [(strict.mac, "10.2.1.77"), (strict.mac, "172.30.0.9")]) == []
+    with ear(other.netns) as listener, wire(gateway.netns) as cable:
+        into = datagram(strict.address, other.address, listener.port, b"into another network")
+        cable.send(GATEWAY_MAC, gateway.mac, into)
+        say(strict.netns, other.address, listener.port, b"own")
+        assert listener.until(b"own") == []
+    # Whoever it forwards for leaves by the host's address.
+    with ear(hosts[0].netns) as listener, wire(gateway.netns) as cable:
+        cable.send(GATEWAY_MAC, gateway.mac, datagram("172.30.0.9", BEYOND, listener.port, b"out"))
+        assert listener.sender(b"out") == one.host.address
+    await one.apply("a")
+    assert await one.network.deviations("a") == []
+    for sender in (before, gateway):
+        forgeries = [(sender.mac, "10.1.1.77"), ("02:00:00:00:00:99", sender.address)]
+        assert heard(sender, victims[1], forgeries) == []
+
+
+async def test_no_source_check_makes_no_router(nodes: list[Node]) -> None:
+    one = nodes[0]
+    await one.apply("a", source_check=False)
+    thief = await one.network.attach("a", "thief")
+    one.host.shell("sysctl", "-qw", "net.ipv6.conf.orcbr1.accept_ra=2")
+    with wire(thief.netns) as cable:
+        for source in (link_local(thief.mac), "fe80::1"):
+            cable.send("33:33:00:00:00:01", thief.mac, router_advertisement(source))
+    told(one, thief)
+    assert show(one.host.netns, "-6", "route", "show", "default") == []
+
+
 async def test_what_a_hand_breaks_and_a_new_helper_finds(nodes: list[Node]) -> None:
     one, two = nodes
     thief = await one.network.attach("a", "thief")

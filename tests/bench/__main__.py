@@ -32,6 +32,7 @@ from tests.bench import (
     pull,
     rollout,
     scrape,
+    sources,
     store,
     throughput,
 )
@@ -57,9 +58,21 @@ PARTS = (
     "endurance",
     "commands",
     "scrape",
+    "sources",
+    "sources-start",
 )
 ON_CLUSTER = frozenset(
-    {"endurance", "rollout", "latency", "byhand", "memory", "throughput", "commands", "scrape"}
+    {
+        "endurance",
+        "rollout",
+        "latency",
+        "byhand",
+        "memory",
+        "throughput",
+        "commands",
+        "scrape",
+        "sources-start",
+    }
 )
 BESIDE_DOCKER = frozenset({"rollout", "latency", "byhand"})
 
@@ -96,6 +109,7 @@ class Run:
         self.part("pull", lambda: pull.report(pull.measure(self.folder)))
         self.part("balance", lambda: balance.report(asyncio.run(balance.measure(self.folder))))
         self.part("names", lambda: names.report(asyncio.run(names.measure(self.folder))))
+        self.part("sources", lambda: sources.report(asyncio.run(sources.measure(self.folder))))
         self.part("page", lambda: page.report(asyncio.run(page.measure(self.folder))))
         if not self.parts & ON_CLUSTER:
             return
@@ -128,6 +142,10 @@ class Run:
             )
         self.part("endurance", lambda: endurance.report(asyncio.run(endurance.measure(up))))
         self.part("scrape", lambda: scrape.report(asyncio.run(scrape.measure(up))))
+        self.part(
+            "sources-start",
+            lambda: sources.report_start(asyncio.run(sources.measure_start(up))),
+        )
         self.part("throughput", lambda: throughput.report(asyncio.run(throughput.measure(up))))
 
     def _docker(self, stack: ExitStack) -> tuple[str, Docker | None]:

@@ -150,8 +150,8 @@ def _throughput(pair: Pair, result: Balance) -> None:
             result.bare.append(throughput.run(bare))
             result.direct.append(throughput.run(pair.ends(pair.server.address)))
             result.vip.append(throughput.run(pair.ends(str(VIP))))
-        client, server = (partial(_datagrams, one.netns) for one in (pair.client, pair.server))
-        left, right = (partial(_datagrams, f"/run/netns/{host}") for host in pair.hosts)
+        client, server = (partial(datagrams, one.netns) for one in (pair.client, pair.server))
+        left, right = (partial(datagrams, f"/run/netns/{host}") for host in pair.hosts)
         result.packets = packets.measure(
             {
                 "bare": (right, left, throughput.LEFT),
@@ -161,7 +161,8 @@ def _throughput(pair: Pair, result: Balance) -> None:
         )
 
 
-def _datagrams(netns: str | Path) -> socket.socket:
+def datagrams(netns: str | Path) -> socket.socket:
+    """A UDP socket in a network namespace."""
     with namespaces.opened(netns) as descriptor, namespaces.inside(descriptor):
         return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
@@ -284,6 +285,27 @@ def _socket_in(where: Attachment) -> socket.socket:
 
 @asynccontextmanager
 async def _pair(folder: Path) -> AsyncIterator[Pair]:
+    async with two_hosts(folder) as (hosts, nodes):
+        await join(nodes, NetworkConfig("n1", "bench", 7, str(CLUSTER), "", 0, ""), SUBNETS)
+        client, server = [await node.attach("n1", "bench", Interface()) for node in nodes]
+        yield Pair(hosts, nodes, client, server)
+
+
+async def join(
+    nodes: Sequence[NodeNetwork], config: NetworkConfig, subnets: Sequence[IPv4Network]
+) -> None:
+    """Have a network over both hosts, with these slices."""
+    peers = tuple(Peer(str(s), a) for s, a in zip(subnets, ADDRESSES, strict=True))
+    for node, subnet, address in zip(nodes, subnets, ADDRESSES, strict=True):
+        own = replace(config, subnet=str(subnet), node_address=address, peers=peers)
+        await node.apply(own)
+
+
+@asynccontextmanager
+async def two_hosts(
+    folder: Path,
+) -> AsyncIterator[tuple[tuple[str, str], tuple[NodeNetwork, NodeNetwork]]]:
+    """Two namespaces, by name, with a cable between them and a network helper each."""
     left, right = (f"orc-bench-{run_number()}-{side}" for side in "lr")
     async with AsyncExitStack() as stack:
         for name in (left, right):
@@ -293,8 +315,7 @@ async def _pair(folder: Path) -> AsyncIterator[Pair]:
         cable = ("link", "add", "uplink", "type", "veth", "peer", "name", "uplink")
         _ip("-n", left, *cable, "netns", right)
         nodes = []
-        peers = tuple(Peer(str(s), a) for s, a in zip(SUBNETS, ADDRESSES, strict=True))
-        for name, subnet, address in zip((left, right), SUBNETS, ADDRESSES, strict=True):
+        for name, address in zip((left, right), ADDRESSES, strict=True):
             _ip("-n", name, "address", "add", f"{address}/24", "dev", "uplink")
             _ip("-n", name, "link", "set", "uplink", "up")
             _ip("-n", name, "link", "set", "lo", "up")
@@ -303,12 +324,14 @@ async def _pair(folder: Path) -> AsyncIterator[Pair]:
             helper = (*way, sys.executable, "-m", "orchestrator.cni.helper")
             state, run = folder / f"{name}-state", folder / f"{name}-run"
             node = await stack.enter_async_context(NodeNetwork(state, run, command=helper))
-            config = NetworkConfig("n1", "bench", 7, str(CLUSTER), str(subnet), 0, address, peers)
-            await node.apply(config)
-            stack.push_async_callback(node.remove, "n1")
+            stack.push_async_callback(_clear, node)
             nodes.append(node)
-        client, server = [await node.attach("n1", "bench", Interface()) for node in nodes]
-        yield Pair((left, right), (nodes[0], nodes[1]), client, server)
+        yield (left, right), (nodes[0], nodes[1])
+
+
+async def _clear(node: NodeNetwork) -> None:
+    for network in await node.networks():
+        await node.remove(network)
 
 
 def _ip(*arguments: str) -> None:

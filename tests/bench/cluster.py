@@ -140,10 +140,11 @@ class Control:
 
     @asynccontextmanager
     async def service(
-        self, name: str, replicas: int, within: float, node: str = ""
+        self, name: str, replicas: int, within: float, node: str = "", network: str = ""
     ) -> AsyncIterator[Timed]:
         """A service, timed from the call that creates it until all of its tasks are seen running;
-        removed, and gone, when the block is left. All on one `node`, if one is named.
+        removed, and gone, when the block is left. All on one `node`, if one is named; on
+        `network` instead of the default one.
 
         Raises BenchError if it takes longer than `within` seconds.
         """
@@ -151,6 +152,8 @@ class Control:
         if node:
             spec.constraints.append(f"node.hostname=={node}")
             spec.task.reservation.shares = 2  # all of it must fit there
+        if network:
+            spec.task.networks.add(network=network)
         began = time.monotonic()
         await self._stub.CreateService(control_pb2.CreateServiceRequest(spec=spec), timeout=_CALL)
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import grpc
 
-from orchestrator.identity.pair import PairFiles
+from orchestrator.identity.pair import Issued, PairFiles
 from orchestrator.identity.renewal import NotRenewed, keep_renewed, request_elsewhere
 from orchestrator.pb import certificates_pb2, certificates_pb2_grpc
 
@@ -21,6 +21,15 @@ class Certificate:
         """`channel` leads to the manager in session, if one is."""
         self._files = files
         self._channel = channel
+
+    @property
+    def serial(self) -> str:
+        """Its serial number, in lower-case hexadecimal digits; empty if it cannot be read."""
+        try:
+            issued = Issued.of(self._files.read().certificate)
+        except OSError:
+            return ""
+        return issued.serial if issued else ""
 
     async def run(self, unit: float) -> None:
         """Renew it each time that its time has come, until cancelled; see `keep_renewed`."""

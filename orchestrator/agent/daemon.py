@@ -14,7 +14,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -48,6 +48,7 @@ from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.agent.isolation import watch_isolation
 from orchestrator.agent.keptlogs import KeptLogs
+from orchestrator.agent.leaving import leave
 from orchestrator.agent.names import NameServerProcess
 from orchestrator.agent.netplugins.foreign import ForeignNetworks
 from orchestrator.agent.network import NetworkError, NodeNetwork
@@ -383,6 +384,7 @@ async def run(settings: Settings) -> None:
                 revoked=kept_revocations.take,
             ),
             rng=rng,
+            serial=lambda: certificate.serial,
         )
         certificate = Certificate(TlsFiles.of(data, "node").pair, lambda: dialer.channel)
         log.info(
@@ -408,8 +410,15 @@ async def run(settings: Settings) -> None:
             group.create_task(volumes.run(), name="volumes")
             group.create_task(_wake_for(volumes.changed, wake), name="volume drivers")
             group.create_task(foreign.run(wake.set), name="networks of others")
-            group.create_task(dialer.run(), name="dialer")
+            group.create_task(
+                _dial(dialer, partial(leave, data, db, worker, endpoints, networks)),
+                name="dialer",
+            )
             group.create_task(certificate.run(rng.random()), name="certificate")
+
+
+async def _dial(dialer: Dialer, leave: Callable[[str], Coroutine[None, None, None]]) -> None:
+    await leave(await dialer.run())
 
 
 async def _layers(images: ClusterImages, task: Task) -> Sequence[Path]:

@@ -61,13 +61,16 @@ class Dialer:
         dial: Dial,
         new_session: Callable[[], Session],
         rng: random.Random,
+        serial: Callable[[], str] = lambda: "",
     ) -> None:
-        """`joined_by` are the managers (HOST:PORT) that the node knows from joining."""
+        """`joined_by` are the managers (HOST:PORT) that the node knows from joining; `serial` is
+        the serial number of the node's certificate."""
         self._db = db
         self._joined_by = tuple(joined_by)
         self._dial = dial
         self._new_session = new_session
         self._rng = rng
+        self._serial = serial
         self._session: Session | None = None
         self.channel: grpc.aio.Channel | None = None
         """To the manager that has welcomed this node; None without a session."""
@@ -79,8 +82,10 @@ class Dialer:
         if self._session is not None:
             self._session.report_images()
 
-    async def run(self) -> None:
-        """Dial until cancelled."""
+    async def run(self) -> str:
+        """Dial until a manager says that the certificate which the node has was revoked, and
+        return what it said. Only a manager that has proved who it is can say so, and no other
+        failure counts: a node whose managers cannot be reached keeps its tasks."""
         failures = redirects = 0
         refused = False
         queue: list[str] = []
@@ -99,6 +104,8 @@ class Dialer:
                 redirects += 1
                 if redirects <= _REDIRECTS:
                     continue
+            if isinstance(end, CertificateRefused) and end.serial and end.serial == self._serial():
+                return str(end)
             failures += 1
             refused = refused or isinstance(end, CertificateRefused)
             delay = backoff(failures, self._rng.random(), refused)

@@ -96,6 +96,8 @@ class Endpoints:
         self._alone = _alone(self._networks)
         self._followers = {follower: _Progress() for follower in followers}
         self._revision = 1
+        self._followed = asyncio.Event()
+        """Set, and replaced, when a follower is up to date."""
 
     @property
     def applied(self) -> int:
@@ -123,6 +125,14 @@ class Endpoints:
             self._db.put_endpoints(changes, removed)
             self._move_on({_key(change.head) for change in changes} | set(removed))
         return self._revision
+
+    async def clear(self) -> None:
+        """Forget the table and the networks; return when everything on this node has followed."""
+        self.apply(dispatch_pb2.EndpointTable(full=True))
+        self.order(())
+        revision = self._revision
+        while self.applied < revision:
+            await self._followed.wait()
 
     def order(self, networks: Sequence[dispatch_pb2.AssignedNetwork]) -> None:
         """Take the complete list of this node's networks."""
@@ -168,6 +178,8 @@ class Endpoints:
             retry, complaint = _RETRY_FIRST, ""
             if progress.applied != change.revision:
                 progress.applied = change.revision
+                self._followed.set()
+                self._followed = asyncio.Event()
                 self._wake()
             try:
                 async with asyncio.timeout(self._period):

@@ -139,6 +139,8 @@ class Networks:
         self._changed = asyncio.Event()
         self._ready = asyncio.Event()
         """The first pass is over."""
+        self._cleared: asyncio.Event | None = None
+        """Set once no network is left; None unless all are to go."""
         self._collected = False
         self._failure: NetworkError | None = None
         """Why what earlier containers left could not be given back."""
@@ -199,10 +201,13 @@ class Networks:
         """Keep the order in force until cancelled."""
         while True:
             self._changed.clear()
-            if self._networks:
+            if self._cleared is not None:
+                await self._clear(self._cleared)
+            elif self._networks:
                 await self._pass()
+            clearing = self._cleared is not None and not self._cleared.is_set()
             try:
-                async with asyncio.timeout(self._period if self._networks else None):
+                async with asyncio.timeout(self._period if self._networks or clearing else None):
                     await self._changed.wait()
             except TimeoutError:
                 pass
@@ -210,6 +215,25 @@ class Networks:
     def exposure_changed(self) -> None:
         """Make a pass now: another thing is to be closed to containers."""
         self._changed.set()
+
+    async def clear(self) -> None:
+        """Remove all networks of the cluster from this host; return when they are gone. To be
+        called when no container is left, with `run` under way."""
+        self._networks, self._peers = {}, frozenset()
+        self._cleared = cleared = asyncio.Event()
+        self._changed.set()
+        await cleared.wait()
+
+    async def _clear(self, cleared: asyncio.Event) -> None:
+        try:
+            await self._encryption.apply(())
+            await self._network.collect(())
+            for id in await self._network.unused():
+                await self._network.remove(id)
+        except NetworkError as error:
+            log.error("networks cannot be removed; retrying: %s", error)
+        else:
+            cleared.set()
 
     async def _expose(self) -> None:
         before = self._exposing

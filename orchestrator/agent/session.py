@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from orchestrator.agent.endpoints import Endpoints
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.worker import Worker
+from orchestrator.identity.revocation import REVOKED_SERIAL
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import NodeDescription, TunnelKey
 from orchestrator.model.objects import Image
@@ -53,7 +55,12 @@ class Redirected(SessionEnded):
 
 
 class CertificateRefused(SessionEnded):
-    """The manager does not accept this node's certificate, which was revoked."""
+    """The manager does not accept this node's certificate, which was revoked; `serial` is the
+    certificate's serial number, empty where the manager does not name it."""
+
+    def __init__(self, reason: str, serial: str = "") -> None:
+        super().__init__(reason)
+        self.serial = serial
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,12 +332,21 @@ def changed_network(
 
 
 async def send(call: Any, message: dispatch_pb2.AgentMessage) -> None:
-    """Write to the session's call. Raises SessionEnded when the call is over, which the reader may
-    be yet to see, and grpc.RpcError."""
+    """Write to the session's call. Raises SessionEnded with the manager's status if the call is
+    over, which the reader may not have seen yet."""
     try:
-        await call.write(message)
-    except asyncio.InvalidStateError as error:  # what grpc.aio raises then
+        await call.wait_for_connection()
+        # Not `call.write`: when a write fails because the manager has ended the call, it sets the
+        # call's status to "internal: Internal error from Core" and drops the manager's, which
+        # arrives a moment later.
+        await call._cython_call.send_serialized_message(message.SerializeToString())
+    except grpc.aio.AioRpcError as error:
+        raise _ended(error) from error
+    except cygrpc.BaseError as error:
         raise await _closed(call) from error
+    except asyncio.CancelledError:
+        call.cancel()  # as `call.write` does
+        raise
 
 
 async def _read(call: Any) -> dispatch_pb2.ManagerMessage:
@@ -342,7 +358,8 @@ async def _read(call: Any) -> dispatch_pb2.ManagerMessage:
 
 async def _closed(call: Any) -> SessionEnded:
     code, details = await call.code(), await call.details()
-    return _by_status(code, details) or SessionEnded("the manager closed the session")
+    ended = _by_status(code, details, await call.trailing_metadata())
+    return ended or SessionEnded("the manager closed the session")
 
 
 def _redirected(redirect: dispatch_pb2.Redirect) -> SessionEnded:
@@ -368,16 +385,16 @@ def _ended(error: BaseException) -> SessionEnded:
     if isinstance(error, SessionEnded):
         return error
     if isinstance(error, grpc.aio.AioRpcError):
-        ended = _by_status(error.code(), error.details())
+        ended = _by_status(error.code(), error.details(), error.trailing_metadata())
         return ended or SessionEnded("the session broke off")
     return SessionEnded(f"the session broke off ({error})")
 
 
-def _by_status(code: grpc.StatusCode, details: str | None) -> SessionEnded | None:
-    """What a status means; None for OK."""
+def _by_status(code: grpc.StatusCode, details: str | None, trailing: Any) -> SessionEnded | None:
+    """What a status and its trailing metadata mean; None for OK."""
     if code is grpc.StatusCode.OK:
         return None
     if code is grpc.StatusCode.UNAUTHENTICATED and details:
-        return CertificateRefused(details)
+        return CertificateRefused(details, str(dict(trailing or ()).get(REVOKED_SERIAL, "")))
     words = code.name.lower().replace("_", " ")
     return SessionEnded(f"{words}: {details}" if details else words)

@@ -383,6 +383,11 @@ class StateDb:
         """Remember what is open to containers."""
         self._write([self._setting(_CONTAINER_ACCESS, " ".join(access).encode())], defer=True)
 
+    def forget_cluster(self) -> None:
+        """Drop, or defer it, what sessions told of the cluster: the node is to join another."""
+        self._settings.clear()
+        self._write([(("settings",), ("DELETE FROM settings", ()))], defer=True)
+
     def _setting(self, key: str, value: bytes) -> tuple[Hashable, _Statement]:
         self._settings[key] = value
         return ("setting", key), ("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))

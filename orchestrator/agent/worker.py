@@ -154,6 +154,12 @@ class Worker:
             self._swept = True
             self._spawn(self._sweep(), "sweep")
 
+    async def clear(self) -> None:
+        """Stop and remove all tasks; return when nothing of them is left. Volumes stay."""
+        self.apply((), (), (), full=True)
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
     def take(self, payload: documents_pb2.Payload) -> None:
         """Keep the data of a secret or config, of which the next assignment tells."""
         self._parts.files.take(payload)

@@ -234,7 +234,12 @@ def _allowances(flag: str, texts: Sequence[str]) -> list[str]:
 
 @node.command(epilog=example("orc node rm node3"))
 @click.argument("nodes", nargs=-1, required=True, shell_complete=completion.nodes)
-@click.option("--force", "-f", is_flag=True, help="Remove a node although it is not down.")
+@click.option(
+    "--force",
+    "-f",
+    is_flag=True,
+    help="Remove a node that is up: its agent stops its tasks and leaves the cluster.",
+)
 @pass_client
 def rm(client: Client, nodes: tuple[str, ...], force: bool) -> None:
     """Remove nodes from the cluster, and revoke their certificates."""

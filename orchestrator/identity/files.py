@@ -13,6 +13,10 @@ class NoIdentity(Exception):
     """The folder holds no identity; one line that says how to get one."""
 
 
+REMOVED = "node.removed.json"
+"""The `node.json` of a node that was removed from its cluster."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
     """What a joined host knows of itself (`node.json`)."""
@@ -62,8 +66,18 @@ def read_node(data_dir: Path) -> NodeIdentity:
     try:
         fields = json.loads((data_dir / "node.json").read_text())
     except FileNotFoundError:
+        if (data_dir / REMOVED).exists():
+            raise NoIdentity(
+                "this host's node was removed from its cluster, or its certificate was revoked; "
+                "run 'orc cluster join --token TOKEN ADDRESS' to join again"
+            ) from None
         raise NoIdentity(
             f"this host has not joined a cluster (nothing in {data_dir}); "
             "run 'orc cluster join --token TOKEN ADDRESS' first"
         ) from None
     return NodeIdentity(**{**fields, "managers": tuple(fields["managers"])})
+
+
+def retire_node(data_dir: Path) -> None:
+    """Set aside what makes this host a node, so that it may join again."""
+    (data_dir / "node.json").replace(data_dir / REMOVED)

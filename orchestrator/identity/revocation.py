@@ -15,9 +15,12 @@ from dataclasses import dataclass
 
 from orchestrator.identity.tls import Identity
 
+REVOKED_SERIAL = "orc-revoked-serial"
+"""Trailing metadata of a call that was refused: the serial number of the revoked certificate."""
+
 _NEXT = {
     "admin": "ask an administrator for a new context ('orc cluster admin', on a manager's host)",
-    "worker": "to have this host join again, remove its data folder and run 'orc cluster join'",
+    "worker": "its agent stops its tasks and leaves; run 'orc cluster join' to join again",
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from orchestrator.identity.revocation import CertificateRevoked, Revocations
+from orchestrator.identity.revocation import REVOKED_SERIAL, CertificateRevoked, Revocations
 from orchestrator.identity.tls import Identity, peer_identity
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,10 @@ class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             except CertificateRevoked as revoked:
                 if self._is_news(identity):
                     log.warning("call refused", extra={**facts, "reason": revoked})
-                await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(revoked))
+                trailing = tuple(context.trailing_metadata() or ())
+                if identity.certificate is not None:
+                    trailing += ((REVOKED_SERIAL, identity.certificate.serial),)
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(revoked), trailing)
 
         return within(handler, checked)
 

@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from orchestrator.identity import ca, token
-from orchestrator.identity.files import ManagerIdentity, NodeIdentity, write_identity
+from orchestrator.identity.files import REMOVED, ManagerIdentity, NodeIdentity, write_identity
 from orchestrator.identity.join import Joined
 from orchestrator.identity.pair import KeyPair, TlsFiles
 from orchestrator.linux.atomicfile import write_file
@@ -111,4 +111,5 @@ def store_node(data_dir: Path, joined: Joined, address: str) -> NodeIdentity:
     write_file(data_dir / "ca.pem", joined.ca_certificate, mode=0o644)
     TlsFiles.of(data_dir, "node").pair.replace(KeyPair(joined.certificate, joined.key))
     write_identity(data_dir / "node.json", identity)
+    (data_dir / REMOVED).unlink(missing_ok=True)
     return identity

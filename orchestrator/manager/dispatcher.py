@@ -299,10 +299,13 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             return
         node_id = identity.id
         if node_id not in self._cache.view.nodes:
-            log.warning("session of a removed node refused", extra={"node": node_id})
+            # Not as a revoked certificate, at which the node would stop its tasks: a node that was
+            # removed is refused before it gets here.
+            log.warning("session of an unknown node refused", extra={"node": node_id})
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
-                "this node was removed from the cluster; remove its data folder and join anew",
+                f"the cluster has no node {node_id}: it was restored from an older backup? Remove "
+                "this host's data folder and run 'orc cluster join'",
             )
         # Who dials lives, though it may be a while until its turn to say hello.
         self._inbox.hear(node_id)

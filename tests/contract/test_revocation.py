@@ -22,6 +22,7 @@ import grpc
 import pytest
 from managerhost import Running, manager_again, manager_beside, manager_in
 
+from orchestrator.agent.certificate import Certificate
 from orchestrator.agent.channels import Channels, serve_blobs
 from orchestrator.agent.dialer import Dialer
 from orchestrator.agent.endpoints import Endpoints
@@ -37,9 +38,14 @@ from orchestrator.identity import ca
 from orchestrator.identity.files import NodeIdentity
 from orchestrator.identity.join import Joined
 from orchestrator.identity.pair import Issued, KeyPair, TlsFiles
-from orchestrator.identity.revocation import Revocations
+from orchestrator.identity.revocation import REVOKED_SERIAL, Revocations
 from orchestrator.identity.setup import new_admin, store_node
-from orchestrator.identity.tls import NODE_NAME, channel_options
+from orchestrator.identity.tls import (
+    NODE_NAME,
+    channel_credentials,
+    channel_options,
+    server_credentials,
+)
 from orchestrator.manager import certificates as certificates_module
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.commit import commit
@@ -66,6 +72,10 @@ PATIENCE = 60.0
 """Seconds after which what should happen has not."""
 BLOB = b"\0" * (64 << 20)
 """More than all buffers between two ends of a stream, so that it stays open."""
+
+
+DIALING: dict[str, asyncio.Task[str]] = {}
+"""The dialers of the nodes of `blob_server`, by the names of their folders."""
 
 
 class IdleWorker:
@@ -139,8 +149,9 @@ async def blob_server(folder: Path, joined: Joined) -> AsyncIterator[tuple[str, 
                 revoked=kept.take,
             ),
             rng=random.Random(0),
+            serial=lambda: Certificate(TlsFiles.of(folder, "node").pair, lambda: None).serial,
         )
-        dialing = asyncio.create_task(dialer.run())
+        DIALING[folder.name] = dialing = asyncio.create_task(dialer.run())
         try:
             yield f"127.0.0.1:{port}", dialer
         finally:
@@ -311,6 +322,88 @@ async def test_a_peer_that_was_away_learns_of_the_revocation_when_it_is_back(
         assert (await refusal(open_stream))[0] is grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_removed_or_revoked_node_is_told_so(
+    running: Running, tmp_path: Path, away: bool
+) -> None:
+    removed, revoked = await running.join(running.token), await running.join(running.token)
+    peer = await running.join(running.token)
+
+    async def expel() -> None:
+        await remove_node(running, removed.node_id)
+        await revoke(running, "node", revoked.node_id, running.admin, reason="stolen")
+
+    if away:
+        await expel()
+    async with (
+        blob_server(tmp_path / "removed", removed) as (_, first),
+        blob_server(tmp_path / "revoked", revoked) as (_, second),
+        blob_server(tmp_path / "peer", peer) as (_, third),
+    ):
+        await until_connected(third)
+        if not away:
+            await until_connected(first)
+            await until_connected(second)
+            await expel()
+        async with asyncio.timeout(PATIENCE):
+            assert "(the node was removed from the cluster)" in await DIALING["removed"]
+            assert "(stolen)" in await DIALING["revoked"]
+        assert not DIALING["peer"].done()
+
+
+async def test_only_a_manager_can_tell_a_node_that_it_is_removed(
+    running: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The attacker: another node, with its own certificate, at a manager's address."""
+    victim, attacker = await running.join(running.token), await running.join(running.token)
+    issued = Issued.of(victim.certificate)
+    assert issued is not None
+    asked = 0
+
+    class Impostor(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
+        async def Session(self, messages: Any, context: Any) -> None:
+            nonlocal asked
+            asked += 1
+            trailing = ((REVOKED_SERIAL, issued.serial),)
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "removed", trailing)
+
+    prepared(tmp_path / "attacker", attacker)
+    server = grpc.aio.server()
+    dispatch_pb2_grpc.add_DispatchServicer_to_server(Impostor(), server)
+    credentials = server_credentials(TlsFiles.of(tmp_path / "attacker", "node"))
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    deceived = Joined(**{**_fields(victim), "managers": (f"127.0.0.1:{port}",)})
+    try:
+        async with blob_server(tmp_path / "victim", deceived), asyncio.timeout(PATIENCE):
+            while caplog.text.count("no session: ") < 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert not DIALING["victim"].done()
+            # The same words of a host with a manager's certificate would count.
+            async with grpc.aio.secure_channel(
+                f"127.0.0.1:{port}",
+                channel_credentials(TlsFiles.of(tmp_path / "victim", "node")),
+                options=channel_options(NODE_NAME),
+            ) as channel:
+                call = dispatch_pb2_grpc.DispatchStub(channel).Session()
+                assert (await refusal(call))[0] is grpc.StatusCode.UNAUTHENTICATED
+            assert asked == 1
+    finally:
+        await server.stop(None)
+
+
+async def test_a_node_that_a_restored_backup_does_not_know_is_not_told_that_it_was_removed(
+    running: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    joined = await running.join(running.token)
+    node = running.manager.cache.view.nodes[joined.node_id]
+    await commit(running.kv, [Change(node, None)])
+    async with blob_server(tmp_path / "node", joined), asyncio.timeout(PATIENCE):
+        while "the cluster has no node" not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert not DIALING["node"].done()
+
+
 async def test_a_removed_node_gets_neither_a_session_nor_a_certificate(running: Running) -> None:
     joined = await running.join(running.token)
     async with running.channel(pair_of(joined)) as channel:
@@ -322,8 +415,8 @@ async def test_a_removed_node_gets_neither_a_session_nor_a_certificate(running: 
         code, text = await refusal(dispatch_pb2_grpc.DispatchStub(channel).Session())
         assert code is grpc.StatusCode.UNAUTHENTICATED
         assert text.endswith(
-            "(the node was removed from the cluster); to have this host join again, remove its "
-            "data folder and run 'orc cluster join'"
+            "(the node was removed from the cluster); its agent stops its tasks and leaves; run "
+            "'orc cluster join' to join again"
         )
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await renew(channel)

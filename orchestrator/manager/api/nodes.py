@@ -62,7 +62,7 @@ class NodeCalls(Calls):
             if node.state is NodeState.READY and not request.force:
                 raise precondition(
                     f"node {node.description.hostname} is up; stop 'orc agent' there first, "
-                    "or use --force (its containers keep running there, unmanaged)"
+                    "or use --force (its agent then stops its containers and leaves the cluster)"
                 )
             # Its certificates with it, or it could go on fetching images from other nodes.
             revocation = revocation_of(

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from orchestrator.identity.revocation import REVOKED_SERIAL
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
 
 
@@ -124,6 +125,9 @@ class ManagerStub(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._tunnels: dict[str, asyncio.Future[TunnelEnd]] = {}
         self.redirect_to: str | None = None
         self.refuse = ""
+        self.refusal = grpc.StatusCode.PERMISSION_DENIED
+        self.revoked_serial = ""
+        """Of the certificate that the refusal names as revoked."""
         self.silent = False
         self.dialled = 0
         self.address = ""
@@ -131,7 +135,8 @@ class ManagerStub(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
     async def Session(self, messages: Any, context: Any) -> None:
         self.dialled += 1
         if self.refuse:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, self.refuse)
+            trailing = ((REVOKED_SERIAL, self.revoked_serial),) if self.revoked_serial else ()
+            await context.abort(self.refusal, self.refuse, trailing)
         hello = (await anext(messages)).hello
         if self.redirect_to is not None:
             redirect = dispatch_pb2.Redirect(leader=self.redirect_to)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nodeworld import START
 
 from tests.enclosure import enclosed
 
@@ -24,3 +25,25 @@ def test_a_node_from_its_first_order_to_its_last(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     memory = json.loads(done.stdout.splitlines()[-1])
     assert memory["agent"] + memory["helper"] < 90, "MiB: an idle agent and its helper are small"
+
+
+@pytest.mark.root
+def test_a_removed_node_stops_its_tasks_and_leaves(tmp_path: Path) -> None:
+    program = Path(__file__).with_name("removednode.py")
+    done = subprocess.run(
+        enclosed([sys.executable, str(program), str(tmp_path)], "--net"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "this node has left the cluster, its volumes are kept" in done.stderr
+    again = subprocess.run(
+        [sys.executable, "-c", START, f"--data-dir={tmp_path}/a"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 1
+    assert "was removed from its cluster" in again.stderr
+    assert "run 'orc cluster join" in again.stderr

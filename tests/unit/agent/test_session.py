@@ -20,7 +20,7 @@ from orchestrator.agent.dialer import Dialer, backoff, patience
 from orchestrator.agent.endpoints import Change, Endpoints
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Exit
-from orchestrator.agent.session import Node, Session, SessionEnded
+from orchestrator.agent.session import CertificateRefused, Node, Session, SessionEnded, send
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker
 from orchestrator.model.nodes import NodeDescription
@@ -234,6 +234,25 @@ async def test_containers_run_while_no_manager_answers(host: Host) -> None:
         await reports(again, "t1", TaskState.RUNNING)
         await reports(again, "t2", TaskState.FAILED)
         assert again.statuses[0].statuses["t2"].message == "exit status 3"
+
+
+async def test_the_agent_sees_why_it_is_refused_whatever_it_is_writing() -> None:
+    async with manager_stub() as manager:
+        manager.refuse, manager.refusal = "this is why", grpc.StatusCode.UNAUTHENTICATED
+        seen = set()
+        async with grpc.aio.insecure_channel(manager.address) as channel:
+            for size in [1, 1 << 20] * 10:
+                call = dispatch_pb2_grpc.DispatchStub(channel).Session()
+                hello = dispatch_pb2.Hello(boot_id="x" * size)
+                with pytest.raises((SessionEnded, grpc.RpcError)) as ended:  # noqa: PT012
+                    await send(call, dispatch_pb2.AgentMessage(hello=hello))
+                    for _ in range(10):
+                        beat = dispatch_pb2.AgentMessage(heartbeat=dispatch_pb2.Heartbeat())
+                        await send(call, beat)
+                    await session_module._read(call)
+                reason = session_module._ended(ended.value)
+                seen.add((type(reason), str(reason)))
+        assert seen == {(CertificateRefused, "this is why")}
 
 
 async def test_a_redirect_is_followed(host: Host) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.model.convert import from_proto
 from orchestrator.pb import dispatch_pb2
 
 
@@ -21,5 +22,7 @@ async def act(runners: Mapping[str, TaskRunner], order: dispatch_pb2.ContainerOr
             await runner.freeze(True)
         case dispatch_pb2.ContainerOrder.UNPAUSE:
             await runner.freeze(False)
+        case dispatch_pb2.ContainerOrder.RESIZE:
+            await runner.resize(from_proto(order.spec))
         case _:
             raise RuntimeFailure("its node is too old for what was asked of it")

@@ -54,6 +54,8 @@ class Step(Enum):
     """Record that it runs."""
     CONNECT = auto()
     """Put it on the networks that the order says now, and take it off others."""
+    RESIZE = auto()
+    """Enforce the limits that the order says."""
     REFRESH = auto()
     """Replace files of secrets and configs that it has in another version than the order says."""
     WATCH = auto()
@@ -92,6 +94,8 @@ class Observed:
     """The networks that it was to be on when that failed."""
     stale: bool = False
     """It has secrets or configs in another version than the newest order says."""
+    resize: bool = False
+    """Its limits are not known to be those of the newest order."""
     confirmed: bool = True
     """A manager assigned it to this agent's process; not only to one before."""
 
@@ -155,6 +159,8 @@ def next_step(task: Task, status: TaskStatus, observed: Observed) -> Step:
             task.spec.attachments, task.slot, status
         ):
             return Step.CONNECT
+        if observed.resize:
+            return Step.RESIZE
         return Step.REFRESH if observed.stale else Step.WATCH
     if not wanted or _lost(task, status, observed):
         return Step.SETTLE

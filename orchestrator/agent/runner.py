@@ -49,8 +49,10 @@ from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
 from orchestrator.agent.statedb import CannotRecord, Record, StateDb
 from orchestrator.agent.taskfiles import NOT_REPLACED, FileError
 from orchestrator.model.convert import from_proto
+from orchestrator.model.limits import Limits, limits_of
 from orchestrator.model.networks import NOT_CONNECTED
 from orchestrator.model.objects import Volume
+from orchestrator.model.specs import TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Health, Task, TaskStatus
 from orchestrator.model.units import format_duration
@@ -64,9 +66,14 @@ _RETRY_FIRST, _RETRY_MOST = 0.5, 30.0
 """Seconds between attempts to release, and to look after a container that may run."""
 
 _UNATTENDED = frozenset(
-    {Step.ADOPT, Step.RUN, Step.CONNECT, Step.REFRESH, Step.WATCH, Step.STOP, Step.SETTLE}
+    {
+        *(Step.ADOPT, Step.RUN, Step.CONNECT, Step.RESIZE, Step.REFRESH, Step.WATCH, Step.STOP),
+        Step.SETTLE,
+    }
 )
 """Steps about a container that may run, whatever goes wrong with them."""
+NOT_RESIZED = "limits not changed: "
+"""Begins the message of a container whose limits could not be set."""
 _RETRYING = "not attended by its node's agent, which retries: "
 """Begins the message of a container that runs on after an error of the agent."""
 
@@ -100,6 +107,11 @@ class TaskRunner:
         self._task: Task = from_proto(assigned.task)
         self._holding = Holding(parts, assigned, lambda: self.begun.is_set())
         self._caretaker = Caretaker(parts.probes, parts.clock)
+        self._resizing = asyncio.Lock()
+        self._limits: Limits | None = None
+        """Those that its container was made with, or was given since; None: not known."""
+        self._refused: Limits | None = None
+        """Those that could not be set."""
         self._assigned = True
         self.stop_after: float = assigned.stop_after
         """Seconds without a manager after which it is to be stopped; 0: never."""
@@ -177,6 +189,8 @@ class TaskRunner:
         news = news or stale
         self._task = task
         self._observed = replace(self._observed, confirmed=True, stale=stale)
+        self._compare_limits()
+        news = news or self._observed.resize
         if news:
             self._news.arrive()
 
@@ -245,6 +259,8 @@ class TaskRunner:
                 await self._record_running()
             case Step.CONNECT:
                 await self._connect()
+            case Step.RESIZE:
+                await self._resize()
             case Step.REFRESH:
                 await self._refresh()
             case Step.WATCH:
@@ -294,6 +310,9 @@ class TaskRunner:
         )
         stale = isinstance(found, Started) and self._holding.stale(self._task)
         self._observed = replace(self._observed, looked=True, container=found, stale=stale)
+        # An earlier agent may have ended before it could set them.
+        self._limits = None
+        self._compare_limits()
         if self._not_started:
             if found is None:
                 now = self._parts.clock()
@@ -315,6 +334,7 @@ class TaskRunner:
         if self._task.standalone and self._task.desired_state is TaskState.READY:
             # Then clients can attach before its program says a word.
             async with self._gate:
+                self._limits = limits_of(self._task.spec)
                 await self._holding.create(self._task)
         self._observed = replace(self._observed, prepared=True)
         self._account.advance(TaskState.READY)
@@ -341,12 +361,14 @@ class TaskRunner:
                 starting = replace(starting, state=TaskState.STARTING, at=self._parts.clock())
             with suppress(CannotRecord):
                 self._account.record(starting, durably=True)
+                self._limits = self._limits or limits_of(self._task.spec)
                 started = await self._holding.start(self._task)
         if started is None:
             async with self._news.may_interrupt():
                 await self._account.wait_writable()
             return
         self._observed = replace(self._observed, container=started, rebooted=False)
+        self._compare_limits()
 
     async def _record_running(self) -> None:
         started = self._observed.container
@@ -384,6 +406,33 @@ class TaskRunner:
         if status.message.startswith(NOT_CONNECTED):
             status = replace(status, message="")
         self._account.record(status)
+
+    def _compare_limits(self) -> None:
+        """Note whether the container has other limits than the newest order says."""
+        wanted = limits_of(self._task.spec)
+        runs = isinstance(self._observed.container, Started)
+        resize = runs and wanted not in (self._limits, self._refused)
+        self._observed = replace(self._observed, resize=resize)
+
+    async def _resize(self) -> None:
+        wanted = limits_of(self._task.spec)
+        try:
+            await self._enforce(self._task.spec)
+        except (RuntimeFailure, OSError) as error:
+            # It is tried again only by another order: the program runs on.
+            self._refused = wanted
+            reason = reason_of(error)
+            log.warning("limits cannot be set", extra={"task": self.id, "error": reason})
+            self._account.record(replace(self.status, message=f"{NOT_RESIZED}{reason}"))
+        else:
+            if self.status.message.startswith(NOT_RESIZED):
+                self._account.record(replace(self.status, message=""))
+        self._compare_limits()
+
+    async def _enforce(self, spec: TaskSpec) -> None:
+        async with self._resizing:
+            await self._parts.runtime.resize(self.id, spec)
+            self._limits, self._refused = limits_of(spec), None
 
     async def _refresh(self) -> None:
         # Whatever comes of it, it is tried again only by another order: the program runs on.
@@ -451,6 +500,7 @@ class TaskRunner:
 
     def _renew(self) -> None:
         self._account.renew(given_run(self._task))
+        self._limits = self._refused = None
         self._observed = Observed(confirmed=self._observed.confirmed)
 
     async def send_signal(self, number: int) -> None:
@@ -465,6 +515,11 @@ class TaskRunner:
         await (runtime.pause(self.id) if paused else runtime.resume(self.id))
         if self.status.state is TaskState.RUNNING:
             self._account.record(replace(self.status, paused=paused))
+
+    async def resize(self, spec: TaskSpec) -> None:
+        """Enforce the limits of `spec`, which the next order will have. Raises RuntimeFailure."""
+        self._check_running()
+        await self._enforce(spec)
 
     def _check_running(self) -> None:
         if self.status.state is not TaskState.RUNNING:

@@ -27,6 +27,7 @@ _CLI = "orchestrator.cli"
                 Lazy("rm", f"{_CLI}.containers:rm", "Remove containers"),
                 Lazy("prune", f"{_CLI}.prune:containers", "Remove containers that do not run"),
                 Lazy("wait", f"{_CLI}.containers:wait", "Wait for containers to end"),
+                Lazy("update", f"{_CLI}.container_update:update", "Change limits in place"),
                 Lazy("rename", f"{_CLI}.containers:rename", "Give a container another name"),
                 Lazy("logs", f"{_CLI}.logs:container_logs", "What a container wrote"),
                 Lazy("exec", f"{_CLI}.exec:exec_", "Run a program in a container"),

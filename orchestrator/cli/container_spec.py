@@ -31,7 +31,7 @@ from orchestrator.pb import containers_pb2
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_SHORT = {"cpu_shares": "-c", "hostname": "-h"}
+SHORT = {"cpu_shares": "-c", "hostname": "-h"}
 """Short forms that only containers have."""
 
 _CONDITIONS = {
@@ -42,7 +42,8 @@ _CONDITIONS = {
 }
 
 
-def _restart(text: str) -> RestartPolicy:
+def parse_restart(text: str) -> RestartPolicy:
+    """A restart policy as Docker writes it, such as `on-failure:3`. Raises ValueError."""
     name, colon, count = text.partition(":")
     condition = _CONDITIONS.get(name)
     if condition is None or (colon and condition is not RestartCondition.ON_FAILURE):
@@ -56,7 +57,7 @@ def container_options(function: F) -> F:
     """The flags that `orc run` and `orc create` have in common, and their arguments."""
     for setting in SETTINGS:
         if setting.path.startswith("task.") and not setting.path.startswith("task.restart."):
-            short = (_SHORT[setting.name],) if setting.name in _SHORT else ()
+            short = (SHORT[setting.name],) if setting.name in SHORT else ()
             function = click.option(*short, *setting.flags, setting.name, **setting.click_options)(
                 function
             )
@@ -82,7 +83,7 @@ def container_options(function: F) -> F:
             click.option("--rm", "auto_remove", is_flag=True, help="Remove it when it has ended."),
             click.option(
                 "--restart",
-                type=Parsed("no|on-failure[:NUMBER]|always|unless-stopped", _restart),
+                type=Parsed("no|on-failure[:NUMBER]|always|unless-stopped", parse_restart),
                 default="no",
                 show_default=True,
                 help="When to restart it after its program has ended.",

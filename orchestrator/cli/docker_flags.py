@@ -84,6 +84,13 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
     "run": _CONTAINER,
     "create": _CONTAINER,
     "build": _BUILD,
+    "update": {
+        flag: _CONTAINER[flag]
+        for flag in (
+            *("--blkio-weight", "--cpu-period", "--cpu-quota", "--cpu-rt-period"),
+            *("--cpu-rt-runtime", "--cpuset-mems", "--memory-reservation"),
+        )
+    },
     "start": {
         "--checkpoint": "checkpoints are not kept; 'orc pause' freezes a container",
         "--checkpoint-dir": "checkpoints are not kept; 'orc pause' freezes a container",
@@ -159,14 +166,12 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
 
 _DRAIN = "use 'orc node update --availability drain NODE'"
 _ACTIVATE = "use 'orc node update --availability active NODE'"
-_ANEW = "use 'orc service update', or make the container anew with other flags"
 
 COMMANDS: Mapping[str, str] = {
     "builder build": "use 'orc build'",
     "buildx": "use 'orc build'",
     "checkpoint": "checkpoints are not kept; 'orc pause' freezes a container",
     "compose": "use 'orc stack deploy -c FILE NAME'",
-    "container update": _ANEW,
     "context update": "use 'orc context rm' and 'orc context create'",
     "manifest": "use 'orc image inspect'",
     **dict.fromkeys(("node drain", "node cordon", "drain"), _DRAIN),
@@ -196,7 +201,6 @@ COMMANDS: Mapping[str, str] = {
     "swarm unlock-key": _SEALED,
     "swarm update": "use 'orc cluster update'",
     "trust": _TRUST,
-    "update": _ANEW,
     "volume update": _CLUSTER_VOLUME,
 }
 """Commands of Docker, and the most usual of kubectl, that are not ours, as one or two words."""

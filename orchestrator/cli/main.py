@@ -54,6 +54,7 @@ SECTIONS = (
             Lazy("unpause", "orchestrator.cli.containers:unpause", "Let paused containers go on"),
             Lazy("rm", "orchestrator.cli.containers:rm", "Remove containers"),
             Lazy("wait", "orchestrator.cli.containers:wait", "Wait for containers to end"),
+            Lazy("update", "orchestrator.cli.container_update:update", "Change limits in place"),
             Lazy("rename", "orchestrator.cli.containers:rename", "Give a container another name"),
             Lazy("logs", "orchestrator.cli.logs:container_logs", "What a container wrote"),
             Lazy("exec", "orchestrator.cli.exec:exec_", "Run a program in a container"),

@@ -20,9 +20,11 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document
+from orchestrator.model.limits import resized
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Image, Network, Object
 from orchestrator.model.services import JobState, Service, UpdateState
+from orchestrator.model.specs import TaskSpec
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Health, Task, TaskStatus
 
@@ -266,6 +268,8 @@ def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str
         yield "create", {}
     elif after is not None and before.container_name != after.container_name:
         yield "rename", {"oldName": before.container_name}
+    elif after is not None and _updated(before.spec, after.spec):
+        yield "update", {}
     old = before.status if before is not None else None
     alive = old is not None and TaskState.STARTING <= old.state <= TaskState.RUNNING
     if after is None:
@@ -296,6 +300,13 @@ def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str
         yield "die", extra
         if new.state is TaskState.SHUTDOWN:
             yield "stop", {}
+
+
+def _updated(before: TaskSpec, after: TaskSpec) -> bool:
+    """Whether limits or the restart policy have changed in place."""
+    return before is not after and (
+        resized(before, after) != before or before.restart != after.restart
+    )
 
 
 def _sounds(status: TaskStatus) -> bool:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from orchestrator.manager.planning.resources import fits, occupies, reserved
 from orchestrator.manager.planning.slots import ended, waits
 from orchestrator.manager.planning.standalone import next_run
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import precondition
+from orchestrator.model.limits import resized
 from orchestrator.model.nodes import NodeState
+from orchestrator.model.specs import SHARES_PER_CORE, RestartCondition, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
+from orchestrator.model.units import format_memory
 
 NO_GRACE = -1.0
 """`Task.stop_grace` for a stop that begins with SIGKILL or is not to wait."""
@@ -56,6 +60,54 @@ def restart(task: Task, signal: str, grace: float | None) -> Task:
         return start(task)
     _check(task)
     return replace(next_run(task), stop_signal=signal, stop_grace=_grace(grace))
+
+
+def update(view: ClusterView, task: Task, spec: TaskSpec) -> Task:
+    """Give it the reservation, limits and restart policy of `spec`. One that is on a node needs
+    room for them there."""
+    if not task.standalone:
+        name = task.service_name
+        raise precondition(
+            f"'{task.name}' is a task of service '{name}'; change all of its tasks, such as by "
+            f"'orc service update --limit-memory 256m {name}'"
+        )
+    _check(task)
+    if task.auto_remove and spec.restart.condition is not RestartCondition.NONE:
+        raise precondition(
+            f"container '{task.name}' goes when it has ended (--rm), so it takes no --restart"
+        )
+    _check_room(view, task, spec)
+    return replace(task, spec=replace(resized(task.spec, spec), restart=spec.restart))
+
+
+def _check_room(view: ClusterView, task: Task, spec: TaskSpec) -> None:
+    node = view.nodes.get(task.node_id)
+    if node is None or not occupies(task):
+        return
+    had, wanted = task.spec.counted, spec.counted
+    total = node.description.resources
+    used = reserved(view.tasks_of_node(node.id).values())
+    for what, before, after, free, most, words in (
+        ("CPU", had.shares, wanted.shares, total.shares - used.shares, total.shares, _cores),
+        (
+            "memory",
+            had.memory,
+            wanted.memory,
+            total.memory - used.memory,
+            total.memory,
+            format_memory,
+        ),
+    ):
+        if after > before and not fits(free, after - before):
+            raise precondition(
+                f"node {node.description.hostname} is too full: container '{task.name}' reserves "
+                f"{words(before)} of {what} and would reserve {words(after)}, but "
+                f"{words(max(free, 0))} of {words(most)} are free"
+            )
+
+
+def _cores(shares: int) -> str:
+    return f"{shares / SHARES_PER_CORE:.4g} cores"
 
 
 def remove(view: ClusterView, task: Task, force: bool, volumes: bool = False) -> Task:

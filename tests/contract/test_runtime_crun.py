@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from crunkit import cmdline, running
+from crunkit import cmdline, limits, running
 from runtimehost import CrunWorld, private, remove_leftovers
 
 from orchestrator.agent.runtime import logs
@@ -20,7 +21,7 @@ from orchestrator.agent.runtime.cgroups import CgroupMode, detect
 from orchestrator.agent.runtime.conmon import find_monitor
 from orchestrator.agent.runtime.logs import LogLimits
 from orchestrator.agent.runtime.mounts import enter_private_mounts
-from orchestrator.model.specs import Resources
+from orchestrator.model.specs import Resources, TaskSpec
 from orchestrator.model.states import NOT_RUNNABLE
 
 pytestmark = pytest.mark.root
@@ -293,3 +294,58 @@ async def test_an_image_without_layers(world: CrunWorld, userns: str) -> None:
         await runtime.create(replace(container, mounts=mounts))
         await runtime.start("a")
         assert (await runtime.wait("a")).code == 0
+
+
+HOLDS_24_MIB = (
+    "dd if=/dev/zero of=/dev/shm/held bs=1M count=24 2>/dev/null; echo ready; exec sleep 60"
+)
+
+
+@private
+async def test_limits_change_while_it_runs_all_or_none(world: CrunWorld) -> None:
+    async with world, world.runtime() as runtime:
+        made = world.container("a", "sh", "-c", HOLDS_24_MIB, limit=Resources(512, 64 << 20))
+        pid = await running(runtime, world, made)
+        before = limits(world, "a")
+        assert before["quota"].split()[0] == "50000"
+
+        def spec(limit: Resources, **changes: object) -> TaskSpec:
+            container = replace(made.spec.container, **changes)  # type: ignore[arg-type]
+            return replace(made.spec, container=container, limit=limit, shares=0)
+
+        # Below what it uses: the kernel's refusal, and nothing else changes either.
+        with pytest.raises(RuntimeFailure, match=r"it uses 2\d.*MiB of memory, .* be 16MiB; give"):
+            await runtime.resize("a", spec(Resources(1024, 16 << 20), pids_limit=7))
+        assert limits(world, "a") == before
+        # What fails late undoes what went well before.
+        with pytest.raises(RuntimeFailure, match="which this node does not have"):
+            await runtime.resize("a", spec(Resources(1024, 96 << 20), cpuset_cpus="4095"))
+        assert limits(world, "a") == before
+
+        cpu = min(os.sched_getaffinity(0))
+        wanted = replace(
+            spec(Resources(1024, 96 << 20), pids_limit=77, cpuset_cpus=str(cpu)), shares=300
+        )
+        await runtime.resize("a", wanted)
+        after = limits(world, "a")
+        assert after["quota"].split()[0] == "100000"
+        assert (after["memory"], after["pids"]) == (str(96 << 20), "77")
+        assert after["weight"] != before["weight"]
+        assert os.sched_getaffinity(pid) == {cpu}
+        await runtime.resize("a", spec(Resources(), pids_limit=-1))
+        after = limits(world, "a")
+        assert after["quota"].split()[0] in ("-1", "max")
+        assert after["memory"] == "max" or int(after["memory"]) >= 1 << 60
+        assert after["pids"] == "max"
+        assert os.sched_getaffinity(pid) == os.sched_getaffinity(0)
+        # An agent that dies while they change leaves them to the next.
+        access = runtime.access("a")
+        access.bundle.forget_limits()
+        async with world.runtime() as second:
+            await second.resize("a", made.spec)
+            assert limits(world, "a") == before
+        assert runtime.access("a").running().pid == pid
+        await runtime.kill("a", signal.SIGKILL)
+        await runtime.wait("a")
+        with pytest.raises(RuntimeFailure, match="not running"):
+            await runtime.resize("a", made.spec)

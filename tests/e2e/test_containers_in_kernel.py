@@ -92,6 +92,48 @@ def test_limits_are_the_cgroups(cluster: Cluster, hello: str) -> None:
     assert first_of(cgroup(cluster, task, "pids"), "pids.max") == "50"
 
 
+def test_limits_change_in_place_and_stay(cluster: Cluster, hello: str) -> None:
+    def shown() -> dict[str, Any]:
+        found: dict[str, Any] = cluster.json("inspect", "grows")[0]
+        return found
+
+    def limit() -> int:
+        folder = cgroup(cluster, shown(), "memory")
+        return int(first_of(folder, "memory.limit_in_bytes", "memory.max"))
+
+    def reserved() -> int:
+        return int(cluster.nodes()["node1"]["memory_reserved"])
+
+    hold = (
+        "dd if=/dev/zero of=/dev/shm/held bs=1M count=24 2>/dev/null; echo ready; exec sleep 1000"
+    )
+    cluster.orc(
+        "run", "-d", "--name", "grows", "--node", "node1", "--limit-memory", "64m",
+        "--entrypoint", "/bin/busybox", hello, "sh", "-c", hold,
+    )  # fmt: skip
+    eventually(lambda: "ready" in cluster.orc("logs", "grows").stdout)
+    pid, others = shown()["pid"], reserved() - (64 << 20)
+    assert cluster.orc("update", "--memory", "96m", "--cpus", "0.5", "grows").stdout == "grows\n"
+    assert (limit(), reserved()) == (96 << 20, others + (96 << 20))
+    assert "it uses 2" in cluster.refused("update", "--memory", "16m", "--pids-limit", "7", "grows")
+    full = cluster.refused("update", "--memory", "9t", "grows")
+    assert "node node1 is too full: container 'grows' reserves 96MiB of memory and would" in full
+    spec = shown()["spec"]
+    assert (spec["limit"]["memory"], spec["container"]["pids_limit"]) == (96 << 20, 0)
+    assert (shown()["pid"], limit()) == (pid, 96 << 20)
+    # The next run has them as well.
+    cluster.orc("restart", "-t", "0", "grows")
+    assert shown()["pid"] != pid
+    assert limit() == 96 << 20
+    # So has what another agent finds.
+    pid = shown()["pid"]
+    cluster.orc("update", "--memory", "128m", "--restart", "always", "grows")
+    cluster.kill9("node1", "daemon")
+    cluster.await_ready("node1")
+    assert (shown()["pid"], limit()) == (pid, 128 << 20)
+    cluster.orc("rm", "-f", "grows")
+
+
 def test_cpu_time_is_shared_by_shares(cluster: Cluster, hello: str) -> None:
     tasks = [
         cluster.script(f"s{shares}", hello, "while :; do :; done", "--cpu-shares", str(shares),

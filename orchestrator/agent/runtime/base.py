@@ -134,6 +134,11 @@ class Runtime(Protocol):
         so that whoever opens one finds the old or the new."""
         ...
 
+    async def resize(self, container_id: str, spec: TaskSpec) -> None:
+        """Enforce the limits of `spec` on a running container, without a restart. If any of them
+        cannot be set, all stay as they were. Idempotent."""
+        ...
+
     def users(self, container_id: str) -> range:
         """The host's ids that are 0 and on in the container, once they are reserved; none if it
         has the host's users."""

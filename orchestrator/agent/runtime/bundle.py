@@ -28,6 +28,7 @@ _IDENTITY = "identity"
 _STARTED = "started"
 _RESULT = "result"
 _RUNTIME = "runtime"
+_LIMITS = "limits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,18 @@ class Bundle:
     def write_runtime(self, program: str) -> None:
         """Record its OCI runtime, before anything is asked of it."""
         (self.run / _RUNTIME).write_text(program)
+
+    def limits(self) -> dict[str, Any] | None:
+        """The limits that are in force, as `limits.changes` has them; None: not known."""
+        return self._read(_LIMITS)
+
+    def write_limits(self, limits: Mapping[str, Any]) -> None:
+        """Record that these limits are in force."""
+        self._write(_LIMITS, limits)
+
+    def forget_limits(self) -> None:
+        """Record that other limits may be in force."""
+        (self.run / _LIMITS).unlink(missing_ok=True)
 
     def exit_status(self) -> tuple[int, float] | None:
         """What the monitor wrote: the status, and when (seconds of the epoch)."""

@@ -18,12 +18,13 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator import bareprogram
-from orchestrator.agent.runtime import apparmor, conmon, ending, freezing, spawn
+from orchestrator.agent.runtime import apparmor, conmon, ending, freezing, limits, resizing, spawn
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.bundle import Bundle, Identity
 from orchestrator.agent.runtime.bundlemaker import BundleMaker, release_null_device
 from orchestrator.agent.runtime.cgroups import Cgroups, detect
+from orchestrator.agent.runtime.facts import NodeFacts
 from orchestrator.agent.runtime.failures import failure, known_failure
 from orchestrator.agent.runtime.handover import Handover
 from orchestrator.agent.runtime.hanging import OwnThreads
@@ -102,6 +103,7 @@ class CrunRuntime:
         self._removing = OwnThreads("remove")
         self._looking = OwnThreads("look into")
         self._cgroups: Cgroups
+        self._facts: NodeFacts
         self._maker: BundleMaker
         self._boot = ""
 
@@ -116,13 +118,15 @@ class CrunRuntime:
         for folder in (self._state, self._containers, self._records):
             folder.mkdir(parents=True, exist_ok=True, mode=0o711)
         await conmon.end_unnamed(self._containers)
+        facts = read_node_facts(hierarchy)
+        self._facts = replace(facts, apparmor=await apparmor.ensure_loaded())
         spread_inodes(self._state)
         self._maker = await self._stack.enter_async_context(
             BundleMaker(
                 IdRanges(self._state.parent / "ids", self._first_id, taken=subordinate_ids()),
                 self._cgroups,
                 netns_dir=self._containers.parent / "netns",
-                facts=replace(read_node_facts(hierarchy), apparmor=await apparmor.ensure_loaded()),
+                facts=self._facts,
                 seccomp_profile=self._profile_path,
                 hidden=(self._state.parent, self._containers.parent),
             )
@@ -200,6 +204,7 @@ class CrunRuntime:
         monitor = conmon.find_monitor(bundle.run, container.id)
         if pid is None or monitor is None:
             raise RuntimeFailure("the container ended while it was made; was it killed?")
+        bundle.write_limits(limits.changes(container.spec, self._facts))
         bundle.write_identity(Identity(self._boot, pid, monitor))
         self._watch.add(container.id, monitor)
 
@@ -338,6 +343,10 @@ class CrunRuntime:
             os.close(process)
         if status != 0:
             raise RuntimeFailure(f"its files cannot be replaced ({stderr.strip()})")
+
+    async def resize(self, container_id: str, spec: TaskSpec) -> None:
+        """See `Runtime.resize`. Raises RuntimeFailure."""
+        await resizing.resize(self.access(container_id), spec, self._facts)
 
     async def pause(self, container_id: str) -> None:
         """See `Runtime.pause`. Raises RuntimeFailure."""

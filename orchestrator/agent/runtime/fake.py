@@ -12,6 +12,7 @@ from typing import Self
 
 from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.crun import MONITOR_DIED, OUT_OF_MEMORY
+from orchestrator.model.limits import Limits, limits_of
 from orchestrator.model.specs import TaskSpec
 
 
@@ -40,6 +41,8 @@ class FakeContainer:
     ended: Exit | None = None
     ends_at: float | None = None
     paused: bool = False
+    limits: Limits | None = None
+    """Those that were set since it was made."""
 
 
 @dataclass(slots=True)
@@ -182,6 +185,11 @@ class FakeRuntime:
         """See `Runtime.replace_files`."""
         self._step(container_id, "replace_files")
         self._node.replaced.setdefault(container_id, []).extend(files)
+
+    async def resize(self, container_id: str, spec: TaskSpec) -> None:
+        """See `Runtime.resize`."""
+        self._step(container_id, "resize")
+        self._running(container_id).limits = limits_of(spec)
 
     def users(self, container_id: str) -> range:
         """See `Runtime.users`."""

@@ -5,7 +5,7 @@ Source: the OCI runtime-spec (config-linux.md, "Control groups"; config.md, "POS
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.agent.runtime.base import RuntimeFailure
@@ -59,6 +59,22 @@ def resources(spec: TaskSpec, node: NodeFacts, devices: Sequence[DeviceNode]) ->
         swap = {"swap": container.memory_swap or limit} if node.swap_accounting else {}
         result["memory"] = {"limit": limit} | swap
     return result
+
+
+def changes(
+    spec: TaskSpec, node: NodeFacts, before: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The limits of the cgroup as the OCI runtime's `update` takes them: those of `resources` that
+    can change while a container runs, and what is not limited said so. `before` is what it has; a
+    cpuset that it had becomes all CPUs. Raises RuntimeFailure."""
+    found = resources(spec, node, ())
+    del found["devices"]
+    found["cpu"] = {"quota": -1, "period": QUOTA_PERIOD} | found["cpu"]
+    if before is not None and "cpus" in before["cpu"] and node.cpus:
+        found["cpu"] = {"cpus": _ranges(node.cpus)} | found["cpu"]
+    if "memory" not in found:
+        found["memory"] = {"limit": -1} | ({"swap": -1} if node.swap_accounting else {})
+    return found
 
 
 def device_rules(spec: ContainerSpec, devices: Sequence[DeviceNode]) -> list[dict[str, Any]]:

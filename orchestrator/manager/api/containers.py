@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,17 +22,18 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.portchoice import numbered
 from orchestrator.manager.portuse import PortTurn, check_ports, port_turn, settled
-from orchestrator.manager.refusal import invalid, precondition, taken
+from orchestrator.manager.refusal import Refusal, invalid, precondition, taken
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import unique_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.limits import limits_of
 from orchestrator.model.mountrules import split_volumes_from
 from orchestrator.model.names import check_container_name
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image
 from orchestrator.model.signals import signal_number
-from orchestrator.model.specs import ServiceSpec
+from orchestrator.model.specs import Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.model.validate import known_signal, validate_constraints, validate_task
@@ -159,6 +161,40 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
                 return to_proto(replace(after, revision=revision))
 
     @answering
+    async def UpdateContainer(self, request: Any, context: Any) -> Any:
+        enforced: Task | None = None
+        try:
+            while True:
+                read = self.api.cache.revision
+                task = find_container(self.api.view, enforced.id if enforced else request.container)
+                spec = _updated(task.spec, request)
+                validate_task(spec)
+                after = orders.update(self.api.view, task, spec)
+                if after == task:
+                    return to_proto(task)
+                # The node goes first: what its kernel refuses must not become the desired state.
+                if task.status.state in _LIVE and limits_of(spec) != limits_of(task.spec):
+                    await self._resize(task, spec)
+                    enforced = task
+                try:
+                    revision = await commit(self.api.kv, [Change(task, after)])
+                except Conflict:
+                    await self.api.cache.wait_for(read + 1)
+                else:
+                    await self.api.cache.wait_for(revision)
+                    return to_proto(replace(after, revision=revision))
+        except Exception:
+            # Should the new state have been written after all, the node is told of it anyway.
+            if enforced is not None:
+                with suppress(Refusal):
+                    await self._resize(enforced, enforced.spec)
+            raise
+
+    async def _resize(self, task: Task, spec: TaskSpec) -> None:
+        """Have the node enforce the limits of `spec` on a running container."""
+        await self._act(task, dispatch_pb2.ContainerOrder.RESIZE, spec=to_proto(spec))
+
+    @answering
     async def KillContainer(self, request: Any, context: Any) -> Any:
         if request.signal and not known_signal(request.signal):
             raise invalid(f"signal {request.signal!r} is unknown; write such as SIGTERM or SIGINT")
@@ -171,7 +207,7 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
                     task.id, lambda found: orders.stop(found, "SIGKILL", orders.NO_GRACE)
                 )
             )
-        await self._act(task, dispatch_pb2.ContainerOrder.SIGNAL, number)
+        await self._act(task, dispatch_pb2.ContainerOrder.SIGNAL, signal=number)
         return to_proto(task)
 
     @answering
@@ -278,12 +314,12 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
             raise precondition(f"container '{task.name}' is not running")
         return task
 
-    async def _act(self, task: Task, action: Any, signal: int = 0) -> None:
+    async def _act(self, task: Task, action: Any, **details: Any) -> None:
         """Have the container's node do something to it at once. Raises Refusal."""
         node = self.api.view.nodes.get(task.node_id)
         hostname = node.description.hostname if node else task.node_id
         order = dispatch_pb2.OpenTunnel(
-            container=dispatch_pb2.ContainerOrder(task_id=task.id, action=action, signal=signal)
+            container=dispatch_pb2.ContainerOrder(task_id=task.id, action=action, **details)
         )
         async with self.api.tunnels.open(
             task.node_id, hostname, order, self.api.dispatcher.deliver
@@ -307,6 +343,34 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
                 if known.status.state not in _LIVE:
                     raise precondition(f"container '{task.name}' has ended meanwhile")
                 await feed.next()
+
+
+def _updated(spec: TaskSpec, request: Any) -> TaskSpec:
+    """The spec with what a request changes of it."""
+
+    def given(name: str, value: Any) -> Any:
+        return getattr(request, name) if request.HasField(name) else value
+
+    return replace(
+        spec,
+        reservation=Resources(
+            given("reserved_shares", spec.reservation.shares),
+            given("reserved_memory", spec.reservation.memory),
+        ),
+        limit=Resources(
+            given("limit_shares", spec.limit.shares), given("limit_memory", spec.limit.memory)
+        ),
+        shares=given("shares", spec.shares),
+        container=replace(
+            spec.container,
+            memory_swap=given("memory_swap", spec.container.memory_swap),
+            pids_limit=given("pids_limit", spec.container.pids_limit),
+            cpuset_cpus=given("cpuset_cpus", spec.container.cpuset_cpus),
+        ),
+        restart=from_proto(request.restart, strict=True)
+        if request.HasField("restart")
+        else spec.restart,
+    )
 
 
 def _check_name(name: str) -> None:

@@ -65,6 +65,7 @@ MUTATING: dict[str, Rule] = {
     "Containers.StartContainer": _CONTAINER,
     "Containers.StopContainer": _CONTAINER,
     "Containers.UnpauseContainer": _CONTAINER,
+    "Containers.UpdateContainer": _CONTAINER,
     "Control.BuildImage": Rule("image", ("header.name",), "", "image.id", lasts=True),
     "Control.CreateService": Rule("service", ("spec.name",), "spec.name", "id"),
     "Control.LoadImage": Rule("image", ("header.name",), "", "image.id", lasts=True),

@@ -19,6 +19,7 @@ from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Container, Exit, Mount, RuntimeFailure, Started
 from orchestrator.agent.taskfiles import TaskFiles
 from orchestrator.model.convert import to_proto
+from orchestrator.model.limits import Limits, limits_of
 from orchestrator.model.networks import stands_alone
 from orchestrator.model.objects import Volume
 from orchestrator.model.specs import ContainerSpec, HealthCheck, TaskSpec
@@ -75,6 +76,8 @@ class FakeRuntime:
         self.frozen: set[str] = set()
         self.files: dict[tuple[str, str], bytes] = {}
         """By container and path: what took the place of another file while it ran."""
+        self.limits: dict[str, Limits] = {}
+        """Those that were set while it ran."""
         self.deaf: set[str] = set()
         """Containers that only SIGKILL ends."""
         self.failures: dict[tuple[str, str], Exception] = {}
@@ -145,6 +148,10 @@ class FakeRuntime:
         self.calls.append(("replace_files", container_id))
         for source, target in files:
             self.files[container_id, target] = source.read_bytes()
+
+    async def resize(self, container_id: str, spec: TaskSpec) -> None:
+        await self._called("resize", container_id)
+        self.limits[container_id] = limits_of(spec)
 
     def users(self, container_id: str) -> range:
         return range(0)

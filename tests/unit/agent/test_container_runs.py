@@ -15,7 +15,13 @@ from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker
 from orchestrator.model.convert import to_proto
-from orchestrator.model.specs import ContainerSpec, RestartCondition, RestartPolicy, TaskSpec
+from orchestrator.model.specs import (
+    ContainerSpec,
+    Resources,
+    RestartCondition,
+    RestartPolicy,
+    TaskSpec,
+)
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import dispatch_pb2
@@ -176,3 +182,56 @@ async def test_pause_outlives_the_agent_and_a_stop_ends_it(host: Host) -> None:
         assert not reports.seen["c1"][-1].paused
         with pytest.raises(RuntimeFailure, match="not running"):
             await worker.runners["c1"].freeze(True)
+
+
+def limited(task: Task, memory: int) -> Task:
+    return replace(task, spec=replace(task.spec, limit=Resources(memory=memory)))
+
+
+async def test_limits_are_changed_in_place_and_follow_the_newest_order(host: Host) -> None:
+    def enforced() -> int | None:
+        limits = host.runtime.limits.get("c1")
+        return limits.memory if limits else None
+
+    async with agent(host, limited(BOX, 1 << 30)) as (worker, reports):
+        await until(lambda: newest(reports) == (1, S.RUNNING))
+        runner = worker.runners["c1"]
+        assert host.runtime.did("resize") == [], "it was made with them"
+        # What a manager had set and then failed to write down ends with the next order.
+        await runner.resize(limited(BOX, 2 << 30).spec)
+        assert enforced() == 2 << 30
+        give(worker, limited(BOX, 1 << 30))
+        await until(lambda: enforced() == 1 << 30)
+        # What it did write down is in force already.
+        await runner.resize(limited(BOX, 3 << 30).spec)
+        calls = len(host.runtime.did("resize"))
+        give(worker, limited(BOX, 3 << 30))
+        assert len(host.runtime.did("resize")) == calls
+        # An order that changes while another is carried out is the one that counts.
+        host.runtime.hold["resize"] = asyncio.Event()
+        give(worker, limited(BOX, 4 << 30))
+        await until(lambda: len(host.runtime.did("resize")) == calls + 1)
+        give(worker, limited(BOX, 3 << 30))
+        host.runtime.hold.pop("resize").set()
+        await until(lambda: len(host.runtime.did("resize")) == calls + 2)
+        await until(lambda: enforced() == 3 << 30)
+    # Another agent cannot know how far the one before it got.
+    host.runtime.limits.clear()
+    async with agent(host, limited(BOX, 5 << 30)) as (_, reports):
+        await until(lambda: enforced() == 5 << 30)
+    assert host.runtime.did("start") == ["c1"]
+
+
+async def test_limits_that_are_refused_are_told_and_the_container_runs_on(host: Host) -> None:
+    async with agent(host, BOX) as (worker, reports):
+        await until(lambda: newest(reports) == (1, S.RUNNING))
+        host.runtime.failures["resize", "c1"] = RuntimeFailure("it uses 40MiB of memory")
+        with pytest.raises(RuntimeFailure, match="uses 40MiB"):
+            await worker.runners["c1"].resize(limited(BOX, 1 << 20).spec)
+        host.runtime.failures["resize", "c1"] = RuntimeFailure("it uses 40MiB of memory")
+        give(worker, limited(BOX, 1 << 20))
+        await until(lambda: bool(reports.seen["c1"][-1].message))
+        assert reports.seen["c1"][-1].message == "limits not changed: it uses 40MiB of memory"
+        give(worker, limited(BOX, 1 << 30))
+        await until(lambda: not reports.seen["c1"][-1].message)
+        assert newest(reports) == (1, S.RUNNING)

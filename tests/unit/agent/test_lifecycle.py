@@ -24,6 +24,8 @@ STEPS = [
     ("RUNNING", "READY", Observed(prepared=True), Step.START),
     ("RUNNING", "STARTING", Observed(RUNS, prepared=True), Step.RUN),
     ("RUNNING", "RUNNING", Observed(RUNS, prepared=True), Step.WATCH),
+    ("RUNNING", "RUNNING", Observed(RUNS, prepared=True, resize=True), Step.RESIZE),
+    ("SHUTDOWN", "RUNNING", Observed(RUNS, prepared=True, resize=True), Step.STOP),
     ("RUNNING", "RUNNING", Observed(ENDED, prepared=True), Step.SETTLE),
     ("RUNNING", "COMPLETE", Observed(), Step.RELEASE),
     ("RUNNING", "COMPLETE", Observed(released=True), Step.REST),

@@ -57,7 +57,8 @@ def test_a_port_of_one_address_is_refused(text: str) -> None:
         (("get", "pods"), "use 'orc ps', or 'orc service ps SERVICE'"),
         (("apply", "x.yaml"), "use 'orc stack deploy -c FILE NAME'"),
         (("node", "promote", "node1"), "'orc node promote' is no command; a host is a manager by"),
-        (("container", "update", "web"), "'orc container update' is no command; use 'orc service"),
+        (("update", "--memory-reservation", "1g", "web"), "use --reserve-memory"),
+        (("container", "update", "--blkio-weight", "9", "web"), "not set by container"),
     ],
 )
 def test_what_docker_has_and_orc_has_not_is_told_with_what_to_use(

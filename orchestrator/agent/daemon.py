@@ -213,6 +213,7 @@ async def run(settings: Settings) -> None:
                 ports=(blob_port, metrics_port),
                 access=db.container_access(),
                 guests=foreign.addresses(),
+                checked=foreign.checked(),
             ),
         )
 

@@ -23,6 +23,7 @@ from orchestrator.agent.encryption import Encryption, TunnelOrder, tunnel_order
 from orchestrator.agent.network import (
     Attachment,
     Exposure,
+    Guest,
     Interface,
     NetworkConfig,
     NetworkError,
@@ -409,10 +410,12 @@ def exposure_of(
     ports: tuple[int, int],
     access: Collection[str],
     guests: Collection[str] = (),
+    checked: Sequence[Guest] = (),
 ) -> Exposure:
     """What is closed to containers. `nodes` are addresses, `managers` are HOST:PORT, `ports` are
     those of this node's images and metrics; `access` is what is open (`model.exposure`), `guests`
-    are the addresses of containers on networks that others make."""
+    are the addresses of containers on networks that others make, `checked` their interfaces whose
+    sources are checked."""
     places = [manager.rpartition(":") for manager in managers]
     hosts = {host for host, _, _ in places if _is_address(host)}
     return Exposure(
@@ -420,6 +423,7 @@ def exposure_of(
         ports=closed_ports(access, (int(port) for _, _, port in places), *ports),
         addresses=() if METADATA in access else METADATA_ADDRESSES,
         guests=tuple(sorted(guests)),
+        checked=tuple(checked),
     )
 
 

@@ -36,7 +36,11 @@ from .records import record
 
 ENTRANCES = (f"{TABLE} entrances", f"{ARP_TABLE} entrances")
 """The maps from a bridge to the chain of its network, for IP and for ARP."""
-NO_ROUTER = "icmpv6 type { nd-router-advert, nd-redirect } drop"
+ROUTER = "{ nd-router-advert, nd-redirect }"
+MULTICAST_REPORTS = "{ mld-listener-report, mld-listener-done, mld2-listener-report }"
+"""ICMPv6 types of a router, and of those that join groups, which begins before they have an
+address."""
+NO_ROUTER = f"icmpv6 type {ROUTER} drop"
 VETHS = '"orcv*"'
 """The ports of our bridges; see `cable.VETH_PREFIX`."""
 

@@ -4,6 +4,7 @@
     ports      TCP ports of these hosts that are closed to containers
     addresses  that are closed to containers wherever they lead: metadata services of clouds
     guests     addresses of containers on networks that others make, as CNI plugins
+    checked    the interfaces of such containers, for `guests`
 
 Also set down is by which interface hosts are expected, the one with this host's own address: what
 comes from them that way is not looked at further.
@@ -17,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 
-from . import fields
+from . import fields, guests
+from .guests import Guest
 from .netlink import Address
 from .nft import TABLE
 from .records import TYPE_CHECKING, record
@@ -47,6 +49,7 @@ class Exposure:
     ports: tuple[int, ...]
     addresses: tuple[Address, ...]
     guests: tuple[Address, ...] = ()
+    checked: tuple[Guest, ...] = ()
 
 
 def parse(raw: Mapping[str, Any]) -> Exposure:
@@ -62,6 +65,7 @@ def parse(raw: Mapping[str, Any]) -> Exposure:
             for one in fields.listed(raw.get("addresses"), "addresses")
         ),
         tuple(fields.address(one, "guests") for one in fields.listed(raw.get("guests"), "guests")),
+        guests.parse(raw.get("checked")),
     )
 
 

@@ -62,6 +62,7 @@ from . import (
     endpoints,
     exposure,
     fields,
+    guests,
     namespaces,
     netlink,
     transfer,
@@ -224,6 +225,7 @@ def _expose(desk: Desk, request: Mapping[str, Any]) -> None:
         desk.host.nft.ensure(exposure.SUBJECT, exposure.script(wanted, underlay))
     except NftError as error:
         raise failed("ports closed to containers", error) from error
+    guests.ensure(sock, desk.host.nft, wanted.checked)
 
 
 def _connections(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,8 @@ VETH_INFO_PEER = 1
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 4, 7, 15
 IFLA_VXLAN_LOCAL6, IFLA_VXLAN_UDP_ZERO_CSUM6_TX, IFLA_VXLAN_UDP_ZERO_CSUM6_RX = 17, 19, 20
 IFLA_BRPORT_ISOLATED, IFLA_BRPORT_LOCKED = 33, 39
+IFLA_LINK_NETNSID = 37
+RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 90, 1, 3  # include/uapi/linux/net_namespace.h
 RTEXT_FILTER_SKIP_STATS = 8
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
@@ -97,7 +99,8 @@ class Port:
 class Link:
     """An interface as the kernel reports it.
 
-    `peer` is the index of a veth's other end, `port` tells a bridge's port's way to be one.
+    `peer` is the index of a veth's other end, `peer_namespace` the number of the namespace that it
+    is in, if it is in another (`namespace_id`); `port` tells a bridge's port's way to be one.
     """
 
     index: int
@@ -108,6 +111,7 @@ class Link:
     up: bool
     master: int = 0
     peer: int = 0
+    peer_namespace: int | None = None
     vxlan: Vxlan | None = None
     port: Port | None = None
 
@@ -184,6 +188,7 @@ def _link(body: bytes) -> Link:
         up=bool(flags & IFF_UP),
         master=number(found.get(IFLA_MASTER)),
         peer=number(found.get(IFLA_LINK)),
+        peer_namespace=number(found[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in found else None,
         vxlan=vxlan,
         port=port,
     )
@@ -204,6 +209,12 @@ def get_link(sock: RouteSocket, name: str = "", index: int = 0) -> Link | None:
         if error.errno == errno.ENODEV:
             return None
         raise
+
+
+def namespace_id(sock: RouteSocket, namespace: int) -> int:
+    """The number that the socket's namespace has for another one (a descriptor)."""
+    body = b"\0\0\0\0" + u32(NETNSA_FD, namespace)
+    return number(attributes(sock.get(Request(RTM_GETNSID, body)), 4).get(NETNSA_NSID))
 
 
 def links(sock: RouteSocket, master: int = 0) -> list[Link]:

@@ -16,7 +16,7 @@ from .rtnetlink import ATTRIBUTE, NetlinkSocket, Request, attributes, text
 from .ruleset import TABLES
 
 SUBSYSTEM = 10 << 8
-GETCHAIN, GETRULE, GETSET, GETSETELEM = (SUBSYSTEM | kind for kind in (4, 7, 10, 13))
+GETCHAIN, GETRULE, GETSET, GETSETELEM, GETOBJ = (SUBSYSTEM | kind for kind in (4, 7, 10, 13, 19))
 TABLE, SECOND, THIRD = 1, 2, 3  # attributes: of all four the table; then the name, mostly
 NFT_SET_ANONYMOUS = 1
 FAMILIES = {"inet": 1, "arp": 3, "netdev": 5, "bridge": 7}
@@ -44,6 +44,20 @@ def counts(tables: Iterable[str] = TABLES) -> dict[str, int]:
                 for elements in _answers(sock, GETSETELEM, body):
                     found[f"{table} {label}"] += _length(elements.get(THIRD, b""))
     return dict(found)
+
+
+def names(table: str) -> set[str]:
+    """The names of a table's chains and stateful objects (counters)."""
+    family, _, name = table.partition(" ")
+    head = struct.pack("=BBH", FAMILIES[family], 0, 0)
+    with NetlinkSocket(NETLINK_NETFILTER) as sock:
+        chains = [
+            _string(chain[THIRD])
+            for chain in _answers(sock, GETCHAIN, head)
+            if _string(chain[TABLE]) == name
+        ]
+        body = head + text(TABLE, name)
+        return {*chains, *(_string(each[SECOND]) for each in _answers(sock, GETOBJ, body))}
 
 
 def deviations(found: Mapping[str, int], wanted: Mapping[str, int]) -> list[str]:

@@ -113,6 +113,12 @@ class Conflist:
         return self.plugins[0].type in _LOCAL
 
 
+def leases(chain: Conflist) -> bool:
+    """Whether addresses are leased by DHCP, and so renewed from time to time."""
+    ipams = (plugin.config.get("ipam") for plugin in chain.plugins)
+    return any(isinstance(each, Mapping) and each.get("type") == "dhcp" for each in ipams)
+
+
 def parse_conflist(text: str) -> Conflist:
     """Read and check a list. Raises ConflistError."""
     if len(text) > MOST:

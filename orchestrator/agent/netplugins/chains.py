@@ -26,8 +26,14 @@ from orchestrator.agent.netplugins.chainconfig import (
 from orchestrator.agent.netplugins.overdue import Overdue
 from orchestrator.agent.netplugins.program import TRY_AGAIN, Call, Programs
 from orchestrator.agent.netplugins.records import Record, Records, namespace_stamp
-from orchestrator.agent.netplugins.results import Place, attachment_of, given, places_of
-from orchestrator.agent.network import Attachment, Interface, NetworkConfig, NetworkError
+from orchestrator.agent.netplugins.results import (
+    Place,
+    attachment_of,
+    given,
+    guest_of,
+    places_of,
+)
+from orchestrator.agent.network import Attachment, Guest, Interface, NetworkConfig, NetworkError
 from orchestrator.model.conflist import Conflist, parse_conflist
 
 log = logging.getLogger(__name__)
@@ -69,7 +75,12 @@ class Chains:
         """Know a network. Raises NetworkError for a plugin that this node has not."""
         chain = parse_conflist(config.conflist)
         self._leaving.discard(config.id)
-        self._records.put_network(config.id, {"name": config.name, "conflist": config.conflist})
+        kept = {
+            "name": config.name,
+            "conflist": config.conflist,
+            "source_check": config.source_check,
+        }
+        self._records.put_network(config.id, kept)
         for name in chain.programs:
             self._programs.find(name)
 
@@ -187,6 +198,14 @@ class Chains:
             if (result := record.body.get("result"))
             for each in given(result, record.ifname)
         )
+
+    def checked(self) -> list[Guest]:
+        """The interfaces of containers whose source addresses are checked."""
+        return [
+            guest_of(record, result)
+            for record in self._records.all()
+            if (result := record.body.get("result")) and self._records.checks(record.network)
+        ]
 
     async def _clear(self, key: tuple[str, str]) -> None:
         """Try to give back what is nobody's."""

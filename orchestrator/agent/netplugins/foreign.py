@@ -13,7 +13,7 @@ from orchestrator.agent.netplugins.mixed import AllNetworks
 from orchestrator.agent.netplugins.pluginnetworks import PluginNetworks
 from orchestrator.agent.netplugins.program import Programs
 from orchestrator.agent.netplugins.records import Records
-from orchestrator.agent.network import NodeNetwork
+from orchestrator.agent.network import Guest, NodeNetwork
 from orchestrator.agent.plugins.discovery import PluginSet
 from orchestrator.model.nodes import NodeDescription
 
@@ -32,6 +32,10 @@ class ForeignNetworks:
     def addresses(self) -> frozenset[str]:
         """The addresses of containers on networks that others make."""
         return self._chains.addresses() | self._plugged.addresses()
+
+    def checked(self) -> list[Guest]:
+        """The interfaces of containers on these networks whose source addresses are checked."""
+        return [*self._chains.checked(), *self._plugged.checked()]
 
     def described(self, node: NodeDescription) -> NodeDescription:
         """The node's description with what its networks can be had by."""

@@ -28,7 +28,7 @@ from orchestrator.agent.netplugins.driverapi import (
 from orchestrator.agent.netplugins.overdue import Overdue
 from orchestrator.agent.netplugins.records import Record, Records, namespace_stamp
 from orchestrator.agent.netplugins.results import Place, answers_here, places_of
-from orchestrator.agent.network import Attachment, Interface, NetworkConfig, NetworkError
+from orchestrator.agent.network import Attachment, Guest, Interface, NetworkConfig, NetworkError
 from orchestrator.agent.plugins.discovery import PluginSet
 from orchestrator.model.networks import NO_IPAM
 
@@ -78,6 +78,8 @@ class PluginNetworks:
             why = self._plugins.silent.get(name, "start it")
             raise NetworkError(f"this node has no network plugin {name} that answers: {why}")
         self._leaving.discard(config.id)
+        if (kept := self._records.networks.get(config.id)) is not None:
+            self._records.put_network(config.id, {**kept, "source_check": config.source_check})
 
     async def attach(
         self, config: NetworkConfig, container: str, interface: Interface, netns: str
@@ -160,6 +162,19 @@ class PluginNetworks:
             for each in record.body["addresses"]
         )
 
+    def checked(self) -> list[Guest]:
+        """The interfaces of containers whose source addresses are checked."""
+        return [
+            Guest(
+                netns=record.netns,
+                ifname=record.ifname,
+                mac=record.body["interface"]["mac"],
+                addresses=tuple(str(ip_interface(each).ip) for each in record.body["addresses"]),
+            )
+            for record in self._records.all()
+            if record.body.get("joined") and self._records.checks(record.network)
+        ]
+
     async def run(self) -> None:
         """Clear what earlier agents left, and look after plugins, until cancelled."""
         while True:
@@ -203,6 +218,7 @@ class PluginNetworks:
                 "name": config.name,
                 "driver": config.driver,
                 "ipam": config.ipam_driver,
+                "source_check": config.source_check,
             }
             self._records.put_network(config.id, kept)
             kept = {**kept, "pool": await self._pool(config)}

@@ -94,6 +94,10 @@ class Records:
         _unlink(self._attachments / _file(*record.key))
         self._known.pop(record.key, None)
 
+    def checks(self, network: str) -> bool:
+        """Whether source addresses are checked in a network."""
+        return bool(self.networks.get(network, {}).get("source_check", True))
+
     def put_network(self, network: str, body: Mapping[str, Any]) -> None:
         """Write down what the driver keeps of a network. Raises NetworkError."""
         if self.networks.get(network) != body:

@@ -13,7 +13,8 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import Any
 
 from orchestrator.agent.netplugins.records import Record
-from orchestrator.agent.network import Attachment, NetworkError
+from orchestrator.agent.network import Attachment, Guest, NetworkError
+from orchestrator.model.conflist import leases, parse_conflist
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +63,13 @@ def attachment_of(record: Record, result: Mapping[str, Any]) -> Attachment:
         addresses[each.address.version] = addresses[each.address.version] or str(each.address.ip)
     dns = result.get("dns")
     servers = dns.get("nameservers") if isinstance(dns, dict) else None
-    mac = next(
-        (
-            str(each.get("mac", ""))
-            for each in _list(result, "interfaces")
-            if isinstance(each, dict) and each.get("sandbox") and each.get("name") == record.ifname
-        ),
-        "",
-    )
     return Attachment(
         container_id=record.container,
         netns=record.netns,
         network=record.network,
         address=addresses[4],
         gateway=next((each.gateway for each in found if answers_here(each.gateway)), ""),
-        mac=mac,
+        mac=_mac(record, result),
         ifname=record.ifname,
         result=result,
         address6=addresses[6],
@@ -85,6 +78,29 @@ def attachment_of(record: Record, result: Mapping[str, Any]) -> Attachment:
             for each in _list(result, "routes")
         ),
         nameservers=tuple(map(str, servers)) if isinstance(servers, list) else (),
+    )
+
+
+def guest_of(record: Record, result: Mapping[str, Any]) -> Guest:
+    """What a container may send as on a chain's network. Raises NetworkError."""
+    return Guest(
+        netns=record.netns,
+        ifname=record.ifname,
+        mac=_mac(record, result),
+        addresses=tuple(str(each.address.ip) for each in given(result, record.ifname)),
+        dhcp=leases(parse_conflist(record.body["conflist"])),
+    )
+
+
+def _mac(record: Record, result: Mapping[str, Any]) -> str:
+    """Of the container's interface; empty where the plugins did not say."""
+    return next(
+        (
+            str(each.get("mac") or "")
+            for each in _list(result, "interfaces")
+            if isinstance(each, dict) and each.get("sandbox") and each.get("name") == record.ifname
+        ),
+        "",
     )
 
 

@@ -26,12 +26,22 @@ from .balance import Connections
 from .helper import NetworkError
 from .node import NodeNetwork
 from .tunnels import TunnelHost, TunnelKey, Tunnels, TunnelSession
-from .values import Attachment, Exposure, Interface, NetworkConfig, Peer, PortMapping, Underlay
+from .values import (
+    Attachment,
+    Exposure,
+    Guest,
+    Interface,
+    NetworkConfig,
+    Peer,
+    PortMapping,
+    Underlay,
+)
 
 __all__ = [
     "Attachment",
     "Connections",
     "Exposure",
+    "Guest",
     "Interface",
     "NetworkConfig",
     "NetworkError",

@@ -90,18 +90,35 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Guest:
+    """A container's interface on a network that others make, and what it may send as.
+
+    An empty `mac` is any. With no `addresses` those of IP are not checked.
+    """
+
+    netns: str
+    ifname: str
+    mac: str
+    addresses: tuple[str, ...]
+    dhcp: bool = False
+    """The addresses are leased, and renewed from 0.0.0.0."""
+
+
+@dataclass(frozen=True, slots=True)
 class Exposure:
     """What of the cluster's hosts is closed to containers.
 
     `hosts` are the addresses of all hosts of the cluster on the underlay, `ports` their TCP ports
     that are closed, `addresses` what is closed wherever it leads. `guests` are the addresses of
-    containers on networks that others make.
+    containers on networks that others make, `checked` those interfaces of theirs that send with
+    their own source addresses only.
     """
 
     hosts: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
     addresses: tuple[str, ...] = ()
     guests: tuple[str, ...] = ()
+    checked: tuple[Guest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

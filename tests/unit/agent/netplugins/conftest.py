@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "cni"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "network"))
 
 from chainkit import Bench
 from nsfixtures import host, netns_folder

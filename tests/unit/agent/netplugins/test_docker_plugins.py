@@ -16,12 +16,19 @@ from typing import Any
 
 import pytest
 from chainkit import eth, shown, until
+from forging import datagram, ear, say, wire
 from nshosts import NsHost, reach
 
 from orchestrator.agent.netplugins.driverapi import NetworkPlugin
 from orchestrator.agent.netplugins.pluginnetworks import PluginNetworks
 from orchestrator.agent.netplugins.records import Records
-from orchestrator.agent.network import NetworkConfig, NetworkError, NodeNetwork, PortMapping
+from orchestrator.agent.network import (
+    Exposure,
+    NetworkConfig,
+    NetworkError,
+    NodeNetwork,
+    PortMapping,
+)
 from orchestrator.agent.plugins import calls as plugincalls
 from orchestrator.agent.plugins.discovery import PluginSet
 from orchestrator.cni import namespaces
@@ -130,6 +137,31 @@ async def running(networks: PluginNetworks) -> AsyncIterator[None]:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+async def test_containers_send_with_their_own_addresses(node: Node) -> None:
+    async with node.plugin(), running(networks := node.networks()):
+        await networks.apply(NETWORK)
+        netns = [await node.container(name) for name in ("c1", "c2")]
+        one = await networks.attach(NETWORK, "c1", eth(), netns[0])
+        two = await networks.attach(NETWORK, "c2", eth(), netns[1])
+
+        async def heard() -> list[bytes]:
+            """What arrives of a forged packet, before one that is not."""
+            await node.helper.expose(Exposure(checked=tuple(networks.checked())))
+            with ear(two.netns) as listener, wire(one.netns) as cable:
+                forged = datagram("10.88.1.77", two.address, listener.port, b"forged")
+                cable.send(two.mac, one.mac, forged)
+                say(one.netns, two.address, listener.port, b"own")
+                return listener.until(b"own")
+
+        assert await heard() == []
+        await networks.apply(replace(NETWORK, source_check=False))
+        assert await heard() == [b"forged"]
+        await networks.apply(NETWORK)
+        assert await heard() == []
+        for name in ("c1", "c2"):
+            await networks.detach(name)
 
 
 async def test_containers_have_what_the_plugin_made(node: Node) -> None:

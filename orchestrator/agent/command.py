@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 
 from orchestrator.configfile import config_option
+from orchestrator.model import logdrivers
 from orchestrator.model.generic import is_device, parse_supply, supply_names
-from orchestrator.model.specs import Resources
+from orchestrator.model.specs import LogConfig, Resources
 from orchestrator.model.units import parse_duration, parse_memory
 from orchestrator.proxies import proxy_options, set_proxies
 from orchestrator.tracing import endpoint_option
@@ -170,6 +171,21 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     callback=_duration,
     help="When the key for encrypted networks is replaced; 0: only by 'orc node update'.",
 )
+@click.option(
+    "--log-driver",
+    default="local",
+    show_default=True,
+    metavar="[local|json-file|journald|syslog|none]",
+    help="Logging driver of containers that ask for none.",
+)
+@click.option(
+    "--log-opt",
+    "log_options",
+    multiple=True,
+    metavar="LOGOPT=VALUE",
+    callback=_labels,
+    help="Option of that driver, such as max-size=10m; repeatable.",
+)
 @proxy_options
 @endpoint_option
 @click.option(
@@ -196,6 +212,8 @@ def agent(
     image_gc_high: int,
     image_gc_low: int,
     key_age: float,
+    log_driver: str,
+    log_options: dict[str, str],
     otlp_endpoint: str,
     log_level: str,
 ) -> None:
@@ -217,6 +235,10 @@ def agent(
         raise click.UsageError(
             f"--image-gc-low ({image_gc_low}) must be below --image-gc-high ({image_gc_high})"
         )
+    try:
+        logdrivers.check(logging := LogConfig(log_driver, log_options))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     if os.geteuid() != 0:
         raise click.ClickException("orc agent makes containers, so it must run as root; try sudo")
     try:
@@ -237,6 +259,8 @@ def agent(
         max_layer=max_layer,
         marks=Marks(image_gc_high, image_gc_low),
         key_age=key_age,
+        # The default of the default is left out: containers then need no record of it.
+        logging=LogConfig() if logging == LogConfig(logdrivers.LOCAL) else logging,
         blob_port=blob_port,
         metrics_port=metrics_port,
         otlp_endpoint=otlp_endpoint,

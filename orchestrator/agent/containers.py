@@ -10,6 +10,7 @@ from orchestrator.agent.runtime.base import Container, Mount
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import short_id
 from orchestrator.model.objects import Volume
+from orchestrator.model.specs import LogConfig
 from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2
 
@@ -23,8 +24,11 @@ class Prepared:
     connected: Connected
 
 
-def describe_container(task: Task, made: Prepared, hostname: str) -> Container:
-    """The container of `task` on the node called `hostname`."""
+def describe_container(
+    task: Task, made: Prepared, hostname: str, logging: LogConfig | None = None
+) -> Container:
+    """The container of `task` on the node called `hostname`; `logging`: its driver, with the
+    node's defaults filled in."""
     told: tuple[str, ...] = ()
     if task.standalone:
         own_hostname = short_id(task.id)
@@ -52,6 +56,7 @@ def describe_container(task: Task, made: Prepared, hostname: str) -> Container:
         labels=dict(task.spec.container.labels),
         keep=task.standalone,
         mounts=made.mounts,
+        logging=logging or LogConfig(),
     )
 
 

@@ -49,6 +49,7 @@ from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.agent.isolation import watch_isolation
 from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.leaving import leave
+from orchestrator.agent.logdrivers.drivers import LogDrivers
 from orchestrator.agent.names import NameServerProcess
 from orchestrator.agent.netplugins.foreign import ForeignNetworks
 from orchestrator.agent.network import NetworkError, NodeNetwork
@@ -229,6 +230,14 @@ async def run(settings: Settings) -> None:
         )
         paths = PathMtus(identity.address, networks.peers, networks.plain, wake.set)
         kept = KeptLogs(data / "logs")
+        log_drivers = stack.enter_context(
+            LogDrivers(
+                data / "log-drivers",
+                data / "json-logs",
+                settings.logging,
+                node=socket.gethostname(),
+            )
+        )
         channels = Channels(settings)
         volumes = VolumeStore(
             data / "volumes",
@@ -253,6 +262,7 @@ async def run(settings: Settings) -> None:
             files=task_files,
             probes=Probes(runtime.access),
             logs=kept,
+            log_drivers=log_drivers,
             boot_id=boot_id(),
             hostname=socket.gethostname(),
             tracer=traces,
@@ -303,7 +313,9 @@ async def run(settings: Settings) -> None:
             scratch=uploads,
             handlers={
                 "logs": TaskLogs(
-                    worker.runners, lambda task_id: (runtime.log_path(task_id), kept.path(task_id))
+                    worker.runners,
+                    lambda task_id: (runtime.log_path(task_id), kept.path(task_id)),
+                    config=runtime.logging,
                 ).send,
                 "exec": sessions.exec,
                 "attach": sessions.attach,
@@ -331,6 +343,7 @@ async def run(settings: Settings) -> None:
             holdings=partial(metrics.holdings, store, volumes, networks, endpoints),
             connected=lambda: bool(dialer.connected_to),
             runtime=program,
+            tallies=log_drivers.tallies,
         )
         try:
             metrics_port = await stack.enter_async_context(

@@ -162,7 +162,8 @@ class Holding:
     async def create(self, task: Task) -> None:
         """Create its container; its program does not run yet."""
         assert self._prepared is not None
-        container = describe_container(task, self._prepared, self._parts.hostname)
+        logging = self._parts.log_drivers.prepare(task, self._prepared.image.digest)
+        container = describe_container(task, self._prepared, self._parts.hostname, logging)
         with self._step("create"):
             await self._parts.runtime.create(container)
 

@@ -11,15 +11,16 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from orchestrator import __version__
 from orchestrator.agent.endpoints import Endpoints
 from orchestrator.agent.hostmetrics import HostCollector
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.logdrivers.shipper import Tally
 from orchestrator.agent.networks import Networks
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime import gauges
@@ -75,6 +76,8 @@ class Shown:
     """Whether a manager hears it."""
     runtime: str
     """Name and version of the OCI runtime."""
+    tallies: Mapping[str, Tally] = field(default_factory=dict)
+    """Lines that logging drivers have sent and dropped, by driver."""
 
 
 @asynccontextmanager
@@ -214,6 +217,19 @@ class AgentCollector(Collector):
             ("endpoints", "Addresses that its names and balance know", held.endpoints),
         ):
             yield GaugeMetricFamily(f"orc_agent_{name}", help, value)
+        sent = CounterMetricFamily(
+            "orc_agent_log_lines_sent", "Lines that logging drivers have sent", labels=("driver",)
+        )
+        dropped = CounterMetricFamily(
+            "orc_agent_log_lines_dropped",
+            "Lines that logging drivers have dropped, since their target did not take them",
+            labels=("driver",),
+        )
+        for driver, tally in self._shown.tallies.items():
+            sent.add_metric([driver], tally.sent)
+            dropped.add_metric([driver], tally.dropped)
+        yield sent
+        yield dropped
         states = GaugeMetricFamily("orc_agent_tasks", "Tasks of this node", labels=("state",))
         count = dict.fromkeys(TaskState, 0)
         for runner in self._shown.runners.values():

@@ -14,6 +14,7 @@ from typing import Protocol
 from orchestrator.agent.health import Answer
 from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.keptlogs import KeptLogs
+from orchestrator.agent.logdrivers.drivers import LogDrivers
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.runtime.base import Mount, Runtime
 from orchestrator.agent.taskfiles import Replaced
@@ -122,6 +123,7 @@ class Parts:
     files: Files
     probes: Probes
     logs: KeptLogs
+    log_drivers: LogDrivers
     boot_id: str
     hostname: str
     """Of this node, for the containers to know."""

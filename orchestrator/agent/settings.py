@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.agent.imagepressure import Marks
 from orchestrator.identity.files import NodeIdentity
-from orchestrator.model.specs import Resources
+from orchestrator.model.specs import LogConfig, Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,5 +38,7 @@ class Settings:
     """TCP port at which other nodes get images from this one; 0: any free one."""
     metrics_port: int
     """TCP port at which Prometheus reads this node's metrics; 0: any free one."""
+    logging: LogConfig = field(default_factory=LogConfig)
+    """The logging driver and options of containers that ask for none."""
     otlp_endpoint: str = ""
     """Where traces go; empty: where OpenTelemetry's variables say, else nowhere."""

@@ -14,6 +14,9 @@ from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime import logs
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.logs import LogRecord
+from orchestrator.model import logdrivers
+from orchestrator.model.logdrivers import NONE
+from orchestrator.model.specs import LogConfig
 from orchestrator.pb import control_pb2, dispatch_pb2
 
 _LONGEST_LINE = 1 << 16
@@ -28,10 +31,14 @@ class TaskLogs:
         runners: Mapping[str, TaskRunner],
         places: Callable[[str], tuple[Path, ...]],
         clock: Callable[[], float] = time.time,
+        *,
+        config: Callable[[str], LogConfig] = lambda task_id: LogConfig(),
     ) -> None:
-        """`places` tells where a task's newest log file is, and where it goes; see `logs.read`."""
+        """`places` tells where a task's newest log file is, and where it goes; see `logs.read`.
+        `config` tells the logging driver that its container was created with."""
         self._runners = runners
         self._places = places
+        self._config = config
         self._clock = clock
 
     async def send(
@@ -44,6 +51,8 @@ class TaskLogs:
             raise RuntimeFailure(f"this node has no task {order.task_id}")
         if order.follow:
             await runner.begun.wait()
+        if self._config(order.task_id).driver == NONE:
+            raise RuntimeFailure(logdrivers.unreadable(runner.task.name))
         left = order.until - self._clock() if order.until else None
         # What is to be written until then has to be waited for; what was, can be counted.
         follow = order.follow and (left is None or left > 0)

@@ -62,6 +62,7 @@ class Worker:
     async def __aenter__(self) -> Self:
         records = self._db.records()
         self._parts.logs.retain(records)
+        self._parts.log_drivers.retain(records)
         self._parts.network.order(self._db.networks())
         await self._group.__aenter__()
         for record in records.values():
@@ -226,11 +227,16 @@ class Worker:
         task.add_done_callback(self._tasks.discard)
 
     async def _drive(self, runner: TaskRunner) -> None:
-        await runner.run()
+        places = (self._parts.runtime.log_path(runner.id), self._parts.logs.path(runner.id))
+        async with self._parts.log_drivers.sending(
+            runner.task, runner.begun.wait, runner.ended.is_set, places
+        ):
+            await runner.run()
         self._db.forget(runner.id)
         del self._runners[runner.id]
         self._reporter.forget(runner.id)
         self._parts.logs.forget(runner.id)
+        self._parts.log_drivers.forget(runner.id)
         self._retain_files(assigned=False)
 
     def _retain_files(self, *, assigned: bool) -> None:

@@ -17,6 +17,7 @@ from orchestrator.cli.container_flags import many_options
 from orchestrator.cli.document_flags import document_options
 from orchestrator.cli.flag_types import Parsed
 from orchestrator.cli.groups import CliError
+from orchestrator.cli.logging_flags import logging_options
 from orchestrator.cli.mount_flags import mount_options
 from orchestrator.cli.network_flags import network_options
 from orchestrator.cli.new_spec import new_spec
@@ -61,7 +62,7 @@ def container_options(function: F) -> F:
             function = click.option(*short, *setting.flags, setting.name, **setting.click_options)(
                 function
             )
-    function = many_options(document_options(mount_options(function)))
+    function = many_options(document_options(mount_options(logging_options(function))))
     for option in reversed(
         (
             click.option(

@@ -103,6 +103,10 @@ def _container(row: _Row) -> Mapping[str, Any]:
         "Runtime": spec["runtime"],
         "Init": spec["init"],
         "VolumesFrom": spec["volumes_from"],
+        "LogConfig": {
+            "Type": spec["logging"]["driver"],
+            "Config": spec["logging"]["options"],
+        },
     }
     return {
         "State": Word(row["state"], state),
@@ -225,6 +229,10 @@ def _service(row: _Row) -> Mapping[str, Any]:
         },
         "Placement": {"Constraints": spec["constraints"], "MaxReplicas": spec["max_per_node"]},
         "Networks": [{"Target": each["network"]} for each in task["networks"]],
+        "LogDriver": {
+            "Name": container["logging"]["driver"],
+            "Options": container["logging"]["options"],
+        },
         "ForceUpdate": task["force"],
     }
     ours = {

@@ -36,8 +36,6 @@ _CONTAINER = {
     "--kernel-memory": "use --memory, which counts the kernel's too",
     "--link": "containers of one network find each other by name; use --network",
     "--link-local-ip": "use --ip",
-    "--log-driver": "output is kept on the node; read it by 'orc logs', or ship it from there",
-    "--log-opt": "output is kept on the node; read it by 'orc logs', or ship it from there",
     "--memory-reservation": "use --reserve-memory",
     "--memory-swappiness": "use --memory-swap",
     "--oom-kill-disable": "use --oom-score-adj, or give more --memory",
@@ -70,8 +68,6 @@ _BUILD = {
 _SERVICE = {
     "--credential-spec": "that is Windows'",
     "--isolation": "that is Windows'",
-    "--log-driver": _CONTAINER["--log-driver"],
-    "--log-opt": _CONTAINER["--log-opt"],
     "--tty": "a terminal is for one user; see 'orc run -it'",
     "-t": "a terminal is for one user; see 'orc run -it'",
 }

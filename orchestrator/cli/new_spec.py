@@ -10,6 +10,7 @@ from orchestrator.cli.container_flags import image_and_command, with_many
 from orchestrator.cli.document_flags import with_documents
 from orchestrator.cli.flag_types import pairs
 from orchestrator.cli.job_settings import blank_spec
+from orchestrator.cli.logging_flags import with_logging
 from orchestrator.cli.mount_flags import apply_mounts
 from orchestrator.cli.network_flags import attachments
 from orchestrator.cli.placement_flags import with_placement
@@ -39,7 +40,7 @@ def new_spec(values: dict[str, Any]) -> ServiceSpec:
     )
     container = apply_mounts(container, values)
     container = with_documents(container, values)
-    container = with_many(container, values)
+    container = with_logging(with_many(container, values), values)
     task = replace(
         spec.task,
         container=container,

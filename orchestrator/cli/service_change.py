@@ -14,6 +14,7 @@ from orchestrator.cli.container_flags import many_options
 from orchestrator.cli.document_flags import document_options
 from orchestrator.cli.flag_types import DURATION
 from orchestrator.cli.groups import CliError, example
+from orchestrator.cli.logging_flags import logging_options
 from orchestrator.cli.mount_flags import mount_options
 from orchestrator.cli.network_flags import network_options
 from orchestrator.cli.new_spec import new_spec
@@ -131,6 +132,7 @@ def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
 @resolve_options
 @mount_options
 @document_options
+@logging_options
 @many_options
 @setting_options
 @wait_options

@@ -14,6 +14,7 @@ import click
 from orchestrator.cli.container_flags import many_edit_options, with_many
 from orchestrator.cli.document_flags import document_edit_options, edit_documents
 from orchestrator.cli.flag_types import WORDS, pairs
+from orchestrator.cli.logging_flags import logging_options, with_logging
 from orchestrator.cli.mount_flags import edit_mounts, mount_edit_options
 from orchestrator.cli.network_flags import edited_attachments
 from orchestrator.cli.placement_flags import with_placement
@@ -49,7 +50,7 @@ def edit_options(function: F) -> F:
         function = click.option(
             f"--{name}-add", multiple=True, metavar=added, help=f"Add a {what}; repeatable."
         )(function)
-    function = many_edit_options(function)
+    function = many_edit_options(logging_options(function))
     function = click.option("--args", "arguments", type=WORDS, help="The command's new words.")(
         function
     )
@@ -78,7 +79,7 @@ def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
         container = replace(container, image=checked_image(values["image"]))
     if values["arguments"] is not None:
         container = replace(container, command=values["arguments"])
-    container = with_many(container, values)
+    container = with_logging(with_many(container, values), values)
     container = edit_mounts(container, values)
     container = edit_documents(container, values)
     task = replace(

@@ -23,7 +23,6 @@ from orchestrator.compose.stack import Stack, StackBuild, StackService
 from orchestrator.compose.taskspec import (
     container_of,
     generic_of,
-    note_logging,
     ports_of,
     resources_of,
     restart_of,
@@ -111,7 +110,6 @@ class _Assembly:
         at, name = within("services", key), f"{self._name}_{key}"
         image, build = self._image(section, at, name)
         deploy = section.section("deploy")
-        note_logging(section, at, self._reading)
         profiles = self._seccomp_profiles(section, at)
         container = container_of(section, at, image, profiles, self._reading)
         container = replace(

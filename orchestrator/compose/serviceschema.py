@@ -29,7 +29,7 @@ from orchestrator.compose.kinds import (
 from orchestrator.compose.mapkinds import Entries, Keyed, Keys, Many, Pairs
 from orchestrator.compose.ownspec import KEY, OWN
 from orchestrator.compose.tree import ComposeError, Map, Node, Place, Scalar
-from orchestrator.model import confinement
+from orchestrator.model import confinement, logdrivers
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.units import parse_duration
 from orchestrator.model.validate import known_signal
@@ -338,16 +338,7 @@ SERVICE = Keys(
         "annotations": Refused("use labels"),
         "logging": Logging(
             {
-                "driver": Choice(
-                    ("json-file", "local", "journald"),
-                    {
-                        "none": "leave logging out; logs are files on the nodes",
-                        **dict.fromkeys(
-                            ("syslog", "gelf", "fluentd", "awslogs", "splunk", "gcplogs", "loki"),
-                            "logs are files on the nodes, which 'orc service logs' reads",
-                        ),
-                    },
-                ),
+                "driver": Choice(logdrivers.DRIVERS, logdrivers.UNSUPPORTED),
                 "options": Entries(Text(also=NUMBER)),
             },
             "logging",

@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Any, cast
 
 from orchestrator.compose.kinds import Reading
-from orchestrator.compose.tree import ComposeError, List, Map, Place, Scalar, within
-from orchestrator.model import confinement
+from orchestrator.compose.tree import ComposeError, List, Map, Scalar, within
+from orchestrator.model import confinement, logdrivers
 from orchestrator.model.jobrules import DEFAULT_RETRIES
 from orchestrator.model.names import parse_image
 from orchestrator.model.placement import GenericResource
 from orchestrator.model.specs import (
     ContainerSpec,
     HealthCheck,
+    LogConfig,
     PortSpec,
     Protocol,
     PublishMode,
@@ -81,6 +82,7 @@ def container_of(
         ipc=service.text("ipc"),
         storage_size=_storage(service, at),
         health=_health(service, at),
+        logging=_logging(service, at),
     )
     return _with_security(spec, service, at, profiles, reading)
 
@@ -323,14 +325,13 @@ def _suggestion(target: int) -> int:
     return target + 8000 if target < 1024 else target
 
 
-def note_logging(service: Map, at: str, reading: Reading) -> None:
-    """Say what of `logging` makes no difference."""
+def _logging(service: Map, at: str) -> LogConfig:
     section = service.section("logging")
-    place: Place = section.place
-    if (driver := section.text("driver")) and driver not in ("json-file", "local"):
-        reading.note(place, f"{at}.logging.driver", f"{driver} is not used: {_LOGS}")
-    for option in section.section("options").entries:
-        reading.note(place, f"{at}.logging.options.{option}", f"this is not used: {_LOGS}")
-
-
-_LOGS = "logs are files on the nodes, which 'orc service logs' reads"
+    config = LogConfig(section.text("driver"), section.pairs("options"))
+    for option, text in config.options.items():
+        try:
+            logdrivers.check(replace(config, options={option: text}))
+        except ValueError as error:
+            place = section.section("options").place_of(option)
+            raise ComposeError(place, within(at, f"logging.options.{option}"), str(error)) from None
+    return config

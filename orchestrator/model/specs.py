@@ -126,6 +126,15 @@ class HealthCheck(Extensible):
 
 
 @dataclass(frozen=True, slots=True)
+class LogConfig(Extensible):
+    """Where a container's output goes; `model.logdrivers` says what there is."""
+
+    driver: str = ""
+    """Logging driver; empty: the node's default."""
+    options: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec(Extensible):
     """What runs: image, process and its surroundings."""
 
@@ -212,6 +221,7 @@ class ContainerSpec(Extensible):
     """Secrets that it has as files in memory."""
     configs: tuple[FileReference, ...] = ()
     """Configs that it has as files in memory."""
+    logging: LogConfig = field(default_factory=LogConfig)
 
     def arguments(self, entrypoint: Iterable[str], command: Iterable[str]) -> list[str]:
         """What runs, given these words of its image: an entrypoint of the spec's own makes the

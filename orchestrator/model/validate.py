@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from math import isfinite
 
-from orchestrator.model import confinement
+from orchestrator.model import confinement, logdrivers
 from orchestrator.model.affinities import Affinity, check_affinities
 from orchestrator.model.dependencies import check_dependencies
 from orchestrator.model.disconnect import check_disconnect
@@ -167,6 +167,7 @@ def _container(spec: ContainerSpec) -> None:
         raise InvalidSpec(
             f"{where}.pids_limit", f"pids limit {spec.pids_limit} is negative; -1 is no limit"
         )
+    _guard(f"{where}.logging", logdrivers.check, spec.logging)
     _names(spec)
     _confinement(spec)
 

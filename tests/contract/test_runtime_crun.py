@@ -19,9 +19,10 @@ from orchestrator.agent.runtime import logs
 from orchestrator.agent.runtime.base import Mount, RuntimeFailure
 from orchestrator.agent.runtime.cgroups import CgroupMode, detect
 from orchestrator.agent.runtime.conmon import find_monitor
+from orchestrator.agent.runtime.crun import CrunRuntime
 from orchestrator.agent.runtime.logs import LogLimits
 from orchestrator.agent.runtime.mounts import enter_private_mounts
-from orchestrator.model.specs import Resources, TaskSpec
+from orchestrator.model.specs import LogConfig, Resources, TaskSpec
 from orchestrator.model.states import NOT_RUNNABLE
 
 pytestmark = pytest.mark.root
@@ -193,6 +194,47 @@ async def test_logs_are_rotated_and_a_follower_loses_nothing(world: CrunWorld) -
             ended.set()
         assert [int(line) for line in text.splitlines()] == list(range(1, count + 1))
         assert logs.rotated(runtime.log_path("a"), 1).exists()
+
+
+@private
+async def test_a_container_has_log_limits_of_its_own_over_a_restart_of_the_agent(
+    world: CrunWorld,
+) -> None:
+    container = replace(
+        world.container("a", "sh", "-c", "while :; do seq 1000; sleep 0.01; done"),
+        logging=LogConfig("local", {"max-size": "10k", "max-file": "2"}),
+    )
+
+    def files(runtime: CrunRuntime) -> list[str]:
+        return sorted(path.name for path in runtime.log_path("a").parent.glob("log*"))
+
+    async with world:
+        async with world.runtime(rotation_interval=0.005) as runtime:
+            await runtime.create(container)
+            await runtime.start("a")
+            while "log.1" not in files(runtime):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        async with world.runtime(rotation_interval=0.005) as runtime:
+            await runtime.adopt("a")
+            assert runtime.logging("a") == container.logging
+            first = logs.rotated(runtime.log_path("a"), 1).stat().st_ino
+            while logs.rotated(runtime.log_path("a"), 1).stat().st_ino == first:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert set(files(runtime)) <= {"log", "log.1"}
+            await runtime.remove("a")
+
+
+@private
+async def test_nothing_is_kept_of_a_container_without_logs(world: CrunWorld) -> None:
+    container = replace(
+        world.container("a", "sh", "-c", "echo out; echo err >&2; exit 3"),
+        logging=LogConfig("none"),
+    )
+    async with world, world.runtime() as runtime:
+        await runtime.create(container)
+        await runtime.start("a")
+        assert (await runtime.wait("a")).code == 3
+        assert not list(runtime.log_path("a").parent.glob("log*"))
 
 
 @private

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from orchestrator.agent.images.config import LocalImage
-from orchestrator.model.specs import TaskSpec
+from orchestrator.model.specs import LogConfig, TaskSpec
 
 
 class RuntimeFailure(Exception):
@@ -67,6 +67,8 @@ class Container:
     """Its writable layer and logs outlive a run: they go with `remove` only."""
     mounts: tuple[Mount, ...] = ()
     """Besides those that every container has; one a target."""
+    logging: LogConfig = field(default_factory=LogConfig)
+    """Logging driver and options, with the node's defaults filled in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,11 @@ class Runtime(Protocol):
 
     async def list(self) -> frozenset[str]:
         """Ids of all containers of which anything is left on this node."""
+        ...
+
+    def logging(self, container_id: str) -> LogConfig:
+        """The logging driver and options that a container was created with; none of it if there is
+        no such container."""
         ...
 
     def log_path(self, container_id: str) -> Path:

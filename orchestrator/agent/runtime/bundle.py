@@ -23,12 +23,14 @@ from orchestrator.agent.runtime.idranges import IdRange
 from orchestrator.agent.runtime.overlay import ensure_unmounted
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.linux.trees import remove_tree
+from orchestrator.model.specs import LogConfig
 
 _IDENTITY = "identity"
 _STARTED = "started"
 _RESULT = "result"
 _RUNTIME = "runtime"
 _LIMITS = "limits"
+_LOGGING = "logging"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,16 @@ class Bundle:
     def forget_limits(self) -> None:
         """Record that other limits may be in force."""
         (self.run / _LIMITS).unlink(missing_ok=True)
+
+    def logging(self) -> LogConfig:
+        """Its logging driver and options, as far as they are not the defaults of all nodes."""
+        record = self._read(_LOGGING)
+        return LogConfig() if record is None else LogConfig(record["driver"], record["options"])
+
+    def write_logging(self, config: LogConfig) -> None:
+        """Record its logging driver and options, before its monitor starts."""
+        record = {"driver": config.driver, "options": config.options}
+        (self.run / _LOGGING).write_text(json.dumps(record))
 
     def exit_status(self) -> tuple[int, float] | None:
         """What the monitor wrote: the status, and when (seconds of the epoch)."""

@@ -55,12 +55,13 @@ def command(
     *,
     tty: bool = False,
     stdin: bool = False,
+    logged: bool = True,
 ) -> list[str]:
     """The argv to monitor a container; to be run with the bundle as the working folder.
 
     `log_limit`: bytes at which conmon itself starts the log anew, as nobody else did. `stdin`: the
     container has an input, which ends with that of the first client that was attached; behind a
-    terminal it stays open for the next.
+    terminal it stays open for the next. `logged`: what the container writes is kept in a file.
     """
     streams = ["--terminal"] if tty else []
     if stdin:
@@ -78,7 +79,7 @@ def command(
         "--persist-dir=.",
         f"--container-pidfile={CONTAINER_PID}",
         f"--conmon-pidfile={MONITOR_PID}",
-        f"--log-path=k8s-file:{STATE_LINK}/{LOG}",
+        f"--log-path=k8s-file:{STATE_LINK}/{LOG}" if logged else "--log-path=none",
         f"--log-size-max={log_limit}",
         "--log-level=error",
         "--no-sync-log",

@@ -35,7 +35,8 @@ from orchestrator.agent.runtime.inodes import spread_inodes
 from orchestrator.agent.runtime.logs import LogLimits, LogRotation, last_line
 from orchestrator.agent.runtime.seccomp import DEFAULT_PROFILE
 from orchestrator.agent.runtime.watch import MonitorWatch
-from orchestrator.model.specs import TaskSpec
+from orchestrator.model import logdrivers
+from orchestrator.model.specs import LogConfig, TaskSpec
 from orchestrator.model.states import NOT_RUNNABLE
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,8 @@ class CrunRuntime:
         self._profile_path = seccomp_profile
         self._first_id = first_id
         self._rotation = LogRotation(log_limits or LogLimits())
+        self._log_limits: dict[str, LogLimits] = {}
+        """Of logs, by container."""
         self._interval = rotation_interval
         self._clock = clock
         self._watch = MonitorWatch(self._decide)
@@ -183,6 +186,9 @@ class CrunRuntime:
 
     async def _create(self, container: Container, bundle: Bundle) -> None:
         async with self._maker.made(container, bundle) as runtime:
+            if container.logging != LogConfig():
+                bundle.write_logging(container.logging)
+            kept = self._kept(container.logging)
             argv = conmon.command(
                 self._monitor,
                 bundle.run,
@@ -190,9 +196,10 @@ class CrunRuntime:
                 container.name,
                 runtime or self._runtime,
                 self._records,
-                self._rotation.limits.size * _BACKSTOP,
+                max(kept.size, self._rotation.limits.size) * _BACKSTOP,
                 tty=container.spec.container.tty,
                 stdin=container.spec.container.open_stdin,
+                logged=container.logging.driver != logdrivers.NONE,
             )
             try:
                 report = await conmon.launch(argv, bundle.run)
@@ -328,6 +335,7 @@ class CrunRuntime:
         await self._removing.run(container_id, bundle.release if keep else bundle.discard)
         self._watch.forget(container_id)
         self._rotation.forget(bundle.log)
+        self._log_limits.pop(container_id, None)
 
     async def replace_files(self, container_id: str, files: Sequence[tuple[Path, str]]) -> None:
         """See `Runtime.replace_files`. Raises RuntimeFailure."""
@@ -382,6 +390,10 @@ class CrunRuntime:
     def log_path(self, container_id: str) -> Path:
         """The newest log file; rotated ones stand beside it as `.1`, `.2`, …"""
         return self._bundle(container_id).log
+
+    def logging(self, container_id: str) -> LogConfig:
+        """See `Runtime.logging`."""
+        return self._bundle(container_id).logging()
 
     def access(self, container_id: str) -> Access:
         """The way into a container, for `execs`, `attach` and whoever reads its figures."""
@@ -452,6 +464,14 @@ class CrunRuntime:
             for container_id in self._watch.ids():
                 bundle = self._bundle(container_id)
                 try:
-                    self._rotation.rotate(bundle.log, partial(conmon.reopen_log, bundle.run))
+                    if (kept := self._log_limits.get(container_id)) is None:
+                        kept = self._log_limits[container_id] = self._kept(bundle.logging())
+                    reopen = partial(conmon.reopen_log, bundle.run)
+                    self._rotation.rotate(bundle.log, reopen, kept)
                 except OSError as error:
                     logger.warning("log of %s cannot be rotated: %s", container_id, error)
+
+    def _kept(self, config: LogConfig) -> LogLimits:
+        """How much of a container's output is kept on this node."""
+        default = self._rotation.limits
+        return LogLimits(*logdrivers.kept(config, default.size, default.files))

@@ -13,7 +13,7 @@ from typing import Self
 from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.crun import MONITOR_DIED, OUT_OF_MEMORY
 from orchestrator.model.limits import Limits, limits_of
-from orchestrator.model.specs import TaskSpec
+from orchestrator.model.specs import LogConfig, TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +217,11 @@ class FakeRuntime:
     async def list(self) -> frozenset[str]:
         """See `Runtime.list`."""
         return frozenset(self._node.containers.keys() | self._node.layers)
+
+    def logging(self, container_id: str) -> LogConfig:
+        """See `Runtime.logging`."""
+        found = self._node.containers.get(container_id)
+        return found.container.logging if found is not None else LogConfig()
 
     def log_path(self, container_id: str) -> Path:
         """See `Runtime.log_path`. Tests write to it what they want to be read."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
+import struct
 from pathlib import Path
 from typing import Self
 
@@ -14,8 +16,10 @@ MOVED_TO = 0x80
 CREATED = 0x100
 DELETED = 0x200
 DELETED_ITSELF = 0x400
+_ONCE = 0x80000000
 
 _MOST_READ = 1 << 16
+_EVENT = struct.Struct("iIII")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -42,6 +46,46 @@ class Inotify:
         """Forget what has happened until now."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.fd, _MOST_READ)
+
+
+class Watches:
+    """Waits for changes of many files or folders with one descriptor, of which a user may have
+    few; a context manager. A change is told once: who wants the next one asks again."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._waiting: dict[int, asyncio.Event] = {}
+
+    def __enter__(self) -> Self:
+        asyncio.get_running_loop().add_reader(self._fd, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._fd)
+        os.close(self._fd)
+
+    def once(self, path: Path, events: int) -> asyncio.Event:
+        """What is set by the next change. Raises OSError when `path` is gone."""
+        watch = _checked(_libc.inotify_add_watch(self._fd, os.fsencode(path), events | _ONCE))
+        return self._waiting.setdefault(watch, asyncio.Event())
+
+    def _take(self) -> None:
+        try:
+            data = os.read(self._fd, _MOST_READ)
+        except BlockingIOError:
+            return
+        at = 0
+        while at < len(data):
+            watch, _, _, length = _EVENT.unpack_from(data, at)
+            at += _EVENT.size + length
+            if watch < 0:
+                # Some events were lost, so any may have been.
+                for event in self._waiting.values():
+                    event.set()
+                self._waiting.clear()
+            elif (waiting := self._waiting.pop(watch, None)) is not None:
+                waiting.set()
 
 
 def _checked(result: int) -> int:

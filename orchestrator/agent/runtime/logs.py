@@ -106,16 +106,20 @@ class LogRotation:
     """Keeps the logs of one node within their limits."""
 
     def __init__(self, limits: LogLimits) -> None:
+        """`limits` of logs that have none of their own."""
         self.limits = limits
         self._told: dict[Path, int] = {}
 
-    def rotate(self, path: Path, reopen: Callable[[], bool]) -> bool:
+    def rotate(
+        self, path: Path, reopen: Callable[[], bool], limits: LogLimits | None = None
+    ) -> bool:
         """Begin a new file when `path` has reached its size; whether the writer was told to.
 
         `reopen` tells the writer, and returns False when there is none any more. It is told once a
         rotation: told twice, it could throw away what it wrote in between. A rotation that was cut
         short by the agent's end is finished by the next call. Raises OSError.
         """
+        limits = limits or self.limits
         try:
             newest = path.stat()
         except FileNotFoundError:
@@ -124,11 +128,11 @@ class LogRotation:
         if first.exists() and first.stat().st_ino == newest.st_ino:
             if self._told.get(path) == newest.st_ino:
                 return False
-        elif newest.st_size < self.limits.size:
+        elif newest.st_size < limits.size:
             self.forget(path)
             return False
-        elif self.limits.files > 1:
-            for number in range(self.limits.files - 1, 1, -1):
+        elif limits.files > 1:
+            for number in range(limits.files - 1, 1, -1):
                 younger = rotated(path, number - 1)
                 if younger.exists():
                     younger.rename(rotated(path, number))
@@ -214,7 +218,7 @@ class _Files:
     @classmethod
     def begin(cls, places: Sequence[Path], tail: int | None, since: float | None) -> _Files:
         """At the oldest record, or so many lines before the end."""
-        files = cls(places, _opened(places))
+        files = cls(places, opened(places))
         if tail is not None:
             files._seek_tail(tail)
         if since is not None:
@@ -253,11 +257,11 @@ class _Files:
 
     def _look(self) -> None:
         """Open what was begun since."""
-        last = _inode(self._files[-1]) if self._files else 0
+        last = inode(self._files[-1]) if self._files else 0
         if len(self._files) >= _HELD or last == self._newest():
             return
-        found = _opened(self._places)
-        inodes = [_inode(file) for file in found]
+        found = opened(self._places)
+        inodes = [inode(file) for file in found]
         known = inodes.index(last) + 1 if last in inodes else 0
         # Files of which this reader has never seen any came and went.
         self._missing |= bool(last and found and not known)
@@ -281,17 +285,18 @@ class _Files:
             self._files.pop().close()
 
 
-def _inode(file: BinaryIO) -> int:
+def inode(file: BinaryIO) -> int:
+    """Of an open file."""
     return os.fstat(file.fileno()).st_ino
 
 
-def _opened(places: Sequence[Path]) -> list[BinaryIO]:
+def opened(places: Sequence[Path]) -> list[BinaryIO]:
     """All files of a log, the oldest first, opened.
 
     They are opened from the newest on: a rotation meanwhile then shows a file twice and not never.
     So does a move from the first place to the second.
     """
-    opened: list[BinaryIO] = []
+    files: list[BinaryIO] = []
     seen: set[int] = set()
     number = missing = 0
     # One number is missing for a moment while the log is rotated.
@@ -303,14 +308,14 @@ def _opened(places: Sequence[Path]) -> list[BinaryIO]:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             found = True
-            if _inode(file) in seen:
+            if inode(file) in seen:
                 file.close()
             else:
-                seen.add(_inode(file))
-                opened.append(file)
+                seen.add(inode(file))
+                files.append(file)
         missing = 0 if found else missing + 1
         number += 1
-    return opened[::-1]
+    return files[::-1]
 
 
 def _lines_back(file: BinaryIO, wanted: int) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from typing import Any
 from orchestrator.background import background
 from orchestrator.manager.api.context import ApiContext, Calls, answering
 from orchestrator.manager.lookup import find_logged
-from orchestrator.manager.refusal import Refusal
+from orchestrator.manager.refusal import Refusal, precondition
+from orchestrator.model.logdrivers import NONE, unreadable
 from orchestrator.model.logplace import LogPlace
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
@@ -33,6 +34,9 @@ class LogCalls(Calls):
     @answering
     async def Logs(self, request: Any, context: Any) -> AsyncIterator[Any]:
         service, tasks = find_logged(self.api.view, request.service, request.of_job)
+        if tasks and all(each.spec.container.logging.driver == NONE for each in tasks):
+            name = service.spec.name if service is not None else tasks[0].name
+            raise precondition(unreadable(name))
         stream = _LogStream(self.api, request)
         async with background(stream.pump(service, tasks)):
             while (batch := await stream.batches.get()) is not None:

@@ -12,6 +12,7 @@ from orchestrator.agent.health import Answer
 from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.keptlogs import KeptLogs
+from orchestrator.agent.logdrivers.drivers import LogDrivers
 from orchestrator.agent.network import NetworkError
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import Parts
@@ -318,6 +319,7 @@ class Host:
             files=TaskFiles(self.files),
             probes=self.probes,
             logs=KeptLogs(self.folder / "logs"),
+            log_drivers=LogDrivers(self.folder / "log-drivers", self.folder / "json-logs"),
             boot_id=self.boot_id,
             hostname="host",
             clock=lambda: NOW,

@@ -49,6 +49,7 @@ PLACEHOLDERS = {
     "KEYS": "ctrl-p,ctrl-q",
     "KIND": "gpu",
     "LIMIT": "nofile",
+    "LOGOPT": "labels",
     "MAC": "02:00:00:00:00:01",
     "MOUNT": "type=volume,source=data,target=/data",
     "MIB": "10",

@@ -58,9 +58,6 @@ def test_what_makes_no_difference_is_said() -> None:
     assert "gitea.yaml:20: services.server.volumes[0]: this is" in server
     assert server.endswith("/gitea of the node that a task is on, not of this machine")
     assert "services.db.volumes[0]: this is" in db
-    project, loader = loaded("traefik")
-    stack_of(project, "t", Reading(str(SAMPLES), notes=loader.notes))
-    assert any("proxy.logging.options.max-size: this is not used" in note for note in loader.notes)
 
 
 def test_the_voting_app() -> None:

@@ -1,0 +1,224 @@
+"""The logging drivers of one node."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from orchestrator.agent.logdrivers import journald, state, syslog
+from orchestrator.agent.logdrivers.jsonfile import JsonFile
+from orchestrator.agent.logdrivers.shipper import Shipper, Tally
+from orchestrator.agent.logdrivers.source import LogSource
+from orchestrator.agent.logdrivers.target import Container, Target, TargetError
+from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.inotify import Watches
+from orchestrator.agent.runtime.logs import LogLimits
+from orchestrator.background import background
+from orchestrator.model import logdrivers
+from orchestrator.model.logdrivers import JOURNALD, JSON_FILE, SYSLOG, Source
+from orchestrator.model.specs import LogConfig
+from orchestrator.model.tasks import Task
+from orchestrator.model.units import parse_memory
+
+log = logging.getLogger(__name__)
+
+SENDING = (JSON_FILE, JOURNALD, SYSLOG)
+"""Drivers that send lines elsewhere."""
+_STATE = "state"
+
+
+class LogDrivers:
+    """Fills in the node's defaults, and sends the lines of containers whose driver does so; a
+    context manager."""
+
+    def __init__(
+        self,
+        root: Path,
+        json_root: Path,
+        default: LogConfig | None = None,
+        *,
+        node: str = "",
+        limits: LogLimits | None = None,
+        journal: Path = journald.SOCKET,
+    ) -> None:
+        """`root`: where its records are; `json_root`: where the json-file driver writes, a folder
+        a task; `default`: what containers get that ask for nothing; `node`: this node's hostname;
+        `limits` of logs without any of their own; `journal`: journald's socket."""
+        self._root = root
+        self._json_root = json_root
+        self._default = default or LogConfig()
+        self._node = node
+        self._limits = limits or LogLimits()
+        self._journal = journal
+        self._watches: Watches | None = None
+        self.tallies: dict[str, Tally] = {driver: Tally() for driver in SENDING}
+
+    def __enter__(self) -> Self:
+        """Raises OSError."""
+        self._watches = Watches().__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._watches is not None:
+            self._watches.__exit__()
+            self._watches = None
+
+    def config(self, task: Task) -> LogConfig:
+        """The driver and options of a task's container, with the node's defaults filled in; empty
+        if nothing was said of it anywhere. Raises RuntimeFailure."""
+        asked = task.spec.container.logging
+        if asked == self._default == LogConfig():
+            return asked
+        try:
+            return logdrivers.effective(asked, self._default)
+        except ValueError as error:
+            raise RuntimeFailure(f"with this node's default logging driver: {error}") from error
+
+    def prepare(self, task: Task, image_id: str) -> LogConfig:
+        """Record the driver of a container that is about to be created; the configuration. Raises
+        RuntimeFailure for one that this node cannot have."""
+        config = self.config(task)
+        if config.driver not in SENDING:
+            return config
+        try:
+            if config.driver == JOURNALD:
+                journald.check(self._journal)
+            elif config.driver == SYSLOG:
+                syslog.check(config.options.get("syslog-address", ""))
+            path = self._path(task.id)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            known = state.read(path) or state.State(config)
+            state.write(path, replace(known, config=config, image_id=image_id))
+        except (TargetError, OSError) as error:
+            raise RuntimeFailure(str(error)) from error
+        return config
+
+    def _path(self, task_id: str) -> Path:
+        return self._root / task_id / _STATE
+
+    def _may_send(self, task: Task) -> bool:
+        try:
+            return self.config(task).driver in SENDING or self._path(task.id).exists()
+        except RuntimeFailure:
+            return False
+
+    @asynccontextmanager
+    async def sending(
+        self,
+        task: Task,
+        begun: Callable[[], Any],
+        ended: Callable[[], bool],
+        places: tuple[Path, ...],
+    ) -> AsyncIterator[None]:
+        """Send the lines of a task's container, if its driver does so, while the body runs, and
+        what is left of them then. `begun` waits until the container was created; `ended`: whether
+        it writes no more; `places`: see `logs.read`."""
+        if self._watches is None or not self._may_send(task):
+            yield
+            return
+        found: list[Shipper] = []
+        try:
+            async with background(self._send(task, begun, ended, places, found)):
+                yield
+            if not found and (shipper := self._shipper(task, ended, places)) is not None:
+                found.append(shipper)
+            for shipper in found:
+                await shipper.finish()
+        finally:
+            for shipper in found:
+                shipper.close()
+
+    async def _send(
+        self,
+        task: Task,
+        begun: Callable[[], Any],
+        ended: Callable[[], bool],
+        places: tuple[Path, ...],
+        found: list[Shipper],
+    ) -> None:
+        """Whatever goes wrong here says nothing about the container, which runs on."""
+        await begun()
+        try:
+            if (shipper := self._shipper(task, ended, places)) is not None:
+                found.append(shipper)
+                await shipper.run()
+        except Exception as error:
+            log.error("log lines are not sent any more", extra={"task": task.id}, exc_info=error)
+
+    def _shipper(
+        self, task: Task, ended: Callable[[], bool], places: tuple[Path, ...]
+    ) -> Shipper | None:
+        path = self._path(task.id)
+        known = state.read(path)
+        if known is None or known.config.driver not in SENDING or self._watches is None:
+            return None
+        config = known.config
+        limits = LogLimits(*logdrivers.kept(config, self._limits.size, self._limits.files))
+        buffer = config.options.get("max-buffer-size")
+        return Shipper(
+            task.id,
+            LogSource(places, known.place),
+            lambda: self._target(task, known, limits),
+            known,
+            path,
+            buffer=parse_memory(buffer) if buffer else limits.size * limits.files,
+            watches=self._watches,
+            tally=self.tallies[config.driver],
+            ended=ended,
+        )
+
+    def _target(self, task: Task, known: state.State, limits: LogLimits) -> Target:
+        container = _container(task, known, self._node)
+        options = known.config.options
+        match known.config.driver:
+            case logdrivers.JSON_FILE:
+                return JsonFile(self.json_path(task.id), limits, container, known.target)
+            case logdrivers.JOURNALD:
+                return journald.Journald(container, self._journal)
+            case _:
+                return syslog.Syslog(container, dict(options))
+
+    def json_path(self, task_id: str) -> Path:
+        """The newest file that the json-file driver writes for a task."""
+        return self._json_root / task_id / f"{task_id}-json.log"
+
+    def forget(self, task_id: str) -> None:
+        """Remove the records and files of a task."""
+        for root in (self._root, self._json_root):
+            shutil.rmtree(root / task_id, ignore_errors=True)
+
+    def retain(self, known: Collection[str]) -> None:
+        """Remove the records and files of all other tasks."""
+        for root in (self._root, self._json_root):
+            if not root.exists():
+                continue
+            for folder in root.iterdir():
+                if folder.name not in known:
+                    self.forget(folder.name)
+
+
+def _container(task: Task, known: state.State, node: str) -> Container:
+    spec, options = task.spec.container, known.config.options
+    source = Source(
+        task.id,
+        task.name,
+        spec.image,
+        known.image_id,
+        node,
+        " ".join((*spec.entrypoint, *spec.command)),
+    )
+    template = options.get("tag", "")
+    env: Mapping[str, str] = dict(
+        (key, value) for key, _, value in (entry.partition("=") for entry in spec.env)
+    )
+    return Container(
+        source,
+        logdrivers.tag(template, source),
+        logdrivers.chosen(options, spec.labels, env),
+        tagged=bool(template),
+    )

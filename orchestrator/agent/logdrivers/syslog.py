@@ -1,0 +1,195 @@
+"""The syslog driver: messages of RFC 5424 or RFC 3164 by UDP, TCP or a socket of the node.
+
+On a stream each message ends with a line feed (RFC 6587, section 3.4.2), as Docker sends them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.agent.logdrivers.source import Line
+from orchestrator.agent.logdrivers.target import (
+    PATIENCE,
+    Container,
+    TargetError,
+    need_socket,
+)
+from orchestrator.agent.runtime.spawn import writable
+from orchestrator.model.logdrivers import facility, parse_address
+
+_ERROR, _INFO = 3, 6
+_LONGEST_TAG = 48
+"""Of APP-NAME in RFC 5424."""
+_LONGEST_ID = 32
+_MISSING = "run a syslog daemon there, or name one by --log-opt syslog-address=udp://HOST"
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def check(address: str) -> None:
+    """Refuse a socket that the node does not have. One that is reached by the network may come
+    later. Raises TargetError."""
+    found = parse_address(address)
+    if found.path:
+        need_socket(Path(found.path), "syslog", _MISSING)
+
+
+class Syslog:
+    """Sends the lines of one container."""
+
+    def __init__(self, container: Container, options: dict[str, str]) -> None:
+        self._text = options.get("syslog-address", "")
+        self._address = parse_address(self._text)
+        self._facility = facility(options.get("syslog-facility", "")) << 3
+        self._format = _formatter(
+            options.get("syslog-format", "rfc5424"), container, bool(self._address.path)
+        )
+        self._socket: socket.socket | None = None
+        self._stream = False
+        self._rest: tuple[bytes, int] | None = None
+        """On a stream, a message of which a part was sent, and how much of it."""
+
+    async def send(self, lines: Sequence[Line]) -> int:
+        """See `Target.send`."""
+        taken = 0
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._connect()
+                if self._rest is not None:
+                    await self._send(self._rest[0], self._rest[1])
+                    self._rest = None
+                for line in lines:
+                    # Counted first: on a stream a part of it may be gone when time is up.
+                    message = self._message(line)
+                    if self._stream:
+                        self._rest = (message, 0)
+                        taken += 1
+                        await self._send(message, 0)
+                        self._rest = None
+                    else:
+                        await self._send(message, 0)
+                        taken += 1
+        except TimeoutError:
+            if self._socket is None:
+                raise TargetError(f"{self._named()} (no answer)") from None
+            return taken
+        except OSError as error:
+            self.close()
+            if taken:
+                return taken
+            raise TargetError(f"{self._named()} ({error.strerror or error})") from error
+        return taken
+
+    def _named(self) -> str:
+        where = self._address.path or f"{self._address.host}:{self._address.port}"
+        return f"logging driver syslog: cannot send to {where}"
+
+    async def _send(self, message: bytes, offset: int) -> None:
+        assert self._socket is not None
+        loop = asyncio.get_running_loop()
+        if not self._stream:
+            await loop.sock_sendall(self._socket, message)
+            return
+        while offset < len(message):
+            try:
+                offset += self._socket.send(memoryview(message)[offset:])
+                self._rest = (message, offset)
+            except BlockingIOError:
+                await writable(self._socket.fileno())
+
+    def _hung_up(self) -> bool:
+        """Whether the other side has closed a stream: what is sent then is lost."""
+        if self._socket is None or not self._stream:
+            return False
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    async def _connect(self) -> None:
+        if self._hung_up():
+            self.close()
+        if self._socket is not None:
+            return
+        self._stream = False
+        if self._rest is not None:
+            # The connection broke within it, so it is sent as a whole on the next one.
+            self._rest = (self._rest[0], 0)
+        address = self._address
+        loop = asyncio.get_running_loop()
+        if address.path:
+            kinds = [socket.SOCK_DGRAM, *([socket.SOCK_STREAM] if address.scheme == "unix" else [])]
+            tries: list[tuple[Any, ...]] = [
+                (socket.AF_UNIX, kind, 0, address.path) for kind in kinds
+            ]
+        else:
+            kind = socket.SOCK_STREAM if address.scheme == "tcp" else socket.SOCK_DGRAM
+            found = await loop.getaddrinfo(address.host, address.port, type=kind)
+            tries = [(family, kind, proto, where) for family, _, proto, _, where in found]
+        failed: OSError | None = None
+        for family, kind, proto, where in tries:
+            made = socket.socket(family, kind | socket.SOCK_CLOEXEC, proto)
+            try:
+                made.setblocking(False)
+                await loop.sock_connect(made, where)
+            except OSError as error:
+                made.close()
+                failed = error
+                continue
+            except BaseException:
+                made.close()
+                raise
+            self._socket, self._stream = made, kind == socket.SOCK_STREAM
+            return
+        raise failed or OSError(0, "it has no address")
+
+    def _message(self, line: Line) -> bytes:
+        severity = _ERROR if line.stream == "stderr" else _INFO
+        head = self._format(self._facility | severity, line.time)
+        return b"%b%b%b" % (head, line.text, b"\n" if self._stream else b"")
+
+    def record(self) -> dict[str, Any]:
+        """See `Target.record`."""
+        return {}
+
+    def close(self) -> None:
+        """See `Target.close`."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _formatter(name: str, container: Container, local: bool) -> Callable[[int, str], bytes]:
+    """What begins a message, given its priority and time. As in Docker, a message of RFC 3164 to
+    a socket of the node has no hostname."""
+    host, pid = _word(container.source.node, 255), os.getpid()
+    tag, id = _word(container.tag, _LONGEST_TAG), _word(container.tag, _LONGEST_ID)
+    if name == "rfc3164":
+        place = "" if local else f"{host} "
+
+        def old(priority: int, time: str) -> bytes:
+            at = datetime.fromisoformat(time[:19])
+            stamp = f"{_MONTHS[at.month - 1]} {at.day:2} {at:%H:%M:%S}"
+            return f"<{priority}>{stamp} {place}{tag}[{pid}]: ".encode()
+
+        return old
+    digits = 6 if name == "rfc5424micro" else 0
+
+    def new(priority: int, time: str) -> bytes:
+        stamp = time[:19] + (f"{time[19 : 20 + digits]}" if digits else "") + "Z"
+        return f"<{priority}>1 {stamp} {host} {tag} {pid} {id} - ".encode()
+
+    return new
+
+
+def _word(text: str, most: int) -> str:
+    """A text as a field of a header: printable, without spaces."""
+    return re.sub(r"[^\x21-\x7e]", "_", text)[:most] or "-"

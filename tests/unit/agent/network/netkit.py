@@ -20,6 +20,8 @@ from nshosts import NsHost, within
 from orchestrator.agent.network import NetworkConfig, NodeNetwork, Peer
 from orchestrator.cni.peers import vtep_mac
 
+LEARNED = {"REACHABLE", "STALE", "DELAY", "PROBE", "INCOMPLETE", "FAILED"}
+"""States of neighbors that nobody has configured."""
 BEYOND = "198.51.100.1"
 
 
@@ -171,7 +173,8 @@ def claim(netns: str | Path, address: str, owner: str, own: str) -> None:
 
 @asynccontextmanager
 async def monitored(host: NsHost) -> AsyncIterator[Callable[[], str]]:
-    """What the kernel tells of changes to links, addresses and routes of a host meanwhile."""
+    """What the kernel tells of changes to links, addresses, routes and neighbors of a host
+    meanwhile, but for what it learns and forgets of neighbors by itself."""
     command = host.command("ip", "-oneline", "monitor", "link", "address", "route", "neigh")
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
@@ -189,7 +192,7 @@ async def monitored(host: NsHost) -> AsyncIterator[Callable[[], str]]:
                         line = (await process.stdout.readline()).decode()
                         if line.startswith(f"Deleted {mark}"):
                             return
-                        if not line.startswith(mark):
+                        if not (line.startswith(mark) or set(line.split()) & LEARNED):
                             said.append(line)
 
     try:

@@ -37,6 +37,8 @@ class Networking(Protocol):
 
     async def unbalanced(self) -> list[str]: ...
 
+    async def unexposed(self) -> list[str]: ...
+
     async def underlay(self, network: str) -> Underlay: ...
 
     async def connections(self) -> Connections: ...
@@ -159,8 +161,9 @@ class PeerProbes:
             if deviations or failure:
                 found.append(_drift(config.name, deviations, failure))
         try:
-            if unbalanced := await self._network.unbalanced():
-                found.append(_drift("", unbalanced))
+            of_all = [*await self._network.unbalanced(), *await self._network.unexposed()]
+            if of_all:
+                found.append(_drift("", of_all))
         except NetworkError as error:
             found.append(_drift("", [], str(error)))
         return found

@@ -15,13 +15,13 @@ the first network on, empty but for the hosts that the network's configuration n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 
-from . import fields, guests
+from . import fields, guests, nftcount
 from .guests import Guest
 from .netlink import Address
-from .nft import TABLE
+from .nft import TABLE, Nftables, NftError
 from .records import TYPE_CHECKING, record
 
 if TYPE_CHECKING:
@@ -38,6 +38,16 @@ KINDS = {
     "guests4": "ipv4_addr",
     "guests6": "ipv6_addr",
 }
+MEANINGS = {
+    "hosts": "hosts of the cluster",
+    "sources": "where hosts of the cluster are heard",
+    "closed_ports": "control-plane ports closed to containers",
+    "closed4": "addresses closed to containers",
+    "closed6": "addresses closed to containers",
+    "guests4": "containers on networks of plugins",
+    "guests6": "containers on networks of plugins",
+}
+"""What a set is to whoever reads of it."""
 SETS = "".join(f"add set {TABLE} {name} {{ type {kind}; }}\n" for name, kind in KINDS.items())
 
 
@@ -79,6 +89,28 @@ def elements(exposure: Exposure, underlay: Iterable[str]) -> dict[str, list[str]
         **_by_family("closed", exposure.addresses),
         **_by_family("guests", exposure.guests),
     }
+
+
+def deviations(nft: Nftables, exposure: Exposure, underlay: Iterable[str]) -> Iterator[str]:
+    """What of it the kernel has not, or has beyond it, in words."""
+    counts = nftcount.counts([nft.qualified(TABLE)])
+    for name, wanted in elements(exposure, underlay).items():
+        label = f"{TABLE} {name}"
+        found = counts.get(nft.qualified(label))
+        # Networks add the hosts that they name.
+        surplus = found is not None and found > len(wanted) and name != "hosts"
+        if found is None or surplus or not _holds(nft, label, wanted):
+            number = "is gone" if found is None else f"has {found} entries, of {len(wanted)}"
+            yield f"nftables: {label} ({MEANINGS[name]}) {number}"
+
+
+def _holds(nft: Nftables, name: str, wanted: Sequence[str]) -> bool:
+    try:
+        if wanted:
+            nft.run(f"get element {name} {{ {', '.join(wanted)} }}")
+    except NftError:
+        return False
+    return True
 
 
 def _by_family(name: str, addresses: Iterable[Address]) -> dict[str, list[str]]:

@@ -183,7 +183,7 @@ def _clear(nft: Nftables, wanted: Set[str]) -> None:
         )
 
 
-def deviations(sock: RouteSocket, nft: Nftables, guests: Iterable[Guest]) -> Iterator[str]:
+def deviations(sock: RouteSocket, guests: Iterable[Guest]) -> Iterator[str]:
     """What the next `ensure` would mend, in words."""
     wanted = ports(sock, guests)
     found = nftcount.counts([TABLE])

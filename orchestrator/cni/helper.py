@@ -76,16 +76,19 @@ from .errors import CniError, Code
 from .fields import IDENTIFIER, interface
 from .nft import NftError, failed
 from .plugin import failure
+from .rtnetlink import RouteSocket
 from .tunnel import Tunnel
 
 
-@dataclass(frozen=True)
+@dataclass
 class Desk:
     """What requests are served with."""
 
     host: Host
     namespaces: Path
     balancer: Balancer = field(default_factory=Balancer)
+    exposed: exposure.Exposure | None = None
+    """What was last to be closed to containers."""
 
     @cached_property
     def tunnel(self) -> Tunnel:
@@ -217,15 +220,29 @@ def _balance(desk: Desk, request: Mapping[str, Any]) -> None:
 
 def _expose(desk: Desk, request: Mapping[str, Any]) -> None:
     wanted = exposure.parse(fields.mapping(request.get("exposure"), "exposure"))
-    sock, hosts = desk.host.sock, set(wanted.hosts)
-    own = {index for index, present in netlink.addresses(sock) if present.ip in hosts}
-    links = (netlink.get_link(sock, index=index) for index in own)
-    underlay = [link.name for link in links if link is not None]
+    desk.exposed = wanted
+    sock = desk.host.sock
     try:
-        desk.host.nft.ensure(exposure.SUBJECT, exposure.script(wanted, underlay))
+        desk.host.nft.ensure(exposure.SUBJECT, exposure.script(wanted, _leading(sock, wanted)))
     except NftError as error:
         raise failed("ports closed to containers", error) from error
     guests.ensure(sock, desk.host.nft, wanted.checked)
+
+
+def _leading(sock: RouteSocket, wanted: exposure.Exposure) -> list[str]:
+    """The interfaces with an address of the cluster's hosts."""
+    hosts = set(wanted.hosts)
+    own = {index for index, present in netlink.addresses(sock) if present.ip in hosts}
+    links = (netlink.get_link(sock, index=index) for index in own)
+    return [link.name for link in links if link is not None]
+
+
+def _unexposed(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
+    wanted, sock, nft = desk.exposed, desk.host.sock, desk.host.nft
+    if wanted is None:
+        return {"deviations": []}
+    closed = exposure.deviations(nft, wanted, _leading(sock, wanted))
+    return {"deviations": [*closed, *guests.deviations(sock, wanted.checked)]}
 
 
 def _connections(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,6 +297,7 @@ GENERAL: dict[str, Service] = {
     "remove": _remove,
     "balance": _balance,
     "expose": _expose,
+    "unexposed": _unexposed,
     "connections": _connections,
     "underlay": _underlay,
     "unbalanced": _unbalanced,

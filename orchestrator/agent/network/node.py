@@ -167,6 +167,11 @@ class NodeNetwork:
         """What the next pass would mend of VIPs, published ports and policies, in words."""
         return list((await self._helper.request("unbalanced", {}))["deviations"])
 
+    async def unexposed(self) -> list[str]:
+        """What the next pass would mend of what is closed to containers, and of source checks on
+        networks of plugins, in words."""
+        return list((await self._helper.request("unexposed", {}))["deviations"])
+
     async def underlay(self, network: str) -> Underlay:
         """What the network's tunnel stands on, as the kernel has it now."""
         config = self._configured(network)

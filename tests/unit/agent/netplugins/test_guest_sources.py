@@ -165,9 +165,13 @@ async def test_what_a_hand_removes_comes_back(place: Place) -> None:
     thief, victim = await place.attach("thief"), await place.attach("victim")
     await place.check()
     forgeries = [(thief.mac, NOBODY)]
+    assert await place.helper.unexposed() == []
     for damage in ("nft delete table netdev orc_guests", "nft flush table netdev orc_guests"):
         place.bench.host.shell(*damage.split())
+        told = await place.helper.unexposed()
+        assert len([line for line in told if "netdev orc_guests port" in line]) == 2
         await place.check()
+        assert await place.helper.unexposed() == []
         assert place.heard(thief, victim, forgeries) == []
 
 

@@ -58,6 +58,28 @@ async def test_what_is_published_at_such_a_port_is_open(nodes: list[Node]) -> No
     assert reaches(client.netns, one.host.netns, client.gateway, 53) == client.address
 
 
+async def test_what_a_hand_opens_is_told_and_closed_again(nodes: list[Node]) -> None:
+    one = nodes[0]
+    mine = await one.network.attach("a", "a1")
+    assert await one.network.unexposed() == []
+    await one.network.expose(CLOSED)
+    assert await one.network.unexposed() == []
+    inet = "inet orc"
+    for damage, words in (
+        (f"nft flush set {inet} closed_ports", "closed_ports (control-plane ports closed to"),
+        (f"nft delete element {inet} hosts {{ 192.0.2.1 }}", "hosts (hosts of the cluster) has"),
+        (f"nft add element {inet} guests4 {{ 10.9.9.9 }}", "guests4 (containers on networks of"),
+        (f"nft add element {inet} closed4 {{ 10.9.9.9 }}", "closed4 (addresses closed to"),
+        (f"nft flush set {inet} sources", "sources (where hosts of the cluster are heard) has 0"),
+    ):
+        one.host.shell(*damage.split())
+        assert words in "; ".join(await one.network.unexposed()), damage
+        await one.network.expose(CLOSED)
+        assert await one.network.unexposed() == [], damage
+        with listening(one.host.netns, "10.1.1.1", 7420):
+            assert not connects(mine.netns, "10.1.1.1", 7420), damage
+
+
 async def test_metadata_services_are_closed(nodes: list[Node], hosts: list[NsHost]) -> None:
     router, (one, two) = hosts[0], nodes
     mine = await one.network.attach("a", "a1")

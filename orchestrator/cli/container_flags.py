@@ -61,6 +61,13 @@ def _sysctl(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _annotation(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not name:
+        raise ValueError(f"annotation {text!r} is not of the form KEY=VALUE")
+    return name, value
+
+
 def _device(text: str) -> str:
     return str(confinement.parse_device(text))
 
@@ -128,6 +135,14 @@ MANY = (
         "A limit of the process, such as nofile=1024.",
         confinement.parse_ulimit,
         lambda limit: str(limit.name),
+    ),
+    Many(
+        ("--annotation",),
+        "annotations",
+        "KEY=VALUE",
+        "An OCI annotation of the container; repeatable.",
+        _annotation,
+        lambda pair: str(pair[0]),
     ),
     Many(
         ("--sysctl",),

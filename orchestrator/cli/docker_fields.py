@@ -96,6 +96,7 @@ def _container(row: _Row) -> Mapping[str, Any]:
         "DnsSearch": spec["dns_search"],
         "ExtraHosts": spec["hosts"],
         "GroupAdd": spec["groups"],
+        "Annotations": spec.get("annotations", {}),
         "Sysctls": spec["sysctls"],
         "UsernsMode": spec["userns"],
         "PidMode": spec["pid"],

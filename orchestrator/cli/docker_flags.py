@@ -12,7 +12,6 @@ _REAL_TIME = "real-time scheduling is not given to containers"
 _TRUST = "signatures are checked as each node's policy.json says"
 
 _CONTAINER = {
-    "--annotation": "use --label",
     "--attach": "stdout and stderr are attached, stdin by -i; redirect what is not wanted",
     "-a": "stdout and stderr are attached, stdin by -i; redirect what is not wanted",
     "--blkio-weight": _BLOCK_IO,

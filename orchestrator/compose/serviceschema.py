@@ -335,7 +335,7 @@ SERVICE = Keys(
         "healthcheck": HEALTHCHECK,
         "labels": Pairs(),
         "label_file": Many(Path(), single=True),
-        "annotations": Refused("use labels"),
+        "annotations": Pairs(),
         "logging": Logging(
             {
                 "driver": Choice(logdrivers.DRIVERS, logdrivers.UNSUPPORTED),

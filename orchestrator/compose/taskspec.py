@@ -52,6 +52,7 @@ def container_of(
         workdir=service.text("working_dir"),
         hostname=service.text("hostname"),
         labels=service.pairs("labels"),
+        annotations=service.pairs("annotations"),
         stop_signal=service.text("stop_signal"),
         stop_grace=parse_duration(service.text("stop_grace_period", "10s")),
         read_only=service.flag("read_only"),

@@ -22,10 +22,24 @@ HOST_USERS = "host-users"
 HOST_FILES = "host-files"
 HOST_PID = "host-pid"
 HOST_IPC = "host-ipc"
+RUNTIME_ANNOTATIONS = "runtime-annotations"
 UNCHECKED_SOURCES = "unchecked-sources"
 
 ALL = "all"
 """Stands for every one where allowances are named."""
+
+_STEERING = (
+    *("run.oci.", "org.criu.", "org.systemd.property.", "org.opencontainers.runc."),
+    *("io.katacontainers.", "dev.gvisor."),
+)
+"""Beginnings of annotations that OCI runtimes obey outside of the container: where they write,
+which sockets and plugins they use, in which unit they put it."""
+
+
+def steers_runtime(annotation: str) -> bool:
+    """Whether an OCI runtime obeys the annotation of this name on the host."""
+    return annotation.startswith(_STEERING)
+
 
 _WANTS: dict[str, tuple[Callable[[TaskSpec], bool], str]] = {
     PRIVILEGED: (lambda spec: spec.container.privileged, "privileged containers"),
@@ -46,6 +60,10 @@ _WANTS: dict[str, tuple[Callable[[TaskSpec], bool], str]] = {
     HOST_IPC: (
         lambda spec: spec.container.ipc == "host",
         "containers with the host's shared memory",
+    ),
+    RUNTIME_ANNOTATIONS: (
+        lambda spec: any(map(steers_runtime, spec.container.annotations)),
+        "containers with annotations that steer the OCI runtime",
     ),
 }
 """Name → whether a container asks for it, and what such containers are called."""

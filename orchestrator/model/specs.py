@@ -149,6 +149,8 @@ class ContainerSpec(Extensible):
     workdir: str = ""
     hostname: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    """For the OCI runtime and its hooks, in the container's `config.json`."""
     stop_signal: str = ""
     """Name such as `SIGTERM`; empty: the image's, else SIGTERM."""
     stop_grace: float = 10.0

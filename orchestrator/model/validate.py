@@ -141,6 +141,7 @@ def _container(spec: ContainerSpec) -> None:
         if any("\0" in text for text in getattr(spec, name)):
             raise InvalidSpec(f"{where}.{name}", f"{name} contains a NUL character")
     _labels(f"{where}.labels", spec.labels)
+    _guard(f"{where}.annotations", check_labels, spec.annotations, "annotation")
     try:
         check_mounts(spec)
     except ValueError as error:

@@ -22,6 +22,7 @@ from orchestrator.agent.runtime.ocimounts import merged, root_propagation
 from orchestrator.agent.runtime.rootfs import ImageFiles
 from orchestrator.agent.runtime.seccomp import SeccompProfile
 from orchestrator.agent.runtime.users import User, resolve_groups, resolve_user
+from orchestrator.model.allowances import steers_runtime
 from orchestrator.model.confinement import parse_tmpfs
 from orchestrator.model.specs import ContainerSpec
 
@@ -160,6 +161,13 @@ def namespaces(container: Container, users: OwnUsers | None = None) -> list[dict
     return [*found, network]
 
 
+def runtime_annotations(container: Container) -> dict[str, str]:
+    """What hooks and tools find in `config.json`: labels and annotations. A label never steers the
+    OCI runtime; an annotation may, where the node's operator allows it."""
+    labels = {key: text for key, text in container.labels.items() if not steers_runtime(key)}
+    return {**labels, **container.spec.container.annotations, "orc.name": container.name}
+
+
 def mounts(
     spec: ContainerSpec, node: NodeFacts, places: Places, devices: tuple[DeviceNode, ...]
 ) -> list[dict[str, Any]]:
@@ -232,7 +240,7 @@ def config(
         "hostname": hostname(container),
         "domainname": spec.domainname,
         "mounts": merged(usual, container.mounts, idmapped=users is not None),
-        "annotations": {"orc.name": container.name} | container.labels,
+        "annotations": runtime_annotations(container),
         "linux": linux,
     }
 

@@ -9,11 +9,13 @@ from typing import Any
 import click
 import pytest
 
+from orchestrator.cli.container_flags import with_many
 from orchestrator.cli.container_spec import container_request
 from orchestrator.cli.docker_flags import FLAGS
 from orchestrator.cli.main import orc
 from orchestrator.cli.port_flags import split_publish, unnumbered
 from orchestrator.cli.run import run as run_command
+from orchestrator.model.convert import from_proto
 from orchestrator.model.specs import PortSpec, Protocol
 
 Refused = Callable[..., str]
@@ -120,3 +122,14 @@ def test_docker_s_flags_of_placement(
     assert list(request.constraints) == constraints
     found = request.spec.generic_resources
     assert [f"{each.kind}={each.count}" for each in found] == generic
+
+
+def test_annotations_are_added_replaced_and_removed() -> None:
+    words = ["--annotation", "a.b/c=1=2", "--annotation", "flag", "hello:1"]
+    request = container_request(run_command.make_context("run", words).params, start=False)
+    assert dict(request.spec.container.annotations) == {"a.b/c": "1=2", "flag": ""}
+    known = from_proto(request.spec).container
+    after = with_many(known, {"annotation_add": ("x=y", "a.b/c=3"), "annotation_rm": ("flag",)})
+    assert after.annotations == {"a.b/c": "3", "x": "y"}
+    with pytest.raises(click.BadParameter, match="not of the form KEY=VALUE"):
+        with_many(known, {"annotation_add": ("=x",)})

@@ -33,6 +33,7 @@ def two(first: str, second: str) -> dict[str, Any]:
         ("command: a b", "", "command", ["a", "b"]),
         ("environment: {A: 1, B: 2}", "environment: [B=3]", "environment", {"A": "1", "B": "3"}),
         ("labels: [a=1]", "labels: {b: 2}", "labels", {"a": "1", "b": "2"}),
+        ("annotations: [a=1]", "annotations: {b: 2}", "annotations", {"a": "1", "b": "2"}),
         ("dns: 1.1.1.1", "dns: [9.9.9.9]", "dns", ["1.1.1.1", "9.9.9.9"]),
         ("cap_add: [KILL]", "cap_add: [KILL, MKNOD]", "cap_add", ["KILL", "MKNOD"]),
         ("depends_on: [a]", "depends_on: {b: {condition: service_healthy}}", "depends_on",

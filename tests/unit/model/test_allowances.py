@@ -30,6 +30,11 @@ HOST = (NetworkAttachment("host"),)
         (TaskSpec(ContainerSpec(rootfs="host")), ("host-files",)),
         (TaskSpec(ContainerSpec(pid="host", ipc="shareable")), ("host-pid",)),
         (TaskSpec(ContainerSpec(pid="private", ipc="host")), ("host-ipc",)),
+        (TaskSpec(ContainerSpec(annotations={"com.example.team": "web"})), ()),
+        (
+            TaskSpec(ContainerSpec(annotations={"run.oci.hooks.stdout": "/etc/passwd"})),
+            ("runtime-annotations",),
+        ),
         (TaskSpec(ContainerSpec(privileged=True), networks=HOST), ("privileged", "host-network")),
     ],
 )

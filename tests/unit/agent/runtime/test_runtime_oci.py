@@ -170,6 +170,21 @@ def test_names_in_etc() -> None:
     assert own["resolv.conf"] == "nameserver 10.128.0.2\nsearch lan\noptions ndots:0\n"
 
 
+def test_annotations_reach_the_runtime_and_labels_do_not_steer_it() -> None:
+    """The OCI runtime, which is root on the host, writes to the file that such a one names."""
+    steering = {"run.oci.hooks.stdout": "/etc/cron.d/x", "org.systemd.property.Slice": "'x'"}
+    made = container(annotations={"com.example.team": "web", "orc.name": "other"})
+    made = replace(made, labels={"tier": "front", "com.example.team": "label"} | steering)
+    assert configured(made)["annotations"] == {
+        "tier": "front",
+        "com.example.team": "web",
+        "orc.name": "web.1",
+    }
+    # Only nodes get it whose operators allow that.
+    made = container(annotations={"run.oci.handler": "krun"})
+    assert configured(made)["annotations"]["run.oci.handler"] == "krun"
+
+
 @given(st.dictionaries(st.text(), st.text()), st.text(alphabet=st.characters(codec="utf-8")))
 def test_any_text_of_the_user_is_kept_whole(labels: dict[str, str], argument: str) -> None:
     made = replace(container(command=("sh", argument)), labels=labels)

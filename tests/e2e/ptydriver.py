@@ -85,6 +85,8 @@ def at_terminal(
     """Run `orc` at a terminal; it is killed at the end if it runs on."""
     pid, fd = pty.fork()
     if pid == 0:
+        # As in a new terminal, though the tests may run under nohup.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         os.execve(ORC, [ORC, *arguments], dict(env))
     terminal = Terminal(pid, fd)

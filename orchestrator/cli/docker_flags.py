@@ -140,10 +140,6 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
     "service ps": {"--no-resolve": "--format json has the ids"},
     "node ps": {"--no-resolve": "--format json has the ids"},
     "stack ps": {"--no-resolve": "--format json has the ids"},
-    "stack rm": {
-        "--detach": "it waits until all is gone; Ctrl-C ends the waiting",
-        "-d": "it waits",
-    },
     "secret create": {"--driver": _SEALED, "-d": _SEALED},
     "builder prune": {
         "--filter": "the cache of a node is emptied as a whole; see --node",

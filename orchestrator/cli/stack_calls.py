@@ -64,9 +64,17 @@ class StackCalls:
     """The calls of a deployment."""
 
     def __init__(
-        self, there: Observed, resolve: str, built: frozenset[str], pretends: bool
+        self,
+        there: Observed,
+        resolve: str,
+        built: frozenset[str],
+        pretends: bool,
+        detach: bool = False,
     ) -> None:
+        """`detach`: what is removed may go later, when the tasks of removed services have
+        stopped."""
         self._there, self._resolve, self._pretends = there, resolve, pretends
+        self._detach = detach
         self._built = built
         """Names of services whose images are built first: until then they cannot be looked up."""
 
@@ -127,7 +135,9 @@ class StackCalls:
         return "RemoveService", control_pb2.RemoveServiceRequest(service=step.name)
 
     def _drop_network(self, step: Change, checking: bool) -> tuple[str, Any]:
-        return "Networks.RemoveNetwork", networks_pb2.RemoveNetworkRequest(network=step.name)
+        return "Networks.RemoveNetwork", networks_pb2.RemoveNetworkRequest(
+            network=step.name, when_unused=self._detach
+        )
 
     def _create_document(self, step: Change, checking: bool) -> tuple[str, Any]:
         wanted: StackFile = step.wanted
@@ -152,7 +162,9 @@ class StackCalls:
 
     def _drop_document(self, step: Change, checking: bool) -> tuple[str, Any]:
         return "Documents.RemoveDocument", documents_pb2.RemoveDocumentRequest(
-            kind=cast(Any, DocumentKind[step.kind.upper()]), document=step.name
+            kind=cast(Any, DocumentKind[step.kind.upper()]),
+            document=step.name,
+            when_unused=self._detach,
         )
 
 

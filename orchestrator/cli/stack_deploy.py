@@ -35,6 +35,7 @@ from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.dependencies import start_order
 from orchestrator.model.mounts import LOCAL_DRIVER
 from orchestrator.model.specs import ServiceSpec
+from orchestrator.model.units import format_duration
 from orchestrator.pb import control_pb2
 
 _PARTICIPLES = {"create": "created", "change": "changed", "remove": "removed"}
@@ -101,7 +102,7 @@ def _deploy(client: Client, names: tuple[str, ...], values: dict[str, Any]) -> N
     stack = given.stack()
     for note in given.notes:
         click.echo(f"note: {note}", err=True)
-    there = with_outdated(client, observed(client), stack)
+    there = with_outdated(client, _without_removed(client, stack, values), stack)
     prune, resolve = values["prune"], values["resolve_image"] == "always"
     try:
         check_external(stack, there)
@@ -118,6 +119,35 @@ def _deploy(client: Client, names: tuple[str, ...], values: dict[str, Any]) -> N
         click.echo(f"stack {given.name} is as the files say already", err=True)
     if not values["detach"]:
         deployment.wait()
+
+
+def _without_removed(client: Client, stack: Stack, values: Mapping[str, Any]) -> Observed:
+    """What is there once nothing of the stack's is being removed any more, as an earlier
+    `stack rm -d` asked. Raises NotConverged after the timeout."""
+    deadline, silent = time.monotonic() + values["timeout"], values["quiet"] or client.pretends
+    while True:
+        there = observed(client)
+        removed = [
+            f"network '{each.name}'"
+            for each in stack.networks
+            if (network := there.networks.get(each.name)) and network.remove_when_unused
+        ] + [
+            f"{each.kind.word} '{each.name}'"
+            for each in stack.files
+            if (document := there.documents.get((each.kind, each.name)))
+            and document.remove_when_unused
+        ]
+        if not removed or client.pretends:
+            return there
+        if time.monotonic() > deadline:
+            raise NotConverged(
+                f"{', '.join(removed)}: still being removed after "
+                f"{format_duration(values['timeout'])}; see 'orc service ps' and 'orc node ls'"
+            )
+        if not silent:
+            click.echo(f"waiting until {' and '.join(removed)} have been removed", err=True)
+            silent = True
+        time.sleep(0.1)
 
 
 def _named(names: tuple[str, ...], has_files: bool) -> tuple[str | None, str]:
@@ -145,10 +175,16 @@ def _of_cluster(client: Client) -> dict[str, str]:
 
 
 @click.command(epilog=example("orc stack rm shop"))
+@click.option(
+    "--detach",
+    "-d",
+    is_flag=True,
+    help="Do not wait: networks, secrets and configs go when the last task has stopped.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @click.argument("names", nargs=-1, required=True, shell_complete=completion.stacks)
 @pass_client
-def rm(client: Client, names: tuple[str, ...], quiet: bool) -> None:
+def rm(client: Client, names: tuple[str, ...], detach: bool, quiet: bool) -> None:
     """Remove stacks, and wait until their containers and networks are gone. Services stop before
     those that they wait for; volumes stay."""
     there = observed(client)
@@ -158,9 +194,10 @@ def rm(client: Client, names: tuple[str, ...], quiet: bool) -> None:
             raise no_stack(name, known)
     for name in names:
         nothing = Stack(name, (), (), (), ())
-        deployment = _Deployment(client, nothing, there, {"quiet": quiet})
+        deployment = _Deployment(client, nothing, there, {"detach": detach, "quiet": quiet})
         deployment.make(removals(name, there))
-        deployment.await_gone()
+        if not detach:
+            deployment.await_gone()
 
 
 class _Deployment:
@@ -176,7 +213,7 @@ class _Deployment:
         """Ids of services."""
         built = frozenset(each.spec.name for each in stack.services if each.build)
         resolve = values.get("resolve_image", "never")
-        self._calls = StackCalls(there, resolve, built, client.pretends)
+        self._calls = StackCalls(there, resolve, built, client.pretends, values["detach"])
 
     def check(self, steps: Sequence[Change]) -> None:
         """Have a manager look at all steps before the first is made. Raises CliError for one that
@@ -301,7 +338,7 @@ class _Deployment:
             if step.kind == "service":
                 self._written[step.name] = reply
             return
-        if step.kind != "service":
+        if step.kind != "service" and not self._values["detach"]:
             self.await_gone()
         try:
             if step.kind == "service" or not self._client.pretends:

@@ -73,6 +73,7 @@ from orchestrator.manager.store.member import EtcdMember
 from orchestrator.manager.store.renewal import Renewal
 from orchestrator.manager.store.timed import TimedKv, TimedRenewal
 from orchestrator.manager.term import Term
+from orchestrator.manager.tombstones import Tombstones
 from orchestrator.manager.traces import TaskSpans
 from orchestrator.manager.tunnels import Tunnels
 from orchestrator.manager.vault import Vault, VaultError
@@ -325,6 +326,7 @@ class Manager:
                 self._spans.following(),
                 self._dispatcher.following(),
                 background(self._listening.run()),
+                background(Tombstones(self._kv, self.cache).run()),
             ):
                 await self._serve()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.manager.store.keys import sealed_key
-from orchestrator.manager.store.kv import Entry, Kv, Put
+from orchestrator.manager.store.kv import Delete, Entry, Kv, Op, Put
 from orchestrator.manager.vault import Vault, VaultError
 from orchestrator.model.documents import Document
 
@@ -34,6 +34,11 @@ class DocumentStore:
             return self._vault.open_data(entry.value, _purpose(document.id, version))
         except VaultError as error:
             raise NoData(f"{what} cannot be opened: {error}") from error
+
+
+def deleted_data(document: Document) -> list[Op]:
+    """What deletes the data of all versions."""
+    return [Delete(sealed_key(document.id, version)) for version in document.kept]
 
 
 def opens(vault: Vault, entry: Entry, document_id: str, version: int) -> bool:

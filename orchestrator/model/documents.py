@@ -112,7 +112,9 @@ class Document(Extensible):
     template_driver: str = ""
     """One of TEMPLATE_DRIVERS: the data is a template that each task's values are filled into."""
     removing: bool = False
-    """Somebody is removing it: it takes no new user."""
+    """It is being removed: it takes no new user."""
+    remove_when_unused: bool = False
+    """A tombstone: a manager removes it when the last task of a removed service has stopped."""
     revision: int = 0
 
 

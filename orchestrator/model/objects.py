@@ -69,7 +69,9 @@ class Network(Extensible):
     subnet6: str = ""
     """A node's slice of it is the /64 of the same number as its IPv4 slice."""
     removing: bool = False
-    """Somebody is removing it: it takes no new user."""
+    """It is being removed: it takes no new user."""
+    remove_when_unused: bool = False
+    """A tombstone: a manager removes it when the last task of a removed service has stopped."""
     policies: tuple[NetworkPolicy, ...] = ()
     """In the order in which they were made."""
     conflist: str = ""

@@ -317,8 +317,14 @@ configs: {page: {content: "port ${PORT:-80}"}}
     assert after["shop_other.1"] == before["shop_other.1"]
     assert after["shop_web.1"] != before["shop_web.1"]
 
-    cluster.orc("stack", "rm", "shop")
-    assert cluster.json("secret", "ls") == cluster.json("config", "ls") == []
+    # Without waiting, too, all of it goes; a deployment waits until it has.
+    cluster.orc("stack", "rm", "-d", "shop")
+    cluster.orc("stack", "deploy", "-c", file, "shop")
+    assert not set(ids(cluster, "shop").values()) & set(after.values())
+    assert read("shop_web.1", "/run/secrets/pw") == "second"
+    cluster.orc("stack", "rm", "-d", "shop")
+    eventually(lambda: cluster.json("secret", "ls") == cluster.json("config", "ls") == [])
+    eventually(lambda: "shop_default" not in {row["name"] for row in cluster.json("network", "ls")})
 
 
 def test_what_people_have_can_be_planned(tidy: Cluster) -> None:

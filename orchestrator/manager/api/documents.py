@@ -8,11 +8,12 @@ from typing import Any
 
 from orchestrator.manager.api.context import ApiContext, Calls, answering
 from orchestrator.manager.api.inuse import in_use
-from orchestrator.manager.documentstore import DocumentStore, NoData
+from orchestrator.manager.documentstore import DocumentStore, NoData, deleted_data
 from orchestrator.manager.lookup import find_document
 from orchestrator.manager.offload import offload
 from orchestrator.manager.planning.documents import effects, users, versions_in_use
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.users import staying
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, precondition, taken
 from orchestrator.manager.store.commit import commit
@@ -108,21 +109,25 @@ class DocumentCalls(Calls, documents_pb2_grpc.DocumentsServicer):  # type: ignor
 
     @answering
     async def RemoveDocument(self, request: Any, context: Any) -> Any:
-        """Mark it, so that nobody new may have it; look who has it; forget it."""
+        """Mark it, so that it takes no new user, check that it has none, and delete it. With
+        `when_unused`, tasks of removed services may still use it, and `Tombstones` deletes it."""
         api, kind = self.api, DocumentKind(request.kind)
         document = find_document(api.view, kind, request.document)
-        _check_unused(document, users(api.view, document))
-        marked = replace(document, removing=True)
+        when_unused = request.when_unused
+        _check_unused(document, users(api.view, document), when_unused)
+        marked = replace(document, removing=True, remove_when_unused=when_unused)
         revision = await commit(api.kv, [Change(document, marked)])
         await api.cache.wait_for(revision)
         marked = replace(marked, revision=revision)
         try:
-            _check_unused(document, users(api.view, document))
+            _check_unused(document, users(api.view, document), when_unused)
         except BaseException:
-            await commit(api.kv, [Change(marked, replace(marked, removing=False))])
+            after = replace(marked, removing=False, remove_when_unused=False)
+            await commit(api.kv, [Change(marked, after)])
             raise
-        data = [Delete(sealed_key(document.id, version)) for version in document.kept]
-        await api.cache.wait_for(await commit(api.kv, [Change(marked, None)], ops=data))
+        if not when_unused:
+            revision = await commit(api.kv, [Change(marked, None)], ops=deleted_data(marked))
+            await api.cache.wait_for(revision)
         return documents_pb2.RemoveDocumentReply(id=document.id)
 
     def _next(self, document: Document, data: bytes) -> tuple[Document, list[Op]]:
@@ -178,8 +183,9 @@ def _check(document: Document, data: bytes) -> None:
         raise invalid(str(error)) from None
 
 
-def _check_unused(document: Document, found: Sequence[str]) -> None:
-    if found:
+def _check_unused(document: Document, found: Sequence[str], when_unused: bool) -> None:
+    """Raise Refusal if something uses it; with `when_unused`, what is stopping does not count."""
+    if staying(found) if when_unused else found:
         word, name = document.kind.word, document.name
         detach = {"service": f"orc service update --{word}-rm {name} {{}}"}
         raise in_use(f"{word} '{name}'", found, detach)

@@ -9,12 +9,13 @@ from typing import Any
 
 from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.api.inuse import in_use
-from orchestrator.manager.api.networkuse import usable_networks, users
+from orchestrator.manager.api.networkuse import usable_networks
 from orchestrator.manager.lookup import find_container, find_network
 from orchestrator.manager.networkmaking import make_network
 from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork, complete
 from orchestrator.manager.planning.foreignnetworks import complete_foreign
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.users import network_users, staying
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import (
     Refusal,
@@ -88,7 +89,7 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
     @answering
     async def RemoveNetwork(self, request: Any, context: Any) -> Any:
         network = find_network(self.api.view, request.network)
-        await self._remove(network)
+        await self._remove(network, when_unused=request.when_unused)
         return networks_pb2.RemoveNetworkReply(id=network.id, name=network.name)
 
     @answering
@@ -99,7 +100,7 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
             unwanted = network.name not in BUILT_IN and selected(
                 network.labels, network.created_at, request
             )
-            if not unwanted or users(view, network):
+            if not unwanted or network_users(view, network):
                 continue
             try:
                 await self._remove(network)
@@ -198,18 +199,22 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
                 "it can (see 'orc node ls')"
             ) from None
 
-    async def _remove(self, network: Network) -> None:
-        """Mark it, so that nobody new may have it; look who has it; forget it."""
+    async def _remove(self, network: Network, *, when_unused: bool = False) -> None:
+        """Mark it, so that it takes no new user, check that it has none, and delete it. With
+        `when_unused`, tasks of removed services may still use it, and `Tombstones` deletes it."""
         api = self.api
         if network.name in BUILT_IN:
             raise precondition(f"network '{network.name}' is part of every cluster")
-        self._check_unused(network)  # before anything is written, where that shows it already
-        marked = await self._mark(network)
+        # Before anything is written, where that shows it already.
+        self._check_unused(network, when_unused)
+        marked = await self._mark(network, when_unused=when_unused)
         try:
-            self._check_unused(network)
+            self._check_unused(network, when_unused)
         except Refusal:
             await self._mark(marked, removing=False)
             raise
+        if when_unused:
+            return
         while True:
             try:
                 revision = await commit(api.kv, [Change(marked, None)])
@@ -220,23 +225,28 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
                 await api.cache.wait_for(revision)
                 return
 
-    def _check_unused(self, network: Network) -> None:
-        if found := users(self.api.view, network):
+    def _check_unused(self, network: Network, when_unused: bool) -> None:
+        """Raise Refusal if something uses it; with `when_unused`, what is stopping does not
+        count."""
+        found = network_users(self.api.view, network)
+        if staying(found) if when_unused else found:
             detach = {
                 "service": f"orc service update --network-rm {network.name} {{}}",
                 "container": f"orc network disconnect {network.name} {{}}",
             }
             raise in_use(f"network '{network.name}'", found, detach)
 
-    async def _mark(self, network: Network, *, removing: bool = True) -> Network:
+    async def _mark(
+        self, network: Network, *, removing: bool = True, when_unused: bool = False
+    ) -> Network:
         """The network as it is now, marked or not. Raises Refusal when it is gone."""
         api = self.api
         while True:
             read = api.cache.revision
             now = find_network(api.view, network.id)
-            if now.removing is removing:
+            after = replace(now, removing=removing, remove_when_unused=when_unused)
+            if after == now:
                 return now
-            after = replace(now, removing=removing)
             try:
                 revision = await commit(api.kv, [Change(now, after)])
             except Conflict:

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 from orchestrator.manager.lookup import find_container
 from orchestrator.manager.planning.addressing import AddressRefused, check_fixed
-from orchestrator.manager.planning.slots import waits
-from orchestrator.manager.planning.users import in_order, user
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import invalid, not_found, precondition
 from orchestrator.model.conflist import check_asked, parse_conflist
@@ -20,8 +18,6 @@ from orchestrator.model.names import near_miss
 from orchestrator.model.networks import OVERLAY, is_ours, stands_alone
 from orchestrator.model.objects import Network
 from orchestrator.model.specs import CONTAINER_NETWORK, NetworkAttachment, PortSpec, ServiceSpec
-from orchestrator.model.states import is_terminal
-from orchestrator.model.tasks import Task
 
 
 def usable_networks(
@@ -84,31 +80,3 @@ def _existing(view: ClusterView, name: str) -> Network:
         hint = f"did you mean '{guess}'?" if guess else "see 'orc network ls'"
         raise not_found(f"no network '{name}'; {hint}")
     return network
-
-
-def users(view: ClusterView, network: Network) -> list[str]:
-    """Who is on the network, such as `service web`: services, and containers that have not
-    ended. In the order of their names, services first.
-
-    A task of a removed service that waits for a node is none: it is never placed.
-    """
-    found = {
-        f"service {service.spec.name}"
-        for service in view.services.values()
-        if not service.removed and network.name in service.spec.task.network_names
-    }
-    for task in view.tasks.values():
-        if network.name not in task.spec.network_names or _ended(task):
-            continue
-        if task.standalone or not (waits(task) and _removed(view, task.service_id)):
-            found.add(user(view, task))
-    return in_order(found)
-
-
-def _removed(view: ClusterView, service_id: str) -> bool:
-    service = view.services.get(service_id)
-    return service is None or service.removed
-
-
-def _ended(task: Task) -> bool:
-    return is_terminal(task.status.state) and task.run <= task.status.run

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from orchestrator.agent.images.build import BuildSpec, CacheUsage
 from orchestrator.agent.images.buildah import Progress
+from orchestrator.agent.images.buildlimits import BuildLimits
 from orchestrator.agent.tunnelframes import Frames, receive
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Image
@@ -73,4 +74,15 @@ def _spec(order: control_pb2.ImageHeader) -> BuildSpec:
         network=order.network,
         add_hosts=tuple(order.add_hosts),
         secrets=dict(order.secrets),
+        limits=BuildLimits(
+            memory=order.limits.memory,
+            memory_swap=order.limits.memory_swap,
+            cpu_shares=order.limits.cpu_shares,
+            cpu_quota=order.limits.cpu_quota,
+            cpu_period=order.limits.cpu_period,
+            cpuset_cpus=order.limits.cpuset_cpus,
+            pids=order.limits.pids,
+            shm_size=order.limits.shm_size,
+            ulimits=tuple(order.limits.ulimits),
+        ),
     )

@@ -148,6 +148,13 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     help="What an image's layer may unpack to.",
 )
 @click.option(
+    "--build-memory",
+    default="0",
+    metavar="SIZE",
+    callback=_memory,
+    help="Maximum memory of a build that names none; 0: no limit.",
+)
+@click.option(
     "--image-gc-high",
     type=click.IntRange(1, 100),
     default=85,
@@ -209,6 +216,7 @@ def agent(
     blob_port: int,
     metrics_port: int,
     max_layer: int,
+    build_memory: int,
     image_gc_high: int,
     image_gc_low: int,
     key_age: float,
@@ -257,6 +265,7 @@ def agent(
         offered=Resources(shares=shares or 0, memory=memory),
         generic=generic,
         max_layer=max_layer,
+        build_memory=build_memory,
         marks=Marks(image_gc_high, image_gc_low),
         key_age=key_age,
         # The default of the default is left out: containers then need no record of it.

@@ -41,6 +41,7 @@ from orchestrator.agent.flows import Flows
 from orchestrator.agent.history import History
 from orchestrator.agent.imagepressure import ImagePressure, disk_of
 from orchestrator.agent.images.build import Builder
+from orchestrator.agent.images.buildlimits import BuildGroups
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.registry import Registry
 from orchestrator.agent.images.sandbox import Sandboxes
@@ -61,7 +62,7 @@ from orchestrator.agent.probes import Probes
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.revoked import KeptRevocations
 from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.cgroups import detect
+from orchestrator.agent.runtime.cgroups import Cgroups, detect
 from orchestrator.agent.runtime.crun import CrunRuntime
 from orchestrator.agent.runtime.identity import boot_id
 from orchestrator.agent.session import Node, Session
@@ -292,6 +293,7 @@ async def run(settings: Settings) -> None:
             settings.run_dir / "build-secrets",
             images.base,
             await stack.enter_async_context(Sandboxes(build_network)),
+            BuildGroups(Cgroups(detect(), settings.cgroup_parent), settings.build_memory),
         )
         builds = buildorders.BuildOrders(builder, uploads)
         history = History(worker.runners, runtime.access)

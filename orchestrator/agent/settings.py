@@ -30,6 +30,8 @@ class Settings:
     """Kind of generic resource → how many the node has, or their names."""
     max_layer: int
     """Bytes that an image's layer may unpack to."""
+    build_memory: int
+    """Bytes of memory of a build that names no limit; 0: no limit."""
     marks: Marks
     """How full the disk of the images may become before some are removed."""
     key_age: float

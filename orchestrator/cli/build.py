@@ -13,10 +13,12 @@ from typing import Any, Protocol
 import click
 
 from orchestrator.cli import build_context, completion
+from orchestrator.cli.build_limits import limit_options
 from orchestrator.cli.build_output import parse_output, remove_unnamed, stored, write_outputs
 from orchestrator.cli.client import Client, pass_client, upload
 from orchestrator.cli.flag_types import pairs
 from orchestrator.cli.groups import CliError, OrcGroup, example
+from orchestrator.cli.option_groups import GroupedCommand
 from orchestrator.cli.output import Column, column, format_option, print_json, print_table
 from orchestrator.cli.remote_context import context_folder
 from orchestrator.cli.screen import is_live
@@ -41,15 +43,17 @@ class View(Protocol):
 
 
 @click.command(
+    cls=GroupedCommand,
     epilog=example(
         "orc build -t hello:1 .",
         "orc build -t hello:1 -f web/Dockerfile --build-arg V=2 .",
         "orc build -t hello:1 --secret id=token,src=token.txt .",
         "orc build -t hello:1 - < Dockerfile",
         "orc build -t reg.example:5000/hello:1 --push .",
+        "orc build -t hello:1 --memory 2g --cpus 1.5 .",
         "orc build -o files .",
         "orc build -t hello:1 https://github.com/me/hello.git#main:docker",
-    )
+    ),
 )
 @click.option("--tag", "-t", multiple=True, metavar="NAME", help="The image's name; repeatable.")
 @click.option(
@@ -89,6 +93,7 @@ class View(Protocol):
     help="Network of RUN: the builds' own with a way out, the node's, or none.",
 )
 @click.option("--add-host", multiple=True, metavar="HOST:IP", help="For RUN; repeatable.")
+@limit_options
 @click.option(
     "--cache-from",
     multiple=True,
@@ -135,6 +140,7 @@ def build(
     quiet: bool,
     progress: str,
     folder: str,
+    limits: Any,
 ) -> None:
     """Build an image from a Dockerfile and the folder around it, on one of the nodes.
 
@@ -165,6 +171,7 @@ def build(
         format=image_format,
         network=network if network != "default" else "",
         add_hosts=[build_host(text) for text in add_host],
+        limits=limits,
     )
     with ExitStack() as stack:
         if folder == "-":

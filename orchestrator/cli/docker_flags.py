@@ -49,14 +49,9 @@ _BUILD = {
     "--load": "an image that was built is in the cluster at once",
     "--rm": "nothing is left of a build's containers",
     "--ssh": "keys stay with you; give a build what it needs with --secret",
-    **dict.fromkeys(
-        (
-            *("--cgroup-parent", "--cpu-period", "--cpu-quota", "--cpu-shares", "-c"),
-            *("--cpuset-cpus", "--cpuset-mems", "--memory", "-m", "--memory-swap"),
-            *("--security-opt", "--shm-size", "--ulimit"),
-        ),
-        "a build's RUN has the agent's own limits; choose a node by --node",
-    ),
+    "--cgroup-parent": "the agent keeps the cgroups; limit by --cpus, --memory and --pids-limit",
+    "--cpuset-mems": "use --cpuset-cpus; memory follows the CPUs",
+    "--security-opt": "a build's RUN has Docker's own seccomp profile and capabilities",
     "--compress": "the context is sent as it is",
     "--disable-content-trust": _TRUST,
     "--force-rm": "nothing is left of a build's containers",

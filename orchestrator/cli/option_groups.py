@@ -20,8 +20,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("group", "workdir", "hostname", "domainname", "init", "interactive", "tty", "attach"),
         *("auto_remove", "removed", "force"),
     ),
+    "Build": (
+        *("tag", "dockerfile", "build_arg", "target", "no_cache", "cache_from", "secret"),
+        *("image_format", "add_host"),
+    ),
     "Output and waiting": (
-        *("detach", "quiet", "timeout", "monitor", "cidfile", "sig_proxy", "keys", "context_name"),
+        *("detach", "quiet", "timeout", "monitor", "progress", "output", "push", "iidfile"),
+        *("cidfile", "sig_proxy", "keys", "context_name"),
         *("planned_form", "_click_default_help"),
     ),
     "Image": ("pull", "platform", "no_resolve_image", "with_registry_auth"),
@@ -31,7 +36,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Resources": (
         *("reserve_cpu", "reserve_memory", "limit_cpu", "limit_memory", "memory_swap"),
-        *("cpu_shares", "cpuset_cpus", "pids_limit", "gpus", "shm_size", "ulimit"),
+        *("memory", "cpus", "cpu_shares", "cpu_quota", "cpu_period", "cpuset_cpus", "pids_limit"),
+        *("gpus", "shm_size", "ulimit", "ulimits"),
         *("oom_score_adj", "storage_opt"),
     ),
     "Network": (

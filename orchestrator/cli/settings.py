@@ -61,6 +61,9 @@ def _memory_swap(text: str) -> int:
     return -1 if text == "-1" else parse_memory(text, "memory swap")
 
 
+MEMORY_SWAP = Parsed("size", _memory_swap)
+
+
 def _seconds(text: str) -> float:
     if not text.isdecimal():
         raise ValueError(f"{text!r} is not a number of seconds")
@@ -124,7 +127,7 @@ SETTINGS = (
     Setting(
         ("--memory-swap",),
         "task.container.memory_swap",
-        Parsed("size", _memory_swap),
+        MEMORY_SWAP,
         "Maximum memory and swap together; -1: no limit.",
         metavar="SIZE|-1",
     ),

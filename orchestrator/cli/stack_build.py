@@ -22,6 +22,8 @@ from orchestrator.cli.remote_context import context_folder
 from orchestrator.cli.spec_flags import checked_image
 from orchestrator.cli.stack_changes import Change
 from orchestrator.compose.stack import StackBuild
+from orchestrator.compose.taskspec import ulimits_of
+from orchestrator.model.units import parse_memory
 from orchestrator.pb import control_pb2
 
 _MADE_FROM = "orc.stack.build"
@@ -77,7 +79,14 @@ def _header(name: str, build: StackBuild) -> Any:
     platforms = section.texts("platforms")
     if len(platforms) > 1:
         raise CliError(f"{section.place}: an image is built for one platform; name one")
+    limits = control_pb2.BuildLimits(
+        shm_size=parse_memory(section.text("shm_size", "0")),
+        ulimits=[
+            f"{each.name}={each.soft}:{each.hard}" for each in ulimits_of(section, f"{name}.build")
+        ],
+    )
     return control_pb2.ImageHeader(
+        limits=limits if limits.ByteSize() else None,
         name=name,
         more_names=[checked_image(tag) for tag in section.texts("tags")],
         build_args=section.pairs("args"),

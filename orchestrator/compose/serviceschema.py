@@ -254,6 +254,14 @@ WATCH = Keys(
     required=("path", "action"),
 )
 
+ULIMITS = Entries(
+    Keys(
+        {"soft": Number(-1), "hard": Number(-1)},
+        short=short.ulimit,
+        required=("soft", "hard"),
+    )
+)
+
 BUILD = Keys(
     {
         "context": BuildContext(),
@@ -276,8 +284,8 @@ BUILD = Keys(
         "isolation": Refused("it is of Windows", ("default",)),
         "privileged": Refused("builds are not privileged", ("false",)),
         "entitlements": Refused("builds are not privileged"),
-        "shm_size": Refused("builds have the usual /dev/shm"),
-        "ulimits": Refused("builds have the nodes' limits"),
+        "shm_size": SIZE,
+        "ulimits": ULIMITS,
         "provenance": Noted(Text(also=(bool,)), "images are built without attestations"),
         "sbom": Noted(Text(also=(bool,)), "images are built without attestations"),
     },
@@ -363,13 +371,7 @@ SERVICE = Keys(
             lambda entry: entry.text("target") or entry.text("source"),
         ),
         "sysctls": Pairs(check=confinement.check_sysctl),
-        "ulimits": Entries(
-            Keys(
-                {"soft": Number(-1), "hard": Number(-1)},
-                short=short.ulimit,
-                required=("soft", "hard"),
-            )
-        ),
+        "ulimits": ULIMITS,
         "shm_size": SIZE,
         "runtime": Text(),
         "oom_score_adj": Number(-1000, most=1000),

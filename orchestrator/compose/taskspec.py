@@ -70,7 +70,7 @@ def container_of(
         privileged=service.flag("privileged"),
         devices=_devices(service, at),
         sysctls=service.pairs("sysctls"),
-        ulimits=_ulimits(service, at),
+        ulimits=ulimits_of(service, at),
         shm_size=_size(service, "shm_size"),
         tmpfs=service.texts("tmpfs"),
         init=service.flag("init"),
@@ -161,7 +161,8 @@ def _devices(service: Map, at: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _ulimits(service: Map, at: str) -> tuple[Ulimit, ...]:
+def ulimits_of(service: Map, at: str) -> tuple[Ulimit, ...]:
+    """The `ulimits` of a service, or of its build. Raises ComposeError."""
     found = []
     section = service.section("ulimits")
     for name, value in section.entries.items():

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import resource
@@ -13,18 +14,21 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.agent.images.build import Builder, BuildSpec
+from orchestrator.agent.images.buildlimits import BuildGroups, BuildLimits
 from orchestrator.agent.images.errors import BuildError, ImageError
 from orchestrator.agent.images.incoming import Incoming
 from orchestrator.agent.images.sandbox import NONE, Sandboxes
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.runtime.cgroups import BUILDS, CgroupMode, Cgroups, detect
 from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES
 from orchestrator.model.confinement import CAPABILITIES
 from orchestrator.model.objects import Image
@@ -51,7 +55,25 @@ def builder_of(store: ImageStore, top: Path, sandboxes: Sandboxes) -> Builder:
             raise ImageError(f"no node has the image {name}")
         return digest
 
-    return Builder(store, top / "build", top / "secrets", provide, sandboxes)
+    return Builder(
+        store, top / "build", top / "secrets", provide, sandboxes, BuildGroups(cgroups_of(top))
+    )
+
+
+def cgroups_of(top: Path) -> Cgroups:
+    return Cgroups(detect(), f"/orc-builds-{hashlib.sha256(bytes(top)).hexdigest()[:12]}")
+
+
+@pytest.fixture(autouse=True)
+def cgroups(tmp_path: Path) -> Iterator[Cgroups]:
+    """Those that builds are made among; none is left of a build."""
+    cgroups = cgroups_of(tmp_path)
+    yield cgroups
+    builds = replace(cgroups, parent=f"{cgroups.parent}/{BUILDS}")
+    left = builds.ids()
+    builds.remove_parent()
+    cgroups.remove_parent()
+    assert not left
 
 
 @pytest.fixture
@@ -259,10 +281,10 @@ async def test_a_build_that_is_given_up_leaves_nothing(
 
 
 async def test_a_build_ends_with_its_agent(tmp_path: Path, sandboxes: Sandboxes) -> None:
-    mark = f"96{os.getpid()}"
+    mark, parent = f"96{os.getpid()}", cgroups_of(tmp_path).parent
     context(tmp_path, f"FROM scratch\nCOPY busybox /bin/sh\nRUN echo at it; exec sleep {mark}\n")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", BUILD, str(tmp_path),
+        sys.executable, "-c", BUILD, str(tmp_path), parent,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     assert process.stdout is not None
@@ -279,6 +301,7 @@ async def test_a_build_ends_with_its_agent(tmp_path: Path, sandboxes: Sandboxes)
         # The next agent removes what is left of it.
         async with ImageStore(tmp_path / "inner") as store:
             assert os.listdir(tmp_path / "secrets") != []
+            assert len(replace(cgroups_of(tmp_path), parent=f"{parent}/{BUILDS}").ids()) == 1
             await builder_of(store, tmp_path, sandboxes).recover()
     assert os.listdir(tmp_path / "secrets") == []
     left = (tmp_path / "build/cache/root/overlay-containers").iterdir()
@@ -300,11 +323,14 @@ BUILD = """
 import asyncio, sys
 from pathlib import Path
 from orchestrator.agent.images.build import Builder, BuildSpec
+from orchestrator.agent.images.buildlimits import BuildGroups
 from orchestrator.agent.images.sandbox import Sandboxes
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.runtime.cgroups import Cgroups, detect
 async def main(top):
     async with ImageStore(top / "inner") as store, Sandboxes() as sandboxes:
-        builder = Builder(store, top / "build", top / "secrets", None, sandboxes)
+        groups = BuildGroups(Cgroups(detect(), sys.argv[2]))
+        builder = Builder(store, top / "build", top / "secrets", None, sandboxes, groups)
         def said(line): print(line, flush=True)
         print((await builder.build(top / "context.tar", BuildSpec(("inner:1",)), said)).names)
 asyncio.run(main(Path(sys.argv[1])))
@@ -316,7 +342,7 @@ async def test_it_works_on_a_host_that_is_namespaces(tmp_path: Path) -> None:
     script = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
     command = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
                "--propagation", "private", "sh", "-c", script, "sh",
-               sys.executable, "-c", BUILD, str(tmp_path)]  # fmt: skip
+               sys.executable, "-c", BUILD, str(tmp_path), cgroups_of(tmp_path).parent]  # fmt: skip
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -598,3 +624,88 @@ async def test_the_mounts_of_a_run(tmp_path: Path, builder: Builder) -> None:
     assert any(line.startswith("-r--------") and line.split()[2] == "7" for line in lines)
     assert any(line.split()[:2] == ["shm", "65536"] for line in lines)
     assert str(resource.getrlimit(resource.RLIMIT_NOFILE)[1]) in lines
+
+
+BOMB = "i=0; while [ $i -lt 300 ]; do sleep 1000 & i=$((i+1)); done; kill $(jobs -p)"
+
+
+async def test_a_fork_bomb_ends_its_own_build_only(tmp_path: Path, builder: Builder) -> None:
+    bomb = f"FROM scratch\nCOPY busybox /bin/sh\nCOPY busybox /bin/sleep\nRUN {BOMB}\n"
+    archive = context(tmp_path, bomb).rename(tmp_path / "bomb.tar")
+    calm = context(tmp_path, "FROM scratch\nCOPY busybox /bin/sh\nRUN echo calm\n")
+    lines: list[str] = []
+    with pytest.raises(BuildError):
+        await built(builder, archive, "bomb:1", lines.append, limits=BuildLimits(pids=150))
+    assert any("can't fork" in line for line in lines), lines
+    await asyncio.gather(
+        built(builder, archive, "more:1", lines.append, limits=BuildLimits(pids=600)),
+        built(builder, calm, "calm:1", lines.append),
+    )
+
+
+async def test_a_build_without_memory_says_so(tmp_path: Path, builder: Builder) -> None:
+    text = "FROM scratch\nCOPY busybox /bin/sh\nCOPY busybox /bin/tail\nRUN tail /dev/zero\n"
+    limits = BuildLimits(memory=192 << 20)
+    with pytest.raises(BuildError, match=r"ran out of memory \(limit 192 ?MiB\).*--memory"):
+        await built(builder, context(tmp_path, text), "greedy:1", print, limits=limits)
+    with pytest.raises(ImageError, match="too small for a build"):
+        await built(
+            builder, context(tmp_path, text), "tiny:1", print, limits=BuildLimits(memory=4096)
+        )
+
+
+async def test_the_limits_of_a_build_are_the_kernels(
+    tmp_path: Path, store: ImageStore, sandboxes: Sandboxes, cgroups: Cgroups
+) -> None:
+    async def provide(name: str, fresh: bool, progress: Callable[[str], None]) -> str:
+        raise ImageError(name)
+
+    seen: dict[str, str] = {}
+    builds = replace(cgroups, parent=f"{cgroups.parent}/{BUILDS}")
+
+    def look(line: str) -> None:
+        lines.append(line)
+        if line == "at it":
+            [name] = builds.ids()
+            for controller in ("memory", "cpu", "pids", "cpuset"):
+                for file in builds.folder(controller, name).iterdir():
+                    with suppress(OSError):
+                        seen[file.name] = file.read_text().strip()
+
+    groups = BuildGroups(cgroups, memory=512 << 20)
+    builder = Builder(store, tmp_path / "b", tmp_path / "s", provide, sandboxes, groups)
+    text = (
+        "FROM scratch\nCOPY busybox /bin/sh\nCOPY busybox /bin/df\n"
+        "RUN echo at it; ulimit -n; df -m /dev/shm\n"
+    )
+    lines: list[str] = []
+    limits = BuildLimits(
+        cpu_shares=512,
+        cpu_quota=50_000,
+        cpuset_cpus="0",
+        shm_size=8 << 20,
+        ulimits=("nofile=123:456",),
+    )
+    await built(builder, context(tmp_path, text), "made:1", look, limits=limits)
+    if cgroups.hierarchy.mode is CgroupMode.V2:
+        wanted = {
+            "memory.max": str(512 << 20),
+            "cpu.weight": "20",
+            "cpu.max": "50000 100000",
+            "pids.max": "4096",
+            "cpuset.cpus": "0",
+        }
+    else:
+        wanted = {
+            "memory.limit_in_bytes": str(512 << 20),
+            "cpu.shares": "512",
+            "cpu.cfs_quota_us": "50000",
+            "cpu.cfs_period_us": "100000",
+            "pids.max": "4096",
+            "cpuset.cpus": "0",
+        }
+    assert {name: seen.get(name) for name in wanted} == wanted
+    assert int(seen["pids.current"]) > 1
+    assert "123" in lines
+    [row] = [line.split() for line in lines if line.endswith("/dev/shm") and "RUN" not in line]
+    assert row[1] == "8"

@@ -19,11 +19,12 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.agent.images import disk, dockerfile
 from orchestrator.agent.images.buildah import BLOBS, Buildah, Progress, limits
+from orchestrator.agent.images.buildlimits import BuildGroups, BuildLimits, out_of_memory
 from orchestrator.agent.images.errors import BuildError, ImageError
 from orchestrator.agent.images.layout import lay_out, take_over
 from orchestrator.agent.images.names import full_name
@@ -80,6 +81,7 @@ class BuildSpec:
     add_hosts: tuple[str, ...] = ()
     """HOST:IP, for the /etc/hosts of RUN."""
     secrets: Mapping[str, bytes] = field(default_factory=dict)
+    limits: BuildLimits = field(default_factory=BuildLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class Builder:
         secrets: Path,
         provide: Provide,
         sandboxes: Sandboxes,
+        groups: BuildGroups,
     ) -> None:
         """`root`: a folder of the agent's own, for buildah's storage and temporary files.
         `secrets`: one of the agent's own too, on a tmpfs."""
@@ -112,6 +115,7 @@ class Builder:
         self._buildah = Buildah(root, self._storage, secrets)
         self._seen = self._buildah.seen
         self._sandboxes = sandboxes
+        self._groups = groups
         self._provide = provide
         self._turn = asyncio.Lock()
         self._building = 0
@@ -121,6 +125,7 @@ class Builder:
     async def recover(self) -> None:
         """Take away what is left of builds that ended with an earlier agent, their secrets first:
         the next build, which would, may never come."""
+        await self._groups.recover()
         async with self._turn:
             left = self._secrets.used() or self._scratch.used() or self._old_storage.exists()
             if not left:
@@ -137,7 +142,7 @@ class Builder:
         Raises `BuildError` when an instruction fails, with its line; `ImageError` for the rest.
         """
         names = [full_name(name) for name in spec.names]
-        async with self._place(spec.network) as (work, sandbox):
+        async with self._place(spec.network, spec.limits) as (work, sandbox):
             folder = work / "context"
             folder.mkdir()
             await unpack_context(context, folder)
@@ -151,7 +156,7 @@ class Builder:
                 "--layers",
                 "--force-rm",
                 "--pull=never",
-                *limits(),
+                *limits(spec.limits.ulimits),
             ]
             options += [
                 f"--file={seen(file)}",
@@ -185,6 +190,8 @@ class Builder:
                         progress=lambda line: progress(clear(line)),
                     )
                 except ImageError as error:
+                    if self._groups.out_of_memory(sandbox.group):
+                        raise BuildError(out_of_memory(sandbox.group)) from error
                     raise _explain(clear(str(error)), shown, text) from error
             built, made, layout = identity.read_text().strip(), work / "built", work / "image"
             await self._buildah.run(
@@ -234,16 +241,21 @@ class Builder:
         return tree_usage(self._storage)
 
     @asynccontextmanager
-    async def _place(self, network: str = NONE) -> AsyncIterator[tuple[Path, Sandbox]]:
+    async def _place(
+        self, network: str = NONE, limits: BuildLimits | None = None
+    ) -> AsyncIterator[tuple[Path, Sandbox]]:
         """A folder for one build, and where it runs. What builds that were cut off left is removed
         when no other runs."""
         async with self._turn:
             await self._clean()
             self._building += 1
         try:
-            async with self._sandboxes.sandbox(network) as sandbox:
+            async with (
+                self._groups.group(limits or BuildLimits()) as group,
+                self._sandboxes.sandbox(network) as sandbox,
+            ):
                 with self._scratch.folder() as work:
-                    yield work, sandbox
+                    yield work, replace(sandbox, group=group)
         except asyncio.CancelledError:
             self._cut_off = True
             raise
@@ -337,6 +349,8 @@ def _options(spec: BuildSpec) -> list[str]:
     options += [f"--build-arg={key}={value}" for key, value in sorted(spec.build_args.items())]
     options += [f"--label={key}={value}" for key, value in sorted(spec.labels.items())]
     options += [f"--add-host={entry}" for entry in spec.add_hosts]
+    if spec.limits.shm_size:
+        options.append(f"--shm-size={spec.limits.shm_size}")
     if spec.target:
         options.append(f"--target={spec.target}")
     if spec.no_cache:

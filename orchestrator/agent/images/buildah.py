@@ -6,7 +6,7 @@ import asyncio
 import os
 import resource
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from orchestrator.agent.images.errors import ImageError
@@ -26,6 +26,14 @@ _CONTAINED = (
     *("unshare", "--mount", "--propagation", "private"),
     *("--pid", "--fork", "--kill-child", "--mount-proc"),
 )
+
+_GROUPED = (
+    *("sh", "-c"),
+    'n=$1; shift; while [ "$n" -gt 0 ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; '
+    'n=$((n - 1)); done; exec "$@"',
+    "sh",
+)
+"""Enters the control groups whose folders follow their number, and runs the rest."""
 
 _APART = ("unshare", "--mount", "--propagation", "private", "--ipc", "--uts", "--cgroup")
 
@@ -123,7 +131,9 @@ class Buildah:
             environment["CONTAINERS_CONF_OVERRIDE"] = str(self.seen(work / "containers.conf"))
         given = (_by_number(sandbox.userns), str(self._top), str(self._secrets), str(blobs or ""))
         try:
+            groups = sandbox.group.folders
             process = await asyncio.create_subprocess_exec(
+                *(*_GROUPED, str(len(groups)), *map(str, groups)),
                 *_CONTAINED,
                 *("sh", "-c", _AS_HOST, "sh", *given),
                 *(*enter, *_APART, "sh", "-c", _AS_ROOT, "sh", own, str(self.seen(work))),
@@ -157,15 +167,16 @@ class Buildah:
         raise ImageError(_error(list(lines)) or f"buildah ended with status {status}")
 
 
-def limits() -> tuple[str, ...]:
-    """The agent's own limits, for RUN: buildah's default may be more than it is allowed to set."""
+def limits(wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """The limits of RUN: those that are wanted (NAME=SOFT:HARD), and else the agent's own, since
+    buildah's default may be more than it is allowed to set."""
     most = 1 << 20
-    found = []
+    found = {text.partition("=")[0]: text for text in wanted}
     for key, which in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
         hard = resource.getrlimit(which)[1]
         value = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        found.append(f"--ulimit={key}={value}:{value}")
-    return tuple(found)
+        found.setdefault(key, f"{key}={value}:{value}")
+    return tuple(f"--ulimit={text}" for text in found.values())
 
 
 def _by_number(descriptor: int) -> str:

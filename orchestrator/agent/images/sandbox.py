@@ -13,10 +13,11 @@ import os
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
+from orchestrator.agent.images.buildlimits import BuildGroup
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.host import RESOLVER, read_resolver
@@ -45,6 +46,8 @@ class Sandbox:
     """None: the host's."""
     resolver: str
     """The text of its resolv.conf(5)."""
+    group: BuildGroup = field(default_factory=BuildGroup)
+    """Its control group."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 from orchestrator.agent.runtime.base import RuntimeFailure
 
 _ROOT = Path("/sys/fs/cgroup")
+BUILDS = "builds"
+"""The cgroup, beside those of containers, that has the cgroups of builds."""
 
 
 class CgroupMode(Enum):
@@ -119,6 +122,7 @@ class Cgroups:
                     found.update(entry.name for entry in entries if entry.is_dir())
             except FileNotFoundError:
                 continue
+        found.discard(BUILDS)
         return found
 
     def pids(self, container_id: str) -> list[int]:
@@ -217,6 +221,12 @@ class Cgroups:
     def remove(self, container_id: str) -> bool:
         """Remove a container's cgroups; False while a process is still in one of them."""
         return all(_remove_tree(self._folder(root, container_id)) for root in self.hierarchy.roots)
+
+    def remove_empty(self) -> None:
+        """Remove the parent, where nothing is left below it."""
+        for root in self.hierarchy.roots:
+            with suppress(OSError):
+                self._folder(root, "").rmdir()
 
     def remove_parent(self) -> bool:
         """Remove the parent and all that is empty below it; False when something still runs."""

@@ -47,6 +47,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
         runtime="crun",
         offered=Resources(),
         max_layer=1 << 30,
+        build_memory=0,
         marks=Marks(),
         generic={},
         key_age=0.0,

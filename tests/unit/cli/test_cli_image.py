@@ -180,6 +180,45 @@ def test_build(manager: Any, run: Run, folder: Path, monkeypatch: pytest.MonkeyP
     assert manager.script.request("BuildImage")[0].header.name == "hello:latest"
 
 
+def test_the_limits_of_a_build(manager: Any, run: Run, folder: Path) -> None:
+    manager.script.answers["BuildImage"] = [image("hello:1")]
+    limits = ["-m", "1g", "--memory-swap", "-1", "--cpus", "1.5", "-c", "512", "--cpuset-cpus", "0"]
+    more = ["--pids-limit", "-1", "--shm-size", "8m", "--ulimit", "nofile=1024", "--quiet"]
+    assert run("build", "-t", "hello:1", *limits, *more, str(folder)).exit_code == 0
+    assert manager.script.request("BuildImage")[0].header.limits == pb.BuildLimits(
+        memory=1 << 30,
+        memory_swap=-1,
+        cpu_quota=150_000,
+        cpu_shares=512,
+        cpuset_cpus="0",
+        pids=-1,
+        shm_size=8 << 20,
+        ulimits=["nofile=1024:1024"],
+    )
+    run("build", "-t", "hello:1", "--cpu-quota", "20000", "--cpu-period", "40000", str(folder))
+    assert manager.script.request("BuildImage")[0].header.limits == pb.BuildLimits(
+        cpu_quota=20_000, cpu_period=40_000
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--cpus", "1", "--cpu-quota", "5000"], "either these or --cpus"),
+        (["--memory-swap", "1g"], "give --memory, too"),
+        (["--memory", "1g", "--memory-swap", "512m"], "cannot be below --memory"),
+        (["--ulimit", "speed=1"], "names no limit"),
+        (["--cpuset-mems", "0"], "memory follows the CPUs"),
+    ],
+)
+def test_limits_of_a_build_that_make_no_sense(
+    run: Run, folder: Path, flags: list[str], words: str
+) -> None:
+    result = run("build", "-t", "hello:1", *flags, str(folder))
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+
+
 def test_all_that_a_build_can_be_told(
     manager: Any, run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

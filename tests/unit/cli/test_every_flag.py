@@ -58,6 +58,7 @@ PLACEHOLDERS = {
     "NODE": "node1",
     "NUMBER": "2",
     "OPTION": "ndots:2",
+    "MICROSECONDS": "50000",
     "OPTIONS": "size=64m",
     "OS/ARCH": "linux/amd64",
     "PASSWORD": "hidden",

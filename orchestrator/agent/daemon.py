@@ -39,6 +39,7 @@ from orchestrator.agent.endpoints import Endpoints
 from orchestrator.agent.failures import AgentFailure
 from orchestrator.agent.flows import Flows
 from orchestrator.agent.history import History
+from orchestrator.agent.hooks import Hooks
 from orchestrator.agent.imagepressure import ImagePressure, disk_of
 from orchestrator.agent.images.build import Builder
 from orchestrator.agent.images.buildlimits import BuildGroups
@@ -262,6 +263,7 @@ async def run(settings: Settings) -> None:
             volumes=TaskVolumes(volumes, images, lambda: worker.runners.values()),
             files=task_files,
             probes=Probes(runtime.access),
+            hooks=Hooks(runtime.access),
             logs=kept,
             log_drivers=log_drivers,
             boot_id=boot_id(),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from orchestrator import __version__
 from orchestrator.model.documents import FEATURE
+from orchestrator.model.hooks import HOOKS
 from orchestrator.model.networks import NETWORK_CHANGES
 from orchestrator.model.nodes import REGISTRY_CREDENTIALS, NodeDescription
 from orchestrator.model.placement import STOP_AFTER
@@ -54,7 +55,7 @@ def describe(
         version=__version__,
         labels=dict(labels),
         blob_port=blob_port,
-        features=(FEATURE, STOP_AFTER, NETWORK_CHANGES),
+        features=(FEATURE, STOP_AFTER, NETWORK_CHANGES, HOOKS),
         metrics_port=metrics_port,
     )
 

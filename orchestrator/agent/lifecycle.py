@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from orchestrator.agent.runtime.base import Exit, Started
+from orchestrator.model.hooks import Hook
 from orchestrator.model.networks import is_connected
 from orchestrator.model.specs import NetworkAttachment, RestartCondition
 from orchestrator.model.states import TaskState, is_terminal
@@ -36,6 +37,9 @@ _OVER_REBOOT = (RestartCondition.ANY, RestartCondition.UNLESS_STOPPED)
 
 _SIGNALLED = 128
 """A shell's convention: exit status 128 + n means "ended by signal n"."""
+
+_LEAST_GRACE = 2.0
+"""Seconds from the stop signal to SIGKILL after hooks, unless the grace period is shorter."""
 
 _NOT_SEEN = 255
 """Exit status of what may have run and whose end nobody saw, as Docker has it."""
@@ -50,6 +54,8 @@ class Step(Enum):
     """Make image and network ready."""
     START = auto()
     """Create the container and start its process."""
+    POST_START = auto()
+    """Run the `post_start` hooks that have not succeeded yet."""
     RUN = auto()
     """Record that it runs."""
     CONNECT = auto()
@@ -61,7 +67,7 @@ class Step(Enum):
     WATCH = auto()
     """Wait until it ends or the order changes."""
     STOP = auto()
-    """Stop signal, grace, SIGKILL."""
+    """`pre_stop` hooks, stop signal, grace period, SIGKILL."""
     SETTLE = auto()
     """Record how it ended; `settle` says how."""
     RELEASE = auto()
@@ -96,6 +102,8 @@ class Observed:
     """It has secrets or configs in another version than the newest order says."""
     resize: bool = False
     """Its limits are not known to be those of the newest order."""
+    hook_failure: str = ""
+    """Which lifecycle hook failed, and how: one of `post_start` ends the run."""
     confirmed: bool = True
     """A manager assigned it to this agent's process; not only to one before."""
 
@@ -136,7 +144,7 @@ def keeps(task: Task) -> bool:
 
 
 def grace_of(task: Task) -> float:
-    """Seconds from the stop signal to SIGKILL: the order's, else the spec's."""
+    """Seconds from the beginning of a stop to SIGKILL: the order's, else the spec's."""
     return max(task.stop_grace, 0.0) if task.stop_grace else task.spec.container.stop_grace
 
 
@@ -146,12 +154,14 @@ def next_step(task: Task, status: TaskStatus, observed: Observed) -> Step:
         return _after_end(task, status, observed)
     if not observed.looked:
         return Step.ADOPT
-    wanted = not _to_end(task, status)
+    wanted = not to_end(task, status)
     if isinstance(observed.container, Exit):
         return Step.SETTLE
     if isinstance(observed.container, Started):
-        if not wanted or sick(task, status):
+        if not wanted or sick(task, status) or observed.hook_failure:
             return Step.STOP
+        if post_start(task, status):
+            return Step.POST_START
         recorded = status.state is TaskState.RUNNING and status.pid == observed.container.pid
         if not recorded:
             return Step.RUN
@@ -185,9 +195,28 @@ def _after_end(task: Task, status: TaskStatus, observed: Observed) -> Step:
     return Step.REST
 
 
-def _to_end(task: Task, status: TaskStatus) -> bool:
+def to_end(task: Task, status: TaskStatus) -> bool:
     """Whether the run that `status` is about is ordered to end."""
     return task.desired_state > TaskState.RUNNING or task.run > status.run
+
+
+def post_start(task: Task, status: TaskStatus) -> tuple[Hook, ...]:
+    """The hooks to run before it counts as running."""
+    return task.spec.container.post_start[status.hooks :]
+
+
+def pre_stop(task: Task, status: TaskStatus) -> tuple[Hook, ...]:
+    """The hooks to run before it is stopped: none if it never came to run, or gets no time."""
+    spec = task.spec.container
+    started = status.hooks - len(spec.post_start)
+    return spec.pre_stop[started:] if started >= 0 and grace_of(task) > 0 else ()
+
+
+def grace_left(task: Task, used: float) -> float:
+    """Seconds from the stop signal to SIGKILL when hooks have used so many of the grace period:
+    what is left, and a little for the program in any case, as in Kubernetes."""
+    grace = grace_of(task)
+    return max(grace - used, min(grace, _LEAST_GRACE))
 
 
 def _lost(task: Task, status: TaskStatus, observed: Observed) -> bool:
@@ -224,13 +253,15 @@ def runs(status: TaskStatus, started: Started, probed: bool, now: float) -> Task
 def settle(task: Task, status: TaskStatus, observed: Observed, now: float) -> TaskStatus:
     """The last status of a task that has ended (`Exit`), was stopped before it started, or was
     lost over a restart of the agent."""
-    ordered = _to_end(task, status)
+    ordered = to_end(task, status)
     end = observed.container
     if isinstance(end, Exit):
         if ordered:
-            state, message = TaskState.SHUTDOWN, ""
+            state, message = TaskState.SHUTDOWN, observed.hook_failure
         elif sick(task, status):
             state, message = TaskState.FAILED, f"unhealthy: {status.health_output}"
+        elif observed.hook_failure:
+            state, message = TaskState.FAILED, observed.hook_failure
         elif end.code == 0 and not end.oom_killed:
             state, message = TaskState.COMPLETE, ""
         else:
@@ -255,7 +286,7 @@ def fail(task: Task, status: TaskStatus, reason: str, now: float, exit_code: int
     """The last status of a task with which a step went wrong. How far it got decides: before it
     was ready the node *rejects* it, later it *failed*; if it was to stop anyway, it has.
     `exit_code` is what tells of a program that cannot be run."""
-    if _to_end(task, status):
+    if to_end(task, status):
         state = TaskState.SHUTDOWN
     elif status.state < TaskState.READY:
         state = TaskState.REJECTED

@@ -18,6 +18,7 @@ from orchestrator.agent.logdrivers.drivers import LogDrivers
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.runtime.base import Mount, Runtime
 from orchestrator.agent.taskfiles import Replaced
+from orchestrator.model.hooks import Hook
 from orchestrator.model.objects import Volume
 from orchestrator.model.specs import HealthCheck
 from orchestrator.model.tasks import Task
@@ -112,6 +113,18 @@ class Probes(Protocol):
     ) -> Answer: ...
 
 
+class Hooks(Protocol):
+    """Runs programs in running containers and waits for them (`hooks.Hooks`)."""
+
+    async def run(self, container_id: str, hook: Hook) -> str:
+        """Returns why it failed; empty: it succeeded. Raises ContainerEnding."""
+        ...
+
+
+class ContainerEnding(Exception):
+    """The container has ended, or is about to, which is why a hook did not succeed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What a runner acts with."""
@@ -122,6 +135,7 @@ class Parts:
     volumes: Volumes
     files: Files
     probes: Probes
+    hooks: Hooks
     logs: KeptLogs
     log_drivers: LogDrivers
     boot_id: str

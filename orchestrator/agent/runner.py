@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -34,21 +35,26 @@ from orchestrator.agent.lifecycle import (
     begin,
     fail,
     given_run,
+    grace_left,
     grace_of,
     next_step,
+    post_start,
+    pre_stop,
     runs,
     sense,
     settle,
     sick,
+    to_end,
 )
 from orchestrator.agent.network import NetworkError
 from orchestrator.agent.news import News
-from orchestrator.agent.parts import Parts
+from orchestrator.agent.parts import ContainerEnding, Parts
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
 from orchestrator.agent.statedb import CannotRecord, Record, StateDb
 from orchestrator.agent.taskfiles import NOT_REPLACED, FileError
 from orchestrator.model.convert import from_proto
+from orchestrator.model.hooks import POST_START, PRE_STOP
 from orchestrator.model.limits import Limits, limits_of
 from orchestrator.model.networks import NOT_CONNECTED
 from orchestrator.model.objects import Volume
@@ -67,13 +73,16 @@ _RETRY_FIRST, _RETRY_MOST = 0.5, 30.0
 
 _UNATTENDED = frozenset(
     {
-        *(Step.ADOPT, Step.RUN, Step.CONNECT, Step.RESIZE, Step.REFRESH, Step.WATCH, Step.STOP),
+        *(Step.ADOPT, Step.POST_START, Step.RUN, Step.CONNECT, Step.RESIZE, Step.REFRESH),
+        *(Step.WATCH, Step.STOP),
         Step.SETTLE,
     }
 )
 """Steps about a container that may run, whatever goes wrong with them."""
 NOT_RESIZED = "limits not changed: "
 """Begins the message of a container whose limits could not be set."""
+_COMMAND_LIMIT = 60
+"""Characters of a hook's command that are shown."""
 _RETRYING = "not attended by its node's agent, which retries: "
 """Begins the message of a container that runs on after an error of the agent."""
 
@@ -103,6 +112,8 @@ class TaskRunner:
         """Its removal has taken too long already."""
         self._not_started = ""
         """What went wrong when it was started, if it is unknown whether it was."""
+        self._hooks_took = 0.0
+        """Seconds of the stop grace period that hooks have used."""
         self._predecessors = predecessors
         self._task: Task = from_proto(assigned.task)
         self._holding = Holding(parts, assigned, lambda: self.begun.is_set())
@@ -255,6 +266,8 @@ class TaskRunner:
                 await self._prepare()
             case Step.START:
                 await self._start()
+            case Step.POST_START:
+                await self._post_start()
             case Step.RUN:
                 await self._record_running()
             case Step.CONNECT:
@@ -356,7 +369,7 @@ class TaskRunner:
             if self._task.desired_state is not TaskState.RUNNING:
                 return
             # From here on it counts as "may have run"; see the module `lifecycle`.
-            starting = self._holding.addressed(self.status)
+            starting = replace(self._holding.addressed(self.status), hooks=0)
             if starting.state < TaskState.STARTING:
                 starting = replace(starting, state=TaskState.STARTING, at=self._parts.clock())
             with suppress(CannotRecord):
@@ -369,6 +382,86 @@ class TaskRunner:
             return
         self._observed = replace(self._observed, container=started, rebooted=False)
         self._compare_limits()
+
+    async def _post_start(self) -> None:
+        started = self._observed.container
+        assert isinstance(started, Started)
+        if self.status.started_at != started.started_at:
+            self._account.record(replace(self.status, started_at=started.started_at))
+        await self._attend_hooks(
+            POST_START, lambda: 0.0 if to_end(self._task, self.status) else None
+        )
+
+    async def _pre_stop(self) -> float:
+        """Run the hooks before a stop. Returns the seconds that they took."""
+        if not pre_stop(self._task, self.status) or self._observed.hook_failure:
+            return 0.0
+        if self.status.paused:
+            await self._parts.runtime.resume(self.id)
+        now = asyncio.get_running_loop().time
+        began = now()
+        if not await self._attend_hooks(
+            PRE_STOP, lambda: max(began + grace_of(self._task) - now(), 0.0)
+        ):
+            grace = format_duration(grace_of(self._task))
+            self._hook_failed(PRE_STOP, f"not done within the grace period of {grace}")
+        return now() - began
+
+    async def _attend_hooks(self, phase: str, left: Callable[[], float | None]) -> bool:
+        """Run the hooks of a phase until they are done or one fails, or the container has ended,
+        or none of the time is `left` (in seconds; None: no limit); each order may change that.
+        Returns whether it was not for want of time."""
+        async with asyncio.TaskGroup() as group:
+            hooks = group.create_task(self._run_hooks(phase), name=f"{phase} {self.id}")
+            ended = group.create_task(self._parts.runtime.wait(self.id), name=f"end {self.id}")
+            while not (hooks.done() or ended.done()) and (seconds := left()) != 0:
+                async with self._news.may_interrupt():
+                    await asyncio.wait(
+                        {hooks, ended}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+                    )
+            hooks.cancel()
+            ended.cancel()
+        if not ended.cancelled():
+            self._observed = replace(self._observed, container=ended.result())
+            return True
+        return not hooks.cancelled()
+
+    async def _run_hooks(self, phase: str) -> None:
+        """Run the hooks of a phase that have not succeeded yet, in turn, up to one that fails."""
+        due = post_start if phase == POST_START else pre_stop
+        while hooks := due(self._task, self.status):
+            title = self._hook_title(phase)
+            self._account.say(f"runs {title}")
+            try:
+                failure = await self._parts.hooks.run(self.id, hooks[0])
+            except ContainerEnding:
+                # Its end says why.
+                await asyncio.get_running_loop().create_future()
+            if failure:
+                self._hook_failed(phase, failure)
+                return
+            log.info("lifecycle hook succeeded", extra={"task": self.id, "hook": title})
+            done = self.status.hooks + 1
+            now = self._parts.clock()
+            self._account.record(replace(self.status, hooks=done, message="", at=now))
+
+    def _hook_title(self, phase: str) -> str:
+        """Which hook is the next to run, such as `post_start hook 1 of 2 (/prepare)`."""
+        spec = self._task.spec.container
+        hooks, done = spec.post_start, self.status.hooks
+        if phase == PRE_STOP:
+            hooks, done = spec.pre_stop, done - len(spec.post_start)
+        command = shlex.join(hooks[done].command)
+        if len(command) > _COMMAND_LIMIT:
+            command = command[: _COMMAND_LIMIT - 1] + "…"
+        return f"{phase} hook {done + 1} of {len(hooks)} ({command})"
+
+    def _hook_failed(self, phase: str, reason: str) -> None:
+        title = self._hook_title(phase)
+        log.warning(
+            "lifecycle hook failed", extra={"task": self.id, "hook": title, "error": reason}
+        )
+        self._observed = replace(self._observed, hook_failure=f"{title} failed: {reason}")
 
     async def _record_running(self) -> None:
         started = self._observed.container
@@ -450,6 +543,9 @@ class TaskRunner:
 
     async def _stop(self) -> None:
         runtime = self._parts.runtime
+        self._hooks_took += await self._pre_stop()
+        if isinstance(self._observed.container, Exit):
+            return
         await runtime.kill(self.id, await self._holding.stop_signal(self._task))
         if self.status.paused:
             await runtime.resume(self.id)
@@ -457,7 +553,7 @@ class TaskRunner:
         # Another order may give it less time.
         async with self._news.may_interrupt():
             try:
-                async with asyncio.timeout(grace_of(self._task)) as grace:
+                async with asyncio.timeout(grace_left(self._task, self._hooks_took)) as grace:
                     end = await runtime.wait(self.id)
             except TimeoutError:
                 if not grace.expired():
@@ -502,6 +598,7 @@ class TaskRunner:
         self._account.renew(given_run(self._task))
         self._limits = self._refused = None
         self._observed = Observed(confirmed=self._observed.confirmed)
+        self._hooks_took = 0.0
 
     async def send_signal(self, number: int) -> None:
         """Send a signal to the container's first process. Raises RuntimeFailure."""

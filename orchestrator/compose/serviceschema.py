@@ -28,7 +28,7 @@ from orchestrator.compose.kinds import (
 )
 from orchestrator.compose.mapkinds import Entries, Keyed, Keys, Many, Pairs
 from orchestrator.compose.ownspec import KEY, OWN
-from orchestrator.compose.tree import ComposeError, Map, Node, Place, Scalar
+from orchestrator.compose.tree import ComposeError, Map, Node, Place, Scalar, within
 from orchestrator.model import confinement, logdrivers
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.units import parse_duration
@@ -179,6 +179,28 @@ HEALTHCHECK = Keys(
         "disable": Truth(),
     },
     "a health check",
+)
+
+
+def _with_command(hook: Map, at: str, _reading: Reading) -> Map:
+    """A hook that runs something. Raises ComposeError."""
+    if not hook.texts("command"):
+        words = "this is nothing; write what to run, such as [/bin/prepare]"
+        raise ComposeError(hook.place_of("command"), within(at, "command"), words)
+    return hook
+
+
+HOOK = Keys(
+    {
+        "command": Words(),
+        "user": Text(),
+        "privileged": Truth(),
+        "working_dir": Text(),
+        "environment": Pairs(),
+    },
+    "a lifecycle hook",
+    required=("command",),
+    finish=_with_command,
 )
 
 NETWORK_OF_SERVICE = Keys(
@@ -408,8 +430,12 @@ SERVICE = Keys(
         "models": Refused("Orc runs no models; run them as a service"),
         "oom_kill_disable": Refused("a container over its memory limit is killed", ("false",)),
         "pid": Choice(("host", "private")),
-        "post_start": Refused("Orc has no life cycle hooks; use a wrapper as entrypoint"),
-        "pre_stop": Refused("Orc has no life cycle hooks; use a wrapper as entrypoint"),
+        "pre_start": Refused(
+            "run it as a service of its own, for which this one waits: depends_on with "
+            "service_completed_successfully"
+        ),
+        "post_start": Many(HOOK, unique=False),
+        "pre_stop": Many(HOOK, unique=False),
         "provider": Refused("Orc runs containers only"),
         "pull_refresh_after": Noted(Text(), "'orc stack deploy' looks tags up each time"),
         "use_api_socket": Refused("there is no daemon's socket on nodes"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 from orchestrator.compose.kinds import Reading
 from orchestrator.compose.tree import ComposeError, List, Map, Scalar, within
 from orchestrator.model import confinement, logdrivers
+from orchestrator.model.hooks import POST_START, PRE_STOP, Hook
 from orchestrator.model.jobrules import DEFAULT_RETRIES
 from orchestrator.model.names import parse_image
 from orchestrator.model.placement import GenericResource
@@ -84,6 +85,8 @@ def container_of(
         storage_size=_storage(service, at),
         health=_health(service, at),
         logging=_logging(service, at),
+        post_start=_hooks(service, POST_START),
+        pre_stop=_hooks(service, PRE_STOP),
     )
     return _with_security(spec, service, at, profiles, reading)
 
@@ -99,6 +102,27 @@ def _environment(service: Map) -> tuple[str, ...]:
     entries = service.section("environment").entries.items()
     found = [(key, node) for key, node in entries if isinstance(node, Scalar) and not node.is_null]
     return tuple(f"{key}={node.text}" for key, node in found)
+
+
+def _hooks(service: Map, key: str) -> tuple[Hook, ...]:
+    hooks = (cast(Map, each) for each in service.items_of(key))
+    return tuple(
+        Hook(
+            command=hook.texts("command"),
+            user=hook.text("user"),
+            privileged=hook.flag("privileged"),
+            workdir=hook.text("working_dir"),
+            env=tuple(_variables(hook)),
+        )
+        for hook in hooks
+    )
+
+
+def _variables(hook: Map) -> Iterator[str]:
+    """A hook's variables; one without a value is removed, as by Compose."""
+    for key, node in hook.section("environment").entries.items():
+        if isinstance(node, Scalar):
+            yield key if node.is_null else f"{key}={node.text}"
 
 
 def _size(section: Map, key: str) -> int:

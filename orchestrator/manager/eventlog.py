@@ -8,6 +8,7 @@ user; a change that means nothing to one (a heartbeat's, a retry's) makes none.
 from __future__ import annotations
 
 import re
+import shlex
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document
+from orchestrator.model.hooks import POST_START, PRE_STOP, Hook
 from orchestrator.model.limits import resized
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Image, Network, Object
@@ -284,6 +286,8 @@ def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str
         waits = new.state is TaskState.PENDING
         extra = {"reason": new.message} if new.message else {}
         yield "die", {"exitCode": str(new.exit_code)} | extra if waits else {}
+    for phase, hook in _hooks(after)[old.hooks if same_run and old else 0 : new.hooks]:
+        yield phase, {"command": shlex.join(hook.command)}
     if new.state is TaskState.RUNNING and not (same_run and old and old.state is new.state):
         yield "start", {}
     if same_run and old is not None and old.paused != new.paused and not is_terminal(new.state):
@@ -307,6 +311,13 @@ def _updated(before: TaskSpec, after: TaskSpec) -> bool:
     return before is not after and (
         resized(before, after) != before or before.restart != after.restart
     )
+
+
+def _hooks(task: Task) -> list[tuple[str, Hook]]:
+    """Its lifecycle hooks, in the order in which `TaskStatus.hooks` counts them."""
+    spec = task.spec.container
+    phases = (POST_START, spec.post_start), (PRE_STOP, spec.pre_stop)
+    return [(phase, hook) for phase, hooks in phases for hook in hooks]
 
 
 def _sounds(status: TaskStatus) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from orchestrator.model.nodes import Node
 
 if TYPE_CHECKING:  # the command line starts without
-    from orchestrator.model.specs import TaskSpec
+    from orchestrator.model.specs import ContainerSpec, TaskSpec
 
 PRIVILEGED = "privileged"
 DEVICES = "devices"
@@ -42,7 +42,7 @@ def steers_runtime(annotation: str) -> bool:
 
 
 _WANTS: dict[str, tuple[Callable[[TaskSpec], bool], str]] = {
-    PRIVILEGED: (lambda spec: spec.container.privileged, "privileged containers"),
+    PRIVILEGED: (lambda spec: _is_privileged(spec.container), "privileged containers"),
     DEVICES: (lambda spec: bool(spec.container.devices), "containers with devices"),
     HOST_NETWORK: (
         lambda spec: spec.on_host_network,
@@ -72,6 +72,11 @@ _OF_NETWORKS = {UNCHECKED_SOURCES: "containers on networks without source checks
 """What a container has by its networks: name → what such containers are called."""
 
 ALLOWANCES = (*_WANTS, *_OF_NETWORKS)
+
+
+def _is_privileged(spec: ContainerSpec) -> bool:
+    """Whether it, or a program that runs in it by its spec, has all capabilities."""
+    return spec.privileged or any(hook.privileged for hook in (*spec.post_start, *spec.pre_stop))
 
 
 def wanted(spec: TaskSpec) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency
 from orchestrator.model.documents import FileReference
 from orchestrator.model.extensible import Extensible
+from orchestrator.model.hooks import Hook as Hook
 from orchestrator.model.jobs import JobSpec
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.placement import Disconnect, GenericResource, Strategy
@@ -154,7 +155,7 @@ class ContainerSpec(Extensible):
     stop_signal: str = ""
     """Name such as `SIGTERM`; empty: the image's, else SIGTERM."""
     stop_grace: float = 10.0
-    """Seconds between the stop signal and SIGKILL."""
+    """Seconds between the beginning of a stop, with its `pre_stop` hooks, and SIGKILL."""
     read_only: bool = False
     pids_limit: int = 0
     """Most processes in the container; 0: the node's default, -1: no limit."""
@@ -224,6 +225,11 @@ class ContainerSpec(Extensible):
     configs: tuple[FileReference, ...] = ()
     """Configs that it has as files in memory."""
     logging: LogConfig = field(default_factory=LogConfig)
+    post_start: tuple[Hook, ...] = ()
+    """Run in turn after its program has started; it is RUNNING when all have succeeded, and FAILED
+    when one fails."""
+    pre_stop: tuple[Hook, ...] = ()
+    """Run in turn before the stop signal of an ordered stop, within the stop grace period."""
 
     def arguments(self, entrypoint: Iterable[str], command: Iterable[str]) -> list[str]:
         """What runs, given these words of its image: an entrypoint of the spec's own makes the

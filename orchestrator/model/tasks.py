@@ -49,6 +49,9 @@ class TaskStatus(Extensible):
     """What the last probe that failed said, in one line; empty after one that succeeded."""
     lost: bool = False
     """It ended with its node's restart, through no fault of its own."""
+    hooks: int = 0
+    """How many lifecycle hooks of this run have succeeded: those of `post_start`, then those of
+    `pre_stop`."""
 
     @property
     def failed(self) -> bool:

@@ -18,6 +18,7 @@ from orchestrator.model.disconnect import check_disconnect
 from orchestrator.model.documents import check_references
 from orchestrator.model.generic import check_generic
 from orchestrator.model.health import check_health
+from orchestrator.model.hooks import check_hooks
 from orchestrator.model.jobrules import job_faults
 from orchestrator.model.mountrules import check_mounts
 from orchestrator.model.names import check_hostname, check_name, parse_image
@@ -164,6 +165,8 @@ def _container(spec: ContainerSpec) -> None:
             f"stop signal {spec.stop_signal!r} is unknown; write such as SIGTERM or SIGINT",
         )
     _duration(f"{where}.stop_grace", spec.stop_grace, "stop grace period")
+    _guard(f"{where}.post_start", check_hooks, spec.post_start)
+    _guard(f"{where}.pre_stop", check_hooks, spec.pre_stop)
     if spec.pids_limit < -1:
         raise InvalidSpec(
             f"{where}.pids_limit", f"pids limit {spec.pids_limit} is negative; -1 is no limit"

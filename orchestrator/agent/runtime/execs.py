@@ -132,6 +132,11 @@ class ExecProgram:
         self.tty = tty
         self.stdin = stdin >= 0
 
+    @property
+    def identity(self) -> ProcessIdentity | None:
+        """The program's process; None when it has ended."""
+        return identify(self._pid) if self._process.poll() is None else None
+
     async def read(self) -> tuple[bool, bytes] | None:
         """See `Program.read`. What the program left running may hold the streams open: when it
         has itself ended, what there is until then is all."""

@@ -7,6 +7,10 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+_PF_EXITING = 0x4
+"""A kernel's flag of a process, field 9 of `/proc/PID/stat`: it is being shut down
+(`include/linux/sched.h`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
@@ -19,6 +23,13 @@ class ProcessIdentity:
     def alive(self) -> bool:
         """Whether this very process runs (a zombie does not)."""
         return identify(self.pid) == self
+
+    def exiting(self) -> bool:
+        """Whether this very process has begun to exit, or has ended."""
+        fields = stat_fields(self.pid)
+        if not fields or int(fields[19]) != self.start:
+            return True
+        return bool(int(fields[6]) & _PF_EXITING)
 
     def open(self) -> int | None:
         """A pidfd of this process, None when it has ended. The caller closes it."""

@@ -16,6 +16,7 @@ from orchestrator.manager.planning.volumes import Homes, named_volumes
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.allowances import wanted
 from orchestrator.model.documents import references
+from orchestrator.model.hooks import HOOKS
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.placement import STOP_AFTER, DisconnectAction, GenericResource, Strategy
 from orchestrator.model.services import Service, UpdateState
@@ -78,7 +79,7 @@ class Demand:
             spread=service.spec.spread if service else (),
             affinities=service.spec.affinities if service else task.affinities,
             generic=task.spec.generic_resources,
-            features=_features(service),
+            features=_features(service, task),
             allowances=wanted(task.spec),
             binpack=_strategy(view, service) is Strategy.BINPACK,
         )
@@ -90,9 +91,15 @@ def _strategy(view: ClusterView, service: Service | None) -> Strategy:
     return own or (view.cluster.strategy if view.cluster else own)
 
 
-def _features(service: Service | None) -> tuple[str, ...]:
+def _features(service: Service | None, task: Task) -> tuple[str, ...]:
+    """What its node's agent must be able to do."""
+    container = task.spec.container
     stops = service is not None and service.spec.on_disconnect.action is DisconnectAction.STOP
-    return (STOP_AFTER,) if stops else ()
+    wanted = (
+        (STOP_AFTER, stops),
+        (HOOKS, bool(container.post_start or container.pre_stop)),
+    )
+    return tuple(name for name, is_wanted in wanted if is_wanted)
 
 
 _STANDING = (UpdateState.CANARY, UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)

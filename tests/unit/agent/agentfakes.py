@@ -15,11 +15,12 @@ from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.logdrivers.drivers import LogDrivers
 from orchestrator.agent.network import NetworkError
 from orchestrator.agent.networks import Connected
-from orchestrator.agent.parts import Parts
+from orchestrator.agent.parts import ContainerEnding, Parts
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.runtime.base import Container, Exit, Mount, RuntimeFailure, Started
 from orchestrator.agent.taskfiles import TaskFiles
 from orchestrator.model.convert import to_proto
+from orchestrator.model.hooks import Hook
 from orchestrator.model.limits import Limits, limits_of
 from orchestrator.model.networks import stands_alone
 from orchestrator.model.objects import Volume
@@ -295,6 +296,34 @@ class FakeProbes:
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
+class FakeHooks:
+    """Hooks by their command: those that fail, and those that are held until a test lets go."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        """Each that began."""
+        self.ended: list[str] = []
+        """One that was cancelled has `!` after it."""
+        self.failures: dict[str, str] = {}
+        self.hold: dict[str, asyncio.Event] = {}
+        self.ending: set[str] = set()
+        """Hooks during which the container ends, so that they are killed."""
+
+    async def run(self, container_id: str, hook: Hook) -> str:
+        name = " ".join(hook.command)
+        self.ran.append(name)
+        try:
+            if (held := self.hold.get(name)) is not None:
+                await held.wait()
+        except asyncio.CancelledError:
+            self.ended.append(f"{name}!")
+            raise
+        if name in self.ending:
+            raise ContainerEnding
+        self.ended.append(name)
+        return self.failures.get(name, "")
+
+
 class Host:
     """What stays when the agent's process dies: the kernel, the disk, the boot."""
 
@@ -307,6 +336,7 @@ class Host:
         self.files = folder / "documents"
         self.files.mkdir(exist_ok=True)
         self.probes = FakeProbes()
+        self.hooks = FakeHooks()
         self.boot_id = "boot-1"
         self.tracer: Tracer = OFF
 
@@ -318,6 +348,7 @@ class Host:
             volumes=self.volumes,
             files=TaskFiles(self.files),
             probes=self.probes,
+            hooks=self.hooks,
             logs=KeptLogs(self.folder / "logs"),
             log_drivers=LogDrivers(self.folder / "log-drivers", self.folder / "json-logs"),
             boot_id=self.boot_id,

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from agentfakes import NOW, task
 
-from orchestrator.agent.lifecycle import Observed, Step, explain, fail, next_step, settle
+from orchestrator.agent.lifecycle import (
+    Observed,
+    Step,
+    explain,
+    fail,
+    grace_left,
+    next_step,
+    pre_stop,
+    settle,
+)
 from orchestrator.agent.runtime.base import Exit, Started
-from orchestrator.model.specs import NetworkAttachment, TaskSpec
+from orchestrator.model.specs import ContainerSpec, Hook, NetworkAttachment, TaskSpec
 from orchestrator.model.states import TERMINAL, TaskState
 from orchestrator.model.tasks import TaskStatus
 
@@ -65,6 +76,52 @@ STEPS = [
 def test_next_step(desired: str, state: str, observed: Observed, step: Step) -> None:
     status = TaskStatus(state=TaskState[state], pid=7, addresses=ON_DEFAULT)
     assert next_step(task(desired=TaskState[desired]), status, observed) is step
+
+
+HOOKED = TaskSpec(
+    ContainerSpec(post_start=(Hook(("a",)), Hook(("b",))), pre_stop=(Hook(("c",)), Hook(("d",))))
+)
+
+
+@pytest.mark.parametrize(
+    ("desired", "state", "hooks", "observed", "step"),
+    [
+        ("RUNNING", "STARTING", 0, Observed(RUNS), Step.POST_START),
+        ("RUNNING", "STARTING", 1, Observed(RUNS), Step.POST_START),
+        ("RUNNING", "STARTING", 2, Observed(RUNS), Step.RUN),
+        ("RUNNING", "RUNNING", 2, Observed(RUNS), Step.WATCH),
+        ("RUNNING", "STARTING", 0, Observed(RUNS, hook_failure="a failed"), Step.STOP),
+        ("RUNNING", "STARTING", 0, Observed(ENDED), Step.SETTLE),
+        ("SHUTDOWN", "STARTING", 0, Observed(RUNS), Step.STOP),
+        # a restarted agent, and a reboot
+        ("RUNNING", "STARTING", 1, Observed(RUNS, confirmed=False), Step.POST_START),
+        ("RUNNING", "RUNNING", 0, Observed(RUNS, rebooted=True), Step.POST_START),
+    ],
+)
+def test_hooks_come_before_it_counts_as_running(
+    desired: str, state: str, hooks: int, observed: Observed, step: Step
+) -> None:
+    status = TaskStatus(state=TaskState[state], pid=7, addresses=ON_DEFAULT, hooks=hooks)
+    order = task(desired=TaskState[desired], spec=HOOKED)
+    assert next_step(order, status, observed) is step
+
+
+@pytest.mark.parametrize(
+    ("done", "grace", "due"), [(0, 0.0, ""), (1, 0.0, ""), (2, 0.0, "cd"), (3, 0.0, "d"),
+                               (4, 0.0, ""), (2, -1.0, ""), (2, 5.0, "cd")],
+)  # fmt: skip
+def test_hooks_that_are_due_before_a_stop(done: int, grace: float, due: str) -> None:
+    order = replace(task(spec=HOOKED), stop_grace=grace)
+    hooks = pre_stop(order, TaskStatus(state=TaskState.RUNNING, hooks=done))
+    assert "".join(hook.command[0] for hook in hooks) == due
+
+
+@pytest.mark.parametrize(
+    ("grace", "used", "left"), [(10, 0, 10), (10, 4, 6), (10, 9, 2), (10, 30, 2), (1, 0.5, 1)]
+)
+def test_hooks_take_from_the_grace_period(grace: float, used: float, left: float) -> None:
+    order = task(spec=TaskSpec(ContainerSpec(stop_grace=grace)))
+    assert grace_left(order, used) == left
 
 
 def test_a_container_that_was_started_again_is_recorded_anew() -> None:

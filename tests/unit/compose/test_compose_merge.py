@@ -240,3 +240,10 @@ def test_a_file_over_itself_is_itself(first: dict[str, Any], second: dict[str, A
     twice = Given({"a": one, "b": other}, named=2).document
     thrice = Given({"a": one, "b": other, "c": other}, named=3).document
     assert plain(twice) == plain(thrice)
+
+
+def test_hooks_of_a_later_file_come_after_those_of_an_earlier_one() -> None:
+    hooks = "services:\n  web:\n    image: a\n    post_start: [{command: %s}]\n"
+    files = {"compose.yaml": hooks % "one", "again.yaml": hooks % "one", "two.yaml": hooks % "two"}
+    found = services(files, named=3)["web"]["post_start"]
+    assert [hook["command"] for hook in found] == [["one"], ["one"], ["two"]]

@@ -25,6 +25,7 @@ OURS_ALONE = {
     "secrets.content": "the specification has it for configs",
     "services.build.provenance": "newer than the package",
     "services.build.sbom": "newer than the package",
+    "services.pre_start": "newer than the package",
     "services.deploy.resources.reservations.pids": "Docker takes it",
 }
 

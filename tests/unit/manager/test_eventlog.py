@@ -21,7 +21,7 @@ from orchestrator.model.services import (
     UpdateState,
     UpdateStatus,
 )
-from orchestrator.model.specs import ServiceMode, ServiceSpec
+from orchestrator.model.specs import ContainerSpec, Hook, ServiceMode, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 
@@ -36,6 +36,12 @@ WEB = Service(id="s1", spec=ServiceSpec(name="web"))
 
 def at(state: TaskState, run: int = 1, **fields: Any) -> Task:
     return replace(BOX, status=TaskStatus(state, run=run, **fields))
+
+
+def hooked(state: TaskState, done: int) -> Task:
+    hook = Hook(("prepare",))
+    spec = TaskSpec(ContainerSpec(post_start=(hook, hook), pre_stop=(hook,)))
+    return replace(at(state, hooks=done), spec=spec)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +59,10 @@ def at(state: TaskState, run: int = 1, **fields: Any) -> Task:
         (at(S.COMPLETE), at(S.RUNNING, 2), ["start"]),
         # Its end and the next run in one write.
         (BOX, at(S.PENDING, 2, exit_code=3), ["die"]),
+        (hooked(S.STARTING, 0), hooked(S.STARTING, 1), ["post_start"]),
+        (hooked(S.STARTING, 0), hooked(S.RUNNING, 2), ["post_start", "post_start", "start"]),
+        (hooked(S.RUNNING, 2), hooked(S.SHUTDOWN, 3), ["pre_stop", "die", "stop"]),
+        (hooked(S.RUNNING, 2), hooked(S.FAILED, 1 << 40), ["pre_stop", "die"]),
         (BOX, replace(BOX, container_name="crate"), ["rename"]),
         (at(S.COMPLETE), None, ["destroy"]),
         (BOX, None, ["die", "destroy"]),

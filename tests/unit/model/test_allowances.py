@@ -13,7 +13,7 @@ from orchestrator.model.allowances import (
     wanted,
 )
 from orchestrator.model.nodes import Node
-from orchestrator.model.specs import ContainerSpec, NetworkAttachment, TaskSpec
+from orchestrator.model.specs import ContainerSpec, Hook, NetworkAttachment, TaskSpec
 
 HOST = (NetworkAttachment("host"),)
 
@@ -29,6 +29,9 @@ HOST = (NetworkAttachment("host"),)
         (TaskSpec(ContainerSpec(userns="host")), ("host-users",)),
         (TaskSpec(ContainerSpec(rootfs="host")), ("host-files",)),
         (TaskSpec(ContainerSpec(pid="host", ipc="shareable")), ("host-pid",)),
+        (TaskSpec(ContainerSpec(post_start=(Hook(("a",)),))), ()),
+        (TaskSpec(ContainerSpec(post_start=(Hook(("a",), privileged=True),))), ("privileged",)),
+        (TaskSpec(ContainerSpec(pre_stop=(Hook(("a",), privileged=True),))), ("privileged",)),
         (TaskSpec(ContainerSpec(pid="private", ipc="host")), ("host-ipc",)),
         (TaskSpec(ContainerSpec(annotations={"com.example.team": "web"})), ()),
         (

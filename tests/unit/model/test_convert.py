@@ -18,6 +18,7 @@ from orchestrator.model import (
     affinities,
     dependencies,
     documents,
+    hooks,
     jobs,
     mounts,
     nodes,
@@ -50,7 +51,7 @@ from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import types_pb2
 
-MODULES = (affinities, dependencies, jobs, mounts, placement, specs, documents)
+MODULES = (affinities, dependencies, hooks, jobs, mounts, placement, specs, documents)
 MODULES += (nodes, resources, services, tasks, objects, access)
 CLASSES = [
     value

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestrator.manager.documentstore import DocumentStore, NoData
+from orchestrator.manager.offload import offload
 from orchestrator.manager.planning.documents import named, version_of
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.cache import Cache
@@ -133,7 +134,7 @@ class Payloads:
             )
             while True:
                 try:
-                    return fill(data, filling)
+                    return await offload(fill, data, filling)
                 except _Wanted as wanted:  # which ones it needs may depend on what they hold
                     others[wanted.key] = await self._other(view, task, *wanted.key)
         except ValueError as error:

@@ -15,7 +15,7 @@ from orchestrator.model.gotemplate import FUNCTIONS, BadTemplate, Template
 from orchestrator.model.templates import EXAMPLES, Facts, UnknownPlace, place
 
 _MOST = 4 << 20
-"""Characters of what a template makes, and steps."""
+"""Characters of what a template makes, at the most."""
 
 
 @dataclass(frozen=True, slots=True)

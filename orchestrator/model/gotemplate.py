@@ -128,8 +128,8 @@ class Template:
             raise BadTemplate(f"the template has a {{{{{ended_by}}}}} with nothing to end")
 
     def render(self, row: Any, most: int | None = None) -> str:
-        """The text for a row. Raises BadTemplate for a field that it does not have, and if more
-        than `most` characters or steps would be needed."""
+        """The text for a row. Raises BadTemplate for a field that it does not have. With `most`,
+        also for more characters than that, and for more than `STEPS` steps."""
         return self._run(row, _Run(most))
 
     def check(self, row: Any) -> None:
@@ -359,6 +359,10 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
+STEPS = 100_000
+"""Actions and loop turns of an evaluation that is limited, at the most: some 0.3 s of computing."""
+
+
 class _Run:
     """One evaluation of a template; `every`: of all its branches."""
 
@@ -369,9 +373,7 @@ class _Run:
 
     def rendered(self, nodes: tuple[Any, ...], scope: Scope) -> Iterator[str]:
         for node in nodes:
-            self._steps += 1
-            if self.most is not None and self._steps > self.most:
-                raise BadTemplate(f"the template takes more than {self.most} steps")
+            self._step()
             match node:
                 case _Text(text):
                     yield text
@@ -383,6 +385,11 @@ class _Run:
                         self._assign(name, new, value(scope), scope)
                 case _Block():
                     yield from self._of_block(node, scope)
+
+    def _step(self) -> None:
+        self._steps += 1
+        if self.most is not None and self._steps > STEPS:
+            raise BadTemplate(f"the template takes more than {STEPS} steps")
 
     def _assign(self, name: str, new: bool, value: Any, scope: Scope) -> None:
         found = scope.maps if not new else scope.maps[:1]
@@ -402,6 +409,7 @@ class _Run:
             with _on(block.line):
                 items = _items(value)
             for key, item in items:
+                self._step()
                 names = dict(zip(block.names[::-1], (item, key), strict=False))
                 yield from self.rendered(block.body, scope.new_child({**names, ".": item}))
             return

@@ -172,9 +172,10 @@ def test_the_words_about_a_secret_have_nothing_of_it() -> None:
         fill(b'{{range secret "db"}}{{end}}', FILLING)
 
 
-def test_a_template_cannot_fill_the_memory() -> None:
+@pytest.mark.parametrize("body", [b"x" * 5000, b"x", b""], ids=["memory", "time", "no text"])
+def test_a_template_cannot_take_memory_or_time_without_end(body: bytes) -> None:
     labels = {str(number): "x" for number in range(300)}
     filling = replace(FILLING, facts=Facts({}, {"Service.Labels": labels}))
-    loops = b"{{range .Service.Labels}}" * 4 + b"x" + b"{{end}}" * 4
+    loops = b"{{range $.Service.Labels}}" * 4 + body + b"{{end}}" * 4
     with pytest.raises(ValueError, match="cannot be evaluated"):
-        fill(loops.replace(b".Service", b"$.Service"), filling)
+        fill(loops, filling)

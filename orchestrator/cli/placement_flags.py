@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -28,15 +29,31 @@ _GPU = "gpu"
 
 
 def _gpus(text: str) -> str:
-    """`KIND=NUMBER` of Docker's `--gpus NUMBER` or `count=NUMBER[,…]`. Raises ValueError."""
-    fields = dict(part.partition("=")[::2] for part in text.split(","))
-    number = text if text.isdecimal() else fields.get("count", "")
-    if not number.isdecimal() or not int(number):
-        raise ValueError(
-            f"{text!r} is not a number of GPUs: a task reserves some of its node's, such as "
-            "--gpus 2, and is given devices of its own; for one by its path, use --device"
-        )
-    return f"{_GPU}={number}"
+    """The generic resource of Docker's `--gpus`: `2`, `all`, `device=0,1`, or CSV with `count`,
+    `device`, `driver` and `capabilities`. Raises ValueError."""
+    fields: dict[str, str] = {}
+    try:
+        parts = next(csv.reader([text]), [])
+    except csv.Error:
+        parts = []
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals and key not in fields and len(parts) == 1:
+            fields["count"] = key
+        elif not equals and list(fields)[-1:] == ["device"]:
+            # Docker wants quotes around several ids, which shells take away.
+            fields["device"] += f",{key}"
+        elif key in ("count", "device", "driver", "capabilities") and value:
+            fields[key] = value
+        else:
+            raise ValueError(f"{text!r} has {part!r}; write such as 2, all or device=0,1")
+    count, device = fields.get("count", ""), fields.get("device", "")
+    if count == "-1":
+        count = "all"
+    if bool(count) == bool(device) or not (device or count == "all" or count.isdecimal()):
+        raise ValueError(f"{text!r} is no number of GPUs; write such as 2, all or device=0,1")
+    made = f"{_GPU}=device={device}" if device else f"{_GPU}={count}"
+    return str(parse_generic(made))
 
 
 def affinity_options(function: F) -> F:
@@ -53,9 +70,9 @@ def affinity_options(function: F) -> F:
     function = click.option(
         "--gpus",
         type=Parsed("number", _gpus),
-        metavar="NUMBER|count=NUMBER",
+        metavar="NUMBER|all|device=ID[,ID...]",
         help="GPUs of the node to reserve, and to have as devices: the same as --generic-resource "
-        "gpu=NUMBER.",
+        "with the kind gpu.",
     )(function)
     function = click.option(
         "--platform",
@@ -66,7 +83,7 @@ def affinity_options(function: F) -> F:
     return click.option(
         "--generic-resource",
         multiple=True,
-        metavar="KIND=NUMBER",
+        metavar="KIND=NUMBER|KIND=all|KIND=device=NAME[,NAME...]",
         help="Generic resources of the node to reserve, such as gpu=2; repeatable.",
     )(function)
 
@@ -101,7 +118,7 @@ def placement_edit_options(function: F) -> F:
     function = click.option(
         "--generic-resource-add",
         multiple=True,
-        metavar="KIND=NUMBER",
+        metavar="KIND=NUMBER|KIND=all|KIND=device=NAME[,NAME...]",
         help="Reserve generic resources, such as gpu=2; repeatable.",
     )(function)
     function = click.option(

@@ -34,7 +34,7 @@ from orchestrator.cli.several import inspect_options, one_by_one, print_inspecte
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import start_order
 from orchestrator.model.disconnect import disconnect_text
-from orchestrator.model.placement import Disconnect, DisconnectAction
+from orchestrator.model.placement import Disconnect, DisconnectAction, GenericResource
 from orchestrator.model.units import format_cores, format_duration, format_memory
 from orchestrator.pb import control_pb2
 
@@ -166,7 +166,7 @@ def _disconnect(entry: Row) -> str:
 
 
 def _generic(entry: Row) -> str:
-    return f"{entry['kind']}={entry['count']}"
+    return str(GenericResource(**{**entry, "names": tuple(entry["names"])}))
 
 
 def _affinity(entry: Row) -> str:

@@ -17,16 +17,16 @@ def _constraint(text: str) -> None:
 
 
 def _count(text: str) -> None:
-    if not text.isdecimal():
-        raise ValueError(f"{text!r} is not a number of devices, of which each node has its own")
+    if text not in ("all", "-1") and not text.isdecimal():
+        raise ValueError(f"{text!r} is not a number of devices, nor all")
 
 
 DEVICE: dict[str, Kind] = {
     "capabilities": Many(),
     "count": Text(_count, also=NUMBER),
     "driver": Text(),
-    "device_ids": Refused("which ones a task is given is the cluster's choice; write count"),
-    "options": Refused("leave them out; write count"),
+    "device_ids": Many(),
+    "options": Refused("leave them out"),
 }
 """What a task needs of devices."""
 

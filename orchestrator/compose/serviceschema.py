@@ -28,7 +28,7 @@ from orchestrator.compose.kinds import (
 )
 from orchestrator.compose.mapkinds import Entries, Keyed, Keys, Many, Pairs
 from orchestrator.compose.ownspec import KEY, OWN
-from orchestrator.compose.tree import ComposeError, Map, Node, Place, Scalar, within
+from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, Scalar, within
 from orchestrator.model import confinement, logdrivers
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.units import parse_duration
@@ -253,12 +253,12 @@ class Logging(Keys):
 
 @dataclass(frozen=True, slots=True)
 class Gpus(Many):
-    """Requests for GPUs, of which each has a number."""
+    """Requests for GPUs: `all`, or a list."""
 
     def read(self, node: Node, at: str, reading: Reading) -> Node | None:
         if isinstance(node, Scalar) and node.text == "all":
-            words = "'all' is not a number of devices; write [{count: N}]"
-            raise ComposeError(node.place, at, words)
+            count = Map({"count": Scalar("all", node.place, False)}, node.place)
+            node = List((count,), node.place)
         return Many.read(self, node, at, reading)
 
 
@@ -421,7 +421,7 @@ SERVICE = Keys(
         "cpu_rt_runtime": Refused("Orc schedules nothing in real time"),
         "credential_spec": Refused("it is of Windows"),
         "device_cgroup_rules": Refused("name the devices, under devices"),
-        "gpus": Gpus(Keys(DEVICE, "GPUs", required=("count",))),
+        "gpus": Gpus(Keys(DEVICE, "GPUs")),
         "ipc": Choice(
             ("host", "private", "shareable"), {"none": "leave it out; /dev/shm is the container's"}
         ),

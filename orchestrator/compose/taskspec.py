@@ -9,6 +9,7 @@ from typing import Any, cast
 from orchestrator.compose.kinds import Reading
 from orchestrator.compose.tree import ComposeError, List, Map, Scalar, within
 from orchestrator.model import confinement, logdrivers
+from orchestrator.model.generic import parse_generic
 from orchestrator.model.hooks import POST_START, PRE_STOP, Hook
 from orchestrator.model.jobrules import DEFAULT_RETRIES
 from orchestrator.model.names import parse_image
@@ -257,8 +258,21 @@ def generic_of(service: Map, at: str, reading: Reading) -> tuple[GenericResource
         if others or entry.text("driver"):
             words = f"what counts is what nodes call {kind} ('orc agent --generic-resource')"
             reading.note(entry.place, where, words)
-        found.append(GenericResource(kind, int(entry.text("count", "1"))))
+        found.append(_device_request(kind, entry, where))
     return tuple(found)
+
+
+def _device_request(kind: str, entry: Map, at: str) -> GenericResource:
+    """Devices of a kind: a number, all, or those with these ids; without either all, as in
+    compose."""
+    names, count = entry.texts("device_ids"), entry.text("count")
+    if names and count:
+        raise ComposeError(entry.place, at, "count and device_ids exclude each other")
+    value = f"device={','.join(names)}" if names else count or "all"
+    try:
+        return parse_generic(f"{kind}={'all' if value == '-1' else value}")
+    except ValueError as error:
+        raise ComposeError(entry.place, at, str(error)) from None
 
 
 def restart_of(service: Map, mode: ServiceMode, completes: bool) -> RestartPolicy:

@@ -22,17 +22,41 @@ MOST = 10_000
 """Of a kind, on a node or for a task."""
 
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}")
+_DEVICE = "device="
 _NAME = re.compile(r"[A-Za-z0-9_./-]{1,255}")
 
 
 def parse_generic(text: str) -> GenericResource:
-    """What a task asks for, from `KIND=NUMBER`. Raises ValueError in the user's words."""
-    kind, equals, number = text.partition("=")
-    if not equals or not number.isascii() or not number.isdecimal():
-        raise ValueError(f"generic resource {text!r} is not of the form KIND=NUMBER, such as gpu=2")
-    made = GenericResource(kind, int(number))
+    """What a task asks for, from `KIND=NUMBER`, `KIND=all` or `KIND=device=NAME,NAME…`. Raises
+    ValueError in the user's words."""
+    kind, _, value = text.partition("=")
+    if value.isascii() and value.isdecimal():
+        made = GenericResource(kind, int(value))
+    elif value == "all":
+        made = GenericResource(kind, 1, every=True)
+    elif value.startswith(_DEVICE):
+        names = tuple(value.removeprefix(_DEVICE).split(","))
+        made = GenericResource(kind, len(names), names)
+    else:
+        raise ValueError(
+            f"generic resource {text!r} is not of the form KIND=NUMBER, KIND=all or "
+            "KIND=device=NAME,NAME, such as gpu=2"
+        )
     check_generic([made])
     return made
+
+
+def find_names(wanted: Iterable[str], names: Iterable[str]) -> tuple[str, ...] | None:
+    """Those of a node's names that a task means: the whole name, its last part (`card0` of
+    `/dev/dri/card0`), or the name of a CDI device in its class (`0` of `vendor.com/gpu=0`). None if
+    any is not among them."""
+    by_word: dict[str, str] = {}
+    for name in names:
+        for word in (name.rpartition("/")[2], name.rpartition("=")[2]):
+            by_word.setdefault(word, name)
+    by_word |= {name: name for name in by_word.values()}
+    found = [by_word.get(word, "") for word in wanted]
+    return tuple(found) if all(found) and len(set(found)) == len(found) else None
 
 
 def check_generic(resources: Iterable[GenericResource]) -> None:
@@ -42,6 +66,13 @@ def check_generic(resources: Iterable[GenericResource]) -> None:
         _check_kind(each.kind)
         if not 1 <= each.count <= MOST:
             raise ValueError(f"generic resource {each}: {each.count} is not from 1 to {MOST}")
+        if each.names and (each.every or each.count != len(each.names)):
+            raise ValueError(f"generic resource {each}: give a number, names or all, not several")
+        for name in each.names:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"generic resource {each}: {name!r} cannot be the name of one")
+        if len(set(each.names)) < len(each.names):
+            raise ValueError(f"generic resource {each} has the same name twice")
         if each.kind in seen:
             raise ValueError(f"generic resource {each.kind!r} is asked for twice")
         seen.add(each.kind)

@@ -25,9 +25,15 @@ class GenericResource(Extensible):
 
     kind: str = ""
     count: int = 0
+    names: tuple[str, ...] = ()
+    """Just these, as many as `count`; empty: any."""
+    every: bool = False
+    """All that the node has, at least `count`."""
 
     def __str__(self) -> str:
-        return f"{self.kind}={self.count}"
+        if self.names:
+            return f"{self.kind}=device={','.join(self.names)}"
+        return f"{self.kind}={'all' if self.every else self.count}"
 
 
 class DisconnectAction(IntEnum):

@@ -178,10 +178,12 @@ def _allowance(table: NodeTable, demand: Demand, name: str) -> Filter:
 
 
 def _generic(wanted: GenericResource) -> Filter:
-    return Filter(
-        lambda table: fits(table.stock.free(wanted.kind), wanted.count),
-        f"insufficient {wanted.kind}",
-    )
+    words = f"insufficient {wanted.kind}"
+    if wanted.names:
+        words = f"no free {wanted.kind} {', '.join(wanted.names)}"
+    elif wanted.every:
+        words = f"no {wanted.kind}, or not all of them free"
+    return Filter(lambda table: table.stock.available(wanted), words)
 
 
 def _port(port: Port) -> Filter:

@@ -213,7 +213,7 @@ def _reason(table: NodeTable, demand: Demand, filters: Sequence[Filter]) -> str:
     able &= fits(table.total_memory, demand.resources.memory)
     able &= candidates(table, demand)
     for each in demand.generic:
-        able &= fits(table.stock.total(each.kind), each.count)
+        able &= table.stock.possible(each)
     for rule in filters:
         if rule.lasting:
             able &= rule.check(table)

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from orchestrator.manager.planning.resources import IntArray, occupies
+from orchestrator.manager.planning.resources import BoolArray, IntArray, fits, occupies
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.generic import supply_names, supply_size
+from orchestrator.model.generic import find_names, supply_names, supply_size
 from orchestrator.model.nodes import Node
 from orchestrator.model.placement import GenericResource
 from orchestrator.model.tasks import Task
@@ -39,19 +39,57 @@ class Stock:
             self._free[kind] = np.array([count for _, count in left], dtype=np.int64)
         return self._free[kind]
 
+    def possible(self, wanted: GenericResource) -> BoolArray:
+        """Which nodes have it, free or not."""
+        enough = fits(self.total(wanted.kind), wanted.count)
+        if not wanted.names:
+            return enough
+        return np.array(
+            [
+                find_names(wanted.names, _names_of(node, wanted.kind)) is not None
+                for node in self._nodes
+            ],
+            dtype=np.bool_,
+        )
+
+    def available(self, wanted: GenericResource) -> BoolArray:
+        """Which nodes have it free."""
+        enough = fits(self.free(wanted.kind), wanted.count)
+        if wanted.every:
+            enough &= self.free(wanted.kind) == self.total(wanted.kind)
+        if wanted.names:
+            rows = range(len(self._nodes))
+            enough &= np.array([self._chosen(row, wanted) is not None for row in rows], np.bool_)
+        return enough
+
     def has(self, row: int, wanted: Iterable[GenericResource]) -> bool:
         """Whether a node has all that free."""
-        return all(self.free(each.kind)[row] >= each.count for each in wanted)
+        return all(bool(self.available(each)[row]) for each in wanted)
 
     def take(self, row: int, wanted: Iterable[GenericResource]) -> dict[str, str]:
         """Give a task what it wants of a node that has it: by kind, the names, or the number."""
         given = {}
         for each in wanted:
-            self.free(each.kind)[row] -= each.count
+            count = int(self.free(each.kind)[row]) if each.every else each.count
             names = self._names[each.kind][row]
-            chosen, names[:] = names[: each.count], names[each.count :]
-            given[each.kind] = ",".join(chosen) or str(each.count)
+            chosen = self._chosen(row, each) if each.names else tuple(names[:count])
+            assert chosen is not None  # the node has it
+            self.free(each.kind)[row] -= count
+            names[:] = [name for name in names if name not in chosen]
+            given[each.kind] = ",".join(chosen) or str(count)
         return given
+
+    def _chosen(self, row: int, wanted: GenericResource) -> tuple[str, ...] | None:
+        """The free names that a task means which names them; None if any is not free. What a word
+        means does not depend on what is free."""
+        found = find_names(wanted.names, _names_of(self._nodes[row], wanted.kind))
+        self.free(wanted.kind)
+        free = self._names[wanted.kind][row]
+        return found if found is not None and set(found) <= set(free) else None
+
+
+def _names_of(node: Node, kind: str) -> tuple[str, ...]:
+    return supply_names(node.description.generic_resources.get(kind, ""))
 
 
 def free_of(view: ClusterView, node: Node, kind: str) -> tuple[tuple[str, ...], int]:

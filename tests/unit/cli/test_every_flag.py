@@ -108,6 +108,8 @@ SPECIAL = {
         *("node.labels.disk==ssd", "node.labels.disk==ssd,weight=2", "service==db"),
         *("service==db,within=node.labels.zone", "service==db,weight=2,within=node.labels.zone"),
     ],
+    "NUMBER|all|device=ID[,ID...]": ["2", "all", "device=0", "device=0,GPU-7"],
+    "KIND=NUMBER|KIND=all|KIND=device=NAME[,NAME...]": ["a=2", "a=all", "a=device=b,c"],
     "KIND=NUMBER|KIND=NAME[,NAME...]": ["gpu=2", "gpu=a", "gpu=a,b"],
     "DIR|type=TYPE[,dest=PATH]": ["/tmp", "type=registry", "type=tar,dest=/tmp/a"],
     "id=ID[,src=FILE|,env=NAME]": ["id=key,src=/dev/null", "id=key,env=HOME"],

@@ -107,10 +107,10 @@ def test_placement(
         ("run -d --health-http /x hello:1", "does not begin with a port"),
         ("run -d --health-tcp 80 --network none hello:1", "its node cannot reach"),
         (
-            "run --gpus all hello:1",
-            "--gpus 2, and is given devices of its own; for one by its path",
+            "run --gpus some hello:1",
+            "'some' is no number of GPUs; write such as 2, all or device=0,1",
         ),
-        ("service create --gpus device=0 hello:1", "not a number of GPUs"),
+        ("service create --gpus count=1,device=0 hello:1", "is no number of GPUs"),
         ("dev down --name", "--name needs a value; see 'orc dev down --help'"),
         ("service scale web 3", "write it as one word: 'orc service scale web=3'"),
         ("plan rm hello", "'orc rm' cannot be planned"),

@@ -106,6 +106,10 @@ def test_only_one_container_is_attached_to(manager: Any, refused: Refused) -> No
     [
         ("--gpus 2", [], ["gpu=2"]),
         ("--gpus count=1,capabilities=utility", [], ["gpu=1"]),
+        ("--gpus all", [], ["gpu=all"]),
+        ("--gpus device=0,GPU-7", [], ["gpu=device=0,GPU-7"]),
+        ('--gpus "device=0,1",capabilities=utility', [], ["gpu=device=0,1"]),
+        ("--generic-resource fpga=all", [], ["fpga=all"]),
         ("--platform linux/arm64", ["node.platform.arch==aarch64"], []),
         (
             "--constraint node.role==worker --platform amd64 --generic-resource fpga=1 --gpus 1",
@@ -121,7 +125,13 @@ def test_docker_s_flags_of_placement(
     request = container_request(run_command.make_context("run", words).params, start=False)
     assert list(request.constraints) == constraints
     found = request.spec.generic_resources
-    assert [f"{each.kind}={each.count}" for each in found] == generic
+    assert [str(from_proto(each)) for each in found] == generic
+
+
+@pytest.mark.parametrize("text", ["", "some", "0", "count=2,device=0", "device=", "options=a"])
+def test_gpus_that_nobody_could_count(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        run_command.make_context("run", ["--gpus", text, "hello:1"])
 
 
 def test_annotations_are_added_replaced_and_removed() -> None:

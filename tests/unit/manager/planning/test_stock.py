@@ -54,6 +54,44 @@ def test_what_no_node_has_so_many_of_can_never_fit() -> None:
     ]
 
 
+def test_those_that_are_named_are_given_or_waited_for() -> None:
+    a = having(node("a"), gpu="/dev/dri/card0,/dev/dri/card1")
+    b = having(node("b"), gpu="v.com/gpu=0,v.com/gpu=GPU-7")
+    wanted = GenericResource("gpu", 2, ("GPU-7", "0"))
+    web = service("web", 2, spec=task_spec(generic_resources=(wanted,)))
+    one = service(
+        "one", 2, spec=task_spec(generic_resources=(GenericResource("gpu", 1, ("card1",)),))
+    )
+    none = service(
+        "none", 1, spec=task_spec(generic_resources=(GenericResource("gpu", 1, ("card7",)),))
+    )
+    world = World(a, b, web, one, none)
+    world.settle()
+    assert given_to(world) == [
+        "b v.com/gpu=GPU-7,v.com/gpu=0",
+        "no suitable node (2 nodes: no free gpu GPU-7, 0)",
+    ]
+    assert given_to(world, "one") == [
+        "a /dev/dri/card1",
+        "no suitable node (2 nodes: no free gpu card1)",
+    ]
+    assert given_to(world, "none") == [
+        "no suitable node (2 nodes: no free gpu card7); as the nodes are, none can ever fit"
+    ]
+
+
+def test_all_of_a_node_are_given_when_none_of_them_is_taken() -> None:
+    every = task_spec(generic_resources=(GenericResource("gpu", 1, every=True),))
+    a, b = having(node("a"), gpu="/dev/a,/dev/b"), having(node("b"), gpu="3")
+    world = World(a, b, node("c"), service("web", 3, spec=every))
+    world.settle()
+    assert sorted(given_to(world)) == [
+        "a /dev/a,/dev/b",
+        "b 3",
+        "no suitable node (3 nodes: no gpu, or not all of them free)",
+    ]
+
+
 def test_a_number_is_counted() -> None:
     world = World(having(node("a"), gpu="5"), needing("web", 3, ("gpu", 2)))
     world.settle()

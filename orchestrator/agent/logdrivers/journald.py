@@ -14,10 +14,13 @@ from typing import Any
 
 from orchestrator.agent.logdrivers.source import Line
 from orchestrator.agent.logdrivers.target import (
+    AT_ONCE,
     PATIENCE,
     Container,
     TargetError,
     need_socket,
+    opened,
+    send_datagram,
 )
 
 SOCKET = Path("/run/systemd/journal/socket")
@@ -58,10 +61,12 @@ class Journald:
         try:
             async with asyncio.timeout(PATIENCE):
                 connected = self._connected()
-                loop = asyncio.get_running_loop()
                 for line in lines:
-                    await loop.sock_sendall(connected, self._entry(line))
+                    await send_datagram(connected, self._entry(line))
                     taken += 1
+                    if taken % AT_ONCE == 0:
+                        # Whatever waits on this loop has its turn.
+                        await asyncio.sleep(0)
         except TimeoutError:
             return taken
         except OSError as error:
@@ -75,9 +80,8 @@ class Journald:
 
     def _connected(self) -> socket.socket:
         if self._socket is None:
-            made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            made = opened(socket.AF_UNIX, socket.SOCK_DGRAM)
             try:
-                made.setblocking(False)
                 made.connect(str(self._path))
             except BaseException:
                 made.close()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from orchestrator.agent.runtime.logs import inode, opened
 
@@ -52,8 +52,7 @@ class _File:
 BEGINNING = Place()
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One line of output, or a part of a long one."""
 
     stream: str

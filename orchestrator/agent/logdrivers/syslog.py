@@ -16,10 +16,13 @@ from typing import Any
 
 from orchestrator.agent.logdrivers.source import Line
 from orchestrator.agent.logdrivers.target import (
+    AT_ONCE,
     PATIENCE,
     Container,
     TargetError,
     need_socket,
+    opened,
+    send_datagram,
 )
 from orchestrator.agent.runtime.spawn import writable
 from orchestrator.model.logdrivers import facility, parse_address
@@ -53,7 +56,7 @@ class Syslog:
         self._socket: socket.socket | None = None
         self._stream = False
         self._rest: tuple[bytes, int] | None = None
-        """On a stream, a message of which a part was sent, and how much of it."""
+        """On a stream, messages of which a part was sent, and how much of them."""
 
     async def send(self, lines: Sequence[Line]) -> int:
         """See `Target.send`."""
@@ -62,19 +65,22 @@ class Syslog:
             async with asyncio.timeout(PATIENCE):
                 await self._connect()
                 if self._rest is not None:
-                    await self._send(self._rest[0], self._rest[1])
+                    await self._send(*self._rest)
                     self._rest = None
-                for line in lines:
-                    # Counted first: on a stream a part of it may be gone when time is up.
-                    message = self._message(line)
+                for begin in range(0, len(lines), AT_ONCE):
+                    some = [self._message(line) for line in lines[begin : begin + AT_ONCE]]
                     if self._stream:
-                        self._rest = (message, 0)
-                        taken += 1
-                        await self._send(message, 0)
+                        # Counted first: when time is up, the rest of them is sent next time.
+                        self._rest = (b"".join(some), 0)
+                        taken += len(some)
+                        await self._send(*self._rest)
                         self._rest = None
                     else:
-                        await self._send(message, 0)
-                        taken += 1
+                        for message in some:
+                            await send_datagram(self._connected(), message)
+                            taken += 1
+                    # Whatever waits on this loop has its turn.
+                    await asyncio.sleep(0)
         except TimeoutError:
             if self._socket is None:
                 raise TargetError(f"{self._named()} (no answer)") from None
@@ -90,18 +96,19 @@ class Syslog:
         where = self._address.path or f"{self._address.host}:{self._address.port}"
         return f"logging driver syslog: cannot send to {where}"
 
-    async def _send(self, message: bytes, offset: int) -> None:
+    def _connected(self) -> socket.socket:
         assert self._socket is not None
-        loop = asyncio.get_running_loop()
-        if not self._stream:
-            await loop.sock_sendall(self._socket, message)
-            return
-        while offset < len(message):
+        return self._socket
+
+    async def _send(self, messages: bytes, offset: int) -> None:
+        """Send messages on a stream."""
+        to = self._connected()
+        while offset < len(messages):
             try:
-                offset += self._socket.send(memoryview(message)[offset:])
-                self._rest = (message, offset)
+                offset += to.send(memoryview(messages)[offset:])
+                self._rest = (messages, offset)
             except BlockingIOError:
-                await writable(self._socket.fileno())
+                await writable(to.fileno())
 
     def _hung_up(self) -> bool:
         """Whether the other side has closed a stream: what is sent then is lost."""
@@ -121,8 +128,9 @@ class Syslog:
             return
         self._stream = False
         if self._rest is not None:
-            # The connection broke within it, so it is sent as a whole on the next one.
-            self._rest = (self._rest[0], 0)
+            # The connection broke within a message, which is sent as a whole on the next one.
+            messages, offset = self._rest
+            self._rest = (messages, messages.rfind(b"\n", 0, offset) + 1)
         address = self._address
         loop = asyncio.get_running_loop()
         if address.path:
@@ -136,9 +144,8 @@ class Syslog:
             tries = [(family, kind, proto, where) for family, _, proto, _, where in found]
         failed: OSError | None = None
         for family, kind, proto, where in tries:
-            made = socket.socket(family, kind | socket.SOCK_CLOEXEC, proto)
+            made = opened(family, kind, proto)
             try:
-                made.setblocking(False)
                 await loop.sock_connect(made, where)
             except OSError as error:
                 made.close()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.agent.logdrivers.source import Line
+from orchestrator.agent.runtime.spawn import writable
 from orchestrator.model.logdrivers import Source
 
+AT_ONCE = 32
+"""Messages sent before others on the event loop have their turn."""
 PATIENCE = 1.0
 """Seconds that a target may take for some lines before what waits is looked at again."""
 
@@ -44,6 +48,22 @@ class Target(Protocol):
     def close(self) -> None:
         """Let go of files and sockets; a later `send` opens them again."""
         ...
+
+
+def opened(family: int, kind: int, protocol: int = 0) -> socket.socket:
+    """A socket that does not block."""
+    return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+
+
+async def send_datagram(to: socket.socket, message: bytes) -> None:
+    """Send a message, once its receiver has room. Raises OSError."""
+    while True:
+        try:
+            to.send(message)
+        except BlockingIOError:
+            await writable(to.fileno())
+        else:
+            return
 
 
 def need_socket(path: Path, driver: str, missing: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections import defaultdict
 from pathlib import Path
@@ -82,3 +83,48 @@ def by_task(path: Path, mark: str = "") -> dict[tuple[str, str], list[int]]:
         name, node = prefix.strip().split("@")
         said[name, node].append(int(text.removeprefix(mark)))
     return said
+
+
+def test_json_files_have_each_line_once_over_the_death_of_the_agent(
+    cluster: Cluster, hello: str
+) -> None:
+    script = "i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo $i; sleep 0.1; done; sleep 1000"
+    shell = ("--entrypoint", "/bin/busybox", hello, "sh", "-c", script)
+    options = ("--log-driver", "json-file", "--log-opt", "tag={{.Name}}")
+    task = cluster.orc("run", "-d", "--name", "shipped", "--node", "node1", *options, *shell)
+    task_id = task.stdout.strip()
+    path = cluster.data("node1") / "json-logs" / task_id / f"{task_id}-json.log"
+    try:
+        for count in (10, 30):
+            eventually(lambda count=count: path.read_text().count("\n") > count)  # type: ignore[misc]
+            cluster.kill9("node1", "daemon")
+        rows = eventually(
+            lambda: (lines := path.read_text().splitlines()) and len(lines) >= 60 and lines
+        )
+        found = [json.loads(row) for row in rows]
+        assert [row["log"] for row in found] == [f"{number}\n" for number in range(1, 61)]
+        assert {(row["stream"], row["attrs"]["tag"]) for row in found} == {("stdout", "shipped")}
+        cluster.await_ready("node1")
+        assert cluster.orc("logs", "--tail", "1", "shipped").stdout == "60\n"
+        known = cluster.json("inspect", "shipped")[0]["spec"]["container"]["logging"]
+        assert known == {"driver": "json-file", "options": {"tag": "{{.Name}}"}}
+    finally:
+        cluster.orc("rm", "-f", "shipped")
+    eventually(lambda: not path.exists())
+
+
+def test_logs_that_are_not_kept_and_drivers_that_a_node_lacks_are_refused(
+    cluster: Cluster, hello: str
+) -> None:
+    shell = ("--entrypoint", "/bin/busybox", hello, "echo", "once")
+    try:
+        ran = cluster.orc("run", "--name", "untold", "--log-driver", "none", *shell)
+        assert ran.stdout == "once\n"
+        told = cluster.refused("logs", "untold")
+        assert "the logging driver none of untold does not support reading" in told
+        there = ("--log-driver", "syslog", "--log-opt", "syslog-address=unix:///nowhere/log")
+        told = cluster.refused("run", "--name", "lost", *there, *shell)
+        assert "logging driver syslog: this node has no socket /nowhere/log" in told
+    finally:
+        cluster.orc("rm", "-f", "untold", ok=False)
+        cluster.orc("rm", "-f", "lost", ok=False)

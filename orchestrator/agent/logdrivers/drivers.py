@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,7 @@ from orchestrator.agent.logdrivers.shipper import Shipper, Tally
 from orchestrator.agent.logdrivers.source import LogSource
 from orchestrator.agent.logdrivers.target import Container, Target, TargetError
 from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.hanging import OwnThreads
 from orchestrator.agent.runtime.inotify import Watches
 from orchestrator.agent.runtime.logs import LogLimits
 from orchestrator.background import background
@@ -55,6 +56,7 @@ class LogDrivers:
         self._node = node
         self._limits = limits or LogLimits()
         self._journal = journal
+        self._resolving = OwnThreads("resolve")
         self._watches: Watches | None = None
         self.tallies: dict[str, Tally] = {driver: Tally() for driver in SENDING}
 
@@ -125,10 +127,7 @@ class LogDrivers:
         try:
             async with background(self._send(task, begun, ended, places, found)):
                 yield
-            if not found and (shipper := self._shipper(task, ended, places)) is not None:
-                found.append(shipper)
-            for shipper in found:
-                await shipper.finish()
+            await self._finish(task, ended, places, found)
         finally:
             for shipper in found:
                 shipper.close()
@@ -141,14 +140,25 @@ class LogDrivers:
         places: tuple[Path, ...],
         found: list[Shipper],
     ) -> None:
-        """Whatever goes wrong here says nothing about the container, which runs on."""
         await begun()
-        try:
+        with _guarded(task):
             if (shipper := self._shipper(task, ended, places)) is not None:
                 found.append(shipper)
                 await shipper.run()
-        except Exception as error:
-            log.error("log lines are not sent any more", extra={"task": task.id}, exc_info=error)
+
+    async def _finish(
+        self,
+        task: Task,
+        ended: Callable[[], bool],
+        places: tuple[Path, ...],
+        found: list[Shipper],
+    ) -> None:
+        with _guarded(task):
+            # A task that an earlier agent saw the end of may be gone before `_send` begins.
+            if not found and (shipper := self._shipper(task, ended, places)) is not None:
+                found.append(shipper)
+            for shipper in found:
+                await shipper.finish()
 
     def _shipper(
         self, task: Task, ended: Callable[[], bool], places: tuple[Path, ...]
@@ -181,7 +191,7 @@ class LogDrivers:
             case logdrivers.JOURNALD:
                 return journald.Journald(container, self._journal)
             case _:
-                return syslog.Syslog(container, dict(options))
+                return syslog.Syslog(container, options, self._resolving)
 
     def json_path(self, task_id: str) -> Path:
         """The newest file that the json-file driver writes for a task."""
@@ -200,6 +210,15 @@ class LogDrivers:
             for folder in root.iterdir():
                 if folder.name not in known:
                     self.forget(folder.name)
+
+
+@contextmanager
+def _guarded(task: Task) -> Iterator[None]:
+    """Whatever goes wrong with a log says nothing about its container, which runs on."""
+    try:
+        yield
+    except Exception as error:
+        log.error("log lines are not sent any more", extra={"task": task.id}, exc_info=error)
 
 
 def _container(task: Task, known: state.State, node: str) -> Container:

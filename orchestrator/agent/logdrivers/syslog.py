@@ -9,7 +9,7 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from orchestrator.agent.logdrivers.target import (
     opened,
     send_datagram,
 )
+from orchestrator.agent.runtime.hanging import OwnThreads
 from orchestrator.agent.runtime.spawn import writable
 from orchestrator.model.logdrivers import facility, parse_address
 
@@ -46,7 +47,11 @@ def check(address: str) -> None:
 class Syslog:
     """Sends the lines of one container."""
 
-    def __init__(self, container: Container, options: dict[str, str]) -> None:
+    def __init__(
+        self, container: Container, options: Mapping[str, str], resolving: OwnThreads
+    ) -> None:
+        """`resolving` looks up hosts: a name server that does not answer holds up nothing else."""
+        self._resolving = resolving
         self._text = options.get("syslog-address", "")
         self._address = parse_address(self._text)
         self._facility = facility(options.get("syslog-facility", "")) << 3
@@ -140,7 +145,9 @@ class Syslog:
             ]
         else:
             kind = socket.SOCK_STREAM if address.scheme == "tcp" else socket.SOCK_DGRAM
-            found = await loop.getaddrinfo(address.host, address.port, type=kind)
+            found = await self._resolving.run(
+                address.host, socket.getaddrinfo, address.host, address.port, type=kind
+            )
             tries = [(family, kind, proto, where) for family, _, proto, _, where in found]
         failed: OSError | None = None
         for family, kind, proto, where in tries:

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from orchestrator.agent.logdrivers.drivers import LogDrivers
+from orchestrator.agent.metrics import AgentCollector, Holdings, Shown
+from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.logs import LogLimits, LogRotation, rotated
 from orchestrator.model.specs import ContainerSpec, LogConfig, TaskSpec
@@ -116,6 +118,10 @@ class Node:
             if (file := rotated(path, number)).exists():
                 rows += [json.loads(row) for row in file.read_text().splitlines()]
         return rows
+
+
+def no_access(task_id: str) -> Access:
+    raise AssertionError(task_id)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -328,6 +334,21 @@ async def test_what_a_slow_target_does_not_take_is_dropped_and_counted(
     reports = [each for each in caplog.records if each.message.startswith("log lines dropped")]
     assert sum(each.__dict__["lines"] for each in reports) <= tally.dropped
     assert reports[0].__dict__["driver"] == "syslog"
+
+
+def test_metrics_tell_sent_and_dropped_lines_by_driver(node: Callable[..., Node]) -> None:
+    tallies = node("syslog").drivers.tallies
+    tallies["syslog"].sent, tallies["syslog"].dropped = 7, 3
+    shown = Shown({}, no_access, lambda: Holdings(0, 0, 0, 0, 0, 0), lambda: True, "crun", tallies)
+    found = {
+        (sample.name, sample.labels["driver"]): sample.value
+        for family in AgentCollector(shown, {}).collect()
+        for sample in family.samples
+        if "driver" in sample.labels
+    }
+    assert found["orc_agent_log_lines_sent_total", "syslog"] == 7
+    assert found["orc_agent_log_lines_dropped_total", "syslog"] == 3
+    assert found["orc_agent_log_lines_dropped_total", "journald"] == 0
 
 
 async def test_journald_entries_have_dockers_fields(

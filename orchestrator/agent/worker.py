@@ -229,7 +229,11 @@ class Worker:
     async def _drive(self, runner: TaskRunner) -> None:
         places = (self._parts.runtime.log_path(runner.id), self._parts.logs.path(runner.id))
         async with self._parts.log_drivers.sending(
-            runner.task, runner.begun.wait, runner.ended.is_set, places
+            # Asked anew each time: another run has other events.
+            runner.task,
+            lambda: runner.begun.wait(),
+            lambda: runner.ended.is_set(),
+            places,
         ):
             await runner.run()
         self._db.forget(runner.id)

@@ -96,8 +96,12 @@ class LogDrivers:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             known = state.read(path) or state.State(config)
             state.write(path, replace(known, config=config, image_id=image_id))
-        except (TargetError, OSError) as error:
+        except TargetError as error:
             raise RuntimeFailure(str(error)) from error
+        except OSError as error:
+            raise RuntimeFailure(
+                f"logging driver {config.driver}: cannot record its place ({error.strerror})"
+            ) from error
         return config
 
     def _path(self, task_id: str) -> Path:

@@ -168,7 +168,12 @@ class Syslog:
     def _message(self, line: Line) -> bytes:
         severity = _ERROR if line.stream == "stderr" else _INFO
         head = self._format(self._facility | severity, line.time)
-        return b"%b%b%b" % (head, line.text, b"\n" if self._stream else b"")
+        text = line.text
+        if b"\r" in text:
+            # Of a terminal's line ends, and of programs that write a line again: some receivers
+            # would take it for the end of the message.
+            text = text.rstrip(b"\r").replace(b"\r", b" ")
+        return b"%b%b%b" % (head, text, b"\n" if self._stream else b"")
 
     def record(self) -> dict[str, Any]:
         """See `Target.record`."""

@@ -259,11 +259,11 @@ async def test_syslog_of_a_local_socket_in_the_older_format(
         tag="web",
     )
     async with here.agent():
-        here.writer.write("out")
+        here.writer.write("10%\r20%\r")
         message = (await asyncio.get_running_loop().sock_recv(there, 4096)).decode()
     head, _, text = message.partition("[")
     assert head == "<30>Nov 24 12:00:07 web"
-    assert text.partition("]: ")[2] == "out"
+    assert text.partition("]: ")[2] == "10% 20%"
 
 
 async def test_a_tcp_target_that_comes_late_gets_every_line_once(

@@ -69,6 +69,7 @@ from orchestrator.agent.runtime.identity import boot_id
 from orchestrator.agent.session import Node, Session
 from orchestrator.agent.sessions import Sessions
 from orchestrator.agent.settings import Settings
+from orchestrator.agent.sourcewatch import SourceWatch
 from orchestrator.agent.statedb import StateDb, StateDbError
 from orchestrator.agent.supportfacts import SupportFacts
 from orchestrator.agent.taskfiles import FileError, TaskFiles
@@ -220,6 +221,8 @@ async def run(settings: Settings) -> None:
             ),
         )
 
+        forgers = SourceWatch(network.forgeries, networks.applied, time.monotonic)
+
         def expose(access: Sequence[str]) -> None:
             db.put_container_access(access)
             networks.exposure_changed()
@@ -347,6 +350,7 @@ async def run(settings: Settings) -> None:
             holdings=partial(metrics.holdings, store, volumes, networks, endpoints),
             connected=lambda: bool(dialer.connected_to),
             runtime=program,
+            dropped=lambda: forgers.dropped,
             tallies=log_drivers.tallies,
         )
         try:
@@ -414,6 +418,7 @@ async def run(settings: Settings) -> None:
             group.create_task(db.run(), name="state file")
             group.create_task(history.run(), name="history")
             group.create_task(networks.run(), name="networks")
+            group.create_task(forgers.run(), name="source checks")
             group.create_task(paths.run(), name="path MTUs")
             group.create_task(endpoints.run(), name="endpoints")
             group.create_task(

@@ -76,6 +76,8 @@ class Shown:
     """Whether a manager hears it."""
     runtime: str
     """Name and version of the OCI runtime."""
+    dropped: Callable[[], Mapping[str, int]]
+    """Packets that source checks dropped, by network."""
     tallies: Mapping[str, Tally] = field(default_factory=dict)
     """Lines that logging drivers have sent and dropped, by driver."""
 
@@ -230,6 +232,14 @@ class AgentCollector(Collector):
             dropped.add_metric([driver], tally.dropped)
         yield sent
         yield dropped
+        forged = CounterMetricFamily(
+            "orc_agent_source_check_dropped_packets",
+            "Packets of containers that had source addresses of others",
+            labels=("network",),
+        )
+        for network, packets in self._shown.dropped().items():
+            forged.add_metric([network], packets)
+        yield forged
         states = GaugeMetricFamily("orc_agent_tasks", "Tasks of this node", labels=("state",))
         count = dict.fromkeys(TaskState, 0)
         for runner in self._shown.runners.values():

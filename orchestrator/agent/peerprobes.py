@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from orchestrator.agent.echo import SMALL, Echo, Series
-from orchestrator.agent.network import Connections, NetworkConfig, NetworkError, Underlay
+from orchestrator.agent.network import Connections, Forgery, NetworkConfig, NetworkError, Underlay
 from orchestrator.agent.pathmtu import AT_ONCE
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.wiretest import DATAGRAMS, Responder, measure_rate, send_datagrams
@@ -38,6 +38,8 @@ class Networking(Protocol):
     async def unbalanced(self) -> list[str]: ...
 
     async def unexposed(self) -> list[str]: ...
+
+    async def forgeries(self) -> list[Forgery]: ...
 
     async def underlay(self, network: str) -> Underlay: ...
 
@@ -126,9 +128,16 @@ class PeerProbes:
         here = doctor_pb2.Here(drifts=await self.drifts())
         try:
             connections = await self._network.connections()
+            forgeries = await self._network.forgeries()
         except NetworkError as error:
             raise RuntimeFailure(f"its network helper does not work: {error}") from None
         here.tracked, here.trackable = connections.count, connections.limit
+        here.dropped.extend(
+            doctor_pb2.DroppedPackets(
+                network=each.network, container=each.container, packets=each.packets
+            )
+            for each in forgeries
+        )
         config = self._ordered.applied().get(asked.network_id)
         if config is None or not config.vni or config.id in self._ordered.failures():
             return here

@@ -11,14 +11,25 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from . import bridge, cable, conntrack, firewall, namespaces, netlink, overlay, portmap, results
+from . import (
+    binding,
+    bridge,
+    cable,
+    conntrack,
+    firewall,
+    namespaces,
+    netlink,
+    overlay,
+    portmap,
+    results,
+)
 from .binding import End
 from .cable import Cable, Place
 from .config import NetConf, PortMapping, parse
 from .errors import CniError, Code
 from .ipam import Ipam, Key, Lease
 from .netlink import Address
-from .nft import TABLE, Nftables
+from .nft import TABLE, Nftables, NftError
 from .records import TYPE_CHECKING, record
 from .rtnetlink import RouteSocket
 
@@ -277,6 +288,21 @@ def laid(host: Host, conf: NetConf) -> list[tuple[Cable, Lease]]:
 def ends(host: Host, conf: NetConf) -> list[End]:
     """What the network's containers on this host may send as."""
     return [_end(conf.bridge, lease) for lease in host.ipam.leases(conf.name)]
+
+
+def forgeries(host: Host, conf: NetConf) -> dict[str, int]:
+    """How many packets of which containers were dropped lately as they had forged sources."""
+    owners = {_mac(lease): lease.key.container for lease in host.ipam.leases(conf.name)}
+    found: dict[str, int] = {}
+    for name in binding.forgers(conf.bridge):
+        try:
+            listed = host.nft.run(f"list set {name}")
+        except NftError:
+            continue  # not set up, or removed by a hand
+        for mac, packets in binding.dropped(listed).items():
+            if mac in owners:
+                found[owners[mac]] = found.get(owners[mac], 0) + packets
+    return found
 
 
 def elsewhere(conf: NetConf, leases: Iterable[Lease]) -> set[Address]:

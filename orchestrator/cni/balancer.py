@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from . import balance, conntrack, flows, ingress, netlink, nftcount, policy
+from . import balance, conntrack, flows, ingress, netlink, nftcount, policy, ruleset
 from .abroad import Abroad
 from .endpoints import Key, Network, Policy, Service, Table
 from .errors import CniError, Code
@@ -76,7 +76,7 @@ class Balancer:
         """What of the rules is not in the kernel as it was put there; none if nothing was."""
         if self._state is None:
             return []
-        return nftcount.deviations(nftcount.counts(), self._state.rules.counts())
+        return nftcount.deviations(nftcount.counts(ruleset.TABLES), self._state.rules.counts())
 
 
 def _run(nft: Nftables, script: str, rules: Ruleset, *, check: bool) -> None:
@@ -84,7 +84,7 @@ def _run(nft: Nftables, script: str, rules: Ruleset, *, check: bool) -> None:
     try:
         if script:
             nft.run(script)
-        mended = not check or nftcount.counts() == rules.counts()
+        mended = not check or nftcount.counts(ruleset.TABLES) == rules.counts()
     except NftError:
         mended = False  # somebody's hand was in our tables
     if not mended:

@@ -20,6 +20,9 @@ Bridged frames      Where bridged packets pass the rules (br_netfilter), ports a
 A network whose containers forward for others (VPN gateways, floating addresses) has none of this
 if its configuration says so (`sourceCheck`): ports are not locked, and sources not looked at.
 
+What is dropped is counted for each container, by its hardware address, which the locked port
+vouches for: see `forgers`.
+
 The pairs are elements of one set for each network and family, so that a packet costs two look-ups,
 whatever the number of networks and containers, and a container costs an element of each set, in the
 transaction that its ADD makes anyway.
@@ -27,6 +30,7 @@ transaction that its ADD makes anyway.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
@@ -40,7 +44,8 @@ ROUTER = "{ nd-router-advert, nd-redirect }"
 MULTICAST_REPORTS = "{ mld-listener-report, mld-listener-done, mld2-listener-report }"
 """ICMPv6 types of a router, and of those that join groups, which begins before they have an
 address."""
-NO_ROUTER = f"icmpv6 type {ROUTER} drop"
+MOST_FORGERS = 4096
+_DROPPED = re.compile(r"([0-9a-f:]{17})[^,}]*? packets (\d+)")
 VETHS = '"orcv*"'
 """The ports of our bridges; see `cable.VETH_PREFIX`."""
 
@@ -93,6 +98,30 @@ def rebind(bridge: str, ends: Iterable[End]) -> str:
     return "".join(f"flush set {name}\n" for name in sets(bridge)) + bind(ends)
 
 
+def forgers(bridge: str) -> tuple[str, str]:
+    """The sets with the hardware addresses whose packets were dropped, and how many: of IP and of
+    ARP. An element goes an hour after its last packet."""
+    return f"{TABLE} forgers_{bridge}", f"{ARP_TABLE} forgers_{bridge}"
+
+
+def dropped(listed: str) -> dict[str, int]:
+    """Packets by hardware address, as nft lists such a set."""
+    return {mac: int(packets) for mac, packets in _DROPPED.findall(listed)}
+
+
+def _drop(table: str, bridge: str) -> list[str]:
+    """Count and drop. Two rules: where the set is full, the first does nothing."""
+    chain = f"{table} forged_{bridge}"
+    return [
+        f"add set {table} forgers_{bridge} {{ type ether_addr; size {MOST_FORGERS};"
+        " flags dynamic,timeout; timeout 1h; }",
+        f"add chain {chain}",
+        f"flush chain {chain}",
+        f"add rule {chain} update @forgers_{bridge} {{ ether saddr counter }}",
+        f"add rule {chain} drop",
+    ]
+
+
 def script(bridge: str, *, checked: bool = True) -> str:
     """The sets and rules of a network; what the sets have stays.
 
@@ -100,24 +129,34 @@ def script(bridge: str, *, checked: bool = True) -> str:
     """
     own4, own6, senders = sets(bridge)
     four, six, arp = (f"@{name.split()[2]}" for name in (own4, own6, senders))
-    chain = f"from_{bridge}"
+    chain, joining, drop = f"from_{bridge}", f"joining_{bridge}", f"goto forged_{bridge}"
     rules = [
         f"ether saddr . ip saddr {four} return",
-        "meta nfproto ipv4 drop",
-        f"ip6 saddr :: icmpv6 type nd-neighbor-solicit ether saddr . icmpv6 taddr {six} return",
-        f"ether saddr . ip6 saddr != {six} drop",
-        f"icmpv6 type nd-neighbor-advert ether saddr . icmpv6 taddr != {six} drop",
-        NO_ROUTER,
+        f"meta nfproto ipv4 {drop}",
+        f"ip6 saddr :: goto {joining}",
+        f"ether saddr . ip6 saddr != {six} {drop}",
+        f"icmpv6 type nd-neighbor-advert ether saddr . icmpv6 taddr != {six} {drop}",
+        f"icmpv6 type {ROUTER} {drop}",
+    ]
+    # What a kernel sends before it has an address; that it joins groups is no forgery.
+    joining_rules = [
+        f"icmpv6 type nd-neighbor-solicit ether saddr . icmpv6 taddr {six} return",
+        f"icmpv6 type {MULTICAST_REPORTS} drop",
+        drop,
     ]
     senders_rules = [
-        f"arp saddr ether . arp saddr ip != {arp} drop",
-        f"ether saddr . arp saddr ip != {arp} drop",
+        f"arp saddr ether . arp saddr ip != {arp} {drop}",
+        f"ether saddr . arp saddr ip != {arp} {drop}",
     ]
     if not checked:
-        rules, senders_rules = [NO_ROUTER], []
+        rules, senders_rules = [f"icmpv6 type {ROUTER} {drop}"], []
     lines = [
         f"add set {own4} {{ type ether_addr . ipv4_addr; }}",
         f"add set {own6} {{ type ether_addr . ipv6_addr; }}",
+        *_drop(TABLE, bridge),
+        f"add chain {TABLE} {joining}",
+        f"flush chain {TABLE} {joining}",
+        *(f"add rule {TABLE} {joining} {rule}" for rule in joining_rules),
         f"add chain {TABLE} {chain}",
         f"flush chain {TABLE} {chain}",
         *(f"add rule {TABLE} {chain} {rule}" for rule in rules),
@@ -128,6 +167,7 @@ def script(bridge: str, *, checked: bool = True) -> str:
         f"flush chain {ARP_TABLE} arriving",
         f"add rule {ARP_TABLE} arriving iifname vmap @entrances",
         f"add set {senders} {{ type ether_addr . ipv4_addr; }}",
+        *_drop(ARP_TABLE, bridge),
         f"add chain {ARP_TABLE} {chain}",
         f"flush chain {ARP_TABLE} {chain}",
         *(f"add rule {ARP_TABLE} {chain} {rule}" for rule in senders_rules),
@@ -151,6 +191,13 @@ def between_ports(families: Iterable[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _gone(table: str, chains: Iterable[str]) -> Iterator[str]:
+    for chain in chains:
+        yield f"add chain {table} {chain}"
+        yield f"flush chain {table} {chain}"
+        yield f"delete chain {table} {chain}"
+
+
 def removal(bridge: str) -> str:
     """The reverse of a network's `script`; what is not there is fine."""
     names, chain = sets(bridge), f"from_{bridge}"
@@ -163,11 +210,14 @@ def removal(bridge: str) -> str:
             f"add chain {table} {chain}",
             f"add element {element}",
             f"delete element {element}",
-            f"delete chain {table} {chain}",
+            *_gone(table, [chain, f"joining_{bridge}", f"forged_{bridge}"]),
         ]
+    kinds = ("ipv4_addr", "ipv6_addr", "ipv4_addr")
     lines += [
         f"{verb} set {name}{f' {{ type ether_addr . {kind}; }}' if verb == 'add' else ''}"
-        for name, kind in zip(names, ("ipv4_addr", "ipv6_addr", "ipv4_addr"), strict=True)
+        for name, kind in zip(names, kinds, strict=True)
         for verb in ("add", "delete")
     ]
+    for table in (TABLE, ARP_TABLE):
+        lines += [_drop(table, bridge)[0], f"delete set {table} forgers_{bridge}"]
     return "\n".join(lines) + "\n"

@@ -234,6 +234,12 @@ def dismiss(end: End) -> str:
     )
 
 
+def absolve(end: End) -> list[str]:
+    """The scripts, each for itself, that forget what was dropped of a container: who has its
+    hardware address next is another one."""
+    return [f"delete element {name} {{ {end.mac} }}\n" for name in binding.forgers(end.bridge)]
+
+
 def remove(nft: Nftables, conf: NetConf, *, last: bool) -> None:
     """Remove a network's part; with the `last` one goes the table."""
     nft.doubt_all()

@@ -41,6 +41,8 @@ _COUNTER = re.compile(r"counter (port\d+) \{\s*packets (\d+)")
 class Guest:
     """A container's interface on a network of others, and what it may send as."""
 
+    network: str
+    container: str
     netns: str
     ifname: str
     mac: str
@@ -70,6 +72,8 @@ def parse(raw: object) -> tuple[Guest, ...]:
 def _guest(raw: Any) -> Guest:
     mac = raw.get("mac")
     return Guest(
+        network=str(raw.get("network", "")),
+        container=str(raw.get("container", "")),
         netns=fields.text(raw, "netns"),
         ifname=fields.interface(raw.get("ifname"), "ifname"),
         mac=fields.mac(mac, "mac") if mac else "",
@@ -191,14 +195,14 @@ def deviations(sock: RouteSocket, guests: Iterable[Guest]) -> Iterator[str]:
     yield from nftcount.deviations(found, rules)
 
 
-def dropped(nft: Nftables, sock: RouteSocket, guests: Iterable[Guest]) -> dict[str, int]:
-    """Packets that were dropped, by the path of the guest's namespace."""
+def dropped(
+    sock: RouteSocket, nft: Nftables, guests: Iterable[Guest]
+) -> Iterator[tuple[Guest, int]]:
+    """Whose packets were dropped, and how many."""
     try:
         counters = dict(_COUNTER.findall(nft.run(f"list counters table {TABLE}")))
     except NftError:
-        return {}
-    return {
-        port.guest.netns: int(counters[port.name])
-        for port in ports(sock, guests)
-        if port.name in counters
-    }
+        return
+    for port in ports(sock, guests):
+        if packets := int(counters.get(port.name, 0)):
+            yield port.guest, packets

@@ -245,6 +245,19 @@ def _unexposed(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"deviations": [*closed, *guests.deviations(sock, wanted.checked)]}
 
 
+def _forgeries(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
+    found = []
+    for name in sorted(desk.host.ipam.networks()):
+        conf = attachment.known(desk.host, name)
+        if conf is not None:
+            for container, packets in attachment.forgeries(desk.host, conf).items():
+                found.append({"network": name, "container": container, "packets": packets})
+    checked = desk.exposed.checked if desk.exposed is not None else ()
+    for guest, packets in guests.dropped(desk.host.sock, desk.host.nft, checked):
+        found.append({"network": guest.network, "container": guest.container, "packets": packets})
+    return {"forgeries": found}
+
+
 def _connections(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
     usage = conntrack.usage()
     return {"count": usage.count, "limit": usage.limit, "refused": usage.refused}
@@ -298,6 +311,7 @@ GENERAL: dict[str, Service] = {
     "balance": _balance,
     "expose": _expose,
     "unexposed": _unexposed,
+    "forgeries": _forgeries,
     "connections": _connections,
     "underlay": _underlay,
     "unbalanced": _unbalanced,

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 
 from .conntrack import NETLINK_NETFILTER
 from .rtnetlink import ATTRIBUTE, NetlinkSocket, Request, attributes, text
-from .ruleset import TABLES
 
 SUBSYSTEM = 10 << 8
 GETCHAIN, GETRULE, GETSET, GETSETELEM, GETOBJ = (SUBSYSTEM | kind for kind in (4, 7, 10, 13, 19))
@@ -23,7 +22,7 @@ FAMILIES = {"inet": 1, "arp": 3, "netdev": 5, "bridge": 7}
 HEAD = 4
 
 
-def counts(tables: Iterable[str] = TABLES) -> dict[str, int]:
+def counts(tables: Iterable[str]) -> dict[str, int]:
     """By qualified name: `inet orc_balance output` has 1, for example."""
     found: Counter[str] = Counter()
     with NetlinkSocket(NETLINK_NETFILTER) as sock:

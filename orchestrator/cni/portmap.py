@@ -152,13 +152,13 @@ def withdraw(nft: Nftables, ports: Iterable[PortMapping], end: End | None) -> No
     """Publish these no more, whatever they lead to, nor let the container's end send; what is not
     there is fine. None: the end belongs to no network that is known."""
     nft.doubt(CONTAINERS)
-    scripts = [firewall.dismiss(end) if end is not None else ""]
+    scripts = [firewall.dismiss(end), *firewall.absolve(end)] if end is not None else []
     for port in ports:
         for version in FAMILIES:
             if port.host_ip == ANY_ADDRESS or port.host_ip.version == version:
                 name, key = _element(port, version)
                 scripts.append(f"delete element {TABLE} {name} {{ {key} }}")
-    for script in filter(None, scripts):
+    for script in scripts:
         try:
             nft.run(script)
         except NftError as error:

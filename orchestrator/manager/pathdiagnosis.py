@@ -347,6 +347,19 @@ def _crowded(case: _Case) -> Iterator[Finding]:
             )
 
 
+def _forgers(case: _Case) -> Iterator[Finding]:
+    for node in case.nodes.values():
+        for each in node.dropped:
+            yield Finding(
+                False,
+                (node.name,),
+                f"source check on {node.name} dropped {each.packets} packets from container "
+                f"{each.container} in network {each.network}",
+                "look what sends with addresses of others there; if it is to forward for others, "
+                "put it on a network made with --opt source-check=off",
+            )
+
+
 def _some(deviations: Sequence[str], most: int = 3) -> str:
     more = len(deviations) - most
     shown = "; ".join(deviations[:most])
@@ -366,4 +379,5 @@ _RULES = (
     _slow,
     _drifts,
     _crowded,
+    _forgers,
 )

@@ -30,6 +30,15 @@ class Drift:
 
 
 @dataclass(frozen=True, slots=True)
+class Dropped:
+    """Packets of a container, by name, that had source addresses of others."""
+
+    network: str
+    container: str
+    packets: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeFacts:
     """A node, and what it told of itself."""
 
@@ -46,6 +55,7 @@ class NodeFacts:
     tracked: int = 0
     """Connections that the kernel tracks, of at most `trackable`."""
     trackable: int = 0
+    dropped: tuple[Dropped, ...] = ()
 
     @property
     def tested(self) -> bool:

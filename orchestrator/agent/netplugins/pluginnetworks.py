@@ -166,6 +166,8 @@ class PluginNetworks:
         """The interfaces of containers whose source addresses are checked."""
         return [
             Guest(
+                network=record.network,
+                container=record.container,
                 netns=record.netns,
                 ifname=record.ifname,
                 mac=record.body["interface"]["mac"],

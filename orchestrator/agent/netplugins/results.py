@@ -84,6 +84,8 @@ def attachment_of(record: Record, result: Mapping[str, Any]) -> Attachment:
 def guest_of(record: Record, result: Mapping[str, Any]) -> Guest:
     """What a container may send as on a chain's network. Raises NetworkError."""
     return Guest(
+        network=record.network,
+        container=record.container,
         netns=record.netns,
         ifname=record.ifname,
         mac=_mac(record, result),

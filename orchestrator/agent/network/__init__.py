@@ -29,6 +29,7 @@ from .tunnels import TunnelHost, TunnelKey, Tunnels, TunnelSession
 from .values import (
     Attachment,
     Exposure,
+    Forgery,
     Guest,
     Interface,
     NetworkConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "Attachment",
     "Connections",
     "Exposure",
+    "Forgery",
     "Guest",
     "Interface",
     "NetworkConfig",

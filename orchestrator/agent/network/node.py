@@ -16,6 +16,7 @@ from .tunnels import TunnelHost, TunnelKey, Tunnels, tunnel_keys, tunnels
 from .values import (
     Attachment,
     Exposure,
+    Forgery,
     Interface,
     NetworkConfig,
     Underlay,
@@ -171,6 +172,11 @@ class NodeNetwork:
         """What the next pass would mend of what is closed to containers, and of source checks on
         networks of plugins, in words."""
         return list((await self._helper.request("unexposed", {}))["deviations"])
+
+    async def forgeries(self) -> list[Forgery]:
+        """Whose packets were dropped lately, as they had source addresses of others."""
+        found = await self._helper.request("forgeries", {})
+        return [Forgery(**each) for each in found["forgeries"]]
 
     async def underlay(self, network: str) -> Underlay:
         """What the network's tunnel stands on, as the kernel has it now."""

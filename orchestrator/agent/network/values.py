@@ -96,12 +96,27 @@ class Guest:
     An empty `mac` is any. With no `addresses` those of IP are not checked.
     """
 
+    network: str
+    """Id."""
+    container: str
     netns: str
     ifname: str
     mac: str
     addresses: tuple[str, ...]
     dhcp: bool = False
     """The addresses are leased, and renewed from 0.0.0.0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forgery:
+    """Packets with forged source addresses that were dropped lately, by ids.
+
+    The number begins anew when none was dropped for an hour.
+    """
+
+    network: str
+    container: str
+    packets: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +20,7 @@ from orchestrator.manager.networkorders import NetworkOrders
 from orchestrator.manager.pathdiagnosis import judge
 from orchestrator.manager.pathfacts import (
     Drift,
+    Dropped,
     Echoes,
     Finding,
     NetworkFacts,
@@ -258,6 +259,7 @@ class _Diagnosis:
                     device_mtu=here.device_mtu,
                     tracked=here.tracked,
                     trackable=here.trackable,
+                    dropped=tuple(self._dropped(here.dropped)),
                     drifts=tuple(
                         drift
                         for drift in drifts
@@ -266,6 +268,19 @@ class _Diagnosis:
                 )
             found.append(facts)
         return found
+
+    def _dropped(self, told: Iterable[Any]) -> Iterator[Dropped]:
+        """By the names that users know."""
+        view = self._api.view
+        for each in told:
+            network, task = view.networks.get(each.network), view.tasks.get(each.container)
+            if self._alone and each.network != self._network.id:
+                continue
+            yield Dropped(
+                network.name if network else each.network,
+                task.name if task else each.container,
+                each.packets,
+            )
 
     def _paths(self) -> list[PathFacts]:
         found = []

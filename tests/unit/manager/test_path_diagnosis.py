@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.manager.pathdiagnosis import judge
 from orchestrator.manager.pathfacts import (
     Drift,
+    Dropped,
     Echoes,
     Finding,
     NetworkFacts,
@@ -277,6 +278,11 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
 ]
 
 NOTES: list[tuple[str, Callable[[], World], str]] = [
+    (
+        "a container forges its source",
+        lambda: World().node("node1", dropped=(Dropped("back", "web.1", 312),)),
+        "source check on node1 dropped 312 packets from container web.1 in network back",
+    ),
     (
         "a path carries less than the interface says, and the network fits",
         lambda: (

@@ -108,6 +108,9 @@ async def test_no_forged_source_arrives(place: Place) -> None:
     assert place.heard(thief, victim, forgeries) == sorted(map(" ".join, forgeries))
     await place.check()
     assert place.heard(thief, victim, forgeries) == []
+    told = await place.helper.forgeries()
+    assert [(each.network, each.container) for each in told] == [("n1", "thief")]
+    assert told[0].packets >= 2 * len(forgeries)
     # Another one's right is not touched, and a new one has its own.
     await place.chains.detach("third")
     await place.check()

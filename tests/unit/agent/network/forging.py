@@ -77,6 +77,13 @@ def router_advertisement(source: str) -> bytes:
     return packet(source, "ff02::1", ICMPV6, body, hops=255)
 
 
+def multicast_report(source: str) -> bytes:
+    """A kernel joins the group of a solicited node (RFC 3810, without the hop-by-hop option)."""
+    group = IPv6Address("ff02::1:ff00:77").packed
+    body = struct.pack("!BBHHH", 143, 0, 0, 0, 1) + struct.pack("!BBH", 4, 0, 0) + group
+    return packet(source, "ff02::16", ICMPV6, body, hops=1)
+
+
 class Wire:
     """What a container puts on its cable, byte by byte."""
 

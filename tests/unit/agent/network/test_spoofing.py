@@ -16,6 +16,7 @@ from forging import (
     datagram,
     ear,
     link_local,
+    multicast_report,
     neighbour,
     router_advertisement,
     say,
@@ -24,7 +25,7 @@ from forging import (
 from netkit import BEYOND, Node, reaches, shell, show
 from nshosts import NsHost
 
-from orchestrator.agent.network import Attachment, Interface
+from orchestrator.agent.network import Attachment, Forgery, Interface
 
 pytestmark = pytest.mark.root
 
@@ -251,6 +252,35 @@ async def test_no_source_check_makes_no_router(nodes: list[Node]) -> None:
             cable.send("33:33:00:00:00:01", thief.mac, router_advertisement(source))
     told(one, thief)
     assert show(one.host.netns, "-6", "route", "show", "default") == []
+
+
+async def test_what_is_dropped_is_counted_for_each_container(nodes: list[Node]) -> None:
+    one, two = nodes
+    fixed = Interface(ip="10.1.1.50", mac="02:aa:00:00:00:01")
+    thief = await one.network.attach("a", "thief", fixed)
+    quiet = await one.network.attach("a", "quiet")
+    victim = await two.network.attach("a", "victim")
+    # What a kernel does by itself: it looks for its addresses, and joins groups.
+    with wire(quiet.netns) as cable:
+        for own in (quiet.address6, link_local(quiet.mac)):
+            asked = neighbour(SOLICITATION, quiet.mac, "::", "ff02::1:ff00:1", own)
+            cable.send("33:33:ff:00:00:01", quiet.mac, asked)
+        cable.send("33:33:00:00:00:16", quiet.mac, multicast_report("::"))
+    assert reaches(quiet.netns, victim.netns, victim.address6) == quiet.address6
+    with wire(thief.netns) as cable:
+        for number in range(100, 110):
+            forged = datagram(f"10.1.1.{number}", victim.address, 9, b"forged")
+            cable.send(GATEWAY_MAC, thief.mac, forged)
+        forged = datagram("fd00:1:0:1::77", victim.address6, 9, b"forged")
+        cable.send(GATEWAY_MAC, thief.mac, forged)
+        cable.send(EVERYBODY, thief.mac, arp(1, thief.mac, "10.1.1.77", "10.1.1.1"))
+        cable.send("33:33:00:00:00:01", thief.mac, router_advertisement(link_local(thief.mac)))
+    told(one, thief)
+    assert await one.network.forgeries() == [Forgery("a", "thief", 13)]
+    assert await two.network.forgeries() == []
+    await one.network.disconnect("a", "thief")
+    await one.network.attach("a", "next", fixed)
+    assert await one.network.forgeries() == []
 
 
 async def test_what_a_hand_breaks_and_a_new_helper_finds(nodes: list[Node]) -> None:

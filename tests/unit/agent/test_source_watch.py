@@ -1,0 +1,77 @@
+"""What source checks dropped, as the agent counts and logs it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+
+from orchestrator.agent.network import Forgery, NetworkConfig, NetworkError
+from orchestrator.agent.sourcewatch import QUIET, SourceWatch
+
+
+class World:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.found: list[Forgery] = []
+        self.fails = False
+        back = NetworkConfig("n1", "back", 1, "", "", 0, "")
+        self.watch = SourceWatch(self.look, lambda: {"n1": back}, lambda: self.now)
+
+    async def look(self) -> Sequence[Forgery]:
+        if self.fails:
+            raise NetworkError("the helper died")
+        return self.found
+
+    async def pass_over(self, packets: int, container: str = "t1") -> None:
+        others = [each for each in self.found if each.container != container]
+        self.found = [*others, Forgery("n1", container, packets)]
+        await self.watch.look()
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, int]]:
+    found = [(r.task, r.network, r.packets) for r in caplog.records]  # type: ignore[attr-defined]
+    caplog.clear()
+    return found
+
+
+async def test_a_line_for_each_container_at_most_in_a_while(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    world = World()
+    await world.pass_over(7)
+    assert lines(caplog) == [], "dropped before this agent began"
+    await world.pass_over(7)
+    assert lines(caplog) == []
+    await world.pass_over(9)
+    assert lines(caplog) == [("t1", "back", 2)]
+    await world.pass_over(12)
+    await world.pass_over(20, "t2")
+    assert lines(caplog) == [("t2", "back", 20)]
+    world.now = QUIET
+    await world.pass_over(13)
+    assert lines(caplog) == [("t1", "back", 4)]
+    assert world.watch.dropped == {"back": 26}
+
+
+async def test_the_kernels_numbers_begin_anew(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    await world.watch.look()
+    await world.pass_over(5)
+    await world.pass_over(3)
+    world.found = []
+    await world.watch.look()
+    await world.pass_over(1)
+    assert world.watch.dropped == {"back": 9}
+
+
+async def test_a_helper_that_fails_is_asked_again() -> None:
+    world = World()
+    await world.watch.look()
+    world.fails = True
+    await world.watch.look()
+    world.fails = False
+    await world.pass_over(2)
+    assert world.watch.dropped == {"back": 2}

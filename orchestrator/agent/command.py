@@ -13,7 +13,7 @@ import click
 
 from orchestrator.configfile import config_option
 from orchestrator.model import logdrivers
-from orchestrator.model.generic import is_device, parse_supply, supply_names
+from orchestrator.model.generic import parse_supply, supply_names
 from orchestrator.model.specs import LogConfig, Resources
 from orchestrator.model.units import parse_duration, parse_memory
 from orchestrator.proxies import proxy_options, set_proxies
@@ -43,7 +43,9 @@ def _generic(
             raise click.BadParameter(str(error)) from error
         if kind in found:
             raise click.BadParameter(f"generic resource {kind!r} is given twice")
-        for name in filter(is_device, supply_names(value)):
+        for name in supply_names(value):
+            if not name.startswith("/dev/"):
+                continue
             if not Path(name).is_char_device() and not Path(name).is_block_device():
                 raise click.BadParameter(f"generic resource {text!r}: {name} is no device here")
         found[kind] = value
@@ -123,6 +125,16 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     metavar="KIND=NUMBER|KIND=NAME[,NAME...]",
     callback=_generic,
     help="What tasks may ask for, such as gpu=/dev/dri/card0,/dev/dri/card1; repeatable.",
+)
+@click.option(
+    "--cdi-spec-dir",
+    "cdi_folders",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="DIR",
+    default=("/etc/cdi", "/var/run/cdi"),
+    show_default="/etc/cdi, /var/run/cdi",
+    help="Where specifications of CDI devices are; repeatable, the last wins.",
 )
 @click.option(
     "--blob-port",
@@ -213,6 +225,7 @@ def agent(
     shares: int | None,
     memory: int,
     generic: dict[str, str],
+    cdi_folders: tuple[Path, ...],
     blob_port: int,
     metrics_port: int,
     max_layer: int,
@@ -235,6 +248,7 @@ def agent(
     from orchestrator import log
     from orchestrator.agent.imagepressure import Marks
     from orchestrator.agent.runtime.base import RuntimeFailure
+    from orchestrator.agent.runtime.cdi import find_edits
     from orchestrator.agent.runtime.mounts import enter_private_mounts
     from orchestrator.agent.settings import Settings
     from orchestrator.identity.files import NoIdentity, read_node
@@ -247,6 +261,11 @@ def agent(
         logdrivers.check(logging := LogConfig(log_driver, log_options))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    for value in generic.values():
+        try:
+            find_edits(supply_names(value), cdi_folders)
+        except RuntimeFailure as error:
+            raise click.UsageError(f"--generic-resource: {error}") from error
     if os.geteuid() != 0:
         raise click.ClickException("orc agent makes containers, so it must run as root; try sudo")
     try:
@@ -264,6 +283,7 @@ def agent(
         runtime=runtime,
         offered=Resources(shares=shares or 0, memory=memory),
         generic=generic,
+        cdi_folders=tuple(folder.absolute() for folder in cdi_folders),
         max_layer=max_layer,
         build_memory=build_memory,
         marks=Marks(image_gc_high, image_gc_low),

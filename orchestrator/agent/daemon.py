@@ -155,6 +155,7 @@ async def run(settings: Settings) -> None:
                     settings.run_dir,
                     cgroup_parent=settings.cgroup_parent,
                     runtime=settings.runtime,
+                    cdi_folders=settings.cdi_folders,
                 )
             )
             network = await stack.enter_async_context(

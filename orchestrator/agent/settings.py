@@ -42,5 +42,7 @@ class Settings:
     """TCP port at which Prometheus reads this node's metrics; 0: any free one."""
     logging: LogConfig = field(default_factory=LogConfig)
     """The logging driver and options of containers that ask for none."""
+    cdi_folders: tuple[Path, ...] = ()
+    """Where specification files of CDI devices are."""
     otlp_endpoint: str = ""
     """Where traces go; empty: where OpenTelemetry's variables say, else nowhere."""

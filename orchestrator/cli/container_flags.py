@@ -121,7 +121,7 @@ MANY = (
         ("--device",),
         "devices",
         "HOST[:CONTAINER[:rwm]]",
-        "A device of the node; repeatable.",
+        "A device of the node, by its path or CDI name; repeatable.",
         _device,
         _head,
     ),

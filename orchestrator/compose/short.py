@@ -10,6 +10,7 @@ import re
 
 from orchestrator.compose.kinds import Reading, check_text, context_path, number_of
 from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, Scalar
+from orchestrator.model.cdi import is_cdi
 
 PROPAGATIONS = ("rprivate", "private", "rslave", "slave", "rshared", "shared")
 
@@ -125,9 +126,9 @@ def grants(text: str, place: Place, at: str, reading: Reading) -> list[Map]:
 
 
 def devices(text: str, place: Place, at: str, reading: Reading) -> list[Map]:
-    """`SOURCE[:TARGET[:PERMISSIONS]]`."""
-    parts = text.split(":")
-    if len(parts) > 3 or not text.startswith("/dev/"):
+    """`SOURCE[:TARGET[:PERMISSIONS]]`, or `VENDOR/CLASS=DEVICE`."""
+    parts = [text] if is_cdi(text) else text.split(":")
+    if len(parts) > 3 or not (text.startswith("/dev/") or is_cdi(text)):
         words = f"device {text!r} is not of the form /dev/NAME[:/dev/NAME][:rwm]"
         raise ComposeError(place, at, words)
     source, target, permissions = (*parts, "", "")[:3]

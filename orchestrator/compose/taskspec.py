@@ -9,6 +9,7 @@ from typing import Any, cast
 from orchestrator.compose.kinds import Reading
 from orchestrator.compose.tree import ComposeError, List, Map, Scalar, within
 from orchestrator.model import confinement, logdrivers
+from orchestrator.model.cdi import is_cdi
 from orchestrator.model.generic import parse_generic
 from orchestrator.model.hooks import POST_START, PRE_STOP, Hook
 from orchestrator.model.jobrules import DEFAULT_RETRIES
@@ -178,6 +179,9 @@ def _devices(service: Map, at: str) -> tuple[str, ...]:
     for index, each in enumerate(service.items_of("devices")):
         entry = cast(Map, each)
         source, where = entry.text("source"), within(f"{at}.devices", index)
+        if is_cdi(source):
+            found.append(source)
+            continue
         target, access = entry.text("target", source), entry.text("permissions", "rwm")
         try:
             found.append(str(confinement.parse_device(f"{source}:{target}:{access}")))

@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 
+from orchestrator.model.cdi import is_cdi
 from orchestrator.model.names import check_hostname
 from orchestrator.model.specs import Ulimit
 from orchestrator.model.units import parse_memory
@@ -97,11 +98,14 @@ class Device:
     """A device of the host in the container."""
 
     host: str
+    """Its path, or the name of a CDI device, which says the rest."""
     container: str
     access: str
     """Of `r`, `w` and `m` (mknod)."""
 
     def __str__(self) -> str:
+        if not self.container:
+            return self.host
         return f"{self.host}:{self.container}:{self.access}"
 
 
@@ -125,7 +129,9 @@ def parse_capability(text: str) -> str:
 
 
 def parse_device(text: str) -> Device:
-    """`HOST`, `HOST:CONTAINER`, `HOST:rwm` or `HOST:CONTAINER:rwm`."""
+    """`HOST`, `HOST:CONTAINER`, `HOST:rwm` or `HOST:CONTAINER:rwm`, or `VENDOR/CLASS=DEVICE`."""
+    if is_cdi(text):
+        return Device(text, "", "")
     parts = text.split(":")
     host, container, access = parts[0], "", "rwm"
     if len(parts) == 2 and _is_access(parts[1]):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from orchestrator.model.cdi import is_cdi
 from orchestrator.model.placement import GenericResource
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def check_generic(resources: Iterable[GenericResource]) -> None:
         if each.names and (each.every or each.count != len(each.names)):
             raise ValueError(f"generic resource {each}: give a number, names or all, not several")
         for name in each.names:
-            if not _NAME.fullmatch(name):
+            if not (_NAME.fullmatch(name) or is_cdi(name)):
                 raise ValueError(f"generic resource {each}: {name!r} cannot be the name of one")
         if len(set(each.names)) < len(each.names):
             raise ValueError(f"generic resource {each} has the same name twice")
@@ -90,7 +91,7 @@ def parse_supply(text: str) -> tuple[str, str]:
     if not (value.isascii() and value.isdecimal()):
         names = value.split(",")
         for name in names:
-            if not _NAME.fullmatch(name) or ".." in name:
+            if not (_NAME.fullmatch(name) or is_cdi(name)) or ".." in name:
                 raise ValueError(f"generic resource {kind!r}: {name!r} cannot be the name of one")
         if len(set(names)) < len(names):
             raise ValueError(f"generic resource {kind!r} has the same name twice")
@@ -113,7 +114,7 @@ def supply_size(value: str) -> int:
 
 def is_device(name: str) -> bool:
     """Whether it is given to a container as a device."""
-    return name.startswith("/dev/")
+    return name.startswith("/dev/") or is_cdi(name)
 
 
 def with_generic(container: ContainerSpec, given: Mapping[str, str]) -> ContainerSpec:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from devcluster import Cluster, eventually
@@ -87,15 +89,20 @@ def test_it_says_when_no_node_can_ever_fit(cluster: Cluster, hello: str) -> None
 
 
 @pytest.fixture
-def gpus(cluster: Cluster) -> Iterator[tuple[str, str]]:
+def gpus(cluster: Cluster, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """Two devices that node2 offers."""
     # Dev hosts share this machine's /dev, so the names are the cluster's own.
     names = (f"/dev/{cluster.name}-gpu0", f"/dev/{cluster.name}-gpu1")
     for name, minor in zip(names, (3, 5), strict=True):
         cluster.exec("node2", "sh", "-c", f"rm -f {name}; mknod {name} c 1 {minor}")
     cluster.stop("node2")
+    edits = {"env": ["CARD=first"], "deviceNodes": [{"path": "/dev/tpu0", "hostPath": names[0]}]}
+    specification = {"cdiVersion": "0.6.0", "kind": "v.example/tpu",
+                     "devices": [{"name": "t0", "containerEdits": edits}]}  # fmt: skip
+    (tmp_path / "tpu.json").write_text(json.dumps(specification))
     cluster.dev("start", "node2", "--", "--generic-resource", f"gpu={','.join(names)}",
-                "--generic-resource", "licence=3")  # fmt: skip
+                "--generic-resource", "licence=3", "--cdi-spec-dir", str(tmp_path),
+                "--generic-resource", "tpu=v.example/tpu=t0")  # fmt: skip
     cluster.await_ready("node2")
     yield names
     cluster.stop("node2")
@@ -126,3 +133,7 @@ def test_devices_are_counted_given_and_given_back(
     env = cluster.orc("run", "--rm", "--generic-resource", "licence=2", "--entrypoint",
                       "/bin/busybox env", hello).stdout  # fmt: skip
     assert "DOCKER_RESOURCE_LICENCE=2" in env
+    said = cluster.orc("run", "--rm", "--generic-resource", "tpu=device=t0", "--entrypoint",
+                       "/bin/busybox", hello, "sh", "-c",
+                       "echo $DOCKER_RESOURCE_TPU $CARD; ls -d /dev/tpu0")  # fmt: skip
+    assert said.stdout.split() == ["v.example/tpu=t0", "first", "/dev/tpu0"]

@@ -38,6 +38,8 @@ class Mount:
     namespace has on the host."""
     tmpfs: tuple[str, ...] = ()
     """Options of a tmpfs."""
+    flags: tuple[str, ...] = ()
+    """Further options of a bind mount, such as `nosuid`."""
     exact: bool = False
     """A file that has on the host the ids of whom it belongs to in the container, so that none are
     mapped; it is data, and not to be run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orchestrator.agent.runtime import oci
+from orchestrator.agent.runtime import cdi, oci
 from orchestrator.agent.runtime.base import Container, Mount, RuntimeFailure
 from orchestrator.agent.runtime.bundle import Bundle
 from orchestrator.agent.runtime.cgroups import Cgroups
-from orchestrator.agent.runtime.devices import find_devices, make_nodes
+from orchestrator.agent.runtime.devices import DeviceNode, find_devices, make_nodes
 from orchestrator.agent.runtime.etcfiles import ETC_FILES, etc_files
 from orchestrator.agent.runtime.facts import NodeFacts
 from orchestrator.agent.runtime.host import find_runtime, kernel_version
@@ -32,7 +33,7 @@ from orchestrator.agent.runtime.seccomp import (
     own_profile,
 )
 from orchestrator.agent.runtime.userns import NamespaceMaker, keep, owner
-from orchestrator.model.specs import TaskSpec
+from orchestrator.model.specs import ContainerSpec, TaskSpec
 
 
 class BundleMaker:
@@ -47,6 +48,7 @@ class BundleMaker:
         facts: NodeFacts,
         seccomp_profile: Path,
         hidden: Sequence[Path],
+        cdi_folders: Sequence[Path] = cdi.FOLDERS,
     ) -> None:
         """`netns_dir` has the network namespaces by container; `hidden` are folders that no
         container sees, though it be given the node's own files."""
@@ -56,6 +58,7 @@ class BundleMaker:
         self._facts = facts
         self._profile_path = seccomp_profile
         self._hidden = tuple(hidden)
+        self._cdi_folders = tuple(cdi_folders)
         self._maker = NamespaceMaker()
 
     async def __aenter__(self) -> Self:
@@ -114,6 +117,10 @@ class BundleMaker:
 
         Raises RuntimeFailure for what the user or the node's owner has to change.
         """
+        edits = await asyncio.to_thread(
+            cdi.find_edits, container.spec.container.devices, self._cdi_folders
+        )
+        container = edits.apply(container)
         spec = container.spec.container
         runtime = find_runtime(spec.runtime) if spec.runtime else None
         async with AsyncExitStack() as stack:
@@ -133,7 +140,7 @@ class BundleMaker:
                     maps=bundle.maps,
                     keep=container.keep,
                 )
-            devices = find_devices(spec)
+            devices = _devices(spec, edits)
             if devices and ids is not None:
                 devices = make_nodes(devices, bundle.devices, ids)
             document = oci.config(
@@ -144,6 +151,7 @@ class BundleMaker:
                 devices=devices,
                 users=users,
             )
+            edits.complete(document)
             self._check(container, bundle, document["process"]["env"], document["process"]["cwd"])
             text = oci.render(document, self._profile(container))
             bundle.write_texts(text, etc_files(container, self._facts), ids)
@@ -203,6 +211,11 @@ class BundleMaker:
     def _default_profile(self, held: frozenset[str]) -> SeccompProfile:
         machine = go_architecture(os.uname().machine)
         return load_profile(self._profile_path, held, machine, kernel_version())
+
+
+def _devices(spec: ContainerSpec, edits: cdi.Edits) -> tuple[DeviceNode, ...]:
+    found = {device.path: device for device in (*find_devices(spec), *edits.devices)}
+    return tuple(found.values())
 
 
 def _mapped(mounts: tuple[Mount, ...], owners: Owners) -> tuple[Mount, ...]:

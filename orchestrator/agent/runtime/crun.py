@@ -18,7 +18,16 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator import bareprogram
-from orchestrator.agent.runtime import apparmor, conmon, ending, freezing, limits, resizing, spawn
+from orchestrator.agent.runtime import (
+    apparmor,
+    cdi,
+    conmon,
+    ending,
+    freezing,
+    limits,
+    resizing,
+    spawn,
+)
 from orchestrator.agent.runtime.access import Access
 from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.bundle import Bundle, Identity
@@ -78,6 +87,7 @@ class CrunRuntime:
         monitor: str = "conmon",
         seccomp_profile: Path = DEFAULT_PROFILE,
         first_id: int = FIRST,
+        cdi_folders: Sequence[Path] = cdi.FOLDERS,
         log_limits: LogLimits | None = None,
         rotation_interval: float = 1.0,
         clock: Callable[[], float] = time.time,
@@ -93,6 +103,7 @@ class CrunRuntime:
         self._runtime, self._monitor = runtime, monitor
         self._profile_path = seccomp_profile
         self._first_id = first_id
+        self._cdi_folders = tuple(cdi_folders)
         self._rotation = LogRotation(log_limits or LogLimits())
         self._log_limits: dict[str, LogLimits] = {}
         """Of logs, by container."""
@@ -132,6 +143,7 @@ class CrunRuntime:
                 facts=self._facts,
                 seccomp_profile=self._profile_path,
                 hidden=(self._state.parent, self._containers.parent),
+                cdi_folders=self._cdi_folders,
             )
         )
         self._group = await self._stack.enter_async_context(asyncio.TaskGroup())

@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.idranges import SIZE, IdRange
+from orchestrator.model.cdi import is_cdi
 from orchestrator.model.confinement import parse_device
 from orchestrator.model.specs import ContainerSpec
 
@@ -68,17 +69,19 @@ def find_devices(spec: ContainerSpec) -> tuple[DeviceNode, ...]:
     found: dict[str, DeviceNode] = {}
     if spec.privileged:
         for path in _nodes(_DEV):
-            device = _device(path, str(path), "rwm")
+            device = find_device(path, str(path), "rwm")
             found[device.path] = device
     for text in spec.devices:
+        if is_cdi(text):
+            continue  # see `cdi`
         asked = parse_device(text)
         host = Path(asked.host)
         if host.is_dir():
             for path in _nodes(host):
                 name = f"{asked.container}/{path.relative_to(host)}"
-                found[name] = _device(path, name, asked.access)
+                found[name] = find_device(path, name, asked.access)
         else:
-            found[asked.container] = _device(host, asked.container, asked.access)
+            found[asked.container] = find_device(host, asked.container, asked.access)
     return tuple(found.values())
 
 
@@ -96,7 +99,8 @@ def _nodes(folder: Path) -> Iterator[Path]:
             yield Path(entry.path)
 
 
-def _device(host: Path, path: str, access: str) -> DeviceNode:
+def find_device(host: Path, path: str, access: str) -> DeviceNode:
+    """A device of the host, for `path` in a container. Raises RuntimeFailure."""
     try:
         about = host.stat()
     except OSError as error:

@@ -38,6 +38,7 @@ def entry(mount: Mount, *, idmapped: bool) -> dict[str, Any]:
         options += ["ro", "rro"] if mount.recursive else ["ro"]
     else:
         options.append("rw")
+    options += mount.flags
     if idmapped and mount.owned:
         options.append("idmap")
     return {"destination": target, "type": "bind", "source": mount.source, "options": options}

@@ -46,6 +46,10 @@ def test_ulimits(text: str, limit: Ulimit) -> None:
     assert confinement.parse_ulimit(text) == limit
 
 
+def test_a_device_by_its_cdi_name() -> None:
+    assert str(confinement.parse_device("vendor.com/gpu=GPU-1:0")) == "vendor.com/gpu=GPU-1:0"
+
+
 def test_hosts_and_tmpfs() -> None:
     assert confinement.parse_host("db:10.0.0.1") == "db:10.0.0.1"
     assert confinement.parse_host("db=[fd00::1]") == "db:fd00::1"

@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.model.generic import (
     check_generic,
+    find_names,
     parse_generic,
     parse_supply,
     supply_names,
@@ -18,6 +19,21 @@ from orchestrator.model.specs import ContainerSpec
 
 def test_what_a_task_asks_for() -> None:
     assert parse_generic("gpu=2") == GenericResource("gpu", 2)
+    assert parse_generic("gpu=all") == GenericResource("gpu", 1, every=True)
+    named = parse_generic("gpu=device=0,v.com/gpu=1")
+    assert named == GenericResource("gpu", 2, ("0", "v.com/gpu=1"))
+    for made in (named, parse_generic("gpu=2"), parse_generic("gpu=all")):
+        assert parse_generic(str(made)) == made
+
+
+def test_which_of_a_nodes_a_name_means() -> None:
+    names = ("/dev/dri/card0", "v.com/gpu=0", "v.com/gpu=GPU-7", "red")
+    assert find_names(["card0", "0"], names) == ("/dev/dri/card0", "v.com/gpu=0")
+    assert find_names(["v.com/gpu=GPU-7", "/dev/dri/card0", "red"], names) == (
+        *("v.com/gpu=GPU-7", "/dev/dri/card0", "red"),
+    )
+    assert find_names(["card1"], names) is None
+    assert find_names(["0", "v.com/gpu=0"], names) is None, "one device is not two"
 
 
 @pytest.mark.parametrize(
@@ -27,6 +43,8 @@ def test_what_a_task_asks_for() -> None:
         ("gpu=two", "not of the form KIND=NUMBER"),
         ("gpu=-1", "not of the form KIND=NUMBER"),
         ("gpu=0", "0 is not from 1 to 10000"),
+        ("gpu=device=", "'' cannot be the name"),
+        ("gpu=device=a,a", "has the same name twice"),
         ("gpu=99999999999999999999999", "is not from 1 to 10000"),
         ("g pu=1", "'g pu' is no kind"),
         ("=1", "'' is no kind"),
@@ -44,7 +62,12 @@ def test_a_kind_is_asked_for_once() -> None:
 
 @pytest.mark.parametrize(
     ("text", "names", "size"),
-    [("gpu=4", (), 4), ("gpu=/dev/a,/dev/b", ("/dev/a", "/dev/b"), 2), ("key=red", ("red",), 1)],
+    [
+        ("gpu=v.com/gpu=0,v.com/gpu=GPU-1:2", ("v.com/gpu=0", "v.com/gpu=GPU-1:2"), 2),
+        ("gpu=4", (), 4),
+        ("gpu=/dev/a,/dev/b", ("/dev/a", "/dev/b"), 2),
+        ("key=red", ("red",), 1),
+    ],
 )
 def test_what_a_node_has(text: str, names: tuple[str, ...], size: int) -> None:
     _, value = parse_supply(text)
@@ -58,6 +81,7 @@ def test_what_a_node_has(text: str, names: tuple[str, ...], size: int) -> None:
         ("gpu=", "not of the form"),
         ("gpu=/dev/a,/dev/a", "the same name twice"),
         ("gpu=/dev/../etc", "cannot be the name"),
+        ("gpu=v.com/gpu=", "cannot be the name"),
         ("gpu=a,,b", "'' cannot be the name"),
         ("gpu=10001", "more than 10000"),
     ],
@@ -77,4 +101,5 @@ def test_a_container_is_told_what_it_has_and_gets_the_devices() -> None:
         "DOCKER_RESOURCE_SSD=2",
     )
     assert made.devices == ("/dev/fuse", "/dev/a", "/dev/b")
+    assert with_generic(container, {"gpu": "v.com/gpu=0"}).devices == ("/dev/fuse", "v.com/gpu=0")
     assert with_generic(container, {}) is container

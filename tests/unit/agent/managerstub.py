@@ -31,8 +31,13 @@ class Conversation:
         self._speaking = asyncio.Lock()
 
     async def say(self, **kind: Any) -> None:
+        """Send a message. It is lost if the agent has gone, as a manager's is."""
         async with self._speaking:  # gRPC takes one write at a time
-            await self._context.write(dispatch_pb2.ManagerMessage(**kind))
+            try:
+                await self._context.write(dispatch_pb2.ManagerMessage(**kind))
+            except Exception:
+                if not self._context.done():
+                    raise
 
     async def welcome(self, period: float = 0.05, managers: Iterable[str] = ()) -> None:
         await self.say(

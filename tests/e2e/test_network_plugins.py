@@ -16,6 +16,15 @@ from devcluster import ORC, PATIENCE, Cluster, eventually
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 BOX = "/bin/busybox"
+FORGE = """
+import socket, struct
+wire = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+ends = socket.inet_aton("9.9.9.9") + socket.inet_aton("10.79.0.1")
+for _ in range(3):
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 28, 1, 0, 64, socket.IPPROTO_UDP, 0)
+    wire.sendto(head + ends + struct.pack("!4H", 9, 9, 8, 0), ("10.79.0.1", 0))
+"""
+"""Three datagrams with the source of a stranger."""
 SOCKET = "/run/docker/plugins/toy.sock"
 
 
@@ -120,6 +129,11 @@ def test_a_service_on_a_chain_over_kills(tidy: Cluster, hello: str, tmp_path: Pa
     eventually(lambda: f"Hello from {one['name']}" in fetched(cluster, "node1", 8088))
     sysctl = cluster.in_network(one, "cat", "/proc/sys/net/core/somaxconn").stdout
     assert sysctl.strip() == "321"
+    # What has another's source address gets no further than its node's end of the cable.
+    cluster.in_network(one, sys.executable, "-c", FORGE)
+    told = json.loads(cluster.orc("network", "doctor", "--format", "json", ok=False).stdout)
+    dropped = f"source check on node1 dropped 3 packets from container {one['name']} in network lan"
+    assert dropped in [finding["text"] for finding in told["findings"]]
     # Its gateway is the node's own address, so the name server answers there.
     eventually(lambda: "Address: 10.79.0.2" in inside(cluster, one["name"], "nslookup", "web"))
     assert inside(cluster, one["name"], "nslookup", "tasks.web").count("Address: 10.") == 1

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from orchestrator.agent.metrics import AgentCollector, Holdings, Shown
 from orchestrator.agent.network import Forgery, NetworkConfig, NetworkError
 from orchestrator.agent.sourcewatch import QUIET, SourceWatch
 
@@ -65,6 +66,22 @@ async def test_the_kernels_numbers_begin_anew(caplog: pytest.LogCaptureFixture) 
     await world.watch.look()
     await world.pass_over(1)
     assert world.watch.dropped == {"back": 9}
+
+
+def test_prometheus_has_a_counter_for_each_network() -> None:
+    shown = Shown(
+        runners={},
+        access=lambda task: pytest.fail("there is no task"),
+        holdings=lambda: Holdings(0, 0, 0, 0, 0, 0),
+        connected=lambda: True,
+        runtime="crun 1",
+        dropped=lambda: {"back": 26},
+    )
+    samples = [one for each in AgentCollector(shown, {}).collect() for one in each.samples]
+    name = "orc_agent_source_check_dropped_packets_total"
+    assert [(one.labels, one.value) for one in samples if one.name == name] == [
+        ({"network": "back"}, 26.0)
+    ]
 
 
 async def test_a_helper_that_fails_is_asked_again() -> None:

@@ -273,6 +273,44 @@ services:
     assert "service 'other_web' has not converged in 1s" in late.stderr
 
 
+def test_hooks_run_after_the_start_and_before_a_stop(
+    tidy: Cluster, hello: str, write: Write
+) -> None:
+    cluster = tidy
+    text = """
+services:
+  web:
+    image: hello:1
+    stop_signal: SIGKILL
+    volumes: ["notes:/notes"]
+    post_start: [{command: [/bin/busybox, sh, -c, "$CHECK; echo started >> /notes/all"]}]
+    pre_stop:
+      - command: [/bin/busybox, sh, -c, "echo $$WORD >> /notes/all"]
+        environment: {WORD: stopping}
+    deploy: {restart_policy: {condition: none}}
+volumes: {notes: }
+"""
+    deploy = ("stack", "deploy", "-c", write(text), "shop")
+    cluster.orc(*deploy, "--set", "CHECK=true")
+    cluster.orc("service", "scale", "shop_web=0")
+    cluster.orc("service", "scale", "shop_web=1")
+    (id,) = ids(cluster, "shop").values()
+    notes = cluster.orc("exec", id, "/bin/busybox", "cat", "/notes/all").stdout.split()
+    assert notes == ["started", "stopping", "started"]
+    shown = cluster.json("service", "inspect", "shop_web")[0]["spec"]["task"]["container"]
+    assert shown["pre_stop"][0]["env"] == ["WORD=stopping"]
+
+    cluster.orc(*deploy, "-d", "--set", "CHECK=echo no table >&2; exit 3")
+
+    def errors() -> list[str]:
+        rows = cluster.json("service", "ps", "shop_web")
+        return [row["error"] for row in rows if row["state"] == "failed"]
+
+    (error,) = eventually(errors)
+    assert error.startswith("post_start hook 1 of 1 (/bin/busybox sh -c ")
+    assert error.endswith(" failed: exit status 3: no table")
+
+
 def test_secrets_and_configs_are_files_that_roll_who_has_them(
     tidy: Cluster, hello: str, write: Write, tmp_path: Path
 ) -> None:

@@ -22,6 +22,8 @@ class Prepared:
     image: LocalImage
     mounts: tuple[Mount, ...]
     connected: Connected
+    beside: str = ""
+    """The container whose PID namespace it shares, by its id."""
 
 
 def describe_container(
@@ -56,6 +58,7 @@ def describe_container(
         labels=dict(task.spec.container.labels),
         keep=task.standalone,
         mounts=made.mounts,
+        beside=made.beside,
         logging=logging or LogConfig(),
     )
 

@@ -17,10 +17,11 @@ from orchestrator.agent.lifecycle import keeps
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.plugins.calls import Tell, announced
-from orchestrator.agent.runtime.base import Mount, Started
+from orchestrator.agent.runtime.base import Mount, RuntimeFailure, Started
 from orchestrator.agent.runtime.signals import signal_number
 from orchestrator.model.health import effective
 from orchestrator.model.objects import Volume
+from orchestrator.model.sharing import joined_container
 from orchestrator.model.specs import HealthCheck
 from orchestrator.model.tasks import Health, Task, TaskStatus
 from orchestrator.pb import dispatch_pb2, documents_pb2
@@ -36,8 +37,11 @@ class Holding:
         parts: Parts,
         assigned: dispatch_pb2.AssignedTask,
         begun: Callable[[], bool] = lambda: False,
+        running: Callable[[str], Task | None] = lambda word: None,
     ) -> None:
-        """`begun`: whether its program has run already; what is done then is in no trace."""
+        """`begun`: whether its program has run already; what is done then is in no trace.
+        `running`: the running task that a word means."""
+        self._running = running
         self._parts = parts
         self._begun = begun
         self._prepared: Prepared | None = None
@@ -125,13 +129,31 @@ class Holding:
         # Until then namespaces that nobody is known to hold are taken away.
         await self._parts.network.ready()
         with self._step("files"):
-            await self._parts.runtime.reserve(task.id, task.spec)
+            beside = self._beside(task)
+            await self._parts.runtime.reserve(task.id, task.spec, beside)
             users = self._parts.runtime.users(task.id)
             files = self._parts.files.place(task.id, self.files, users)
         networks = ", ".join(each.network for each in task.spec.attachments)
         with self._step("network"), announced(tell, f"not yet connected to {networks}"):
             connected = await self._parts.network.connect(task)
-        self._prepared = Prepared(image, (*mounts, *files), connected)
+        self._prepared = Prepared(image, (*mounts, *files), connected, beside)
+
+    def _beside(self, task: Task) -> str:
+        """The id of the container whose PID namespace it shares. Raises RuntimeFailure."""
+        word = joined_container(task.spec.container)
+        if not word:
+            return ""
+        neighbour = self._running(word)
+        if neighbour is None:
+            raise RuntimeFailure(
+                f"container {word}, whose PID namespace it is to share, does not run"
+            )
+        if neighbour.spec.container.pid == "host":
+            raise RuntimeFailure(
+                f"container {word}, whose PID namespace it is to share, has the node's; "
+                "run this one with --pid host"
+            )
+        return neighbour.id
 
     def addressed(self, status: TaskStatus) -> TaskStatus:
         """The status with its addresses by network, once it is connected."""

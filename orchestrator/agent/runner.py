@@ -101,6 +101,7 @@ class TaskRunner:
         gate: asyncio.Semaphore,
         removals: asyncio.Semaphore,
         predecessors: Callable[[Task], Iterable[asyncio.Event]] = lambda task: (),
+        running: Callable[[str], Task | None] = lambda word: None,
     ) -> None:
         """`record` is what an earlier agent left, None for a new task; `gate` bounds how many
         containers are made at a time, `removals` how many are removed; `predecessors` are the ends
@@ -116,7 +117,7 @@ class TaskRunner:
         """Seconds of the stop grace period that hooks have used."""
         self._predecessors = predecessors
         self._task: Task = from_proto(assigned.task)
-        self._holding = Holding(parts, assigned, lambda: self.begun.is_set())
+        self._holding = Holding(parts, assigned, lambda: self.begun.is_set(), running)
         self._caretaker = Caretaker(parts.probes, parts.clock)
         self._resizing = asyncio.Lock()
         self._limits: Limits | None = None

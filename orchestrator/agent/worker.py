@@ -207,6 +207,7 @@ class Worker:
             gate=self._gate,
             removals=self._removals,
             predecessors=self._predecessors,
+            running=self.running,
         )
         self._runners[runner.id] = runner
         self._spawn(self._drive(runner), f"task {runner.id}")

@@ -331,9 +331,10 @@ SETTINGS = (
         ("--pid",),
         "task.container.pid",
         click.STRING,
-        "PID namespace: the node's, or one of its own.",
+        "PID namespace: the node's, one of its own, or that of another container, on whose node "
+        "it then runs.",
         default="private",
-        metavar="[host|private]",
+        metavar="[host|private|container:NAME]",
     ),
     Setting(
         ("--ipc",),

@@ -28,9 +28,10 @@ from orchestrator.compose.kinds import (
 )
 from orchestrator.compose.mapkinds import Entries, Keyed, Keys, Many, Pairs
 from orchestrator.compose.ownspec import KEY, OWN
-from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, Scalar, within
+from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, Scalar, hint, within
 from orchestrator.model import confinement, logdrivers
 from orchestrator.model.names import check_hostname, check_name, parse_image
+from orchestrator.model.sharing import OF_CONTAINER, OF_SERVICE
 from orchestrator.model.units import parse_duration
 from orchestrator.model.validate import known_signal
 
@@ -80,6 +81,26 @@ def _volumes_from(text: str) -> None:
         raise ValueError(f"{text!r}: only services of the file share their volumes")
     if mode not in ("", "ro", "rw"):
         raise ValueError(f"{text!r} is not of the form SERVICE[:ro]")
+
+
+def _namespace(text: str, known: tuple[str, ...], instead: str) -> None:
+    if text.startswith((OF_CONTAINER, OF_SERVICE)):
+        raise ValueError(
+            f"{text!r} cannot be had: tasks of a stack may be on any nodes; run both programs in "
+            f"one container{instead}"
+        )
+    if text not in known:
+        raise ValueError(f"{text!r} is unknown; {hint(text, known)}")
+
+
+def _pid(text: str) -> None:
+    _namespace(text, ("host", "private"), ", or this one by 'orc run --pid container:NAME'")
+
+
+def _ipc(text: str) -> None:
+    if text == "none":
+        raise ValueError("none cannot be had; leave it out: /dev/shm is the container's")
+    _namespace(text, ("host", "private", "shareable"), "")
 
 
 def check_service_name(text: str) -> None:
@@ -422,14 +443,12 @@ SERVICE = Keys(
         "credential_spec": Refused("it is of Windows"),
         "device_cgroup_rules": Refused("name the devices, under devices"),
         "gpus": Gpus(Keys(DEVICE, "GPUs")),
-        "ipc": Choice(
-            ("host", "private", "shareable"), {"none": "leave it out; /dev/shm is the container's"}
-        ),
+        "ipc": Text(_ipc),
         "isolation": Refused("it is of Windows", ("default",)),
         "mem_swappiness": Refused("containers have no swap; memswap_limit gives them some"),
         "models": Refused("Orc runs no models; run them as a service"),
         "oom_kill_disable": Refused("a container over its memory limit is killed", ("false",)),
-        "pid": Choice(("host", "private")),
+        "pid": Text(_pid),
         "pre_start": Refused(
             "run it as a service of its own, for which this one waits: depends_on with "
             "service_completed_successfully"

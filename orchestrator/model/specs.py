@@ -209,7 +209,8 @@ class ContainerSpec(Extensible):
     rootfs: str = ""
     """`host`: a read-only view of the node's own files in place of an image."""
     pid: str = ""
-    """PID namespace. `host`: the node's; empty or `private`: its own."""
+    """PID namespace. `host`: the node's; `container:NAME`: that of a container, on whose node it is
+    placed; empty or `private`: its own."""
     ipc: str = ""
     """IPC namespace. `host`: the node's, with its /dev/shm; empty, `private` or `shareable`: its
     own."""

@@ -26,6 +26,7 @@ from orchestrator.model.networks import check_attachments
 from orchestrator.model.placement import Disconnect
 from orchestrator.model.resources import MAX_REPLICAS as MAX_REPLICAS
 from orchestrator.model.rules import check_agreement, check_attribute
+from orchestrator.model.sharing import OF_CONTAINER, OF_SERVICE, check_sharing, joined_container
 from orchestrator.model.signals import signal_number
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -82,6 +83,13 @@ def validate_service(spec: ServiceSpec) -> None:
     except ValueError as error:
         raise InvalidSpec("task.container", str(error)) from None
     validate_task(replace(spec.task, container=container))
+    if joined_container(spec.task.container):
+        raise InvalidSpec(
+            "task.container.pid",
+            f"pid {spec.task.container.pid!r} cannot be had by a service: its tasks may be on any "
+            "node; run both programs in one container, or this one by "
+            "'orc run --pid container:NAME'",
+        )
     _policy("update", spec.update)
     _policy("rollback", spec.rollback)
     for field, words in job_faults(spec):
@@ -243,15 +251,15 @@ def _confinement(spec: ContainerSpec) -> None:
         raise InvalidSpec(
             f"{where}.userns", f"userns {spec.userns!r} is unknown; host and private are there"
         )
+    _guard(f"{where}.pid", check_sharing, spec)
     for name, known in (("pid", _PID), ("ipc", _IPC)):
         value = getattr(spec, name)
-        if value.startswith(("container:", "service:")):
+        if name == "ipc" and value.startswith((OF_CONTAINER, OF_SERVICE)):
             raise InvalidSpec(
                 f"{where}.{name}",
-                f"{name} {value!r} cannot be shared: tasks may be on any node; run both programs "
-                "in one container",
+                f"{name} {value!r} cannot be shared; run both programs in one container",
             )
-        if value not in known:
+        if value not in known and not value.startswith(OF_CONTAINER):
             raise InvalidSpec(
                 f"{where}.{name}", f"{name} {value!r} is unknown; {', '.join(known[1:])} are there"
             )

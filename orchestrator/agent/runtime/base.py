@@ -71,6 +71,8 @@ class Container:
     """Besides those that every container has; one a target."""
     logging: LogConfig = field(default_factory=LogConfig)
     """Logging driver and options, with the node's defaults filled in."""
+    beside: str = ""
+    """The container whose PID namespace and users it shares, by its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,10 @@ class Runtime(Protocol):
     """Makes, starts, watches and removes containers. Every method may be called again after a
     crash at any point and goes on from what is there."""
 
-    async def reserve(self, container_id: str, spec: TaskSpec) -> None:
-        """Take what must be there before the network is: the container's user ids, and a network
-        namespace that belongs to its users. `remove` gives the ids back."""
+    async def reserve(self, container_id: str, spec: TaskSpec, beside: str = "") -> None:
+        """Take what must be there before the network is: the container's user ids, which are those
+        of the container that it is `beside`, and a network namespace that belongs to its users.
+        `remove` gives the ids back."""
         ...
 
     async def create(self, container: Container) -> None:

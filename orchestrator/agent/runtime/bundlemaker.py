@@ -20,6 +20,7 @@ from orchestrator.agent.runtime.etcfiles import ETC_FILES, etc_files
 from orchestrator.agent.runtime.facts import NodeFacts
 from orchestrator.agent.runtime.host import find_runtime, kernel_version
 from orchestrator.agent.runtime.hostroot import masked, mount_host_root
+from orchestrator.agent.runtime.identity import ProcessIdentity
 from orchestrator.agent.runtime.idmap import idmapped
 from orchestrator.agent.runtime.idranges import SIZE, IdRanges
 from orchestrator.agent.runtime.overlay import Owners, ensure_unmounted, mount_overlay
@@ -89,10 +90,14 @@ class BundleMaker:
         """Give back what `reserve` took, but for the network namespace, which is the network's."""
         self._ids.release(container_id)
 
-    async def reserve(self, container_id: str, spec: TaskSpec) -> None:
+    async def reserve(self, container_id: str, spec: TaskSpec, beside: str = "") -> None:
         """Take a range of user ids for a container, and make the network namespace that belongs to
-        its users, unless it has the host's. Raises RuntimeFailure."""
+        its users, unless it has the host's. Its users are those of the container that it is
+        `beside`. Raises RuntimeFailure."""
         if not own_users(spec.container):
+            return
+        if beside:
+            await self._share_users(container_id, beside)
             return
         known = self._ids.find(container_id) is not None
         ids = self._ids.hold(container_id)
@@ -110,10 +115,43 @@ class BundleMaker:
             os.close(userns)
             os.close(netns)
 
+    async def _share_users(self, container_id: str, beside: str) -> None:
+        """Give a container the users of another one, since only they may see its processes."""
+        theirs, path = self._ids.find(beside), self._netns_dir / container_id
+        userns = owner(self._netns_dir / beside)
+        if theirs is None or userns is None:
+            raise RuntimeFailure(
+                "the container whose PID namespace it is to share has the host's users; run this "
+                "one with --userns host as well"
+            )
+        try:
+            if self._ids.find(container_id) not in (None, theirs):
+                raise RuntimeFailure(
+                    "the container whose PID namespace it is to share has other users than when "
+                    "this one was made; remove this one and run it again"
+                )
+            self._ids.share(container_id, beside)
+            if (found := owner(path)) is not None:
+                same = os.fstat(found).st_ino == os.fstat(userns).st_ino
+                os.close(found)
+                if same:
+                    return
+            ensure_unmounted(path)
+            netns = await self._maker.join(userns)
+            try:
+                keep(netns, path)
+            finally:
+                os.close(netns)
+        finally:
+            os.close(userns)
+
     @asynccontextmanager
-    async def made(self, container: Container, bundle: Bundle) -> AsyncIterator[str | None]:
+    async def made(
+        self, container: Container, bundle: Bundle, neighbour: ProcessIdentity | None = None
+    ) -> AsyncIterator[str | None]:
         """The bundle, with the root mounted, for the OCI runtime to read while the block lasts;
-        yields the program that the container asks for in place of the node's.
+        yields the program that the container asks for in place of the node's. `neighbour` is the
+        first process of the container that it is beside.
 
         Raises RuntimeFailure for what the user or the node's owner has to change.
         """
@@ -150,6 +188,7 @@ class BundleMaker:
                 read_image_files(bundle.root),
                 devices=devices,
                 users=users,
+                pid=_joined(neighbour, owners, stack) if neighbour is not None else "",
             )
             edits.complete(document)
             self._check(container, bundle, document["process"]["env"], document["process"]["cwd"])
@@ -164,8 +203,17 @@ class BundleMaker:
         one."""
         if not own_users(container.spec.container):
             return None, None
+        own = self._netns_dir / container.id
+        ours = container.netns == own
+        if container.beside:
+            userns = owner(own)
+            ids = self._ids.find(container.id)
+            if userns is None or ids is None:
+                raise RuntimeFailure("the users that it is to share are gone; start it again")
+            stack.callback(os.close, userns)
+            shared = oci.OwnUsers(_path(userns), str(container.netns or own), not ours)
+            return shared, Owners(ids, userns)
         ids = self._ids.hold(container.id)
-        ours = container.netns == self._netns_dir / container.id
         userns = owner(container.netns) if container.netns is not None and ours else None
         netns = str(container.netns or "")
         if userns is None:
@@ -233,6 +281,22 @@ def _mapped(mounts: tuple[Mount, ...], owners: Owners) -> tuple[Mount, ...]:
                 mount = replace(mount, owned=True)
         found.append(mount)
     return tuple(found)
+
+
+def _joined(neighbour: ProcessIdentity, owners: Owners | None, stack: AsyncExitStack) -> str:
+    """The PID namespace of a process, open for as long as `stack` lasts. Raises RuntimeFailure."""
+    try:
+        pid = os.open(f"/proc/{neighbour.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, pid)
+        users = os.stat(f"/proc/{neighbour.pid}/ns/user").st_ino
+    except OSError:
+        users = 0
+    same = owners is None or users == os.fstat(owners.userns).st_ino
+    if not users or not same or not neighbour.alive():
+        raise RuntimeFailure(
+            "the container whose PID namespace it is to share has ended meanwhile; start it again"
+        )
+    return _path(pid)
 
 
 def _path(descriptor: int) -> str:

@@ -161,9 +161,9 @@ class CrunRuntime:
         self._watch.close()
         await self._stack.__aexit__(kind, error, trace)
 
-    async def reserve(self, container_id: str, spec: TaskSpec) -> None:
+    async def reserve(self, container_id: str, spec: TaskSpec, beside: str = "") -> None:
         """See `Runtime.reserve`. Raises RuntimeFailure."""
-        await self._maker.reserve(self._bundle(container_id).run.name, spec)
+        await self._maker.reserve(self._bundle(container_id).run.name, spec, beside)
 
     async def create(self, container: Container) -> None:
         """Mount the root, write the bundle, start the monitor, create the container.
@@ -197,7 +197,8 @@ class CrunRuntime:
             self._maker.release(container.id)
 
     async def _create(self, container: Container, bundle: Bundle) -> None:
-        async with self._maker.made(container, bundle) as runtime:
+        neighbour = self.access(container.beside).running() if container.beside else None
+        async with self._maker.made(container, bundle, neighbour) as runtime:
             if container.logging != LogConfig():
                 bundle.write_logging(container.logging)
             kept = self._kept(container.logging)

@@ -103,7 +103,7 @@ class FakeRuntime:
         if script.fail_at == step:
             raise RuntimeFailure(script.failure)
 
-    async def reserve(self, container_id: str, spec: TaskSpec) -> None:
+    async def reserve(self, container_id: str, spec: TaskSpec, beside: str = "") -> None:
         """See `Runtime.reserve`."""
         self._step(container_id, "reserve")
 

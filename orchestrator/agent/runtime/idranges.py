@@ -2,7 +2,8 @@
 
 A range is a symbolic link in a folder on disk: its name is the first id, what it points to is the
 container. The kernel makes a link or says that there is one, so that no two containers ever hold
-the same range, whenever the agent is killed.
+the same range, whenever the agent is killed, unless they are to share it: then the second has a
+link of its own, `ID.shared`, to the range.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ HIGHEST = (1 << 32) - 2
 """The last id that the kernel takes."""
 BUILD_IDS = range(0x6FC0_0000, 0x7000_0000)
 """Ids for image builds, 64 ranges, which no container gets."""
+_SHARED = ".shared"
+"""Ends the name of a link of a container to the range that it shares."""
 _SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
 
 
@@ -33,7 +36,7 @@ class IdRange:
 
 
 class IdRanges:
-    """The ranges of this node; each is held until its container is removed."""
+    """The ranges of this node; each is held until its containers are removed."""
 
     def __init__(
         self,
@@ -55,6 +58,9 @@ class IdRanges:
         for entry in os.scandir(self._folder):
             if entry.name.isdecimal():
                 self._held[os.readlink(entry.path)] = IdRange(int(entry.name))
+            elif entry.name.endswith(_SHARED):
+                container_id = entry.name.removesuffix(_SHARED)
+                self._held[container_id] = IdRange(int(os.readlink(entry.path)))
 
     def held(self) -> frozenset[str]:
         """The containers that hold a range."""
@@ -85,10 +91,35 @@ class IdRanges:
             "remove some, or run it with --userns host"
         )
 
+    def share(self, container_id: str, other: str) -> None:
+        """Have a container hold the range that another one holds."""
+        found = self._held[other]
+        if self._held.get(container_id) != found:
+            os.symlink(str(found.first), self._sharing(container_id))
+            self._held[container_id] = found
+
     def release(self, container_id: str) -> None:
-        """Give a container's range back; fine when it has none."""
-        if (found := self._held.pop(container_id, None)) is not None:
+        """Give a container's range back; fine when it has none. One that is shared is free when all
+        have given it back."""
+        if (found := self._held.pop(container_id, None)) is None:
+            return
+        if found not in self._held.values():
+            # First: a range whose link is left can only be lost, not given to two.
+            self._sharing(container_id).unlink(missing_ok=True)
             (self._folder / str(found.first)).unlink(missing_ok=True)
+            return
+        link = self._folder / str(found.first)
+        if os.readlink(link) == container_id:
+            heir = next(id for id, held in self._held.items() if held == found)
+            made = self._folder / f"{found.first}.new"
+            made.unlink(missing_ok=True)
+            made.symlink_to(heir)
+            made.rename(link)
+            self._sharing(heir).unlink(missing_ok=True)
+        self._sharing(container_id).unlink(missing_ok=True)
+
+    def _sharing(self, container_id: str) -> Path:
+        return self._folder / f"{container_id}{_SHARED}"
 
 
 def subordinate_ids() -> tuple[tuple[int, int], ...]:

@@ -4,8 +4,10 @@ It uses the standard library alone, so that it is small: a new namespace takes a
 itself has threads, of which no fork is safe.
 
 Orders come over the sequenced socket that is its stdin: the decimal number of the first user id of
-a range. It answers `ok` with two descriptors, of the user namespace and of the network namespace,
-or with one line that says what the kernel refused. It ends when the other end closes.
+a range, or `join` with the descriptor of a user namespace. It answers `ok` with two descriptors, of
+the user namespace and of the network namespace, or with that of a network namespace which belongs
+to the given one; or with one line that says what the kernel refused. It ends when the other end
+closes.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ SIZE = 65_536
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _unshare() -> None:
-    if _libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
+def _check(result: int) -> None:
+    if result != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
@@ -35,9 +37,13 @@ def _write(path: str, text: str) -> None:
         os.close(descriptor)
 
 
-def _child(ready: int, done: int) -> None:
+def _child(ready: int, done: int, joined: int) -> None:
     try:
-        _unshare()
+        if joined >= 0:
+            _check(_libc.setns(joined, CLONE_NEWUSER))
+            _check(_libc.unshare(CLONE_NEWNET))
+        else:
+            _check(_libc.unshare(CLONE_NEWUSER | CLONE_NEWNET))
         os.write(ready, b"k")
         os.read(done, 1)
     except OSError as error:
@@ -45,19 +51,22 @@ def _child(ready: int, done: int) -> None:
     os._exit(0)
 
 
-def make(first: int) -> tuple[int, int]:
-    """Descriptors of a new user namespace and of its network namespace. Raises OSError."""
+def make(first: int, joined: int = -1) -> tuple[int, ...]:
+    """Descriptors of a new user namespace and of its network namespace; with `joined`, a user
+    namespace that is there, only of the latter. Raises OSError."""
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
     done_read, done_write = os.pipe2(os.O_CLOEXEC)
     try:
         pid = os.fork()
         if pid == 0:
             os.close(done_write)
-            _child(ready_write, done_read)
+            _child(ready_write, done_read, joined)
         try:
             said = os.read(ready_read, 256)
             if said != b"k":
                 raise OSError(0, said.decode())
+            if joined >= 0:
+                return (os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC),)
             for kind in ("uid", "gid"):
                 _write(f"/proc/{pid}/{kind}_map", f"0 {first} {SIZE}\n")
             user = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
@@ -77,12 +86,16 @@ def make(first: int) -> tuple[int, int]:
 def main(argv: list[str]) -> None:
     """Serve until the other end closes."""
     with socket.socket(fileno=os.dup(0)) as orders:
-        while order := orders.recv(64):
+        while (received := socket.recv_fds(orders, 64, 1))[0]:
+            order, given, _, _ = received
             try:
-                made = make(int(order))
+                made = make(-1, given[0]) if order == b"join" else make(int(order))
             except OSError as error:
                 orders.send((error.strerror or str(error)).encode())
                 continue
+            finally:
+                for descriptor in given:
+                    os.close(descriptor)
             socket.send_fds(orders, [b"ok"], made)
             for descriptor in made:
                 os.close(descriptor)

@@ -143,14 +143,18 @@ def process(
     }
 
 
-def namespaces(container: Container, users: OwnUsers | None = None) -> list[dict[str, str]]:
+def namespaces(
+    container: Container, users: OwnUsers | None = None, pid: str = ""
+) -> list[dict[str, str]]:
     """Everything of its own but what it has of the node's; the network namespace is joined when the
-    network made one."""
+    network made one, and the PID namespace at `pid` if it shares one."""
     found = [{"type": "user", "path": users.userns}] if users is not None else []
     spec = container.spec.container
     hosts = {kind for kind, of in (("pid", spec.pid), ("ipc", spec.ipc)) if of == privileges.HOST}
     kinds = ("pid", "ipc", "uts", "mount", "cgroup")
     found += [{"type": kind} for kind in kinds if kind not in hosts]
+    if pid:
+        found = [each | {"path": pid} if each["type"] == "pid" else each for each in found]
     if container.host_network:
         return found
     network = {"type": "network"}
@@ -212,6 +216,7 @@ def config(
     *,
     devices: tuple[DeviceNode, ...] = (),
     users: OwnUsers | None = None,
+    pid: str = "",
 ) -> dict[str, Any]:
     """The whole runtime configuration but for `linux.seccomp`, which `render` adds.
 
@@ -224,7 +229,7 @@ def config(
     groups = resolve_groups(spec.groups, files.group)
     linux = {
         "cgroupsPath": places.cgroup,
-        "namespaces": namespaces(container, users),
+        "namespaces": namespaces(container, users, pid),
         "resources": limits.resources(container.spec, node, devices),
         "devices": [each.node for each in devices if not each.source],
         "sysctl": privileges.sysctls(spec, network=users is None or not users.foreign),

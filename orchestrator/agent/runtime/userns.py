@@ -46,11 +46,21 @@ class NamespaceMaker:
     async def make(self, ids: IdRange) -> tuple[int, int]:
         """Descriptors of a user namespace in which `ids` are 0 and on, and of a network namespace
         that belongs to it; the caller closes both. Raises RuntimeFailure."""
+        userns, netns = await self._made(str(ids.first).encode())
+        return userns, netns
+
+    async def join(self, userns: int) -> int:
+        """A descriptor of a new network namespace that belongs to a user namespace that is there;
+        the caller closes it. Raises RuntimeFailure."""
+        (netns,) = await self._made(b"join", userns)
+        return netns
+
+    async def _made(self, order: bytes, *given: int) -> list[int]:
         async with self._turn:
             for _ in range(_ATTEMPTS):
-                answer, made = await self._ask(str(ids.first).encode())
+                answer, made = await self._ask(order, *given)
                 if made:
-                    return made[0], made[1]
+                    return made
                 if answer:
                     break
                 self._end()
@@ -60,11 +70,11 @@ class NamespaceMaker:
             "see /proc/sys/user/max_user_namespaces, or use --userns host"
         )
 
-    async def _ask(self, order: bytes) -> tuple[bytes, list[int]]:
+    async def _ask(self, order: bytes, *given: int) -> tuple[bytes, list[int]]:
         """The answer and the descriptors with it; neither when the helper has ended."""
         try:
             orders = self._started()
-            orders.send(order)
+            socket.send_fds(orders, [order], given)
             await spawn.readable(orders.fileno())
             answer, made, _, _ = socket.recv_fds(orders, 256, 2)
         except asyncio.CancelledError:

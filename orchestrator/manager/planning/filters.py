@@ -22,7 +22,13 @@ from orchestrator.manager.planning.networkrules import (
 from orchestrator.manager.planning.nodetable import Demand, Filter, NodeTable, Port
 from orchestrator.manager.planning.resources import BoolArray, fits
 from orchestrator.manager.planning.views import ClusterView
-from orchestrator.manager.planning.volumes import NodeRule, node_rules, only_on, unusable
+from orchestrator.manager.planning.volumes import (
+    NodeRule,
+    container_named,
+    node_rules,
+    only_on,
+    unusable,
+)
 from orchestrator.model.allowances import UNCHECKED_SOURCES, allows, refusal
 from orchestrator.model.documents import FEATURE
 from orchestrator.model.names import parse_image
@@ -31,6 +37,7 @@ from orchestrator.model.nodes import Availability, NodeState
 from orchestrator.model.placement import GenericResource
 from orchestrator.model.rules import NODE_LABELS, Rule, parse_rule
 from orchestrator.model.specs import Protocol
+from orchestrator.model.states import TaskState
 
 NO_NODES = "no suitable node (the cluster has no nodes; join one with orc cluster join)"
 
@@ -53,6 +60,8 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
                 yield _allowance(table, demand, UNCHECKED_SOURCES)
         elif (holder := namespace_holder(view, name)) is not None:
             yield _node_rule(only_on(view, holder.node_id, f"container {holder.name} is on"))
+    if demand.beside and (holder := container_named(view, demand.beside)) is not None:
+        yield _node_rule(only_on(view, holder.node_id, f"container {holder.name} is on"))
     for name in demand.allowances:
         yield _allowance(table, demand, name)
     if demand.files:
@@ -73,6 +82,16 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
         yield _generic(each)
 
 
+def _not_beside(view: ClusterView, word: str) -> str | None:
+    """Why no container can share the processes of this one; None if one can."""
+    holder = container_named(view, word)
+    if holder is None:
+        return f"no container {word}, whose PID namespace it is to share"
+    if holder.status.state is not TaskState.RUNNING:
+        return f"container {word}, whose PID namespace it is to share, does not run"
+    return None
+
+
 def impossible(view: ClusterView, demand: Demand) -> str | None:
     """Why no node at all can take it, whatever its room; None if some might."""
     if not view.nodes:
@@ -82,6 +101,8 @@ def impossible(view: ClusterView, demand: Demand) -> str | None:
     for name in demand.networks:
         if (reason := unusable_network(view, name)) is not None:
             return reason
+    if demand.beside and (reason := _not_beside(view, demand.beside)) is not None:
+        return reason
     if demand.image_digest:
         image = view.images.get(demand.image_digest)
         holders = image.nodes if image else ()

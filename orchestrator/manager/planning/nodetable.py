@@ -20,6 +20,7 @@ from orchestrator.model.hooks import HOOKS
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.placement import STOP_AFTER, DisconnectAction, GenericResource, Strategy
 from orchestrator.model.services import Service, UpdateState
+from orchestrator.model.sharing import joined_container
 from orchestrator.model.specs import Protocol, PublishMode, Resources
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
@@ -53,6 +54,8 @@ class Demand:
     generic: tuple[GenericResource, ...] = ()
     features: tuple[str, ...] = ()
     """What its node's agent must be able to do."""
+    beside: str = ""
+    """The container whose PID namespace it shares."""
     allowances: tuple[str, ...] = ()
     """What of its node's host it is given."""
     binpack: bool = False
@@ -68,6 +71,7 @@ class Demand:
             ports=published(task),
             constraints=service.spec.constraints if service else task.constraints,
             networks=task.spec.network_names,
+            beside=joined_container(task.spec.container),
             image=task.spec.container.image,
             image_digest=task.image_digest,
             node_id=task.node_id,

@@ -97,7 +97,7 @@ class FakeRuntime:
         if (held := self.hold.get(method)) is not None:
             await held.wait()
 
-    async def reserve(self, container_id: str, spec: TaskSpec) -> None:
+    async def reserve(self, container_id: str, spec: TaskSpec, beside: str = "") -> None:
         """Nothing is held."""
         self.calls.append(("reserve", container_id))
 

@@ -126,7 +126,7 @@ BY_OPTION = {
     "--opt": ["a=b"],
     "--storage-opt": ["size=64m"],
     "--userns": ["host", "private"],
-    "--pid": ["host", "private"],
+    "--pid": ["host", "private", "container:web"],
     "--ipc": ["host", "private", "shareable"],
     "--device-rm": ["/dev/null"],
     "--entrypoint": ["sh -c true", ""],

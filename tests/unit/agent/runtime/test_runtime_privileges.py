@@ -195,6 +195,27 @@ def test_no_two_containers_hold_a_range_also_after_a_restart(tmp_path: Path) -> 
     assert again.hold("d") == one
 
 
+@pytest.mark.parametrize("order", ["abc", "acb", "bac", "cba", "bca"])
+def test_a_shared_range_is_free_when_all_have_given_it_back(tmp_path: Path, order: str) -> None:
+    made = ranges(tmp_path)
+    first = made.hold("a")
+    made.share("b", "a")
+    made.share("c", "b")
+    made.share("c", "b")
+    for index, name in enumerate(order):
+        again = ranges(tmp_path)
+        assert again.held() == {*order[index:]}
+        assert {again.find(each) for each in order[index:]} == {first}
+        assert again.hold("other") != first
+        again.release("other")
+        again.release(name)
+        again.release(name)
+    again = ranges(tmp_path)
+    assert again.held() == frozenset()
+    assert again.hold("next") == first
+    assert len([*(tmp_path / "ids").iterdir()]) == 1
+
+
 def test_ranges_end_and_miss_what_is_taken(tmp_path: Path) -> None:
     few = ranges(tmp_path, first=0, last=4 * SIZE - 1, taken=((SIZE + 5, 10), (3 * SIZE - 1, 1)))
     assert [few.hold(name).first for name in "ab"] == [0, 3 * SIZE]

@@ -167,6 +167,24 @@ def test_volumes_from_places_together(holder: Task | None, expected: str) -> Non
     assert decide(*NODES, *([holder] if holder else []), item)["t"] == expected
 
 
+@pytest.mark.parametrize(
+    ("holder", "expected"),
+    [
+        (task("web", TaskState.RUNNING, node_id="n2"), "n2"),
+        (
+            task("web", TaskState.SHUTDOWN, node_id="n2"),
+            "container web, whose PID namespace it is to share, does not run",
+        ),
+        (None, "no container web, whose PID namespace it is to share"),
+    ],
+)
+def test_who_shares_processes_is_on_their_node(holder: Task | None, expected: str) -> None:
+    spec = task_spec()
+    spec = replace(spec, container=replace(spec.container, pid="container:web"))
+    item = waiting("t", spec)
+    assert decide(*NODES, *([holder] if holder else []), item)["t"] == expected
+
+
 def test_who_uses_a_volume() -> None:
     view = ClusterView.of(
         [

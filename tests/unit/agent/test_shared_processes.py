@@ -1,0 +1,50 @@
+"""Tasks whose container shares the PID namespace of another one on the node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from agentfakes import Host, assigned
+from test_worker import agent
+
+from orchestrator.model.specs import ContainerSpec, TaskSpec
+from orchestrator.model.states import TaskState
+from orchestrator.pb import dispatch_pb2
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def joining(pid: str, id: str = "t2") -> dispatch_pb2.AssignedTask:
+    return assigned(id, spec=TaskSpec(ContainerSpec(image="hello:1", pid=pid)))
+
+
+async def test_it_is_made_beside_the_other(host: Host) -> None:
+    async with agent(host) as a:
+        a.full(assigned())
+        await a.reaches(TaskState.RUNNING)
+        a.diff(joining("container:t1"))
+        await a.reaches(TaskState.RUNNING, "t2")
+    assert host.runtime.made["t2"].beside == "t1"
+    assert host.runtime.made["t1"].beside == ""
+
+
+async def test_it_is_rejected_without_the_other(host: Host) -> None:
+    async with agent(host) as a:
+        a.full(joining("container:t1"))
+        await a.reaches(TaskState.REJECTED, "t2")
+        assert a.reports.last("t2").message == (
+            "container t1, whose PID namespace it is to share, does not run"
+        )
+
+
+async def test_the_nodes_processes_are_not_shared_through_another(host: Host) -> None:
+    async with agent(host) as a:
+        a.full(joining("host", "t1"))
+        await a.reaches(TaskState.RUNNING)
+        a.diff(joining("container:t1"))
+        await a.reaches(TaskState.REJECTED, "t2")
+        assert "run this one with --pid host" in a.reports.last("t2").message

@@ -181,6 +181,7 @@ class UnifiedWorld(CrunWorld):
             self._patch = pytest.MonkeyPatch()
             devices = [{"allow": False, "access": "rwm"}]
             self._patch.setattr(limits, "resources", lambda *_: {"devices": devices})
+            self._patch.setattr(limits, "changes", lambda *_: {})
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -195,7 +195,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     default="local",
     show_default=True,
     metavar="[local|json-file|journald|syslog|none]",
-    help="Logging driver of containers that ask for none.",
+    help="Default logging driver of containers.",
 )
 @click.option(
     "--log-opt",
@@ -203,7 +203,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     multiple=True,
     metavar="LOGOPT=VALUE",
     callback=_labels,
-    help="Option of that driver, such as max-size=10m; repeatable.",
+    help="Option of the default logging driver, such as max-size=10m; repeatable.",
 )
 @proxy_options
 @endpoint_option

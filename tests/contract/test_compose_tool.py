@@ -87,14 +87,20 @@ def meaning(project: Mapping[str, Any]) -> dict[str, Any]:
     """A project without what is only another form: one number for both limits, `{}` for null."""
     services = {}
     for name, service in project["services"].items():
-        limits = {
-            kind: {"soft": each, "hard": each} if isinstance(each, int) else each
-            for kind, each in service.get("ulimits", {}).items()
-        }
-        services[name] = service | ({"ulimits": limits} if limits else {})
+        services[name] = _with_both_limits(service)
+        if build := service.get("build"):
+            services[name]["build"] = _with_both_limits(build)
         if services[name].get("deploy") == {"resources": {}, "placement": {}}:
             del services[name]["deploy"]
     return {**project, "services": services}
+
+
+def _with_both_limits(section: Mapping[str, Any]) -> dict[str, Any]:
+    limits = {
+        kind: {"soft": each, "hard": each} if isinstance(each, int) else each
+        for kind, each in section.get("ulimits", {}).items()
+    }
+    return {**section, **({"ulimits": limits} if limits else {})}
 
 
 def differences(one: Any, other: Any, at: str = "") -> list[str]:

@@ -176,7 +176,8 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
                 if after == task:
                     return to_proto(task)
                 # The node goes first: what its kernel refuses must not become the desired state.
-                if task.status.state in _LIVE and limits_of(spec) != limits_of(task.spec):
+                running = task.status.state is TaskState.RUNNING
+                if running and limits_of(spec) != limits_of(task.spec):
                     await self._resize(task, spec)
                     enforced = task
                 try:

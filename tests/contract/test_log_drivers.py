@@ -55,9 +55,9 @@ def journald() -> Iterator[None]:
             process.kill()
 
 
-def entries(name: str) -> list[dict[str, str]]:
+def entries(match: str) -> list[dict[str, str]]:
     done = subprocess.run(
-        ["journalctl", "-D", str(JOURNAL), "-o", "json", "--no-pager", f"CONTAINER_NAME={name}"],
+        ["journalctl", "-D", str(JOURNAL), "-o", "json", "--no-pager", match],
         capture_output=True,
         text=True,
         check=True,
@@ -99,7 +99,7 @@ async def test_a_real_journald_has_every_line_of_a_container(world: CrunWorld) -
                 async with logged(world, runtime, config, script):
                     # As for any driver: 'orc logs' reads the files of the node.
                     await world.ready(runtime, "a", b"bad")
-            while len(found := entries("web.1")) < 5001:  # noqa: ASYNC110 - journald's own time
+            while len(found := entries("CONTAINER_NAME=web.1")) < 5001:  # noqa: ASYNC110 - journald's own time
                 await asyncio.sleep(0.01)
     out = [entry["MESSAGE"] for entry in found if entry["PRIORITY"] == "6"]
     assert out == [str(number) for number in range(1, 5001)]
@@ -110,6 +110,32 @@ async def test_a_real_journald_has_every_line_of_a_container(world: CrunWorld) -
         "hello:1",
     )
     assert bad["SYSLOG_IDENTIFIER"] == "hello:1"
+
+
+@private
+async def test_a_real_syslog_daemon_of_the_node_has_the_lines_of_a_container(
+    world: CrunWorld,
+) -> None:
+    async with world:
+        with journald():
+            # journald is a syslog daemon too, behind the socket to which /dev/log is a link.
+            socket = SOCKET.with_name("dev-log")
+            while not socket.exists():  # noqa: ASYNC110 - journald's own time
+                await asyncio.sleep(0.01)
+            options = {
+                "syslog-address": f"unix://{socket}",
+                "syslog-facility": "local3",
+                "tag": "{{.Name}}",
+            }
+            async with (
+                world.runtime() as runtime,
+                logged(world, runtime, LogConfig("syslog", options), "echo out; echo bad >&2"),
+            ):
+                pass
+            while len(found := entries("SYSLOG_IDENTIFIER=web.1")) < 2:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+    said = {(each["MESSAGE"], each["PRIORITY"], each["SYSLOG_FACILITY"]) for each in found}
+    assert said == {("out", "6", "19"), ("bad", "3", "19")}
 
 
 @private

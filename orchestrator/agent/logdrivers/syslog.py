@@ -55,9 +55,10 @@ class Syslog:
         self._text = options.get("syslog-address", "")
         self._address = parse_address(self._text)
         self._facility = facility(options.get("syslog-facility", "")) << 3
-        self._format = _formatter(
-            options.get("syslog-format", "rfc5424"), container, bool(self._address.path)
-        )
+        local = bool(self._address.path)
+        # Daemons read from a socket of the node what libc's syslog(3) writes, and nothing newer.
+        usual = "rfc3164" if local else "rfc5424"
+        self._format = _formatter(options.get("syslog-format", usual), container, local)
         self._socket: socket.socket | None = None
         self._stream = False
         self._rest: tuple[bytes, int] | None = None

@@ -248,14 +248,13 @@ async def test_syslog_messages_are_of_rfc_5424(
         assert rest[3:] == ["web_web.1", "-", text]
 
 
-async def test_syslog_of_a_local_socket_in_the_older_format(
+async def test_syslog_messages_to_a_local_socket_are_of_rfc_3164(
     node: Callable[..., Node], receiver: Callable[..., socket.socket], tmp_path: Path
 ) -> None:
     there = receiver(socket.AF_UNIX, socket.SOCK_DGRAM, str(tmp_path / "dev-log"))
     here = node(
         "syslog",
         syslog_address=f"unix://{tmp_path}/dev-log",
-        syslog_format="rfc3164",
         tag="web",
     )
     async with here.agent():

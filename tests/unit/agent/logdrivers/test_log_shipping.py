@@ -338,7 +338,15 @@ async def test_what_a_slow_target_does_not_take_is_dropped_and_counted(
 def test_metrics_tell_sent_and_dropped_lines_by_driver(node: Callable[..., Node]) -> None:
     tallies = node("syslog").drivers.tallies
     tallies["syslog"].sent, tallies["syslog"].dropped = 7, 3
-    shown = Shown({}, no_access, lambda: Holdings(0, 0, 0, 0, 0, 0), lambda: True, "crun", tallies)
+    shown = Shown(
+        runners={},
+        access=no_access,
+        holdings=lambda: Holdings(0, 0, 0, 0, 0, 0),
+        connected=lambda: True,
+        runtime="crun",
+        dropped=dict,
+        tallies=tallies,
+    )
     found = {
         (sample.name, sample.labels["driver"]): sample.value
         for family in AgentCollector(shown, {}).collect()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import click
 
@@ -312,11 +314,35 @@ def _from_stdin(header: Any, folder: str, dockerfile: str | None) -> Iterator[by
     head = source.read(512)
     if head.startswith(_TAR_MAGICS) or head[257:262] == b"ustar":
         header.dockerfile = dockerfile or ""
-        return build_context.pieces(source, head)
+        return _from_archive(header, head, source)
     if dockerfile:
         raise click.UsageError("with a Dockerfile as stdin, -f has no meaning")
     _put_dockerfile(header, head + source.read(), "Dockerfile")
     return iter([build_context.END])
+
+
+def _from_archive(header: Any, head: bytes, source: BinaryIO) -> Iterator[bytes]:
+    """A context that is a tar, which begins with `head`. Its Dockerfile goes into the header, too:
+    it says which registries' passwords the node may have."""
+    import tarfile
+
+    archive = tempfile.TemporaryFile()  # noqa: SIM115 - read until the upload ends
+    archive.write(head)
+    shutil.copyfileobj(source, archive)
+    names = [header.dockerfile] if header.dockerfile else ["Dockerfile", "Containerfile"]
+    archive.seek(0)
+    found: dict[str, bytes] = {}
+    # Of a format that this Python does not read, or damaged: the node will say so, or build it
+    # without passwords.
+    with suppress(tarfile.TarError, OSError, EOFError), tarfile.open(fileobj=archive) as members:
+        for member in members:
+            name = member.name.removeprefix("./")
+            if name in names and member.size <= _MAX_DOCUMENT:
+                content = members.extractfile(member)
+                found[name] = content.read() if content is not None else b""
+    header.dockerfile_inside = next((found[name] for name in names if name in found), b"")
+    archive.seek(0)
+    return build_context.pieces(archive, b"")
 
 
 def _put_dockerfile(header: Any, content: bytes, name: str) -> None:

@@ -401,9 +401,7 @@ class Manager:
         control_pb2_grpc.add_ControlServicer_to_server(ControlApi(context), server)
         containers_pb2_grpc.add_ContainersServicer_to_server(ContainerCalls(context), server)
         images_pb2_grpc.add_ImagesServicer_to_server(ImagesApi(context), server)
-        sources = Sources(
-            self.cache, context.vault, lambda node: self._tunnels.serving(node, "build")
-        )
+        sources = Sources(self.cache, context.vault, self._tunnels.pulls)
         images_pb2_grpc.add_SourcesServicer_to_server(sources, server)
         networks_pb2_grpc.add_NetworksServicer_to_server(NetworkCalls(context), server)
         jobs_pb2_grpc.add_JobsServicer_to_server(JobCalls(context), server)

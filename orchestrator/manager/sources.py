@@ -34,11 +34,12 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
         self,
         cache: Cache,
         vault: Vault,
-        building: Callable[[str], bool],
+        ordered: Callable[[str, str], bool],
         turns: PullTurns | None = None,
     ) -> None:
-        """`building`: whether a node builds an image for a client now."""
-        self._building = building
+        """`ordered`: whether a node, given by its id, does something for a client now, such as a
+        build, that needs an image, given by its full name."""
+        self._ordered = ordered
         self._cache = cache
         self._vault = vault
         self._turns = turns or PullTurns()
@@ -62,7 +63,7 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
         try:
             source = await self._turn(ticket, pull, request, context)
             if source == REGISTRY:
-                needed = self._building(identity.id) or must_pull(
+                needed = self._builds(identity.id, request.name) or must_pull(
                     self._cache.view, identity.id, request.name
                 )
                 auth = self._auth(request.name, identity.id) if needed else b""
@@ -91,8 +92,18 @@ class Sources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
         found = images_of(self._cache.view, request.name)
         return images_pb2.LocateReply(
             digest=found[0].id if found else "",
-            auth=self._auth(request.name, identity.id) if self._building(identity.id) else b"",
+            auth=(
+                self._auth(request.name, identity.id)
+                if self._builds(identity.id, request.name)
+                else b""
+            ),
         )
+
+    def _builds(self, node_id: str, image: str) -> bool:
+        try:
+            return self._ordered(node_id, str(parse_image(image)))
+        except ValueError:
+            return False
 
     def _auth(self, image: str, node_id: str) -> bytes:
         """The cluster's credentials for an image's registry, which go to a node."""

@@ -28,9 +28,9 @@ class _Over(Exception):
 class Tunnel:
     """One stream to one node."""
 
-    def __init__(self, node_id: str, node_name: str, work: str = "") -> None:
-        """`work`: the kind of its order."""
-        self.work = work
+    def __init__(self, node_id: str, node_name: str, pulls: frozenset[str] = frozenset()) -> None:
+        """`pulls`: see `Tunnels.open`."""
+        self.pulls = pulls
         self.node_id = node_id
         self.node_name = node_name
         self._to_agent: asyncio.Queue[Any | None] = asyncio.Queue(_DEPTH)
@@ -115,11 +115,14 @@ class Tunnels:
         node_name: str,
         order: Any,
         deliver: Callable[[str, Any], Awaitable[None]],
+        pulls: frozenset[str] = frozenset(),
     ) -> AsyncIterator[Tunnel]:
         """Order a tunnel of `node_id`. `order` is an `OpenTunnel` without its id; `deliver` hands a
-        `ManagerMessage` to the node's session and raises Refusal when it has none."""
+        `ManagerMessage` to the node's session and raises Refusal when it has none. `pulls` are the
+        images, by their full names, that the node may pull for it with the cluster's
+        credentials."""
         identifier = self._new_id()
-        tunnel = Tunnel(node_id, node_name, order.WhichOneof("order") or "")
+        tunnel = Tunnel(node_id, node_name, pulls)
         message = dispatch_pb2.OpenTunnel()
         message.CopyFrom(order)
         message.id = identifier
@@ -131,10 +134,10 @@ class Tunnels:
             del self._open[identifier]
             tunnel.close()
 
-    def serving(self, node_id: str, work: str) -> bool:
-        """Whether a node is at such work for a client now."""
+    def pulls(self, node_id: str, image: str) -> bool:
+        """Whether what a node does for a client now needs this image, given by its full name."""
         return any(
-            tunnel.node_id == node_id and tunnel.work == work for tunnel in self._open.values()
+            tunnel.node_id == node_id and image in tunnel.pulls for tunnel in self._open.values()
         )
 
     def find(self, identifier: str, node_id: str) -> Tunnel | None:

@@ -84,6 +84,8 @@ class Agent:
         self.orders: list[dispatch_pb2.OpenTunnel] = []
         self.answer = dispatch_pb2.TunnelResult()
         """To whatever is ordered, after `lines`."""
+        self.held: asyncio.Event | None = None
+        """Set when it may answer; None: at once."""
         self.lines: list[str] = []
         self.named: dict[str, str] = {}
         """Task id → address, by the newest endpoint table."""
@@ -131,6 +133,8 @@ class Agent:
                 tunnel = self._stub.Tunnel(metadata=(("orc-tunnel", message.open.id),))
                 for line in self.lines:
                     await tunnel.write(dispatch_pb2.Frame(line=line))
+                if self.held is not None:
+                    await self.held.wait()
                 await tunnel.write(dispatch_pb2.Frame(result=self.answer))
             case "ack":
                 self.acknowledged = message.ack.sequence
@@ -561,3 +565,65 @@ async def test_a_node_gets_a_password_only_for_the_image_that_a_task_waits_for(
         (mine,) = evil.tasks
         await evil.report({mine: up(evil.address(2))})
         assert await shown(name) == b""
+
+
+@pytest.mark.parametrize("archive", [False, True])
+async def test_a_node_that_builds_gets_passwords_only_for_what_the_dockerfile_names(
+    running: Running,
+    images: Any,
+    control: Any,
+    hosts: Callable[..., Any],
+    registry: tuple[str, str],
+    archive: bool,
+) -> None:
+    name, _ = registry
+    host = name.partition("/")[0]
+    evil, other = await hosts("evil"), await hosts("other")
+    login = images_pb2.LoginRequest(registry=host, username="orc", password="open-sesame")
+    await images.Login(login)
+    text = f"""
+ARG TAG=1
+FROM {host}/base:$TAG AS made
+COPY --from={host}/tools:2 /a /a
+FROM {host}/unused:1 AS unused
+FROM scratch
+RUN --mount=type=bind,from={host}/mounted:3 true
+COPY --from=made /a /a
+""".encode()
+    header = control_pb2.ImageHeader(name="mine:1", node=evil.node.description.hostname)
+    if archive:
+        header.dockerfile_inside = text
+    else:
+        header.dockerfile_content = text
+    evil.held, evil.answer = asyncio.Event(), dispatch_pb2.TunnelResult(error="no such file")
+
+    async def shown(agent: Agent, image: str) -> bool:
+        async with running.channel(agent.pair) as channel:
+            sources = images_pb2_grpc.SourcesStub(channel)
+            located = await sources.Locate(images_pb2.LocateRequest(name=image))
+            if agent is evil:  # another one would wait for its turn
+                call = sources.Acquire(images_pb2.AcquireRequest(name=image))
+                grant = await call.read()
+                call.cancel()
+                assert bool(located.auth) == bool(grant.auth)
+            return b"auths" in located.auth
+
+    async def build() -> None:
+        upload = control_pb2.ImageUpload(header=header)
+        with suppress(grpc.aio.AioRpcError):
+            async for _ in control.BuildImage(iter([upload])):
+                pass
+
+    async with listening(evil), asyncio.TaskGroup() as group:
+        group.create_task(build())
+        async with asyncio.timeout(60):
+            while not evil.orders:  # noqa: ASYNC110 - a plain list
+                await asyncio.sleep(0.01)
+        assert not evil.orders[0].build.dockerfile_inside
+        for image in ("base:1", "tools:2", "mounted:3"):
+            assert await shown(evil, f"{host}/{image}"), image
+            assert not await shown(other, f"{host}/{image}"), image
+        for image in ("payroll:1", "base:2", "base", "unused:1"):
+            assert not await shown(evil, f"{host}/{image}"), image
+        evil.held.set()
+    assert not await shown(evil, f"{host}/base:1")

@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from orchestrator.agent.images import disk, dockerfile
+from orchestrator.agent.images import disk
 from orchestrator.agent.images.buildah import BLOBS, Buildah, Progress, limits
 from orchestrator.agent.images.buildlimits import BuildGroups, BuildLimits, out_of_memory
 from orchestrator.agent.images.errors import BuildError, ImageError
@@ -34,6 +34,7 @@ from orchestrator.agent.images.unpack import unpack_context
 from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES
 from orchestrator.agent.runtime.seccomp import DEFAULT_PROFILE
 from orchestrator.linux.trees import remove_tree, tree_usage
+from orchestrator.model import dockerfile
 from orchestrator.model.objects import Image
 
 log = logging.getLogger(__name__)
@@ -299,9 +300,9 @@ class Builder:
         """Give buildah's storage the images that the Dockerfile needs: each with its id there."""
         lent: list[tuple[dockerfile.Base, str]] = []
         platform = self._store.platform
-        known = {"OS": platform.os, "ARCH": platform.architecture, "VARIANT": platform.variant}
-        arguments = {f"{side}{key}": known[key] for side in ("TARGET", "BUILD") for key in known}
-        arguments |= dict.fromkeys(("TARGETPLATFORM", "BUILDPLATFORM"), str(platform))
+        arguments = dockerfile.platform_arguments(
+            platform.os, platform.architecture, platform.variant
+        )
         for base in dockerfile.bases(text, spec.build_args, arguments, spec.target):
             try:
                 full_name(base.name)

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.background import background
 from orchestrator.manager.api.context import Calls, answering, hostnames
+from orchestrator.manager.api.image_builds import bases_of
 from orchestrator.manager.api.image_nodes import choose_node, parsed, settled
 from orchestrator.manager.offload import offload
 from orchestrator.manager.planning.views import ClusterView
@@ -48,10 +49,12 @@ class ImageCalls(Calls):
         if work == "load" and not header.name:
             names = None  # the archive has them
         node = choose_node(self.api, header.node, header.platform)
+        pulls = bases_of(header, node) if work == "build" else frozenset()
+        header.ClearField("dockerfile_inside")
         order = dispatch_pb2.OpenTunnel(**{work: header})
         async with (
             self.api.tunnels.open(
-                node.id, node.description.hostname, order, self.api.dispatcher.deliver
+                node.id, node.description.hostname, order, self.api.dispatcher.deliver, pulls
             ) as tunnel,
             background(_send(uploads, tunnel)),
         ):

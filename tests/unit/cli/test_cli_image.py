@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import socket
@@ -301,6 +302,12 @@ def test_a_build_from_stdin(manager: Any, run: Run, folder: Path) -> None:
     header, *rest = manager.script.request("BuildImage")
     assert (header.header.dockerfile, header.header.dockerfile_content) == ("sub/Other", b"")
     assert b"".join(message.data for message in rest) == streamed(folder)
+    # A manager must know which images it names.
+    for archive in (streamed(folder), gzip.compress(streamed(folder))):
+        run("build", "-t", "a:1", "-", input=archive)
+        header, *rest = manager.script.request("BuildImage")
+        assert header.header.dockerfile_inside == (folder / "Dockerfile").read_bytes()
+        assert b"".join(message.data for message in rest) == archive
 
 
 @pytest.mark.parametrize(

@@ -48,14 +48,14 @@ async def test_frames_flow_both_ways_up_to_the_result() -> None:
     tunnels, agent = Tunnels(ids()), Agent()
     async with (
         asyncio.TaskGroup() as group,
-        tunnels.open("n1", "node1", ORDER, keep) as tunnel,
+        tunnels.open("n1", "node1", ORDER, keep, frozenset({"a:1"})) as tunnel,
     ):
         assert orders[0].open.id == "tunnel-0"
         assert tunnels.find("tunnel-0", "n2") is None
         assert tunnels.find("tunnel-0", "n1") is tunnel
-        assert tunnels.serving("n1", "logs")
-        assert not tunnels.serving("n1", "build")
-        assert not tunnels.serving("n2", "logs")
+        assert tunnels.pulls("n1", "a:1")
+        assert not tunnels.pulls("n1", "b:1")
+        assert not tunnels.pulls("n2", "a:1")
         group.create_task(tunnel.carry(agent.requests(), agent))
         await tunnel.send(dispatch_pb2.Frame(data=b"x"))
         agent.outgoing.put_nowait(dispatch_pb2.Frame(line="hello"))

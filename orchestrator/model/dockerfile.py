@@ -89,6 +89,14 @@ def parse(text: str) -> list[Instruction]:
     return found
 
 
+def platform_arguments(os: str, architecture: str, variant: str = "") -> dict[str, str]:
+    """The arguments that a build on a node of this platform has without an ARG."""
+    known = {"OS": os, "ARCH": architecture, "VARIANT": variant}
+    found = {f"{side}{key}": known[key] for side in ("TARGET", "BUILD") for key in known}
+    whole = "/".join(filter(None, (os, architecture, variant)))
+    return found | dict.fromkeys(("TARGETPLATFORM", "BUILDPLATFORM"), whole)
+
+
 def bases(
     text: str, build_args: Mapping[str, str], platform: Mapping[str, str], target: str = ""
 ) -> list[Base]:

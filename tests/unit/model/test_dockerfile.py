@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.agent.images.dockerfile import bases, line_of, parse
+from orchestrator.model.dockerfile import bases, line_of, parse
 
 ARCH = {"TARGETARCH": "amd64"}
 

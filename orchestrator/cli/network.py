@@ -92,7 +92,8 @@ def network() -> None:
     multiple=True,
     metavar="KEY=VALUE",
     help="mtu=BYTES, encrypted, node-prefix=BITS (of the part that a node has), "
-    "source-check=on|off (drop packets with forged source addresses; default on); of driver cni "
+    "source-check=on|off (drop packets with forged source addresses; default on), "
+    "allowed-sources=SUBNET,... (that containers may send from besides); of driver cni "
     "conflist=FILE and scope=local|global; of a plugin its own.",
 )
 @click.option(

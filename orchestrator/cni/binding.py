@@ -31,10 +31,10 @@ transaction that its ADD makes anyway.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Collection, Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address, collapse_addresses
 
-from .netlink import Address
+from .netlink import Address, Network
 from .nft import ARP_TABLE, BRIDGE_TABLE, TABLE
 from .records import record
 
@@ -109,6 +109,12 @@ def dropped(listed: str) -> dict[str, int]:
     return {mac: int(packets) for mac, packets in _DROPPED.findall(listed)}
 
 
+def _listed(networks: Iterable[Network], version: int) -> str:
+    """Those of one family as a set of nft's; empty if there are none."""
+    found = merged(one for one in networks if one.version == version)
+    return f"{{ {', '.join(map(str, found))} }}" if found else ""
+
+
 def _drop(table: str, bridge: str) -> list[str]:
     """Count and drop. Two rules: where the set is full, the first does nothing."""
     chain = f"{table} forged_{bridge}"
@@ -122,33 +128,45 @@ def _drop(table: str, bridge: str) -> list[str]:
     ]
 
 
-def script(bridge: str, *, checked: bool = True) -> str:
+def merged(networks: Iterable[Network]) -> list[Network]:
+    """The same addresses in networks that do not overlap; all of one family."""
+    return list(collapse_addresses(networks))  # type: ignore[type-var]
+
+
+def script(bridge: str, allowed: Collection[Network] | None = ()) -> str:
     """The sets and rules of a network; what the sets have stays.
 
-    Where sources are not `checked`, its containers are still no routers of this host's.
+    `allowed` are the networks that containers may have sources of besides their own; None: they may
+    have any, and are still no routers of this host's.
     """
     own4, own6, senders = sets(bridge)
     four, six, arp = (f"@{name.split()[2]}" for name in (own4, own6, senders))
     chain, joining, drop = f"from_{bridge}", f"joining_{bridge}", f"goto forged_{bridge}"
+    others4, others6 = (_listed(allowed or (), version) for version in (4, 6))
+    but4, but6 = (others and f"!= {others}" for others in (others4, others6))
+    advert = "icmpv6 type nd-neighbor-advert"
     rules = [
         f"ether saddr . ip saddr {four} return",
+        *([f"ip saddr {others4} return"] if others4 else []),
         f"meta nfproto ipv4 {drop}",
         f"ip6 saddr :: goto {joining}",
-        f"ether saddr . ip6 saddr != {six} {drop}",
-        f"icmpv6 type nd-neighbor-advert ether saddr . icmpv6 taddr != {six} {drop}",
+        f"ether saddr . ip6 saddr != {six} {but6 and f'ip6 saddr {but6}'} {drop}",
+        f"{advert} ether saddr . icmpv6 taddr != {six} {but6 and f'icmpv6 taddr {but6}'} {drop}",
         f"icmpv6 type {ROUTER} {drop}",
     ]
     # What a kernel sends before it has an address; that it joins groups is no forgery.
     joining_rules = [
         f"icmpv6 type nd-neighbor-solicit ether saddr . icmpv6 taddr {six} return",
+        *([f"icmpv6 type nd-neighbor-solicit icmpv6 taddr {others6} return"] if others6 else []),
         f"icmpv6 type {MULTICAST_REPORTS} drop",
         drop,
     ]
+    besides = but4 and f"arp saddr ip {but4}"
     senders_rules = [
-        f"arp saddr ether . arp saddr ip != {arp} {drop}",
-        f"ether saddr . arp saddr ip != {arp} {drop}",
+        f"arp saddr ether . arp saddr ip != {arp} {besides} {drop}",
+        f"ether saddr . arp saddr ip != {arp} {besides} {drop}",
     ]
-    if not checked:
+    if allowed is None:
         rules, senders_rules = [f"icmpv6 type {ROUTER} {drop}"], []
     lines = [
         f"add set {own4} {{ type ether_addr . ipv4_addr; }}",

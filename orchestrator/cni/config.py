@@ -13,6 +13,7 @@ Pure. Keys besides those of the CNI specification, with their defaults:
     quarantine     seconds for which a released address is kept back, unless all others are taken 60
     internal       there is no way out of the network, nor in     false
     sourceCheck    containers send with their own addresses only  true
+    allowedSources subnets of which they may have others besides  []
     ipMasq         masquerade what leaves the network             true
     mtu            bytes; 0 derives it from the underlay          0
     pathMtu        bytes that all paths of the underlay carry     what its interface does
@@ -46,7 +47,7 @@ from pathlib import Path
 from . import fields
 from .errors import CniError, Code
 from .fields import IDENTIFIER, invalid
-from .netlink import Address, Vxlan
+from .netlink import Address, Network, Vxlan
 from .peers import Peer, gateway, twin
 from .records import TYPE_CHECKING, record
 from .vxlan import DEFAULT_PORT, ENCRYPTED_OVERHEAD, OVERHEAD
@@ -146,6 +147,7 @@ class NetConf:
     ipv6: Part6 | None
     internal: bool
     source_check: bool
+    allowed_sources: tuple[Network, ...]
     masquerade: bool
     mtu: int
     path_mtu: int
@@ -234,6 +236,12 @@ def parse(raw: Mapping[str, Any]) -> NetConf:
         ipv6=ipv6,
         internal=raw.get("internal", False) is True,
         source_check=raw.get("sourceCheck", True) is not False,
+        allowed_sources=tuple(
+            fields.network6(one, "allowedSources")
+            if ":" in str(one)
+            else fields.network4(one, "allowedSources")
+            for one in fields.listed(raw.get("allowedSources"), "allowedSources")
+        ),
         masquerade=raw.get("ipMasq", True) is not False,
         mtu=_mtu(raw, ipv6),
         path_mtu=fields.integer(raw.get("pathMtu", 0), "pathMtu", 0, MOST_MTU),

@@ -162,7 +162,15 @@ def _network(conf: NetConf) -> str:
 def _from(family: str, conf: NetConf, cluster: Network) -> str:
     """Whose packets are masqueraded: the network's; where sources are not checked, of anybody that
     its containers forward for."""
-    return f" {family} saddr {cluster}" if conf.source_check else ""
+    if not conf.source_check:
+        return ""
+    others = [one for one in conf.allowed_sources if one.version == cluster.version]
+    sources = ", ".join(str(one) for one in binding.merged([cluster, *others]))
+    return f" {family} saddr {{ {sources} }}"
+
+
+def _allowed(conf: NetConf) -> tuple[Network, ...] | None:
+    return conf.allowed_sources if conf.source_check else None
 
 
 def _tunnel(conf: NetConf) -> str:
@@ -201,12 +209,7 @@ def present(nft: Nftables, conf: NetConf) -> bool:
 
 def script(conf: NetConf) -> str:
     """What has the table and one network's part of it; what is there already stays."""
-    return (
-        BASE
-        + _network(conf)
-        + binding.script(conf.bridge, checked=conf.source_check)
-        + sealed.script(conf)
-    )
+    return BASE + _network(conf) + binding.script(conf.bridge, _allowed(conf)) + sealed.script(conf)
 
 
 def _itself(ends: Iterable[End]) -> list[tuple[str, str]]:

@@ -11,7 +11,13 @@ from orchestrator.compose.tree import ComposeError, Map, hint, within
 from orchestrator.model.mountrules import check_driver_options
 from orchestrator.model.mounts import check_volume_name
 from orchestrator.model.names import check_name
-from orchestrator.model.networks import DOCKER_MTU, MTU, checks_sources, read_encrypted
+from orchestrator.model.networks import (
+    DOCKER_MTU,
+    MTU,
+    allowed_sources,
+    checks_sources,
+    read_encrypted,
+)
 from orchestrator.model.specs import STACK_LABEL, NetworkAttachment
 
 DEFAULT = "default"
@@ -114,6 +120,7 @@ def _network(stack: str, key: str, section: Map, reading: Reading) -> StackNetwo
     encryption = options.pop(_ENCRYPTED, None)
     _guard(section, at, "driver_opts", read_encrypted, encryption)
     _guard(section, at, "driver_opts", checks_sources, options)
+    _guard(section, at, "driver_opts", allowed_sources, options)
     ipam = section.section("ipam")
     configs = [cast(Map, each) for each in ipam.items_of("config")]
     driver = section.text("driver")

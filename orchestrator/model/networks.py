@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    collapse_addresses,
+    ip_network,
+)
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.model.names import check_hostname, check_name, near_miss
@@ -34,9 +41,10 @@ BUILT_IN = (DEFAULT_NETWORK, BRIDGE_NETWORK, HOST_NETWORK, NO_NETWORK)
 """Networks that every cluster has, and that nobody makes or removes."""
 
 MTU, NODE_PREFIX, SOURCE_CHECK = "mtu", "node-prefix", "source-check"
-OPTIONS = (MTU, NODE_PREFIX, SOURCE_CHECK)
-"""What `--opt` may say: bytes of a packet, the prefix length of a node's slice, and whether the
-source addresses of what containers send are checked."""
+ALLOWED_SOURCES = "allowed-sources"
+OPTIONS = (MTU, NODE_PREFIX, SOURCE_CHECK, ALLOWED_SOURCES)
+"""What `--opt` may say: bytes of a packet, the prefix length of a node's slice, whether the source
+addresses of what containers send are checked, and which they may have besides their own."""
 
 NETWORK_CHANGES = "network-changes"
 """Feature of agents that take what has changed of their networks, not only complete lists."""
@@ -235,6 +243,33 @@ def checks_sources(options: Mapping[str, str]) -> bool:
     raise ValueError(f"network option {SOURCE_CHECK}={value} is neither on nor off")
 
 
+def allowed_sources(options: Mapping[str, str]) -> tuple[str, ...]:
+    """The addresses that each container may send with besides its own, as networks that do not
+    overlap: the option `allowed-sources`, separated by commas. Raises ValueError."""
+    four: list[IPv4Network] = []
+    six: list[IPv6Network] = []
+    for text in filter(None, options.get(ALLOWED_SOURCES, "").split(",")):
+        try:
+            found = ip_network(text)
+        except ValueError:
+            raise ValueError(
+                f"network option {ALLOWED_SOURCES}={text} is neither an address nor a subnet such "
+                "as 192.168.50.0/24"
+            ) from None
+        if found.is_multicast or found.is_loopback:
+            raise ValueError(f"network option {ALLOWED_SOURCES}: nobody sends from {found}")
+        if isinstance(found, IPv4Network):
+            four.append(found)
+        else:
+            six.append(found)
+    return tuple(map(str, (*collapse_addresses(four), *collapse_addresses(six))))
+
+
+def takes_foreign_sources(options: Mapping[str, str]) -> bool:
+    """Whether containers of the network may send with source addresses that are not their own."""
+    return not checks_sources(options) or bool(allowed_sources(options))
+
+
 def check_network_name(name: str) -> None:
     """Raise ValueError for a name that no new network can have."""
     check_name(name, "network name")
@@ -323,9 +358,11 @@ def _check_options(options: Mapping[str, str], ipv6: bool) -> None:
             meant = near_miss(key, OPTIONS)
             hint = f"did you mean '{meant}'?" if meant else f"there are {', '.join(OPTIONS)}"
             raise ValueError(f"network option '{key}' is unknown; {hint}")
-        if key != SOURCE_CHECK and not value.isdecimal():
+        if key not in (SOURCE_CHECK, ALLOWED_SOURCES) and not value.isdecimal():
             raise ValueError(f"network option {key}={value} is not a number")
-    checks_sources(options)
+    checked, allowed = checks_sources(options), allowed_sources(options)
+    if allowed and not checked:
+        raise ValueError(f"without {SOURCE_CHECK} all sources are allowed: leave out one of them")
     least = SMALLEST_MTU6 if ipv6 else SMALLEST_MTU
     if MTU in options and not least <= int(options[MTU]) <= LARGEST_MTU:
         raise ValueError(f"an mtu of {options[MTU]} bytes is not in {least}-{LARGEST_MTU}")

@@ -189,6 +189,29 @@ async def test_networks_without_source_checks(cluster: Cluster) -> None:
         await cluster.networks.CreateNetwork(request)
 
 
+async def test_networks_with_further_sources(cluster: Cluster) -> None:
+    options = {"allowed-sources": "192.168.50.0/24,10.9.0.7"}
+    request = networks_pb2.CreateNetworkRequest(name="vpn", options=options, attachable=True)
+    await cluster.networks.CreateNetwork(request)
+    spec = TaskSpec(
+        ContainerSpec(rootfs="host", command=("true",)), networks=(NetworkAttachment("vpn"),)
+    )
+    await cluster.create("router", spec, node="n1")
+    waiting = await cluster.until("router", lambda task: bool(task.status.message))
+    assert "n1 does not allow containers on networks without source checks" in (
+        waiting.status.message
+    )
+    for text, words in (
+        ("192.168.50.1/24", "192.168.50.1/24 is neither an address nor a subnet"),
+        ("here", "here is neither an address nor a subnet"),
+        ("224.0.0.0/4", "nobody sends from 224.0.0.0/4"),
+    ):
+        options = {"allowed-sources": text}
+        request = networks_pb2.CreateNetworkRequest(name="vpn2", options=options)
+        with pytest.raises(grpc.aio.AioRpcError, match=words):
+            await cluster.networks.CreateNetwork(request)
+
+
 async def test_an_unknown_allowance_is_refused(cluster: Cluster) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="'gpus' is unknown"):
         await cluster.update("n1", allow=["gpus"])

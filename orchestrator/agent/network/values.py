@@ -58,6 +58,8 @@ class NetworkConfig:
     encrypted: bool = False
     source_check: bool = True
     """What a container sends with other source addresses than its own is dropped."""
+    allowed_sources: tuple[str, ...] = ()
+    """Subnets of which each container may have source addresses besides its own."""
     driver: str = ""
     """Whose the network is, if not ours: `cni`, or the name of a plugin of Docker's protocol."""
     conflist: str = ""
@@ -215,6 +217,7 @@ def network_document(config: NetworkConfig, *, with_peers: bool = False) -> dict
         "reserved": list(config.reserved),
         "internal": config.internal,
         "sourceCheck": config.source_check,
+        "allowedSources": list(config.allowed_sources),
         "mtu": config.mtu,
         "pathMtu": config.path_mtu,
     }

@@ -37,12 +37,12 @@ from orchestrator.model.networks import (
     NOT_CONNECTED,
     OVERLAY,
     check_network_name,
-    checks_sources,
     connected,
     disconnected,
     is_connected,
     is_ours,
     stands_alone,
+    takes_foreign_sources,
 )
 from orchestrator.model.objects import Network
 from orchestrator.model.specs import ServiceSpec
@@ -258,7 +258,7 @@ class NetworkCalls(Calls, networks_pb2_grpc.NetworksServicer):  # type: ignore[m
 def _check_allowed(view: ClusterView, task: Task, name: str) -> None:
     """Raise Refusal if the container's node does not allow its containers to be on a network."""
     network, node = view.network_by_name(name), view.nodes.get(task.node_id)
-    if network is None or node is None or checks_sources(network.options):
+    if network is None or node is None or not takes_foreign_sources(network.options):
         return
     if not allows(node, UNCHECKED_SOURCES):
         raise precondition(refusal(UNCHECKED_SOURCES, node.description.hostname))

@@ -32,7 +32,7 @@ from orchestrator.manager.planning.volumes import (
 from orchestrator.model.allowances import UNCHECKED_SOURCES, allows, refusal
 from orchestrator.model.documents import FEATURE
 from orchestrator.model.names import parse_image
-from orchestrator.model.networks import checks_sources
+from orchestrator.model.networks import takes_foreign_sources
 from orchestrator.model.nodes import Availability, NodeState
 from orchestrator.model.placement import GenericResource
 from orchestrator.model.rules import NODE_LABELS, Rule, parse_rule
@@ -56,7 +56,7 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
         network = view.network_by_name(name)
         if network is not None:
             yield from network_rules(network, table.nodes)
-            if not checks_sources(network.options):
+            if takes_foreign_sources(network.options):
                 yield _allowance(table, demand, UNCHECKED_SOURCES)
         elif (holder := namespace_holder(view, name)) is not None:
             yield _node_rule(only_on(view, holder.node_id, f"container {holder.name} is on"))

@@ -242,6 +242,37 @@ async def test_a_network_may_have_no_source_check(nodes: list[Node], hosts: list
         assert heard(sender, victims[1], forgeries) == []
 
 
+async def test_a_network_may_allow_further_sources(nodes: list[Node], hosts: list[NsHost]) -> None:
+    """A floating address in either family, and a range behind a VPN's gateway."""
+    one, two = nodes
+    allowed = ("10.1.1.200/32", "172.30.0.0/24", "fd00:1:0:1::200/128")
+    await one.apply("a", allowed_sources=allowed)
+    assert await one.network.deviations("a") == []
+    keeper = await one.network.attach("a", "keeper")
+    neighbour_ = await one.network.attach("a", "neighbour")
+    victims = [neighbour_, await two.network.attach("a", "victim")]
+    good = [(keeper.mac, source) for source in ("10.1.1.200", "172.30.0.9", "fd00:1:0:1::200")]
+    bad = [(keeper.mac, source) for source in ("10.1.1.201", "172.30.1.9", "fd00:1:0:1::201")]
+    bad += [("02:00:00:00:00:99", "10.1.1.200"), (keeper.mac, neighbour_.address)]
+    for victim in victims:
+        expected = [each for each in good if each[1] != victim.address]
+        sent = [each for each in (*good, *bad) if each[1] != victim.address]
+        assert heard(keeper, victim, sent) == sorted(map(" ".join, expected))
+    # Others find the floating addresses, and the answers come from there.
+    for address, prefix in (("10.1.1.200", 32), ("fd00:1:0:1::200", 128)):
+        shell(keeper.netns, "ip", "addr", "add", f"{address}/{prefix}", "dev", "eth0", "nodad")
+        for victim in victims:
+            assert reaches(victim.netns, keeper.netns, address) == (
+                victim.address6 if ":" in address else victim.address
+            )
+        shell(keeper.netns, "ip", "addr", "del", f"{address}/{prefix}", "dev", "eth0")
+    with ear(hosts[0].netns) as listener, wire(keeper.netns) as cable:
+        cable.send(GATEWAY_MAC, keeper.mac, datagram("172.30.0.9", BEYOND, listener.port, b"out"))
+        assert listener.sender(b"out") == one.host.address
+    await one.apply("a")
+    assert heard(keeper, victims[1], good) == []
+
+
 async def test_no_source_check_makes_no_router(nodes: list[Node]) -> None:
     one = nodes[0]
     await one.apply("a", source_check=False)

@@ -18,7 +18,8 @@ A file a noun (`node`, `service`, `image`, `network`, `cluster`, `contexts`), an
 - `settings`, `spec_flags`, `spec_edit`: a service's flags to a spec, for `create` and `update`.
   `wait`: the lines that a user sees until a service has converged, `job_wait` until a job is done.
 - `container_spec`: the flags of `run` and `create`; `new_spec`: what they and `service create`
-  have in common. `container_watch`, `foreground`, `session`: from there to the program's end.
+  have in common; `container_update` has some of them. `container_watch`, `foreground`, `session`:
+  from there to the program's end.
 - `docker_flags`: what Docker has and Orc has not, with what to use instead.
 - `output`: tables, JSON, filters; `template`: the templates of `--format`. `rows`: objects as the
   dicts that all are made from. `prune_flags`: filters and the question of what removes much.

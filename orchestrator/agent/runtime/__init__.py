@@ -13,7 +13,8 @@ restarted, no exit status is lost.
 
     RUN/containers/ID/    on tmpfs, so that a reboot forgets it: the OCI bundle (`config.json`,
                           `rootfs`, the mount point), conmon's files (`pid`, `conmon.pid`, `ctl`,
-                          `attach`, `exit`, `oom`) and ours (`identity`, `started`, `result`)
+                          `attach`, `exit`, `oom`) and ours (`identity`, `started`, `limits`,
+                          `result`)
     STATE/ID/             on disk: `upper` and `work` of the overlay, `log` and older ones beside
                           it, and the `hosts`, `hostname` and `resolv.conf` that are mounted in
 
@@ -27,6 +28,9 @@ configuration: Docker's default capabilities, a seccomp profile like Docker's (`
 paths, no new privileges, namespaces, limits. It reads no file; the few things that are in the image
 (`/etc/passwd`, the program's header) are read by `rootfs` in a way that no symbolic link in the
 image leads out of it.
+
+Devices of vendors come from files of the Container Device Interface (`cdi`). Limits change while a
+container runs, all or none (`resizing`).
 
 **Root in a container is nobody elsewhere.** Each container holds a range of user ids of the host
 (`idranges`) and has a user namespace of it, to which its network namespace belongs: both are made

@@ -34,6 +34,7 @@ from orchestrator.agent.runtime.seccomp import (
     own_profile,
 )
 from orchestrator.agent.runtime.userns import NamespaceMaker, keep, owner
+from orchestrator.model.cdi import is_cdi
 from orchestrator.model.specs import ContainerSpec, TaskSpec
 
 
@@ -155,10 +156,10 @@ class BundleMaker:
 
         Raises RuntimeFailure for what the user or the node's owner has to change.
         """
-        edits = await asyncio.to_thread(
-            cdi.find_edits, container.spec.container.devices, self._cdi_folders
-        )
-        container = edits.apply(container)
+        edits = cdi.Edits()
+        if names := list(filter(is_cdi, container.spec.container.devices)):
+            edits = await asyncio.to_thread(cdi.find_edits, names, self._cdi_folders)
+            container = edits.apply(container)
         spec = container.spec.container
         runtime = find_runtime(spec.runtime) if spec.runtime else None
         async with AsyncExitStack() as stack:

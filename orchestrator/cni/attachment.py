@@ -19,6 +19,7 @@ from . import (
     firewall,
     namespaces,
     netlink,
+    nftcount,
     overlay,
     portmap,
     results,
@@ -292,13 +293,16 @@ def ends(host: Host, conf: NetConf) -> list[End]:
 
 def forgeries(host: Host, conf: NetConf) -> dict[str, int]:
     """How many packets of which containers were dropped lately as they had forged sources."""
-    owners = {_mac(lease): lease.key.container for lease in host.ipam.leases(conf.name)}
     found: dict[str, int] = {}
-    for name in binding.forgers(conf.bridge):
+    sets = nftcount.filled(map(host.nft.qualified, binding.forgers(conf.bridge)))
+    if not sets:
+        return found
+    owners = {_mac(lease): lease.key.container for lease in host.ipam.leases(conf.name)}
+    for name in sets:
         try:
             listed = host.nft.run(f"list set {name}")
         except NftError:
-            continue  # not set up, or removed by a hand
+            continue  # removed by a hand just now
         for mac, packets in binding.dropped(listed).items():
             if mac in owners:
                 found[owners[mac]] = found.get(owners[mac], 0) + packets

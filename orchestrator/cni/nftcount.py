@@ -45,6 +45,19 @@ def counts(tables: Iterable[str]) -> dict[str, int]:
     return dict(found)
 
 
+def filled(sets: Iterable[str]) -> list[str]:
+    """Those of these sets that have elements, without the cost of listing them."""
+    found = []
+    with NetlinkSocket(NETLINK_NETFILTER) as sock:
+        for qualified in sets:
+            family, table, name = qualified.split()
+            head = struct.pack("=BBH", FAMILIES[family], 0, 0)
+            body = head + text(TABLE, table) + text(SECOND, name)
+            if any(each.get(THIRD) for each in _answers(sock, GETSETELEM, body)):
+                found.append(qualified)
+    return found
+
+
 def names(table: str) -> set[str]:
     """The names of a table's chains and stateful objects (counters)."""
     family, _, name = table.partition(" ")

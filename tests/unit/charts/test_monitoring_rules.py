@@ -39,3 +39,18 @@ def test_the_configuration_is_one(tmp_path: Path) -> None:
     config = tmp_path / "prometheus.yml"
     config.write_text(configs["prometheus"]["content"].replace("$$", "$"))
     promtool("check", "config", config)
+
+
+def test_every_alert_is_tested_firing_and_silent() -> None:
+    folder = CHART / "prometheus"
+    groups = yaml.safe_load((folder / "alerts.yml").read_text())["groups"]
+    alerts = {rule["alert"] for group in groups for rule in group["rules"]}
+    cases = [
+        case
+        for test in yaml.safe_load((folder / "tests.yml").read_text())["tests"]
+        for case in test["alert_rule_test"]
+    ]
+    assert {case["alertname"] for case in cases if case.get("exp_alerts")} == alerts
+    silent = {case["alertname"] for case in cases if not case.get("exp_alerts")}
+    # These two are about a state that lasts from the first sample of their test.
+    assert silent == alerts - {"NoLeader", "UpdateStopped"}

@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from runtimehost import CrunWorld, private
 
 from orchestrator.agent.runtime import execs
 from orchestrator.agent.runtime.conmon import find_monitor
+from orchestrator.agent.runtime.priority import has_usual_io
 
 NAME = "ODD_SECRET"
 NOFILE = 3333
@@ -28,7 +30,8 @@ def become_odd() -> None:
     """Change all that a child inherits."""
     os.environ[NAME] = "the agent's"
     os.umask(0o077)
-    os.nice(7)
+    os.nice(int(sys.argv[2]))
+    subprocess.run(["ionice", "-c", sys.argv[3], "-p", str(os.getpid())], check=True)
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     Path("/proc/self/oom_score_adj").write_text("400")
     resource.setrlimit(resource.RLIMIT_NOFILE, (NOFILE, NOFILE))
@@ -54,6 +57,7 @@ def facts(pid: int) -> dict[str, Any]:
         "ignored": int(status["SigIgn"], 16),
         "nice": int(stat[16]),
         "policy": int(stat[38]),
+        "usual io": has_usual_io(pid),
         "oom": int((place / "oom_score_adj").read_text()),
         "descriptors": sorted(map(int, os.listdir(place / "fd"))),
         "environment": (place / "environ").read_bytes().decode(),

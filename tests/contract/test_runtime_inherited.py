@@ -18,12 +18,15 @@ from orchestrator.agent.runtime.capabilities import own_capabilities
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+@pytest.fixture(scope="module", params=[("-5", "realtime"), ("7", "idle")], ids=["up", "down"])
+def found(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[str, dict[str, Any]]:
+    """What processes have of an agent that has a higher or lower priority than others."""
     remove_leftovers()
     here = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, oddagent.__file__, str(tmp_path_factory.mktemp("node"))],
+        [sys.executable, oddagent.__file__, str(tmp_path_factory.mktemp("node")), *request.param],
         env=os.environ | {"PYTHONPATH": f"{here}:{here.parent}"},
         capture_output=True,
         text=True,
@@ -41,6 +44,7 @@ def test_nothing_of_the_agents_is_a_containers(
     raisable = "CAP_SYS_RESOURCE" in own_capabilities()
     assert process["oom"] == 0
     assert (process["nice"], process["policy"]) == (0, os.SCHED_OTHER)
+    assert process["usual io"]
     assert process["umask"] == "0022"
     assert (process["blocked"], process["ignored"]) == (0, 0)
     assert process["descriptors"] == [0, 1, 2]
@@ -56,6 +60,8 @@ def test_the_monitor_gets_no_more_than_it_needs(found: dict[str, dict[str, Any]]
     agent's environment."""
     monitor = found["monitor"]
     assert oddagent.NAME not in monitor["environment"]
+    assert (monitor["nice"], monitor["policy"]) == (0, os.SCHED_OTHER)
+    assert monitor["usual io"]
     # It protects itself, as far as this kernel lets it.
     raisable = "CAP_SYS_RESOURCE" in own_capabilities()
     assert monitor["oom"] == (-1000 if raisable else 400)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.sandbox import Sandbox
+from orchestrator.agent.runtime.priority import usual
 
 Progress = Callable[[str], None]
 """Is told each line of output, without its newline."""
@@ -134,6 +135,7 @@ class Buildah:
             groups = sandbox.group.folders
             process = await asyncio.create_subprocess_exec(
                 *(*_GROUPED, str(len(groups)), *map(str, groups)),
+                *usual(),
                 *_CONTAINED,
                 *("sh", "-c", _AS_HOST, "sh", *given),
                 *(*enter, *_APART, "sh", "-c", _AS_ROOT, "sh", own, str(self.seen(work))),

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from orchestrator.agent.runtime import spawn
 from orchestrator.agent.runtime.identity import ProcessIdentity, identify
+from orchestrator.agent.runtime.priority import usual
 
 CONTAINER_PID = "pid"
 MONITOR_PID = "conmon.pid"
@@ -117,7 +118,8 @@ async def launch(argv: Sequence[str], bundle: Path) -> Report:
         stderr = owned.memory_file()
         path = os.environ.get("PATH", os.defpath)
         process = spawn.spawn(
-            argv,
+            # The agent's priority is not for what runs as long as the container.
+            (*usual(), *argv),
             stderr=stderr,
             cwd=bundle,
             # Nothing of the agent's own environment gets to conmon.

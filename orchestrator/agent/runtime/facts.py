@@ -22,7 +22,8 @@ class NodeFacts:
     """The lowest OOM score adjustment that the agent can give; above 0 on a host that raised the
     agent's own and does not let it go back."""
     niced: bool = False
-    """Whether the agent has another priority or scheduling policy than processes usually have."""
+    """Whether the agent has another priority, I/O priority or scheduling policy than processes
+    usually have."""
     apparmor: str | None = None
     """The AppArmor profile of containers that ask for none, which may be none (empty); None: the
     kernel has no AppArmor."""

@@ -13,6 +13,7 @@ from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.capabilities import own_capabilities
 from orchestrator.agent.runtime.cgroups import CgroupMode, Hierarchy
 from orchestrator.agent.runtime.facts import NodeFacts
+from orchestrator.agent.runtime.priority import is_usual
 from orchestrator.model.confinement import RUNTIMES, ULIMITS
 
 RESOLVER = Path("/etc/resolv.conf")
@@ -28,7 +29,7 @@ def read_node_facts(hierarchy: Hierarchy) -> NodeFacts:
     return NodeFacts(
         swap_accounting=_swap_accounting(hierarchy),
         least_oom_score=-1000 if unbound else _least_oom_score(),
-        niced=os.getpriority(os.PRIO_PROCESS, 0) != 0 or os.sched_getscheduler(0) != os.SCHED_OTHER,
+        niced=not is_usual(),
         nameservers=nameservers,
         search=search,
         capabilities=held,

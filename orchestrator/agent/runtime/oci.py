@@ -19,6 +19,7 @@ from orchestrator.agent.runtime.devices import DeviceNode
 from orchestrator.agent.runtime.etcfiles import ETC_FILES, hostname
 from orchestrator.agent.runtime.facts import NodeFacts
 from orchestrator.agent.runtime.ocimounts import merged, root_propagation
+from orchestrator.agent.runtime.priority import IO_PRIORITY
 from orchestrator.agent.runtime.rootfs import ImageFiles
 from orchestrator.agent.runtime.seccomp import SeccompProfile
 from orchestrator.agent.runtime.users import User, resolve_groups, resolve_user
@@ -108,6 +109,12 @@ def environment(container: Container, home: str) -> list[str]:
     return [f"{key}={value}" for key, value in variables.items()]
 
 
+_USUAL_PRIORITY = {
+    "scheduler": {"policy": "SCHED_OTHER", "nice": 0},
+    "ioPriority": IO_PRIORITY,
+}
+
+
 def workdir(container: Container) -> str:
     """The process's working folder, absolute; relative ones count from `/`."""
     chosen = container.spec.container.workdir or container.image.config.workdir
@@ -122,7 +129,7 @@ def process(
     argv = arguments(container)
     profile = apparmor.profile(spec.apparmor, node.apparmor, privileged=spec.privileged)
     return {
-        **({"scheduler": {"policy": "SCHED_OTHER", "nice": 0}} if node.niced else {}),
+        **(_USUAL_PRIORITY if node.niced else {}),
         **({"apparmorProfile": profile} if profile else {}),
         "terminal": container.spec.container.tty,
         "user": {

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -115,3 +116,21 @@ async def test_a_profile_that_is_not_loaded_is_refused(world: CrunWorld) -> None
 def test_this_is_such_a_kernel() -> None:
     assert apparmor.is_enabled()
     assert os.path.exists("/sbin/apparmor_parser")
+
+
+@private
+async def test_families_that_seccomp_cannot_see_in_a_32_bit_call_are_refused(
+    world: CrunWorld,
+) -> None:
+    """`socketcall` ends in the same hook of the kernel as `socket`, for which AppArmor asks."""
+    async with world, world.runtime():  # which loads the profile
+        for family, wanted in (("INET", ""), ("ALG", "Permission"), ("VSOCK", "Permission")):
+            program = f"import socket; socket.socket(socket.AF_{family}, socket.SOCK_STREAM)"
+            kind = "SEQPACKET" if family == "ALG" else "STREAM"
+            program = program.replace("STREAM", kind)
+            done = subprocess.run(  # noqa: ASYNC221 - nothing else runs meanwhile
+                ["aa-exec", "-p", apparmor.DEFAULT, sys.executable, "-c", program],
+                capture_output=True,
+                text=True,
+            )
+            assert (wanted in done.stderr) if wanted else done.returncode == 0, done.stderr

@@ -17,6 +17,11 @@ profile orc-default flags=(attach_disconnected, mediate_deleted) {
 
   deny mount,
 
+  # As seccomp, which does not see the arguments of the 32-bit call socketcall: the kernel's
+  # cryptography, and the hypervisor.
+  deny network alg,
+  deny network vsock,
+
   # The kernel's settings, and its memory.
   deny /proc/* w,
   deny /proc/{acpi,bus,fs,irq,scsi,sys}/** wklx,

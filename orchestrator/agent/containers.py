@@ -23,7 +23,7 @@ class Prepared:
     mounts: tuple[Mount, ...]
     connected: Connected
     beside: str = ""
-    """The container whose PID namespace it shares, by its id."""
+    """The container whose namespaces it shares, by its id."""
 
 
 def describe_container(

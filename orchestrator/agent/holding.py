@@ -21,7 +21,7 @@ from orchestrator.agent.runtime.base import Mount, RuntimeFailure, Started
 from orchestrator.agent.runtime.signals import signal_number
 from orchestrator.model.health import effective
 from orchestrator.model.objects import Volume
-from orchestrator.model.sharing import joined_container
+from orchestrator.model.sharing import joined_container, not_shared
 from orchestrator.model.specs import HealthCheck
 from orchestrator.model.tasks import Health, Task, TaskStatus
 from orchestrator.pb import dispatch_pb2, documents_pb2
@@ -139,20 +139,15 @@ class Holding:
         self._prepared = Prepared(image, (*mounts, *files), connected, beside)
 
     def _beside(self, task: Task) -> str:
-        """The id of the container whose PID namespace it shares. Raises RuntimeFailure."""
+        """The id of the container whose namespaces it shares. Raises RuntimeFailure."""
         word = joined_container(task.spec.container)
         if not word:
             return ""
         neighbour = self._running(word)
         if neighbour is None:
-            raise RuntimeFailure(
-                f"container {word}, whose PID namespace it is to share, does not run"
-            )
-        if neighbour.spec.container.pid == "host":
-            raise RuntimeFailure(
-                f"container {word}, whose PID namespace it is to share, has the node's; "
-                "run this one with --pid host"
-            )
+            raise RuntimeFailure(f"container {word}, whose namespaces it is to share, does not run")
+        if reason := not_shared(task.spec.container, neighbour.spec.container):
+            raise RuntimeFailure(reason)
         return neighbour.id
 
     def addressed(self, status: TaskStatus) -> TaskStatus:

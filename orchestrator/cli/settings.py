@@ -332,7 +332,7 @@ SETTINGS = (
         "task.container.pid",
         click.STRING,
         "PID namespace: the node's, one of its own, or that of another container, on whose node "
-        "it then runs.",
+        "it then runs (not for services).",
         default="private",
         metavar="[host|private|container:NAME]",
     ),
@@ -340,9 +340,10 @@ SETTINGS = (
         ("--ipc",),
         "task.container.ipc",
         click.STRING,
-        "IPC namespace: the node's, or one of its own.",
+        "IPC namespace: the node's, one of its own, or that of another container that is "
+        "shareable, on whose node it then runs (not for services).",
         default="private",
-        metavar="[host|private|shareable]",
+        metavar="[host|private|shareable|container:NAME]",
     ),
     Setting(
         ("--runtime",),

@@ -100,7 +100,11 @@ def _pid(text: str) -> None:
 def _ipc(text: str) -> None:
     if text == "none":
         raise ValueError("none cannot be had; leave it out: /dev/shm is the container's")
-    _namespace(text, ("host", "private", "shareable"), "")
+    _namespace(
+        text,
+        ("host", "private", "shareable"),
+        ", or this one by 'orc run --ipc container:NAME'",
+    )
 
 
 def check_service_name(text: str) -> None:

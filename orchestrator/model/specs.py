@@ -212,8 +212,9 @@ class ContainerSpec(Extensible):
     """PID namespace. `host`: the node's; `container:NAME`: that of a container, on whose node it is
     placed; empty or `private`: its own."""
     ipc: str = ""
-    """IPC namespace. `host`: the node's, with its /dev/shm; empty, `private` or `shareable`: its
-    own."""
+    """IPC namespace. `host`: the node's, with its /dev/shm; `container:NAME`: that of a container,
+    on whose node it is placed; empty or `private`: its own; `shareable`: its own, which others may
+    join."""
     mounts: tuple[MountSpec, ...] = ()
     """Folders, volumes and tmpfs besides the image's own; one a target."""
     volumes_from: tuple[str, ...] = ()

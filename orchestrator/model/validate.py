@@ -26,7 +26,7 @@ from orchestrator.model.networks import check_attachments
 from orchestrator.model.placement import Disconnect
 from orchestrator.model.resources import MAX_REPLICAS as MAX_REPLICAS
 from orchestrator.model.rules import check_agreement, check_attribute
-from orchestrator.model.sharing import OF_CONTAINER, OF_SERVICE, check_sharing, joined_container
+from orchestrator.model.sharing import OF_CONTAINER, check_sharing, shared_kinds
 from orchestrator.model.signals import signal_number
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -83,13 +83,6 @@ def validate_service(spec: ServiceSpec) -> None:
     except ValueError as error:
         raise InvalidSpec("task.container", str(error)) from None
     validate_task(replace(spec.task, container=container))
-    if joined_container(spec.task.container):
-        raise InvalidSpec(
-            "task.container.pid",
-            f"pid {spec.task.container.pid!r} cannot be had by a service: its tasks may be on any "
-            "node; run both programs in one container, or this one by "
-            "'orc run --pid container:NAME'",
-        )
     _policy("update", spec.update)
     _policy("rollback", spec.rollback)
     for field, words in job_faults(spec):
@@ -104,6 +97,18 @@ def validate_service(spec: ServiceSpec) -> None:
             "on_disconnect", "on-disconnect is for services that run on, not for jobs"
         )
     _guard("depends_on", check_dependencies, spec.name, spec.depends_on)
+
+
+def validate_tasks_of_service(spec: ContainerSpec) -> None:
+    """Raise InvalidSpec for what a container of its own may have, and tasks of a service may not:
+    another container's namespaces."""
+    for kind in shared_kinds(spec):
+        raise InvalidSpec(
+            f"task.container.{kind}",
+            f"{kind} {getattr(spec, kind)!r} cannot be had by a service: its tasks may be on any "
+            "node; run both programs in one container, or this one by "
+            f"'orc run --{kind} container:NAME'",
+        )
 
 
 def validate_task(spec: TaskSpec) -> None:
@@ -251,14 +256,9 @@ def _confinement(spec: ContainerSpec) -> None:
         raise InvalidSpec(
             f"{where}.userns", f"userns {spec.userns!r} is unknown; host and private are there"
         )
-    _guard(f"{where}.pid", check_sharing, spec)
     for name, known in (("pid", _PID), ("ipc", _IPC)):
+        _guard(f"{where}.{name}", check_sharing, spec, name)
         value = getattr(spec, name)
-        if name == "ipc" and value.startswith((OF_CONTAINER, OF_SERVICE)):
-            raise InvalidSpec(
-                f"{where}.{name}",
-                f"{name} {value!r} cannot be shared; run both programs in one container",
-            )
         if value not in known and not value.startswith(OF_CONTAINER):
             raise InvalidSpec(
                 f"{where}.{name}", f"{name} {value!r} is unknown; {', '.join(known[1:])} are there"

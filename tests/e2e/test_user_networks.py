@@ -190,6 +190,16 @@ def test_networks_that_are_none(tidy: Cluster, hello: str) -> None:
     start(cluster, "sidecar", hello, "--network", "container:web")
     assert cluster.json("ps", "--filter", "name=sidecar")[0]["node"] == "node2"
     answers(cluster, "sidecar", "127.0.0.1", "Hello from web")
+    shared = ("--pid", "container:web", "--network", "container:web")
+    start(cluster, "debugger", hello, *shared)
+    assert cluster.json("ps", "--filter", "name=debugger")[0]["node"] == "node2"
+    assert "ORC_TASK_NAME=web\0" in inside(cluster, "debugger", "cat", "/proc/1/environ")
+    assert cluster.refused("run", "--ipc", "container:web", hello) == (
+        "orc: container web does not share its ipc namespace; run it with --ipc shareable"
+    )
+    assert "cannot be had by a service" in cluster.refused(
+        "service", "create", "--name", "s", "--pid", "container:web", hello
+    )
     start(cluster, "host", hello, "--network", "host", "--node", "node3")
     assert cluster.nodes()["node3"]["address"] in inside(cluster, "host", "ip", "address")
     assert inside(cluster, "host", "hostname") == "node3\n"

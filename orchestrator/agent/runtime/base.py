@@ -72,7 +72,8 @@ class Container:
     logging: LogConfig = field(default_factory=LogConfig)
     """Logging driver and options, with the node's defaults filled in."""
     beside: str = ""
-    """The container whose PID namespace and users it shares, by its id."""
+    """The container whose users it shares, and whose PID and IPC namespaces as its spec says; by
+    its id."""
 
 
 @dataclass(frozen=True, slots=True)

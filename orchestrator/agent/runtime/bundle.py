@@ -62,6 +62,11 @@ class Bundle:
         return self.run / "maps"
 
     @property
+    def shm(self) -> Path:
+        """Where the /dev/shm of another container is mounted while this one is created."""
+        return self.run / "shm"
+
+    @property
     def upper(self) -> Path:
         """The writable layer."""
         return self._layer / "upper"
@@ -216,7 +221,7 @@ class Bundle:
         remove_tree(self.run)
 
     def _unmount(self) -> None:
-        for place in (self.root, self.maps):
+        for place in (self.root, self.maps, self.shm):
             ensure_unmounted(place)
             try:
                 # Not by a recursive removal, which would empty a layer were it still mounted.

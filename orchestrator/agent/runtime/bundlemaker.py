@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orchestrator.agent.runtime import cdi, oci
+from orchestrator import bareprogram
+from orchestrator.agent.runtime import cdi, oci, spawn
 from orchestrator.agent.runtime.base import Container, Mount, RuntimeFailure
 from orchestrator.agent.runtime.bundle import Bundle
 from orchestrator.agent.runtime.cgroups import Cgroups
@@ -35,7 +36,10 @@ from orchestrator.agent.runtime.seccomp import (
 )
 from orchestrator.agent.runtime.userns import NamespaceMaker, keep, owner
 from orchestrator.model.cdi import is_cdi
+from orchestrator.model.sharing import shared_kinds
 from orchestrator.model.specs import ContainerSpec, TaskSpec
+
+_SHM_MOUNT = bareprogram.command("orchestrator.agent.runtime.shmmount")
 
 
 class BundleMaker:
@@ -122,13 +126,13 @@ class BundleMaker:
         userns = owner(self._netns_dir / beside)
         if theirs is None or userns is None:
             raise RuntimeFailure(
-                "the container whose PID namespace it is to share has the host's users; run this "
+                "the container whose namespaces it is to share has the host's users; run this "
                 "one with --userns host as well"
             )
         try:
             if self._ids.find(container_id) not in (None, theirs):
                 raise RuntimeFailure(
-                    "the container whose PID namespace it is to share has other users than when "
+                    "the container whose namespaces it is to share has other users than when "
                     "this one was made; remove this one and run it again"
                 )
             self._ids.share(container_id, beside)
@@ -182,6 +186,11 @@ class BundleMaker:
             devices = _devices(spec, edits)
             if devices and ids is not None:
                 devices = make_nodes(devices, bundle.devices, ids)
+            joined: dict[str, str] = {}
+            if neighbour is not None:
+                joined = _joined(neighbour, shared_kinds(spec), owners, stack)
+                if "ipc" in joined:
+                    await _share_memory(neighbour, bundle, stack)
             document = oci.config(
                 container,
                 self._facts,
@@ -189,7 +198,7 @@ class BundleMaker:
                 read_image_files(bundle.root),
                 devices=devices,
                 users=users,
-                pid=_joined(neighbour, owners, stack) if neighbour is not None else "",
+                joined=joined,
             )
             edits.complete(document)
             self._check(container, bundle, document["process"]["env"], document["process"]["cwd"])
@@ -233,6 +242,7 @@ class BundleMaker:
             self._cgroups.path(container.id),
             tuple(n for n in ETC_FILES if not host_root or os.path.lexists(f"/etc/{n}")),
             tuple(masked(self._hidden)) if host_root else (),
+            bundle.shm if "ipc" in shared_kinds(container.spec.container) else None,
         )
 
     def _check(
@@ -284,20 +294,42 @@ def _mapped(mounts: tuple[Mount, ...], owners: Owners) -> tuple[Mount, ...]:
     return tuple(found)
 
 
-def _joined(neighbour: ProcessIdentity, owners: Owners | None, stack: AsyncExitStack) -> str:
-    """The PID namespace of a process, open for as long as `stack` lasts. Raises RuntimeFailure."""
+_ENDED = "the container whose namespaces it is to share has ended meanwhile; start it again"
+
+
+def _joined(
+    neighbour: ProcessIdentity, kinds: Sequence[str], owners: Owners | None, stack: AsyncExitStack
+) -> dict[str, str]:
+    """Paths of the namespaces of a process, by kind, which are there for as long as `stack` lasts.
+    Raises RuntimeFailure."""
+    found, users = {}, 0
     try:
-        pid = os.open(f"/proc/{neighbour.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, pid)
+        for kind in kinds:
+            namespace = os.open(f"/proc/{neighbour.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, namespace)
+            found[kind] = _path(namespace)
         users = os.stat(f"/proc/{neighbour.pid}/ns/user").st_ino
-    except OSError:
-        users = 0
+    except OSError as error:
+        raise RuntimeFailure(_ENDED) from error
     same = owners is None or users == os.fstat(owners.userns).st_ino
-    if not users or not same or not neighbour.alive():
-        raise RuntimeFailure(
-            "the container whose PID namespace it is to share has ended meanwhile; start it again"
-        )
-    return _path(pid)
+    if not same or not neighbour.alive():
+        raise RuntimeFailure(_ENDED)
+    return found
+
+
+async def _share_memory(neighbour: ProcessIdentity, bundle: Bundle, stack: AsyncExitStack) -> None:
+    """Mount the /dev/shm of a process' container in the bundle for as long as `stack` lasts. Raises
+    RuntimeFailure."""
+    process = neighbour.open()
+    if process is None:
+        raise RuntimeFailure(_ENDED)
+    stack.callback(os.close, process)
+    bundle.shm.mkdir(exist_ok=True)
+    stack.callback(ensure_unmounted, bundle.shm)
+    argv = [*_SHM_MOUNT, str(process), str(bundle.shm)]
+    status, stderr = await spawn.run(argv, pass_fds=(process,))
+    if status != 0:
+        raise RuntimeFailure(f"the /dev/shm of the other container is not there ({stderr.strip()})")
 
 
 def _path(descriptor: int) -> str:

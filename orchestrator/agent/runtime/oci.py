@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import posixpath
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from orchestrator.agent.runtime import apparmor, limits, privileges
@@ -71,6 +73,8 @@ class Places:
     """Those that are mounted."""
     secret: tuple[str, ...] = field(default=())
     """Folders of its root that are hidden whatever it may do."""
+    shm: Path | None = None
+    """Another container's /dev/shm, which it shares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +155,20 @@ def process(
 
 
 def namespaces(
-    container: Container, users: OwnUsers | None = None, pid: str = ""
+    container: Container,
+    users: OwnUsers | None = None,
+    joined: Mapping[str, str] = MappingProxyType({}),
 ) -> list[dict[str, str]]:
     """Everything of its own but what it has of the node's; the network namespace is joined when the
-    network made one, and the PID namespace at `pid` if it shares one."""
+    network made one, and those that it shares with another container at their paths, `joined`."""
     found = [{"type": "user", "path": users.userns}] if users is not None else []
     spec = container.spec.container
     hosts = {kind for kind, of in (("pid", spec.pid), ("ipc", spec.ipc)) if of == privileges.HOST}
     kinds = ("pid", "ipc", "uts", "mount", "cgroup")
     found += [{"type": kind} for kind in kinds if kind not in hosts]
-    if pid:
-        found = [each | {"path": pid} if each["type"] == "pid" else each for each in found]
+    for each in found:
+        if path := joined.get(each["type"]):
+            each["path"] = path
     if container.host_network:
         return found
     network = {"type": "network"}
@@ -187,6 +194,9 @@ def mounts(
     for where, kind, source, options in _MOUNTS:
         if spec.ipc == privileges.HOST and where == _SHM:
             found.append(_bind(where, Path(where), "rw"))
+            continue
+        if places.shm is not None and where == _SHM:
+            found.append(_bind(where, places.shm, "rw"))
             continue
         given = list(options)
         if where == _SHM:
@@ -223,7 +233,7 @@ def config(
     *,
     devices: tuple[DeviceNode, ...] = (),
     users: OwnUsers | None = None,
-    pid: str = "",
+    joined: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The whole runtime configuration but for `linux.seccomp`, which `render` adds.
 
@@ -236,7 +246,7 @@ def config(
     groups = resolve_groups(spec.groups, files.group)
     linux = {
         "cgroupsPath": places.cgroup,
-        "namespaces": namespaces(container, users, pid),
+        "namespaces": namespaces(container, users, joined),
         "resources": limits.resources(container.spec, node, devices),
         "devices": [each.node for each in devices if not each.source],
         "sysctl": privileges.sysctls(spec, network=users is None or not users.foreign),

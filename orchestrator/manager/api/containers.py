@@ -32,7 +32,7 @@ from orchestrator.model.mountrules import split_volumes_from
 from orchestrator.model.names import check_container_name
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image
-from orchestrator.model.sharing import joined_container
+from orchestrator.model.sharing import joined_container, not_shared
 from orchestrator.model.signals import signal_number
 from orchestrator.model.specs import Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
@@ -56,7 +56,9 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
         for text in spec.container.volumes_from:
             find_container(view, split_volumes_from(text)[0])
         if word := joined_container(spec.container):
-            find_container(view, word)
+            other = find_container(view, word).spec.container
+            if reason := not_shared(spec.container, other):
+                raise precondition(reason)
         constraints = tuple(request.constraints)
         affinities = tuple(from_proto(each, strict=True) for each in request.affinities)
         validate_constraints(constraints, affinities)

@@ -33,7 +33,7 @@ from orchestrator.model.objects import Object
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.tasks import Task
-from orchestrator.model.validate import validate_service
+from orchestrator.model.validate import validate_service, validate_tasks_of_service
 from orchestrator.pb import control_pb2
 from orchestrator.tracing import current
 
@@ -50,6 +50,7 @@ class ServiceCalls(Calls):
         api = self.api
         spec = _settled(api.view, from_proto(request.spec, strict=True))
         validate_service(spec)
+        validate_tasks_of_service(spec.task.container)
         name = spec.name
         if (there := api.view.service_by_name(name)) is not None and not there.removed:
             raise taken(
@@ -113,6 +114,7 @@ class ServiceCalls(Calls):
         if spec.mode is not service.spec.mode:
             raise invalid("a service's mode cannot be changed; create another service")
         validate_service(spec)
+        validate_tasks_of_service(spec.task.container)
         read = self._read(spec, service)
         check_ports(api.view, spec.task, service.id)
         digest = service.image_digest

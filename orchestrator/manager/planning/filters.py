@@ -83,12 +83,12 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
 
 
 def _not_beside(view: ClusterView, word: str) -> str | None:
-    """Why no container can share the processes of this one; None if one can."""
+    """Why no container can share namespaces of this one; None if one can."""
     holder = container_named(view, word)
     if holder is None:
-        return f"no container {word}, whose PID namespace it is to share"
+        return f"no container {word}, whose namespaces it is to share"
     if holder.status.state is not TaskState.RUNNING:
-        return f"container {word}, whose PID namespace it is to share, does not run"
+        return f"container {word}, whose namespaces it is to share, does not run"
     return None
 
 

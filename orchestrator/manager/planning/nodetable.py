@@ -55,7 +55,7 @@ class Demand:
     features: tuple[str, ...] = ()
     """What its node's agent must be able to do."""
     beside: str = ""
-    """The container whose PID namespace it shares."""
+    """The container whose namespaces it shares."""
     allowances: tuple[str, ...] = ()
     """What of its node's host it is given."""
     binpack: bool = False

@@ -127,7 +127,7 @@ BY_OPTION = {
     "--storage-opt": ["size=64m"],
     "--userns": ["host", "private"],
     "--pid": ["host", "private", "container:web"],
-    "--ipc": ["host", "private", "shareable"],
+    "--ipc": ["host", "private", "shareable", "container:web"],
     "--device-rm": ["/dev/null"],
     "--entrypoint": ["sh -c true", ""],
     "--time": ["5"],

@@ -72,10 +72,19 @@ def test_good(spec: ServiceSpec) -> None:
         (container(command=("a\0",)), "task.container.command", "NUL"),
         (container(workdir="srv"), "task.container.workdir", "not an absolute path"),
         (container(user="a b"), "task.container.user", "USER[:GROUP]"),
-        (container(pid="container:a"), "task.container.pid", "cannot be had by a service: its tas"),
         (container(pid="container:"), "task.container.pid", "names no container; write container:"),
         (container(pid="service:a"), "task.container.pid", "tasks of two services may be on any n"),
-        (container(ipc="container:a"), "task.container.ipc", "ipc 'container:a' cannot be shared"),
+        (container(ipc="service:a"), "task.container.ipc", "orc run --ipc container:NAME"),
+        (
+            container(pid="container:a", ipc="container:b"),
+            "task.container.pid",
+            "of two containers",
+        ),
+        (
+            container(ipc="container:a", sysctls={"kernel.shmmax": "1"}),
+            "task.container.ipc",
+            "the sysctl 'kernel.shmmax' is the other container's",
+        ),
         (container(pid="hots"), "task.container.pid", "pid 'hots' is unknown; host, private are"),
         (container(ipc="none"), "task.container.ipc", "'none' is unknown; host, private, share"),
         (

@@ -173,14 +173,17 @@ def test_volumes_from_places_together(holder: Task | None, expected: str) -> Non
         (task("web", TaskState.RUNNING, node_id="n2"), "n2"),
         (
             task("web", TaskState.SHUTDOWN, node_id="n2"),
-            "container web, whose PID namespace it is to share, does not run",
+            "container web, whose namespaces it is to share, does not run",
         ),
-        (None, "no container web, whose PID namespace it is to share"),
+        (None, "no container web, whose namespaces it is to share"),
     ],
 )
-def test_who_shares_processes_is_on_their_node(holder: Task | None, expected: str) -> None:
+@pytest.mark.parametrize("kind", ["pid", "ipc"])
+def test_who_shares_namespaces_is_on_their_node(
+    holder: Task | None, expected: str, kind: str
+) -> None:
     spec = task_spec()
-    spec = replace(spec, container=replace(spec.container, pid="container:web"))
+    spec = replace(spec, container=replace(spec.container, **{kind: "container:web"}))
     item = waiting("t", spec)
     assert decide(*NODES, *([holder] if holder else []), item)["t"] == expected
 

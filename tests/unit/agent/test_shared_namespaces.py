@@ -1,4 +1,4 @@
-"""Tasks whose container shares the PID namespace of another one on the node."""
+"""Tasks whose container shares namespaces of another one on the node."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def joining(pid: str, id: str = "t2") -> dispatch_pb2.AssignedTask:
-    return assigned(id, spec=TaskSpec(ContainerSpec(image="hello:1", pid=pid)))
+def joining(pid: str, id: str = "t2", ipc: str = "") -> dispatch_pb2.AssignedTask:
+    return assigned(id, spec=TaskSpec(ContainerSpec(image="hello:1", pid=pid, ipc=ipc)))
 
 
 async def test_it_is_made_beside_the_other(host: Host) -> None:
@@ -37,7 +37,7 @@ async def test_it_is_rejected_without_the_other(host: Host) -> None:
         a.full(joining("container:t1"))
         await a.reaches(TaskState.REJECTED, "t2")
         assert a.reports.last("t2").message == (
-            "container t1, whose PID namespace it is to share, does not run"
+            "container t1, whose namespaces it is to share, does not run"
         )
 
 
@@ -47,4 +47,21 @@ async def test_the_nodes_processes_are_not_shared_through_another(host: Host) ->
         await a.reaches(TaskState.RUNNING)
         a.diff(joining("container:t1"))
         await a.reaches(TaskState.REJECTED, "t2")
-        assert "run this one with --pid host" in a.reports.last("t2").message
+        assert "use --pid host" in a.reports.last("t2").message
+
+
+@pytest.mark.parametrize(
+    ("ipc", "reason"),
+    [
+        ("shareable", ""),
+        ("", "container t1 does not share its ipc namespace; run it with --ipc shareable"),
+        ("host", "container t1 has the node's ipc namespace; use --ipc host"),
+    ],
+)
+async def test_an_ipc_namespace_is_shared_by_who_says_so(host: Host, ipc: str, reason: str) -> None:
+    async with agent(host) as a:
+        a.full(joining("", "t1", ipc))
+        await a.reaches(TaskState.RUNNING)
+        a.diff(joining("", ipc="container:t1"))
+        await a.reaches(TaskState.REJECTED if reason else TaskState.RUNNING, "t2")
+        assert a.reports.last("t2").message == reason

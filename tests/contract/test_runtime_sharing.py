@@ -1,4 +1,4 @@
-"""Containers that share the PID namespace of another one, on this kernel."""
+"""Containers that share namespaces of another one, on this kernel."""
 
 from __future__ import annotations
 
@@ -102,3 +102,28 @@ async def test_what_cannot_be_shared_says_what_to_do(world: CrunWorld) -> None:
         await runtime.wait("a")
         with pytest.raises(RuntimeFailure, match="is not running any more"):
             await runtime.create(other)
+
+
+@private
+async def test_shared_memory_and_queues_are_those_of_the_other(world: CrunWorld) -> None:
+    async with world, world.runtime() as runtime:
+        first = await start(runtime, box(world, "a", f"echo old > /dev/shm/a; {GRACEFUL}"))
+        await world.ready(runtime, "a")
+        script = f"cat /dev/shm/a; echo new > /dev/shm/b; echo ready; {GRACEFUL}"
+        made = world.container(
+            *("b", "sh", "-c", script), ipc="container:a", netns=world.path / "run/netns/b"
+        )
+        second = await start(runtime, replace(made, beside="a"))
+        await world.ready(runtime, "b")
+        lines = [r.line async for some in logs.read(runtime.log_path("b")) for r in some]
+        assert lines[0] == b"old"
+        root = runtime.access("a").root()
+        assert (root / "dev/shm/b").read_text() == "new\n"
+        assert namespace(first, "ipc") == namespace(second, "ipc")
+        assert namespace(first, "pid") != namespace(second, "pid")
+        assert not os.path.ismount(world.bundles / "b/shm")  # noqa: ASYNC240
+        # It outlives the other, and its memory with it.
+        await runtime.kill("a", signal.SIGKILL)
+        await runtime.wait("a")
+        await runtime.remove("a")
+        assert (runtime.access("b").root() / "dev/shm/a").read_text() == "old\n"

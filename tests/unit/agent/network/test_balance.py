@@ -184,6 +184,7 @@ async def test_a_vip_that_is_asked_too_early_answers_soon(web: Web, anew: bool) 
     if anew:
         web.kill_helpers()
     with serving({"one": one.netns}, 80) as servers, open_socket(client.netns, TCP) as sock:
+        sock.settimeout(60)  # its kernel tries again after 1, 3, 7, … seconds
         asking = asyncio.create_task(asyncio.to_thread(servers.ask_by, sock, VIP, 80))
         while VIP not in web.hosts[0].shell("cat", "/proc/net/nf_conntrack"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -32,6 +32,7 @@ from orchestrator.agent.network import (
 )
 from orchestrator.model.exposure import METADATA, METADATA_ADDRESSES, closed_ports
 from orchestrator.model.networks import (
+    ALLOWED_SOURCES,
     BRIDGE,
     MTU,
     SCOPE,
@@ -401,7 +402,8 @@ def _interface(
 
 def _of_plugin(options: Mapping[str, str]) -> dict[str, str]:
     """The options that are a network plugin's own."""
-    return {key: value for key, value in options.items() if key not in (SCOPE, SOURCE_CHECK)}
+    ours = (SCOPE, SOURCE_CHECK, ALLOWED_SOURCES)
+    return {key: value for key, value in options.items() if key not in ours}
 
 
 def exposure_of(
@@ -459,7 +461,7 @@ def network_config(network: dispatch_pb2.AssignedNetwork, node_address: str) -> 
         path_mtu=network.path_mtu,
         encrypted=network.encrypted,
         source_check=checks_sources(network.options),
-        allowed_sources=() if foreign else allowed_sources(network.options),
+        allowed_sources=allowed_sources(network.options),
         driver=network.driver if foreign else "",
         conflist=network.conflist,
         options=_of_plugin(network.options) if foreign else {},

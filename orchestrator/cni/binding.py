@@ -109,8 +109,8 @@ def dropped(listed: str) -> dict[str, int]:
     return {mac: int(packets) for mac, packets in _DROPPED.findall(listed)}
 
 
-def _listed(networks: Iterable[Network], version: int) -> str:
-    """Those of one family as a set of nft's; empty if there are none."""
+def listed(networks: Iterable[Network], version: int) -> str:
+    """Those of one family as a set in nft's language; empty if there are none."""
     found = merged(one for one in networks if one.version == version)
     return f"{{ {', '.join(map(str, found))} }}" if found else ""
 
@@ -142,7 +142,7 @@ def script(bridge: str, allowed: Collection[Network] | None = ()) -> str:
     own4, own6, senders = sets(bridge)
     four, six, arp = (f"@{name.split()[2]}" for name in (own4, own6, senders))
     chain, joining, drop = f"from_{bridge}", f"joining_{bridge}", f"goto forged_{bridge}"
-    others4, others6 = (_listed(allowed or (), version) for version in (4, 6))
+    others4, others6 = (listed(allowed or (), version) for version in (4, 6))
     but4, but6 = (others and f"!= {others}" for others in (others4, others6))
     advert = "icmpv6 type nd-neighbor-advert"
     rules = [

@@ -236,12 +236,7 @@ def parse(raw: Mapping[str, Any]) -> NetConf:
         ipv6=ipv6,
         internal=raw.get("internal", False) is True,
         source_check=raw.get("sourceCheck", True) is not False,
-        allowed_sources=tuple(
-            fields.network6(one, "allowedSources")
-            if ":" in str(one)
-            else fields.network4(one, "allowedSources")
-            for one in fields.listed(raw.get("allowedSources"), "allowedSources")
-        ),
+        allowed_sources=fields.networks(raw.get("allowedSources"), "allowedSources"),
         masquerade=raw.get("ipMasq", True) is not False,
         mtu=_mtu(raw, ipv6),
         path_mtu=fields.integer(raw.get("pathMtu", 0), "pathMtu", 0, MOST_MTU),

@@ -87,6 +87,13 @@ def network6(value: object, key: str) -> IPv6Network:
         raise invalid(f"{key} {value!r} is not an IPv6 network: {error}") from error
 
 
+def networks(value: object, key: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """A list of networks of both families; absent: none."""
+    return tuple(
+        network6(one, key) if ":" in str(one) else network4(one, key) for one in listed(value, key)
+    )
+
+
 def address4(value: object, key: str) -> IPv4Address:
     """An IPv4 address."""
     try:

@@ -10,6 +10,7 @@ that the plugins answered with:
 - Without a hardware address in the answer, none is checked, and each link-local address will do.
 - Without an IP address in the answer (a network of layer 2), only the hardware address is checked.
 - Addresses leased by DHCP are renewed from 0.0.0.0.
+- A network may allow further sources.
 
 An interface that has no such end (macvlan, ipvlan, host-device, SR-IOV) puts its packets past this
 host's network stack, so nothing here can check them.
@@ -22,10 +23,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Set
-from ipaddress import IPv4Address
+from ipaddress import ip_network
 
 from . import binding, fields, namespaces, netlink, nftcount
-from .netlink import Address
+from .netlink import Address, Network
 from .nft import Nftables, NftError, failed
 from .records import TYPE_CHECKING, record
 from .rtnetlink import RouteSocket
@@ -47,6 +48,7 @@ class Guest:
     ifname: str
     mac: str
     addresses: tuple[Address, ...]
+    allowed: tuple[Network, ...] = ()
     dhcp: bool = False
 
 
@@ -81,6 +83,7 @@ def _guest(raw: Any) -> Guest:
             fields.address(one, "addresses")
             for one in fields.listed(raw.get("addresses"), "addresses")
         ),
+        allowed=fields.networks(raw.get("allowed"), "allowed"),
         dhcp=raw.get("dhcp", False) is True,
     )
 
@@ -128,24 +131,22 @@ def script(port: Port) -> str:
 
 
 def _rules(guest: Guest, drop: str) -> Iterator[str]:
-    four = [str(one) for one in guest.addresses if isinstance(one, IPv4Address)]
-    six = [str(one) for one in guest.addresses if not isinstance(one, IPv4Address)]
+    local = ip_network(binding.link_local(guest.mac) if guest.mac else "fe80::/10")
     if guest.mac:
         yield f"ether saddr != {guest.mac} {drop}"
         yield f"arp saddr ether != {guest.mac} {drop}"
-        six.append(str(binding.link_local(guest.mac)))
-    else:
-        six.append("fe80::/10")
     if not guest.addresses:
         return
+    sources = [*map(ip_network, guest.addresses), *guest.allowed, local]
+    four, own = (binding.listed(sources, version) for version in (4, 6))
     if four:
-        yield f"ip saddr {{ {', '.join(four)} }} accept"
+        yield f"ip saddr {four} accept"
+        yield f"arp saddr ip {four} accept"
     if guest.dhcp:
         yield "ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept"
     yield f"meta protocol ip {drop}"
     # 0.0.0.0 asks whether an address is in use (RFC 5227).
-    yield f"arp saddr ip {{ {', '.join([*four, '0.0.0.0'])} }} accept"
-    own = f"{{ {', '.join(six)} }}"
+    yield "arp saddr ip 0.0.0.0 accept"
     yield f"ip6 saddr :: icmpv6 type nd-neighbor-solicit icmpv6 taddr {own} accept"
     yield f"ip6 saddr :: icmpv6 type {binding.MULTICAST_REPORTS} accept"
     yield f"ip6 saddr != {own} {drop}"

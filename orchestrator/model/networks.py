@@ -312,7 +312,7 @@ def check_foreign(network: Network) -> None:
     scope = network.options.get(SCOPE, LOCAL)
     if scope not in (LOCAL, GLOBAL):
         raise ValueError(f"network option {SCOPE}={scope} is neither {LOCAL} nor {GLOBAL}")
-    checks_sources(network.options)
+    _check_sources(network.options)
     if network.driver == CNI:
         _check_chain(network)
     elif network.conflist:
@@ -330,7 +330,7 @@ def _check_chain(network: Network) -> None:
 
     if not network.conflist:
         raise ValueError("a CNI network needs --opt conflist=FILE, the list of its plugins")
-    known = (SCOPE, NODE_PREFIX, SOURCE_CHECK)
+    known = (SCOPE, NODE_PREFIX, SOURCE_CHECK, ALLOWED_SOURCES)
     for key in network.options:
         if key not in known:
             meant = near_miss(key, known)
@@ -360,12 +360,16 @@ def _check_options(options: Mapping[str, str], ipv6: bool) -> None:
             raise ValueError(f"network option '{key}' is unknown; {hint}")
         if key not in (SOURCE_CHECK, ALLOWED_SOURCES) and not value.isdecimal():
             raise ValueError(f"network option {key}={value} is not a number")
-    checked, allowed = checks_sources(options), allowed_sources(options)
-    if allowed and not checked:
-        raise ValueError(f"without {SOURCE_CHECK} all sources are allowed: leave out one of them")
+    _check_sources(options)
     least = SMALLEST_MTU6 if ipv6 else SMALLEST_MTU
     if MTU in options and not least <= int(options[MTU]) <= LARGEST_MTU:
         raise ValueError(f"an mtu of {options[MTU]} bytes is not in {least}-{LARGEST_MTU}")
+
+
+def _check_sources(options: Mapping[str, str]) -> None:
+    checked, allowed = checks_sources(options), allowed_sources(options)
+    if allowed and not checked:
+        raise ValueError(f"without {SOURCE_CHECK} all sources are allowed: leave out one of them")
 
 
 def _check_ranges(network: Network) -> None:

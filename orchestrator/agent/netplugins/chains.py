@@ -79,6 +79,7 @@ class Chains:
             "name": config.name,
             "conflist": config.conflist,
             "source_check": config.source_check,
+            "allowed_sources": list(config.allowed_sources),
         }
         self._records.put_network(config.id, kept)
         for name in chain.programs:
@@ -202,7 +203,7 @@ class Chains:
     def checked(self) -> list[Guest]:
         """The interfaces of containers whose source addresses are checked."""
         return [
-            guest_of(record, result)
+            guest_of(record, result, self._records.allowed(record.network))
             for record in self._records.all()
             if (result := record.body.get("result")) and self._records.checks(record.network)
         ]

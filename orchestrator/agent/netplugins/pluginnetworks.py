@@ -79,7 +79,7 @@ class PluginNetworks:
             raise NetworkError(f"this node has no network plugin {name} that answers: {why}")
         self._leaving.discard(config.id)
         if (kept := self._records.networks.get(config.id)) is not None:
-            self._records.put_network(config.id, {**kept, "source_check": config.source_check})
+            self._records.put_network(config.id, {**kept, **_sources(config)})
 
     async def attach(
         self, config: NetworkConfig, container: str, interface: Interface, netns: str
@@ -172,6 +172,7 @@ class PluginNetworks:
                 ifname=record.ifname,
                 mac=record.body["interface"]["mac"],
                 addresses=tuple(str(ip_interface(each).ip) for each in record.body["addresses"]),
+                allowed=self._records.allowed(record.network),
             )
             for record in self._records.all()
             if record.body.get("joined") and self._records.checks(record.network)
@@ -220,7 +221,7 @@ class PluginNetworks:
                 "name": config.name,
                 "driver": config.driver,
                 "ipam": config.ipam_driver,
-                "source_check": config.source_check,
+                **_sources(config),
             }
             self._records.put_network(config.id, kept)
             kept = {**kept, "pool": await self._pool(config)}
@@ -343,6 +344,14 @@ class PluginNetworks:
         record = replace(record, body={**record.body, **more})
         self._records.put(record)
         return record
+
+
+def _sources(config: NetworkConfig) -> dict[str, Any]:
+    """What a network's record has of source checks."""
+    return {
+        "source_check": config.source_check,
+        "allowed_sources": list(config.allowed_sources),
+    }
 
 
 async def _give_back(giver: NetworkPlugin, pool: Mapping[str, str], address: str) -> None:

@@ -98,6 +98,10 @@ class Records:
         """Whether source addresses are checked in a network."""
         return bool(self.networks.get(network, {}).get("source_check", True))
 
+    def allowed(self, network: str) -> tuple[str, ...]:
+        """The subnets of which containers may have source addresses besides their own."""
+        return tuple(self.networks.get(network, {}).get("allowed_sources", ()))
+
     def put_network(self, network: str, body: Mapping[str, Any]) -> None:
         """Write down what the driver keeps of a network. Raises NetworkError."""
         if self.networks.get(network) != body:

@@ -81,8 +81,9 @@ def attachment_of(record: Record, result: Mapping[str, Any]) -> Attachment:
     )
 
 
-def guest_of(record: Record, result: Mapping[str, Any]) -> Guest:
-    """What a container may send as on a chain's network. Raises NetworkError."""
+def guest_of(record: Record, result: Mapping[str, Any], allowed: tuple[str, ...]) -> Guest:
+    """What a container may send as on a chain's network, which allows further sources. Raises
+    NetworkError."""
     return Guest(
         network=record.network,
         container=record.container,
@@ -90,6 +91,7 @@ def guest_of(record: Record, result: Mapping[str, Any]) -> Guest:
         ifname=record.ifname,
         mac=_mac(record, result),
         addresses=tuple(str(each.address.ip) for each in given(result, record.ifname)),
+        allowed=allowed,
         dhcp=leases(parse_conflist(record.body["conflist"])),
     )
 

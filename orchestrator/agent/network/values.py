@@ -105,6 +105,8 @@ class Guest:
     ifname: str
     mac: str
     addresses: tuple[str, ...]
+    allowed: tuple[str, ...] = ()
+    """Subnets of which it may have source addresses besides."""
     dhcp: bool = False
     """The addresses are leased, and renewed from 0.0.0.0."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -183,24 +183,26 @@ async def test_a_network_may_have_no_source_check(place: Place) -> None:
     await place.check()
     forgeries = [(thief.mac, NOBODY), (thief.mac, NOBODY6)]
     assert place.heard(thief, victim, forgeries) == []
-    unchecked = NetworkConfig(
-        "n1",
-        "apps",
-        0,
-        "",
-        "",
-        0,
-        "",
-        driver="cni",
-        conflist=place.config.conflist,
-        source_check=False,
-    )
+    unchecked = replace(place.config, source_check=False)
     await place.chains.apply(unchecked)
     await place.check()
     assert place.heard(thief, victim, forgeries) == sorted(map(" ".join, forgeries))
     assert "orc_guests" not in place.bench.host.shell("nft", "list", "tables")
     # Also for an agent that has been started again and has no order yet.
     assert place.bench.chains().checked() == []
+
+
+async def test_a_network_may_allow_further_sources(place: Place) -> None:
+    thief, victim = await place.attach("thief"), await place.attach("victim")
+    allowed = ("10.77.0.200/32", "172.30.0.0/24", "fd77::200/128")
+    await place.chains.apply(replace(place.config, allowed_sources=allowed))
+    await place.check()
+    good = [(thief.mac, source) for source in (NOBODY, "172.30.0.9", NOBODY6)]
+    bad = [(thief.mac, "10.77.0.201"), (STRANGE, NOBODY), (thief.mac, "fd77::201")]
+    assert place.heard(thief, victim, [*good, *bad]) == sorted(map(" ".join, good))
+    await place.chains.apply(place.config)
+    await place.check()
+    assert place.heard(thief, victim, good) == []
 
 
 async def test_an_interface_without_an_end_on_the_host_is_left_alone(bench: Bench) -> None:

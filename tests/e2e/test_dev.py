@@ -73,6 +73,31 @@ def test_a_cluster_comes_up_ready_and_goes_without_a_trace(
     assert "no cluster" in spare.refused("node", "ls")
 
 
+def test_a_removed_node_leaves_the_cluster_and_its_host_joins_again(
+    spare_cluster: Callable[[str], Cluster],
+) -> None:
+    spare = spare_cluster("r")
+    spare.dev("up", "--nodes", "1")
+    before = spare.nodes()["node1"]["id"]
+    spare.orc("volume", "create", "--node", "node1", "data")
+    volume = spare.data("node1") / "volumes" / "by-name" / "data"
+    eventually(volume.exists)
+    spare.orc("node", "rm", "--force", "node1")
+    eventually((spare.data("node1") / "node.removed.json").exists)
+    links = spare.exec("node1", "ip", "-o", "link").stdout
+    assert [
+        line for line in links.splitlines() if " lo:" not in line and " eth0@" not in line
+    ] == []
+    log = (spare.data("node1").parent / "log" / "agent.log").read_text()
+    assert "(the node was removed from the cluster)" in log
+    command = spare.orc("cluster", "token", "worker").stdout.split()[1:]
+    spare.exec("node1", ORC, *command, "--data-dir", str(spare.data("node1")))
+    eventually(lambda: spare.nodes()["node1"]["state"] == "ready")
+    assert spare.nodes()["node1"]["id"] != before
+    assert volume.exists()
+    spare.dev("down")
+
+
 def test_the_demo_shows_what_it_promises(spare_cluster: Callable[[str], Cluster]) -> None:
     spare = spare_cluster("d")
     path = f"{Path(ORC).parent}:{os.environ['PATH']}"

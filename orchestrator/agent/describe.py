@@ -17,6 +17,7 @@ from orchestrator.model.hooks import HOOKS
 from orchestrator.model.networks import NETWORK_CHANGES
 from orchestrator.model.nodes import REGISTRY_CREDENTIALS, NodeDescription
 from orchestrator.model.placement import STOP_AFTER
+from orchestrator.model.sharing import SHARING
 from orchestrator.model.specs import SHARES_PER_CORE, Resources
 from orchestrator.registries.credsstore import has_credentials
 
@@ -55,7 +56,7 @@ def describe(
         version=__version__,
         labels=dict(labels),
         blob_port=blob_port,
-        features=(FEATURE, STOP_AFTER, NETWORK_CHANGES, HOOKS),
+        features=(FEATURE, STOP_AFTER, NETWORK_CHANGES, HOOKS, SHARING),
         metrics_port=metrics_port,
     )
 

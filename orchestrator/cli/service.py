@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -130,6 +131,8 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Depends on", ", ".join(map(_dependency, spec["depends_on"]))),
         ("Networks", ", ".join(map(attachment_text, task["networks"]))),
         ("Ports", ", ".join(map(port_text, task["ports"]))),
+        ("Post start", ", ".join(map(_hook, container["post_start"]))),
+        ("Pre stop", ", ".join(map(_hook, container["pre_stop"]))),
         ("Secrets", ", ".join(map(_file, container["secrets"]))),
         ("Configs", ", ".join(map(_file, container["configs"]))),
         ("Reserved", _resources(task["reservation"])),
@@ -146,6 +149,10 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Created at", document["created_at"] or ""),
         ("Updated at", document["updated_at"] or ""),
     ]
+
+
+def _hook(hook: Row) -> str:
+    return shlex.join(hook["command"])
 
 
 def _file(reference: Row) -> str:

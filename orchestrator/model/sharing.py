@@ -8,6 +8,9 @@ from orchestrator.model.specs import ContainerSpec
 OF_CONTAINER, OF_SERVICE = "container:", "service:"
 """Begin a namespace that is another container's, or that of another service's tasks."""
 
+SHARING = "shared-namespaces"
+"""A feature of agents that run containers which share another one's namespaces."""
+
 SHAREABLE = "shareable"
 """An IPC namespace that other containers may join."""
 

@@ -20,7 +20,7 @@ from orchestrator.model.hooks import HOOKS
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.placement import STOP_AFTER, DisconnectAction, GenericResource, Strategy
 from orchestrator.model.services import Service, UpdateState
-from orchestrator.model.sharing import joined_container
+from orchestrator.model.sharing import SHARING, joined_container
 from orchestrator.model.specs import Protocol, PublishMode, Resources
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
@@ -102,6 +102,7 @@ def _features(service: Service | None, task: Task) -> tuple[str, ...]:
     wanted = (
         (STOP_AFTER, stops),
         (HOOKS, bool(container.post_start or container.pre_stop)),
+        (SHARING, bool(joined_container(container))),
     )
     return tuple(name for name, is_wanted in wanted if is_wanted)
 

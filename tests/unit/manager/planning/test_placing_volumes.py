@@ -12,11 +12,13 @@ from builders import World, node, service, task, task_spec
 from orchestrator.manager.planning.scheduler import Placement, Unplaced, schedule
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import placed, users
+from orchestrator.model.hooks import HOOKS
 from orchestrator.model.mounts import MountSpec, MountType
 from orchestrator.model.nodes import Availability, Node, NodeState
 from orchestrator.model.objects import Object, Volume
 from orchestrator.model.objects import VolumeScope as Scope
-from orchestrator.model.specs import TaskSpec
+from orchestrator.model.sharing import SHARING
+from orchestrator.model.specs import Hook, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 
@@ -31,6 +33,10 @@ def using(*names: str, driver: str = "", volumes_from: Iterable[str] = ()) -> Ta
     spec = task_spec()
     container = replace(spec.container, mounts=mounts, volumes_from=tuple(volumes_from))
     return replace(spec, container=container)
+
+
+def with_features(host: Node, *features: str) -> Node:
+    return replace(host, description=replace(host.description, features=features))
 
 
 def waiting(id: str, spec: TaskSpec, slot: int = 1, **fields: Any) -> Task:
@@ -185,7 +191,26 @@ def test_who_shares_namespaces_is_on_their_node(
     spec = task_spec()
     spec = replace(spec, container=replace(spec.container, **{kind: "container:web"}))
     item = waiting("t", spec)
-    assert decide(*NODES, *([holder] if holder else []), item)["t"] == expected
+    nodes = [with_features(each, SHARING) for each in NODES]
+    assert decide(*nodes, *([holder] if holder else []), item)["t"] == expected
+
+
+@pytest.mark.parametrize(
+    ("container", "feature"),
+    [
+        ({"pid": "container:web"}, SHARING),
+        ({"ipc": "container:web"}, SHARING),
+        ({"post_start": (Hook(("a",)),)}, HOOKS),
+        ({"pre_stop": (Hook(("a",)),)}, HOOKS),
+    ],
+)
+def test_an_agent_that_is_too_old_gets_none(container: dict[str, Any], feature: str) -> None:
+    spec = task_spec()
+    item = waiting("t", replace(spec, container=replace(spec.container, **container)))
+    old = decide(node("n1"), task("web", node_id="n1", slot=2), item)["t"]
+    assert f"its agent is too old for {feature}" in old
+    new = with_features(node("n1"), feature)
+    assert decide(new, task("web", node_id="n1", slot=2), item)["t"] == "n1"
 
 
 def test_who_uses_a_volume() -> None:

@@ -444,6 +444,23 @@ async def test_a_revoked_node_stays_in_the_list_and_is_cut_off(running: Running)
     assert joined.node_id in running.manager.cache.view.nodes
 
 
+async def test_a_refusal_names_the_certificate_and_the_request(running: Running) -> None:
+    anna = another_admin(running, "anna")
+    issued = Issued.of(anna.certificate)
+    assert issued is not None
+    async with running.channel(anna) as channel:
+        await info(channel)
+        await recorded(running, anna)
+        await revoke(running, "admin", "anna", running.admin)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await control_pb2_grpc.ControlStub(channel).RemoveNode(
+                control_pb2.RemoveNodeRequest(node="node1"), metadata=(("orc-request-id", "mine"),)
+            )
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    told = dict(refused.value.trailing_metadata())
+    assert told == {REVOKED_SERIAL: issued.serial, "orc-request-id": "mine"}
+
+
 async def test_streams_of_a_revoked_admin_end_and_it_cannot_come_back(running: Running) -> None:
     anna = another_admin(running, "anna")
     async with running.channel(anna) as channel, running.channel(running.admin) as other:

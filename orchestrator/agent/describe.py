@@ -12,11 +12,12 @@ from ipaddress import IPv4Address, IPv6Network
 from pathlib import Path
 
 from orchestrator import __version__
+from orchestrator.model.cdi import CDI
 from orchestrator.model.documents import FEATURE
 from orchestrator.model.hooks import HOOKS
 from orchestrator.model.networks import NETWORK_CHANGES
 from orchestrator.model.nodes import REGISTRY_CREDENTIALS, NodeDescription
-from orchestrator.model.placement import STOP_AFTER
+from orchestrator.model.placement import ANNOTATIONS, STOP_AFTER
 from orchestrator.model.sharing import SHARING
 from orchestrator.model.specs import SHARES_PER_CORE, Resources
 from orchestrator.registries.credsstore import has_credentials
@@ -56,7 +57,7 @@ def describe(
         version=__version__,
         labels=dict(labels),
         blob_port=blob_port,
-        features=(FEATURE, STOP_AFTER, NETWORK_CHANGES, HOOKS, SHARING),
+        features=(FEATURE, STOP_AFTER, NETWORK_CHANGES, HOOKS, SHARING, ANNOTATIONS, CDI),
         metrics_port=metrics_port,
     )
 

@@ -15,10 +15,17 @@ from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import Homes, named_volumes
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.allowances import wanted
+from orchestrator.model.cdi import CDI, is_cdi
 from orchestrator.model.documents import references
 from orchestrator.model.hooks import HOOKS
 from orchestrator.model.mounts import MountSpec
-from orchestrator.model.placement import STOP_AFTER, DisconnectAction, GenericResource, Strategy
+from orchestrator.model.placement import (
+    ANNOTATIONS,
+    STOP_AFTER,
+    DisconnectAction,
+    GenericResource,
+    Strategy,
+)
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.sharing import SHARING, joined_container
 from orchestrator.model.specs import Protocol, PublishMode, Resources
@@ -103,6 +110,8 @@ def _features(service: Service | None, task: Task) -> tuple[str, ...]:
         (STOP_AFTER, stops),
         (HOOKS, bool(container.post_start or container.pre_stop)),
         (SHARING, bool(joined_container(container))),
+        (ANNOTATIONS, bool(container.annotations)),
+        (CDI, any(map(is_cdi, container.devices))),
     )
     return tuple(name for name, is_wanted in wanted if is_wanted)
 

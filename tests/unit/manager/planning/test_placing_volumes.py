@@ -12,11 +12,13 @@ from builders import World, node, service, task, task_spec
 from orchestrator.manager.planning.scheduler import Placement, Unplaced, schedule
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.volumes import placed, users
+from orchestrator.model.cdi import CDI
 from orchestrator.model.hooks import HOOKS
 from orchestrator.model.mounts import MountSpec, MountType
 from orchestrator.model.nodes import Availability, Node, NodeState
 from orchestrator.model.objects import Object, Volume
 from orchestrator.model.objects import VolumeScope as Scope
+from orchestrator.model.placement import ANNOTATIONS
 from orchestrator.model.sharing import SHARING
 from orchestrator.model.specs import Hook, TaskSpec
 from orchestrator.model.states import TaskState
@@ -202,6 +204,8 @@ def test_who_shares_namespaces_is_on_their_node(
         ({"ipc": "container:web"}, SHARING),
         ({"post_start": (Hook(("a",)),)}, HOOKS),
         ({"pre_stop": (Hook(("a",)),)}, HOOKS),
+        ({"annotations": {"a": "b"}}, ANNOTATIONS),
+        ({"devices": ("vendor.com/gpu=0",)}, CDI),
     ],
 )
 def test_an_agent_that_is_too_old_gets_none(container: dict[str, Any], feature: str) -> None:

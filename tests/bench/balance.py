@@ -161,10 +161,10 @@ def _throughput(pair: Pair, result: Balance) -> None:
         )
 
 
-def datagrams(netns: str | Path) -> socket.socket:
-    """A UDP socket in a network namespace."""
+def datagrams(netns: str | Path, kind: int = socket.SOCK_DGRAM) -> socket.socket:
+    """A UDP socket in a network namespace, or one of another kind."""
     with namespaces.opened(netns) as descriptor, namespaces.inside(descriptor):
-        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        return socket.socket(socket.AF_INET, kind)
 
 
 @contextmanager

@@ -356,7 +356,7 @@ def _forgers(case: _Case) -> Iterator[Finding]:
                 f"source check on {node.name} dropped {each.packets} packets from container "
                 f"{each.container} in network {each.network}",
                 "look what sends with addresses of others there; if it is to forward for others, "
-                "put it on a network made with --opt source-check=off",
+                "put it on a network made with --opt allowed-sources=",
             )
 
 

@@ -154,7 +154,7 @@ def report(result: Sources) -> Table:
             "tells nothing on a busy machine. The target of ADD is about the median of the rounds' "
             "differences.",
             "A GiB of TCP takes a processor's time at both ends and between, whatever else runs; "
-            f"the lower quartile of {packets.STREAM_ROUNDS} rounds of {packets.STREAM >> 20} MiB.",
+            f"the lower decile of {packets.STREAM_ROUNDS} rounds of {packets.STREAM >> 20} MiB.",
             f"A datagram of {packets.SIZE} bytes takes a processor's time all its way over both "
             f"hosts; the lower decile of {packets.ROUNDS} bursts.",
             "Unchecked is a network with --opt source-check=off.",

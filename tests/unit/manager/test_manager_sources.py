@@ -80,7 +80,7 @@ async def managed(folder: Path, lease: float = 3600.0) -> AsyncIterator[Managed]
     kv = MemoryKv(lambda: 0.0)
     cache, turns = Cache(kv), PullTurns(lease)
     async with background(cache.follow()):
-        sources = Sources(cache, Vault.at(folder), lambda node: False, turns)
+        sources = Sources(cache, Vault.at(folder), lambda node, image: False, turns)
         found = Managed(kv, cache, turns, sources)
         for name in ("n1", "n2", "n3"):
             about = NodeDescription(hostname=f"host-{name}", address=name, blob_port=1)

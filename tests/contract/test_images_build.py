@@ -60,19 +60,27 @@ def builder_of(store: ImageStore, top: Path, sandboxes: Sandboxes) -> Builder:
     )
 
 
+MADE: set[str] = set()
+"""Parents of the cgroups of the test's builders."""
+
+
 def cgroups_of(top: Path) -> Cgroups:
-    return Cgroups(detect(), f"/orc-builds-{hashlib.sha256(bytes(top)).hexdigest()[:12]}")
+    parent = f"/orc-builds-{hashlib.sha256(bytes(top)).hexdigest()[:12]}"
+    MADE.add(parent)
+    return Cgroups(detect(), parent)
 
 
 @pytest.fixture(autouse=True)
 def cgroups(tmp_path: Path) -> Iterator[Cgroups]:
     """Those that builds are made among; none is left of a build."""
-    cgroups = cgroups_of(tmp_path)
-    yield cgroups
-    builds = replace(cgroups, parent=f"{cgroups.parent}/{BUILDS}")
-    left = builds.ids()
-    builds.remove_parent()
-    cgroups.remove_parent()
+    yield cgroups_of(tmp_path)
+    left: set[str] = set()
+    while MADE:
+        parent = MADE.pop()
+        builds = Cgroups(detect(), f"{parent}/{BUILDS}")
+        left |= builds.ids()
+        builds.remove_parent()
+        Cgroups(detect(), parent).remove_parent()
     assert not left
 
 

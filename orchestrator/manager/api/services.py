@@ -205,6 +205,14 @@ class ServiceCalls(Calls):
     async def _as_it_is(self, service: Service, conflict: Conflict) -> Service:
         """The service as it is now, if only how it goes has changed: the planner writes that as
         often as it likes. Raises the Conflict if anything else has."""
+        now = await self._newer(service, conflict)
+        if (now.spec, now.update) != (service.spec, service.update):
+            raise conflict
+        return now
+
+    async def _newer(self, service: Service, conflict: Conflict) -> Service:
+        """The service as it is now. Raises the Conflict if that is about something else, or if the
+        service was removed."""
         if object_key(service) not in conflict.keys:
             raise conflict
         cache = self.api.cache
@@ -212,7 +220,7 @@ class ServiceCalls(Calls):
             if now.revision != service.revision:
                 break
             await cache.wait_for(cache.revision + 1)
-        if now is None or now.removed or (now.spec, now.update) != (service.spec, service.update):
+        if now is None or now.removed:
             raise conflict
         return now
 
@@ -220,14 +228,14 @@ class ServiceCalls(Calls):
     async def RemoveService(self, request: Any, context: Any) -> Any:
         api = self.api
         service = find_service(api.view, request.service)
-        check_not_needed(api.view, service)
         name = Delete(name_key(Service, service.spec.name))
         while True:
+            check_not_needed(api.view, service)
             after = replace(service, removed=True, updated_at=api.now())
             try:
                 revision = await commit(api.kv, [Change(service, after)], ops=[name])
             except Conflict as conflict:
-                service = await self._as_it_is(service, conflict)
+                service = await self._newer(service, conflict)
             else:
                 break
         await api.cache.wait_for(revision)

@@ -51,6 +51,8 @@ def ensure(
         overlay = conf.overlay
         device = vxlan.ensure(sock, overlay.device, overlay.me, mtu, overlay.vxlan)
         vxlan.apply_peers(sock, device.index, wanted)
+    if not conf.source_check or conf.allowed_sources:
+        _route_any_source(conf)
     return link
 
 
@@ -126,6 +128,18 @@ def _send_no_redirects(bridge: str) -> None:
     """
     for name in ("all", bridge):
         _switch(f"ipv4/conf/{name}/send_redirects", on=False)
+
+
+def _route_any_source(conf: NetConf) -> None:
+    """Let a host with strict reverse path filtering (rp_filter 1) take packets from the network
+    whose sources are not routed there, such as those of a VPN behind a container."""
+    if _read("ipv4/conf/all/rp_filter") != "1":
+        return
+    for device in (conf.bridge, *([conf.overlay.device] if conf.overlay else [])):
+        name = f"ipv4/conf/{device}/rp_filter"
+        # The larger of `all` and the device's counts, and 2 (loose) is more than 1.
+        if _read(name) != "2":
+            _write(name, "2")
 
 
 def _switch_on(name: str) -> None:

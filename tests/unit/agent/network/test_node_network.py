@@ -128,9 +128,14 @@ async def test_the_first_packet_to_the_first_container_arrives(host: NsHost) -> 
         "net.ipv4.conf.all.rp_filter=1",
     ],
 )
-async def test_published_ports(cluster: Cluster, setting: str) -> None:
+async def test_published_ports(
+    cluster: Cluster, setting: str, request: pytest.FixtureRequest
+) -> None:
     one, two, _ = cluster.hosts
+    name = setting.partition("=")[0]
+    before = one.shell("sysctl", "-n", name).strip()
     one.shell("sysctl", "-qw", setting)
+    request.addfinalizer(lambda: one.shell("sysctl", "-qw", f"{name}={before}"))
     ports = published(PortMapping(8080, 80), PortMapping(8081, 81, host_ip="127.0.0.1"))
     a = await cluster.networks[0].attach(NET, "a", ports)
     neighbour = await cluster.networks[0].attach(NET, "neighbour")

@@ -344,11 +344,6 @@ class Manager:
         api = self._api()
         server = self._server(api)
         await server.start()
-        self.serving.set()
-        log.info(
-            "serving",
-            extra={"address": self._address, "manager": self._identity.manager_id},
-        )
         try:
             async with (
                 web(api, self._settings.data_dir, self._registry, self._state),
@@ -363,6 +358,11 @@ class Manager:
                     )
                 ),
             ):
+                self.serving.set()
+                log.info(
+                    "serving",
+                    extra={"address": self._address, "manager": self._identity.manager_id},
+                )
                 await self._lead()
         except CannotListen as error:
             raise CannotServe(str(error)) from error

@@ -32,7 +32,7 @@ from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, Scal
 from orchestrator.model import confinement, logdrivers
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.sharing import OF_CONTAINER, OF_SERVICE
-from orchestrator.model.units import parse_duration
+from orchestrator.model.units import parse_duration, parse_memory
 from orchestrator.model.validate import known_signal
 
 DURATION = Text(parse_duration, "a length of time")
@@ -331,7 +331,7 @@ BUILD = Keys(
         "isolation": Refused("it is of Windows", ("default",)),
         "privileged": Refused("builds are not privileged", ("false",)),
         "entitlements": Refused("builds are not privileged"),
-        "shm_size": SIZE,
+        "shm_size": Text(parse_memory, "a size", also=(int,)),
         "ulimits": ULIMITS,
         "provenance": Noted(Text(also=(bool,)), "images are built without attestations"),
         "sbom": Noted(Text(also=(bool,)), "images are built without attestations"),

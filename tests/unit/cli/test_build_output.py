@@ -114,7 +114,7 @@ def saved() -> bytes:
     buffer = io.BytesIO()
     names = [f"blobs/{number}" for number in range(len(LAYERS))]
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        contents = [LAYERS[0], *map(gzip.compress, LAYERS[1:])]
+        contents = [LAYERS[0], *(gzip.compress(layer, mtime=0) for layer in LAYERS[1:])]
         manifest = json.dumps([{"Layers": names}]).encode()
         for name, content in [*zip(names, contents, strict=True), ("manifest.json", manifest)]:
             entry = tarfile.TarInfo(name)

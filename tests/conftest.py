@@ -18,7 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("orc", deadline=None)
 settings.load_profile("orc")
 
-_REAP = 'tail --pid="$1" -f /dev/null; pkill -KILL -f -- "=$2/"'
+_REAP = 'tail --pid="$1" -f /dev/null; pkill -KILL -f -- "-dir[= ]$2/"'
 
 
 @pytest.fixture(scope="session", autouse=True)

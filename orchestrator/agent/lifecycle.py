@@ -213,8 +213,8 @@ def pre_stop(task: Task, status: TaskStatus) -> tuple[Hook, ...]:
 
 
 def grace_left(task: Task, used: float) -> float:
-    """Seconds from the stop signal to SIGKILL when hooks have used so many of the grace period:
-    what is left, and a little for the program in any case, as in Kubernetes."""
+    """Seconds from the stop signal to SIGKILL when `pre_stop` hooks took `used` seconds of the
+    grace period: the rest of it, but at least a short minimum, as in Kubernetes."""
     grace = grace_of(task)
     return max(grace - used, min(grace, _LEAST_GRACE))
 

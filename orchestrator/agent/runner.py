@@ -411,7 +411,7 @@ class TaskRunner:
     async def _attend_hooks(self, phase: str, left: Callable[[], float | None]) -> bool:
         """Run the hooks of a phase until they are done or one fails, or the container has ended,
         or none of the time is `left` (in seconds; None: no limit); each order may change that.
-        Returns whether it was not for want of time."""
+        Returns False if the time ran out."""
         async with asyncio.TaskGroup() as group:
             hooks = group.create_task(self._run_hooks(phase), name=f"{phase} {self.id}")
             ended = group.create_task(self._parts.runtime.wait(self.id), name=f"end {self.id}")

@@ -47,7 +47,7 @@ MEANINGS = {
     "guests4": "containers on networks of plugins",
     "guests6": "containers on networks of plugins",
 }
-"""What a set is to whoever reads of it."""
+"""Set → what it holds, for messages."""
 SETS = "".join(f"add set {TABLE} {name} {{ type {kind}; }}\n" for name, kind in KINDS.items())
 
 

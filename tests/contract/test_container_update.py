@@ -31,7 +31,7 @@ SPEC = TaskSpec(
 
 
 class Node:
-    """An agent whose kernel takes what it is told, until `refusal` says otherwise."""
+    """An agent whose kernel accepts all limits, unless `refusal` is set."""
 
     def __init__(self, stub: Any, call: Any) -> None:
         self._stub = stub

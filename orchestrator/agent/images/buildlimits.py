@@ -94,7 +94,7 @@ class BuildGroups:
             await asyncio.shield(self._remove(name))
 
     def out_of_memory(self, group: BuildGroup) -> bool:
-        """Whether the kernel has killed a process of the build for want of memory."""
+        """Whether the kernel's OOM killer has ended a process of the build."""
         return bool(group.folders) and self._cgroups.oom_kills(group.folders[0].name) > 0
 
     async def recover(self) -> None:

@@ -216,7 +216,7 @@ class LogSource:
         return [Line(stream, now, text, False, file, file.offset) for stream, text in parts.items()]
 
     def skip(self, most: int) -> int:
-        """Drop the oldest lines until at most so many bytes are left; how many were dropped."""
+        """Drop the oldest lines until at most `most` bytes are left. Returns the lines dropped."""
         dropped = 0
         while self.over(most):
             lines = self.read()

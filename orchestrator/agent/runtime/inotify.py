@@ -50,7 +50,7 @@ class Inotify:
 
 class Watches:
     """Waits for changes of many files or folders with one descriptor, of which a user may have
-    few; a context manager. A change is told once: who wants the next one asks again."""
+    few; a context manager. A watch reports one change: add it again for the next."""
 
     def __init__(self) -> None:
         """Raises OSError."""

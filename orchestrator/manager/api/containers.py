@@ -190,7 +190,7 @@ class ContainerCalls(Calls, containers_pb2_grpc.ContainersServicer):  # type: ig
                     await self.api.cache.wait_for(revision)
                     return to_proto(replace(after, revision=revision))
         except Exception:
-            # Should the new state have been written after all, the node is told of it anyway.
+            # If the new limits were stored after all, the next assignment sets them again.
             if enforced is not None:
                 with suppress(Refusal):
                     await self._resize(enforced, enforced.spec)

@@ -149,7 +149,7 @@ def hint(word: str, known: Iterable[str]) -> str:
     if meant:
         return f"did you mean {meant!r}?"
     if len(names) > 12:
-        return "see docs/stacks.md"
+        return "see docs/concepts/stacks.md"
     return f"there are {', '.join(names)}" if names else "there is none"
 
 

@@ -2,7 +2,7 @@
 
     composesamples/same      both take them, and docker-compose takes what Orc prints for the same
     composesamples/refused   docker-compose takes them, and Orc does not, for a reason that the
-                             first line has and docs/from-compose.md lists
+                             first line has and docs/how-to/from-compose.md lists
     composesamples/invalid   neither takes them
 
 A sample is a file, or a folder with `compose.yaml` and maybe `override.yaml`. Starting
@@ -25,7 +25,7 @@ from click.testing import CliRunner, Result
 from orchestrator.cli.stack_config import config
 
 SAMPLES = Path(__file__).parent / "composesamples"
-PAGE = Path(__file__).parents[2] / "docs" / "from-compose.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "from-compose.md"
 VALUES = {
     "PATH": os.environ["PATH"],
     "HOME": "/home/user",

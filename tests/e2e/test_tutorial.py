@@ -15,7 +15,7 @@ from packagedhost import ENVIRONMENT, ROOT, packaged_host
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(600)]
 
-TUTORIAL = ROOT / "docs" / "tutorial.md"
+TUTORIAL = ROOT / "docs" / "tutorial" / "first-cluster.md"
 CLUSTER = f"e2e-{os.getpid()}-tutorial"
 """The kernel's cgroups are those of this host: a cluster of its user's may be called `dev`."""
 

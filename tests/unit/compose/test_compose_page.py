@@ -1,4 +1,4 @@
-"""`docs/from-compose.md` says of each key what becomes of it."""
+"""`docs/how-to/from-compose.md` says of each key what becomes of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.compose.kinds import Kind, Noted, Refused, Text
 from orchestrator.compose.mapkinds import Keys
 from orchestrator.compose.ownspec import KEY
 
-PAGE = Path(__file__).parents[3] / "docs" / "from-compose.md"
+PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "from-compose.md"
 _ROW = re.compile(r"^\| `(?P<key>[a-z0-9_.-]+)` \| (?P<words>.+) \|$")
 _FLAG = re.compile(r"`(--[a-z0-9-]*[a-z0-9])(?=[ =`])")
 _NOUNS = ("include", "services", "networks", "volumes", "secrets", "configs")

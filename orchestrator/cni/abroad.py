@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from . import netlink, peers
-from .endpoints import Network, Node, Service
-from .netlink import Address
-from .rtnetlink import RouteSocket
+from orchestrator.cni import netlink, peers
+from orchestrator.cni.endpoints import Network, Node, Service
+from orchestrator.cni.netlink import Address
+from orchestrator.cni.rtnetlink import RouteSocket
 
 
 @dataclass(frozen=True, slots=True)

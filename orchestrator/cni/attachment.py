@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from . import (
+from orchestrator.cni import (
     binding,
     bridge,
     cable,
@@ -24,15 +24,15 @@ from . import (
     portmap,
     results,
 )
-from .binding import End
-from .cable import Cable, Place
-from .config import NetConf, PortMapping, parse
-from .errors import CniError, Code
-from .ipam import Ipam, Key, Lease
-from .netlink import Address
-from .nft import TABLE, Nftables, NftError
-from .records import TYPE_CHECKING, record
-from .rtnetlink import RouteSocket
+from orchestrator.cni.binding import End
+from orchestrator.cni.cable import Cable, Place
+from orchestrator.cni.config import NetConf, PortMapping, parse
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.ipam import Ipam, Key, Lease
+from orchestrator.cni.netlink import Address
+from orchestrator.cni.nft import TABLE, Nftables, NftError
+from orchestrator.cni.records import TYPE_CHECKING, record
+from orchestrator.cni.rtnetlink import RouteSocket
 
 if TYPE_CHECKING:
     from typing import Any, Self

@@ -18,8 +18,8 @@ from collections.abc import Collection, Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from .endpoints import Endpoint, Published, Service
-from .ruleset import INET, Chain, Part
+from orchestrator.cni.endpoints import Endpoint, Published, Service
+from orchestrator.cni.ruleset import INET, Chain, Part
 
 VIPS4, VIPS6, PORTS = f"{INET} vips4", f"{INET} vips6", f"{INET} ports"
 

@@ -6,14 +6,14 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from . import balance, conntrack, flows, ingress, netlink, nftcount, policy, ruleset
-from .abroad import Abroad
-from .endpoints import Key, Network, Policy, Service, Table
-from .errors import CniError, Code
-from .flows import Obsolete
-from .nft import Nftables, NftError, failed
-from .rtnetlink import RouteSocket
-from .ruleset import NOTHING, Part, Ruleset
+from orchestrator.cni import balance, conntrack, flows, ingress, netlink, nftcount, policy, ruleset
+from orchestrator.cni.abroad import Abroad
+from orchestrator.cni.endpoints import Key, Network, Policy, Service, Table
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.flows import Obsolete
+from orchestrator.cni.nft import Nftables, NftError, failed
+from orchestrator.cni.rtnetlink import RouteSocket
+from orchestrator.cni.ruleset import NOTHING, Part, Ruleset
 
 WHAT = "balanced services"
 

@@ -34,9 +34,9 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, collapse_addresses
 
-from .netlink import Address, Network
-from .nft import ARP_TABLE, BRIDGE_TABLE, TABLE
-from .records import record
+from orchestrator.cni.netlink import Address, Network
+from orchestrator.cni.nft import ARP_TABLE, BRIDGE_TABLE, TABLE
+from orchestrator.cni.records import record
 
 ENTRANCES = (f"{TABLE} entrances", f"{ARP_TABLE} entrances")
 """The maps from a bridge to the chain of its network, for IP and for ARP."""

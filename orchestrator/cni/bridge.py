@@ -6,12 +6,12 @@ import errno
 from collections.abc import Collection
 from ipaddress import IPv4Interface, IPv6Interface
 
-from . import cable as cables_
-from . import netlink, peers, routing
-from .cable import VETH_PREFIX, Cable
-from .errors import CniError, Code
-from .netlink import Link, Port
-from .rtnetlink import NetlinkError, Request, RouteSocket
+from orchestrator.cni import cable as cables_
+from orchestrator.cni import netlink, peers, routing
+from orchestrator.cni.cable import VETH_PREFIX, Cable
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.netlink import Link, Port
+from orchestrator.cni.rtnetlink import NetlinkError, Request, RouteSocket
 
 
 def ensure(

@@ -17,12 +17,12 @@ import errno
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
-from . import namespaces, netlink, peers, routing
-from .errors import CniError, Code
-from .netlink import Address, Interface, Link, Network, VethPair
-from .records import record
-from .routing import RouteEntry
-from .rtnetlink import NetlinkError, Request, RouteSocket
+from orchestrator.cni import namespaces, netlink, peers, routing
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.netlink import Address, Interface, Link, Network, VethPair
+from orchestrator.cni.records import record
+from orchestrator.cni.routing import RouteEntry
+from orchestrator.cni.rtnetlink import NetlinkError, Request, RouteSocket
 
 VETH_PREFIX = "orcv"
 ANYWHERE: dict[int, Network] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}

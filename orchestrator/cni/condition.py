@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from . import attachment, cable, drift, namespaces, netlink, overlay, results, routing, vxlan
-from .attachment import Attachment, Host
-from .cable import Cable
-from .config import NetConf
-from .errors import CniError, Code
-from .results import Claims
-from .rtnetlink import RouteSocket
+from orchestrator.cni import (
+    attachment,
+    cable,
+    drift,
+    namespaces,
+    netlink,
+    overlay,
+    results,
+    routing,
+    vxlan,
+)
+from orchestrator.cni.attachment import Attachment, Host
+from orchestrator.cni.cable import Cable
+from orchestrator.cni.config import NetConf
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.results import Claims
+from orchestrator.cni.rtnetlink import RouteSocket
 
 
 def check(host: Host, conf: NetConf, target: Attachment) -> None:

@@ -44,13 +44,13 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
-from . import fields
-from .errors import CniError, Code
-from .fields import IDENTIFIER, invalid
-from .netlink import Address, Network, Vxlan
-from .peers import Peer, gateway, twin
-from .records import TYPE_CHECKING, record
-from .vxlan import DEFAULT_PORT, ENCRYPTED_OVERHEAD, OVERHEAD
+from orchestrator.cni import fields
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.fields import IDENTIFIER, invalid
+from orchestrator.cni.netlink import Address, Network, Vxlan
+from orchestrator.cni.peers import Peer, gateway, twin
+from orchestrator.cni.records import TYPE_CHECKING, record
+from orchestrator.cni.vxlan import DEFAULT_PORT, ENCRYPTED_OVERHEAD, OVERHEAD
 
 if TYPE_CHECKING:
     from typing import Any

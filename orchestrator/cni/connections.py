@@ -11,9 +11,16 @@ import socket
 import struct
 from collections.abc import Collection, Iterator
 
-from .conntrack import CTA_STATUS, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, GET, NETLINK_NETFILTER, USAGE
-from .records import record
-from .rtnetlink import NetlinkSocket, Request, attributes
+from orchestrator.cni.conntrack import (
+    CTA_STATUS,
+    CTA_TUPLE_ORIG,
+    CTA_TUPLE_REPLY,
+    GET,
+    NETLINK_NETFILTER,
+    USAGE,
+)
+from orchestrator.cni.records import record
+from orchestrator.cni.rtnetlink import NetlinkSocket, Request, attributes
 
 CTA_PROTOINFO, CTA_COUNTERS_ORIG, CTA_COUNTERS_REPLY = 4, 9, 10
 CTA_PROTOINFO_TCP = CTA_PROTOINFO_TCP_STATE = 1

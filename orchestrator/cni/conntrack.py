@@ -16,8 +16,8 @@ from collections.abc import Callable, Collection
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-from .records import record
-from .rtnetlink import NetlinkSocket, Request, attribute, attributes
+from orchestrator.cni.records import record
+from orchestrator.cni.rtnetlink import NetlinkSocket, Request, attribute, attributes
 
 NETLINK_NETFILTER = 12
 SUBSYSTEM = 1 << 8

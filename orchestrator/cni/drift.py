@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from ipaddress import IPv4Interface, IPv6Interface
 
-from . import (
+from orchestrator.cni import (
     attachment,
     binding,
     cable,
@@ -24,12 +24,12 @@ from . import (
     portmap,
     vxlan,
 )
-from .attachment import Host
-from .config import NetConf
-from .netlink import Interface, Link
-from .nft import TABLES
-from .peers import Entry, Forward, Neighbour
-from .routing import RouteEntry
+from orchestrator.cni.attachment import Host
+from orchestrator.cni.config import NetConf
+from orchestrator.cni.netlink import Interface, Link
+from orchestrator.cni.nft import TABLES
+from orchestrator.cni.peers import Entry, Forward, Neighbour
+from orchestrator.cni.routing import RouteEntry
 
 _RULE = re.compile(rf"^add rule ((?:{'|'.join(TABLES)}) \S+) ", re.MULTILINE)
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, NamedTuple
 
-from .errors import CniError, Code
+from orchestrator.cni.errors import CniError, Code
 
 TRANSPORTS = ("tcp", "udp")
 

@@ -18,11 +18,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 
-from . import fields, guests, nftcount
-from .guests import Guest
-from .netlink import Address
-from .nft import TABLE, Nftables, NftError
-from .records import TYPE_CHECKING, record
+from orchestrator.cni import fields, guests, nftcount
+from orchestrator.cni.guests import Guest
+from orchestrator.cni.netlink import Address
+from orchestrator.cni.nft import TABLE, Nftables, NftError
+from orchestrator.cni.records import TYPE_CHECKING, record
 
 if TYPE_CHECKING:
     from typing import Any

@@ -12,9 +12,9 @@ from ipaddress import (
     ip_address,
 )
 
-from .errors import CniError, Code
-from .netlink import NAME_LIMIT, Address
-from .records import TYPE_CHECKING
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.netlink import NAME_LIMIT, Address
+from orchestrator.cni.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any

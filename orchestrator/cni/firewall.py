@@ -34,12 +34,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import binding, exposure, sealed
-from .binding import End
-from .config import NetConf
-from .netlink import Network
-from .nft import TABLE, TABLES, Nftables, NftError, failed
-from .vxlan import DEFAULT_PORT
+from orchestrator.cni import binding, exposure, sealed
+from orchestrator.cni.binding import End
+from orchestrator.cni.config import NetConf
+from orchestrator.cni.netlink import Network
+from orchestrator.cni.nft import TABLE, TABLES, Nftables, NftError, failed
+from orchestrator.cni.vxlan import DEFAULT_PORT
 
 GONE = "No such file or directory"
 MOST_QUESTIONS = "limit rate over 4000/second burst 2000 packets"

@@ -15,9 +15,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
-from . import conntrack
-from .conntrack import UDP, Flow
-from .endpoints import Service
+from orchestrator.cni import conntrack
+from orchestrator.cni.conntrack import UDP, Flow
+from orchestrator.cni.endpoints import Service
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import errno
 import struct
 import sys
 
-from .rtnetlink import NetlinkError, NetlinkSocket, Request, attributes, text
+from orchestrator.cni.rtnetlink import NetlinkError, NetlinkSocket, Request, attributes, text
 
 NETLINK_GENERIC = 16
 HEAD = struct.Struct("=BBH")  # genlmsghdr: command, version, reserved

@@ -25,11 +25,11 @@ import re
 from collections.abc import Iterable, Iterator, Set
 from ipaddress import ip_network
 
-from . import binding, fields, namespaces, netlink, nftcount
-from .netlink import Address, Network
-from .nft import Nftables, NftError, failed
-from .records import TYPE_CHECKING, record
-from .rtnetlink import RouteSocket
+from orchestrator.cni import binding, fields, namespaces, netlink, nftcount
+from orchestrator.cni.netlink import Address, Network
+from orchestrator.cni.nft import Nftables, NftError, failed
+from orchestrator.cni.records import TYPE_CHECKING, record
+from orchestrator.cni.rtnetlink import RouteSocket
 
 if TYPE_CHECKING:
     from typing import Any

@@ -54,7 +54,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import (
+from orchestrator.cni import (
     attachment,
     condition,
     conntrack,
@@ -69,15 +69,15 @@ from . import (
     tunnel,
     vxlan,
 )
-from .attachment import Attachment, Host
-from .balancer import Balancer
-from .config import VERSION, NetConf, parse
-from .errors import CniError, Code
-from .fields import IDENTIFIER, interface
-from .nft import NftError, failed
-from .plugin import failure
-from .rtnetlink import RouteSocket
-from .tunnel import Tunnel
+from orchestrator.cni.attachment import Attachment, Host
+from orchestrator.cni.balancer import Balancer
+from orchestrator.cni.config import VERSION, NetConf, parse
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.fields import IDENTIFIER, interface
+from orchestrator.cni.nft import NftError, failed
+from orchestrator.cni.plugin import failure
+from orchestrator.cni.rtnetlink import RouteSocket
+from orchestrator.cni.tunnel import Tunnel
 
 
 @dataclass

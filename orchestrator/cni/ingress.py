@@ -33,14 +33,14 @@ from collections.abc import Collection, Iterable
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from . import peers, steering
-from .abroad import Abroad
-from .endpoints import Network
-from .errors import CniError, Code
-from .netlink import Address
-from .rtnetlink import RouteSocket
-from .ruleset import INET, NETDEV, Chain, Part
-from .steering import Way
+from orchestrator.cni import peers, steering
+from orchestrator.cni.abroad import Abroad
+from orchestrator.cni.endpoints import Network
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.netlink import Address
+from orchestrator.cni.rtnetlink import RouteSocket
+from orchestrator.cni.ruleset import INET, NETDEV, Chain, Part
+from orchestrator.cni.steering import Way
 
 OURS, MASK = 0x4F000000, 0xFF000000  # of a mark: the upper byte says that it is ours
 

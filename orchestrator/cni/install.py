@@ -6,9 +6,8 @@ import re
 import sys
 from pathlib import Path
 
+from orchestrator.cni import client
 from orchestrator.linux.atomicfile import write_file
-
-from . import client
 
 NAME = "orc-cni"
 # Isolated, without `site`, without the environment: all that a thin client can do without.

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from . import netlink, pool
-from .config import NetConf, PortMapping
-from .errors import CniError, Code
-from .netlink import Address
-from .records import TYPE_CHECKING, record
+from orchestrator.cni import netlink, pool
+from orchestrator.cni.config import NetConf, PortMapping
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.netlink import Address
+from orchestrator.cni.records import TYPE_CHECKING, record
 
 if TYPE_CHECKING:
     from typing import Any, Self

@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOENT
 from pathlib import Path
 
-from .errors import CniError, Code
-from .netlink import set_loopback_up
-from .rtnetlink import RouteSocket
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.netlink import set_loopback_up
+from orchestrator.cni.rtnetlink import RouteSocket
 
 CLONE_NEWNET = 0x40000000
 MS_BIND = 0x1000

@@ -20,8 +20,8 @@ from ipaddress import (
     IPv6Network,
 )
 
-from .records import record
-from .rtnetlink import (
+from orchestrator.cni.records import record
+from orchestrator.cni.rtnetlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,

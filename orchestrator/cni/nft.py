@@ -11,9 +11,9 @@ import ctypes
 import re
 import struct
 
-from .errors import CniError, Code
-from .records import TYPE_CHECKING
-from .rtnetlink import NetlinkSocket, Request, attributes
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.records import TYPE_CHECKING
+from orchestrator.cni.rtnetlink import NetlinkSocket, Request, attributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

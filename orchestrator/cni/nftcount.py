@@ -11,8 +11,8 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from .conntrack import NETLINK_NETFILTER
-from .rtnetlink import ATTRIBUTE, NetlinkSocket, Request, attributes, text
+from orchestrator.cni.conntrack import NETLINK_NETFILTER
+from orchestrator.cni.rtnetlink import ATTRIBUTE, NetlinkSocket, Request, attributes, text
 
 SUBSYSTEM = 10 << 8
 GETCHAIN, GETRULE, GETSET, GETSETELEM, GETOBJ = (SUBSYSTEM | kind for kind in (4, 7, 10, 13, 19))

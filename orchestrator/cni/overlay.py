@@ -6,15 +6,15 @@ from collections.abc import Collection, Iterable
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
-from . import bridge, firewall, netlink, peers, portmap, vxlan
-from .binding import End
-from .config import NetConf
-from .errors import CniError, Code
-from .fields import invalid
-from .netlink import Address, Link
-from .nft import Nftables
-from .peers import Entry
-from .rtnetlink import RouteSocket
+from orchestrator.cni import bridge, firewall, netlink, peers, portmap, vxlan
+from orchestrator.cni.binding import End
+from orchestrator.cni.config import NetConf
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.fields import invalid
+from orchestrator.cni.netlink import Address, Link
+from orchestrator.cni.nft import Nftables
+from orchestrator.cni.peers import Entry
+from orchestrator.cni.rtnetlink import RouteSocket
 
 SYSCTL = Path("/proc/sys/net")
 

@@ -18,9 +18,9 @@ from ipaddress import (
     ip_network,
 )
 
-from .netlink import Address, Network
-from .records import record
-from .routing import RouteEntry
+from orchestrator.cni.netlink import Address, Network
+from orchestrator.cni.records import record
+from orchestrator.cni.routing import RouteEntry
 
 
 @record

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from . import attachment
-from .attachment import Attachment, Host
-from .config import SUPPORTED, VERSION, NetConf, decode, parse, version_of
-from .errors import CniError, Code
-from .fields import IDENTIFIER
-from .records import TYPE_CHECKING
+from orchestrator.cni import attachment
+from orchestrator.cni.attachment import Attachment, Host
+from orchestrator.cni.config import SUPPORTED, VERSION, NetConf, decode, parse, version_of
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.fields import IDENTIFIER
+from orchestrator.cni.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any
@@ -105,11 +105,13 @@ def perform(
             case "CHECK":
                 if conf.previous is None:
                     raise CniError(Code.INVALID_CONFIG, "CHECK needs prevResult")
-                from . import condition  # not needed to connect a container, and slow to import
+                from orchestrator.cni import (
+                    condition,  # not needed to connect a container, and slow to import
+                )
 
                 condition.check(host, conf, attachment_of(environment))
             case "STATUS":
-                from . import condition
+                from orchestrator.cni import condition
 
                 condition.status(host, conf)
             case "GC":
@@ -150,7 +152,7 @@ def failure(version: str, error: CniError) -> dict[str, Any]:
 def main() -> int:
     """Run one operation, or install the command."""
     if sys.argv[1:2] == ["install"] and len(sys.argv) == 3:
-        from .install import install
+        from orchestrator.cni.install import install
 
         print(f"orc-cni: {install(Path(sys.argv[2]))} is in place")
         return 0

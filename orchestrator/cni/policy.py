@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from .endpoints import Label, Network, Policy, Service
-from .ruleset import INET, Chain, Part
+from orchestrator.cni.endpoints import Label, Network, Policy, Service
+from orchestrator.cni.ruleset import INET, Chain, Part
 
 GUARDED4, GUARDED6 = f"{INET} guarded4", f"{INET} guarded6"
 DENY = (

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
-from .config import NetConf
-from .errors import CniError, Code
-from .netlink import Address
-from .records import record
+from orchestrator.cni.config import NetConf
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.netlink import Address
+from orchestrator.cni.records import record
 
 
 @record

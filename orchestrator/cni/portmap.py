@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import binding, cable, firewall
-from .binding import End
-from .config import ANY_ADDRESS, NetConf, PortMapping
-from .errors import CniError, Code
-from .firewall import GONE
-from .netlink import Address
-from .nft import TABLE, Nftables, NftError, failed
+from orchestrator.cni import binding, cable, firewall
+from orchestrator.cni.binding import End
+from orchestrator.cni.config import ANY_ADDRESS, NetConf, PortMapping
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.firewall import GONE
+from orchestrator.cni.netlink import Address
+from orchestrator.cni.nft import TABLE, Nftables, NftError, failed
 
 TAKEN = "File exists"
 CONTAINERS = "containers"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address, ip_interface, ip_network
 
-from . import fields
-from .cable import Cable
-from .config import VERSION, NetConf
-from .netlink import Address, Interface, Link, Network
-from .records import TYPE_CHECKING, record
+from orchestrator.cni import fields
+from orchestrator.cni.cable import Cable
+from orchestrator.cni.config import VERSION, NetConf
+from orchestrator.cni.netlink import Address, Interface, Link, Network
+from orchestrator.cni.records import TYPE_CHECKING, record
 
 if TYPE_CHECKING:
     from typing import Any, TypeVar

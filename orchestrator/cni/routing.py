@@ -6,7 +6,7 @@ import socket
 import struct
 from ipaddress import IPv4Network, IPv6Network
 
-from .netlink import (
+from orchestrator.cni.netlink import (
     FAMILIES,
     Address,
     Network,
@@ -16,8 +16,8 @@ from .netlink import (
     mac_text,
     number,
 )
-from .records import record
-from .rtnetlink import (
+from orchestrator.cni.records import record
+from orchestrator.cni.rtnetlink import (
     NLM_F_CREATE,
     NLM_F_REPLACE,
     Request,

@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 
-from .records import TYPE_CHECKING, record
+from orchestrator.cni.records import TYPE_CHECKING, record
 
 if TYPE_CHECKING:
     from typing import Self

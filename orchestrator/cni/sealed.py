@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from ipaddress import IPv6Network
 
-from . import exposure
-from .config import NetConf
-from .nft import TABLE
-from .vxlan import DEFAULT_PORT
+from orchestrator.cni import exposure
+from orchestrator.cni.config import NetConf
+from orchestrator.cni.nft import TABLE
+from orchestrator.cni.vxlan import DEFAULT_PORT
 
 DEVICES = ("orcwg0", "orcwg1")
 """WireGuard's; see `tunnels`."""

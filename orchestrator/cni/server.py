@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import ipam, plugin
-from .attachment import Host
-from .client import PASSED
+from orchestrator.cni import ipam, plugin
+from orchestrator.cni.attachment import Host
+from orchestrator.cni.client import PASSED
 
 IDLE_SECONDS = 600.0
 BACKLOG = 1024

@@ -11,7 +11,7 @@ import gc
 import posix
 import sys
 
-from . import client
+from orchestrator.cni import client
 
 TYPE_CHECKING = False  # as `typing` has it, which takes long to import
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _lock(path: bytes) -> int:
 
 def _start(path: bytes, request: bytes) -> bytes:
     gc.disable()  # nothing of what is imported is garbage
-    from . import server
+    from orchestrator.cni import server
 
     gc.enable()
     ready, write = posix.pipe()

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from . import netlink, routing
-from .netlink import number
-from .rtnetlink import (
+from orchestrator.cni import netlink, routing
+from orchestrator.cni.netlink import number
+from orchestrator.cni.rtnetlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 from typing import Any
 
-from . import fields, namespaces, netlink, routing
-from .errors import CniError, Code
-from .netlink import (
+from orchestrator.cni import fields, namespaces, netlink, routing
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.netlink import (
     IFINFO,
     IFLA_IFNAME,
     IFLA_NET_NS_FD,
@@ -22,8 +22,8 @@ from .netlink import (
     Address,
     Interface,
 )
-from .routing import RouteEntry
-from .rtnetlink import Request, RouteSocket, text, u32
+from orchestrator.cni.routing import RouteEntry
+from orchestrator.cni.rtnetlink import Request, RouteSocket, text, u32
 
 DEFAULTS: dict[int, IPv4Network | IPv6Network] = {
     4: IPv4Network("0.0.0.0/0"),

@@ -18,19 +18,18 @@ from ipaddress import IPv4Address, IPv6Interface
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cni import fields, netlink, routing, sealed, tunnels, vxlan, wireguard
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.fields import invalid
+from orchestrator.cni.firewall import GONE
+from orchestrator.cni.netlink import Link
+from orchestrator.cni.nft import TABLE, Nftables, NftError, failed
+from orchestrator.cni.routing import RouteEntry
+from orchestrator.cni.rtnetlink import NetlinkError, RouteSocket
+from orchestrator.cni.sealed import DEVICES, PREFIX
+from orchestrator.cni.tunnels import Host, OwnKey, RemoteKey, address_of
+from orchestrator.cni.wireguard import Device, Session, WireGuard
 from orchestrator.linux.atomicfile import write_file
-
-from . import fields, netlink, routing, sealed, tunnels, vxlan, wireguard
-from .errors import CniError, Code
-from .fields import invalid
-from .firewall import GONE
-from .netlink import Link
-from .nft import TABLE, Nftables, NftError, failed
-from .routing import RouteEntry
-from .rtnetlink import NetlinkError, RouteSocket
-from .sealed import DEVICES, PREFIX
-from .tunnels import Host, OwnKey, RemoteKey, address_of
-from .wireguard import Device, Session, WireGuard
 
 IPV6 = Path("/proc/sys/net/ipv6/conf")
 FILE = "tunnel.json"

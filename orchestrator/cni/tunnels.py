@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from .sealed import DEVICES, PORTS, PREFIX
-from .wireguard import Device, Endpoint, Peer
+from orchestrator.cni.sealed import DEVICES, PORTS, PREFIX
+from orchestrator.cni.wireguard import Device, Endpoint, Peer
 
 KEEPALIVE = 25
 """Seconds of silence after which a tunnel is used for its own sake."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 from ipaddress import IPv4Interface
 
-from . import netlink, peers, routing
-from .errors import CniError, Code
-from .netlink import Address, Link, Vxlan
-from .peers import Entry, Forward, Neighbour, Peer
-from .routing import RouteEntry
-from .rtnetlink import NetlinkError, Request, RouteSocket
+from orchestrator.cni import netlink, peers, routing
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.netlink import Address, Link, Vxlan
+from orchestrator.cni.peers import Entry, Forward, Neighbour, Peer
+from orchestrator.cni.routing import RouteEntry
+from orchestrator.cni.rtnetlink import NetlinkError, Request, RouteSocket
 
 OVERHEAD = 50  # bytes: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
 ENCRYPTED_OVERHEAD = 130  # with an outer IPv6, which has 40, in WireGuard, which takes 60

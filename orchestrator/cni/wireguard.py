@@ -16,8 +16,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
-from .genetlink import HEAD, GenericSocket
-from .rtnetlink import ATTRIBUTE, NetlinkError, Request, attribute, attributes, text, u32
+from orchestrator.cni.genetlink import HEAD, GenericSocket
+from orchestrator.cni.rtnetlink import (
+    ATTRIBUTE,
+    NetlinkError,
+    Request,
+    attribute,
+    attributes,
+    text,
+    u32,
+)
 
 FAMILY, VERSION = "wireguard", 1
 GET_DEVICE, SET_DEVICE = 0, 1

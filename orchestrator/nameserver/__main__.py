@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__
-
-from .server import NameServer
-from .table import PROTOCOL, parse
-from .upstream import HostServers
+from orchestrator.nameserver.server import NameServer
+from orchestrator.nameserver.table import PROTOCOL, parse
+from orchestrator.nameserver.upstream import HostServers
 
 _LINE_LIMIT = 256 << 20
 

@@ -7,8 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from .records import Name, Records
-from .wire import Code, Question, Record, Service, Type, service_data, write_answer, write_name
+from orchestrator.nameserver.records import Name, Records
+from orchestrator.nameserver.wire import (
+    Code,
+    Question,
+    Record,
+    Service,
+    Type,
+    service_data,
+    write_answer,
+    write_name,
+)
 
 TTL = 1
 """Seconds for which an answer may be kept."""

@@ -9,13 +9,13 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any
 
-from . import upstream
-from .answers import Scope, answer, failure
-from .records import Records
-from .streams import Streams
-from .table import Client, Network, Table, scope_of
-from .upstream import HostServers
-from .wire import Malformed, Question, read_question, refusal
+from orchestrator.nameserver import upstream
+from orchestrator.nameserver.answers import Scope, answer, failure
+from orchestrator.nameserver.records import Records
+from orchestrator.nameserver.streams import Streams
+from orchestrator.nameserver.table import Client, Network, Table, scope_of
+from orchestrator.nameserver.upstream import HostServers
+from orchestrator.nameserver.wire import Malformed, Question, read_question, refusal
 
 PORT = 53
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from .answers import Range, Scope
-from .records import Entry, Key, parse_entry
+from orchestrator.nameserver.answers import Range, Scope
+from orchestrator.nameserver.records import Entry, Key, parse_entry
 
 PROTOCOL = 2
 """Of what the agent tells; a server of another one is replaced."""

@@ -22,11 +22,11 @@ whatever else is left: addresses, namespaces, interfaces, published ports.
 Errors are `NetworkError`, whose text is for the user.
 """
 
-from .balance import Connections
-from .helper import NetworkError
-from .node import NodeNetwork
-from .tunnels import TunnelHost, TunnelKey, Tunnels, TunnelSession
-from .values import (
+from orchestrator.agent.network.balance import Connections
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.tunnels import TunnelHost, TunnelKey, Tunnels, TunnelSession
+from orchestrator.agent.network.values import (
     Attachment,
     Exposure,
     Forgery,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from orchestrator.agent.network.helper import HelperProcess, NetworkError
 from orchestrator.cni.endpoints import Table, document
-
-from .helper import HelperProcess, NetworkError
 
 TRY_AGAIN_LATER = 11
 

@@ -8,12 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from orchestrator.cni.endpoints import Table
-
-from .balance import Connections, balance, connections
-from .helper import COMMAND, NOT_AVAILABLE, HelperProcess, NetworkError
-from .tunnels import TunnelHost, TunnelKey, Tunnels, tunnel_keys, tunnels
-from .values import (
+from orchestrator.agent.network.balance import Connections, balance, connections
+from orchestrator.agent.network.helper import COMMAND, NOT_AVAILABLE, HelperProcess, NetworkError
+from orchestrator.agent.network.tunnels import TunnelHost, TunnelKey, Tunnels, tunnel_keys, tunnels
+from orchestrator.agent.network.values import (
     Attachment,
     Exposure,
     Forgery,
@@ -24,6 +22,7 @@ from .values import (
     attachment_of,
     network_document,
 )
+from orchestrator.cni.endpoints import Table
 
 REQUEST_SECONDS = 30.0
 ANY_INTERFACE = Interface()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .helper import HelperProcess
+from orchestrator.agent.network.helper import HelperProcess
 
 
 @dataclass(frozen=True, slots=True)

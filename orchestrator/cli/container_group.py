@@ -6,8 +6,6 @@ import click
 
 from orchestrator.cli.groups import Lazy, OrcGroup, example
 
-_CLI = "orchestrator.cli"
-
 
 @click.group(
     cls=OrcGroup,
@@ -15,31 +13,45 @@ _CLI = "orchestrator.cli"
         (
             "Commands",
             (
-                Lazy("ls", f"{_CLI}.ps:ps", "List the containers of all nodes"),
-                Lazy("run", f"{_CLI}.run:run", "Run a program in a new container"),
-                Lazy("create", f"{_CLI}.run:create", "Make a container without starting it"),
-                Lazy("start", f"{_CLI}.containers:start", "Start containers"),
-                Lazy("stop", f"{_CLI}.containers:stop", "Stop containers"),
-                Lazy("restart", f"{_CLI}.containers:restart", "Stop and start containers"),
-                Lazy("kill", f"{_CLI}.containers:kill", "Send containers a signal"),
-                Lazy("pause", f"{_CLI}.containers:pause", "Freeze containers"),
-                Lazy("unpause", f"{_CLI}.containers:unpause", "Let paused containers go on"),
-                Lazy("rm", f"{_CLI}.containers:rm", "Remove containers"),
-                Lazy("prune", f"{_CLI}.prune:containers", "Remove containers that do not run"),
-                Lazy("wait", f"{_CLI}.containers:wait", "Wait for containers to end"),
-                Lazy("update", f"{_CLI}.container_update:update", "Change limits in place"),
-                Lazy("rename", f"{_CLI}.containers:rename", "Give a container another name"),
-                Lazy("logs", f"{_CLI}.logs:container_logs", "What a container wrote"),
-                Lazy("exec", f"{_CLI}.exec:exec_", "Run a program in a container"),
-                Lazy("attach", f"{_CLI}.exec:attach", "Connect to a container's program"),
-                Lazy("cp", f"{_CLI}.cp:cp", "Copy files into and out of a container"),
-                Lazy("top", f"{_CLI}.top:top", "The processes of a container"),
-                Lazy("stats", f"{_CLI}.stats:stats", "What containers use, live"),
-                Lazy("inspect", f"{_CLI}.ps:inspect", "All that is known of containers"),
-                Lazy("port", f"{_CLI}.ps:port", "Published ports of a container"),
-                Lazy("diff", f"{_CLI}.image_files:diff", "What a container has changed"),
-                Lazy("commit", f"{_CLI}.image_files:commit", "An image of a container"),
-                Lazy("export", f"{_CLI}.image_files:export", "A container's files as a tar"),
+                Lazy("ls", "orchestrator.cli.ps:ps", "List the containers of all nodes"),
+                Lazy("run", "orchestrator.cli.run:run", "Run a program in a new container"),
+                Lazy(
+                    "create", "orchestrator.cli.run:create", "Make a container without starting it"
+                ),
+                Lazy("start", "orchestrator.cli.containers:start", "Start containers"),
+                Lazy("stop", "orchestrator.cli.containers:stop", "Stop containers"),
+                Lazy("restart", "orchestrator.cli.containers:restart", "Stop and start containers"),
+                Lazy("kill", "orchestrator.cli.containers:kill", "Send containers a signal"),
+                Lazy("pause", "orchestrator.cli.containers:pause", "Freeze containers"),
+                Lazy(
+                    "unpause", "orchestrator.cli.containers:unpause", "Let paused containers go on"
+                ),
+                Lazy("rm", "orchestrator.cli.containers:rm", "Remove containers"),
+                Lazy(
+                    "prune",
+                    "orchestrator.cli.prune:containers",
+                    "Remove containers that do not run",
+                ),
+                Lazy("wait", "orchestrator.cli.containers:wait", "Wait for containers to end"),
+                Lazy(
+                    "update", "orchestrator.cli.container_update:update", "Change limits in place"
+                ),
+                Lazy(
+                    "rename", "orchestrator.cli.containers:rename", "Give a container another name"
+                ),
+                Lazy("logs", "orchestrator.cli.logs:container_logs", "What a container wrote"),
+                Lazy("exec", "orchestrator.cli.exec:exec_", "Run a program in a container"),
+                Lazy("attach", "orchestrator.cli.exec:attach", "Connect to a container's program"),
+                Lazy("cp", "orchestrator.cli.cp:cp", "Copy files into and out of a container"),
+                Lazy("top", "orchestrator.cli.top:top", "The processes of a container"),
+                Lazy("stats", "orchestrator.cli.stats:stats", "What containers use, live"),
+                Lazy("inspect", "orchestrator.cli.ps:inspect", "All that is known of containers"),
+                Lazy("port", "orchestrator.cli.ps:port", "Published ports of a container"),
+                Lazy("diff", "orchestrator.cli.image_files:diff", "What a container has changed"),
+                Lazy("commit", "orchestrator.cli.image_files:commit", "An image of a container"),
+                Lazy(
+                    "export", "orchestrator.cli.image_files:export", "A container's files as a tar"
+                ),
             ),
         ),
     ),

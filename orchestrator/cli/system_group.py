@@ -6,8 +6,6 @@ import click
 
 from orchestrator.cli.groups import Lazy, OrcGroup, example
 
-_CLI = "orchestrator.cli"
-
 
 @click.group(
     cls=OrcGroup,
@@ -15,11 +13,15 @@ _CLI = "orchestrator.cli"
         (
             "Commands",
             (
-                Lazy("df", f"{_CLI}.disk:df", "What is on the nodes' disks"),
-                Lazy("prune", f"{_CLI}.prune:system", "Remove what nobody needs"),
-                Lazy("info", f"{_CLI}.info:info", "The cluster in figures"),
-                Lazy("top", f"{_CLI}.cluster_top:top", "What the nodes' containers use, live"),
-                Lazy("events", f"{_CLI}.events:events", "What happens in the cluster"),
+                Lazy("df", "orchestrator.cli.disk:df", "What is on the nodes' disks"),
+                Lazy("prune", "orchestrator.cli.prune:system", "Remove what nobody needs"),
+                Lazy("info", "orchestrator.cli.info:info", "The cluster in figures"),
+                Lazy(
+                    "top",
+                    "orchestrator.cli.cluster_top:top",
+                    "What the nodes' containers use, live",
+                ),
+                Lazy("events", "orchestrator.cli.events:events", "What happens in the cluster"),
             ),
         ),
         (

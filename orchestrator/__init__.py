@@ -1,4 +1,4 @@
-"""Orc: a multi-host container orchestrator, a Swarm made small and right.
+"""Orc: a multi-host container orchestrator.
 
 Packages, by noun: `model` (what things are), `manager` (decides and keeps state), `agent` (one
 node: runs containers), `cni` (how a container is connected), `nameserver` (answers names), `cli`
@@ -11,6 +11,7 @@ tokens, roles). Imports point one way: cli → model; manager, agent → model; 
 import os
 
 __version__ = "0.1.0"
+"""The only place that says it: package metadata and Debian packages read it here."""
 
 # gRPC's core reads these when it is imported, so they are set before anything of ours can be.
 # Its Python API cannot set a lowest TLS version; all keys of a cluster are ECDSA, so with this

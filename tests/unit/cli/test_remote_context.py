@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import io
+import os
+import signal
 import socket
 import subprocess
 import tarfile
@@ -97,7 +99,8 @@ def daemon(tmp_path: Path, repository: Path) -> Iterator[str]:
         assert any("Ready to rumble" in line for line in process.stderr)
         yield f"git://127.0.0.1:{port}"
     finally:
-        process.terminate()
+        # `git daemon` is a child of `git`, which may end before it and leave it the pipe.
+        os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 

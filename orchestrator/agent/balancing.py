@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Protocol
 
 from orchestrator.agent.endpoints import Change
-from orchestrator.agent.network import Connections
+from orchestrator.agent.network.balance import Connections
 from orchestrator.agent.networks import network_config
 from orchestrator.cni import endpoints
 from orchestrator.model.networks import OVERLAY

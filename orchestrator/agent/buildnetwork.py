@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.network import Attachment, NetworkConfig, NetworkError
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.values import Attachment, NetworkConfig
 from orchestrator.agent.runtime.userns import keep
 
 ID = "build"

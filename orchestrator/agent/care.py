@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from orchestrator.agent.health import Checkup, judge, wait
-from orchestrator.agent.parts import Probes
+from orchestrator.agent.health import Checkup, Prober, judge, wait
 from orchestrator.model.specs import HealthCheck
 from orchestrator.model.tasks import Health, TaskStatus
 
@@ -25,7 +24,7 @@ class Patient(Protocol):
 class Caretaker:
     """Probes one container; between two runs of it, nothing is remembered."""
 
-    def __init__(self, probes: Probes, clock: Callable[[], float]) -> None:
+    def __init__(self, probes: Prober, clock: Callable[[], float]) -> None:
         self._probes = probes
         self._clock = clock
         self._pid = 0

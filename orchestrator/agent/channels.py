@@ -6,10 +6,9 @@ from typing import Any
 
 import grpc
 
-from orchestrator.agent.failures import AgentFailure
 from orchestrator.agent.images.blobs import BlobService
 from orchestrator.agent.images.store import ImageStore
-from orchestrator.agent.settings import Settings
+from orchestrator.agent.settings import AgentFailure, Settings
 from orchestrator.identity.pair import TlsFiles
 from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.roles import RoleGuard

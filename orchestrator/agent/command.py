@@ -300,7 +300,7 @@ def agent(
         raise click.ClickException(str(error)) from error
 
     from orchestrator.agent.daemon import main
-    from orchestrator.agent.failures import AgentFailure
+    from orchestrator.agent.settings import AgentFailure
 
     try:
         main(settings)

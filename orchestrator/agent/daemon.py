@@ -36,7 +36,6 @@ from orchestrator.agent.dialer import Dialer
 from orchestrator.agent.diskusage import DiskUsage
 from orchestrator.agent.encryption import Encryption
 from orchestrator.agent.endpoints import Endpoints
-from orchestrator.agent.failures import AgentFailure
 from orchestrator.agent.flows import Flows
 from orchestrator.agent.history import History
 from orchestrator.agent.hooks import Hooks
@@ -54,7 +53,8 @@ from orchestrator.agent.leaving import leave
 from orchestrator.agent.logdrivers.drivers import LogDrivers
 from orchestrator.agent.names import NameServerProcess
 from orchestrator.agent.netplugins.foreign import ForeignNetworks
-from orchestrator.agent.network import NetworkError, NodeNetwork
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.node import NodeNetwork
 from orchestrator.agent.networks import Networks, exposure_of
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.pathmtu import PathMtus
@@ -68,7 +68,7 @@ from orchestrator.agent.runtime.crun import CrunRuntime
 from orchestrator.agent.runtime.identity import boot_id
 from orchestrator.agent.session import Node, Session
 from orchestrator.agent.sessions import Sessions
-from orchestrator.agent.settings import Settings
+from orchestrator.agent.settings import AgentFailure, Settings
 from orchestrator.agent.sourcewatch import SourceWatch
 from orchestrator.agent.statedb import StateDb, StateDbError
 from orchestrator.agent.supportfacts import SupportFacts

@@ -10,13 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from orchestrator.agent.network import (
-    NetworkConfig,
-    NetworkError,
-    TunnelHost,
-    TunnelKey,
-    Tunnels,
-)
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.tunnels import TunnelHost, TunnelKey, Tunnels
+from orchestrator.agent.network.values import NetworkConfig
 from orchestrator.model import nodes
 from orchestrator.model.networks import ENCRYPTED
 from orchestrator.pb import dispatch_pb2

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from orchestrator.agent.network import NetworkError
+from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.statedb import EndpointChange, EndpointKey, StateDb
 from orchestrator.model.networks import stays_on_node
 from orchestrator.pb import dispatch_pb2

@@ -1,17 +1,12 @@
-"""What goes wrong on a node, in words for its user: the agent as a whole, a task's steps."""
+"""Why a step of a task failed, in words for its user."""
 
 from __future__ import annotations
 
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.network import NetworkError
+from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.taskfiles import FileError
 from orchestrator.agent.volumes.errors import VolumeError
-
-
-class AgentFailure(Exception):
-    """The agent cannot work on this host; one line that says why and what to do."""
-
 
 EXPECTED_OF_CONTAINERS = (RuntimeFailure, ImageError, NetworkError, VolumeError, FileError)
 """Errors that say why a container cannot be made or started."""

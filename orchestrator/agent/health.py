@@ -11,7 +11,9 @@ that counted, so nothing is ever unhealthy sooner than in Docker, which looks on
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from orchestrator.model.specs import HealthCheck
 from orchestrator.model.tasks import Health
@@ -26,6 +28,14 @@ class Answer:
 
     passed: bool
     output: str = ""
+
+
+class Prober(Protocol):
+    """Probes containers (`probes.Probes`)."""
+
+    async def probe(
+        self, container_id: str, check: HealthCheck, addresses: Mapping[str, str]
+    ) -> Answer: ...
 
 
 @dataclass(frozen=True, slots=True)

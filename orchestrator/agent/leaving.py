@@ -11,8 +11,8 @@ import logging
 from pathlib import Path
 
 from orchestrator.agent.endpoints import Endpoints
-from orchestrator.agent.failures import AgentFailure
 from orchestrator.agent.networks import Networks
+from orchestrator.agent.settings import AgentFailure
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker
 from orchestrator.identity.files import retire_node

@@ -25,7 +25,7 @@ from typing import Any, Self
 from orchestrator import __version__
 from orchestrator.agent.endpoints import Change
 from orchestrator.agent.netplugins.results import Place
-from orchestrator.agent.network import NetworkError
+from orchestrator.agent.network.helper import NetworkError
 from orchestrator.model.networks import is_ours
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.nameserver.table import PROTOCOL

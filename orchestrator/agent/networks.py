@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Protocol
 
 from orchestrator.agent.encryption import Encryption, TunnelOrder, tunnel_order
-from orchestrator.agent.network import (
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.values import (
     Attachment,
     Exposure,
     Guest,
     Interface,
     NetworkConfig,
-    NetworkError,
     Peer,
     PortMapping,
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from orchestrator.agent.health import Answer
+from orchestrator.agent.health import Prober
 from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.logdrivers.drivers import LogDrivers
@@ -20,7 +20,6 @@ from orchestrator.agent.runtime.base import Mount, Runtime
 from orchestrator.agent.taskfiles import Replaced
 from orchestrator.model.hooks import Hook
 from orchestrator.model.objects import Volume
-from orchestrator.model.specs import HealthCheck
 from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, documents_pb2
 from orchestrator.tracing import OFF, Tracer
@@ -105,14 +104,6 @@ class Files(Protocol):
     def remove(self, task_id: str) -> None: ...
 
 
-class Probes(Protocol):
-    """Asks containers how they are (`probes.Probes`)."""
-
-    async def probe(
-        self, container_id: str, check: HealthCheck, addresses: Mapping[str, str]
-    ) -> Answer: ...
-
-
 class Hooks(Protocol):
     """Runs programs in running containers and waits for them (`hooks.Hooks`)."""
 
@@ -134,7 +125,7 @@ class Parts:
     network: Network
     volumes: Volumes
     files: Files
-    probes: Probes
+    probes: Prober
     hooks: Hooks
     logs: KeptLogs
     log_drivers: LogDrivers

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass
 
 from orchestrator.agent.echo import Echo, path_mtu
-from orchestrator.agent.network import NetworkConfig
+from orchestrator.agent.network.values import NetworkConfig
 from orchestrator.agent.tunnelecho import TunnelEcho
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from orchestrator.agent.echo import SMALL, Echo, Series
-from orchestrator.agent.network import Connections, Forgery, NetworkConfig, NetworkError, Underlay
+from orchestrator.agent.network.balance import Connections
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.values import Forgery, NetworkConfig, Underlay
 from orchestrator.agent.pathmtu import AT_ONCE
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.wiretest import DATAGRAMS, Responder, measure_rate, send_datagrams

@@ -46,7 +46,7 @@ from orchestrator.agent.lifecycle import (
     sick,
     to_end,
 )
-from orchestrator.agent.network import NetworkError
+from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.news import News
 from orchestrator.agent.parts import ContainerEnding, Parts
 from orchestrator.agent.reporter import Reporter

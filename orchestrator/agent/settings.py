@@ -1,4 +1,4 @@
-"""What one agent process is told at its start."""
+"""The configuration of an agent process, and the error of a host that it cannot work on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 from orchestrator.agent.imagepressure import Marks
 from orchestrator.identity.files import NodeIdentity
 from orchestrator.model.specs import LogConfig, Resources
+
+
+class AgentFailure(Exception):
+    """The agent cannot work on this host; one line that says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from orchestrator.agent.network import Forgery, NetworkConfig, NetworkError
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.values import Forgery, NetworkConfig
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Self
 
 from orchestrator.agent.echo import IP_MTU_DISCOVER, IP_PMTUDISC_PROBE, Echo, request
-from orchestrator.agent.network import NetworkConfig
+from orchestrator.agent.network.values import NetworkConfig
 from orchestrator.cni.peers import vtep_address, vtep_mac
 from orchestrator.cni.vxlan import DEFAULT_PORT, OVERHEAD
 

@@ -19,7 +19,8 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from orchestrator.agent.network import Attachment, Interface, NetworkConfig, NodeNetwork, Peer
+from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.values import Attachment, Interface, NetworkConfig, Peer
 from orchestrator.cni import namespaces
 from orchestrator.cni.endpoints import Endpoint, Network, Node, Published, Service, Table
 from tests.bench import packets, tables, throughput

@@ -16,7 +16,8 @@ from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from orchestrator.agent.network import Attachment, NetworkConfig, NodeNetwork
+from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.values import Attachment, NetworkConfig
 from tests.bench import balance, packets, throughput
 from tests.bench.cluster import Cluster, Control
 from tests.bench.tables import Table, at_least, at_most, median, seconds, spread

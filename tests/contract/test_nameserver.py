@@ -20,7 +20,7 @@ import pytest
 
 from orchestrator.agent.endpoints import Change
 from orchestrator.agent.names import Client, NameServerProcess, _Link, document
-from orchestrator.agent.network import NetworkError
+from orchestrator.agent.network.helper import NetworkError
 from orchestrator.nameserver import server as server_module
 from orchestrator.nameserver import streams, upstream
 from orchestrator.nameserver.server import NameServer

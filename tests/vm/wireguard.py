@@ -24,14 +24,10 @@ from netkit import network, reaches, show  # noqa: E402
 from nsfixtures import hosts, netns_folder  # noqa: E402
 from nshosts import NsHost, within  # noqa: E402
 
-from orchestrator.agent.network import (  # noqa: E402
-    Attachment,
-    NetworkError,
-    NodeNetwork,
-    Peer,
-    TunnelHost,
-    Tunnels,
-)
+from orchestrator.agent.network.helper import NetworkError  # noqa: E402
+from orchestrator.agent.network.node import NodeNetwork  # noqa: E402
+from orchestrator.agent.network.tunnels import TunnelHost, Tunnels  # noqa: E402
+from orchestrator.agent.network.values import Attachment, Peer  # noqa: E402
 from orchestrator.cni import tunnels  # noqa: E402
 from orchestrator.cni.sealed import PREFIX  # noqa: E402
 

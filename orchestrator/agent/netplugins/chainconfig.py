@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.agent.netplugins.program import Call
 from orchestrator.agent.netplugins.records import Record
-from orchestrator.agent.network import Interface
+from orchestrator.agent.network.values import Interface
 from orchestrator.model.conflist import Conflist, bandwidth
 
 

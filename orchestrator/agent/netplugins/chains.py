@@ -33,7 +33,8 @@ from orchestrator.agent.netplugins.results import (
     guest_of,
     places_of,
 )
-from orchestrator.agent.network import Attachment, Guest, Interface, NetworkConfig, NetworkError
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.values import Attachment, Guest, Interface, NetworkConfig
 from orchestrator.model.conflist import Conflist, parse_conflist
 
 log = logging.getLogger(__name__)

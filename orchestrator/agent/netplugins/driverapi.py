@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
-from orchestrator.agent.network import Interface, NetworkError
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.values import Interface
 from orchestrator.agent.plugins import errors
 from orchestrator.agent.plugins.calls import ask, patiently, work
 from orchestrator.agent.plugins.http import Address

@@ -13,7 +13,8 @@ from orchestrator.agent.netplugins.mixed import AllNetworks
 from orchestrator.agent.netplugins.pluginnetworks import PluginNetworks
 from orchestrator.agent.netplugins.program import Programs
 from orchestrator.agent.netplugins.records import Records
-from orchestrator.agent.network import Guest, NodeNetwork
+from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.values import Guest
 from orchestrator.agent.plugins.discovery import PluginSet
 from orchestrator.model.nodes import NodeDescription
 

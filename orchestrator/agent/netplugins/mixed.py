@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from orchestrator.agent.netplugins.results import Place
-from orchestrator.agent.network import Attachment, Exposure, Interface, NetworkConfig, NetworkError
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.values import Attachment, Exposure, Interface, NetworkConfig
 from orchestrator.agent.networks import NodeNetworking
 from orchestrator.model.networks import CNI
 

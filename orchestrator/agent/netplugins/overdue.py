@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass
 
 from orchestrator.agent.netplugins.records import Record, Records, namespace_stamp
-from orchestrator.agent.network import NetworkError
+from orchestrator.agent.network.helper import NetworkError
 
 log = logging.getLogger(__name__)
 

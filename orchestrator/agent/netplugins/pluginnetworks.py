@@ -28,7 +28,8 @@ from orchestrator.agent.netplugins.driverapi import (
 from orchestrator.agent.netplugins.overdue import Overdue
 from orchestrator.agent.netplugins.records import Record, Records, namespace_stamp
 from orchestrator.agent.netplugins.results import Place, answers_here, places_of
-from orchestrator.agent.network import Attachment, Guest, Interface, NetworkConfig, NetworkError
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.values import Attachment, Guest, Interface, NetworkConfig
 from orchestrator.agent.plugins.discovery import PluginSet
 from orchestrator.model.networks import NO_IPAM
 

@@ -13,7 +13,8 @@ from orchestrator.agent.netplugins.driverapi import (
     REQUEST_KIND,
     NetworkPlugin,
 )
-from orchestrator.agent.network import Interface, NetworkConfig, NetworkError
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.values import Interface, NetworkConfig
 
 NOWHERE = "0.0.0.0/0"
 """The pool of a network whose addresses only its plugin knows."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.agent.network import NetworkError
+from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.runtime.spawn import descriptors, kill, readable, spawn
 
 FOLDERS = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))

@@ -13,7 +13,8 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import Any
 
 from orchestrator.agent.netplugins.records import Record
-from orchestrator.agent.network import Attachment, Guest, NetworkError
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.values import Attachment, Guest
 from orchestrator.model.conflist import leases, parse_conflist
 
 

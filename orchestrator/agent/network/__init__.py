@@ -21,38 +21,3 @@ whatever else is left: addresses, namespaces, interfaces, published ports.
 
 Errors are `NetworkError`, whose text is for the user.
 """
-
-from orchestrator.agent.network.balance import Connections
-from orchestrator.agent.network.helper import NetworkError
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.network.tunnels import TunnelHost, TunnelKey, Tunnels, TunnelSession
-from orchestrator.agent.network.values import (
-    Attachment,
-    Exposure,
-    Forgery,
-    Guest,
-    Interface,
-    NetworkConfig,
-    Peer,
-    PortMapping,
-    Underlay,
-)
-
-__all__ = [
-    "Attachment",
-    "Connections",
-    "Exposure",
-    "Forgery",
-    "Guest",
-    "Interface",
-    "NetworkConfig",
-    "NetworkError",
-    "NodeNetwork",
-    "Peer",
-    "PortMapping",
-    "TunnelHost",
-    "TunnelKey",
-    "TunnelSession",
-    "Tunnels",
-    "Underlay",
-]

@@ -13,7 +13,7 @@ from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.logdrivers.drivers import LogDrivers
-from orchestrator.agent.network import NetworkError
+from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import ContainerEnding, Parts
 from orchestrator.agent.reporter import Reporter

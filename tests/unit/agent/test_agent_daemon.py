@@ -13,10 +13,9 @@ import pytest
 
 from orchestrator.agent import daemon
 from orchestrator.agent.daemon import main
-from orchestrator.agent.failures import AgentFailure
 from orchestrator.agent.imagepressure import Marks
 from orchestrator.agent.runtime.mounts import is_mounted, unmount
-from orchestrator.agent.settings import Settings
+from orchestrator.agent.settings import AgentFailure, Settings
 from orchestrator.agent.statedb import StateDb
 from orchestrator.identity import ca
 from orchestrator.identity.files import NodeIdentity

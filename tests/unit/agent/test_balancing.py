@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.agent.balancing import KernelBalance
 from orchestrator.agent.endpoints import Change
-from orchestrator.agent.network import Connections
+from orchestrator.agent.network.balance import Connections
 from orchestrator.cni.endpoints import Policy, Published, Table
 from orchestrator.pb import dispatch_pb2, types_pb2
 

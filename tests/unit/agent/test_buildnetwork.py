@@ -11,7 +11,8 @@ import pytest
 from orchestrator.agent import buildnetwork
 from orchestrator.agent.buildnetwork import BuildNetwork
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.network import Attachment, NetworkConfig, NetworkError
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.values import Attachment, NetworkConfig
 
 
 class FakeNetworking:

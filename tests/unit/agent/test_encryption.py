@@ -7,14 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from orchestrator.agent.encryption import Encryption, TunnelOrder, tunnel_order
-from orchestrator.agent.network import (
-    NetworkConfig,
-    NetworkError,
-    Peer,
-    TunnelHost,
-    TunnelKey,
-    Tunnels,
-)
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.tunnels import TunnelHost, TunnelKey, Tunnels
+from orchestrator.agent.network.values import NetworkConfig, Peer
 from orchestrator.model import nodes
 from orchestrator.pb import dispatch_pb2, types_pb2
 

@@ -16,7 +16,7 @@ from agentfakes import until
 
 from orchestrator.agent import endpoints as endpoints_module
 from orchestrator.agent.endpoints import Change, Endpoints
-from orchestrator.agent.network import NetworkError
+from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.statedb import EndpointKey, StateDb
 from orchestrator.pb import dispatch_pb2
 

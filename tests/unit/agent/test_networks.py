@@ -12,17 +12,15 @@ import pytest
 from agentfakes import task, until
 
 from orchestrator.agent.encryption import Encryption
-from orchestrator.agent.network import (
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.tunnels import TunnelHost, TunnelKey, Tunnels
+from orchestrator.agent.network.values import (
     Attachment,
     Exposure,
     Interface,
     NetworkConfig,
-    NetworkError,
     Peer,
     PortMapping,
-    TunnelHost,
-    TunnelKey,
-    Tunnels,
 )
 from orchestrator.agent.networks import Connected, Networks, exposure_of
 from orchestrator.model.specs import NetworkAttachment, PortSpec, Protocol, PublishMode, TaskSpec

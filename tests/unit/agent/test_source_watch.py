@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from orchestrator.agent.metrics import AgentCollector, Holdings, Shown
-from orchestrator.agent.network import Forgery, NetworkConfig, NetworkError
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.values import Forgery, NetworkConfig
 from orchestrator.agent.sourcewatch import QUIET, SourceWatch
 
 

@@ -14,7 +14,7 @@ from agentfakes import NOW, Host, Reports, assigned, until
 from orchestrator.agent import runner as runner_module
 from orchestrator.agent import worker as worker_module
 from orchestrator.agent.health import Answer
-from orchestrator.agent.network import NetworkError
+from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.plugins import calls
 from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
 from orchestrator.agent.statedb import StateDb

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 from nshosts import NsHost, reach, wait_for
 
-from orchestrator.agent.network import NetworkConfig, NodeNetwork
+from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.values import NetworkConfig
 from orchestrator.cni import namespaces
 from orchestrator.cni.install import install
 

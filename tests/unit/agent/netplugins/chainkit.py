@@ -13,7 +13,7 @@ from nshosts import NsHost
 from orchestrator.agent.netplugins.chains import Chains
 from orchestrator.agent.netplugins.program import Programs
 from orchestrator.agent.netplugins.records import Records
-from orchestrator.agent.network import Interface, NetworkConfig
+from orchestrator.agent.network.values import Interface, NetworkConfig
 from orchestrator.cni import namespaces
 
 DEBIAN = Path("/usr/lib/cni")

@@ -16,7 +16,7 @@ import pytest
 from chainkit import Bench, config, eth, until
 
 from orchestrator.agent.netplugins import chains as chains_module
-from orchestrator.agent.network import NetworkError
+from orchestrator.agent.network.helper import NetworkError
 
 pytestmark = pytest.mark.root
 

@@ -9,7 +9,8 @@ import pytest
 from chainkit import Bench, config, eth, shell, shown
 from nshosts import reach, wait_for
 
-from orchestrator.agent.network import NetworkError, PortMapping
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.values import PortMapping
 from orchestrator.cni import namespaces
 
 pytestmark = pytest.mark.root

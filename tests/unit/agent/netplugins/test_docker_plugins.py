@@ -22,13 +22,9 @@ from nshosts import NsHost, reach
 from orchestrator.agent.netplugins.driverapi import NetworkPlugin
 from orchestrator.agent.netplugins.pluginnetworks import PluginNetworks
 from orchestrator.agent.netplugins.records import Records
-from orchestrator.agent.network import (
-    Exposure,
-    NetworkConfig,
-    NetworkError,
-    NodeNetwork,
-    PortMapping,
-)
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.values import Exposure, NetworkConfig, PortMapping
 from orchestrator.agent.plugins import calls as plugincalls
 from orchestrator.agent.plugins.discovery import PluginSet
 from orchestrator.cni import namespaces

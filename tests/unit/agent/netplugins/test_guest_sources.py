@@ -24,7 +24,8 @@ from forging import (
 )
 
 from orchestrator.agent.netplugins.chains import Chains
-from orchestrator.agent.network import Attachment, Exposure, NetworkConfig, NodeNetwork
+from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.values import Attachment, Exposure, NetworkConfig
 
 pytestmark = pytest.mark.root
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nshosts import within
 
-from orchestrator.agent.network import Attachment
+from orchestrator.agent.network.values import Attachment
 from orchestrator.cni.endpoints import Endpoint
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM

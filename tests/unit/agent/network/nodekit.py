@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from nshosts import NsHost
 
-from orchestrator.agent.network import (
-    Interface,
-    NetworkConfig,
-    NodeNetwork,
-    Peer,
-    PortMapping,
-)
+from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.values import Interface, NetworkConfig, Peer, PortMapping
 
 NET = "net1"
 

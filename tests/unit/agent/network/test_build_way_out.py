@@ -12,7 +12,7 @@ from nshosts import NsHost, reach
 
 from orchestrator.agent.buildnetwork import ID, BuildNetwork
 from orchestrator.agent.images.sandbox import HOST, NONE, Sandboxes
-from orchestrator.agent.network import NodeNetwork
+from orchestrator.agent.network.node import NodeNetwork
 
 pytestmark = pytest.mark.root
 

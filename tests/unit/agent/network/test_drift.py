@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from netkit import Node, network
 
-from orchestrator.agent.network import Interface, NetworkError
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.values import Interface
 
 pytestmark = pytest.mark.root
 

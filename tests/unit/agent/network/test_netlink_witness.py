@@ -11,7 +11,8 @@ import pytest
 from nshosts import NsHost, within
 from pyroute2 import IPRoute
 
-from orchestrator.agent.network import NetworkConfig, NodeNetwork, Peer
+from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.values import NetworkConfig, Peer
 
 pytestmark = pytest.mark.root
 

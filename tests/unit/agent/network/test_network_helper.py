@@ -14,12 +14,9 @@ import pytest
 from nodekit import NET, cables, config, node, published
 from nshosts import NsHost
 
-from orchestrator.agent.network import (
-    NetworkError,
-    NodeNetwork,
-    Peer,
-    PortMapping,
-)
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.values import Peer, PortMapping
 from orchestrator.cni import namespaces, netlink, vxlan
 from orchestrator.cni.errors import Code
 from orchestrator.cni.rtnetlink import NetlinkError, text
@@ -110,7 +107,7 @@ async def test_before_the_first_configuration(host: NsHost) -> None:
 
 
 def test_the_agent_stays_free_of_netlink() -> None:
-    code = "import sys, orchestrator.agent.network; print(*sys.modules)"
+    code = "import sys, orchestrator.agent.network.node; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     ours = {name for name in loaded.split() if name.startswith("orchestrator.cni")}
     # The endpoint table's types are shared, and pure.

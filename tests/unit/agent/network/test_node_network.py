@@ -14,12 +14,9 @@ import pytest
 from nodekit import NET, cables, config, node, published, subnet
 from nshosts import NsHost, reach, socket_in, wait_for
 
-from orchestrator.agent.network import (
-    NetworkError,
-    NodeNetwork,
-    Peer,
-    PortMapping,
-)
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.values import Peer, PortMapping
 from orchestrator.cni import namespaces
 from orchestrator.cni.errors import Code
 

@@ -18,7 +18,7 @@ from netkit import Node, network, shell
 from nshosts import NsHost, socket_in, within
 
 from orchestrator.agent.echo import Echo, ladder, path_mtu
-from orchestrator.agent.network import NetworkConfig
+from orchestrator.agent.network.values import NetworkConfig
 from orchestrator.agent.pathmtu import Known, PathMtus, after
 from orchestrator.agent.tunnelecho import TunnelEcho
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import pytest
 from netkit import Node, misses, reaches, show
 
-from orchestrator.agent.network import (
-    Attachment,
-    Interface,
-    NetworkConfig,
-    NetworkError,
-    NodeNetwork,
-)
+from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.values import Attachment, Interface, NetworkConfig
 from orchestrator.cni import namespaces
 
 pytestmark = pytest.mark.root

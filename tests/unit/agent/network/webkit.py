@@ -13,7 +13,8 @@ import pytest
 from balancekit import TCP, UDP
 from nshosts import NsHost
 
-from orchestrator.agent.network import Attachment, NetworkConfig, NodeNetwork, Peer
+from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.values import Attachment, NetworkConfig, Peer
 from orchestrator.cni.endpoints import Endpoint, Network, Node, Policy, Published, Service, Table
 
 CLUSTER = "10.128.0.0/14"

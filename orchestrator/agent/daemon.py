@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.agent import (
-    buildnetwork,
     buildorders,
     containerfiles,
     describe,
@@ -29,6 +28,7 @@ from orchestrator.agent import (
     metrics,
 )
 from orchestrator.agent.balancing import KernelBalance
+from orchestrator.agent.buildnetwork import ID, BuildNetwork
 from orchestrator.agent.certificate import Certificate
 from orchestrator.agent.channels import Channels, serve_blobs
 from orchestrator.agent.copies import Copies
@@ -211,7 +211,7 @@ async def run(settings: Settings) -> None:
             encryption=encryption,
             held=lambda: worker.holders() | build_network.attached,
             running=lambda word: worker.running(word),
-            unordered=(buildnetwork.ID,),
+            unordered=(ID,),
             exposure=lambda nodes: exposure_of(
                 nodes,
                 managers=db.managers() or identity.managers,
@@ -228,7 +228,7 @@ async def run(settings: Settings) -> None:
             db.put_container_access(access)
             networks.exposure_changed()
 
-        build_network = buildnetwork.BuildNetwork(
+        build_network = BuildNetwork(
             network,
             settings.run_dir / "netns",
             identity.address,

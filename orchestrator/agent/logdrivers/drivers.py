@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from orchestrator.agent.logdrivers import journald, state, syslog
+from orchestrator.agent.logdrivers import journald, syslog
 from orchestrator.agent.logdrivers.jsonfile import JsonFile
 from orchestrator.agent.logdrivers.shipper import Shipper, Tally
 from orchestrator.agent.logdrivers.source import LogSource
+from orchestrator.agent.logdrivers.state import State, read, write
 from orchestrator.agent.logdrivers.target import Container, Target, TargetError
 from orchestrator.agent.runtime.base import RuntimeFailure
 from orchestrator.agent.runtime.hanging import OwnThreads
@@ -94,8 +95,8 @@ class LogDrivers:
                 syslog.check(config.options.get("syslog-address", ""))
             path = self._path(task.id)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            known = state.read(path) or state.State(config)
-            state.write(path, replace(known, config=config, image_id=image_id))
+            known = read(path) or State(config)
+            write(path, replace(known, config=config, image_id=image_id))
         except TargetError as error:
             raise RuntimeFailure(str(error)) from error
         except OSError as error:
@@ -168,7 +169,7 @@ class LogDrivers:
         self, task: Task, ended: Callable[[], bool], places: tuple[Path, ...]
     ) -> Shipper | None:
         path = self._path(task.id)
-        known = state.read(path)
+        known = read(path)
         if known is None or known.config.driver not in SENDING or self._watches is None:
             return None
         config = known.config
@@ -186,7 +187,7 @@ class LogDrivers:
             ended=ended,
         )
 
-    def _target(self, task: Task, known: state.State, limits: LogLimits) -> Target:
+    def _target(self, task: Task, known: State, limits: LogLimits) -> Target:
         container = _container(task, known, self._node)
         options = known.config.options
         match known.config.driver:
@@ -225,7 +226,7 @@ def _guarded(task: Task) -> Iterator[None]:
         log.error("log lines are not sent any more", extra={"task": task.id}, exc_info=error)
 
 
-def _container(task: Task, known: state.State, node: str) -> Container:
+def _container(task: Task, known: State, node: str) -> Container:
     spec, options = task.spec.container, known.config.options
     source = Source(
         task.id,

@@ -17,7 +17,7 @@ from orchestrator.agent.plugins import calls
 from orchestrator.agent.plugins.discovery import find
 from orchestrator.agent.plugins.errors import PluginError
 from orchestrator.agent.plugins.http import parse_address
-from orchestrator.agent.volumes import store
+from orchestrator.agent.volumes import store as store_module
 from orchestrator.agent.volumes.errors import PluginAway, VolumeError
 from orchestrator.agent.volumes.listing import VolumeListing
 from orchestrator.agent.volumes.store import VolumeStore
@@ -40,7 +40,7 @@ def volumes(tmp_path: Path) -> VolumeStore:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_UNMOUNT_TIMEOUT", 0.2)
+    monkeypatch.setattr(store_module, "_UNMOUNT_TIMEOUT", 0.2)
 
 
 @pytest.fixture(params=["socket", "tcp spec", "tcp json"])

@@ -249,7 +249,7 @@ def agent(
     from orchestrator.agent.imagepressure import Marks
     from orchestrator.agent.runtime.base import RuntimeFailure
     from orchestrator.agent.runtime.cdi import find_edits
-    from orchestrator.agent.runtime.mounts import enter_private_mounts
+    from orchestrator.agent.runtime.mountns import enter_private_mounts
     from orchestrator.agent.settings import Settings
     from orchestrator.identity.files import NoIdentity, read_node
 

@@ -30,7 +30,8 @@ from orchestrator.agent.runtime.cgroups import CgroupMode, Cgroups, detect
 from orchestrator.agent.runtime.conmon import find_monitor
 from orchestrator.agent.runtime.crun import CrunRuntime
 from orchestrator.agent.runtime.fake import FakeNode, FakeRuntime, Script
-from orchestrator.agent.runtime.mounts import enter_private_mounts, mount, unshare_mounts
+from orchestrator.agent.runtime.mountns import enter_private_mounts
+from orchestrator.agent.runtime.mounts import mount, unshare_mounts
 from orchestrator.model.specs import ContainerSpec, Resources, TaskSpec
 
 BUSYBOX = Path("/bin/busybox")

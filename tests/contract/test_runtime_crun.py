@@ -21,7 +21,7 @@ from orchestrator.agent.runtime.cgroups import CgroupMode, detect
 from orchestrator.agent.runtime.conmon import find_monitor
 from orchestrator.agent.runtime.crun import CrunRuntime
 from orchestrator.agent.runtime.logs import LogLimits
-from orchestrator.agent.runtime.mounts import enter_private_mounts
+from orchestrator.agent.runtime.mountns import enter_private_mounts
 from orchestrator.model.specs import LogConfig, Resources, TaskSpec
 from orchestrator.model.states import NOT_RUNNABLE
 

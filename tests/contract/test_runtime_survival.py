@@ -198,7 +198,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from runtimehost import CrunWorld
 from orchestrator.agent.runtime.conmon import find_monitor
-from orchestrator.agent.runtime.mounts import enter_private_mounts
+from orchestrator.agent.runtime.mountns import enter_private_mounts
 
 path, parent, step = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 monitor = find_monitor(path / "run/containers/a", "a")
@@ -281,7 +281,7 @@ import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from runtimehost import CrunWorld
-from orchestrator.agent.runtime.mounts import enter_private_mounts
+from orchestrator.agent.runtime.mountns import enter_private_mounts
 
 path, parent, monitor = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 enter_private_mounts(None)

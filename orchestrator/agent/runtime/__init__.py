@@ -49,7 +49,7 @@ thread; state that a file tells is not asked of crun; the seccomp profile, the b
 configuration, is turned into JSON once.
 
 **cgroups.** Version 2, version 1 and both at once (`hybrid`) are told apart by `cgroups`. crun
-refuses hybrid hosts, so `mounts.enter_private_mounts` hides the version 2 part from the agent and
+refuses hybrid hosts, so `mountns.enter_private_mounts` hides the version 2 part from the agent and
 its children before anything else starts.
 
 `fake` is a scripted runtime for tests of the agent; it passes the same contract suite.

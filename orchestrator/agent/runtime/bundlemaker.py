@@ -27,7 +27,6 @@ from orchestrator.agent.runtime.idranges import SIZE, IdRanges
 from orchestrator.agent.runtime.overlay import Owners, ensure_unmounted, mount_overlay
 from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES, capabilities, own_users
 from orchestrator.agent.runtime.programs import check_program
-from orchestrator.agent.runtime.rootfs import read_image_files
 from orchestrator.agent.runtime.seccomp import (
     SeccompProfile,
     go_architecture,
@@ -35,6 +34,7 @@ from orchestrator.agent.runtime.seccomp import (
     own_profile,
 )
 from orchestrator.agent.runtime.userns import NamespaceMaker, keep, owner
+from orchestrator.agent.runtime.users import read_user_tables
 from orchestrator.model.cdi import is_cdi
 from orchestrator.model.sharing import shared_kinds
 from orchestrator.model.specs import ContainerSpec, TaskSpec
@@ -195,7 +195,7 @@ class BundleMaker:
                 container,
                 self._facts,
                 self._places(container, bundle),
-                read_image_files(bundle.root),
+                read_user_tables(bundle.root),
                 devices=devices,
                 users=users,
                 joined=joined,

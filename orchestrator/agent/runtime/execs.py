@@ -31,9 +31,8 @@ from orchestrator.agent.runtime.capabilities import own_capabilities
 from orchestrator.agent.runtime.failures import UNSAID, known_failure
 from orchestrator.agent.runtime.identity import ProcessIdentity, identify
 from orchestrator.agent.runtime.programs import check_program
-from orchestrator.agent.runtime.rootfs import read_image_files
 from orchestrator.agent.runtime.streams import CHUNK, set_size, write_all
-from orchestrator.agent.runtime.users import User, resolve_user
+from orchestrator.agent.runtime.users import User, read_user_tables, resolve_user
 from orchestrator.model.states import CANNOT_INVOKE
 
 _END_OF_INPUT = b"\x04"
@@ -412,7 +411,7 @@ def _prepare(access: Access, spec: ExecSpec) -> dict[str, Any]:
     first = json.loads((access.bundle.run / "config.json").read_bytes())["process"]
     user = None
     if spec.user:
-        files = read_image_files(access.root())
+        files = read_user_tables(access.root())
         try:
             user = resolve_user(spec.user, files.passwd, files.group)
         except RuntimeFailure as failure:

@@ -22,9 +22,8 @@ from orchestrator.agent.runtime.etcfiles import ETC_FILES, hostname
 from orchestrator.agent.runtime.facts import NodeFacts
 from orchestrator.agent.runtime.ocimounts import merged, root_propagation
 from orchestrator.agent.runtime.priority import IO_PRIORITY
-from orchestrator.agent.runtime.rootfs import ImageFiles
 from orchestrator.agent.runtime.seccomp import SeccompProfile
-from orchestrator.agent.runtime.users import User, resolve_groups, resolve_user
+from orchestrator.agent.runtime.users import User, UserTables, resolve_groups, resolve_user
 from orchestrator.model.allowances import steers_runtime
 from orchestrator.model.confinement import parse_tmpfs
 from orchestrator.model.specs import ContainerSpec
@@ -229,7 +228,7 @@ def config(
     container: Container,
     node: NodeFacts,
     places: Places,
-    files: ImageFiles,
+    files: UserTables,
     *,
     devices: tuple[DeviceNode, ...] = (),
     users: OwnUsers | None = None,

@@ -6,8 +6,6 @@ import ctypes
 import errno
 import os
 import stat
-from dataclasses import dataclass
-from pathlib import Path
 
 _SYS_OPENAT2 = 437
 """The same number on every architecture since Linux 5.6."""
@@ -59,22 +57,3 @@ def read_in_root(
             return file.read(limit)
     finally:
         os.close(fd)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFiles:
-    """What the configuration needs to know of the files in an image."""
-
-    passwd: str = ""
-    group: str = ""
-
-
-def read_image_files(root: Path) -> ImageFiles:
-    """Read the user tables of a mounted root."""
-    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        group = read_in_root(root_fd, "etc/group") or b""
-        passwd = read_in_root(root_fd, "etc/passwd") or b""
-    finally:
-        os.close(root_fd)
-    return ImageFiles(passwd.decode(errors="replace"), group.decode(errors="replace"))

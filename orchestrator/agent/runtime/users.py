@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.rootfs import read_in_root
 
 _HIGHEST_ID = (1 << 32) - 2
 
@@ -18,6 +21,25 @@ class User:
     gid: int = 0
     groups: tuple[int, ...] = ()
     home: str = "/"
+
+
+@dataclass(frozen=True, slots=True)
+class UserTables:
+    """The texts of an image's passwd(5) and group(5)."""
+
+    passwd: str = ""
+    group: str = ""
+
+
+def read_user_tables(root: Path) -> UserTables:
+    """Read the user tables of a mounted root."""
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        group = read_in_root(root_fd, "etc/group") or b""
+        passwd = read_in_root(root_fd, "etc/passwd") or b""
+    finally:
+        os.close(root_fd)
+    return UserTables(passwd.decode(errors="replace"), group.decode(errors="replace"))
 
 
 def resolve_user(wanted: str, passwd: str, group: str) -> User:

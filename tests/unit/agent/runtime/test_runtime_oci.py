@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.runtime import etcfiles, limits, oci
 from orchestrator.agent.runtime.base import Container, RuntimeFailure
-from orchestrator.agent.runtime.rootfs import ImageFiles
 from orchestrator.agent.runtime.seccomp import SeccompProfile
+from orchestrator.agent.runtime.users import UserTables
 from orchestrator.model.specs import ContainerSpec, Resources, TaskSpec
 
 NODE = oci.NodeFacts()
@@ -33,7 +33,7 @@ def container(
 
 
 def configured(made: Container, node: oci.NodeFacts = NODE) -> dict[str, Any]:
-    return oci.config(made, node, PLACES, ImageFiles())
+    return oci.config(made, node, PLACES, UserTables())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from orchestrator.agent.runtime.devices import DeviceNode, find_devices
 from orchestrator.agent.runtime.facts import NodeFacts
 from orchestrator.agent.runtime.idranges import SIZE, IdRanges
 from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES, capabilities, own_users
-from orchestrator.agent.runtime.rootfs import ImageFiles
+from orchestrator.agent.runtime.users import UserTables
 from orchestrator.model.confinement import CAPABILITIES
 from orchestrator.model.specs import ContainerSpec, Resources, TaskSpec, Ulimit
 
@@ -30,7 +30,7 @@ def configured(
     task = TaskSpec(container=ContainerSpec(**spec))
     container = Container("0123456789abcdef", "web.1", task, image, None)
     return oci.config(
-        container, node or NodeFacts(), PLACES, ImageFiles(), devices=(FUSE,), users=users
+        container, node or NodeFacts(), PLACES, UserTables(), devices=(FUSE,), users=users
     )
 
 

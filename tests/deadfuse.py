@@ -8,7 +8,7 @@ import struct
 import threading
 from pathlib import Path
 
-from orchestrator.agent.runtime.mounts import mount, unmount
+from orchestrator.linux.mounts import mount, unmount
 
 
 class DeadFileSystem:

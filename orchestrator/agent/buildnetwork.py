@@ -15,7 +15,7 @@ from typing import Protocol
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.network.values import Attachment, NetworkConfig
-from orchestrator.agent.runtime.userns import keep
+from orchestrator.agent.runtime.isolation.userns import keep
 
 ID = "build"
 _CANDIDATES = (IPv4Network("172.31.0.0/16"), IPv4Network("10.255.0.0/16"))

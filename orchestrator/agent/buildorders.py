@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.agent.images.build import BuildSpec, CacheUsage
-from orchestrator.agent.images.buildah import Progress
-from orchestrator.agent.images.buildlimits import BuildLimits
+from orchestrator.agent.builds.build_cgroup import BuildLimits
+from orchestrator.agent.builds.buildah import Progress
+from orchestrator.agent.builds.builder import BuildSpec, CacheUsage
 from orchestrator.agent.tunnelframes import Frames, receive
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Image

@@ -6,8 +6,8 @@ from typing import Any
 
 import grpc
 
-from orchestrator.agent.images.blobs import BlobService
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.images.transfer.peers import BlobService
 from orchestrator.agent.settings import AgentFailure, Settings
 from orchestrator.identity.pair import TlsFiles
 from orchestrator.identity.revocation import Revocations

@@ -112,8 +112,8 @@ def _program(name: str, package: str, purpose: str, needed: bool = True) -> Find
 
 
 def _cgroups() -> Finding:
-    from orchestrator.agent.runtime.base import RuntimeFailure
-    from orchestrator.agent.runtime.cgroups import detect
+    from orchestrator.agent.runtime.interface import RuntimeFailure
+    from orchestrator.agent.runtime.resources.cgroups import detect
 
     try:
         return Finding("cgroups", True, f"version {detect().mode.value.removeprefix('v')}")

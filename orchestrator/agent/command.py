@@ -247,9 +247,9 @@ def agent(
     """
     from orchestrator import log
     from orchestrator.agent.imagepressure import Marks
-    from orchestrator.agent.runtime.base import RuntimeFailure
-    from orchestrator.agent.runtime.cdi import find_edits
-    from orchestrator.agent.runtime.mountns import enter_private_mounts
+    from orchestrator.agent.runtime.interface import RuntimeFailure
+    from orchestrator.agent.runtime.isolation.mountns import enter_private_mounts
+    from orchestrator.agent.runtime.spec.cdi import find_edits
     from orchestrator.agent.settings import Settings
     from orchestrator.identity.files import NoIdentity, read_node
 
@@ -310,7 +310,7 @@ def agent(
 
 def _some_monitor(bundles: Path) -> int | None:
     """The pid of the monitor of any container that runs; None where none does."""
-    from orchestrator.agent.runtime.conmon import find_monitor
+    from orchestrator.agent.runtime.engine.conmon import find_monitor
 
     for bundle in sorted(bundles.glob("*")):
         if (monitor := find_monitor(bundle, bundle.name)) is not None:

@@ -10,12 +10,12 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.agent.images import layout
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.rootfiles import read_changes, read_root, write_layer
+from orchestrator.agent.images.layers.rootfiles import read_changes, read_root, write_layer
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.images.transfer import layout
 from orchestrator.agent.runner import TaskRunner
-from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.tunnelframes import send_piece
 from orchestrator.linux.trees import remove_tree
 from orchestrator.model.convert import to_proto

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from orchestrator.agent.runner import TaskRunner
-from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.model.convert import from_proto
 from orchestrator.pb import dispatch_pb2
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.agent.images.config import LocalImage
+from orchestrator.agent.images.image_spec import LocalImage
 from orchestrator.agent.networks import Connected
-from orchestrator.agent.runtime.base import Container, Mount
+from orchestrator.agent.runtime.interface import Container, Mount
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import short_id
 from orchestrator.model.objects import Volume

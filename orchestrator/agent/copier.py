@@ -19,15 +19,15 @@ import select
 import sys
 from typing import Any
 
-from orchestrator.agent.runtime.confine import (
+from orchestrator.copying import CannotCopy, Owner, pack, source, target, unpack, words
+from orchestrator.linux.confine import (
     change_root,
     end_imports,
     limit_memory,
     mount_overlay,
     unshare_mounts,
 )
-from orchestrator.agent.runtime.mountcalls import check, libc
-from orchestrator.copying import CannotCopy, Owner, pack, source, target, unpack, words
+from orchestrator.linux.mounts import check, libc
 
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUSER = 0x10000000

@@ -15,8 +15,8 @@ from typing import Any
 
 from orchestrator import bareprogram
 from orchestrator.agent.runner import TaskRunner
-from orchestrator.agent.runtime.access import Access
-from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.engine.bundle import ContainerHandle
+from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.copying import CHUNK
 from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, interact_pb2
@@ -30,7 +30,7 @@ class Copies:
     def __init__(
         self,
         runners: Mapping[str, TaskRunner],
-        access: Callable[[str], Access],
+        access: Callable[[str], ContainerHandle],
         layers: Callable[[Task], Awaitable[Sequence[Path]]],
     ) -> None:
         """`layers` finds those of a task's image, the lowest first."""

@@ -29,6 +29,9 @@ from orchestrator.agent import (
 )
 from orchestrator.agent.balancing import KernelBalance
 from orchestrator.agent.buildnetwork import ID, BuildNetwork
+from orchestrator.agent.builds.build_cgroup import BuildGroups
+from orchestrator.agent.builds.builder import Builder
+from orchestrator.agent.builds.sandbox import Sandboxes
 from orchestrator.agent.certificate import Certificate
 from orchestrator.agent.channels import Channels, serve_blobs
 from orchestrator.agent.copies import Copies
@@ -40,12 +43,9 @@ from orchestrator.agent.flows import Flows
 from orchestrator.agent.history import History
 from orchestrator.agent.hooks import Hooks
 from orchestrator.agent.imagepressure import ImagePressure, disk_of
-from orchestrator.agent.images.build import Builder
-from orchestrator.agent.images.buildlimits import BuildGroups
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.registry import Registry
-from orchestrator.agent.images.sandbox import Sandboxes
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.images.transfer.registry import Registry
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.agent.isolation import watch_isolation
 from orchestrator.agent.keptlogs import KeptLogs
@@ -62,10 +62,9 @@ from orchestrator.agent.peerprobes import PeerProbes
 from orchestrator.agent.probes import Probes
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.revoked import KeptRevocations
-from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.cgroups import Cgroups, detect
-from orchestrator.agent.runtime.crun import CrunRuntime
-from orchestrator.agent.runtime.identity import boot_id
+from orchestrator.agent.runtime.engine.crun import CrunRuntime
+from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.agent.runtime.resources.cgroups import Cgroups, detect
 from orchestrator.agent.session import Node, Session
 from orchestrator.agent.sessions import Sessions
 from orchestrator.agent.settings import AgentFailure, Settings
@@ -84,6 +83,7 @@ from orchestrator.agent.volumes.store import VolumeStore
 from orchestrator.agent.worker import Worker
 from orchestrator.identity.pair import TlsFiles
 from orchestrator.identity.revocation import Revocations
+from orchestrator.linux.processes import boot_id
 from orchestrator.model import nodes
 from orchestrator.model.networks import CHAINS
 from orchestrator.model.tasks import Task

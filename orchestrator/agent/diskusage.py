@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.agent.images.build import Builder
+from orchestrator.agent.builds.builder import Builder
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.runner import TaskRunner

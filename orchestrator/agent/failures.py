@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.network.helper import NetworkError
-from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.taskfiles import FileError
 from orchestrator.agent.volumes.errors import VolumeError
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.agent.runner import TaskRunner
-from orchestrator.agent.runtime.access import Access
-from orchestrator.agent.runtime.figures import FigureFiles
-from orchestrator.agent.runtime.kernelfiles import keyed, read_text
+from orchestrator.agent.runtime.engine.bundle import ContainerHandle
+from orchestrator.agent.runtime.resources.stats import StatsReader
+from orchestrator.linux.kernelfiles import keyed, read_text
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2, system_pb2
 
@@ -60,7 +60,7 @@ class History:
     def __init__(
         self,
         runners: Mapping[str, TaskRunner],
-        access: Callable[[str], Access],
+        access: Callable[[str], ContainerHandle],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -69,7 +69,7 @@ class History:
         self._clock = clock
         self._monotonic = monotonic
         self._series: dict[str, _Series] = {_NODE: _Series()}
-        self._files: dict[tuple[str, int], FigureFiles] = {}
+        self._files: dict[tuple[str, int], StatsReader] = {}
 
     async def run(self) -> None:
         """Take samples until cancelled."""
@@ -90,7 +90,7 @@ class History:
                 continue
             files = known.get((task_id, pid))
             if files is None:
-                files = FigureFiles(self._access(task_id).cgroups, task_id)
+                files = StatsReader(self._access(task_id).cgroups, task_id)
             self._files[task_id, pid] = files
             figures = files.read(pid)
             series = self._series.setdefault(task_id, _Series())

@@ -12,13 +12,12 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from orchestrator.agent.containers import Prepared, describe_container, named_volumes
-from orchestrator.agent.images.config import NO_IMAGE, ImageConfig, LocalImage
+from orchestrator.agent.images.image_spec import NO_IMAGE, ImageConfig, LocalImage
 from orchestrator.agent.lifecycle import keeps
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.plugins.calls import Tell, announced
-from orchestrator.agent.runtime.base import Mount, RuntimeFailure, Started
-from orchestrator.agent.runtime.signals import signal_number
+from orchestrator.agent.runtime.interface import Mount, RuntimeFailure, Started, signal_number
 from orchestrator.model.health import effective
 from orchestrator.model.objects import Volume
 from orchestrator.model.sharing import joined_container, not_shared

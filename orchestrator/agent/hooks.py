@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.agent.parts import ContainerEnding
-from orchestrator.agent.runtime import execs, spawn
-from orchestrator.agent.runtime.access import Access
-from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.execs import ExecProgram, ExecSpec
-from orchestrator.agent.runtime.identity import ProcessIdentity
+from orchestrator.agent.runtime.engine.bundle import ContainerHandle
+from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.agent.runtime.io import execs
+from orchestrator.agent.runtime.io.execs import ExecProgram, ExecSpec
+from orchestrator.linux import spawn
+from orchestrator.linux.processes import ProcessIdentity
 from orchestrator.model.hooks import Hook
 
 _TAIL = 4096
@@ -32,7 +33,7 @@ _KILLED = 1.0
 class Hooks:
     """Runs hooks in the containers of a node."""
 
-    def __init__(self, access: Callable[[str], Access]) -> None:
+    def __init__(self, access: Callable[[str], ContainerHandle]) -> None:
         self._access = access
 
     async def run(self, container_id: str, hook: Hook) -> str:
@@ -73,17 +74,17 @@ class Hooks:
         return f"exit status {status}: {line}" if line else f"exit status {status}"
 
 
-def _is_ending(access: Access) -> bool:
+def _is_ending(access: ContainerHandle) -> bool:
     process = access.process()
     return process is None or process.exiting()
 
 
-def _record(access: Access) -> Path:
+def _record(access: ContainerHandle) -> Path:
     return access.bundle.run / "hook"
 
 
 @contextmanager
-def _recorded(access: Access, program: ExecProgram) -> Iterator[None]:
+def _recorded(access: ContainerHandle, program: ExecProgram) -> Iterator[None]:
     """Note which program runs, for the next agent to find."""
     path = _record(access)
     if (identity := program.identity) is not None:
@@ -93,7 +94,7 @@ def _recorded(access: Access, program: ExecProgram) -> Iterator[None]:
     path.unlink(missing_ok=True)
 
 
-async def _kill_earlier(access: Access) -> None:
+async def _kill_earlier(access: ContainerHandle) -> None:
     """Kill the hook that an earlier agent left running. Raises RuntimeFailure if it cannot be."""
     try:
         pid, start = json.loads(_record(access).read_text())

@@ -15,7 +15,7 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from orchestrator.agent.runtime.kernelfiles import keyed, number, read_text, stalled
+from orchestrator.linux.kernelfiles import keyed, number, read_text, stalled
 
 _CPU_MODES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 """Of the columns of /proc/stat, as proc(5) has them."""

@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.agent.images import layout
-from orchestrator.agent.images.archive import NOT_COMPRESSED, decompressed
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.registry import Registry
-from orchestrator.agent.images.registryblobs import LayerProgress
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.images.transfer import layout
+from orchestrator.agent.images.transfer.archive import NOT_COMPRESSED, decompressed
+from orchestrator.agent.images.transfer.registry import LayerProgress, Registry
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.tunnelframes import Frames, receive, send, send_piece

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 import grpc
 import grpc.aio
 
-from orchestrator.agent.images.blobs import ChannelFactory, fetch_from
-from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.images.errors import ImageError, NoSpace
-from orchestrator.agent.images.incoming import Fetch, Incoming
-from orchestrator.agent.images.registry import Registry
-from orchestrator.agent.images.registryblobs import LayerProgress
+from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
+from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.images.transfer.peers import ChannelFactory, fetch_from
+from orchestrator.agent.images.transfer.registry import LayerProgress, Registry
 from orchestrator.background import background
 from orchestrator.model.names import parse_image
 from orchestrator.pb import images_pb2, images_pb2_grpc
@@ -61,7 +60,7 @@ class Received:
 
     def __init__(self) -> None:
         self._ended = 0
-        self._coming: list[Incoming] = []
+        self._coming: list[IncomingBlob] = []
 
     @property
     def size(self) -> int:
@@ -73,10 +72,10 @@ class Received:
         """Whether a blob is on its way; else one is unpacked, say."""
         return bool(self._coming)
 
-    def counting(self, fetch: Fetch) -> Fetch:
+    def counting(self, fetch: FetchBlob) -> FetchBlob:
         """The same fetcher, counted here."""
 
-        async def counted(blob: Incoming) -> None:
+        async def counted(blob: IncomingBlob) -> None:
             self._coming.append(blob)
             try:
                 await fetch(blob)
@@ -232,7 +231,7 @@ class ClusterImages:
             found.digest = here.digest
         return found
 
-    def _from_nodes(self, sources: Sequence[str]) -> Fetch:
+    def _from_nodes(self, sources: Sequence[str]) -> FetchBlob:
         others = [source for source in sources if source != self._own_address]
         return fetch_from(others, self._dial, self._rng)
 

@@ -24,7 +24,7 @@ import signal
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from orchestrator.agent.runtime.base import Exit, Started
+from orchestrator.agent.runtime.interface import Exit, Started
 from orchestrator.model.hooks import Hook
 from orchestrator.model.networks import is_connected
 from orchestrator.model.specs import NetworkAttachment, RestartCondition

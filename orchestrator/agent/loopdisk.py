@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from orchestrator.agent.runtime import spawn
-from orchestrator.agent.runtime.mounts import is_mounted, unmount
+from orchestrator.linux import spawn
+from orchestrator.linux.mounts import is_mounted, unmount
 
 _FILE, _MOUNT = "disk.img", "disk"
 _JOURNALLED = 64 << 20

@@ -23,9 +23,9 @@ from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.logdrivers.shipper import Tally
 from orchestrator.agent.networks import Networks
 from orchestrator.agent.runner import TaskRunner
-from orchestrator.agent.runtime import gauges
-from orchestrator.agent.runtime.access import Access
-from orchestrator.agent.runtime.gauges import GaugeFiles
+from orchestrator.agent.runtime.engine.bundle import ContainerHandle
+from orchestrator.agent.runtime.resources import cadvisor
+from orchestrator.agent.runtime.resources.cadvisor import CadvisorReader
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.volumes.store import VolumeStore
 from orchestrator.identity.pair import TlsFiles
@@ -70,7 +70,7 @@ class Shown:
     """The parts of an agent that are told of."""
 
     runners: Mapping[str, TaskRunner]
-    access: Callable[[str], Access]
+    access: Callable[[str], ContainerHandle]
     holdings: Callable[[], Holdings]
     connected: Callable[[], bool]
     """Whether a manager hears it."""
@@ -118,7 +118,7 @@ class ContainerText:
     def __init__(
         self,
         runners: Mapping[str, TaskRunner],
-        access: Callable[[str], Access],
+        access: Callable[[str], ContainerHandle],
         node: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -126,7 +126,7 @@ class ContainerText:
         self._access = access
         self._node = node
         self._clock = clock
-        self._known: dict[tuple[str, int], tuple[GaugeFiles, str]] = {}
+        self._known: dict[tuple[str, int], tuple[CadvisorReader, str]] = {}
         """Task and process → where its figures are, and its labels."""
 
     def render(self) -> str:
@@ -145,7 +145,7 @@ class ContainerText:
             figures["orc_container_restarts_total"] = runner.task.restarts + runner.task.attempt
             for name, value in figures.items():
                 lines[name].append(f"{name}{{{labels}}} {value}")
-            for interface, columns in gauges.interfaces(pid):
+            for interface, columns in cadvisor.interfaces(pid):
                 more = f'{{{labels},interface="{_escaped(interface)}"}}'
                 for name, column in _COLUMNS:
                     lines[name].append(f"{name}{more} {columns[column]}")
@@ -156,7 +156,7 @@ class ContainerText:
         )
         return "".join(text)
 
-    def _found(self, runner: TaskRunner) -> tuple[GaugeFiles, str]:
+    def _found(self, runner: TaskRunner) -> tuple[CadvisorReader, str]:
         task = runner.task
         cgroups = self._access(task.id).cgroups
         labels = {
@@ -171,7 +171,7 @@ class ContainerText:
         }
         text = ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items())
         spec = task.spec
-        return GaugeFiles(cgroups, task.id, spec.weight, spec.reservation.memory), text
+        return CadvisorReader(cgroups, task.id, spec.weight, spec.reservation.memory), text
 
 
 def _escaped(text: str) -> str:
@@ -179,10 +179,10 @@ def _escaped(text: str) -> str:
 
 
 _FAMILIES: dict[str, tuple[str, str]] = {
-    **{name: ("counter", help) for name, help in gauges.COUNTERS.items()},
-    **{name: ("gauge", help) for name, help in gauges.LEVELS.items()},
-    **{name: ("counter", help) for name, (help, _, _) in gauges.PRESSURES.items()},
-    **{name: ("counter", help) for name, (help, _) in gauges.INTERFACES.items()},
+    **{name: ("counter", help) for name, help in cadvisor.COUNTERS.items()},
+    **{name: ("gauge", help) for name, help in cadvisor.LEVELS.items()},
+    **{name: ("counter", help) for name, (help, _, _) in cadvisor.PRESSURES.items()},
+    **{name: ("counter", help) for name, (help, _) in cadvisor.INTERFACES.items()},
     "container_start_time_seconds": ("gauge", "When it was started, seconds since 1970"),
     "container_last_seen": ("gauge", "When it was looked at, seconds since 1970"),
     "orc_container_restarts_total": (
@@ -190,7 +190,7 @@ _FAMILIES: dict[str, tuple[str, str]] = {
         "Runs that a restart policy began, and failures in a row of its slot",
     ),
 }
-_COLUMNS = [(name, column) for name, (_, column) in gauges.INTERFACES.items()]
+_COLUMNS = [(name, column) for name, (_, column) in cadvisor.INTERFACES.items()]
 
 
 class AgentCollector(Collector):

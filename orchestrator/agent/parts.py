@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.agent.health import Prober
-from orchestrator.agent.images.config import ImageConfig, LocalImage
+from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.logdrivers.drivers import LogDrivers
 from orchestrator.agent.networks import Connected
-from orchestrator.agent.runtime.base import Mount, Runtime
+from orchestrator.agent.runtime.interface import Mount, Runtime
 from orchestrator.agent.taskfiles import Replaced
 from orchestrator.model.hooks import Hook
 from orchestrator.model.objects import Volume

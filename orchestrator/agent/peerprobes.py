@@ -17,7 +17,7 @@ from orchestrator.agent.network.balance import Connections
 from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.network.values import Forgery, NetworkConfig, Underlay
 from orchestrator.agent.pathmtu import AT_ONCE
-from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.wiretest import DATAGRAMS, Responder, measure_rate, send_datagrams
 from orchestrator.pb import dispatch_pb2, doctor_pb2
 

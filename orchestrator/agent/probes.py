@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 import grpc
 
 from orchestrator.agent.health import Answer
-from orchestrator.agent.runtime import execs
-from orchestrator.agent.runtime.access import Access
-from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.execs import ExecProgram, ExecSpec
-from orchestrator.agent.runtime.identity import ProcessIdentity
+from orchestrator.agent.runtime.engine.bundle import ContainerHandle
+from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.agent.runtime.io import execs
+from orchestrator.agent.runtime.io.execs import ExecProgram, ExecSpec
+from orchestrator.linux.processes import ProcessIdentity
 from orchestrator.model.health import target
 from orchestrator.model.specs import HealthCheck
 from orchestrator.pb import health_pb2
@@ -32,7 +32,7 @@ _OWN_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS
 class Probes:
     """Probes the containers of a node."""
 
-    def __init__(self, access: Callable[[str], Access]) -> None:
+    def __init__(self, access: Callable[[str], ContainerHandle]) -> None:
         self._access = access
         self._hanging: dict[str, ProcessIdentity] = {}
         """By container: the program of a probe that could not be killed."""

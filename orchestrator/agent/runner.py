@@ -50,7 +50,7 @@ from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.news import News
 from orchestrator.agent.parts import ContainerEnding, Parts
 from orchestrator.agent.reporter import Reporter
-from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
+from orchestrator.agent.runtime.interface import Exit, RuntimeFailure, Started
 from orchestrator.agent.statedb import CannotRecord, Record, StateDb
 from orchestrator.agent.taskfiles import NOT_REPLACED, FileError
 from orchestrator.model.convert import from_proto

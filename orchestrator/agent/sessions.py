@@ -21,12 +21,12 @@ from typing import Any, Protocol, Self
 import grpc
 
 from orchestrator.agent.runner import TaskRunner
-from orchestrator.agent.runtime import execs
-from orchestrator.agent.runtime.access import Access
-from orchestrator.agent.runtime.attach import attach
-from orchestrator.agent.runtime.base import Exit, RuntimeFailure
-from orchestrator.agent.runtime.execs import ExecProgram, ExecSpec
-from orchestrator.agent.runtime.streams import Program
+from orchestrator.agent.runtime.engine.bundle import ContainerHandle
+from orchestrator.agent.runtime.interface import Exit, RuntimeFailure
+from orchestrator.agent.runtime.io import execs
+from orchestrator.agent.runtime.io.attach import attach
+from orchestrator.agent.runtime.io.execs import ExecProgram, ExecSpec
+from orchestrator.agent.runtime.io.programs import Program
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
 from orchestrator.pb import dispatch_pb2, interact_pb2
@@ -45,7 +45,7 @@ class Sessions:
     def __init__(
         self,
         runners: Mapping[str, TaskRunner],
-        access: Callable[[str], Access],
+        access: Callable[[str], ContainerHandle],
         wait: Callable[[str], Awaitable[Exit]],
     ) -> None:
         self._runners = runners

@@ -22,15 +22,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.agent.runtime.base import Mount
-from orchestrator.agent.runtime.mounts import (
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
-    is_mounted,
-    mount,
-)
+from orchestrator.agent.runtime.interface import Mount
 from orchestrator.linux.atomicfile import write_file
+from orchestrator.linux.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, is_mounted, mount
 from orchestrator.pb import documents_pb2
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.agent.runner import TaskRunner
-from orchestrator.agent.runtime import logs
-from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.logs import LogRecord
+from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.agent.runtime.io import logfiles
+from orchestrator.agent.runtime.io.logfiles import LogRecord
 from orchestrator.model import logdrivers
 from orchestrator.model.logdrivers import NONE
 from orchestrator.model.specs import LogConfig
@@ -59,7 +59,7 @@ class TaskLogs:
         last = order.tail if order.tail >= 0 and left is not None and not follow else None
         lines = _Lines(order.until or None)
         kept: deque[LogRecord] = deque(maxlen=last)
-        records = logs.read(
+        records = logfiles.read(
             *self._places(order.task_id),
             tail=order.tail if order.tail >= 0 and last is None else None,
             since=order.since or None,
@@ -117,7 +117,7 @@ def _frame(records: Iterable[LogRecord]) -> dispatch_pb2.Frame:
                 stderr=record.stream == "stderr",
                 at=record.time,
                 line=record.line,
-                notice=record.stream == logs.NOTICE,
+                notice=record.stream == logfiles.NOTICE,
             )
             for record in records
         ]

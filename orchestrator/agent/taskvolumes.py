@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from orchestrator.agent.images.config import LocalImage
+from orchestrator.agent.images.image_spec import LocalImage
 from orchestrator.agent.plugins.calls import Tell
-from orchestrator.agent.runtime.base import Mount
+from orchestrator.agent.runtime.interface import Mount
 from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.agent.volumes.plan import Holder
 from orchestrator.agent.volumes.store import VolumeStore

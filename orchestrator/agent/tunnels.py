@@ -20,7 +20,7 @@ import grpc
 from orchestrator.agent import containerorders
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.runner import TaskRunner
-from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Image
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc

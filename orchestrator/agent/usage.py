@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from orchestrator.agent.runner import TaskRunner
-from orchestrator.agent.runtime.access import Access
-from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.figures import FigureFiles, node_memory
+from orchestrator.agent.runtime.engine.bundle import ContainerHandle
+from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.agent.runtime.resources.stats import StatsReader, node_memory
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2, interact_pb2
 
@@ -22,7 +22,9 @@ _DEFAULT_OPTIONS = ("-ef",)
 class Usage:
     """What this node's containers do and use, for whoever asks."""
 
-    def __init__(self, runners: Mapping[str, TaskRunner], access: Callable[[str], Access]) -> None:
+    def __init__(
+        self, runners: Mapping[str, TaskRunner], access: Callable[[str], ContainerHandle]
+    ) -> None:
         self._runners = runners
         self._access = access
         self._memory = node_memory()
@@ -63,7 +65,7 @@ class Usage:
         wanted = frozenset(order.stats.containers)
         loop = asyncio.get_running_loop()
         due = loop.time()
-        files: dict[tuple[str, int], FigureFiles] = {}
+        files: dict[tuple[str, int], StatsReader] = {}
         while True:
             rows = interact_pb2.NodeStats(containers=self._figures(wanted, files))
             await call.write(dispatch_pb2.Frame(stats=rows))
@@ -72,7 +74,7 @@ class Usage:
             await asyncio.sleep(due - loop.time())
 
     def _figures(
-        self, wanted: frozenset[str], files: dict[tuple[str, int], FigureFiles]
+        self, wanted: frozenset[str], files: dict[tuple[str, int], StatsReader]
     ) -> Iterator[interact_pb2.ContainerStats]:
         """The figures of what runs. `files` are those of containers that were looked at before,
         by id and process."""
@@ -85,7 +87,7 @@ class Usage:
             pid = runner.status.pid
             found = known.get((task_id, pid))
             if found is None:
-                found = FigureFiles(self._access(task_id).cgroups, task_id)
+                found = StatsReader(self._access(task_id).cgroups, task_id)
             files[task_id, pid] = found
             at = time.monotonic()
             figures = found.read(pid)

@@ -1,4 +1,7 @@
-"""Kernel and file system primitives that managers, agents and network helpers share.
+"""Kernel and file system primitives, shared by managers, agents, network helpers and dev hosts.
 
-Modules here import the standard library only, so that whatever must start fast can use them.
+System calls that Python has no function for, mounts, processes, watches of files, atomic files.
+Modules here import the standard library and each other only, so that whatever must start fast,
+such as a program in a bare interpreter (`orchestrator.bareprogram`), can use them. What a
+container, network or volume is belongs elsewhere; errors are OSError.
 """

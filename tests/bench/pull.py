@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.agent.images.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, node_platform
-from orchestrator.agent.images.registry import Registry
+from orchestrator.agent.images.image_spec import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, node_platform
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.images.transfer.registry import Registry
 from tests.bench.cluster import BenchError
 from tests.bench.tables import MIB, Table, at_most, median, seconds, times
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from runtimehost import CrunWorld
 
-from orchestrator.agent.runtime.base import Container
-from orchestrator.agent.runtime.cgroups import CgroupMode, detect
-from orchestrator.agent.runtime.crun import CrunRuntime
+from orchestrator.agent.runtime.engine.crun import CrunRuntime
+from orchestrator.agent.runtime.interface import Container
+from orchestrator.agent.runtime.resources.cgroups import CgroupMode, detect
 
 
 async def running(runtime: CrunRuntime, world: CrunWorld, container: Container) -> int:

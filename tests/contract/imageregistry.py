@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.agent.images.layout import lay_out
+from orchestrator.agent.images.transfer.layout import lay_out
 
 
 def _free_port() -> int:

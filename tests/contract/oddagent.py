@@ -18,9 +18,9 @@ from typing import Any
 from crunkit import running
 from runtimehost import CrunWorld, private
 
-from orchestrator.agent.runtime import execs
-from orchestrator.agent.runtime.conmon import find_monitor
-from orchestrator.agent.runtime.priority import has_usual_io
+from orchestrator.agent.runtime.engine.conmon import find_monitor
+from orchestrator.agent.runtime.io import execs
+from orchestrator.linux.priority import has_usual_io
 
 NAME = "ODD_SECRET"
 NOFILE = 3333

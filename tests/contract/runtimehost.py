@@ -23,15 +23,16 @@ from typing import Any
 
 import pytest
 
-from orchestrator.agent.images.config import ImageConfig, LocalImage
-from orchestrator.agent.runtime import limits, logs
-from orchestrator.agent.runtime.base import Container, Runtime
-from orchestrator.agent.runtime.cgroups import CgroupMode, Cgroups, detect
-from orchestrator.agent.runtime.conmon import find_monitor
-from orchestrator.agent.runtime.crun import CrunRuntime
+from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
+from orchestrator.agent.runtime.engine.conmon import find_monitor
+from orchestrator.agent.runtime.engine.crun import CrunRuntime
 from orchestrator.agent.runtime.fake import FakeNode, FakeRuntime, Script
-from orchestrator.agent.runtime.mountns import enter_private_mounts
-from orchestrator.agent.runtime.mounts import mount, unshare_mounts
+from orchestrator.agent.runtime.interface import Container, Runtime
+from orchestrator.agent.runtime.io import logfiles
+from orchestrator.agent.runtime.isolation.mountns import enter_private_mounts
+from orchestrator.agent.runtime.resources import limits
+from orchestrator.agent.runtime.resources.cgroups import CgroupMode, Cgroups, detect
+from orchestrator.linux.mounts import mount, unshare_mounts
 from orchestrator.model.specs import ContainerSpec, Resources, TaskSpec
 
 BUSYBOX = Path("/bin/busybox")
@@ -147,7 +148,7 @@ class CrunWorld:
     ) -> None:
         """Until the container has said so; `times` counts all its runs, which share a log."""
         said = 0
-        async for records in logs.read(runtime.log_path(container_id), follow=True):
+        async for records in logfiles.read(runtime.log_path(container_id), follow=True):
             said += sum(record.line == text for record in records)
             if said >= times:
                 return

@@ -18,9 +18,9 @@ import pytest
 from imageregistry import layout_of, registry_in
 from managerhost import Running, manager_in
 
-from orchestrator.agent.images.blobs import BlobService
-from orchestrator.agent.images.registry import Registry
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.images.transfer.peers import BlobService
+from orchestrator.agent.images.transfer.registry import Registry
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.identity.pair import KeyPair
 from orchestrator.model.convert import to_proto

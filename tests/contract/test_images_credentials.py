@@ -13,8 +13,8 @@ import pytest
 from imageregistry import layout_of, registry_in, take_insecure
 from managerhost import manager_in
 
-from orchestrator.agent.images.registry import Registry
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.images.transfer.registry import Registry
 from orchestrator.identity.pair import KeyPair
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import REGISTRY_CREDENTIALS, NodeDescription

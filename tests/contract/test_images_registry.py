@@ -16,10 +16,10 @@ import pytest
 from imageregistry import layout_of, registry_in, take_insecure
 
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.flight import Flights
-from orchestrator.agent.images.manifest import Platform
-from orchestrator.agent.images.registry import Registry
+from orchestrator.agent.images.image_spec import Platform
+from orchestrator.agent.images.singleflight import SingleFlight
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.images.transfer.registry import Registry
 from orchestrator.model.names import parse_image
 from orchestrator.registries.errors import (
     AccessDenied,
@@ -161,7 +161,7 @@ async def test_a_pull_goes_on_when_the_one_that_it_joined_is_cancelled(
     digest = await registry.push(layout_of(tmp_path, 3_000_000), name, b"", lambda *news: None)
     asked: list[str] = []
     joined = asyncio.Event()
-    run = Flights.run
+    run = SingleFlight.run
 
     async def counted(flights: Any, key: str, work: Any) -> Any:
         asked.append(key)
@@ -181,7 +181,7 @@ async def test_a_pull_goes_on_when_the_one_that_it_joined_is_cancelled(
         async with source as fetch:
             return (await store.ensure(digest, fetch)).digest
 
-    monkeypatch.setattr(Flights, "run", counted)
+    monkeypatch.setattr(SingleFlight, "run", counted)
     async with (
         _cutting(port, 1_000_000, times=1000, silently=True) as way,
         ImageStore(tmp_path / "store") as store,

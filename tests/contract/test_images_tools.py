@@ -12,11 +12,11 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from orchestrator.agent.images.blobs import BlobService, fetch_from
-from orchestrator.agent.images.buildah import limits
-from orchestrator.agent.images.config import LocalImage
-from orchestrator.agent.images.incoming import Incoming
+from orchestrator.agent.builds.buildah import limits
+from orchestrator.agent.images.image_spec import LocalImage
+from orchestrator.agent.images.staging import IncomingBlob
 from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.images.transfer.peers import BlobService, fetch_from
 from orchestrator.pb import blobs_pb2_grpc
 
 pytestmark = pytest.mark.root
@@ -66,7 +66,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top / "layout"
 
 
-async def no_fetch(blob: Incoming) -> None:
+async def no_fetch(blob: IncomingBlob) -> None:
     raise AssertionError(f"{blob.digest} was fetched")
 
 

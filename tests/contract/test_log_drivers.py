@@ -15,8 +15,8 @@ from runtimehost import CrunWorld, private
 
 from orchestrator.agent.logdrivers.drivers import LogDrivers
 from orchestrator.agent.logdrivers.journald import SOCKET
-from orchestrator.agent.runtime.crun import CrunRuntime
-from orchestrator.agent.runtime.mounts import mount
+from orchestrator.agent.runtime.engine.crun import CrunRuntime
+from orchestrator.linux.mounts import mount
 from orchestrator.model.specs import ContainerSpec, LogConfig, TaskSpec
 from orchestrator.model.tasks import Task
 

@@ -21,7 +21,7 @@ import pytest
 from imageregistry import layout_of, registry_in
 from managerhost import Running, manager_in
 
-from orchestrator.agent.images.registry import Registry
+from orchestrator.agent.images.transfer.registry import Registry
 from orchestrator.background import background
 from orchestrator.identity.join import Joined, JoinRefused
 from orchestrator.identity.pair import KeyPair

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from runtimehost import CrunWorld, FakeWorld, UnifiedWorld, private, remove_leftovers
 
-from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
-from orchestrator.agent.runtime.crun import MONITOR_DIED
+from orchestrator.agent.runtime.engine.crun import MONITOR_DIED
+from orchestrator.agent.runtime.interface import Exit, RuntimeFailure, Started
 
 World = CrunWorld | FakeWorld
 

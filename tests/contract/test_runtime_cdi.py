@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from runtimehost import CrunWorld, private, remove_leftovers
 
-from orchestrator.agent.runtime import logs
-from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.cdi import find_edits
+from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.agent.runtime.io import logfiles
+from orchestrator.agent.runtime.spec.cdi import find_edits
 
 pytestmark = pytest.mark.root
 
@@ -58,7 +58,7 @@ def world(tmp_path: Path) -> CrunWorld:
 
 
 async def lines(log: Path) -> list[str]:
-    return [each.line.decode() async for records in logs.read(log) for each in records]
+    return [each.line.decode() async for records in logfiles.read(log) for each in records]
 
 
 SCRIPT = """

@@ -13,10 +13,10 @@ import pytest
 from crunkit import cmdline, limits, running
 from runtimehost import CrunWorld, UnifiedWorld, private, remove_leftovers
 
-from orchestrator.agent.runtime import logs
-from orchestrator.agent.runtime.base import Container
-from orchestrator.agent.runtime.cgroups import CgroupMode, detect
-from orchestrator.agent.runtime.crun import CrunRuntime
+from orchestrator.agent.runtime.engine.crun import CrunRuntime
+from orchestrator.agent.runtime.interface import Container
+from orchestrator.agent.runtime.io import logfiles
+from orchestrator.agent.runtime.resources.cgroups import CgroupMode, detect
 from orchestrator.model.specs import Resources
 
 pytestmark = pytest.mark.root
@@ -37,7 +37,7 @@ async def output(runtime: CrunRuntime, container: Container) -> list[str]:
     await runtime.start(container.id)
     await runtime.wait(container.id)
     path = runtime.log_path(container.id)
-    return [record.line.decode() async for some in logs.read(path) for record in some]
+    return [record.line.decode() async for some in logfiles.read(path) for record in some]
 
 
 def status(pid: int) -> dict[str, str]:

@@ -15,13 +15,13 @@ import pytest
 from crunkit import cmdline, limits, running
 from runtimehost import CrunWorld, private, remove_leftovers
 
-from orchestrator.agent.runtime import logs
-from orchestrator.agent.runtime.base import Mount, RuntimeFailure
-from orchestrator.agent.runtime.cgroups import CgroupMode, detect
-from orchestrator.agent.runtime.conmon import find_monitor
-from orchestrator.agent.runtime.crun import CrunRuntime
-from orchestrator.agent.runtime.logs import LogLimits
-from orchestrator.agent.runtime.mountns import enter_private_mounts
+from orchestrator.agent.runtime.engine.conmon import find_monitor
+from orchestrator.agent.runtime.engine.crun import CrunRuntime
+from orchestrator.agent.runtime.interface import Mount, RuntimeFailure
+from orchestrator.agent.runtime.io import logfiles
+from orchestrator.agent.runtime.io.logfiles import LogLimits
+from orchestrator.agent.runtime.isolation.mountns import enter_private_mounts
+from orchestrator.agent.runtime.resources.cgroups import CgroupMode, detect
 from orchestrator.model.specs import LogConfig, Resources, TaskSpec
 from orchestrator.model.states import NOT_RUNNABLE
 
@@ -183,7 +183,7 @@ async def test_logs_are_rotated_and_a_follower_loses_nothing(world: CrunWorld) -
 
         async def follow() -> None:
             nonlocal text
-            async for some in logs.read(runtime.log_path("a"), follow=True, ended=ended):
+            async for some in logfiles.read(runtime.log_path("a"), follow=True, ended=ended):
                 for record in some:
                     text += record.line if record.partial else record.line + b"\n"
 
@@ -193,7 +193,7 @@ async def test_logs_are_rotated_and_a_follower_loses_nothing(world: CrunWorld) -
             await runtime.wait("a")
             ended.set()
         assert [int(line) for line in text.splitlines()] == list(range(1, count + 1))
-        assert logs.rotated(runtime.log_path("a"), 1).exists()
+        assert logfiles.rotated(runtime.log_path("a"), 1).exists()
 
 
 @private
@@ -217,8 +217,8 @@ async def test_a_container_has_log_limits_of_its_own_over_a_restart_of_the_agent
         async with world.runtime(rotation_interval=0.005) as runtime:
             await runtime.adopt("a")
             assert runtime.logging("a") == container.logging
-            first = logs.rotated(runtime.log_path("a"), 1).stat().st_ino
-            while logs.rotated(runtime.log_path("a"), 1).stat().st_ino == first:  # noqa: ASYNC110
+            first = logfiles.rotated(runtime.log_path("a"), 1).stat().st_ino
+            while logfiles.rotated(runtime.log_path("a"), 1).stat().st_ino == first:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             assert set(files(runtime)) <= {"log", "log.1"}
             await runtime.remove("a")
@@ -245,7 +245,7 @@ async def test_output_of_both_streams_and_of_long_lines(world: CrunWorld) -> Non
         await runtime.create(container)
         await runtime.start("a")
         await runtime.wait("a")
-        records = [record async for some in logs.read(runtime.log_path("a")) for record in some]
+        records = [record async for some in logfiles.read(runtime.log_path("a")) for record in some]
         assert {(record.stream, record.line) for record in records} >= {
             ("stdout", b"out"),
             ("stderr", b"err"),
@@ -321,7 +321,7 @@ async def test_an_image_of_127_layers(world: CrunWorld, userns: str) -> None:
         await runtime.create(world.container("a", "sh", "-c", says, userns=userns))
         await runtime.start("a")
         ended = await runtime.wait("a")
-        lines = [r.line async for some in logs.read(runtime.log_path("a")) for r in some]
+        lines = [r.line async for some in logfiles.read(runtime.log_path("a")) for r in some]
         assert (ended.code, lines) == (0, [b"125", b"ready"])
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from runtimehost import CrunWorld, private
 
-from orchestrator.agent.runtime.base import Container, Mount, RuntimeFailure
-from orchestrator.agent.runtime.crun import CrunRuntime
+from orchestrator.agent.runtime.engine.crun import CrunRuntime
+from orchestrator.agent.runtime.interface import Container, Mount, RuntimeFailure
 from orchestrator.agent.taskfiles import TaskFiles, mount_memory
 from orchestrator.pb import documents_pb2
 

@@ -13,9 +13,9 @@ from runtimehost import CrunWorld, private, remove_leftovers
 
 from orchestrator.agent.hooks import Hooks
 from orchestrator.agent.parts import ContainerEnding
-from orchestrator.agent.runtime import execs
-from orchestrator.agent.runtime.crun import CrunRuntime
-from orchestrator.agent.runtime.execs import ExecSpec
+from orchestrator.agent.runtime.engine.crun import CrunRuntime
+from orchestrator.agent.runtime.io import execs
+from orchestrator.agent.runtime.io.execs import ExecSpec
 from orchestrator.model.hooks import Hook
 
 pytestmark = pytest.mark.root

@@ -13,7 +13,7 @@ import oddagent
 import pytest
 from runtimehost import remove_leftovers
 
-from orchestrator.agent.runtime.capabilities import own_capabilities
+from orchestrator.agent.runtime.spec.node_facts import own_capabilities
 
 pytestmark = pytest.mark.root
 

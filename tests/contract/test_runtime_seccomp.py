@@ -19,10 +19,10 @@ from crunkit import running
 from runtimehost import CrunWorld, private, remove_leftovers
 from seccompkit import ALLOW, ARCHES, ERRNO, X32, evaluate, expected, name_of, read_filter
 
-from orchestrator.agent.runtime import logs
-from orchestrator.agent.runtime.host import kernel_version
-from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES
-from orchestrator.agent.runtime.seccomp import DEFAULT_PROFILE, convert, go_architecture
+from orchestrator.agent.runtime.io import logfiles
+from orchestrator.agent.runtime.spec.node_facts import kernel_version
+from orchestrator.agent.runtime.spec.privileges import DEFAULT_CAPABILITIES
+from orchestrator.agent.runtime.spec.seccomp import DEFAULT_PROFILE, convert, go_architecture
 
 pytestmark = pytest.mark.root
 
@@ -177,7 +177,9 @@ async def test_the_kernel_refuses_what_the_table_refuses_and_nothing_else(
         await runtime.create(container)
         await runtime.start("a")
         assert (await runtime.wait("a")).code == 0
-        said = [r.line.decode() async for some in logs.read(runtime.log_path("a")) for r in some]
+        said = [
+            r.line.decode() async for some in logfiles.read(runtime.log_path("a")) for r in some
+        ]
     found = {int(number): code for number, code in json.loads("".join(said)).items()}
     minus = ((1 << 64) - 1,) * 6
     for number in NUMBERS:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from runtimehost import GRACEFUL, CrunWorld, private, remove_leftovers
 
-from orchestrator.agent.runtime import execs, logs
-from orchestrator.agent.runtime.base import Container, RuntimeFailure, Started
-from orchestrator.agent.runtime.crun import CrunRuntime
-from orchestrator.agent.runtime.execs import ExecSpec
+from orchestrator.agent.runtime.engine.crun import CrunRuntime
+from orchestrator.agent.runtime.interface import Container, RuntimeFailure, Started
+from orchestrator.agent.runtime.io import execs, logfiles
+from orchestrator.agent.runtime.io.execs import ExecSpec
 
 pytestmark = pytest.mark.root
 
@@ -51,7 +51,9 @@ async def test_it_sees_the_processes_of_the_other_and_may_signal_them(world: Cru
         script = f"{LOOK}; {GRACEFUL}"
         second = await start(runtime, box(world, "b", script, "a"))
         await world.ready(runtime, "b")
-        lines = [r.line.decode() async for some in logs.read(runtime.log_path("b")) for r in some]
+        lines = [
+            r.line.decode() async for some in logfiles.read(runtime.log_path("b")) for r in some
+        ]
         assert lines[0].startswith("sh -c trap")
         assert {"may", "0"} <= {*lines}
         for kind in ("pid", "user"):
@@ -115,7 +117,7 @@ async def test_shared_memory_and_queues_are_those_of_the_other(world: CrunWorld)
         )
         second = await start(runtime, replace(made, beside="a"))
         await world.ready(runtime, "b")
-        lines = [r.line async for some in logs.read(runtime.log_path("b")) for r in some]
+        lines = [r.line async for some in logfiles.read(runtime.log_path("b")) for r in some]
         assert lines[0] == b"old"
         root = runtime.access("a").root()
         assert (root / "dev/shm/b").read_text() == "new\n"

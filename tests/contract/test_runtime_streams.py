@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from runtimehost import CrunWorld, UnifiedWorld, private, remove_leftovers
 
-from orchestrator.agent.runtime import execs
-from orchestrator.agent.runtime.attach import AttachedProgram, attach
-from orchestrator.agent.runtime.base import Container, RuntimeFailure
-from orchestrator.agent.runtime.conmon import find_monitor
-from orchestrator.agent.runtime.crun import CrunRuntime
-from orchestrator.agent.runtime.execs import ExecProgram, ExecSpec
-from orchestrator.agent.runtime.figures import FigureFiles, node_memory
-from orchestrator.agent.runtime.streams import Program
+from orchestrator.agent.runtime.engine.conmon import find_monitor
+from orchestrator.agent.runtime.engine.crun import CrunRuntime
+from orchestrator.agent.runtime.interface import Container, RuntimeFailure
+from orchestrator.agent.runtime.io import execs
+from orchestrator.agent.runtime.io.attach import AttachedProgram, attach
+from orchestrator.agent.runtime.io.execs import ExecProgram, ExecSpec
+from orchestrator.agent.runtime.io.programs import Program
+from orchestrator.agent.runtime.resources.stats import StatsReader, node_memory
 from orchestrator.model.specs import Resources
 
 pytestmark = pytest.mark.root
@@ -86,7 +86,7 @@ async def test_no_output_is_lost_between_create_and_start(world: CrunWorld) -> N
 def test_who_is_attached_is_heard_by_the_monitor(
     world: CrunWorld, monkeypatch: pytest.MonkeyPatch, busy: bool
 ) -> None:
-    monkeypatch.setattr("orchestrator.agent.runtime.attach._ACCEPTED_WITHIN", 60.0 * busy)
+    monkeypatch.setattr("orchestrator.agent.runtime.io.attach._ACCEPTED_WITHIN", 60.0 * busy)
 
     @private
     async def test() -> None:
@@ -279,7 +279,7 @@ def test_figures(kind: type[CrunWorld], tmp_path: Path) -> None:
             await runtime.start("c1")
             await world.ready(runtime, "c1")
             access = runtime.access("c1")
-            figures = FigureFiles(access.cgroups, "c1").read(access.running().pid)
+            figures = StatsReader(access.cgroups, "c1").read(access.running().pid)
             assert figures.cpu > 0
             if kind is CrunWorld:
                 assert 0 < figures.memory < figures.memory_limit == 64 << 20

@@ -16,11 +16,11 @@ import pytest
 from crunkit import running
 from runtimehost import CrunWorld, UnifiedWorld, private, remove_leftovers
 
-from orchestrator.agent.runtime import execs
-from orchestrator.agent.runtime.base import Container, RuntimeFailure, Started
-from orchestrator.agent.runtime.bundle import Bundle
-from orchestrator.agent.runtime.conmon import find_monitor
-from orchestrator.agent.runtime.execs import ExecSpec
+from orchestrator.agent.runtime.engine.bundle import Bundle
+from orchestrator.agent.runtime.engine.conmon import find_monitor
+from orchestrator.agent.runtime.interface import Container, RuntimeFailure, Started
+from orchestrator.agent.runtime.io import execs
+from orchestrator.agent.runtime.io.execs import ExecSpec
 
 pytestmark = pytest.mark.root
 
@@ -115,7 +115,7 @@ async def test_nothing_of_an_earlier_boot_is_adopted(
         async with world.runtime() as first:
             await running(first, world, world.graceful("a"))
         with monkeypatch.context() as later:
-            later.setattr("orchestrator.agent.runtime.crun.boot_id", lambda: "another boot")
+            later.setattr("orchestrator.agent.runtime.engine.crun.boot_id", lambda: "another boot")
             async with world.runtime() as second:
                 assert await second.adopt("a") is None
 
@@ -197,8 +197,8 @@ import asyncio, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from runtimehost import CrunWorld
-from orchestrator.agent.runtime.conmon import find_monitor
-from orchestrator.agent.runtime.mountns import enter_private_mounts
+from orchestrator.agent.runtime.engine.conmon import find_monitor
+from orchestrator.agent.runtime.isolation.mountns import enter_private_mounts
 
 path, parent, step = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 monitor = find_monitor(path / "run/containers/a", "a")
@@ -281,7 +281,7 @@ import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from runtimehost import CrunWorld
-from orchestrator.agent.runtime.mountns import enter_private_mounts
+from orchestrator.agent.runtime.isolation.mountns import enter_private_mounts
 
 path, parent, monitor = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 enter_private_mounts(None)

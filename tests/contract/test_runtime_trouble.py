@@ -19,11 +19,11 @@ from crunkit import cmdline, running
 from runtimehost import CrunWorld, private, remove_leftovers
 
 from orchestrator.agent.probes import Probes
-from orchestrator.agent.runtime import spawn
-from orchestrator.agent.runtime.base import Exit
-from orchestrator.agent.runtime.crun import CrunRuntime
-from orchestrator.agent.runtime.identity import identify
-from orchestrator.agent.runtime.mounts import mount, unmount
+from orchestrator.agent.runtime.engine.crun import CrunRuntime
+from orchestrator.agent.runtime.interface import Exit
+from orchestrator.linux import spawn
+from orchestrator.linux.mounts import mount, unmount
+from orchestrator.linux.processes import identify
 from orchestrator.model.specs import HealthCheck
 from tests.deadfuse import DeadFileSystem, FrozenServer
 

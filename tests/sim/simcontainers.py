@@ -23,7 +23,7 @@ from orchestrator.agent.lifecycle import (
     next_step,
     settle,
 )
-from orchestrator.agent.runtime.base import Exit, Started
+from orchestrator.agent.runtime.interface import Exit, Started
 from orchestrator.manager import orders
 from orchestrator.manager.inbox import Hello, Reports
 from orchestrator.manager.ingest import ingest

@@ -19,9 +19,10 @@ sys.path.append(str(Path(__file__).parents[1] / "contract"))
 from crunkit import running
 from runtimehost import CrunWorld, private, remove_leftovers
 
-from orchestrator.agent.runtime import apparmor, execs, logs
-from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.mounts import mount, unmount
+from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.agent.runtime.io import execs, logfiles
+from orchestrator.agent.runtime.spec import apparmor
+from orchestrator.linux.mounts import mount, unmount
 
 SECURITYFS = Path("/sys/kernel/security")
 ENFORCED = f"{apparmor.DEFAULT} (enforce)"
@@ -47,7 +48,7 @@ async def said(world: CrunWorld, script: str, **changes: Any) -> list[str]:
         await runtime.start("a")
         await runtime.wait("a")
         path = runtime.log_path("a")
-        return [record.line.decode() async for some in logs.read(path) for record in some]
+        return [record.line.decode() async for some in logfiles.read(path) for record in some]
 
 
 @private

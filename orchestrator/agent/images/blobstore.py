@@ -12,14 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orchestrator.agent.images import disk, untar
-from orchestrator.agent.images.archive import MAX_DOCUMENT
+from orchestrator.agent.images import staging
 from orchestrator.agent.images.errors import ImageError, SourceGone
-from orchestrator.agent.images.flight import Flights
-from orchestrator.agent.images.incoming import Fetch, Incoming
-from orchestrator.agent.images.manifest import Descriptor
+from orchestrator.agent.images.image_spec import Descriptor
+from orchestrator.agent.images.layers import untar
+from orchestrator.agent.images.layers.unpack import unpack_layer
 from orchestrator.agent.images.names import hex_of
-from orchestrator.agent.images.unpack import unpack_layer
+from orchestrator.agent.images.singleflight import SingleFlight
+from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
+from orchestrator.agent.images.transfer.archive import MAX_DOCUMENT
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +36,13 @@ class _Faulty:
 class BlobStore:
     """The folders `blobs` and `layers` of a store; an async context manager that ends its work."""
 
-    def __init__(self, root: Path, scratch: disk.Scratch, max_layer: int) -> None:
+    def __init__(self, root: Path, scratch: staging.Scratch, max_layer: int) -> None:
         """`max_layer`: bytes that a layer may unpack to."""
         self._blobs = root / "blobs" / "sha256"
         self._layers = root / "layers"
         self._scratch = scratch
         self._max_layer = max_layer
-        self._flights: Flights[str, _Faulty | None] = Flights()
+        self._flights: SingleFlight[str, _Faulty | None] = SingleFlight()
 
     async def __aenter__(self) -> Self:
         await self._flights.__aenter__()
@@ -90,12 +91,12 @@ class BlobStore:
         path = self.blob(digest)
         return path if path.exists() else None
 
-    async def fetched(self, digest: str, size: int | None, fetch: Fetch) -> None:
+    async def fetched(self, digest: str, size: int | None, fetch: FetchBlob) -> None:
         """See that a blob is here; a `size` of None is any that a document may have."""
         if self.find(digest) is None:
             await self._shared(digest, partial(self._fetch, digest, size, fetch))
 
-    async def unpacked(self, layer: Descriptor, diff_id: str, fetch: Fetch) -> None:
+    async def unpacked(self, layer: Descriptor, diff_id: str, fetch: FetchBlob) -> None:
         """See that a layer is here, as its blob and as a folder."""
         if self.find(layer.digest) is None or not self.layer(diff_id).exists():
             key = f"{layer.digest} as {diff_id}"
@@ -122,11 +123,11 @@ class BlobStore:
             except SourceGone as error:
                 log.info("a fetch is begun anew: %s", error, extra={"blob": key})
 
-    async def _fetch(self, digest: str, size: int | None, fetch: Fetch) -> None:
+    async def _fetch(self, digest: str, size: int | None, fetch: FetchBlob) -> None:
         with self._incoming(digest, size) as blob:
             await self._arrived(blob, fetch)
 
-    async def _make_layer(self, layer: Descriptor, diff_id: str, fetch: Fetch) -> None:
+    async def _make_layer(self, layer: Descriptor, diff_id: str, fetch: FetchBlob) -> None:
         if self.find(layer.digest) is None:
             work = partial(self._fetch_layer, layer, diff_id, fetch)
             found = await self._flights.run(layer.digest, work)
@@ -136,7 +137,9 @@ class BlobStore:
         if not self.layer(diff_id).exists():
             await self._unpack(layer, diff_id, fetch)
 
-    async def _fetch_layer(self, layer: Descriptor, diff_id: str, fetch: Fetch) -> _Faulty | None:
+    async def _fetch_layer(
+        self, layer: Descriptor, diff_id: str, fetch: FetchBlob
+    ) -> _Faulty | None:
         """Get the blob of a layer, and unpack it as it comes unless another blob was the same.
         The blob is here then; what is wrong with its content is the result."""
         with self._incoming(layer.digest, layer.size) as blob, self._scratch.folder() as made:
@@ -157,7 +160,7 @@ class BlobStore:
             # Else what it read may have been thrown away since, and the whole blob is unpacked.
             return None
 
-    async def _followed(self, blob: Incoming, made: Path, diff_id: str) -> ImageError | None:
+    async def _followed(self, blob: IncomingBlob, made: Path, diff_id: str) -> ImageError | None:
         """Unpack a blob that is coming. What is wrong with it counts only if it comes whole, for
         else it is wrong for being damaged."""
         try:
@@ -166,7 +169,7 @@ class BlobStore:
             return error
         return None
 
-    async def _unpack(self, layer: Descriptor, diff_id: str, fetch: Fetch) -> None:
+    async def _unpack(self, layer: Descriptor, diff_id: str, fetch: FetchBlob) -> None:
         blob = self.blob(layer.digest)
         for again in (False, True):
             with self._scratch.folder() as made:
@@ -186,28 +189,28 @@ class BlobStore:
     def _publish_layer(self, made: Path, diff_id: str) -> None:
         final = self.layer(diff_id)
         if not final.exists():  # blobs that differ may unpack to the same layer
-            disk.publish(made, final)
+            staging.publish(made, final)
 
     @contextmanager
-    def _incoming(self, digest: str, size: int | None) -> Iterator[Incoming]:
+    def _incoming(self, digest: str, size: int | None) -> Iterator[IncomingBlob]:
         made = self._scratch.path()
         try:
-            with Incoming(made, digest, size, MAX_DOCUMENT) as blob:
+            with IncomingBlob(made, digest, size, MAX_DOCUMENT) as blob:
                 yield blob
         finally:
             made.unlink(missing_ok=True)
 
-    async def _arrived(self, blob: Incoming, fetch: Fetch) -> None:
+    async def _arrived(self, blob: IncomingBlob, fetch: FetchBlob) -> None:
         await fetch(blob)
         blob.check()
         await asyncio.to_thread(blob.flush)
-        disk.publish(blob.path, self.blob(blob.digest))
+        staging.publish(blob.path, self.blob(blob.digest))
         blob.whole.set()
 
 
 def _rotten(blob: Path, layer: Descriptor) -> bool:
     try:
-        disk.verify(blob, layer.digest, layer.size)
+        staging.verify(blob, layer.digest, layer.size)
     except ImageError:
         return True
     return False

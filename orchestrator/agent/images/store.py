@@ -12,17 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orchestrator.agent.images import disk, untar
-from orchestrator.agent.images.archive import MAX_DOCUMENT, ArchivedImage, open_archive, read_images
+from orchestrator.agent.images import staging
 from orchestrator.agent.images.blobstore import BlobStore
 from orchestrator.agent.images.catalog import Catalog, Record, read_index
-from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.images.errors import ImageError, ImageInUse, NoSpace
-from orchestrator.agent.images.incoming import Fetch
-from orchestrator.agent.images.manifest import (
+from orchestrator.agent.images.image_spec import (
     ConfigFile,
     Descriptor,
+    ImageConfig,
     Index,
+    LocalImage,
     Manifest,
     Platform,
     check_platform,
@@ -31,8 +30,16 @@ from orchestrator.agent.images.manifest import (
     parse_config,
     parse_manifest,
 )
+from orchestrator.agent.images.layers import untar
+from orchestrator.agent.images.layers.unpack import MAX_LAYER
 from orchestrator.agent.images.names import full_name, hex_of, is_digest
-from orchestrator.agent.images.unpack import MAX_LAYER
+from orchestrator.agent.images.staging import FetchBlob
+from orchestrator.agent.images.transfer.archive import (
+    MAX_DOCUMENT,
+    ArchivedImage,
+    open_archive,
+    read_images,
+)
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.linux.trees import remove_tree
 from orchestrator.model.objects import Image
@@ -57,7 +64,7 @@ class ImageStore:
         layer may unpack to."""
         self._root = root
         self._index = root / "index.json"
-        self._scratch = disk.Scratch(root / "tmp")
+        self._scratch = staging.Scratch(root / "tmp")
         self._blobs = BlobStore(root, self._scratch, max_layer)
         self.platform = platform or node_platform()
         self._catalog = Catalog()
@@ -151,7 +158,7 @@ class ImageStore:
             await self._save()
         return loaded
 
-    async def ensure(self, digest: str, fetch: Fetch, name: str = "") -> LocalImage:
+    async def ensure(self, digest: str, fetch: FetchBlob, name: str = "") -> LocalImage:
         """The image of a manifest's or index's digest, ready to run: what is missing is fetched
         and unpacked. With `name`, it gets that name, which any other image loses.
 
@@ -330,8 +337,8 @@ class ImageStore:
                             write_file(final, content.data, mode=0o644, temporary=made)
                             continue
                         with files.open(content.path) as source:
-                            disk.write_verified(source, made, content.digest, content.size)
-                        disk.publish(made, final)
+                            staging.write_verified(source, made, content.digest, content.size)
+                        staging.publish(made, final)
                     finally:
                         made.unlink(missing_ok=True)
         return images

@@ -16,11 +16,11 @@ from orchestrator.agent.logdrivers.shipper import Shipper, Tally
 from orchestrator.agent.logdrivers.source import LogSource
 from orchestrator.agent.logdrivers.state import State, read, write
 from orchestrator.agent.logdrivers.target import Container, Target, TargetError
-from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.hanging import OwnThreads
-from orchestrator.agent.runtime.inotify import Watches
-from orchestrator.agent.runtime.logs import LogLimits
+from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.agent.runtime.io.logfiles import LogLimits
 from orchestrator.background import background
+from orchestrator.linux.inotify import Watches
+from orchestrator.linux.threads import KeyedThreads
 from orchestrator.model import logdrivers
 from orchestrator.model.logdrivers import JOURNALD, JSON_FILE, SYSLOG, Source
 from orchestrator.model.specs import LogConfig
@@ -57,7 +57,7 @@ class LogDrivers:
         self._node = node
         self._limits = limits or LogLimits()
         self._journal = journal
-        self._resolving = OwnThreads("resolve")
+        self._resolving = KeyedThreads("resolve")
         self._watches: Watches | None = None
         self.tallies: dict[str, Tally] = {driver: Tally() for driver in SENDING}
 

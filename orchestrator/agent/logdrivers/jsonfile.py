@@ -20,7 +20,7 @@ from typing import Any
 
 from orchestrator.agent.logdrivers.source import Line
 from orchestrator.agent.logdrivers.target import Container, TargetError
-from orchestrator.agent.runtime.logs import LogLimits, rotated
+from orchestrator.agent.runtime.io.logfiles import LogLimits, rotated
 
 _MODE = 0o640
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

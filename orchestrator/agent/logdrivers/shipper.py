@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestrator.agent.logdrivers import state as states
 from orchestrator.agent.logdrivers.source import Line, LogSource
 from orchestrator.agent.logdrivers.target import PATIENCE, Target, TargetError
-from orchestrator.agent.runtime.inotify import CREATED, DELETED_ITSELF, MODIFIED, MOVED_TO, Watches
+from orchestrator.linux.inotify import CREATED, DELETED_ITSELF, MODIFIED, MOVED_TO, Watches
 
 log = logging.getLogger(__name__)
 

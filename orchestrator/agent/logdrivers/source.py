@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from orchestrator.agent.runtime.logs import inode, opened
+from orchestrator.agent.runtime.io.logfiles import inode, opened
 
 _BLOCK = 1 << 16
 _HEAD = 64

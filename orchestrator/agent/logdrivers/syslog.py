@@ -24,8 +24,8 @@ from orchestrator.agent.logdrivers.target import (
     opened,
     send_datagram,
 )
-from orchestrator.agent.runtime.hanging import OwnThreads
-from orchestrator.agent.runtime.spawn import writable
+from orchestrator.linux.spawn import writable
+from orchestrator.linux.threads import KeyedThreads
 from orchestrator.model.logdrivers import facility, parse_address
 
 _ERROR, _INFO = 3, 6
@@ -48,7 +48,7 @@ class Syslog:
     """Sends the lines of one container."""
 
     def __init__(
-        self, container: Container, options: Mapping[str, str], resolving: OwnThreads
+        self, container: Container, options: Mapping[str, str], resolving: KeyedThreads
     ) -> None:
         """`resolving` looks up hosts: a name server that does not answer holds up nothing else."""
         self._resolving = resolving

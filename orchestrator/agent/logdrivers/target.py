@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.agent.logdrivers.source import Line
-from orchestrator.agent.runtime.spawn import writable
+from orchestrator.linux.spawn import writable
 from orchestrator.model.logdrivers import Source
 
 AT_ONCE = 32

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.agent.network.helper import NetworkError
-from orchestrator.agent.runtime.spawn import descriptors, kill, readable, spawn
+from orchestrator.linux.spawn import descriptors, kill, readable, spawn
 
 FOLDERS = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
 """Where plugins are looked for, the first before the second."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from orchestrator.agent.runtime.base import Container, Exit, RuntimeFailure, Started
-from orchestrator.agent.runtime.crun import MONITOR_DIED, OUT_OF_MEMORY
+from orchestrator.agent.runtime.engine.crun import MONITOR_DIED, OUT_OF_MEMORY
+from orchestrator.agent.runtime.interface import Container, Exit, RuntimeFailure, Started
 from orchestrator.model.limits import Limits, limits_of
 from orchestrator.model.specs import LogConfig, TaskSpec
 

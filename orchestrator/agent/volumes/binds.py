@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 
-from orchestrator.agent.runtime import spawn
-from orchestrator.agent.runtime.base import Mount
+from orchestrator.agent.runtime.interface import Mount
 from orchestrator.agent.volumes.errors import VolumeError
+from orchestrator.linux import spawn
 from orchestrator.model.mounts import MountSpec
 
 _LOOK_TIMEOUT = 5.0

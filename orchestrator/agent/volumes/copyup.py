@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator import bareprogram
-from orchestrator.agent.runtime import spawn
-from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.mounts import is_mounted, unmount
-from orchestrator.agent.runtime.overlay import mount_layers
-from orchestrator.agent.runtime.rootfs import open_in_root
+from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.agent.runtime.isolation.rootfs import mount_layers
 from orchestrator.agent.volumes.errors import VolumeError
+from orchestrator.linux import spawn
+from orchestrator.linux.mounts import is_mounted, unmount
+from orchestrator.linux.openat import open_in_root
 
 _FILLER = bareprogram.command("orchestrator.agent.volumes.filler", "-X", "utf8")
 LOOK_TIMEOUT = 5.0

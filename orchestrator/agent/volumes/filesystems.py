@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.idmap import idmapped
-from orchestrator.agent.runtime.idranges import FIRST, IdRange
-from orchestrator.agent.runtime.userns import NamespaceMaker
+from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.agent.runtime.isolation.idranges import FIRST, IdRange
+from orchestrator.agent.runtime.isolation.rootfs import idmapped
+from orchestrator.agent.runtime.isolation.userns import NamespaceMaker
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 

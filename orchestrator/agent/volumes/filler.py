@@ -14,8 +14,8 @@ import stat
 import sys
 from collections.abc import Callable
 
-from orchestrator.agent.runtime.confine import READ_ONLY, WRITABLE, confine, limit_memory
-from orchestrator.agent.runtime.mountcalls import detached
+from orchestrator.linux.confine import READ_ONLY, WRITABLE, confine, limit_memory
+from orchestrator.linux.mounts import detached
 
 _CHUNK = 1 << 24
 _IGNORED = (errno.ENOTSUP, errno.EPERM, errno.EINVAL)

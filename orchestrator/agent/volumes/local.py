@@ -13,10 +13,10 @@ from orchestrator.agent.loopdisk import (
     is_disk,
     mount_point,
 )
-from orchestrator.agent.runtime import spawn
-from orchestrator.agent.runtime.mounts import is_mounted, unmount
 from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.agent.volumes.records import VolumeRecord
+from orchestrator.linux import spawn
+from orchestrator.linux.mounts import is_mounted, unmount
 from orchestrator.linux.trees import tree_usage
 from orchestrator.model.units import parse_memory
 

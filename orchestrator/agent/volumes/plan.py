@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.agent.images.config import LocalImage
+from orchestrator.agent.images.image_spec import LocalImage
 from orchestrator.model.mounts import MountSpec, MountType, expand
 from orchestrator.model.nodes import Node
 from orchestrator.model.tasks import Task

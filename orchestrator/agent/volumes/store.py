@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.agent.plugins.calls import Tell, announced
-from orchestrator.agent.runtime import spawn
-from orchestrator.agent.runtime.base import Mount
-from orchestrator.agent.runtime.privileges import own_users
+from orchestrator.agent.runtime.interface import Mount
+from orchestrator.agent.runtime.spec.privileges import own_users
 from orchestrator.agent.volumes import binds, copyup, filesystems, local, subpaths
 from orchestrator.agent.volumes.errors import PluginAway, VolumeError
 from orchestrator.agent.volumes.plan import Holder, Wanted, wanted_mounts
 from orchestrator.agent.volumes.pluginapi import VolumePlugin
 from orchestrator.agent.volumes.plugins import Plugins
 from orchestrator.agent.volumes.records import Records, Use, VolumeRecord
+from orchestrator.linux import spawn
 from orchestrator.model.mounts import LOCAL_DRIVER, MountType
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Volume

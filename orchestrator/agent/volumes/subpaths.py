@@ -16,12 +16,12 @@ import posixpath
 from pathlib import Path
 
 from orchestrator import bareprogram
-from orchestrator.agent.runtime import spawn
-from orchestrator.agent.runtime.mounts import unmount
 from orchestrator.agent.volumes.errors import VolumeError
+from orchestrator.linux import spawn
+from orchestrator.linux.mounts import unmount
 from orchestrator.model.mounts import MountSpec
 
-_COMMAND = bareprogram.command("orchestrator.agent.runtime.beneath")
+_COMMAND = bareprogram.command("orchestrator.linux.submount")
 _TIMEOUT = 10.0
 """Seconds that a look into a volume may take: it may be on a file server that is away."""
 

@@ -9,15 +9,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.agent.health import Answer
-from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.agent.logdrivers.drivers import LogDrivers
 from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import ContainerEnding, Parts
 from orchestrator.agent.reporter import Reporter
-from orchestrator.agent.runtime.base import Container, Exit, Mount, RuntimeFailure, Started
+from orchestrator.agent.runtime.interface import Container, Exit, Mount, RuntimeFailure, Started
 from orchestrator.agent.taskfiles import TaskFiles
 from orchestrator.model.convert import to_proto
 from orchestrator.model.hooks import Hook

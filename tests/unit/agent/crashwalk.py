@@ -27,7 +27,7 @@ from pathlib import Path
 
 from nodeworld import CGROUP, NETWORK, World, run
 
-from orchestrator.agent.runtime.cgroups import Cgroups, detect
+from orchestrator.agent.runtime.resources.cgroups import Cgroups, detect
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.specs import ContainerSpec, RestartCondition, RestartPolicy, TaskSpec
 from orchestrator.model.states import TaskState

@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from orchestrator.agent.runtime.mounts import mount
+from orchestrator.linux.mounts import mount
 
 
 class Disk:

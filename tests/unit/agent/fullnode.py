@@ -14,7 +14,7 @@ from pathlib import Path
 from fulldisk import small_disk
 from nodeworld import NETWORK, World, run, turn
 
-from orchestrator.agent.runtime.mountns import enter_private_mounts
+from orchestrator.agent.runtime.isolation.mountns import enter_private_mounts
 from orchestrator.model.states import TaskState
 
 

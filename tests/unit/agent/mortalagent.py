@@ -115,9 +115,10 @@ class Death:
 def _agent(folder: Path, arguments: list[str]) -> None:
     from orchestrator.agent.command import agent
     from orchestrator.agent.network.helper import HelperProcess
-    from orchestrator.agent.runtime import identity, overlay, userns
+    from orchestrator.agent.runtime.isolation import rootfs, userns
     from orchestrator.agent.statedb import StateDb
     from orchestrator.agent.worker import Worker
+    from orchestrator.linux import processes
 
     death = Death(folder)
     for owner, names in (
@@ -125,8 +126,8 @@ def _agent(folder: Path, arguments: list[str]) -> None:
         (HelperProcess, ("request",)),
         (userns.NamespaceMaker, ("make",)),
         (userns, ("mount",)),
-        (overlay, ("mount", "unmount")),
-        (identity.ProcessIdentity, ("send",)),
+        (rootfs, ("mount", "unmount")),
+        (processes.ProcessIdentity, ("send",)),
     ):
         for name in names:
             death.wrap(owner, name)

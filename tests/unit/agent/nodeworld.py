@@ -21,8 +21,8 @@ from agentfakes import task
 from images.imagekit import Layout, entry, folder, tar
 from managerstub import Conversation, ManagerStub
 
-from orchestrator.agent.runtime.crun import CrunRuntime
-from orchestrator.agent.runtime.mountns import enter_private_mounts
+from orchestrator.agent.runtime.engine.crun import CrunRuntime
+from orchestrator.agent.runtime.isolation.mountns import enter_private_mounts
 from orchestrator.identity import ca
 from orchestrator.identity.files import ManagerIdentity, NodeIdentity, write_identity
 from orchestrator.identity.pair import KeyPair, TlsFiles

@@ -14,12 +14,12 @@ import pytest
 from orchestrator.agent import daemon
 from orchestrator.agent.daemon import main
 from orchestrator.agent.imagepressure import Marks
-from orchestrator.agent.runtime.mounts import is_mounted, unmount
 from orchestrator.agent.settings import AgentFailure, Settings
 from orchestrator.agent.statedb import StateDb
 from orchestrator.identity import ca
 from orchestrator.identity.files import NodeIdentity
 from orchestrator.linux.atomicfile import write_file
+from orchestrator.linux.mounts import is_mounted, unmount
 from orchestrator.model.specs import Resources
 
 pytestmark = pytest.mark.root

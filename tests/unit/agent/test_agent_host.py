@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from orchestrator import __version__
 from orchestrator.agent import describe
 from orchestrator.agent.command import agent
-from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.incoming import Incoming
+from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
+from orchestrator.agent.images.staging import IncomingBlob
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.agent.keptlogs import KeptLogs
 from orchestrator.model.specs import Resources
@@ -129,7 +129,7 @@ class FakeStore:
 
     async def ensure(self, digest: str, fetch: Any) -> LocalImage:
         if digest not in self.present:
-            with Incoming(Path("/dev/null"), digest, None, 0) as blob:
+            with IncomingBlob(Path("/dev/null"), digest, None, 0) as blob:
                 await fetch(blob)
         return LocalImage(digest, (), ImageConfig())
 

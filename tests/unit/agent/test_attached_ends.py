@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from orchestrator.agent.runtime.base import Exit, RuntimeFailure
+from orchestrator.agent.runtime.interface import Exit, RuntimeFailure
 from orchestrator.agent.sessions import end_of
 from orchestrator.model.tasks import TaskStatus
 

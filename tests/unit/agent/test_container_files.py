@@ -6,7 +6,7 @@ from pathlib import Path
 
 from orchestrator.agent.containerfiles import ContainerFiles
 from orchestrator.agent.images.store import ImageStore
-from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.interface import RuntimeFailure
 
 
 class Roots:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.agent.lifecycle import Observed, Step, fail, grace_of, next_step, settle
-from orchestrator.agent.runtime.base import Exit, Started
+from orchestrator.agent.runtime.interface import Exit, Started
 from orchestrator.model.specs import ContainerSpec, RestartCondition, RestartPolicy, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from agentfakes import Host, Reports, until
 
-from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker
 from orchestrator.model.convert import to_proto

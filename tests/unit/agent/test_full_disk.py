@@ -12,7 +12,7 @@ from fulldisk import Disk, small_disk
 from volumekit import private
 
 from orchestrator.agent import statedb as statedb_module
-from orchestrator.agent.runtime.base import Exit
+from orchestrator.agent.runtime.interface import Exit
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker
 from orchestrator.background import background

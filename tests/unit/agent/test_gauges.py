@@ -10,8 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.agent.metrics import ContainerText
-from orchestrator.agent.runtime.cgroups import CgroupMode, Cgroups, Hierarchy
-from orchestrator.agent.runtime.gauges import GaugeFiles
+from orchestrator.agent.runtime.resources.cadvisor import CadvisorReader
+from orchestrator.agent.runtime.resources.cgroups import CgroupMode, Cgroups, Hierarchy
 from orchestrator.model.specs import STACK_LABEL, ContainerSpec, Resources, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
@@ -96,14 +96,14 @@ def cgroups(root: Path, mode: CgroupMode) -> Cgroups:
 
 @pytest.mark.parametrize("mode", [CgroupMode.V1, CgroupMode.V2])
 def test_both_versions_say_the_same(tmp_path: Path, mode: CgroupMode) -> None:
-    assert GaugeFiles(cgroups(tmp_path, mode), "t1", 512, 900).read() == EXPECTED
+    assert CadvisorReader(cgroups(tmp_path, mode), "t1", 512, 900).read() == EXPECTED
 
 
 def test_pressure_is_told_where_the_kernel_has_it(tmp_path: Path) -> None:
     found = cgroups(tmp_path, CgroupMode.V2)
     for resource in ("cpu", "memory", "io"):
         (tmp_path / "orc" / "t1" / f"{resource}.pressure").write_text(PRESSURE)
-    told = GaugeFiles(found, "t1", 512, 900).read()
+    told = CadvisorReader(found, "t1", 512, 900).read()
     assert told.items() > EXPECTED.items()
     assert {name: value for name, value in told.items() if name not in EXPECTED} == {
         f"container_pressure_{resource}_{word}_seconds_total": value
@@ -114,7 +114,7 @@ def test_pressure_is_told_where_the_kernel_has_it(tmp_path: Path) -> None:
 
 def test_one_that_has_ended_meanwhile_counts_nothing(tmp_path: Path) -> None:
     found = cgroups(tmp_path, CgroupMode.V2)
-    gone = GaugeFiles(found, "t2", 512).read()
+    gone = CadvisorReader(found, "t2", 512).read()
     assert {key: value for key, value in gone.items() if value} == {
         "container_spec_cpu_shares": 512
     }

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.agent.history import KEPT, PERIOD, History
-from orchestrator.agent.runtime.cgroups import CgroupMode, Cgroups, Hierarchy
+from orchestrator.agent.runtime.resources.cgroups import CgroupMode, Cgroups, Hierarchy
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
 from orchestrator.pb import dispatch_pb2, system_pb2

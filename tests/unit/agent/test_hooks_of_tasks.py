@@ -11,7 +11,7 @@ import pytest
 from agentfakes import Host, assigned, until
 from test_worker import Agent, agent
 
-from orchestrator.agent.runtime.base import Exit
+from orchestrator.agent.runtime.interface import Exit
 from orchestrator.model.specs import ContainerSpec, Hook, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2, types_pb2

@@ -14,10 +14,10 @@ import grpc
 import grpc.aio
 import pytest
 
-from orchestrator.agent.images.config import ImageConfig, LocalImage
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.incoming import Fetch, Incoming
-from orchestrator.agent.images.registryblobs import BlobSource
+from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
+from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
+from orchestrator.agent.images.transfer.registry import BlobSource
 from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.pb import images_pb2, images_pb2_grpc
 
@@ -89,8 +89,8 @@ class Store:
     def blob_path(self, digest: str) -> Path | None:
         return None
 
-    async def ensure(self, digest: str, fetch: Fetch, name: str = "") -> LocalImage:
-        with Incoming(Path("/dev/null"), digest, None, 1 << 20) as blob:
+    async def ensure(self, digest: str, fetch: FetchBlob, name: str = "") -> LocalImage:
+        with IncomingBlob(Path("/dev/null"), digest, None, 1 << 20) as blob:
             await fetch(blob)
         return LocalImage(digest, (), ImageConfig())
 
@@ -103,8 +103,8 @@ class Registry:
         self.go = asyncio.Semaphore(1 if not pieces else 0)
 
     @asynccontextmanager
-    async def source(self, *_: object) -> AsyncIterator[Fetch]:
-        async def fetch(blob: Incoming) -> None:
+    async def source(self, *_: object) -> AsyncIterator[FetchBlob]:
+        async def fetch(blob: IncomingBlob) -> None:
             for piece in self.pieces:
                 await self.go.acquire()
                 blob.write(piece)

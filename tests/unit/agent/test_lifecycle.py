@@ -17,7 +17,7 @@ from orchestrator.agent.lifecycle import (
     pre_stop,
     settle,
 )
-from orchestrator.agent.runtime.base import Exit, Started
+from orchestrator.agent.runtime.interface import Exit, Started
 from orchestrator.model.specs import ContainerSpec, Hook, NetworkAttachment, TaskSpec
 from orchestrator.model.states import TERMINAL, TaskState
 from orchestrator.model.tasks import TaskStatus

@@ -11,13 +11,13 @@ import pytest
 
 from orchestrator.agent.health import Answer
 from orchestrator.agent.probes import Probes
-from orchestrator.agent.runtime.access import Access
-from orchestrator.agent.runtime.base import RuntimeFailure
+from orchestrator.agent.runtime.engine.bundle import ContainerHandle
+from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.model.specs import HealthCheck
 from orchestrator.pb import health_pb2
 
 
-def no_access(container_id: str) -> Access:
+def no_access(container_id: str) -> ContainerHandle:
     raise RuntimeFailure("the container does not run any more")
 
 

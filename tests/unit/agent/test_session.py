@@ -19,7 +19,7 @@ from orchestrator.agent import session as session_module
 from orchestrator.agent.dialer import Dialer, backoff, patience
 from orchestrator.agent.endpoints import Change, Endpoints
 from orchestrator.agent.reporter import Reporter
-from orchestrator.agent.runtime.base import Exit
+from orchestrator.agent.runtime.interface import Exit
 from orchestrator.agent.session import CertificateRefused, Node, Session, SessionEnded, send
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker

@@ -13,9 +13,9 @@ from agentfakes import NOW, Host, Reports, assigned, until
 from managerstub import ManagerStub, TunnelEnd, manager_stub
 
 from orchestrator.agent.buildorders import ORDERS, BuildOrders
-from orchestrator.agent.images.build import BuildSpec, CacheUsage
+from orchestrator.agent.builds.builder import BuildSpec, CacheUsage
 from orchestrator.agent.images.errors import BuildError, ImageError
-from orchestrator.agent.runtime.base import Exit
+from orchestrator.agent.runtime.interface import Exit
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.tasklogs import TaskLogs
 from orchestrator.agent.tunnels import Tunnels

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from volumekit import private
 
-from orchestrator.agent.runtime.mounts import mount, unmount
 from orchestrator.agent.volumes import filesystems
 from orchestrator.agent.volumes.filesystems import Mounted, mount_at, mount_of, parse
+from orchestrator.linux.mounts import mount, unmount
 from tests.deadfuse import DeadFileSystem
 
 TABLE = r"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from volumekit import holder, private, volume_store
 
-from orchestrator.agent.runtime.mounts import is_mounted
 from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.agent.volumes.plan import anonymous_name
 from orchestrator.agent.volumes.store import VolumeStore
+from orchestrator.linux.mounts import is_mounted
 from orchestrator.model.mounts import MountSpec, MountType
 from orchestrator.model.objects import Volume
 

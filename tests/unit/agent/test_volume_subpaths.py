@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from volumekit import holder, private, volume_store
 
-from orchestrator.agent.runtime.beneath import mount_beneath
-from orchestrator.agent.runtime.mounts import is_mounted, unmount
 from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.agent.volumes.store import VolumeStore
+from orchestrator.linux.mounts import is_mounted, unmount
+from orchestrator.linux.submount import mount_beneath
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.objects import Volume
 

@@ -16,7 +16,7 @@ from orchestrator.agent import worker as worker_module
 from orchestrator.agent.health import Answer
 from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.plugins import calls
-from orchestrator.agent.runtime.base import Exit, RuntimeFailure, Started
+from orchestrator.agent.runtime.interface import Exit, RuntimeFailure, Started
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker
 from orchestrator.model.specs import (

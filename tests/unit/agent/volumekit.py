@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from orchestrator.agent.images.config import ImageConfig, LocalImage
-from orchestrator.agent.runtime.mounts import unshare_mounts
+from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.volumes.plan import Holder
 from orchestrator.agent.volumes.plugins import Plugins
 from orchestrator.agent.volumes.store import VolumeStore
+from orchestrator.linux.mounts import unshare_mounts
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.nodes import Node, NodeDescription
 from orchestrator.model.specs import ContainerSpec, TaskSpec

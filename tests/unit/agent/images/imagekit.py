@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.agent.images.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, node_platform
+from orchestrator.agent.images.image_spec import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, node_platform
 
 
 def digest_of(data: bytes) -> str:

@@ -7,19 +7,19 @@ from pathlib import Path
 
 from imagekit import Layout, entry, tar
 
-from orchestrator.agent.images.incoming import Fetch, Incoming
+from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 
 BASE = tar(entry("base", b"base" * 1000))
 ONE = tar(entry("one", b"1"))
 TWO = tar(entry("two", b"2"))
 
 
-async def no_fetch(blob: Incoming) -> None:
+async def no_fetch(blob: IncomingBlob) -> None:
     raise AssertionError(f"{blob.digest} was fetched")
 
 
-def fetch_of(layout: Layout, fetched: list[str]) -> Fetch:
-    async def fetch(blob: Incoming) -> None:
+def fetch_of(layout: Layout, fetched: list[str]) -> FetchBlob:
+    async def fetch(blob: IncomingBlob) -> None:
         fetched.append(blob.digest)
         await asyncio.sleep(0)
         blob.write(layout.path(blob.digest).read_bytes())

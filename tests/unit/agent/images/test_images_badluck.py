@@ -16,7 +16,7 @@ import pytest
 from imagekit import Layout, entry, small_disk, tar
 
 from orchestrator.agent.images.errors import ImageError, NoSpace
-from orchestrator.agent.images.incoming import Fetch, Incoming
+from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 from orchestrator.agent.images.store import ImageStore
 
 pytestmark = pytest.mark.root
@@ -38,8 +38,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-def fetch_of(layout: Layout) -> Fetch:
-    async def fetch(blob: Incoming) -> None:
+def fetch_of(layout: Layout) -> FetchBlob:
+    async def fetch(blob: IncomingBlob) -> None:
         data = layout.path(blob.digest).read_bytes()
         for start in range(0, len(data), MIB):
             await asyncio.to_thread(blob.write, data[start : start + MIB])

@@ -16,9 +16,9 @@ from storekit import BASE, ONE, TWO, fetch_of, left_over, no_fetch
 
 from orchestrator.agent.images import blobstore
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.incoming import Incoming
+from orchestrator.agent.images.layers.unpack import unpack_layer
+from orchestrator.agent.images.staging import IncomingBlob
 from orchestrator.agent.images.store import ImageStore
-from orchestrator.agent.images.unpack import unpack_layer
 
 pytestmark = pytest.mark.root
 
@@ -70,7 +70,7 @@ async def test_one_who_leaves_does_not_end_the_work_of_the_others(
     digest = layout.image([BASE])
     begun, go = asyncio.Event(), asyncio.Event()
 
-    async def slow(blob: Incoming) -> None:
+    async def slow(blob: IncomingBlob) -> None:
         begun.set()
         await go.wait()
         blob.write(layout.path(blob.digest).read_bytes())
@@ -99,7 +99,7 @@ async def test_a_layer_is_unpacked_while_it_comes(layout: Layout, root: Path, ki
     layer = tar(entry("early", b"1"), entry("late", os.urandom(4 << 20)))
     digest = layout.image([layer], blobs=[PACKED[kind](layer)])
 
-    async def slow(blob: Incoming) -> None:
+    async def slow(blob: IncomingBlob) -> None:
         data = layout.path(blob.digest).read_bytes()
         if len(data) > 1 << 20:
             blob.write(data[:-1000])
@@ -119,7 +119,7 @@ async def test_what_was_unpacked_of_a_blob_that_began_wrong_is_not_used(
 ) -> None:
     digest = layout.image([BASE])
 
-    async def second_thoughts(blob: Incoming) -> None:
+    async def second_thoughts(blob: IncomingBlob) -> None:
         data = layout.path(blob.digest).read_bytes()
         if blob.digest == digest_of(BASE):
             blob.write(tar(entry("evil", b"x" * 2000))[:2048])
@@ -163,7 +163,7 @@ async def test_a_layer_that_begins_anew_hides_all_below_it(layout: Layout, root:
 async def test_a_source_that_sends_too_much_is_stopped(layout: Layout, root: Path) -> None:
     digest = layout.image([BASE])
 
-    async def floods(blob: Incoming) -> None:
+    async def floods(blob: IncomingBlob) -> None:
         while True:
             blob.write(bytes(1 << 20))
 
@@ -178,14 +178,14 @@ async def test_a_broken_download_leaves_nothing_and_the_next_one_works(
 ) -> None:
     digest = layout.image([BASE])
 
-    async def cut(blob: Incoming) -> None:
+    async def cut(blob: IncomingBlob) -> None:
         blob.write(layout.path(blob.digest).read_bytes()[:-1])
 
-    async def breaks(blob: Incoming) -> None:
+    async def breaks(blob: IncomingBlob) -> None:
         await cut(blob)
         raise ImageError("the other node has gone")
 
-    async def false_layer(blob: Incoming) -> None:
+    async def false_layer(blob: IncomingBlob) -> None:
         data = layout.path(blob.digest).read_bytes()
         blob.write(data if blob.digest != digest_of(BASE) else b"x" * len(data))
 

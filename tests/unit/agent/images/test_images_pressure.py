@@ -14,7 +14,7 @@ from imagekit import Layout, entry, small_disk, tar
 
 from orchestrator.agent.imagepressure import YOUNG, Disk, ImagePressure, Marks, disk_of
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.incoming import Fetch, Incoming
+from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 from orchestrator.agent.images.store import ImageStore
 
 pytestmark = pytest.mark.root
@@ -33,8 +33,8 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path / "layout")
 
 
-def fetch_of(layout: Layout) -> Fetch:
-    async def fetch(blob: Incoming) -> None:
+def fetch_of(layout: Layout) -> FetchBlob:
+    async def fetch(blob: IncomingBlob) -> None:
         blob.write(layout.path(blob.digest).read_bytes())
 
     return fetch

@@ -21,8 +21,8 @@ from imagekit import Layout, digest_of, entry, tar
 from storekit import BASE, ONE, TWO, fetch_of, left_over, no_fetch
 
 from orchestrator.agent.images.errors import ImageError, ImageInUse
-from orchestrator.agent.images.incoming import Incoming
-from orchestrator.agent.images.manifest import Platform
+from orchestrator.agent.images.image_spec import Platform
+from orchestrator.agent.images.staging import IncomingBlob
 from orchestrator.agent.images.store import ImageStore
 
 pytestmark = pytest.mark.root
@@ -245,7 +245,7 @@ async def test_removal_waits_for_those_at_work(layout: Layout, root: Path) -> No
     first, second = layout.image([BASE, ONE], "x:1"), layout.image([BASE, TWO])
     begun, go = asyncio.Event(), asyncio.Event()
 
-    async def slow(blob: Incoming) -> None:
+    async def slow(blob: IncomingBlob) -> None:
         if blob.digest == digest_of(TWO):
             begun.set()
             await go.wait()

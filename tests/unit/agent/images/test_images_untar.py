@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from imagekit import digest_of, entry, folder, hardlink, symlink, tar
 
-from orchestrator.agent.images import layercontent
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.layercontent import Blob, content
-from orchestrator.agent.images.unpack import unpack_context, unpack_layer
+from orchestrator.agent.images.layers import layercontent
+from orchestrator.agent.images.layers.layercontent import Blob, content
+from orchestrator.agent.images.layers.unpack import unpack_context, unpack_layer
 
 pytestmark = pytest.mark.root
 
@@ -362,7 +362,7 @@ async def refusal(tmp_path: Path, pieces: Iterable[bytes], **limits: int) -> str
         "import asyncio, resource, sys\n"
         "from pathlib import Path\n"
         "from orchestrator.agent.images.errors import ImageError\n"
-        "from orchestrator.agent.images.unpack import unpack_layer\n"
+        "from orchestrator.agent.images.layers.unpack import unpack_layer\n"
         "try:\n"
         f"    blob, into = Path({str(blob)!r}), Path({str(into)!r})\n"
         f"    asyncio.run(unpack_layer(blob, into, '-', **{limits}))\n"

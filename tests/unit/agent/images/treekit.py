@@ -16,8 +16,8 @@ from imagekit import Layout
 from storekit import no_fetch
 
 from orchestrator.agent.images.store import ImageStore
-from orchestrator.agent.runtime.mounts import unmount, unshare_mounts
-from orchestrator.agent.runtime.overlay import mount_layers, mount_overlay
+from orchestrator.agent.runtime.isolation.rootfs import mount_layers, mount_overlay
+from orchestrator.linux.mounts import unmount, unshare_mounts
 
 T = TypeVar("T")
 

@@ -16,9 +16,9 @@ import pytest
 
 from orchestrator.agent.logdrivers.drivers import LogDrivers
 from orchestrator.agent.metrics import AgentCollector, Holdings, Shown
-from orchestrator.agent.runtime.access import Access
-from orchestrator.agent.runtime.base import RuntimeFailure
-from orchestrator.agent.runtime.logs import LogLimits, LogRotation, rotated
+from orchestrator.agent.runtime.engine.bundle import ContainerHandle
+from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.agent.runtime.io.logfiles import LogLimits, LogRotation, rotated
 from orchestrator.model.specs import ContainerSpec, LogConfig, TaskSpec
 from orchestrator.model.tasks import Task
 
@@ -120,7 +120,7 @@ class Node:
         return rows
 
 
-def no_access(task_id: str) -> Access:
+def no_access(task_id: str) -> ContainerHandle:
     raise AssertionError(task_id)
 
 

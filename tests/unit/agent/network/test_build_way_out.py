@@ -11,7 +11,7 @@ from nodekit import node
 from nshosts import NsHost, reach
 
 from orchestrator.agent.buildnetwork import ID, BuildNetwork
-from orchestrator.agent.images.sandbox import HOST, NONE, Sandboxes
+from orchestrator.agent.builds.sandbox import HOST, NONE, Sandboxes
 from orchestrator.agent.network.node import NodeNetwork
 
 pytestmark = pytest.mark.root

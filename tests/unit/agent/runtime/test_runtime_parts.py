@@ -10,17 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.agent.images.config import ImageConfig, LocalImage
-from orchestrator.agent.runtime import conmon
-from orchestrator.agent.runtime.base import Container, RuntimeFailure
-from orchestrator.agent.runtime.cgroups import CgroupMode, parse_mounts
-from orchestrator.agent.runtime.failures import failure, known_failure
-from orchestrator.agent.runtime.host import parse_resolver
-from orchestrator.agent.runtime.identity import ProcessIdentity, identify
-from orchestrator.agent.runtime.privileges import DEFAULT_CAPABILITIES
-from orchestrator.agent.runtime.rootfs import read_in_root
-from orchestrator.agent.runtime.seccomp import convert, load_profile
-from orchestrator.agent.runtime.signals import signal_number, stop_signal
+from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
+from orchestrator.agent.runtime.engine import conmon
+from orchestrator.agent.runtime.engine.program_errors import failure, known_failure
+from orchestrator.agent.runtime.interface import (
+    Container,
+    RuntimeFailure,
+    signal_number,
+    stop_signal,
+)
+from orchestrator.agent.runtime.resources.cgroups import CgroupMode, parse_mounts
+from orchestrator.agent.runtime.spec.node_facts import parse_resolver
+from orchestrator.agent.runtime.spec.privileges import DEFAULT_CAPABILITIES
+from orchestrator.agent.runtime.spec.seccomp import convert, load_profile
+from orchestrator.linux.openat import read_in_root
+from orchestrator.linux.processes import ProcessIdentity, identify
 from orchestrator.model.specs import ContainerSpec, TaskSpec
 
 PROFILE = {

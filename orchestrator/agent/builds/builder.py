@@ -1,0 +1,373 @@
+"""Dockerfiles, built by buildah in a storage of the node's own.
+
+buildah runs in a user namespace of its own (`sandbox`), and each RUN in a container made by crun,
+with Docker's default capabilities, a seccomp profile and a network apart from the host's. Overlay
+storage does not copy everything for each layer, as vfs does. With `--isolation chroot`, the process
+that passes on the output of a RUN ends with the RUN and does not read the pipe to its end (buildah
+1.39, and newer); with `oci`, buildah itself does.
+
+buildah itself never asks a registry: what a Dockerfile starts or copies from is brought here as
+any image is, from other nodes or with the cluster's credentials, and lent to buildah. An image is
+exchanged with buildah through `dir:`, the one transport that keeps what Docker's format has more
+than the OCI's (HEALTHCHECK, SHELL, ONBUILD).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from orchestrator.agent.builds.build_cgroup import BuildGroups, BuildLimits, out_of_memory
+from orchestrator.agent.builds.buildah import BLOBS, Buildah, Progress, limits
+from orchestrator.agent.builds.sandbox import NONE, Sandbox, Sandboxes
+from orchestrator.agent.images import staging
+from orchestrator.agent.images.errors import BuildError, ImageError
+from orchestrator.agent.images.layers.unpack import unpack_context
+from orchestrator.agent.images.names import full_name
+from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.images.transfer.layout import lay_out, take_over
+from orchestrator.agent.runtime.spec.privileges import DEFAULT_CAPABILITIES
+from orchestrator.agent.runtime.spec.seccomp import DEFAULT_PROFILE
+from orchestrator.linux.trees import remove_tree, tree_usage
+from orchestrator.model import dockerfile
+from orchestrator.model.objects import Image
+
+log = logging.getLogger(__name__)
+
+_ISOLATION = (
+    "--isolation=oci",
+    "--runtime=crun",
+    # Control groups are the agent's: nothing in a user namespace may make one.
+    "--runtime-flag=cgroup-manager=disabled",
+    # The sandbox's network is buildah's, so it is the host's in buildah's terms.
+    "--network=host",
+    *(f"--cap-add={name}" for name in DEFAULT_CAPABILITIES),
+)
+
+_UNKNOWN = re.compile(r'Unknown instruction: "(.*?)"')
+_FAILED_STEP = re.compile(r'building at STEP "(.*?)": (.*)$')
+
+Provide = Callable[[str, bool, Progress], Awaitable[str]]
+"""Brings the image of a name into the store, the newest of its registry if so told, and returns
+its digest. Raises `ImageError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSpec:
+    """What is to be built, and how."""
+
+    names: tuple[str, ...] = ()
+    """Of the image; it may have none."""
+    dockerfile: str = ""
+    """Its path inside the context; without it, `Dockerfile` or `Containerfile`."""
+    content: bytes = b""
+    """Of the Dockerfile, where it did not come inside the context. Then what a `.dockerignore`
+    names did not come either."""
+    build_args: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    target: str = ""
+    """The stage to stop at; empty: the last."""
+    no_cache: bool = False
+    pull: bool = False
+    """Whether registries are asked for newer images to start from."""
+    oci: bool = False
+    """Whether the image is of the OCI's format, and not of Docker's."""
+    network: str = ""
+    """Of RUN: `sandbox.HOST`, `sandbox.NONE`, or the builds' own."""
+    add_hosts: tuple[str, ...] = ()
+    """HOST:IP, for the /etc/hosts of RUN."""
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
+    limits: BuildLimits = field(default_factory=BuildLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUsage:
+    """What earlier builds left for the next ones."""
+
+    entries: int
+    size: int
+    """Bytes on the disk."""
+
+
+class Builder:
+    """Builds images on one node. Builds may run at the same time; they share a layer cache."""
+
+    def __init__(
+        self,
+        store: ImageStore,
+        root: Path,
+        secrets: Path,
+        provide: Provide,
+        sandboxes: Sandboxes,
+        groups: BuildGroups,
+    ) -> None:
+        """`root`: a folder of the agent's own, for buildah's storage and temporary files.
+        `secrets`: one of the agent's own too, on a tmpfs."""
+        self._store = store
+        self._scratch = staging.Scratch(root / "tmp")
+        self._secrets = staging.Scratch(secrets)
+        self._old_storage = root / "storage"
+        self._storage = root / "cache"
+        self._buildah = Buildah(root, self._storage, secrets)
+        self._seen = self._buildah.seen
+        self._sandboxes = sandboxes
+        self._groups = groups
+        self._provide = provide
+        self._turn = asyncio.Lock()
+        self._building = 0
+        # An earlier agent may have been killed in the middle of one.
+        self._cut_off = True
+
+    async def recover(self) -> None:
+        """Take away what is left of builds that ended with an earlier agent, their secrets first:
+        the next build, which would, may never come."""
+        await self._groups.recover()
+        async with self._turn:
+            left = self._secrets.used() or self._scratch.used() or self._old_storage.exists()
+            if not left:
+                return
+            try:
+                await self._clean()
+            except (ImageError, OSError) as error:
+                self._cut_off = True
+                log.warning("what is left of a build cannot be removed: %s", error)
+
+    async def build(self, context: Path, spec: BuildSpec, progress: Progress) -> Image:
+        """Build a context, a tar (plain, gzip or zstd), and take the image into the store.
+
+        Raises `BuildError` when an instruction fails, with its line; `ImageError` for the rest.
+        """
+        names = [full_name(name) for name in spec.names]
+        async with self._place(spec.network, spec.limits) as (work, sandbox):
+            folder = work / "context"
+            folder.mkdir()
+            await unpack_context(context, folder)
+            file, shown, ignores = _dockerfile(folder, work, spec)
+            text = file.read_text(errors="replace")
+            # It gets no name in buildah's storage, where it stays as the cache of the next build.
+            identity, seen = work / "identity", self._seen
+            options = [
+                self._trusting(work),
+                *_ISOLATION,
+                "--layers",
+                "--force-rm",
+                "--pull=never",
+                *limits(spec.limits.ulimits),
+            ]
+            options += [
+                f"--file={seen(file)}",
+                f"--iidfile={seen(identity)}",
+                *ignores,
+                *_options(spec),
+            ]
+            profile = work / "seccomp.json"
+            profile.write_bytes(await asyncio.to_thread(DEFAULT_PROFILE.read_bytes))
+            options.append(f"--security-opt=seccomp={seen(profile)}")
+            lent = await self._lend(text, shown, spec, work, sandbox, progress)
+            for base, id in lent:
+                options.append(f"--build-context={base.written}=container-image://{id}")
+
+            def clear(line: str) -> str:
+                for base, id in lent:
+                    line = line.replace(id, base.name)
+                return line.replace(f'"{seen(folder)}"', "the build context")
+
+            with self._secrets.folder() as secrets:
+                for number, (key, value) in enumerate(sorted(spec.secrets.items())):
+                    path = secrets / str(number)
+                    path.touch(0o600)
+                    path.write_bytes(value)
+                    options.append(f"--secret=id={key},src={self._seen(path)}")
+                try:
+                    await self._buildah.run(
+                        sandbox,
+                        work,
+                        *("bud", *options, str(seen(folder))),
+                        progress=lambda line: progress(clear(line)),
+                    )
+                except ImageError as error:
+                    if self._groups.out_of_memory(sandbox.group):
+                        raise BuildError(out_of_memory(sandbox.group)) from error
+                    raise _explain(clear(str(error)), shown, text) from error
+            built, made, layout = identity.read_text().strip(), work / "built", work / "image"
+            await self._buildah.run(
+                *(
+                    sandbox,
+                    work,
+                    "push",
+                    "--quiet",
+                    self._trusting(work),
+                    built,
+                    f"dir:{seen(made)}",
+                )
+            )
+            await asyncio.to_thread(take_over, made, layout)
+            image = await self._store.load(layout, names[0] if names else "")
+            for name in names[1:]:
+                await self._store.tag(image.id, name)
+            return next(each for each in self._store.inventory() if each.id == image.id)
+
+    async def cache(self) -> CacheUsage:
+        """What the cache holds. Raises `ImageError`."""
+        async with self._place() as (work, sandbox):
+            listed = await self._buildah.run(
+                sandbox, work, "images", "--all", "--quiet", "--no-trunc"
+            )
+            size = await asyncio.to_thread(tree_usage, self._storage)
+        return CacheUsage(len(set(listed.split())), size)
+
+    async def prune(self, everything: bool) -> int:
+        """Empty the cache of the steps of earlier builds, with `everything` also of the images
+        that they started from; the bytes that are free then. Raises `ImageError`."""
+        if not self._storage.exists():
+            return 0
+        async with self._turn:
+            if self._building:
+                raise ImageError("a build is under way, so the cache stays as it is")
+            await self._clean()
+            before = await asyncio.to_thread(tree_usage, self._storage)
+            options = ["--all"] if everything else []
+            async with self._sandboxes.sandbox() as sandbox:
+                with self._scratch.folder() as work:
+                    await self._buildah.run(sandbox, work, "prune", "--force", *options)
+            return max(0, before - await asyncio.to_thread(tree_usage, self._storage))
+
+    def usage(self) -> int:
+        """Bytes of what builds have left. Blocks."""
+        return tree_usage(self._storage)
+
+    @asynccontextmanager
+    async def _place(
+        self, network: str = NONE, limits: BuildLimits | None = None
+    ) -> AsyncIterator[tuple[Path, Sandbox]]:
+        """A folder for one build, and where it runs. What builds that were cut off left is removed
+        when no other runs."""
+        async with self._turn:
+            await self._clean()
+            self._building += 1
+        try:
+            async with (
+                self._groups.group(limits or BuildLimits()) as group,
+                self._sandboxes.sandbox(network) as sandbox,
+            ):
+                with self._scratch.folder() as work:
+                    yield work, replace(sandbox, group=group)
+        except asyncio.CancelledError:
+            self._cut_off = True
+            raise
+        finally:
+            self._building -= 1
+            await asyncio.shield(self._turned())
+
+    async def _turned(self) -> None:
+        async with self._turn:
+            await self._clean()
+
+    async def _clean(self) -> None:
+        if not self._cut_off or self._building:
+            return
+        self._cut_off = False
+        await asyncio.to_thread(self._secrets.clear)
+        await asyncio.to_thread(self._scratch.clear)
+        if self._old_storage.exists():
+            await asyncio.to_thread(remove_tree, self._old_storage)
+        async with self._sandboxes.sandbox() as sandbox:
+            with self._scratch.folder() as work:
+                await self._buildah.run(sandbox, work, "rm", "--all")
+
+    def _trusting(self, work: Path) -> str:
+        """An option that has buildah take what comes from this node itself: whether to trust an
+        image was asked when it came to the node."""
+        policy = work / "policy.json"
+        if not policy.exists():
+            policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+        return f"--signature-policy={self._seen(policy)}"
+
+    async def _lend(
+        self,
+        text: str,
+        shown: str,
+        spec: BuildSpec,
+        work: Path,
+        sandbox: Sandbox,
+        progress: Progress,
+    ) -> list[tuple[dockerfile.Base, str]]:
+        """Give buildah's storage the images that the Dockerfile needs: each with its id there."""
+        lent: list[tuple[dockerfile.Base, str]] = []
+        platform = self._store.platform
+        arguments = dockerfile.platform_arguments(
+            platform.os, platform.architecture, platform.variant
+        )
+        for base in dockerfile.bases(text, spec.build_args, arguments, spec.target):
+            try:
+                full_name(base.name)
+            except ImageError:
+                continue  # nonsense: buildah's to judge
+            try:
+                digest = await self._provide(base.name, spec.pull, progress)
+            except ImageError as error:
+                raise BuildError(f"{shown}:{base.line}: {error}") from error
+            manifest = self._store.blob_path(digest)
+            if manifest is None:
+                raise BuildError(
+                    f"{shown}:{base.line}: the image {base.name} has just been removed"
+                )
+            folder = work / f"lent-{len(lent)}"
+            await asyncio.to_thread(lay_out, folder, manifest, BLOBS)
+            said = await self._buildah.run(
+                *(sandbox, work, "pull", "--quiet", self._trusting(work)),
+                f"dir:{self._seen(folder)}",
+                blobs=manifest.parent,
+            )
+            id = said.split()[-1]
+            # A name keeps it when the cache is pruned of steps.
+            await self._buildah.run(sandbox, work, "tag", id, f"localhost/lent:{manifest.name}")
+            lent.append((base, id))
+        return lent
+
+
+def _dockerfile(folder: Path, work: Path, spec: BuildSpec) -> tuple[Path, str, list[str]]:
+    """The Dockerfile, what it is called in messages, and options about what is ignored."""
+    if spec.content:
+        file = work / "Dockerfile"
+        file.write_bytes(spec.content)
+        return file, spec.dockerfile or "Dockerfile", ["--ignorefile=/dev/null"]
+    names = [spec.dockerfile] if spec.dockerfile else ["Dockerfile", "Containerfile"]
+    for name in names:
+        file = (folder / name).resolve()
+        if file.is_file() and file.is_relative_to(folder.resolve()):
+            return file, str(file.relative_to(folder.resolve())), []
+    raise ImageError(f"the build context has no {' or '.join(names)}: name one with -f")
+
+
+def _options(spec: BuildSpec) -> list[str]:
+    options = [f"--format={'oci' if spec.oci else 'docker'}"]
+    options += [f"--build-arg={key}={value}" for key, value in sorted(spec.build_args.items())]
+    options += [f"--label={key}={value}" for key, value in sorted(spec.labels.items())]
+    options += [f"--add-host={entry}" for entry in spec.add_hosts]
+    if spec.limits.shm_size:
+        options.append(f"--shm-size={spec.limits.shm_size}")
+    if spec.target:
+        options.append(f"--target={spec.target}")
+    if spec.no_cache:
+        options.append("--no-cache")
+    return options
+
+
+def _explain(error: str, file: str, text: str) -> BuildError:
+    """What failed, with its line in the Dockerfile where buildah names the instruction."""
+    match = _FAILED_STEP.search(error)
+    if match is None:
+        return BuildError(f"the build failed: {error}")
+    step, why = match.groups()
+    if unknown := _UNKNOWN.search(why):
+        line, words = dockerfile.unknown(unknown[1], text)
+        return BuildError(f"{file}:{line}: {words}")
+    line = dockerfile.line_of(step, text)
+    where = f"{file}:{line}" if line else file
+    return BuildError(f"{where}: {step}: {why}")

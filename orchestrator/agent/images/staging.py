@@ -1,0 +1,162 @@
+"""Staging of blobs and folders: complete and verified, or not visible at all.
+
+A blob is hashed while it is written, so that it need not be read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Self
+
+from orchestrator.agent.images.errors import ImageError
+from orchestrator.linux.atomicfile import flush_folder
+from orchestrator.linux.trees import remove_tree
+
+_CHUNK = 1 << 20
+_LAST_WRITES = 10.0
+"""Seconds in which an unpacker notices that its agent was killed; it takes one chunk."""
+
+
+class Scratch:
+    """A folder of half-made things on the same file system as what they become."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def used(self) -> bool:
+        """Whether there is anything."""
+        return self._root.is_dir() and any(self._root.iterdir())
+
+    def clear(self) -> None:
+        """Remove what an earlier run left, and see that the folder exists. Blocks until those who
+        still write there have noticed that it is over."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        for left in self._root.iterdir():
+            deadline = time.monotonic() + _LAST_WRITES
+            while True:
+                try:
+                    remove_tree(left)
+                    break
+                except OSError as error:
+                    if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
+                        raise
+
+    def path(self) -> Path:
+        """A new name."""
+        return self._root / uuid.uuid4().hex
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """A new folder of mode 0755, removed at the end if it is still there."""
+        path = self.path()
+        path.mkdir()
+        path.chmod(0o755)
+        try:
+            yield path
+        finally:
+            remove_tree(path)
+
+
+def publish(made: Path, final: Path) -> None:
+    """Give a whole, flushed file or folder its final name, durably."""
+    made.rename(final)
+    flush_folder(final.parent)
+
+
+def write_verified(source: IO[bytes], target: Path, digest: str, size: int) -> None:
+    """Copy and flush a blob. Raises `ImageError` when its size or digest is another."""
+    found = hashlib.sha256()
+    count = 0
+    with target.open("wb") as out:
+        while chunk := source.read(_CHUNK):
+            found.update(chunk)
+            count += len(chunk)
+            out.write(chunk)
+        out.flush()
+        os.fsync(out.fileno())
+    compare(digest, f"sha256:{found.hexdigest()}", size, count)
+
+
+def verify(path: Path, digest: str, size: int | None) -> None:
+    """Raises `ImageError` when the file is not the blob `digest` of `size` bytes (None: any)."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256")
+        count = file.tell()
+    compare(digest, f"sha256:{found.hexdigest()}", count if size is None else size, count)
+
+
+def compare(digest: str, found: str, size: int, count: int) -> None:
+    """Raises ImageError unless what was found is what a blob is to be."""
+    if count != size:
+        raise ImageError(f"blob {digest} is damaged: it has {count} bytes instead of {size}")
+    if found != digest:
+        raise ImageError(f"blob {digest} is damaged: its digest is {found}")
+
+
+class IncomingBlob:
+    """A file that grows to be the blob `digest`; a context manager that closes it.
+
+    Whoever reads it meanwhile sees the blob's beginning, unless `restarts` has grown since. Its
+    writer is one thread at a time.
+    """
+
+    def __init__(self, path: Path, digest: str, size: int | None, limit: int) -> None:
+        """`path` does not exist yet. `size`: bytes of the blob; None: any, up to `limit`."""
+        self.path = path
+        self.digest = digest
+        self.received = 0
+        """Bytes so far."""
+        self.restarts = 0
+        """How often what had come was thrown away."""
+        self.whole = asyncio.Event()
+        """Set when all is there, and right."""
+        self._size = size
+        self._limit = limit if size is None else size
+        self._hash = hashlib.sha256()
+        self._file = path.open("wb", buffering=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, data: bytes) -> None:
+        """Add to it. Raises ImageError for more than the blob has, OSError of the disk."""
+        if self.received + len(data) > self._limit:
+            raise ImageError(f"blob {self.digest} is damaged: it has over {self._limit} bytes")
+        self._hash.update(data)
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) or 0 :]
+        self.received += len(data)
+
+    def restart(self) -> None:
+        """Throw away what has come."""
+        if self.received:
+            self._file.seek(0)
+            self._file.truncate()
+            self._hash = hashlib.sha256()
+            self.received = 0
+            self.restarts += 1
+
+    def check(self) -> None:
+        """Raises ImageError unless it is the blob that it is to be."""
+        size = self.received if self._size is None else self._size
+        compare(self.digest, f"sha256:{self._hash.hexdigest()}", size, self.received)
+
+    def flush(self) -> None:
+        """Make it durable."""
+        os.fsync(self._file.fileno())
+
+
+FetchBlob = Callable[[IncomingBlob], Awaitable[None]]
+"""Brings all of a blob. Raises `ImageError`."""

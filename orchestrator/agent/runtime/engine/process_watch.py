@@ -1,0 +1,199 @@
+"""Observing a container's processes: the start of its program, the end of its monitor, termination.
+
+A monitor's end is seen through a pidfd that the event loop reads, without a thread or polling.
+
+`crun start` returns when the container's process was told to go on; it has yet to execute the
+program, which may fail, and until then it is crun. The kernel shows when that has happened:
+executing a program gives a process another address space, whose stack is elsewhere
+(`/proc/PID/stat`), and closes the file of the old program (inotify), which is when to check again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from orchestrator.agent.runtime.interface import Exit, RuntimeFailure
+from orchestrator.agent.runtime.resources.cgroups import Cgroups
+from orchestrator.linux import spawn
+from orchestrator.linux.inotify import CLOSED_UNWRITTEN, Inotify
+from orchestrator.linux.processes import ProcessIdentity, stat_fields
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A monitor: its pidfd (-1: closed, as it has ended), and what comes of it."""
+
+    pidfd: int
+    ended: asyncio.Future[Exit]
+
+
+class MonitorWatch:
+    """The monitors of the containers of one runtime."""
+
+    def __init__(self, decide: Callable[[str], Exit]) -> None:
+        """`decide` tells, once a container's monitor is gone, how the container has ended."""
+        self._decide = decide
+        self._watched: dict[str, _Watched] = {}
+
+    def __contains__(self, container_id: str) -> bool:
+        return container_id in self._watched
+
+    def ids(self) -> list[str]:
+        """The containers that are watched."""
+        return list(self._watched)
+
+    def add(self, container_id: str, monitor: ProcessIdentity) -> None:
+        """Watch a monitor, which may have ended already. Raises OSError, and then watches
+        nothing."""
+        if container_id in self._watched:
+            return
+        loop = asyncio.get_running_loop()
+        watched = _Watched(-1, loop.create_future())
+        if (pidfd := monitor.open()) is None:
+            watched.ended.set_result(self._decide(container_id))
+        else:
+            watched.pidfd = pidfd
+            loop.add_reader(pidfd, self._ended, container_id)
+        self._watched[container_id] = watched
+
+    async def wait(self, container_id: str) -> Exit:
+        """Until the container has ended. A cancelled waiter does not disturb the others. Raises
+        OSError when it cannot be found out how; then nothing is watched any more."""
+        return await asyncio.shield(self._watched[container_id].ended)
+
+    def _ended(self, container_id: str) -> None:
+        """A pidfd says that the monitor has ended."""
+        try:
+            self.settle(container_id)
+        except Exception as error:
+            watched = self._watched.pop(container_id)
+            self._close(watched)
+            watched.ended.set_exception(error)
+            watched.ended.exception()  # also where nobody waits
+
+    def settle(self, container_id: str) -> None:
+        """The monitor has ended: tell those who wait. Nothing if they are told, or none is
+        watched."""
+        watched = self._watched.get(container_id)
+        if watched is None or watched.ended.done():
+            return
+        ended = self._decide(container_id)
+        self._close(watched)
+        watched.ended.set_result(ended)
+
+    def forget(self, container_id: str) -> None:
+        """Watch no more. Who still waits is cancelled: settle first."""
+        if (watched := self._watched.pop(container_id, None)) is not None:
+            self._close(watched)
+            watched.ended.cancel()
+
+    def close(self) -> None:
+        """Forget all."""
+        for container_id in self.ids():
+            self.forget(container_id)
+
+    def _close(self, watched: _Watched) -> None:
+        if watched.pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(watched.pidfd)
+            os.close(watched.pidfd)
+            watched.pidfd = -1
+
+
+_STACK = 25
+"""Where the address of the stack stands in `/proc/PID/stat` after the name: field 28."""
+
+
+class ProgramStart:
+    """Watches a created container's process; a context manager, entered before it is started."""
+
+    def __init__(self, process: ProcessIdentity) -> None:
+        self._process = process
+        self._stack = ExitStack()
+        self._before = 0
+        self._closed: Inotify | None = None
+        self._pidfd = -1
+
+    def __enter__(self) -> Self:
+        """One that has ended already is seen to have."""
+        if (pidfd := self._process.open()) is not None:
+            self._stack.callback(os.close, pidfd)
+            program = Path(f"/proc/{self._process.pid}/exe")
+            with suppress(FileNotFoundError, ProcessLookupError):
+                self._closed = self._stack.enter_context(Inotify(program, CLOSED_UNWRITTEN))
+                self._before, self._pidfd = self._where(), pidfd
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    async def happened(self) -> bool:
+        """Wait for it: whether the program runs. Otherwise the process has ended, be it that the
+        program could not be executed or that it was quick."""
+        if self._closed is None:
+            return False
+        while self._process.alive():
+            if self._where() not in (self._before, 0):
+                return True
+            await spawn.readable(self._closed.fd, self._pidfd)
+            self._closed.take()
+        return False
+
+    def _where(self) -> int:
+        """The address of its stack; 0 when it ends or has ended."""
+        fields = stat_fields(self._process.pid)
+        return int(fields[_STACK]) if fields else 0
+
+
+_ENDING = 5.0
+"""Seconds that killed processes get to be gone."""
+
+
+async def end_monitor(monitor: ProcessIdentity | None, kill: Callable[[], None]) -> None:
+    """Let conmon see its container's end, write it down and go; kill it if it does not.
+
+    It may be about to create the container only now, so `kill` is called repeatedly.
+    """
+    if monitor is None or (pidfd := monitor.open()) is None:
+        return
+    try:
+        for pause in _pauses():
+            try:
+                async with asyncio.timeout(pause):
+                    await spawn.readable(pidfd)
+                return
+            except TimeoutError:
+                kill()
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        await spawn.readable(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+async def clear_cgroup(cgroups: Cgroups, container_id: str) -> None:
+    """Remove the cgroup; killed processes leave it only when they are gone. Raises
+    RuntimeFailure."""
+    for pause in _pauses():
+        if cgroups.remove(container_id):
+            return
+        cgroups.kill(container_id)
+        await asyncio.sleep(pause)
+    raise RuntimeFailure(
+        f"processes of container {container_id} cannot be killed; "
+        "they may hang on a disk or a network file system"
+    )
+
+
+def _pauses() -> Iterator[float]:
+    """Growing pauses in seconds, of `_ENDING` together."""
+    left, pause = _ENDING, 0.002
+    while left > 0:
+        yield pause
+        left -= pause
+        pause = min(pause * 2, 0.25)

@@ -1,0 +1,444 @@
+"""Further programs in a running container: `crun exec`, held by the agent.
+
+The program gets its streams from crun, which waits for it and passes its exit status on. It says
+through a pipe, as its pid file, when the program has been started; before that, stderr holds only
+crun's own complaint, which is also in the log that it is given, as JSON. With a terminal, the
+container's end of it is made inside the container, and this end comes over a socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import posixpath
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.agent.runtime.engine.bundle import ContainerHandle
+from orchestrator.agent.runtime.engine.program_errors import UNSAID, check_program, known_failure
+from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.agent.runtime.io.programs import CHUNK, set_size, write_all
+from orchestrator.agent.runtime.spec.apparmor import UNCONFINED
+from orchestrator.agent.runtime.spec.image_users import User, read_user_tables, resolve_user
+from orchestrator.agent.runtime.spec.node_facts import own_capabilities
+from orchestrator.linux import spawn
+from orchestrator.linux.processes import ProcessIdentity, identify
+from orchestrator.model.states import CANNOT_INVOKE
+
+_END_OF_INPUT = b"\x04"
+"""What a user types at a terminal to end the input."""
+_KILLED = 1.0
+"""Seconds that a killed program gets to be gone."""
+_LOG_LIMIT = 4096
+_SCORED = ("/bin/sh", "-c", 'echo "$0" > /proc/self/oom_score_adj; exec "$@"')
+"""Runs a program, its arguments after the OOM score adjustment that it gets."""
+_LOOK_LIMIT = 30.0
+"""Seconds that the container's file systems get to say what is to be run."""
+_NO_FOLDER = re.compile(r"chdir to `([^`]*)`: No such file")
+
+
+@dataclass(frozen=True, slots=True)
+class ExecSpec:
+    """What to run beside a container's own program, and how that differs from it."""
+
+    command: tuple[str, ...]
+    tty: bool = False
+    stdin: bool = False
+    env: tuple[str, ...] = ()
+    """`KEY=value` over the container's; a key alone takes the variable away."""
+    user: str = ""
+    """Empty: the container's."""
+    workdir: str = ""
+    """Empty: the container's; a relative one counts from there."""
+    privileged: bool = False
+    rows: int = 0
+    columns: int = 0
+
+
+def process(
+    spec: ExecSpec, first: Mapping[str, Any], user: User | None, every: Sequence[str]
+) -> dict[str, Any]:
+    """The OCI runtime's `process` from that of the container's own program.
+
+    `user` is whom `spec.user` names, None for the container's; `every`: all capabilities that there
+    are to give.
+    """
+    own = first["user"]
+    capabilities = first.get("capabilities", {})
+    variables = dict(entry.partition("=")[::2] for entry in first["env"])
+    if user is not None:
+        own = {"uid": user.uid, "gid": user.gid, "umask": own.get("umask", 0o022)}
+        own["additionalGids"] = list(user.groups)
+        held = capabilities.get("bounding", []) if user.uid == 0 else []
+        capabilities = dict(capabilities) | {"effective": held, "permitted": held}
+        variables["HOME"] = user.home
+    if spec.privileged:
+        capabilities = {kind: list(every) for kind in ("bounding", "effective", "permitted")}
+    if spec.tty:
+        variables.setdefault("TERM", "xterm")
+    for entry in spec.env:
+        key, equals, value = entry.partition("=")
+        if equals:
+            variables[key] = value
+        else:
+            variables.pop(key, None)
+    changed = {
+        "args": list(spec.command),
+        "terminal": spec.tty,
+        "user": own,
+        "capabilities": capabilities,
+        "env": [f"{key}={value}" for key, value in variables.items()],
+        "cwd": posixpath.normpath(posixpath.join(first["cwd"], spec.workdir)),
+        "noNewPrivileges": bool(first.get("noNewPrivileges")) and not spec.privileged,
+    }
+    if spec.privileged and "apparmorProfile" in first:
+        changed["apparmorProfile"] = UNCONFINED
+    if spec.tty and spec.rows and spec.columns:
+        changed["consoleSize"] = {"height": spec.rows, "width": spec.columns}
+    return {**first, **changed}
+
+
+class ExecProgram:
+    """A program started by `start`. A `streams.Program`; whoever holds it must `wait` and then
+    `close`, or else `end` it."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        pid: int,
+        outputs: Mapping[int, bool],
+        stdin: int,
+        tty: bool,
+    ) -> None:
+        """`process` is the OCI runtime's, `pid` the program's. `outputs`: descriptors to read
+        from, and whether each is stderr; `stdin`: the one to write to, or -1."""
+        self._process = process
+        self._pid = pid
+        self._outputs = dict(outputs)
+        self._input = stdin
+        self._owned = {*outputs, *((stdin,) if stdin >= 0 else ())}
+        self._exited = os.pidfd_open(process.pid)
+        self.tty = tty
+        self.stdin = stdin >= 0
+
+    @property
+    def identity(self) -> ProcessIdentity | None:
+        """The program's process; None when it has ended."""
+        return identify(self._pid) if self._process.poll() is None else None
+
+    async def read(self) -> tuple[bool, bytes] | None:
+        """See `Program.read`. What the program left running may hold the streams open: when it
+        has itself ended, what there is until then is all."""
+        while True:
+            ended = self._process.poll() is not None
+            for descriptor, stderr in list(self._outputs.items()):
+                try:
+                    data = os.read(descriptor, CHUNK)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    # A terminal whose other end nobody has open any more.
+                    if error.errno != errno.EIO:
+                        raise
+                    data = b""
+                # To the end of the row, so that neither of two is forgotten.
+                del self._outputs[descriptor]
+                if data:
+                    self._outputs[descriptor] = stderr
+                    return stderr, data
+            if ended or not self._outputs:
+                return None
+            await spawn.readable(*self._outputs, self._exited)
+
+    async def write(self, data: bytes) -> None:
+        """See `Program.write`."""
+        if self._input < 0:
+            return
+        try:
+            await write_all(self._input, data)
+        except OSError:
+            self._close_input()
+
+    async def end_input(self) -> None:
+        """See `Program.end_input`."""
+        if self.tty:
+            await self.write(_END_OF_INPUT)
+        else:
+            self._close_input()
+
+    def resize(self, rows: int, columns: int) -> None:
+        """See `Program.resize`."""
+        if self.tty and self._input >= 0:
+            set_size(self._input, rows, columns)
+
+    async def signal(self, number: int) -> None:
+        """Nothing: as in Docker, a program of `exec` gets what its terminal makes of the keys."""
+
+    async def wait(self) -> int:
+        """See `Program.wait`. Cancelled, the program is left alone."""
+        await spawn.readable(self._exited)
+        status = self._process.wait()
+        return status if status >= 0 else 128 - status
+
+    def kill(self) -> None:
+        """SIGKILL to the program, unless it has ended; what else it started lives on."""
+        # The runtime takes the program's status, so its pid is nobody else's while that runs.
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+
+    async def end(self) -> ProcessIdentity | None:
+        """Kill the program, and the OCI runtime's process that waits for it. Returns the program
+        if it hangs in the kernel, and so lives on for now."""
+        self.kill()
+        hanging = None
+        try:
+            async with asyncio.timeout(_KILLED):
+                await spawn.readable(self._exited)
+        except TimeoutError:
+            hanging = identify(self._pid)
+        await spawn.kill(self._process)
+        return hanging
+
+    async def drain(self) -> None:
+        """Read to the end and forget it, so that a program whose client has left goes on."""
+        if not self.tty:
+            self._close_input()
+        while await self.read() is not None:
+            pass
+        await self.wait()
+
+    def close(self) -> None:
+        """See `Program.close`."""
+        self._outputs.clear()
+        self._input = -1
+        for descriptor in (*self._owned, self._exited):
+            os.close(descriptor)
+        self._owned.clear()
+        self._exited = -1
+
+    def _close_input(self) -> None:
+        if self._input >= 0 and not self.tty:
+            self._owned.remove(self._input)
+            os.close(self._input)
+        self._input = -1
+
+
+async def start(access: ContainerHandle, spec: ExecSpec) -> ExecProgram:
+    """Run a program in a running container. Raises RuntimeFailure, with an exit
+    status where the program itself is the cause."""
+    access.running()
+    made = await _prepared(access, spec)
+    with _Memory() as memory, _document(access, made) as document:
+        if spec.tty:
+            return await _on_terminal(access, document, memory, spec)
+        return await _on_pipes(access, document, memory, spec)
+
+
+async def _on_pipes(
+    access: ContainerHandle, document: str, memory: _Memory, spec: ExecSpec
+) -> ExecProgram:
+    with spawn.descriptors() as owned:
+        stdout, its_stdout = owned.pipe()
+        stderr, its_stderr = owned.pipe()
+        # Not /dev/null, which crun until 1.21 would give to the program's user for good.
+        its_stdin, stdin = owned.pipe()
+        if not spec.stdin:
+            owned.close(stdin)
+            stdin = -1
+        process, pid = await _launch(
+            access, document, memory, owned, stdin=its_stdin, stdout=its_stdout, stderr=its_stderr
+        )
+        ours = [stdout, stderr, *([stdin] if spec.stdin else [])]
+        for descriptor in ours:
+            owned.release(descriptor)
+            os.set_blocking(descriptor, False)
+        return ExecProgram(process, pid, {stdout: False, stderr: True}, stdin, tty=False)
+
+
+async def _on_terminal(
+    access: ContainerHandle, document: str, memory: _Memory, spec: ExecSpec
+) -> ExecProgram:
+    with (
+        tempfile.TemporaryDirectory(dir=access.bundle.run) as folder,
+        socket.socket(socket.AF_UNIX) as listener,
+        spawn.descriptors() as owned,
+    ):
+        # By the folder's descriptor, since a socket's path must be short.
+        place = owned.keep(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        listener.bind(f"/proc/self/fd/{place}/console")
+        listener.listen(1)
+        process, pid = await _launch(
+            access,
+            document,
+            memory,
+            owned,
+            f"--console-socket=/proc/self/fd/{place}/console",
+            pass_fds=(place,),
+            stderr=memory.spare,
+        )
+        # The program runs, so its terminal has been sent.
+        connection, _ = listener.accept()
+        with connection:
+            _, (terminal, *_), _, _ = socket.recv_fds(connection, CHUNK, 1)
+        os.set_blocking(terminal, False)
+        os.set_inheritable(terminal, False)
+        return ExecProgram(process, pid, {terminal: False}, terminal, tty=True)
+
+
+async def _launch(
+    access: ContainerHandle,
+    document: str,
+    memory: _Memory,
+    owned: spawn.Descriptors,
+    *options: str,
+    stderr: int,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.DEVNULL,
+    pass_fds: tuple[int, ...] = (),
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the OCI runtime and wait until the program runs: both their processes, the program's
+    by its pid. Raises RuntimeFailure."""
+    told, tell = owned.pipe()
+    argv = [
+        *_scored(access),
+        *_logging(access, memory.fd),
+        "exec",
+        f"--process={document}",
+        f"--pid-file=/proc/self/fd/{tell}",
+        *options,
+        access.container_id,
+    ]
+    process = spawn.spawn(
+        argv, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=(memory.fd, tell, *pass_fds)
+    )
+    try:
+        for theirs in {tell, stdin, stdout, stderr} - {subprocess.DEVNULL, memory.spare}:
+            owned.close(theirs)
+        # Closed without a word: there will be no program.
+        started = await spawn.read_some(told)
+        if not started:
+            await spawn.reap(process)
+            raise _failure(memory.text())
+    except asyncio.CancelledError:
+        await spawn.kill(process)
+        raise
+    return process, int(started)
+
+
+async def start_detached(access: ContainerHandle, spec: ExecSpec) -> None:
+    """Run a program that nobody waits for. Raises as `start`."""
+    access.running()
+    made = await _prepared(access, spec)
+    with _Memory() as memory, _document(access, made) as document:
+        argv = [
+            *_scored(access),
+            *_logging(access, memory.fd),
+            "exec",
+            "--detach",
+            f"--process={document}",
+            access.container_id,
+        ]
+        process = spawn.spawn(argv, stderr=memory.spare, pass_fds=(memory.fd,))
+        if await spawn.reap(process) != 0:
+            raise _failure(memory.text())
+
+
+class _Memory:
+    """Files in memory: the OCI runtime's log, and what it prints where that is not the
+    program's own stderr."""
+
+    def __enter__(self) -> _Memory:
+        self.fd = os.memfd_create("log", os.MFD_CLOEXEC)
+        self.spare = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+        os.close(self.spare)
+
+    def text(self) -> str:
+        """What went wrong; empty when nothing was said."""
+        for line in os.pread(self.fd, _LOG_LIMIT, 0).decode(errors="replace").splitlines():
+            try:
+                return str(json.loads(line)["msg"])
+            except (ValueError, KeyError, TypeError):
+                return line
+        return spawn.read_text(self.spare)
+
+
+def _logging(access: ContainerHandle, log: int) -> list[str]:
+    program, *options = access.runtime
+    return [program, f"--log=/proc/self/fd/{log}", "--log-format=json", *options]
+
+
+def _scored(access: ContainerHandle) -> list[str]:
+    """What to start the OCI runtime by where the agent's OOM score adjustment is not the
+    container's: the runtime sets that of a container's first program alone (crun 1.21)."""
+    first = json.loads((access.bundle.run / "config.json").read_bytes())["process"]
+    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+        own = int(file.read())
+    wanted = first.get("oomScoreAdj", own)
+    return [*_SCORED, str(wanted)] if wanted != own else []
+
+
+async def _prepared(access: ContainerHandle, spec: ExecSpec) -> dict[str, Any]:
+    """See `_prepare`: in a thread, since a file system that is mounted in the container may not
+    answer. As long as it does not, no other thread is started for this container."""
+    try:
+        async with asyncio.timeout(_LOOK_LIMIT) as limit:
+            return await access.looking.run(access.container_id, _prepare, access, spec)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise RuntimeFailure(
+            f"a file system of the container has not answered for {_LOOK_LIMIT:.0f} s; "
+            "see its mounts",
+            CANNOT_INVOKE,
+        ) from None
+
+
+def _prepare(access: ContainerHandle, spec: ExecSpec) -> dict[str, Any]:
+    """The process to run, looked at in the container's own files. Raises RuntimeFailure."""
+    first = json.loads((access.bundle.run / "config.json").read_bytes())["process"]
+    user = None
+    if spec.user:
+        files = read_user_tables(access.root())
+        try:
+            user = resolve_user(spec.user, files.passwd, files.group)
+        except RuntimeFailure as failure:
+            raise RuntimeFailure(str(failure), CANNOT_INVOKE) from None
+    made = process(spec, first, user, own_capabilities())
+    check_program(access.root(), spec.command[0], made["env"], made["cwd"], os.uname().machine)
+    # Its root was found by a process id, which was its own as long as it still runs.
+    access.running()
+    return made
+
+
+@contextmanager
+def _document(access: ContainerHandle, process: Mapping[str, Any]) -> Iterator[str]:
+    """The path of a file with the process to run."""
+    with tempfile.NamedTemporaryFile("w", dir=access.bundle.run) as file:
+        json.dump(process, file)
+        file.flush()
+        yield file.name
+
+
+def _failure(text: str) -> RuntimeFailure:
+    """Why the program does not run, in words for the user, with its exit status."""
+    if known := known_failure(text):
+        return known
+    if match := _NO_FOLDER.search(text):
+        return RuntimeFailure(f"the container has no folder `{match[1]}` to work in", CANNOT_INVOKE)
+    if "is paused" in text:
+        return RuntimeFailure("the container is paused; 'orc unpause' lets it go on")
+    return RuntimeFailure(f"the program could not be run: {text or UNSAID}", CANNOT_INVOKE)

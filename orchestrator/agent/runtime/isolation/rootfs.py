@@ -1,0 +1,267 @@
+"""A container's root file system: an overlay of its image's layers, or the node's own files.
+
+An overlay has shared read-only layers below and a writable layer of the container's own on top.
+An idmapped mount shows each file with the owner that a user namespace's mapping makes of the one
+on disk, so that shared layers, with root's files in them, belong to the root of each container;
+what the container writes has, on disk, the owner that the container sees (mount_setattr(2)).
+
+The node's own files are mounted read-only, each file system on a disk one by one; `/proc`, `/sys`,
+`/dev`, `/run` and `/tmp` are left empty, so that a container reaches neither sockets of the host's
+daemons nor other containers' roots.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.agent.runtime.isolation.idranges import IdRange
+from orchestrator.linux.mounts import (
+    IDMAP,
+    MS_RDONLY,
+    NODEV,
+    RDONLY,
+    attach,
+    check,
+    detached,
+    libc,
+    mount,
+    unmount,
+)
+
+_PR_SET_SECUREBITS, _PR_GET_SECUREBITS = 28, 27
+_SECBIT_NO_SETUID_FIXUP = 1 << 2
+
+
+def idmapped(path: Path, userns: int, *, read_only: bool = False) -> int:
+    """A descriptor of a detached mount of `path`, and none below it, in which a user namespace's
+    ids are those on disk; `read_only`: nothing is written through it. Raises OSError; EINVAL where
+    the file system cannot do it."""
+    return detached(path, IDMAP | (RDONLY if read_only else 0), userns=userns)
+
+
+def mount_read_only(path: Path, target: Path) -> None:
+    """Mount the file system at `path`, and none below it, at `target`: read-only, without devices,
+    and apart from what happens to the first. Raises OSError."""
+    found = detached(path, RDONLY | NODEV)
+    try:
+        attach(found, target)
+    finally:
+        os.close(found)
+
+
+@contextmanager
+def as_root_of(ids: IdRange) -> Iterator[None]:
+    """Make files as a container's root, for the calling thread, which keeps its capabilities.
+
+    The host's root has no id in a mount that is mapped to a container's, and so can make nothing
+    there. Overlay's own work is done as whoever mounted it.
+    """
+    bits = check(libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0), "securebits")
+    check(libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0), "securebits")
+    try:
+        user = libc.setfsuid(ids.first)
+        group = libc.setfsgid(ids.first)
+        try:
+            yield
+        finally:
+            libc.setfsuid(user)
+            libc.setfsgid(group)
+    finally:
+        check(libc.prctl(_PR_SET_SECUREBITS, bits, 0, 0, 0), "securebits")
+
+
+MOUNT_DATA_LIMIT = 4095
+"""Bytes of options that mount(2) takes: a page, with its final zero."""
+
+_SPECIAL = frozenset('\\,:"')
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """Whose the files of a root are, other than on disk."""
+
+    ids: IdRange
+    userns: int
+    """A descriptor of a user namespace with this range."""
+
+
+def mount_overlay(
+    layers: Sequence[Path],
+    upper: Path,
+    work: Path,
+    target: Path,
+    owners: Owners | None = None,
+    *,
+    maps: Path,
+    keep: bool = False,
+) -> None:
+    """Mount an overlay root; `layers` are the lowest first. All folders exist. `target` and `maps`
+    are empty, and nothing is mounted at `maps` when this returns or raises.
+
+    With `owners` the files on disk, of the layers and of the writable one, have the ids that the
+    container sees, and it is the mount that turns them into those of its range: what is shared
+    stays shared, and a writable layer is the same in whatever range it is next used. The mounts
+    that do it are at `maps` meanwhile: before Linux 6.15, an overlay takes none that is nowhere.
+
+    The mount is `volatile`: the upper layer goes with the container, so neither a container's
+    fsync nor the unmount waits until all of the disk's cache is written. With `keep` the layer
+    outlives the mount, so an fsync in it is one.
+
+    Raises RuntimeFailure.
+    """
+    layers = layers or (target,)
+    with ExitStack() as opened:
+        if owners is not None:
+            opened.callback(ensure_unmounted, maps)
+            lower = _through_descriptors(layers, opened, partial(_mapped, owners, maps, True))
+            writable = f"/proc/self/fd/{_mapped(owners, maps, False, upper.parent, opened)}"
+            folders = f"upperdir={writable}/{upper.name},workdir={writable}/{work.name}"
+            opened.enter_context(as_root_of(owners.ids))
+        else:
+            lower = _plain(layers, upper, work) or _through_descriptors(layers, opened)
+            folders = f"upperdir={upper},workdir={work}"
+        data = f"lowerdir={lower},{folders}"
+        if not keep:
+            data += ",volatile"
+        if len(os.fsencode(data)) > MOUNT_DATA_LIMIT:
+            raise RuntimeFailure(f"the image has too many layers ({len(layers)})")
+        try:
+            mount("overlay", target, "overlay", 0, data)
+        except OSError as error:
+            raise RuntimeFailure(_explain(error)) from error
+
+
+def mount_layers(layers: Sequence[Path], target: Path) -> None:
+    """Mount at least one layer read-only, the lowest first, at an empty folder.
+
+    Raises RuntimeFailure.
+    """
+    if len(layers) == 1:
+        # Read-only overlays have two layers or more, and a layer alone would show its whiteouts.
+        layers = (target, *layers)
+    with ExitStack() as opened:
+        lower = _plain(layers) or _through_descriptors(layers, opened)
+        try:
+            mount("overlay", target, "overlay", MS_RDONLY, f"lowerdir={lower}")
+        except OSError as error:
+            raise RuntimeFailure(_explain(error)) from error
+
+
+def _plain(layers: Sequence[Path], *others: Path) -> str | None:
+    """The layers as `lowerdir` names them, None when that is too long (beside the `others`) or
+    would need quoting."""
+    lower = ":".join(str(layer) for layer in reversed(layers))
+    room = MOUNT_DATA_LIMIT - sum(len(os.fsencode(path)) for path in others) - 64
+    if len(os.fsencode(lower)) > room or any(_SPECIAL & set(str(path)) for path in layers):
+        return None
+    return lower
+
+
+def _open(layer: Path, opened: ExitStack) -> int:
+    fd = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    opened.callback(os.close, fd)
+    return fd
+
+
+def _through_descriptors(
+    layers: Sequence[Path], opened: ExitStack, open_one: Callable[[Path, ExitStack], int] = _open
+) -> str:
+    """The layers by open descriptors, which have short names however long the paths are."""
+    names: list[str] = []
+    for layer in reversed(layers):
+        try:
+            fd = open_one(layer, opened)
+        except FileNotFoundError as error:
+            raise RuntimeFailure(
+                f"the image's layer {layer.name} is not on this node any more"
+            ) from error
+        names.append(f"/proc/self/fd/{fd}")
+    return ":".join(names)
+
+
+def _mapped(owners: Owners, maps: Path, read_only: bool, folder: Path, opened: ExitStack) -> int:
+    """A folder with other owners, on top of what is at `maps`."""
+    try:
+        fd = idmapped(folder, owners.userns, read_only=read_only)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RuntimeFailure(
+            f"the file system of {folder} cannot show files to other users ({error.strerror}); "
+            "use --userns host, or a newer kernel"
+        ) from error
+    opened.callback(os.close, fd)
+    try:
+        attach(fd, maps)
+    except OSError as error:
+        raise RuntimeFailure(f"nothing can be mounted at {maps} ({error.strerror})") from error
+    return fd
+
+
+def _explain(error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return "a layer of the image is not on this node any more"
+    if error.errno == errno.ENODEV:
+        return "this kernel has no overlay file system; load it with `modprobe overlay`"
+    return f"the container's root cannot be mounted ({error.strerror})"
+
+
+def ensure_unmounted(target: Path) -> None:
+    """Unmount all that is mounted at `target`, however often; fine when nothing is."""
+    while True:
+        try:
+            unmount(target)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT):
+                return
+            raise RuntimeFailure(
+                f"the container's root cannot be unmounted ({error.strerror})"
+            ) from error
+
+
+OWN = tuple(map(Path, ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/run", "/var/tmp")))
+"""What a container has of its own."""
+SECRET = tuple(map(Path, ("/var/lib/orc", "/var/lib/orc-dev", "/etc/orc")))
+"""Where the host's daemons of this cluster keep keys and state unless told otherwise."""
+
+
+def mount_host_root(target: Path, hidden: Sequence[Path]) -> None:
+    """Mount the view at `target`; nothing that is mounted below `hidden` is in it.
+
+    Raises RuntimeFailure.
+    """
+    text = Path("/proc/thread-self/mountinfo").read_text()
+    for place in places(text, (*OWN, *SECRET, *hidden)):
+        try:
+            mount_read_only(place, target / place.relative_to("/"))
+        except FileNotFoundError:
+            # Unmounted meanwhile, or below something that hides it.
+            continue
+        except OSError as error:
+            raise RuntimeFailure(
+                f"the node's {place} cannot be shown to a container ({error.strerror})"
+            ) from error
+
+
+def places(mountinfo: str, without: Sequence[Path]) -> list[Path]:
+    """Mount points of `/proc/self/mountinfo` (proc(5)) that are not below `without`, parents
+    first, each once."""
+    found: dict[Path, None] = {}
+    for line in mountinfo.splitlines():
+        raw = line.split(" ")[4]
+        place = Path(raw.encode().decode("unicode_escape")) if "\\" in raw else Path(raw)
+        if not any(place.is_relative_to(folder) for folder in without):
+            found[place] = None
+    return sorted(found, key=lambda place: len(place.parts))
+
+
+def masked(hidden: Sequence[Path]) -> list[str]:
+    """What of the secret folders is there, and so must be covered."""
+    return sorted({str(folder) for folder in (*SECRET, *hidden) if os.path.isdir(folder)})

@@ -1,0 +1,312 @@
+"""The control groups of containers: which version the host has, and what crun leaves to us.
+
+crun makes a container's cgroup and writes its limits. Here is the rest: finding every process of a
+container, freezing them, whether the kernel killed one for exceeding its memory limit, and removing
+what is left after a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from orchestrator.agent.runtime.interface import RuntimeFailure
+
+_ROOT = Path("/sys/fs/cgroup")
+BUILDS = "builds"
+"""The cgroup, beside those of containers, that has the cgroups of builds."""
+
+
+class CgroupMode(Enum):
+    """How the host has its cgroups mounted."""
+
+    V1 = "v1"
+    V2 = "v2"
+    HYBRID = "hybrid"
+    """The controllers on version 1, and a version 2 tree besides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """Where the cgroup file systems are mounted."""
+
+    mode: CgroupMode
+    roots: tuple[Path, ...]
+    """A folder for each tree that can hold a container's cgroup."""
+    memory: Path | None
+    """The tree of the memory controller."""
+    tracking: Path
+    """The tree by which processes are found, and by which systemd knows them."""
+    freezer: Path | None = None
+    """The tree by which processes are frozen."""
+    unified: Path | None = None
+    """On a hybrid host: the version 2 tree."""
+    controllers: Mapping[str, Path] = field(default_factory=dict)
+    """On version 1: the tree of each controller."""
+
+
+def parse_mounts(mountinfo: str) -> Hierarchy:
+    """Tell the cgroup version from the text of `/proc/self/mountinfo` (proc(5)).
+
+    Raises RuntimeFailure when no cgroup file system is mounted at its usual place.
+    """
+    v1: list[tuple[Path, list[str]]] = []
+    v2: list[Path] = []
+    for line in mountinfo.splitlines():
+        fields, _, rest = line.partition(" - ")
+        kind, _, options = rest.split(" ", 2)
+        place = Path(fields.split(" ")[4])
+        if not place.is_relative_to(_ROOT):
+            continue
+        if kind == "cgroup2":
+            v2.append(place)
+        elif kind == "cgroup":
+            v1.append((place, options.split(",")))
+    if _ROOT in v2:
+        return Hierarchy(CgroupMode.V2, (_ROOT,), _ROOT, _ROOT, _ROOT)
+    if not v1:
+        raise RuntimeFailure(
+            "no cgroup file system is mounted at /sys/fs/cgroup, so containers cannot be limited; "
+            "mount one with `mount -t cgroup2 none /sys/fs/cgroup`"
+        )
+    by_controller = {name: place for place, options in v1 for name in options}
+    tracking = by_controller.get("pids") or v1[0][0]
+    return Hierarchy(
+        mode=CgroupMode.HYBRID if v2 else CgroupMode.V1,
+        # crun also makes plain folders at `unified` where the tree is not mounted (any more).
+        roots=(*(place for place, _ in v1), _ROOT / "unified"),
+        memory=by_controller.get("memory"),
+        controllers=by_controller,
+        tracking=tracking,
+        freezer=by_controller.get("freezer"),
+        unified=v2[0] if v2 else None,
+    )
+
+
+def detect() -> Hierarchy:
+    """The cgroups of this host as the calling thread sees them. Raises RuntimeFailure."""
+    return parse_mounts(Path("/proc/thread-self/mountinfo").read_text())
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroups:
+    """All cgroups under the parent that this agent's containers have in common."""
+
+    hierarchy: Hierarchy
+    parent: str
+    """Absolute within each tree, such as `/orc`."""
+
+    def path(self, container_id: str) -> str:
+        """The container's cgroup, as in the OCI configuration's `cgroupsPath`."""
+        return f"{self.parent}/{container_id}"
+
+    def folder(self, controller: str, container_id: str) -> Path:
+        """The container's cgroup in the tree of a controller; on version 2 all are one."""
+        root = self.hierarchy.controllers.get(controller, self.hierarchy.tracking)
+        return self._folder(root, container_id)
+
+    def _folder(self, root: Path, name: str) -> Path:
+        return root / self.parent.lstrip("/") / name
+
+    def ids(self) -> set[str]:
+        """Containers that have a cgroup in any tree."""
+        found: set[str] = set()
+        for root in self.hierarchy.roots:
+            try:
+                with os.scandir(self._folder(root, "")) as entries:
+                    found.update(entry.name for entry in entries if entry.is_dir())
+            except FileNotFoundError:
+                continue
+        found.discard(BUILDS)
+        return found
+
+    def pids(self, container_id: str) -> list[int]:
+        """Every process of a container, in the pid namespace of the reader."""
+        found: list[int] = []
+        for folder in _tree(self._folder(self.hierarchy.tracking, container_id)):
+            try:
+                text = (folder / "cgroup.procs").read_text()
+            except OSError:
+                continue
+            found.extend(int(pid) for pid in text.split())
+        return found
+
+    def kill(self, container_id: str) -> None:
+        """SIGKILL to every process of a container. Returns before they are gone.
+
+        cgroup v2 does it in one step (`cgroup.kill`, Linux 5.14). Else the processes are killed
+        until no new one shows; what forks faster than that dies with the PID namespace.
+        """
+        if self.hierarchy.mode is CgroupMode.V2:
+            try:
+                (self._folder(_ROOT, container_id) / "cgroup.kill").write_text("1")
+                return
+            except OSError:
+                # An older kernel, or the cgroup is not there (any more): the loop tells.
+                pass
+        killed: set[int] = set()
+        for _ in range(100):
+            fresh = [pid for pid in self.pids(container_id) if pid > 0 and pid not in killed]
+            if not fresh:
+                break
+            for pid in fresh:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            killed.update(fresh)
+        if killed and self.frozen(container_id):
+            # Version 1 does not kill what is frozen.
+            self.freeze(container_id, False)
+
+    def freeze(self, container_id: str, frozen: bool) -> None:
+        """Freeze every process of a container, or let them go on. Returns before they all are.
+        Raises OSError."""
+        if (place := self._freezer(container_id)) is None:
+            raise OSError("this host has no cgroup freezer")
+        v2 = self.hierarchy.mode is CgroupMode.V2
+        try:
+            place.write_text(str(int(frozen)) if v2 else "FROZEN" if frozen else "THAWED")
+        except FileNotFoundError:
+            if frozen:
+                raise
+
+    def frozen(self, container_id: str) -> bool:
+        """Whether a container's processes are frozen, or are being."""
+        place = self._freezer(container_id)
+        try:
+            return place is not None and place.read_text().strip() in ("1", "FROZEN", "FREEZING")
+        except OSError:
+            return False
+
+    def still(self, container_id: str) -> bool:
+        """Whether every process of a container is frozen."""
+        if (place := self._freezer(container_id)) is None:
+            return False
+        try:
+            if self.hierarchy.mode is CgroupMode.V2:
+                return "frozen 1" in place.with_name("cgroup.events").read_text().splitlines()
+            return place.read_text().strip() == "FROZEN"
+        except OSError:
+            return False
+
+    def _freezer(self, container_id: str) -> Path | None:
+        v2 = self.hierarchy.mode is CgroupMode.V2
+        if self.hierarchy.freezer is None:
+            return None
+        folder = self._folder(self.hierarchy.freezer, container_id)
+        return folder / ("cgroup.freeze" if v2 else "freezer.state")
+
+    def oom_kills(self, container_id: str) -> int:
+        """How many processes of a container the kernel has killed for want of memory."""
+        if self.hierarchy.memory is None:
+            return 0
+        v2 = self.hierarchy.mode is CgroupMode.V2
+        name = "memory.events" if v2 else "memory.oom_control"
+        try:
+            text = (self._folder(self.hierarchy.memory, container_id) / name).read_text()
+        except OSError:
+            return 0
+        for line in text.splitlines():
+            key, _, value = line.partition(" ")
+            if key == "oom_kill":
+                return int(value)
+        return 0
+
+    def remove(self, container_id: str) -> bool:
+        """Remove a container's cgroups; False while a process is still in one of them."""
+        return all(_remove_tree(self._folder(root, container_id)) for root in self.hierarchy.roots)
+
+    def remove_empty(self) -> None:
+        """Remove the parent, where nothing is left below it."""
+        for root in self.hierarchy.roots:
+            with suppress(OSError):
+                self._folder(root, "").rmdir()
+
+    def remove_parent(self) -> bool:
+        """Remove the parent and all that is empty below it; False when something still runs."""
+        gone = all([self.remove(name) for name in self.ids()])
+        for root in self.hierarchy.roots:
+            folder = self._folder(root, "")
+            # A parent of several parts, such as `/orc/node-1`, goes part by part while empty.
+            while folder != root and gone:
+                try:
+                    folder.rmdir()
+                except FileNotFoundError:
+                    pass
+                except OSError:
+                    break
+                folder = folder.parent
+        return gone
+
+
+def _tree(folder: Path) -> Iterator[Path]:
+    """A cgroup and all below it, the deepest first."""
+    try:
+        with os.scandir(folder) as entries:
+            children = [Path(entry.path) for entry in entries if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for child in children:
+        yield from _tree(child)
+    yield folder
+
+
+def _remove_tree(top: Path) -> bool:
+    for folder in _tree(top):
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY and _drop_plain(folder):
+                continue
+            return False
+    return True
+
+
+def _drop_plain(folder: Path) -> bool:
+    """Remove a folder that is no cgroup, although crun took it for one: on a hybrid host it writes
+    `cgroup.procs` as a plain file to where the version 2 tree was."""
+    try:
+        for entry in folder.iterdir():
+            entry.unlink()
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+_STILL_WITHIN, _LOOK = 5.0, 0.002
+"""Seconds in which all of a container has to be frozen, and between looks."""
+
+
+async def freeze(cgroups: Cgroups, container_id: str) -> None:
+    """Until all of it stands still. Raises RuntimeFailure, and then it goes on."""
+    _order(cgroups, container_id, frozen=True)
+    until = asyncio.get_running_loop().time() + _STILL_WITHIN
+    while not cgroups.still(container_id):
+        if asyncio.get_running_loop().time() > until:
+            thaw(cgroups, container_id)
+            raise RuntimeFailure("it could not be paused: not all of it stands still; try again")
+        await asyncio.sleep(_LOOK)
+
+
+def thaw(cgroups: Cgroups, container_id: str) -> None:
+    """Let it go on. Raises RuntimeFailure."""
+    _order(cgroups, container_id, frozen=False)
+
+
+def _order(cgroups: Cgroups, container_id: str, *, frozen: bool) -> None:
+    try:
+        cgroups.freeze(container_id, frozen)
+    except OSError as error:
+        word = "paused" if frozen else "resumed"
+        raise RuntimeFailure(f"it could not be {word}: {error.strerror or error}") from error

@@ -8,16 +8,16 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from orchestrator.cli import lazyimport
+from orchestrator.cli.app import lazy_imports
 
 # Before click and protobuf are imported.
-lazyimport.install()
+lazy_imports.install()
 
 import click  # noqa: E402
 
 from orchestrator import __version__  # noqa: E402
-from orchestrator.cli import completion  # noqa: E402
-from orchestrator.cli.groups import Lazy, RootGroup, example  # noqa: E402
+from orchestrator.cli.app.command_groups import Lazy, RootGroup, example  # noqa: E402
+from orchestrator.cli.completion import completers  # noqa: E402
 
 _SELDOM = 100_000
 """Objects that are made before garbage is looked for."""
@@ -27,73 +27,229 @@ SECTIONS = (
         "Clusters and nodes",
         (
             Lazy("dev", "orchestrator.dev.command:dev", "A real cluster on this one machine"),
-            Lazy("cluster", "orchestrator.cli.cluster:cluster", "Set up and join a cluster"),
-            Lazy("node", "orchestrator.cli.node:node", "Hosts of the cluster"),
-            Lazy("context", "orchestrator.cli.contexts:context", "Which cluster orc speaks to"),
+            Lazy(
+                "cluster",
+                "orchestrator.cli.cluster.cluster_commands:cluster",
+                "Set up and join a cluster",
+            ),
+            Lazy("node", "orchestrator.cli.cluster.node_commands:node", "Hosts of the cluster"),
+            Lazy(
+                "context",
+                "orchestrator.cli.cluster.context_commands:context",
+                "Which cluster orc speaks to",
+            ),
         ),
     ),
     (
         "What runs",
         (
-            Lazy("service", "orchestrator.cli.service:service", "Replicated and global services"),
-            Lazy("job", "orchestrator.cli.job:job", "Work that ends, at once or on a schedule"),
-            Lazy("stack", "orchestrator.cli.stack:stack", "Services from compose files"),
+            Lazy(
+                "service",
+                "orchestrator.cli.service.service_commands:service",
+                "Replicated and global services",
+            ),
+            Lazy(
+                "job",
+                "orchestrator.cli.service.job_commands:job",
+                "Work that ends, at once or on a schedule",
+            ),
+            Lazy(
+                "stack",
+                "orchestrator.cli.stack.stack_commands:stack",
+                "Services from compose files",
+            ),
         ),
     ),
     (
         "Containers",
         (
-            Lazy("run", "orchestrator.cli.run:run", "Run a program in a new container"),
-            Lazy("create", "orchestrator.cli.run:create", "Make a container without starting it"),
-            Lazy("ps", "orchestrator.cli.ps:ps", "List the containers of all nodes"),
-            Lazy("start", "orchestrator.cli.containers:start", "Start containers"),
-            Lazy("stop", "orchestrator.cli.containers:stop", "Stop containers"),
-            Lazy("restart", "orchestrator.cli.containers:restart", "Stop and start containers"),
-            Lazy("kill", "orchestrator.cli.containers:kill", "Send containers a signal"),
-            Lazy("pause", "orchestrator.cli.containers:pause", "Freeze containers"),
-            Lazy("unpause", "orchestrator.cli.containers:unpause", "Let paused containers go on"),
-            Lazy("rm", "orchestrator.cli.containers:rm", "Remove containers"),
-            Lazy("wait", "orchestrator.cli.containers:wait", "Wait for containers to end"),
-            Lazy("update", "orchestrator.cli.container_update:update", "Change limits in place"),
-            Lazy("rename", "orchestrator.cli.containers:rename", "Give a container another name"),
-            Lazy("logs", "orchestrator.cli.logs:container_logs", "What a container wrote"),
-            Lazy("exec", "orchestrator.cli.exec:exec_", "Run a program in a container"),
-            Lazy("attach", "orchestrator.cli.exec:attach", "Connect to a container's program"),
-            Lazy("cp", "orchestrator.cli.cp:cp", "Copy files into and out of a container"),
-            Lazy("top", "orchestrator.cli.top:top", "The cluster live, or a container's processes"),
-            Lazy("stats", "orchestrator.cli.stats:stats", "What containers use, live"),
-            Lazy("inspect", "orchestrator.cli.inspect:inspect", "All that is known of a thing"),
-            Lazy("port", "orchestrator.cli.ps:port", "Published ports of a container"),
-            Lazy("events", "orchestrator.cli.events:events", "What happens in the cluster"),
             Lazy(
-                "container", "orchestrator.cli.container_group:container", "Containers, one by one"
+                "run",
+                "orchestrator.cli.container.run_commands:run",
+                "Run a program in a new container",
+            ),
+            Lazy(
+                "create",
+                "orchestrator.cli.container.run_commands:create",
+                "Make a container without starting it",
+            ),
+            Lazy(
+                "ps",
+                "orchestrator.cli.container.ps_commands:ps",
+                "List the containers of all nodes",
+            ),
+            Lazy(
+                "start", "orchestrator.cli.container.lifecycle_commands:start", "Start containers"
+            ),
+            Lazy("stop", "orchestrator.cli.container.lifecycle_commands:stop", "Stop containers"),
+            Lazy(
+                "restart",
+                "orchestrator.cli.container.lifecycle_commands:restart",
+                "Stop and start containers",
+            ),
+            Lazy(
+                "kill",
+                "orchestrator.cli.container.lifecycle_commands:kill",
+                "Send containers a signal",
+            ),
+            Lazy(
+                "pause", "orchestrator.cli.container.lifecycle_commands:pause", "Freeze containers"
+            ),
+            Lazy(
+                "unpause",
+                "orchestrator.cli.container.lifecycle_commands:unpause",
+                "Let paused containers go on",
+            ),
+            Lazy("rm", "orchestrator.cli.container.lifecycle_commands:rm", "Remove containers"),
+            Lazy(
+                "wait",
+                "orchestrator.cli.container.lifecycle_commands:wait",
+                "Wait for containers to end",
+            ),
+            Lazy(
+                "update", "orchestrator.cli.container.run_commands:update", "Change limits in place"
+            ),
+            Lazy(
+                "rename",
+                "orchestrator.cli.container.lifecycle_commands:rename",
+                "Give a container another name",
+            ),
+            Lazy(
+                "logs",
+                "orchestrator.cli.service.log_commands:container_logs",
+                "What a container wrote",
+            ),
+            Lazy(
+                "exec",
+                "orchestrator.cli.container.exec_commands:exec_",
+                "Run a program in a container",
+            ),
+            Lazy(
+                "attach",
+                "orchestrator.cli.container.exec_commands:attach",
+                "Connect to a container's program",
+            ),
+            Lazy(
+                "cp",
+                "orchestrator.cli.container.copy_command:cp",
+                "Copy files into and out of a container",
+            ),
+            Lazy(
+                "top",
+                "orchestrator.cli.top.top_commands:top",
+                "The cluster live, or a container's processes",
+            ),
+            Lazy("stats", "orchestrator.cli.top.stats_command:stats", "What containers use, live"),
+            Lazy(
+                "inspect",
+                "orchestrator.cli.system.inspect_command:inspect",
+                "All that is known of a thing",
+            ),
+            Lazy(
+                "port",
+                "orchestrator.cli.container.ps_commands:port",
+                "Published ports of a container",
+            ),
+            Lazy(
+                "events",
+                "orchestrator.cli.system.event_commands:events",
+                "What happens in the cluster",
+            ),
+            Lazy(
+                "container",
+                "orchestrator.cli.app.management_commands:container",
+                "Containers, one by one",
             ),
         ),
     ),
     (
         "Images, networks and volumes",
         (
-            Lazy("build", "orchestrator.cli.build:build", "Build an image from a Dockerfile"),
-            Lazy("pull", "orchestrator.cli.image_registry:pull", "Get an image from a registry"),
-            Lazy("push", "orchestrator.cli.image_registry:push", "Put an image into a registry"),
-            Lazy("login", "orchestrator.cli.image_registry:login", "Log in to a registry"),
-            Lazy("logout", "orchestrator.cli.image_registry:logout", "Log out from a registry"),
-            Lazy("images", "orchestrator.cli.image:images", "List the images of all nodes"),
-            Lazy("image", "orchestrator.cli.image_group:image", "Images, one by one"),
-            Lazy("builder", "orchestrator.cli.build:builder", "What builds leave on the nodes"),
-            Lazy("tag", "orchestrator.cli.image_names:tag", "Give an image another name"),
-            Lazy("rmi", "orchestrator.cli.image_names:rmi", "Remove images"),
-            Lazy("history", "orchestrator.cli.image_names:history", "How an image was made"),
-            Lazy("load", "orchestrator.cli.image:load", "Load an image from an archive"),
-            Lazy("save", "orchestrator.cli.image_files:save", "Save images as an archive"),
-            Lazy("import", "orchestrator.cli.image_files:import_", "Make an image from a tar"),
-            Lazy("commit", "orchestrator.cli.image_files:commit", "An image of a container"),
-            Lazy("export", "orchestrator.cli.image_files:export", "A container's files as a tar"),
-            Lazy("diff", "orchestrator.cli.image_files:diff", "What a container has changed"),
-            Lazy("network", "orchestrator.cli.network:network", "Networks of the cluster"),
-            Lazy("volume", "orchestrator.cli.volume:volume", "Data that outlives containers"),
-            Lazy("secret", "orchestrator.cli.document:secret", "Passwords and keys for containers"),
-            Lazy("config", "orchestrator.cli.document:config", "Files for containers"),
+            Lazy(
+                "build",
+                "orchestrator.cli.image.build_commands:build",
+                "Build an image from a Dockerfile",
+            ),
+            Lazy(
+                "pull",
+                "orchestrator.cli.image.registry_commands:pull",
+                "Get an image from a registry",
+            ),
+            Lazy(
+                "push",
+                "orchestrator.cli.image.registry_commands:push",
+                "Put an image into a registry",
+            ),
+            Lazy("login", "orchestrator.cli.image.registry_commands:login", "Log in to a registry"),
+            Lazy(
+                "logout",
+                "orchestrator.cli.image.registry_commands:logout",
+                "Log out from a registry",
+            ),
+            Lazy(
+                "images",
+                "orchestrator.cli.image.image_commands:images",
+                "List the images of all nodes",
+            ),
+            Lazy("image", "orchestrator.cli.app.management_commands:image", "Images, one by one"),
+            Lazy(
+                "builder",
+                "orchestrator.cli.image.build_commands:builder",
+                "What builds leave on the nodes",
+            ),
+            Lazy("tag", "orchestrator.cli.image.image_commands:tag", "Give an image another name"),
+            Lazy("rmi", "orchestrator.cli.image.image_commands:rmi", "Remove images"),
+            Lazy(
+                "history", "orchestrator.cli.image.image_commands:history", "How an image was made"
+            ),
+            Lazy(
+                "load",
+                "orchestrator.cli.image.image_commands:load",
+                "Load an image from an archive",
+            ),
+            Lazy(
+                "save", "orchestrator.cli.image.archive_commands:save", "Save images as an archive"
+            ),
+            Lazy(
+                "import",
+                "orchestrator.cli.image.archive_commands:import_",
+                "Make an image from a tar",
+            ),
+            Lazy(
+                "commit",
+                "orchestrator.cli.image.archive_commands:commit",
+                "An image of a container",
+            ),
+            Lazy(
+                "export",
+                "orchestrator.cli.image.archive_commands:export",
+                "A container's files as a tar",
+            ),
+            Lazy(
+                "diff",
+                "orchestrator.cli.image.archive_commands:diff",
+                "What a container has changed",
+            ),
+            Lazy(
+                "network",
+                "orchestrator.cli.network.network_commands:network",
+                "Networks of the cluster",
+            ),
+            Lazy(
+                "volume",
+                "orchestrator.cli.storage.volume_commands:volume",
+                "Data that outlives containers",
+            ),
+            Lazy(
+                "secret",
+                "orchestrator.cli.storage.secret_config_commands:secret",
+                "Passwords and keys for containers",
+            ),
+            Lazy(
+                "config",
+                "orchestrator.cli.storage.secret_config_commands:config",
+                "Files for containers",
+            ),
         ),
     ),
     (
@@ -101,18 +257,38 @@ SECTIONS = (
         (
             Lazy("manager", "orchestrator.manager.command:manager", "Run a manager (foreground)"),
             Lazy("agent", "orchestrator.agent.command:agent", "Run this node's agent (foreground)"),
-            Lazy("plan", "orchestrator.cli.plan:plan", "What a command would do, and nothing done"),
-            Lazy("system", "orchestrator.cli.system_group:system", "Disks, hosts, and what may go"),
-            Lazy("info", "orchestrator.cli.info:info", "The cluster in figures"),
-            Lazy("audit", "orchestrator.cli.audit:audit", "Who changed what"),
+            Lazy(
+                "plan",
+                "orchestrator.cli.service.plan_command:plan",
+                "What a command would do, and nothing done",
+            ),
+            Lazy(
+                "system",
+                "orchestrator.cli.app.management_commands:system",
+                "Disks, hosts, and what may go",
+            ),
+            Lazy("info", "orchestrator.cli.system.info_command:info", "The cluster in figures"),
+            Lazy("audit", "orchestrator.cli.system.event_commands:audit", "Who changed what"),
             Lazy(
                 "support-bundle",
-                "orchestrator.cli.support_bundle:support_bundle",
+                "orchestrator.cli.system.support_bundle:support_bundle",
                 "What is needed to find a fault",
             ),
-            Lazy("dashboard", "orchestrator.cli.dashboard:dashboard", "The cluster's web page"),
-            Lazy("version", "orchestrator.cli.system:version", "Versions of orc and the manager"),
-            Lazy("completion", "orchestrator.cli.system:completion", "Completion for your shell"),
+            Lazy(
+                "dashboard",
+                "orchestrator.cli.system.client_commands:dashboard",
+                "The cluster's web page",
+            ),
+            Lazy(
+                "version",
+                "orchestrator.cli.system.client_commands:version",
+                "Versions of orc and the manager",
+            ),
+            Lazy(
+                "completion",
+                "orchestrator.cli.system.client_commands:completion",
+                "Completion for your shell",
+            ),
         ),
     ),
 )
@@ -129,7 +305,7 @@ SECTIONS = (
     "-c",
     "context_name",
     metavar="NAME",
-    shell_complete=completion.contexts,
+    shell_complete=completers.contexts,
     help="The cluster to speak to.",
 )
 @click.version_option(__version__, "--version", "-v", prog_name="orc", message="orc %(version)s")

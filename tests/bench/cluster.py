@@ -16,8 +16,8 @@ from typing import Any, Self
 
 import grpc
 
-from orchestrator.cli.client import MANAGER_NAME
-from orchestrator.cli.context import load_context
+from orchestrator.cli.app.contexts import load_context
+from orchestrator.cli.rpc.client import MANAGER_NAME
 from orchestrator.pb import control_pb2, control_pb2_grpc, types_pb2
 from tests.bench import image, processes
 from tests.bench.processes import Process, run_number

@@ -12,7 +12,7 @@ import ssl
 import time
 from dataclasses import dataclass
 
-from orchestrator.cli.context import load_context
+from orchestrator.cli.app.contexts import load_context
 from tests.bench import memory, processes
 from tests.bench.cluster import Cluster, Control, orc
 from tests.bench.tables import Table, at_most, median, spread

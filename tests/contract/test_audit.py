@@ -18,7 +18,7 @@ import grpc
 import pytest
 from managerhost import Running, manager_in
 
-from orchestrator.cli.context import Context, dump_context
+from orchestrator.cli.app.contexts import Context, dump_context
 from orchestrator.identity import ca
 from orchestrator.identity.join import JoinRefused
 from orchestrator.identity.pair import Issued, KeyPair

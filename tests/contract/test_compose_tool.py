@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from orchestrator.cli.stack_config import config
+from orchestrator.cli.stack.deploy_commands import config
 
 SAMPLES = Path(__file__).parent / "composesamples"
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "from-compose.md"

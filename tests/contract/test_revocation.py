@@ -33,7 +33,7 @@ from orchestrator.agent.revoked import KeptRevocations
 from orchestrator.agent.session import Node, Session
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.statedb import StateDb
-from orchestrator.cli.context import Context, dump_context
+from orchestrator.cli.app.contexts import Context, dump_context
 from orchestrator.identity import ca
 from orchestrator.identity.files import NodeIdentity
 from orchestrator.identity.join import Joined

@@ -15,8 +15,8 @@ BUSYBOX = ("--entrypoint", "/bin/busybox")
 
 MANY = """
 import sys
-from orchestrator.cli.client import Client
-from orchestrator.cli.context import load_context
+from orchestrator.cli.rpc.client import Client
+from orchestrator.cli.app.contexts import load_context
 from orchestrator.pb import containers_pb2, types_pb2
 container = types_pb2.ContainerSpec(
     image=sys.argv[1], entrypoint=["/bin/busybox"], command=["sleep", "1000"]

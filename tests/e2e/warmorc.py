@@ -81,7 +81,7 @@ def run(
 def _import_all() -> None:
     """What any command may want, but for the screens of the one that draws."""
     package = importlib.import_module("orchestrator.cli")
-    for module in pkgutil.iter_modules(package.__path__, "orchestrator.cli."):
+    for module in pkgutil.walk_packages(package.__path__, "orchestrator.cli."):
         if "screen" not in module.name:
             importlib.import_module(module.name)
     assert threading.active_count() == 1, "who has threads must not fork"

@@ -55,7 +55,9 @@ def wait_for(ask: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-DAEMONS = "import orchestrator.manager.daemon, orchestrator.agent.daemon, orchestrator.cli.client"
+DAEMONS = (
+    "import orchestrator.manager.daemon, orchestrator.agent.daemon, orchestrator.cli.rpc.client"
+)
 
 
 def test_without_traces_nothing_of_them_is_imported() -> None:

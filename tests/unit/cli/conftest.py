@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from scripted_manager import Authority, Manager, Relay, Script, servicer
 
-from orchestrator.cli.context import Context, save_context
+from orchestrator.cli.app.contexts import Context, save_context
 from orchestrator.cli.main import orc
 from orchestrator.pb import (
     containers_pb2_grpc,

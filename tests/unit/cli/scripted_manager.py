@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from orchestrator.cli.context import Context
+from orchestrator.cli.app.contexts import Context
 from orchestrator.pb import control_pb2_grpc
 
 

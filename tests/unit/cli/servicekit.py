@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from orchestrator.cli import wait
+from orchestrator.cli.service import convergence
 from orchestrator.model.convert import to_proto
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -86,7 +86,7 @@ BASE = ServiceSpec(
 
 def accepting(manager: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A manager that accepts a service and says at once that it has converged."""
-    monkeypatch.setattr(wait, "RECONNECT_PAUSE", 0.01)
+    monkeypatch.setattr(convergence, "RECONNECT_PAUSE", 0.01)
     answers = manager.script.answers
     answers["CreateService"] = lambda request: stored(request.spec)
     answers["UpdateService"] = lambda request: stored(request.spec, revision=6)

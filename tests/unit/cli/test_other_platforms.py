@@ -13,8 +13,9 @@ import pytest
 
 HERE = Path(__file__).parent
 FILES = (
-    *("test_cli_documents.py", "test_cli_image.py", "test_cli_interact.py", "test_cli_node.py"),
-    *("test_cli_root.py", "test_cli_rpc.py", "test_cli_service_rows.py"),
+    *("app/test_cli_root.py", "cluster/test_cli_node.py", "container/test_cli_interact.py"),
+    *("flags/test_secret_config_flags.py", "image/test_cli_image.py", "rpc/test_cli_rpc.py"),
+    "service/test_cli_service_rows.py",
 )
 
 WITHOUT = "not terminal and not a_tree_goes and not nothing_is_made_through_a_link"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.cli.output import labels_text
+from orchestrator.cli.output.listings import labels_text
 from orchestrator.model.validate import check_labels
 
 

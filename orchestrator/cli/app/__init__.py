@@ -1,0 +1,4 @@
+"""What every command is built on: command groups, errors and exit statuses, contexts, help texts.
+
+Nothing here calls a manager or knows a single command's flags.
+"""

@@ -1,0 +1,197 @@
+"""Contexts: which cluster `orc` speaks to, and the certificate it does so with.
+
+One JSON file a context in `$XDG_CONFIG_HOME/orc/contexts/` (else `~/.config/orc/contexts/`), mode
+0600 as it holds a private key, and the name of the one in use in `current` beside that folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+
+from orchestrator.cli.app.command_groups import CliError
+from orchestrator.model.names import check_name, near_miss
+
+DEFAULT_PORT = 7420
+
+NO_CLUSTER = (
+    "no cluster is set up here; run 'orc dev up' for one on this machine, or 'orc cluster init'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """How to reach one cluster, and as whom."""
+
+    name: str
+    endpoints: tuple[str, ...]
+    """`HOST:PORT` of the managers' control ports, tried in this order."""
+    ca: str
+    """The cluster's CA certificate, PEM."""
+    certificate: str
+    """PEM."""
+    key: str
+    """PEM, not encrypted."""
+    renew_at: float = 0.0
+    """Unix time from which the certificate is to be renewed; 0: not known."""
+
+
+def save_context(context: Context, use: bool = True, renew_at: float = 0.0) -> None:
+    """Write a context, in place of one of the same name, and make it the current one if `use`. Its
+    certificate is renewed from `renew_at` on, by default from half of its life.
+
+    Raises CliError for a bad name.
+    """
+    try:
+        check_name(context.name, "context name")
+    except ValueError as error:
+        raise CliError(str(error)) from None
+    from orchestrator.identity.pair import Life
+
+    life = Life.of(context.certificate)
+    renewal = renew_at or (life.renewal(0.0).timestamp() if life else 0.0)
+    _write(context_file(context.name), dump_context(dataclasses.replace(context, renew_at=renewal)))
+    if use:
+        use_context(context.name)
+
+
+def dump_context(context: Context) -> str:
+    """A context as its file has it, its key included."""
+    return json.dumps(dataclasses.asdict(context), indent=2) + "\n"
+
+
+def parse_context(name: str, text: str) -> Context:
+    """What `dump_context` wrote, under this name. Raises ValueError."""
+    try:
+        fields = json.loads(text)
+        return Context(**{**fields, "name": name, "endpoints": tuple(fields["endpoints"])})
+    except (TypeError, KeyError):
+        raise ValueError("no context") from None
+
+
+def load_context(name: str | None = None) -> Context:
+    """The context of that name, else of ORC_CONTEXT, else the current one.
+
+    Raises CliError when there is none, or its file is broken.
+    """
+    name = name or context_in_use()
+    if name is None:
+        raise CliError(NO_CLUSTER)
+    path = _existing(name)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return parse_context(name, file.read())
+    except OSError as error:
+        raise CliError(f"cannot read context {name!r}: {error.strerror} ({path})") from None
+    except ValueError:
+        raise CliError(
+            f"context {name!r} is broken; remove it with 'orc context rm {name}'"
+        ) from None
+
+
+def list_contexts() -> list[str]:
+    """The names of all contexts, sorted."""
+    try:
+        names = os.listdir(os.path.join(_folder(), "contexts"))
+    except OSError:
+        return []
+    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+
+def context_in_use() -> str | None:
+    """The name of the context that commands use unless they name another, if one is."""
+    return os.environ.get("ORC_CONTEXT") or current_context()
+
+
+def current_context() -> str | None:
+    """The name that 'orc context use' was given last, if one was."""
+    try:
+        with open(_current(), encoding="utf-8") as file:
+            return file.read().strip() or None
+    except OSError:
+        return None
+
+
+def use_context(name: str) -> None:
+    """Make `name` the current context. Raises CliError if there is none of that name."""
+    _existing(name)
+    before = [current_context(), *_earlier()]
+    earlier = [each for each in dict.fromkeys(before) if each and each != name]
+    if earlier != _earlier():
+        _write(_earlier_file(), "".join(f"{each}\n" for each in earlier[:_REMEMBERED]))
+    _write(_current(), name + "\n")
+
+
+def earlier_context() -> str | None:
+    """The context that was current before the current one, of those that there still are."""
+    names, current = list_contexts(), current_context()
+    return next((name for name in _earlier() if name in names and name != current), None)
+
+
+def remove_context(name: str, *, back: bool = False) -> None:
+    """Forget a context and its key; `back`: if it is the current one, make the one before it
+    current. Raises CliError if there is none of that name."""
+    current = current_context() == name
+    for path in (_existing(name), *([_current()] if current else [])):
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+    if current and back and (earlier := earlier_context()) is not None:
+        use_context(earlier)
+
+
+_REMEMBERED = 20
+"""Earlier contexts that are kept in mind."""
+
+
+def _earlier_file() -> str:
+    return os.path.join(_folder(), "earlier")
+
+
+def _earlier() -> list[str]:
+    """Names of the contexts that were current before, the last one first."""
+    try:
+        with open(_earlier_file(), encoding="utf-8") as file:
+            return file.read().split()
+    except OSError:
+        return []
+
+
+def _folder() -> str:
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return os.path.join(base, "orc")
+
+
+def _current() -> str:
+    return os.path.join(_folder(), "current")
+
+
+def context_file(name: str) -> str:
+    """Where a context is kept."""
+    return os.path.join(_folder(), "contexts", f"{name}.json")
+
+
+def _existing(name: str) -> str:
+    names = list_contexts()
+    if name in names:
+        return context_file(name)
+    meant = near_miss(name, names)
+    hint = f"did you mean {meant!r}?" if meant else "see 'orc context ls'"
+    raise CliError(f"no context {name!r}; {hint}")
+
+
+def _write(path: str, text: str) -> None:
+    """Replace a private file as a whole: a reader or a crash sees the old one or the new one."""
+    from pathlib import Path
+
+    from orchestrator.linux.atomicfile import write_file
+
+    file = Path(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Two commands may write the same context at once.
+        write_file(file, text, temporary=file.with_name(f".new-{os.getpid()}"))
+    except OSError as error:
+        raise CliError(f"cannot write {path}: {error.strerror}") from None

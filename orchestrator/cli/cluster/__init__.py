@@ -1,0 +1,1 @@
+"""`orc cluster`, `orc node`, `orc context`: members, access, and which cluster is called."""

@@ -1,0 +1,215 @@
+"""`orc cluster`: what the cluster is, and how hosts join it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import click
+
+from orchestrator.cli.app.command_groups import CliError, Lazy, OrcGroup, example
+from orchestrator.cli.flags.flag_types import CERTIFICATE_LIFETIME, Parsed
+from orchestrator.cli.flags.update_settings import one_of
+from orchestrator.cli.output.listings import (
+    Row,
+    format_option,
+    moment,
+    print_fields,
+    print_json,
+    word,
+)
+from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.model.exposure import read_access
+from orchestrator.model.placement import Strategy
+from orchestrator.model.units import format_duration
+from orchestrator.pb import control_pb2
+
+_HOSTS = (
+    Lazy(
+        "init",
+        "orchestrator.cli.cluster.membership_commands:init",
+        "Make this host a cluster's first manager",
+    ),
+    Lazy(
+        "join",
+        "orchestrator.cli.cluster.membership_commands:join",
+        "Make this host a node of a cluster",
+    ),
+    Lazy(
+        "admin",
+        "orchestrator.cli.cluster.membership_commands:admin",
+        "Make an admin's context, on a manager",
+    ),
+)
+
+
+_ACCESS = (
+    Lazy(
+        "certificates",
+        "orchestrator.cli.cluster.access_commands:certificates",
+        "List issued certificates",
+    ),
+    Lazy(
+        "sessions",
+        "orchestrator.cli.cluster.access_commands:sessions",
+        "List sessions of the web page",
+    ),
+    Lazy(
+        "revoke",
+        "orchestrator.cli.cluster.access_commands:revoke",
+        "Revoke certificates, end sessions",
+    ),
+)
+
+
+@click.group(
+    cls=OrcGroup,
+    sections=[("On the host itself", _HOSTS), ("Access", _ACCESS)],
+    epilog=example("orc cluster info"),
+)
+def cluster() -> None:
+    """Set up a cluster, join it, see what it is."""
+
+
+@cluster.command(epilog=example("orc cluster info"))
+@format_option()
+@pass_client
+def info(client: Client, form: str) -> None:
+    """Show the cluster's managers, nodes and settings."""
+    reply = client.call("GetCluster", control_pb2.GetClusterRequest())
+    if form == "json":
+        print_json(cluster_document(reply))
+        return
+    print_fields(
+        [
+            ("ID", reply.id),
+            ("Created at", moment(reply.created_at) or ""),
+            ("Version", reply.version),
+            *(
+                ("Manager", f"{each.address} ({each.id}){', leader' if each.leader else ''}")
+                for each in reply.managers
+            ),
+            ("Nodes", f"{reply.nodes} ({reply.nodes_ready} ready)"),
+            ("Services", str(reply.services)),
+            ("Tasks running", str(reply.tasks_running)),
+            ("Network", reply.network_cidr),
+            ("Node is down after", format_duration(reply.node_timeout)),
+            ("Strategy", word(Strategy(reply.strategy))),
+            ("Certificates last", format_duration(reply.certificate_lifetime)),
+            ("Open to containers", ", ".join(reply.container_access) or "none"),
+            ("Nodes join at", reply.join_address),
+            *(("Cannot be decoded", _undecodable(each)) for each in reply.undecodable),
+        ]
+    )
+
+
+def _undecodable(found: Any) -> str:
+    held = ", ".join(found.held_services)
+    return f"{found.key}: {found.reason}" + (f"; not planned: {held}" if held else "")
+
+
+def cluster_document(reply: Any) -> Row:
+    """A GetClusterReply without its tokens."""
+    return {
+        "id": reply.id,
+        "created_at": moment(reply.created_at),
+        "version": reply.version,
+        "network_cidr": reply.network_cidr,
+        "node_timeout": reply.node_timeout,
+        "managers": [
+            {"id": each.id, "address": each.address, "leader": each.leader}
+            for each in reply.managers
+        ],
+        "nodes": reply.nodes,
+        "nodes_ready": reply.nodes_ready,
+        "services": reply.services,
+        "tasks_running": reply.tasks_running,
+        "join_address": reply.join_address,
+        "strategy": word(Strategy(reply.strategy)),
+        "certificate_lifetime": reply.certificate_lifetime,
+        "container_access": list(reply.container_access),
+        "undecodable": [
+            {"key": each.key, "reason": each.reason, "held_services": list(each.held_services)}
+            for each in reply.undecodable
+        ],
+    }
+
+
+def _access(text: str) -> tuple[str, ...]:
+    return read_access(filter(None, text.replace(" ", "").split(",")))
+
+
+@cluster.command(
+    epilog=example(
+        "orc cluster update --strategy binpack",
+        "orc cluster update --container-access metrics",
+    )
+)
+@click.option(
+    "--strategy",
+    type=Parsed("spread|binpack", one_of(Strategy)),
+    help="Which nodes get what is new: those with little load, or the fullest.",
+)
+@click.option(
+    "--cert-expiry",
+    type=CERTIFICATE_LIFETIME,
+    help="How long certificates last that are made from now on.",
+)
+@click.option(
+    "--container-access",
+    type=Parsed("access", _access),
+    metavar="ACCESS[,ACCESS...]",
+    help="What containers may reach on the cluster's hosts: control-plane, metrics, metadata, all "
+    "or none.",
+)
+@pass_client
+def update(
+    client: Client,
+    strategy: Strategy | None,
+    cert_expiry: float | None,
+    container_access: tuple[str, ...] | None,
+) -> None:
+    """Change settings of the cluster. What runs stays where it is.
+
+    Containers reach neither the control plane's ports of the cluster's hosts (control-plane: API,
+    joins, images, etcd), nor their metrics and the web page (metrics), nor the metadata services of
+    clouds (metadata), unless --container-access opens them. Other ports of hosts are open.
+    """
+    if strategy is None and cert_expiry is None and container_access is None:
+        raise click.UsageError(
+            "nothing to change; give --strategy, --cert-expiry or --container-access"
+        )
+    request = control_pb2.UpdateClusterRequest(
+        strategy=None if strategy is None else cast(Any, int(strategy)),
+        certificate_lifetime=cert_expiry,
+        container_access=None
+        if container_access is None
+        else control_pb2.UpdateClusterRequest.Access(open=container_access),
+    )
+    click.echo(client.call("UpdateCluster", request).id)
+
+
+@cluster.command(epilog=example("orc cluster token worker", "orc cluster token --rotate worker"))
+@click.argument("role", type=click.Choice(["worker", "manager", "scrape"]))
+@click.option("--rotate", is_flag=True, help="Make a new token; the old one is worth nothing.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the token only.")
+@pass_client
+def token(client: Client, role: str, rotate: bool, quiet: bool) -> None:
+    """Print the command with which a host joins, or the token that Prometheus shows.
+
+    With the token `scrape` everything that is measured can be read, and nothing else done.
+    A cluster has one manager for now, so `manager` is refused.
+    """
+    if role == "manager":
+        raise CliError(
+            "a cluster has one manager for now, and no other can join; "
+            "'orc cluster token worker' prints the command that joins a node"
+        )
+    reply = client.call("GetCluster", control_pb2.GetClusterRequest())
+    text = {
+        "worker": reply.worker_token,
+        "scrape": reply.scrape_token,
+    }[role]
+    if rotate:
+        text = client.call("RotateToken", control_pb2.RotateTokenRequest(role=role)).token
+    bare = quiet or role == "scrape"
+    click.echo(text if bare else f"orc cluster join --token {text} {reply.join_address}")

@@ -1,0 +1,226 @@
+"""`orc cluster init` and `join`, run once on the host itself; they start its systemd units."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import os
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+import click
+
+from orchestrator.cli.app.command_groups import CliError, example
+from orchestrator.cli.app.contexts import Context, save_context
+from orchestrator.cli.flags.flag_types import CERTIFICATE_LIFETIME
+
+_RUNS = Path("/run/systemd/system")
+_FOLDERS = tuple(map(Path, ("/etc/systemd/system", "/usr/lib/systemd/system")))
+
+
+def started(unit: str) -> bool:
+    """Start a unit, now and at each boot; False where systemd does not run or has no such unit.
+
+    Raises CliError with what systemd says."""
+    known = any((folder / unit).exists() for folder in _FOLDERS)
+    if not _RUNS.is_dir() or not known or os.geteuid() != 0:
+        return False
+    done = subprocess.run(
+        ["systemctl", "enable", "--now", "--quiet", unit],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise CliError(
+            f"{unit} did not start: {said[0] if said else 'systemctl failed'}; "
+            f"see 'journalctl -u {unit}'"
+        )
+    return True
+
+
+MANAGER_DATA, AGENT_DATA = Path("/var/lib/orc/manager"), Path("/var/lib/orc/agent")
+"""Where the daemons' units look."""
+
+
+_ADMIN_NAME = re.compile(r"(?=.{1,63}$)[a-z0-9]+(?:[._-][a-z0-9]+)*")
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise CliError(
+            f"'{text}' is not an IP address; give this host's own, which the other hosts reach"
+        ) from None
+
+
+def _network(text: str) -> str:
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError as error:
+        raise CliError(f"'{text}' is not a network: {error}; write 10.128.0.0/14") from None
+    if network.prefixlen > 22 or network.version != 4:
+        raise CliError(f"the network {text} is too small for more than a node or two; use a /16")
+    return str(network)
+
+
+@click.command(epilog=example("orc cluster init --advertise 192.168.1.10"))
+@click.option(
+    "--advertise", required=True, metavar="IP", help="This host's address, which other hosts reach."
+)
+@click.option("--listen-port", default=7420, show_default=True, help="Control port; joins: +1.")
+@click.option(
+    "--network",
+    default="10.128.0.0/14",
+    show_default=True,
+    metavar="SUBNET",
+    help="Range of container addresses.",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    default=MANAGER_DATA,
+    show_default=True,
+    help="Where the manager keeps its identity and state.",
+)
+@click.option(
+    "--context",
+    "name",
+    default="default",
+    show_default=True,
+    metavar="NAME",
+    help="Name for 'orc'.",
+)
+@click.option(
+    "--cert-expiry",
+    type=CERTIFICATE_LIFETIME,
+    default="2160h",
+    show_default=True,
+    help="How long certificates last; they are renewed by themselves, from half of it on.",
+)
+def init(
+    advertise: str, listen_port: int, network: str, data_dir: Path, name: str, cert_expiry: float
+) -> None:
+    """Make this host a cluster's first manager: a CA, certificates, and your admin context."""
+    from orchestrator.identity.setup import AlreadyThere, init_cluster
+
+    address = _address(advertise)
+    try:
+        identity, authority, admin = init_cluster(
+            data_dir,
+            address,
+            listen_port,
+            _network(network),
+            dt.timedelta(seconds=cert_expiry),
+        )
+    except AlreadyThere as error:
+        raise CliError(str(error)) from None
+    except PermissionError as error:
+        raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
+    endpoint = f"{address}:{listen_port}"
+    save_context(Context(name, (endpoint,), authority, admin.certificate, admin.key))
+    click.echo(f"Cluster {identity.cluster_id} is set up in {data_dir}.")
+    if data_dir == MANAGER_DATA and started("orc-manager.service"):
+        click.echo("Its manager runs, now and after each boot (orc-manager.service).")
+    else:
+        click.echo(f"Start its manager:  orc manager --data-dir {data_dir}")
+    click.echo("Then add nodes:     orc cluster token worker   (prints the command to run there)")
+    click.echo(
+        f"Hosts must reach this one at TCP {listen_port} to {listen_port + 2}, nodes each other at "
+        "TCP 7423, 7424 and UDP 4789."
+    )
+
+
+@click.command(epilog=example("orc cluster join --token ORC-1-… 192.168.1.10:7421"))
+@click.option(
+    "--token", required=True, metavar="TOKEN", help="As 'orc cluster token worker' prints it."
+)
+@click.option(
+    "--address", default="", metavar="IP", help="This host's own address, if it has several."
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    default=AGENT_DATA,
+    show_default=True,
+    help="Where the agent keeps its identity and state.",
+)
+@click.argument("manager", metavar="ADDRESS")
+def join(token: str, address: str, data_dir: Path, manager: str) -> None:
+    """Make this host a node of the cluster whose manager is at ADDRESS (HOST[:PORT])."""
+    from orchestrator.identity.join import JoinRefused
+    from orchestrator.identity.join import join as join_cluster
+    from orchestrator.identity.setup import AlreadyThere, check_new_node, store_node
+    from orchestrator.identity.token import BadToken
+
+    own = _address(address) if address else ""
+    try:
+        check_new_node(data_dir)
+        joined = join_cluster(manager, token, socket.gethostname())
+        identity = store_node(data_dir, joined, own)
+    except (AlreadyThere, JoinRefused, BadToken) as error:
+        raise CliError(str(error)) from None
+    except PermissionError as error:
+        raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
+    click.echo(f"This host is node {identity.node_id} now, at {identity.address}.")
+    if data_dir == AGENT_DATA and started("orc-agent.service"):
+        click.echo("Its agent runs, now and after each boot (orc-agent.service).")
+    else:
+        click.echo(f"Start its agent:  orc agent --data-dir {data_dir}")
+
+
+@click.command(epilog=example("sudo orc cluster admin"))
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    default=MANAGER_DATA,
+    show_default=True,
+    help="Where the manager keeps its identity and state.",
+)
+@click.option(
+    "--context",
+    "name",
+    default="default",
+    show_default=True,
+    metavar="NAME",
+    help="Name for 'orc'.",
+)
+@click.option(
+    "--name",
+    "admin_name",
+    metavar="NAME",
+    help="Name in the certificate, for the audit trail and 'orc cluster revoke admin'  "
+    "[default: the context's name; admin for the context default]",
+)
+def admin(data_dir: Path, name: str, admin_name: str | None) -> None:
+    """Make an admin's context on a manager's host, in place of one of this name: for another
+    person, or where the certificate of the one that was has expired or was revoked."""
+    from orchestrator.identity.files import NoIdentity, read_manager
+    from orchestrator.identity.pair import KeyPair, TlsFiles
+    from orchestrator.identity.setup import new_admin
+
+    try:
+        identity = read_manager(data_dir)
+        files = TlsFiles.of(data_dir, "manager")
+        authority = KeyPair(files.ca.read_text(), (data_dir / "ca.key").read_text())
+    except NoIdentity as error:
+        raise CliError(str(error)) from None
+    except PermissionError as error:
+        raise CliError(f"cannot read {error.filename}: run this as root (sudo)") from None
+    holder = admin_name or ("admin" if name == "default" else name.lower())
+    if not _ADMIN_NAME.fullmatch(holder):
+        raise CliError(
+            f"'{holder}' cannot be an admin's name; give --name with up to 63 lower-case letters, "
+            "digits, and single . _ - between them"
+        )
+    made = new_admin(authority, identity.cluster_id, dt.datetime.now(dt.UTC), name=holder)
+    endpoint = f"{identity.address}:{identity.port}"
+    save_context(Context(name, (endpoint,), authority.certificate, made.certificate, made.key))
+    click.echo(f"Context {name!r} is of admin {holder!r} of cluster {identity.cluster_id}.")

@@ -1,0 +1,93 @@
+"""Nodes as rows: the dicts whose keys scripts rely on, and their table.
+
+Imports little of the model: `orc node ls` is what many scripts and prompts call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.cli.output.listings import Column, Row, column, moment, short, word
+from orchestrator.model.allowances import allowed
+from orchestrator.model.convert import from_proto
+from orchestrator.model.nodes import Node
+from orchestrator.model.units import format_cores, format_memory
+
+
+def node_row(message: Any) -> Row:
+    """From a NodeRow."""
+    node: Node = from_proto(message.node)
+    about = node.description
+    return {
+        "id": node.id,
+        "hostname": about.hostname,
+        "role": node.role,
+        "availability": word(node.availability),
+        "state": word(node.state),
+        "address": about.address,
+        "shares_total": about.resources.shares,
+        "shares_reserved": message.reserved.shares,
+        "memory_total": about.resources.memory,
+        "memory_reserved": message.reserved.memory,
+        "tasks": message.tasks,
+        "version": about.version,
+        "labels": node.labels,
+        "engine_labels": about.labels,
+        "message": node.message,
+        "trouble": about.trouble,
+        "created_at": moment(node.created_at),
+        "kernel": about.kernel,
+        "os": about.os,
+        "arch": about.arch,
+        "cgroup": about.cgroup,
+        "runtime": about.runtime,
+        "drain": {
+            "max_unavailable": node.drain_most,
+            "deadline": moment(node.drain_deadline),
+        },
+        "allowed": list(allowed(node)),
+        "downs": [moment(at) for at in node.downs],
+        "generic_resources": _generic(about.generic_resources, message.generic_free),
+        "network_features": list(about.network_features),
+        "cni_plugins": list(about.cni_plugins),
+        "network_drivers": about.network_drivers,
+        "ipam_drivers": list(about.ipam_drivers),
+        "path_mtu": about.path_mtu or None,
+        "tunnel_keys": [{"public": key.public, "port": key.port} for key in about.tunnel_keys],
+    }
+
+
+def node_columns(whole: bool) -> list[Column]:
+    return [
+        short("ID", "id", whole),
+        column("HOSTNAME", "hostname"),
+        Column("STATUS", lambda row: row["state"].capitalize()),
+        Column("AVAILABILITY", lambda row: row["availability"].capitalize()),
+        column("ROLE", "role"),
+        column("ADDRESS", "address"),
+        column("TASKS", "tasks"),
+        Column("CPUS", lambda row: _used(row, "shares", format_cores)),
+        Column("MEMORY", lambda row: _used(row, "memory", format_memory)),
+        column("VERSION", "version"),
+    ]
+
+
+def _used(row: Row, what: str, text: Any) -> str:
+    return f"{text(row[f'{what}_reserved'])} / {text(row[f'{what}_total'])}"
+
+
+def _generic(supplies: Mapping[str, str], free: Mapping[str, int]) -> Row:
+    """What a node has of each kind, and how much of it is reserved."""
+    if not supplies:
+        return {}
+    from orchestrator.model.generic import supply_names, supply_size
+
+    return {
+        kind: {
+            "total": supply_size(value),
+            "reserved": supply_size(value) - free[kind],
+            "names": list(supply_names(value)),
+        }
+        for kind, value in sorted(supplies.items())
+    }

@@ -1,0 +1,1 @@
+"""Shell completion of names that live in the cluster. Imported only while a shell completes."""

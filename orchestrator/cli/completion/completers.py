@@ -1,0 +1,280 @@
+"""Names that live in the cluster, for the shell's completion, with a word about each.
+
+Whatever goes wrong, a shell that completes must not hang or print: then there are no names. How
+they get to the shell is in `shells`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import click
+
+from orchestrator.cli.app.contexts import list_contexts, load_context
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+Items: TypeAlias = "list[CompletionItem[str]]"
+Completion = Callable[[click.Context, click.Parameter, str], "Items"]
+F = TypeVar("F", bound=Callable[..., Any])
+
+TIMEOUT = 1.0
+"""Seconds that a user who pressed Tab will wait."""
+
+
+def nodes(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Hostnames of nodes."""
+    from orchestrator.cli.output.listings import word
+    from orchestrator.model.nodes import NodeState
+    from orchestrator.pb import control_pb2
+
+    reply = _call(ctx, "ListNodes", control_pb2.ListNodesRequest())
+    found = [
+        (row.node.description.hostname, word(NodeState(row.node.state)))
+        for row in (reply.nodes if reply else ())
+    ]
+    return _starting(found, incomplete)
+
+
+def services(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of services."""
+    found = [(spec.name, spec.task.container.image) for spec in _specs(ctx)]
+    return _starting(found, incomplete)
+
+
+def jobs(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of jobs."""
+    from orchestrator.model.specs import ServiceMode
+
+    found = [
+        (spec.name, spec.job.schedule or spec.task.container.image)
+        for spec in _specs(ctx)
+        if ServiceMode(spec.mode).is_job
+    ]
+    return _starting(found, incomplete)
+
+
+def stacks(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of stacks."""
+    from orchestrator.model.specs import STACK_LABEL
+
+    labels = [spec.labels for spec in _specs(ctx)]
+    return _starting(
+        [(each[STACK_LABEL], "") for each in labels if STACK_LABEL in each], incomplete
+    )
+
+
+def scales(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of services with the `=` of `orc service scale`."""
+    found = [(f"{spec.name}=", f"{spec.replicas} now") for spec in _specs(ctx)]
+    return _starting(found, incomplete)
+
+
+def service_tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of services, and of tasks once there is a dot."""
+    if "." in incomplete:
+        return containers(ctx, param, incomplete)
+    return services(ctx, param, incomplete)
+
+
+def containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of all containers."""
+    return _containers(ctx, incomplete, lambda state: True)
+
+
+def running(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of containers that run, paused ones among them."""
+    return _containers(ctx, incomplete, lambda state: state in ("running", "paused", "restarting"))
+
+
+def stopped(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of containers that do not run."""
+    return _containers(ctx, incomplete, lambda state: state in ("created", "exited", "failed"))
+
+
+def paused(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of containers that are paused."""
+    return _containers(ctx, incomplete, lambda state: state == "paused")
+
+
+def copied(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """What `orc cp` copies: `CONTAINER:` or a file."""
+    if ":" in incomplete or incomplete.startswith((".", "/", "~")):
+        return files(ctx, param, incomplete)
+    names = _containers(ctx, incomplete, lambda state: True)
+    for item in names:
+        item.value += ":"
+    return names + files(ctx, param, incomplete)
+
+
+def networks(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of networks."""
+    from orchestrator.pb import control_pb2
+
+    reply = _call(ctx, "ListNetworks", control_pb2.ListNetworksRequest())
+    found = [(each.name, each.subnet) for each in (reply.networks if reply else ())]
+    return _starting(found, incomplete)
+
+
+def images(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of images."""
+    from orchestrator.pb import control_pb2
+
+    reply = _call(ctx, "ListImages", control_pb2.ListImagesRequest())
+    found = [(name, "") for image in (reply.images if reply else ()) for name in image.names]
+    return _starting(found, incomplete)
+
+
+def volumes(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of volumes."""
+    from orchestrator.pb import volumes_pb2
+
+    reply = _call(ctx, "Volumes.ListVolumes", volumes_pb2.ListVolumesRequest())
+    found = [(row.volume.id, row.node) for row in (reply.volumes if reply else ())]
+    return _starting(found, incomplete)
+
+
+def deployed(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """What `orc stack deploy` deploys: a folder, and the name of a stack."""
+    return stacks(ctx, param, incomplete) + folders(ctx, param, incomplete)
+
+
+def mounted(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """What `-v` mounts: `VOLUME:` or a folder."""
+    if ":" in incomplete or incomplete.startswith(("/", ".", "~")):
+        return folders(ctx, param, incomplete)
+    found = volumes(ctx, param, incomplete)
+    for item in found:
+        item.value += ":"
+    return found
+
+
+def secrets(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of secrets."""
+    return _documents(ctx, 0, incomplete)
+
+
+def configs(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of configs."""
+    return _documents(ctx, 1, incomplete)
+
+
+def _documents(ctx: click.Context, kind: int, incomplete: str) -> Items:
+    from orchestrator.pb import documents_pb2
+
+    request = documents_pb2.ListDocumentsRequest(kind=kind)  # type: ignore[arg-type]
+    reply = _call(ctx, "Documents.ListDocuments", request)
+    found = [(row.document.name, "") for row in (reply.documents if reply else ())]
+    return _starting(found, incomplete)
+
+
+def contexts(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of contexts."""
+    return _starting([(name, "") for name in list_contexts()], incomplete)
+
+
+def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Files of this host, which the shell knows."""
+    return [_item(incomplete, type="file")]
+
+
+def file_option(*flags: str, **settings: Any) -> Callable[[F], F]:
+    """An option that takes the name of a file of this host."""
+    return click.option(*flags, metavar="FILE", shell_complete=files, **settings)
+
+
+def folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Folders of this host."""
+    return [_item(incomplete, type="dir")]
+
+
+_BY_FILTER: dict[str, Completion] = {
+    "node": nodes,
+    "on": nodes,
+    "service": services,
+    "network": networks,
+    "volume": volumes,
+    "stack": stacks,
+}
+
+
+def filters(keys: Sequence[str]) -> Completion:
+    """`KEY=`, and the values that live in the cluster."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        key, equals, value = incomplete.partition("=")
+        if not equals:
+            return _starting([(f"{each}=", "") for each in keys], incomplete)
+        found = _BY_FILTER[key](ctx, param, value) if key in keys and key in _BY_FILTER else []
+        for item in found:
+            item.value = f"{key}={item.value}"
+        return found
+
+    return complete
+
+
+def _specs(ctx: click.Context) -> list[Any]:
+    from orchestrator.pb import control_pb2
+
+    reply = _call(ctx, "ListServices", control_pb2.ListServicesRequest())
+    return [row.service.spec for row in reply.services] if reply else []
+
+
+def _containers(ctx: click.Context, incomplete: str, wanted: Callable[[str], bool]) -> Items:
+    from orchestrator.cli.container.container_rows import container_state
+    from orchestrator.model.convert import from_proto
+    from orchestrator.pb import containers_pb2
+
+    reply = _call(ctx, "Containers.ListContainers", containers_pb2.ListContainersRequest())
+    found = []
+    for row in reply.containers if reply else ():
+        task = from_proto(row.task)
+        state = container_state(task)
+        if task.name.startswith(incomplete) and wanted(state):
+            found.append((task.name, f"{state} on {row.node.description.hostname}"))
+    return _starting(found, incomplete)
+
+
+def revocable(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """What `orc cluster revoke KIND` can name."""
+    from orchestrator.pb import access_pb2, dashboard_pb2
+
+    kind = ctx.params.get("kind")
+    if kind == "node":
+        return nodes(ctx, param, incomplete)
+    if kind == "session":
+        opened = _call(ctx, "Dashboard.ListSessions", dashboard_pb2.ListSessionsRequest())
+        return _starting(
+            [(each.id, each.user) for each in (opened.sessions if opened else ())], incomplete
+        )
+    reply = _call(ctx, "Access.ListCertificates", access_pb2.ListCertificatesRequest())
+    found = [row.certificate for row in (reply.certificates if reply else ()) if not row.revoked_at]
+    if kind == "certificate":
+        named = [(each.id, each.hostname or each.name) for each in found]
+    else:
+        named = [(each.name, each.address) for each in found if each.role == kind]
+    return _starting(named, incomplete)
+
+
+def _call(ctx: click.Context, method: str, request: Any) -> Any:
+    from orchestrator.cli.rpc.client import Client
+
+    name = ctx.params.get("context_name") or ctx.find_root().params.get("context_name")
+    try:
+        with Client(load_context(name), reach=TIMEOUT) as client:
+            return client.call(method, request, timeout=TIMEOUT)
+    except click.ClickException:
+        return None
+
+
+def _starting(found: Iterable[tuple[str, str]], incomplete: str) -> Items:
+    about = {name: text for name, text in found if name.startswith(incomplete)}
+    return [_item(name, help=about[name] or None) for name in sorted(about)]
+
+
+def _item(value: str, **about: Any) -> CompletionItem[str]:
+    from click.shell_completion import CompletionItem
+
+    return CompletionItem(value, **about)

@@ -1,0 +1,1 @@
+"""Docker's commands on containers, and sessions with the programs in them."""

@@ -1,0 +1,196 @@
+"""A container from its start to its end: watched, or attached to in the foreground.
+
+The client attaches before the program starts, so that no byte is missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from orchestrator.cli.app.command_groups import CliError
+from orchestrator.cli.rpc.client import Client, ManagerLost
+from orchestrator.model.states import CANNOT_INVOKE, NOT_FOUND, TaskState, is_terminal
+from orchestrator.pb import containers_pb2, types_pb2
+
+
+class NotRun(CliError):
+    """`orc run` could not run the container: Orc failed, not the program. Exit status 125, as
+    Docker has it."""
+
+    exit_code = 125
+
+
+class CannotInvoke(NotRun):
+    """The program is there and cannot be run. Exit status 126."""
+
+    exit_code = CANNOT_INVOKE
+
+
+class NotFound(NotRun):
+    """The program is not in the image. Exit status 127."""
+
+    exit_code = NOT_FOUND
+
+
+_KINDS: dict[int, type[NotRun]] = {CANNOT_INVOKE: CannotInvoke, NOT_FOUND: NotFound}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A container at one moment."""
+
+    task: Any
+    """The Task, as the message that came: a short command is spared the model of it."""
+    removed: bool
+    node: str
+    """Hostname."""
+    node_down: bool
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run that is wanted has ended, or will never be."""
+        status = self.task.status
+        return self.removed or (is_terminal(status.state) and status.run >= self.task.run)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run that is wanted has begun, or has ended already."""
+        status = self.task.status
+        running = status.state == TaskState.RUNNING and status.run >= self.task.run
+        return running or self.ended
+
+
+class Watch:
+    """The states of one container, none left out. A context manager."""
+
+    def __init__(self, client: Client, container: str, quiet: bool = False) -> None:
+        """`quiet`: say nothing of why it waits."""
+        self._quiet = quiet
+        self._rows: Iterator[Any] = client.stream(
+            "Containers.WatchContainer", containers_pb2.ContainerRequest(container=container)
+        )
+        self._said: set[str] = set()
+        self.last = self._next()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        close = getattr(self._rows, "close", None)
+        if close is not None:
+            close()
+
+    def until(self, done: Callable[[Seen], bool]) -> Seen:
+        """Wait until `done`; what keeps a container waiting is said once on stderr."""
+        while not done(self.last):
+            if self.last.removed:
+                raise CliError(f"container '{_name(self.last.task)}' was removed meanwhile")
+            self._say(self.last)
+            self.last = self._next()
+        return self.last
+
+    def _next(self) -> Seen:
+        row = next(self._rows, None)
+        if row is None:
+            raise CliError("the manager ended the call; try again")
+        return Seen(
+            row.task,
+            row.removed,
+            row.node.description.hostname,
+            row.node.state == types_pb2.NODE_DOWN,
+        )
+
+    def _say(self, seen: Seen) -> None:
+        task = seen.task
+        text = ""
+        state = task.status.state
+        if seen.node_down and state != TaskState.PENDING:
+            text = f"its node {seen.node} is down"
+        elif state == TaskState.PREPARING or (state == TaskState.PENDING and not task.not_before):
+            text = task.status.message
+        if text and text not in self._said and not self._quiet:
+            self._said.add(text)
+            waits = "" if text.startswith("waits") else "waits: "
+            click.echo(f"{_name(task)} {waits}{text}", err=True)
+
+
+def _name(task: Any) -> str:
+    return task.container_name or f"{task.service_name}.{task.slot}"
+
+
+def failure(seen: Seen) -> NotRun | None:
+    """Why a run that has ended never began, None if it did."""
+    task, status = seen.task, seen.task.status
+    if not seen.ended or status.started_at or not is_terminal(status.state):
+        return None
+    if status.state == TaskState.SHUTDOWN:
+        return NotRun(f"container '{_name(task)}' was stopped before it started")
+    where = f" (on node {seen.node})" if seen.node else ""
+    kind = _KINDS.get(status.exit_code, NotRun)
+    return kind(f"container '{_name(task)}': {status.message}{where}")
+
+
+def await_removal(client: Client, task: Any) -> None:
+    """Wait until a container that was ordered to go is gone."""
+    try:
+        with Watch(client, task.id) as watch:
+            watch.until(lambda seen: seen.removed)
+    except CliError as error:
+        # It went before the watch began.
+        if "no container" not in error.format_message():
+            raise
+
+
+def foreground(
+    client: Client, container: str, *, stdin: bool, tty: bool, keys: bytes, sig_proxy: bool,
+    quiet: bool = False, goes: bool = False,
+) -> int:  # fmt: skip
+    """Attach to a container that is made ready, start it, and return its exit status; one that
+    runs is attached to. `quiet`: no word of what it waits for. `goes`: it is removed at its end,
+    which is waited for. Raises CliError."""
+    from orchestrator.cli.container.interactive_session import Session
+    from orchestrator.pb import interact_pb2
+
+    with Watch(client, container, quiet) as watch:
+        if problem := failure(watch.until(is_ready)):
+            if goes:
+                watch.until(lambda seen: seen.removed)
+            raise problem
+
+        started = False
+
+        def start() -> None:
+            nonlocal started
+            request = containers_pb2.ContainerRequest(container=container)
+            client.call("Containers.StartContainer", request)
+            started = True
+
+        session = Session(
+            client,
+            interact_pb2.AttachRequest(container=container, stdin=stdin),
+            stdin=stdin,
+            keys=keys,
+            sig_proxy=sig_proxy and not tty,
+            attached=start,
+        )
+        try:
+            status = session.run()
+        except ManagerLost as lost:
+            if not started:
+                raise
+            name = watch.last.task.container_name
+            way = f"'orc attach {name}' gets back to the container"
+            raise ManagerLost(f"{lost.message} ({way})") from None
+        if not session.detached and goes:
+            watch.until(lambda seen: seen.removed)
+    return status
+
+
+def is_ready(seen: Seen) -> bool:
+    """Whether the run that is wanted is ready, or further."""
+    status = seen.task.status
+    return seen.removed or (status.state >= TaskState.READY and status.run >= seen.task.run)

@@ -1,0 +1,162 @@
+"""One program's streams and this process's: what `orc exec`, `attach` and `run` have in common.
+
+Three threads: the call's own sends what is queued; one reads stdin, as fast as the other end's
+window lets it; the main one writes what comes, at the reader's speed, and takes signals.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from orchestrator.cli.app.command_groups import CliError
+from orchestrator.cli.container import terminal
+from orchestrator.cli.rpc.client import Client
+from orchestrator.model.signals import signal_number
+from orchestrator.pb import interact_pb2
+
+_CHUNK = 1 << 16
+"""Most bytes of stdin in a message."""
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+_BROKEN_PIPE = 128 + 13
+"""Exit status of a command whose reader has left, as shells have it: 128 + SIGPIPE."""
+DETACHED = 0
+"""Exit status of a command whose user typed the detach keys, as in Docker."""
+NOT_A_TERMINAL = "the input is not a terminal; leave out -t, or run this at a terminal"
+
+
+class Session:
+    """A session; `run` it once."""
+
+    def __init__(
+        self,
+        client: Client,
+        first: Any,
+        *,
+        stdin: bool,
+        keys: bytes,
+        sig_proxy: bool = False,
+        attached: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`first`: an ExecRequest or AttachRequest without a size. `stdin`: send this process's
+        input. `keys`: those to detach with, at a terminal. `sig_proxy`: pass signals on.
+        `attached` is called once no output can be missed any more."""
+        self._client = client
+        self._stdin = stdin
+        self._keys = terminal.DetachKeys(keys)
+        self._sig_proxy = sig_proxy
+        self._attached = attached
+        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._flow = threading.Condition()
+        self._sent = 0
+        """Bytes of stdin."""
+        self._room = 0
+        """Up to how many of them may be sent."""
+        self._window = 0
+        self._call: Any = None
+        self.detached = False
+        """Whether the user left while the program runs on."""
+        kind = "exec" if isinstance(first, interact_pb2.ExecRequest) else "attach"
+        if (found := terminal.size(_STDOUT)) is not None:
+            first.size.rows, first.size.columns = found
+        self._send(**{kind: first})
+
+    def run(self) -> int:
+        """Until the program has ended: its exit status, or DETACHED. Raises CliError."""
+        with ExitStack() as stack:
+            if self._sig_proxy:
+                stack.enter_context(terminal.handling(self._pass_on, *terminal.PROXIED))
+            try:
+                return self._converse(stack)
+            except CliError:
+                if not self.detached:
+                    raise
+            finally:
+                # What the call's sender waits for.
+                self._outbox.put(None)
+        click.echo("\nDetached; it runs on.", err=True)
+        return DETACHED
+
+    def _converse(self, stack: ExitStack) -> int:
+        requests = iter(self._outbox.get, None)
+        for message in self._client.stream("Interact.Session", requests, opened=self._opened):
+            match message.WhichOneof("kind"):
+                case "attached":
+                    self._begin(message.attached, stack)
+                case "stdout":
+                    self._write(_STDOUT, message.stdout)
+                case "stderr":
+                    self._write(_STDERR, message.stderr)
+                case "stdin_taken":
+                    with self._flow:
+                        self._room = self._window + message.stdin_taken
+                        self._flow.notify()
+                case "exited":
+                    if message.exited.error:
+                        stack.close()
+                        click.echo(f"orc: {message.exited.error}", err=True)
+                    return int(message.exited.code)
+        return 0  # a detached program
+
+    def _opened(self, call: Any) -> None:
+        self._call = call
+
+    def _begin(self, attached: Any, stack: ExitStack) -> None:
+        self._window = attached.stdin_window
+        at_terminal = attached.tty and terminal.size(_STDIN) is not None
+        if attached.tty and terminal.size(_STDOUT) is not None:
+            stack.enter_context(terminal.handling(self._resized, *terminal.RESIZED))
+            # It may have changed since the request was made.
+            self._resized()
+        if self._stdin and attached.stdin:
+            if at_terminal:
+                stack.enter_context(terminal.raw(_STDIN))
+            self._room = self._window
+            threading.Thread(target=self._read, args=(at_terminal,), daemon=True).start()
+        self._attached()
+
+    def _read(self, at_terminal: bool) -> None:
+        while True:
+            with self._flow:
+                self._flow.wait_for(lambda: self._sent < self._room)
+                most = min(_CHUNK, self._room - self._sent)
+            try:
+                data = os.read(_STDIN, most)
+            except OSError:
+                data = b""
+            if not data:
+                self._send(eof=True)
+                return
+            if at_terminal:
+                data, self.detached = self._keys.feed(data)
+            if data:
+                self._sent += len(data)
+                self._send(stdin=data)
+            if self.detached:
+                self._call.cancel()
+                return
+
+    def _write(self, descriptor: int, data: bytes) -> None:
+        try:
+            terminal.write_all(descriptor, data)
+        except BrokenPipeError:
+            raise SystemExit(_BROKEN_PIPE) from None
+
+    def _resized(self, number: int = 0) -> None:
+        if (found := terminal.size(_STDOUT)) is not None:
+            rows, columns = found
+            self._send(resize=interact_pb2.TerminalSize(rows=rows, columns=columns))
+
+    def _pass_on(self, number: int) -> None:
+        # Numbers differ between systems; the program's are Linux's.
+        self._send(signal=signal_number(signal.Signals(number).name))
+
+    def _send(self, **message: Any) -> None:
+        self._outbox.put(interact_pb2.SessionInput(**message))

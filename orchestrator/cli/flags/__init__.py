@@ -1,0 +1,1 @@
+"""Flags that several commands share, and how they become specs. Nothing here calls a manager."""

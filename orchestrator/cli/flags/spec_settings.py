@@ -1,0 +1,456 @@
+"""The flags that set one value of a spec, as Docker names them, and where each one goes.
+
+They are data: `SETTINGS` names the flag, its type, and the path in the spec. `create` starts from
+an empty spec, `update` from the current one; values not given stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import click
+
+from orchestrator.cli.flags.flag_types import CPUS, DURATION, MEMORY, WORDS, Parsed, Setting
+from orchestrator.cli.flags.update_settings import UPDATE_SETTINGS, one_of
+from orchestrator.model.disconnect import parse_disconnect
+from orchestrator.model.jobrules import DEFAULT_RETRIES
+from orchestrator.model.jobs import Missed, Overlap
+from orchestrator.model.placement import Strategy
+from orchestrator.model.specs import (
+    EndpointMode,
+    HealthCheck,
+    RestartCondition,
+    RestartPolicy,
+    ServiceMode,
+    ServiceSpec,
+    TaskSpec,
+)
+from orchestrator.model.units import parse_cpus, parse_memory
+from orchestrator.model.validate import MIN_SHARES
+
+JOB_SETTINGS = (
+    Setting(
+        ("--max-concurrent", "--parallelism"),
+        "job.parallelism",
+        click.INT,
+        "Maximum number of tasks of a job at a time; 0: all at once.",
+        default="0",
+    ),
+    Setting(
+        ("--deadline",),
+        "job.deadline",
+        DURATION,
+        "Time after which a job has failed; 0s: no limit.",
+        default="0s",
+    ),
+    Setting(
+        ("--schedule",),
+        "job.schedule",
+        click.STRING,
+        "When to run the job, such as '*/5 8-17 * * mon-fri' or @daily.",
+        metavar="SCHEDULE",
+    ),
+    Setting(
+        ("--time-zone",),
+        "job.time_zone",
+        click.STRING,
+        "Time zone of the schedule, such as Europe/Vienna.",
+        default="UTC",
+        metavar="ZONE",
+    ),
+    Setting(
+        ("--overlap",),
+        "job.overlap",
+        Parsed("forbid|allow|replace", one_of(Overlap)),
+        "What to do when a run is due while another is in progress; forbid skips it.",
+        default="forbid",
+    ),
+    Setting(
+        ("--missed",),
+        "job.missed",
+        Parsed("once|skip", one_of(Missed)),
+        "Whether to make up, with one run, for those missed while no manager was available.",
+        default="once",
+    ),
+    Setting(
+        ("--history",),
+        "job.history",
+        click.INT,
+        "Number of runs to keep, with their tasks.",
+        default="5",
+    ),
+)
+
+
+def blank_spec(name: str, mode: ServiceMode) -> ServiceSpec:
+    """The spec of who says nothing else."""
+    if not mode.is_job:
+        return ServiceSpec(name=name, mode=mode)
+    restart = RestartPolicy(RestartCondition.ON_FAILURE, max_attempts=DEFAULT_RETRIES)
+    return ServiceSpec(name=name, mode=mode, task=TaskSpec(restart=restart))
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_CONDITIONS = [
+    each.name.lower().replace("_", "-")
+    for each in (RestartCondition.ANY, RestartCondition.ON_FAILURE, RestartCondition.NONE)
+]
+
+
+def _shares(text: str) -> int:
+    try:
+        shares = int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number of shares; a core has 1024") from None
+    if shares < MIN_SHARES:
+        raise ValueError(f"{text} shares must be at least {MIN_SHARES}; a core has 1024")
+    return shares
+
+
+def _reserved_cpus(text: str) -> int:
+    shares = parse_cpus(text)
+    if shares < MIN_SHARES:
+        raise ValueError(f"{text} cores must be at least 0.002, which is {MIN_SHARES} shares")
+    return shares
+
+
+def _condition(text: str) -> RestartCondition:
+    if text not in _CONDITIONS:
+        raise ValueError(f"{text!r} is none of {', '.join(_CONDITIONS)}")
+    return RestartCondition[text.upper().replace("-", "_")]
+
+
+def _memory_swap(text: str) -> int:
+    return -1 if text == "-1" else parse_memory(text, "memory swap")
+
+
+MEMORY_SWAP = Parsed("size", _memory_swap)
+
+
+def _seconds(text: str) -> float:
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is not a number of seconds")
+    return float(text)
+
+
+SETTINGS = (
+    Setting(("--replicas",), "replicas", click.INT, "Number of tasks."),
+    Setting(
+        ("--endpoint-mode",),
+        "endpoint_mode",
+        Parsed("vip|dnsrr", one_of(EndpointMode)),
+        "How its name resolves: to one balanced address, or to those of all tasks.",
+        default="vip",
+    ),
+    Setting(
+        ("--replicas-max-per-node",),
+        "max_per_node",
+        click.INT,
+        "Maximum number of its tasks on one node; 0: no limit.",
+        default="0",
+    ),
+    Setting(
+        ("--strategy",),
+        "strategy",
+        Parsed("spread|binpack|default", one_of(Strategy)),
+        "Which nodes get its tasks: those with the fewest, or the fullest.",
+        default="the cluster's",
+    ),
+    Setting(
+        ("--on-disconnect",),
+        "on_disconnect",
+        Parsed("replace|replace-after=DURATION|keep|stop-after=DURATION", parse_disconnect),
+        "What to do with tasks whose node is down.",
+        default="replace",
+    ),
+    Setting(
+        ("--reserve-cpu",),
+        "task.reservation.shares",
+        Parsed("cores", _reserved_cpus),
+        "Cores to reserve on the node, such as 0.5.",
+    ),
+    Setting(
+        ("--reserve-memory",),
+        "task.reservation.memory",
+        MEMORY,
+        "Memory to reserve on the node, such as 64m.",
+    ),
+    Setting(
+        ("--limit-cpu", "--cpus"),
+        "task.limit.shares",
+        CPUS,
+        "Maximum number of cores, such as 1.5.",
+    ),
+    Setting(
+        ("--limit-memory", "--memory", "-m"),
+        "task.limit.memory",
+        MEMORY,
+        "Maximum memory.",
+    ),
+    Setting(
+        ("--memory-swap",),
+        "task.container.memory_swap",
+        MEMORY_SWAP,
+        "Maximum memory and swap together; -1: no limit.",
+        metavar="SIZE|-1",
+    ),
+    Setting(
+        ("--cpuset-cpus",),
+        "task.container.cpuset_cpus",
+        click.STRING,
+        "CPUs to run on, such as 0-1,3.",
+        metavar="CPUS",
+    ),
+    Setting(
+        ("--cpu-shares",),
+        "task.shares",
+        Parsed("shares", _shares),
+        "CPU weight, 1024 a core. Reserved as well, unless --reserve-cpu is given.",
+    ),
+    Setting(
+        ("--pids-limit", "--limit-pids"),
+        "task.container.pids_limit",
+        click.INT,
+        "Maximum number of processes.",
+    ),
+    Setting(
+        ("--restart-condition",),
+        "task.restart.condition",
+        Parsed("none|on-failure|any", _condition),
+        "When to restart a task that has ended.",
+        default="any",
+    ),
+    Setting(
+        ("--restart-delay",),
+        "task.restart.delay",
+        DURATION,
+        "Delay between restarts.",
+        default="5s",
+    ),
+    Setting(
+        ("--restart-max-attempts",),
+        "task.restart.max_attempts",
+        click.INT,
+        "Maximum number of restarts of a replica within the window; 0: no limit.",
+        default="0",
+    ),
+    Setting(
+        ("--restart-window",),
+        "task.restart.window",
+        DURATION,
+        "Period in which attempts are counted; 0s: no limit.",
+        default="0s",
+    ),
+    *UPDATE_SETTINGS,
+    *JOB_SETTINGS,
+    Setting(
+        ("--health-cmd",),
+        "task.container.health.test",
+        Parsed("command", lambda text: ("CMD-SHELL", text)),
+        "Check health with a command in the container's shell; exit status 0 is healthy.",
+    ),
+    Setting(
+        ("--health-http",),
+        "task.container.health.test",
+        Parsed("port[/path]", lambda text: ("HTTP", text)),
+        "Check health with an HTTP request; 200 to 399 is healthy. Needs no program in the image.",
+    ),
+    Setting(
+        ("--health-tcp",),
+        "task.container.health.test",
+        Parsed("port", lambda text: ("TCP", text)),
+        "Check health by opening a TCP connection.",
+    ),
+    Setting(
+        ("--health-grpc",),
+        "task.container.health.test",
+        Parsed("port[/service]", lambda text: ("GRPC", text)),
+        "Check health with the gRPC health checking protocol.",
+    ),
+    Setting(
+        ("--health-interval",),
+        "task.container.health.interval",
+        DURATION,
+        "Time between two checks.",
+        default="30s",
+    ),
+    Setting(
+        ("--health-timeout",),
+        "task.container.health.timeout",
+        DURATION,
+        "Maximum time of one check.",
+        default="30s",
+    ),
+    Setting(
+        ("--health-retries",),
+        "task.container.health.retries",
+        click.INT,
+        "Consecutive failures before it is unhealthy.",
+        default="3",
+    ),
+    Setting(
+        ("--health-start-period",),
+        "task.container.health.start_period",
+        DURATION,
+        "Time after the start in which failures do not count.",
+        default="0s",
+    ),
+    Setting(
+        ("--health-start-interval",),
+        "task.container.health.start_interval",
+        DURATION,
+        "Maximum time between checks until one succeeds.",
+        default="5s",
+    ),
+    Setting(
+        ("--no-healthcheck",),
+        "task.container.health",
+        Parsed("flag", lambda _: HealthCheck(test=("NONE",))),
+        "Disable any health check of the image.",
+        flag_value="none",
+    ),
+    Setting(
+        ("--stop-signal",),
+        "task.container.stop_signal",
+        click.STRING,
+        "Signal to stop the container.",
+        metavar="SIGNAL",
+    ),
+    Setting(
+        ("--stop-grace-period",),
+        "task.container.stop_grace",
+        DURATION,
+        "Time between the stop signal and SIGKILL.",
+        default="10s",
+    ),
+    Setting(
+        ("--stop-timeout",),
+        "task.container.stop_grace",
+        Parsed("seconds", _seconds),
+        "The same as --stop-grace-period, in seconds.",
+    ),
+    Setting(
+        ("--user", "-u"),
+        "task.container.user",
+        click.STRING,
+        "User and group of the process.",
+        metavar="USER[:GROUP]",
+    ),
+    Setting(
+        ("--workdir", "-w"),
+        "task.container.workdir",
+        click.STRING,
+        "Working directory.",
+        metavar="DIR",
+    ),
+    Setting(
+        ("--hostname",),
+        "task.container.hostname",
+        click.STRING,
+        "Container hostname.",
+        metavar="NAME",
+    ),
+    Setting(
+        ("--domainname",),
+        "task.container.domainname",
+        click.STRING,
+        "Container NIS domain name.",
+        metavar="NAME",
+    ),
+    Setting(("--shm-size",), "task.container.shm_size", MEMORY, "Size of /dev/shm.", default="64m"),
+    Setting(
+        ("--oom-score-adj",),
+        "task.container.oom_score_adj",
+        click.INT,
+        "OOM score adjustment, -1000 to 1000.",
+    ),
+    Setting(
+        ("--read-only/--no-read-only",),
+        "task.container.read_only",
+        click.BOOL,
+        "Mount the container's root filesystem read-only.",
+    ),
+    Setting(
+        ("--init/--no-init",),
+        "task.container.init",
+        click.BOOL,
+        "Run an init that forwards signals and reaps processes.",
+    ),
+    Setting(
+        ("--privileged/--no-privileged",),
+        "task.container.privileged",
+        click.BOOL,
+        "Give the container all capabilities and devices, as root of the node.",
+    ),
+    Setting(
+        ("--userns",),
+        "task.container.userns",
+        click.STRING,
+        "User namespace: the node's, or one with a range of ids of its own.",
+        default="private",
+        metavar="[host|private]",
+    ),
+    Setting(
+        ("--pid",),
+        "task.container.pid",
+        click.STRING,
+        "PID namespace: the node's, one of its own, or that of another container, on whose node "
+        "it then runs (not for services).",
+        default="private",
+        metavar="[host|private|container:NAME]",
+    ),
+    Setting(
+        ("--ipc",),
+        "task.container.ipc",
+        click.STRING,
+        "IPC namespace: the node's, one of its own, or that of another container that is "
+        "shareable, on whose node it then runs (not for services).",
+        default="private",
+        metavar="[host|private|shareable|container:NAME]",
+    ),
+    Setting(
+        ("--runtime",),
+        "task.container.runtime",
+        click.STRING,
+        "OCI runtime, such as runc.",
+        metavar="RUNTIME",
+    ),
+    Setting(
+        ("--rootfs",),
+        "task.container.rootfs",
+        click.STRING,
+        "Run on a read-only view of the node's own files instead of an image.",
+        metavar="host",
+    ),
+    Setting(
+        ("--entrypoint",), "task.container.entrypoint", WORDS, "Override the image's entrypoint."
+    ),
+)
+
+
+def setting_options(function: F) -> F:
+    """Add the flags of SETTINGS; each is None unless given."""
+    for setting in reversed(SETTINGS):
+        function = click.option(
+            *setting.flags,
+            setting.name,
+            **setting.click_options,
+        )(function)
+    return function
+
+
+def apply_settings(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
+    """The spec with what was given of SETTINGS; other keys of `values` are ignored."""
+    for setting in SETTINGS:
+        if (value := values.get(setting.name)) is not None:
+            spec = with_value(spec, setting.path, value)
+    return spec
+
+
+def with_value(obj: Any, path: str, value: Any) -> Any:
+    """A copy of a nested dataclass with one value replaced."""
+    name, _, rest = path.partition(".")
+    return replace(obj, **{name: with_value(getattr(obj, name), rest, value) if rest else value})

@@ -1,0 +1,1 @@
+"""Docker's commands on images, registries and builds."""

@@ -1,0 +1,104 @@
+"""Credentials that this user's Docker has for registries: `config.json` and the helpers it names.
+
+Sources: https://docs.docker.com/reference/cli/docker/login/#credential-stores, and the protocol of
+https://github.com/docker/docker-credential-helpers.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cli.app.command_groups import CliError
+
+_HUB = "docker.io"
+_HUB_KEY = "https://index.docker.io/v1/"
+_TOKEN = "<token>"
+_WITHIN = 30.0
+"""Seconds that a helper may take: it may ask its user."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLogin:
+    """What is there for one registry."""
+
+    username: str
+    password: str
+    identity_token: str
+    """Stands in for both of the others."""
+    source: str
+    """Where it comes from, in the user's words."""
+
+
+def stored_login(registry: str) -> StoredLogin | None:
+    """What this user's Docker would show to a registry (HOST[:PORT]); None for nothing.
+
+    A helper for the registry comes before the helper for all, and that before what the file itself
+    has. Raises CliError when a helper cannot be asked.
+    """
+    path = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+    try:
+        document = json.loads(path.read_bytes())
+        helpers, auths = document.get("credHelpers") or {}, document.get("auths") or {}
+        store = document.get("credsStore") or ""
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CliError(f"cannot read {path}: {(error.strerror or '').lower()}") from None
+    except (ValueError, AttributeError):
+        raise CliError(f"{path} is no configuration of Docker's: it is not a JSON object") from None
+    keys = [_HUB_KEY, _HUB] if registry == _HUB else [registry, f"https://{registry}"]
+    helper = next((str(helpers[key]) for key in keys if key in helpers), str(store))
+    if helper and (found := _ask(helper, keys[0], path)) is not None:
+        return found
+    for key in keys:
+        if (entry := auths.get(key)) and (found := _kept(entry, path)) is not None:
+            return found
+    return None
+
+
+def _ask(helper: str, key: str, path: Path) -> StoredLogin | None:
+    program = f"docker-credential-{helper}"
+    try:
+        done = subprocess.run(
+            [program, "get"],
+            input=key,
+            capture_output=True,
+            text=True,
+            timeout=_WITHIN,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise CliError(f"{program} is not in the PATH, and {path} names it; install it") from None
+    except subprocess.TimeoutExpired:
+        raise CliError(f"{program} did not answer within {_WITHIN:g} seconds") from None
+    if done.returncode:
+        said = (done.stdout.strip() or done.stderr.strip()).splitlines()
+        if said and "not found" in said[0]:
+            return None
+        reason = said[0] if said else f"status {done.returncode}"
+        raise CliError(f"{program} failed: {reason}")
+    try:
+        answer = json.loads(done.stdout)
+        username, secret = str(answer["Username"]), str(answer["Secret"])
+    except (ValueError, KeyError, TypeError):
+        raise CliError(f"{program} answered something else than credentials") from None
+    if username == _TOKEN:
+        return StoredLogin("", "", secret, program)
+    return StoredLogin(username, secret, "", program) if username else None
+
+
+def _kept(entry: Any, path: Path) -> StoredLogin | None:
+    try:
+        if token := entry.get("identitytoken"):
+            return StoredLogin("", "", str(token), str(path))
+        text = base64.b64decode(entry.get("auth") or "").decode()
+    except (ValueError, AttributeError):
+        raise CliError(f"{path} has credentials that cannot be read; log in anew") from None
+    username, _, password = text.partition(":")
+    return StoredLogin(username, password.rstrip("\0"), "", str(path)) if username else None

@@ -1,0 +1,1 @@
+"""`orc network`: networks, their policies, and diagnosis of connections between nodes."""

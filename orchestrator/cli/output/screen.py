@@ -1,0 +1,156 @@
+"""The terminal that is printed to: whether it can be drawn on, how wide it is, and tables that fit.
+
+Nothing is cut in a pipe or a file, nor with `--no-trunc`: those are for scripts and for all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+import click
+
+if TYPE_CHECKING:
+    from orchestrator.cli.output.byte_bar import ByteBar
+
+PATIENCE = 1.0
+"""Seconds after which a user is shown that something goes on."""
+GAP = 3
+"""Blanks between two columns."""
+LEAST = 8
+"""Characters that a cut cell keeps, if its heading needs no more."""
+
+_FIRST_CUT = (
+    *("COMMAND", "CREATED BY", "COMMENT", "CHANGES", "ENTRIES", "LABELS", "PORTS", "USED BY"),
+    *("NETWORKS", "SERVICES", "ERROR", "REASON", "STATUS", "IMAGE", "REPOSITORY", "NODES"),
+    *("MANAGERS", "BLOCK I/O", "NET I/O", "MEM RESERVED"),
+)
+"""Headings of what is cut first, in this order: what says least for its width. Then comes the
+widest of the others, but never an id, which would be of no use without its end."""
+
+
+def is_live(stream: TextIO) -> bool:
+    """Whether lines can be drawn anew on it: a terminal, and not a dumb one."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+class Meter:
+    """Counts the bytes of something that may take its time. Once it does, there is a bar on stderr,
+    if that is a terminal."""
+
+    def __init__(self, what: str, total: int | None = None, *, quiet: bool = False) -> None:
+        self._what = what
+        self._total = total
+        self._waits = is_live(sys.stderr) and not quiet
+        self._began = time.monotonic()
+        self._bar: ByteBar | None = None
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def add(self, size: int) -> None:
+        """So many bytes more."""
+        self.count += size
+        if self._waits and time.monotonic() - self._began > PATIENCE:
+            from orchestrator.cli.output.byte_bar import ByteBar
+
+            self._waits, self._bar = False, ByteBar(self._what, self._total)
+        if self._bar is not None:
+            self._bar.show(self.count)
+
+
+def metered(
+    chunks: Iterable[bytes], what: str, total: int | None = None, *, quiet: bool = False
+) -> Iterator[bytes]:
+    """The same pieces, counted by a Meter."""
+    with Meter(what, total, quiet=quiet) as meter:
+        for chunk in chunks:
+            yield chunk
+            meter.add(len(chunk))
+
+
+def width() -> int | None:
+    """Columns that a table on stdout may take; None where it may take as many as it needs."""
+    context = click.get_current_context(silent=True)
+    if not sys.stdout.isatty() or (context and context.params.get("no_trunc")):
+        return None
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+def aligned(lines: Sequence[Sequence[str]], room: int | None = None) -> list[str]:
+    """Lines of cells as text, each column as wide as its widest cell; the first line has the
+    headings. With `room`, columns stand closer and cells are cut until so many are enough, if
+    that can be."""
+    widths, gap = [max(map(cells, texts)) for texts in zip_longest(*lines, fillvalue="")], GAP
+    if room is not None:
+        while gap > 1 and sum(widths) + gap * (len(widths) - 1) > room:
+            gap -= 1
+        widths = fitted(lines[0], widths, room - gap * (len(widths) - 1))
+    return [
+        (" " * gap)
+        .join(padded(text, width) for text, width in zip(line, widths, strict=False))
+        .rstrip()
+        for line in lines
+    ]
+
+
+def fitted(headings: Sequence[str], widths: Sequence[int], room: int) -> list[int]:
+    """Widths that take `room` together, or as near to it as is of use."""
+    first = [n for name in _FIRST_CUT for n, heading in enumerate(headings) if heading == name]
+    others = [
+        n
+        for n in sorted(range(len(widths)), key=lambda n: -widths[n])
+        if n not in first and not headings[n].endswith("ID")
+    ]
+    narrow = _cut(first, headings, widths, room)
+    narrower = _cut(others, headings, narrow, room)
+    # Where the others cannot make it fit, to cut them is all loss.
+    return narrower if sum(narrower) <= room else narrow
+
+
+def _cut(
+    which: Sequence[int], headings: Sequence[str], widths: Sequence[int], room: int
+) -> list[int]:
+    left, over = list(widths), sum(widths) - room
+    for n in which:
+        less = min(max(over, 0), max(0, left[n] - max(cells(headings[n]), LEAST)))
+        left[n] -= less
+        over -= less
+    return left
+
+
+def padded(text: str, width: int) -> str:
+    """A cell of just this width: filled up with blanks, or cut, which `…` says."""
+    size = cells(text)
+    if size <= width:
+        return text + " " * (width - size)
+    while cells(text) > width - 1:
+        text = text[:-1]
+    return f"{text}…" + " " * (width - cells(text) - 1)
+
+
+def cells(text: str) -> int:
+    """Columns that a text takes on a terminal: East Asian characters are two wide."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(
+        0 if combining(character) else 2 if east_asian_width(character) in "WF" else 1
+        for character in text
+    )

@@ -1,0 +1,59 @@
+"""The certificate of a context is renewed by a command that finds it half through its life.
+
+That comes after the command's own work, takes some 200 ms once in six weeks, and says nothing. If
+it fails the next command tries again; near the end the user is told.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.cli.app.command_groups import CliError
+from orchestrator.cli.app.contexts import Context, save_context
+
+_TIMEOUT = 5.0
+"""Seconds that a manager may take to sign."""
+_AGAIN = 86400.0
+"""Seconds until a renewal that a manager has refused is asked for again."""
+_NEAR = 0.9
+"""The part of its life from which on a certificate that cannot be renewed is spoken of."""
+
+
+def renew_if_due(context: Context, call: Callable[..., Any]) -> None:
+    """Renew a context's certificate if it is time to, with `call` (as `Client.call`)."""
+    if not 0 < context.renew_at <= time.time():
+        return
+    from orchestrator.identity.ca import new_request
+    from orchestrator.pb import certificates_pb2
+
+    key, request = new_request()
+    try:
+        reply = call("Certificates.Renew", certificates_pb2.RenewRequest(csr=request), _TIMEOUT)
+        save_context(replace(context, certificate=reply.certificate, key=key), use=False)
+    except CliError as error:
+        from orchestrator.cli.rpc.client import Refused
+
+        if isinstance(error, Refused):
+            # Making a key costs each command its time, and the answer will be the same.
+            save_context(context, use=False, renew_at=time.time() + _AGAIN)
+        _speak(context, error)
+
+
+def _speak(context: Context, error: CliError) -> None:
+    from orchestrator.identity.pair import Life
+
+    life = Life.of(context.certificate)
+    if life is None:
+        return
+    begins, ends = life.begins.timestamp(), life.ends.timestamp()
+    if time.time() - begins > _NEAR * (ends - begins):
+        import click
+
+        click.echo(
+            f"orc: the certificate of context {context.name!r} ends at {life.ends:%F %R} UTC and "
+            f"cannot be renewed: {error}; 'orc cluster admin' makes another, on a manager's host",
+            err=True,
+        )

@@ -1,0 +1,399 @@
+"""A client's end of one HTTP/2 connection (RFC 9113) over TLS, for threads.
+
+Importing gRPC takes as long as all else of a short command, so the command line speaks for itself
+the little of HTTP/2 that calls of a manager need.
+
+Why not `h2`, the library: it holds the protocol's state well, but imports in 12.5 ms where this
+takes 3 (medians of 31 in one run, beside what both need), and takes in a frame of data in 6 µs,
+this in 0.8 (of 16 KiB: 22 and 2.4), which a hundred thousand lines of a log a second would feel.
+It does no I/O and has no locks, so what is long below would stay: threads, the flow of data between
+them, and when to give a silent peer up. What it would save is frames and settings, some 100 lines.
+
+One lock guards everything, the TLS object included. Whoever has something to say appends whole
+frames to what goes out and writes as much as the socket takes; a thread of the connection reads,
+writes what was left, and pings a peer that has fallen silent. Whoever waits for a stream waits for
+that thread's news. A stream's data is acknowledged when it is taken from it, so a slow reader slows
+its own stream's sender and nobody else.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+from orchestrator.cli.rpc.header_blocks import BadHeaders, decode, encode
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_HEAD = struct.Struct("!HBBBL")
+"""A frame's length (16 and 8 bits), type, flags and stream."""
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = (
+    *(0, 1, 3, 4, 6, 7, 8, 9),
+)
+_END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
+_HEADER_TABLE_SIZE, _ENABLE_PUSH, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 1, 2, 4, 5
+_NO_ERROR, _CANCEL = 0, 8
+
+_DEFAULT_WINDOW, _DEFAULT_FRAME = 65535, 16384
+_WINDOW = 1 << 20
+"""Bytes of a stream that may be under way to a reader who has not taken them."""
+_CONNECTION_WINDOW = 1 << 30
+"""The same of all streams together: as good as none."""
+_OUT_LIMIT = 1 << 18
+"""Bytes that may wait for the socket before a sender waits too."""
+_CHUNK = 1 << 16
+
+PING_AFTER = 2.0
+"""Seconds of silence, while something is awaited, after which the peer is asked for a word."""
+ANSWER_WITHIN = 2.0
+"""Seconds in which it has to say one, or the connection is given up."""
+
+
+class ConnectionBroken(Exception):
+    """The connection is gone; the text says how. `greeted`: whether the peer spoke HTTP/2;
+    `silent`: whether it was given up for want of a word."""
+
+    def __init__(self, text: str, greeted: bool, silent: bool) -> None:
+        super().__init__(text)
+        self.greeted = greeted
+        self.silent = silent
+
+
+class StreamReset(Exception):
+    """The peer has cancelled a stream; `code` is its reason (RFC 9113, section 7)."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the stream was reset ({code})")
+        self.code = code
+
+
+class Stream:
+    """One request and its answer. Made by `Connection.open`."""
+
+    def __init__(self, connection: Connection, number: int, window: int) -> None:
+        self._connection = connection
+        self.number = number
+        self.window = window
+        """Bytes that may still be sent."""
+        self.fields: dict[str, str] = {}
+        """Of the answer's headers and trailers."""
+        self.chunks: deque[bytes] = deque()
+        self.untold = 0
+        """Bytes that were taken and not acknowledged."""
+        self.sent_all = False
+        self.received_all = False
+        self.reset: int | None = None
+
+    def send(self, data: bytes, end: bool = False) -> None:
+        """Send data, and the end of it; waits while the peer takes no more. Raises
+        ConnectionBroken, StreamReset."""
+        self._connection.send(self, data, end)
+
+    def receive(self, until: float | None) -> bytes | None:
+        """The next data; None at the end, when `fields` is complete. `until`: of the monotonic
+        clock. Raises TimeoutError, ConnectionBroken, StreamReset."""
+        return self._connection.receive(self, until)
+
+    def cancel(self) -> None:
+        """Have no more of it. Does nothing when it is over."""
+        self._connection.cancel(self)
+
+
+class Connection:
+    """One connection. It has a thread of its own until it is closed or broken."""
+
+    def __init__(self, tls: ssl.SSLSocket) -> None:
+        """`tls`: after the handshake; it is closed with the connection."""
+        tls.setblocking(False)
+        tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._tls = tls
+        self._news = threading.Condition()
+        self._wake, self._waker = socket.socketpair()
+        """The connection's thread waits at one end for a byte from the other."""
+        self._wake.setblocking(False)
+        self._waker.setblocking(False)
+        self._streams: dict[int, Stream] = {}
+        self._next_number = 1
+        self._broken = ""
+        self._greeted = self._silent = False
+        self._window = _DEFAULT_WINDOW
+        """Bytes that may still be sent, of all streams together."""
+        self._first_window = _DEFAULT_WINDOW
+        self._largest = _DEFAULT_FRAME
+        self._received = 0
+        """Bytes of data not acknowledged for the connection."""
+        self._block = bytearray()
+        """The header block that is coming in."""
+        self._block_ends_stream = 0
+        self._in = bytearray()
+        settings = struct.pack(
+            "!HLHLHLHL",
+            *(_HEADER_TABLE_SIZE, 0, _ENABLE_PUSH, 0),
+            *(_INITIAL_WINDOW_SIZE, _WINDOW, _MAX_FRAME_SIZE, _CHUNK),
+        )
+        self._out = bytearray(_PREFACE)
+        self._frame(_SETTINGS, 0, 0, settings)
+        self._frame(_WINDOW_UPDATE, 0, 0, struct.pack("!L", _CONNECTION_WINDOW - _DEFAULT_WINDOW))
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def await_greeting(self, within: float) -> bool:
+        """Wait for the peer's first words of HTTP/2: False if it ends the connection without any.
+        Raises TimeoutError after `within` seconds."""
+        with self._news:
+            if not self._broken:
+                self._say()
+            if not self._news.wait_for(lambda: self._greeted or bool(self._broken), within):
+                raise TimeoutError
+            return self._greeted
+
+    def open(self, fields: Iterable[tuple[str, str]]) -> Stream:
+        """Begin a request; its headers go out with its first data. Raises ConnectionBroken."""
+        with self._news:
+            self._check()
+            stream = Stream(self, self._next_number, self._first_window)
+            self._next_number += 2
+            self._streams[stream.number] = stream
+            self._frame(_HEADERS, _END_HEADERS, stream.number, encode(fields))
+            return stream
+
+    def close(self) -> None:
+        """End it. Who waits for a stream of it is told that the connection is gone."""
+        with self._news:
+            if not self._broken:
+                self._frame(_GOAWAY, 0, 0, struct.pack("!LL", 0, _NO_ERROR))
+                self._flush()
+                self._break("it was closed")
+
+    def send(self, stream: Stream, data: bytes, end: bool) -> None:
+        """See `Stream.send`."""
+        rest = memoryview(data)
+        with self._news:
+            while True:
+                if stream.received_all:
+                    return  # the answer is complete without it
+                self._check(stream)
+                room = min(self._window, stream.window, self._largest)
+                if rest and (room <= 0 or len(self._out) > _OUT_LIMIT):
+                    self._say()
+                    self._news.wait()
+                    continue
+                part, rest = rest[:room], rest[room:]
+                self._window -= len(part)
+                stream.window -= len(part)
+                last = end and not rest
+                if part or last:
+                    self._frame(_DATA, _END_STREAM if last else 0, stream.number, part)
+                if not rest:
+                    break
+            if end:
+                stream.sent_all = True
+                self._retire(stream)
+            self._say()
+
+    def receive(self, stream: Stream, until: float | None) -> bytes | None:
+        """See `Stream.receive`."""
+        with self._news:
+            while not stream.chunks:
+                if stream.received_all:
+                    return None
+                self._check(stream)
+                left = None if until is None else until - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError
+                self._news.wait(left)
+            data = stream.chunks.popleft()
+            stream.untold += len(data)
+            if stream.untold >= _WINDOW // 2 and not stream.received_all and not self._broken:
+                self._frame(_WINDOW_UPDATE, 0, stream.number, struct.pack("!L", stream.untold))
+                stream.untold = 0
+                self._say()
+            return data
+
+    def cancel(self, stream: Stream) -> None:
+        """See `Stream.cancel`."""
+        with self._news:
+            if stream.number not in self._streams or self._broken:
+                return
+            stream.reset = _CANCEL
+            del self._streams[stream.number]
+            self._frame(_RST_STREAM, 0, stream.number, struct.pack("!L", _CANCEL))
+            self._say()
+            self._news.notify_all()
+
+    def _check(self, stream: Stream | None = None) -> None:
+        if stream is not None and stream.reset is not None:
+            raise StreamReset(stream.reset)
+        if self._broken:
+            raise ConnectionBroken(self._broken, self._greeted, self._silent)
+
+    def _frame(self, kind: int, flags: int, number: int, payload: bytes | memoryview) -> None:
+        size = len(payload)
+        self._out += _HEAD.pack(size >> 8, size & 255, kind, flags, number)
+        self._out += payload
+
+    def _say(self) -> None:
+        """Write what the socket takes; the connection's thread sees to the rest."""
+        self._flush()
+        if self._out:
+            self._rouse()
+
+    def _rouse(self) -> None:
+        """Wake the connection's thread."""
+        with suppress(BlockingIOError):  # it has yet to see earlier ones
+            self._waker.send(b"\0")
+
+    def _flush(self) -> None:
+        try:
+            while self._out and not self._broken:
+                del self._out[: self._tls.send(self._out)]
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            pass
+        except OSError:
+            # Why is seen by the reader, after what the peer said before it left.
+            self._out.clear()
+
+    def _run(self) -> None:
+        """The connection's thread."""
+        selector = selectors.DefaultSelector()
+        selector.register(self._wake, selectors.EVENT_READ)
+        selector.register(self._tls, selectors.EVENT_READ)
+        asked = False
+        while True:
+            with self._news:
+                heard = self._take_in()
+                if self._broken:
+                    selector.close()
+                    for each in (self._tls, self._wake, self._waker):
+                        each.close()
+                    return
+                if heard:
+                    asked = False
+                self._flush()
+                self._news.notify_all()
+                writes = selectors.EVENT_WRITE if self._out else 0
+                selector.modify(self._tls, selectors.EVENT_READ | writes)
+            ready = selector.select(ANSWER_WITHIN if asked else PING_AFTER)
+            with self._news:
+                if any(key.fileobj is self._wake for key, _ in ready):
+                    with suppress(BlockingIOError):
+                        self._wake.recv(_CHUNK)
+                if not ready and self._streams:
+                    if asked:
+                        self._silent = True
+                        self._break("the manager fell silent")
+                    asked = True
+                    self._frame(_PING, 0, 0, bytes(8))
+
+    def _take_in(self) -> bool:
+        """Read all that there is. Whether there was any."""
+        heard = False
+        try:
+            while not self._broken:
+                data = self._tls.recv(_CHUNK)
+                if not data:
+                    self._break("the manager closed it")
+                    return heard
+                heard = True
+                self._in += data
+                self._parse()
+        except ssl.SSLWantReadError:
+            pass
+        except (BadHeaders, struct.error) as error:
+            self._break(str(error))
+        except OSError as error:
+            self._break((error.strerror or str(error)).lower())
+        return heard
+
+    def _break(self, why: str) -> None:
+        if self._broken:
+            return
+        self._broken = why
+        self._streams.clear()
+        self._rouse()
+        self._news.notify_all()
+
+    def _parse(self) -> None:
+        while len(self._in) >= _HEAD.size:
+            high, low, kind, flags, number = _HEAD.unpack_from(self._in)
+            size = high << 8 | low
+            if len(self._in) < _HEAD.size + size:
+                return
+            payload = bytes(memoryview(self._in)[_HEAD.size : _HEAD.size + size])
+            del self._in[: _HEAD.size + size]
+            self._handle(kind, flags, number & 0x7FFFFFFF, payload)
+
+    def _handle(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        stream = self._streams.get(number)
+        if kind == _DATA:
+            self._take_data(stream, payload, flags)
+        elif kind in (_HEADERS, _CONTINUATION):
+            self._take_headers(stream, kind, payload, flags)
+        elif kind == _RST_STREAM and stream is not None:
+            stream.reset = struct.unpack("!L", payload)[0]
+            del self._streams[number]
+        elif kind == _SETTINGS and not flags & _ACK:
+            self._greeted = True
+            self._take_settings(payload)
+            self._frame(_SETTINGS, _ACK, 0, b"")
+        elif kind == _PING and not flags & _ACK:
+            self._frame(_PING, _ACK, 0, payload)
+        elif kind == _WINDOW_UPDATE:
+            more = struct.unpack("!L", payload)[0]
+            if number == 0:
+                self._window += more
+            elif stream is not None:
+                stream.window += more
+        elif kind == _GOAWAY:
+            last = struct.unpack_from("!L", payload)[0]
+            if all(number > last for number in self._streams):
+                self._break("the manager is going away")
+
+    def _take_data(self, stream: Stream | None, payload: bytes, flags: int) -> None:
+        self._received += len(payload)
+        if self._received >= _CONNECTION_WINDOW // 2:
+            self._frame(_WINDOW_UPDATE, 0, 0, struct.pack("!L", self._received))
+            self._received = 0
+        if stream is None:
+            return
+        if data := _unpadded(payload, flags):
+            stream.chunks.append(data)
+        self._end_of(stream, flags)
+
+    def _take_headers(self, stream: Stream | None, kind: int, payload: bytes, flags: int) -> None:
+        if kind == _HEADERS:
+            payload = _unpadded(payload, flags)
+            self._block = bytearray(payload[5:] if flags & _PRIORITY else payload)
+            self._block_ends_stream = flags & _END_STREAM
+        else:
+            self._block += payload
+        if flags & _END_HEADERS and stream is not None:
+            stream.fields.update(decode(bytes(self._block)))
+            self._end_of(stream, self._block_ends_stream)
+
+    def _take_settings(self, payload: bytes) -> None:
+        settings: Mapping[int, int] = dict(struct.iter_unpack("!HL", payload))
+        self._largest = settings.get(_MAX_FRAME_SIZE, self._largest)
+        window = settings.get(_INITIAL_WINDOW_SIZE, self._first_window)
+        for stream in self._streams.values():
+            stream.window += window - self._first_window
+        self._first_window = window
+
+    def _end_of(self, stream: Stream, flags: int) -> None:
+        if flags & _END_STREAM:
+            stream.received_all = True
+            self._retire(stream)
+
+    def _retire(self, stream: Stream) -> None:
+        """Forget a stream that is over in both directions."""
+        if stream.sent_all and stream.received_all:
+            self._streams.pop(stream.number, None)
+
+
+def _unpadded(payload: bytes, flags: int) -> bytes:
+    return payload[1 : len(payload) - payload[0]] if flags & _PADDED else payload

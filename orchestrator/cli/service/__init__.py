@@ -1,0 +1,1 @@
+"""`orc service`, `orc job`, `orc plan`: what users declare, and waiting for convergence."""

@@ -1,0 +1,454 @@
+"""Waiting until a service has converged, or until removed ones are gone.
+
+Progress goes to stderr, so that stdout holds the id alone: on a terminal a line per task that is
+redrawn in place, elsewhere a plain line for each change. That tasks cannot be placed is printed
+immediately, once per reason; the wait goes on, as capacity may become free.
+
+A manager decides whether a service has converged, and how long its tasks have yet to stay up; the
+client counts that time down. When a task crashes, its last log lines are shown before the error.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from math import ceil, isfinite
+from typing import Any, Protocol
+
+import click
+
+from orchestrator.cli.app.command_groups import INTERRUPTED, CliError, NotConverged, RolledBack
+from orchestrator.cli.output.listings import word
+from orchestrator.cli.output.screen import is_live
+from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, ManagerLost
+from orchestrator.cli.service.service_rows import has_exit_code, health_text, task_error
+from orchestrator.model.convert import from_proto
+from orchestrator.model.services import Service, UpdateState
+from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Health, Task, TaskStatus
+from orchestrator.model.units import format_duration
+from orchestrator.pb import control_pb2
+
+
+class _View(Protocol):
+    def show(self, progress: Any, tasks: list[Task], hostnames: Mapping[str, str]) -> None: ...
+
+
+def until_converged(
+    client: Client,
+    written: Any,
+    timeout: float,
+    quiet: bool = False,
+    *,
+    monitor: float | None = None,
+    changed: bool = True,
+) -> None:
+    """Show a service's progress, unless `quiet`, until it has converged.
+
+    `written` is the service as we wrote it: what a manager says of an older one is not the answer.
+    `monitor` is how many seconds tasks without a probe must stay up, if not as the service's update
+    policy says. Where the service was not `changed` by us, only crashes from now on count.
+
+    Raises NotConverged with the reasons after `timeout` seconds, when a task crashes, when failures
+    have paused the update, or when what failed is not started again; RolledBack when failures took
+    the update back; CliError if the service was removed. Ctrl-C detaches: it says so and exits.
+    """
+    name, ours = written.spec.name, _Update(written, monitor)
+    deadline = time.monotonic() + timeout
+    request = control_pb2.WatchServiceRequest(
+        service=name, since=written.revision if changed else 0, monitor=monitor
+    )
+    last = None
+    try:
+        with progress_view(quiet) as view:
+            for progress in pictures(client, name, deadline, request):
+                if progress.removed:
+                    raise CliError(f"service '{name}' was removed meanwhile")
+                last = progress
+                tasks = [from_proto(task) for task in progress.tasks]
+                view.show(progress, tasks, progress.hostnames)
+                if ours.ended(progress):
+                    break
+    except KeyboardInterrupt:
+        click.echo(
+            f"orc: detached; service '{name}' goes on by itself, see 'orc service ps {name}'",
+            err=True,
+        )
+        sys.exit(INTERRUPTED)
+    except TimeoutError:
+        _show_crash(client, ours, last)
+        raise NotConverged(_reasons(name, last, timeout)) from None
+    except (NotConverged, RolledBack):
+        _show_crash(client, ours, last)
+        raise
+    if not quiet:
+        click.echo(f"{name}: {overall(last)}, {_outcome(last)}", err=True)
+
+
+def _show_crash(client: Client, ours: _Update, progress: Any) -> None:
+    """Show what a task logged that crashed, if one did."""
+    if progress is not None and (task := ours.crashed(progress)) is not None:
+        show_last_lines(client, task, progress.hostnames)
+
+
+class _Update:
+    """The update that we made, if any, as progress tells of it."""
+
+    def __init__(self, written: Any, monitor: float | None) -> None:
+        self._revision = written.revision
+        self._version = written.spec_version
+        self._began = UpdateState(written.update.state)
+        self._monitor = monitor
+
+    def crashed(self, progress: Any) -> Task | None:
+        """The newest task of the lowest slot that crashed as we left it; also when its service has
+        been rolled back since."""
+        ids = set(progress.crashed)
+        tasks: list[Task] = [from_proto(task) for task in progress.tasks]
+        found = [task for task in tasks if task.id in ids] or [
+            task
+            for task in tasks
+            if task.status.failed
+            and task.spec_version == self._version
+            and task.revision > self._revision
+            and task.desired_state <= TaskState.RUNNING
+        ]
+        return min(found, key=lambda task: (task.slot, -task.created_at), default=None)
+
+    def ended(self, progress: Any) -> bool:
+        """Whether the service has converged. Raises NotConverged or RolledBack."""
+        service = progress.service
+        if service.revision < self._revision:
+            return False
+        name, state = service.spec.name, UpdateState(service.update.state)
+        begun = self._began in (UpdateState.UPDATING, UpdateState.ROLLING_BACK)
+        if begun and state in (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED):
+            raise NotConverged(
+                f"the update of service '{name}' is paused: {service.update.message}; update it "
+                f"again, or go back with 'orc service rollback {name}'"
+            )
+        if progress.failing:
+            raise NotConverged(self._failing(progress))
+        if progress.given_up:
+            raise NotConverged(
+                f"service '{name}' does not converge: {overall(progress)}; {reasons(progress)}; "
+                "it is not restarted, change what fails with "
+                f"'orc service update {name}'"
+            )
+        if not progress.converged:
+            return False
+        if self._began is UpdateState.UPDATING and state in _BACK:
+            raise RolledBack(f"service '{name}' was rolled back: {service.update.message}")
+        return True
+
+    def _failing(self, progress: Any) -> str:
+        """That tasks crashed, as one line."""
+
+        service: Service = from_proto(progress.service)
+        name, task = service.spec.name, self.crashed(progress)
+        monitor = service.policy.monitor if self._monitor is None else self._monitor
+        why = crash_text(task, monitor) if task is not None else "tasks crashed"
+        slots = {task.slot for task in progress.tasks if task.id in progress.crashed}
+        others = f", and {len(slots) - 1} more of {progress.desired}" if len(slots) > 1 else ""
+        hint = f"see 'orc service ps {name}' and 'orc service logs {name}'"
+        if progress.given_up:
+            hint = f"it is not restarted, change what fails with 'orc service update {name}'"
+        elif task is not None and task.status.state is TaskState.COMPLETE:
+            hint = (
+                "a service keeps its tasks running; for work that ends use 'orc job run', or a "
+                "restart condition of on-failure"
+            )
+        return f"service '{name}' has not converged: {why}{others}; {hint}"
+
+
+_BACK = (UpdateState.ROLLING_BACK, UpdateState.ROLLED_BACK)
+
+
+def _outcome(progress: Any) -> str:
+    if progress.service.update.state == UpdateState.CANARY:
+        return (
+            f"{progress.service.update.message}; "
+            f"'orc service promote {progress.service.spec.name}' lets the others follow"
+        )
+    return "converged"
+
+
+def pictures(
+    client: Client, name: str, deadline: float, request: Any | None = None
+) -> Iterator[Any]:
+    """Each ServiceProgress until the deadline (TimeoutError), also over failures of managers."""
+    told = False
+    request = request or control_pb2.WatchServiceRequest(service=name)
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            bound = left if isfinite(left) else None
+            yield from client.stream("WatchService", request, timeout=bound)
+        except ManagerLost as lost:
+            if not told:
+                click.echo(f"{name}: {lost.message}; trying again", err=True)
+            told = True
+        # A stream that ended, or broke, is opened again: a manager may just be restarting.
+        client.close()
+        time.sleep(min(RECONNECT_PAUSE, max(0.0, deadline - time.monotonic())))
+    raise TimeoutError
+
+
+def progress_view(quiet: bool) -> AbstractContextManager[_View]:
+    if quiet:
+        return nullcontext(_NoView())
+    if is_live(sys.stderr):
+        from orchestrator.cli.service.live_view import LiveView
+
+        return LiveView()
+    return nullcontext(PlainView())
+
+
+class _NoView:
+    def show(self, progress: Any, tasks: list[Task], hostnames: Mapping[str, str]) -> None:
+        """Nothing: the user asked for none."""
+
+
+PATIENCE = 1.0
+"""Seconds on its way before a task's steps are worth a line each."""
+
+
+_ANEW = 0.5
+"""Seconds by which a countdown ends later than it was to, if it has begun anew."""
+
+
+class PlainView:
+    """One line for each task that runs or has ended, and for each new reason to wait; of a task
+    that takes its time, also for each step on its way."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._patient_until: dict[str, float] = {}
+        """By task."""
+        self._shown: dict[str, str] = {}
+        self._reasons: set[str] = set()
+        self._first = True
+        self._stable_at = 0.0
+        """When all tasks should be stable."""
+
+    def show(self, progress: Any, tasks: list[Task], hostnames: Mapping[str, str]) -> None:
+        for task in sorted(tasks, key=lambda task: (task.slot, task.created_at)):
+            text = task_text(task, hostnames)
+            ended = is_terminal(task.status.state)
+            old = self._first and ended and task.id not in progress.crashed
+            until = self._patient_until.setdefault(task.id, self._clock() + PATIENCE)
+            if _on_its_way(task.status) and self._clock() < until:
+                continue
+            if self._shown.get(task.id) != text and not old and not is_waiting(task):
+                click.echo(f"{task.name}  {text}", err=True)
+            self._shown[task.id] = text
+        self._first = False
+        update = progress.service.update
+        if _goes_back(update) and update.message not in self._reasons:
+            self._reasons.add(update.message)
+            click.echo(f"{progress.service.spec.name}: {back_text(update)}", err=True)
+        for reason, count in waiting_reasons(tasks).items():
+            if reason not in self._reasons:
+                self._reasons.add(reason)
+                click.echo(waiting_text(progress.service.spec.name, reason, count), err=True)
+        self._count_down(progress)
+
+    def _count_down(self, progress: Any) -> None:
+        """Say how long tasks have yet to stay up; again if that begins anew."""
+        stable_at = self._clock() + progress.stable_in
+        if progress.stable_in and stable_at > self._stable_at + _ANEW:
+            self._stable_at = stable_at
+            name, left = progress.service.spec.name, stable_text(progress.stable_in)
+            click.echo(f"{name}: {overall(progress)}, {left}", err=True)
+
+
+def _on_its_way(status: TaskStatus) -> bool:
+    return status.state <= TaskState.RUNNING and not status.works
+
+
+def task_text(task: Task, hostnames: Mapping[str, str]) -> str:
+    """Such as `running on node2` or `failed on node1: exit status 3`."""
+    where = hostnames.get(task.node_id, task.node_id)
+    error = task_error(task)
+    return (
+        word(task.status.state)
+        + health_text(task)
+        + (f" on {where}" if where else "")
+        + (f": {error}" if error else "")
+    )
+
+
+def is_waiting(task: Task) -> bool:
+    """Whether a task is wanted, and waits for a node with a reason."""
+    return (
+        task.status.state is TaskState.PENDING
+        and bool(task.status.message)
+        and task.desired_state <= TaskState.RUNNING
+    )
+
+
+def waiting_reasons(tasks: list[Task]) -> Counter[str]:
+    """Why tasks wait for a node → how many of them."""
+    return Counter(task.status.message for task in tasks if is_waiting(task))
+
+
+def waiting_text(name: str, reason: str, count: int) -> str:
+    what = "1 task waits" if count == 1 else f"{count} tasks wait"
+    return f"{name}: {what}: {reason}"
+
+
+def stable_text(seconds: float) -> str:
+    """How long tasks have yet to stay up."""
+    return f"verifying for {ceil(seconds)}s that tasks stay up"
+
+
+def _running(progress: Any) -> int:
+    return sum(
+        task.status.works and task.desired_state <= TaskState.RUNNING
+        for task in map(from_proto, progress.tasks)
+    )
+
+
+def overall(progress: Any) -> str:
+    """A service in one line; of a job what is done."""
+    running = _running(progress)
+    if progress.service.job.runs:
+        return f"{progress.completed} of {progress.completions} completed, {running} running"
+    text = f"{running} of {progress.desired} running"
+    update = progress.service.update
+    return f"{text}, {back_text(update)}" if _goes_back(update) else text
+
+
+def _goes_back(update: Any) -> bool:
+    return bool(update.state == UpdateState.ROLLING_BACK)
+
+
+def back_text(update: Any) -> str:
+    """Why a service is on its way back."""
+    return f"rolling back: {update.message}"
+
+
+def _reasons(name: str, progress: Any, timeout: float) -> str:
+    """Why a service has not converged, as one line."""
+    time_text, hint = format_duration(timeout), f"see 'orc service ps {name}'"
+    if progress is None:
+        return f"service '{name}' has not converged in {time_text}: no manager answered; {hint}"
+    why = stable_text(progress.stable_in) if progress.stable_in else reasons(progress)
+    return (
+        f"service '{name}' has not converged in {time_text}: {overall(progress)}"
+        f"{'; ' + why if why else ''}; it goes on in the background, {hint}"
+    )
+
+
+def reasons(progress: Any) -> str:
+    """Why tasks wait or fail, the most frequent reasons first."""
+    tasks = [from_proto(task) for task in progress.tasks]
+    wanted = [task for task in tasks if task.desired_state <= TaskState.RUNNING]
+    found = Counter(
+        f"{word(task.status.state)}: {task_error(task)}" for task in wanted if task_error(task)
+    )
+    # What failed before the tasks that are being tried now tells why those may not run either.
+    if not found:
+        found = Counter(
+            f"failed: {task_error(task)}" for task in tasks if task.status.state is TaskState.FAILED
+        )
+    return "; ".join(f"{count} {reason}" for reason, count in found.most_common(3))
+
+
+LINES = 10
+"""Log lines that are shown."""
+_TIMEOUT = 10.0
+"""Seconds that a node has to send them."""
+
+
+def crash_text(task: Task, monitor: float) -> str:
+    """How a task crashed, such as `web.1 failed within 5s of its start: exit status 1`."""
+    status = task.status
+    exit_text = f"exit status {status.exit_code}"
+    why = task_error(task) or exit_text
+    if has_exit_code(task) and exit_text not in why:
+        why = f"{why} ({exit_text})"
+    if status.state is TaskState.REJECTED:
+        return f"{task.name} was rejected: {why}"
+    verb = "exited" if status.state is TaskState.COMPLETE else "failed"
+    within = f" within {format_duration(monitor)} of its start"
+    return f"{task.name} {verb}{'' if status.health is Health.UNHEALTHY else within}: {why}"
+
+
+def show_last_lines(client: Client, task: Task, hostnames: Mapping[str, str]) -> None:
+    """Print on stderr the last lines that a task logged. One that never ran logged nothing."""
+    if not has_exit_code(task):
+        return
+    lines: list[bytes] = []
+    trouble = ""
+    request = control_pb2.LogsRequest(service=task.id, tail=LINES)
+    try:
+        for batch in client.stream("Logs", request, timeout=_TIMEOUT):
+            lines += [record.line for record in batch.records if not record.notice]
+    except TimeoutError:
+        trouble = f"no answer in {format_duration(_TIMEOUT)}"
+    except CliError as error:
+        trouble = error.format_message()
+    where = hostnames.get(task.node_id, task.node_id)
+    if lines:
+        click.echo(f"{task.name} on {where} logged last:", err=True)
+    elif trouble:
+        click.echo(f"the log of {task.name} on {where} cannot be read: {trouble}", err=True)
+    else:
+        click.echo(f"{task.name} on {where} logged nothing", err=True)
+    for line in lines[-LINES:]:
+        click.echo(f"  {line.decode(errors='replace').rstrip()}", err=True)
+
+
+STOP_TIMEOUT = 120.0
+"""Seconds that tasks have to stop."""
+_LOOK = 0.1
+"""Seconds between two looks whether they have."""
+_SILENT = 1.0
+"""Seconds after which the wait is explained."""
+
+
+def until_stopped(client: Client, services: Collection[str], quiet: bool = False) -> None:
+    """Wait until no task of these removed services, by id, is left that may run; what is waited for
+    is said on stderr unless `quiet`. Ctrl-C detaches: it says so and exits.
+
+    Raises NotConverged, with the tasks that have not stopped, after `STOP_TIMEOUT`."""
+    begun = time.monotonic()
+    said = ""
+    try:
+        while services and (left := _running_tasks(client, services)):
+            waited = time.monotonic() - begun
+            if waited > STOP_TIMEOUT:
+                raise NotConverged(
+                    f"{', '.join(sorted(left))}: not stopped within "
+                    f"{format_duration(STOP_TIMEOUT)}; see 'orc node ls'"
+                )
+            text = f"waiting for {_counted(left.values())} to stop"
+            if waited > _SILENT and text != said and not quiet:
+                click.echo(text, err=True)
+                said = text
+            time.sleep(_LOOK)
+    except KeyboardInterrupt:
+        click.echo("orc: detached; what was removed goes on stopping by itself", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _counted(services: Collection[str]) -> str:
+    """Such as `2 tasks of web and 1 task of db`."""
+    return " and ".join(
+        f"{count} {'task' if count == 1 else 'tasks'} of {name}"
+        for name, count in sorted(Counter(services).items())
+    )
+
+
+def _running_tasks(client: Client, services: Collection[str]) -> dict[str, str]:
+    """The tasks that have not ended, those that still wait for a node included: the name of each,
+    and of its service."""
+    tasks = client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
+    return {
+        f"{task.service_name}.{task.slot}": task.service_name
+        for task in tasks
+        if task.service_id in services and not is_terminal(TaskState(task.status.state))
+    }

@@ -1,0 +1,175 @@
+"""`orc service logs` and `orc logs`: what containers wrote."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
+from typing import Any, TypeVar
+
+import click
+
+from orchestrator.cli.app.command_groups import INTERRUPTED, example
+from orchestrator.cli.completion import completers
+from orchestrator.cli.flags.flag_types import Parsed
+from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, ManagerLost, pass_client
+from orchestrator.model.logplace import LogPlace
+from orchestrator.model.units import format_time, parse_moment
+from orchestrator.pb import containers_pb2, control_pb2
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _tail(text: str) -> int:
+    if text == "all":
+        return -1
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is not a number of lines, or all")
+    return int(text)
+
+
+def log_options(function: F) -> F:
+    """The flags of a command that shows logs, as Docker names them."""
+    for option in reversed(
+        (
+            click.option("--follow", "-f", is_flag=True, help="Go on as lines are written."),
+            click.option(
+                "--tail",
+                "-n",
+                type=Parsed("NUMBER|all", _tail),
+                default="all",
+                show_default=True,
+                help="Only the last lines of each task.",
+            ),
+            click.option(
+                "--since",
+                type=Parsed("time", lambda text: parse_moment(text, time.time(), "since")),
+                help="Only what was written since, such as 10m or 2026-01-31T12:00:00Z.",
+            ),
+            click.option(
+                "--until",
+                type=Parsed("time", lambda text: parse_moment(text, time.time(), "until")),
+                help="Only what was written until then.",
+            ),
+            click.option(
+                "--timestamps", "-t", is_flag=True, help="Show when each line was written."
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+@click.command(epilog=example("orc service logs -f --tail 10 web", "orc service logs web.3"))
+@log_options
+@click.option("--raw", is_flag=True, help="Lines as they are, without the task's name.")
+@click.argument("service", metavar="SERVICE|TASK", shell_complete=completers.service_tasks)
+@pass_client
+def logs(client: Client, service: str, raw: bool, timestamps: bool, **values: Any) -> None:
+    """Show the logs of a service or of one task: its stdout on stdout, its stderr on stderr."""
+    show_logs(client, service, values, raw=raw, timestamps=timestamps)
+
+
+@click.command("logs", epilog=example("orc logs -f web", "orc logs --since 10m -t web.3"))
+@log_options
+@click.argument("container", shell_complete=completers.containers)
+@pass_client
+def container_logs(client: Client, container: str, timestamps: bool, **values: Any) -> None:
+    """Show what a container wrote: its stdout on stdout, its stderr on stderr."""
+    listing = containers_pb2.ListContainersRequest(containers=[container])
+    task = client.call("Containers.ListContainers", listing).containers[0].task
+    show_logs(client, task.id, values, raw=True, timestamps=timestamps)
+
+
+def show_logs(
+    client: Client,
+    name: str,
+    values: Mapping[str, Any],
+    *,
+    raw: bool,
+    timestamps: bool,
+    of_job: bool = False,
+) -> None:
+    """Print the logs of a service or task, or with `of_job` of a job or a task of one, as
+    `log_options` say, until their end or Ctrl-C."""
+    request = _request(name, values, of_job)
+    try:
+        print_records(client, request, raw=raw, timestamps=timestamps)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _request(name: str, values: Mapping[str, Any], of_job: bool) -> Any:
+    return control_pb2.LogsRequest(
+        service=name,
+        follow=values["follow"],
+        tail=values["tail"],
+        since=values["since"] or 0.0,
+        until=values["until"] or 0.0,
+        of_job=of_job,
+    )
+
+
+def print_records(client: Client, request: Any, *, raw: bool, timestamps: bool) -> None:
+    """Print what the manager streams for a LogsRequest, until its end."""
+    width = 0
+    for batch in _batches(client, request):
+        prefix = "" if raw or not batch.task_name else f"{batch.task_name}@{batch.node}"
+        # The bars stay in one column as far as the names seen so far go.
+        width = max(width, len(prefix))
+        _print(batch.records, "" if raw else f"{prefix:{width}} | ", timestamps)
+
+
+def _batches(client: Client, request: Any) -> Iterator[Any]:
+    """What the manager streams. Who follows goes on when it, or another one, is there again, with
+    each line once."""
+    places: dict[str, LogPlace] = {}
+    told = False
+    calls: list[Any] = []
+    while True:
+        try:
+            for batch in client.stream("Logs", _further(request, places), opened=calls.append):
+                told = False
+                start = LogPlace(request.since, request.tail)
+                places.setdefault(batch.task_id, start).advance(batch.records)
+                yield batch
+            return
+        except ManagerLost as lost:
+            if not (request.follow and calls):
+                raise
+            if not told:
+                click.echo(f"orc: {lost.message} (the lines come when it is back)", err=True)
+            told = True
+        client.close()
+        time.sleep(RECONNECT_PAUSE)
+        for place in places.values():
+            place.begin()
+
+
+def _further(request: Any, places: Mapping[str, LogPlace]) -> Any:
+    """The request for what is not known yet, and for some that is: all, if all was asked for, as
+    some task's lines may be yet to come."""
+    heard = [place.since for place in places.values() if place.tail < 0]
+    if request.tail < 0 or not heard:
+        return request
+    further = control_pb2.LogsRequest()
+    further.CopyFrom(request)
+    further.since, further.tail = min(heard), -1
+    return further
+
+
+def _print(records: Iterable[Any], prefix: str, timestamps: bool) -> None:
+    """Print some lines, those of one stream at a time."""
+    for err, group in groupby(records, key=lambda record: record.stderr or record.notice):
+        text = b"".join(_line(record, prefix.encode(), timestamps) for record in group)
+        click.echo(text, err=err, nl=False)
+
+
+def _line(record: Any, prefix: bytes, timestamps: bool) -> bytes:
+    # As bytes: what a container writes need not be text.
+    line: bytes = record.line.removesuffix(b"\n")
+    if record.notice:
+        return b"orc: %b\n" % line
+    stamp = f"{format_time(record.at)} ".encode() if timestamps else b""
+    return b"%b%b%b\n" % (stamp, prefix, line)

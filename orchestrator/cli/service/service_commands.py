@@ -1,0 +1,225 @@
+"""`orc service`: what a user declares, and what became of it."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from orchestrator.cli.app.command_groups import OrcGroup, example
+from orchestrator.cli.completion import completers
+from orchestrator.cli.flags.network_flags import attachment_text
+from orchestrator.cli.output.batch import inspect_options, one_by_one, print_inspected
+from orchestrator.cli.output.listings import (
+    Row,
+    labels_text,
+    listing_options,
+    print_fields,
+    print_list,
+)
+from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.cli.service.change_commands import create, promote, rollback, scale, update
+from orchestrator.cli.service.convergence import until_stopped
+from orchestrator.cli.service.log_commands import logs
+from orchestrator.cli.service.service_rows import (
+    port_text,
+    service_columns,
+    service_document,
+    service_row,
+    task_columns,
+    task_rows,
+)
+from orchestrator.model.affinities import Affinity
+from orchestrator.model.dependencies import start_order
+from orchestrator.model.disconnect import disconnect_text
+from orchestrator.model.placement import Disconnect, DisconnectAction, GenericResource
+from orchestrator.model.units import format_cores, format_duration, format_memory
+from orchestrator.pb import control_pb2
+
+
+@click.group(
+    cls=OrcGroup,
+    epilog=example("orc service create --name web --replicas 3 -p 8080:80 hello:1"),
+)
+def service() -> None:
+    """Services: a declared number of containers that is kept alive."""
+
+
+for _command in (create, update, rollback, promote, scale, logs):
+    service.add_command(_command)
+
+
+@service.command("ls", epilog=example("orc service ls --filter name=web"))
+@listing_options("id", "name", "mode", "label")
+@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@pass_client
+def list_services(
+    client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]], no_trunc: bool
+) -> None:
+    """List the services, with how many of their tasks run."""
+    reply = client.call("ListServices", control_pb2.ListServicesRequest())
+    rows = sorted(map(service_row, reply.services), key=lambda row: row["name"])
+    print_list(rows, service_columns(no_trunc), form=form, quiet=quiet, filters=filters)
+
+
+@service.command(epilog=example("orc service ps web", "orc service ps web --format json"))
+@click.argument("services", nargs=-1, required=True, shell_complete=completers.services)
+@listing_options("id", "name", "node", "desired-state", "state")
+@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@pass_client
+def ps(
+    client: Client,
+    services: tuple[str, ...],
+    form: str,
+    quiet: bool,
+    filters: Mapping[str, Sequence[str]],
+    no_trunc: bool,
+) -> None:
+    """List the tasks of services, newest of each replica first."""
+    rows: list[Row] = []
+    for name in services:
+        reply = client.call("ListTasks", control_pb2.ListTasksRequest(service=name))
+        rows += task_rows(reply.tasks, reply.hostnames, time.time())
+    print_list(rows, task_columns(no_trunc), form=form, quiet=quiet, filters=filters)
+
+
+@service.command(epilog=example("orc service inspect web", "orc service inspect --pretty web"))
+@click.argument("services", nargs=-1, required=True, shell_complete=completers.services)
+@inspect_options
+@pass_client
+def inspect(client: Client, services: tuple[str, ...], form: str) -> None:
+    """Show services with their whole specs."""
+    messages = [message for name in services for message in services_named(client, name)]
+    print_inspected(messages, form, _show, service_document, kind="service")
+
+
+def services_named(client: Client, name: str) -> Sequence[control_pb2.ServiceRow]:
+    """The service of this name or id. Raises CliError where none is."""
+    request = control_pb2.ListServicesRequest(service=name)
+    found: Sequence[control_pb2.ServiceRow] = client.call("ListServices", request).services
+    return found
+
+
+def _show(message: Any) -> None:
+    print_fields(_fields(service_document(message), message.desired))
+
+
+def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
+    spec, task = document["spec"], document["spec"]["task"]
+    container, restart, update = task["container"], task["restart"], spec["update"]
+    return [
+        ("ID", document["id"]),
+        ("Name", spec["name"]),
+        ("Labels", labels_text(spec["labels"])),
+        ("Mode", spec["mode"]),
+        ("Running", f"{document['running']} of {desired}"),
+        ("Image", container["image"]),
+        ("Digest", document["image_digest"]),
+        ("Entrypoint", " ".join(container["entrypoint"])),
+        ("Command", " ".join(container["command"])),
+        ("Env", ", ".join(container["env"])),
+        ("User", container["user"]),
+        ("Workdir", container["workdir"]),
+        ("Container labels", labels_text(container["labels"])),
+        ("Constraints", ", ".join(spec["constraints"])),
+        ("Strategy", "" if spec["strategy"] == "default" else spec["strategy"]),
+        ("On disconnect", _disconnect(spec["on_disconnect"])),
+        ("Affinities", ", ".join(map(_affinity, spec["affinities"]))),
+        ("Depends on", ", ".join(map(_dependency, spec["depends_on"]))),
+        ("Networks", ", ".join(map(attachment_text, task["networks"]))),
+        ("Ports", ", ".join(map(port_text, task["ports"]))),
+        ("Post start", ", ".join(map(_hook, container["post_start"]))),
+        ("Pre stop", ", ".join(map(_hook, container["pre_stop"]))),
+        ("Secrets", ", ".join(map(_file, container["secrets"]))),
+        ("Configs", ", ".join(map(_file, container["configs"]))),
+        ("Reserved", _resources(task["reservation"])),
+        ("Limit", _resources(task["limit"])),
+        ("Generic resources", ", ".join(map(_generic, task["generic_resources"]))),
+        ("CPU shares", str(task["shares"] or "")),
+        ("Restart", f"{restart['condition']}, delay {format_duration(restart['delay'])}"),
+        (
+            "Update",
+            f"{update['parallelism']} at a time, delay {format_duration(update['delay'])}",
+        ),
+        ("Update state", _update_state(document["update"])),
+        ("Earlier versions", ", ".join(str(past["version"]) for past in document["history"])),
+        ("Created at", document["created_at"] or ""),
+        ("Updated at", document["updated_at"] or ""),
+    ]
+
+
+def _hook(hook: Row) -> str:
+    return shlex.join(hook["command"])
+
+
+def _file(reference: Row) -> str:
+    source, target = reference["source"], reference["target"]
+    return f"{source} ({target})" if target else str(source)
+
+
+def _update_state(update: Row) -> str:
+    if update["state"] == "none":
+        return ""
+    words: str = update["state"].replace("-", " ")
+    return f"{words}: {update['message']}" if update["message"] else words
+
+
+def _disconnect(entry: Row) -> str:
+    rule = Disconnect(DisconnectAction[entry["action"].upper()], entry["after"])
+    return "" if rule == Disconnect() else disconnect_text(rule)
+
+
+def _generic(entry: Row) -> str:
+    return str(GenericResource(**{**entry, "names": tuple(entry["names"])}))
+
+
+def _affinity(entry: Row) -> str:
+    affinity = Affinity(**entry)
+    return f"{affinity.word} {affinity}"
+
+
+def _dependency(entry: Row) -> str:
+    return f"{entry['service']}:{entry['condition']}"
+
+
+def _resources(resources: Mapping[str, Any]) -> str:
+    shares, memory = resources["shares"], resources["memory"]
+    parts = [f"{format_cores(shares)} cores" if shares else ""]
+    parts.append(format_memory(memory) if memory else "")
+    return ", ".join(filter(None, parts))
+
+
+@service.command(epilog=example("orc service rm web"))
+@click.option("--detach", "-d", is_flag=True, help="Do not wait until the tasks have stopped.")
+@click.argument("services", nargs=-1, required=True, shell_complete=completers.services)
+@pass_client
+def rm(client: Client, detach: bool, services: tuple[str, ...]) -> None:
+    """Remove services, and wait until their tasks have stopped: what they used, such as networks,
+    secrets and volumes, can be removed then."""
+    removed: set[str] = set()
+
+    def remove(name: str) -> None:
+        request = control_pb2.RemoveServiceRequest(service=name)
+        removed.add(client.call("RemoveService", request).id)
+
+    try:
+        one_by_one(_stop_order(client, services), remove)
+    finally:
+        if not detach and not client.pretends:
+            until_stopped(client, removed)
+
+
+def _stop_order(client: Client, names: Sequence[str]) -> list[str]:
+    """The same names, each before those that its service depends on."""
+    if len(names) < 2:
+        return list(names)
+    rows = client.call("ListServices", control_pb2.ListServicesRequest()).services
+    specs = {row.service.spec.name: row.service.spec for row in rows}
+    needs = {
+        name: [each.service for each in specs[name].depends_on] if name in specs else []
+        for name in reversed(names)
+    }
+    return start_order(needs)[::-1]

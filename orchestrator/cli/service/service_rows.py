@@ -1,0 +1,181 @@
+"""Services and tasks as rows: the dicts whose keys scripts rely on, and their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from orchestrator.cli.output.listings import Column, Row, column, jsonable, moment, short, word
+from orchestrator.model.convert import from_proto
+from orchestrator.model.placement import KEPT
+from orchestrator.model.services import Service
+from orchestrator.model.specs import PortSpec, ServiceMode
+from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Health, Task
+from orchestrator.model.units import format_ago
+
+_NO_ERROR = {TaskState.RUNNING, TaskState.COMPLETE, TaskState.SHUTDOWN}
+
+
+def service_row(message: Any) -> Row:
+    """From a ServiceRow."""
+    service: Service = from_proto(message.service)
+    spec = service.spec
+    replicated = spec.mode is ServiceMode.REPLICATED
+    return {
+        "id": service.id,
+        "name": spec.name,
+        "mode": word(spec.mode),
+        "replicas": spec.replicas if replicated else message.desired,
+        "_done": f" ({job_count(message)} completed)" if spec.mode.is_job else "",
+        "running": message.running,
+        "image": spec.task.container.image,
+        "ports": [port_row(port) for port in spec.task.ports],
+        "labels": spec.labels,
+        "removed": service.removed,
+        "created_at": moment(service.created_at),
+        "updated_at": moment(service.updated_at),
+    }
+
+
+def job_count(message: Any) -> str:
+    """What the newest run of a job has done, such as `3/10`, from a ServiceRow."""
+    return f"{message.completed}/{message.completions}"
+
+
+def port_row(port: PortSpec) -> Row:
+    return {
+        "published": port.published,
+        "target": port.target,
+        "protocol": word(port.protocol),
+        "mode": word(port.mode),
+    }
+
+
+def service_columns(whole: bool) -> list[Column]:
+    return [
+        short("ID", "id", whole),
+        column("NAME", "name"),
+        column("MODE", "mode"),
+        Column("REPLICAS", lambda row: f"{row['running']}/{row['replicas']}{row['_done']}"),
+        column("IMAGE", "image"),
+        Column("PORTS", lambda row: ", ".join(map(port_text, row["ports"]))),
+    ]
+
+
+def port_text(port: Row) -> str:
+    return f"*:{port['published']}->{port['target']}/{port['protocol']}"
+
+
+def task_rows(messages: Iterable[Any], hostnames: Mapping[str, str], now: float) -> list[Row]:
+    """From the tasks of a ListTasksReply: by service and slot, the newest of a slot first."""
+    tasks: list[Task] = [from_proto(message) for message in messages]
+    tasks.sort(key=lambda task: (task.service_name, task.slot, -task.created_at, task.id))
+    rows, before = [], None
+    for task in tasks:
+        slot = (task.service_id, task.slot)
+        rows.append({**task_row(task, hostnames), "_old": slot == before, "_now": now})
+        before = slot
+    return rows
+
+
+def task_row(task: Task, hostnames: Mapping[str, str]) -> Row:
+    status = task.status
+    return {
+        "id": task.id,
+        "name": task.name,
+        "service": task.service_name,
+        "slot": task.slot,
+        "node": hostnames.get(task.node_id, task.node_id),
+        "node_id": task.node_id,
+        "state": word(status.state),
+        "desired_state": word(task.wanted_now),
+        "health": health_word(task),
+        "error": task_error(task),
+        "exit_code": status.exit_code if has_exit_code(task) else None,
+        "image": task.spec.container.image,
+        "ports": [port_row(port) for port in task.spec.ports],
+        "addresses": status.addresses,
+        "started_at": moment(status.started_at),
+        "state_at": moment(status.at),
+        "created_at": moment(task.created_at),
+        "oom_killed": status.oom_killed,
+        "pid": status.pid,
+        "_at": (status.started_at if status.state is TaskState.RUNNING else status.at)
+        or task.created_at,
+        "_health": health_text(task),
+    }
+
+
+def has_exit_code(task: Task) -> bool:
+    """Whether its process ran and ended: what never started, and what was given up with its node,
+    has no exit status."""
+    status = task.status
+    if status.state is TaskState.ORPHANED:
+        return False
+    if status.state is TaskState.COMPLETE or status.exit_code:
+        return True
+    return is_terminal(status.state) and status.started_at > 0
+
+
+def health_word(task: Task) -> str:
+    """`starting`, `healthy` or `unhealthy`, of a task that runs and is probed; else empty."""
+    status = task.status
+    if status.state is not TaskState.RUNNING or status.health is Health.NONE:
+        return ""
+    return word(status.health)
+
+
+def health_text(task: Task) -> str:
+    """The same behind a state, as Docker has it: ` (healthy)`, ` (health: starting)`."""
+    health = health_word(task)
+    return f" ({'health: ' if health == 'starting' else ''}{health})" if health else ""
+
+
+def task_error(task: Task) -> str:
+    """Why a task waits or has failed, or what its failing probe says; empty if all is well."""
+    status = task.status
+    if status.state is TaskState.RUNNING and status.health_output:
+        return f"probe failed: {status.health_output}"
+    if status.state is TaskState.RUNNING and status.message.startswith(KEPT):
+        return status.message
+    if status.state is TaskState.SHUTDOWN and task.desired_state <= TaskState.RUNNING:
+        return status.message  # nobody told it to stop but its node
+    if status.state in _NO_ERROR:
+        return ""
+    if status.message:
+        return status.message
+    if status.state is TaskState.FAILED:
+        return "out of memory" if status.oom_killed else f"exit status {status.exit_code}"
+    return ""
+
+
+def _task_ports(row: Row) -> str:
+    """Published ports, of what runs."""
+    if row["state"] != "running":
+        return ""
+    return ", ".join(port_text(port) for port in row["ports"] if port["published"])
+
+
+def task_columns(whole: bool) -> list[Column]:
+    return [
+        short("ID", "id", whole),
+        Column("NAME", lambda row: f" \\_ {row['name']}" if row["_old"] else row["name"]),
+        column("IMAGE", "image"),
+        column("NODE", "node"),
+        Column("DESIRED STATE", lambda row: row["desired_state"].capitalize()),
+        Column(
+            "CURRENT STATE",
+            lambda row: (
+                f"{row['state'].capitalize()} {format_ago(row['_at'], row['_now'])}{row['_health']}"
+            ),
+        ),
+        Column("ERROR", lambda row: row["error"]),
+        Column("PORTS", _task_ports),
+    ]
+
+
+def service_document(message: Any) -> Row:
+    """A service in full, its spec included, with how many of its tasks run."""
+    service: Row = jsonable(from_proto(message.service))
+    return {**service, "name": service["spec"]["name"], "running": message.running}

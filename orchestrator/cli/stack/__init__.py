@@ -1,0 +1,1 @@
+"""`orc stack`: compose files and charts, compared with the cluster and deployed step by step."""

@@ -1,0 +1,220 @@
+"""The files that `orc stack` is given: which they are, and what variables in them stand for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from orchestrator.cli.app.command_groups import CliError
+from orchestrator.cli.flags.flag_types import pairs
+from orchestrator.cli.stack.stack_template import TEMPLATES, rendered, template_of, values_of
+from orchestrator.cli.stack.stack_variables import Values, unasked
+from orchestrator.compose.assemble import stack_of
+from orchestrator.compose.kinds import Reading
+from orchestrator.compose.project import Loader, Project, project_name
+from orchestrator.compose.stack import Stack
+from orchestrator.compose.tree import ComposeError, Map
+from orchestrator.compose.variables import parse_env
+from orchestrator.model.names import check_name
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
+"""What a folder's compose file may be called; the first that is there counts."""
+OVERRIDES = tuple(name.replace(".y", ".override.y") for name in FILES)
+VALUES = "values.env"
+"""A chart's own values of variables, which everything else overrides."""
+STDIN = "-"
+
+
+@dataclass(slots=True)
+class Given:
+    """What the files say, read once."""
+
+    document: Map
+    name: str
+    """The project's, which is the stack's."""
+    folder: str
+    """What their relative paths begin at."""
+    values: Mapping[str, str]
+    notes: list[str] = field(default_factory=list)
+    """What makes no difference, a line each."""
+
+    def stack(self) -> Stack:
+        """The stack that they are. Raises CliError."""
+        reading = Reading(self.folder, _home(), self.notes)
+        try:
+            return stack_of(Project(self.document, _read, self.values), self.name, reading)
+        except ComposeError as error:
+            raise CliError(str(error)) from None
+
+
+def checked_name(text: str) -> str:
+    """A stack's name, which begins the names of all that it has. Raises a usage error."""
+    try:
+        check_name(text, "stack name")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return text
+
+
+def file_options(function: F) -> F:
+    """`--compose-file`, and what its variables and profiles are."""
+    for option in (
+        click.option(
+            "--project-name",
+            "-p",
+            "project_name",
+            metavar="NAME",
+            help="The stack's name, in place of the files' own.",
+        ),
+        click.option(
+            "--profile",
+            "profiles",
+            multiple=True,
+            metavar="NAME",
+            help="Also the services of this profile; repeatable.",
+        ),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="What a variable of the files, or a.b of a chart's values, is; repeatable.",
+        ),
+        click.option(
+            "--values",
+            "-f",
+            "values_files",
+            multiple=True,
+            metavar="FILE",
+            type=click.Path(),
+            help="Values over those of a chart's values.yml; repeatable.",
+        ),
+        click.option(
+            "--env-file",
+            "env_files",
+            multiple=True,
+            metavar="FILE",
+            type=click.Path(),
+            help="Values of variables, instead of those in .env; repeatable.",
+        ),
+        click.option(
+            "--compose-file",
+            "-c",
+            "files",
+            multiple=True,
+            metavar="FILE|-",
+            type=click.Path(),
+            help="A compose file; repeatable, the later ones change the earlier.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def read_files(
+    values: Mapping[str, Any],
+    folder: str | None,
+    name: str = "",
+    *,
+    interpolate: bool = True,
+    cluster: Callable[[], Mapping[str, str]] = unasked,
+) -> Given:
+    """Read what the flags of `file_options` name, or the compose file of a folder. `cluster` tells
+    what the variables of `stack_values` stand for. Raises CliError for what cannot be read, in one
+    line with the file, the line and the key.
+
+    The stack's name is `name`, COMPOSE_PROJECT_NAME, the last one in the files, or else the
+    folder's."""
+    files, settings = [*values["files"]], values["settings"]
+    if name and values["project_name"]:
+        raise click.UsageError("the stack's name is given twice; leave out -p or NAME")
+    name = name or values["project_name"] or ""
+    read: Callable[[str], bytes] = _read
+    template = template_of(folder) if folder is not None else None
+    if folder is not None:
+        if files:
+            raise click.UsageError("a folder has its own compose file; leave out -c or the folder")
+        files = [template] if template else _of_folder(Path(folder))
+    if template:
+        read = _with(
+            template, values_of(os.path.dirname(template), values["values_files"], settings, _read)
+        )
+        settings = ()
+    elif values["values_files"]:
+        raise click.UsageError(f"-f is for a folder with a template ({TEMPLATES[0]})")
+    if not files:
+        raise click.UsageError("name a compose file with -c, or the folder that it is in")
+    base = os.getcwd() if files[0] == STDIN else os.path.dirname(os.path.abspath(files[0]))
+    paths = [file if file == STDIN else os.path.abspath(file) for file in files]
+    profiles = [*values["profiles"], *os.environ.get("COMPOSE_PROFILES", "").split(",")]
+    try:
+        given = _variables(base, values["env_files"], settings)
+        known = Values(given, cluster)
+        loader = Loader(
+            read,
+            known,
+            _home(),
+            interpolate=interpolate,
+            profiles=frozenset(filter(None, profiles)),
+        )
+        name = name or given.get("COMPOSE_PROJECT_NAME", "") or loader.name(paths)
+        name = checked_name(name or project_name(os.path.basename(base)))
+        given["COMPOSE_PROJECT_NAME"] = name
+        document = loader.project(paths, base)
+    except ComposeError as error:
+        raise CliError(str(error)) from None
+    return Given(document, name, base, known, loader.notes)
+
+
+def _with(template: str, values: Mapping[str, Any]) -> Callable[[str], bytes]:
+    """Reads files, of which the template is what it makes of the values."""
+    text = rendered(template, values, _read)
+    whole = os.path.abspath(template)
+    return lambda path: text if path == whole else _read(path)
+
+
+def _of_folder(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise CliError(f"there is no folder {folder}; a file is named with -c")
+    found = [str(folder / name) for name in FILES if (folder / name).is_file()][:1]
+    if not found:
+        raise CliError(f"{folder} has no compose file; it is called {FILES[0]}")
+    return [*found, *[str(folder / name) for name in OVERRIDES if (folder / name).is_file()][:1]]
+
+
+def _variables(folder: str, files: tuple[str, ...], settings: tuple[str, ...]) -> dict[str, str]:
+    """What variables stand for: a chart's values, then `.env` or what is named in its place, then
+    our environment, then `--set`; the later ones count."""
+    found: dict[str, str] = {}
+    usual = [os.path.join(folder, file) for file in (VALUES, ".env")]
+    for file in [*usual[:1], *files] if files else usual:
+        if not os.path.exists(file) and file in usual:
+            continue
+        try:
+            text = _read(file).decode()
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise CliError(f"cannot read env file {file}: {reason.lower()}") from None
+        shown = os.path.relpath(file) if os.path.isabs(file) else file
+        given = parse_env(text, shown, {**found, **os.environ})
+        found |= {key: value for key, value in given.items() if value is not None}
+    return {**found, **os.environ, **pairs("variable", settings)}
+
+
+def _read(path: str) -> bytes:
+    if os.path.basename(path) == STDIN:
+        return sys.stdin.buffer.read()
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _home() -> str:
+    return os.path.expanduser("~")

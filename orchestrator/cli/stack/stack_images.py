@@ -1,0 +1,101 @@
+"""The images that a stack's files say how to build, by `orc build`.
+
+What an image was built from is in a label of it. So what has not changed is not built again:
+another build, maybe on another node, would be another image, and all its containers would be
+replaced.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.cli.app.command_groups import CliError
+from orchestrator.cli.flags.spec_flags import checked_image
+from orchestrator.cli.image.build_commands import build_digest, build_folder, build_host
+from orchestrator.cli.image.remote_build_context import context_folder
+from orchestrator.cli.rpc.client import Client
+from orchestrator.cli.stack.stack_changes import Change
+from orchestrator.compose.stack import StackBuild
+from orchestrator.compose.taskspec import ulimits_of
+from orchestrator.model.units import parse_memory
+from orchestrator.pb import control_pb2
+
+_MADE_FROM = "orc.stack.build"
+"""Label of an image: the digest of what it was built from."""
+
+
+def build_images(client: Client, builds: Mapping[str, StackBuild], quiet: bool) -> dict[str, str]:
+    """Build the images, by name, that are not there as they are to be; the ids of all. `orc plan`
+    only notes them. Raises CliError."""
+    known = client.call("ListImages", control_pb2.ListImagesRequest()).images
+    there = {name: image for image in known for name in image.names}
+    found = {}
+    for name, build in builds.items():
+        context = build.section.text("context") or "."
+        with ExitStack() as stack:
+            folder = stack.enter_context(context_folder(context))
+            if not folder.is_dir():
+                words = f"there is no folder {folder} to build {name} in"
+                raise CliError(f"{build.section.place}: {words}")
+            header, dockerfile = stack.enter_context(_prepared(name, build, folder))
+            remote = str(folder) != context
+            image = there.get(name)
+            digest = build_digest(header, folder, dockerfile, remote=remote)
+            anew = build.section.flag("no_cache") or build.section.flag("pull")
+            if anew or image is None or image.labels.get(_MADE_FROM) != digest:
+                client.intends(Change("build", "image", name))
+                if client.pretends:
+                    continue
+                if not quiet:
+                    click.echo(f"building {name}", err=True)
+                header.labels[_MADE_FROM] = digest
+                image = build_folder(client, header, folder, dockerfile, quiet, remote=remote)
+            found[name] = image.id
+    return found
+
+
+@contextmanager
+def _prepared(name: str, build: StackBuild, folder: Path) -> Iterator[tuple[Any, str | None]]:
+    """What `orc build` needs: a header, and the Dockerfile if it is not the folder's usual one."""
+    section, header = build.section, _header(name, build)
+    file, inline = section.text("dockerfile"), section.text("dockerfile_inline")
+    if not inline:
+        yield header, str(folder / file) if file else None
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "Dockerfile")
+        path.write_text(inline)
+        yield header, str(path)
+
+
+def _header(name: str, build: StackBuild) -> Any:
+    section = build.section
+    platforms = section.texts("platforms")
+    if len(platforms) > 1:
+        raise CliError(f"{section.place}: an image is built for one platform; name one")
+    limits = control_pb2.BuildLimits(
+        shm_size=parse_memory(section.text("shm_size", "0")),
+        ulimits=[
+            f"{each.name}={each.soft}:{each.hard}" for each in ulimits_of(section, f"{name}.build")
+        ],
+    )
+    return control_pb2.ImageHeader(
+        limits=limits if limits.ByteSize() else None,
+        name=name,
+        more_names=[checked_image(tag) for tag in section.texts("tags")],
+        build_args=section.pairs("args"),
+        no_cache=section.flag("no_cache"),
+        target=section.text("target"),
+        pull=section.flag("pull"),
+        labels=section.pairs("labels"),
+        platform=platforms[0] if platforms else "",
+        format="docker",
+        network="" if (network := section.text("network")) == "default" else network,
+        add_hosts=[build_host(f"{k}:{v}") for k, v in section.pairs("extra_hosts").items()],
+    )

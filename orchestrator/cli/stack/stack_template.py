@@ -1,0 +1,130 @@
+"""Charts whose `stack.yml` is a template (Jinja2), filled in from `values.yml` and what is said.
+
+    stack.yml       the compose file, with {{ web.replicas }} and {% if grafana.enabled %}
+    values.yml      the chart's own values
+    -f mine.yml     others, merged over them, key by key; repeatable
+    --set a.b=c     one value, read as YAML reads it; repeatable, counts most
+
+A name that no values file has is an error, not nothing. Templates are sandboxed: they compute, and
+reach neither files nor programs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from orchestrator.cli.app.command_groups import CliError
+from orchestrator.compose.tree import ComposeError
+from orchestrator.compose.yamlfile import values_in
+from orchestrator.model.names import near_miss
+
+TEMPLATES = ("stack.yml", "stack.yaml")
+"""What a template may be called."""
+VALUES = ("values.yml", "values.yaml")
+_MOST = 1 << 20
+"""Characters of a stack that is made from a template."""
+
+Read = Callable[[str], bytes]
+
+
+def template_of(folder: str) -> str | None:
+    """The template of a chart's folder; None where it has none."""
+    paths = (os.path.join(folder, name) for name in TEMPLATES)
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def values_of(
+    folder: str, files: Sequence[str], settings: Sequence[str], read: Read
+) -> dict[str, Any]:
+    """What the chart's names stand for. Raises CliError."""
+    own = [os.path.join(folder, name) for name in VALUES]
+    found: dict[str, Any] = {}
+    for file in [*[path for path in own if os.path.isfile(path)][:1], *files]:
+        found = _merged(found, _map(file, read))
+    for text in settings:
+        path, equals, value = text.partition("=")
+        if not equals or not all(path.split(".")):
+            raise CliError(f"--set {text}: write NAME=VALUE, such as web.replicas=3")
+        tree: Any = _yaml(value, "--set")
+        for key in reversed(path.split(".")):
+            tree = {key: tree}
+        found = _merged(found, tree)
+    return found
+
+
+def rendered(path: str, values: Mapping[str, Any], read: Read) -> bytes:
+    """The stack that a template is with these values. Raises CliError with file and line."""
+    # Only charts with a template pay for it.
+    from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, UndefinedError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    shown = os.path.relpath(path)
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "ensure_ascii": False}
+    try:
+        source = read(path).decode()
+        text = environment.from_string(source).render(values)
+    except (OSError, UnicodeError) as error:
+        raise CliError(f"cannot read {shown}: {error}") from None
+    except TemplateSyntaxError as error:
+        raise CliError(f"{shown}:{error.lineno}: {error.message}") from None
+    except UndefinedError as error:
+        raise CliError(f"{shown}:{_line(error)}: {_missing(error, values)}") from None
+    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        raise CliError(f"{shown}:{_line(error)}: {error}") from None
+    if len(text) > _MOST:
+        raise CliError(f"{shown}: it makes more than {_MOST >> 20} MiB of stack")
+    return text.encode()
+
+
+def _missing(error: Exception, values: Mapping[str, Any]) -> str:
+    said = str(error)
+    name = said.split("'")[1] if said.count("'") >= 2 and said.endswith("is undefined") else ""
+    hint = near_miss(name, map(str, values)) if name else None
+    return said + (f"; did you mean '{hint}'?" if hint else ", and no values file has it")
+
+
+def _line(error: BaseException) -> int:
+    """The template's line at which it happened, which is the innermost frame of a template."""
+    line, trace = 0, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def _map(file: str, read: Read) -> dict[str, Any]:
+    shown = os.path.relpath(file) if os.path.isabs(file) else file
+    try:
+        text = read(file).decode()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise CliError(f"cannot read values file {shown}: {reason.lower()}") from None
+    tree = _yaml(text, shown)
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise CliError(f"{shown}: it has no names; write such as 'replicas: 3'")
+    return tree
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return values_in(text, where)
+    except ComposeError as error:
+        raise CliError(str(error)) from None
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Maps are merged key by key; whatever else is over takes the place of what is under."""
+    result = dict(under)
+    for key, value in over.items():
+        before = result.get(key)
+        both = isinstance(before, dict) and isinstance(value, dict)
+        result[key] = _merged(before, value) if both else value  # type: ignore[arg-type]
+    return result

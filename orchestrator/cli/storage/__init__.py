@@ -1,0 +1,1 @@
+"""`orc volume`, `orc secret` and `orc config`: data and files for containers."""

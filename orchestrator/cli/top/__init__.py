@@ -1,0 +1,1 @@
+"""`orc top` and `orc stats`: resource usage, live."""

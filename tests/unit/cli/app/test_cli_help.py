@@ -1,0 +1,64 @@
+"""What every command promises: help with an example, and the same flags on each listing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from orchestrator.cli.app.option_groups import GROUPS, OTHER, GroupedCommand, group_of, is_long
+from orchestrator.cli.main import orc
+
+
+def commands(
+    command: click.Command, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command that is no group, with its words."""
+    if not isinstance(command, click.Group):
+        yield path, command
+        return
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        found = command.get_command(context, name)
+        assert found is not None
+        yield from commands(found, (*path, name))
+
+
+ALL = dict(commands(orc))
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_a_command_s_help(path: tuple[str, ...]) -> None:
+    command = ALL[path]
+    text = command.get_help(click.Context(command, info_name=path[-1]))
+    assert command.help
+    assert "Example" in text
+    options = [param for param in command.params if isinstance(param, click.Option)]
+    assert not [each.opts for each in options if not each.help and each.opts != ["--help"]]
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if is_long(ALL[path].params)], ids=" ".join)
+def test_a_long_help_has_its_options_in_groups(path: tuple[str, ...]) -> None:
+    command = ALL[path]
+    assert isinstance(command, GroupedCommand)
+    text = command.get_help(click.Context(command, info_name=path[-1]))
+    titles = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+    assert titles[0] == "General"
+    assert [title for title in titles if title in GROUPS or title == OTHER] == [
+        title for title in GROUPS if title in titles
+    ]
+    other = [p.opts for p in command.params if group_of(p) == OTHER and isinstance(p, click.Option)]
+    assert not other, "name these in orchestrator/cli/app/option_groups.py"
+    assert len(set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", text, re.MULTILINE))) >= len(
+        [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    )
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in ALL if path[-1] in ("ls", "images", "ps")], ids=" ".join
+)
+def test_a_listing_s_flags(path: tuple[str, ...]) -> None:
+    flags = {flag for param in ALL[path].params for flag in param.opts}
+    assert {"--format", "--quiet", "-q", "--filter"} <= flags

@@ -1,0 +1,69 @@
+"""What a command costs before it has said a word: which modules it imports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from scripted_manager import Manager
+
+from orchestrator.pb import control_pb2, types_pb2
+
+ORC = str(Path(sys.executable).with_name("orc"))
+
+_HEAVY = ("asyncio", "cryptography", "grpc", "numpy", "rich", "google.protobuf.text_format")
+
+
+def imported(*words: str, env: Mapping[str, str] | None = None) -> set[str]:
+    """The modules that a command imports."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", ORC, *words],
+        env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert lines, done.stderr
+    return {line.rpartition("|")[2].strip() for line in lines}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--help",),
+        ("ps",),
+        ("exec", "box", "true"),
+        ("run", "--rm", "hello:1", "true"),
+        ("logs", "box"),
+    ],
+)
+def test_a_short_command_imports_little(words: tuple[str, ...], tmp_path: Path) -> None:
+    modules = imported(*words, env={"XDG_CONFIG_HOME": str(tmp_path)})
+    heavy = {name for name in modules if name in _HEAVY}
+    assert not heavy
+    if words[0] == "run":
+        assert "orchestrator.model.objects" not in modules
+
+
+def test_a_listing_of_nodes_imports_little_of_the_model(manager: Manager) -> None:
+    nodes = [control_pb2.NodeRow(node=types_pb2.Node(id="n1", role="worker"))]
+    manager.script.answers["ListNodes"] = control_pb2.ListNodesReply(nodes=nodes)
+    modules = imported("node", "ls")
+    assert "orchestrator.cli.rpc.calls" in modules
+    model = {name for name in modules if name.startswith("orchestrator.model.")}
+    assert {name.removeprefix("orchestrator.model.") for name in model} <= {
+        *("allowances", "convert", "extensible", "names", "nodes", "resources", "units"),
+    }
+    assert not {
+        name for name in modules if name in (*_HEAVY, "orchestrator.cli.service.service_rows")
+    }
+
+
+def test_what_is_left_in_a_pipe_arrives_before_the_end(tmp_path: Path) -> None:
+    done = subprocess.run([ORC, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("hello:1\n")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([ORC, "--help"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1

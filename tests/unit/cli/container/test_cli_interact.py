@@ -1,0 +1,168 @@
+"""The client's side of terminals, copies and figures, as far as it needs no container."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import copying
+from orchestrator.cli.container.foreground import foreground
+from orchestrator.cli.container.terminal import DETACH_KEYS, DetachKeys, parse_keys
+from orchestrator.cli.rpc.client import Client, ManagerLost
+from orchestrator.cli.top.stats_command import Picture, pictures
+from orchestrator.model.states import TaskState
+from orchestrator.pb import containers_pb2, interact_pb2
+
+
+def test_keys_as_users_write_them() -> None:
+    assert parse_keys(DETACH_KEYS) == b"\x10\x11"
+    assert parse_keys("ctrl-@,a,ctrl-[,ctrl-_") == b"\x00a\x1b\x1f"
+    assert parse_keys("") == b""
+    for wrong in ("ctrl-", "ctrl-!", "ab", "ctrl-p ctrl-q"):
+        with pytest.raises(ValueError, match="is no key"):
+            parse_keys(wrong)
+
+
+def test_a_begun_sequence_is_held_back_until_it_is_clear() -> None:
+    keys = DetachKeys(b"\x10\x11")
+    assert keys.feed(b"ab\x10") == (b"ab", False)
+    assert keys.feed(b"c") == (b"\x10c", False)
+    assert keys.feed(b"\x10\x10") == (b"\x10", False)
+    assert keys.feed(b"\x11rest") == (b"", True)
+    assert DetachKeys(b"").feed(b"\x10\x11") == (b"\x10\x11", False)
+
+
+@given(st.binary(max_size=8).map(lambda b: bytes(c % 3 for c in b)), st.integers(1, 3), st.data())
+def test_no_key_is_lost_and_no_sequence_missed(
+    typed: bytes, length: int, data: st.DataObject
+) -> None:
+    sequence = bytes(data.draw(st.integers(0, 2)) for _ in range(length))
+    keys, passed, detached = DetachKeys(sequence), b"", False
+    for byte in typed:
+        part, detached = keys.feed(bytes([byte]))
+        passed += part
+        if detached:
+            break
+    assert detached == (sequence in typed)
+    if detached:
+        assert passed == typed[: typed.index(sequence)]
+    else:
+        # All but what may still become the sequence.
+        assert typed.startswith(passed)
+        assert sequence.startswith(typed[len(passed) :])
+
+
+def packed(path: Path, name: str = "") -> io.BytesIO:
+    place, top, _ = copying.source(f"{path}{name}", False)
+    out = io.BytesIO()
+    copying.pack(place, top, out)
+    return io.BytesIO(out.getvalue())
+
+
+def test_a_tree_goes_where_docker_puts_it(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "a").write_text("a")
+    existing = tmp_path / "existing"
+    existing.mkdir()
+    file = tmp_path / "file"
+    file.write_text("")
+    assert copying.target(str(existing), "tree", True) == (str(existing), "tree")
+    assert copying.target(str(tmp_path / "new"), "tree", True) == (str(tmp_path), "new")
+    assert copying.target(str(file), "a", False) == (str(tmp_path), "file")
+    for path, folder in ((file, True), (tmp_path / "no/where", True), (f"{tmp_path}/new/", False)):
+        with pytest.raises(copying.CannotCopy):
+            copying.target(str(path), "tree", folder)
+    with pytest.raises(copying.CannotCopy):
+        copying.target(str(tmp_path / "new"), "", False)
+    owner = copying.Owner(keep=False)
+    copying.unpack(packed(tree, "/."), str(tmp_path), ".", "new", owner)
+    copying.unpack(packed(tree), str(existing), "tree", "other", owner)
+    assert (tmp_path / "new/a").read_text() == (existing / "other/a").read_text() == "a"
+
+
+def test_nothing_is_made_through_a_link_or_outside(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    (inside / "way").symlink_to(outside)
+    for name in ("way/planted", "../planted", "x/../../planted"):
+        data = io.BytesIO()
+        with tarfile.open(fileobj=data, mode="w") as archive:
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+        data.seek(0)
+        with pytest.raises(copying.CannotCopy):
+            copying.unpack(data, str(inside), "", "", copying.Owner(keep=False))
+    assert os.listdir(outside) == []
+    assert sorted(os.listdir(tmp_path)) == ["inside", "outside"]
+
+
+def figures(task: str, at: float, cpu: float) -> interact_pb2.ContainerStats:
+    return interact_pb2.ContainerStats(
+        task_id=task,
+        name=f"{task}.1",
+        at=at,
+        cpu=int(cpu * 1e9),
+        memory=1 << 20,
+        memory_limit=4 << 20,
+    )
+
+
+def test_rates_need_two_looks_and_a_silent_node_holds_nobody_up() -> None:
+    picture = Picture()
+    picture.take(interact_pb2.NodeStats(node="n1", containers=[figures("a", 10.0, 1.0)]))
+    assert not picture.complete(2, 0.0)
+    picture.take(interact_pb2.NodeStats(node="n1", containers=[figures("a", 12.0, 2.0)]))
+    assert picture.take(interact_pb2.NodeStats(node="n2", notice="n2 is away")) == "n2 is away"
+    assert picture.complete(2, 0.0)
+    (row,) = picture.rows()
+    assert (row["node"], row["cpu_percent"], row["memory_percent"]) == ("n1", 50.0, 25.0)
+    picture.take(interact_pb2.NodeStats(node="n2"))
+    assert not picture.complete(3, 0.0), "a node that is back is counted once"
+
+
+def test_the_first_picture_is_shown_as_soon_as_it_is_complete() -> None:
+    class Manager:
+        """Its nodes are all away, and it has nothing more to say of them."""
+
+        def stream(self, method: str, request: object) -> Iterator[interact_pb2.NodeStats]:
+            for node in ("n1", "n2"):
+                yield interact_pb2.NodeStats(node=node, nodes=2, notice=f"{node} is away")
+            raise AssertionError("more was waited for")
+
+    said: list[str] = []
+    assert next(pictures(cast(Client, Manager()), (), said.append)) == []
+    assert said == ["n1 is away", "n2 is away"]
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_who_loses_the_way_to_a_program_that_runs_is_told_how_to_get_back(attached: bool) -> None:
+    class Breaking:
+        def stream(self, method: str, request: Any, **_: Any) -> Iterator[Any]:
+            if method == "Containers.WatchContainer":
+                row = containers_pb2.ContainerRow()
+                row.task.container_name = "box"
+                row.task.status.state = TaskState.READY
+                yield row
+                return
+            if attached:
+                yield interact_pb2.SessionOutput(attached=interact_pb2.Attached())
+            raise ManagerLost("the connection to node node1 broke")
+
+        def call(self, method: str, request: Any) -> None:
+            assert method == "Containers.StartContainer"
+
+    with pytest.raises(ManagerLost) as lost:
+        foreground(
+            cast(Client, Breaking()), "c1", stdin=False, tty=False, keys=b"", sig_proxy=False
+        )
+    way = " ('orc attach box' gets back to the container)" if attached else ""
+    assert lost.value.message == f"the connection to node node1 broke{way}"

@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 SOURCES := orchestrator tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sim vm-test lint bench scale deb wheel reference install format clean
+.PHONY: help demo test sim vm-test lint lock bench scale deb wheel reference install format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ scale: install ## Load a manager with simulated agents (root; ARGS="--nodes 500 
 
 reference: install ## Write docs/reference from the commands' own help
 	@$(PYTHON) scripts/reference
+
+lock: ## Pin the Python packages that pyproject.toml asks for (ARGS=--upgrade: the newest)
+	@scripts/lock $(ARGS)
 
 install: ## Install what is missing: Debian packages, .venv, generated code, /usr/local/bin/orc
 	@scripts/setup

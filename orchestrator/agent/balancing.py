@@ -10,7 +10,7 @@ from typing import Protocol
 from orchestrator.agent.endpoints import Change
 from orchestrator.agent.network.balance import Connections
 from orchestrator.agent.networks import network_config
-from orchestrator.cni import endpoints
+from orchestrator.cni.balancing import endpointtable
 from orchestrator.model.networks import OVERLAY
 from orchestrator.pb import dispatch_pb2, types_pb2
 
@@ -21,7 +21,7 @@ class Balancing(Protocol):
     """What is needed of `network.NodeNetwork`; see there."""
 
     async def balance(
-        self, change: endpoints.Table, whole: Callable[[], endpoints.Table]
+        self, change: endpointtable.Table, whole: Callable[[], endpointtable.Table]
     ) -> None: ...
 
     async def connections(self) -> Connections: ...
@@ -67,29 +67,29 @@ class KernelBalance:
             log.info("the kernel has room for connections again")
 
 
-def _table(change: Change) -> endpoints.Table:
+def _table(change: Change) -> endpointtable.Table:
     networks = change.networks
     if networks is not None:  # others are each node's own
         networks = tuple(each for each in networks if each.driver in ("", OVERLAY))
-    return endpoints.Table(
+    return endpointtable.Table(
         revision=change.revision,
         base=change.base,
         services=tuple(map(_service, change.entries)),
-        removed=tuple(endpoints.Key(*key) for key in change.removed),
+        removed=tuple(endpointtable.Key(*key) for key in change.removed),
         networks=None if networks is None else tuple(map(_network, networks)),
         policies=None if networks is None else tuple(_policies(networks)),
     )
 
 
-def _service(entry: dispatch_pb2.ServiceEndpoints) -> endpoints.Service:
-    return endpoints.Service(
+def _service(entry: dispatch_pb2.ServiceEndpoints) -> endpointtable.Service:
+    return endpointtable.Service(
         id=entry.id,
         network=entry.network_id,
         name=entry.name,
         vip=IPv4Address(entry.vip) if entry.vip else None,
         vip6=IPv6Address(entry.vip6) if entry.vip6 else None,
         endpoints=tuple(
-            endpoints.Endpoint(
+            endpointtable.Endpoint(
                 IPv4Address(each.address) if each.address else None,
                 IPv6Address(each.address6) if each.address6 else None,
                 each.ready,
@@ -97,7 +97,7 @@ def _service(entry: dispatch_pb2.ServiceEndpoints) -> endpoints.Service:
             for each in entry.endpoints
         ),
         ports=tuple(
-            endpoints.Published(
+            endpointtable.Published(
                 _transport(port.protocol),
                 port.published,
                 port.target,
@@ -110,10 +110,10 @@ def _service(entry: dispatch_pb2.ServiceEndpoints) -> endpoints.Service:
 
 def _policies(
     networks: Iterable[dispatch_pb2.AssignedNetwork],
-) -> Iterator[endpoints.Policy]:
+) -> Iterator[endpointtable.Policy]:
     for network in networks:
         for policy in network.policies:
-            yield endpoints.Policy(
+            yield endpointtable.Policy(
                 id=policy.id,
                 network=network.id,
                 allow=policy.allow,
@@ -127,16 +127,16 @@ def _transport(protocol: int) -> str:
     return "udp" if protocol == types_pb2.PROTOCOL_UDP else "tcp"
 
 
-def _network(network: dispatch_pb2.AssignedNetwork) -> endpoints.Network:
+def _network(network: dispatch_pb2.AssignedNetwork) -> endpointtable.Network:
     config = network_config(network, "")
-    return endpoints.Network(
+    return endpointtable.Network(
         id=network.id,
         bridge=config.bridge,
         device=config.device,
         cluster=IPv4Network(network.cluster_cidr),
         cluster6=IPv6Network(network.cluster_cidr6) if network.cluster_cidr6 else None,
         nodes=tuple(
-            endpoints.Node(
+            endpointtable.Node(
                 IPv4Network(peer.subnet),
                 IPv6Network(peer.subnet6) if peer.subnet6 else None,
                 IPv4Address(peer.address),

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import click
 
-from orchestrator.configfile import config_option
+from orchestrator.daemon.configfile import config_option
+from orchestrator.daemon.proxies import proxy_options, set_proxies
 from orchestrator.model import logdrivers
 from orchestrator.model.generic import parse_supply, supply_names
 from orchestrator.model.specs import LogConfig, Resources
 from orchestrator.model.units import parse_duration, parse_memory
-from orchestrator.proxies import proxy_options, set_proxies
-from orchestrator.tracing import endpoint_option
+from orchestrator.tracing.spans import endpoint_option
 
 
 def _labels(
@@ -245,12 +245,12 @@ def agent(
 
     Example: orc agent --label zone=a
     """
-    from orchestrator import log
     from orchestrator.agent.imagepressure import Marks
     from orchestrator.agent.runtime.interface import RuntimeFailure
     from orchestrator.agent.runtime.isolation.mountns import enter_private_mounts
     from orchestrator.agent.runtime.spec.cdi import find_edits
     from orchestrator.agent.settings import Settings
+    from orchestrator.daemon import logfmt
     from orchestrator.identity.files import NoIdentity, read_node
 
     if image_gc_low >= image_gc_high:
@@ -272,7 +272,7 @@ def agent(
         identity = read_node(data_dir)
     except NoIdentity as error:
         raise click.ClickException(str(error)) from error
-    log.setup(log_level)
+    logfmt.setup(log_level)
     set_proxies(context)
     settings = Settings(
         identity=identity,

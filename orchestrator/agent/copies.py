@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator import bareprogram
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime.engine.bundle import ContainerHandle
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.copying import CHUNK
+from orchestrator.daemon import bareprogram
 from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, interact_pb2
 

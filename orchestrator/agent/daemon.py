@@ -81,14 +81,14 @@ from orchestrator.agent.volumes.listing import VolumeListing
 from orchestrator.agent.volumes.plugins import Plugins
 from orchestrator.agent.volumes.store import VolumeStore
 from orchestrator.agent.worker import Worker
+from orchestrator.daemon.process import Supervisor
 from orchestrator.identity.pair import TlsFiles
 from orchestrator.identity.revocation import Revocations
 from orchestrator.linux.processes import boot_id
 from orchestrator.model import nodes
 from orchestrator.model.networks import CHAINS
 from orchestrator.model.tasks import Task
-from orchestrator.systemd import Supervisor
-from orchestrator.tracing import CannotTrace, tracer
+from orchestrator.tracing.spans import CannotTrace, tracer
 from orchestrator.web.https import CannotListen
 
 log = logging.getLogger(__name__)

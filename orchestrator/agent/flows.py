@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.agent.runner import TaskRunner
-from orchestrator.cni import connections
-from orchestrator.cni.connections import Connection
+from orchestrator.cni.netlink import conntrack
+from orchestrator.cni.netlink.conntrack import Connection
 from orchestrator.pb import dispatch_pb2, flows_pb2
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Flows:
         self,
         runners: Mapping[str, TaskRunner],
         record: Path,
-        read: Callable[[Collection[bytes]], Sequence[Connection]] = connections.connections,
+        read: Callable[[Collection[bytes]], Sequence[Connection]] = conntrack.connections,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runners = runners
@@ -107,7 +107,7 @@ class Flows:
         """Have bytes be counted while somebody looks; who did so before goes on."""
         self._looking += 1
         try:
-            if self._looking == 1 and not connections.counts_bytes():
+            if self._looking == 1 and not conntrack.counts_bytes():
                 self._record.touch()
                 _count(True)
             yield
@@ -126,7 +126,7 @@ class Flows:
 
 def _count(wanted: bool) -> None:
     try:
-        connections.count_bytes(wanted)
+        conntrack.count_bytes(wanted)
     except OSError as error:
         log.info("bytes of connections cannot be counted: %s", error)
 

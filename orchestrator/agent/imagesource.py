@@ -24,7 +24,7 @@ from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer.peers import ChannelFactory, fetch_from
 from orchestrator.agent.images.transfer.registry import LayerProgress, Registry
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.model.names import parse_image
 from orchestrator.pb import images_pb2, images_pb2_grpc
 

@@ -28,7 +28,7 @@ from orchestrator.agent.netplugins.results import Place
 from orchestrator.agent.network.helper import NetworkError
 from orchestrator.model.networks import is_ours
 from orchestrator.model.tasks import Task, TaskStatus
-from orchestrator.nameserver.table import PROTOCOL
+from orchestrator.nameserver.feed import PROTOCOL
 from orchestrator.pb import dispatch_pb2, types_pb2
 
 log = logging.getLogger(__name__)
@@ -285,7 +285,7 @@ class _Link(asyncio.Protocol):
 
 
 def document(change: Change, places: Mapping[str, Place] = MappingProxyType({})) -> dict[str, Any]:
-    """A change as the server reads it; see `orchestrator.nameserver.table`."""
+    """A change as the server reads it; see `orchestrator.nameserver.feed`."""
     nowhere = Place((), ())
     document: dict[str, Any] = {
         "revision": change.revision,

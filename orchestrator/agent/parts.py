@@ -22,7 +22,7 @@ from orchestrator.model.hooks import Hook
 from orchestrator.model.objects import Volume
 from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, documents_pb2
-from orchestrator.tracing import OFF, Tracer
+from orchestrator.tracing.spans import OFF, Tracer
 
 
 class Images(Protocol):

@@ -11,9 +11,9 @@ from typing import Any
 
 from orchestrator.agent.runner import TaskRunner
 from orchestrator.pb import dispatch_pb2, doctor_pb2
-from orchestrator.support import hostfacts
-from orchestrator.support.packing import document, packed
-from orchestrator.support.redact import scrubbed, secret_values
+from orchestrator.supportbundle import hostfacts
+from orchestrator.supportbundle.hostfacts import document, packed
+from orchestrator.supportbundle.redaction import scrubbed, secret_values
 
 
 class SupportFacts:

@@ -16,8 +16,8 @@ from typing import Self
 
 from orchestrator.agent.echo import IP_MTU_DISCOVER, IP_PMTUDISC_PROBE, Echo, request
 from orchestrator.agent.network.values import NetworkConfig
+from orchestrator.cni.netconf import DEFAULT_PORT, OVERHEAD
 from orchestrator.cni.peers import vtep_address, vtep_mac
-from orchestrator.cni.vxlan import DEFAULT_PORT, OVERHEAD
 
 _VXLAN = struct.Struct("!B3xI")
 _VNI_IS_VALID = 8

@@ -26,7 +26,7 @@ SECTIONS = (
     (
         "Clusters and nodes",
         (
-            Lazy("dev", "orchestrator.dev.command:dev", "A real cluster on this one machine"),
+            Lazy("dev", "orchestrator.dev.devcommands:dev", "A real cluster on this one machine"),
             Lazy(
                 "cluster",
                 "orchestrator.cli.cluster.cluster_commands:cluster",

@@ -9,28 +9,23 @@ two hosts. A peer node costs three static entries, however many containers it ru
     fdb        02:76:0a:80:03:00 is behind 192.0.2.13
 
 Both the VTEP's address (the network address of the subnet) and its MAC derive from the subnet, so
-nothing but (subnet, host address) needs to be told to the other nodes, and re-creating a device
-does not invalidate what they hold. With IPv6 it is a route and a neighbour more, to the same MAC.
-A container with a fixed address of another node's part is a host route more.
+other nodes need nothing but (subnet, host address), and re-creating a device does not invalidate
+their entries. With IPv6 it is one route and one neighbour more, to the same MAC. A container with a
+fixed address out of another node's subnet costs one host route more.
 
-What is pure, what acts
-    `peers`       desired entries and their difference to what the kernel has (pure)
-    `fields` `config`   a network configuration, parsed and validated (pure)
-    `pool` `ipam`   the choice of an address (pure); what is given, in one SQLite file
-    `rtnetlink`   the wire format and a blocking socket
-    `netlink` `routing`   links and addresses; routes, neighbours, forwarding entries: typed
-    `namespaces`  named network namespaces, made without fork
-    `bridge` `cable` `vxlan` `overlay`   `ensure_*`: create, tolerate, compare, mend
-    `records`     frozen dataclasses that take no time to make
-    `genetlink` `wireguard`   generic netlink; WireGuard's devices and peers, typed
-    `tunnels` `tunnel`   which tunnels of encrypted networks are used, by which keys (pure); in the
-                  kernel. `sealed`: the rules that keep these networks in there (pure)
-    `nft` `firewall` `portmap` `conntrack`   our table for networks: isolation, masquerade, ports
-    `endpoints` `balance` `ingress` `policy` `ruleset`   the endpoint table and rules
-                  that follow from it: VIPs, published ports, policies (pure)
-    `balancer`    these rules in the kernel, changed by differences
-    `attachment`  ADD, DEL, CHECK, STATUS, GC over all of these
-    `plugin`      the command `orc-cni`;  `helper` the same functions, kept warm for the agent
+Packages, each of which imports only those below it
+    `plugin`      the command `orc-cni`: protocol, thin client, warm server
+    `helper`      the same operations over a pipe, for the agent
+    `attachments` ADD, DEL, CHECK, STATUS, GC; leases; comparison with the kernel
+    `balancing`   the endpoint table, and the rules that follow from it: VIPs, ports, policies
+    `overlay`     bridge, veth pairs, VXLAN, peers, WireGuard tunnels: create, compare, repair
+    `firewall`    our nftables tables: isolation, masquerading, published ports, anti-spoofing
+    `netlink`     links, addresses, routes, rules, neighbours, WireGuard, namespaces, conntrack
+
+    `netconf`     a network configuration, parsed and validated (pure); `jsonfields` its fields
+    `peers`       desired entries of an overlay and their difference to the kernel's (pure)
+    `fastrecord`  frozen dataclasses that cost nothing at import
+    `errors`      errors as CNI defines them
 
 Two ways in, one body
     Another container runtime executes `orc-cni` once per operation. The agent keeps one
@@ -47,8 +42,8 @@ Why rtnetlink is spoken directly
 
 Found again after any crash
     Names derive from identities (`orcv` + a hash of the attachment for a veth, the container's id
-    for a namespace), an address is recorded before the kernel is touched and released after it was
-    cleaned. So whatever a kill -9 leaves is found by name and removed by `attachment.collect`.
+    for a namespace). An address is recorded before the kernel is changed and released after it was
+    cleaned up. So whatever a kill -9 leaves is found by name and removed by `attachment.collect`.
 
-This package imports nothing else of Orc, and starts without gRPC or click.
+This package imports nothing of Orc but `linux`, and starts without gRPC or click.
 """

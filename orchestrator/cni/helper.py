@@ -54,30 +54,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cni import (
-    attachment,
-    condition,
-    conntrack,
-    drift,
-    endpoints,
-    exposure,
-    fields,
-    guests,
-    namespaces,
-    netlink,
-    transfer,
-    tunnel,
-    vxlan,
-)
-from orchestrator.cni.attachment import Attachment, Host
-from orchestrator.cni.balancer import Balancer
-from orchestrator.cni.config import VERSION, NetConf, parse
+from orchestrator.cni import jsonfields
+from orchestrator.cni.attachments import attachment, interfacemove, verification
+from orchestrator.cni.attachments.attachment import Attachment, Host
+from orchestrator.cni.balancing import endpointtable
+from orchestrator.cni.balancing.balancer import Balancer
 from orchestrator.cni.errors import CniError, Code
-from orchestrator.cni.fields import IDENTIFIER, interface
-from orchestrator.cni.nft import NftError, failed
-from orchestrator.cni.plugin import failure
-from orchestrator.cni.rtnetlink import RouteSocket
-from orchestrator.cni.tunnel import Tunnel
+from orchestrator.cni.firewall import externalnetworks, hostaccess
+from orchestrator.cni.firewall.nftables import NftError, failed
+from orchestrator.cni.jsonfields import IDENTIFIER, interface
+from orchestrator.cni.netconf import VERSION, NetConf, parse
+from orchestrator.cni.netlink import conntrack, namespaces
+from orchestrator.cni.netlink import links as netlink
+from orchestrator.cni.netlink.netlinksocket import RouteSocket
+from orchestrator.cni.overlay import vxlan, wireguardtunnels
+from orchestrator.cni.overlay.wireguardtunnels import Tunnel
+from orchestrator.cni.plugin.protocol import failure
 
 
 @dataclass
@@ -87,7 +79,7 @@ class Desk:
     host: Host
     namespaces: Path
     balancer: Balancer = field(default_factory=Balancer)
-    exposed: exposure.Exposure | None = None
+    exposed: hostaccess.Exposure | None = None
     """What was last to be closed to containers."""
 
     @cached_property
@@ -129,15 +121,15 @@ def _attach(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> dict[str, 
 
 
 def _check(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
-    condition.check(desk.host, conf, desk.target(request))
+    verification.check(desk.host, conf, desk.target(request))
 
 
 def _deviations(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> dict[str, Any]:
-    return {"deviations": drift.deviations(desk.host, conf)}
+    return {"deviations": verification.deviations(desk.host, conf)}
 
 
 def _status(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
-    condition.status(desk.host, conf)
+    verification.status(desk.host, conf)
 
 
 Service = Callable[[Desk, Mapping[str, Any]], dict[str, Any] | None]
@@ -215,21 +207,21 @@ def _remove(desk: Desk, request: Mapping[str, Any]) -> None:
 
 
 def _balance(desk: Desk, request: Mapping[str, Any]) -> None:
-    desk.balancer.apply(desk.host.sock, desk.host.nft, endpoints.parse(request["table"]))
+    desk.balancer.apply(desk.host.sock, desk.host.nft, endpointtable.parse(request["table"]))
 
 
 def _expose(desk: Desk, request: Mapping[str, Any]) -> None:
-    wanted = exposure.parse(fields.mapping(request.get("exposure"), "exposure"))
+    wanted = hostaccess.parse(jsonfields.mapping(request.get("exposure"), "exposure"))
     desk.exposed = wanted
     sock = desk.host.sock
     try:
-        desk.host.nft.ensure(exposure.SUBJECT, exposure.script(wanted, _leading(sock, wanted)))
+        desk.host.nft.ensure(hostaccess.SUBJECT, hostaccess.script(wanted, _leading(sock, wanted)))
     except NftError as error:
         raise failed("ports closed to containers", error) from error
-    guests.ensure(sock, desk.host.nft, wanted.checked)
+    externalnetworks.ensure(sock, desk.host.nft, wanted.checked)
 
 
-def _leading(sock: RouteSocket, wanted: exposure.Exposure) -> list[str]:
+def _leading(sock: RouteSocket, wanted: hostaccess.Exposure) -> list[str]:
     """The interfaces with an address of the cluster's hosts."""
     hosts = set(wanted.hosts)
     own = {index for index, present in netlink.addresses(sock) if present.ip in hosts}
@@ -241,8 +233,8 @@ def _unexposed(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
     wanted, sock, nft = desk.exposed, desk.host.sock, desk.host.nft
     if wanted is None:
         return {"deviations": []}
-    closed = exposure.deviations(nft, wanted, _leading(sock, wanted))
-    return {"deviations": [*closed, *guests.deviations(sock, wanted.checked)]}
+    closed = hostaccess.deviations(nft, wanted, _leading(sock, wanted))
+    return {"deviations": [*closed, *externalnetworks.deviations(sock, wanted.checked)]}
 
 
 def _forgeries(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,7 +245,7 @@ def _forgeries(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
             for container, packets in attachment.forgeries(desk.host, conf).items():
                 found.append({"network": name, "container": container, "packets": packets})
     checked = desk.exposed.checked if desk.exposed is not None else ()
-    for guest, packets in guests.dropped(desk.host.sock, desk.host.nft, checked):
+    for guest, packets in externalnetworks.dropped(desk.host.sock, desk.host.nft, checked):
         found.append({"network": guest.network, "container": guest.container, "packets": packets})
     return {"forgeries": found}
 
@@ -264,9 +256,9 @@ def _connections(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _underlay(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
-    address = fields.address4(request.get("address"), "address")
+    address = jsonfields.address4(request.get("address"), "address")
     under = vxlan.underlay(desk.host.sock, address)
-    device = netlink.get_link(desk.host.sock, fields.interface(request.get("vxlan"), "vxlan"))
+    device = netlink.get_link(desk.host.sock, jsonfields.interface(request.get("vxlan"), "vxlan"))
     return {"device": under.name, "mtu": under.mtu, "tunnel": device.mtu if device else 0}
 
 
@@ -275,7 +267,7 @@ def _unbalanced(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tunnels(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
-    return desk.tunnel.apply(tunnel.parse(request["tunnels"]))
+    return desk.tunnel.apply(wireguardtunnels.parse(request["tunnels"]))
 
 
 def _untunnel(desk: Desk, request: Mapping[str, Any]) -> None:
@@ -283,21 +275,21 @@ def _untunnel(desk: Desk, request: Mapping[str, Any]) -> None:
 
 
 def _encryption(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
-    return {"why": tunnel.lacks(), "keys": desk.tunnel.keys()}
+    return {"why": wireguardtunnels.lacks(), "keys": desk.tunnel.keys()}
 
 
 def _bring(desk: Desk, request: Mapping[str, Any]) -> None:
-    wanted = transfer.parse(request["interface"])
+    wanted = interfacemove.parse(request["interface"])
     with namespaces.opened(desk.namespaces / desk.container(request)) as there:
-        transfer.bring(desk.host.sock, there, wanted)
+        interfacemove.bring(desk.host.sock, there, wanted)
 
 
 def _take_back(desk: Desk, request: Mapping[str, Any]) -> None:
     path = desk.namespaces / desk.container(request)
     if namespaces.exists(path):
-        wanted = transfer.parse(request["interface"])
+        wanted = interfacemove.parse(request["interface"])
         with namespaces.opened(path) as there:
-            transfer.take_back(there, wanted.source, wanted.ifname)
+            interfacemove.take_back(there, wanted.source, wanted.ifname)
 
 
 GENERAL: dict[str, Service] = {

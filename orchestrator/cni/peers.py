@@ -18,9 +18,9 @@ from ipaddress import (
     ip_network,
 )
 
-from orchestrator.cni.netlink import Address, Network
-from orchestrator.cni.records import record
-from orchestrator.cni.routing import RouteEntry
+from orchestrator.cni.fastrecord import record
+from orchestrator.cni.netlink.links import Address, Network
+from orchestrator.cni.netlink.routing import RouteEntry
 
 
 @record

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from orchestrator.dev.plan import ClusterPlan, DevError, HostPlan, Route, link_name, parse_routes
+from orchestrator.dev.devplan import ClusterPlan, DevError, HostPlan, Route, link_name, parse_routes
 
 BRIDGE = "switch"
 UPLINK = "machine"

@@ -2,6 +2,6 @@
 
 System calls that Python has no function for, mounts, processes, watches of files, atomic files.
 Modules here import the standard library and each other only, so that whatever must start fast,
-such as a program in a bare interpreter (`orchestrator.bareprogram`), can use them. What a
+such as a program in a bare interpreter (`orchestrator.daemon.bareprogram`), can use them. What a
 container, network or volume is belongs elsewhere; errors are OSError.
 """

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from orchestrator.configfile import config_option
-from orchestrator.proxies import registry_proxy_options, set_proxies
-from orchestrator.tracing import CannotTrace, endpoint_option
+from orchestrator.daemon.configfile import config_option
+from orchestrator.daemon.proxies import registry_proxy_options, set_proxies
+from orchestrator.tracing.spans import CannotTrace, endpoint_option
 
 
 @click.command()
@@ -102,14 +102,14 @@ def manager(
     Example: orc manager --data-dir /var/lib/orc/manager
     """
     # Imported here, so that `orc manager --help` needs neither gRPC nor NumPy.
-    from orchestrator import log
+    from orchestrator.daemon import logfmt
+    from orchestrator.daemon.process import run_until_signalled, take_precedence
     from orchestrator.identity.files import NoIdentity
     from orchestrator.manager.daemon import CannotServe, ManagerSettings, serve
     from orchestrator.manager.store.etcdtls import EtcdTls
     from orchestrator.manager.store.kv import StoreError
-    from orchestrator.process import run_until_signalled, take_precedence
 
-    log.setup(log_level)
+    logfmt.setup(log_level)
     set_proxies(context)
     # The control plane stays responsive when containers on the same host use all CPUs.
     take_precedence(-5)

@@ -14,7 +14,8 @@ from typing import Any
 
 import grpc
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
+from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca
 from orchestrator.identity.files import ManagerIdentity, read_manager
 from orchestrator.identity.pair import KeyPair, TlsFiles
@@ -100,8 +101,7 @@ from orchestrator.pb import (
     system_pb2_grpc,
     volumes_pb2_grpc,
 )
-from orchestrator.systemd import Supervisor
-from orchestrator.tracing import OFF, Tracer, current, tracer
+from orchestrator.tracing.spans import OFF, Tracer, current, tracer
 from orchestrator.web.https import CannotListen
 from orchestrator.web.scrape import process_registry
 

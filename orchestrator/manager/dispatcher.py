@@ -20,7 +20,7 @@ from typing import Any
 
 import grpc
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.identity.tls import peer_address, peer_identity
 from orchestrator.manager.endpoints import LEAVE_LIMIT, EndpointFeed
 from orchestrator.manager.inbox import Hello, Inbox, NetworkPlugins
@@ -41,7 +41,7 @@ from orchestrator.model.objects import Cluster, Image, Object
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
-from orchestrator.tracing import OFF, Tracer
+from orchestrator.tracing.spans import OFF, Tracer
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 from orchestrator.model.templates import filled
 from orchestrator.pb import dispatch_pb2
-from orchestrator.tracing import OFF, Tracer
+from orchestrator.tracing.spans import OFF, Tracer
 from orchestrator.web.scrape import digest
 
 MOST_SOURCES = 16

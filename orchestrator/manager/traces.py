@@ -20,7 +20,7 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Health, Task, TaskStatus
-from orchestrator.tracing import Tracer
+from orchestrator.tracing.spans import Tracer
 
 LASTS = 3600.0
 """Seconds for which what is made counts as made by a call."""

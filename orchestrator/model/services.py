@@ -133,7 +133,7 @@ class Service(Extensible):
     declined: dict[str, int] = field(default_factory=dict)
     """Versions that it was rolled back from: it is not given them again by itself."""
     trace: str = ""
-    """Place in a trace of the call that wrote it last; see `orchestrator.tracing`."""
+    """Place in a trace of the call that wrote it last; see `orchestrator.tracing.spans`."""
 
     @property
     def policy(self) -> UpdatePolicy:

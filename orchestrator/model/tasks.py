@@ -113,7 +113,7 @@ class Task(Extensible):
     documents: dict[str, int] = field(default_factory=dict)
     """Id of each secret and config that its spec names → the version that it has, or is to have."""
     trace: str = ""
-    """Place in a trace of the call that wanted it; see `orchestrator.tracing`."""
+    """Place in a trace of the call that wanted it; see `orchestrator.tracing.spans`."""
     running_since: float = 0.0
     """When a manager first learned that this run is RUNNING, by the manager's clock; 0: not yet."""
 

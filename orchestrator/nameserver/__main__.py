@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__
-from orchestrator.nameserver.server import NameServer
-from orchestrator.nameserver.table import PROTOCOL, parse
+from orchestrator.nameserver.feed import PROTOCOL, parse
+from orchestrator.nameserver.listeners import NameServer
 from orchestrator.nameserver.upstream import HostServers
 
 _LINE_LIMIT = 256 << 20

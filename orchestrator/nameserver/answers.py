@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from orchestrator.nameserver.records import Name, Records
-from orchestrator.nameserver.wire import (
+from orchestrator.nameserver.dnswire import (
     Code,
     Question,
     Record,
@@ -18,6 +17,7 @@ from orchestrator.nameserver.wire import (
     write_answer,
     write_name,
 )
+from orchestrator.nameserver.zones import Name, Records
 
 TTL = 1
 """Seconds for which an answer may be kept."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
-from orchestrator.nameserver.wire import HEADER, RESPONSE
+from orchestrator.nameserver.dnswire import HEADER, RESPONSE
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 PORT = 53

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.identity.pair import Issued, TlsFiles
 from orchestrator.identity.tls import Identity
 

@@ -21,8 +21,15 @@ from pathlib import Path
 
 from orchestrator.agent.network.node import NodeNetwork
 from orchestrator.agent.network.values import Attachment, Interface, NetworkConfig, Peer
-from orchestrator.cni import namespaces
-from orchestrator.cni.endpoints import Endpoint, Network, Node, Published, Service, Table
+from orchestrator.cni.balancing.endpointtable import (
+    Endpoint,
+    Network,
+    Node,
+    Published,
+    Service,
+    Table,
+)
+from orchestrator.cni.netlink import namespaces
 from tests.bench import packets, tables, throughput
 from tests.bench.cluster import BenchError
 from tests.bench.processes import run_number

@@ -18,7 +18,7 @@ from typing import Any
 
 from orchestrator.agent.network.node import NodeNetwork
 from orchestrator.agent.network.values import NetworkConfig, Peer
-from orchestrator.cni.install import install
+from orchestrator.cni.plugin.installer import install
 from tests.bench.cluster import BenchError
 from tests.bench.processes import Process, memory, run_number
 from tests.bench.tables import Table, median, seconds

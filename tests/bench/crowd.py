@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.identity.setup import init_cluster
 from orchestrator.manager.api.context import ApiContext
 from orchestrator.manager.dashboard.app import DashboardApp

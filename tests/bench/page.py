@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.identity.tls import Identity
 from orchestrator.manager.dashboard import picture
 from orchestrator.manager.dashboard.broadcast import message

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 
+from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca, token
 from orchestrator.identity.files import ManagerIdentity
 from orchestrator.identity.join import Joined, join
@@ -24,7 +25,6 @@ from orchestrator.manager.daemon import Manager, ManagerSettings
 from orchestrator.manager.store.kv import Kv
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.pb import control_pb2, control_pb2_grpc
-from orchestrator.systemd import Supervisor
 
 _NUMBERS = itertools.count(1)
 """Of hosts that join."""

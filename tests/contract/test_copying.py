@@ -17,8 +17,9 @@ import pytest
 from crunkit import running
 from runtimehost import CrunWorld, private, remove_leftovers
 
-from orchestrator import bareprogram, copying
+from orchestrator import copying
 from orchestrator.agent.copies import Copies
+from orchestrator.daemon import bareprogram
 from orchestrator.pb import dispatch_pb2, interact_pb2
 
 pytestmark = pytest.mark.root

@@ -22,7 +22,7 @@ from imageregistry import layout_of, registry_in
 from managerhost import Running, manager_in
 
 from orchestrator.agent.images.transfer.registry import Registry
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.identity.join import Joined, JoinRefused
 from orchestrator.identity.pair import KeyPair
 from orchestrator.manager.planning.views import ClusterView

@@ -21,10 +21,10 @@ import pytest
 from orchestrator.agent.endpoints import Change
 from orchestrator.agent.names import Client, NameServerProcess, _Link, document
 from orchestrator.agent.network.helper import NetworkError
-from orchestrator.nameserver import server as server_module
-from orchestrator.nameserver import streams, upstream
-from orchestrator.nameserver.server import NameServer
-from orchestrator.nameserver.table import parse
+from orchestrator.nameserver import listeners, upstream
+from orchestrator.nameserver import listeners as server_module
+from orchestrator.nameserver.feed import parse
+from orchestrator.nameserver.listeners import NameServer
 from orchestrator.nameserver.upstream import HostServers
 from orchestrator.pb import dispatch_pb2, types_pb2
 from tests.freezing import freeze
@@ -254,7 +254,7 @@ async def question(connection: Connection) -> list[str] | None:
 
 
 async def test_one_client_has_only_so_many_connections(served: Served) -> None:
-    many = await connections("127.0.0.7", served.port, streams.MOST_OF_ONE)
+    many = await connections("127.0.0.7", served.port, listeners.MOST_OF_ONE)
     for each in many:
         assert await question(each) == ["10.0.0.1"]
     (more,) = await connections("127.0.0.7", served.port, 1)
@@ -271,10 +271,10 @@ async def test_one_client_has_only_so_many_connections(served: Served) -> None:
 
 
 async def test_all_clients_together_have_only_so_many_connections(served: Served) -> None:
-    clients = streams.MOST // streams.MOST_OF_ONE
+    clients = listeners.MOST // listeners.MOST_OF_ONE
     made: list[Connection] = []
     for number in range(clients):
-        made += await connections(f"127.0.1.{number}", served.port, streams.MOST_OF_ONE)
+        made += await connections(f"127.0.1.{number}", served.port, listeners.MOST_OF_ONE)
     for each in made:
         assert await question(each) == ["10.0.0.1"]
     assert await question(made[0]) == ["10.0.0.1"]

@@ -32,6 +32,7 @@ from orchestrator import __version__
 from orchestrator.agent.dialer import Dialer
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.session import Node, Session, SessionEnded
+from orchestrator.daemon.process import take_precedence
 from orchestrator.identity.join import Joined, join
 from orchestrator.identity.tls import MANAGER_NAME, channel_options
 from orchestrator.model.documents import FEATURE
@@ -43,7 +44,6 @@ from orchestrator.model.specs import Resources
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import TaskStatus
 from orchestrator.pb import dispatch_pb2, types_pb2
-from orchestrator.process import take_precedence
 
 STARTS_AT_A_TIME = 8
 """As an agent has it."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.pb import control_pb2, control_pb2_grpc, types_pb2
 from tests.scale.agents import DIGEST, IMAGE, Report
 from tests.scale.cluster import Agents, ManagerProcess, burning

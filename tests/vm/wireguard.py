@@ -28,8 +28,8 @@ from orchestrator.agent.network.helper import NetworkError  # noqa: E402
 from orchestrator.agent.network.node import NodeNetwork  # noqa: E402
 from orchestrator.agent.network.tunnels import TunnelHost, Tunnels  # noqa: E402
 from orchestrator.agent.network.values import Attachment, Peer  # noqa: E402
-from orchestrator.cni import tunnels  # noqa: E402
-from orchestrator.cni.sealed import PREFIX  # noqa: E402
+from orchestrator.cni.firewall.tunnelguard import PREFIX  # noqa: E402
+from orchestrator.cni.overlay import tunnelkeys  # noqa: E402
 
 __all__ = ["hosts", "netns_folder"]
 pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
@@ -118,7 +118,7 @@ def in_the_clear(frame: bytes) -> bool:
     kind = int.from_bytes(frame[12:14], "big")
     if kind == IPV4:
         return frame[23] != socket.IPPROTO_UDP or (
-            int.from_bytes(frame[36:38], "big") not in tunnels.PORTS
+            int.from_bytes(frame[36:38], "big") not in tunnelkeys.PORTS
         )
     return kind != ARP and not (kind == IPV6 and frame[20] in (0, socket.IPPROTO_ICMPV6))
 
@@ -362,7 +362,7 @@ async def test_a_port_that_is_taken_is_named(nodes: list[Node]) -> None:
 
     one.host.shell("ip", "link", "del", "orcwg0")
     with within(one.host.netns, taken) as sock:
-        sock.bind(("0.0.0.0", tunnels.PORTS[0]))
+        sock.bind(("0.0.0.0", tunnelkeys.PORTS[0]))
         with pytest.raises(NetworkError, match="UDP port 51840 of this host, which its tunnel"):
             await one.passes()
     await one.passes()

@@ -18,7 +18,7 @@ from orchestrator.agent.logdrivers.state import State, read, write
 from orchestrator.agent.logdrivers.target import Container, Target, TargetError
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.io.logfiles import LogLimits
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.linux.inotify import Watches
 from orchestrator.linux.threads import KeyedThreads
 from orchestrator.model import logdrivers

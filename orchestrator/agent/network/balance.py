@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.agent.network.helper import HelperProcess, NetworkError
-from orchestrator.cni.endpoints import Table, document
+from orchestrator.cni.balancing.endpointtable import Table, document
 
 TRY_AGAIN_LATER = 11
 

@@ -22,7 +22,7 @@ from orchestrator.agent.network.values import (
     attachment_of,
     network_document,
 )
-from orchestrator.cni.endpoints import Table
+from orchestrator.cni.balancing.endpointtable import Table
 
 REQUEST_SECONDS = 30.0
 ANY_INTERFACE = Interface()
@@ -197,7 +197,7 @@ class NodeNetwork:
 
         Level-triggered, as `apply`. The node's key is made when it is first needed and anew when
         `rotation`, a number that grows, says so or it is `most_age` seconds old (0: never), without
-        a packet lost; see `orchestrator.cni.tunnels`. While that goes on there are two.
+        a packet lost; see `orchestrator.cni.overlay.tunnelkeys`. While that goes on there are two.
         """
         return await tunnels(self._helper, address, hosts, rotation=rotation, most_age=most_age)
 

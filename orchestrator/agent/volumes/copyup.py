@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator import bareprogram
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.isolation.rootfs import mount_layers
 from orchestrator.agent.volumes.errors import VolumeError
+from orchestrator.daemon import bareprogram
 from orchestrator.linux import spawn
 from orchestrator.linux.mounts import is_mounted, unmount
 from orchestrator.linux.openat import open_in_root

@@ -15,8 +15,8 @@ import os
 import posixpath
 from pathlib import Path
 
-from orchestrator import bareprogram
 from orchestrator.agent.volumes.errors import VolumeError
+from orchestrator.daemon import bareprogram
 from orchestrator.linux import spawn
 from orchestrator.linux.mounts import unmount
 from orchestrator.model.mounts import MountSpec

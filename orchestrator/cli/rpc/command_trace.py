@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from orchestrator.tracing import CannotTrace, tracer
+from orchestrator.tracing.spans import CannotTrace, tracer
 
 
 @contextmanager

@@ -41,10 +41,9 @@ from orchestrator.pb import (
     support_pb2,
     volumes_pb2,
 )
-from orchestrator.support import hostfacts
-from orchestrator.support.hostfacts import Fact
-from orchestrator.support.packing import document, unpacked
-from orchestrator.support.redact import scrubbed, secret_values
+from orchestrator.supportbundle import hostfacts
+from orchestrator.supportbundle.hostfacts import Fact, document, unpacked
+from orchestrator.supportbundle.redaction import scrubbed, secret_values
 
 EVENTS_SINCE = 24 * 3600.0
 """Seconds back."""

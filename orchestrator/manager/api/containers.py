@@ -39,7 +39,7 @@ from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.model.validate import known_signal, validate_constraints, validate_task
 from orchestrator.pb import containers_pb2, containers_pb2_grpc, dispatch_pb2
-from orchestrator.tracing import current
+from orchestrator.tracing.spans import current
 
 _LIVE = (TaskState.STARTING, TaskState.RUNNING)
 

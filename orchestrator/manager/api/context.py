@@ -26,7 +26,7 @@ from orchestrator.manager.tunnels import Tunnels
 from orchestrator.manager.vault import Vault, VaultError
 from orchestrator.model.convert import ConvertError
 from orchestrator.model.validate import InvalidSpec
-from orchestrator.tracing import OFF, Tracer
+from orchestrator.tracing.spans import OFF, Tracer
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.manager.api.context import Calls, answering, hostnames
 from orchestrator.manager.api.image_builds import bases_of
 from orchestrator.manager.api.image_nodes import choose_node, parsed, settled

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.manager.api.context import Calls, answering
 from orchestrator.manager.lookup import find_container
 from orchestrator.manager.planning.views import ClusterView

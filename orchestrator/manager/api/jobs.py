@@ -17,7 +17,7 @@ from orchestrator.model.convert import to_proto
 from orchestrator.model.jobs import Overlap
 from orchestrator.model.services import Service
 from orchestrator.pb import jobs_pb2_grpc
-from orchestrator.tracing import current
+from orchestrator.tracing.spans import current
 
 
 class JobCalls(Calls, jobs_pb2_grpc.JobsServicer):  # type: ignore[misc]

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.manager.api.context import ApiContext, Calls, answering
 from orchestrator.manager.lookup import find_logged
 from orchestrator.manager.refusal import Refusal, precondition

@@ -35,7 +35,7 @@ from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.tasks import Task
 from orchestrator.model.validate import validate_service, validate_tasks_of_service
 from orchestrator.pb import control_pb2
-from orchestrator.tracing import current
+from orchestrator.tracing.spans import current
 
 PICTURE_INTERVAL = 0.02
 """Seconds between two pictures of a service at the least: a picture of sixty tasks that start

@@ -12,8 +12,8 @@ from orchestrator.manager.api.image_nodes import ask
 from orchestrator.manager.refusal import Refusal
 from orchestrator.model.nodes import Node
 from orchestrator.pb import dispatch_pb2, support_pb2, support_pb2_grpc
-from orchestrator.support import hostfacts
-from orchestrator.support.packing import document, packed
+from orchestrator.supportbundle import hostfacts
+from orchestrator.supportbundle.hostfacts import document, packed
 
 PATIENCE = 30.0
 """Seconds that a node has for it."""

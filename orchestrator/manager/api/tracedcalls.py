@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from orchestrator.identity.roles import ALLOWED, within
-from orchestrator.tracing import HEADER, Tracer
+from orchestrator.tracing.spans import HEADER, Tracer
 
 
 class TracedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]

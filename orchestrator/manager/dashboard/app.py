@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.manager.api.context import ApiContext
 from orchestrator.manager.api.image_nodes import ask
 from orchestrator.manager.api.logs import LogCalls

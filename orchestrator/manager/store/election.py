@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.manager.store.kv import (
     Compacted,
     Conflict,

@@ -22,7 +22,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.manager.store.etcd import EtcdKv
 from orchestrator.manager.store.etcdprocess import EtcdProcess, find_orphan, start

@@ -28,7 +28,7 @@ from orchestrator.model.specs import ContainerSpec, HealthCheck, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import dispatch_pb2
-from orchestrator.tracing import OFF, Tracer
+from orchestrator.tracing.spans import OFF, Tracer
 
 NOW = 1000.0
 

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.agent.balancing import KernelBalance
 from orchestrator.agent.endpoints import Change
 from orchestrator.agent.network.balance import Connections
-from orchestrator.cni.endpoints import Policy, Published, Table
+from orchestrator.cni.balancing.endpointtable import Policy, Published, Table
 from orchestrator.pb import dispatch_pb2, types_pb2
 
 UDP, HOST = types_pb2.PROTOCOL_UDP, types_pb2.PUBLISH_MODE_HOST

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.agent import flows
 from orchestrator.agent.flows import MOST_FLOWS, Flows, Sample, changes
-from orchestrator.cni.connections import Connection
+from orchestrator.cni.netlink.conntrack import Connection
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
 from orchestrator.pb import dispatch_pb2, flows_pb2

@@ -15,7 +15,7 @@ from orchestrator.agent import statedb as statedb_module
 from orchestrator.agent.runtime.interface import Exit
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2
 

@@ -15,7 +15,7 @@ from volumekit import private
 
 from orchestrator.agent import statedb as statedb_module
 from orchestrator.agent.statedb import CannotRecord, EndpointChange, StateDb
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
 from orchestrator.pb import dispatch_pb2
@@ -106,7 +106,7 @@ NO_FSYNC = """
 import asyncio, ctypes, os, struct, sys
 from pathlib import Path
 from orchestrator.agent.statedb import StateDb
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.model.tasks import TaskStatus
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2, types_pb2

@@ -11,10 +11,10 @@ from test_health_of_tasks import is_now, probed
 from test_worker import agent
 from tracereceiver import Span, TraceReceiver
 
-from orchestrator import tracing
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Health
 from orchestrator.pb import dispatch_pb2
+from orchestrator.tracing import spans as tracing
 
 TRACE, TASK = "a" * 32, "b" * 16
 BEGINNING = ["dispatch", "pull", "volumes", "files", "network", "create", "start"]

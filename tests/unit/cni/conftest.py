@@ -7,7 +7,7 @@ import pytest
 from nsfixtures import host, hosts, netns_folder
 from nshosts import NsHost
 
-from orchestrator.cni import namespaces
+from orchestrator.cni.netlink import namespaces
 
 __all__ = ["host", "hosts", "netns_folder"]
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.cni import namespaces
+from orchestrator.cni.netlink import namespaces
 
 ROOT = Path("/run/orc-network-tests")
 T = TypeVar("T")
@@ -120,7 +120,7 @@ class NsHost:
     def cni(self, command: str, conf: dict[str, Any], **environment: str) -> tuple[int, Any]:
         """Execute the plugin as a runtime would."""
         done = subprocess.run(
-            self.command(sys.executable, "-m", "orchestrator.cni.plugin"),
+            self.command(sys.executable, "-m", "orchestrator.cni.plugin.protocol"),
             input=json.dumps(conf),
             capture_output=True,
             text=True,

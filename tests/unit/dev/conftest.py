@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from devtraces import STAND_IN, traces
 
-from orchestrator.dev.cluster import DevCluster, list_clusters
+from orchestrator.dev.devcluster import DevCluster, list_clusters
 
 _numbers = itertools.count()
 

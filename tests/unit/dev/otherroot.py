@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from orchestrator.dev.cluster import DevCluster
+from orchestrator.dev.devcluster import DevCluster
 
 STAND_IN = Path(__file__).with_name("standin.py")
 

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 from devtraces import STAND_IN, traces, until
 
-from orchestrator.dev import command
-from orchestrator.dev.cluster import DevCluster, list_clusters
-from orchestrator.dev.plan import DevError
+from orchestrator.dev import devcommands
+from orchestrator.dev.devcluster import DevCluster, list_clusters
+from orchestrator.dev.devplan import DevError
 
 pytestmark = pytest.mark.root
 
@@ -96,7 +96,7 @@ def test_an_up_that_is_killed_is_finished_by_up_and_removed_by_down(
     cluster: DevCluster, after: float
 ) -> None:
     script = (
-        "import sys; from orchestrator.dev.cluster import DevCluster;"
+        "import sys; from orchestrator.dev.devcluster import DevCluster;"
         f"c = DevCluster({cluster.name!r}, orc=[sys.executable, '-I', '-S', {str(STAND_IN)!r}]);"
         "print('go', flush=True); c.up(1, 3, lambda _: None)"
     )
@@ -166,10 +166,10 @@ class TestCommand:
     @pytest.fixture(autouse=True)
     def _stand_in(self, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch) -> None:
         self.name = cluster.name
-        monkeypatch.setattr(command, "DevCluster", lambda name: cluster)
+        monkeypatch.setattr(devcommands, "DevCluster", lambda name: cluster)
 
     def orc(self, *arguments: str) -> tuple[int, str]:
-        result = CliRunner().invoke(command.dev, [*arguments, "--name", self.name])
+        result = CliRunner().invoke(devcommands.dev, [*arguments, "--name", self.name])
         return result.exit_code, result.output
 
     def test_a_day_of_a_cluster(self) -> None:
@@ -207,7 +207,7 @@ class TestCommand:
     def test_refusals_are_one_line(self, arguments: list[str], says: str) -> None:
         if arguments[0] == "exec":
             arguments = ["exec", "--name", self.name, *arguments[1:]]
-            result = CliRunner().invoke(command.dev, arguments)
+            result = CliRunner().invoke(devcommands.dev, arguments)
             status, output = result.exit_code, result.output
         else:
             status, output = self.orc(*arguments)

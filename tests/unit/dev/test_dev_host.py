@@ -15,9 +15,9 @@ import pytest
 from devtraces import until
 
 from orchestrator.dev import underlay
-from orchestrator.dev.cluster import ROOT, DevCluster
-from orchestrator.dev.host import DaemonStatus, Host
-from orchestrator.dev.plan import ClusterPlan, DevError, choose_subnet
+from orchestrator.dev.devcluster import ROOT, DevCluster
+from orchestrator.dev.devhost import DaemonStatus, Host
+from orchestrator.dev.devplan import ClusterPlan, DevError, choose_subnet
 
 pytestmark = pytest.mark.root
 

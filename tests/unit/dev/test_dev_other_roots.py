@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.dev import underlay
-from orchestrator.dev.cluster import DevCluster
-from orchestrator.dev.plan import DevError, link_name
+from orchestrator.dev.devcluster import DevCluster
+from orchestrator.dev.devplan import DevError, link_name
 from tests.enclosure import enclosed
 
 pytestmark = pytest.mark.root

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.dev.plan import (
+from orchestrator.dev.devplan import (
     UNDERLAYS,
     ClusterPlan,
     DevError,

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.manager.api.context import ApiContext
 from orchestrator.manager.dashboard.broadcast import MOST_BEHIND, Broadcast, Viewer, message
 from orchestrator.manager.eventlog import EventLog

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.manager.inbox import Inbox
 from orchestrator.manager.listening import LIMIT, TURN, ListeningClock
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.background import background
+from orchestrator.daemon.background import background
 from orchestrator.manager.credentials import registry_name
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tracereceiver import TraceReceiver
 
-from orchestrator import tracing
 from orchestrator.manager.dashboard.actions import act
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.refusal import Refusal
+from orchestrator.tracing import spans
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def receiver() -> Iterator[TraceReceiver]:
 
 
 async def test_an_action_is_a_span_with_its_refusal(receiver: TraceReceiver) -> None:
-    traces = tracing.tracer("orc-manager", "m1", f"http://127.0.0.1:{receiver.port}")
+    traces = spans.tracer("orc-manager", "m1", f"http://127.0.0.1:{receiver.port}")
     api: Any = SimpleNamespace(tracer=traces, view=ClusterView.of([]))
     with pytest.raises(Refusal) as refused:
         await act(api, {"do": "rollback", "to": "web"})

@@ -17,7 +17,7 @@ from orchestrator.model.services import JobRun, JobStatus, Service
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Health, Task, TaskStatus
-from orchestrator.tracing import OFF
+from orchestrator.tracing.spans import OFF
 
 S = TaskState
 CALL = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"

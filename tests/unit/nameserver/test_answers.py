@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.nameserver.answers import Scope, answer
-from orchestrator.nameserver.records import Entry, Port, Records, Task
-from orchestrator.nameserver.wire import read_question
+from orchestrator.nameserver.dnswire import read_question
+from orchestrator.nameserver.zones import Entry, Port, Records, Task
 
 RANGES = (ip_network("10.128.0.0/14"), ip_network("fd00::/48"))
 

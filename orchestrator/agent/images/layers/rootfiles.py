@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrator import bareprogram
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.daemon import bareprogram
 
 _PROGRAM = bareprogram.command("orchestrator.agent.images.layers.rootreader", "-X", "utf8")
 _CHUNK = 1 << 20

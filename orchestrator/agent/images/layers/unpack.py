@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from io import FileIO
 from pathlib import Path
 
-from orchestrator import bareprogram
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.daemon import bareprogram
 
 _PROGRAM = bareprogram.command("orchestrator.agent.images.layers.untar", "-X", "utf8")
 MAX_LAYER = 64 << 30

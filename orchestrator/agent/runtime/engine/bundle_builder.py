@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orchestrator import bareprogram
 from orchestrator.agent.runtime.engine.bundle import Bundle
 from orchestrator.agent.runtime.engine.program_errors import check_program
 from orchestrator.agent.runtime.interface import Container, Mount, RuntimeFailure
@@ -38,6 +37,7 @@ from orchestrator.agent.runtime.spec.seccomp import (
     load_profile,
     own_profile,
 )
+from orchestrator.daemon import bareprogram
 from orchestrator.linux import spawn
 from orchestrator.linux.processes import ProcessIdentity
 from orchestrator.model.cdi import is_cdi

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orchestrator import bareprogram
 from orchestrator.agent.runtime.engine import conmon, process_watch
 from orchestrator.agent.runtime.engine.bundle import Bundle, ContainerHandle, Identity
 from orchestrator.agent.runtime.engine.bundle_builder import BundleBuilder, release_null_device
@@ -36,6 +35,7 @@ from orchestrator.agent.runtime.spec.node_facts import (
     read_node_facts,
 )
 from orchestrator.agent.runtime.spec.seccomp import DEFAULT_PROFILE
+from orchestrator.daemon import bareprogram
 from orchestrator.linux import spawn
 from orchestrator.linux.processes import boot_id, identify
 from orchestrator.linux.threads import KeyedThreads

@@ -16,9 +16,9 @@ import subprocess
 from pathlib import Path
 from typing import Self
 
-from orchestrator import bareprogram
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.isolation.idranges import IdRange
+from orchestrator.daemon import bareprogram
 from orchestrator.linux import spawn
 from orchestrator.linux.mounts import MS_BIND, mount
 

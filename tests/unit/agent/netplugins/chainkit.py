@@ -14,7 +14,7 @@ from orchestrator.agent.netplugins.chains import Chains
 from orchestrator.agent.netplugins.program import Programs
 from orchestrator.agent.netplugins.records import Records
 from orchestrator.agent.network.values import Interface, NetworkConfig
-from orchestrator.cni import namespaces
+from orchestrator.cni.netlink import namespaces
 
 DEBIAN = Path("/usr/lib/cni")
 

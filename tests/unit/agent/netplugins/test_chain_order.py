@@ -200,7 +200,7 @@ async def test_what_an_earlier_agent_left_goes_and_what_is_held_stays(bench: Ben
 async def test_a_plugin_of_version_1_1(bench: Bench) -> None:
     """Our own plugin, as one of other people's: with STATUS and GC."""
     state = bench.host.state / "orc-cni"
-    enter = f"nsenter --net={bench.host.netns} {sys.executable} -m orchestrator.cni.plugin"
+    enter = f"nsenter --net={bench.host.netns} {sys.executable} -m orchestrator.cni.plugin.protocol"
     bench.script("orc-cni", f"PYTHONPATH={':'.join(filter(None, sys.path))} exec {enter}")
     text = bench.conflist(
         {

@@ -11,7 +11,7 @@ from nshosts import reach, wait_for
 
 from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.network.values import PortMapping
-from orchestrator.cni import namespaces
+from orchestrator.cni.netlink import namespaces
 
 pytestmark = pytest.mark.root
 

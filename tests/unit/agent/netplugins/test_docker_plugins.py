@@ -27,7 +27,7 @@ from orchestrator.agent.network.node import NodeNetwork
 from orchestrator.agent.network.values import Exposure, NetworkConfig, PortMapping
 from orchestrator.agent.plugins import calls as plugincalls
 from orchestrator.agent.plugins.discovery import PluginSet
-from orchestrator.cni import namespaces
+from orchestrator.cni.netlink import namespaces
 
 pytestmark = pytest.mark.root
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from nshosts import within
 
 from orchestrator.agent.network.values import Attachment
-from orchestrator.cni.endpoints import Endpoint
+from orchestrator.cni.balancing.endpointtable import Endpoint
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 SECONDS = 3.0

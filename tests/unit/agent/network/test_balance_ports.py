@@ -10,7 +10,7 @@ import pytest
 from balancekit import TCP, UDP, Answer, endpoints, open_socket, serving
 from webkit import FILTERED, KINDS, VIP, Web, address6, named, published, service
 
-from orchestrator.cni.endpoints import Policy, Published
+from orchestrator.cni.balancing.endpointtable import Policy, Published
 
 pytestmark = pytest.mark.root
 

@@ -13,8 +13,8 @@ from balancekit import TCP, echoes, endpoints, open_socket, serving
 from nshosts import NsHost, within
 from webkit import VIP, Web, service
 
-from orchestrator.cni.conntrack import NETLINK_NETFILTER
-from orchestrator.cni.rtnetlink import attribute
+from orchestrator.cni.netlink.conntrack import NETLINK_NETFILTER
+from orchestrator.cni.netlink.netlinksocket import attribute
 
 pytestmark = pytest.mark.root
 

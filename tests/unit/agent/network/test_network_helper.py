@@ -17,9 +17,10 @@ from nshosts import NsHost
 from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.network.node import NodeNetwork
 from orchestrator.agent.network.values import Peer, PortMapping
-from orchestrator.cni import namespaces, netlink, vxlan
 from orchestrator.cni.errors import Code
-from orchestrator.cni.rtnetlink import NetlinkError, text
+from orchestrator.cni.netlink import links, namespaces
+from orchestrator.cni.netlink.netlinksocket import NetlinkError, text
+from orchestrator.cni.overlay import vxlan
 
 pytestmark = pytest.mark.root
 
@@ -111,7 +112,12 @@ def test_the_agent_stays_free_of_netlink() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     ours = {name for name in loaded.split() if name.startswith("orchestrator.cni")}
     # The endpoint table's types are shared, and pure.
-    assert ours <= {"orchestrator.cni", "orchestrator.cni.endpoints", "orchestrator.cni.errors"}
+    assert ours <= {
+        "orchestrator.cni",
+        "orchestrator.cni.balancing",
+        "orchestrator.cni.balancing.endpointtable",
+        "orchestrator.cni.errors",
+    }
 
 
 async def test_an_address_that_is_not_here(host: NsHost) -> None:
@@ -139,9 +145,9 @@ async def test_a_vni_in_use(single: NodeNetwork, host: NsHost) -> None:
 
 def test_what_an_older_kernel_says(host: NsHost) -> None:
     with namespaces.opened(host.netns) as within, namespaces.route_socket(within) as sock:
-        name = text(netlink.IFLA_IFNAME, "x0")
+        name = text(links.IFLA_IFNAME, "x0")
         with pytest.raises(NetlinkError) as caught:
-            netlink._create(sock, netlink._ifinfo() + name, "a-kind-that-is-not-compiled-in")
+            links._create(sock, links._ifinfo() + name, "a-kind-that-is-not-compiled-in")
     refused = vxlan.refused("orcvx7", 7, caught.value)
     assert str(refused).startswith("this kernel has no VXLAN: load the module vxlan")
 

@@ -17,8 +17,8 @@ from nshosts import NsHost, reach, socket_in, wait_for
 from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.network.node import NodeNetwork
 from orchestrator.agent.network.values import Peer, PortMapping
-from orchestrator.cni import namespaces
 from orchestrator.cni.errors import Code
+from orchestrator.cni.netlink import namespaces
 
 pytestmark = pytest.mark.root
 

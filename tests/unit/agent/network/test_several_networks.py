@@ -8,7 +8,7 @@ from netkit import Node, misses, reaches, show
 from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.network.node import NodeNetwork
 from orchestrator.agent.network.values import Attachment, Interface, NetworkConfig
-from orchestrator.cni import namespaces
+from orchestrator.cni.netlink import namespaces
 
 pytestmark = pytest.mark.root
 

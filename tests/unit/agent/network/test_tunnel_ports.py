@@ -16,7 +16,7 @@ from netkit import Node, connects, forged, forged_frame, listening
 from nshosts import NsHost
 
 from orchestrator.agent.network.values import Exposure, Peer
-from orchestrator.cni import namespaces
+from orchestrator.cni.netlink import namespaces
 
 pytestmark = pytest.mark.root
 

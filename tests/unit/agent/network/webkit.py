@@ -15,7 +15,15 @@ from nshosts import NsHost
 
 from orchestrator.agent.network.node import NodeNetwork
 from orchestrator.agent.network.values import Attachment, NetworkConfig, Peer
-from orchestrator.cni.endpoints import Endpoint, Network, Node, Policy, Published, Service, Table
+from orchestrator.cni.balancing.endpointtable import (
+    Endpoint,
+    Network,
+    Node,
+    Policy,
+    Published,
+    Service,
+    Table,
+)
 
 CLUSTER = "10.128.0.0/14"
 CLUSTER6 = "fd00:0:0::/48"

@@ -12,8 +12,8 @@ from click.testing import Result
 from test_cli_root import a_context
 
 from orchestrator.cli.app.contexts import save_context
-from orchestrator.dev import command
-from orchestrator.dev.plan import DevError, HostPlan
+from orchestrator.dev import devcommands
+from orchestrator.dev.devplan import DevError, HostPlan
 
 Run = Callable[..., Result]
 
@@ -40,9 +40,9 @@ def killed(monkeypatch: pytest.MonkeyPatch, config: Path) -> list[tuple[str, str
             found.append((self.name, node))
 
     monkeypatch.delenv("ORC_DEV_NAME", raising=False)
-    monkeypatch.setattr(command.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(command, "DevCluster", Cluster)
-    monkeypatch.setattr(command, "list_clusters", lambda: ["dev", "trial"])
+    monkeypatch.setattr(devcommands.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(devcommands, "DevCluster", Cluster)
+    monkeypatch.setattr(devcommands, "list_clusters", lambda: ["dev", "trial"])
     return found
 
 

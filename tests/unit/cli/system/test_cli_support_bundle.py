@@ -14,8 +14,7 @@ from click.testing import Result
 from orchestrator.cli.system.support_bundle import safe_path
 from orchestrator.pb import control_pb2 as pb
 from orchestrator.pb import support_pb2
-from orchestrator.support.hostfacts import Fact, own_log, tail
-from orchestrator.support.packing import packed
+from orchestrator.supportbundle.hostfacts import Fact, own_log, packed, tail
 
 Run = Callable[..., Result]
 

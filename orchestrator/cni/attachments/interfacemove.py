@@ -1,0 +1,121 @@
+"""Interfaces that somebody else has made on this host: put into a container, and taken back.
+
+A network plugin of Docker's protocol makes an interface and names it; its mover is whoever runs the
+containers. Taking it back gives it its old name, so that the plugin finds it to remove it.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
+from typing import Any
+
+from orchestrator.cni import jsonfields
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.netlink import links, namespaces, routing
+from orchestrator.cni.netlink.links import (
+    IFINFO,
+    IFLA_IFNAME,
+    IFLA_NET_NS_FD,
+    RTM_NEWLINK,
+    Address,
+    Interface,
+)
+from orchestrator.cni.netlink.netlinksocket import Request, RouteSocket, text, u32
+from orchestrator.cni.netlink.routing import RouteEntry
+
+DEFAULTS: dict[int, IPv4Network | IPv6Network] = {
+    4: IPv4Network("0.0.0.0/0"),
+    6: IPv6Network("::/0"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What an interface is to be in the container."""
+
+    source: str
+    """Its name on the host."""
+    ifname: str
+    """And in the container."""
+    mac: str = ""
+    """Empty: as it is."""
+    addresses: tuple[Interface, ...] = ()
+    routes: tuple[RouteEntry, ...] = ()
+
+
+def parse(raw: Mapping[str, Any]) -> Transfer:
+    """From JSON's types: `source ifname mac addresses gateways routes`, of which `routes` are
+    `{"to", "by"}`. Raises CniError."""
+    try:
+        addresses = tuple(ip_interface(str(each)) for each in raw.get("addresses", ()))
+        routes = [
+            RouteEntry(_to(str(each["to"])), _by(each.get("by"))) for each in raw.get("routes", ())
+        ]
+        for each in raw.get("gateways", ()):
+            gateway = ip_address(str(each))
+            routes.append(RouteEntry(DEFAULTS[gateway.version], gateway))
+    except (ValueError, KeyError, TypeError) as error:
+        raise jsonfields.invalid(f"an address or route that is none: {error}") from error
+    mac = raw.get("mac")
+    return Transfer(
+        source=jsonfields.interface(raw.get("source", ""), "source"),
+        ifname=jsonfields.interface(raw.get("ifname", ""), "ifname"),
+        mac=jsonfields.mac(mac, "mac") if mac else "",
+        addresses=addresses,
+        routes=tuple(routes),
+    )
+
+
+def _to(text: str) -> IPv4Network | IPv6Network:
+    return ip_network(text, strict=False)
+
+
+def _by(text: object) -> Address | None:
+    return ip_address(str(text)) if text else None
+
+
+def bring(sock: RouteSocket, namespace: int, transfer: Transfer) -> None:
+    """Have the interface in a namespace (a descriptor) and as it is to be there. Again, it mends
+    what is there. Raises CniError."""
+    with namespaces.route_socket(namespace) as within:
+        inside = links.get_link(within, transfer.ifname)
+        if inside is None:
+            host = links.get_link(sock, transfer.source)
+            if host is None:
+                raise CniError(
+                    Code.NOT_AVAILABLE,
+                    f"its plugin made interface {transfer.source}, and this node has none of that "
+                    "name",
+                )
+            sock.execute(_move(host.index, namespace, transfer.ifname))
+            inside = links.get_link(within, transfer.ifname)
+        if inside is None:
+            raise CniError(Code.TRY_AGAIN_LATER, f"interface {transfer.source} vanished")
+        index = inside.index
+        within.execute(
+            links.link_request(links.LOOPBACK),
+            *(links.address_request(index, address) for address in transfer.addresses),
+            links.link_request(index, mac=transfer.mac),
+            *(routing.route_request(index, route) for route in transfer.routes),
+        )
+
+
+def take_back(namespace: int, source: str, ifname: str) -> None:
+    """Have the interface on this host again, under the name that it had; one that is gone is
+    fine."""
+    with (
+        namespaces.opened(namespaces.OWN_NAMESPACE) as home,
+        namespaces.route_socket(namespace) as within,
+    ):
+        inside = links.get_link(within, ifname)
+        if inside is not None:
+            within.execute(_move(inside.index, home, source))
+
+
+def _move(index: int, namespace: int, name: str) -> Request:
+    """Into another namespace and under another name; it is then down and has no address."""
+    head = IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, links.IFF_UP)
+    return Request(RTM_NEWLINK, head + u32(IFLA_NET_NS_FD, namespace) + text(IFLA_IFNAME, name))

@@ -1,0 +1,5 @@
+"""Packet filters: isolation, masquerading, published ports of containers, anti-spoofing.
+
+Also the binding to libnftables and the rule sets that `balancing` fills. Nothing here makes a
+device or a route.
+"""

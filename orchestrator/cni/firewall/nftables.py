@@ -1,0 +1,250 @@
+"""nftables: changes through libnftables (ctypes), counts of rules and elements through netlink.
+
+A change costs 0.04 ms, where starting `nft` costs 2 ms. Tables are counted and not listed, since
+listing a table as text takes longer than making it (include/uapi/linux/netfilter/nf_tables.h). No
+element is edited in place, so a number tells whether somebody changed a table by hand.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.fastrecord import TYPE_CHECKING
+from orchestrator.cni.netlink.conntrack import NETLINK_NETFILTER
+from orchestrator.cni.netlink.netlinksocket import (
+    ATTRIBUTE,
+    NetlinkSocket,
+    Request,
+    attributes,
+    text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+LIBRARY = "libnftables.so.1"
+GET_GENERATION = 10 << 8 | 16  # include/uapi/linux/netfilter/nf_tables.h
+NFTA_GEN_ID = 1
+HEAD = struct.pack("=BBH", 0, 0, 0)
+TABLE = "inet orc"
+"""What all scripts call our table for networks."""
+ARP_TABLE = "arp orc"
+BRIDGE_TABLE = "bridge orc"
+"""Its companions for what is not IP; see `binding`."""
+TABLES = (TABLE, ARP_TABLE, BRIDGE_TABLE)
+NAMED = re.compile(r"\b(inet|arp|bridge) orc\b")
+
+
+class NftError(Exception):
+    """The kernel or the parser refused a script; the message is libnftables' own."""
+
+
+def failed(what: str, error: NftError) -> CniError:
+    """A refused script in the user's words; `what` it was about comes first."""
+    if "not supported" in str(error):
+        return CniError(
+            Code.KERNEL_LACKS,
+            f"{what}: this kernel lacks a part of nftables (nf_tables, nft_nat, nft_masq, nft_fib)",
+            str(error),
+        )
+    first = str(error).partition("\n")[0]
+    return CniError(Code.IO_FAILURE, f"{what}: {first}", str(error))
+
+
+class Nftables:
+    """A libnftables context, for the network namespace of the process.
+
+    `table` is the one that scripts mean by `TABLE`, and its name that of the tables of other
+    families: whoever keeps leases of his own has rules of his own, so that what one knows nothing
+    of stays with the other.
+    """
+
+    def __init__(self, table: str = TABLE) -> None:
+        self._table = table
+        self._name = table.split()[1]
+        try:
+            self._lib = ctypes.CDLL(LIBRARY)
+        except OSError as error:
+            raise CniError(
+                Code.IO_FAILURE,
+                f"{LIBRARY} is missing: install nftables (Debian package libnftables1)",
+                str(error),
+            ) from error
+        self._lib.nft_ctx_new.restype = ctypes.c_void_p
+        self._lib.nft_ctx_new.argtypes = [ctypes.c_uint32]
+        self._lib.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        for name in ("output", "error"):
+            getattr(self._lib, f"nft_ctx_buffer_{name}").argtypes = [ctypes.c_void_p]
+            getter = getattr(self._lib, f"nft_ctx_get_{name}_buffer")
+            getter.argtypes = [ctypes.c_void_p]
+            getter.restype = ctypes.c_char_p
+        self._context = self._lib.nft_ctx_new(0)
+        if not self._context:
+            raise CniError(Code.IO_FAILURE, "libnftables could not be initialised")
+        self._lib.nft_ctx_buffer_output(self._context)
+        self._lib.nft_ctx_buffer_error(self._context)
+        self._generations = NetlinkSocket(NETLINK_NETFILTER)
+        self._trusted = -1
+        self._in_force: dict[str, str] = {}
+
+    def ensure(self, subject: str, script: str, elements: Callable[[], str] | None = None) -> None:
+        """Run a script that says what is to be about a subject, unless it is in force: it was the
+        last one about it, and since then only this object has changed anything.
+
+        `elements` returns the part of the script that later changes keep up to date by themselves:
+        it is run in the same transaction, and not compared. Raises `NftError`.
+        """
+        if self._in_force.get(subject) == script and self._generation() == self._trusted:
+            return
+        self.run(script + (elements() if elements is not None else ""))
+        self._in_force[subject] = script
+
+    def holds(self, subject: str) -> bool:
+        """Whether the last script about a subject is in force; see `ensure`."""
+        return subject in self._in_force and self._generation() == self._trusted
+
+    def doubt(self, subject: str) -> None:
+        """What is to be about a subject changes by other scripts."""
+        self._in_force.pop(subject, None)
+
+    def doubt_all(self) -> None:
+        """A script removes what others stand on."""
+        self._in_force.clear()
+
+    def run(self, script: str) -> str:
+        """Run a script as one transaction; return what it prints; raises `NftError`."""
+        before = self._generation()
+        if before != self._trusted:
+            self._in_force.clear()
+        try:
+            return self._run(script)
+        finally:
+            after = self._generation()
+            if after - before > 1:
+                self._in_force.clear()  # somebody was faster
+            self._trusted = after
+
+    def qualified(self, script: str) -> str:
+        """A script, or a name, with the names that our tables have here."""
+        return script if self._table == TABLE else NAMED.sub(rf"\1 {self._name}", script)
+
+    def _generation(self) -> int:
+        answer = attributes(self._generations.get(Request(GET_GENERATION, HEAD)), len(HEAD))
+        return int.from_bytes(answer[NFTA_GEN_ID], "big")
+
+    def _run(self, script: str) -> str:
+        text = self.qualified(script).encode()
+        status = self._lib.nft_run_cmd_from_buffer(self._context, text)
+        printed: bytes = self._lib.nft_ctx_get_output_buffer(self._context) or b""
+        complaint: bytes = self._lib.nft_ctx_get_error_buffer(self._context) or b""
+        if status != 0:
+            raise NftError(complaint.decode(errors="replace").strip())
+        return printed.decode(errors="replace")
+
+
+SUBSYSTEM = 10 << 8
+GETCHAIN, GETRULE, GETSET, GETSETELEM, GETOBJ = (SUBSYSTEM | kind for kind in (4, 7, 10, 13, 19))
+ATTRIBUTE_TABLE, ATTRIBUTE_SECOND, ATTRIBUTE_THIRD = (
+    1,
+    2,
+    3,
+)  # attributes: of all four the table; then the name, mostly
+NFT_SET_ANONYMOUS = 1
+FAMILIES = {"inet": 1, "arp": 3, "netdev": 5, "bridge": 7}
+NFGENMSG_SIZE = 4
+
+
+def counts(tables: Iterable[str]) -> dict[str, int]:
+    """By qualified name: `inet orc_balance output` has 1, for example."""
+    found: Counter[str] = Counter()
+    with NetlinkSocket(NETLINK_NETFILTER) as sock:
+        for table in tables:
+            family, _, name = table.partition(" ")
+            head = struct.pack("=BBH", FAMILIES[family], 0, 0)
+            for chain in _answers(sock, GETCHAIN, head):
+                if _string(chain[ATTRIBUTE_TABLE]) == name:
+                    found[f"{table} {_string(chain[ATTRIBUTE_THIRD])}"] += 0
+            for rule in _answers(sock, GETRULE, head + text(ATTRIBUTE_TABLE, name)):
+                found[f"{table} {_string(rule[ATTRIBUTE_SECOND])}"] += 1
+            for kept in _answers(sock, GETSET, head + text(ATTRIBUTE_TABLE, name)):
+                if int.from_bytes(kept.get(ATTRIBUTE_THIRD, b""), "big") & NFT_SET_ANONYMOUS:
+                    continue
+                label = _string(kept[ATTRIBUTE_SECOND])
+                found[f"{table} {label}"] += 0
+                body = head + text(ATTRIBUTE_TABLE, name) + text(ATTRIBUTE_SECOND, label)
+                for elements in _answers(sock, GETSETELEM, body):
+                    found[f"{table} {label}"] += _length(elements.get(ATTRIBUTE_THIRD, b""))
+    return dict(found)
+
+
+def filled(sets: Iterable[str]) -> list[str]:
+    """Those of these sets that have elements, without the cost of listing them."""
+    found = []
+    with NetlinkSocket(NETLINK_NETFILTER) as sock:
+        for qualified in sets:
+            family, table, name = qualified.split()
+            head = struct.pack("=BBH", FAMILIES[family], 0, 0)
+            body = head + text(ATTRIBUTE_TABLE, table) + text(ATTRIBUTE_SECOND, name)
+            if any(each.get(ATTRIBUTE_THIRD) for each in _answers(sock, GETSETELEM, body)):
+                found.append(qualified)
+    return found
+
+
+def names(table: str) -> set[str]:
+    """The names of a table's chains and stateful objects (counters)."""
+    family, _, name = table.partition(" ")
+    head = struct.pack("=BBH", FAMILIES[family], 0, 0)
+    with NetlinkSocket(NETLINK_NETFILTER) as sock:
+        chains = [
+            _string(chain[ATTRIBUTE_THIRD])
+            for chain in _answers(sock, GETCHAIN, head)
+            if _string(chain[ATTRIBUTE_TABLE]) == name
+        ]
+        body = head + text(ATTRIBUTE_TABLE, name)
+        return {
+            *chains,
+            *(_string(each[ATTRIBUTE_SECOND]) for each in _answers(sock, GETOBJ, body)),
+        }
+
+
+def deviations(found: Mapping[str, int], wanted: Mapping[str, int]) -> list[str]:
+    """What there is not in the right number, in words; pure."""
+    return [
+        f"nftables: {name} has {found[name]} entries instead of {number}"
+        if name in found
+        else f"nftables: {name} is gone"
+        for name, number in sorted(wanted.items())
+        if found.get(name) != number
+    ]
+
+
+def _answers(sock: NetlinkSocket, kind: int, body: bytes) -> list[dict[int, bytes]]:
+    try:
+        return [attributes(answer, NFGENMSG_SIZE) for answer in sock.dump(Request(kind, body))]
+    except OSError as error:
+        if error.errno == errno.ENOENT:  # no such table, or not any more
+            return []
+        raise
+
+
+def _string(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode(errors="replace")
+
+
+def _length(elements: bytes) -> int:
+    """How many attributes there are, one after the other."""
+    count = offset = 0
+    while offset + ATTRIBUTE.size <= len(elements):
+        length, _ = ATTRIBUTE.unpack_from(elements, offset)
+        if length < ATTRIBUTE.size:
+            break
+        count += 1
+        offset += (length + 3) & ~3
+    return count

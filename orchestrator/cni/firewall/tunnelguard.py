@@ -1,0 +1,93 @@
+"""What keeps encrypted networks in their tunnels; pure. All of it is in the table `inet orc`.
+
+Out     packets of such a network leave by a tunnel's device or not at all: also when the device is
+        gone, and when there is a default route that would take them.
+In      what comes in the clear and says that it is of such a network, or of a host behind a tunnel,
+        is dropped.
+WireGuard is heard from hosts of the cluster only, by the interface that leads to them.
+Through nothing is forwarded into a tunnel or out of one: only this host's VXLAN goes there, so no
+        container can speak for a host. ICMPv6 is let pass, for whoever looks for a fault.
+
+The kernel is a second lock: a network that is encrypted has a VXLAN socket of IPv6 only, to which a
+packet of the IPv4 underlay does not lead.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Network
+
+from orchestrator.cni.firewall import hostaccess
+from orchestrator.cni.firewall.nftables import TABLE
+from orchestrator.cni.netconf import DEFAULT_PORT, NetConf
+
+DEVICES = ("orcwg0", "orcwg1")
+"""WireGuard's; see `tunnels`."""
+PORTS = (51840, 51841)
+"""Of a host's keys in turn; UDP."""
+PREFIX = IPv6Network("fd6f:7263::/32")
+"""Addresses inside the tunnels; RFC 4193."""
+TUNNELS = f"{{ {', '.join(DEVICES)} }}"
+OURS = f"{{ {', '.join(DEVICES)}, lo }}"
+_TO_WIREGUARD = f"udp dport {{ {', '.join(map(str, PORTS))} }} fib daddr type local"
+VNI = "@th,96,24"  # behind 8 bytes of UDP and 4 of VXLAN (RFC 7348, section 5)
+
+HOOKS = {
+    "sealed_in": "type filter hook prerouting priority raw;",
+    "sealed_through": "type filter hook forward priority filter;",
+    "sealed_out": "type filter hook output priority filter;",
+}
+
+BASE = "".join(
+    [
+        f"add table {TABLE}\n",
+        hostaccess.SETS,
+        *(f"add chain {TABLE} {name} {{ {hook} }}\n" for name, hook in HOOKS.items()),
+        *(f"flush chain {TABLE} {name}\n" for name in HOOKS),
+        f"add rule {TABLE} sealed_in iifname != {OURS} ip6 saddr {PREFIX} drop\n",
+        f"add rule {TABLE} sealed_in iifname != {OURS} ip6 daddr {PREFIX} drop\n",
+        f"add rule {TABLE} sealed_in {_TO_WIREGUARD} ip saddr != @hosts drop\n",
+        f"add rule {TABLE} sealed_in {_TO_WIREGUARD} fib saddr . iif oif 0 drop\n",
+        f"add rule {TABLE} sealed_in iifname != {TUNNELS} accept\n",
+        f"add rule {TABLE} sealed_in udp dport {DEFAULT_PORT} accept\n",
+        f"add rule {TABLE} sealed_in meta l4proto != icmpv6 drop\n",
+        f"add rule {TABLE} sealed_through iifname {TUNNELS} drop\n",
+        f"add rule {TABLE} sealed_through oifname {TUNNELS} drop\n",
+        f"add rule {TABLE} sealed_out oifname != {OURS} ip6 daddr {PREFIX} drop\n",
+        f"add rule {TABLE} sealed_out oifname != {TUNNELS} accept\n",
+        f"add rule {TABLE} sealed_out udp dport {DEFAULT_PORT} accept\n",
+        f"add rule {TABLE} sealed_out meta l4proto != icmpv6 drop\n",
+    ]
+)
+
+
+def _chains(conf: NetConf) -> dict[str, tuple[str, str]]:
+    """The network's own chains: hook and rule."""
+    if conf.overlay is None or not conf.overlay.encrypted:
+        return {}
+    what = f"udp dport {conf.overlay.port} {VNI} {conf.overlay.vni} drop"
+    return {
+        f"sealed_in_{conf.bridge}": (HOOKS["sealed_in"], f"iifname != {TUNNELS} {what}"),
+        f"sealed_out_{conf.bridge}": (HOOKS["sealed_out"], f"oifname != {TUNNELS} {what}"),
+    }
+
+
+def script(conf: NetConf) -> str:
+    """What a network needs, if it is encrypted."""
+    chains = _chains(conf)
+    return (BASE if chains else "") + "".join(
+        f"add chain {TABLE} {name} {{ {hook} }}\nflush chain {TABLE} {name}\n"
+        f"add rule {TABLE} {name} {rule}\n"
+        for name, (hook, rule) in chains.items()
+    )
+
+
+ABSENCE = tuple(f"delete chain {TABLE} {name}\n" for name in HOOKS)
+"""The reverse of `BASE`; each is a script, as not all may be there."""
+
+
+def removal(conf: NetConf) -> str:
+    """The reverse of a network's own part of `script`; what is not there is fine."""
+    return "".join(
+        f"add chain {TABLE} {name} {{ {hook} }}\ndelete chain {TABLE} {name}\n"
+        for name, (hook, _) in _chains(conf).items()
+    )

@@ -1,0 +1,5 @@
+"""What managers and agents have in common as processes.
+
+Start and end, systemd, log lines, configuration files, proxies, background tasks. Nothing here
+knows what a manager or an agent does.
+"""

@@ -1,0 +1,72 @@
+"""A daemon's process: one coroutine until SIGTERM or SIGINT, and sd_notify(3) for systemd."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+
+
+def run_until_signalled(work: Coroutine[object, object, None]) -> None:
+    """Run `work`; SIGTERM and SIGINT cancel it and count as a clean end."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(work)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+        with suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+def take_precedence(nice: int) -> None:
+    """Have this process, and what it starts, run before others of its control group where all
+    processors are in use; as it is where that is not permitted. `nice` is negative."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+
+
+_MICROSECONDS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Supervisor:
+    """Whoever started this process and wants to know how it does."""
+
+    address: str
+    """Path of a datagram socket, or `@` and an abstract name; empty: nobody wants to know."""
+    watchdog: float
+    """Seconds of silence after which the process is taken to hang; 0: never."""
+
+    @classmethod
+    def taken(cls) -> Supervisor:
+        """The one that the environment names, which is then named no more: an OCI runtime that
+        found it would take the container for the service."""
+        address = os.environ.pop("NOTIFY_SOCKET", "")
+        period = os.environ.pop("WATCHDOG_USEC", "")
+        meant = os.environ.pop("WATCHDOG_PID", str(os.getpid()))
+        ours = period.isdigit() and meant == str(os.getpid())
+        return cls(address, int(period) / _MICROSECONDS if ours else 0.0)
+
+    def tell(self, text: str) -> None:
+        """Say something; one that does not listen (any more) is none of our business."""
+        if not self.address:
+            return
+        address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.setblocking(False)
+            with suppress(OSError):
+                sender.sendto(text.encode(), address)
+
+    async def attend(self) -> None:
+        """Say that the daemon is ready, then that its event loop turns, until cancelled."""
+        self.tell("READY=1")
+        while self.watchdog:
+            self.tell("WATCHDOG=1")
+            await asyncio.sleep(self.watchdog / 3)

@@ -1,0 +1,274 @@
+"""One dev host: its power, its daemons, and the way into its namespaces."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from orchestrator.dev import hostcgroups, hostinit, underlay
+from orchestrator.dev.devplan import ClusterPlan, DevError, HostPlan
+
+# struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid (fcntl(2)).
+_FLOCK = "@hhqqi0q"
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Of everything that runs in a host: `orc` is on its PATH, also where it is not installed."""
+    beside = os.path.dirname(sys.executable)
+    return {"PATH": f"{_PATH}:{beside}", "HOME": "/root", "LANG": "C.UTF-8", **(extra or {})}
+
+
+def _tracing() -> dict[str, str]:
+    """What whoever starts a daemon says of traces, by OpenTelemetry's variables."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
+
+
+def orc_command() -> list[str]:
+    """The `orc` that belongs to this interpreter, whatever is on the PATH."""
+    return [sys.executable, str(Path(sys.executable).with_name("orc"))]
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatus:
+    """What a host's init says of a daemon. `pid` is the host's own numbering."""
+
+    name: str
+    wanted: bool
+    pid: int | None
+    restarts: int
+    last_exit: int | None
+
+    @property
+    def state(self) -> str:
+        """running, restarting (it died and will be back) or stopped (as was ordered)."""
+        if self.pid is not None:
+            return "running"
+        return "restarting" if self.wanted else "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host at its place on the disk."""
+
+    plan: HostPlan
+    directory: Path
+
+    @property
+    def data(self) -> Path:
+        """--data-dir of its daemon."""
+        return self.directory / "data"
+
+    @property
+    def log(self) -> Path:
+        """Where its daemon's output goes."""
+        return self.directory / hostinit.LOGS / f"{self.plan.daemon}.log"
+
+    @property
+    def _partition(self) -> Path:
+        return self.directory / "partition"
+
+    def pid(self) -> int | None:
+        """The pid of its init, None when the host is off: whoever holds its lock."""
+        try:
+            descriptor = os.open(self.directory / hostinit.LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            answer = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
+        finally:
+            os.close(descriptor)
+        return int(answer[4]) if answer[0] != fcntl.F_UNLCK else None
+
+    def boot(self, cluster: ClusterPlan) -> int:
+        """Switch it on unless it is: namespaces, init, network. Returns the pid of its init.
+
+        Raises DevError with the reason why it did not come up.
+        """
+        pid = self.pid() or self._start_init()
+        self._await_init()
+        underlay.ensure_plugged(cluster, self.plan, pid)
+        if self.partitioned:
+            underlay.ensure_partition(pid, self.partitioned_with())
+        return pid
+
+    def _start_init(self) -> int:
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.directory / hostinit.LOCK).touch(mode=0o600)
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", hostinit.__file__, str(self.directory), self.plan.name],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Ctrl-C at a terminal is for the command, not for the hosts that it started.
+            start_new_session=True,
+            env=environment(),
+            check=False,
+        )
+        # Ours may have found the lock taken, by the init of an `up` that was interrupted.
+        pid = self.pid()
+        if pid is None:
+            reason = (done.stderr.strip() or "its init ended").splitlines()[-1]
+            raise DevError(f"host {self.plan.name} did not come up: {reason}")
+        return pid
+
+    def _await_init(self, within: float = 5.0) -> None:
+        deadline = time.monotonic() + within
+        while True:
+            try:
+                self.daemons()
+                return
+            except DevError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
+    def power_off(self, within: float = 10.0) -> None:
+        """A power loss: everything in it ends at once. The disk stays; so does a partition.
+
+        Succeeds when the host is off already. Raises DevError if it does not die in time.
+        """
+        hostcgroups.thaw(self._is_own_cgroup)
+        deadline = time.monotonic() + within
+        while (pid := self.pid()) is not None:
+            with suppress(ProcessLookupError):
+                self._kill(pid, deadline)
+        underlay.unplug(self.plan)
+        hostcgroups.remove_cgroups(self._is_own_cgroup)
+
+    def _is_own_cgroup(self, name: str) -> bool:
+        return name == self.plan.cgroup
+
+    def _kill(self, pid: int, deadline: float) -> None:
+        descriptor = os.pidfd_open(pid)
+        try:
+            # The descriptor pins the process; asked again, the lock says that it is our init.
+            if self.pid() != pid:
+                return
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            with selectors.DefaultSelector() as selector:
+                selector.register(descriptor, selectors.EVENT_READ)
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise DevError(f"host {self.plan.name} does not die (init has pid {pid})")
+        finally:
+            os.close(descriptor)
+
+    def remove(self) -> None:
+        """Power it off and delete its disk. No init can come up in between."""
+        lock = self.directory / hostinit.LOCK
+        while lock.exists():
+            self.power_off()
+            descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                # An interrupted `up` may have left an init that is about to take the lock.
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(self.directory)
+            except BlockingIOError:
+                continue
+            finally:
+                os.close(descriptor)
+        self.power_off()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def daemons(self) -> dict[str, DaemonStatus]:
+        """Every daemon that the init was ever ordered to start since the host's boot."""
+        return self._order({"order": "status"})
+
+    def start(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        """Have its daemon run, and be restarted whenever it dies. No change if it does already."""
+        self._order(
+            {
+                "order": "start",
+                "daemon": self.plan.daemon,
+                "argv": list(argv),
+                # A host's own registries.conf, auth.json and the like are in its own home.
+                "env": environment(
+                    {"HOME": str(self.directory / "home"), **_tracing(), **(env or {})}
+                ),
+            }
+        )
+
+    def stop(self, grace: float = 10.0) -> None:
+        """SIGTERM to its daemon, after the grace (seconds) SIGKILL; it stays down."""
+        name = self.plan.daemon
+        if name not in self.daemons():
+            return
+        self.signal(signal.SIGTERM, wanted=False)
+        deadline = time.monotonic() + grace
+        while self.daemons()[name].pid is not None:
+            if time.monotonic() > deadline:
+                self.signal(signal.SIGKILL, wanted=False)
+            time.sleep(0.02)
+
+    def signal(self, number: signal.Signals, *, wanted: bool = True) -> None:
+        """Send its daemon a signal; `wanted` says whether the init starts it again."""
+        order = {"order": "signal", "daemon": self.plan.daemon, "signal": int(number)}
+        self._order({**order, "wanted": wanted})
+
+    def _order(self, order: Mapping[str, object]) -> dict[str, DaemonStatus]:
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(5.0)
+                connection.connect(str(self.directory / hostinit.SOCKET))
+                connection.sendall(json.dumps(order).encode() + b"\n")
+                with connection.makefile("rb") as stream:
+                    reply = json.loads(stream.readline())
+        except (OSError, ValueError) as error:
+            raise DevError(
+                f"host {self.plan.name} is off: 'orc dev start {self.plan.name}' boots it"
+                if self.pid() is None
+                else f"the init of host {self.plan.name} does not answer: {error}"
+            ) from error
+        if "error" in reply:
+            raise DevError(f"host {self.plan.name}: {reply['error']}")
+        keys = ("name", "wanted", "pid", "restarts", "last_exit")
+        return {n: DaemonStatus(**{key: d[key] for key in keys}) for n, d in reply.items()}
+
+    def enter(self, command: Sequence[str]) -> list[str]:
+        """The argv that runs a command in all the host's namespaces.
+
+        Raises DevError when the host is off.
+        """
+        pid = self.pid()
+        if pid is None:
+            name = self.plan.name
+            raise DevError(f"host {name} is off: 'orc dev start {name}' boots it")
+        return ["nsenter", "-t", str(pid), "-m", "-u", "-i", "-n", "-p", "--wdns=/", "--", *command]
+
+    def partition(self, reachable: Sequence[IPv4Address]) -> None:
+        """Cut it off from all but these addresses, until `heal`, also over reboots."""
+        self._partition.write_text("".join(f"{address}\n" for address in reachable))
+        if (pid := self.pid()) is not None:
+            underlay.ensure_partition(pid, reachable)
+
+    def partitioned_with(self) -> list[IPv4Address]:
+        """What it still reaches while it is partitioned."""
+        return [IPv4Address(line) for line in self._partition.read_text().split()]
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether it is cut off."""
+        return self._partition.exists()
+
+    def heal(self) -> None:
+        """End a partition; succeeds when there is none."""
+        if (pid := self.pid()) is not None:
+            underlay.remove_partition(pid)
+        self._partition.unlink(missing_ok=True)

@@ -1,0 +1,80 @@
+"""Removing a host's cgroups: the only thing of it that its namespaces do not take along."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from orchestrator.dev.devplan import DevError
+
+
+def hierarchies(mountinfo: str) -> list[Path]:
+    """Mount points of all cgroup hierarchies, v1 and v2, from /proc/self/mountinfo."""
+    found = []
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split()[0] in ("cgroup", "cgroup2"):
+            found.append(Path(before.split()[4]))
+    return found
+
+
+def remove_cgroups(ours: Callable[[str], bool], within: float = 5.0) -> None:
+    """Remove every top-level cgroup whose name is `ours`, and what runs in it.
+
+    Nothing to remove is success. Raises DevError if one is still busy after `within` seconds.
+    """
+    deadline = time.monotonic() + within
+    for top in _tops(ours):
+        while not _remove_tree(top):
+            if time.monotonic() > deadline:
+                raise DevError(f"cgroup {top} is still in use: see its cgroup.procs")
+            time.sleep(0.01)
+
+
+def thaw(ours: Callable[[str], bool]) -> None:
+    """Let go what is frozen: a process in a frozen v1 freezer cgroup does not even die."""
+    for top in _tops(ours):
+        for state in top.rglob("freezer.state"):
+            _tolerate(partial(state.write_text, "THAWED"))
+
+
+def _tops(ours: Callable[[str], bool]) -> Iterator[Path]:
+    for hierarchy in hierarchies(Path("/proc/self/mountinfo").read_text()):
+        with os.scandir(hierarchy) as entries:
+            yield from [Path(e.path) for e in entries if e.is_dir() and ours(e.name)]
+
+
+def _tolerate(act: Callable[[], object]) -> bool:
+    """Whether it worked; a cgroup or process that went away counts, a busy one does not."""
+    try:
+        act()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESRCH, errno.ENODEV):
+            return True
+        if error.errno == errno.EBUSY:
+            return False
+        raise
+    return True
+
+
+def _remove_tree(top: Path) -> bool:
+    """One attempt, from the leaves up; False if something in it still has to die."""
+    gone = True
+    for folder, _, _ in os.walk(top, topdown=False):
+        try:
+            pids = (Path(folder) / "cgroup.procs").read_text().split()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+            continue
+        for pid in map(int, pids):
+            # 0 is a process outside our PID namespace, which we could not have started.
+            if pid:
+                _tolerate(partial(os.kill, pid, signal.SIGKILL))
+        gone = _tolerate(partial(os.rmdir, folder)) and gone
+    return gone

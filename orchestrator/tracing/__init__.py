@@ -1,0 +1,4 @@
+"""Traces (opentelemetry.io): who waited for what, from a user's call to the process that runs.
+
+`spans` is what the code calls; `otlp` alone imports OpenTelemetry, where traces are asked for.
+"""

@@ -1,19 +1,20 @@
-"""The manager: keeps the cluster's state in etcd, decides, and tells the nodes.
+"""The manager: stores the cluster's state in etcd, plans, and dispatches work to nodes.
 
-The store is the only bus. An API call or an agent's report becomes a guarded transaction; its
-change comes back by the watch into the cache; the leader's loop (`term`) reads the cache, calls
-the pure functions of `planning`, and writes what they want in one transaction fenced by the
-leader's key; the dispatcher compares what each agent was sent (`nodesession`) with the
-cache and sends the rest.
+The store is the only bus. An operation of the API or an agent's report becomes a guarded
+transaction; its change returns through the watch into the cache. The leader's planning loop reads
+the cache, calls the pure functions of `planning`, and commits the result in transactions fenced by
+the leader's key. The dispatcher compares what each agent was sent with the cache and sends the
+difference.
 
-    api ── txn ──▶ store ── watch ──▶ cache ──▶ term: ingest · expire · plan ── txn ──▶ store
-                                        │                  ▲
-                                        ▼                  │ reports
-                                    dispatcher ◀─ session ─ inbox
+    api, web ─▶ operations ─ txn ─▶ store ── watch ─▶ cache ─▶ leader: planning loop ─ txn ─▶ store
+                                                         │               ▲
+                                                         ▼               │ reports
+                                                     dispatch ◀─ session ┘
 
-Any manager serves the API; only the elected one plans and has the agents' sessions. A term is one
-task group: lose the lease, or crash anywhere inside, and all of it is cancelled together.
+Any manager serves the API; only the elected leader plans and holds the agents' sessions. A term is
+one task group: when the lease is lost or anything inside crashes, all of it is cancelled.
 
-`daemon` wires the parts, `joining` is the port for hosts without a certificate, `tunnels` carry
-logs and builds between a client and a node, `lookup` finds what a user means by a word.
+Packages: `api` (gRPC front end), `web` (HTTPS front end), `operations` (what front ends call),
+`leader`, `planning`, `dispatch`, `store`, `security`, `audit`, `telemetry`, `diagnostics`.
+`daemon` wires them together, `command` is `orc manager`.
 """

@@ -106,7 +106,7 @@ def manager(
     from orchestrator.daemon.process import run_until_signalled, take_precedence
     from orchestrator.identity.files import NoIdentity
     from orchestrator.manager.daemon import CannotServe, ManagerSettings, serve
-    from orchestrator.manager.store.etcdtls import EtcdTls
+    from orchestrator.manager.store.etcd_tls import EtcdTls
     from orchestrator.manager.store.kv import StoreError
 
     logfmt.setup(log_level)

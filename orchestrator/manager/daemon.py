@@ -24,61 +24,61 @@ from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.setup import new_id
 from orchestrator.identity.tls import join_credentials, server_credentials
 from orchestrator.identity.token import new_secret
-from orchestrator.manager import dispatcher, metrics
-from orchestrator.manager.api import ApiContext, ControlApi
-from orchestrator.manager.api.access import AccessCalls
-from orchestrator.manager.api.auditapi import AuditCalls
-from orchestrator.manager.api.containers import ContainerCalls
-from orchestrator.manager.api.documents import DocumentCalls
-from orchestrator.manager.api.image_service import ImagesApi
-from orchestrator.manager.api.interact import InteractApi
-from orchestrator.manager.api.jobs import JobCalls
-from orchestrator.manager.api.networkdoctor import DoctorCalls
-from orchestrator.manager.api.networks import NetworkCalls
-from orchestrator.manager.api.policies import PolicyCalls
-from orchestrator.manager.api.support import SupportCalls
-from orchestrator.manager.api.system import SystemCalls
-from orchestrator.manager.api.tracedcalls import TracedCalls
-from orchestrator.manager.api.volumes import VolumeCalls
-from orchestrator.manager.audit.calls import AuditedCalls
+from orchestrator.manager.api import ControlApi
+from orchestrator.manager.api.images import ImagesApi
+from orchestrator.manager.api.tracing_interceptor import TracingInterceptor
+from orchestrator.manager.audit.audit_interceptor import AuditInterceptor
 from orchestrator.manager.audit.trail import FILE_BYTES, FILES, AuditTrail
-from orchestrator.manager.certificates import (
-    Authority,
-    CertificateRecords,
-    Certificates,
-    keep_own,
-)
-from orchestrator.manager.clusterkey import WrongKey, check_key
-from orchestrator.manager.collector import survivors_exempt
-from orchestrator.manager.dashboard.tickets import TicketCalls
-from orchestrator.manager.dispatcher import Dispatcher
-from orchestrator.manager.documentstore import DocumentStore
-from orchestrator.manager.eventlog import EventLog
-from orchestrator.manager.inbox import Inbox
-from orchestrator.manager.joining import Joining
-from orchestrator.manager.listening import ListeningClock
-from orchestrator.manager.networkmaking import make_network
-from orchestrator.manager.payloads import Payloads
+from orchestrator.manager.diagnostics.network_doctor import NetworkDoctorOperations
+from orchestrator.manager.diagnostics.support_bundle import SupportBundleOperations
+from orchestrator.manager.dispatch import dispatcher
+from orchestrator.manager.dispatch.dispatcher import Dispatcher
+from orchestrator.manager.dispatch.image_sources import ImageSources
+from orchestrator.manager.dispatch.secret_delivery import SecretDelivery
+from orchestrator.manager.dispatch.tunnels import Tunnels
+from orchestrator.manager.event_loop import LivenessClock, freezing_survivors
+from orchestrator.manager.leader.agent_reports import ReportBuffer
+from orchestrator.manager.leader.election import Election, LeadershipLost
+from orchestrator.manager.leader.planning_loop import PlanningLoop
+from orchestrator.manager.operations.administration.audit_queries import AuditOperations
+from orchestrator.manager.operations.administration.certificate_admin import CertificateOperations
+from orchestrator.manager.operations.administration.web_sessions import WebSessionOperations
+from orchestrator.manager.operations.context import ManagerContext
+from orchestrator.manager.operations.resources.deferred_removal import DeferredRemoval
+from orchestrator.manager.operations.resources.disk_usage import DiskUsageOperations
+from orchestrator.manager.operations.resources.documents import DocumentOperations
+from orchestrator.manager.operations.resources.network_policies import NetworkPolicyOperations
+from orchestrator.manager.operations.resources.networks import NetworkOperations, create_network
+from orchestrator.manager.operations.resources.volumes import VolumeOperations
+from orchestrator.manager.operations.workloads.container_streams import ContainerStreamOperations
+from orchestrator.manager.operations.workloads.containers import ContainerOperations
+from orchestrator.manager.operations.workloads.jobs import JobOperations
 from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork, complete
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.quarantine import Quarantined
-from orchestrator.manager.sources import Sources
+from orchestrator.manager.security.certificates import (
+    CertificateAuthority,
+    CertificateRegistry,
+    CertificateRenewal,
+    keep_own,
+)
+from orchestrator.manager.security.document_store import DocumentStore
+from orchestrator.manager.security.joining import JoinService
+from orchestrator.manager.security.key_check import WrongKey, check_key
+from orchestrator.manager.security.vault import Vault, VaultError
 from orchestrator.manager.store.cache import Cache, log_undecodable
 from orchestrator.manager.store.commit import commit
-from orchestrator.manager.store.election import Election, LeadershipLost
 from orchestrator.manager.store.etcd import EtcdKv, EtcdRenewal
-from orchestrator.manager.store.etcdtls import EtcdTls
+from orchestrator.manager.store.etcd_member import EtcdMember
+from orchestrator.manager.store.etcd_tls import EtcdTls
+from orchestrator.manager.store.instrumented_kv import InstrumentedKv, InstrumentedRenewal
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Conflict, Kv
-from orchestrator.manager.store.member import EtcdMember
-from orchestrator.manager.store.renewal import Renewal
-from orchestrator.manager.store.timed import TimedKv, TimedRenewal
-from orchestrator.manager.term import Term
-from orchestrator.manager.tombstones import Tombstones
-from orchestrator.manager.traces import TaskSpans
-from orchestrator.manager.tunnels import Tunnels
-from orchestrator.manager.vault import Vault, VaultError
-from orchestrator.manager.webapp import web
+from orchestrator.manager.store.lease_renewal import Renewal
+from orchestrator.manager.telemetry import metrics
+from orchestrator.manager.telemetry.event_log import EventLog
+from orchestrator.manager.telemetry.task_traces import TaskSpans
+from orchestrator.manager.web.application import serve_web
 from orchestrator.model.networks import BRIDGE
 from orchestrator.model.objects import Cluster, Network
 from orchestrator.model.specs import BRIDGE_NETWORK, DEFAULT_NETWORK
@@ -223,7 +223,7 @@ async def _found(
     if cache.view.network_by_name(BRIDGE_NETWORK) is None:
         bridge = Network(id=new_id(), name=BRIDGE_NETWORK, created_at=now, driver=BRIDGE)
         try:
-            await make_network(kv, cache, lambda view: complete(view, NewNetwork(bridge)))
+            await create_network(kv, cache, lambda view: complete(view, NewNetwork(bridge)))
         except Conflict:
             log.info("another manager made network %s at the same time", BRIDGE_NETWORK)
         except AddressRefused as refusal:
@@ -248,19 +248,19 @@ class Manager:
         self._identity = identity
         self._supervisor = supervisor
         self._registry = process_registry()
-        times = metrics.StoreTimes(self._registry)
+        times = metrics.StoreMetrics(self._registry)
         self._tracer = tracer
-        self._kv = kv = TimedKv(
+        self._kv = kv = InstrumentedKv(
             kv, _took(times, tracer), times.failed, lambda ops: self.cache.admit(ops)
         )
-        self._renewal = TimedRenewal(renewal, times.took, times.failed) if renewal else None
+        self._renewal = InstrumentedRenewal(renewal, times.took, times.failed) if renewal else None
         self.cache = Cache(kv)
-        self._latencies = metrics.Latencies(self.cache, self._registry)
+        self._latencies = metrics.TaskMetrics(self.cache, self._registry)
         self._spans = TaskSpans(self.cache, tracer, lambda: bool(self._leader))
-        self._listening = ListeningClock()
-        self.inbox = Inbox(time.monotonic, self._listening)
+        self._listening = LivenessClock()
+        self.inbox = ReportBuffer(time.monotonic, self._listening)
         self._events = EventLog(self.cache, time.time)
-        self._planning = metrics.PlanningTimes(self._registry, self._events)
+        self._planning = metrics.PlanningMetrics(self._registry, self._events)
         self.cache.on_undecodable = self._undecodable
         self._tunnels = Tunnels(new_id)
         self._leader = ""
@@ -275,23 +275,23 @@ class Manager:
             raise CannotServe(str(error)) from error
         self._tls = TlsFiles.of(settings.data_dir, "manager")
         key = (settings.data_dir / "ca.key").read_text()
-        self._authority = Authority(
+        self._authority = CertificateAuthority(
             KeyPair(self._tls.ca.read_text(), key), lambda: self.cache.view, time.time
         )
         self._revocations = Revocations()
-        self._revocations.refused = metrics.RevokedCalls(self._registry).refused
+        self._revocations.refused = metrics.RevocationMetrics(self._registry).refused
         self._audit = AuditTrail(
             settings.data_dir / "audit",
             file_bytes=settings.audit_file_bytes,
             files=settings.audit_files,
         )
-        metrics.AuditEntries(self._registry).count(self._audit)
-        self._records = CertificateRecords(kv, self.cache, self._revocations, time.time)
+        metrics.AuditMetrics(self._registry).count(self._audit)
+        self._records = CertificateRegistry(kv, self.cache, self._revocations, time.time)
         self._dispatcher = Dispatcher(
             self.cache,
             self.inbox,
             self._tunnels,
-            Payloads(self.cache, DocumentStore(kv, self._vault)),
+            SecretDelivery(self.cache, DocumentStore(kv, self._vault)),
             lambda: self._address,
             self._managers,
             tracer,
@@ -306,7 +306,7 @@ class Manager:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises CannotServe."""
-        with survivors_exempt():
+        with freezing_survivors():
             await self._run()
 
     async def _run(self) -> None:
@@ -315,7 +315,7 @@ class Manager:
 
     async def _run_parts(self) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(metrics.LoopLag(self._registry).measure())
+            group.create_task(metrics.EventLoopLag(self._registry).measure())
             group.create_task(self.cache.follow())
             await self.cache.wait_for(1)
             group.create_task(self._records.run())
@@ -326,7 +326,7 @@ class Manager:
                 self._spans.following(),
                 self._dispatcher.following(),
                 background(self._listening.run()),
-                background(Tombstones(self._kv, self.cache).run()),
+                background(DeferredRemoval(self._kv, self.cache).run()),
             ):
                 await self._serve()
 
@@ -346,7 +346,7 @@ class Manager:
         await server.start()
         try:
             async with (
-                web(api, self._settings.data_dir, self._registry, self._state),
+                serve_web(api, self._settings.data_dir, self._registry, self._state),
                 background(self._supervisor.attend()),
                 background(
                     keep_own(
@@ -369,9 +369,9 @@ class Manager:
         finally:
             await server.stop(0.2)
 
-    def _api(self) -> ApiContext:
+    def _api(self) -> ManagerContext:
         folder = self._settings.data_dir
-        return ApiContext(
+        return ManagerContext(
             kv=self._kv,
             cache=self.cache,
             dispatcher=self._dispatcher,
@@ -389,36 +389,42 @@ class Manager:
             tracer=self._tracer,
         )
 
-    def _server(self, context: ApiContext) -> grpc.aio.Server:
+    def _server(self, context: ManagerContext) -> grpc.aio.Server:
         folder, identity = self._settings.data_dir, self._identity
         guards: list[grpc.aio.ServerInterceptor[Any, Any]] = [
-            AuditedCalls(self._audit, identity.manager_id, lambda: self.cache.view),
+            AuditInterceptor(self._audit, identity.manager_id, lambda: self.cache.view),
             RoleGuard(identity.cluster_id, self._revocations, self._records.seen),
         ]
         if self._tracer.on:
-            guards.append(TracedCalls(self._tracer))
+            guards.append(TracingInterceptor(self._tracer))
         server = grpc.aio.server(interceptors=guards, options=_SERVER_OPTIONS)
         control_pb2_grpc.add_ControlServicer_to_server(ControlApi(context), server)
-        containers_pb2_grpc.add_ContainersServicer_to_server(ContainerCalls(context), server)
+        containers_pb2_grpc.add_ContainersServicer_to_server(ContainerOperations(context), server)
         images_pb2_grpc.add_ImagesServicer_to_server(ImagesApi(context), server)
-        sources = Sources(self.cache, context.vault, self._tunnels.pulls)
+        sources = ImageSources(self.cache, context.vault, self._tunnels.pulls)
         images_pb2_grpc.add_SourcesServicer_to_server(sources, server)
-        networks_pb2_grpc.add_NetworksServicer_to_server(NetworkCalls(context), server)
-        jobs_pb2_grpc.add_JobsServicer_to_server(JobCalls(context), server)
-        policies_pb2_grpc.add_PoliciesServicer_to_server(PolicyCalls(context), server)
-        doctor_pb2_grpc.add_DoctorServicer_to_server(DoctorCalls(context), server)
-        dashboard_pb2_grpc.add_DashboardServicer_to_server(TicketCalls(context, folder), server)
-        volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeCalls(context), server)
-        documents_pb2_grpc.add_DocumentsServicer_to_server(DocumentCalls(context), server)
-        system_pb2_grpc.add_SystemServicer_to_server(SystemCalls(context), server)
-        support_pb2_grpc.add_SupportServicer_to_server(SupportCalls(context, folder), server)
-        interact_pb2_grpc.add_InteractServicer_to_server(InteractApi(context), server)
+        networks_pb2_grpc.add_NetworksServicer_to_server(NetworkOperations(context), server)
+        jobs_pb2_grpc.add_JobsServicer_to_server(JobOperations(context), server)
+        policies_pb2_grpc.add_PoliciesServicer_to_server(NetworkPolicyOperations(context), server)
+        doctor_pb2_grpc.add_DoctorServicer_to_server(NetworkDoctorOperations(context), server)
+        dashboard_pb2_grpc.add_DashboardServicer_to_server(
+            WebSessionOperations(context, folder), server
+        )
+        volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeOperations(context), server)
+        documents_pb2_grpc.add_DocumentsServicer_to_server(DocumentOperations(context), server)
+        system_pb2_grpc.add_SystemServicer_to_server(DiskUsageOperations(context), server)
+        support_pb2_grpc.add_SupportServicer_to_server(
+            SupportBundleOperations(context, folder), server
+        )
+        interact_pb2_grpc.add_InteractServicer_to_server(ContainerStreamOperations(context), server)
         dispatcher.serve(self._dispatcher, server)
-        joining = Joining(self._kv, self.cache, self._authority, self._managers, time.time, new_id)
+        joining = JoinService(
+            self._kv, self.cache, self._authority, self._managers, time.time, new_id
+        )
         identity_pb2_grpc.add_JoinServicer_to_server(joining, server)
-        audit_pb2_grpc.add_AuditServicer_to_server(AuditCalls(context, self._audit), server)
-        access_pb2_grpc.add_AccessServicer_to_server(AccessCalls(context), server)
-        certificates = Certificates(self._authority, self._kv, self.cache)
+        audit_pb2_grpc.add_AuditServicer_to_server(AuditOperations(context, self._audit), server)
+        access_pb2_grpc.add_AccessServicer_to_server(CertificateOperations(context), server)
+        certificates = CertificateRenewal(self._authority, self._kv, self.cache)
         certificates_pb2_grpc.add_CertificatesServicer_to_server(certificates, server)
         for port, credentials in (
             (identity.port, server_credentials(self._tls)),
@@ -448,7 +454,7 @@ class Manager:
                     self.inbox.begin_term()
                     self._dispatcher.begin_term()
                     self._leader, self._term = self._identity.manager_id, won.revision
-                    term = Term(
+                    term = PlanningLoop(
                         self._kv,
                         self.cache,
                         self.inbox,
@@ -475,7 +481,7 @@ async def serve(settings: ManagerSettings) -> None:
             await Manager(settings, identity, kv, supervisor, traces, renewal).run()
 
 
-def _took(times: metrics.StoreTimes, traces: Tracer) -> Callable[[str, float], None]:
+def _took(times: metrics.StoreMetrics, traces: Tracer) -> Callable[[str, float], None]:
     """What is told of each of the store's answers."""
     if not traces.on:
         return times.took

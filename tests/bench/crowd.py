@@ -11,15 +11,15 @@ from typing import Any, cast
 
 from orchestrator.daemon.background import background
 from orchestrator.identity.setup import init_cluster
-from orchestrator.manager.api.context import ApiContext
-from orchestrator.manager.dashboard.app import DashboardApp
-from orchestrator.manager.dashboard.sessions import Sessions
-from orchestrator.manager.eventlog import EventLog
+from orchestrator.manager.operations.administration.web_sessions import WebSessions
+from orchestrator.manager.operations.context import ManagerContext
+from orchestrator.manager.security.vault import Vault
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.keys import object_key
 from orchestrator.manager.store.kv import Delete, Op, Put
 from orchestrator.manager.store.memory import MemoryKv
-from orchestrator.manager.vault import Vault
+from orchestrator.manager.telemetry.event_log import EventLog
+from orchestrator.manager.web.dashboard import Dashboard
 from orchestrator.model.convert import encode
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.objects import Network, Object
@@ -40,9 +40,9 @@ class Crowd:
     """The cluster; `step` lets some of its tasks be replaced, as an update does."""
 
     kv: MemoryKv
-    api: ApiContext
+    api: ManagerContext
     address: str
-    sessions: Sessions
+    sessions: WebSessions
     tasks: list[Task]
     _begun: list[int] = field(default_factory=list)
     _turn: int = 0
@@ -75,7 +75,7 @@ async def crowd(folder: Path) -> AsyncIterator[Crowd]:
     kv = MemoryKv(time.monotonic)
     cache = Cache(kv)
     nobody = cast(Any, None)
-    api = ApiContext(
+    api = ManagerContext(
         kv=kv,
         cache=cache,
         dispatcher=nobody,
@@ -96,8 +96,8 @@ async def crowd(folder: Path) -> AsyncIterator[Crowd]:
     everything += tasks
     for first in range(0, len(everything), MOST_OPS):
         await kv.txn([], [_put(each) for each in everything[first : first + MOST_OPS]])
-    sessions = Sessions(api)
-    app = DashboardApp(api, sessions)
+    sessions = WebSessions(api)
+    app = Dashboard(api, sessions)
     files = TlsFiles.of(folder, "manager")
     async with (
         background(cache.follow()),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.manager.store.etcd import EtcdKv
+from orchestrator.manager.store.etcd_member import EtcdMember
 from orchestrator.manager.store.kv import Kv, Put
-from orchestrator.manager.store.member import EtcdMember
 from tests.bench.tables import Table, median, seconds
 
 PUTS = 300

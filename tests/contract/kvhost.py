@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.manager.store.etcdtls import EtcdTls
+from orchestrator.manager.store.etcd_member import EtcdMember
+from orchestrator.manager.store.etcd_tls import EtcdTls
 from orchestrator.manager.store.kv import Batch
-from orchestrator.manager.store.member import EtcdMember
 
 
 @dataclass(frozen=True, slots=True)

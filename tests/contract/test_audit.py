@@ -24,7 +24,7 @@ from orchestrator.identity.join import JoinRefused
 from orchestrator.identity.pair import Issued, KeyPair
 from orchestrator.identity.setup import new_admin
 from orchestrator.identity.token import JoinToken, new_secret
-from orchestrator.manager.audit.trail import Wanted
+from orchestrator.manager.audit.trail import EntryFilter
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import PREFIX, object_key, object_type
@@ -88,7 +88,7 @@ async def entries(running: Running, number: int = 0) -> list[dict[str, Any]]:
     async with asyncio.timeout(60):
         while True:
             await trail.written()
-            found = [each async for chunk in trail.entries(Wanted()) for each in chunk]
+            found = [each async for chunk in trail.entries(EntryFilter()) for each in chunk]
             if len(found) >= number:
                 return found
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from kvhost import Host, hosted
 
-from orchestrator.manager.store.election import Election, LeadershipLost, Term
+from orchestrator.manager.leader.election import Election, LeadershipLost, Term
 from orchestrator.manager.store.etcd import EtcdKv, EtcdRenewal
 from orchestrator.manager.store.kv import Delete, Put, StoreUnavailable
 from tests.freezing import freeze

@@ -17,7 +17,7 @@ import pytest
 from kvhost import Host, hosted, next_of
 
 from orchestrator.manager.store.etcd import EtcdKv
-from orchestrator.manager.store.etcdtls import EtcdTls, ensure_member_tls
+from orchestrator.manager.store.etcd_tls import EtcdTls, ensure_member_tls
 from orchestrator.manager.store.kv import (
     Guard,
     Put,

@@ -16,9 +16,9 @@ import pytest
 from kvhost import hosted
 
 from orchestrator.manager.store.etcd import EtcdKv
-from orchestrator.manager.store.etcdprocess import find_orphan
+from orchestrator.manager.store.etcd_member import EtcdMember
+from orchestrator.manager.store.etcd_process import find_orphan
 from orchestrator.manager.store.kv import Put, StoreError, StoreUnavailable
-from orchestrator.manager.store.member import EtcdMember
 from tests.freezing import freeze
 
 PREFIX = "orc-member-test-"
@@ -122,8 +122,8 @@ async def test_an_adopted_etcd_with_other_settings_is_restarted(folder: Path) ->
 
 
 async def test_a_frozen_orphan_is_restarted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.manager.store.member.ADOPT_WITHIN", 0.5)
-    monkeypatch.setattr("orchestrator.manager.store.etcdprocess.STOP_WITHIN", 0.1)
+    monkeypatch.setattr("orchestrator.manager.store.etcd_member.ADOPT_WITHIN", 0.5)
+    monkeypatch.setattr("orchestrator.manager.store.etcd_process.STOP_WITHIN", 0.1)
     with hosted(folder / "etcd") as host:
         freeze(host.first_pid)
         host.process.kill()

@@ -27,7 +27,7 @@ from orchestrator.identity.join import Joined, JoinRefused
 from orchestrator.identity.pair import KeyPair
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.store.etcd import EtcdKv
-from orchestrator.manager.store.member import EtcdMember
+from orchestrator.manager.store.etcd_member import EtcdMember
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.nodes import Node, NodeDescription
 from orchestrator.model.objects import Image

@@ -17,8 +17,8 @@ import pytest
 from managerhost import Running, manager_in
 
 from orchestrator.identity.pair import KeyPair
-from orchestrator.manager import dispatcher
-from orchestrator.manager.imagenames import give_names
+from orchestrator.manager.dispatch import dispatcher
+from orchestrator.manager.operations.node_requests import assign_image_names
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
@@ -181,7 +181,7 @@ async def deploy(running: Running, control: Any, spec: Any) -> Any:
         while not cache.view.images:
             await feed.next()
     if cache.view.image_by_name("hello:1") is None:
-        await give_names(running.kv, cache, cache.view.images[IMAGE.id].nodes[0], IMAGE)
+        await assign_image_names(running.kv, cache, cache.view.images[IMAGE.id].nodes[0], IMAGE)
     return await control.CreateService(control_pb2.CreateServiceRequest(spec=spec))
 
 
@@ -326,7 +326,7 @@ async def test_a_rebuilt_tag_is_taken_when_the_image_is_named_again(
         await node.report(old, state=TaskState.RUNNING)
         rebuilt = Image(id="sha256:" + "b" * 64, names=("hello:1",))
         cache = running.manager.cache
-        await give_names(running.kv, cache, next(iter(cache.view.nodes)), rebuilt)
+        await assign_image_names(running.kv, cache, next(iter(cache.view.nodes)), rebuilt)
         update = control_pb2.UpdateServiceRequest(service="web", spec=web())
         assert (await control.UpdateService(update)).image_digest == IMAGE.id
         update.resolve_image = True
@@ -368,7 +368,7 @@ async def test_removing_waits_for_the_node_and_leaves_nothing(
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The leader waits as long as it takes for nodes to follow."""
-    monkeypatch.setattr("orchestrator.manager.dispatcher.LEAVE_LIMIT", 60.0)
+    monkeypatch.setattr("orchestrator.manager.dispatch.dispatcher.LEAVE_LIMIT", 60.0)
 
 
 @pytest.mark.usefixtures("patient")

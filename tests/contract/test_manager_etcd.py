@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.manager.store.member import EtcdMember
+from orchestrator.manager.store.etcd_member import EtcdMember
 
 ORC = str(Path(sys.executable).with_name("orc"))
 

@@ -11,7 +11,7 @@ import pytest
 from managerhost import Running, manager_beside, manager_in
 from test_manager import IMAGE, agent
 
-from orchestrator.manager.api.image_nodes import settled
+from orchestrator.manager.operations.node_requests import register_image
 from orchestrator.manager.store.cache import Cache
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Image
@@ -38,7 +38,7 @@ async def test_an_image_built_through_a_follower_gets_its_name(
         (node,) = follower.manager.cache.view.nodes.values()
         built = Image(id="sha256:" + "b" * 64, names=IMAGE.names)
         result = dispatch_pb2.TunnelResult(image=to_proto(built))
-        image = await settled(follower.manager._api(), node, result, IMAGE.names)
+        image = await register_image(follower.manager._api(), node, result, IMAGE.names)
         assert (image.names, image.nodes) == (IMAGE.names, (node.id,))
         cache = leader.manager.cache
         await cache.wait_for(follower.manager.cache.revision)

@@ -15,9 +15,9 @@ from managerhost import Running, manager_again, manager_in
 from test_manager import Agent, agent, deploy, web
 
 from orchestrator.manager.store.etcd import EtcdKv
+from orchestrator.manager.store.etcd_member import EtcdMember
 from orchestrator.manager.store.keys import object_key
 from orchestrator.manager.store.kv import Delete, Kv, Put
-from orchestrator.manager.store.member import EtcdMember
 from orchestrator.model.convert import encode, from_proto, to_proto
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task

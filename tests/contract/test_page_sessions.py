@@ -18,9 +18,9 @@ from managerhost import Running, manager_beside, manager_in
 
 from orchestrator.identity.pair import KeyPair
 from orchestrator.identity.setup import new_admin
-from orchestrator.manager import certificates as certificates_module
-from orchestrator.manager.audit.trail import Wanted
-from orchestrator.manager.dashboard import sessions as sessions_module
+from orchestrator.manager.audit.trail import EntryFilter
+from orchestrator.manager.operations.administration import web_sessions as sessions_module
+from orchestrator.manager.security import certificates as certificates_module
 from orchestrator.model.access import IDLE, SESSION_LIFE, TICKET_LIFE, PageSession
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import Availability
@@ -304,7 +304,7 @@ async def test_what_the_page_does_is_in_the_audit_trail(running: Running) -> Non
     assert node.availability is Availability.DRAIN
     trail = running.manager._audit
     await trail.written()
-    found = [each async for chunk in trail.entries(Wanted()) for each in chunk]
+    found = [each async for chunk in trail.entries(EntryFilter()) for each in chunk]
     pages = [each for each in found if each["via"] == "page"]
     assert {each["user"] for each in pages} == {"anna"}
     assert [(each["method"], each["kind"], each["id"], each["result"]) for each in pages] == [

@@ -46,8 +46,8 @@ from orchestrator.identity.tls import (
     channel_options,
     server_credentials,
 )
-from orchestrator.manager import certificates as certificates_module
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.security import certificates as certificates_module
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import CERTIFICATE_TURN
 from orchestrator.manager.store.memory import MemoryKv

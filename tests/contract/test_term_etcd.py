@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-from orchestrator.manager.inbox import Inbox
+from orchestrator.manager.leader.agent_reports import ReportBuffer
+from orchestrator.manager.leader.planning_loop import PlanningLoop
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.etcd import EtcdKv
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Delete, Guard, Kv, Put, StoreFull
-from orchestrator.manager.term import Term
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.objects import Cluster, Object
 from orchestrator.model.services import Service
@@ -91,10 +91,10 @@ async def elected(kv: Kv) -> int:
 async def leading(kv: Kv, revision: int, said: Said) -> AsyncIterator[Cache]:
     """The term that began at that revision, for as long as the block runs."""
     cache, numbers = Cache(kv), count(1)
-    term = Term(
+    term = PlanningLoop(
         kv,
         cache,
-        Inbox(lambda: 0.0),
+        ReportBuffer(lambda: 0.0),
         fence=Guard(LEADER, create_revision=revision),
         now=lambda: 1e9,
         clock=lambda: 0.0,

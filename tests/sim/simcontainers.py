@@ -24,12 +24,11 @@ from orchestrator.agent.lifecycle import (
     settle,
 )
 from orchestrator.agent.runtime.interface import Exit, Started
-from orchestrator.manager import orders
-from orchestrator.manager.inbox import Hello, Reports
-from orchestrator.manager.ingest import ingest
+from orchestrator.manager.errors import RequestError
+from orchestrator.manager.leader.agent_reports import Hello, Reports, report_changes
+from orchestrator.manager.operations.workloads import container_lifecycle
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.refusal import Refusal
 from orchestrator.model.nodes import NodeDescription, NodeState
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -131,14 +130,16 @@ class ContainerCluster(SimCluster):
         try:
             match self.random.randrange(7):
                 case 0 | 1 | 2:
-                    after = orders.start(task)
+                    after = container_lifecycle.start(task)
                 case 3 | 4:
-                    after = orders.stop(task, "", grace)
+                    after = container_lifecycle.stop(task, "", grace)
                 case 5:
-                    after = orders.restart(task, "", grace)
+                    after = container_lifecycle.restart(task, "", grace)
                 case _:
-                    after = orders.remove(self.view, task, force=self.random.random() < 0.7)
-        except Refusal:
+                    after = container_lifecycle.remove(
+                        self.view, task, force=self.random.random() < 0.7
+                    )
+        except RequestError:
             return
         if after != task:
             self.write(Change(task, after))
@@ -227,7 +228,7 @@ class ContainerCluster(SimCluster):
                 agent.unreported[id] = runner.status
 
     def _hear(self, reports: Reports) -> None:
-        self.write(*ingest(self.view, reports, self.now))
+        self.write(*report_changes(self.view, reports, self.now))
 
     def _assign(self, host: Host, agent: Agent) -> None:
         wanted = assigned_tasks(self.view, agent.node_id)

@@ -11,14 +11,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.manager.pullturns import (
+from orchestrator.manager.dispatch.pull_coordination import (
     NEXT_NOTICE,
     PATIENCE,
     REGISTRY,
     SERVED_BY_ONE,
     Granted,
     Pull,
-    PullTurns,
+    PullCoordinator,
 )
 
 TICK = 0.5
@@ -71,7 +71,7 @@ class SimNode:
 class SimPulls:
     """One seed's cluster. Raises AssertionError where an invariant is broken."""
 
-    def __init__(self, seed: int, turns: Any = PullTurns) -> None:
+    def __init__(self, seed: int, turns: Any = PullCoordinator) -> None:
         self.rng = random.Random(seed)
         self.now = 0.0
         self._make = turns
@@ -294,7 +294,7 @@ class SimPulls:
             allowed = (NEXT_NOTICE if node.reports else PATIENCE) + TICK
             silence = self.now - call.heard
             assert silence <= allowed, f"{node.name} is not told for {silence} s: {call}"
-        if not isinstance(self.turns, PullTurns):
+        if not isinstance(self.turns, PullCoordinator):
             return
         at = Counter(
             (turn.source, turn.pull.image if turn.source == REGISTRY else "")
@@ -318,14 +318,14 @@ class SimPulls:
         """All calls end, and nothing may be left of them."""
         for ticket in list(self.open):
             self._ended(ticket)
-        if isinstance(self.turns, PullTurns):
+        if isinstance(self.turns, PullCoordinator):
             assert self.turns.turns() == ()
-            left = PullTurns(self.turns.lease, self.turns.grace)
+            left = PullCoordinator(self.turns.lease, self.turns.grace)
             for table in ("_waiting", "_turns", "_at", "_of"):
                 assert getattr(self.turns, table) == getattr(left, table)
 
 
-def live_of_pulls(seed: int, turns: Any = PullTurns) -> None:
+def live_of_pulls(seed: int, turns: Any = PullCoordinator) -> None:
     """One seed. Raises AssertionError."""
     cluster = SimPulls(seed, turns)
     try:

@@ -20,7 +20,8 @@ from simloop import run
 from simnode import LATE, STOPPING, Agent, advance, obey, report
 from simstore import Faults, FaultyKv, nobody
 
-from orchestrator.manager.inbox import Hello, Inbox
+from orchestrator.manager.leader.agent_reports import Hello, ReportBuffer
+from orchestrator.manager.leader.planning_loop import PlanningLoop, inline
 from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.progress import progress
@@ -29,7 +30,6 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import LEADER, object_key, object_type
 from orchestrator.manager.store.kv import Conflict, Guard, Put
 from orchestrator.manager.store.memory import MemoryKv
-from orchestrator.manager.term import Term, inline
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.objects import Cluster, Network
 from orchestrator.model.services import Service
@@ -93,7 +93,7 @@ class TermCluster:
         self.cache = Cache(self.kv)
         self.truth = Cache(self.memory)
         """What is stored, without delay."""
-        self.inbox = Inbox(self.loop_time)
+        self.inbox = ReportBuffer(self.loop_time)
         self.agents: dict[str, Agent] = {}
         self.lease = 0
         self._ids = 0
@@ -128,8 +128,8 @@ class TermCluster:
                     await term.run(revision)
             await asyncio.sleep(self.random.choice((0.0, 0.5)))
 
-    def _term(self, revision: int) -> Term:
-        return Term(
+    def _term(self, revision: int) -> PlanningLoop:
+        return PlanningLoop(
             self.kv,
             self.cache,
             self.inbox,

@@ -10,25 +10,22 @@ Errors are `Refusal`s: a gRPC status with one line for the user as its details.
 
 from __future__ import annotations
 
-from orchestrator.manager.api.cluster import ClusterCalls
-from orchestrator.manager.api.context import ApiContext
-from orchestrator.manager.api.images import ImageCalls
-from orchestrator.manager.api.logs import LogCalls
-from orchestrator.manager.api.nodes import NodeCalls
-from orchestrator.manager.api.plans import PlanCalls
-from orchestrator.manager.api.services import ServiceCalls
+from orchestrator.manager.operations.administration.cluster_settings import ClusterOperations
+from orchestrator.manager.operations.administration.nodes import NodeOperations
+from orchestrator.manager.operations.dry_run import DryRunOperations
+from orchestrator.manager.operations.images.building import ImageBuildOperations
+from orchestrator.manager.operations.workloads.services import ServiceOperations
+from orchestrator.manager.operations.workloads.task_logs import LogOperations
 from orchestrator.pb import control_pb2_grpc
-
-__all__ = ["ApiContext", "ControlApi"]
 
 
 class ControlApi(
-    ClusterCalls,
-    NodeCalls,
-    ServiceCalls,
-    PlanCalls,
-    ImageCalls,
-    LogCalls,
+    ClusterOperations,
+    NodeOperations,
+    ServiceOperations,
+    DryRunOperations,
+    ImageBuildOperations,
+    LogOperations,
     control_pb2_grpc.ControlServicer,  # type: ignore[misc]
 ):
     """Every call of the control API."""

@@ -1,5 +1,5 @@
 """The audit trail: who changed what, from where, and with which result.
 
-`methods` says which calls are in it and what they are about, `calls` observes them, `trail` keeps
-the entries in files and gives them back.
+`audited_methods` lists the audited calls and their subjects, `audit_interceptor` observes them,
+`trail` records and queries entries, `audit_files` stores them.
 """

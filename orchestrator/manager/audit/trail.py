@@ -21,8 +21,7 @@ from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 
-from orchestrator.manager.audit.journal import Journal
-from orchestrator.manager.audit.log import Record, RotatedLog
+from orchestrator.manager.audit.audit_files import Journal, Record, RotatedLog
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ FILTERS = ("user", "role", "method", "kind", "name", "id", "result", "from", "vi
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class AuditEntry:
     """One call."""
 
     at: float
@@ -63,11 +62,11 @@ class Entry:
     manager: str
 
 
-_FIELDS = tuple(each.name for each in fields(Entry))
+_FIELDS = tuple(each.name for each in fields(AuditEntry))
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
-class Lagging(Exception):
+class FollowerLagging(Exception):
     """A follower is too slow, and has missed entries."""
 
 
@@ -92,7 +91,7 @@ class Follower:
         await self._wake.wait()
         self._wake.clear()
         if self._lost:
-            raise Lagging
+            raise FollowerLagging
         taken = list(self._records)
         self._records.clear()
         return taken
@@ -152,7 +151,7 @@ class AuditTrail:
             self._thread.join()
             self._journal.close()
 
-    def record(self, entry: Entry) -> None:
+    def record(self, entry: AuditEntry) -> None:
         """Record an entry, soon."""
         name = "refused" if entry.result in REFUSED else "audit"
         rotated = self._logs[name]
@@ -205,7 +204,7 @@ class AuditTrail:
         """Log → number of its newest entry."""
         return {name: each.sequence for name, each in self._logs.items()}
 
-    async def entries(self, wanted: Wanted, tail: int = 0) -> AsyncIterator[list[Record]]:
+    async def entries(self, wanted: EntryFilter, tail: int = 0) -> AsyncIterator[list[Record]]:
         """What is in the files, the oldest first; with `tail` only so many, the newest."""
         if tail:
             yield await asyncio.to_thread(self._newest, wanted, tail)
@@ -214,12 +213,12 @@ class AuditTrail:
         while chunk := await asyncio.to_thread(lambda: list(islice(found, _BATCH))):
             yield chunk
 
-    def _newest(self, wanted: Wanted, tail: int) -> list[Record]:
+    def _newest(self, wanted: EntryFilter, tail: int) -> list[Record]:
         both = (_named(name, each.backwards()) for name, each in self._logs.items())
         found = filter(wanted.holds, heapq.merge(*both, key=_ended, reverse=True))
         return list(islice(found, tail))[::-1]
 
-    def _in_order(self, wanted: Wanted) -> Iterator[Record]:
+    def _in_order(self, wanted: EntryFilter) -> Iterator[Record]:
         both = (
             _with_gaps(_named(name, each.forwards(wanted.since)))
             for name, each in self._logs.items()
@@ -282,7 +281,7 @@ def _ended(record: Record) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class EntryFilter:
     """Which entries are asked for."""
 
     since: float = 0.0

@@ -33,7 +33,7 @@ from orchestrator.manager.store.kv import (
     StoreError,
     StoreUnavailable,
 )
-from orchestrator.manager.store.wire import leading_fields
+from orchestrator.manager.store.partial_decoding import leading_fields
 from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.convert import ConvertError, UnknownEnumNumber, decode
 from orchestrator.model.documents import Document

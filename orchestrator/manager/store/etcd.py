@@ -18,7 +18,7 @@ from typing import Any, cast
 import grpc
 from aetcd.rpc import kv_pb2, rpc_pb2, rpc_pb2_grpc
 
-from orchestrator.manager.store.etcdchannel import (
+from orchestrator.manager.store.etcd_channels import (
     FIRST_PAUSE,
     LONGEST_PAUSE,
     EtcdChannels,
@@ -26,7 +26,7 @@ from orchestrator.manager.store.etcdchannel import (
     blocking_channels,
     refusal_of,
 )
-from orchestrator.manager.store.etcdtls import EtcdTls
+from orchestrator.manager.store.etcd_tls import EtcdTls
 from orchestrator.manager.store.kv import (
     Batch,
     Compacted,
@@ -43,7 +43,7 @@ from orchestrator.manager.store.kv import (
     StoreUnavailable,
     TooLarge,
 )
-from orchestrator.manager.store.renewal import Renewed
+from orchestrator.manager.store.lease_renewal import Renewed
 
 log = logging.getLogger(__name__)
 

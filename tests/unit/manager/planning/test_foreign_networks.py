@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from builders import node, service, task, task_spec
 
-from orchestrator.manager.networkorders import NetworkOrders
+from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
+from orchestrator.manager.operations.published_ports import with_effective_port_modes
 from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork
 from orchestrator.manager.planning.allocator import allocate_slices
 from orchestrator.manager.planning.foreignnetworks import complete_foreign
 from orchestrator.manager.planning.scheduler import Placement, Unplaced, schedule
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.manager.planning.vips import allocate_vips
-from orchestrator.manager.portuse import settled
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Network
 from orchestrator.model.specs import NetworkAttachment, PortSpec, PublishMode
@@ -139,7 +139,7 @@ def test_a_node_is_told_the_list_with_its_own_values() -> None:
     a = replace(host("a"), labels={"nic": "eth7"})
     web = service(spec=task_spec(networks=(NetworkAttachment("lan"),)))
     view = ClusterView.of([network, a, host("b"), web, task("t", node_id="a", of=web)])
-    orders = NetworkOrders()
+    orders = NetworkAssignments()
     (order,) = orders.of(view, "a")
     plugins = json.loads(order.conflist)["plugins"]
     assert plugins[0]["ipam"]["subnet"] == "10.5.1.0/24"
@@ -155,7 +155,7 @@ def test_its_ports_are_published_where_its_containers_are() -> None:
     view = ClusterView.of(
         [chain(BRIDGE), host("a"), host("b"), web, task("t", node_id="a", of=web)]
     )
-    assert settled(view, web.spec.task).ports[0].mode is PublishMode.HOST
-    orders = NetworkOrders()
+    assert with_effective_port_modes(view, web.spec.task).ports[0].mode is PublishMode.HOST
+    orders = NetworkAssignments()
     assert [order.name for order in orders.of(view, "a")] == ["lan"]
     assert orders.of(view, "b") == []

@@ -10,7 +10,11 @@ import pytest
 from builders import node, service, task, task_spec
 
 from orchestrator.agent.session import changed_network
-from orchestrator.manager.networkorders import NetworkOrders, ToldNetworks, fixed_addresses
+from orchestrator.manager.dispatch.network_assignments import (
+    NetworkAssignments,
+    SentNetworks,
+    fixed_addresses,
+)
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.views import ClusterView
 from orchestrator.model.networks import ENCRYPTED
@@ -52,7 +56,7 @@ def names(orders: list[Any]) -> list[str]:
 
 
 def test_a_node_has_the_networks_of_its_tasks_and_the_default_one() -> None:
-    orders, db = NetworkOrders(), on_back("db")
+    orders, db = NetworkAssignments(), on_back("db")
     view = ClusterView.of([DEFAULT, BACK, *HOSTS, db, task("t", node_id="a", of=db)])
     assert names(orders.of(view, "a")) == ["default", "back"]
     assert names(orders.of(view, "b")) == ["default"]
@@ -63,13 +67,13 @@ def test_a_node_has_the_networks_of_its_tasks_and_the_default_one() -> None:
 
 def test_every_node_has_the_networks_of_published_ports() -> None:
     view = ClusterView.of([DEFAULT, BACK, *HOSTS, on_back("web", ports=(8080,))])
-    assert names(NetworkOrders().of(view, "b")) == ["default", "back"]
+    assert names(NetworkAssignments().of(view, "b")) == ["default", "back"]
 
 
 def test_what_it_is_told_is_all_that_the_network_is() -> None:
     db = on_back("db")
     view = ClusterView.of([DEFAULT, BACK, *HOSTS, db, task("t", node_id="b", of=db)])
-    _, order = NetworkOrders().of(view, "b")
+    _, order = NetworkAssignments().of(view, "b")
     assert (order.vni, order.driver, order.internal) == (4097, "overlay", True)
     assert (order.cluster_cidr, order.subnet) == ("10.132.0.0/16", "10.132.2.0/24")
     assert (order.cluster_cidr6, order.subnet6) == ("fd00:1::/48", "fd00:1:0:2::/64")
@@ -86,7 +90,7 @@ def test_the_gateway_has_the_same_place_in_each_nodes_part() -> None:
     db = on_back("db")
     back = replace(BACK, gateway="10.132.0.254")
     view = ClusterView.of([DEFAULT, back, *HOSTS, db, task("t", node_id="b", of=db)])
-    _, order = NetworkOrders().of(view, "b")
+    _, order = NetworkAssignments().of(view, "b")
     assert order.gateway == "10.132.2.254"
 
 
@@ -95,7 +99,7 @@ def test_a_bridge_of_its_own_has_no_peers() -> None:
     view = ClusterView.of(
         [DEFAULT, replace(BACK, driver="bridge"), *HOSTS, db, task("t", node_id="b", of=db)]
     )
-    _, order = NetworkOrders().of(view, "b")
+    _, order = NetworkAssignments().of(view, "b")
     assert (order.driver, list(order.peers)) == ("bridge", [])
 
 
@@ -108,7 +112,7 @@ def test_a_fixed_address_is_where_the_newest_task_of_it_is() -> None:
     new = task("t3", TaskState.ASSIGNED, node_id="b", of=db, created_at=2.0)
     view = view.evolve([Change(None, new)])
     assert fixed_addresses(view) == {"back": {"a": ["10.132.0.6"], "b": ["10.132.0.5"]}}
-    orders = NetworkOrders()
+    orders = NetworkAssignments()
     (peer,) = orders.of(view, "b")[1].peers
     assert peer.addresses == ["10.132.0.6"]
     view = view.evolve([Change(second, replace(second, status=task("", TaskState.FAILED).status))])
@@ -117,7 +121,7 @@ def test_a_fixed_address_is_where_the_newest_task_of_it_is() -> None:
 
 
 def test_a_network_is_told_what_the_worst_path_between_nodes_carries() -> None:
-    orders, (one, two) = NetworkOrders(), HOSTS
+    orders, (one, two) = NetworkAssignments(), HOSTS
     view = ClusterView.of([DEFAULT, one, two])
     for node_id, size, least in (("a", 1500, 1500), ("b", 1400, 1400), ("b", 9000, 1500)):
         before = view.nodes[node_id]
@@ -141,7 +145,7 @@ def test_an_encrypted_network_is_told_with_the_peers_keys() -> None:
     here, there = task("t", node_id="b", of=db), task("u", node_id="a", of=db)
     hosts = [encrypting(one, "old", "new"), encrypting(two, "mine", key_rotation=3)]
     view = ClusterView.of([DEFAULT, secret, *hosts, db, here, there])
-    orders = NetworkOrders()
+    orders = NetworkAssignments()
     default, order = orders.of(view, "b")
     (peer,) = order.peers
     assert [(key.public, key.port) for key in peer.tunnel_keys] == [("old", 51840), ("new", 51841)]
@@ -159,8 +163,8 @@ def test_a_node_that_cannot_encrypt_is_told_nothing_of_such_a_network() -> None:
     one, two = HOSTS
     web = on_back("web", ports=(8080,))
     view = ClusterView.of([DEFAULT, replace(BACK, encrypted=True), encrypting(one), two, web])
-    assert names(NetworkOrders().of(view, "a")) == ["default", "back"]
-    assert names(NetworkOrders().of(view, "b")) == ["default"]
+    assert names(NetworkAssignments().of(view, "a")) == ["default", "back"]
+    assert names(NetworkAssignments().of(view, "b")) == ["default"]
 
 
 class Follower:
@@ -168,11 +172,11 @@ class Follower:
 
     def __init__(self, node_id: str) -> None:
         self.node_id = node_id
-        self.told = ToldNetworks()
+        self.told = SentNetworks()
         self.networks: dict[str, Any] = {}
         self.peers_told = 0
 
-    def follow(self, orders: NetworkOrders, view: ClusterView, *, again: bool = False) -> None:
+    def follow(self, orders: NetworkAssignments, view: ClusterView, *, again: bool = False) -> None:
         changes, removed = orders.changes(view, self.node_id, self.told)
         for _ in range(1 + again):  # a change that is applied twice changes nothing more
             for change in changes:
@@ -195,7 +199,7 @@ def test_a_node_that_joins_costs_the_others_one_peer() -> None:
         replace(node(f"h{n}"), description=NodeDescription(address=f"192.0.2.{n}"))
         for n in range(100)
     ]
-    view, orders, follower = ClusterView.of([default, *hosts]), NetworkOrders(), Follower("h0")
+    view, orders, follower = ClusterView.of([default, *hosts]), NetworkAssignments(), Follower("h0")
     follower.follow(orders, view)
     assert follower.peers_told == 100
     joined = replace(node("new"), description=NodeDescription(address="192.0.2.200"))
@@ -212,7 +216,7 @@ def test_a_node_that_joins_costs_the_others_one_peer() -> None:
 def test_changes_make_what_complete_lists_say(seed: int) -> None:
     rng = random.Random(seed)
     ids = [f"h{number}" for number in range(6)]
-    view, orders = ClusterView(), NetworkOrders()
+    view, orders = ClusterView(), NetworkAssignments()
     followers = [Follower(id) for id in ids]
     services = [on_back("db"), on_back("fixed", "10.132.0.5"), on_back("web", ports=(80,))]
     for step in range(60):
@@ -220,9 +224,9 @@ def test_changes_make_what_complete_lists_say(seed: int) -> None:
         for follower in followers:
             if follower.node_id in view.nodes and rng.random() < 0.7:
                 follower.follow(orders, view, again=rng.random() < 0.3)
-                assert follower.has(NetworkOrders().of(view, follower.node_id))
+                assert follower.has(NetworkAssignments().of(view, follower.node_id))
                 if rng.random() < 0.1:
-                    follower.told, follower.networks = ToldNetworks(), {}  # another session
+                    follower.told, follower.networks = SentNetworks(), {}  # another session
 
 
 def _something(

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from builders import GIB, MIB, World, node, service, task, task_spec
 
-from orchestrator.manager import orders
-from orchestrator.manager.refusal import Refusal
+from orchestrator.manager.errors import RequestError
+from orchestrator.manager.operations.workloads import container_lifecycle
 from orchestrator.model.specs import Resources, RestartCondition, RestartPolicy
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
@@ -27,26 +27,34 @@ def test_room_is_counted_without_what_it_has_already() -> None:
     other = task("t1", node_id="n1", spec=task_spec(memory=5 * GIB))
     view = World(node("n1", memory=8 * GIB), service(), other, box()).view
     wanted = task_spec(memory=3 * GIB, restart=ALWAYS)
-    after = orders.update(view, box(), wanted)
+    after = container_lifecycle.update(view, box(), wanted)
     assert after.spec.counted.memory == 3 * GIB
     assert after.spec.restart == ALWAYS
-    with pytest.raises(Refusal) as refusal:
-        orders.update(view, box(), task_spec(memory=4 * GIB))
+    with pytest.raises(RequestError) as refusal:
+        container_lifecycle.update(view, box(), task_spec(memory=4 * GIB))
     assert str(refusal.value) == (
         "node host-n1 is too full: container 'box' reserves 1GiB of memory and would reserve "
         "4GiB, but 2GiB of 8GiB are free"
     )
-    with pytest.raises(Refusal, match=r"reserves 0\.125 cores .* would reserve 4 cores, but 3\.75"):
-        orders.update(view, box(), task_spec(memory=GIB, shares=4096))
+    with pytest.raises(
+        RequestError, match=r"reserves 0\.125 cores .* would reserve 4 cores, but 3\.75"
+    ):
+        container_lifecycle.update(view, box(), task_spec(memory=GIB, shares=4096))
     # What runs nowhere takes no room yet.
     ended = box(TaskState.COMPLETE)
-    assert orders.update(view, ended, task_spec(memory=4 * GIB)).spec.counted.memory == 4 * GIB
+    assert (
+        container_lifecycle.update(view, ended, task_spec(memory=4 * GIB)).spec.counted.memory
+        == 4 * GIB
+    )
 
 
 def test_less_is_never_refused_for_want_of_room() -> None:
     other = task("t1", node_id="n1", spec=task_spec(memory=12 * GIB))
     view = World(node("n1", memory=8 * GIB), service(), other, box()).view
-    assert orders.update(view, box(), task_spec(memory=512 * MIB)).spec.counted.memory == 512 * MIB
+    assert (
+        container_lifecycle.update(view, box(), task_spec(memory=512 * MIB)).spec.counted.memory
+        == 512 * MIB
+    )
 
 
 def test_nothing_but_resources_and_restarts_changes() -> None:
@@ -54,7 +62,7 @@ def test_nothing_but_resources_and_restarts_changes() -> None:
     wanted = replace(
         task_spec(image="other:1", memory=2 * GIB, restart=ALWAYS), limit=Resources(512, 2 * GIB)
     )
-    after = orders.update(view, box(), wanted)
+    after = container_lifecycle.update(view, box(), wanted)
     assert after.spec.container.image == "web:1"
     assert after.spec == replace(
         box().spec, reservation=wanted.reservation, limit=wanted.limit, restart=ALWAYS
@@ -64,11 +72,11 @@ def test_nothing_but_resources_and_restarts_changes() -> None:
 def test_a_task_of_a_service_is_changed_by_its_service() -> None:
     of_service = task("t1", node_id="n1")
     view = World(node(), service(), of_service).view
-    with pytest.raises(Refusal, match="'orc service update --limit-memory 256m web'"):
-        orders.update(view, of_service, task_spec())
+    with pytest.raises(RequestError, match="'orc service update --limit-memory 256m web'"):
+        container_lifecycle.update(view, of_service, task_spec())
 
 
 def test_what_goes_by_itself_takes_no_restart_policy() -> None:
     view = World(node(), box()).view
-    with pytest.raises(Refusal, match=r"'box' goes when it has ended \(--rm\)"):
-        orders.update(view, box(auto_remove=True), task_spec(restart=ALWAYS))
+    with pytest.raises(RequestError, match=r"'box' goes when it has ended \(--rm\)"):
+        container_lifecycle.update(view, box(auto_remove=True), task_spec(restart=ALWAYS))

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from builders import ANY, MIB, NONE, NOW, ON_FAILURE, World, node, task_spec
 
-from orchestrator.manager import orders
+from orchestrator.manager.errors import RequestError
+from orchestrator.manager.operations.workloads import container_lifecycle
 from orchestrator.manager.planning.plan import Change, IllegalChange, check_change
 from orchestrator.manager.planning.standalone import backoff
 from orchestrator.manager.planning.statuses import ingest
-from orchestrator.manager.refusal import Refusal
 from orchestrator.model.nodes import Availability, NodeState
 from orchestrator.model.specs import RestartCondition, RestartPolicy
 from orchestrator.model.states import TaskState
@@ -76,10 +76,10 @@ def test_started_again_it_is_the_next_run_on_the_same_node() -> None:
     world = Box(container())
     home = world.box.node_id
     world.run()
-    world.order(orders.stop(world.box, "", None))
+    world.order(container_lifecycle.stop(world.box, "", None))
     world.says(TaskState.SHUTDOWN, exit_code=143)
     assert world.box.status.state is TaskState.SHUTDOWN
-    world.order(orders.start(world.box))
+    world.order(container_lifecycle.start(world.box))
     box = world.box
     assert (box.status.state, box.status.run, box.node_id) == (TaskState.ASSIGNED, 2, home)
     assert box.desired_state is TaskState.RUNNING
@@ -88,7 +88,7 @@ def test_started_again_it_is_the_next_run_on_the_same_node() -> None:
 def test_a_restart_is_one_order_and_the_end_of_the_run_begins_the_next() -> None:
     world = Box(container())
     world.run()
-    world.order(orders.restart(world.box, "SIGINT", 3.0))
+    world.order(container_lifecycle.restart(world.box, "SIGINT", 3.0))
     assert (world.box.run, world.box.status.run) == (2, 1)
     assert (world.box.stop_signal, world.box.stop_grace) == ("SIGINT", 3.0)
     world.says(TaskState.SHUTDOWN)
@@ -114,7 +114,7 @@ def test_a_start_waits_for_room_on_its_own_node() -> None:
             ),
         )
     )
-    world.order(orders.start(world.box))
+    world.order(container_lifecycle.start(world.box))
     assert world.box.status.state is TaskState.PENDING
     assert "insufficient memory" in world.box.status.message
     other = world.view.tasks["c2"]
@@ -129,7 +129,7 @@ def test_a_drained_node_lets_its_own_containers_run_again() -> None:
     world.run()
     world.says(TaskState.COMPLETE)
     world.put(node("n1", availability=Availability.DRAIN))
-    world.order(orders.start(world.box))
+    world.order(container_lifecycle.start(world.box))
     assert world.box.status.state is TaskState.ASSIGNED
 
 
@@ -170,7 +170,7 @@ def test_a_number_of_restarts_and_their_delays() -> None:
     world.run()
     world.says(TaskState.FAILED, exit_code=1)
     assert (world.box.status.state, world.box.restarts) == (TaskState.FAILED, 2)
-    world.order(orders.start(world.box))
+    world.order(container_lifecycle.start(world.box))
     assert (world.box.status.state, world.box.restarts) == (TaskState.ASSIGNED, 0)
 
 
@@ -193,7 +193,7 @@ def test_stopped_while_it_waits_to_restart() -> None:
     world = Box(container(RestartPolicy(ANY)))
     world.run()
     world.says(TaskState.FAILED, exit_code=9)
-    world.order(orders.stop(world.box, "", None))
+    world.order(container_lifecycle.stop(world.box, "", None))
     assert (world.box.status.state, world.box.status.exit_code) == (TaskState.SHUTDOWN, 9)
     world.pass_time(60.0)
     assert world.box.status.state is TaskState.SHUTDOWN
@@ -233,9 +233,9 @@ def test_a_silent_node_changes_nothing_and_a_removed_one_takes_it_along() -> Non
 def test_removal() -> None:
     world = Box(container())
     world.run()
-    with pytest.raises(Refusal, match="running"):
-        orders.remove(world.view, world.box, False)
-    world.order(orders.remove(world.view, world.box, True))
+    with pytest.raises(RequestError, match="running"):
+        container_lifecycle.remove(world.view, world.box, False)
+    world.order(container_lifecycle.remove(world.view, world.box, True))
     assert (world.box.desired_state, world.box.stop_signal) == (TaskState.REMOVE, "SIGKILL")
     world.says(TaskState.SHUTDOWN)
     assert "c1" not in world.view.tasks
@@ -246,43 +246,43 @@ def test_removal_on_a_node_that_is_down() -> None:
     world.run()
     world.put(node("n1", state=NodeState.DOWN))
     world.settle()
-    with pytest.raises(Refusal, match="is down"):
-        orders.remove(world.view, world.box, False)
-    world.order(orders.remove(world.view, world.box, True))
+    with pytest.raises(RequestError, match="is down"):
+        container_lifecycle.remove(world.view, world.box, False)
+    world.order(container_lifecycle.remove(world.view, world.box, True))
     assert "c1" not in world.view.tasks
 
 
 def test_orders_that_change_nothing() -> None:
     world = Box(container())
     world.run()
-    assert orders.start(world.box) == world.box
+    assert container_lifecycle.start(world.box) == world.box
     created = replace(
         world.box, desired_state=TaskState.READY, status=TaskStatus(TaskState.READY, run=1)
     )
-    assert orders.stop(created, "", None) == created
-    assert orders.start(created).desired_state is TaskState.RUNNING
-    assert orders.start(created).run == 1
+    assert container_lifecycle.stop(created, "", None) == created
+    assert container_lifecycle.start(created).desired_state is TaskState.RUNNING
+    assert container_lifecycle.start(created).run == 1
 
 
 def test_the_next_run_is_made_ready_and_waits() -> None:
     world = Box(container())
     world.run()
-    assert orders.prepare(world.box) == world.box
+    assert container_lifecycle.prepare(world.box) == world.box
     world.says(TaskState.COMPLETE)
-    world.order(orders.prepare(world.box))
+    world.order(container_lifecycle.prepare(world.box))
     assert (world.box.run, world.box.status.run) == (2, 2)
     assert world.box.status.state is TaskState.ASSIGNED
     assert world.box.desired_state is TaskState.READY
-    assert orders.prepare(world.box) == world.box
-    assert orders.start(world.box).desired_state is TaskState.RUNNING
-    assert orders.start(world.box).run == 2
+    assert container_lifecycle.prepare(world.box) == world.box
+    assert container_lifecycle.start(world.box).desired_state is TaskState.RUNNING
+    assert container_lifecycle.start(world.box).run == 2
 
 
 def test_volumes_without_a_name_go_with_a_container_that_takes_them_along() -> None:
     world = Box(container())
     world.run()
-    assert not orders.remove(world.view, world.box, True).auto_remove
-    assert orders.remove(world.view, world.box, True, volumes=True).auto_remove
+    assert not container_lifecycle.remove(world.view, world.box, True).auto_remove
+    assert container_lifecycle.remove(world.view, world.box, True, volumes=True).auto_remove
 
 
 def test_reports_of_an_earlier_run_are_not_news() -> None:
@@ -290,7 +290,7 @@ def test_reports_of_an_earlier_run_are_not_news() -> None:
     world.run()
     old = replace(world.box.status, state=TaskState.FAILED)
     world.says(TaskState.COMPLETE)
-    world.order(orders.start(world.box))
+    world.order(container_lifecycle.start(world.box))
     assert not ingest(world.view, world.box.node_id, {"c1": old}, world.now)
 
 

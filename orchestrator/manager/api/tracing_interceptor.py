@@ -1,0 +1,44 @@
+"""A span for each call of a user's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from orchestrator.identity.roles import ALLOWED, within
+from orchestrator.tracing.spans import HEADER, Tracer
+
+
+class TracingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Has each call of those who may do anything be a span, at the caller's place in a trace, or
+    as the beginning of one. Nodes' own calls are none: they go on for as long as the node."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(details)
+        method = str(details.method).strip("/")
+        if handler is None or "admin" not in ALLOWED.get(method.partition("/")[0], ()):
+            return handler
+
+        @asynccontextmanager
+        async def traced(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+            sent = dict(context.invocation_metadata() or ())
+            with self._tracer.span(method, str(sent.get(HEADER, "")), kind="server"):
+                try:
+                    yield
+                except grpc.aio.AbortError:
+                    # The caller's words are the span's, too.
+                    raise grpc.aio.AbortError(context.details()) from None
+
+        return within(handler, traced)

@@ -1,0 +1,86 @@
+"""What this manager and the nodes tell for `orc support-bundle`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.manager.errors import RequestError
+from orchestrator.manager.operations.context import ManagerContext, Operations, mapping_errors
+from orchestrator.manager.operations.node_requests import send_request
+from orchestrator.model.nodes import Node
+from orchestrator.pb import dispatch_pb2, support_pb2, support_pb2_grpc
+from orchestrator.supportbundle import hostfacts
+from orchestrator.supportbundle.hostfacts import document, packed
+
+PATIENCE = 30.0
+"""Seconds that a node has for it."""
+_ETCD_LOGS = ("etcd.log", "etcd.err")
+
+
+class SupportBundleOperations(Operations, support_pb2_grpc.SupportServicer):  # type: ignore[misc]
+    """`orc support-bundle`."""
+
+    def __init__(self, api: ManagerContext, data_dir: Path) -> None:
+        """`data_dir` has the logs of the store's member that this manager runs, if it does."""
+        super().__init__(api)
+        self._data = data_dir
+
+    @mapping_errors
+    async def Collect(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        size = request.log_bytes or hostfacts.LOG_BYTES
+        facts = await asyncio.to_thread(self._own, size)
+        yield support_pb2.SupportPart(
+            host=f"manager-{self.api.identity.address}", facts=packed([*facts, self._state()])
+        )
+        if not request.nodes:
+            return
+        order = dispatch_pb2.OpenTunnel(support=support_pb2.SupportOrder(log_bytes=size))
+        asked = [self._ask(node, order) for node in self.api.view.nodes.values()]
+        for answer in asyncio.as_completed(asked):
+            yield await answer
+
+    def _own(self, size: int) -> list[hostfacts.Fact]:
+        logs = [
+            hostfacts.Fact(f"log/{name}", hostfacts.tail(self._data / "etcd" / name, size))
+            for name in _ETCD_LOGS
+            if (self._data / "etcd" / name).exists()
+        ]
+        return [*hostfacts.host(), hostfacts.own_log("manager", size), *logs]
+
+    def _state(self) -> hostfacts.Fact:
+        api = self.api
+        return document(
+            "manager.json",
+            {
+                "address": api.identity.address,
+                "leader": api.leader(),
+                "revision": api.cache.revision,
+                "objects": {
+                    name: len(getattr(api.view, name))
+                    for name in ("nodes", "services", "tasks", "networks", "images", "volumes")
+                },
+            },
+        )
+
+    async def _ask(self, node: Node, order: Any) -> Any:
+        hostname = node.description.hostname
+        part = support_pb2.SupportPart(host=hostname)
+        if not self.api.dispatcher.nearest([node.id]):
+            part.notice = f"node {hostname} is {node.state.name.lower()} and has no session"
+            return part
+        try:
+            async with asyncio.timeout(PATIENCE):
+                result = (await send_request(self.api, node, order))[1]
+        except TimeoutError:
+            part.notice = f"node {hostname} did not answer within {PATIENCE:g} seconds"
+        except RequestError as refusal:
+            part.notice = f"node {hostname}: {refusal.text}"
+        else:
+            if result is None or result.error:
+                part.notice = f"node {hostname}: {result.error if result else 'it gave up'}"
+            else:
+                part.facts.CopyFrom(result.support)
+        return part

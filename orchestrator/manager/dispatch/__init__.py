@@ -1,0 +1,5 @@
+"""The manager's side of agent sessions: assignments, endpoints, secrets, tunnels, image pulls.
+
+`dispatcher` serves the sessions, `node_session` computes what one node is yet to be sent. What
+nodes report goes to `leader.agent_reports`; what users request of nodes comes from `operations`.
+"""

@@ -1,0 +1,422 @@
+"""The manager's end of every agent's session.
+
+A session begins with the node's whole set of assignments and goes on with diffs that chain
+(`nodesession`). Heartbeats stay in memory. Statuses go through the inbox and are acknowledged when
+they are in the store.
+
+Sessions belong to the manager, not to its term as leader: one that loses the lease and is elected
+again has lost no session. When it does not lead again within `TERM_GAP`, another manager may, so
+the sessions are ended, and agents dial again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import grpc
+
+from orchestrator.daemon.background import background
+from orchestrator.identity.tls import peer_address, peer_identity
+from orchestrator.manager.dispatch.endpoint_delivery import LEAVE_LIMIT, EndpointFeed
+from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
+from orchestrator.manager.dispatch.node_session import NodeSession
+from orchestrator.manager.dispatch.secret_delivery import SecretDelivery
+from orchestrator.manager.dispatch.tunnels import Tunnels
+from orchestrator.manager.errors import unavailable
+from orchestrator.manager.leader.agent_reports import Hello, NetworkPlugins, ReportBuffer
+from orchestrator.manager.planning.plan import Change, earliest
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.store.cache import Cache, Feed, fold
+from orchestrator.manager.store.kv import StoreError
+from orchestrator.model.access import Revocation
+from orchestrator.model.convert import from_proto
+from orchestrator.model.documents import Document
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.objects import Cluster, Image, Object
+from orchestrator.model.services import Service
+from orchestrator.model.tasks import Task
+from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
+from orchestrator.tracing.spans import OFF, Tracer
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_PERIOD = 1.0
+"""Seconds between two heartbeats of an agent; `node_timeout` is five of them by default."""
+
+SPACING = 0.002
+"""Seconds a session between two broadcasts of endpoints and peers, which cost as much as there are
+sessions: in a large cluster more changes go into each."""
+
+WOKEN_AT_A_TIME, ADMITTED_AT_A_TIME = 25, 4
+"""Sessions that look at what is new, and that are sent their full sets, before the event loop turns
+to something else."""
+
+TERM_GAP = 5.0
+"""Seconds that sessions go on while no term of this manager does."""
+
+SESSION_WITHIN = 5.0
+"""Seconds that an order waits for the session of a node that counts as ready."""
+
+
+class _Ended(Exception):
+    """The session is over; the reason is its text."""
+
+
+def serve(dispatcher: Dispatcher, server: grpc.aio.Server) -> None:
+    """Add the dispatcher's calls to a server. What is sent may be encoded already."""
+    handlers = {
+        "Session": grpc.stream_stream_rpc_method_handler(
+            dispatcher.Session,
+            request_deserializer=dispatch_pb2.AgentMessage.FromString,
+            response_serializer=_encoded,
+        ),
+        "Tunnel": grpc.stream_stream_rpc_method_handler(
+            dispatcher.Tunnel,
+            request_deserializer=dispatch_pb2.Frame.FromString,
+            response_serializer=dispatch_pb2.Frame.SerializeToString,
+        ),
+    }
+    name = dispatch_pb2.DESCRIPTOR.services_by_name["Dispatch"].full_name
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+
+
+def _encoded(message: Any) -> bytes:
+    return message if isinstance(message, bytes) else bytes(message.SerializeToString())
+
+
+def concerned(view: ClusterView, changes: Iterable[Change]) -> set[str] | None:
+    """Ids of the nodes whose orders the changes may change, but for endpoints and peers; None:
+    all of them."""
+    nodes: set[str] = set()
+    for change in changes:
+        match change.subject:
+            case Task():
+                for task in (change.before, change.after):
+                    if isinstance(task, Task) and task.node_id:
+                        nodes.add(task.node_id)
+            case Node() as node:
+                nodes.add(node.id)
+            case Service() as service:
+                if _disconnects(change.before) != _disconnects(change.after):
+                    nodes |= {task.node_id for task in view.tasks_of_service(service.id).values()}
+            case Document() | Cluster() | Revocation():
+                return None
+            case _:
+                pass
+    return nodes
+
+
+def _disconnects(service: Object | None) -> object:
+    return service.spec.on_disconnect if isinstance(service, Service) else None
+
+
+class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
+    """Serves agents. Sessions are taken only while `serving`; else the agent is sent on."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        inbox: ReportBuffer,
+        tunnels: Tunnels,
+        payloads: SecretDelivery,
+        leader_address: Callable[[], str],
+        managers: Callable[[], list[str]],
+        tracer: Tracer = OFF,
+    ) -> None:
+        self._cache = cache
+        self._inbox = inbox
+        self._tunnels = tunnels
+        self._payloads = payloads
+        self._leader_address = leader_address
+        self._managers = managers
+        self._tracer = tracer
+        self._sessions: dict[str, NodeSession] = {}
+        self._arrival = asyncio.Event()
+        """Set when the next session begins."""
+        self._networks = NetworkAssignments()
+        self._admission = asyncio.Semaphore(ADMITTED_AT_A_TIME)
+        self._endpoints = EndpointFeed(cache.view, time.monotonic, LEAVE_LIMIT)
+        self.serving = False
+        """Whether sessions are taken."""
+        self._gap: asyncio.TimerHandle | None = None
+        """Runs out when this manager has not led for too long."""
+
+    def begin_term(self) -> None:
+        """This manager leads now: take sessions."""
+        self.serving = True
+        if self._gap is not None:
+            self._gap.cancel()
+            self._gap = None
+
+    def end_term(self) -> None:
+        """It does not lead any more; sessions go on for a while, since it may lead again."""
+        if self.serving and self._gap is None:
+            self._gap = asyncio.get_running_loop().call_later(TERM_GAP, self._stop_serving)
+
+    def _stop_serving(self) -> None:
+        self.serving = False
+        self._end_all("this manager leads no longer")
+
+    def _end_all(self, reason: str) -> None:
+        for session in self._sessions.values():
+            session.end(reason)
+
+    @property
+    def sessions(self) -> int:
+        """How many agents are in session."""
+        return len(self._sessions)
+
+    @property
+    def waiting(self) -> int:
+        """Words to agents that are yet to be sent."""
+        return sum(session.waiting for session in self._sessions.values())
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Follow the cache while the body runs, and wake the sessions at each change. All of them
+        end with it."""
+        async with self._cache.subscribe() as feed:
+            self._endpoints = EndpointFeed(self._cache.view, time.monotonic, LEAVE_LIMIT)
+            try:
+                async with background(self._follow(feed)):
+                    yield
+            finally:
+                self._end_all("this manager ends")
+
+    async def _follow(self, feed: Feed) -> None:
+        endpoints, loop = self._endpoints, asyncio.get_running_loop()
+        waiting: dict[str, Change] = {}
+        """Changes that the endpoint table is yet to follow."""
+        told = (endpoints.revision, self._networks.revision)
+        due = loop.time()
+        while True:
+            changes: list[Change] = []
+            moment = earliest(endpoints.deadline, due if waiting else None)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(moment):
+                    changes = await feed.next()
+            view = self._cache.view
+            self._condemn(changes)
+            self._part(changes)
+            nodes = concerned(view, changes)
+            await self._wake(self._sessions if nodes is None else nodes)
+            fold(waiting, changes)
+            late = endpoints.deadline is not None and endpoints.deadline <= loop.time()
+            if loop.time() < due and not late:
+                continue
+            if endpoints.update(view, waiting.values()):
+                self._release()
+            waiting = {}
+            # Sessions have it follow the newest view, too.
+            self._networks.follow(self._cache.view)
+            if told != (told := (endpoints.revision, self._networks.revision)):
+                await self._wake(self._sessions)
+                due = loop.time() + SPACING * len(self._sessions)
+
+    async def _wake(self, nodes: Iterable[str]) -> None:
+        """Have sessions look at what is new; a few at a time, so that whatever comes in meanwhile
+        is served between them."""
+        for number, node_id in enumerate(list(nodes), 1):
+            if (session := self._sessions.get(node_id)) is not None:
+                session.wake.set()
+            if number % WOKEN_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+
+    def _release(self) -> None:
+        """Wake the sessions with orders that waited for other nodes to follow the endpoints."""
+        for session in self._sessions.values():
+            if session.holding:
+                session.wake.set()
+
+    def _condemn(self, changes: list[Change]) -> None:
+        for change in changes:
+            for node_id in change.after.condemned if isinstance(change.after, Image) else ():
+                if node_id in self._sessions:
+                    self._sessions[node_id].condemn()
+
+    def _part(self, changes: list[Change]) -> None:
+        """End the sessions of nodes that are down or were removed. A node that was merely silent
+        begins a new one."""
+        for change in changes:
+            node = change.after
+            if isinstance(node, Node) and node.state is NodeState.DOWN:
+                self.end(node.id, "the node was silent for too long")
+            elif isinstance(change.before, Node) and node is None:
+                self.end(change.before.id, "this node was removed from the cluster")
+
+    async def deliver(self, node_id: str, message: Any) -> None:
+        """Send a `ManagerMessage` to a node. One that counts as ready and has no session, since
+        its agent or this manager has just started, is waited for. Raises Refusal when it has none
+        then."""
+        if node_id not in self._sessions and self._ready(node_id):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SESSION_WITHIN):
+                    await self.session_of(node_id)
+        session = self._sessions.get(node_id)
+        if session is None:
+            node = self._cache.view.nodes.get(node_id)
+            name = node.description.hostname if node else node_id
+            raise unavailable(f"node {name} is not connected; see 'orc node ls'")
+        session.push(message)
+
+    async def session_of(self, node_id: str) -> None:
+        """Wait until the node has a session here."""
+        while node_id not in self._sessions:
+            await self._arrival.wait()
+
+    def connected(self, node_id: str) -> bool:
+        """Whether the node has a session here."""
+        return node_id in self._sessions
+
+    def nearest(self, nodes: Iterable[str]) -> list[str]:
+        """Those of the nodes that have a session here; if none has, those that count as ready: they
+        are about to have one."""
+        known = list(nodes)
+        return [id for id in known if self.connected(id)] or [id for id in known if self._ready(id)]
+
+    def _ready(self, node_id: str) -> bool:
+        node = self._cache.view.nodes.get(node_id)
+        return node is not None and node.state is NodeState.READY
+
+    def end(self, node_id: str, reason: str) -> None:
+        """End the node's session, if it has one."""
+        if (session := self._sessions.get(node_id)) is not None:
+            session.end(reason)
+
+    async def Session(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
+        identity = peer_identity(context)
+        assert identity is not None  # the role guard saw to it
+        if not self.serving:
+            leader = self._leader_address()
+            await context.write(
+                dispatch_pb2.ManagerMessage(redirect=dispatch_pb2.Redirect(leader=leader))
+            )
+            return
+        node_id = identity.id
+        if node_id not in self._cache.view.nodes:
+            # Not as a revoked certificate, at which the node would stop its tasks: a node that was
+            # removed is refused before it gets here.
+            log.warning("session of an unknown node refused", extra={"node": node_id})
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"the cluster has no node {node_id}: it was restored from an older backup? Remove "
+                "this host's data folder and run 'orc cluster join'",
+            )
+        # Who dials lives, though it may be a while until its turn to say hello.
+        self._inbox.hear(node_id)
+        requests = aiter(request_iterator)
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("kind") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a session begins with a hello")
+            return
+        description = from_proto(first.hello.description)
+        session = NodeSession(node_id, self._networks, self._tracer, description.features)
+        if (older := self._sessions.get(node_id)) is not None:
+            older.end("a newer session of this node began")
+        self._sessions[node_id] = session
+        self._arrival.set()
+        self._arrival = asyncio.Event()
+        hello = Hello(description, first.hello.boot_id, peer_address(context))
+        self._inbox.hello(node_id, hello)
+        session.push(
+            dispatch_pb2.ManagerMessage(
+                welcome=dispatch_pb2.Welcome(
+                    heartbeat_period=HEARTBEAT_PERIOD, managers=self._managers()
+                )
+            )
+        )
+        log.info("session began", extra={"node": node_id, "peer": context.peer()})
+        reason = "the agent closed it"
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._listen(session, requests))
+                group.create_task(self._speak(session, context))
+        except* _Ended as ended:
+            reason = str(ended.exceptions[0])
+        finally:
+            if self._sessions.get(node_id) is session:
+                del self._sessions[node_id]
+            log.info("session ended", extra={"node": node_id, "reason": reason})
+
+    async def _listen(self, session: NodeSession, requests: AsyncIterator[Any]) -> None:
+        node_id = session.node_id
+        async for message in requests:
+            self._inbox.hear(node_id)
+            match message.WhichOneof("kind"):
+                case "heartbeat":
+                    session.heartbeat()
+                case "endpoints_applied":
+                    revision = message.endpoints_applied.revision
+                    if self._endpoints.acknowledge(node_id, revision):
+                        self._release()
+                case "statuses":
+                    self._take_statuses(session, message.statuses)
+                case "images":
+                    images = tuple(from_proto(image) for image in message.images.images)
+                    self._inbox.inventory(node_id, images)
+                case "volume_drivers":
+                    self._inbox.volume_drivers(node_id, dict(message.volume_drivers.scopes))
+                case "path_mtu":
+                    self._inbox.path_mtu(node_id, message.path_mtu)
+                case "trouble":
+                    self._inbox.trouble(node_id, message.trouble)
+                case "tunnel_keys":
+                    keys = tuple(from_proto(key) for key in message.tunnel_keys.keys)
+                    self._inbox.tunnel_keys(node_id, keys)
+                case "network_plugins":
+                    found = message.network_plugins
+                    plugins = NetworkPlugins(
+                        tuple(found.cni), dict(found.drivers), tuple(found.ipam)
+                    )
+                    self._inbox.network_plugins(node_id, plugins)
+        raise _Ended("the agent closed it")
+
+    def _take_statuses(self, session: NodeSession, report: Any) -> None:
+        statuses = {id: from_proto(status) for id, status in report.statuses.items()}
+        sequence = report.sequence
+
+        def acknowledge() -> None:
+            session.push(dispatch_pb2.ManagerMessage(ack=dispatch_pb2.StatusAck(sequence=sequence)))
+
+        self._inbox.statuses(session.node_id, statuses, acknowledge)
+
+    async def _speak(self, session: NodeSession, context: Any) -> None:
+        # The welcome goes out at once: an agent that waits for it in vain dials again.
+        for message in session.queued():
+            await context.write(message)
+        # Full sets are large. When all nodes come at once, each has its turn, and whatever else
+        # the manager has to do goes on between them.
+        async with self._admission:
+            messages = session.messages(self._cache.view, self._endpoints)
+            await asyncio.sleep(0)
+        while not session.ended:
+            for message in messages:
+                if message.HasField("payload"):
+                    await self._fill(message.payload)
+                shared = message.HasField("endpoints")
+                await context.write(self._endpoints.encoded(message) if shared else message)
+            await session.wake.wait()
+            session.wake.clear()
+            messages = session.messages(self._cache.view, self._endpoints)
+        raise _Ended(session.ended)
+
+    async def _fill(self, payload: Any) -> None:
+        try:
+            await self._payloads.fill(payload)
+        except StoreError as error:
+            raise _Ended(f"the store is away: {error}") from error
+
+    async def Tunnel(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
+        identity = peer_identity(context)
+        assert identity is not None  # the role guard saw to it
+        metadata = dict(context.invocation_metadata() or ())
+        tunnel = self._tunnels.find(str(metadata.get("orc-tunnel", "")), identity.id)
+        if tunnel is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "nobody waits for this tunnel any more")
+            return
+        await tunnel.carry(request_iterator, context)

@@ -1,0 +1,340 @@
+"""What each node is told of networks.
+
+A node has the networks that its tasks are on, the default one, and those of services and containers
+with published ports, since every node serves those. An agent with the feature "network-changes"
+gets each network in full once, then deltas; an older agent gets the full list at each change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.manager.planning.addressing import slice6, slice_gateway
+from orchestrator.manager.planning.foreignnetworks import conflist_for
+from orchestrator.manager.planning.networkrules import encrypts
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.convert import to_proto
+from orchestrator.model.networks import OVERLAY, is_ours, is_sliced, own_addresses
+from orchestrator.model.nodes import Node, TunnelKey
+from orchestrator.model.objects import Network
+from orchestrator.model.specs import DEFAULT_NETWORK
+from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.pb import dispatch_pb2
+
+_Fixed = Mapping[str, Mapping[str, list[str]]]
+"""Network name → node id → addresses."""
+
+
+_MadeFor = tuple[int, Node | None, Set[str]]
+"""What a node's list was made for: the revision, the node, and the names its own tasks need."""
+
+
+class NetworkAssignments:
+    """The networks of all nodes; one object serves all sessions.
+
+    It follows views by identity: what a view shares with the one before is not looked at again, so
+    a node that joins costs one peer in each of its networks.
+    """
+
+    def __init__(self) -> None:
+        self.revision = 0
+        """Grows with whatever may change the list of any node but the one that it is about."""
+        self._view = ClusterView()
+        self._fixed: _Fixed = {}
+        self._path_mtu = 0
+        self._told: dict[str, _NetworkState] = {}
+        """By network id."""
+        self._everywhere: frozenset[str] = frozenset()
+        """Names of the networks that every node has."""
+        self._of: dict[str, tuple[_MadeFor, list[Any]]] = {}
+        """Node id → what its list was made for, and the list."""
+
+    def of(self, view: ClusterView, node_id: str) -> list[Any]:
+        """The complete list for one node; the same object for as long as it is the same."""
+        self.follow(view)
+        needed = _needed(view, node_id)
+        made_for = self.revision, view.nodes.get(node_id), needed
+        known = self._of.get(node_id)
+        if known is not None and known[0] == made_for:
+            return known[1]
+        found = []
+        for network in self._of_node(view, node_id, needed):
+            order = self._own(view, network, node_id)
+            order.peers.extend(
+                peer
+                for subnet, peer in self._told[network.id].peers.items()
+                if subnet != order.subnet
+            )
+            found.append(order)
+        if known is not None and known[1] == found:
+            found = known[1]
+        self._of[node_id] = made_for, found
+        return found
+
+    def changes(
+        self, view: ClusterView, node_id: str, told: SentNetworks
+    ) -> tuple[list[Any], list[str]]:
+        """What a node is to be told that was told `told`, which is updated: a `NetworkChange` for
+        each network that is not as it was, and ids of networks that it has no more."""
+        self.follow(view)
+        needed = _needed(view, node_id)
+        made_for = self.revision, view.nodes.get(node_id), needed
+        if told.made_for == made_for:
+            return [], []
+        told.made_for = made_for
+        changes: list[Any] = []
+        wanted: set[str] = set()
+        for network in self._of_node(view, node_id, needed):
+            wanted.add(network.id)
+            here, (known, revision) = self._told[network.id], told.of.get(network.id, (None, 0))
+            own = self._own(view, network, node_id)
+            if known != own or revision != here.revision:
+                told.of[network.id] = own, here.revision
+                changes.append(here.since(revision, own))
+        removed = sorted(told.of.keys() - wanted)
+        for network_id in removed:
+            del told.of[network_id]
+        return changes, removed
+
+    def follow(self, view: ClusterView) -> None:
+        """Take in what is new in a view."""
+        if view is self._view:
+            return
+        before, self._view = self._view, view
+        grown = False
+        if view.services is not before.services or view.publishing is not before.publishing:
+            everywhere = frozenset(_everywhere(view))
+            grown, self._everywhere = everywhere != self._everywhere, everywhere
+        networks, nodes = before.networks, before.nodes
+        looked_at: set[str] | None = set()
+        if view.fixed is not before.fixed:
+            fixed = fixed_addresses(view)
+            looked_at = looked_at if fixed == self._fixed else None
+            self._fixed = fixed
+        path_mtu = self._path_mtu
+        if view.nodes is not nodes:
+            path_mtu = least_path_mtu(view)
+            if looked_at is not None:
+                looked_at = {
+                    id
+                    for id in view.nodes.keys() | nodes.keys()
+                    if view.nodes.get(id) is not nodes.get(id)
+                }
+        same_mtu, self._path_mtu = path_mtu == self._path_mtu, path_mtu
+        for id, network in view.networks.items():
+            if network is not networks.get(id):
+                self._look(view, network, None)
+                grown = True
+            elif looked_at is None or looked_at or not same_mtu:
+                grown = self._look(view, network, looked_at) or grown
+        if view.networks is not networks:
+            for id in self._told.keys() - view.networks.keys():
+                del self._told[id]
+                grown = True
+        self.revision += grown
+
+    def _look(self, view: ClusterView, network: Network, nodes: Set[str] | None) -> bool:
+        """Refresh the network's record, considering only peers in `nodes` (None: all nodes). Return
+        whether it changed."""
+        told = self._told.get(network.id)
+        known = told is not None
+        if told is None:
+            told = self._told[network.id] = _NetworkState()
+        base = _assignment(network, self._path_mtu)
+        changed = not known or base != told.base
+        told.base = base
+        fixed = self._fixed.get(network.name, {})
+        if network.driver != OVERLAY:
+            return told.become({}) or changed
+        if nodes is None:
+            peers: dict[str, _Facts] = {}
+            for id, subnet in sorted(network.slices.items()):
+                if (facts := _peer(view, network, id, subnet, fixed)) is not None:
+                    peers[subnet] = facts
+            return told.become(peers) or changed
+        for id in nodes:
+            if subnet := network.slices.get(id, ""):
+                changed = told.put(subnet, _peer(view, network, id, subnet, fixed)) or changed
+        return changed
+
+    def _of_node(self, view: ClusterView, node_id: str, needed: Set[str]) -> Iterator[Network]:
+        """The networks that a node has, by id."""
+        named = map(view.network_by_name, self._everywhere | needed)
+        for network in sorted(filter(None, named), key=lambda each: each.id):
+            if is_sliced(network) and not network.slices.get(node_id):
+                continue
+            if network.name not in needed and not is_ours(network.driver):
+                continue  # its ports are published where its containers are
+            if network.encrypted and not encrypts(view.nodes.get(node_id)):
+                continue
+            yield network
+
+    def _own(self, view: ClusterView, network: Network, node_id: str) -> Any:
+        """The network's assignment for one node, without its peers."""
+        order = dispatch_pb2.AssignedNetwork()
+        order.CopyFrom(self._told[network.id].base)
+        if slice_ := network.slices.get(node_id, ""):
+            order.subnet = slice_
+            order.subnet6 = slice6(network, slice_)
+            order.gateway = slice_gateway(network, slice_)
+        if network.conflist and (node := view.nodes.get(node_id)) is not None:
+            order.conflist = conflist_for(network, node, order.subnet6, order.gateway)
+        if network.encrypted:
+            order.key_rotation = view.nodes[node_id].key_rotation
+        return order
+
+
+@dataclass(slots=True)
+class SentNetworks:
+    """What a node was told of its networks."""
+
+    made_for: _MadeFor | None = None
+    of: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    """Network id → all but the peers, and the revision of those."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """The node attributes that a peer entry is made from."""
+
+    subnet: str
+    address: str
+    subnet6: str
+    addresses: tuple[str, ...]
+    keys: tuple[TunnelKey, ...]
+
+
+class _NetworkState:
+    """A network's assignment, common to all nodes; each change of its peers is a revision."""
+
+    def __init__(self) -> None:
+        self.base = dispatch_pb2.AssignedNetwork()
+        """All that is the same on each node, without peers."""
+        self.peers: dict[str, Any] = {}
+        """Subnet → NetworkPeer."""
+        self.revision = 1
+        self._facts: dict[str, _Facts] = {}
+        self._changed: dict[str, int] = {}
+        """Subnet → the revision that it last changed with, in the order of those; those that are
+        gone included."""
+
+    def become(self, peers: Mapping[str, _Facts]) -> bool:
+        """Have exactly these peers; whether that changes anything."""
+        changed = [self.put(subnet, None) for subnet in self.peers.keys() - peers.keys()]
+        changed += [self.put(subnet, facts) for subnet, facts in peers.items()]
+        return any(changed)
+
+    def put(self, subnet: str, facts: _Facts | None) -> bool:
+        """Have this peer, or none; whether that changes anything."""
+        if self._facts.get(subnet) == facts:
+            return False
+        self.revision += 1
+        self._changed.pop(subnet, None)
+        self._changed[subnet] = self.revision
+        if facts is None:
+            del self._facts[subnet], self.peers[subnet]
+            return True
+        self._facts[subnet] = facts
+        self.peers[subnet] = dispatch_pb2.NetworkPeer(
+            subnet=subnet,
+            address=facts.address,
+            subnet6=facts.subnet6,
+            addresses=facts.addresses,
+            tunnel_keys=map(to_proto, facts.keys),
+        )
+        return True
+
+    def since(self, revision: int, own: Any) -> Any:
+        """The change for a node that was told of the peers up to `revision`, 0 for none, and now
+        has `own`."""
+        change = dispatch_pb2.NetworkChange(network=own, complete=not revision)
+        if not revision:
+            change.network.peers.extend(self.peers.values())
+            return change
+        for subnet, changed in reversed(self._changed.items()):
+            if changed <= revision:
+                break
+            if subnet in self.peers:
+                change.network.peers.append(self.peers[subnet])
+            else:
+                change.gone_peers.append(subnet)
+        return change
+
+
+def _needed(view: ClusterView, node_id: str) -> Set[str]:
+    """Names of the networks that a node's own tasks are on."""
+    return {
+        name
+        for task in view.tasks_of_node(node_id).values()
+        if not is_terminal(task.status.state)
+        for name in task.spec.network_names
+    }
+
+
+def _peer(
+    view: ClusterView, network: Network, id: str, subnet: str, fixed: Mapping[str, list[str]]
+) -> _Facts | None:
+    node = view.nodes.get(id)
+    if node is None or not node.description.address:
+        return None
+    return _Facts(
+        subnet,
+        node.description.address,
+        slice6(network, subnet),
+        tuple(fixed.get(id, ())),
+        node.description.tunnel_keys if network.encrypted else (),
+    )
+
+
+def _everywhere(view: ClusterView) -> Iterable[str]:
+    yield DEFAULT_NETWORK
+    for service in view.services.values():
+        if service.spec.task.ports:
+            yield from service.spec.task.network_names
+    for task in view.publishing.values():
+        if not is_terminal(task.status.state):
+            yield from task.spec.network_names
+
+
+def _assignment(network: Network, path_mtu: int) -> Any:
+    """The part of a network's assignment that is the same for every node."""
+    return dispatch_pb2.AssignedNetwork(
+        id=network.id,
+        name=network.name,
+        vni=network.vni,
+        cluster_cidr=network.subnet,
+        driver=network.driver,
+        internal=network.internal,
+        cluster_cidr6=network.subnet6,
+        options=network.options,
+        encrypted=network.encrypted,
+        policies=map(to_proto, network.policies),
+        path_mtu=path_mtu,
+        ipam_driver=network.ipam_driver,
+        ipam_options=network.ipam_options,
+    )
+
+
+def least_path_mtu(view: ClusterView) -> int:
+    """Bytes of the largest packet that gets from each node to each other one, as far as they have
+    found out; also from those that are down, as they come back. 0: nothing is known."""
+    known = (node.description.path_mtu for node in view.nodes.values())
+    return min(filter(None, known), default=0)
+
+
+def fixed_addresses(view: ClusterView) -> _Fixed:
+    """Where the addresses are that specs fix: those of tasks that run or are about to. While a
+    replacement begins elsewhere, it has the address and not the one before it."""
+    owners: dict[tuple[str, str], str] = {}
+    for task in sorted(view.fixed.values(), key=lambda each: (each.created_at, each.id)):
+        if not task.node_id or not TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING:
+            continue
+        for attachment in task.spec.networks:
+            for address in filter(None, own_addresses(attachment, task.slot)):
+                owners[attachment.network, address] = task.node_id
+    found: dict[str, dict[str, list[str]]] = {}
+    for (network, address), node_id in sorted(owners.items()):
+        found.setdefault(network, {}).setdefault(node_id, []).append(address)
+    return found

@@ -1,0 +1,195 @@
+"""Which node pulls an image from where and when, so that a registry serves an image about once.
+
+The first node that asks for an image that nobody has pulls it from its registry. The others wait
+until a node has it, and pull from such nodes. Each of those serves a few at a time, so the number
+of sources grows with every turn, as in a tree.
+
+A turn ends with its call. It also ends when its node is down or removed, or has reported no
+progress for the length of a lease: so no node can block an image. A waiting node gets
+the reason at intervals; a node of an older version, which cannot receive it, goes to the registry.
+
+Pure: the time, the nodes that are up and the nodes that have the image are arguments. State is in
+memory only, since nodes ask again when a manager is restarted.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+SERVED_BY_ONE = 3
+"""Nodes that pull an image from one other node at a time."""
+LEASE = 15.0
+"""Seconds that a turn lasts without progress; PATIENCE for a node that does not report it."""
+REPORT_GRACE = 1.5
+"""Seconds in which a node that has pulled from the registry reports that it has the image."""
+FIRST_NOTICE = 3.0
+"""Seconds until a waiting node gets the reason for the first time."""
+NEXT_NOTICE = 10.0
+"""Seconds between two such notices."""
+PATIENCE = 30.0
+"""Seconds that a node of an older version waits, which cannot receive notices."""
+
+REGISTRY = ""
+"""The source that is not a node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """A node's request for an image."""
+
+    node_id: str
+    image: str
+    """A digest, or a name where that is not known."""
+    failed: frozenset[str] = frozenset()
+    """Sources that could not give it."""
+    reports: bool = True
+    """The node reports progress and can be told why it waits; older versions do not."""
+
+
+@dataclass(slots=True)
+class ActivePull:
+    """A pull that is under way."""
+
+    pull: Pull
+    source: str
+    renewed: float
+    """When it last made progress."""
+    received: int = 0
+    """Bytes so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The node's turn has come."""
+
+    source: str
+    """HOST:PORT of a node, or REGISTRY."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Its turn has not come."""
+
+    behind: tuple[ActivePull, ...]
+    """The turns that have to end first, or one of them; none: a node is about to report that it
+    has the image."""
+    notify: bool
+    """The node is to be told now."""
+    until: float
+    """When to ask again at the latest."""
+
+
+@dataclass(slots=True)
+class _Wait:
+    pull: Pull
+    since: float
+    notice: float
+    """When the next notice is due."""
+
+
+@dataclass(slots=True)
+class PullCoordinator:
+    """All pulls that one manager coordinates. A pull is identified by a ticket."""
+
+    lease: float = LEASE
+    grace: float = REPORT_GRACE
+    _tickets: Iterator[int] = field(default_factory=itertools.count)
+    _waiting: dict[int, _Wait] = field(default_factory=dict)
+    _turns: dict[int, ActivePull] = field(default_factory=dict)
+    _at: dict[tuple[str, str], set[int]] = field(default_factory=dict)
+    """Tickets of turns by (source, image); those at nodes, of whatever image, by (source, "")."""
+    _of: dict[tuple[str, str], set[int]] = field(default_factory=dict)
+    """Tickets of turns by (node, image)."""
+    _reporting: dict[str, float] = field(default_factory=dict)
+    """Image → until when a node that has pulled it may take to report that."""
+
+    def ask(self, pull: Pull, now: float) -> int:
+        """Register a request; its ticket, to be given to `end` in any case."""
+        ticket = next(self._tickets)
+        self._waiting[ticket] = _Wait(pull, now, now + FIRST_NOTICE)
+        return ticket
+
+    def poll(
+        self, ticket: int, now: float, holders: Sequence[str], up: Callable[[str], bool]
+    ) -> Granted | Waiting:
+        """Whether the turn of a request that waits has come. `holders` are HOST:PORT of the nodes
+        that have the image and are up; `up` tells whether a node, by its id, may hold a turn."""
+        wait = self._waiting[ticket]
+        pull = wait.pull
+        holders = [holder for holder in holders if holder not in pull.failed]
+        at = [(holder, "") for holder in holders] or [(REGISTRY, pull.image)]
+        room = SERVED_BY_ONE if holders else 1
+        for place in at:
+            if len(self._at.get(place, ())) >= room:
+                self._end_stale(place, now, up)
+        load, best = min((len(self._at.get(place, ())), place) for place in at)
+        reporting = 0.0 if holders else self._reporting.get(pull.image, 0.0)
+        full = load >= room or now < reporting
+        if full and not pull.reports and now - wait.since >= PATIENCE:
+            full, best = False, (REGISTRY, pull.image)
+        if not full:
+            del self._waiting[ticket]
+            self._begin(ticket, ActivePull(pull, best[0], now))
+            return Granted(best[0])
+        tickets = sorted(other for place in at for other in self._at.get(place, ()))
+        behind = [self._turns[other] for other in tickets]
+        notify = now >= wait.notice
+        if notify:
+            wait.notice = now + NEXT_NOTICE
+        until = [wait.notice, *map(self._expiry, behind)]
+        if now < reporting:
+            until.append(reporting)
+        if not pull.reports and now - wait.since < PATIENCE:
+            until.append(wait.since + PATIENCE)
+        return Waiting(tuple(behind), notify and pull.reports, min(until))
+
+    def progress(self, node_id: str, image: str, received: int, now: float) -> None:
+        """Renew the turns of a node that pulls an image; fine when it has none."""
+        for ticket in self._of.get((node_id, image), ()):
+            turn = self._turns[ticket]
+            turn.renewed, turn.received = now, received
+
+    def end(self, ticket: int, now: float) -> None:
+        """The call of a request has ended, whether its turn had come or not."""
+        self._waiting.pop(ticket, None)
+        turn = self._turns.get(ticket)
+        if turn is None:
+            return
+        self._remove(ticket)
+        if turn.source == REGISTRY:
+            self._reporting = {image: t for image, t in self._reporting.items() if t > now}
+            self._reporting[turn.pull.image] = now + self.grace
+
+    def turns(self) -> tuple[ActivePull, ...]:
+        """All that are under way."""
+        return tuple(self._turns.values())
+
+    def _end_stale(self, place: tuple[str, str], now: float, up: Callable[[str], bool]) -> None:
+        for ticket in list(self._at.get(place, ())):
+            turn = self._turns[ticket]
+            if now >= self._expiry(turn) or not up(turn.pull.node_id):
+                self._remove(ticket)
+
+    def _expiry(self, turn: ActivePull) -> float:
+        return turn.renewed + (self.lease if turn.pull.reports else PATIENCE)
+
+    def _begin(self, ticket: int, turn: ActivePull) -> None:
+        self._turns[ticket] = turn
+        for index, key in self._keys(turn):
+            index.setdefault(key, set()).add(ticket)
+
+    def _remove(self, ticket: int) -> None:
+        turn = self._turns.pop(ticket)
+        for index, key in self._keys(turn):
+            index[key].discard(ticket)
+            if not index[key]:
+                del index[key]
+
+    def _keys(
+        self, turn: ActivePull
+    ) -> list[tuple[dict[tuple[str, str], set[int]], tuple[str, str]]]:
+        image = turn.pull.image
+        place = (turn.source, "") if turn.source else (REGISTRY, image)
+        return [(self._at, place), (self._of, (turn.pull.node_id, image))]

@@ -1,0 +1,146 @@
+"""Streams between a client's call and one node, over a connection that the agent opens.
+
+The manager orders a tunnel through the node's session; the agent dials back with the tunnel's id
+and frames flow both ways, a few at a time: a slow reader slows the sender, never the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from orchestrator.manager.errors import unavailable
+from orchestrator.pb import dispatch_pb2
+
+_DEPTH = 16
+"""Frames in flight a direction."""
+
+OPEN_TIMEOUT = 5.0
+"""Seconds in which the agent must have dialled back."""
+
+
+class _Over(Exception):
+    """One side of a tunnel is done."""
+
+
+class Tunnel:
+    """One stream to one node."""
+
+    def __init__(self, node_id: str, node_name: str, pulls: frozenset[str] = frozenset()) -> None:
+        """`pulls`: see `Tunnels.open`."""
+        self.pulls = pulls
+        self.node_id = node_id
+        self.node_name = node_name
+        self._to_agent: asyncio.Queue[Any | None] = asyncio.Queue(_DEPTH)
+        self._from_agent: asyncio.Queue[Any | None] = asyncio.Queue(_DEPTH)
+        self._joined = asyncio.Event()
+        self._closed = False
+
+    async def send(self, frame: Any) -> None:
+        """Send a `Frame` to the agent; waits while too many are in flight. Frames for a tunnel
+        that has ended go nowhere."""
+        await self._put(self._to_agent, frame)
+
+    async def frames(self) -> AsyncIterator[Any]:
+        """The agent's frames, up to the end of its side. Raises Refusal if the agent does not
+        dial back, or vanishes before its last word."""
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                await self._joined.wait()
+        except TimeoutError:
+            raise unavailable(f"node {self.node_name} does not answer; see 'orc node ls'") from None
+        while True:
+            frame = await self._from_agent.get()
+            if frame is None:
+                raise unavailable(f"the connection to node {self.node_name} broke")
+            yield frame
+            if frame.WhichOneof("kind") == "result":
+                return
+
+    async def carry(self, requests: AsyncIterator[Any], context: Any) -> None:
+        """The agent's call: pump frames both ways until either side is done, then end it."""
+        self._joined.set()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._inward(requests))
+                group.create_task(self._outward(context))
+        except* _Over:
+            pass
+
+    async def _inward(self, requests: AsyncIterator[Any]) -> None:
+        try:
+            async for frame in requests:
+                await self._put(self._from_agent, frame)
+        finally:
+            await self._put(self._from_agent, None)
+        raise _Over
+
+    async def _outward(self, context: Any) -> None:
+        while (frame := await self._to_agent.get()) is not None:
+            await context.write(frame)
+        raise _Over
+
+    async def _put(self, queue: asyncio.Queue[Any | None], item: Any | None) -> None:
+        """Put, unless the client has left and nobody will ever take it."""
+        if not self._closed:
+            await queue.put(item)
+
+    def close(self) -> None:
+        """The client is done: whoever waits to put goes on, and the agent's call ends."""
+        self._closed = True
+        for queue in (self._to_agent, self._from_agent):
+            while not queue.empty():
+                queue.get_nowait()
+        self._to_agent.put_nowait(None)
+
+
+class Tunnels:
+    """The tunnels under way, by id."""
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        self._new_id = new_id
+        self._open: dict[str, Tunnel] = {}
+
+    @property
+    def count(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
+    @asynccontextmanager
+    async def open(
+        self,
+        node_id: str,
+        node_name: str,
+        order: Any,
+        deliver: Callable[[str, Any], Awaitable[None]],
+        pulls: frozenset[str] = frozenset(),
+    ) -> AsyncIterator[Tunnel]:
+        """Order a tunnel of `node_id`. `order` is an `OpenTunnel` without its id; `deliver` hands a
+        `ManagerMessage` to the node's session and raises Refusal when it has none. `pulls` are the
+        images, by their full names, that the node may pull for it with the cluster's
+        credentials."""
+        identifier = self._new_id()
+        tunnel = Tunnel(node_id, node_name, pulls)
+        message = dispatch_pb2.OpenTunnel()
+        message.CopyFrom(order)
+        message.id = identifier
+        self._open[identifier] = tunnel
+        try:
+            await deliver(node_id, dispatch_pb2.ManagerMessage(open=message))
+            yield tunnel
+        finally:
+            del self._open[identifier]
+            tunnel.close()
+
+    def pulls(self, node_id: str, image: str) -> bool:
+        """Whether what a node does for a client now needs this image, given by its full name."""
+        return any(
+            tunnel.node_id == node_id and image in tunnel.pulls for tunnel in self._open.values()
+        )
+
+    def find(self, identifier: str, node_id: str) -> Tunnel | None:
+        """The tunnel that was ordered of this node under this id."""
+        tunnel = self._open.get(identifier)
+        return tunnel if tunnel is not None and tunnel.node_id == node_id else None

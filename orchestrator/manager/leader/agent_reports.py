@@ -1,0 +1,375 @@
+"""Reports of agents: buffered until the leader takes them, then turned into changes.
+
+The dispatcher fills `ReportBuffer`, the leader's planning loop empties it: a thousand reports
+become one transaction. A repeated report replaces the earlier one, so the buffer holds at most one
+of each kind per node. No report is acknowledged to an agent before the loop has committed it.
+
+`report_decisions` and the functions below it are pure. They ignore reports about objects that are
+gone and state transitions that are not allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from orchestrator.manager.planning.claims import (
+    Refuse,
+    credible_description,
+    ignore,
+    sane,
+    sane_images,
+)
+from orchestrator.manager.planning.encryption import honest_keys
+from orchestrator.manager.planning.liveness import node_up
+from orchestrator.manager.planning.plan import Change, Decision
+from orchestrator.manager.planning.standalone import over_reboot
+from orchestrator.manager.planning.statuses import ingest as task_changes
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.store.cache import fold
+from orchestrator.manager.store.keys import object_key
+from orchestrator.model.names import parse_image
+from orchestrator.model.nodes import Node, NodeDescription, TunnelKey
+from orchestrator.model.objects import Image
+from orchestrator.model.tasks import Task, TaskStatus
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPlugins:
+    """What other people's networks can be had by on a node; see `NodeDescription`."""
+
+    cni: tuple[str, ...]
+    drivers: dict[str, str]
+    ipam: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a node claims when its session begins."""
+
+    description: NodeDescription
+    boot_id: str
+    """Of its host."""
+    peer: str = ""
+    """The IP address that the session came from; empty: not known."""
+
+
+@dataclass(slots=True)
+class Reports:
+    """One loop's worth of reports, by node id."""
+
+    hellos: dict[str, Hello] = field(default_factory=dict)
+    """By node id."""
+    statuses: dict[str, dict[str, TaskStatus]] = field(default_factory=dict)
+    """Node id → task id → newest status."""
+    inventories: dict[str, tuple[Image, ...]] = field(default_factory=dict)
+    """Node id → all images it has."""
+    drivers: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Node id → its volume plugins and their scopes."""
+    path_mtus: dict[str, int] = field(default_factory=dict)
+    """Node id → bytes of the largest packet that gets to each other node."""
+    troubles: dict[str, str] = field(default_factory=dict)
+    """Node id → what is wrong with the host; empty for nothing."""
+    keys: dict[str, tuple[TunnelKey, ...]] = field(default_factory=dict)
+    """Node id → its keys for encrypted networks."""
+    network_plugins: dict[str, NetworkPlugins] = field(default_factory=dict)
+    """By node id."""
+    acknowledgements: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """Node id → what acknowledges its newest statuses, and with them all that came before."""
+
+    @property
+    def acknowledge(self) -> tuple[Callable[[], None], ...]:
+        """Called once the reports are committed."""
+        return tuple(self.acknowledgements.values())
+
+    def followed_by(self, later: Reports) -> Reports:
+        """Both in one, `later` winning."""
+        statuses = {node: dict(told) for node, told in self.statuses.items()}
+        for node, told in later.statuses.items():
+            statuses.setdefault(node, {}).update(told)
+        return Reports(
+            hellos=self.hellos | later.hellos,
+            statuses=statuses,
+            inventories=self.inventories | later.inventories,
+            drivers=self.drivers | later.drivers,
+            path_mtus=self.path_mtus | later.path_mtus,
+            troubles=self.troubles | later.troubles,
+            keys=self.keys | later.keys,
+            network_plugins=self.network_plugins | later.network_plugins,
+            acknowledgements=self.acknowledgements | later.acknowledgements,
+        )
+
+    def of(self, nodes: Set[str]) -> Reports:
+        """The reports of these nodes."""
+        found = Reports()
+        for each in fields(Reports):
+            reports = getattr(self, each.name)
+            setattr(found, each.name, {id: reports[id] for id in reports if id in nodes})
+        return found
+
+
+class ReportBuffer:
+    """Reports under collection, and when each node was last heard of (in memory only: a new
+    leader gives every node a fresh grace)."""
+
+    def __init__(
+        self, now: Callable[[], float], listening: Callable[[], float] | None = None
+    ) -> None:
+        """`now` is a monotonic clock; `listening` the one by which silence is measured, if it is
+        another (see `ListeningClock`)."""
+        self._now = now
+        self._listening = listening or now
+        self._reports = Reports()
+        self._taken = Reports()
+        """What was taken last; it may not have been committed."""
+        self._heard: dict[str, float] = {}
+        """Node id → when its agent last said anything, by the listening clock."""
+        self.on_report: Callable[[], None] = lambda: None
+        """Called at each report; the loop's alarm clock."""
+
+    @property
+    def waiting(self) -> int:
+        """How many words of agents are yet to be taken."""
+        told = self._reports
+        of_nodes = len(told.hellos) + len(told.inventories) + len(told.drivers)
+        return of_nodes + len(told.statuses)
+
+    @property
+    def heard(self) -> dict[str, float]:
+        """Node id → when its agent last said anything, by the monotonic clock; later by the time in
+        which nobody could be heard."""
+        now, listening = self._now(), self._listening()
+        return {node_id: now - (listening - heard) for node_id, heard in self._heard.items()}
+
+    def hear(self, node_id: str) -> None:
+        """Any sign of life."""
+        self._heard[node_id] = self._listening()
+
+    def hello(self, node_id: str, hello: Hello) -> None:
+        """A session began."""
+        self.hear(node_id)
+        self._reports.hellos[node_id] = hello
+        self.on_report()
+
+    def statuses(
+        self, node_id: str, statuses: dict[str, TaskStatus], acknowledge: Callable[[], None]
+    ) -> None:
+        """Statuses of tasks; `acknowledge` is called when they are in the store."""
+        self.hear(node_id)
+        self._reports.statuses.setdefault(node_id, {}).update(statuses)
+        self._reports.acknowledgements[node_id] = acknowledge
+        self.on_report()
+
+    def inventory(self, node_id: str, images: tuple[Image, ...]) -> None:
+        """All images that the node has."""
+        self.hear(node_id)
+        self._reports.inventories[node_id] = images
+        self.on_report()
+
+    def volume_drivers(self, node_id: str, scopes: dict[str, str]) -> None:
+        """All volume plugins that answer on the node."""
+        self.hear(node_id)
+        self._reports.drivers[node_id] = scopes
+        self.on_report()
+
+    def path_mtu(self, node_id: str, size: int) -> None:
+        """Bytes of the largest packet that gets from the node to each other one."""
+        self.hear(node_id)
+        self._reports.path_mtus[node_id] = size
+        self.on_report()
+
+    def trouble(self, node_id: str, words: str) -> None:
+        """What is wrong with the node's host; empty for nothing."""
+        self.hear(node_id)
+        self._reports.troubles[node_id] = words
+        self.on_report()
+
+    def tunnel_keys(self, node_id: str, keys: tuple[TunnelKey, ...]) -> None:
+        """All keys that the node has for encrypted networks."""
+        self.hear(node_id)
+        self._reports.keys[node_id] = keys
+        self.on_report()
+
+    def network_plugins(self, node_id: str, plugins: NetworkPlugins) -> None:
+        """All that other people's networks can be had by on the node."""
+        self.hear(node_id)
+        self._reports.network_plugins[node_id] = plugins
+        self.on_report()
+
+    def take(self) -> Reports:
+        """All reports so far; the inbox is empty after it."""
+        self._taken, self._reports = self._reports, Reports()
+        return self._taken
+
+    def give_back(self, reports: Reports) -> None:
+        """Put back what was taken and could not be committed; newer reports replace it."""
+        self._reports = reports.followed_by(self._reports)
+        self._taken = Reports()
+
+    def begin_term(self) -> None:
+        """Another term begins: it gets what the one before has not committed, since sessions go on
+        and agents do not repeat themselves, and gives each node a fresh grace period."""
+        self._reports = self._taken.followed_by(self._reports)
+        self._taken = Reports()
+        self._heard = {}
+
+
+MOST_NAMES = 16
+"""Names of an image that are kept of those that nodes report."""
+
+
+def report_decisions(
+    view: ClusterView, reports: Reports, now: float, refuse: Refuse = ignore
+) -> list[Decision]:
+    """What the reports change, by what it is about: each service's tasks, and each other object.
+    One whose write conflicts holds up no other. `refuse` is called for each false claim."""
+    groups: dict[str, list[Change]] = {}
+    for change in report_changes(view, reports, now, refuse):
+        subject = change.subject
+        service_id = subject.service_id if isinstance(subject, Task) else ""
+        groups.setdefault(service_id or object_key(subject), []).append(change)
+    folded: list[Decision] = []
+    for group in groups.values():
+        changes: dict[str, Change] = {}
+        fold(changes, group)
+        if changes:
+            folded.append(Decision(tuple(changes.values()), reason="reports of nodes"))
+    return folded
+
+
+def unwritten_reports(reports: Reports, left: Iterable[Change]) -> Reports:
+    """The reports of which some changes were not written: of the nodes that these are about."""
+    nodes: set[str] = set()
+    for change in left:
+        match change.subject:
+            case Task() as task:
+                nodes.add(task.node_id)
+            case Node() as node:
+                nodes.add(node.id)
+            case Image():
+                before = change.before.nodes if isinstance(change.before, Image) else ()
+                after = change.after.nodes if isinstance(change.after, Image) else ()
+                nodes |= {*before, *after}
+    return reports.of(nodes)
+
+
+def report_changes(
+    view: ClusterView, reports: Reports, now: float, refuse: Refuse = ignore
+) -> list[Change]:
+    """What the reports change. Reports about what is gone, of a task that another node has, or
+    backwards in a task's life change nothing (the sender is behind, and will learn)."""
+    changes: list[Change] = []
+    changes.extend(_hellos(view, reports, now, refuse))
+    changes.extend(_descriptions(view.evolve(changes), reports))
+    for node_id, statuses in sorted(reports.statuses.items()):
+        changes.extend(task_changes(view, node_id, statuses, now, refuse))
+    view = view.evolve(changes)
+    for node_id, images in sorted(reports.inventories.items()):
+        found = list(_inventory(view, node_id, sane_images(images)))
+        changes.extend(found)
+        view = view.evolve(found)
+    return changes
+
+
+def _hellos(view: ClusterView, reports: Reports, now: float, refuse: Refuse) -> Iterator[Change]:
+    for node_id, hello in sorted(reports.hellos.items()):
+        node = view.nodes.get(node_id)
+        if node is None:
+            continue
+        boot_id = hello.boot_id
+        description = credible_description(view, node, hello.description, hello.peer, refuse)
+        if not description.path_mtu:
+            # A new agent has not measured yet; until then the path is what it was.
+            description = replace(description, path_mtu=node.description.path_mtu)
+        keys = honest_keys(view, node_id, description.tunnel_keys)
+        after = node_up(node, replace(description, tunnel_keys=keys), now)
+        if boot_id != node.boot_id:
+            after = replace(after, boot_id=boot_id)
+            if node.boot_id:
+                yield from _rebooted(view, node_id)
+        if after is not node:
+            yield Change(node, after)
+            # The next of them cannot have the same hostname or address.
+            view = view.evolve([Change(node, after)])
+
+
+def _rebooted(view: ClusterView, node_id: str) -> Iterator[Change]:
+    for task in view.tasks_of_node(node_id).values():
+        if task.standalone and (after := over_reboot(task)) is not task:
+            yield Change(task, after)
+
+
+def _descriptions(view: ClusterView, reports: Reports) -> Iterator[Change]:
+    """What nodes tell of themselves while they are in session."""
+    told = (
+        *(reports.drivers, reports.path_mtus, reports.troubles),
+        *(reports.keys, reports.network_plugins),
+    )
+    for node_id in sorted(set().union(*told)):
+        if (node := view.nodes.get(node_id)) is None:
+            continue
+        news: dict[str, Any] = {}
+        if (scopes := reports.drivers.get(node_id)) is not None:
+            news["volume_drivers"] = scopes
+        if (size := reports.path_mtus.get(node_id)) is not None:
+            news["path_mtu"] = size
+        if (words := reports.troubles.get(node_id)) is not None:
+            news["trouble"] = words
+        if (keys := reports.keys.get(node_id)) is not None:
+            news["tunnel_keys"] = honest_keys(view, node_id, keys)
+        if (found := reports.network_plugins.get(node_id)) is not None:
+            news |= {
+                "cni_plugins": found.cni,
+                "network_drivers": found.drivers,
+                "ipam_drivers": found.ipam,
+            }
+        description = sane(replace(node.description, **news))
+        if description != node.description:
+            yield Change(node, replace(node, description=description))
+
+
+def _inventory(view: ClusterView, node_id: str, images: tuple[Image, ...]) -> Iterator[Change]:
+    present = {image.id: image for image in images}
+    for image in view.images.values():
+        if node_id in image.nodes and image.id not in present:
+            nodes = tuple(n for n in image.nodes if n != node_id)
+            condemned = tuple(n for n in image.condemned if n != node_id)
+            # An image that no node has is gone; its names go with it.
+            after = replace(image, nodes=nodes, condemned=condemned) if nodes else None
+            yield Change(image, after)
+    for image in images:
+        known = view.images.get(image.id)
+        reported = _reported_names(image.names)
+        if known is None:
+            new = replace(image, names=(), reported_names=reported, condemned=())
+            yield Change(None, replace(new, nodes=(node_id,), revision=0))
+        else:
+            nodes = tuple(sorted({*known.nodes, node_id}))
+            if node_id in known.condemned:
+                reported = ()  # it was removed there, under that name, too
+            indexes = tuple(sorted({*known.indexes, *image.indexes}))
+            after = replace(
+                known,
+                nodes=nodes,
+                indexes=indexes,
+                # What the first node said stays: they describe the same bytes.
+                labels=known.labels or image.labels,
+                entrypoint=known.entrypoint or image.entrypoint,
+                command=known.command or image.command,
+                reported_names=_reported_names({*known.reported_names, *reported} - {*known.names}),
+            )
+            if after != known:
+                yield Change(known, after)
+
+
+def _reported_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Names that nodes say an image has, without what is none."""
+    return tuple(sorted({name for name in names if _is_name(name)})[:MOST_NAMES])
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return str(parse_image(text)) == text
+    except ValueError:
+        return False

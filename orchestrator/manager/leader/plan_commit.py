@@ -1,0 +1,442 @@
+"""Committing a planning round: changes in groups that fail independently, in few transactions.
+
+**Groups.** Plans that change the same object form one group. A group *needs* another if it has
+read what that one changes, or takes resources on a node that it frees: it is written with it or
+after it, or not at all.
+
+**A lost answer is not a failure.** Each transaction replaces the mark at `SEQUENCE` and requires
+the one that its predecessor left. A transaction with an unknown outcome is sent again unchanged:
+only one of the two can be applied, and the mark tells whether it was. Once its successor was
+applied, it cannot be applied any more.
+
+**A conflict affects only what conflicted.** The store names the guards that failed. Their groups,
+and those that need them, are dropped; all others are sent again at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from orchestrator.manager.planning.plan import Change, Decision
+from orchestrator.manager.planning.resources import occupies
+from orchestrator.manager.store.commit import MAX_BYTES, Encoded, encoded
+from orchestrator.manager.store.keys import SEQUENCE, object_key
+from orchestrator.manager.store.kv import (
+    Conflict,
+    Entry,
+    Guard,
+    Kv,
+    Op,
+    Put,
+    StoreError,
+    StoreUnavailable,
+    TooLarge,
+)
+from orchestrator.model.objects import Object
+from orchestrator.model.tasks import Task
+
+_TASKS = object_key(Task(id=""))
+
+Attribute = Callable[[Mapping[str, Change]], Iterable[Change]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChangeGroup:
+    """Changes that belong together, in the order in which they may be cut."""
+
+    changes: Sequence[Change]
+    encoded: Sequence[Encoded]
+    reads: Mapping[str, int]
+    """Key → revision of what all of them have read."""
+    owners: frozenset[str]
+    """Ids of the services and standalone containers that it is about."""
+    needs: set[ChangeGroup] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _GroupDraft:
+    order: int
+    changes: dict[str, Change] = field(default_factory=dict)
+    reads: dict[str, Object] = field(default_factory=dict)
+    own_reads: dict[str, Sequence[Object]] = field(default_factory=dict)
+    owners: set[str] = field(default_factory=set)
+
+    def take(self, other: _GroupDraft) -> None:
+        """Add what was decided after it."""
+        for key, change in other.changes.items():
+            earlier = self.changes.pop(key, None)
+            if earlier is None:
+                self.changes[key] = change
+            elif earlier.before is not None or change.after is not None:
+                self.changes[key] = Change(earlier.before, change.after)
+        for key, item in other.reads.items():
+            self.reads.setdefault(key, item)
+        self.own_reads.update(other.own_reads)
+        self.owners |= other.owners
+
+
+def _as_they_are(changes: Mapping[str, Change]) -> Iterable[Change]:
+    return changes.values()
+
+
+def group_changes(
+    plans: Iterable[Decision], attribute: Attribute = _as_they_are
+) -> list[ChangeGroup]:
+    """The parts of these plans, in an order in which they may be written.
+
+    Of an object that several plans change, the first `before` and the last `after` count.
+    `attribute` completes all changes of the round, by key, before they are encoded.
+    """
+    drafts: dict[int, _GroupDraft] = {}
+    holder: dict[str, _GroupDraft] = {}
+    for number, plan in enumerate(plans):
+        draft = _draft(number, plan)
+        # By order, not by key: the same plans give the same parts.
+        same = {id(each): each for key in draft.changes if (each := holder.get(key))}
+        merged = _GroupDraft(number)
+        for each in sorted(same.values(), key=lambda each: each.order):
+            del drafts[each.order]
+            merged.take(each)
+        merged.take(draft)
+        drafts[number] = merged
+        for key in merged.changes:
+            holder[key] = merged
+    folded = {key: change for draft in drafts.values() for key, change in draft.changes.items()}
+    final = {object_key(change.subject): change for change in attribute(folded)}
+    made = [_part(draft, final) for draft in drafts.values() if draft.changes]
+    _link_dependencies(made)
+    return _sorted(made)
+
+
+def _draft(number: int, plan: Decision) -> _GroupDraft:
+    return _GroupDraft(
+        number,
+        {object_key(change.subject): change for change in plan.changes},
+        {object_key(item): item for item in plan.requires},
+        {_TASKS + id: read for id, read in plan.reads.items()},
+        {plan.owner} if plan.owner else set(),
+    )
+
+
+def _part(draft: _GroupDraft, final: Mapping[str, Change]) -> ChangeGroup:
+    changes = [final[key] for key in draft.changes]
+    return ChangeGroup(
+        changes,
+        [
+            encoded(change, draft.own_reads.get(key, ()))
+            for key, change in zip(draft.changes, changes, strict=True)
+        ],
+        {key: item.revision for key, item in draft.reads.items()},
+        frozenset(draft.owners),
+    )
+
+
+def _link_dependencies(made: Sequence[ChangeGroup]) -> None:
+    """Note which part needs which."""
+    changer = {each.key: part for part in made for each in part.encoded}
+    frees: dict[str, list[ChangeGroup]] = {}
+    for part in made:
+        for node_id in {_freed(change) for change in part.changes}:
+            frees.setdefault(node_id, []).append(part)
+    for part in made:
+        read = [*part.reads, *(key for each in part.encoded for key in each.reads)]
+        part.needs.update(changer[key] for key in read if key in changer)
+        for node_id in {_taken(change) for change in part.changes} - {""}:
+            part.needs.update(frees.get(node_id, ()))
+        part.needs.discard(part)
+
+
+def _freed(change: Change) -> str:
+    """Id of the node on which the change makes room."""
+    before, after = change.before, change.after
+    if isinstance(before, Task) and occupies(before):
+        return before.node_id if not (isinstance(after, Task) and occupies(after)) else ""
+    return ""
+
+
+def _taken(change: Change) -> str:
+    """Id of the node on which the change takes room."""
+    before, after = change.before, change.after
+    if isinstance(after, Task) and occupies(after):
+        return after.node_id if not (isinstance(before, Task) and occupies(before)) else ""
+    return ""
+
+
+def _sorted(made: Sequence[ChangeGroup]) -> list[ChangeGroup]:
+    """What is needed before what needs it; else, and in circles, as they were decided."""
+    done: dict[int, ChangeGroup] = {}
+    begun: set[int] = set()
+    number = {id(part): place for place, part in enumerate(made)}
+    for first in made:
+        stack = [first]
+        while stack:
+            part = stack[-1]
+            if id(part) in done:
+                stack.pop()
+                continue
+            begun.add(id(part))
+            left = [each for each in part.needs if id(each) not in begun]
+            if left:
+                stack.append(min(left, key=lambda each: number[id(each)]))
+            else:
+                done[id(stack.pop())] = part
+    return list(done.values())
+
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+RETRY = 0.1
+"""Seconds between attempts while the store does not answer."""
+
+
+class TermEnded(StoreError):
+    """Another leader was elected: nothing of this term can be written any more."""
+
+
+@dataclass(slots=True)
+class WriteResult:
+    """What became of a round's parts."""
+
+    revision: int = 0
+    """Of the store: a reader that has it has seen all that was written, and all that conflicted."""
+    conflicted: list[ChangeGroup] = field(default_factory=list)
+    """Not written, or not to the end: what they had read has changed, or what they need was not
+    written."""
+    too_large: list[ChangeGroup] = field(default_factory=list)
+    """Not written: one change of theirs is larger than the store takes."""
+    unwritten: list[ChangeGroup] = field(default_factory=list)
+    """Not written, because of `error`."""
+    error: StoreError | None = None
+    """Why the store takes nothing now."""
+
+
+@dataclass(slots=True)
+class _Transaction:
+    """One transaction in the making."""
+
+    guards: dict[str, Guard] = field(default_factory=dict)
+    ops: list[Op] = field(default_factory=list)
+    size: int = 0
+    holders: dict[str, set[int]] = field(default_factory=dict)
+    """Key of a guard → the parts that want it, by identity."""
+    keys: list[str] = field(default_factory=list)
+    """Of the objects that it changes."""
+
+
+class PlanWriter:
+    """Writes the parts of one term's rounds."""
+
+    def __init__(
+        self,
+        kv: Kv,
+        fence: Guard,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._kv = kv
+        self._fence = fence
+        self._sleep = sleep
+        self._sequence = -1
+        """Revision of the mark; -1 before the first write."""
+        self._count = 0
+
+    async def write(self, parts: Sequence[ChangeGroup]) -> WriteResult:
+        """Write the parts, in their order. Raises `TermOver`; other errors of the store that last
+        are in the answer. A store that does not answer is waited for."""
+        if self._sequence < 0:
+            self._sequence = _revision(await self._mark())
+        round_ = _PendingGroups(parts, self._kv.max_txn_ops)
+        while (transaction := round_.next()) is not None:
+            try:
+                round_.succeeded(await self._send(transaction))
+            except Conflict as conflict:
+                if self._fence.key in conflict.keys:
+                    raise TermEnded("another leader was elected") from conflict
+                if SEQUENCE in conflict.keys:
+                    self._sequence = _revision(await self._mark())
+                    round_.failed(transaction.holders)
+                else:
+                    round_.failed(conflict.keys)
+            except TooLarge as error:
+                log.warning("a transaction is too large", extra={"error": error})
+                round_.halve()
+            except StoreError as error:
+                return round_.end(error)
+        written = round_.end(None)
+        if written.conflicted:
+            # A cache that has reached this revision includes the write that conflicted.
+            written.revision = (await self._again(lambda: self._kv.list(SEQUENCE))).revision
+        return written
+
+    async def _send(self, transaction: _Transaction) -> int:
+        """Write one transaction; its revision, also if its answer was lost."""
+        self._count += 1
+        mark = f"{self._fence.create_revision}/{self._count}".encode()
+        guards = [
+            self._fence,
+            Guard(SEQUENCE, mod_revision=self._sequence),
+            *transaction.guards.values(),
+        ]
+        ops = [Put(SEQUENCE, mark), *transaction.ops]
+        unknown = False
+        while True:
+            try:
+                self._sequence = await self._kv.txn(guards, ops)
+                return self._sequence
+            except Conflict as conflict:
+                if unknown and SEQUENCE in conflict.keys:
+                    entry = await self._mark()
+                    if entry is not None and entry.value == mark:
+                        self._sequence = entry.mod_revision
+                        return self._sequence
+                raise
+            except StoreUnavailable as error:
+                unknown = True
+                log.warning("cannot write", extra={"error": error})
+                await self._sleep(RETRY)
+
+    async def _mark(self) -> Entry | None:
+        return await self._again(lambda: self._kv.get(SEQUENCE))
+
+    async def _again(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Read, however long the store does not answer."""
+        while True:
+            try:
+                return await read()
+            except StoreUnavailable as error:
+                log.warning("cannot read", extra={"error": error})
+                await self._sleep(RETRY)
+
+
+def _revision(entry: Entry | None) -> int:
+    return entry.mod_revision if entry is not None else 0
+
+
+class _PendingGroups:
+    """The parts that are yet to be written, and how far each has come."""
+
+    def __init__(self, parts: Iterable[ChangeGroup], max_ops: int) -> None:
+        self._left: dict[int, ChangeGroup] = {id(part): part for part in parts}
+        self._done: dict[int, int] = {}
+        """Part → how many of its changes are written."""
+        self._max_ops = max_ops - 2  # the fence and the sequence
+        self._max_bytes = MAX_BYTES
+        self._transaction = _Transaction()
+        """The one under way."""
+        self._revisions: dict[str, int] = {}
+        """Key → revision of what this round has written."""
+        self._sent: dict[int, int] = {}
+        """Part → how many of its changes will be written with the transaction under way."""
+        self._written = WriteResult()
+
+    def next(self) -> _Transaction | None:
+        """The next transaction: as many whole parts as go in, or some of one that is larger."""
+        transaction = self._transaction = _Transaction()
+        self._sent = {}
+        for identity, part in self._left.items():
+            if self._sent and any(
+                id(each) in self._left and id(each) not in self._sent for each in part.needs
+            ):
+                break  # what it needs comes first; in a circle, somebody has to
+            begun = self._done.get(identity, 0)
+            if not self._add(transaction, identity, part, part.encoded[begun:]):
+                if self._sent:
+                    break
+                self._cut(transaction, identity, part)
+                break
+            self._sent[identity] = len(part.encoded)
+        return transaction if self._sent else None
+
+    def _cut(self, transaction: _Transaction, identity: int, part: ChangeGroup) -> None:
+        """As many of the part's next changes as go into one transaction, at least one."""
+        count = self._done.get(identity, 0)
+        while count < len(part.encoded):
+            each = part.encoded[count : count + 1]
+            if not self._add(transaction, identity, part, each, at_least=not transaction.keys):
+                break
+            count += 1
+        self._sent[identity] = count
+
+    def _add(
+        self,
+        transaction: _Transaction,
+        identity: int,
+        part: ChangeGroup,
+        changes: Sequence[Encoded],
+        *,
+        at_least: bool = False,
+    ) -> bool:
+        """Put these changes into the transaction if there is room for all, or if `at_least`."""
+        guards = {guard.key: guard for each in changes for guard in each.guards}
+        reads = dict(part.reads)
+        for each in changes:
+            reads.update(each.reads)
+        for key, revision in reads.items():
+            if key not in guards and key not in transaction.keys:
+                now = self._revisions.get(key, revision)
+                guards[key] = Guard(key, mod_revision=now)
+        ops = [op for each in changes for op in each.ops]
+        size = sum(each.size for each in changes)
+        new = sum(key not in transaction.guards for key in guards)
+        fits = (
+            len(transaction.guards) + new <= self._max_ops
+            and len(transaction.ops) + len(ops) <= self._max_ops
+            and transaction.size + size <= self._max_bytes
+        )
+        if not fits and not at_least:
+            return False
+        for key, guard in guards.items():
+            transaction.guards[key] = guard
+            transaction.holders.setdefault(key, set()).add(identity)
+        for change in changes:
+            transaction.keys.append(change.key)
+        transaction.ops += ops
+        transaction.size += size
+        return True
+
+    def succeeded(self, revision: int) -> None:
+        """The transaction was written."""
+        for key in self._transaction.keys:
+            self._revisions[key] = revision
+        self._written.revision = revision
+        for identity, count in self._sent.items():
+            self._done[identity] = count
+            if count == len(self._left[identity].encoded):
+                del self._left[identity]
+
+    def failed(self, keys: Iterable[str]) -> None:
+        """These guards of the transaction did not hold."""
+        holders = self._transaction.holders
+        culprits = {identity for key in keys for identity in holders.get(key, ())}
+        self._drop(culprits or set(self._sent), self._written.conflicted)
+
+    def halve(self) -> None:
+        """The transaction was larger than the store takes, whatever it said."""
+        if len(self._transaction.keys) > 1:
+            self._max_bytes = max(self._transaction.size // 2, 1)
+            self._max_ops = max(len(self._transaction.ops) // 2, 1)
+        else:
+            self._drop(set(self._sent), self._written.too_large)
+
+    def end(self, error: StoreError | None) -> WriteResult:
+        self._written.unwritten += self._left.values()
+        self._written.error = error
+        return self._written
+
+    def _drop(self, culprits: set[int], into: list[ChangeGroup]) -> None:
+        """Leave these parts out, and those that need them."""
+        into += [self._left.pop(identity) for identity in list(self._left) if identity in culprits]
+        gone = set(culprits)
+        while more := [
+            identity
+            for identity, part in self._left.items()
+            if any(id(each) in gone for each in part.needs)
+        ]:
+            self._written.conflicted += [self._left.pop(identity) for identity in more]
+            gone.update(more)

@@ -1,0 +1,1 @@
+"""Operations on the cluster itself: settings, nodes, certificates, audit trail, web sessions."""

@@ -1,0 +1,210 @@
+"""Calls about certificates: which there are, and their revocation."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+from orchestrator.identity.tls import peer_identity
+from orchestrator.manager.errors import (
+    RequestError,
+    failed_precondition,
+    invalid_argument,
+    not_found,
+)
+from orchestrator.manager.object_lookup import find_node
+from orchestrator.manager.operations.administration.web_sessions import WebSessions
+from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.security.certificates import (
+    as_revoked,
+    certificates_of,
+    commit_serialized,
+    record,
+    revocation_for,
+    revocation_of,
+    write_record,
+)
+from orchestrator.model.access import Certificate, Revocation
+from orchestrator.model.convert import to_proto
+from orchestrator.model.names import near_miss
+from orchestrator.pb import access_pb2, access_pb2_grpc
+
+_LISTING = "orc cluster certificates"
+_SHORTEST = 4
+"""Digits of a serial number or fingerprint that name a certificate, at least."""
+
+
+class CertificateOperations(Operations, access_pb2_grpc.AccessServicer):  # type: ignore[misc]
+    """`orc cluster certificates|revoke`."""
+
+    @mapping_errors
+    async def ListCertificates(self, request: Any, context: Any) -> Any:
+        api, caller = self.api, peer_identity(context)
+        own = ""
+        if caller is not None and caller.certificate is not None:
+            own = caller.certificate.serial
+            if own not in api.view.certificates:
+                # Used for the first time, so it is about to be recorded.
+                made = record(
+                    caller.certificate, role=caller.role, name=caller.id, address=context.peer()
+                )
+                await write_record(api.kv, api.cache, Change(None, made))
+        view = api.view
+        rows = []
+        for each in sorted(view.certificates.values(), key=_order):
+            found = revocation_for(view.revocations, each)
+            rows.append(
+                access_pb2.CertificateRow(
+                    certificate=to_proto(each),
+                    revoked_at=found.at if found else 0.0,
+                    reason=found.reason if found else "",
+                    revoked_by=found.by if found else "",
+                    current=each.id == own,
+                )
+            )
+        return access_pb2.ListCertificatesReply(certificates=rows)
+
+    @mapping_errors
+    async def Revoke(self, request: Any, context: Any) -> Any:
+        api, caller = self.api, peer_identity(context)
+        assert caller is not None, "the guard lets nobody in without one"
+        if request.kind == "session":
+            return await self._end_session(request.name)
+        affected: list[Certificate] = []
+
+        def revoked(view: ClusterView) -> list[Change]:
+            made = self._revocation(view, request, caller.id)
+            affected[:] = [
+                each
+                for each in view.certificates.values()
+                if revocation_for({made.id: made}, each) is made
+            ]
+            issued = caller.certificate
+            if not request.force and (
+                issued is None
+                or as_revoked(made).covers(caller.role, caller.id, issued.serial, issued.at)
+            ):
+                raise failed_precondition(
+                    "that is the certificate of your own context; make another one first with "
+                    "'orc cluster admin', or use --force to lock yourself out"
+                )
+            return [Change(view.revocations.get(made.id), made)]
+
+        [change] = await commit_serialized(api.kv, api.cache, revoked)
+        made = change.after
+        assert isinstance(made, Revocation)
+        if not made.serial:
+            # Certificates know whole seconds. One that is issued once this call has returned is not
+            # meant.
+            await asyncio.sleep(min(1.0, max(0.0, math.floor(made.at) + 1 - api.now())))
+        return access_pb2.RevokeReply(
+            revocation=to_proto(made), certificates=[to_proto(each) for each in affected]
+        )
+
+    async def _end_session(self, word: str) -> Any:
+        view, now = self.api.view, self.api.now()
+        found = [
+            each
+            for each in view.page_sessions.values()
+            if word and each.id.startswith(word) and not each.is_over(now)
+        ]
+        if not found:
+            raise not_found(f"no session '{word}' of the web page; see 'orc cluster sessions'")
+        if len(found) > 1:
+            raise invalid_argument(
+                f"'{word}' begins the ids of {len(found)} sessions; use more of it"
+            )
+        await WebSessions(self.api).end(found[0].id)
+        return access_pb2.RevokeReply()
+
+    def _revocation(self, view: ClusterView, request: Any, by: str) -> Revocation:
+        name, now = request.name, self.api.now()
+        if not name:
+            raise invalid_argument(f"say whose certificates are revoked; see '{_LISTING}'")
+        match request.kind:
+            case "certificate":
+                found = _certificate(view, name)
+                return Revocation(
+                    id=found.id,
+                    serial=found.id,
+                    role=found.role,
+                    name=found.name,
+                    at=now,
+                    expires_at=found.expires_at,
+                    reason=request.reason,
+                    by=by,
+                )
+            case "node":
+                role, holder = "worker", _node(view, name)
+            case "manager":
+                self._check_manager(name)
+                role, holder = "manager", _holder(view, "manager", name)
+            case "admin":
+                role, holder = "admin", _holder(view, "admin", name)
+            case other:
+                raise invalid_argument(
+                    f"'{other}' cannot be revoked; say node, manager, admin, certificate or session"
+                )
+        return revocation_of(view, role=role, name=holder, now=now, reason=request.reason, by=by)
+
+    def _check_manager(self, name: str) -> None:
+        if name == self.api.identity.manager_id:
+            raise failed_precondition(
+                f"manager {name} serves this cluster, and has the CA's key: it could issue itself "
+                "another certificate; move the cluster to another host, and revoke this one then"
+            )
+
+
+def _order(certificate: Certificate) -> tuple[str, str, float]:
+    return certificate.role, certificate.hostname or certificate.name, certificate.issued_at
+
+
+def _certificate(view: ClusterView, word: str) -> Certificate:
+    """The one whose serial number or fingerprint begins with `word`; colons do not count."""
+    digits = word.lower().replace(":", "").removeprefix("0x")
+    serial = digits.lstrip("0")
+    found = [
+        each
+        for each in view.certificates.values()
+        if len(digits) >= _SHORTEST
+        and (each.id.startswith(serial) or each.fingerprint.startswith(digits))
+    ]
+    if not found:
+        raise not_found(f"no certificate with the serial number '{word}'; see '{_LISTING}'")
+    if len(found) > 1:
+        raise invalid_argument(
+            f"'{word}' begins {len(found)} certificates; use more of it ('{_LISTING}')"
+        )
+    return found[0]
+
+
+def _node(view: ClusterView, word: str) -> str:
+    """The id of a node, also of one that was removed."""
+    try:
+        return find_node(view, word).id
+    except RequestError as refusal:
+        removed = {
+            each.name
+            for each in view.certificates.values()
+            if each.role == "worker" and word in (each.name, each.hostname)
+        }
+        if len(removed) > 1:
+            raise invalid_argument(
+                f"{len(removed)} nodes that were removed were called '{word}'; use the id "
+                f"('{_LISTING}')"
+            ) from None
+        if not removed:
+            raise refusal
+        return removed.pop()
+
+
+def _holder(view: ClusterView, role: str, name: str) -> str:
+    if certificates_of(view, role, name):
+        return name
+    names = sorted({each.name for each in view.certificates.values() if each.role == role})
+    guess = near_miss(name, names)
+    hint = f"did you mean '{guess}'?" if guess else f"see '{_LISTING}'"
+    raise not_found(f"no {role} '{name}' has a certificate; {hint}")

@@ -1,0 +1,127 @@
+"""Calls about the cluster as a whole, and its networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+from orchestrator import __version__
+from orchestrator.identity.token import JoinToken, new_secret
+from orchestrator.manager.errors import invalid_argument, unavailable
+from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.planning.held import held_services
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.security.certificates import lifetime
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.telemetry.service_discovery import web_address
+from orchestrator.model.convert import to_proto
+from orchestrator.model.exposure import read_access
+from orchestrator.model.nodes import NodeState
+from orchestrator.model.objects import Cluster
+from orchestrator.model.placement import Strategy
+from orchestrator.model.states import TaskState
+from orchestrator.pb import control_pb2
+
+
+class ClusterOperations(Operations):
+    """`orc cluster info|update|token`, `orc network ls`."""
+
+    def _cluster(self) -> Cluster:
+        cluster = self.api.view.cluster
+        if cluster is None:
+            raise unavailable("the manager has not read its store yet; try again in a moment")
+        return cluster
+
+    def _token(self, secret: str) -> str:
+        return str(JoinToken(self.api.ca_digest, secret))
+
+    @mapping_errors
+    async def GetCluster(self, request: Any, context: Any) -> Any:
+        cluster, view, identity = self._cluster(), self.api.view, self.api.identity
+        leader = self.api.leader()
+        return control_pb2.ClusterInfo(
+            id=cluster.id,
+            created_at=cluster.created_at,
+            version=__version__,
+            network_cidr=cluster.network_cidr,
+            node_timeout=cluster.node_timeout,
+            managers=[
+                control_pb2.ManagerInfo(
+                    id=identity.manager_id,
+                    address=f"{identity.address}:{identity.port}",
+                    leader=leader == identity.manager_id,
+                )
+            ],
+            nodes=len(view.nodes),
+            nodes_ready=sum(n.state is NodeState.READY for n in view.nodes.values()),
+            services=sum(not s.removed for s in view.services.values()),
+            tasks_running=sum(t.status.state is TaskState.RUNNING for t in view.tasks.values()),
+            worker_token=self._token(cluster.worker_token),
+            manager_token=self._token(cluster.manager_token),
+            join_address=f"{identity.address}:{identity.port + 1}",
+            strategy=cast(Any, int(cluster.strategy or Strategy.SPREAD)),
+            scrape_token=cluster.scrape_token,
+            ca_certificate=cluster.ca_certificate,
+            web_address=web_address(identity),
+            certificate_lifetime=lifetime(cluster.certificate_lifetime).total_seconds(),
+            container_access=cluster.container_access,
+            undecodable=_undecodable(view),
+        )
+
+    @mapping_errors
+    async def UpdateCluster(self, request: Any, context: Any) -> Any:
+        cluster = self._cluster()
+        after = cluster
+        if request.HasField("strategy"):
+            after = replace(after, strategy=Strategy(request.strategy))
+        if request.HasField("certificate_lifetime"):
+            after = replace(after, certificate_lifetime=request.certificate_lifetime)
+        if request.HasField("container_access"):
+            try:
+                access = read_access(request.container_access.open)
+            except ValueError as error:
+                raise invalid_argument(str(error)) from None
+            after = replace(after, container_access=access)
+        if after != cluster:
+            revision = await commit(self.api.kv, [Change(cluster, after)])
+            await self.api.cache.wait_for(revision)
+        return await type(self).GetCluster.__wrapped__(self, request, context)
+
+    @mapping_errors
+    async def RotateToken(self, request: Any, context: Any) -> Any:
+        cluster, secret = self._cluster(), new_secret()
+        match request.role:
+            case "worker":
+                after = replace(cluster, worker_token=secret)
+            case "manager":
+                after = replace(cluster, manager_token=secret)
+            case "scrape":
+                after = replace(cluster, scrape_token=secret)
+            case other:
+                raise invalid_argument(
+                    f"there is no token for the role '{other}'; say worker, manager or scrape"
+                )
+        revision = await commit(self.api.kv, [Change(cluster, after)])
+        await self.api.cache.wait_for(revision)
+        join = request.role != "scrape"
+        return control_pb2.TokenReply(token=self._token(secret) if join else secret)
+
+    @mapping_errors
+    async def ListNetworks(self, request: Any, context: Any) -> Any:
+        networks = sorted(self.api.view.networks.values(), key=lambda n: n.name)
+        return control_pb2.ListNetworksReply(networks=[to_proto(n) for n in networks])
+
+
+def _undecodable(view: ClusterView) -> list[Any]:
+    """What is set aside, by key, each with the services that wait for it."""
+    waiting: dict[str, list[str]] = {}
+    for id, found in held_services(view).items():
+        service = view.services.get(id)
+        waiting.setdefault(found.key, []).append(service.spec.name if service else id)
+    return [
+        control_pb2.UndecodableObject(
+            key=key, reason=found.reason, held_services=sorted(waiting.get(key, ()))
+        )
+        for key, found in sorted(view.quarantined.items())
+    ]

@@ -1,0 +1,149 @@
+"""Calls about nodes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.identity.tls import peer_identity
+from orchestrator.manager.errors import failed_precondition, invalid_argument, not_found
+from orchestrator.manager.event_loop import offload
+from orchestrator.manager.object_lookup import find_node
+from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.planning.accounting import node_usage
+from orchestrator.manager.planning.claims import false_node_address
+from orchestrator.manager.planning.networkrules import encrypts
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.stock import free_of
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.security.certificates import commit_serialized, revocation_of
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.kv import Conflict
+from orchestrator.model.allowances import ALLOWANCES, allowed, parse_allowances
+from orchestrator.model.convert import to_proto
+from orchestrator.model.nodes import Availability, Node, NodeState
+from orchestrator.model.validate import MAX_REPLICAS, check_labels
+from orchestrator.pb import control_pb2
+
+
+class NodeOperations(Operations):
+    """`orc node ls|inspect|update|rm`."""
+
+    @mapping_errors
+    async def ListNodes(self, request: Any, context: Any) -> Any:
+        return await offload(_list, self.api.view)
+
+    @mapping_errors
+    async def UpdateNode(self, request: Any, context: Any) -> Any:
+        cache = self.api.cache
+        while True:
+            read = cache.revision
+            node = find_node(cache.view, request.node)
+            after = _updated(node, request, self.api.now())
+            if request.address:
+                after = _moved(cache.view, after, request.address)
+            if after == node:
+                return to_proto(node)
+            try:
+                revision = await commit(self.api.kv, [Change(node, after)])
+            except Conflict:
+                # The leader wrote the node's health meanwhile, which this does not touch.
+                await cache.wait_for(read + 1)
+            else:
+                await cache.wait_for(revision)
+                return to_proto(replace(after, revision=revision))
+
+    @mapping_errors
+    async def RemoveNode(self, request: Any, context: Any) -> Any:
+        caller = peer_identity(context)
+
+        def removed(view: ClusterView) -> list[Change]:
+            node = find_node(view, request.node)
+            if node.state is NodeState.READY and not request.force:
+                raise failed_precondition(
+                    f"node {node.description.hostname} is up; stop 'orc agent' there first, "
+                    "or use --force (its agent then stops its containers and leaves the cluster)"
+                )
+            # Its certificates with it, or it could go on fetching images from other nodes.
+            revocation = revocation_of(
+                view,
+                role="worker",
+                name=node.id,
+                now=self.api.now(),
+                reason="the node was removed from the cluster",
+                by=caller.id if caller else "",
+            )
+            before = view.revocations.get(revocation.id)
+            return [Change(node, None), Change(before, revocation)]
+
+        await commit_serialized(self.api.kv, self.api.cache, removed)
+        return control_pb2.RemoveNodeReply()
+
+
+def _list(view: ClusterView) -> Any:
+    rows = []
+    for node in sorted(view.nodes.values(), key=lambda n: (n.description.hostname, n.id)):
+        usage = node_usage(view, node.id)
+        rows.append(
+            control_pb2.NodeRow(
+                node=to_proto(node),
+                reserved=to_proto(usage.reserved),
+                tasks=usage.tasks,
+                generic_free={
+                    kind: free_of(view, node, kind)[1]
+                    for kind in node.description.generic_resources
+                },
+            )
+        )
+    return control_pb2.ListNodesReply(nodes=rows)
+
+
+def _moved(view: ClusterView, node: Node, address: str) -> Node:
+    """The node with the address that its operator gives it. Raises Refusal."""
+    if reason := false_node_address(view, node, address, address):
+        raise failed_precondition(
+            f"node {node.description.hostname} cannot have {address}: {reason}"
+        )
+    return replace(node, description=replace(node.description, address=address))
+
+
+def _updated(node: Node, request: Any, now: float) -> Node:
+    missing = [key for key in request.label_rm if key not in node.labels]
+    if missing:
+        raise not_found(f"node {request.node} has no label '{missing[0]}'")
+    labels = {k: v for k, v in node.labels.items() if k not in set(request.label_rm)}
+    labels.update(request.label_add)
+    try:
+        check_labels(request.label_add)
+    except ValueError as error:
+        raise invalid_argument(str(error)) from None
+    availability = node.availability
+    if request.HasField("availability"):
+        availability = Availability(request.availability)
+        most, deadline = request.max_unavailable, request.deadline
+        if (most or deadline) and availability is not Availability.DRAIN:
+            raise invalid_argument(
+                "max-unavailable and deadline are of a drain; give --availability drain"
+            )
+        if not 0 <= most <= MAX_REPLICAS or not 0 <= deadline < float("inf"):
+            raise invalid_argument("max-unavailable and deadline cannot be negative or without end")
+        if availability is Availability.ACTIVE:
+            node = replace(node, downs=())  # its operator says that it can be trusted
+        node = replace(node, drain_most=most, drain_deadline=now + deadline if deadline else 0.0)
+    rotation = node.key_rotation
+    if request.rotate_key:
+        if not encrypts(node):
+            raise failed_precondition(
+                f"node {node.description.hostname} has no key: its kernel has no WireGuard, so it"
+                " has no encrypted network"
+            )
+        rotation += 1
+    try:
+        allow, disallow = map(parse_allowances, (request.allow, request.disallow))
+    except ValueError as error:
+        raise invalid_argument(str(error)) from None
+    if allow or disallow:
+        granted = {*allowed(node), *allow} - set(disallow)
+        names = tuple(name for name in ALLOWANCES if name in granted)
+        node = replace(node, restricted=True, allowed=names)
+    return replace(node, labels=labels, availability=availability, key_rotation=rotation)

@@ -1,0 +1,178 @@
+"""Who may open the web page, and until when.
+
+A ticket is sealed, so that only a manager can make one, and opens one session. A session is an
+object in the store, which every manager serves, lists and ends. It has the rights of the admin
+whose certificate opened it, for as long as that certificate is not revoked.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import json
+import secrets
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.identity.pair import Issued, TlsFiles
+from orchestrator.identity.tls import Identity, peer_identity
+from orchestrator.manager.operations.context import ManagerContext, Operations, mapping_errors
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.security.vault import VaultError
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.kv import Conflict, StoreError
+from orchestrator.manager.telemetry.service_discovery import web_address
+from orchestrator.model.access import IDLE, SESSION_LIFE, TICKET_LIFE, PageSession
+from orchestrator.model.convert import to_proto
+from orchestrator.pb import dashboard_pb2, dashboard_pb2_grpc
+
+PRECISION = 60.0
+"""Seconds between two writes of when a session was used."""
+
+_TICKET, _SESSION = "dashboard ticket", "dashboard session"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Who looks."""
+
+    id: str
+    role: str
+    """`admin`, or `viewer` who may change nothing."""
+    until: float
+    user: str = ""
+    """Name of the admin who opened the page."""
+    certificate: str = ""
+    """Serial number of that admin's certificate."""
+
+
+class WebSessions:
+    """Makes and opens tickets and cookies."""
+
+    def __init__(self, api: ManagerContext) -> None:
+        self._api = api
+
+    def ticket(self, role: str, admin: Identity) -> str:
+        """Text with which somebody in this role logs in once, soon, for this admin."""
+        issued = admin.certificate
+        facts = [
+            secrets.token_hex(8),
+            role,
+            self._api.now() + TICKET_LIFE,
+            admin.id,
+            issued.serial if issued else "",
+            issued.at if issued else 0.0,
+        ]
+        return self._api.vault.seal(json.dumps(facts), _TICKET)
+
+    async def log_in(self, ticket: str, address: str = "") -> str | None:
+        """The cookie for a ticket; None where it is none (any more). Raises StoreError."""
+        api, now = self._api, self._api.now()
+        try:
+            id, role, until, user, serial, issued_at = json.loads(api.vault.open(ticket, _TICKET))
+        except (VaultError, binascii.Error, ValueError):
+            return None
+        if now >= until:
+            return None
+        session = PageSession(
+            id=id,
+            role=role,
+            user=user,
+            certificate=serial,
+            issued_at=issued_at,
+            created_at=now,
+            used_at=now,
+            until=now + SESSION_LIFE,
+            address=address,
+        )
+        if self.revoked(session):
+            return None
+        try:
+            await api.cache.wait_for(await commit(api.kv, [Change(None, session)]))
+        except Conflict:
+            return None  # used before
+        return api.vault.seal(id, _SESSION)
+
+    def session(self, cookie: str) -> Session | None:
+        """Whose cookie it is; None where it is none (any more)."""
+        try:
+            id = self._api.vault.open(cookie, _SESSION)
+        except (VaultError, binascii.Error, ValueError):
+            return None
+        found = self._alive(id)
+        if found is None:
+            return None
+        return Session(id, found.role, found.until, found.user, found.certificate)
+
+    def counts(self, session: Session) -> bool:
+        """Whether the session goes on."""
+        return self._alive(session.id) is not None
+
+    def _alive(self, id: str) -> PageSession | None:
+        found = self._api.view.page_sessions.get(id)
+        if found is None or found.is_over(self._api.now()) or self.revoked(found):
+            return None
+        return found
+
+    def revoked(self, session: PageSession) -> bool:
+        """Whether the certificate of the admin who opened it was revoked."""
+        issued = Issued(session.certificate, "", session.issued_at, 0.0)
+        admin = Identity(session.user, "admin", self._api.identity.cluster_id, issued)
+        return self._api.revocations.of(admin) is not None
+
+    async def used(self, session: Session) -> None:
+        """The page is open; noted now and then."""
+        stored, now = self._alive(session.id), self._api.now()
+        if stored is not None and now - stored.used_at >= PRECISION:
+            with suppress(StoreError):  # it is noted with the next use
+                await commit(self._api.kv, [Change(stored, replace(stored, used_at=now))])
+
+    async def end(self, id: str) -> None:
+        """End a session that is there. Raises StoreError."""
+        while (stored := self._api.view.page_sessions.get(id)) and not stored.ended_at:
+            read = self._api.cache.revision
+            after = replace(stored, ended_at=self._api.now())
+            try:
+                revision = await commit(self._api.kv, [Change(stored, after)])
+            except Conflict:
+                await self._api.cache.wait_for(read + 1)  # it was used at the same time
+            else:
+                await self._api.cache.wait_for(revision)
+
+
+class WebSessionOperations(Operations, dashboard_pb2_grpc.DashboardServicer):  # type: ignore[misc]
+    """`orc dashboard`, `orc cluster sessions`."""
+
+    def __init__(self, api: ManagerContext, folder: Path) -> None:
+        """`folder` has the certificate that the page has."""
+        super().__init__(api)
+        self._sessions = WebSessions(api)
+        self._pair = TlsFiles.of(folder, "manager").pair
+
+    @mapping_errors
+    async def OpenDashboard(self, request: Any, context: Any) -> Any:
+        caller = peer_identity(context)
+        assert caller is not None, "the guard lets nobody in without one"
+        der = ssl.PEM_cert_to_DER_cert(self._pair.read().certificate)
+        return dashboard_pb2.OpenDashboardReply(
+            address=web_address(self.api.identity),
+            ticket=self._sessions.ticket("viewer" if request.read_only else "admin", caller),
+            valid_for=TICKET_LIFE,
+            fingerprint=hashlib.sha256(der).digest().hex(":").upper(),
+        )
+
+    @mapping_errors
+    async def ListSessions(self, request: Any, context: Any) -> Any:
+        now = self.api.now()
+        alive = [
+            each
+            for each in self.api.view.page_sessions.values()
+            if not each.is_over(now) and not self._sessions.revoked(each)
+        ]
+        alive.sort(key=lambda each: (each.created_at, each.id))
+        return dashboard_pb2.ListSessionsReply(
+            sessions=[to_proto(each) for each in alive], idle=IDLE
+        )

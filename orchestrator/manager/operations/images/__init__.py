@@ -1,0 +1,1 @@
+"""Operations on images, which live on nodes, and on registries."""

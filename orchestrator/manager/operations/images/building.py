@@ -1,0 +1,137 @@
+"""Building and loading images on nodes, and the nodes' build caches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.daemon.background import background
+from orchestrator.manager.dispatch.tunnels import Tunnel
+from orchestrator.manager.errors import RequestError, invalid_argument
+from orchestrator.manager.event_loop import offload
+from orchestrator.manager.object_lookup import find_node
+from orchestrator.manager.operations.context import Operations, hostnames, mapping_errors
+from orchestrator.manager.operations.node_requests import (
+    choose_node,
+    parse_image_name,
+    register_image,
+    send_request,
+)
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.convert import to_proto
+from orchestrator.model.dockerfile import bases, platform_arguments
+from orchestrator.model.names import parse_image
+from orchestrator.model.nodes import Node
+from orchestrator.model.platforms import architecture
+from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
+
+
+class BuildCacheOperations(Operations):
+    """`orc builder`."""
+
+    @mapping_errors
+    async def BuildCaches(self, request: Any, context: Any) -> Any:
+        """List, or prune and list, the caches of one node or of all."""
+        api = self.api
+        nodes = [find_node(api.view, request.node)] if request.node else api.view.nodes.values()
+        cache = images_pb2.BuildCacheOrder(prune=request.prune, all=request.all)
+        order = dispatch_pb2.OpenTunnel(build_cache=cache)
+        reply = images_pb2.BuildCachesReply()
+
+        async def one(node: Node) -> None:
+            hostname = node.description.hostname
+            if not api.dispatcher.nearest([node.id]):
+                reply.notices.append(f"node {hostname} is away")
+                return
+            try:
+                _, result = await send_request(api, node, order)
+            except RequestError as refused:
+                reply.notices.append(f"node {hostname}: {refused.text}")
+            else:
+                reply.caches[hostname].CopyFrom(result.build_cache)
+
+        await asyncio.gather(*(one(node) for node in nodes))
+        return reply
+
+
+def base_images(header: Any, node: Node) -> frozenset[str]:
+    """Full names of the images that a build starts or copies from, as its Dockerfile says: what
+    its node may pull with the cluster's credentials."""
+    text = (header.dockerfile_content or header.dockerfile_inside).decode(errors="replace")
+    arguments = platform_arguments("linux", architecture(node.description.arch))
+    found = set()
+    for base in bases(text, header.build_args, arguments, header.target):
+        with suppress(ValueError):  # nonsense, of which the node says so
+            found.add(str(parse_image(base.name)))
+    return frozenset(found)
+
+
+class ImageBuildOperations(Operations):
+    """`orc images`, `orc load`, `orc build`."""
+
+    @mapping_errors
+    async def ListImages(self, request: Any, context: Any) -> Any:
+        return await offload(_list, self.api.view)
+
+    @mapping_errors
+    async def LoadImage(self, request: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for progress in self._on_a_node(request, "load"):
+            yield progress
+
+    @mapping_errors
+    async def BuildImage(self, request: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for progress in self._on_a_node(request, "build"):
+            yield progress
+
+    async def _on_a_node(self, uploads: AsyncIterator[Any], work: str) -> AsyncIterator[Any]:
+        """Stream an upload to a node, its lines back, and at last the image that came of it."""
+        uploads = aiter(uploads)
+        first = await anext(uploads, None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise invalid_argument("an upload begins with its header")
+        header = first.header
+        if header.name:
+            header.name = str(parse_image_name(header.name))
+        header.more_names[:] = [str(parse_image_name(name)) for name in header.more_names]
+        names: tuple[str, ...] | None = (header.name, *header.more_names)
+        if work == "load" and not header.name:
+            names = None  # the archive has them
+        node = choose_node(self.api, header.node, header.platform)
+        pulls = base_images(header, node) if work == "build" else frozenset()
+        header.ClearField("dockerfile_inside")
+        order = dispatch_pb2.OpenTunnel(**{work: header})
+        async with (
+            self.api.tunnels.open(
+                node.id, node.description.hostname, order, self.api.dispatcher.deliver, pulls
+            ) as tunnel,
+            background(_send(uploads, tunnel)),
+        ):
+            async for frame in tunnel.frames():
+                match frame.WhichOneof("kind"):
+                    case "line":
+                        yield control_pb2.ImageProgress(line=frame.line)
+                    case "result":
+                        for each in (frame.result.image, *frame.result.more_images):
+                            part = dispatch_pb2.TunnelResult(error=frame.result.error, image=each)
+                            image = await register_image(self.api, node, part, names)
+                            yield control_pb2.ImageProgress(image=to_proto(image))
+
+
+def _list(view: ClusterView) -> Any:
+    images = [
+        # What is only yet to be removed is no longer there for a user.
+        replace(image, nodes=tuple(n for n in image.nodes if n not in image.condemned))
+        for image in sorted(view.images.values(), key=lambda i: (-i.created_at, i.id))
+    ]
+    return control_pb2.ListImagesReply(
+        images=[to_proto(image) for image in images if image.nodes], hostnames=hostnames(view)
+    )
+
+
+async def _send(uploads: AsyncIterator[Any], tunnel: Tunnel) -> None:
+    async for upload in uploads:
+        await tunnel.send(dispatch_pb2.Frame(data=upload.data))
+    await tunnel.send(dispatch_pb2.Frame(eof=True))

@@ -1,0 +1,86 @@
+"""From an image's name to the digest that all replicas of a service run."""
+
+from __future__ import annotations
+
+from orchestrator.manager.errors import RequestError, not_found
+from orchestrator.manager.object_lookup import find_image, image_hint, images_of
+from orchestrator.manager.operations.context import ManagerContext
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.security.registry_credentials import auth_for
+from orchestrator.model.names import ImageName, parse_image
+from orchestrator.model.nodes import REGISTRY_CREDENTIALS
+from orchestrator.model.specs import ContainerSpec
+from orchestrator.registries.errors import AccessDenied, ImageError, TooMany, Unreachable
+
+WITHIN = 3.0
+"""Seconds in which a registry must answer a user who waits for a service."""
+
+
+async def resolve_digest(
+    api: ManagerContext,
+    container: ContainerSpec,
+    *,
+    ask_registry: bool = True,
+    newest: bool = True,
+) -> str:
+    """The digest that a container's image stands for now, empty where the node's own files take
+    its place: by a name that a user gave an image of the cluster, else by this manager's own
+    request to the registry. With `ask_registry` off, or where the registry denies access and nodes
+    have credentials of their own, the empty text for what the cluster lacks: each node then looks
+    it up. Without `newest`, the registry is not asked again for what a name stood for before, as
+    long as a node has that. Raises Refusal in one line when it is nowhere.
+    """
+    if container.rootfs:
+        return ""
+    name = parse_image(container.image)
+    with api.tracer.span("resolve image", image=str(name)):
+        return await _resolved(api, name, ask_registry, newest)
+
+
+async def _resolved(api: ManagerContext, name: ImageName, ask_registry: bool, newest: bool) -> str:
+    try:
+        image = find_image(api.view, name.digest or str(name))
+        return name.digest or image.id
+    except RequestError:
+        if not ask_registry:
+            return name.digest
+    known = "" if newest else _resolved_before(api.view, name)
+    if known and images_of(api.view, known):
+        return known
+    auth = auth_for(api.view, api.vault, str(name))
+    try:
+        return (await api.registries.resolve(str(name), auth, WITHIN)).digest
+    except ImageError as error:
+        if isinstance(error, AccessDenied) and not auth and _nodes_may(api.view):
+            return name.digest  # each node looks it up, with its own credentials
+        silent = isinstance(error, (Unreachable, TooMany))
+        if silent and (known := _resolved_before(api.view, name)):
+            return known
+        raise not_found(
+            f"no image '{name}' in this cluster, and {error}; {image_hint(api.view, name)}"
+        ) from None
+
+
+def _nodes_may(view: ClusterView) -> bool:
+    """Whether a node has credentials of its own, which this manager has not."""
+    return any(REGISTRY_CREDENTIALS in node.description.features for node in view.nodes.values())
+
+
+def _resolved_before(view: ClusterView, name: ImageName) -> str:
+    """What a manager found that the name stood for when a service or a container was last given
+    it; empty for none."""
+    given = [
+        (service.updated_at, service.image_digest)
+        for service in view.services.values()
+        if service.image_digest and _is(service.spec.task.container.image, name)
+    ]
+    given += [
+        (task.created_at, task.image_digest)
+        for task in view.tasks_of_service("").values()
+        if task.image_digest and _is(task.spec.container.image, name)
+    ]
+    return max(given, default=(0.0, ""))[1]
+
+
+def _is(image: str, name: ImageName) -> bool:
+    return bool(image) and parse_image(image) == name

@@ -1,0 +1,72 @@
+"""A manager's own requests to registries: what a name stands for.
+
+A node is never asked for that: it could answer with an image of its own making.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.model.names import parse_image
+from orchestrator.registries.errors import Damaged
+from orchestrator.registries.skopeo import PATIENCE, Skopeo
+
+_IN_MEMORY = (Path("/dev/shm"), Path("/run"))
+AT_A_TIME = 8
+"""Requests that are under way at a time: each is a process."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedImage:
+    """What a name stood for at its registry."""
+
+    digest: str
+    """Of the manifest, or of the index of several platforms."""
+    manifests: frozenset[str]
+    """Digests of the manifests of an index; else its own alone."""
+
+
+class RegistryClient:
+    """Asks registries."""
+
+    def __init__(self, skopeo: Skopeo | None = None) -> None:
+        self._skopeo = skopeo or Skopeo(host="manager")
+        self._turns = asyncio.Semaphore(AT_A_TIME)
+
+    async def resolve(
+        self, name: str, auth: bytes = b"", within: float = PATIENCE
+    ) -> ResolvedImage:
+        """What a name stands for now; `auth` is an auth.json. Raises ImageError."""
+        async with self._turns:
+            data = await self._skopeo.inspect(name, "", auth, within)
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        wanted = parse_image(name).digest
+        if wanted and wanted != digest:
+            raise Damaged(f"the registry answered {name} with {digest}")
+        return ResolvedImage(digest, manifests_of(data) or frozenset({digest}))
+
+    async def login(self, registry: str, username: str, password: str) -> None:
+        """Prove credentials to a registry. Raises ImageError with its answer."""
+        async with self._turns:
+            await self._skopeo.login(registry, username, password, _scratch())
+
+
+def _scratch() -> Path:
+    """A folder in memory, if there is one: skopeo writes the password there until it ends."""
+    return next((path for path in _IN_MEMORY if path.is_dir()), Path(tempfile.gettempdir()))
+
+
+def manifests_of(data: bytes) -> frozenset[str]:
+    """The digests that an index lists; none for a manifest."""
+    found = set()
+    with suppress(ValueError, TypeError, AttributeError):
+        for each in json.loads(data).get("manifests") or ():
+            if isinstance(digest := each.get("digest"), str):
+                found.add(digest)
+    return frozenset(found)

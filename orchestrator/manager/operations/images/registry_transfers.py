@@ -1,0 +1,172 @@
+"""Calls about registries: `orc pull`, `push`, `login`, `logout`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.manager.errors import failed_precondition, invalid_argument, not_found
+from orchestrator.manager.object_lookup import find_image
+from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.images.registry_client import ResolvedImage
+from orchestrator.manager.operations.node_requests import (
+    choose_node,
+    node_with_image,
+    parse_image_name,
+    ready_nodes,
+    register_image,
+    stream_replies,
+)
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.security.registry_credentials import (
+    auth_for,
+    given_auth,
+    purpose,
+    registry_name,
+)
+from orchestrator.manager.store.commit import commit
+from orchestrator.model.convert import to_proto
+from orchestrator.model.names import parse_image
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Credential, Image
+from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
+from orchestrator.registries.errors import ImageError
+
+
+class RegistryOperations(Operations):
+    """Images from and to registries, and what is shown to them."""
+
+    @mapping_errors
+    async def Pull(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        api = self.api
+        name = str(parse_image_name(request.name))
+        nodes = ready_nodes(api) if request.all_nodes else [choose_node(api, request.node)]
+        if not nodes:
+            raise failed_precondition("no node is ready to pull an image; see 'orc node ls'")
+        auth = given_auth(name, request.login) or auth_for(api.view, api.vault, name)
+        try:
+            resolved = await api.registries.resolve(name, auth)
+        except ImageError as error:
+            raise failed_precondition(str(error)) from None
+        digest = resolved.digest
+        order = images_pb2.PullOrder(name=name, digest=digest, registry=True, auth=auth)
+        order.sources.extend(self._sources(digest))
+        image = None
+        async for progress in self._pulled(nodes[0], order, resolved):
+            if progress.WhichOneof("part") == "image":
+                image = progress
+            else:
+                yield progress
+        if len(nodes) > 1:
+            # One node has asked the registry; the others ask it.
+            order.sources[:] = self._sources(digest)
+            order.registry = False
+            order.ClearField("auth")
+            for done in asyncio.as_completed(
+                [self._quietly(node, order, resolved) for node in nodes[1:]]
+            ):
+                yield control_pb2.ImageProgress(line=await done)
+        yield control_pb2.ImageProgress(line=f"digest: {digest}")
+        yield image
+
+    async def _pulled(self, node: Node, order: Any, resolved: ResolvedImage) -> AsyncIterator[Any]:
+        async for frame in stream_replies(self.api, node, dispatch_pb2.OpenTunnel(pull=order)):
+            match frame.WhichOneof("kind"):
+                case "layer":
+                    yield control_pb2.ImageProgress(layer=frame.layer)
+                case "line":
+                    yield control_pb2.ImageProgress(line=frame.line)
+                case "result":
+                    image: Image = await register_image(
+                        self.api, node, frame.result, (_tagged(order.name),), resolved.manifests
+                    )
+                    yield control_pb2.ImageProgress(image=to_proto(image))
+
+    async def _quietly(self, node: Node, order: Any, resolved: ResolvedImage) -> str:
+        async for _ in self._pulled(node, order, resolved):
+            pass
+        return f"{node.description.hostname}: has it"
+
+    def _sources(self, digest: str) -> list[str]:
+        found = []
+        for image in self.api.view.images.values():
+            if digest == image.id or digest in image.indexes:
+                for node_id in self.api.dispatcher.nearest(image.nodes):
+                    about = self.api.view.nodes[node_id].description
+                    found.append(f"{about.address}:{about.blob_port}")
+        return sorted(set(found))
+
+    @mapping_errors
+    async def Push(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        api = self.api
+        name = str(parse_image_name(request.name))
+        image = find_image(api.view, name)
+        node = node_with_image(api, image)
+        auth = given_auth(name, request.login) or auth_for(api.view, api.vault, name)
+        order = images_pb2.PushOrder(image=image.id, name=name, auth=auth)
+        async for frame in stream_replies(api, node, dispatch_pb2.OpenTunnel(push=order)):
+            match frame.WhichOneof("kind"):
+                case "layer":
+                    yield control_pb2.ImageProgress(layer=frame.layer)
+                case "line":
+                    yield control_pb2.ImageProgress(line=frame.line)
+        if notice := await self._unproved(name, image, auth):
+            yield control_pb2.ImageProgress(line=notice)
+        yield control_pb2.ImageProgress(image=to_proto(image))
+
+    async def _unproved(self, name: str, image: Image, auth: bytes) -> str:
+        """Why this manager cannot tell whether a node pushed what it was to; empty if it did.
+        Raises Refusal if the registry has something else."""
+        try:
+            resolved = await self.api.registries.resolve(name, auth)
+        except ImageError as error:
+            return f"not verified at the registry by this manager: {error}"
+        if image.id not in resolved.manifests:
+            raise failed_precondition(
+                f"the registry has {resolved.digest} under {name}, not the image {image.id} that "
+                "was pushed; check who else pushes there, and the node"
+            )
+        return ""
+
+    @mapping_errors
+    async def Login(self, request: Any, context: Any) -> Any:
+        api = self.api
+        registry = self._registry(request.registry)
+        if not request.username or ":" in request.username:
+            raise invalid_argument("a user name is needed, without ':' in it; give it with -u")
+        try:
+            await api.registries.login(registry, request.username, request.password)
+        except ImageError as error:
+            raise failed_precondition(str(error)) from None
+        before = api.view.credentials.get(registry)
+        after = replace(
+            before or Credential(id=registry, created_at=api.now()),
+            username=request.username,
+            sealed=api.vault.seal(request.password, purpose(registry)),
+        )
+        await api.cache.wait_for(await commit(api.kv, [Change(before, after)]))
+        return images_pb2.LoginReply(registry=registry)
+
+    @mapping_errors
+    async def Logout(self, request: Any, context: Any) -> Any:
+        api = self.api
+        registry = self._registry(request.registry)
+        before = api.view.credentials.get(registry)
+        if before is None:
+            raise not_found(f"this cluster is not logged in to {registry}")
+        await api.cache.wait_for(await commit(api.kv, [Change(before, None)]))
+        return images_pb2.LogoutReply(registry=registry)
+
+    def _registry(self, text: str) -> str:
+        try:
+            return registry_name(text)
+        except ValueError as error:
+            raise invalid_argument(str(error)) from None
+
+
+def _tagged(name: str) -> str:
+    """The name without a digest; empty where nothing else says which image it is."""
+    parsed = parse_image(name)
+    return str(replace(parsed, digest="")) if parsed.tag else ""

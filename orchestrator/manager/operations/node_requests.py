@@ -1,0 +1,195 @@
+"""Requests to nodes through tunnels: node selection, request and reply, registration of images."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Container, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.manager.errors import failed_precondition, invalid_argument
+from orchestrator.manager.object_lookup import find_node
+from orchestrator.manager.operations.context import ManagerContext
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.kv import Conflict, Kv
+from orchestrator.model.convert import from_proto
+from orchestrator.model.names import ImageName, parse_image
+from orchestrator.model.nodes import Availability, Node, NodeState
+from orchestrator.model.objects import Image
+from orchestrator.model.platforms import architecture, wanted_architecture
+from orchestrator.pb import dispatch_pb2
+
+
+async def assign_image_names(kv: Kv, cache: Cache, node_id: str, image: Image) -> Image:
+    """Record that a node has an image, and that the image's names are now its own.
+
+    Any manager may do it. Returns the image as stored, once this manager's cache has it. Raises
+    StoreError.
+    """
+    while True:
+        read = cache.revision
+        changes = list(image_name_changes(cache.view, node_id, image))
+        if not changes:
+            return cache.view.images[image.id]
+        try:
+            revision = await commit(kv, changes)
+        except Conflict:
+            # The leader recorded what a node has; nothing of that is overwritten.
+            await cache.wait_for(read + 1)
+        else:
+            await cache.wait_for(revision)
+
+
+def image_name_changes(view: ClusterView, node_id: str, image: Image) -> Iterator[Change]:
+    """The changes that move the image's names to it from other images."""
+    for other in list(view.images.values()):
+        if other.id != image.id and set(other.names) & set(image.names):
+            names = tuple(n for n in other.names if n not in image.names)
+            yield Change(other, replace(other, names=names))
+    known = view.images.get(image.id)
+    if known is None:
+        yield Change(None, replace(image, nodes=(node_id,), revision=0))
+        return
+    after = replace(
+        known,
+        names=tuple(sorted({*known.names, *image.names})),
+        nodes=tuple(sorted({*known.nodes, node_id})),
+        condemned=(),  # it is wanted again
+        indexes=tuple(sorted({*known.indexes, *image.indexes})),
+    )
+    if after != known:
+        yield Change(known, after)
+
+
+def parse_image_name(text: str) -> ImageName:
+    """An image's name. Raises Refusal."""
+    try:
+        return parse_image(text)
+    except ValueError as error:
+        raise invalid_argument(str(error)) from None
+
+
+def choose_node(api: ManagerContext, word: str = "", platform: str = "") -> Node:
+    """The node asked for, else the connected one with the fewest tasks; of a platform, where one
+    is asked for. Raises Refusal."""
+    wanted = _architecture(platform)
+    if word:
+        node = find_node(api.view, word)
+        if wanted and architecture(node.description.arch) != wanted:
+            raise failed_precondition(f"node {word} is {_platform(node)}, not {platform}")
+        return node
+    ready = ready_nodes(api)
+    if not ready:
+        raise failed_precondition("no node is ready to take an image; see 'orc node ls'")
+    fitting = [n for n in ready if wanted in ("", architecture(n.description.arch))]
+    if not fitting:
+        there = ", ".join(sorted({_platform(node) for node in ready}))
+        raise failed_precondition(f"no node that is ready is {platform}; there is {there}")
+    return min(fitting, key=lambda n: (len(api.view.tasks_of_node(n.id)), n.description.hostname))
+
+
+def _architecture(platform: str) -> str:
+    try:
+        return wanted_architecture(platform) if platform else ""
+    except ValueError as error:
+        raise invalid_argument(str(error)) from None
+
+
+def _platform(node: Node) -> str:
+    return f"linux/{architecture(node.description.arch)}"
+
+
+def ready_nodes(api: ManagerContext) -> list[Node]:
+    """All nodes that take work now, by name."""
+    ready = (
+        node.id
+        for node in api.view.nodes.values()
+        if node.state is NodeState.READY and node.availability is Availability.ACTIVE
+    )
+    near = [api.view.nodes[node_id] for node_id in api.dispatcher.nearest(ready)]
+    return sorted(near, key=lambda node: node.description.hostname)
+
+
+def node_with_image(api: ManagerContext, image: Image) -> Node:
+    """A connected node that has the image. Raises Refusal."""
+    for node_id in api.dispatcher.nearest(image.nodes):
+        if (node := api.view.nodes.get(node_id)) is not None:
+            return node
+    name = next(iter(image.names or image.reported_names), image.id)
+    raise failed_precondition(
+        f"no node that has the image '{name}' is connected; see 'orc node ls'"
+    )
+
+
+async def stream_replies(api: ManagerContext, node: Node, order: Any) -> AsyncGenerator[Any, None]:
+    """Give an order that needs no upload; the frames of its answer, the result at last.
+
+    Raises Refusal with the node's words when it failed.
+    """
+    async with api.tunnels.open(
+        node.id, node.description.hostname, order, api.dispatcher.deliver
+    ) as tunnel:
+        async for frame in tunnel.frames():
+            if frame.WhichOneof("kind") == "result" and frame.result.error:
+                raise failed_precondition(frame.result.error)
+            yield frame
+
+
+async def send_request(api: ManagerContext, node: Node, order: Any) -> tuple[list[str], Any]:
+    """Give an order and wait for its end: its lines and its result. Raises Refusal."""
+    lines: list[str] = []
+    result = None
+    async for frame in stream_replies(api, node, order):
+        if frame.WhichOneof("kind") == "line":
+            lines.append(frame.line)
+        elif frame.WhichOneof("kind") == "result":
+            result = frame.result
+    return lines, result
+
+
+async def register_image(
+    api: ManagerContext,
+    node: Node,
+    result: Any,
+    names: Iterable[str] | None,
+    digests: Container[str] | None = None,
+) -> Image:
+    """The image of a result once it and its names are in the cluster's table.
+
+    `names` are those that the user gave it; None: those of an archive, which the node read.
+    `digests`: those that it may have, where they are known. Raises Refusal with the node's words
+    when it failed, and for an image that was not asked for.
+    """
+    if result.error:
+        raise failed_precondition(result.error)
+    image: Image = from_proto(result.image)
+    if digests is not None and image.id not in digests:
+        raise failed_precondition(
+            f"node {node.description.hostname} answered with another image, {image.id}; check "
+            "that host"
+        )
+    named = image.names if names is None else names
+    given = tuple(sorted({str(parse_image_name(name)) for name in named if name}))
+    image = replace(image, names=given, reported_names=(), condemned=())
+    return await assign_image_names(api.kv, api.cache, node.id, image)
+
+
+async def send_to_all(
+    api: ManagerContext, nodes: list[Node], order: dispatch_pb2.OpenTunnel
+) -> list[str]:
+    """Give an order to several nodes at once; a line for each that could not do it."""
+
+    async def one(node: Node) -> str:
+        if not api.dispatcher.nearest([node.id]):
+            return f"node {node.description.hostname} is away"
+        try:
+            await send_request(api, node, order)
+        except Exception as error:
+            return f"node {node.description.hostname}: {error}"
+        return ""
+
+    said = await asyncio.gather(*(one(node) for node in nodes))
+    return [line for line in said if line]

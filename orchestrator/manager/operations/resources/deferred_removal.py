@@ -1,0 +1,85 @@
+"""Networks, secrets and configs that are removed as soon as the last task that uses them has
+stopped, as `orc stack rm -d` asks.
+
+The mark is in the store (`remove_when_unused`), so the removal survives managers and clients. Each
+manager deletes what it sees marked and unused; a delete is guarded by the revision that was read,
+and what is marked takes no new user, so several managers do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from orchestrator.manager.planning.documents import users as document_users
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.users import network_users
+from orchestrator.manager.security.document_store import deleted_data
+from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.kv import Conflict, Kv, StoreError
+from orchestrator.model.documents import Document
+from orchestrator.model.objects import Network, Object
+
+log = logging.getLogger(__name__)
+
+RETRY = 1.0
+"""Seconds after which a delete that the store did not take is tried again."""
+
+
+class DeferredRemoval:
+    """Deletes what is marked once nothing uses it."""
+
+    def __init__(self, kv: Kv, cache: Cache) -> None:
+        self._kv, self._cache = kv, cache
+        self._marked: set[str] = set()
+        """Ids of marked networks and documents."""
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        async with self._cache.subscribe() as feed:
+            view = self._cache.view
+            self._note((*view.networks.values(), *view.documents.values()))
+            while True:
+                failed = [id for id in sorted(self._marked) if not await self._collect(id)]
+                changes = []
+                try:
+                    async with asyncio.timeout(RETRY if failed else None):
+                        changes = await feed.next()
+                except TimeoutError:
+                    pass
+                self._note(change.after for change in changes)
+
+    def _note(self, objects: Iterable[Object | None]) -> None:
+        self._marked |= {
+            each.id
+            for each in objects
+            if isinstance(each, Network | Document) and each.remove_when_unused
+        }
+
+    async def _collect(self, id: str) -> bool:
+        """Delete what has this id if it is still marked, and nothing uses it. False if the store
+        failed."""
+        view = self._cache.view
+        found = view.networks.get(id) or view.documents.get(id)
+        if found is None or not found.remove_when_unused:
+            self._marked.discard(id)
+            return True
+        if isinstance(found, Network):
+            users, ops = network_users(view, found), []
+        else:
+            users, ops = document_users(view, found), deleted_data(found)
+        if users:
+            return True
+        try:
+            await self._cache.wait_for(await commit(self._kv, [Change(found, None)], ops=ops))
+        except Conflict:
+            return True  # the change that was first is about to arrive
+        except StoreError as error:
+            log.warning(
+                "cannot delete what is no longer used",
+                extra={"object": found.name, "error": str(error)},
+            )
+            return False
+        return True

@@ -1,0 +1,52 @@
+"""Calls about the nodes' disks: what is on them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from orchestrator.manager.errors import RequestError
+from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.node_requests import send_request
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.pb import dispatch_pb2, system_pb2, system_pb2_grpc
+
+COUNT_TIMEOUT = 20.0
+"""Seconds that a node gets to count what its disk holds."""
+
+
+class DiskUsageOperations(Operations, system_pb2_grpc.SystemServicer):  # type: ignore[misc]
+    """`orc system df`, `orc ps -s`."""
+
+    @mapping_errors
+    async def DiskUsage(self, request: Any, context: Any) -> Any:
+        order = dispatch_pb2.OpenTunnel(
+            disk_usage=system_pb2.DiskUsageOrder(containers_only=request.containers_only)
+        )
+        nodes = self._nodes()
+        results = await asyncio.gather(*(self._ask(node, order) for node in nodes))
+        reply = system_pb2.DiskUsageReply()
+        for node, result in zip(nodes, results, strict=True):
+            if isinstance(result, str):
+                row = reply.nodes.add(notice=result)
+            else:
+                row = reply.nodes.add()
+                row.CopyFrom(result.disk_usage)
+            row.node, row.node_id = node.description.hostname, node.id
+        return reply
+
+    def _nodes(self) -> list[Node]:
+        return sorted(self.api.view.nodes.values(), key=lambda node: node.description.hostname)
+
+    async def _ask(self, node: Node, order: Any) -> Any:
+        """A node's TunnelResult, or the line that says why there is none."""
+        hostname = node.description.hostname
+        if node.state is not NodeState.READY:
+            return f"node {hostname} is {node.state.name.lower()}; what it has is not shown"
+        try:
+            async with asyncio.timeout(COUNT_TIMEOUT):
+                return (await send_request(self.api, node, order))[1]
+        except TimeoutError:
+            return f"node {hostname} did not answer within {COUNT_TIMEOUT:g} seconds"
+        except RequestError as refusal:
+            return f"node {hostname}: {refusal.text}"

@@ -1,0 +1,199 @@
+"""Calls about secrets and configs. The data of a secret comes in, and never goes out by here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.manager.errors import already_exists, failed_precondition, invalid_argument
+from orchestrator.manager.event_loop import offload
+from orchestrator.manager.object_lookup import find_document
+from orchestrator.manager.operations.context import ManagerContext, Operations, mapping_errors
+from orchestrator.manager.operations.references import in_use_error
+from orchestrator.manager.planning.documents import effects, users, versions_in_use
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.users import staying
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.security.document_store import DocumentStore, NoData, deleted_data
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.keys import sealed_key, unique_key
+from orchestrator.manager.store.kv import Conflict, Delete, Guard, Op, Put
+from orchestrator.model.convert import to_proto
+from orchestrator.model.documents import (
+    KEPT_VERSIONS,
+    Document,
+    DocumentKind,
+    OnUpdate,
+    check_data,
+    check_document_name,
+)
+from orchestrator.model.documenttemplates import check_template
+from orchestrator.pb import documents_pb2, documents_pb2_grpc
+
+
+class DocumentOperations(Operations, documents_pb2_grpc.DocumentsServicer):  # type: ignore[misc]
+    """`orc secret …` and `orc config …`."""
+
+    def __init__(self, api: ManagerContext) -> None:
+        super().__init__(api)
+        self._store = DocumentStore(api.kv, api.vault)
+
+    @mapping_errors
+    async def CreateDocument(self, request: Any, context: Any) -> Any:
+        api, kind, now = self.api, DocumentKind(request.kind), self.api.now()
+        document = Document(
+            id=api.new_id(),
+            kind=kind,
+            name=request.name,
+            created_at=now,
+            updated_at=now,
+            labels=dict(request.labels),
+            kept=(1,),
+            template_driver=request.template_driver,
+        )
+        _check(document, request.data)
+        key = unique_key(document)
+        assert key is not None  # it has a name
+        if api.view.document_by_name(kind, document.name) is not None:
+            raise _taken(document)
+        try:
+            revision = await commit(
+                api.kv,
+                [Change(None, document)],
+                guards=[Guard(key, mod_revision=0)],
+                ops=[Put(key, document.id.encode()), self._store.write(document, request.data)],
+            )
+        except Conflict:
+            raise _taken(document) from None
+        await api.cache.wait_for(revision)
+        return to_proto(replace(document, revision=revision))
+
+    @mapping_errors
+    async def ListDocuments(self, request: Any, context: Any) -> Any:
+        kind = DocumentKind(request.kind)
+        found, reply = await offload(_list, self.api.view, kind, request.document)
+        if request.with_data and kind is DocumentKind.CONFIG:
+            for document, row in zip(found, reply.documents, strict=True):
+                row.data = await self._read(document)
+        return reply
+
+    @mapping_errors
+    async def UpdateDocument(self, request: Any, context: Any) -> Any:
+        api, kind = self.api, DocumentKind(request.kind)
+        before = find_document(api.view, kind, request.document)
+        if before.removing:
+            raise failed_precondition(f"{kind.word} '{before.name}' is being removed")
+        labels = {**before.labels, **request.label_add}
+        labels = {key: value for key, value in labels.items() if key not in request.label_rm}
+        after = replace(before, labels=labels)
+        ops: list[Op] = []
+        if request.HasField("data"):
+            _check(before, request.data)
+            if not await self._is(before, request.data):
+                after, ops = self._next(after, request.data)
+        if request.check_only:
+            return documents_pb2.UpdateDocumentReply(document=to_proto(before), changed=bool(ops))
+        if after == before:
+            return documents_pb2.UpdateDocumentReply(document=to_proto(before))
+        revision = await commit(api.kv, [Change(before, after)], ops=ops)
+        await api.cache.wait_for(revision)
+        told = effects(api.view, after) if ops else {}
+        return documents_pb2.UpdateDocumentReply(
+            document=to_proto(replace(after, revision=revision)),
+            changed=bool(ops),
+            rolled=told.get(OnUpdate.ROLL, ()),
+            signalled=told.get(OnUpdate.SIGNAL, ()),
+            left=told.get(OnUpdate.NONE, ()),
+        )
+
+    @mapping_errors
+    async def RemoveDocument(self, request: Any, context: Any) -> Any:
+        """Mark it, so that it takes no new user, check that it has none, and delete it. With
+        `when_unused`, tasks of removed services may still use it, and `Tombstones` deletes it."""
+        api, kind = self.api, DocumentKind(request.kind)
+        document = find_document(api.view, kind, request.document)
+        when_unused = request.when_unused
+        _check_unused(document, users(api.view, document), when_unused)
+        marked = replace(document, removing=True, remove_when_unused=when_unused)
+        revision = await commit(api.kv, [Change(document, marked)])
+        await api.cache.wait_for(revision)
+        marked = replace(marked, revision=revision)
+        try:
+            _check_unused(document, users(api.view, document), when_unused)
+        except BaseException:
+            after = replace(marked, removing=False, remove_when_unused=False)
+            await commit(api.kv, [Change(marked, after)])
+            raise
+        if not when_unused:
+            revision = await commit(api.kv, [Change(marked, None)], ops=deleted_data(marked))
+            await api.cache.wait_for(revision)
+        return documents_pb2.RemoveDocumentReply(id=document.id)
+
+    def _next(self, document: Document, data: bytes) -> tuple[Document, list[Op]]:
+        """The document with another version, and what writes that and forgets older ones: all but
+        the newest and those that somebody has."""
+        version = document.version + 1
+        kept = (*document.kept, version)
+        used = versions_in_use(self.api.view, document.id)
+        gone = [each for each in kept[:-KEPT_VERSIONS] if each not in used]
+        after = replace(
+            document,
+            version=version,
+            kept=tuple(each for each in kept if each not in gone),
+            updated_at=self.api.now(),
+        )
+        forget = [Delete(sealed_key(document.id, each)) for each in gone]
+        return after, [self._store.write(after, data), *forget]
+
+    async def _read(self, document: Document) -> bytes:
+        try:
+            return await self._store.read(document, document.version)
+        except NoData as error:
+            raise failed_precondition(str(error)) from None
+
+    async def _is(self, document: Document, data: bytes) -> bool:
+        """Whether that is its data already. What cannot be opened is another."""
+        try:
+            return await self._store.read(document, document.version) == data
+        except NoData:
+            return False
+
+
+def _list(view: ClusterView, kind: DocumentKind, word: str) -> tuple[list[Document], Any]:
+    """The documents of a kind, or the one meant by a word, and the reply that lists them."""
+    if word:
+        found = [find_document(view, kind, word)]
+    else:
+        found = [each for each in view.documents.values() if each.kind is kind]
+        found.sort(key=lambda each: each.name)
+    reply = documents_pb2.ListDocumentsReply()
+    for document in found:
+        reply.documents.add(document=to_proto(document), used_by=users(view, document))
+    return found, reply
+
+
+def _check(document: Document, data: bytes) -> None:
+    try:
+        check_document_name(document.kind, document.name)
+        check_data(document.kind, document.name, data, document.template_driver)
+        if document.template_driver:
+            check_template(document.kind, document.name, data)
+    except ValueError as error:
+        raise invalid_argument(str(error)) from None
+
+
+def _check_unused(document: Document, found: Sequence[str], when_unused: bool) -> None:
+    """Raise Refusal if something uses it; with `when_unused`, what is stopping does not count."""
+    if staying(found) if when_unused else found:
+        word, name = document.kind.word, document.name
+        detach = {"service": f"orc service update --{word}-rm {name} {{}}"}
+        raise in_use_error(f"{word} '{name}'", found, detach)
+
+
+def _taken(document: Document) -> Exception:
+    word = document.kind.word
+    return already_exists(
+        f"there is a {word} '{document.name}' already; choose another name, "
+        f"or change it with 'orc {word} update {document.name}'"
+    )

@@ -1,0 +1,110 @@
+"""Calls about the policies of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.manager.errors import (
+    already_exists,
+    failed_precondition,
+    invalid_argument,
+    not_found,
+)
+from orchestrator.manager.object_lookup import find_network
+from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.kv import Conflict
+from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.names import near_miss
+from orchestrator.model.networks import OVERLAY, is_ours
+from orchestrator.model.objects import Network, NetworkPolicy
+from orchestrator.pb import policies_pb2_grpc
+
+
+class NetworkPolicyOperations(Operations, policies_pb2_grpc.PoliciesServicer):  # type: ignore[misc]
+    """`orc network policy …`."""
+
+    @mapping_errors
+    async def AddPolicy(self, request: Any, context: Any) -> Any:
+        api = self.api
+        policy: NetworkPolicy = replace(
+            from_proto(request.policy, strict=True), id=api.new_id(), created_at=api.now()
+        )
+        _check(api.view, policy)
+
+        def add(network: Network) -> Network:
+            if not is_ours(network.driver):
+                raise failed_precondition(
+                    f"who may connect in network '{network.name}' is for its driver "
+                    f"{network.driver} to say; it has no policies here"
+                )
+            if network.driver != OVERLAY:
+                raise failed_precondition(
+                    f"network '{network.name}' is each node's own, and has no policies"
+                )
+            if any(_same(each, policy) for each in network.policies):
+                raise already_exists(f"network '{network.name}' has this policy already")
+            return replace(network, policies=(*network.policies, policy))
+
+        await self._edit(request.network, add)
+        return to_proto(policy)
+
+    @mapping_errors
+    async def RemovePolicy(self, request: Any, context: Any) -> Any:
+        removed: list[NetworkPolicy] = []
+
+        def remove(network: Network) -> Network:
+            removed[:] = [_find(network, request.policy)]
+            kept = tuple(each for each in network.policies if each not in removed)
+            return replace(network, policies=kept)
+
+        await self._edit(request.network, remove)
+        return to_proto(removed[0])
+
+    async def _edit(self, word: str, edit: Callable[[Network], Network]) -> None:
+        """Write a change of a network; anew while nodes that come and go change it, too."""
+        api = self.api
+        while True:
+            read = api.cache.revision
+            network = find_network(api.view, word)
+            try:
+                revision = await commit(api.kv, [Change(network, edit(network))])
+            except Conflict:
+                await api.cache.wait_for(read + 1)
+            else:
+                await api.cache.wait_for(revision)
+                return
+
+
+def _check(view: ClusterView, policy: NetworkPolicy) -> None:
+    """Raise Refusal for a name that nobody has, since a policy that names nobody protects nobody,
+    and for a port that there is not."""
+    known = {each.spec.name for each in view.services.values() if not each.removed}
+    known |= {task.name for task in view.tasks_of_service("").values()}
+    for name in (policy.destination, *policy.sources):
+        if name not in known:
+            guess = near_miss(name, known)
+            hint = f"did you mean '{guess}'?" if guess else "see 'orc service ls' and 'orc ps'"
+            raise not_found(f"no service or container '{name}'; {hint}")
+    for port in policy.ports:
+        if not 1 <= port.port <= 65535:
+            raise invalid_argument(f"port {port.port} is not in 1-65535")
+
+
+def _same(one: NetworkPolicy, other: NetworkPolicy) -> bool:
+    return replace(one, id="", created_at=0.0) == replace(other, id="", created_at=0.0)
+
+
+def _find(network: Network, word: str) -> NetworkPolicy:
+    found = [each for each in network.policies if word and each.id.startswith(word)]
+    if len(found) != 1:
+        many = "several policies begin with" if found else "no policy"
+        raise not_found(
+            f"{many} '{word}' in network '{network.name}'; see 'orc network policy ls "
+            f"{network.name}'"
+        )
+    return found[0]

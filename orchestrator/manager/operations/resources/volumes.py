@@ -1,0 +1,335 @@
+"""Calls about volumes: objects of the store, and what nodes and their plugins have besides."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from orchestrator.manager.errors import (
+    RequestError,
+    already_exists,
+    failed_precondition,
+    invalid_argument,
+    not_found,
+)
+from orchestrator.manager.object_lookup import find_node, matches_prune_filters
+from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.references import in_use_error
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.users import in_order, user
+from orchestrator.manager.planning.volumes import users
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.kv import Conflict
+from orchestrator.model.convert import to_proto
+from orchestrator.model.mountrules import check_driver_options
+from orchestrator.model.mounts import LOCAL_DRIVER, check_volume_name
+from orchestrator.model.names import near_miss
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.objects import Volume, VolumeScope
+from orchestrator.model.tasks import Task
+from orchestrator.pb import dispatch_pb2, volumes_pb2, volumes_pb2_grpc
+
+LIST_TIMEOUT = 1.0
+"""Seconds that a listing waits for the nodes; who has not answered by then is named."""
+
+CREATE_TIMEOUT, REMOVE_TIMEOUT = 60.0, 60.0
+"""Seconds that a node's driver gets to make or remove a volume."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the nodes answered."""
+
+    volumes: dict[str, list[tuple[Node, Any]]] = field(default_factory=dict)
+    """Name → the nodes that have it, each with its NodeVolume."""
+    notices: list[str] = field(default_factory=list)
+
+
+class VolumeOperations(Operations, volumes_pb2_grpc.VolumesServicer):  # type: ignore[misc]
+    """`orc volume …`."""
+
+    @mapping_errors
+    async def CreateVolume(self, request: Any, context: Any) -> Any:
+        api = self.api
+        volume = Volume(
+            id=request.name or api.new_id(),
+            created_at=api.now(),
+            driver=request.driver or LOCAL_DRIVER,
+            options=dict(request.options),
+            labels=dict(request.labels),
+        )
+        try:
+            check_volume_name(volume.name)
+            check_driver_options(volume.driver, volume.options)
+        except ValueError as error:
+            raise invalid_argument(str(error)) from None
+        node = find_node(api.view, request.node) if request.node else None
+        if (known := api.view.volumes.get(volume.name)) is not None:
+            return to_proto(_same(known, volume, node))
+        node, volume = self._settle(volume, node)
+        if node is not None:
+            order = dispatch_pb2.OpenTunnel(create_volume=to_proto(volume))
+            await self._ask(node, order, CREATE_TIMEOUT)
+        try:
+            revision = await commit(api.kv, [Change(None, volume)])
+        except Conflict:
+            raise already_exists(f"somebody else made volume '{volume.name}' just now") from None
+        await api.cache.wait_for(revision)
+        return to_proto(replace(volume, revision=revision))
+
+    @mapping_errors
+    async def ListVolumes(self, request: Any, context: Any) -> Any:
+        seen = await self._look(request.name)
+        rows = self._rows(seen)
+        if request.name:
+            rows = [row for row in rows if row.volume.id == request.name]
+            if not rows:
+                raise self._unknown(request.name)
+        return volumes_pb2.ListVolumesReply(volumes=rows, notices=seen.notices)
+
+    @mapping_errors
+    async def RemoveVolume(self, request: Any, context: Any) -> Any:
+        await self._remove(request.name, request.node, request.force)
+        return volumes_pb2.RemoveVolumeReply(name=request.name)
+
+    @mapping_errors
+    async def PruneVolumes(self, request: Any, context: Any) -> Any:
+        seen = await self._look("")
+        reply = volumes_pb2.PruneVolumesReply(notices=seen.notices)
+        for row in self._rows(seen):
+            managed = row.declared or row.seen.managed
+            if row.used_by or not managed or not _selected(row, request):
+                continue
+            try:
+                await self._remove(row.volume.id, row.node if not row.declared else "", False)
+            except RequestError as refusal:
+                reply.notices.append(refusal.text)
+                continue
+            reply.names.append(row.volume.id)
+            reply.reclaimed += max(0, row.seen.size)
+        return reply
+
+    def _settle(self, volume: Volume, node: Node | None) -> tuple[Node | None, Volume]:
+        """Where the volume is to be made now, and the volume as it is to be stored.
+
+        A local one with no node named is made where its first user comes to run; a plugin's of
+        global scope at once, by any node that has the plugin.
+        """
+        able = [
+            one
+            for one in sorted(self.api.view.nodes.values(), key=lambda n: n.description.hostname)
+            if one.state is NodeState.READY
+            and (volume.driver == LOCAL_DRIVER or volume.driver in one.description.volume_drivers)
+        ]
+        if node is not None and volume.driver != LOCAL_DRIVER and node not in able:
+            raise failed_precondition(
+                f"node {node.description.hostname} has no volume driver '{volume.driver}'"
+            )
+        if not able and volume.driver != LOCAL_DRIVER:
+            raise failed_precondition(
+                f"no node that is up has the volume driver '{volume.driver}'; start its plugin"
+            )
+        chosen = node or (able[0] if able else None)
+        scopes = chosen.description.volume_drivers if chosen else {}
+        if scopes.get(volume.driver) == "global":
+            return chosen, replace(volume, scope=VolumeScope.GLOBAL)
+        return node, replace(volume, node_id=node.id if node else "")
+
+    async def _remove(self, name: str, hostname: str, force: bool) -> None:
+        """Mark it, so that nobody new may have it; look who has it; remove data; forget it."""
+        api = self.api
+        volume = api.view.volumes.get(name)
+        if volume is None:
+            await self._remove_undeclared(name, hostname, force)
+            return
+        self._check_unused(name)
+        marked = replace(volume, removing=True)
+        try:
+            revision = await commit(api.kv, [Change(volume, marked)])
+        except Conflict:
+            raise failed_precondition(f"volume '{name}' is being changed; try again") from None
+        await api.cache.wait_for(revision)
+        marked = replace(marked, revision=revision)
+        try:
+            self._check_unused(name)
+            await self._remove_data(volume, force)
+        except BaseException:
+            await commit(api.kv, [Change(marked, replace(marked, removing=False))])
+            raise
+        await api.cache.wait_for(await commit(api.kv, [Change(marked, None)]))
+
+    def _check_unused(self, name: str) -> None:
+        if tasks := users(self.api.view).get(name):
+            raise self._in_use(name, tasks)
+
+    def _in_use(self, name: str, tasks: Iterable[Task]) -> RequestError:
+        found = {user(self.api.view, task) for task in tasks}
+        return in_use_error(f"volume '{name}'", in_order(found))
+
+    async def _remove_data(self, volume: Volume, force: bool) -> None:
+        node = self._home(volume)
+        if node is None:
+            if (volume.node_id or volume.scope is VolumeScope.GLOBAL) and not force:
+                raise failed_precondition(
+                    f"the node of volume '{volume.name}' is gone; --force forgets the volume"
+                )
+            return
+        order = dispatch_pb2.OpenTunnel(
+            remove_volume=dispatch_pb2.RemoveVolumeOrder(volume=to_proto(volume), force=force)
+        )
+        try:
+            await self._ask(node, order, REMOVE_TIMEOUT)
+        except RequestError:
+            if not (force and node.state is not NodeState.READY):
+                raise
+
+    def _home(self, volume: Volume) -> Node | None:
+        """The node that can remove the volume's data."""
+        view = self.api.view
+        if volume.scope is VolumeScope.LOCAL:
+            return view.nodes.get(volume.node_id)
+        able = (
+            node.id
+            for node in view.nodes.values()
+            if volume.driver in node.description.volume_drivers
+        )
+        first = min(self.api.dispatcher.nearest(able), default="")
+        return view.nodes.get(first)
+
+    async def _remove_undeclared(self, name: str, hostname: str, force: bool) -> None:
+        seen = await self._look(name)
+        found = [
+            (node, one)
+            for node, one in seen.volumes.get(name, ())
+            if not hostname or node.description.hostname == hostname
+        ]
+        if not found:
+            if force:
+                return
+            raise self._unknown(name)
+        if len(found) > 1:
+            where = ", ".join(node.description.hostname for node, _ in found)
+            raise invalid_argument(f"volume '{name}' is on {where}; name the node with --node")
+        node, one = found[0]
+        if one.users:
+            raise self._in_use(name, self._tasks(one.users))
+        volume = Volume(id=name, driver=one.driver, node_id=node.id)
+        order = dispatch_pb2.OpenTunnel(
+            remove_volume=dispatch_pb2.RemoveVolumeOrder(volume=to_proto(volume), force=force)
+        )
+        await self._ask(node, order, REMOVE_TIMEOUT)
+
+    async def _look(self, name: str) -> _Seen:
+        """Ask the nodes that can have it (all, for no name), at the same time."""
+        seen = _Seen()
+        view = self.api.view
+        volume = view.volumes.get(name)
+        nodes = sorted(view.nodes.values(), key=lambda node: node.description.hostname)
+        if volume is not None and volume.node_id:
+            nodes = [node for node in nodes if node.id == volume.node_id]
+        answers = await asyncio.gather(*(self._ask_what(node) for node in nodes))
+        for node, answer in zip(nodes, answers, strict=True):
+            hostname = node.description.hostname
+            if isinstance(answer, str):
+                seen.notices.append(answer)
+                continue
+            seen.notices += [f"{hostname}: {notice}" for notice in answer.notices]
+            for one in answer.volumes:
+                seen.volumes.setdefault(one.name, []).append((node, one))
+        return seen
+
+    async def _ask_what(self, node: Node) -> Any:
+        """A node's NodeVolumes, or the line that says why there is none."""
+        hostname = node.description.hostname
+        if node.state is not NodeState.READY:
+            return f"node {hostname} is {node.state.name.lower()}; what it has is not shown"
+        order = dispatch_pb2.OpenTunnel(list_volumes=dispatch_pb2.VolumesOrder())
+        try:
+            return (await self._ask(node, order, LIST_TIMEOUT)).volumes
+        except RequestError as refusal:
+            return refusal.text
+
+    async def _ask(self, node: Node, order: Any, timeout: float) -> Any:
+        """The TunnelResult of an order to a node. Raises Refusal."""
+        api, hostname = self.api, node.description.hostname
+        try:
+            async with (
+                asyncio.timeout(timeout),
+                api.tunnels.open(node.id, hostname, order, api.dispatcher.deliver) as tunnel,
+            ):
+                async for frame in tunnel.frames():
+                    if frame.WhichOneof("kind") == "result":
+                        if frame.result.error:
+                            raise failed_precondition(f"{frame.result.error} (on node {hostname})")
+                        return frame.result
+        except TimeoutError:
+            pass
+        raise failed_precondition(f"node {hostname} did not answer within {timeout:g} s")
+
+    def _rows(self, seen: _Seen) -> list[Any]:
+        view = self.api.view
+        used = users(view)
+        rows = []
+        for volume in view.volumes.values():
+            found = seen.volumes.pop(volume.name, [])
+            home = view.nodes.get(volume.node_id)
+            rows.append(
+                volumes_pb2.VolumeRow(
+                    volume=to_proto(volume),
+                    seen=found[0][1] if found else None,
+                    node=home.description.hostname if home else volume.node_id,
+                    used_by=[task.name for task in used.get(volume.name, ())],
+                    declared=True,
+                )
+            )
+        for name, found in seen.volumes.items():
+            for node, one in found:
+                volume = Volume(
+                    id=name,
+                    created_at=one.created_at,
+                    driver=one.driver,
+                    labels=dict(one.labels),
+                    options=dict(one.options),
+                    node_id=node.id,
+                )
+                rows.append(
+                    volumes_pb2.VolumeRow(
+                        volume=to_proto(volume),
+                        seen=one,
+                        node=node.description.hostname,
+                        used_by=[task.name for task in self._tasks(one.users)],
+                    )
+                )
+        rows.sort(key=lambda row: (row.volume.id, row.node))
+        return rows
+
+    def _tasks(self, ids: Iterable[str]) -> list[Task]:
+        tasks = self.api.view.tasks
+        return [tasks.get(id) or Task(id=id, service_name=id) for id in ids]
+
+    def _unknown(self, name: str) -> RequestError:
+        guess = near_miss(name, self.api.view.volumes)
+        hint = f"did you mean '{guess}'?" if guess else "see 'orc volume ls'"
+        return not_found(f"no volume '{name}'; {hint}")
+
+
+def _same(known: Volume, wanted: Volume, node: Node | None) -> Volume:
+    """Creating what there is already is no error, unless it is something else."""
+    if known.driver != wanted.driver:
+        raise already_exists(
+            f"there is a volume '{known.name}' already, with the driver {known.driver}"
+        )
+    if known.options != wanted.options:
+        raise already_exists(f"there is a volume '{known.name}' already, with other options")
+    if node is not None and known.node_id not in ("", node.id):
+        raise already_exists(f"there is a volume '{known.name}' already, on another node")
+    return known
+
+
+def _selected(row: Any, request: Any) -> bool:
+    """Docker's rule: without `all`, only volumes that nobody named."""
+    if not request.all and (row.declared or not row.seen.anonymous):
+        return False
+    return matches_prune_filters(row.volume.labels, row.volume.created_at, request)

@@ -1,0 +1,1 @@
+"""Operations on services, jobs and containers, and streams to running containers."""

@@ -1,0 +1,370 @@
+"""Calls about services and their tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.manager.errors import aborted, already_exists, invalid_argument
+from orchestrator.manager.event_loop import offload
+from orchestrator.manager.object_lookup import find_node, find_service
+from orchestrator.manager.operations.context import Operations, hostnames, mapping_errors
+from orchestrator.manager.operations.images.digest_resolution import resolve_digest
+from orchestrator.manager.operations.published_ports import (
+    PortClaim,
+    check_ports,
+    claim_ports,
+    with_effective_port_modes,
+)
+from orchestrator.manager.operations.references import (
+    check_no_dependents,
+    resolve_dependencies,
+    resolve_documents,
+    resolve_networks,
+)
+from orchestrator.manager.planning import jobruns
+from orchestrator.manager.planning.documents import newest, restored
+from orchestrator.manager.planning.history import rolled_back, with_spec
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.progress import Watch, progress
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.vips import allocate_vips
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.keys import PORT_TURN, name_key, object_key
+from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
+from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.differences import told
+from orchestrator.model.objects import Object
+from orchestrator.model.services import Service, UpdateState
+from orchestrator.model.specs import ServiceSpec
+from orchestrator.model.tasks import Task
+from orchestrator.model.validate import validate_service, validate_tasks_of_service
+from orchestrator.pb import control_pb2
+from orchestrator.tracing.spans import current
+
+PROGRESS_INTERVAL = 0.02
+"""Seconds between two pictures of a service at the least: a picture of sixty tasks that start
+tells of many changes, not of one."""
+
+
+class ServiceOperations(Operations):
+    """`orc service …`."""
+
+    @mapping_errors
+    async def CreateService(self, request: Any, context: Any) -> Any:
+        api = self.api
+        spec = _with_effective_port_modes(api.view, from_proto(request.spec, strict=True))
+        validate_service(spec)
+        validate_tasks_of_service(spec.task.container)
+        name = spec.name
+        if (there := api.view.service_by_name(name)) is not None and not there.removed:
+            raise already_exists(
+                f"there is a service '{name}' already; choose another name, "
+                f"or change it with 'orc service update {name}'"
+            )
+        resolve_networks(api.view, spec)
+        resolve_dependencies(api.view, spec)
+        resolve_documents(api.view, spec.task.container)
+        check_ports(api.view, spec.task, "")
+        now = api.now()
+        service = Service(
+            id=api.new_id(),
+            created_at=now,
+            updated_at=now,
+            spec=spec,
+            image_digest=await resolve_digest(
+                api, spec.task.container, ask_registry=not request.no_resolve_image
+            ),
+        )
+        service = replace(jobruns.born(service), trace=current())
+        key = name_key(Service, name)
+        while True:
+            read = api.cache.revision
+            documents = resolve_documents(api.view, spec.task.container)
+            service = replace(service, documents=newest(api.view, spec.task.container))
+            born = _with_vips(api.view, service)
+            turn = await claim_ports(api.kv, api.cache, spec.task, service.id)
+            try:
+                revision = await commit(
+                    api.kv,
+                    [Change(None, born)],
+                    [
+                        *resolve_networks(api.view, spec),
+                        *resolve_dependencies(api.view, spec),
+                        *documents,
+                    ],
+                    guards=[Guard(key, mod_revision=0), *turn.guards],
+                    ops=[Put(key, service.id.encode()), *turn.ops],
+                )
+            except Conflict as conflict:
+                if key in conflict.keys:
+                    raise already_exists(
+                        f"there is a service '{name}' already, maybe in other letter case; "
+                        "choose another name"
+                    ) from None
+                await api.cache.wait_for(read + 1)
+            else:
+                await api.cache.wait_for(revision)
+                return to_proto(replace(born, revision=revision))
+
+    @mapping_errors
+    async def UpdateService(self, request: Any, context: Any) -> Any:
+        api = self.api
+        service = find_service(api.view, request.service)
+        if request.revision and request.revision != service.revision:
+            _check_base(request, service)
+        spec = _with_effective_port_modes(api.view, from_proto(request.spec, strict=True))
+        if spec.name != service.spec.name:
+            raise invalid_argument(
+                "a service cannot be renamed; create another and remove this one"
+            )
+        if spec.mode is not service.spec.mode:
+            raise invalid_argument("a service's mode cannot be changed; create another service")
+        validate_service(spec)
+        validate_tasks_of_service(spec.task.container)
+        read = self._read(spec, service)
+        check_ports(api.view, spec.task, service.id)
+        digest = service.image_digest
+        image_named = (
+            request.resolve_image or spec.task.container.image != service.spec.task.container.image
+        )
+        if image_named or spec.task.force != service.spec.task.force:
+            digest = await resolve_digest(
+                api, spec.task.container, ask_registry=not request.no_resolve_image
+            )
+        documents = newest(api.view, spec.task.container)
+        return await self._written(
+            service, lambda now: with_spec(now, spec, digest, api.now(), documents), read
+        )
+
+    def _read(self, spec: ServiceSpec, service: Service) -> list[Object]:
+        """What a new spec of a service builds on, which must not change until it is written.
+        Raises Refusal if that cannot be."""
+        view = self.api.view
+        read: list[Object] = [*resolve_networks(view, spec, service.spec)]
+        read += resolve_documents(view, spec.task.container)
+        if spec.depends_on != service.spec.depends_on:
+            read += resolve_dependencies(view, spec)
+        return read
+
+    @mapping_errors
+    async def RollbackService(self, request: Any, context: Any) -> Any:
+        service = find_service(self.api.view, request.service)
+        name = service.spec.name
+        versions = [past.version for past in service.history]
+        if not versions:
+            raise invalid_argument(
+                f"service '{name}' has had no other spec, so there is no way back"
+            )
+        version = request.version or versions[0]
+        if version not in versions:
+            known = ", ".join(map(str, versions))
+            raise invalid_argument(
+                f"service '{name}' remembers no version {version}; there are {known}"
+            )
+        past = service.history[versions.index(version)]
+        read = self._read(past.spec, service)
+        check_ports(self.api.view, past.spec.task, service.id)
+        documents = restored(self.api.view, past.spec.task.container, past.documents)
+        words = f"back to version {version}"
+        return await self._written(
+            service,
+            lambda now: rolled_back(now, past, self.api.now(), words, documents=documents),
+            read,
+        )
+
+    @mapping_errors
+    async def PromoteService(self, request: Any, context: Any) -> Any:
+        service = find_service(self.api.view, request.service)
+        goes_on = {
+            UpdateState.CANARY: UpdateState.UPDATING,
+            UpdateState.UPDATING: UpdateState.UPDATING,
+        }.get(service.update.state)
+        if goes_on is None:
+            raise invalid_argument(
+                f"service '{service.spec.name}' has no update at its canaries; see "
+                f"'orc service inspect {service.spec.name}'"
+            )
+        update = replace(service.update, state=goes_on, promoted=True, finished_at=0.0, message="")
+        return await self._written(service, lambda now: replace(now, update=update), ())
+
+    async def _written(
+        self, service: Service, change: Callable[[Service], Service], requires: Iterable[Object]
+    ) -> Any:
+        """Write a changed service, and answer with it."""
+        api = self.api
+        while True:
+            after, turn = replace(change(service), trace=current()), PortClaim()
+            ports = after.spec.task.ports
+            if ports != service.spec.task.ports:
+                turn = await claim_ports(api.kv, api.cache, after.spec.task, service.id)
+            try:
+                revision = await commit(
+                    api.kv,
+                    [Change(service, after)],
+                    requires,
+                    guards=turn.guards,
+                    ops=turn.ops,
+                )
+            except Conflict as conflict:
+                if conflict.keys != (PORT_TURN,):
+                    service = await self._as_it_is(service, conflict)
+            else:
+                await api.cache.wait_for(revision)
+                return to_proto(replace(after, revision=revision))
+
+    async def _as_it_is(self, service: Service, conflict: Conflict) -> Service:
+        """The service as it is now, if only how it goes has changed: the planner writes that as
+        often as it likes. Raises the Conflict if anything else has."""
+        now = await self._newer(service, conflict)
+        if (now.spec, now.update) != (service.spec, service.update):
+            raise conflict
+        return now
+
+    async def _newer(self, service: Service, conflict: Conflict) -> Service:
+        """The service as it is now. Raises the Conflict if that is about something else, or if the
+        service was removed."""
+        if object_key(service) not in conflict.keys:
+            raise conflict
+        cache = self.api.cache
+        while (now := cache.view.services.get(service.id)) is not None:
+            if now.revision != service.revision:
+                break
+            await cache.wait_for(cache.revision + 1)
+        if now is None or now.removed:
+            raise conflict
+        return now
+
+    @mapping_errors
+    async def RemoveService(self, request: Any, context: Any) -> Any:
+        api = self.api
+        service = find_service(api.view, request.service)
+        name = Delete(name_key(Service, service.spec.name))
+        while True:
+            check_no_dependents(api.view, service)
+            after = replace(service, removed=True, updated_at=api.now())
+            try:
+                revision = await commit(api.kv, [Change(service, after)], ops=[name])
+            except Conflict as conflict:
+                service = await self._newer(service, conflict)
+            else:
+                break
+        await api.cache.wait_for(revision)
+        return control_pb2.RemoveServiceReply(id=service.id)
+
+    @mapping_errors
+    async def ListServices(self, request: Any, context: Any) -> Any:
+        return await offload(_service_list, self.api.view, request)
+
+    @mapping_errors
+    async def ListTasks(self, request: Any, context: Any) -> Any:
+        return await offload(_task_list, self.api.view, request)
+
+    @mapping_errors
+    async def WatchService(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        service_id = find_service(self.api.view, request.service).id
+        since = request.since or self.api.cache.revision
+        monitor = request.monitor if request.HasField("monitor") else None
+        sent: dict[str, tuple[Task, Any]] = {}
+        async with self.api.cache.subscribe() as feed:
+            while True:
+                watch = Watch(self.api.now(), since, monitor, request.since)
+                picture = await offload(self._picture, service_id, watch, sent)
+                yield picture
+                if picture.removed:
+                    return
+                await asyncio.sleep(PROGRESS_INTERVAL)
+                # Tasks become stable by time alone.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(picture.stable_in or None):
+                        await feed.next()
+
+    def _picture(self, service_id: str, watch: Watch, sent: dict[str, tuple[Task, Any]]) -> Any:
+        """The service now. `sent` keeps each task's message for as long as the task is the same:
+        most of them are, from one picture to the next."""
+        view = self.api.view
+        service = view.services.get(service_id)
+        if service is None:
+            return control_pb2.ServiceProgress(removed=True)
+        state = progress(view, service_id, watch)
+        tasks = view.tasks_of_service(service_id)
+        for task_id, task in tasks.items():
+            if task_id not in sent or sent[task_id][0] is not task:
+                sent[task_id] = (task, to_proto(task))
+        return control_pb2.ServiceProgress(
+            service=to_proto(replace(service, history=())),
+            tasks=[
+                sent[task.id][1]
+                for task in sorted(tasks.values(), key=lambda t: (t.slot, t.created_at))
+            ],
+            desired=state.desired,
+            converged=state.converged,
+            completed=state.completed,
+            completions=state.completions,
+            given_up=state.given_up,
+            stable_in=state.stable_in,
+            crashed=state.crashed,
+            failing=state.failing,
+            hostnames=hostnames(view),
+        )
+
+
+def _service_list(view: ClusterView, request: Any) -> Any:
+    if request.service:
+        services = [find_service(view, request.service)]
+    else:
+        live = (s for s in view.services.values() if not s.removed)
+        services = sorted(live, key=lambda s: s.spec.name)
+    rows = []
+    for service in services:
+        state = progress(view, service.id)
+        rows.append(
+            control_pb2.ServiceRow(
+                service=to_proto(service),
+                running=state.running,
+                desired=state.desired,
+                completed=state.completed,
+                completions=state.completions,
+            )
+        )
+    return control_pb2.ListServicesReply(services=rows)
+
+
+def _task_list(view: ClusterView, request: Any) -> Any:
+    tasks = view.tasks
+    if request.service:
+        tasks = view.tasks_of_service(find_service(view, request.service).id)
+    if request.node:
+        node = find_node(view, request.node)
+        tasks = {id: task for id, task in tasks.items() if task.node_id == node.id}
+    ordered = sorted(tasks.values(), key=lambda t: (t.service_name, t.slot, -t.created_at, t.id))
+    return control_pb2.ListTasksReply(
+        tasks=[to_proto(task) for task in ordered], hostnames=hostnames(view)
+    )
+
+
+def _with_effective_port_modes(view: ClusterView, spec: ServiceSpec) -> ServiceSpec:
+    return replace(spec, task=with_effective_port_modes(view, spec.task))
+
+
+def _with_vips(view: ClusterView, service: Service) -> Service:
+    """A new service with its VIPs, which the leader would otherwise give it a moment later."""
+    for change in allocate_vips(view.evolve([Change(None, service)]), [service.id]):
+        if isinstance(change.after, Service):
+            return change.after
+    return service
+
+
+def _check_base(request: Any, service: Service) -> None:
+    """Raise Refusal if somebody else has changed the spec that an update was made from."""
+    base = from_proto(request.base) if request.HasField("base") else None
+    if base == service.spec:
+        return  # only how it goes has changed
+    what = f": {told(base, service.spec)}" if base is not None else ""
+    raise aborted(
+        f"service '{service.spec.name}' was changed by somebody else meanwhile{what}; "
+        f"look at 'orc service inspect {service.spec.name}' and try again"
+    )

@@ -1,0 +1,143 @@
+"""`orc service logs`: the lines of many tasks on many nodes as one stream.
+
+A node that is away gives one line that says so; the others flow. Who follows a service also gets
+the lines of tasks that it has later, and those of a node that is back, each once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from orchestrator.daemon.background import background
+from orchestrator.manager.errors import RequestError, failed_precondition
+from orchestrator.manager.object_lookup import find_log_source
+from orchestrator.manager.operations.context import ManagerContext, Operations, mapping_errors
+from orchestrator.model.logdrivers import NONE, unreadable
+from orchestrator.model.logplace import LogPlace
+from orchestrator.model.services import Service
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
+from orchestrator.pb import control_pb2, dispatch_pb2
+
+_BUFFER = 16
+"""Batches of lines held for a slow client before the nodes are made to wait."""
+_RETRY = 0.5
+"""Seconds between two looks at whether there still is what is followed."""
+
+
+class LogOperations(Operations):
+    """Logs."""
+
+    @mapping_errors
+    async def Logs(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        service, tasks = find_log_source(self.api.view, request.service, request.of_job)
+        if tasks and all(each.spec.container.logging.driver == NONE for each in tasks):
+            name = service.spec.name if service is not None else tasks[0].name
+            raise failed_precondition(unreadable(name))
+        stream = _LogStream(self.api, request)
+        async with background(stream.pump(service, tasks)):
+            while (batch := await stream.batches.get()) is not None:
+                yield batch
+
+
+class _LogStream:
+    """The logs that one client asked for."""
+
+    def __init__(self, api: ManagerContext, request: Any) -> None:
+        self.batches: asyncio.Queue[Any | None] = asyncio.Queue(_BUFFER)
+        """What the client gets; None at the end."""
+        self._api = api
+        self._request = request
+        self._noted: set[tuple[str, str]] = set()
+        """Node and text of what the client was told, until lines of that node come."""
+
+    async def pump(self, service: Service | None, tasks: Sequence[Task]) -> None:
+        """Put everything into `batches`."""
+        placed = [task for task in tasks if task.node_id]
+        async with asyncio.TaskGroup() as group:
+            for task in placed:
+                group.create_task(self._send(task, self._request.tail))
+            if service is not None and self._request.follow:
+                await self._send_later_ones(service.id, {task.id for task in placed}, group)
+        await self.batches.put(None)
+
+    async def _send_later_ones(
+        self, service_id: str, known: set[str], group: asyncio.TaskGroup
+    ) -> None:
+        """Follow what the service runs from now on, for as long as there is such a service."""
+        async with self._api.cache.subscribe() as feed:
+            while service_id in self._api.view.services:
+                for task in self._api.view.tasks_of_service(service_id).values():
+                    if task.node_id and task.id not in known:
+                        known.add(task.id)
+                        group.create_task(self._send(task, -1))
+                await feed.next()
+
+    async def _send(self, task: Task, tail: int) -> None:
+        """All of one task, over the breaks of its node's connection when it is followed."""
+        if not await self._given(task):
+            return
+        node = self._api.view.nodes.get(task.node_id)
+        name = node.description.hostname if node else task.node_id
+        place = LogPlace(self._request.since, tail)
+        while True:
+            try:
+                await self._receive(task, name, place)
+                return
+            except RequestError as refusal:
+                missing = "come when it is back" if self._request.follow else "are missing here"
+                await self._note(task, name, f"{refusal.text} (its lines {missing})")
+            if not self._request.follow:
+                return
+            while not self._api.dispatcher.connected(task.node_id):
+                if task.id not in self._api.view.tasks:
+                    return
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_RETRY):
+                        await self._api.dispatcher.session_of(task.node_id)
+
+    async def _given(self, task: Task) -> bool:
+        """Whether the task's node has it; one that is followed is waited for."""
+        async with self._api.cache.subscribe() as feed:
+            while (newest := self._api.view.tasks.get(task.id)) is not None:
+                if newest.status.state >= TaskState.ACCEPTED or newest.run > 1:
+                    return True
+                if not self._request.follow:
+                    return False
+                await feed.next()
+        return False
+
+    async def _receive(self, task: Task, name: str, place: LogPlace) -> None:
+        """One stream from the node. Raises Refusal when it breaks."""
+        order = dispatch_pb2.LogsOrder(
+            task_id=task.id,
+            follow=self._request.follow,
+            tail=place.tail,
+            since=place.since,
+            until=self._request.until,
+        )
+        place.begin()
+        async with self._api.tunnels.open(
+            task.node_id, name, dispatch_pb2.OpenTunnel(logs=order), self._api.dispatcher.deliver
+        ) as tunnel:
+            async for frame in tunnel.frames():
+                match frame.WhichOneof("kind"):
+                    case "log":
+                        self._noted = {note for note in self._noted if note[0] != name}
+                        batch = frame.log
+                        place.advance(batch.records)
+                        if batch.records:
+                            batch.task_id, batch.task_name, batch.node = task.id, task.name, name
+                            await self.batches.put(batch)
+                    case "result" if frame.result.error:
+                        await self._note(task, name, frame.result.error)
+
+    async def _note(self, task: Task, node: str, text: str) -> None:
+        if (node, text) in self._noted:
+            return
+        self._noted.add((node, text))
+        note = control_pb2.LogRecord(notice=True, line=text.encode())
+        await self.batches.put(control_pb2.LogBatch(task_id=task.id, node=node, records=[note]))

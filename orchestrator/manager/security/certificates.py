@@ -1,0 +1,384 @@
+"""The cluster's certificates: issued, renewed, recorded and revoked.
+
+Each certificate that the CA issues is recorded in the store (`Certificate`) until it has expired.
+Those that were issued without a manager (`orc cluster init`, `orc cluster admin`), or by an earlier
+version, are recorded when they are first used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import grpc
+
+from orchestrator.identity import ca
+from orchestrator.identity.files import ManagerIdentity
+from orchestrator.identity.pair import Issued, KeyPair, TlsFiles
+from orchestrator.identity.renewal import keep_renewed
+from orchestrator.identity.revocation import CertificateRevoked, Revocations, Revoked
+from orchestrator.identity.tls import Identity, host_of, peer_identity
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.keys import CERTIFICATE_TURN
+from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError
+from orchestrator.model.access import Certificate, Revocation
+from orchestrator.pb import certificates_pb2, certificates_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+ADMIN_RENEWAL = 365 * 86400.0
+"""Seconds for which an admin's certificate can be renewed by the next one, so that a copied context
+expires even if the copy goes unnoticed. Nodes' are renewed as long as they are nodes."""
+_SWEEP = 600.0
+"""Seconds between two looks for records that have expired."""
+_MOST_SEEN = 10_000
+"""Certificates that wait to be recorded, at the most."""
+
+
+class CertificateAuthority:
+    """What the CA of the cluster signs, and for how long."""
+
+    def __init__(
+        self, pair: KeyPair, view: Callable[[], ClusterView], now: Callable[[], float]
+    ) -> None:
+        self._pair = pair
+        self._view = view
+        self._now = now
+
+    @property
+    def certificate(self) -> str:
+        """The CA's own, PEM."""
+        return self._pair.certificate
+
+    def sign(
+        self,
+        request: str,
+        *,
+        name: str,
+        role: str,
+        cluster: str,
+        addresses: tuple[str, ...] = (),
+        until: float = float("inf"),
+    ) -> str:
+        """A certificate for the cluster's time, but not beyond `until`. Raises `ca.BadRequest`."""
+        stored, now = self._view().cluster, self._now()
+        most = lifetime(stored.certificate_lifetime if stored else 0.0)
+        if until - now < most.total_seconds():
+            most = dt.timedelta(seconds=until - now)
+        return ca.sign(
+            self._pair,
+            request,
+            common_name=name,
+            role=role,
+            cluster_id=cluster,
+            now=dt.datetime.fromtimestamp(now, dt.UTC),
+            addresses=addresses,
+            lifetime=most,
+        )
+
+
+def lifetime(seconds: float) -> dt.timedelta:
+    """Of certificates, where a cluster says so many seconds; 0: it says nothing."""
+    return dt.timedelta(seconds=seconds) if seconds else ca.LIFETIME
+
+
+def record(
+    issued: Issued, *, role: str, name: str, address: str, hostname: str = "", since: float = 0.0
+) -> Certificate:
+    """What the store keeps of a certificate; `address` is gRPC's text of the peer."""
+    return Certificate(
+        id=issued.serial,
+        role=role,
+        name=name,
+        issued_at=issued.at,
+        expires_at=issued.ends,
+        fingerprint=issued.fingerprint,
+        hostname=hostname,
+        address=host_of(address) or address,
+        since=since,
+    )
+
+
+def as_revoked(revocation: Revocation) -> Revoked:
+    """What a server refuses by."""
+    return Revoked(
+        revocation.serial, revocation.role, revocation.name, revocation.at, revocation.reason
+    )
+
+
+def revocation_of(
+    view: ClusterView, *, role: str, name: str, now: float, reason: str, by: str
+) -> Revocation:
+    """The revocation of all certificates that a holder has, with those that nobody has used yet.
+    Replaces an earlier one of the same holder."""
+    known = certificates_of(view, role, name)
+    longest = max(ca.LIFETIME, lifetime(view.cluster.certificate_lifetime if view.cluster else 0))
+    before = view.revocations.get(f"{role}.{name}")
+    return Revocation(
+        id=f"{role}.{name}",
+        role=role,
+        name=name,
+        # The clocks of hosts on which certificates are issued may be ahead.
+        at=max([now, *(each.issued_at for each in known)]),
+        expires_at=max(
+            now + longest.total_seconds(),
+            *(each.expires_at for each in known),
+            before.expires_at if before else 0.0,
+        ),
+        reason=reason,
+        by=by,
+        revision=before.revision if before else 0,
+    )
+
+
+def certificates_of(view: ClusterView, role: str, name: str) -> list[Certificate]:
+    """Those of a holder that are recorded."""
+    return [each for each in view.certificates.values() if (each.role, each.name) == (role, name)]
+
+
+def revocation_for(
+    revocations: Mapping[str, Revocation], certificate: Certificate
+) -> Revocation | None:
+    """Why a certificate is refused; None if it counts."""
+    for id in (certificate.id, f"{certificate.role}.{certificate.name}"):
+        found = revocations.get(id)
+        if found is not None and as_revoked(found).covers(
+            certificate.role, certificate.name, certificate.id, certificate.issued_at
+        ):
+            return found
+    return None
+
+
+async def commit_serialized(
+    kv: Kv, cache: Cache, choose: Callable[[ClusterView], Sequence[Change]]
+) -> Sequence[Change]:
+    """Write the changes that `choose` makes of a view that has every renewal and revocation so far;
+    it is asked again when there was another one meanwhile. Raises StoreError, and what `choose`
+    raises."""
+    while True:
+        turn = await kv.get(CERTIFICATE_TURN)
+        stamp = turn.mod_revision if turn else 0
+        await cache.wait_for(stamp)
+        read = cache.revision
+        changes = choose(cache.view)
+        try:
+            revision = await commit(
+                kv,
+                changes,
+                guards=[Guard(CERTIFICATE_TURN, mod_revision=stamp)],
+                ops=[Put(CERTIFICATE_TURN, b"")],
+            )
+        except Conflict as conflict:
+            log.debug("certificates changed concurrently", extra={"keys": conflict.keys})
+            await cache.wait_for(read + 1)
+            continue
+        await cache.wait_for(revision)
+        return changes
+
+
+class CertificateRenewal(certificates_pb2_grpc.CertificatesServicer):  # type: ignore[misc]
+    """Whoever has a certificate of the cluster gets the next one, for the same name and role."""
+
+    def __init__(self, authority: CertificateAuthority, kv: Kv, cache: Cache) -> None:
+        self._authority = authority
+        self._kv = kv
+        self._cache = cache
+        self._turn = asyncio.Lock()
+
+    async def Renew(self, request: Any, context: Any) -> Any:
+        caller = peer_identity(context)
+        assert caller is not None, "the guard lets nobody in without one"
+        made = ""
+
+        def signed(view: ClusterView) -> list[Change]:
+            nonlocal made
+            refuse_revoked(view, caller)
+            if caller.role == "worker" and caller.id not in view.nodes:
+                raise _Removed
+            had = caller.certificate
+            own = view.certificates.get(had.serial) if had else None
+            since = (own.since if own else 0.0) or (had.at if had else 0.0)
+            until = since + ADMIN_RENEWAL if caller.role == "admin" else float("inf")
+            if had is not None and until <= had.ends:
+                raise _RenewedForLong
+            made = self._authority.sign(
+                request.csr,
+                name=caller.id,
+                role=caller.role,
+                cluster=caller.cluster_id,
+                until=until,
+            )
+            issued = Issued.of(made)
+            assert issued is not None
+            recorded = record(
+                issued,
+                role=caller.role,
+                name=caller.id,
+                address=context.peer(),
+                hostname=own.hostname if own else "",
+                since=since,
+            )
+            return [Change(None, recorded)]
+
+        try:
+            async with self._turn:
+                await commit_serialized(self._kv, self._cache, signed)
+        except CertificateRevoked as revoked:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(revoked))
+        except _Removed:
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "this node was removed from the cluster; it can join anew",
+            )
+        except _RenewedForLong:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "an admin's certificate is renewed for a year",
+            )
+        except ca.BadRequest as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except StoreError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the store is unavailable: {error}")
+        log.info("certificate renewed", extra={"holder": caller.id, "role": caller.role})
+        return certificates_pb2.RenewReply(certificate=made)
+
+
+class _RenewedForLong(Exception):
+    """The next certificate would not count for longer than the one that there is."""
+
+
+class _Removed(Exception):
+    """The node whose certificate is to be renewed is no node of the cluster."""
+
+
+def refuse_revoked(view: ClusterView, caller: Identity) -> None:
+    """Raise CertificateRevoked if the caller's certificate is revoked in this view."""
+    issued = caller.certificate
+    for each in view.revocations.values():
+        found = as_revoked(each)
+        if issued is not None and found.covers(caller.role, caller.id, issued.serial, issued.at):
+            raise CertificateRevoked(caller.role, found)
+
+
+class CertificateRegistry:
+    """Follows what the store has of certificates, and keeps it complete and small.
+
+    Has `revocations` refuse what is revoked; records certificates that are used and unknown;
+    deletes what has expired.
+    """
+
+    def __init__(
+        self, kv: Kv, cache: Cache, revocations: Revocations, now: Callable[[], float]
+    ) -> None:
+        self._kv = kv
+        self._cache = cache
+        self._revocations = revocations
+        self._now = now
+        self._seen: dict[str, Certificate] = {}
+        """By serial number: used, and not recorded yet."""
+        self._wake = asyncio.Event()
+
+    def seen(self, identity: Identity, peer: str) -> None:
+        """A caller with this identity has been let in."""
+        issued = identity.certificate
+        if (
+            issued is None
+            or issued.serial in self._cache.view.certificates
+            or issued.serial in self._seen
+            or len(self._seen) >= _MOST_SEEN
+        ):
+            return
+        self._seen[issued.serial] = record(
+            issued, role=identity.role, name=identity.id, address=peer
+        )
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Do all this until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow())
+            group.create_task(self._record())
+            group.create_task(self._sweep())
+
+    async def _follow(self) -> None:
+        async with self._cache.subscribe() as feed:
+            told: Mapping[str, Revocation] | None = None
+            while True:
+                revoked = self._cache.view.revocations
+                if revoked is not told:
+                    told = revoked
+                    self._revocations.replace(map(as_revoked, revoked.values()))
+                await feed.next()
+
+    async def _record(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            for serial, certificate in list(self._seen.items()):
+                if serial not in self._cache.view.certificates:
+                    await self._write(Change(None, certificate))
+                del self._seen[serial]
+
+    async def _sweep(self) -> None:
+        while True:
+            now, view = self._now(), self._cache.view
+            recorded: list[Certificate | Revocation] = [*view.certificates.values()]
+            recorded += view.revocations.values()
+            for each in recorded:
+                if each.expires_at < now:
+                    await self._write(Change(each, None))
+            for session in view.page_sessions.values():
+                if session.can_be_forgotten(now):
+                    await self._write(Change(session, None))
+            await asyncio.sleep(_SWEEP)
+
+    async def _write(self, change: Change) -> None:
+        try:
+            await write_record(self._kv, self._cache, change)
+        except StoreError as error:
+            log.warning("a certificate's record cannot be written", extra={"error": error})
+
+
+async def write_record(kv: Kv, cache: Cache, change: Change) -> None:
+    """Write what somebody else may have written at the same time. Raises StoreError."""
+    with suppress(Conflict):
+        await cache.wait_for(await commit(kv, [change]))
+
+
+async def keep_own(
+    authority: CertificateAuthority,
+    identity: ManagerIdentity,
+    files: TlsFiles,
+    unit: float,
+    records: CertificateRegistry,
+) -> None:
+    """Record this manager's certificate, and renew it whenever its time has come, until
+    cancelled."""
+
+    def note(certificate: str) -> None:
+        own = Identity(identity.manager_id, "manager", identity.cluster_id, Issued.of(certificate))
+        records.seen(own, identity.address)
+
+    async def request() -> tuple[str, str]:
+        return ca.new_request()
+
+    async def sign(asked: str) -> str:
+        certificate = authority.sign(
+            asked,
+            name=identity.manager_id,
+            role="manager",
+            cluster=identity.cluster_id,
+            addresses=(identity.address, "127.0.0.1"),
+        )
+        note(certificate)
+        return certificate
+
+    note(files.pair.read().certificate)
+    await keep_renewed(files.pair, request, sign, unit=unit)

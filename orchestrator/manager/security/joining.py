@@ -1,0 +1,145 @@
+"""The join port: where a host without a certificate gets one for its token."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import grpc
+
+from orchestrator.identity import ca
+from orchestrator.identity.pair import Issued
+from orchestrator.manager.planning.claims import is_hostname, with_hostname
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.security.certificates import CertificateAuthority, record
+from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.keys import NODE_TURN
+from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError
+from orchestrator.model.access import Certificate
+from orchestrator.model.nodes import Node, NodeDescription
+from orchestrator.pb import identity_pb2, identity_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+
+class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
+    """Hands out the CA's certificate, and node certificates for the right secret."""
+
+    def __init__(
+        self,
+        kv: Kv,
+        cache: Cache,
+        authority: CertificateAuthority,
+        managers: Callable[[], list[str]],
+        now: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._kv = kv
+        self._cache = cache
+        self._authority = authority
+        self._managers = managers
+        self._now = now
+        self._new_id = new_id
+
+    async def GetCa(self, request: Any, context: Any) -> Any:
+        return identity_pb2.GetCaReply(ca_certificate=self._authority.certificate)
+
+    async def Sign(self, request: Any, context: Any) -> Any:
+        cluster = self._cache.view.cluster
+        if cluster is None:
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, "the manager is starting; try again in a moment"
+            )
+            return None
+        if hmac.compare_digest(request.secret.encode(), cluster.manager_token.encode()):
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "a cluster has one manager for now; join as a node, with the token that "
+                "'orc cluster token worker' prints",
+            )
+        if not hmac.compare_digest(request.secret.encode(), cluster.worker_token.encode()):
+            log.warning(
+                "join refused",
+                extra={"peer": context.peer(), "hostname": request.hostname, "reason": "token"},
+            )
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "this join token is not valid (any more); "
+                "get the present one with 'orc cluster token worker'",
+            )
+        if not is_hostname(request.hostname):
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"{request.hostname[:64]!r} is not a hostname; set one with 'hostnamectl hostname'",
+            )
+        now = self._now()
+        node_id = self._new_id()
+        try:
+            certificate = self._authority.sign(
+                request.csr, name=node_id, role="worker", cluster=cluster.id
+            )
+        except ca.BadRequest as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        node = Node(
+            id=node_id,
+            created_at=now,
+            state_since=now,
+            message="joined, but its agent has not been heard of yet",
+            description=NodeDescription(hostname=request.hostname),
+            restricted=True,
+        )
+        facts = Issued.of(certificate)
+        assert facts is not None
+        issued = record(
+            facts,
+            role="worker",
+            name=node_id,
+            address=context.peer(),
+            hostname=request.hostname,
+        )
+        try:
+            other = await self._add(node, issued)
+        except StoreError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd is unavailable: {error}")
+        if other is not None:
+            log.warning(
+                "join refused",
+                extra={"peer": context.peer(), "hostname": request.hostname, "reason": "hostname"},
+            )
+            await context.abort(
+                grpc.StatusCode.ALREADY_EXISTS,
+                f"node {other.id} has the hostname '{request.hostname}' and is "
+                f"{other.state.name.lower()}; give this host another one, or remove that node "
+                f"first: orc node rm {other.id}",
+            )
+        log.info("node joined", extra={"node": node_id, "hostname": request.hostname})
+        return identity_pb2.SignReply(
+            certificate=certificate,
+            node_id=node_id,
+            role="worker",
+            cluster_id=cluster.id,
+            managers=self._managers(),
+        )
+
+    async def _add(self, node: Node, issued: Certificate) -> Node | None:
+        """Write a node that joins, and its certificate. Returns the node that has its hostname
+        already, in which case nothing is written. Raises StoreError."""
+        while True:
+            turn = await self._kv.get(NODE_TURN)
+            stamp = turn.mod_revision if turn else 0
+            await self._cache.wait_for(stamp)
+            if (other := with_hostname(self._cache.view, node.description.hostname)) is not None:
+                return other
+            with suppress(Conflict):
+                revision = await commit(
+                    self._kv,
+                    [Change(None, node), Change(None, issued)],
+                    guards=[Guard(NODE_TURN, mod_revision=stamp)],
+                    ops=[Put(NODE_TURN, node.id.encode())],
+                )
+                await self._cache.wait_for(revision)
+                return None

@@ -1,0 +1,1 @@
+"""What operators and their tools observe: events, metrics, task traces, scrape targets."""

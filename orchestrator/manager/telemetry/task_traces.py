@@ -1,0 +1,162 @@
+"""The manager's spans of tasks: from the call that wanted one, over its node, until it works.
+
+Planning knows nothing of traces. What it makes is given its place in one where it leaves for the
+store (`attributed`), and spans are taken from the changes as they come back (`TaskSpans`). The
+place of a task's own span follows from its id, so that all managers name the same one without a
+word, and a new leader ends what another began.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.store.cache import Cache
+from orchestrator.model.services import Service
+from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Health, Task, TaskStatus
+from orchestrator.tracing.spans import Tracer
+
+LASTS = 3600.0
+"""Seconds for which what is made counts as made by a call."""
+
+_GOOD_ENDS = (TaskState.COMPLETE, TaskState.SHUTDOWN)
+
+
+def with_trace_contexts(
+    view: ClusterView, changes: Mapping[str, Change], now: float
+) -> list[Change]:
+    """The changes, with new tasks at the place of the call that wanted them. `view` has the new
+    tasks. One that replaces another of what the call wanted is nobody's: that failed, or its node.
+    """
+    found: list[Change] = []
+    filled: dict[str, Counter[_Part]] = {}
+    for change in changes.values():
+        task = change.after
+        if change.before is None and isinstance(task, Task):
+            service = view.services.get(task.service_id)
+            if service is not None and service.trace and _by_call(service, task, now):
+                if service.id not in filled:
+                    tasks = view.tasks_of_service(service.id).values()
+                    filled[service.id] = Counter(map(_part, tasks))
+                if filled[service.id][_part(task)] == 1:
+                    change = Change(None, replace(task, trace=service.trace))
+        found.append(change)
+    return found
+
+
+_Part = tuple[int, int, int]
+
+
+def _part(task: Task) -> _Part:
+    """The part of what a call wanted that a task is for: one that comes second replaces another."""
+    return task.slot, task.spec_version, task.job_run
+
+
+def _by_call(service: Service, task: Task, now: float) -> bool:
+    """Whether it is a call that had the task made, not the clock or a node that came later."""
+    since = service.updated_at
+    if task.job_run:
+        run = next((run for run in service.job.runs if run.number == task.job_run), None)
+        if run is None or run.due_at:
+            return False
+        since = run.started_at
+    return now - since <= LASTS
+
+
+def trace_context_of(tracer: Tracer, task: Task) -> str:
+    """The place of what is done to begin a task: its own span; where a container begins again, the
+    call that said so. Empty where there is none."""
+    if not tracer.on:
+        return ""
+    if task.run <= 1:
+        return tracer.derived(task.trace, task.id)
+    return "" if task.restarts else task.trace
+
+
+class TaskSpans:
+    """Records what the changes of the store tell, while this manager leads."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        tracer: Tracer,
+        leads: Callable[[], bool],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._cache = cache
+        self._tracer = tracer
+        self._leads = leads
+        self._now = now
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Record for as long as this lasts."""
+        if not self._tracer.on:
+            yield
+            return
+        async with self._cache.subscribe() as feed:
+            feed.on_change = lambda: self.take(feed.take())
+            yield
+
+    def take(self, changes: Iterable[Change]) -> None:
+        """Look at changes as they happen."""
+        for change in changes:
+            if isinstance(change.after, Task) and self._leads():
+                before = change.before if isinstance(change.before, Task) else None
+                self._task(before, change.after)
+
+    def _task(self, before: Task | None, after: Task) -> None:
+        was = before.status if before is not None else TaskStatus()
+        if (
+            after.run > 1
+            or _settled(was)
+            or was.state is after.status.state is not TaskState.RUNNING
+        ):
+            return
+        place, wished = (
+            trace_context_of(self._tracer, after),
+            max(after.created_at, after.not_before),
+        )
+        node = self._cache.view.nodes.get(after.node_id)
+        about = {
+            "task": after.id,
+            "name": after.name,
+            "service": after.service_name,
+            "node": node.description.hostname if node else "",
+        }
+        if was.state < TaskState.ASSIGNED <= after.status.state and after.node_id:
+            self._tracer.record(
+                "schedule", wished, self._now(), place, **about, waited_for=was.message
+            )
+        if _settled(after.status):
+            self._tracer.record(
+                "task",
+                wished,
+                after.status.at,
+                after.trace,
+                place=place,
+                error=_error(after.status),
+                **about,
+                image=after.spec.container.image,
+            )
+
+
+def _settled(status: TaskStatus) -> bool:
+    """Whether it is known what became of its beginning."""
+    if status.state is TaskState.RUNNING:
+        return status.health is not Health.STARTING
+    return is_terminal(status.state)
+
+
+def _error(status: TaskStatus) -> str:
+    if status.state is TaskState.RUNNING:
+        return status.health_output or "unhealthy" if status.health is Health.UNHEALTHY else ""
+    if status.state in _GOOD_ENDS:
+        return ""
+    return status.message or f"exit status {status.exit_code}"

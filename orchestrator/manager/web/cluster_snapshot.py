@@ -1,0 +1,157 @@
+"""The cluster as the page draws it: JSON by kind and id, whole or only what changed. Pure.
+
+A cluster of 5,000 tasks is sent whole to each browser that opens the page, and then a message for
+every few of them that change: so the whole leaves out what is empty, and a change has only the
+fields that differ. What is no longer is None. Nothing of a container's environment or command is in
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.manager.planning.jobs import job_count, job_tasks
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.progress import wanted
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Network, Object
+from orchestrator.model.services import Service, UpdateState
+from orchestrator.model.specs import STACK_LABEL, ServiceMode
+from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Health, Task
+
+Picture = dict[str, dict[str, Any]]
+"""Kind (`nodes`, `services`, `tasks`, `networks`) → id → what is drawn, or None."""
+
+_KINDS: dict[type, str] = {
+    Node: "nodes",
+    Service: "services",
+    Task: "tasks",
+    Network: "networks",
+}
+
+
+def full_snapshot(view: ClusterView) -> Picture:
+    """Everything, without the fields that are empty."""
+    found: Picture = {kind: {} for kind in _KINDS.values()}
+    for item in view.objects():
+        kind = _KINDS.get(type(item))
+        if kind is not None and (drawn := _drawn(view, item)) is not None:
+            found[kind][item.id] = _filled(drawn)
+    return found
+
+
+def snapshot_changes(view: ClusterView, changes: Sequence[Change]) -> Picture:
+    """What these changes make of it: the fields that differ, all where it was not there before. A
+    kind without any is not there."""
+    found: Picture = {}
+    for change in changes:
+        subject = change.subject
+        kind = _KINDS.get(type(subject))
+        if kind is None:
+            continue
+        before = _drawn(view, change.before) if change.before is not None else None
+        after = _drawn(view, change.after) if change.after is not None else None
+        if before == after:
+            continue
+        if before is not None and after is not None:
+            after = {key: value for key, value in after.items() if before[key] != value}
+        elif after is not None:
+            after = _filled(after)
+        found.setdefault(kind, {})[subject.id] = after
+    if any(isinstance(change.subject, Node) for change in changes):
+        # How many tasks such a service wants is a matter of the nodes.
+        for service in view.services.values():
+            if service.spec.mode in (ServiceMode.GLOBAL, ServiceMode.GLOBAL_JOB):
+                told = found.setdefault("services", {}).setdefault(service.id, {})
+                if told is not None:
+                    told.update(_extent(view, service))
+    return found
+
+
+def _filled(drawn: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in drawn.items() if value}
+
+
+def _drawn(view: ClusterView, item: Object) -> dict[str, Any] | None:
+    match item:
+        case Node():
+            return _node(item)
+        case Service():
+            return None if item.removed else _service(view, item)
+        case Task():
+            return _task(item)
+        case Network():
+            return {
+                "name": item.name,
+                "driver": item.driver,
+                "subnet": item.subnet,
+                "internal": item.internal,
+                "encrypted": item.encrypted,
+            }
+    return None
+
+
+def _node(node: Node) -> dict[str, Any]:
+    about = node.description
+    return {
+        "name": about.hostname,
+        "state": node.state.name.lower(),
+        "availability": node.availability.name.lower(),
+        "message": node.message,
+        "address": about.address,
+        "shares": about.resources.shares,
+        "memory": about.resources.memory,
+        "labels": node.labels,
+        "about": f"{about.os}, {about.kernel}, {about.arch}, {about.runtime}",
+    }
+
+
+def _extent(view: ClusterView, service: Service) -> dict[str, Any]:
+    """How much there is to run, and of a job's newest run how much of it is `done` `of` what."""
+    if not service.spec.mode.is_job:
+        return {"wanted": wanted(view, service), "done": 0, "of": 0, "job": ""}
+    done, of = job_count(view, service)
+    state = service.job.runs[0].state.name.lower() if service.job.runs else "waiting"
+    return {"wanted": job_tasks(view, service), "done": done, "of": of, "job": state}
+
+
+def _service(view: ClusterView, service: Service) -> dict[str, Any]:
+    spec, update = service.spec, service.update
+    return {
+        "name": spec.name,
+        "mode": spec.mode.name.lower().replace("_", "-"),
+        **_extent(view, service),
+        "image": spec.task.container.image,
+        "stack": spec.labels.get(STACK_LABEL, ""),
+        "ports": [f"{port.published}→{port.target}" for port in spec.task.ports],
+        "networks": [each.network for each in spec.task.attachments],
+        "update": "" if update.state is UpdateState.NONE else update.state.name.lower(),
+        "message": update.message,
+        "version": service.spec_version,
+        "past": len(service.history),
+    }
+
+
+def _task(task: Task) -> dict[str, Any]:
+    status, counted = task.status, task.spec.counted
+    return {
+        "name": task.name,
+        "service": task.service_id,
+        "slot": task.slot,
+        "node": task.node_id,
+        "state": status.state.name.lower(),
+        "stops": task.desired_state > TaskState.RUNNING and not is_terminal(status.state),
+        "health": "" if status.health is Health.NONE else status.health.name.lower(),
+        "message": status.message or status.health_output,
+        "image": task.spec.container.image,
+        "shares": counted.shares,
+        "memory": counted.memory,
+        "addresses": status.addresses,
+        "started": status.started_at,
+        "at": status.at,
+        "version": task.spec_version,
+        "retry_at": task.not_before if task.attempt else 0.0,
+    }

@@ -1,0 +1,67 @@
+"""The page's actions in the audit trail."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.manager.audit.audit_interceptor import subject_of
+from orchestrator.manager.audit.audited_methods import MOST_CHARACTERS
+from orchestrator.manager.audit.trail import AuditEntry
+from orchestrator.manager.operations.administration.web_sessions import Session
+from orchestrator.manager.operations.context import ManagerContext
+from orchestrator.manager.web.dashboard_actions import KINDS
+from orchestrator.web.https import Scope
+
+
+def client_address(scope: Scope) -> str:
+    """IP address and port of the caller."""
+    host, port = (scope.get("client") or ("", 0))[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class AuditedRequest:
+    """One request of the page that changes something."""
+
+    def __init__(
+        self, api: ManagerContext, session: Session, scope: Scope, method: str = "Page.act"
+    ) -> None:
+        self._api = api
+        self._session = session
+        self._address = client_address(scope)
+        self._began, self._clock = time.time(), time.monotonic()
+        self._method, self._kind, self._name, self._id = method, "session", "", session.id
+
+    def order(self, order: Mapping[str, Any]) -> None:
+        """What is ordered, see `actions.act`."""
+        action = str(order.get("do"))
+        if action not in KINDS:
+            return
+        self._method, self._kind = f"Page.{action}", KINDS[action]
+        # JSON can hold halves of characters, which no other text can.
+        word = str(order.get("to", ""))[:MOST_CHARACTERS].encode(errors="replace").decode()
+        if word:
+            self._name, self._id = subject_of(self._api.view, self._kind, word)
+
+    def record(self, result: str) -> None:
+        """Record it with its result, a gRPC status."""
+        self._api.record(
+            AuditEntry(
+                at=self._began,
+                user=self._session.user,
+                role=self._session.role,
+                certificate=self._session.certificate,
+                via="page",
+                address=self._address,
+                method=self._method,
+                kind=self._kind,
+                name=self._name,
+                id=self._id,
+                result=result,
+                seconds=round(time.monotonic() - self._clock, 6),
+                request=secrets.token_hex(8),
+                manager=self._api.identity.manager_id,
+            )
+        )

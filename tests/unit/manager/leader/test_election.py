@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from virtualtime import VirtualTime, settle
+
+from orchestrator.manager.leader.election import Election, LeadershipLost, Term
+from orchestrator.manager.store.kv import Conflict, Delete, Put, StoreUnavailable
+from orchestrator.manager.store.memory import MemoryKv, Phase, Verb
+
+KEY = "/orc/leader"
+
+
+@pytest.fixture
+def time() -> VirtualTime:
+    return VirtualTime()
+
+
+@pytest.fixture
+def kv(time: VirtualTime) -> MemoryKv:
+    kv = MemoryKv(time)
+    time.on_change = kv.tick
+    return kv
+
+
+class Contender:
+    """Leads whenever it can, and keeps a record."""
+
+    def __init__(self, kv: MemoryKv, time: VirtualTime, name: str, ttl: float = 3.0) -> None:
+        self.election = Election(kv, KEY, name, ttl=ttl, clock=time, sleep=time.sleep)
+        self.time = time
+        self.term: Term | None = None
+        self.lost: list[tuple[float, str]] = []
+
+    async def run(self) -> None:
+        while True:
+            try:
+                async with self.election.term() as self.term:
+                    await asyncio.Event().wait()
+            except LeadershipLost as error:
+                self.lost.append((self.time(), str(error)))
+            finally:
+                self.term = None
+
+
+@asynccontextmanager
+async def running(*contenders: Contender) -> AsyncIterator[list[asyncio.Task[None]]]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(contender.run()) for contender in contenders]
+        await settle()
+        yield tasks
+        for task in tasks:
+            task.cancel()
+
+
+def unavailable(verb: Verb, phase: Phase) -> None:
+    raise StoreUnavailable("etcd does not answer")
+
+
+def nothing(verb: Verb, phase: Phase) -> None:
+    pass
+
+
+async def test_the_first_leads_and_its_guard_lets_it_write(kv: MemoryKv, time: VirtualTime) -> None:
+    election = Election(kv, KEY, "a", clock=time, sleep=time.sleep)
+    assert await election.leader() is None
+    async with election.term() as term:
+        assert await election.leader() == "a"
+        assert term.identity == "a"
+        await kv.txn([term.guard], [Put("x", b"")])
+    assert await election.leader() is None
+    with pytest.raises(Conflict):
+        await kv.txn([term.guard], [Put("x", b"")])
+
+
+async def test_the_next_one_leads_when_the_first_resigns(kv: MemoryKv, time: VirtualTime) -> None:
+    a, b = Contender(kv, time, "a"), Contender(kv, time, "b")
+    async with running(a) as (first,), running(b):
+        await time.pass_(30)
+        assert a.term is not None
+        assert b.term is None
+        revision = a.term.revision
+        first.cancel()
+        await settle()
+        assert b.term is not None
+        assert b.term.revision > revision
+        assert await b.election.leader() == "b"
+
+
+async def test_a_silent_store_ends_the_term_before_the_lease_ends(
+    kv: MemoryKv, time: VirtualTime
+) -> None:
+    a = Contender(kv, time, "a")
+    async with running(a):
+        await time.pass_(10)
+        kv.fault = unavailable
+        start = time()
+        await time.pass_(5)
+        assert [reason for _, reason in a.lost] == ["the lease could not be renewed in time"]
+        assert a.lost[0][0] <= start + 3.0 - 0.5
+        assert a.term is None
+        kv.fault = nothing
+        await time.pass_(5)
+        assert a.term is not None, "it leads again once the store is back"
+
+
+async def test_a_short_outage_costs_nothing(kv: MemoryKv, time: VirtualTime) -> None:
+    a = Contender(kv, time, "a")
+    async with running(a):
+        term = a.term
+        for _ in range(5):
+            await time.pass_(7)
+            kv.fault = unavailable
+            await time.pass_(1.2)
+            kv.fault = nothing
+        assert a.term is term
+        assert a.lost == []
+
+
+async def test_a_longer_lease_outlives_a_longer_outage(kv: MemoryKv, time: VirtualTime) -> None:
+    a = Contender(kv, time, "a", ttl=30)
+    async with running(a):
+        term = a.term
+        await time.pass_(12)
+        kv.fault = unavailable
+        await time.pass_(14)
+        kv.fault = nothing
+        await time.pass_(20)
+        assert a.term is term
+        kv.fault = unavailable
+        start = time()
+        await time.pass_(30)
+        assert [reason for _, reason in a.lost] == ["the lease could not be renewed in time"]
+        assert a.lost[0][0] <= start + 30 - 5
+
+
+async def test_a_revoked_lease_ends_the_term(kv: MemoryKv, time: VirtualTime) -> None:
+    a = Contender(kv, time, "a")
+    async with running(a):
+        assert a.term is not None
+        await kv.revoke(a.term.lease)
+        await time.pass_(1.5)
+        assert [reason for _, reason in a.lost] == ["the lease has expired or was revoked"]
+
+
+async def test_a_key_that_was_taken_away_ends_the_term(kv: MemoryKv, time: VirtualTime) -> None:
+    a, b = Contender(kv, time, "a"), Contender(kv, time, "b")
+    async with running(a), running(b):
+        await kv.txn([], [Delete(KEY)])
+        await time.pass_(1.5)
+        assert [reason for _, reason in a.lost] == ["another process holds the leader's key"]
+        assert b.term is not None
+
+
+async def test_the_key_of_an_earlier_self_is_not_waited_for(
+    kv: MemoryKv, time: VirtualTime
+) -> None:
+    killed = await Election(kv, KEY, "a", clock=time, sleep=time.sleep).campaign()
+    async with Election(kv, KEY, "a", clock=time, sleep=time.sleep).term() as term:
+        assert term.revision > killed.revision
+        with pytest.raises(Conflict):
+            await kv.txn([killed.guard], [Put("x", b"")])
+
+
+async def test_the_key_of_a_killed_leader_is_waited_for(kv: MemoryKv, time: VirtualTime) -> None:
+    await Election(kv, KEY, "killed", clock=time, sleep=time.sleep).campaign()
+    b = Contender(kv, time, "b")
+    async with running(b):
+        await time.pass_(2.9)
+        assert b.term is None
+        await time.pass_(0.2)
+        assert b.term is not None
+
+
+async def test_a_longer_key_is_somebody_else_s(kv: MemoryKv, time: VirtualTime) -> None:
+    await kv.txn([], [Put(KEY + "-of-another", b"z")])
+    async with Election(kv, KEY, "a", clock=time, sleep=time.sleep).term() as term:
+        assert term.identity == "a"
+
+
+async def test_an_election_whose_answer_was_lost_is_held_again(
+    kv: MemoryKv, time: VirtualTime
+) -> None:
+    lost = iter([True])
+
+    def lose_one_answer(verb: Verb, phase: Phase) -> None:
+        if verb == "txn" and phase == "after" and next(lost, False):
+            raise StoreUnavailable("the answer was lost")
+
+    kv.fault = lose_one_answer
+    a = Contender(kv, time, "a")
+    async with running(a):
+        await time.pass_(1)
+        assert a.term is not None
+        assert await a.election.leader() == "a"
+
+
+async def test_the_body_s_failure_comes_out_as_it_is_and_resigns(
+    kv: MemoryKv, time: VirtualTime
+) -> None:
+    election = Election(kv, KEY, "a", clock=time, sleep=time.sleep)
+    with pytest.raises(LookupError, match="mine"):
+        async with election.term():
+            raise LookupError("mine")
+    assert await election.leader() is None
+
+
+async def test_a_margin_must_leave_some_of_the_term(kv: MemoryKv) -> None:
+    with pytest.raises(ValueError, match="margin"):
+        Election(kv, KEY, "a", ttl=1, margin=1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_never_two_leaders_by_their_own_clocks(
+    kv: MemoryKv, time: VirtualTime, seed: int
+) -> None:
+    """Faults of all kinds, at random: a term may be lost, but no two overlap."""
+    dice = random.Random(seed)
+    rate = [0.0]
+
+    def at_random(verb: Verb, phase: Phase) -> None:
+        if dice.random() < rate[0]:
+            raise StoreUnavailable("bad luck")
+
+    kv.fault = at_random
+    contenders = [Contender(kv, time, name) for name in "abc"]
+    led = set()
+    async with running(*contenders):
+        for _ in range(200):
+            rate[0] = dice.choice((0.0, 0.3, 0.7, 1.0))
+            await time.pass_(dice.uniform(0.05, 1.0))
+            leading = [
+                (contender.term.identity, contender.term.revision)
+                for contender in contenders
+                if contender.term is not None and time() < contender.term.deadline
+            ]
+            assert len(leading) <= 1
+            led.update(leading)
+        rate[0] = 0.0
+        await time.pass_(10)
+        assert sum(contender.term is not None for contender in contenders) == 1
+    assert len({identity for identity, _ in led}) > 1
+
+
+async def test_whoever_is_cancelled_leaves_no_key(kv: MemoryKv, time: VirtualTime) -> None:
+    a, b = Contender(kv, time, "a"), Contender(kv, time, "b")
+    async with running(a), running(b):
+        await time.pass_(1)
+    assert await a.election.leader() is None

@@ -1,0 +1,74 @@
+"""A lease that a thread renews, and an event loop that is stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from orchestrator.manager.store.kv import StoreUnavailable
+from orchestrator.manager.store.lease_renewal import Held, Keeper, Renewed
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def renewing() -> bool:
+    return any(thread.name == "lease" for thread in threading.enumerate())
+
+
+class Store:
+    """Renews whatever is held, while it answers."""
+
+    def __init__(self) -> None:
+        self.answers = True
+        self.renewals = 0
+        self.threads: set[int] = set()
+
+    def renew(self, lease: int, key: str, timeout: float) -> Renewed:
+        self.renewals += 1
+        self.threads.add(threading.get_ident())
+        if not self.answers:
+            raise StoreUnavailable("no answer")
+        return Renewed(1.0, 7)
+
+
+@contextmanager
+def keeping(store: Store, *, stuck_after: float = 60.0) -> Iterator[Keeper]:
+    held = Held("/leader", 7, 1, time.monotonic() + 1.0)
+    keeper = Keeper(held, store, ttl=0.3, margin=0.05, stuck_after=stuck_after)
+    keeper.start()
+    yield keeper
+    keeper.stop()
+
+
+async def test_a_store_that_does_not_answer_loses_the_lease() -> None:
+    store = Store()
+    store.answers = False
+    with keeping(store) as keeper:
+        async with asyncio.timeout(60):
+            assert await keeper.wait() == "the lease could not be renewed in time"
+    assert threading.get_ident() not in store.threads
+
+
+async def test_a_loop_that_is_stuck_is_found_out() -> None:
+    def stuck() -> None:
+        while renewing():
+            time.sleep(0.01)
+
+    with keeping(Store(), stuck_after=0.5) as keeper:
+        stuck()
+        async with asyncio.timeout(60):
+            assert (await keeper.wait()).startswith("the event loop has not run for")
+
+
+async def test_nothing_is_renewed_once_the_term_is_over() -> None:
+    store = Store()
+    with keeping(store):
+        await until(lambda: store.renewals > 2)
+    await until(lambda: not renewing())

@@ -1,0 +1,185 @@
+"""What a change of the store means to a user: tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.telemetry.event_log import events_of
+from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
+from orchestrator.model.objects import Image, Network, Object
+from orchestrator.model.services import (
+    JobRun,
+    JobState,
+    JobStatus,
+    Service,
+    UpdateState,
+    UpdateStatus,
+)
+from orchestrator.model.specs import ContainerSpec, Hook, ServiceMode, ServiceSpec, TaskSpec
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
+
+S = TaskState
+NODE = Node(id="n1", state=NodeState.READY, description=NodeDescription(hostname="host-1"))
+SICK = replace(NODE, description=replace(NODE.description, trouble="the kernel is full"))
+BOX = Task(id="c1", container_name="box", node_id="n1", run=1, status=TaskStatus(S.RUNNING, run=1))
+IMAGE = Image(id="sha256:1", names=("web:1",), nodes=("n1",))
+BACK = Network(id="b1", name="back", subnet="10.5.0.0/16")
+WEB = Service(id="s1", spec=ServiceSpec(name="web"))
+
+
+def at(state: TaskState, run: int = 1, **fields: Any) -> Task:
+    return replace(BOX, status=TaskStatus(state, run=run, **fields))
+
+
+def hooked(state: TaskState, done: int) -> Task:
+    hook = Hook(("prepare",))
+    spec = TaskSpec(ContainerSpec(post_start=(hook, hook), pre_stop=(hook,)))
+    return replace(at(state, hooks=done), spec=spec)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "actions"),
+    [
+        (None, at(S.PENDING), ["create"]),
+        (at(S.PENDING), at(S.ASSIGNED), []),
+        (at(S.STARTING), BOX, ["start"]),
+        (BOX, at(S.RUNNING, paused=True), ["pause"]),
+        (at(S.RUNNING, paused=True), BOX, ["unpause"]),
+        (BOX, at(S.FAILED, exit_code=3), ["die"]),
+        (BOX, at(S.FAILED, oom_killed=True), ["oom", "die"]),
+        (BOX, at(S.SHUTDOWN), ["die", "stop"]),
+        (at(S.COMPLETE), at(S.ASSIGNED, 2), []),
+        (at(S.COMPLETE), at(S.RUNNING, 2), ["start"]),
+        # Its end and the next run in one write.
+        (BOX, at(S.PENDING, 2, exit_code=3), ["die"]),
+        (hooked(S.STARTING, 0), hooked(S.STARTING, 1), ["post_start"]),
+        (hooked(S.STARTING, 0), hooked(S.RUNNING, 2), ["post_start", "post_start", "start"]),
+        (hooked(S.RUNNING, 2), hooked(S.SHUTDOWN, 3), ["pre_stop", "die", "stop"]),
+        (hooked(S.RUNNING, 2), hooked(S.FAILED, 1 << 40), ["pre_stop", "die"]),
+        (BOX, replace(BOX, container_name="crate"), ["rename"]),
+        (at(S.COMPLETE), None, ["destroy"]),
+        (BOX, None, ["die", "destroy"]),
+        (None, NODE, ["create"]),
+        (NODE, replace(NODE, state=NodeState.DOWN), ["down"]),
+        (replace(NODE, state=NodeState.DOWN), NODE, ["ready"]),
+        (NODE, replace(NODE, availability=Availability.DRAIN), ["update"]),
+        (NODE, replace(NODE, message="slow"), []),
+        (NODE, SICK, ["trouble"]),
+        (SICK, NODE, ["recover"]),
+        (NODE, None, ["remove"]),
+        (None, IMAGE, ["create"]),
+        (IMAGE, replace(IMAGE, names=("web:1", "web:2")), ["tag"]),
+        (IMAGE, replace(IMAGE, names=()), ["untag"]),
+        (IMAGE, replace(IMAGE, nodes=("n1", "n2")), ["pull"]),
+        (replace(IMAGE, nodes=("n1", "n2")), IMAGE, ["delete"]),
+        (IMAGE, None, ["remove"]),
+        (WEB, replace(WEB, spec=ServiceSpec(name="web", replicas=3)), ["update"]),
+        (WEB, replace(WEB, removed=True), ["remove"]),
+        (WEB, replace(WEB, updated_at=1.0), []),
+        (None, BACK, ["create"]),
+        (BACK, replace(BACK, slices={"n1": "10.5.1.0/24"}), []),
+        (BACK, None, ["remove"]),
+    ],
+)
+def test_actions(before: Object | None, after: Object | None, actions: list[str]) -> None:
+    events = list(events_of(Change(before, after), ClusterView.of([NODE]), 5.0))
+    assert [event.action for event in events] == actions
+    assert all(event.at == 5.0 and event.name for event in events)
+
+
+def test_runs_of_a_job_begin_and_end() -> None:
+    begun, failed = JobRun(2), JobRun(2, state=JobState.FAILED, message="work.1 failed")
+    spec = ServiceSpec(name="work", mode=ServiceMode.REPLICATED_JOB)
+    job = Service(id="j1", spec=spec, job=JobStatus((JobRun(1, state=JobState.COMPLETE),)))
+    steps = [job, *(replace(job, job=JobStatus((run, *job.job.runs))) for run in (begun, failed))]
+    told = [
+        (event.type, event.action, event.name, event.attributes)
+        for before, after in pairwise(steps)
+        for event in events_of(Change(before, after), ClusterView(), 5.0)
+    ]
+    assert told == [
+        ("job", "start", "work", {"run": "2"}),
+        ("job", "fail", "work", {"run": "2", "reason": "work.1 failed"}),
+    ]
+
+
+def test_how_an_update_goes() -> None:
+    states = [
+        UpdateStatus(),
+        UpdateStatus(UpdateState.UPDATING, started_at=1.0),
+        UpdateStatus(UpdateState.CANARY, started_at=1.0, message="1 of 3 replicas are updated"),
+        UpdateStatus(UpdateState.UPDATING, started_at=1.0, promoted=True),
+        UpdateStatus(UpdateState.PAUSED, started_at=1.0, message="1 of 3 failed"),
+        UpdateStatus(UpdateState.ROLLING_BACK, started_at=2.0),
+        UpdateStatus(UpdateState.ROLLED_BACK, started_at=2.0, finished_at=3.0),
+        UpdateStatus(UpdateState.UPDATING, started_at=4.0),
+        UpdateStatus(UpdateState.UPDATING, started_at=5.0),
+        UpdateStatus(UpdateState.COMPLETED, started_at=5.0),
+        UpdateStatus(UpdateState.COMPLETED, started_at=5.0, finished_at=6.0),
+    ]
+    steps = [replace(WEB, update=state) for state in states]
+    told = [
+        event
+        for before, after in pairwise(steps)
+        for event in events_of(Change(before, after), ClusterView(), 5.0)
+    ]
+    assert [event.action.removeprefix("update: ") for event in told] == [
+        "started",
+        "canary",
+        "promoted",
+        "paused",
+        "rolling back",
+        "rolled back",
+        "started",
+        "started",
+        "completed",
+    ]
+    assert told[3].attributes == {
+        "updatestate.old": "updating",
+        "updatestate.new": "paused",
+        "reason": "1 of 3 failed",
+    }
+
+
+def test_what_an_operator_did_to_a_node_and_the_end_of_a_service() -> None:
+    drained = replace(NODE, availability=Availability.DRAIN)
+    (event,) = events_of(Change(NODE, drained), ClusterView.of([NODE]), 5.0)
+    assert event.attributes["availability.old"] == "active"
+    assert event.attributes["availability.new"] == "drain"
+    # It was told when it was ordered.
+    assert not list(events_of(Change(replace(WEB, removed=True), None), ClusterView(), 5.0))
+
+
+def test_what_an_event_of_a_container_tells() -> None:
+    (event,) = events_of(Change(BOX, at(S.FAILED, exit_code=3)), ClusterView.of([NODE]), 5.0)
+    assert (event.type, event.id, event.name, event.node) == ("container", "c1", "box", "host-1")
+    assert event.attributes["exitCode"] == "3"
+
+
+def test_a_container_that_joins_and_leaves_networks_tells_so() -> None:
+    before = at(S.RUNNING, addresses={"default": "10.128.1.2"})
+    after = at(S.RUNNING, addresses={"back": "10.5.1.2"}, addresses6={"back": "fd00::2"})
+    events = events_of(Change(before, after), ClusterView.of([NODE, BACK]), 5.0)
+    told = [(each.type, each.action, each.id, each.name, each.attributes) for each in events]
+    assert told == [
+        ("network", "disconnect", "default", "default", {"container": "c1"}),
+        ("network", "connect", "b1", "back", {"container": "c1"}),
+    ]
+
+
+def test_an_event_of_an_image_tells_where_it_came_or_went() -> None:
+    both = replace(IMAGE, nodes=("n1", "n2"))
+    (event,) = events_of(Change(both, replace(IMAGE, nodes=("n2",))), ClusterView.of([NODE]), 5.0)
+    assert (event.type, event.action, event.name, event.node) == (
+        "image",
+        "delete",
+        "web:1",
+        "host-1",
+    )

@@ -1,0 +1,76 @@
+"""What a word means of which there may be services, jobs and tasks."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.manager.errors import RequestError
+from orchestrator.manager.object_lookup import find_container, find_log_source
+from orchestrator.manager.planning.views import ClusterView
+from orchestrator.model.services import Service
+from orchestrator.model.specs import ServiceMode, ServiceSpec
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task, TaskStatus
+
+WEB = Service(id="s-web", spec=ServiceSpec(name="web"))
+SUMS = Service(id="j-sums", spec=ServiceSpec(name="sums", mode=ServiceMode.REPLICATED_JOB))
+VIEW = ClusterView.of(
+    [
+        WEB,
+        SUMS,
+        Task(id="t-web-1", service_id=WEB.id, service_name="web", slot=1),
+        Task(id="t-sums-1", service_id=SUMS.id, service_name="sums", slot=1),
+        Task(id="t-sums-2", service_id=SUMS.id, service_name="sums", slot=2),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("word", "of_job", "service", "tasks"),
+    [
+        ("web", False, WEB, ["t-web-1"]),
+        ("sums", False, SUMS, ["t-sums-1", "t-sums-2"]),
+        ("web.1", False, None, ["t-web-1"]),
+        ("sums", True, SUMS, ["t-sums-1", "t-sums-2"]),
+        ("j-su", True, SUMS, ["t-sums-1", "t-sums-2"]),
+        ("sums.2", True, None, ["t-sums-2"]),
+        ("t-sums-1", True, None, ["t-sums-1"]),
+    ],
+)
+def test_whose_logs_are_meant(
+    word: str, of_job: bool, service: Service | None, tasks: list[str]
+) -> None:
+    found, its = find_log_source(VIEW, word, of_job)
+    assert (found, sorted(task.id for task in its)) == (service, tasks)
+
+
+@pytest.mark.parametrize(
+    ("word", "of_job", "words"),
+    [
+        ("sum", False, "no service 'sum'; did you mean 'sums'?"),
+        ("sum", True, "no job 'sum'; did you mean 'sums'?"),
+        ("none", True, "no job 'none'; see 'orc job ls'"),
+        ("web", True, "'web' is a service, not a job; see 'orc job ls'"),
+        ("web.1", True, "no job 'web.1'; see 'orc job ls'"),
+    ],
+)
+def test_what_has_no_logs_is_called_what_was_asked_for(word: str, of_job: bool, words: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        find_log_source(VIEW, word, of_job)
+    assert refusal.value.text == words
+
+
+def test_a_service_in_place_of_a_container_leads_to_its_first_replica_that_runs() -> None:
+    states = (TaskState.PENDING, TaskState.RUNNING, TaskState.RUNNING)
+    tasks = [
+        Task(
+            f"t{slot}", service_id="s-web", service_name="web", slot=slot, status=TaskStatus(state)
+        )
+        for slot, state in enumerate(states, start=1)
+    ]
+    view = ClusterView.of([WEB, *tasks])
+    with pytest.raises(
+        RequestError, match=r"no container 'web', but a service.*replica 'web\.2'\?"
+    ):
+        find_container(view, "web")
+    assert find_container(view, "web.1").id == "t1"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import grpc
 
-from orchestrator.identity.pair import Issued, PairFiles
+from orchestrator.identity.certificates import Issued, PairFiles
 from orchestrator.identity.renewal import NotRenewed, keep_renewed, request_elsewhere
 from orchestrator.pb import certificates_pb2, certificates_pb2_grpc
 

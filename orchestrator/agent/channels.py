@@ -9,7 +9,7 @@ import grpc
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer.peers import BlobService
 from orchestrator.agent.settings import AgentFailure, Settings
-from orchestrator.identity.pair import TlsFiles
+from orchestrator.identity.certificates import TlsFiles
 from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.tls import (

@@ -13,8 +13,8 @@ import click
 
 from orchestrator.daemon.configfile import config_option
 from orchestrator.daemon.proxies import proxy_options, set_proxies
-from orchestrator.model import logdrivers
-from orchestrator.model.generic import parse_supply, supply_names
+from orchestrator.model.formats import log_options as logdrivers
+from orchestrator.model.formats.generic_resources import parse_supply, supply_names
 from orchestrator.model.specs import LogConfig, Resources
 from orchestrator.model.units import parse_duration, parse_memory
 from orchestrator.tracing.spans import endpoint_option
@@ -251,7 +251,7 @@ def agent(
     from orchestrator.agent.runtime.spec.cdi import find_edits
     from orchestrator.agent.settings import Settings
     from orchestrator.daemon import logfmt
-    from orchestrator.identity.files import NoIdentity, read_node
+    from orchestrator.identity.host_identity import NoIdentity, read_node
 
     if image_gc_low >= image_gc_high:
         raise click.UsageError(

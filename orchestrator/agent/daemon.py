@@ -82,7 +82,7 @@ from orchestrator.agent.volumes.plugins import Plugins
 from orchestrator.agent.volumes.store import VolumeStore
 from orchestrator.agent.worker import Worker
 from orchestrator.daemon.process import Supervisor
-from orchestrator.identity.pair import TlsFiles
+from orchestrator.identity.certificates import TlsFiles
 from orchestrator.identity.revocation import Revocations
 from orchestrator.linux.processes import boot_id
 from orchestrator.model import nodes

@@ -12,14 +12,14 @@ from ipaddress import IPv4Address, IPv6Network
 from pathlib import Path
 
 from orchestrator import __version__
-from orchestrator.model.cdi import CDI
 from orchestrator.model.documents import FEATURE
+from orchestrator.model.formats.cdi_names import CDI
 from orchestrator.model.hooks import HOOKS
 from orchestrator.model.networks import NETWORK_CHANGES
 from orchestrator.model.nodes import REGISTRY_CREDENTIALS, NodeDescription
 from orchestrator.model.placement import ANNOTATIONS, STOP_AFTER
-from orchestrator.model.sharing import SHARING
 from orchestrator.model.specs import SHARES_PER_CORE, Resources
+from orchestrator.model.validation.shared_namespaces import SHARING
 from orchestrator.registries.credsstore import has_credentials
 
 _MEMINFO = Path("/proc/meminfo")

@@ -18,11 +18,11 @@ from orchestrator.agent.networks import Connected
 from orchestrator.agent.parts import Parts
 from orchestrator.agent.plugins.calls import Tell, announced
 from orchestrator.agent.runtime.interface import Mount, RuntimeFailure, Started, signal_number
-from orchestrator.model.health import effective
 from orchestrator.model.objects import Volume
-from orchestrator.model.sharing import joined_container, not_shared
 from orchestrator.model.specs import HealthCheck
 from orchestrator.model.tasks import Health, Task, TaskStatus
+from orchestrator.model.validation.health_checks import effective
+from orchestrator.model.validation.shared_namespaces import namespace_container, not_shared
 from orchestrator.pb import dispatch_pb2, documents_pb2
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class Holding:
 
     def _beside(self, task: Task) -> str:
         """The id of the container whose namespaces it shares. Raises RuntimeFailure."""
-        word = joined_container(task.spec.container)
+        word = namespace_container(task.spec.container)
         if not word:
             return ""
         neighbour = self._running(word)

@@ -15,7 +15,7 @@ from orchestrator.agent.networks import Networks
 from orchestrator.agent.settings import AgentFailure
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.worker import Worker
-from orchestrator.identity.files import retire_node
+from orchestrator.identity.host_identity import retire_node
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from orchestrator.agent.runtime.resources import cadvisor
 from orchestrator.agent.runtime.resources.cadvisor import CadvisorReader
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.volumes.store import VolumeStore
-from orchestrator.identity.pair import TlsFiles
+from orchestrator.identity.certificates import TlsFiles
 from orchestrator.identity.revocation import Revocations
 from orchestrator.model.specs import STACK_LABEL
 from orchestrator.model.states import TaskState

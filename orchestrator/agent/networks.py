@@ -30,7 +30,6 @@ from orchestrator.agent.network.values import (
     Peer,
     PortMapping,
 )
-from orchestrator.model.exposure import METADATA, METADATA_ADDRESSES, closed_ports
 from orchestrator.model.networks import (
     ALLOWED_SOURCES,
     BRIDGE,
@@ -40,12 +39,13 @@ from orchestrator.model.networks import (
     allowed_sources,
     checks_sources,
     is_ours,
-    joined_container,
+    network_container,
     own_addresses,
     stands_alone,
 )
 from orchestrator.model.specs import HOST_NETWORK, NetworkAttachment, PublishMode
 from orchestrator.model.tasks import Task
+from orchestrator.model.validation.host_access import METADATA, METADATA_ADDRESSES, closed_ports
 from orchestrator.pb import dispatch_pb2
 
 log = logging.getLogger(__name__)
@@ -302,7 +302,7 @@ class Networks:
         are there. Its interfaces are eth0 and on, in the order of the spec as far as it has none
         yet; its way out is by the first network that has one. Raises NetworkError."""
         await self.ready()
-        if word := joined_container(task.spec):
+        if word := network_container(task.spec):
             neighbour = self._running(word)
             if neighbour is None:
                 raise NetworkError(f"container {word}, whose network it is to share, does not run")

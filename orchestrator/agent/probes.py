@@ -14,8 +14,8 @@ from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.io import execs
 from orchestrator.agent.runtime.io.execs import ExecProgram, ExecSpec
 from orchestrator.linux.processes import ProcessIdentity
-from orchestrator.model.health import target
 from orchestrator.model.specs import HealthCheck
+from orchestrator.model.validation.health_checks import target
 from orchestrator.pb import health_pb2
 
 _SHELL = ("/bin/sh", "-c")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.agent.imagepressure import Marks
-from orchestrator.identity.files import NodeIdentity
+from orchestrator.identity.host_identity import NodeIdentity
 from orchestrator.model.specs import LogConfig, Resources
 
 

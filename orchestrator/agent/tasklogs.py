@@ -14,8 +14,8 @@ from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.io import logfiles
 from orchestrator.agent.runtime.io.logfiles import LogRecord
-from orchestrator.model import logdrivers
-from orchestrator.model.logdrivers import NONE
+from orchestrator.model.formats import log_options
+from orchestrator.model.formats.log_options import NONE
 from orchestrator.model.specs import LogConfig
 from orchestrator.pb import control_pb2, dispatch_pb2
 
@@ -52,7 +52,7 @@ class TaskLogs:
         if order.follow:
             await runner.begun.wait()
         if self._config(order.task_id).driver == NONE:
-            raise RuntimeFailure(logdrivers.unreadable(runner.task.name))
+            raise RuntimeFailure(log_options.unreadable(runner.task.name))
         left = order.until - self._clock() if order.until else None
         # What is to be written until then has to be waited for; what was, can be counted.
         follow = order.follow and (left is None or left > 0)

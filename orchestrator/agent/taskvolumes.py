@@ -11,9 +11,9 @@ from orchestrator.agent.runtime.interface import Mount
 from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.agent.volumes.plan import Holder
 from orchestrator.agent.volumes.store import VolumeStore
-from orchestrator.model.mountrules import split_volumes_from
 from orchestrator.model.objects import Volume
 from orchestrator.model.tasks import Task
+from orchestrator.model.validation.mount_specs import split_volumes_from
 
 
 class Neighbour(Protocol):

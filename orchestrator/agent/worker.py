@@ -22,7 +22,7 @@ from orchestrator.agent.runner import TaskRunner
 from orchestrator.agent.statedb import CannotRecord, Record, StateDb
 from orchestrator.agent.volumes.errors import VolumeError
 from orchestrator.model.convert import from_proto
-from orchestrator.model.generic import supply_names
+from orchestrator.model.formats.generic_resources import supply_names
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import dispatch_pb2, documents_pb2

@@ -13,8 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from orchestrator.identity.names import MANAGER_NAME, NODE_NAME
-from orchestrator.identity.pair import SKEW, KeyPair
+from orchestrator.identity.certificates import MANAGER_NAME, NODE_NAME, SKEW, KeyPair
 
 CA_LIFETIME = dt.timedelta(days=3650)
 LIFETIME = dt.timedelta(days=90)

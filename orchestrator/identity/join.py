@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from orchestrator.identity import ca, token
+from orchestrator.identity import ca, join_tokens
 from orchestrator.identity.tls import channel_options
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
 
@@ -74,7 +74,7 @@ def join(address: str, token_text: str, hostname: str) -> Joined:
 
     Raises `JoinRefused` and `token.BadToken`.
     """
-    wanted = token.parse(token_text)
+    wanted = join_tokens.parse(token_text)
     host, port = _split(address, 7421)
     shown, own_address = _presented(host, port)
     target = f"{host}:{port}"

@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 
-from orchestrator.identity.pair import KeyPair, Life, PairFiles
+from orchestrator.identity.certificates import KeyPair, Life, PairFiles
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ from urllib.parse import unquote
 
 import grpc
 
-from orchestrator.identity.names import MANAGER_NAME, NODE_NAME
-from orchestrator.identity.pair import Issued, TlsFiles
+from orchestrator.identity.certificates import MANAGER_NAME, NODE_NAME, Issued, TlsFiles
 
 __all__ = [
     "MANAGER_NAME",

@@ -104,7 +104,7 @@ def manager(
     # Imported here, so that `orc manager --help` needs neither gRPC nor NumPy.
     from orchestrator.daemon import logfmt
     from orchestrator.daemon.process import run_until_signalled, take_precedence
-    from orchestrator.identity.files import NoIdentity
+    from orchestrator.identity.host_identity import NoIdentity
     from orchestrator.manager.daemon import CannotServe, ManagerSettings, serve
     from orchestrator.manager.store.etcd_tls import EtcdTls
     from orchestrator.manager.store.kv import StoreError

@@ -17,13 +17,13 @@ import grpc
 from orchestrator.daemon.background import background
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca
-from orchestrator.identity.files import ManagerIdentity, read_manager
-from orchestrator.identity.pair import KeyPair, TlsFiles
+from orchestrator.identity.bootstrap import new_id
+from orchestrator.identity.certificates import KeyPair, TlsFiles
+from orchestrator.identity.host_identity import ManagerIdentity, read_manager
+from orchestrator.identity.join_tokens import new_secret
 from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.roles import RoleGuard
-from orchestrator.identity.setup import new_id
 from orchestrator.identity.tls import join_credentials, server_credentials
-from orchestrator.identity.token import new_secret
 from orchestrator.manager.api import ControlApi
 from orchestrator.manager.api.images import ImagesApi
 from orchestrator.manager.api.tracing_interceptor import TracingInterceptor
@@ -53,9 +53,9 @@ from orchestrator.manager.operations.resources.volumes import VolumeOperations
 from orchestrator.manager.operations.workloads.container_streams import ContainerStreamOperations
 from orchestrator.manager.operations.workloads.containers import ContainerOperations
 from orchestrator.manager.operations.workloads.jobs import JobOperations
-from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork, complete
+from orchestrator.manager.planning.networking.addresses import AddressRefused, NewNetwork, complete
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.quarantine import Quarantined
+from orchestrator.manager.planning.view import Quarantined
 from orchestrator.manager.security.certificates import (
     CertificateAuthority,
     CertificateRegistry,

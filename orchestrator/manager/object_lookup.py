@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from orchestrator.manager.errors import RequestError, invalid_argument, not_found
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.documents import Document, DocumentKind
 from orchestrator.model.names import near_image, near_miss, parse_image, short_id
 from orchestrator.model.nodes import Node

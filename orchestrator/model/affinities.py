@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from orchestrator.model.constraints import Rule, RuleError, check_attribute, parse_rule
 from orchestrator.model.extensible import Extensible
-from orchestrator.model.rules import Rule, RuleError, check_attribute, parse_rule
 
 MOST_WEIGHT = 100
 MOST_AFFINITIES = 32

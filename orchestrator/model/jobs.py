@@ -1,9 +1,11 @@
-"""What a user says of jobs alone: how their tasks follow one another, and when they run."""
+"""Jobs: concurrency, deadline and schedule of a job's spec, and sets of its indexes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 from orchestrator.model.extensible import Extensible
 
@@ -45,3 +47,24 @@ class JobSpec(Extensible):
     """Runs that are remembered, with their tasks."""
     suspended: bool = False
     """The schedule begins no run."""
+
+
+@lru_cache(maxsize=64)
+def parse_indexes(text: str) -> frozenset[int]:
+    """The numbers of a text that `format_indexes` made."""
+    numbers: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        numbers.update(range(int(first), int(last or first) + 1))
+    return frozenset(numbers)
+
+
+def format_indexes(numbers: Iterable[int]) -> str:
+    """The numbers in ascending order, those in a row as `first-last`."""
+    spans: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)

@@ -102,7 +102,7 @@ def own_addresses(attachment: NetworkAttachment, slot: int) -> tuple[str, str]:
     return ip[index] if index < len(ip) else "", ip6[index] if index < len(ip6) else ""
 
 
-def joined_container(spec: TaskSpec) -> str:
+def network_container(spec: TaskSpec) -> str:
     """The container whose network namespace it shares; empty: none's."""
     (*_, last) = spec.network_names
     return last.removeprefix(CONTAINER_NETWORK) if last.startswith(CONTAINER_NETWORK) else ""
@@ -326,7 +326,7 @@ def check_foreign(network: Network) -> None:
 def _check_chain(network: Network) -> None:
     """Of a network of driver `cni`."""
     # Not for those who have none.
-    from orchestrator.model.conflist import ConflistError, parse_conflist, wants_slices
+    from orchestrator.model.formats.conflist import ConflistError, parse_conflist, wants_slices
 
     if not network.conflist:
         raise ValueError("a CNI network needs --opt conflist=FILE, the list of its plugins")

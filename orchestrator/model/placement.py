@@ -1,4 +1,4 @@
-"""Choices about where tasks are, and what becomes of them when nodes go."""
+"""Placement: amounts of resources, scheduling strategies, policies for disconnected nodes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from orchestrator.model.extensible import Extensible
+
+SHARES_PER_CORE = 1024
+"""CPU weight of one core, as in cgroup v1's `cpu.shares`."""
+
+MAX_REPLICAS = 100_000
+"""Maximum number of tasks of one service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources(Extensible):
+    """An amount of CPU (shares) and memory (bytes); 0 is "not said"."""
+
+    shares: int = 0
+    memory: int = 0
 
 
 class Strategy(IntEnum):

@@ -10,7 +10,7 @@ import re
 from datetime import UTC, datetime
 from math import isfinite
 
-from orchestrator.model.resources import SHARES_PER_CORE
+from orchestrator.model.placement import SHARES_PER_CORE
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmgtp]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _RATE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmg]?)(?:bit)?", re.IGNORECASE | re.ASCII)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.registries.errors import ImageError
+from orchestrator.registries.registry_errors import ImageError
 
 _WITHIN = 30.0
 """Seconds that a helper may take."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from orchestrator.model.names import ImageName, parse_image
 from orchestrator.registries.credsstore import stored_auth
-from orchestrator.registries.errors import ImageError, Unreachable, explain
+from orchestrator.registries.registry_errors import ImageError, Unreachable, explain
 
 HUB = "docker.io"
 """The registry of a name that has none."""

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from orchestrator.daemon.background import background
-from orchestrator.identity.pair import Issued, TlsFiles
+from orchestrator.identity.certificates import Issued, TlsFiles
 from orchestrator.identity.tls import Identity
 
 log = logging.getLogger(__name__)

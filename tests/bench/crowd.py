@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from orchestrator.daemon.background import background
-from orchestrator.identity.setup import init_cluster
+from orchestrator.identity.bootstrap import init_cluster
 from orchestrator.manager.operations.administration.web_sessions import WebSessions
 from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.manager.security.vault import Vault

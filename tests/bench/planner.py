@@ -9,8 +9,8 @@ from itertools import count
 
 from orchestrator.manager.planning.pipeline import Dirty, plan
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.scheduler import Placement, schedule
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.scheduling.scheduler import Placement, schedule
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, Resources, ServiceSpec, TaskSpec

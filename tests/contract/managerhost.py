@@ -15,11 +15,11 @@ from pathlib import Path
 import grpc
 
 from orchestrator.daemon.process import Supervisor
-from orchestrator.identity import ca, token
-from orchestrator.identity.files import ManagerIdentity
+from orchestrator.identity import ca, join_tokens
+from orchestrator.identity.bootstrap import init_cluster, new_id
+from orchestrator.identity.certificates import KeyPair
+from orchestrator.identity.host_identity import ManagerIdentity
 from orchestrator.identity.join import Joined, join
-from orchestrator.identity.pair import KeyPair
-from orchestrator.identity.setup import init_cluster, new_id
 from orchestrator.identity.tls import channel_options
 from orchestrator.manager.daemon import Manager, ManagerSettings
 from orchestrator.manager.store.kv import Kv
@@ -44,7 +44,7 @@ class Running:
     @property
     def token(self) -> str:
         return str(
-            token.JoinToken(ca.digest(self.authority.certificate), self.identity.worker_token)
+            join_tokens.JoinToken(ca.digest(self.authority.certificate), self.identity.worker_token)
         )
 
     def issue(self, role: str, *, name: str = "x", cluster: str = "", days: int = 0) -> KeyPair:

@@ -20,10 +20,10 @@ from managerhost import Running, manager_in
 
 from orchestrator.cli.app.contexts import Context, dump_context
 from orchestrator.identity import ca
+from orchestrator.identity.bootstrap import new_admin
+from orchestrator.identity.certificates import Issued, KeyPair
 from orchestrator.identity.join import JoinRefused
-from orchestrator.identity.pair import Issued, KeyPair
-from orchestrator.identity.setup import new_admin
-from orchestrator.identity.token import JoinToken, new_secret
+from orchestrator.identity.join_tokens import JoinToken, new_secret
 from orchestrator.manager.audit.trail import EntryFilter
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.commit import commit

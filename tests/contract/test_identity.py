@@ -16,10 +16,10 @@ import grpc
 import pytest
 from managerhost import Running, manager_in
 
-from orchestrator.identity import ca, token
+from orchestrator.identity import ca, join_tokens
+from orchestrator.identity.bootstrap import AlreadyThere, init_cluster, store_node
+from orchestrator.identity.certificates import KeyPair
 from orchestrator.identity.join import JoinRefused, join
-from orchestrator.identity.pair import KeyPair
-from orchestrator.identity.setup import AlreadyThere, init_cluster, store_node
 from orchestrator.pb import control_pb2, control_pb2_grpc, dispatch_pb2, dispatch_pb2_grpc
 
 
@@ -158,7 +158,9 @@ async def test_a_node_cannot_pose_as_a_manager(running: Running) -> None:
 async def test_a_wrong_secret_is_refused_and_logged(
     running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wrong = str(token.JoinToken(ca.digest(running.authority.certificate), token.new_secret()))
+    wrong = str(
+        join_tokens.JoinToken(ca.digest(running.authority.certificate), join_tokens.new_secret())
+    )
     with (
         caplog.at_level(logging.WARNING),
         pytest.raises(JoinRefused, match="not valid"),
@@ -169,7 +171,7 @@ async def test_a_wrong_secret_is_refused_and_logged(
 
 async def test_a_token_for_another_cluster_never_tells_its_secret(running: Running) -> None:
     with pytest.raises(JoinRefused, match="its CA differs"):
-        await running.join(str(token.JoinToken("0" * 64, running.identity.worker_token)))
+        await running.join(str(join_tokens.JoinToken("0" * 64, running.identity.worker_token)))
 
 
 async def test_a_rotated_token_is_worth_nothing(running: Running) -> None:
@@ -183,12 +185,12 @@ async def test_a_rotated_token_is_worth_nothing(running: Running) -> None:
 
 
 def test_what_is_not_a_token_is_said_to_be_none() -> None:
-    with pytest.raises(token.BadToken, match="ORC-1-"):
+    with pytest.raises(join_tokens.BadToken, match="ORC-1-"):
         join("127.0.0.1:1", "SWMTKN-1-abc", "host")
 
 
 def test_nobody_at_the_address() -> None:
-    text = str(token.JoinToken("0" * 64, token.new_secret()))
+    text = str(join_tokens.JoinToken("0" * 64, join_tokens.new_secret()))
     with pytest.raises(JoinRefused, match="is 'orc manager' running there"):
         join("127.0.0.1:1", text, "host")
 

@@ -30,8 +30,8 @@ from orchestrator.agent.images.staging import IncomingBlob
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.runtime.resources.cgroups import BUILDS, CgroupMode, Cgroups, detect
 from orchestrator.agent.runtime.spec.privileges import DEFAULT_CAPABILITIES
-from orchestrator.model.confinement import CAPABILITIES
 from orchestrator.model.objects import Image
+from orchestrator.model.validation.confinement import CAPABILITIES
 
 pytestmark = pytest.mark.root
 

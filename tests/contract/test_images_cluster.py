@@ -22,7 +22,7 @@ from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer.peers import BlobService
 from orchestrator.agent.images.transfer.registry import Registry
 from orchestrator.agent.imagesource import ClusterImages
-from orchestrator.identity.pair import KeyPair
+from orchestrator.identity.certificates import KeyPair
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import NodeDescription
 from orchestrator.model.specs import Resources

@@ -15,13 +15,13 @@ from managerhost import manager_in
 
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer.registry import Registry
-from orchestrator.identity.pair import KeyPair
+from orchestrator.identity.certificates import KeyPair
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import REGISTRY_CREDENTIALS, NodeDescription
 from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec
 from orchestrator.pb import control_pb2, control_pb2_grpc, dispatch_pb2, dispatch_pb2_grpc
 from orchestrator.registries.credsstore import has_credentials
-from orchestrator.registries.errors import AccessDenied, RegistryError
+from orchestrator.registries.registry_errors import AccessDenied, RegistryError
 
 pytestmark = pytest.mark.root
 

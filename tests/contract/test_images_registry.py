@@ -21,7 +21,7 @@ from orchestrator.agent.images.singleflight import SingleFlight
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer.registry import Registry
 from orchestrator.model.names import parse_image
-from orchestrator.registries.errors import (
+from orchestrator.registries.registry_errors import (
     AccessDenied,
     Damaged,
     Forbidden,

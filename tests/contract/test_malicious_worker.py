@@ -23,9 +23,9 @@ from managerhost import Running, manager_in
 
 from orchestrator.agent.images.transfer.registry import Registry
 from orchestrator.daemon.background import background
+from orchestrator.identity.certificates import KeyPair
 from orchestrator.identity.join import Joined, JoinRefused
-from orchestrator.identity.pair import KeyPair
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.etcd import EtcdKv
 from orchestrator.manager.store.etcd_member import EtcdMember
 from orchestrator.model.convert import from_proto, to_proto

@@ -16,7 +16,7 @@ import grpc
 import pytest
 from managerhost import Running, manager_in
 
-from orchestrator.identity.pair import KeyPair
+from orchestrator.identity.certificates import KeyPair
 from orchestrator.manager.dispatch import dispatcher
 from orchestrator.manager.operations.node_requests import assign_image_names
 from orchestrator.manager.store.keys import LEADER

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from managerhost import Running, manager_in
 
-from orchestrator.identity.pair import KeyPair
+from orchestrator.identity.certificates import KeyPair
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import NodeDescription
 from orchestrator.model.specs import ContainerSpec, NetworkAttachment, Resources, TaskSpec

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from managerhost import Running, manager_in
 
-from orchestrator.identity.pair import KeyPair
+from orchestrator.identity.certificates import KeyPair
 from orchestrator.model.convert import to_proto
 from orchestrator.model.networks import ENCRYPTED
 from orchestrator.model.nodes import NodeDescription, TunnelKey

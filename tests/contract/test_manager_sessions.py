@@ -12,8 +12,8 @@ import grpc
 import pytest
 from managerhost import Running, manager_in
 
+from orchestrator.identity.certificates import KeyPair
 from orchestrator.identity.join import Joined
-from orchestrator.identity.pair import KeyPair
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import NodeDescription, NodeState
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc, interact_pb2, interact_pb2_grpc

@@ -16,8 +16,8 @@ import grpc
 import pytest
 from managerhost import Running, manager_beside, manager_in
 
-from orchestrator.identity.pair import KeyPair
-from orchestrator.identity.setup import new_admin
+from orchestrator.identity.bootstrap import new_admin
+from orchestrator.identity.certificates import KeyPair
 from orchestrator.manager.audit.trail import EntryFilter
 from orchestrator.manager.operations.administration import web_sessions as sessions_module
 from orchestrator.manager.security import certificates as certificates_module

@@ -35,11 +35,11 @@ from orchestrator.agent.settings import Settings
 from orchestrator.agent.statedb import StateDb
 from orchestrator.cli.app.contexts import Context, dump_context
 from orchestrator.identity import ca
-from orchestrator.identity.files import NodeIdentity
+from orchestrator.identity.bootstrap import new_admin, store_node
+from orchestrator.identity.certificates import Issued, KeyPair, TlsFiles
+from orchestrator.identity.host_identity import NodeIdentity
 from orchestrator.identity.join import Joined
-from orchestrator.identity.pair import Issued, KeyPair, TlsFiles
 from orchestrator.identity.revocation import REVOKED_SERIAL, Revocations
-from orchestrator.identity.setup import new_admin, store_node
 from orchestrator.identity.tls import (
     NODE_NAME,
     channel_credentials,

@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 from devcluster import Cluster, eventually
 
 from orchestrator.identity import ca
-from orchestrator.identity.pair import KeyPair, Life, TlsFiles
+from orchestrator.identity.certificates import KeyPair, Life, TlsFiles
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import grpc
 
-from orchestrator.identity import ca, token
-from orchestrator.identity.files import ManagerIdentity
-from orchestrator.identity.pair import KeyPair
-from orchestrator.identity.setup import init_cluster
+from orchestrator.identity import ca, join_tokens
+from orchestrator.identity.bootstrap import init_cluster
+from orchestrator.identity.certificates import KeyPair
+from orchestrator.identity.host_identity import ManagerIdentity
 from orchestrator.identity.tls import channel_options
 from orchestrator.pb import control_pb2, control_pb2_grpc
 from tests.bench import processes
@@ -75,7 +75,7 @@ class ManagerProcess:
 
     @property
     def token(self) -> str:
-        return str(token.JoinToken(ca.digest(self._authority), self.identity.worker_token))
+        return str(join_tokens.JoinToken(ca.digest(self._authority), self.identity.worker_token))
 
     @property
     def log(self) -> str:

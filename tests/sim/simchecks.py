@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from orchestrator.manager.planning.constraints import welcome
-from orchestrator.manager.planning.dependencies import unmet
-from orchestrator.manager.planning.drain import draining
-from orchestrator.manager.planning.nodetable import published
+from orchestrator.manager.planning.eligibility import is_eligible
 from orchestrator.manager.planning.plan import Change, Plan
-from orchestrator.manager.planning.resources import occupies, reserved
+from orchestrator.manager.planning.reconcile.evictions import has_drain_deadline
+from orchestrator.manager.planning.reconcile.service_dependencies import unmet_dependency
+from orchestrator.manager.planning.scheduling.capacity import occupies, reserved
+from orchestrator.manager.planning.scheduling.node_table import published
 from orchestrator.manager.planning.slots import Slot, slots_of
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode, UpdateOrder
 from orchestrator.model.states import Owner, TaskState, is_terminal, may_move
@@ -46,7 +46,9 @@ def check_change(view: ClusterView, read: ClusterView, change: Change, owner: Ow
     before, after = change.before, change.after
     waited = not isinstance(before, Task) or before.status.state < TaskState.ASSIGNED
     if isinstance(after, Task) and after.status.state is TaskState.ASSIGNED and waited:
-        reasons = [unmet(each, each.services.get(after.service_id)) for each in (view, read)]
+        reasons = [
+            unmet_dependency(each, each.services.get(after.service_id)) for each in (view, read)
+        ]
         assert None in reasons, f"{after.name} is started although it {reasons[0]}"
     if isinstance(before, Task):
         assert view.tasks[before.id] == before, "a change of something else than what is stored"
@@ -100,15 +102,15 @@ def check_update(view: ClusterView, plan: Plan) -> None:
         service, node = after.services.get(was.service_id), view.nodes.get(was.node_id)
         if service is None or service.removed or service.spec.mode.is_job or node is None:
             continue
-        if service.spec.mode is ServiceMode.GLOBAL and not welcome(node, service):
+        if service.spec.mode is ServiceMode.GLOBAL and not is_eligible(node, service):
             continue
-        if draining(node):  # its deadline ends what has found no other node
+        if has_drain_deadline(node):  # its deadline ends what has found no other node
             continue
         slots = slots_of(after.tasks_of_service(service.id))
         works = any(task.status.works for task in slots[was.slot].live)
         if service.policy.order is UpdateOrder.START_FIRST:
             assert works, f"{now.name} is stopped, and nothing stands in for it"
-        elif welcome(node, service) and service.policy.parallelism and not works:
+        elif is_eligible(node, service) and service.policy.parallelism and not works:
             down = [slot.number for slot in slots.values() if slot.kept and _is_down(view, slot)]
             most = service.policy.parallelism
             assert len(down) <= most, f"{now.name} is stopped while {down} are down"

@@ -22,14 +22,14 @@ from simnode import LATE, STOPPING, Agent, Statuses, Wire, advance, obey, reboot
 from simusers import MIB, any_service, changed
 
 from orchestrator.manager.planning.assignments import assigned_tasks
-from orchestrator.manager.planning.dependencies import unmet
-from orchestrator.manager.planning.liveness import Hearing, Silence, expire, node_up
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of, plan
 from orchestrator.manager.planning.plan import Change, Plan, earliest
-from orchestrator.manager.planning.progress import progress
-from orchestrator.manager.planning.scheduler import Placement, schedule
-from orchestrator.manager.planning.statuses import ingest
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.reconcile.convergence import progress
+from orchestrator.manager.planning.reconcile.service_dependencies import unmet_dependency
+from orchestrator.manager.planning.reports.liveness import Hearing, Silence, expire, node_up
+from orchestrator.manager.planning.reports.statuses import accept_reports
+from orchestrator.manager.planning.scheduling.scheduler import Placement, schedule
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import find_object
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Cluster, Network, Object
@@ -229,7 +229,9 @@ class SimCluster:
 
     def _take(self, node_id: str, statuses: Statuses) -> None:
         """A report reaches the leader, which writes it down and says so."""
-        self.write(*ingest(self.view, node_id, statuses, self.leader_now), owner=Owner.AGENT)
+        self.write(
+            *accept_reports(self.view, node_id, statuses, self.leader_now), owner=Owner.AGENT
+        )
         agent = self.agents.get(node_id)
         if agent is not None and agent.connected:
             self.wire.acknowledge(agent, statuses)
@@ -375,7 +377,7 @@ class SimCluster:
             and (
                 any(word in task.status.message for word in _SCARCE)
                 or task.node_id
-                or unmet(self.view, self.view.services[service_id])
+                or unmet_dependency(self.view, self.view.services[service_id])
             )
             for task in self.view.tasks_of_service(service_id).values()
         )

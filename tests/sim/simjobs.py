@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.indexes import parse_indexes
-from orchestrator.model.jobs import Overlap
+from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.jobs import Overlap, parse_indexes
 from orchestrator.model.services import JobRun, JobState, Service
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Task

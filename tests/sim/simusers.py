@@ -6,9 +6,9 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from orchestrator.manager.planning import jobruns
-from orchestrator.manager.planning.history import rolled_back, with_spec
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.reconcile import job_runs
+from orchestrator.manager.planning.reconcile.spec_history import rolled_back, with_spec
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.jobs import JobSpec, Missed, Overlap
@@ -128,7 +128,7 @@ def _any_job(random: Random, id: str, now: float) -> Service:
         task=_task(random, restart),
         job=job,
     )
-    return jobruns.born(Service(id=id, created_at=now, spec=spec))
+    return job_runs.with_first_run(Service(id=id, created_at=now, spec=spec))
 
 
 def _changed_service(random: Random, service: Service, now: float) -> Service:
@@ -152,10 +152,10 @@ def _changed_service(random: Random, service: Service, now: float) -> Service:
 def _changed_job(random: Random, job: Service, now: float) -> Service:
     spec = job.spec
     match random.randrange(5):
-        case 0 if jobruns.active(job):
-            return jobruns.stopped(job, now, "stopped by its user")
-        case 1 if not jobruns.active(job) or spec.job.overlap is Overlap.ALLOW:
-            return jobruns.begin(job, now)
+        case 0 if job_runs.active_runs(job):
+            return job_runs.stop_runs(job, now, "stopped by its user")
+        case 1 if not job_runs.active_runs(job) or spec.job.overlap is Overlap.ALLOW:
+            return job_runs.begin_run(job, now)
         case 2 if spec.job.schedule:
             suspended = replace(spec.job, suspended=not spec.job.suspended)
             return with_spec(job, replace(spec, job=suspended), "", now)

@@ -34,7 +34,7 @@ from orchestrator.agent.images.transfer.layout import lay_out, take_over
 from orchestrator.agent.runtime.spec.privileges import DEFAULT_CAPABILITIES
 from orchestrator.agent.runtime.spec.seccomp import DEFAULT_PROFILE
 from orchestrator.linux.trees import remove_tree, tree_usage
-from orchestrator.model import dockerfile
+from orchestrator.model.formats import dockerfile
 from orchestrator.model.objects import Image
 
 log = logging.getLogger(__name__)

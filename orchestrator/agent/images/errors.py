@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.registries.errors import ImageError as ImageError
+from orchestrator.registries.registry_errors import ImageError as ImageError
 
 
 class BuildError(ImageError):

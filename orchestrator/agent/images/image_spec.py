@@ -16,7 +16,7 @@ from typing import Any
 
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.names import hex_of
-from orchestrator.model.platforms import architecture
+from orchestrator.model.formats.platforms import architecture
 from orchestrator.model.specs import HealthCheck
 
 

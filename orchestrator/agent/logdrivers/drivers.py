@@ -21,8 +21,8 @@ from orchestrator.agent.runtime.io.logfiles import LogLimits
 from orchestrator.daemon.background import background
 from orchestrator.linux.inotify import Watches
 from orchestrator.linux.threads import KeyedThreads
-from orchestrator.model import logdrivers
-from orchestrator.model.logdrivers import JOURNALD, JSON_FILE, SYSLOG, Source
+from orchestrator.model.formats import log_options
+from orchestrator.model.formats.log_options import JOURNALD, JSON_FILE, SYSLOG, Source
 from orchestrator.model.specs import LogConfig
 from orchestrator.model.tasks import Task
 from orchestrator.model.units import parse_memory
@@ -78,7 +78,7 @@ class LogDrivers:
         if asked == self._default == LogConfig():
             return asked
         try:
-            return logdrivers.effective(asked, self._default)
+            return log_options.effective(asked, self._default)
         except ValueError as error:
             raise RuntimeFailure(f"with this node's default logging driver: {error}") from error
 
@@ -173,7 +173,7 @@ class LogDrivers:
         if known is None or known.config.driver not in SENDING or self._watches is None:
             return None
         config = known.config
-        limits = LogLimits(*logdrivers.kept(config, self._limits.size, self._limits.files))
+        limits = LogLimits(*log_options.kept(config, self._limits.size, self._limits.files))
         buffer = config.options.get("max-buffer-size")
         return Shipper(
             task.id,
@@ -191,9 +191,9 @@ class LogDrivers:
         container = _container(task, known, self._node)
         options = known.config.options
         match known.config.driver:
-            case logdrivers.JSON_FILE:
+            case log_options.JSON_FILE:
                 return JsonFile(self.json_path(task.id), limits, container, known.target)
-            case logdrivers.JOURNALD:
+            case log_options.JOURNALD:
                 return journald.Journald(container, self._journal)
             case _:
                 return syslog.Syslog(container, options, self._resolving)
@@ -242,7 +242,7 @@ def _container(task: Task, known: State, node: str) -> Container:
     )
     return Container(
         source,
-        logdrivers.tag(template, source),
-        logdrivers.chosen(options, spec.labels, env),
+        log_options.tag(template, source),
+        log_options.chosen(options, spec.labels, env),
         tagged=bool(template),
     )

@@ -26,7 +26,7 @@ from orchestrator.agent.logdrivers.target import (
 )
 from orchestrator.linux.spawn import writable
 from orchestrator.linux.threads import KeyedThreads
-from orchestrator.model.logdrivers import facility, parse_address
+from orchestrator.model.formats.log_options import facility, parse_address
 
 _ERROR, _INFO = 3, 6
 _LONGEST_TAG = 48

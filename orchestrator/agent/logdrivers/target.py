@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from orchestrator.agent.logdrivers.source import Line
 from orchestrator.linux.spawn import writable
-from orchestrator.model.logdrivers import Source
+from orchestrator.model.formats.log_options import Source
 
 AT_ONCE = 32
 """Messages sent before others on the event loop have their turn."""

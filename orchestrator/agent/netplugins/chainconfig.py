@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.agent.netplugins.program import Call
 from orchestrator.agent.netplugins.records import Record
 from orchestrator.agent.network.values import Interface
-from orchestrator.model.conflist import Conflist, bandwidth
+from orchestrator.model.formats.conflist import Conflist, bandwidth
 
 
 def asked_of(interface: Interface) -> dict[str, Any]:

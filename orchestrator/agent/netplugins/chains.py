@@ -35,7 +35,7 @@ from orchestrator.agent.netplugins.results import (
 )
 from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.network.values import Attachment, Guest, Interface, NetworkConfig
-from orchestrator.model.conflist import Conflist, parse_conflist
+from orchestrator.model.formats.conflist import Conflist, parse_conflist
 
 log = logging.getLogger(__name__)
 

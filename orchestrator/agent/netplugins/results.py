@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator.agent.netplugins.records import Record
 from orchestrator.agent.network.helper import NetworkError
 from orchestrator.agent.network.values import Attachment, Guest
-from orchestrator.model.conflist import leases, parse_conflist
+from orchestrator.model.formats.conflist import leases, parse_conflist
 
 
 @dataclass(frozen=True, slots=True)

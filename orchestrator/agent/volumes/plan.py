@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.agent.images.image_spec import LocalImage
+from orchestrator.model.formats.task_templates import node_fields, task_fields
 from orchestrator.model.mounts import MountSpec, MountType, expand
 from orchestrator.model.nodes import Node
 from orchestrator.model.tasks import Task
-from orchestrator.model.templates import node_fields, task_fields
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ def save_context(context: Context, use: bool = True, renew_at: float = 0.0) -> N
         check_name(context.name, "context name")
     except ValueError as error:
         raise CliError(str(error)) from None
-    from orchestrator.identity.pair import Life
+    from orchestrator.identity.certificates import Life
 
     life = Life.of(context.certificate)
     renewal = renew_at or (life.renewal(0.0).timestamp() if life else 0.0)

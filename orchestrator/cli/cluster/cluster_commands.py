@@ -18,9 +18,9 @@ from orchestrator.cli.output.listings import (
     word,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
-from orchestrator.model.exposure import read_access
 from orchestrator.model.placement import Strategy
 from orchestrator.model.units import format_duration
+from orchestrator.model.validation.host_access import read_access
 from orchestrator.pb import control_pb2
 
 _HOSTS = (

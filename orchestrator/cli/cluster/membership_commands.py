@@ -107,7 +107,7 @@ def init(
     advertise: str, listen_port: int, network: str, data_dir: Path, name: str, cert_expiry: float
 ) -> None:
     """Make this host a cluster's first manager: a CA, certificates, and your admin context."""
-    from orchestrator.identity.setup import AlreadyThere, init_cluster
+    from orchestrator.identity.bootstrap import AlreadyThere, init_cluster
 
     address = _address(advertise)
     try:
@@ -154,10 +154,10 @@ def init(
 @click.argument("manager", metavar="ADDRESS")
 def join(token: str, address: str, data_dir: Path, manager: str) -> None:
     """Make this host a node of the cluster whose manager is at ADDRESS (HOST[:PORT])."""
+    from orchestrator.identity.bootstrap import AlreadyThere, check_new_node, store_node
     from orchestrator.identity.join import JoinRefused
     from orchestrator.identity.join import join as join_cluster
-    from orchestrator.identity.setup import AlreadyThere, check_new_node, store_node
-    from orchestrator.identity.token import BadToken
+    from orchestrator.identity.join_tokens import BadToken
 
     own = _address(address) if address else ""
     try:
@@ -202,9 +202,9 @@ def join(token: str, address: str, data_dir: Path, manager: str) -> None:
 def admin(data_dir: Path, name: str, admin_name: str | None) -> None:
     """Make an admin's context on a manager's host, in place of one of this name: for another
     person, or where the certificate of the one that was has expired or was revoked."""
-    from orchestrator.identity.files import NoIdentity, read_manager
-    from orchestrator.identity.pair import KeyPair, TlsFiles
-    from orchestrator.identity.setup import new_admin
+    from orchestrator.identity.bootstrap import new_admin
+    from orchestrator.identity.certificates import KeyPair, TlsFiles
+    from orchestrator.identity.host_identity import NoIdentity, read_manager
 
     try:
         identity = read_manager(data_dir)

@@ -29,11 +29,11 @@ from orchestrator.cli.output.listings import (
     print_list,
 )
 from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, ManagerLost, pass_client
-from orchestrator.model.allowances import ALLOWANCES, parse_allowances
 from orchestrator.model.names import near_miss
 from orchestrator.model.nodes import Availability
-from orchestrator.model.resources import MAX_REPLICAS
+from orchestrator.model.placement import MAX_REPLICAS
 from orchestrator.model.units import format_cores, format_duration, format_memory
+from orchestrator.model.validation.host_access import ALLOWANCES, parse_allowances
 from orchestrator.pb import control_pb2
 
 

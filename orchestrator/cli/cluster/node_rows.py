@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.cli.output.listings import Column, Row, column, moment, short, word
-from orchestrator.model.allowances import allowed
 from orchestrator.model.convert import from_proto
 from orchestrator.model.nodes import Node
 from orchestrator.model.units import format_cores, format_memory
+from orchestrator.model.validation.host_access import allowed
 
 
 def node_row(message: Any) -> Row:
@@ -81,7 +81,7 @@ def _generic(supplies: Mapping[str, str], free: Mapping[str, int]) -> Row:
     """What a node has of each kind, and how much of it is reserved."""
     if not supplies:
         return {}
-    from orchestrator.model.generic import supply_names, supply_size
+    from orchestrator.model.formats.generic_resources import supply_names, supply_size
 
     return {
         kind: {

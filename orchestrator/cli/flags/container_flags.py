@@ -11,8 +11,9 @@ import click
 from orchestrator.cli.flags.flag_types import Parsed
 from orchestrator.cli.flags.spec_flags import checked_image
 from orchestrator.cli.flags.spec_settings import with_value
-from orchestrator.model import confinement, logdrivers
+from orchestrator.model.formats import log_options
 from orchestrator.model.specs import ContainerSpec, LogConfig
+from orchestrator.model.validation import confinement
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -288,7 +289,7 @@ def _profile(value: str) -> str:
 
 
 def _driver(text: str) -> str:
-    logdrivers.check(LogConfig(text))
+    log_options.check(LogConfig(text))
     return text
 
 
@@ -296,7 +297,7 @@ def _option(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise ValueError(f"log option {text!r} is not of the form KEY=VALUE, such as max-size=10m")
-    logdrivers.check(LogConfig("", {key: value}))
+    log_options.check(LogConfig("", {key: value}))
     return key, value
 
 
@@ -310,7 +311,7 @@ def logging_options(function: F) -> F:
     )(function)
     return click.option(
         "--log-driver",
-        type=Parsed("|".join(logdrivers.DRIVERS), _driver),
+        type=Parsed("|".join(log_options.DRIVERS), _driver),
         help="Logging driver.  [default: the node's]",
     )(function)
 
@@ -327,7 +328,7 @@ def with_logging(container: ContainerSpec, values: Mapping[str, Any]) -> Contain
         old = LogConfig(driver)
     logging = replace(old, options={**old.options, **options})
     try:
-        logdrivers.check(logging)
+        log_options.check(logging)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     return replace(container, logging=logging)

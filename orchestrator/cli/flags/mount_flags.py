@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import click
 
 from orchestrator.cli.completion import completers
-from orchestrator.model.mountrules import check_disk_size
 from orchestrator.model.mounts import PROPAGATIONS, MountSpec, MountType
 from orchestrator.model.specs import ContainerSpec
 from orchestrator.model.units import parse_memory
+from orchestrator.model.validation.mount_specs import check_disk_size
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -16,7 +16,7 @@ import click
 from orchestrator.model.convert import ConvertError, to_proto
 from orchestrator.model.names import parse_image
 from orchestrator.model.specs import PortSpec, Protocol, PublishMode, ServiceMode, ServiceSpec
-from orchestrator.model.validate import InvalidSpec, validate_service
+from orchestrator.model.validation.service_specs import InvalidSpec, validate_service
 
 
 def checked(spec: ServiceSpec) -> ServiceSpec:

@@ -14,8 +14,7 @@ import click
 
 from orchestrator.cli.flags.flag_types import CPUS, DURATION, MEMORY, WORDS, Parsed, Setting
 from orchestrator.cli.flags.update_settings import UPDATE_SETTINGS, one_of
-from orchestrator.model.disconnect import parse_disconnect
-from orchestrator.model.jobrules import DEFAULT_RETRIES
+from orchestrator.model.formats.disconnect import parse_disconnect
 from orchestrator.model.jobs import Missed, Overlap
 from orchestrator.model.placement import Strategy
 from orchestrator.model.specs import (
@@ -28,7 +27,8 @@ from orchestrator.model.specs import (
     TaskSpec,
 )
 from orchestrator.model.units import parse_cpus, parse_memory
-from orchestrator.model.validate import MIN_SHARES
+from orchestrator.model.validation.job_specs import DEFAULT_RETRIES
+from orchestrator.model.validation.service_specs import MIN_SHARES
 
 JOB_SETTINGS = (
     Setting(

@@ -27,12 +27,12 @@ from orchestrator.cli.image.remote_build_context import context_folder
 from orchestrator.cli.output.listings import Column, column, format_option, print_json, print_table
 from orchestrator.cli.output.screen import is_live
 from orchestrator.cli.rpc.client import Client, pass_client, upload
-from orchestrator.model.confinement import parse_ulimit
+from orchestrator.model.formats.platforms import wanted_architecture
 from orchestrator.model.names import short_id
 from orchestrator.model.nodes import NodeState
-from orchestrator.model.platforms import wanted_architecture
 from orchestrator.model.specs import SHARES_PER_CORE
 from orchestrator.model.units import format_size
+from orchestrator.model.validation.confinement import parse_ulimit
 from orchestrator.pb import control_pb2, images_pb2
 
 _PERIOD = 100_000

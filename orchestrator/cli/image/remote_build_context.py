@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.cli.app.command_groups import CliError
-from orchestrator.model.buildcontexts import DownloadedContext, GitContext, remote_context
+from orchestrator.model.formats.build_contexts import DownloadedContext, GitContext, remote_context
 
 _WITHIN = 60.0
 """Seconds that a server may be silent."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from orchestrator.model.gotemplate import Fields, Word
+from orchestrator.model.formats.gotemplate import Fields, Word
 from orchestrator.model.specs import SHARES_PER_CORE
 
 _Row = Mapping[str, Any]

@@ -52,7 +52,7 @@ class Format(click.Choice):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if "{{" not in value:
             return super().convert(value, param, ctx)
-        from orchestrator.model.gotemplate import BadTemplate, Template, unescaped
+        from orchestrator.model.formats.gotemplate import BadTemplate, Template, unescaped
 
         try:
             Template(unescaped(value))
@@ -135,7 +135,7 @@ def template_lines(
     """A template's lines for rows. A field is a column, by its heading or by Docker's name for it,
     or else a key of the JSON document, or what Docker has in a document of this kind. `table
     TEMPLATE` has headings, and columns at its tabs."""
-    from orchestrator.model.gotemplate import BadTemplate, Fields, Template, unescaped
+    from orchestrator.model.formats.gotemplate import BadTemplate, Fields, Template, unescaped
 
     as_table = form.startswith("table ")
     template = Template(unescaped(form.removeprefix("table ")))

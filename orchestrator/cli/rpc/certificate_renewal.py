@@ -43,7 +43,7 @@ def renew_if_due(context: Context, call: Callable[..., Any]) -> None:
 
 
 def _speak(context: Context, error: CliError) -> None:
-    from orchestrator.identity.pair import Life
+    from orchestrator.identity.certificates import Life
 
     life = Life.of(context.certificate)
     if life is None:

@@ -82,7 +82,7 @@ def next_run(job: Service) -> float:
     spec = job.spec.job
     if not spec.schedule or spec.suspended:
         return 0.0
-    from orchestrator.model.cron import next_firing, parse_schedule, parse_zone
+    from orchestrator.model.formats.schedules import next_firing, parse_schedule, parse_zone
 
     zone = parse_zone(spec.time_zone)
     return next_firing(parse_schedule(spec.schedule), zone, job.job.decided_until)
@@ -95,7 +95,7 @@ def next_run_text(job: Service, now: float) -> str:
         return ""
     if spec.suspended:
         return "suspended"
-    from orchestrator.model.cron import parse_zone
+    from orchestrator.model.formats.schedules import parse_zone
 
     at = datetime.fromtimestamp(max(next_run(job), now), parse_zone(spec.time_zone))
     return at.strftime("%Y-%m-%d %H:%M %Z")

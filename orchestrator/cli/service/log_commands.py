@@ -14,7 +14,7 @@ from orchestrator.cli.app.command_groups import INTERRUPTED, example
 from orchestrator.cli.completion import completers
 from orchestrator.cli.flags.flag_types import Parsed
 from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, ManagerLost, pass_client
-from orchestrator.model.logplace import LogPlace
+from orchestrator.model.log_position import LogPosition
 from orchestrator.model.units import format_time, parse_moment
 from orchestrator.pb import containers_pb2, control_pb2
 
@@ -124,14 +124,14 @@ def print_records(client: Client, request: Any, *, raw: bool, timestamps: bool) 
 def _batches(client: Client, request: Any) -> Iterator[Any]:
     """What the manager streams. Who follows goes on when it, or another one, is there again, with
     each line once."""
-    places: dict[str, LogPlace] = {}
+    places: dict[str, LogPosition] = {}
     told = False
     calls: list[Any] = []
     while True:
         try:
             for batch in client.stream("Logs", _further(request, places), opened=calls.append):
                 told = False
-                start = LogPlace(request.since, request.tail)
+                start = LogPosition(request.since, request.tail)
                 places.setdefault(batch.task_id, start).advance(batch.records)
                 yield batch
             return
@@ -147,7 +147,7 @@ def _batches(client: Client, request: Any) -> Iterator[Any]:
             place.begin()
 
 
-def _further(request: Any, places: Mapping[str, LogPlace]) -> Any:
+def _further(request: Any, places: Mapping[str, LogPosition]) -> Any:
     """The request for what is not known yet, and for some that is: all, if all was asked for, as
     some task's lines may be yet to come."""
     heard = [place.since for place in places.values() if place.tail < 0]

@@ -30,10 +30,10 @@ from orchestrator.cli.stack.stack_changes import (
 )
 from orchestrator.cli.stack.stack_commands import no_stack, stack_names
 from orchestrator.cli.stack.stack_files import checked_name, file_options, read_files
-from orchestrator.compose.render import escaped, rendered
+from orchestrator.compose.project.rendering import escaped, rendered
+from orchestrator.compose.project.yaml_tree import dump
 from orchestrator.compose.stack import Stack, StackFile, StackNetwork, StackService, StackVolume
 from orchestrator.compose.tree import Node, plain
-from orchestrator.compose.yamlfile import dump
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.dependencies import start_order
 from orchestrator.model.documents import DocumentKind

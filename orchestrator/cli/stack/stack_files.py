@@ -15,12 +15,12 @@ from orchestrator.cli.app.command_groups import CliError
 from orchestrator.cli.flags.flag_types import pairs
 from orchestrator.cli.stack.stack_template import TEMPLATES, rendered, template_of, values_of
 from orchestrator.cli.stack.stack_variables import Values, unasked
-from orchestrator.compose.assemble import stack_of
-from orchestrator.compose.kinds import Reading
-from orchestrator.compose.project import Loader, Project, project_name
+from orchestrator.compose.conversion.assembly import stack_of
+from orchestrator.compose.project.loader import Loader, Project, project_name
+from orchestrator.compose.project.variables import parse_env
+from orchestrator.compose.schema.value_kinds import Reading
 from orchestrator.compose.stack import Stack
 from orchestrator.compose.tree import ComposeError, Map
-from orchestrator.compose.variables import parse_env
 from orchestrator.model.names import check_name
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -21,8 +21,8 @@ from orchestrator.cli.image.build_commands import build_digest, build_folder, bu
 from orchestrator.cli.image.remote_build_context import context_folder
 from orchestrator.cli.rpc.client import Client
 from orchestrator.cli.stack.stack_changes import Change
+from orchestrator.compose.conversion.task_specs import ulimits_of
 from orchestrator.compose.stack import StackBuild
-from orchestrator.compose.taskspec import ulimits_of
 from orchestrator.model.units import parse_memory
 from orchestrator.pb import control_pb2
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.cli.app.command_groups import CliError
+from orchestrator.compose.project.yaml_tree import values_in
 from orchestrator.compose.tree import ComposeError
-from orchestrator.compose.yamlfile import values_in
 from orchestrator.model.names import near_miss
 
 TEMPLATES = ("stack.yml", "stack.yaml")

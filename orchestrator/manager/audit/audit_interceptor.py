@@ -25,7 +25,7 @@ from orchestrator.manager.object_lookup import (
     find_node,
     find_service,
 )
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 
 REQUEST_ID = "orc-request-id"
 """Metadata: a call's id, as a client may choose it, and as it is told."""

@@ -30,7 +30,7 @@ from orchestrator.manager.dispatch.tunnels import Tunnels
 from orchestrator.manager.errors import unavailable
 from orchestrator.manager.leader.agent_reports import Hello, NetworkPlugins, ReportBuffer
 from orchestrator.manager.planning.plan import Change, earliest
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache, Feed, fold
 from orchestrator.manager.store.kv import StoreError
 from orchestrator.model.access import Revocation

@@ -17,9 +17,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from orchestrator.manager.planning.endpoints import Endpoint, EntryChange, Table, TableChange
+from orchestrator.manager.planning.networking.endpoint_table import (
+    Endpoint,
+    EntryChange,
+    Table,
+    TableChange,
+)
 from orchestrator.manager.planning.plan import Change, earliest
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.states import TaskState

@@ -19,7 +19,7 @@ from orchestrator.manager.dispatch.pull_coordination import (
 )
 from orchestrator.manager.object_lookup import images_of
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.registry_credentials import auth_for
 from orchestrator.manager.security.vault import Vault
 from orchestrator.manager.store.cache import Cache

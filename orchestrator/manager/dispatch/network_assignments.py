@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.manager.planning.addressing import slice6, slice_gateway
-from orchestrator.manager.planning.foreignnetworks import conflist_for
-from orchestrator.manager.planning.networkrules import encrypts
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.networking.addresses import slice6, slice_gateway
+from orchestrator.manager.planning.networking.plugin_networks import conflist_for
+from orchestrator.manager.planning.scheduling.network_filters import encrypts
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.convert import to_proto
 from orchestrator.model.networks import OVERLAY, is_ours, is_sliced, own_addresses
 from orchestrator.model.nodes import Node, TunnelKey

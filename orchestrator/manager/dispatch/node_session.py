@@ -19,19 +19,19 @@ from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
 from orchestrator.manager.dispatch.secret_delivery import files_of, keys_of, payloads_of
 from orchestrator.manager.object_lookup import images_of
 from orchestrator.manager.planning.assignments import is_assigned
-from orchestrator.manager.planning.views import ClusterView
-from orchestrator.manager.planning.volumes import name_on, named_volumes
+from orchestrator.manager.planning.scheduling.volume_placement import name_on, named_volumes
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.telemetry.task_traces import trace_context_of
 from orchestrator.model.access import Revocation
 from orchestrator.model.convert import to_proto
-from orchestrator.model.generic import with_generic
+from orchestrator.model.formats.generic_resources import with_generic
+from orchestrator.model.formats.task_templates import filled
 from orchestrator.model.networks import NETWORK_CHANGES
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.placement import DisconnectAction
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
-from orchestrator.model.templates import filled
 from orchestrator.pb import dispatch_pb2
 from orchestrator.tracing.spans import OFF, Tracer
 from orchestrator.web.scrape import digest

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestrator.manager.event_loop import offload
-from orchestrator.manager.planning.documents import named, version_of
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.reconcile.document_versions import named_documents, version_of
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.document_store import DocumentStore, NoData
 from orchestrator.manager.store.cache import Cache
 from orchestrator.model.documents import (
@@ -22,10 +22,10 @@ from orchestrator.model.documents import (
     FileReference,
     references,
 )
-from orchestrator.model.documenttemplates import Filling, fill
+from orchestrator.model.formats.document_templates import Filling, fill
+from orchestrator.model.formats.task_templates import facts
 from orchestrator.model.states import is_terminal
 from orchestrator.model.tasks import Task
-from orchestrator.model.templates import facts
 from orchestrator.pb import documents_pb2
 
 
@@ -144,7 +144,7 @@ class SecretDelivery:
 
     async def _other(self, view: ClusterView, task: Task, kind: DocumentKind, target: str) -> bytes:
         """The data of another file of the task, as it is: a template is not filled in twice."""
-        for document, reference in named(view, task.spec.container):
+        for document, reference in named_documents(view, task.spec.container):
             if document.kind is kind and _is_at(kind, reference, target):
                 return await self._store.read(document, version_of(task, document, reference))
         raise ValueError(f"the task has no {kind.word} '{target}'")

@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from orchestrator.manager.planning.claims import (
+from orchestrator.manager.planning.plan import Change, Decision
+from orchestrator.manager.planning.reconcile.standalone import after_reboot
+from orchestrator.manager.planning.reports.claims import (
     Refuse,
     credible_description,
+    credible_keys,
     ignore,
     sane,
     sane_images,
 )
-from orchestrator.manager.planning.encryption import honest_keys
-from orchestrator.manager.planning.liveness import node_up
-from orchestrator.manager.planning.plan import Change, Decision
-from orchestrator.manager.planning.standalone import over_reboot
-from orchestrator.manager.planning.statuses import ingest as task_changes
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.reports.liveness import node_up
+from orchestrator.manager.planning.reports.statuses import accept_reports as task_changes
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import fold
 from orchestrator.manager.store.keys import object_key
 from orchestrator.model.names import parse_image
@@ -282,7 +282,7 @@ def _hellos(view: ClusterView, reports: Reports, now: float, refuse: Refuse) -> 
         if not description.path_mtu:
             # A new agent has not measured yet; until then the path is what it was.
             description = replace(description, path_mtu=node.description.path_mtu)
-        keys = honest_keys(view, node_id, description.tunnel_keys)
+        keys = credible_keys(view, node_id, description.tunnel_keys)
         after = node_up(node, replace(description, tunnel_keys=keys), now)
         if boot_id != node.boot_id:
             after = replace(after, boot_id=boot_id)
@@ -296,7 +296,7 @@ def _hellos(view: ClusterView, reports: Reports, now: float, refuse: Refuse) -> 
 
 def _rebooted(view: ClusterView, node_id: str) -> Iterator[Change]:
     for task in view.tasks_of_node(node_id).values():
-        if task.standalone and (after := over_reboot(task)) is not task:
+        if task.standalone and (after := after_reboot(task)) is not task:
             yield Change(task, after)
 
 
@@ -317,7 +317,7 @@ def _descriptions(view: ClusterView, reports: Reports) -> Iterator[Change]:
         if (words := reports.troubles.get(node_id)) is not None:
             news["trouble"] = words
         if (keys := reports.keys.get(node_id)) is not None:
-            news["tunnel_keys"] = honest_keys(view, node_id, keys)
+            news["tunnel_keys"] = credible_keys(view, node_id, keys)
         if (found := reports.network_plugins.get(node_id)) is not None:
             news |= {
                 "cni_plugins": found.cni,

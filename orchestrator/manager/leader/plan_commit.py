@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from orchestrator.manager.planning.plan import Change, Decision
-from orchestrator.manager.planning.resources import occupies
+from orchestrator.manager.planning.scheduling.capacity import occupies
 from orchestrator.manager.store.commit import MAX_BYTES, Encoded, encoded
 from orchestrator.manager.store.keys import SEQUENCE, object_key
 from orchestrator.manager.store.kv import (

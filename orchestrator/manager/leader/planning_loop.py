@@ -47,12 +47,12 @@ from orchestrator.manager.leader.plan_commit import (
     WriteResult,
     group_changes,
 )
-from orchestrator.manager.planning import clockstep, pipeline
-from orchestrator.manager.planning.claims import LONGEST_TEXT, Claim, FalseClaim
-from orchestrator.manager.planning.liveness import Hearing, Silence, expire
+from orchestrator.manager.planning import clock_steps, pipeline
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of
 from orchestrator.manager.planning.plan import Change, Decision, Plan, earliest
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.reports.claims import LONGEST_TEXT, Claim, FalseClaim
+from orchestrator.manager.planning.reports.liveness import Hearing, Silence, expire
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache, Feed, find_object
 from orchestrator.manager.store.keys import object_key, object_type
 from orchestrator.manager.store.kv import Guard, Kv, StoreError
@@ -329,7 +329,7 @@ class PlanningLoop:
         self._offset = offset
         if abs(step) >= CLOCK_STEP:
             log.warning("the clock was stepped; delays are moved along", extra={"seconds": step})
-            for item in clockstep.delayed(self._cache.view, before):
+            for item in clock_steps.objects_with_delays(self._cache.view, before):
                 key = object_key(item)
                 self._shifts[key] = self._shifts.get(key, 0.0) + step
             self._dirty |= Dirty(timer=True)
@@ -392,7 +392,7 @@ class PlanningLoop:
         found.add(_moved(found.view, given.shifts))
         found.add(
             Plan((change,), reason="clock step")
-            for change in clockstep.ahead_of_time(found.view, now)
+            for change in clock_steps.delays_from_the_future(found.view, now)
         )
         refused: list[FalseClaim] = []
         found.add(report_decisions(found.view, given.reports, now, refused.append))
@@ -511,7 +511,7 @@ def _moved(view: ClusterView, shifts: Mapping[str, float]) -> Iterator[Plan]:
         kind = object_type(key)
         item = find_object(view, *kind) if kind is not None else None
         if item is not None:
-            yield Plan((Change(item, clockstep.shifted(item, seconds)),), reason="clock step")
+            yield Plan((Change(item, clock_steps.shifted(item, seconds)),), reason="clock step")
 
 
 def _dirty_again(part: ChangeGroup) -> Dirty:

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from orchestrator.identity.files import ManagerIdentity
+from orchestrator.identity.host_identity import ManagerIdentity
 from orchestrator.identity.revocation import Revocations
 from orchestrator.manager.audit.trail import AuditEntry
 from orchestrator.manager.dispatch.dispatcher import Dispatcher
@@ -19,13 +19,13 @@ from orchestrator.manager.dispatch.tunnels import Tunnels
 from orchestrator.manager.errors import RequestError
 from orchestrator.manager.leader.agent_reports import ReportBuffer
 from orchestrator.manager.operations.images.registry_client import RegistryClient
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.vault import Vault, VaultError
 from orchestrator.manager.store.cache import Cache, Unreadable
 from orchestrator.manager.store.kv import Conflict, Kv, StoreError, StoreFull, TooLarge
 from orchestrator.manager.telemetry.event_log import EventLog
 from orchestrator.model.convert import ConvertError
-from orchestrator.model.validate import InvalidSpec
+from orchestrator.model.validation.service_specs import InvalidSpec
 from orchestrator.tracing.spans import OFF, Tracer
 
 log = logging.getLogger(__name__)

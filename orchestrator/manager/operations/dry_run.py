@@ -19,10 +19,10 @@ from orchestrator.manager.operations.resources.networks import NetworkOperations
 from orchestrator.manager.operations.workloads.containers import ContainerOperations
 from orchestrator.manager.operations.workloads.jobs import JobOperations
 from orchestrator.manager.operations.workloads.services import ServiceOperations
-from orchestrator.manager.planning.allocator import allocate_slices
-from orchestrator.manager.planning.foresight import foresee
+from orchestrator.manager.planning.dry_run import simulate
+from orchestrator.manager.planning.networking.allocation import allocate_slices
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache, find_object
 from orchestrator.manager.store.keys import object_type
 from orchestrator.manager.store.kv import Entry, Guard, Kv, Op, Put, Snapshot
@@ -63,7 +63,7 @@ def _reply(
                 target=names.get(step.target, step.target),
                 reason=step.reason,
             )
-            for step in foresee(before, changes, now, new_id)
+            for step in simulate(before, changes, now, new_id)
         ]
     )
 

@@ -11,15 +11,15 @@ from orchestrator.manager.errors import failed_precondition, invalid_argument
 from orchestrator.manager.object_lookup import find_node
 from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict, Kv
 from orchestrator.model.convert import from_proto
+from orchestrator.model.formats.platforms import architecture, wanted_architecture
 from orchestrator.model.names import ImageName, parse_image
 from orchestrator.model.nodes import Availability, Node, NodeState
 from orchestrator.model.objects import Image
-from orchestrator.model.platforms import architecture, wanted_architecture
 from orchestrator.pb import dispatch_pb2
 
 

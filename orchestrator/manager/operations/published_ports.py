@@ -12,7 +12,7 @@ from zlib import crc32
 
 from orchestrator.manager.errors import already_exists, failed_precondition
 from orchestrator.manager.planning.slots import ended
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.keys import PORT_TURN
 from orchestrator.manager.store.kv import Guard, Kv, Put

@@ -17,12 +17,12 @@ from orchestrator.manager.errors import (
     not_found,
 )
 from orchestrator.manager.object_lookup import find_container
-from orchestrator.manager.planning.addressing import AddressRefused, check_fixed
-from orchestrator.manager.planning.dependencies import needs
-from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.conflist import check_asked, parse_conflist
+from orchestrator.manager.planning.networking.addresses import AddressRefused, check_fixed
+from orchestrator.manager.planning.reconcile.service_dependencies import depends_on
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.dependencies import DependencyCondition, find_cycle
 from orchestrator.model.documents import Document, DocumentKind, references
+from orchestrator.model.formats.conflist import check_asked, parse_conflist
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import OVERLAY, is_ours, stands_alone
 from orchestrator.model.objects import Network
@@ -154,7 +154,9 @@ def check_no_dependents(view: ClusterView, service: Service) -> None:
     users = sorted(
         other.spec.name
         for other in view.services.values()
-        if not other.removed and needs(other, service) and not _is_independent_of(other, service)
+        if not other.removed
+        and depends_on(other, service)
+        and not _is_independent_of(other, service)
     )
     if users:
         name = service.spec.name

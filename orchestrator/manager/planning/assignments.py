@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 

@@ -10,26 +10,30 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
-from orchestrator.manager.planning.allocator import allocate_slices
-from orchestrator.manager.planning.dependencies import needs, stops_later
-from orchestrator.manager.planning.documents import follow_documents
-from orchestrator.manager.planning.drain import draining
-from orchestrator.manager.planning.failures import Failures
-from orchestrator.manager.planning.global_ import reconcile_global
-from orchestrator.manager.planning.held import held_services
-from orchestrator.manager.planning.jobs import reconcile_job
-from orchestrator.manager.planning.lost import give_up_lost
+from orchestrator.manager.planning.networking.allocation import allocate_slices, allocate_vips
 from orchestrator.manager.planning.plan import Change, Plan, earliest, requeue
-from orchestrator.manager.planning.removal import remove
-from orchestrator.manager.planning.replicated import reconcile_replicated
-from orchestrator.manager.planning.scheduler import Placement, Unplaced, schedule
+from orchestrator.manager.planning.reconcile.document_versions import update_documents
+from orchestrator.manager.planning.reconcile.evictions import (
+    evict_from_failed_nodes,
+    has_drain_deadline,
+)
+from orchestrator.manager.planning.reconcile.jobs import reconcile_job
+from orchestrator.manager.planning.reconcile.service_dependencies import depends_on, still_needed
+from orchestrator.manager.planning.reconcile.services import (
+    reconcile_global,
+    reconcile_replicated,
+    remove_service,
+)
+from orchestrator.manager.planning.reconcile.standalone import reconcile_standalone
+from orchestrator.manager.planning.scheduling.scheduler import Placement, Unplaced, schedule
+from orchestrator.manager.planning.scheduling.volume_placement import (
+    volume_changes as volumes_placed,
+)
 from orchestrator.manager.planning.slots import Draft, ended, waits
-from orchestrator.manager.planning.standalone import reconcile_standalone
-from orchestrator.manager.planning.views import ClusterView
-from orchestrator.manager.planning.vips import allocate_vips
-from orchestrator.manager.planning.volumes import placed as volumes_placed
+from orchestrator.manager.planning.unplannable import PlanningErrors, quarantined_services
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.documents import Document
-from orchestrator.model.networks import joined_container
+from orchestrator.model.networks import network_container
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image, Network, Object, Volume
 from orchestrator.model.services import Service
@@ -175,10 +179,10 @@ def plan(
     """
     slices = allocate_slices(view) if dirty.nodes_changed else ()
     drafts: dict[str, Draft] = {}
-    unplanned = held_services(view) if view.quarantined else {}
+    unplanned = quarantined_services(view) if view.quarantined else {}
     services = _services_to_reconcile(view, dirty) - unplanned.keys() - exclude
     vips = allocate_vips(view.evolve(slices), services)
-    failures = Failures()
+    failures = PlanningErrors()
     left = limit
     for id in sorted(services):
         if left <= 0:
@@ -256,7 +260,7 @@ def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
         other.id
         for item in ordered
         for other in view.services.values()
-        if other.removed and needs(item, other)
+        if other.removed and depends_on(item, other)
     }
     if dirty.nodes_changed:
         services |= view.services.keys()
@@ -265,7 +269,7 @@ def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
         services |= {
             task.service_id
             for node in view.nodes.values()
-            if draining(node)
+            if has_drain_deadline(node)
             for task in view.tasks_of_node(node.id).values()
             if not task.standalone
         }
@@ -317,11 +321,11 @@ def _reconcile(
     draft = _draft(view, service_id, now, new_id, limit)
     service = draft.service
     if service is None or service.removed:
-        give_up_lost(view, draft)
-        if service is None or not stops_later(view, service):
-            remove(draft)
+        evict_from_failed_nodes(view, draft)
+        if service is None or not still_needed(view, service):
+            remove_service(draft)
         return draft
-    service = follow_documents(view, service, draft)
+    service = update_documents(view, service, draft)
     if service.spec.mode.is_job:
         reconcile_job(view, service, draft)
     elif service.spec.mode is ServiceMode.GLOBAL:
@@ -347,7 +351,7 @@ def _waiting(
             touched = task.service_id in services
         due = everything or touched or 0 < task.not_before <= now
         # What waits for another container's place, or for other services, may go with any change.
-        follows = task.spec.container.volumes_from or joined_container(task.spec)
+        follows = task.spec.container.volumes_from or network_container(task.spec)
         if due or follows or task.affinities or (service is not None and _follows(service)):
             yield task
 

@@ -1,8 +1,8 @@
-"""What a decision is: changes, and what must still be true when they are written.
+"""The contract between planning and the leader: changes, and what must still hold at commit.
 
-A `Plan` is data. The manager's shell turns it into guarded transactions: every object in
-`changes` (its `before`) and in `requires` must still have the revision that was read, or nothing
-of it is written and the decision is made anew.
+A `Plan` is data. The leader turns it into guarded transactions: every object in `changes` (its
+`before`) and in `requires` must still have the revision that was read, or nothing of it is
+written and the plan is computed anew. (The command `orc plan` is a dry run: see `dry_run`.)
 """
 
 from __future__ import annotations

@@ -17,13 +17,13 @@ from typing import Any
 import grpc
 
 from orchestrator.identity import ca
-from orchestrator.identity.files import ManagerIdentity
-from orchestrator.identity.pair import Issued, KeyPair, TlsFiles
+from orchestrator.identity.certificates import Issued, KeyPair, TlsFiles
+from orchestrator.identity.host_identity import ManagerIdentity
 from orchestrator.identity.renewal import keep_renewed
 from orchestrator.identity.revocation import CertificateRevoked, Revocations, Revoked
 from orchestrator.identity.tls import Identity, host_of, peer_identity
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import CERTIFICATE_TURN

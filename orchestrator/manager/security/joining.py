@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 
 from orchestrator.identity import ca
-from orchestrator.identity.pair import Issued
-from orchestrator.manager.planning.claims import is_hostname, with_hostname
+from orchestrator.identity.certificates import Issued
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.reports.claims import is_hostname, with_hostname
 from orchestrator.manager.security.certificates import CertificateAuthority, record
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.document_store import opens
 from orchestrator.manager.security.registry_credentials import purpose
 from orchestrator.manager.security.vault import KEY_FILE, Vault, VaultError

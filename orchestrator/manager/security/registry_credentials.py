@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.vault import Vault
 from orchestrator.model.names import parse_image
 from orchestrator.pb import images_pb2

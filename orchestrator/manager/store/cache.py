@@ -19,10 +19,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from orchestrator.manager.planning.held import incomplete_services
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.quarantine import Quarantined
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.unplannable import incomplete_services
+from orchestrator.manager.planning.view import ClusterView, Quarantined
 from orchestrator.manager.store.keys import PREFIX, is_foreign_key, object_key, object_type
 from orchestrator.manager.store.kv import (
     Compacted,

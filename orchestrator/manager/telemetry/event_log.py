@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.quarantine import Quarantined
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView, Quarantined
 from orchestrator.manager.store.cache import Cache
 from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document

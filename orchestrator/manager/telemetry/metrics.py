@@ -21,11 +21,11 @@ from prometheus_client.registry import Collector
 from orchestrator import __version__
 from orchestrator.identity.tls import Identity
 from orchestrator.manager.audit.trail import AuditTrail
-from orchestrator.manager.planning.accounting import node_usage, running_tasks
-from orchestrator.manager.planning.claims import Claim
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.progress import wanted
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.reconcile.convergence import desired_tasks
+from orchestrator.manager.planning.reports.claims import Claim
+from orchestrator.manager.planning.scheduling.capacity import node_usage, running_tasks
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.telemetry.event_log import EventLog
 from orchestrator.model.nodes import Availability, NodeState
@@ -383,7 +383,7 @@ def _services(view: ClusterView) -> Iterable[Metric]:
         if service.removed:
             continue
         of = [service.spec.name, service.spec.labels.get(STACK_LABEL, "")]
-        desired.add_metric(of, wanted(view, service))
+        desired.add_metric(of, desired_tasks(view, service))
         running.add_metric(of, running_tasks(view, service.id))
         if service.update.state is not UpdateState.NONE:
             updates.add_metric([*of, service.update.state.name.lower()], 1)

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from orchestrator.identity.files import ManagerIdentity
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.identity.host_identity import ManagerIdentity
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.specs import STACK_LABEL
 from orchestrator.model.states import TaskState

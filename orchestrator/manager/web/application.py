@@ -11,11 +11,11 @@ from urllib.parse import parse_qs
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from orchestrator.identity.pair import TlsFiles
+from orchestrator.identity.certificates import TlsFiles
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.operations.administration.web_sessions import WebSessions
 from orchestrator.manager.operations.context import ManagerContext
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.telemetry.metrics import ClusterCollector, ManagerState
 from orchestrator.manager.telemetry.service_discovery import (
     JOBS,

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.manager.planning.jobs import job_count, job_tasks
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.progress import wanted
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.reconcile.convergence import desired_tasks
+from orchestrator.manager.planning.reconcile.jobs import job_count, job_tasks
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Network, Object
 from orchestrator.model.services import Service, UpdateState
@@ -112,7 +112,7 @@ def _node(node: Node) -> dict[str, Any]:
 def _extent(view: ClusterView, service: Service) -> dict[str, Any]:
     """How much there is to run, and of a job's newest run how much of it is `done` `of` what."""
     if not service.spec.mode.is_job:
-        return {"wanted": wanted(view, service), "done": 0, "of": 0, "job": ""}
+        return {"wanted": desired_tasks(view, service), "done": 0, "of": 0, "job": ""}
     done, of = job_count(view, service)
     state = service.job.runs[0].state.name.lower() if service.job.runs else "waiting"
     return {"wanted": job_tasks(view, service), "done": done, "of": of, "job": state}

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.operations.context import ManagerContext
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Feed
 from orchestrator.manager.telemetry.event_log import Event
 from orchestrator.manager.web import cluster_snapshot

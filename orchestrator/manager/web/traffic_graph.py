@@ -17,7 +17,7 @@ from orchestrator.manager.errors import RequestError
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.manager.operations.node_requests import stream_replies
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.states import is_terminal
 from orchestrator.model.tasks import Task

@@ -24,9 +24,9 @@ from managerstub import Conversation, ManagerStub
 from orchestrator.agent.runtime.engine.crun import CrunRuntime
 from orchestrator.agent.runtime.isolation.mountns import enter_private_mounts
 from orchestrator.identity import ca
-from orchestrator.identity.files import ManagerIdentity, NodeIdentity, write_identity
-from orchestrator.identity.pair import KeyPair, TlsFiles
-from orchestrator.identity.setup import init_cluster
+from orchestrator.identity.bootstrap import init_cluster
+from orchestrator.identity.certificates import KeyPair, TlsFiles
+from orchestrator.identity.host_identity import ManagerIdentity, NodeIdentity, write_identity
 from orchestrator.identity.tls import server_credentials
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.model.convert import to_proto

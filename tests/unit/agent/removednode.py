@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 from nodeworld import NETWORK, World, run, turn
 
-from orchestrator.identity.pair import Issued, TlsFiles
+from orchestrator.identity.certificates import Issued, TlsFiles
 from orchestrator.model.states import TaskState
 
 

@@ -17,7 +17,7 @@ from orchestrator.agent.imagepressure import Marks
 from orchestrator.agent.settings import AgentFailure, Settings
 from orchestrator.agent.statedb import StateDb
 from orchestrator.identity import ca
-from orchestrator.identity.files import NodeIdentity
+from orchestrator.identity.host_identity import NodeIdentity
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.linux.mounts import is_mounted, unmount
 from orchestrator.model.specs import Resources

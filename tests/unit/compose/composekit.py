@@ -6,9 +6,9 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.compose.assemble import stack_of
-from orchestrator.compose.kinds import Reading
-from orchestrator.compose.project import Loader, Project
+from orchestrator.compose.conversion.assembly import stack_of
+from orchestrator.compose.project.loader import Loader, Project
+from orchestrator.compose.schema.value_kinds import Reading
 from orchestrator.compose.stack import Stack
 from orchestrator.compose.tree import ComposeError, Map, plain
 from orchestrator.model.specs import ServiceSpec

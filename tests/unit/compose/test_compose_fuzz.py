@@ -10,9 +10,16 @@ from composekit import Given
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.compose.deployschema import DEPLOY
-from orchestrator.compose.schema import NETWORK, SECRET, VOLUME
-from orchestrator.compose.serviceschema import BUILD, GRANT, HEALTHCHECK, MOUNT, PORT, SERVICE
+from orchestrator.compose.schema.file_keys import NETWORK, SECRET, VOLUME
+from orchestrator.compose.schema.service_keys import (
+    BUILD,
+    DEPLOY,
+    GRANT,
+    HEALTHCHECK,
+    MOUNT,
+    PORT,
+    SERVICE,
+)
 from orchestrator.compose.tree import ComposeError
 
 _WORDS = (

@@ -10,9 +10,9 @@ from composekit import FOLDER, Given, refusal, services
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.compose.render import escaped
+from orchestrator.compose.project.rendering import escaped
+from orchestrator.compose.project.yaml_tree import dump
 from orchestrator.compose.tree import plain
-from orchestrator.compose.yamlfile import dump
 
 
 def two(first: str, second: str) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import click
 import pytest
 
 from orchestrator.cli.main import orc
-from orchestrator.compose import schema, serviceschema
-from orchestrator.compose.kinds import Kind, Noted, Refused, Text
-from orchestrator.compose.mapkinds import Keys
-from orchestrator.compose.ownspec import KEY
+from orchestrator.compose.schema import file_keys, service_keys
+from orchestrator.compose.schema.collection_kinds import Keys
+from orchestrator.compose.schema.extension import KEY
+from orchestrator.compose.schema.value_kinds import Kind, Noted, Refused, Text
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "from-compose.md"
 _ROW = re.compile(r"^\| `(?P<key>[a-z0-9_.-]+)` \| (?P<words>.+) \|$")
@@ -22,13 +22,13 @@ _NOUNS = ("include", "services", "networks", "volumes", "secrets", "configs")
 """Keys of a file whose own keys have a table each."""
 TABLES: dict[str, Mapping[str, Kind]] = {
     "The file": {
-        name: Text() if name in _NOUNS else kind for name, kind in schema.FILE.table.items()
+        name: Text() if name in _NOUNS else kind for name, kind in file_keys.FILE.table.items()
     },
-    "A service": serviceschema.SERVICE.table,
-    "A network": schema.NETWORK.table,
-    "A volume": schema.VOLUME.table,
-    "A secret or a config": {**schema.CONFIG.table, **schema.SECRET.table},
-    "An include": schema.INCLUDE.kind.table,  # type: ignore[attr-defined]
+    "A service": service_keys.SERVICE.table,
+    "A network": file_keys.NETWORK.table,
+    "A volume": file_keys.VOLUME.table,
+    "A secret or a config": {**file_keys.CONFIG.table, **file_keys.SECRET.table},
+    "An include": file_keys.INCLUDE.kind.table,  # type: ignore[attr-defined]
 }
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.compose.assemble import stack_of
-from orchestrator.compose.kinds import Reading
-from orchestrator.compose.project import Loader, Project
-from orchestrator.compose.render import escaped
+from orchestrator.compose.conversion.assembly import stack_of
+from orchestrator.compose.project.loader import Loader, Project
+from orchestrator.compose.project.rendering import escaped
+from orchestrator.compose.project.yaml_tree import dump
+from orchestrator.compose.schema.value_kinds import Reading
 from orchestrator.compose.stack import Stack
 from orchestrator.compose.tree import plain
-from orchestrator.compose.yamlfile import dump
 from orchestrator.model.dependencies import DependencyCondition
 from orchestrator.model.documents import DocumentKind
 from orchestrator.model.specs import ServiceMode, ServiceSpec

@@ -13,9 +13,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.compose import schema
-from orchestrator.compose.kinds import External, Kind, Noted, Refused
-from orchestrator.compose.mapkinds import Entries, Keys
+from orchestrator.compose.schema import file_keys
+from orchestrator.compose.schema.collection_kinds import Entries, Keys
+from orchestrator.compose.schema.value_kinds import External, Kind, Noted, Refused
 from orchestrator.compose.tree import ComposeError
 
 SPECIFICATION = ComposeSpecification.model_json_schema()
@@ -64,7 +64,7 @@ def inner(kind: Kind) -> Kind | None:
 
 
 def test_each_key_of_the_specification_is_taken_noted_or_refused() -> None:
-    known = dict(ours(schema.FILE))
+    known = dict(ours(file_keys.FILE))
     whole = tuple(
         f"{key}." for key, kind in known.items() if isinstance(kind, Refused | Noted | External)
     )
@@ -73,7 +73,7 @@ def test_each_key_of_the_specification_is_taken_noted_or_refused() -> None:
 
 
 def test_no_key_is_made_up() -> None:
-    alone = {key for key, _ in ours(schema.FILE)} - set(specified(SPECIFICATION))
+    alone = {key for key, _ in ours(file_keys.FILE)} - set(specified(SPECIFICATION))
     assert {key for key in alone if not key.startswith("services.x-orc.")} == set(OURS_ALONE)
 
 
@@ -123,7 +123,7 @@ def filled(base: Any, more: Any) -> Any:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.sampled_from(list(paths(schema.FILE))), st.sampled_from(VALUES))
+@given(st.sampled_from(list(paths(file_keys.FILE))), st.sampled_from(VALUES))
 def test_what_the_specification_refuses_is_refused(
     place: tuple[tuple[str, ...], Kind], value: Any
 ) -> None:

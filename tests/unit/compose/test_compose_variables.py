@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.compose.project.variables import fill, parse_env
 from orchestrator.compose.tree import ComposeError
-from orchestrator.compose.variables import fill, parse_env
 
 VALUES = {"SET": "value", "EMPTY": "", "OTHER": "other"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.identity import ca
-from orchestrator.identity.pair import KeyPair, Life, PairFiles
+from orchestrator.identity.certificates import KeyPair, Life, PairFiles
 from orchestrator.identity.renewal import NotRenewed, keep_renewed, request_elsewhere
 
 BEGIN = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from orchestrator.identity import ca
-from orchestrator.identity.pair import SKEW, Issued
+from orchestrator.identity.certificates import SKEW, Issued
 from orchestrator.identity.revocation import CertificateRevoked, Revocations, Revoked
 from orchestrator.identity.tls import Identity
 

@@ -10,8 +10,7 @@ import pytest
 from cryptography import x509
 
 from orchestrator.identity import ca
-from orchestrator.identity.names import MANAGER_NAME, NODE_NAME
-from orchestrator.identity.pair import KeyPair
+from orchestrator.identity.certificates import MANAGER_NAME, NODE_NAME, KeyPair
 
 NOW = dt.datetime.now(dt.UTC)
 

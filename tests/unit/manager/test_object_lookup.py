@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.manager.errors import RequestError
 from orchestrator.manager.object_lookup import find_container, find_log_source
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 from orchestrator.model.states import TaskState

@@ -24,7 +24,6 @@ from orchestrator.model import (
     nodes,
     objects,
     placement,
-    resources,
     services,
     specs,
     tasks,
@@ -52,7 +51,7 @@ from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import types_pb2
 
 MODULES = (affinities, dependencies, hooks, jobs, mounts, placement, specs, documents)
-MODULES += (nodes, resources, services, tasks, objects, access)
+MODULES += (nodes, placement, services, tasks, objects, access)
 CLASSES = [
     value
     for module in MODULES

@@ -14,7 +14,7 @@ from orchestrator.model.dependencies import (
     start_order,
 )
 from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec
-from orchestrator.model.validate import InvalidSpec, validate_service
+from orchestrator.model.validation.service_specs import InvalidSpec, validate_service
 
 
 @pytest.mark.parametrize(

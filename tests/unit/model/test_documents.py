@@ -17,9 +17,9 @@ from orchestrator.model.documents import (
     check_document_name,
     check_references,
 )
-from orchestrator.model.documenttemplates import Filling, check_template, fill
+from orchestrator.model.formats.document_templates import Filling, check_template, fill
+from orchestrator.model.formats.task_templates import Facts
 from orchestrator.model.specs import ContainerSpec
-from orchestrator.model.templates import Facts
 
 SECRET, CONFIG = DocumentKind.SECRET, DocumentKind.CONFIG
 

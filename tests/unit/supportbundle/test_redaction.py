@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.identity.token import JoinToken
+from orchestrator.identity.join_tokens import JoinToken
 from orchestrator.supportbundle.redaction import (
     REMOVED,
     cleaned,

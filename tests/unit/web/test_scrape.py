@@ -14,8 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.identity import ca
-from orchestrator.identity.names import NODE_NAME
-from orchestrator.identity.pair import Issued, KeyPair, TlsFiles
+from orchestrator.identity.certificates import NODE_NAME, Issued, KeyPair, TlsFiles
 from orchestrator.identity.revocation import Revocations, Revoked
 from orchestrator.web.https import CannotListen, listening
 from orchestrator.web.scrape import MetricsApp, digest

@@ -40,9 +40,9 @@ from orchestrator.agent.runtime.spec.seccomp import (
 from orchestrator.daemon import bareprogram
 from orchestrator.linux import spawn
 from orchestrator.linux.processes import ProcessIdentity
-from orchestrator.model.cdi import is_cdi
-from orchestrator.model.sharing import shared_kinds
+from orchestrator.model.formats.cdi_names import is_cdi
 from orchestrator.model.specs import ContainerSpec, TaskSpec
+from orchestrator.model.validation.shared_namespaces import shared_kinds
 
 _SHM_MOUNT = bareprogram.command("orchestrator.agent.runtime.isolation.shmmount")
 

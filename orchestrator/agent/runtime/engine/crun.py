@@ -40,7 +40,7 @@ from orchestrator.linux import spawn
 from orchestrator.linux.processes import boot_id, identify
 from orchestrator.linux.threads import KeyedThreads
 from orchestrator.linux.trees import spread_inodes
-from orchestrator.model import logdrivers
+from orchestrator.model.formats import log_options
 from orchestrator.model.specs import LogConfig, TaskSpec
 from orchestrator.model.states import NOT_RUNNABLE
 
@@ -208,7 +208,7 @@ class CrunRuntime:
                 max(kept.size, self._rotation.limits.size) * _BACKSTOP,
                 tty=container.spec.container.tty,
                 stdin=container.spec.container.open_stdin,
-                logged=container.logging.driver != logdrivers.NONE,
+                logged=container.logging.driver != log_options.NONE,
             )
             try:
                 report = await conmon.launch(argv, bundle.run)
@@ -483,4 +483,4 @@ class CrunRuntime:
     def _kept(self, config: LogConfig) -> LogLimits:
         """How much of a container's output is kept on this node."""
         default = self._rotation.limits
-        return LogLimits(*logdrivers.kept(config, default.size, default.files))
+        return LogLimits(*log_options.kept(config, default.size, default.files))

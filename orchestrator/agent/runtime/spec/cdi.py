@@ -19,7 +19,7 @@ import yaml
 
 from orchestrator.agent.runtime.interface import Container, Mount, RuntimeFailure
 from orchestrator.agent.runtime.spec.devices import DeviceNode, find_device
-from orchestrator.model.cdi import is_cdi
+from orchestrator.model.formats.cdi_names import is_cdi
 
 FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
 """Where specification files are. A device in a later folder hides that of an earlier one."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.isolation.idranges import SIZE, IdRange
-from orchestrator.model.cdi import is_cdi
-from orchestrator.model.confinement import parse_device
+from orchestrator.model.formats.cdi_names import is_cdi
 from orchestrator.model.specs import ContainerSpec
+from orchestrator.model.validation.confinement import parse_device
 
 _DEV = Path("/dev")
 _OWN = frozenset({"pts", "shm", "mqueue", "fd", "console", "ptmx", "hugepages"})

@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.resources.cgroups import CgroupMode, Hierarchy
 from orchestrator.linux.priority import is_usual
-from orchestrator.model.confinement import CAPABILITIES, RUNTIMES, ULIMITS
+from orchestrator.model.validation.confinement import CAPABILITIES, RUNTIMES, ULIMITS
 
 DEFAULT_PIDS_LIMIT = 4096
 """Most processes in a container whose spec does not say."""

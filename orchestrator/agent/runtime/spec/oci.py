@@ -28,9 +28,9 @@ from orchestrator.agent.runtime.spec.image_users import (
 from orchestrator.agent.runtime.spec.node_facts import NodeFacts
 from orchestrator.agent.runtime.spec.seccomp import SeccompProfile
 from orchestrator.linux.priority import IO_PRIORITY
-from orchestrator.model.allowances import steers_runtime
-from orchestrator.model.confinement import parse_tmpfs
 from orchestrator.model.specs import ContainerSpec
+from orchestrator.model.validation.confinement import parse_tmpfs
+from orchestrator.model.validation.host_access import steers_runtime
 
 _SHARED, _SLAVE = ("shared", "rshared"), ("slave", "rslave")
 

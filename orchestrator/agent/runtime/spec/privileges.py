@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.agent.runtime.interface import RuntimeFailure
-from orchestrator.model.confinement import ALL, CAPABILITIES
 from orchestrator.model.specs import ContainerSpec
+from orchestrator.model.validation.confinement import ALL, CAPABILITIES
 
 HOST = "host"
 """A namespace is the node's."""

@@ -17,7 +17,7 @@ from orchestrator.manager.object_lookup import find_node
 from orchestrator.manager.operations.administration.web_sessions import WebSessions
 from orchestrator.manager.operations.context import Operations, mapping_errors
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.certificates import (
     as_revoked,
     certificates_of,

@@ -6,21 +6,21 @@ from dataclasses import replace
 from typing import Any, cast
 
 from orchestrator import __version__
-from orchestrator.identity.token import JoinToken, new_secret
+from orchestrator.identity.join_tokens import JoinToken, new_secret
 from orchestrator.manager.errors import invalid_argument, unavailable
 from orchestrator.manager.operations.context import Operations, mapping_errors
-from orchestrator.manager.planning.held import held_services
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.unplannable import quarantined_services
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.certificates import lifetime
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.telemetry.service_discovery import web_address
 from orchestrator.model.convert import to_proto
-from orchestrator.model.exposure import read_access
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.objects import Cluster
 from orchestrator.model.placement import Strategy
 from orchestrator.model.states import TaskState
+from orchestrator.model.validation.host_access import read_access
 from orchestrator.pb import control_pb2
 
 
@@ -116,7 +116,7 @@ class ClusterOperations(Operations):
 def _undecodable(view: ClusterView) -> list[Any]:
     """What is set aside, by key, each with the services that wait for it."""
     waiting: dict[str, list[str]] = {}
-    for id, found in held_services(view).items():
+    for id, found in quarantined_services(view).items():
         service = view.services.get(id)
         waiting.setdefault(found.key, []).append(service.spec.name if service else id)
     return [

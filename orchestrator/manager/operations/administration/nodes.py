@@ -10,19 +10,19 @@ from orchestrator.manager.errors import failed_precondition, invalid_argument, n
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.object_lookup import find_node
 from orchestrator.manager.operations.context import Operations, mapping_errors
-from orchestrator.manager.planning.accounting import node_usage
-from orchestrator.manager.planning.claims import false_node_address
-from orchestrator.manager.planning.networkrules import encrypts
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.stock import free_of
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.reports.claims import false_node_address
+from orchestrator.manager.planning.scheduling.capacity import node_usage
+from orchestrator.manager.planning.scheduling.generic_pool import free_on_node
+from orchestrator.manager.planning.scheduling.network_filters import encrypts
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.certificates import commit_serialized, revocation_of
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
-from orchestrator.model.allowances import ALLOWANCES, allowed, parse_allowances
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import Availability, Node, NodeState
-from orchestrator.model.validate import MAX_REPLICAS, check_labels
+from orchestrator.model.validation.host_access import ALLOWANCES, allowed, parse_allowances
+from orchestrator.model.validation.service_specs import MAX_REPLICAS, check_labels
 from orchestrator.pb import control_pb2
 
 
@@ -90,7 +90,7 @@ def _list(view: ClusterView) -> Any:
                 reserved=to_proto(usage.reserved),
                 tasks=usage.tasks,
                 generic_free={
-                    kind: free_of(view, node, kind)[1]
+                    kind: free_on_node(view, node, kind)[1]
                     for kind in node.description.generic_resources
                 },
             )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.identity.pair import Issued, TlsFiles
+from orchestrator.identity.certificates import Issued, TlsFiles
 from orchestrator.identity.tls import Identity, peer_identity
 from orchestrator.manager.operations.context import ManagerContext, Operations, mapping_errors
 from orchestrator.manager.planning.plan import Change

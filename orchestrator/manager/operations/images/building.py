@@ -20,12 +20,12 @@ from orchestrator.manager.operations.node_requests import (
     register_image,
     send_request,
 )
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.convert import to_proto
-from orchestrator.model.dockerfile import bases, platform_arguments
+from orchestrator.model.formats.dockerfile import bases, platform_arguments
+from orchestrator.model.formats.platforms import architecture
 from orchestrator.model.names import parse_image
 from orchestrator.model.nodes import Node
-from orchestrator.model.platforms import architecture
 from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
 
 

@@ -20,9 +20,9 @@ from orchestrator.manager.operations.node_requests import (
     stream_replies,
 )
 from orchestrator.manager.operations.references import in_use_error
+from orchestrator.manager.planning.consumers import consumer
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.users import user
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import Node
@@ -49,7 +49,7 @@ def users(view: ClusterView, image: Image) -> list[str]:
         ):
             node = None if of_service else view.nodes.get(task.node_id)
             where = f" on {node.description.hostname}" if node else ""
-            found.append(f"{user(view, task)}{where}")
+            found.append(f"{consumer(view, task)}{where}")
     for service in sorted(view.services.values(), key=lambda service: service.spec.name):
         if not service.removed and needs(service.image_digest, service.spec.task.container):
             found.append(f"service {service.spec.name}")

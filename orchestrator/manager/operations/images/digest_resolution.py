@@ -5,12 +5,12 @@ from __future__ import annotations
 from orchestrator.manager.errors import RequestError, not_found
 from orchestrator.manager.object_lookup import find_image, image_hint, images_of
 from orchestrator.manager.operations.context import ManagerContext
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.registry_credentials import auth_for
 from orchestrator.model.names import ImageName, parse_image
 from orchestrator.model.nodes import REGISTRY_CREDENTIALS
 from orchestrator.model.specs import ContainerSpec
-from orchestrator.registries.errors import AccessDenied, ImageError, TooMany, Unreachable
+from orchestrator.registries.registry_errors import AccessDenied, ImageError, TooMany, Unreachable
 
 WITHIN = 3.0
 """Seconds in which a registry must answer a user who waits for a service."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.model.names import parse_image
-from orchestrator.registries.errors import Damaged
+from orchestrator.registries.registry_errors import Damaged
 from orchestrator.registries.skopeo import PATIENCE, Skopeo
 
 _IN_MEMORY = (Path("/dev/shm"), Path("/run"))

@@ -32,7 +32,7 @@ from orchestrator.model.names import parse_image
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Credential, Image
 from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
-from orchestrator.registries.errors import ImageError
+from orchestrator.registries.registry_errors import ImageError
 
 
 class RegistryOperations(Operations):

@@ -12,9 +12,11 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
-from orchestrator.manager.planning.documents import users as document_users
+from orchestrator.manager.planning.consumers import network_consumers
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.users import network_users
+from orchestrator.manager.planning.reconcile.document_versions import (
+    document_consumers as document_users,
+)
 from orchestrator.manager.security.document_store import deleted_data
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
@@ -67,7 +69,7 @@ class DeferredRemoval:
             self._marked.discard(id)
             return True
         if isinstance(found, Network):
-            users, ops = network_users(view, found), []
+            users, ops = network_consumers(view, found), []
         else:
             users, ops = document_users(view, found), deleted_data(found)
         if users:

@@ -11,10 +11,14 @@ from orchestrator.manager.event_loop import offload
 from orchestrator.manager.object_lookup import find_document
 from orchestrator.manager.operations.context import ManagerContext, Operations, mapping_errors
 from orchestrator.manager.operations.references import in_use_error
-from orchestrator.manager.planning.documents import effects, users, versions_in_use
+from orchestrator.manager.planning.consumers import not_stopping
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.users import staying
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.reconcile.document_versions import (
+    document_consumers,
+    update_effects,
+    versions_in_use,
+)
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.document_store import DocumentStore, NoData, deleted_data
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import sealed_key, unique_key
@@ -28,7 +32,7 @@ from orchestrator.model.documents import (
     check_data,
     check_document_name,
 )
-from orchestrator.model.documenttemplates import check_template
+from orchestrator.model.formats.document_templates import check_template
 from orchestrator.pb import documents_pb2, documents_pb2_grpc
 
 
@@ -98,7 +102,7 @@ class DocumentOperations(Operations, documents_pb2_grpc.DocumentsServicer):  # t
             return documents_pb2.UpdateDocumentReply(document=to_proto(before))
         revision = await commit(api.kv, [Change(before, after)], ops=ops)
         await api.cache.wait_for(revision)
-        told = effects(api.view, after) if ops else {}
+        told = update_effects(api.view, after) if ops else {}
         return documents_pb2.UpdateDocumentReply(
             document=to_proto(replace(after, revision=revision)),
             changed=bool(ops),
@@ -114,13 +118,13 @@ class DocumentOperations(Operations, documents_pb2_grpc.DocumentsServicer):  # t
         api, kind = self.api, DocumentKind(request.kind)
         document = find_document(api.view, kind, request.document)
         when_unused = request.when_unused
-        _check_unused(document, users(api.view, document), when_unused)
+        _check_unused(document, document_consumers(api.view, document), when_unused)
         marked = replace(document, removing=True, remove_when_unused=when_unused)
         revision = await commit(api.kv, [Change(document, marked)])
         await api.cache.wait_for(revision)
         marked = replace(marked, revision=revision)
         try:
-            _check_unused(document, users(api.view, document), when_unused)
+            _check_unused(document, document_consumers(api.view, document), when_unused)
         except BaseException:
             after = replace(marked, removing=False, remove_when_unused=False)
             await commit(api.kv, [Change(marked, after)])
@@ -169,7 +173,7 @@ def _list(view: ClusterView, kind: DocumentKind, word: str) -> tuple[list[Docume
         found.sort(key=lambda each: each.name)
     reply = documents_pb2.ListDocumentsReply()
     for document in found:
-        reply.documents.add(document=to_proto(document), used_by=users(view, document))
+        reply.documents.add(document=to_proto(document), used_by=document_consumers(view, document))
     return found, reply
 
 
@@ -185,7 +189,7 @@ def _check(document: Document, data: bytes) -> None:
 
 def _check_unused(document: Document, found: Sequence[str], when_unused: bool) -> None:
     """Raise Refusal if something uses it; with `when_unused`, what is stopping does not count."""
-    if staying(found) if when_unused else found:
+    if not_stopping(found) if when_unused else found:
         word, name = document.kind.word, document.name
         detach = {"service": f"orc service update --{word}-rm {name} {{}}"}
         raise in_use_error(f"{word} '{name}'", found, detach)

@@ -15,7 +15,7 @@ from orchestrator.manager.errors import (
 from orchestrator.manager.object_lookup import find_network
 from orchestrator.manager.operations.context import Operations, mapping_errors
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import from_proto, to_proto

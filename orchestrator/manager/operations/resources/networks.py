@@ -18,16 +18,15 @@ from orchestrator.manager.errors import (
 from orchestrator.manager.object_lookup import find_container, find_network, matches_prune_filters
 from orchestrator.manager.operations.context import Operations, mapping_errors
 from orchestrator.manager.operations.references import in_use_error, resolve_networks
-from orchestrator.manager.planning.addressing import AddressRefused, NewNetwork, complete
-from orchestrator.manager.planning.foreignnetworks import complete_foreign
+from orchestrator.manager.planning.consumers import network_consumers, not_stopping
+from orchestrator.manager.planning.networking.addresses import AddressRefused, NewNetwork, complete
+from orchestrator.manager.planning.networking.plugin_networks import complete_plugin_network
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.users import network_users, staying
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import NETWORK_TURN, name_key
 from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put
-from orchestrator.model.allowances import UNCHECKED_SOURCES, allows, refusal
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.networks import (
     BUILT_IN,
@@ -47,6 +46,7 @@ from orchestrator.model.objects import Network
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
+from orchestrator.model.validation.host_access import UNCHECKED_SOURCES, allows, refusal
 from orchestrator.pb import networks_pb2, networks_pb2_grpc
 
 
@@ -125,7 +125,7 @@ class NetworkOperations(Operations, networks_pb2_grpc.NetworksServicer):  # type
             unwanted = network.name not in BUILT_IN and matches_prune_filters(
                 network.labels, network.created_at, request
             )
-            if not unwanted or network_users(view, network):
+            if not unwanted or network_consumers(view, network):
                 continue
             try:
                 await self._remove(network)
@@ -255,8 +255,8 @@ class NetworkOperations(Operations, networks_pb2_grpc.NetworksServicer):  # type
     def _check_unused(self, network: Network, when_unused: bool) -> None:
         """Raise Refusal if something uses it; with `when_unused`, what is stopping does not
         count."""
-        found = network_users(self.api.view, network)
-        if staying(found) if when_unused else found:
+        found = network_consumers(self.api.view, network)
+        if not_stopping(found) if when_unused else found:
             detach = {
                 "service": f"orc service update --network-rm {network.name} {{}}",
                 "container": f"orc network disconnect {network.name} {{}}",
@@ -298,7 +298,7 @@ def _completed(view: ClusterView, wanted: NewNetwork) -> Network:
         if view.network_by_name(wanted.network.name) is not None:
             raise _name_taken(wanted.network.name)
         ours = is_ours(wanted.network.driver)
-        return complete(view, wanted) if ours else complete_foreign(view, wanted)
+        return complete(view, wanted) if ours else complete_plugin_network(view, wanted)
     except (AddressRefused, ValueError) as error:
         raise invalid_argument(str(error)) from None
 

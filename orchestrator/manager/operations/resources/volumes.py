@@ -17,18 +17,18 @@ from orchestrator.manager.errors import (
 from orchestrator.manager.object_lookup import find_node, matches_prune_filters
 from orchestrator.manager.operations.context import Operations, mapping_errors
 from orchestrator.manager.operations.references import in_use_error
+from orchestrator.manager.planning.consumers import consumer, in_order
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.users import in_order, user
-from orchestrator.manager.planning.volumes import users
+from orchestrator.manager.planning.scheduling.volume_placement import volume_consumers
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
-from orchestrator.model.mountrules import check_driver_options
 from orchestrator.model.mounts import LOCAL_DRIVER, check_volume_name
 from orchestrator.model.names import near_miss
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Volume, VolumeScope
 from orchestrator.model.tasks import Task
+from orchestrator.model.validation.mount_specs import check_driver_options
 from orchestrator.pb import dispatch_pb2, volumes_pb2, volumes_pb2_grpc
 
 LIST_TIMEOUT = 1.0
@@ -161,11 +161,11 @@ class VolumeOperations(Operations, volumes_pb2_grpc.VolumesServicer):  # type: i
         await api.cache.wait_for(await commit(api.kv, [Change(marked, None)]))
 
     def _check_unused(self, name: str) -> None:
-        if tasks := users(self.api.view).get(name):
+        if tasks := volume_consumers(self.api.view).get(name):
             raise self._in_use(name, tasks)
 
     def _in_use(self, name: str, tasks: Iterable[Task]) -> RequestError:
-        found = {user(self.api.view, task) for task in tasks}
+        found = {consumer(self.api.view, task) for task in tasks}
         return in_use_error(f"volume '{name}'", in_order(found))
 
     async def _remove_data(self, volume: Volume, force: bool) -> None:
@@ -270,7 +270,7 @@ class VolumeOperations(Operations, volumes_pb2_grpc.VolumesServicer):  # type: i
 
     def _rows(self, seen: _Seen) -> list[Any]:
         view = self.api.view
-        used = users(view)
+        used = volume_consumers(view)
         rows = []
         for volume in view.volumes.values():
             found = seen.volumes.pop(volume.name, [])

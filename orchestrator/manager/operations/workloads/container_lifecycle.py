@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator.manager.errors import failed_precondition
-from orchestrator.manager.planning.resources import fits, occupies, reserved
+from orchestrator.manager.planning.reconcile.standalone import next_run
+from orchestrator.manager.planning.scheduling.capacity import fits, occupies, reserved
 from orchestrator.manager.planning.slots import ended, waits
-from orchestrator.manager.planning.standalone import next_run
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.limits import resized
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.specs import SHARES_PER_CORE, RestartCondition, TaskSpec

@@ -16,11 +16,11 @@ from orchestrator.manager.dispatch.tunnels import Tunnel
 from orchestrator.manager.errors import RequestError, failed_precondition, invalid_argument
 from orchestrator.manager.object_lookup import find_container
 from orchestrator.manager.operations.context import Operations, mapping_errors
-from orchestrator.manager.planning.views import ClusterView
-from orchestrator.model.allowances import PRIVILEGED, allows, refusal
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Task
+from orchestrator.model.validation.host_access import PRIVILEGED, allows, refusal
 from orchestrator.pb import dispatch_pb2, interact_pb2, interact_pb2_grpc
 
 _END_TOLD = 5.0

@@ -29,24 +29,28 @@ from orchestrator.manager.operations.published_ports import (
 )
 from orchestrator.manager.operations.references import resolve_documents, resolve_networks
 from orchestrator.manager.operations.workloads import container_lifecycle
-from orchestrator.manager.planning.documents import newest
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.reconcile.document_versions import newest_versions
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import unique_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.formats.signals import signal_number
 from orchestrator.model.limits import limits_of
-from orchestrator.model.mountrules import split_volumes_from
 from orchestrator.model.names import check_container_name
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image
-from orchestrator.model.sharing import joined_container, not_shared
-from orchestrator.model.signals import signal_number
 from orchestrator.model.specs import Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
-from orchestrator.model.validate import known_signal, validate_constraints, validate_task
+from orchestrator.model.validation.mount_specs import split_volumes_from
+from orchestrator.model.validation.service_specs import (
+    known_signal,
+    validate_constraints,
+    validate_task,
+)
+from orchestrator.model.validation.shared_namespaces import namespace_container, not_shared
 from orchestrator.pb import containers_pb2, containers_pb2_grpc, dispatch_pb2
 from orchestrator.tracing.spans import current
 
@@ -96,7 +100,7 @@ class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  
         validate_task(spec)
         for text in spec.container.volumes_from:
             find_container(view, split_volumes_from(text)[0])
-        if word := joined_container(spec.container):
+        if word := namespace_container(spec.container):
             other = find_container(view, word).spec.container
             if reason := not_shared(spec.container, other):
                 raise failed_precondition(reason)
@@ -133,7 +137,7 @@ class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  
         while True:
             read = api.cache.revision
             documents = resolve_documents(api.view, spec.container)
-            task = replace(task, documents=newest(api.view, spec.container))
+            task = replace(task, documents=newest_versions(api.view, spec.container))
             turn = await claim_ports(api.kv, api.cache, spec, id)
             try:
                 revision = await commit(

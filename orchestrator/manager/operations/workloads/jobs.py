@@ -9,8 +9,8 @@ from typing import Any
 from orchestrator.manager.errors import failed_precondition
 from orchestrator.manager.object_lookup import find_job
 from orchestrator.manager.operations.context import Operations, mapping_errors
-from orchestrator.manager.planning import jobruns
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.reconcile import job_runs
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
@@ -32,7 +32,7 @@ class JobOperations(Operations, jobs_pb2_grpc.JobsServicer):  # type: ignore[mis
         return await self._changed(request.job, self._stopped)
 
     def _started(self, job: Service) -> Service:
-        under_way, overlap = jobruns.active(job), job.spec.job.overlap
+        under_way, overlap = job_runs.active_runs(job), job.spec.job.overlap
         if under_way and overlap is Overlap.FORBID:
             name = job.spec.name
             raise failed_precondition(
@@ -41,13 +41,13 @@ class JobOperations(Operations, jobs_pb2_grpc.JobsServicer):  # type: ignore[mis
             )
         now = self.api.now()
         if overlap is Overlap.REPLACE:
-            job = jobruns.stopped(job, now, "another run has taken its place")
-        return jobruns.begin(job, now)
+            job = job_runs.stop_runs(job, now, "another run has taken its place")
+        return job_runs.begin_run(job, now)
 
     def _stopped(self, job: Service) -> Service:
-        if not jobruns.active(job):
+        if not job_runs.active_runs(job):
             raise failed_precondition(f"no run of job '{job.spec.name}' is under way")
-        return jobruns.stopped(job, self.api.now(), "stopped by its user")
+        return job_runs.stop_runs(job, self.api.now(), "stopped by its user")
 
     async def _changed(self, word: str, change: Callable[[Service], Service]) -> Any:
         """Change a job, anew if the planner was faster, and answer with it."""

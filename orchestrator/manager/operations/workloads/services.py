@@ -25,23 +25,26 @@ from orchestrator.manager.operations.references import (
     resolve_documents,
     resolve_networks,
 )
-from orchestrator.manager.planning import jobruns
-from orchestrator.manager.planning.documents import newest, restored
-from orchestrator.manager.planning.history import rolled_back, with_spec
+from orchestrator.manager.planning.networking.allocation import allocate_vips
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.progress import Watch, progress
-from orchestrator.manager.planning.views import ClusterView
-from orchestrator.manager.planning.vips import allocate_vips
+from orchestrator.manager.planning.reconcile import job_runs
+from orchestrator.manager.planning.reconcile.convergence import Watch, progress
+from orchestrator.manager.planning.reconcile.document_versions import (
+    newest_versions,
+    versions_for_rollback,
+)
+from orchestrator.manager.planning.reconcile.spec_history import rolled_back, with_spec
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import PORT_TURN, name_key, object_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.differences import told
 from orchestrator.model.objects import Object
 from orchestrator.model.services import Service, UpdateState
+from orchestrator.model.spec_diff import told
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.tasks import Task
-from orchestrator.model.validate import validate_service, validate_tasks_of_service
+from orchestrator.model.validation.service_specs import validate_service, validate_tasks_of_service
 from orchestrator.pb import control_pb2
 from orchestrator.tracing.spans import current
 
@@ -79,12 +82,12 @@ class ServiceOperations(Operations):
                 api, spec.task.container, ask_registry=not request.no_resolve_image
             ),
         )
-        service = replace(jobruns.born(service), trace=current())
+        service = replace(job_runs.with_first_run(service), trace=current())
         key = name_key(Service, name)
         while True:
             read = api.cache.revision
             documents = resolve_documents(api.view, spec.task.container)
-            service = replace(service, documents=newest(api.view, spec.task.container))
+            service = replace(service, documents=newest_versions(api.view, spec.task.container))
             born = _with_vips(api.view, service)
             turn = await claim_ports(api.kv, api.cache, spec.task, service.id)
             try:
@@ -135,7 +138,7 @@ class ServiceOperations(Operations):
             digest = await resolve_digest(
                 api, spec.task.container, ask_registry=not request.no_resolve_image
             )
-        documents = newest(api.view, spec.task.container)
+        documents = newest_versions(api.view, spec.task.container)
         return await self._written(
             service, lambda now: with_spec(now, spec, digest, api.now(), documents), read
         )
@@ -168,7 +171,7 @@ class ServiceOperations(Operations):
         past = service.history[versions.index(version)]
         read = self._read(past.spec, service)
         check_ports(self.api.view, past.spec.task, service.id)
-        documents = restored(self.api.view, past.spec.task.container, past.documents)
+        documents = versions_for_rollback(self.api.view, past.spec.task.container, past.documents)
         words = f"back to version {version}"
         return await self._written(
             service,

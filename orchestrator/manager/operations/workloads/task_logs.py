@@ -15,8 +15,8 @@ from orchestrator.daemon.background import background
 from orchestrator.manager.errors import RequestError, failed_precondition
 from orchestrator.manager.object_lookup import find_log_source
 from orchestrator.manager.operations.context import ManagerContext, Operations, mapping_errors
-from orchestrator.model.logdrivers import NONE, unreadable
-from orchestrator.model.logplace import LogPlace
+from orchestrator.model.formats.log_options import NONE, unreadable
+from orchestrator.model.log_position import LogPosition
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
@@ -82,7 +82,7 @@ class _LogStream:
             return
         node = self._api.view.nodes.get(task.node_id)
         name = node.description.hostname if node else task.node_id
-        place = LogPlace(self._request.since, tail)
+        place = LogPosition(self._request.since, tail)
         while True:
             try:
                 await self._receive(task, name, place)
@@ -110,7 +110,7 @@ class _LogStream:
                 await feed.next()
         return False
 
-    async def _receive(self, task: Task, name: str, place: LogPlace) -> None:
+    async def _receive(self, task: Task, name: str, place: LogPosition) -> None:
         """One stream from the node. Raises Refusal when it breaks."""
         order = dispatch_pb2.LogsOrder(
             task_id=task.id,

@@ -17,8 +17,8 @@ from orchestrator.agent.runtime.spec.devices import DeviceNode, find_devices
 from orchestrator.agent.runtime.spec.image_users import UserTables
 from orchestrator.agent.runtime.spec.node_facts import NodeFacts
 from orchestrator.agent.runtime.spec.privileges import DEFAULT_CAPABILITIES, capabilities, own_users
-from orchestrator.model.confinement import CAPABILITIES
 from orchestrator.model.specs import ContainerSpec, Resources, TaskSpec, Ulimit
+from orchestrator.model.validation.confinement import CAPABILITIES
 
 EVERY = frozenset(CAPABILITIES)
 PLACES = oci.Places(Path("/run/a/rootfs"), Path("/state/a"), "/orc/a")

@@ -11,7 +11,7 @@ from cryptography.x509.oid import NameOID
 
 from orchestrator.cli.app.contexts import load_context
 from orchestrator.cli.main import orc
-from orchestrator.identity.setup import init_cluster
+from orchestrator.identity.bootstrap import init_cluster
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import click
 import pytest
 
 from orchestrator.cli.flags.mount_flags import apply_mounts, edit_mounts, parse_mount, parse_volume
-from orchestrator.model.mountrules import check_mounts
 from orchestrator.model.mounts import MountSpec, MountType
 from orchestrator.model.specs import ContainerSpec
+from orchestrator.model.validation.mount_specs import check_mounts
 
 BIND = MountType.BIND
 

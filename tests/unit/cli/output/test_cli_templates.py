@@ -10,7 +10,7 @@ from click.testing import Result
 
 from orchestrator.cli.output.listings import Column, column, template_lines
 from orchestrator.model.convert import to_proto
-from orchestrator.model.gotemplate import BadTemplate, Template, snake_case
+from orchestrator.model.formats.gotemplate import BadTemplate, Template, snake_case
 from orchestrator.model.nodes import Node, NodeDescription
 from orchestrator.pb import control_pb2
 

@@ -19,7 +19,7 @@ from servicekit import MIB, NODES, Refused, Run, task
 from orchestrator.cli.app.contexts import save_context
 from orchestrator.cli.service import log_commands, service_commands
 from orchestrator.model.convert import to_proto
-from orchestrator.model.logplace import LogPlace
+from orchestrator.model.log_position import LogPosition
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import control_pb2 as pb
@@ -262,7 +262,7 @@ def test_who_follows_logs_goes_on_with_the_next_manager(
     calls: list[int] = []
     heard = threading.Semaphore(0)
 
-    class Heard(LogPlace):
+    class Heard(LogPosition):
         def advance(self, records: Any) -> None:
             super().advance(records)
             heard.release()

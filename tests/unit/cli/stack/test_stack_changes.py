@@ -23,10 +23,10 @@ from orchestrator.compose.stack import (
 )
 from orchestrator.compose.tree import Place
 from orchestrator.model.dependencies import Dependency
-from orchestrator.model.differences import differences
 from orchestrator.model.documents import Document, DocumentKind, FileReference
 from orchestrator.model.objects import Network, Volume
 from orchestrator.model.services import Service
+from orchestrator.model.spec_diff import differences
 from orchestrator.model.specs import (
     STACK_LABEL,
     ContainerSpec,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from orchestrator.manager.dispatch.endpoint_delivery import EndpointFeed, held_back
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Network, Object
 from orchestrator.model.services import Service

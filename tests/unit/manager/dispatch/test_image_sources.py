@@ -15,7 +15,7 @@ from orchestrator.daemon.background import background
 from orchestrator.manager.dispatch.image_sources import ImageSources, must_pull
 from orchestrator.manager.dispatch.pull_coordination import PullCoordinator
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.registry_credentials import registry_name
 from orchestrator.manager.security.vault import KEY_FILE, Vault, VaultError
 from orchestrator.manager.store.cache import Cache

@@ -13,7 +13,7 @@ from orchestrator.manager.dispatch.endpoint_delivery import EndpointFeed
 from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
 from orchestrator.manager.dispatch.node_session import REMIND_AFTER, NodeSession
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.documents import Document, FileReference
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Cluster, Image, Object

@@ -12,7 +12,7 @@ from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
 from orchestrator.manager.dispatch.node_session import NodeSession
 from orchestrator.manager.dispatch.secret_delivery import SecretDelivery, files_of
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.document_store import DocumentStore
 from orchestrator.manager.security.vault import Vault
 from orchestrator.manager.store.cache import Cache

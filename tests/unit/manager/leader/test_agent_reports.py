@@ -10,7 +10,7 @@ import pytest
 from orchestrator.manager.leader.agent_reports import MOST_NAMES, Hello, Reports, report_changes
 from orchestrator.manager.operations.node_requests import image_name_changes
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Node, NodeDescription, NodeState, TunnelKey
 from orchestrator.model.objects import Image
 from orchestrator.model.specs import RestartCondition, RestartPolicy, TaskSpec

@@ -16,7 +16,7 @@ from orchestrator.manager.leader.planning_loop import PlanningLoop
 from orchestrator.manager.planning import pipeline
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.slots import Draft
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import LEADER

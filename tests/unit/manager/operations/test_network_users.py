@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.manager.planning.users import network_users
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.consumers import network_consumers
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.objects import Network
 from orchestrator.model.services import Service
 from orchestrator.model.specs import NetworkAttachment, ServiceSpec, TaskSpec
@@ -26,15 +26,17 @@ def task(state: TaskState) -> Task:
 def test_a_task_that_still_runs_keeps_the_network_of_its_removed_service() -> None:
     removed = replace(WEB, removed=True)
     running = task(TaskState.RUNNING)
-    assert network_users(ClusterView.of([BACK, removed, running]), BACK) == [
+    assert network_consumers(ClusterView.of([BACK, removed, running]), BACK) == [
         "task web.1, which is stopping"
     ]
-    assert network_users(ClusterView.of([BACK, running]), BACK) == ["task web.1, which is stopping"]
+    assert network_consumers(ClusterView.of([BACK, running]), BACK) == [
+        "task web.1, which is stopping"
+    ]
 
 
 def test_a_task_that_will_never_be_placed_does_not() -> None:
     removed = replace(WEB, removed=True)
     pending = task(TaskState.PENDING)
-    assert network_users(ClusterView.of([BACK, WEB, pending]), BACK) == ["service web"]
-    assert network_users(ClusterView.of([BACK, removed, pending]), BACK) == []
-    assert network_users(ClusterView.of([BACK, pending]), BACK) == []
+    assert network_consumers(ClusterView.of([BACK, WEB, pending]), BACK) == ["service web"]
+    assert network_consumers(ClusterView.of([BACK, removed, pending]), BACK) == []
+    assert network_consumers(ClusterView.of([BACK, pending]), BACK) == []

@@ -12,7 +12,7 @@ from orchestrator.manager.operations.published_ports import (
     LAST_DYNAMIC_PORT,
     with_assigned_ports,
 )
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.specs import PortSpec, Protocol, TaskSpec
 from orchestrator.model.tasks import Task
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of, plan
 from orchestrator.manager.planning.plan import Change, Plan, earliest
-from orchestrator.manager.planning.statuses import ingest
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.reports.statuses import accept_reports
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Object
 from orchestrator.model.services import Service
@@ -192,7 +192,7 @@ class World:
             status = replace(status, started_at=self.now)
         elif item.status.started_at:
             status = replace(status, started_at=item.status.started_at, finished_at=self.now)
-        changes = ingest(self.view, item.node_id, {item.id: status}, self.now)
+        changes = accept_reports(self.view, item.node_id, {item.id: status}, self.now)
         assert changes, f"the report of {state.name} was not taken"
         self.write(*changes)
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from builders import NOW, World, node, task_spec
 
-from orchestrator.manager.planning import jobruns
-from orchestrator.manager.planning.history import with_spec
-from orchestrator.model.indexes import parse_indexes
-from orchestrator.model.jobs import JobSpec
+from orchestrator.manager.planning.reconcile import job_runs
+from orchestrator.manager.planning.reconcile.spec_history import with_spec
+from orchestrator.model.jobs import JobSpec, parse_indexes
 from orchestrator.model.nodes import Node
 from orchestrator.model.services import JobRun, JobState, Service
 from orchestrator.model.specs import RestartCondition, RestartPolicy, ServiceMode, ServiceSpec
@@ -45,7 +44,7 @@ class JobWorld(World):
             task=task_spec(restart=restart),
             job=JobSpec(**fields),
         )
-        service = jobruns.born(Service(id="work-id", spec=spec, created_at=NOW))
+        service = job_runs.with_first_run(Service(id="work-id", spec=spec, created_at=NOW))
         world = JobWorld(*(nodes or (node("a"), node("b"))), service)
         world.settle()
         return world

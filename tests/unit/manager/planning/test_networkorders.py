@@ -16,7 +16,7 @@ from orchestrator.manager.dispatch.network_assignments import (
     fixed_addresses,
 )
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.networks import ENCRYPTED
 from orchestrator.model.nodes import Node, NodeDescription, NodeState, TunnelKey
 from orchestrator.model.objects import Network

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.document_store import DocumentStore
 from orchestrator.manager.security.key_check import WrongKey, check_key
 from orchestrator.manager.security.registry_credentials import purpose

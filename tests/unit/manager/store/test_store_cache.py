@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.manager.planning.held import held_services
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.unplannable import quarantined_services
 from orchestrator.manager.store.cache import Cache, Unreadable, fold
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import object_key, object_type
@@ -174,7 +174,7 @@ async def test_an_object_that_cannot_be_decoded_is_set_aside_until_it_can() -> N
         assert "not a Task" in found.reason
         # What was known of it still counts: its slot is taken, its service is left alone.
         assert cache.view.tasks["t1"] == before
-        assert held_services(cache.view).keys() == {"s"}
+        assert quarantined_services(cache.view).keys() == {"s"}
         await cache.wait_for(await commit(kv, [Change(None, Node(id="n"))]))
         assert "n" in cache.view.nodes
         async with cache.subscribe() as feed:
@@ -190,7 +190,7 @@ async def test_garbage_that_goes_frees_its_service() -> None:
     await commit(kv, [Change(None, SERVICE), Change(None, TASKS[0])])
     await kv.txn([], [garbage(TASKS[1])])
     async with following(kv) as cache, cache.subscribe() as feed:
-        assert held_services(cache.view).keys() == {"s"}
+        assert quarantined_services(cache.view).keys() == {"s"}
         await write(kv, cache, Delete("/orc/tasks/t2"))
         assert {change.subject.id for change in await feed.next()} == {"s"}
         assert not cache.view.quarantined
@@ -218,7 +218,7 @@ async def test_a_manager_that_starts_with_garbage_holds_what_it_may_belong_to() 
     await commit(kv, [Change(None, replace(SERVICE, id="younger"))])
     async with following(kv) as cache:
         # A task of `web` is missing. `other` has all of its own, and one cannot have had it yet.
-        assert held_services(cache.view).keys() == {"s"}
+        assert quarantined_services(cache.view).keys() == {"s"}
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ async def test_the_service_of_a_truncated_task_is_known(keep: bytes, held: set[s
     await commit(kv, [Change(None, Task(id="x", service_id="o", slot=1))])
     await kv.txn([], [Put("/orc/tasks/t2", keep + b"\xff")])
     async with following(kv) as cache:
-        assert held_services(cache.view).keys() == held
+        assert quarantined_services(cache.view).keys() == held
 
 
 async def test_an_unknown_enum_number_leaves_an_object_readable_and_untouched() -> None:
@@ -248,7 +248,7 @@ async def test_an_unknown_enum_number_leaves_an_object_readable_and_untouched() 
     async with following(kv) as cache:
         task = cache.view.tasks["t1"]
         assert (task.slot, task.status.state) == (1, TaskState.RUNNING)
-        assert held_services(cache.view).keys() == {"s"}
+        assert quarantined_services(cache.view).keys() == {"s"}
         assert "Health" in cache.view.quarantined["/orc/tasks/t1"].reason
         with pytest.raises(Unreadable, match=r"/orc/tasks/t1 cannot be decoded"):
             cache.admit([Delete("/orc/tasks/t1")])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.telemetry.event_log import events_of
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Image, Network, Object

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.instrumented_kv import InstrumentedKv
 from orchestrator.manager.store.kv import StoreUnavailable

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.manager.telemetry.task_traces import (

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.telemetry.event_log import Event
 from orchestrator.manager.web import cluster_snapshot
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState

@@ -10,7 +10,7 @@ import pytest
 from tracereceiver import TraceReceiver
 
 from orchestrator.manager.errors import RequestError
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.web.dashboard_actions import act
 from orchestrator.tracing import spans
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 from orchestrator.daemon.background import background
 from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.memory import MemoryKv

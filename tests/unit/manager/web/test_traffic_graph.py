@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Any
 
-from orchestrator.manager.planning.views import ClusterView
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.web.traffic_graph import MOST_EDGES, traffic_graph
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Network

@@ -1,0 +1,98 @@
+"""A service's `deploy` section as the rest of its spec, and where in the file a spec's field is."""
+
+from __future__ import annotations
+
+from orchestrator.compose.tree import ComposeError, Map, within
+from orchestrator.model.formats.platforms import platform_constraint
+from orchestrator.model.specs import FailureAction, ServiceMode, UpdateOrder, UpdatePolicy
+from orchestrator.model.units import parse_duration
+from orchestrator.model.validation.service_specs import InvalidSpec
+
+
+def replicas_of(section: Map, mode: ServiceMode, at: str) -> int:
+    """How many tasks a service has. Raises ComposeError."""
+    deploy = section.section("deploy")
+    own, deployed = section.text("scale"), deploy.text("replicas")
+    if own and deployed and own != deployed:
+        words = f"this is {own}, and deploy.replicas is {deployed}; leave one out"
+        raise ComposeError(section.place_of("scale"), within(at, "scale"), words)
+    if mode.is_global and (own or deployed):
+        place = deploy.place_of("replicas") if deployed else section.place_of("scale")
+        words = "a global service has a task on each node, and no replicas"
+        raise ComposeError(place, at, words)
+    return int(own or deployed or 1)
+
+
+def policy_of(section: Map) -> UpdatePolicy:
+    """An `update_config` or `rollback_config`."""
+    usual = UpdatePolicy()
+    action = {"pause": FailureAction.PAUSE, "continue": FailureAction.CONTINUE}
+    action |= {"rollback": FailureAction.ROLLBACK}
+    return UpdatePolicy(
+        parallelism=int(section.text("parallelism", str(usual.parallelism))),
+        delay=parse_duration(section.text("delay", "0")),
+        order=UpdateOrder[section.text("order", "stop-first").upper().replace("-", "_")],
+        monitor=parse_duration(section.text("monitor", f"{usual.monitor}s")),
+        failure_action=action[section.text("failure_action", "pause")],
+        max_failure_ratio=float(section.text("max_failure_ratio", "0")),
+    )
+
+
+def platform_rules(section: Map, at: str) -> tuple[str, ...]:
+    """The constraints that a service's `platform` is. Raises ComposeError."""
+    text = section.text("platform")
+    if not text:
+        return ()
+    try:
+        return (platform_constraint(text),)
+    except ValueError as error:
+        raise ComposeError(
+            section.place_of("platform"), within(at, "platform"), str(error)
+        ) from None
+
+
+_KEYS = {
+    "task.container.workdir": "working_dir",
+    "task.container.mounts": "volumes",
+    "task.container.env": "environment",
+    "task.container.hosts": "extra_hosts",
+    "task.container.dns_options": "dns_opt",
+    "task.container.groups": "group_add",
+    "task.container.userns": "userns_mode",
+    "task.container.seccomp": "security_opt",
+    "task.container.apparmor": "security_opt",
+    "task.container.health": "healthcheck",
+    "task.container.memory_swap": "memswap_limit",
+    "task.container.cpuset_cpus": "cpuset",
+    "task.container.storage_size": "storage_opt",
+    "task.container.stop_grace": "stop_grace_period",
+    "task.networks": "networks",
+    "task.ports": "ports",
+    "task.shares": "cpu_shares",
+    "task.limit": "deploy",
+    "task.reservation": "deploy",
+    "task.generic_resources": "deploy",
+    "job": "x-orc",
+    "affinities": "x-orc",
+    "on_disconnect": "x-orc",
+    "strategy": "x-orc",
+    "max_per_node": "deploy",
+    "endpoint_mode": "deploy",
+    "task.restart": "deploy",
+    "update": "deploy",
+    "rollback": "deploy",
+    "constraints": "deploy",
+    "replicas": "deploy",
+    "spread": "deploy",
+    "labels": "deploy",
+}
+"""A spec's fields → the keys that they come from, where those are not the last word."""
+
+
+def placed(error: InvalidSpec, section: Map, at: str) -> ComposeError:
+    """The validator's words at the key that they are about."""
+    key = next((key for field, key in _KEYS.items() if error.field.startswith(field)), None)
+    key = key or error.field.rpartition(".")[2]
+    if section.get(key) is None:
+        return ComposeError(section.place, at, str(error))
+    return ComposeError(section.place_of(key), within(at, key), str(error))

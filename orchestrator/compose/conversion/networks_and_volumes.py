@@ -1,0 +1,170 @@
+"""The `networks` and `volumes` of a file, and the networks that its services are on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from orchestrator.compose.schema.value_kinds import Reading
+from orchestrator.compose.stack import StackNetwork, StackVolume
+from orchestrator.compose.tree import ComposeError, Map, hint, within
+from orchestrator.model.mounts import check_volume_name
+from orchestrator.model.names import check_name
+from orchestrator.model.networks import (
+    DOCKER_MTU,
+    MTU,
+    allowed_sources,
+    checks_sources,
+    read_encrypted,
+)
+from orchestrator.model.specs import STACK_LABEL, NetworkAttachment
+from orchestrator.model.validation.mount_specs import check_driver_options
+
+DEFAULT = "default"
+"""Key of the network of services that name none; it need not be declared."""
+_ENCRYPTED = "encrypted"
+
+
+def volumes_of(document: Map, stack: str) -> dict[str, StackVolume]:
+    """The volumes that a file declares, by their keys. Raises ComposeError."""
+    entries = document.section("volumes").entries
+    return {key: _volume(stack, key, cast(Map, each)) for key, each in entries.items()}
+
+
+def networks_of(document: Map, stack: str, reading: Reading) -> dict[str, StackNetwork]:
+    """The networks that a file declares, by their keys, and the default one. Raises
+    ComposeError."""
+    entries = document.section("networks").entries
+    found = {key: _network(stack, key, cast(Map, each), reading) for key, each in entries.items()}
+    if DEFAULT not in found:
+        implied = Map({}, document.section("services").place)
+        found[DEFAULT] = _network(stack, DEFAULT, implied, reading)
+    return found
+
+
+def network_keys(service: Map) -> tuple[str, ...]:
+    """Keys of the networks that a service is on."""
+    if service.text("network_mode"):
+        return ()
+    return tuple(service.section("networks").entries) or (DEFAULT,)
+
+
+def attachments_of(
+    key: str, section: Map, at: str, known: Mapping[str, StackNetwork]
+) -> tuple[NetworkAttachment, ...]:
+    """The networks that a service is on, where its name in the file is an alias of it. Raises
+    ComposeError for one that is not declared."""
+    mode, networks = section.text("network_mode"), section.section("networks")
+    if mode:
+        place = section.place_of("network_mode")
+        if networks.entries:
+            words = "with network_mode there can be no networks; leave one of both out"
+            raise ComposeError(place, within(at, "network_mode"), words)
+        if mode not in ("none", "host", "bridge"):
+            words = f"{mode!r} cannot be had: tasks may be on any node; none, host, bridge are"
+            raise ComposeError(place, within(at, "network_mode"), words)
+        return (NetworkAttachment(mode),)
+    found = []
+    for name, value in networks.entries.items() or ((DEFAULT, Map({}, section.place)),):
+        each, where = cast(Map, value), f"{at}.networks.{name}"
+        network = known.get(name)
+        if network is None:
+            words = f"network {name!r} is not declared; add it under networks"
+            others = set(known) - {DEFAULT}
+            words += f"; {hint(name, others)}" if others else ""
+            raise ComposeError(each.place, where, words)
+        aliases = dict.fromkeys((key, *each.texts("aliases")))
+        found.append(
+            NetworkAttachment(
+                network.name,
+                tuple(aliases),
+                tuple(filter(None, each.text("ipv4_address").replace(" ", "").split(","))),
+                tuple(filter(None, each.text("ipv6_address").replace(" ", "").split(","))),
+                each.text("mac_address").lower(),
+            )
+        )
+    return tuple(found)
+
+
+def _full(stack: str, key: str, section: Map) -> str:
+    """The name in the cluster."""
+    external = section.flag("external")
+    return section.text("name") or (key if external else f"{stack}_{key}")
+
+
+def _labels(stack: str, section: Map) -> dict[str, str]:
+    return {**section.pairs("labels"), STACK_LABEL: stack}
+
+
+def _volume(stack: str, key: str, section: Map) -> StackVolume:
+    at, name = within("volumes", key), _full(stack, key, section)
+    driver, options = section.text("driver"), section.pairs("driver_opts")
+    _guard(section, at, "name", check_volume_name, name)
+    if section.flag("external"):
+        _alone(section, at)
+        return StackVolume(name, section.place, external=True)
+    _guard(section, at, "driver_opts", check_driver_options, driver, options)
+    labels = _labels(stack, section)
+    return StackVolume(name, section.place, False, driver, options, labels)
+
+
+def _network(stack: str, key: str, section: Map, reading: Reading) -> StackNetwork:
+    at, name = within("networks", key), _full(stack, key, section)
+    _guard(section, at, "name", check_name, name, "network name")
+    if section.flag("external"):
+        for each in _foreign(section):
+            words = "this makes no difference: the network is external"
+            reading.note(section.place_of(each), within(at, each), words)
+        return StackNetwork(name, section.place, external=True)
+    options = section.pairs("driver_opts")
+    encryption = options.pop(_ENCRYPTED, None)
+    _guard(section, at, "driver_opts", read_encrypted, encryption)
+    _guard(section, at, "driver_opts", checks_sources, options)
+    _guard(section, at, "driver_opts", allowed_sources, options)
+    ipam = section.section("ipam")
+    configs = [cast(Map, each) for each in ipam.items_of("config")]
+    driver = section.text("driver")
+    if driver == "bridge":
+        words = "this is one network on each node; services on other nodes are not reached by it"
+        reading.note(section.place_of("driver"), within(at, "driver"), words)
+    return StackNetwork(
+        name=name,
+        place=section.place,
+        driver=driver,
+        internal=section.flag("internal"),
+        attachable=section.flag("attachable"),
+        encrypted=read_encrypted(encryption),
+        ipv6=section.flag("enable_ipv6"),
+        options={MTU if key == DOCKER_MTU else key: value for key, value in options.items()},
+        labels=_labels(stack, section),
+        subnets=tuple(filter(None, (each.text("subnet") for each in configs))),
+        ip_range=next(filter(None, (each.text("ip_range") for each in configs)), ""),
+        gateway=next(filter(None, (each.text("gateway") for each in configs)), ""),
+        ipam_driver="" if ipam.text("driver") == "default" else ipam.text("driver"),
+        ipam_options=ipam.pairs("options"),
+    )
+
+
+def _foreign(section: Map) -> list[str]:
+    """The keys that say what something is that is not of this stack."""
+    return [
+        key
+        for key in section.entries
+        if key not in ("external", "name") and not key.startswith("x-")
+    ]
+
+
+def _alone(section: Map, at: str) -> None:
+    """Refuse what is said of something that is not of this stack."""
+    for key in _foreign(section):
+        words = f"it is external, so {key} is not this stack's to say; leave one of both out"
+        raise ComposeError(section.place_of(key), within(at, key), words)
+
+
+def _guard(
+    section: Map, at: str, key: str, check: Callable[..., object], *arguments: object
+) -> None:
+    try:
+        check(*arguments)
+    except ValueError as error:
+        raise ComposeError(section.place_of(key), within(at, key), str(error)) from None

@@ -1,0 +1,73 @@
+"""`x-orc`: what services have here and the compose specification has no key for.
+
+Other readers of the file leave it alone, as they do all keys that begin with `x-`. The names are
+those of the flags of `orc service create`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from orchestrator.compose.schema.collection_kinds import Keys, Many
+from orchestrator.compose.schema.value_kinds import Choice, Number, Text
+from orchestrator.compose.tree import Map
+from orchestrator.model.affinities import parse_affinity
+from orchestrator.model.formats.disconnect import parse_disconnect
+from orchestrator.model.formats.schedules import parse_schedule, parse_zone
+from orchestrator.model.jobs import JobSpec, Missed, Overlap
+from orchestrator.model.placement import Strategy
+from orchestrator.model.specs import ServiceSpec
+from orchestrator.model.units import parse_duration
+
+KEY = "x-orc"
+
+
+def _anti(text: str) -> None:
+    parse_affinity(text, anti=True)
+
+
+OWN = Keys(
+    {
+        "affinity": Many(Text(parse_affinity), single=True),
+        "anti-affinity": Many(Text(_anti), single=True),
+        "strategy": Choice(("spread", "binpack")),
+        "on-disconnect": Text(parse_disconnect),
+        "update-canary": Number(),
+        "max-concurrent": Number(),
+        "deadline": Text(parse_duration, "a length of time"),
+        "schedule": Text(parse_schedule),
+        "time-zone": Text(parse_zone),
+        "overlap": Choice(("forbid", "allow", "replace")),
+        "missed": Choice(("once", "skip")),
+        "history": Number(1),
+    },
+    KEY,
+)
+
+
+def with_own(spec: ServiceSpec, service: Map) -> ServiceSpec:
+    """The spec with what a service's `x-orc` says."""
+    own = service.section(KEY)
+    if not own.entries:
+        return spec
+    usual = JobSpec()
+    job = JobSpec(
+        parallelism=int(own.text("max-concurrent", "0")),
+        deadline=parse_duration(own.text("deadline", "0")),
+        schedule=own.text("schedule"),
+        time_zone=own.text("time-zone"),
+        overlap=Overlap[own.text("overlap", usual.overlap.name).upper()],
+        missed=Missed[own.text("missed", usual.missed.name).upper()],
+        history=int(own.text("history", str(usual.history))),
+    )
+    return replace(
+        spec,
+        affinities=(
+            *(parse_affinity(text) for text in own.texts("affinity")),
+            *(parse_affinity(text, anti=True) for text in own.texts("anti-affinity")),
+        ),
+        strategy=Strategy[own.text("strategy", "default").upper()],
+        on_disconnect=parse_disconnect(own.text("on-disconnect", "replace")),
+        update=replace(spec.update, canary=int(own.text("update-canary", "0"))),
+        job=job,
+    )

@@ -1,0 +1,97 @@
+"""Evictions: tasks leave nodes that have failed, were removed, or are drained.
+
+**Failed nodes.** A node that leaves the cluster takes its tasks along. One that is down may come
+back; its service's `--on-disconnect` policy decides meanwhile:
+
+* *replace*: its tasks are given up (ORPHANED), at once or after a while, and rescheduled. A node
+  that comes back stops what was given up.
+* *keep*: they stay, and go on when their node does, unless they are to stop anyway.
+* *stop*: their node stops them by itself when it has been disconnected for so long; they are given
+  up when they are sure to have ended, one grace period later.
+
+**Drained nodes.** By default, a service that stops first leaves at once, and one that starts first
+leaves when its replacement works. `--max-unavailable` bounds how many of a service's slots may be
+without a working task, for whatever reason, before the next is stopped. From the drain's deadline
+on, all tasks leave at once, however they are replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from orchestrator.manager.planning.slots import Draft, Slot, ended, waits
+from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.nodes import Availability, Node, NodeState
+from orchestrator.model.placement import KEPT, Disconnect, DisconnectAction
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
+
+
+def evict_from_failed_nodes(view: ClusterView, draft: Draft) -> None:
+    """Give up the tasks whose node is gone, or down for as long as their service bears."""
+    rule = draft.service.spec.on_disconnect if draft.service is not None else Disconnect()
+    for task in list(draft.tasks.values()):
+        if waits(task) or ended(task):
+            continue
+        node = view.nodes.get(task.node_id)
+        if node is None:
+            draft.give_up(task, "its node was removed from the cluster")
+        elif node.state is NodeState.DOWN:
+            _evict(task, node, rule, draft)
+
+
+def _evict(task: Task, node: Node, rule: Disconnect, draft: Draft) -> None:
+    name = node.description.hostname or node.id
+    if rule.action is DisconnectAction.KEEP and task.desired_state <= TaskState.RUNNING:
+        draft.say(task, f"{KEPT}{name}, which is down")
+        return
+    patience = _disconnect_timeout(task, rule)
+    at = node.state_since + patience
+    if not patience or draft.now >= at:
+        draft.give_up(task, f"node {name} is down")
+    else:
+        draft.look_again(at)
+
+
+def _disconnect_timeout(task: Task, rule: Disconnect) -> float:
+    """Seconds after which the task of a node that is down is given up."""
+    match rule.action:
+        case DisconnectAction.REPLACE:
+            return rule.after
+        case DisconnectAction.STOP:
+            return rule.after + task.spec.container.stop_grace
+        case DisconnectAction.KEEP:
+            return 0.0
+
+
+def enforce_drain_deadlines(view: ClusterView, draft: Draft) -> None:
+    """Stop what is still on a node whose drain waits no more; asks the draft to look again at the
+    next deadline."""
+    for task in list(draft.tasks.values()):
+        node = view.nodes.get(task.node_id)
+        if node is None or not has_drain_deadline(node) or ended(task) or waits(task):
+            continue
+        if draft.now >= node.drain_deadline:
+            draft.stop(task, TaskState.SHUTDOWN)
+        elif task.desired_state <= TaskState.RUNNING:
+            draft.look_again(node.drain_deadline)
+
+
+def may_evict_now(view: ClusterView, task: Task, draft: Draft) -> bool:
+    """Whether a task that stops first, and has no place on its node any more, is stopped now."""
+    node = view.nodes.get(task.node_id)
+    if node is None or node.availability is not Availability.DRAIN:
+        return True
+    if not node.drain_most or not task.status.works:
+        return True
+    return _unavailable(draft.kept_slots()) < node.drain_most
+
+
+def has_drain_deadline(node: Node) -> bool:
+    """Whether time alone may decide something of its tasks."""
+    return node.availability is Availability.DRAIN and node.drain_deadline > 0
+
+
+def _unavailable(slots: Iterable[Slot]) -> int:
+    """How many slots have no task that works."""
+    return sum(not any(task.status.works for task in slot.live) for slot in slots)

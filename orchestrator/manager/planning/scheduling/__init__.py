@@ -1,0 +1,6 @@
+"""Scheduling: which node each pending task gets, and why it gets none.
+
+Filters say which nodes can take a task and name what is wrong with the others; scores rank those
+that are left. Both are array operations over a `node_table.NodeTable`. Not here: which tasks
+there should be (`reconcile`).
+"""

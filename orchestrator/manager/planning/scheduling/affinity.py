@@ -1,0 +1,112 @@
+"""Likings for nodes and services, as filters and as a score.
+
+Near a service is a node that has a task of it which is not being stopped, or one of the same zone
+(`within`). What a service insists on holds when a task is placed; services that come later do not
+move it. A dislike goes both ways: nobody is put beside a task whose service insists on being away
+from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from orchestrator.manager.planning.eligibility import read, satisfies_rule
+from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray
+from orchestrator.manager.planning.scheduling.node_table import Demand, Filter, NodeTable
+from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.affinities import Affinity
+from orchestrator.model.constraints import SERVICE, SERVICE_LABELS, Rule
+from orchestrator.model.services import Service
+
+
+def affinity_filters(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator[Filter]:
+    """What the demand's likings insist on, and what those of other services do about it. Raises
+    RuleError for one that is unreadable."""
+    own = view.services.get(demand.service_id)
+    for each in demand.affinities:
+        if each.hard:
+            yield _filter(view, each, own)
+    if own is None:
+        return
+    for other in table.aloof:
+        for each in other.spec.affinities:
+            if each.hard and each.anti and other.id != own.id and _names(each.parsed, own):
+                yield _anti_affinity_of(other, each)
+
+
+def affinity_scores(view: ClusterView, table: NodeTable, demand: Demand) -> IntArray | None:
+    """For each node, what the demand's wishes make of it, in tasks of the service; more is better.
+    None if there are no wishes."""
+    wishes = [each for each in demand.affinities if not each.hard]
+    if not wishes:
+        return None
+    total = np.zeros(len(table.nodes), dtype=np.int64)
+    for each in wishes:
+        total += np.where(_near(view, table, each), -each.weight if each.anti else each.weight, 0)
+    return total
+
+
+def refers_to_itself(view: ClusterView, demand: Demand) -> bool:
+    """Whether a placed task of the demand changes where the next one may go."""
+    own = view.services.get(demand.service_id)
+    if own is None:
+        return False
+    rules = (each.parsed for each in demand.affinities)
+    return any(rule.of_services and _names(rule, own) for rule in rules)
+
+
+def _filter(view: ClusterView, affinity: Affinity, own: Service | None) -> Filter:
+    rule, where = affinity.parsed, f" in the same {affinity.within}" if affinity.within else ""
+    if not rule.of_services:
+        words = f"anti-affinity {affinity.rule}" if affinity.anti else f"affinity {affinity.rule}"
+        words += "" if affinity.anti else " not met"
+    elif affinity.anti:
+        words = f"anti-affinity: a task with {affinity.rule} is {where.strip() or 'there'}"
+    else:
+        words = f"affinity: no task with {affinity.rule} is {where.strip() or 'there'}"
+
+    def check(table: NodeTable) -> BoolArray:
+        near = _near(view, table, affinity)
+        if affinity.anti:
+            return ~near
+        # The first of those that like each other has nobody to go to.
+        alone = rule.of_services and own is not None and _names(rule, own) and not near.any()
+        return np.ones_like(near) if alone else near
+
+    return Filter(check, words, lasting=not rule.of_services)
+
+
+def _anti_affinity_of(other: Service, affinity: Affinity) -> Filter:
+    def check(table: NodeTable) -> BoolArray:
+        return ~_zoned(table, table.tasks_of_service(other.id) > 0, affinity.within)
+
+    return Filter(check, f"service {other.spec.name} has an anti-affinity to it")
+
+
+def _near(view: ClusterView, table: NodeTable, affinity: Affinity) -> BoolArray:
+    rule = affinity.parsed
+    if not rule.of_services:
+        return np.array([satisfies_rule(rule, node) for node in table.nodes], dtype=np.bool_)
+    near = np.zeros(len(table.nodes), dtype=np.bool_)
+    for service in view.services.values():
+        if _names(rule, service):
+            near |= table.tasks_of_service(service.id) > 0
+    return _zoned(table, near, affinity.within)
+
+
+def _zoned(table: NodeTable, marked: BoolArray, within: str) -> BoolArray:
+    """The marked nodes, and with an attribute all that have the same value of it."""
+    if not within:
+        return marked
+    values = [read(node, within) for node in table.nodes]
+    zones = {value for value, mark in zip(values, marked, strict=True) if mark and value}
+    return np.array([value in zones for value in values], dtype=np.bool_)
+
+
+def _names(rule: Rule, service: Service) -> bool:
+    """Whether a rule about services is about this one."""
+    if rule.attribute == SERVICE:
+        return rule.accepts(service.spec.name)
+    return rule.accepts(service.spec.labels.get(rule.attribute.removeprefix(SERVICE_LABELS)))

@@ -1,0 +1,78 @@
+"""Capacity: what tasks take from their node. The rule of "does it fit" exists once, here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.specs import Resources
+from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.tasks import Task
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+def occupies(task: Task) -> bool:
+    """Whether the task takes room on its node.
+
+    From its assignment until it has ended: also while it is being stopped, since the kernel has
+    not given anything back yet.
+    """
+    return task.status.state >= TaskState.ASSIGNED and not is_terminal(task.status.state)
+
+
+@overload
+def fits(free: int, wanted: int) -> bool: ...
+@overload
+def fits(free: IntArray, wanted: int) -> BoolArray: ...
+def fits(free: int | IntArray, wanted: int) -> bool | BoolArray:
+    """Whether `wanted` of one resource (shares or bytes) fits into what is free: of one node, or
+    of each node of an array."""
+    return free >= wanted
+
+
+def reserved(tasks: Iterable[Task]) -> Resources:
+    """What these tasks take from their node: the sum over those that occupy it."""
+    shares = memory = 0
+    for task in tasks:
+        if occupies(task):
+            counted = task.spec.counted
+            shares += counted.shares
+            memory += counted.memory
+    return Resources(shares, memory)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUsage:
+    """What a node's tasks take from it: the sum of what the scheduler counts, and their number."""
+
+    reserved: Resources
+    tasks: int
+
+
+def node_usage(view: ClusterView, node_id: str) -> NodeUsage:
+    """What the tasks of the node take that have not ended."""
+    tasks = view.tasks_of_node(node_id).values()
+    return NodeUsage(reserved(tasks), sum(occupies(task) for task in tasks))
+
+
+def running_tasks(view: ClusterView, service_id: str) -> int:
+    """How many tasks of the service do their work, on a node that is not down, and are not told
+    to stop."""
+    return sum(
+        task.status.works
+        and task.desired_state <= TaskState.RUNNING
+        and not _is_down(view.nodes.get(task.node_id))
+        for task in view.tasks_of_service(service_id).values()
+    )
+
+
+def _is_down(node: Node | None) -> bool:
+    return node is not None and node.state is NodeState.DOWN

@@ -1,0 +1,254 @@
+"""The nodes as arrays, for one scheduling pass: a row a node, in the order of their ids."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray, occupies
+from orchestrator.manager.planning.scheduling.generic_pool import GenericPool
+from orchestrator.manager.planning.scheduling.volume_placement import PinnedVolumes, named_volumes
+from orchestrator.manager.planning.slots import is_current
+from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.affinities import Affinity
+from orchestrator.model.documents import references
+from orchestrator.model.formats.cdi_names import CDI, is_cdi
+from orchestrator.model.hooks import HOOKS
+from orchestrator.model.mounts import MountSpec
+from orchestrator.model.placement import (
+    ANNOTATIONS,
+    STOP_AFTER,
+    DisconnectAction,
+    GenericResource,
+    Strategy,
+)
+from orchestrator.model.services import Service, UpdateState
+from orchestrator.model.specs import Protocol, PublishMode, Resources
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
+from orchestrator.model.validation.host_access import wanted
+from orchestrator.model.validation.shared_namespaces import SHARING, namespace_container
+
+Port = tuple[int, Protocol]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a task asks of a node. Tasks with equal demands are placed together."""
+
+    service_id: str
+    resources: Resources
+    ports: tuple[Port, ...] = ()
+    constraints: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    image: str = ""
+    image_digest: str = ""
+    node_id: str = ""
+    """The only node that will do (global services, containers that run again); empty: any."""
+    at_home: bool = False
+    """It has been there before, so it is not new to a node that takes nothing new."""
+    volumes: tuple[MountSpec, ...] = ()
+    """The named volumes, their names expanded as far as they are known before it has a node."""
+    volumes_from: tuple[str, ...] = ()
+    files: bool = False
+    """It has secrets or configs."""
+    max_per_node: int = 0
+    spread: tuple[str, ...] = ()
+    affinities: tuple[Affinity, ...] = ()
+    generic: tuple[GenericResource, ...] = ()
+    features: tuple[str, ...] = ()
+    """What its node's agent must be able to do."""
+    beside: str = ""
+    """The container whose namespaces it shares."""
+    allowances: tuple[str, ...] = ()
+    """What of its node's host it is given."""
+    binpack: bool = False
+    """The fullest node is the best."""
+
+    @staticmethod
+    def of(view: ClusterView, task: Task) -> Demand:
+        """The demand of a task, with the constraints of its service as they are now."""
+        service = view.services.get(task.service_id)
+        return Demand(
+            service_id=task.service_id,
+            resources=task.spec.counted,
+            ports=published(task),
+            constraints=service.spec.constraints if service else task.constraints,
+            networks=task.spec.network_names,
+            beside=namespace_container(task.spec.container),
+            image=task.spec.container.image,
+            image_digest=task.image_digest,
+            node_id=task.node_id,
+            at_home=task.standalone and bool(task.node_id),
+            volumes=named_volumes(task),
+            volumes_from=task.spec.container.volumes_from,
+            files=any(references(task.spec.container)),
+            max_per_node=service.spec.max_per_node if service else 0,
+            spread=service.spec.spread if service else (),
+            affinities=service.spec.affinities if service else task.affinities,
+            generic=task.spec.generic_resources,
+            features=_features(service, task),
+            allowances=wanted(task.spec),
+            binpack=_strategy(view, service) is Strategy.BINPACK,
+        )
+
+
+def _strategy(view: ClusterView, service: Service | None) -> Strategy:
+    """Of a service, or of containers."""
+    own = service.spec.strategy if service else Strategy.DEFAULT
+    return own or (view.cluster.strategy if view.cluster else own)
+
+
+def _features(service: Service | None, task: Task) -> tuple[str, ...]:
+    """What its node's agent must be able to do."""
+    container = task.spec.container
+    stops = service is not None and service.spec.on_disconnect.action is DisconnectAction.STOP
+    wanted = (
+        (STOP_AFTER, stops),
+        (HOOKS, bool(container.post_start or container.pre_stop)),
+        (SHARING, bool(namespace_container(container))),
+        (ANNOTATIONS, bool(container.annotations)),
+        (CDI, any(map(is_cdi, container.devices))),
+    )
+    return tuple(name for name, is_wanted in wanted if is_wanted)
+
+
+_STANDING = (UpdateState.CANARY, UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
+"""States of an update in which outdated tasks stay."""
+
+
+def _is_leaving(service: Service | None, task: Task) -> bool:
+    """Whether an update in progress has yet to replace the task."""
+    if service is None or service.update.state in _STANDING:
+        return False
+    return task.spec_version != service.spec_version and not is_current(service, task)
+
+
+def published(task: Task) -> tuple[Port, ...]:
+    """The ports that the task takes on its node, and another task could take there too."""
+    return tuple(
+        (port.published, port.protocol)
+        for port in task.spec.ports
+        if port.published and port.mode is PublishMode.HOST
+    )
+
+
+class NodeTable:
+    """Arrays over the nodes of a view; `place` keeps them true while a pass goes on."""
+
+    def __init__(self, view: ClusterView) -> None:
+        self.nodes = tuple(view.nodes[id] for id in sorted(view.nodes))
+        self.row = {node.id: row for row, node in enumerate(self.nodes)}
+        resources = [node.description.resources for node in self.nodes]
+        self.total_shares = _ints([amount.shares for amount in resources])
+        self.total_memory = _ints([amount.memory for amount in resources])
+        self.free_shares = self.total_shares.copy()
+        self.free_memory = self.total_memory.copy()
+        self.tasks = np.zeros(len(self.nodes), dtype=np.int64)
+        self.state = _ints([node.state for node in self.nodes])
+        self.availability = _ints([node.availability for node in self.nodes])
+        self.ports: dict[Port, set[int]] = {}
+        """Which rows have a published port in use."""
+        self.homes = PinnedVolumes(view)
+        """Where volumes are, those that this pass creates included."""
+        self.aloof = [each for each in view.services.values() if each.spec.affinities]
+        """The services that may insist on being away from others, by id."""
+        self.aloof.sort(key=lambda service: service.id)
+        self.stock = GenericPool(view, self.nodes)
+        self._attached: dict[str, IntArray] = {}
+        self._active: dict[str, Counter[int]] = {}
+        self._leaving: dict[str, Counter[int]] = {}
+        """Of services: the tasks that an update in progress has yet to replace."""
+        self._counts: dict[str, IntArray] = {}
+        self._staying: dict[str, IntArray] = {}
+        self._load(view)
+
+    def _load(self, view: ClusterView) -> None:
+        shares, memory, tasks = ([0] * len(self.nodes) for _ in range(3))
+        for row, node in enumerate(self.nodes):
+            for task in view.tasks_of_node(node.id).values():
+                if not occupies(task):
+                    continue
+                counted = task.spec.counted
+                shares[row] += counted.shares
+                memory[row] += counted.memory
+                tasks[row] += 1
+                if task.desired_state <= TaskState.RUNNING:
+                    self._active.setdefault(task.service_id, Counter())[row] += 1
+                    if _is_leaving(view.services.get(task.service_id), task):
+                        self._leaving.setdefault(task.service_id, Counter())[row] += 1
+                for port in published(task):
+                    self.ports.setdefault(port, set()).add(row)
+                for name in task.spec.network_names:
+                    self.attached(name)[row] += 1
+        self.free_shares -= _ints(shares)
+        self.free_memory -= _ints(memory)
+        self.tasks += _ints(tasks)
+
+    def tasks_of_service(self, service_id: str) -> IntArray:
+        """How many tasks of the service each node has that are not being stopped."""
+        counts = self._counts.get(service_id)
+        if counts is None:
+            counts = np.zeros(len(self.nodes), dtype=np.int64)
+            for row, count in self._active.get(service_id, Counter()).items():
+                counts[row] = count
+            self._counts[service_id] = counts
+        return counts
+
+    def staying_of_service(self, service_id: str) -> IntArray:
+        """As `tasks_of_service`, without those that the service's update has yet to replace: where
+        these are says nothing of how its tasks are spread in the end."""
+        if service_id not in self._leaving:
+            return self.tasks_of_service(service_id)
+        counts = self._staying.get(service_id)
+        if counts is None:
+            counts = self._staying[service_id] = self.tasks_of_service(service_id).copy()
+            for row, count in self._leaving[service_id].items():
+                counts[row] -= count
+        return counts
+
+    def attached(self, network: str) -> IntArray:
+        """How many tasks each node has on a network."""
+        counts = self._attached.get(network)
+        if counts is None:
+            counts = self._attached[network] = np.zeros(len(self.nodes), dtype=np.int64)
+        return counts
+
+    def _kept_counts(self, service_id: str) -> Iterator[IntArray]:
+        staying = self.staying_of_service(service_id)
+        yield staying
+        if service_id in self._leaving:
+            yield self.tasks_of_service(service_id)
+
+    def place(self, row: int, demand: Demand) -> bool:
+        """Count a task of this demand on the node; whether a volume has found its home by that,
+        which the next tasks of the same demand must follow."""
+        self.free_shares[row] -= demand.resources.shares
+        self.free_memory[row] -= demand.resources.memory
+        self.tasks[row] += 1
+        for counts in self._kept_counts(demand.service_id):
+            counts[row] += 1
+        for port in demand.ports:
+            self.ports.setdefault(port, set()).add(row)
+        for name in demand.networks:
+            self.attached(name)[row] += 1
+        return self.homes.settle(demand.volumes, self.nodes[row])
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One rule on nodes."""
+
+    check: Callable[[NodeTable], BoolArray]
+    """True for each row that passes."""
+    explain: str
+    """What is wrong with a node that does not pass, in the user's words."""
+    lasting: bool = False
+    """What does not pass never will, unless its operator changes the node."""
+
+
+def _ints(values: list[int]) -> IntArray:
+    return np.array(values, dtype=np.int64)

@@ -1,0 +1,237 @@
+"""Where tasks go: filter, then spread.
+
+Among the nodes that can take a task, those win in whose zone are the fewest tasks of its service (a
+zone is what has one value of an attribute that the service is spread over; there may be zones in
+zones), then the node with the best rank (`scoring`), then the lowest id. Tasks
+with the same demand are placed together: filters and scores are array operations over all nodes
+once a demand, and after each placement only the row of the chosen node is scored anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+
+from orchestrator.manager.planning.eligibility import read
+from orchestrator.manager.planning.scheduling.affinity import affinity_scores, refers_to_itself
+from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray, fits
+from orchestrator.manager.planning.scheduling.filters import (
+    candidates,
+    explain,
+    filters_for,
+    impossible,
+)
+from orchestrator.manager.planning.scheduling.node_table import Demand, Filter, NodeTable
+from orchestrator.manager.planning.scheduling.scoring import (
+    NEVER,
+    Ranking,
+    failing_nodes,
+    unsteady_nodes,
+)
+from orchestrator.manager.planning.unplannable import PlanningErrors
+from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.constraints import RuleError
+from orchestrator.model.nodes import Node
+from orchestrator.model.tasks import Task
+
+NEVER_FITS = "as the nodes are, none can ever fit"
+ITS_NEVER_FITS = "as its node is, it can never fit"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A task and the node it should run on."""
+
+    task: Task
+    node: Node
+    generic: dict[str, str] = field(default_factory=dict)
+    """What the task is given of the node's generic resources."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaced:
+    """A task that no node can take now, and why, in the user's words."""
+
+    task: Task
+    reason: str
+
+
+def schedule(
+    view: ClusterView,
+    pending: Iterable[Task],
+    now: float,
+    *,
+    limit: int = sys.maxsize,
+    failures: PlanningErrors | None = None,
+) -> list[Placement | Unplaced]:
+    """A decision for each of the `pending` tasks that are due; those held back are left out.
+
+    After `limit` placements the rest is left out as well: the caller tries them in another pass.
+    A service whose tasks cannot be planned is noted in `failures`, and its tasks are left out.
+    Older tasks choose first, and those of older services; a task that fits nowhere does not hold up
+    those behind it.
+    """
+    due = sorted(
+        (task for task in pending if task.not_before <= now), key=lambda task: _age(view, task)
+    )
+    if not due:
+        return []
+    table, unsteady = NodeTable(view), unsteady_nodes(view, now)
+    decided: list[Placement | Unplaced] = []
+    failures = failures if failures is not None else PlanningErrors()
+    count = 0
+    for demand, alike in groupby(_demands(view, due, failures), key=itemgetter(0)):
+        left = [task for _, task in alike]
+        with failures.of(left[0].service_id or left[0].id):
+            while left and count < limit:
+                placed = _place(view, table, demand, left[: limit - count], unsteady, now)
+                count += sum(isinstance(each, Placement) for each in placed)
+                decided += placed
+                left = left[len(placed) :]
+    return decided
+
+
+def _age(view: ClusterView, task: Task) -> tuple[float, float, str, str, int, str]:
+    """The order in which tasks choose. Those that are as old go by their services' ages, not by
+    their ids, which are random: a plan has others than what is then made."""
+    service = view.services.get(task.service_id)
+    born = service.created_at if service is not None else 0.0
+    return task.created_at, born, task.service_name, task.service_id, task.slot, task.id
+
+
+def _demands(
+    view: ClusterView, tasks: Iterable[Task], failures: PlanningErrors
+) -> Iterator[tuple[Demand, Task]]:
+    for task in tasks:
+        with failures.of(task.service_id or task.id):
+            yield Demand.of(view, task), task
+
+
+def _place(
+    view: ClusterView,
+    table: NodeTable,
+    demand: Demand,
+    tasks: Iterable[Task],
+    unsteady: frozenset[str],
+    now: float,
+) -> list[Placement | Unplaced]:
+    """Decide about tasks of one demand, in order: all of them, or up to one that gave a volume
+    its home or a liking its object, since the rules for those behind it are others then."""
+    reason = impossible(view, demand)
+    if reason is not None:
+        return [Unplaced(task, reason) for task in tasks]
+    try:
+        filters = tuple(filters_for(view, table, demand))
+    except RuleError as error:
+        return [Unplaced(task, str(error)) for task in tasks]
+    passing = candidates(table, demand)
+    for rule in filters:
+        passing &= rule.check(table)
+    ranking = Ranking(view, table, demand, affinity_scores(view, table, demand))
+    shunned = _rows(table, unsteady | failing_nodes(view, demand.service_id, now))
+    scores = np.where(passing, ranking.rank(slice(None)), NEVER)
+    one_by_one = refers_to_itself(view, demand)
+    zones = [_Zones(table, demand, level) for level in range(1, len(demand.spread) + 1)]
+    decided: list[Placement | Unplaced] = []
+    chosen: int | None = None
+    for task in tasks:
+        if chosen is not None:
+            scores[chosen] = NEVER if demand.ports else _score_again(table, demand, ranking, chosen)
+            chosen = None
+        row = _best(scores, zones, shunned)
+        if scores[row] == NEVER:
+            reason = reason or _reason(table, demand, filters)
+            decided.append(Unplaced(task, reason))
+            continue
+        given = table.stock.take(row, demand.generic)
+        decided.append(Placement(task, table.nodes[row], given))
+        if table.place(row, demand) or one_by_one:
+            break
+        for each in zones:
+            each.place(row)
+        chosen = row
+    return decided
+
+
+class _Zones:
+    """The nodes by the values of the first so many attributes, and the tasks of the service in
+    each zone."""
+
+    def __init__(self, table: NodeTable, demand: Demand, level: int) -> None:
+        attributes = demand.spread[:level]
+        values = [tuple(read(node, each) or "" for each in attributes) for node in table.nodes]
+        numbers = {value: number for number, value in enumerate(sorted(set(values)))}
+        self._zone = np.array([numbers[value] for value in values], dtype=np.int64)
+        self._tasks = np.bincount(self._zone, weights=table.staying_of_service(demand.service_id))
+
+    def tasks(self) -> IntArray:
+        """For each node, how many tasks its zone has."""
+        return self._tasks[self._zone].astype(np.int64)
+
+    def place(self, row: int) -> None:
+        """Count a task on a node."""
+        self._tasks[self._zone[row]] += 1
+
+
+def _best(scores: IntArray, zones: Sequence[_Zones], shunned: BoolArray | None) -> int:
+    """The row with the least score among those in the zones with the fewest tasks; one that is
+    shunned only if there is no other."""
+    if shunned is not None and (others := np.where(shunned, NEVER, scores)).min() != NEVER:
+        scores = others
+    for each in zones:
+        tasks = np.where(scores == NEVER, NEVER, each.tasks())
+        scores = np.where(tasks == tasks.min(), scores, NEVER)
+    return int(np.argmin(scores))
+
+
+def _score_again(table: NodeTable, demand: Demand, ranking: Ranking, row: int) -> int:
+    """The rank of a node that has just been given a task of this demand."""
+    if not (
+        fits(int(table.free_shares[row]), demand.resources.shares)
+        and fits(int(table.free_memory[row]), demand.resources.memory)
+        and table.stock.has(row, demand.generic)
+    ):
+        return NEVER
+    most = demand.max_per_node
+    if most and table.tasks_of_service(demand.service_id)[row] >= most:
+        return NEVER
+    return int(ranking.rank(slice(row, row + 1))[0])
+
+
+def _rows(table: NodeTable, node_ids: Collection[str]) -> BoolArray | None:
+    """These nodes; None if there are none."""
+    if not node_ids:
+        return None
+    return np.array([node.id in node_ids for node in table.nodes], dtype=np.bool_)
+
+
+def _reason(table: NodeTable, demand: Demand, filters: Sequence[Filter]) -> str:
+    """Why no node takes a task now, and whether one ever will."""
+    reason = explain(_rejects(table, demand, filters))
+    able = fits(table.total_shares, demand.resources.shares)
+    able &= fits(table.total_memory, demand.resources.memory)
+    able &= candidates(table, demand)
+    for each in demand.generic:
+        able &= table.stock.possible(each)
+    for rule in filters:
+        if rule.lasting:
+            able &= rule.check(table)
+    if able.any():
+        return reason
+    return f"{reason}; {ITS_NEVER_FITS if demand.node_id else NEVER_FITS}"
+
+
+def _rejects(table: NodeTable, demand: Demand, filters: Iterable[Filter]) -> list[tuple[str, int]]:
+    """How many nodes each filter refuses; a node counts for the first that refuses it."""
+    left = candidates(table, demand)
+    counts: list[tuple[str, int]] = []
+    for rule in filters:
+        passing = rule.check(table)
+        counts.append((rule.explain, int(np.count_nonzero(left & ~passing))))
+        left &= passing
+    return counts

@@ -1,0 +1,323 @@
+"""A frozen snapshot of the cluster, indexed for the questions that planning asks.
+
+A view is never changed: `evolve` gives a new one that shares whatever the changes do not touch.
+It costs the size of the changes plus shallow copies of the dictionaries that they touch, so the
+manager's cache applies store events with it, and planning looks ahead with it ("the cluster as
+it will be after these changes"), by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from orchestrator.manager.planning.plan import Change
+from orchestrator.model.access import Certificate, PageSession, Revocation
+from orchestrator.model.documents import Document, DocumentKind
+from orchestrator.model.nodes import Node
+from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
+from orchestrator.model.services import Service
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A stored object that cannot be decoded."""
+
+    key: str
+    """In the store."""
+    kind: str
+    """`task`, `service`, …; empty for a kind of object that this version does not know."""
+    id: str
+    reason: str
+    """Why it cannot be decoded, in the user's words."""
+    services: frozenset[str] = frozenset()
+    """Ids of the services that are not planned while the object is quarantined."""
+
+
+T = TypeVar("T")
+
+_Names = Mapping[str, tuple[str, ...]]
+"""Name → ids of the objects that have it, sorted."""
+
+_NO_TASKS: Mapping[str, Task] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """The cluster at one moment. All mappings are by id and must not be changed."""
+
+    cluster: Cluster | None = None
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    services: Mapping[str, Service] = field(default_factory=dict)
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+    networks: Mapping[str, Network] = field(default_factory=dict)
+    images: Mapping[str, Image] = field(default_factory=dict)
+    volumes: Mapping[str, Volume] = field(default_factory=dict)
+    credentials: Mapping[str, Credential] = field(default_factory=dict)
+    documents: Mapping[str, Document] = field(default_factory=dict)
+    certificates: Mapping[str, Certificate] = field(default_factory=dict)
+    revocations: Mapping[str, Revocation] = field(default_factory=dict)
+    page_sessions: Mapping[str, PageSession] = field(default_factory=dict)
+    pending: Mapping[str, Task] = field(default_factory=dict)
+    """The tasks that wait for a node."""
+    fixed: Mapping[str, Task] = field(default_factory=dict)
+    """The tasks with addresses that their specs fix."""
+    publishing: Mapping[str, Task] = field(default_factory=dict)
+    """The standalone containers that publish ports and name their networks."""
+    quarantined: Mapping[str, Quarantined] = field(default_factory=dict)
+    """What the store holds and nobody here can decode, by key. An object that was readable before
+    is still in the view as it was then, and must not be changed."""
+    _by_service: Mapping[str, Mapping[str, Task]] = field(default_factory=dict)
+    _by_node: Mapping[str, Mapping[str, Task]] = field(default_factory=dict)
+    _service_names: _Names = field(default_factory=dict)
+    _network_names: _Names = field(default_factory=dict)
+    _image_names: _Names = field(default_factory=dict)
+    _document_names: _Names = field(default_factory=dict)
+
+    @staticmethod
+    def of(objects: Iterable[Object]) -> ClusterView:
+        """A view of exactly these objects."""
+        return ClusterView().evolve(Change(None, item) for item in objects)
+
+    def objects(self) -> Iterable[Object]:
+        """Every object of the view."""
+        if self.cluster is not None:
+            yield self.cluster
+        yield from self.nodes.values()
+        yield from self.services.values()
+        yield from self.tasks.values()
+        yield from self.networks.values()
+        yield from self.images.values()
+        yield from self.volumes.values()
+        yield from self.credentials.values()
+        yield from self.documents.values()
+        yield from self.certificates.values()
+        yield from self.revocations.values()
+        yield from self.page_sessions.values()
+
+    def tasks_of_service(self, service_id: str) -> Mapping[str, Task]:
+        """All tasks of a service, those that have ended included."""
+        return self._by_service.get(service_id, _NO_TASKS)
+
+    def tasks_of_node(self, node_id: str) -> Mapping[str, Task]:
+        """All tasks bound to a node, those that have ended included."""
+        return self._by_node.get(node_id, _NO_TASKS)
+
+    def service_by_name(self, name: str) -> Service | None:
+        """The service of this name; one that is being removed only if there is no other."""
+        found = [self.services[id] for id in self._service_names.get(name, ())]
+        return min(found, key=lambda service: (service.removed, service.id), default=None)
+
+    def network_by_name(self, name: str) -> Network | None:
+        """The network of this name."""
+        ids = self._network_names.get(name, ())
+        return self.networks[ids[0]] if ids else None
+
+    def image_by_name(self, name: str) -> Image | None:
+        """The image of this full name; the newest if an older one has not lost the name yet."""
+        found = [self.images[id] for id in self._image_names.get(name, ())]
+        return max(found, key=lambda image: (image.created_at, image.id), default=None)
+
+    def document_by_name(self, kind: DocumentKind, name: str) -> Document | None:
+        """The secret or config of this name."""
+        ids = self._document_names.get(f"{kind.word}/{name}", ())
+        return self.documents[ids[0]] if ids else None
+
+    def evolve(self, changes: Iterable[Change]) -> ClusterView:
+        """The view after `changes`, in their order.
+
+        What an object was before is taken from the view itself, so that a change may be applied
+        twice, or over one that was missed.
+        """
+        edit = _Edit(self)
+        for change in changes:
+            edit.apply(change)
+        return edit.result()
+
+
+class _Table(Generic[T]):
+    """A dictionary that is copied when it is first changed."""
+
+    def __init__(self, items: Mapping[str, T]) -> None:
+        self.items = items
+        self._own: dict[str, T] | None = None
+
+    def put(self, key: str, item: T | None) -> T | None:
+        """Store `item`, or remove the key if it is None; what was there before."""
+        old = self.items.get(key)
+        if item is None and old is None:
+            return None
+        if self._own is None:
+            self.items = self._own = dict(self.items)
+        if item is None:
+            del self._own[key]
+        else:
+            self._own[key] = item
+        return old
+
+
+class _Groups:
+    """Tasks grouped by a key of theirs; a group is copied when it is first changed."""
+
+    def __init__(self, groups: Mapping[str, Mapping[str, Task]]) -> None:
+        self._outer = _Table(groups)
+        self._own: dict[str, dict[str, Task]] = {}
+
+    @property
+    def items(self) -> Mapping[str, Mapping[str, Task]]:
+        return self._outer.items
+
+    def leave(self, key: str, id: str) -> None:
+        group = self._group(key)
+        group.pop(id, None)
+        if not group:
+            self._outer.put(key, None)
+            del self._own[key]
+
+    def enter(self, key: str, task: Task) -> None:
+        self._group(key)[task.id] = task
+
+    def _group(self, key: str) -> dict[str, Task]:
+        group = self._own.get(key)
+        if group is None:
+            group = self._own[key] = dict(self._outer.items.get(key, {}))
+            self._outer.put(key, group)
+        return group
+
+
+class _NameIndex:
+    """Which objects have a name."""
+
+    def __init__(self, names: _Names) -> None:
+        self._table = _Table(names)
+
+    @property
+    def items(self) -> _Names:
+        return self._table.items
+
+    def move(self, id: str, old: tuple[str, ...], new: tuple[str, ...]) -> None:
+        if old == new:
+            return
+        for name in old:
+            rest = tuple(other for other in self.items.get(name, ()) if other != id)
+            self._table.put(name, rest or None)
+        for name in new:
+            self._table.put(name, tuple(sorted({*self.items.get(name, ()), id})))
+
+
+class _Edit:
+    """The making of one view out of another: each dictionary is copied when first touched."""
+
+    def __init__(self, base: ClusterView) -> None:
+        self._cluster = base.cluster
+        self._quarantined = base.quarantined
+        self._nodes = _Table(base.nodes)
+        self._services = _Table(base.services)
+        self._tasks = _Table(base.tasks)
+        self._networks = _Table(base.networks)
+        self._images = _Table(base.images)
+        self._volumes = _Table(base.volumes)
+        self._credentials = _Table(base.credentials)
+        self._documents = _Table(base.documents)
+        self._certificates = _Table(base.certificates)
+        self._revocations = _Table(base.revocations)
+        self._page_sessions = _Table(base.page_sessions)
+        self._pending = _Table(base.pending)
+        self._fixed = _Table(base.fixed)
+        self._publishing = _Table(base.publishing)
+        self._by_service = _Groups(base._by_service)
+        self._by_node = _Groups(base._by_node)
+        self._service_names = _NameIndex(base._service_names)
+        self._network_names = _NameIndex(base._network_names)
+        self._image_names = _NameIndex(base._image_names)
+        self._document_names = _NameIndex(base._document_names)
+
+    def apply(self, change: Change) -> None:
+        item, gone = change.subject, change.after is None
+        match item:
+            case Task():
+                self._apply_task(item, gone)
+            case Node():
+                self._nodes.put(item.id, None if gone else item)
+            case Service():
+                service = self._services.put(item.id, None if gone else item)
+                self._service_names.move(
+                    item.id,
+                    (service.spec.name,) if service else (),
+                    () if gone else (item.spec.name,),
+                )
+            case Network():
+                network = self._networks.put(item.id, None if gone else item)
+                self._network_names.move(
+                    item.id, (network.name,) if network else (), () if gone else (item.name,)
+                )
+            case Image():
+                image = self._images.put(item.id, None if gone else item)
+                self._image_names.move(
+                    item.id, image.names if image else (), () if gone else item.names
+                )
+            case Volume():
+                self._volumes.put(item.id, None if gone else item)
+            case Credential():
+                self._credentials.put(item.id, None if gone else item)
+            case Document():
+                old = self._documents.put(item.id, None if gone else item)
+                self._document_names.move(item.id, _named(old), () if gone else _named(item))
+            case Certificate():
+                self._certificates.put(item.id, None if gone else item)
+            case Revocation():
+                self._revocations.put(item.id, None if gone else item)
+            case PageSession():
+                self._page_sessions.put(item.id, None if gone else item)
+            case Cluster():
+                self._cluster = None if gone else item
+
+    def _apply_task(self, task: Task, gone: bool) -> None:
+        old = self._tasks.put(task.id, None if gone else task)
+        if old is not None and (gone or old.service_id != task.service_id):
+            self._by_service.leave(old.service_id, old.id)
+        if old is not None and old.node_id and (gone or old.node_id != task.node_id):
+            self._by_node.leave(old.node_id, old.id)
+        if not gone:
+            self._by_service.enter(task.service_id, task)
+            if task.node_id:
+                self._by_node.enter(task.node_id, task)
+        waits = not gone and task.status.state <= TaskState.PENDING
+        self._pending.put(task.id, task if waits else None)
+        fixes = not gone and any(each.ip or each.ip6 for each in task.spec.networks)
+        self._fixed.put(task.id, task if fixes else None)
+        publishes = not gone and task.standalone and task.spec.ports and task.spec.networks
+        self._publishing.put(task.id, task if publishes else None)
+
+    def result(self) -> ClusterView:
+        return ClusterView(
+            cluster=self._cluster,
+            nodes=self._nodes.items,
+            services=self._services.items,
+            tasks=self._tasks.items,
+            networks=self._networks.items,
+            images=self._images.items,
+            volumes=self._volumes.items,
+            credentials=self._credentials.items,
+            documents=self._documents.items,
+            certificates=self._certificates.items,
+            revocations=self._revocations.items,
+            page_sessions=self._page_sessions.items,
+            pending=self._pending.items,
+            fixed=self._fixed.items,
+            publishing=self._publishing.items,
+            quarantined=self._quarantined,
+            _by_service=self._by_service.items,
+            _by_node=self._by_node.items,
+            _service_names=self._service_names.items,
+            _network_names=self._network_names.items,
+            _image_names=self._image_names.items,
+            _document_names=self._document_names.items,
+        )
+
+
+def _named(document: Document | None) -> tuple[str, ...]:
+    return (f"{document.kind.word}/{document.name}",) if document else ()

@@ -1,0 +1,48 @@
+"""How far the lines of one task's log have come, so that a stream which broke goes on there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class LogPosition:
+    """The time of the last line, and how many lines of that very time have come.
+
+    Two streams are joined by it: the second begins at `since` or before, and what it repeats is
+    dropped. Records are `LogRecord`s.
+    """
+
+    def __init__(self, since: float, tail: int) -> None:
+        """Where the first stream begins, as in a `LogsRequest`."""
+        self.since = since
+        self.tail = tail
+        self._same = self._skip = 0
+        self._joins = False
+
+    def begin(self) -> None:
+        """Another stream begins, with lines that are known if there are any."""
+        self._joins, self._skip = self.tail < 0, self._same
+
+    def advance(self, records: Any) -> None:
+        """Take in the records that have come, and drop those that came before."""
+        known = 0
+        while self._joins and known < len(records) and not records[known].notice:
+            self._joins = self._is_known(records[known].at)
+            known += self._joins
+        del records[:known]
+        last, same = None, 0
+        for record in reversed(records):
+            if record.notice:
+                continue
+            if record.at != (last := record.at if last is None else last):
+                break
+            same += 1
+        if last is not None:
+            self._same = same + (self._same if last == self.since else 0)
+            self.since, self.tail = last, -1
+
+    def _is_known(self, at: float) -> bool:
+        if at == self.since and self._skip:
+            self._skip -= 1
+            return True
+        return at < self.since

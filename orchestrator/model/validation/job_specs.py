@@ -1,0 +1,70 @@
+"""What a valid job is, and what only jobs can have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from orchestrator.model.jobs import JobSpec
+from orchestrator.model.specs import EndpointMode, RestartCondition, ServiceSpec, UpdatePolicy
+
+DEFAULT_RETRIES = 3
+"""How often an index is tried again, if its user says nothing."""
+
+
+def job_faults(spec: ServiceSpec) -> Iterator[tuple[str, str]]:
+    """Path in the spec and words for each thing about jobs that is wrong in it."""
+    job, task = spec.job, spec.task
+    if not spec.mode.is_job:
+        if job != JobSpec():
+            yield (
+                "job",
+                (
+                    "only jobs have a parallelism, deadline, schedule or history; "
+                    "choose --mode replicated-job or global-job"
+                ),
+            )
+        return
+    for name in ("parallelism", "deadline"):
+        if getattr(job, name) < 0:
+            yield f"job.{name}", f"{name} {getattr(job, name):g} is negative; 0 is no limit"
+    if job.history < 1:
+        yield "job.history", f"history {job.history} is below 1, the run that is the newest"
+    if job.schedule or job.time_zone:
+        # Takes its time to import, and most specs have none.
+        from orchestrator.model.formats.schedules import ScheduleError, parse_schedule, parse_zone
+
+        try:
+            parse_zone(job.time_zone)
+            if job.schedule:
+                parse_schedule(job.schedule)
+        except ScheduleError as error:
+            yield "job.schedule", str(error)
+    timed = replace(job, parallelism=0, deadline=0.0, history=5)
+    if not job.schedule and timed != JobSpec():
+        yield (
+            "job.schedule",
+            (
+                "a time zone, overlap, missed runs and suspension are of a schedule; give one, "
+                "such as --schedule '0 2 * * *'"
+            ),
+        )
+    if task.restart.condition not in (RestartCondition.ON_FAILURE, RestartCondition.NONE):
+        yield (
+            "task.restart.condition",
+            (
+                "a job's task that has done its work does not run again; "
+                "its restart condition is on-failure or none"
+            ),
+        )
+    if task.restart.window:
+        yield (
+            "task.restart.window",
+            ("a job counts its retries over its whole run; leave out the restart window"),
+        )
+    if replace(spec.update, canary=0) != UpdatePolicy() or spec.update.canary:
+        yield "update", "a job is not updated step by step: another spec is another run"
+    if spec.rollback != UpdatePolicy():
+        yield "rollback", "a job is not rolled back step by step: another spec is another run"
+    if spec.endpoint_mode is not EndpointMode.VIP:
+        yield "endpoint_mode", "a job has no endpoint mode"

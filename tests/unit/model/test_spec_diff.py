@@ -1,0 +1,45 @@
+"""What differs between two specs, in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from orchestrator.model.spec_diff import differences, told
+from orchestrator.model.specs import (
+    ContainerSpec,
+    PortSpec,
+    ServiceSpec,
+    TaskSpec,
+    UpdateOrder,
+    UpdatePolicy,
+)
+
+OLD = ServiceSpec(
+    name="web",
+    labels={"a": "1", "b": "2"},
+    task=TaskSpec(
+        container=ContainerSpec(image="web:1", env=("A=1", "B=2")), ports=(PortSpec(80, 80),)
+    ),
+)
+
+
+def test_what_was_and_what_is() -> None:
+    new = replace(
+        OLD,
+        labels={"a": "1", "b": "3"},
+        update=UpdatePolicy(delay=2.5, order=UpdateOrder.START_FIRST),
+        task=replace(OLD.task, container=ContainerSpec(image="web:2", env=("B=2", "A=1"))),
+    )
+    assert differences(OLD, new) == ["labels", "image", "env", "update.delay", "update.order"]
+    assert told(OLD, new) == (
+        "labels -b=2 +b=3, image web:1 -> web:2, env in another order, update.delay 0 -> 2.5,"
+        " update.order stop-first -> start-first"
+    )
+
+
+def test_nothing_and_what_is_long() -> None:
+    assert differences(OLD, OLD) == []
+    assert told(OLD, OLD) == ""
+    image = "registry.example/" + "x" * 100
+    new = replace(OLD, task=replace(OLD.task, container=replace(OLD.task.container, image=image)))
+    assert len(told(OLD, new)) < 90

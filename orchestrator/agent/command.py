@@ -17,7 +17,7 @@ from orchestrator.model.formats import log_options as logdrivers
 from orchestrator.model.formats.generic_resources import parse_supply, supply_names
 from orchestrator.model.specs import LogConfig, Resources
 from orchestrator.model.units import parse_duration, parse_memory
-from orchestrator.tracing.spans import endpoint_option
+from orchestrator.tracing.configuration import endpoint_option
 
 
 def _labels(

@@ -88,7 +88,8 @@ from orchestrator.linux.processes import boot_id
 from orchestrator.model import nodes
 from orchestrator.model.networks import CHAINS
 from orchestrator.model.tasks import Task
-from orchestrator.tracing.spans import CannotTrace, tracer
+from orchestrator.tracing.configuration import tracer
+from orchestrator.tracing.spans import CannotTrace
 from orchestrator.web.https import CannotListen
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ import click
 
 from orchestrator.daemon.configfile import config_option
 from orchestrator.daemon.proxies import registry_proxy_options, set_proxies
-from orchestrator.tracing.spans import CannotTrace, endpoint_option
+from orchestrator.tracing.configuration import endpoint_option
+from orchestrator.tracing.spans import CannotTrace
 
 
 @click.command()

@@ -101,7 +101,8 @@ from orchestrator.pb import (
     system_pb2_grpc,
     volumes_pb2_grpc,
 )
-from orchestrator.tracing.spans import OFF, Tracer, current, tracer
+from orchestrator.tracing.configuration import tracer
+from orchestrator.tracing.spans import OFF, Tracer, current
 from orchestrator.web.https import CannotListen
 from orchestrator.web.scrape import process_registry
 

@@ -1,24 +1,20 @@
-"""Traces (opentelemetry.io): who waited for what, from a user's call to the process that runs.
+"""Spans: what the code calls to record who waited for what. Nothing of OpenTelemetry is imported.
 
-Off unless a process is told where they go; then nothing of OpenTelemetry is imported, and what is
-asked of `Tracer` costs as much as a function that does nothing.
+Off unless a process is configured to send traces (`configuration`); then a call of `Tracer` costs
+as much as a function that does nothing.
 
-A *place* in a trace is handed on as text, W3C's `traceparent` (w3.org/TR/trace-context): in a
-call's metadata, in the store with what the call wrote, and in a node's orders. Empty: in no trace.
+A *place* in a trace is passed on as text, W3C's `traceparent` (w3.org/TR/trace-context): in a
+call's metadata, in the store with what the call wrote, and in a node's assignments. Empty: in no
+trace.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Literal, Protocol, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Literal, Protocol
 
-import click
-
-F = TypeVar("F")
 Kind = Literal["", "client", "server"]
 """Which end of a call a span is; empty: none."""
 
@@ -26,7 +22,6 @@ HEADER = "traceparent"
 """Of a call's metadata."""
 
 _current: ContextVar[str] = ContextVar("place in a trace", default="")
-_BASE, _TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 
 
 class CannotTrace(Exception):
@@ -127,45 +122,3 @@ class NoTraces:
 
 
 OFF: Tracer = NoTraces()
-
-
-def configured(environment: Mapping[str, str]) -> bool:
-    """Whether OpenTelemetry's standard variables ask for traces."""
-    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return False
-    if environment.get("OTEL_TRACES_EXPORTER", "otlp") == "none":
-        return False
-    return bool(environment.get(_BASE) or environment.get(_TRACES))
-
-
-def tracer(service: str, instance: str, endpoint: str = "") -> Tracer:
-    """What a process traces with: to `endpoint` (of OTLP, without a path), else to where
-    OpenTelemetry's variables say, else nowhere. `service` is its name unless OTEL_SERVICE_NAME
-    says otherwise, `instance` tells it from others of that name. Raises CannotTrace."""
-    if not endpoint and not configured(os.environ):
-        return OFF
-    try:
-        from orchestrator.tracing.otlp import OtlpTracer
-    except ImportError as error:
-        raise CannotTrace(
-            f"traces need OpenTelemetry's packages ({error.name} is missing); install them with "
-            "pip install 'orc[traces]'"
-        ) from None
-    return OtlpTracer(service, instance, endpoint)
-
-
-def _url(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    if value and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
-        raise click.BadParameter(f"'{value}' is not a URL such as http://collector:4318")
-    return value
-
-
-def endpoint_option(function: F) -> F:
-    """A daemon's option for where its traces go."""
-    return click.option(
-        "--otlp-endpoint",
-        default="",
-        metavar="URL",
-        callback=_url,
-        help="Send traces there (OTLP), such as http://collector:4318; none else.",
-    )(function)  # type: ignore[type-var]

@@ -11,26 +11,15 @@ import logging
 import socket
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from orchestrator.daemon.background import background
-from orchestrator.identity.certificates import Issued, TlsFiles
-from orchestrator.identity.tls import Identity
+from orchestrator.identity.certificates import TlsFiles
+from orchestrator.web.asgi import App
 
 log = logging.getLogger(__name__)
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-"""An ASGI application (asgi.readthedocs.io, version 3)."""
-
-PEER = "orc.peer"
-"""Key of the scope: the `Identity` in the caller's certificate, or None."""
-
-_SUBJECT = {"organizationalUnitName": "cluster_id", "organizationName": "role", "commonName": "id"}
 _BACKLOG = 64
 _MOST_CONNECTIONS = 256
 _LOOK = 2.0
@@ -115,16 +104,3 @@ async def _knock(listener: socket.socket) -> None:
         await knocked
     finally:
         loop.remove_reader(listener)
-
-
-def identity_in(certificate: Any, der: bytes | None = None) -> Identity | None:
-    """Whose certificate it is, by its subject as `SSLObject.getpeercert` gives it, and its DER
-    form."""
-    issued = Issued.of(ssl.DER_cert_to_PEM_cert(der)) if der else None
-    found = {
-        _SUBJECT[key]: value
-        for part in (certificate or {}).get("subject", ())
-        for key, value in part
-        if key in _SUBJECT
-    }
-    return Identity(**found, certificate=issued) if len(found) == len(_SUBJECT) else None

@@ -20,7 +20,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from orchestrator.identity.revocation import Revocations
-from orchestrator.web.https import PEER, Receive, Scope, Send
+from orchestrator.web.asgi import PEER, Receive, Scope, Send
 
 
 def process_registry() -> CollectorRegistry:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from orchestrator.web.https import PEER, App, Receive, Scope, Send, identity_in
+from orchestrator.web.asgi import PEER, App, Receive, Scope, Send, identity_in
 
 
 class _Protocol(H11Protocol):

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from orchestrator.tracing.spans import CannotTrace, tracer
+from orchestrator.tracing.configuration import tracer
+from orchestrator.tracing.spans import CannotTrace
 
 
 @contextmanager

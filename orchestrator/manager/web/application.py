@@ -24,7 +24,8 @@ from orchestrator.manager.telemetry.service_discovery import (
     web_address,
 )
 from orchestrator.manager.web.dashboard import Dashboard
-from orchestrator.web.https import Receive, Scope, Send, listening
+from orchestrator.web.asgi import Receive, Scope, Send
+from orchestrator.web.https import listening
 from orchestrator.web.scrape import MetricsApp, digest, may_read, refuse, respond
 
 

@@ -26,7 +26,7 @@ from orchestrator.manager.web.traffic_graph import Traffic
 from orchestrator.model.access import SESSION_LIFE
 from orchestrator.model.validation.service_specs import InvalidSpec
 from orchestrator.pb import control_pb2, dispatch_pb2, system_pb2
-from orchestrator.web.https import Receive, Scope, Send
+from orchestrator.web.asgi import Receive, Scope, Send
 from orchestrator.web.scrape import header
 
 log = logging.getLogger(__name__)

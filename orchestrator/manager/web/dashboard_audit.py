@@ -13,7 +13,7 @@ from orchestrator.manager.audit.trail import AuditEntry
 from orchestrator.manager.operations.administration.web_sessions import Session
 from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.manager.web.dashboard_actions import KINDS
-from orchestrator.web.https import Scope
+from orchestrator.web.asgi import Scope
 
 
 def client_address(scope: Scope) -> str:

@@ -21,15 +21,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from tracereceiver import Span, TraceReceiver
 
-from orchestrator.tracing import spans
-from orchestrator.tracing.spans import (
-    OFF,
-    CannotTrace,
-    Tracer,
-    configured,
-    current,
-    endpoint_option,
-)
+from orchestrator.tracing import configuration
+from orchestrator.tracing.configuration import configured, endpoint_option
+from orchestrator.tracing.spans import OFF, CannotTrace, Tracer, current
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +42,7 @@ def receiver() -> Iterator[TraceReceiver]:
 
 
 def sending(receiver: TraceReceiver) -> Tracer:
-    return spans.tracer("orc-test", "one", f"http://127.0.0.1:{receiver.port}")
+    return configuration.tracer("orc-test", "one", f"http://127.0.0.1:{receiver.port}")
 
 
 def named(receiver: TraceReceiver) -> dict[str, Span]:
@@ -73,7 +67,7 @@ def test_without_traces_nothing_of_them_is_imported() -> None:
 
 
 def test_without_traces_nothing_is_made() -> None:
-    assert spans.tracer("orc-test", "one") is OFF
+    assert configuration.tracer("orc-test", "one") is OFF
     with OFF.span("call", kind="server") as place:
         assert place == current() == ""
     assert OFF.derived("", "t1") == ""
@@ -242,7 +236,7 @@ def test_grpc_is_spoken_where_the_variables_say(monkeypatch: pytest.MonkeyPatch)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    traces = spans.tracer("orc-test", "one", f"http://127.0.0.1:{port}")
+    traces = configuration.tracer("orc-test", "one", f"http://127.0.0.1:{port}")
     with traces.span("call", kind="server"):
         pass
     traces.close()
@@ -253,11 +247,11 @@ def test_grpc_is_spoken_where_the_variables_say(monkeypatch: pytest.MonkeyPatch)
 def test_a_protocol_that_is_unknown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
     with pytest.raises(CannotTrace, match=r"set it to http/protobuf or grpc"):
-        spans.tracer("orc-test", "one", "http://127.0.0.1:1")
+        configuration.tracer("orc-test", "one", "http://127.0.0.1:1")
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "orchestrator.tracing.otlp", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
     with pytest.raises(CannotTrace, match=r"pip install 'orc\[traces\]'"):
-        spans.tracer("orc-test", "one", "http://127.0.0.1:1")
+        configuration.tracer("orc-test", "one", "http://127.0.0.1:1")

@@ -12,7 +12,7 @@ from tracereceiver import TraceReceiver
 from orchestrator.manager.errors import RequestError
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.web.dashboard_actions import act
-from orchestrator.tracing import spans
+from orchestrator.tracing import configuration
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def receiver() -> Iterator[TraceReceiver]:
 
 
 async def test_an_action_is_a_span_with_its_refusal(receiver: TraceReceiver) -> None:
-    traces = spans.tracer("orc-manager", "m1", f"http://127.0.0.1:{receiver.port}")
+    traces = configuration.tracer("orc-manager", "m1", f"http://127.0.0.1:{receiver.port}")
     api: Any = SimpleNamespace(tracer=traces, view=ClusterView.of([]))
     with pytest.raises(RequestError) as refused:
         await act(api, {"do": "rollback", "to": "web"})

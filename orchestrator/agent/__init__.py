@@ -1,36 +1,35 @@
-"""One node: runs the containers that a manager has assigned to it.
+"""The agent: runs the containers that a manager assigns to this node.
 
-The agent opens no control port. It dials a manager, keeps one session (`session`, `dialer`), gets
-the set of tasks that this node must run, and reports what became of them. Logs, loads and builds
-travel over further streams that it opens as well (`tunnels`).
+The agent opens no control port. It dials a manager, keeps one session (`session`), receives the set
+of tasks that this node must run, and reports their statuses. Logs, image uploads and builds travel
+over further streams that it opens as well (`streams`).
 
-The way of an order: `session` checks that it chains to the last one, `worker` writes it to the
-state file (`statedb`) and only then acts: each task has a runner (`runner`), one asyncio task that
-asks a pure function what to do next (`lifecycle`) and does it with the parts: images, volumes,
-network, runtime (`holding`: what one task has of them). What it observes is written down
-(`account`) and goes to the `reporter`, which sends the newest status of each task until a manager
-has acknowledged it.
+Data flow: `session` checks that an assignment chains to the last one, `tasks.worker` writes it to
+the state file (`statedb`) and only then acts. Each task has a runner (`tasks.runner`), one asyncio
+task that asks a pure function for the next step (`tasks.lifecycle`) and does it with the task's
+resources (`tasks.resources`): images, volumes, network, runtime. Observed statuses are recorded and
+go to `tasks.status_reporter`, which sends the newest of each task until a manager acknowledges it.
 
 **Containers outlive everything.** Their parent is conmon, not the agent. SIGTERM ends the agent
-and leaves them running; kill -9 at any instant does too. The next agent reads the state file and
-adopts: what runs, runs on under the same task id; what ended meanwhile is reported with its exit
-status; what cannot be found has failed. It is not run again here, since its work may have moved
-elsewhere; only after a reboot, when nothing of this node can still run, does what ran start again.
-While no manager answers, everything runs on and nobody decides anything.
+and leaves them running; so does kill -9 at any instant. The next agent reads the state file and
+adopts: a running container keeps its task id; one that ended meanwhile is reported with its exit
+status; one that cannot be found has failed. It is not started again here, since its work may have
+moved elsewhere; only after a reboot, when nothing of this node can still run, is it started again.
+While no manager answers, everything runs on and nothing is decided.
 
-**Nothing leaks.** Every part removes by name and is asked again until it succeeds: a task's row
-leaves the state file only when its container, mounts, address and ports are gone. What no row knows
-is removed once a manager has sent the full set.
+**Nothing leaks.** Everything is removed by name, and removal is repeated until it succeeds: a
+task's row leaves the state file only when its container, mounts, address and ports are gone.
+Containers without a row are removed once a manager has sent the full set.
 
-**The endpoint table** tells where everything of the cluster can be reached (`endpoints`). It is
-written down as well, and followed by the kernel's balance (`balancing`) and by the name server
-(`names`), a process of its own that goes on while there is no agent. What they follow is
-acknowledged: a task is told to stop once no node leads to it any more.
+**The endpoint table** says where every service of the cluster can be reached
+(`network.endpoint_table`). It is recorded as well, and followed by the kernel's load balancer
+(`network.load_balancer`) and by the name server (`network.name_server`), a process of its own that
+runs on without an agent. What they have applied is acknowledged: a task is stopped only when no
+node routes to it any more.
 
-**One process, one loop.** The daemon (`daemon`) is one TaskGroup. What blocks (netlink, unpacking,
-building) is done by child processes or threads. An error of one task ends that task; a bug in one
-of the loops ends the daemon, visibly, and its supervisor starts it again: the containers do not
-notice.
+**One process, one loop.** The daemon (`daemon`) is one TaskGroup. Child processes or threads do
+what blocks (netlink, unpacking, building). An error of one task ends that task; a bug in one of
+the loops ends the daemon, visibly, and its supervisor restarts it: the containers are not affected.
 
-The core imports no NumPy, no netlink, no rich: an idle agent is small.
+An idle agent is small: the core imports no NumPy, netlink or rich.
 """

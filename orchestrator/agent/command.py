@@ -245,7 +245,7 @@ def agent(
 
     Example: orc agent --label zone=a
     """
-    from orchestrator.agent.imagepressure import Marks
+    from orchestrator.agent.images.image_gc import DiskThresholds
     from orchestrator.agent.runtime.interface import RuntimeFailure
     from orchestrator.agent.runtime.isolation.mountns import enter_private_mounts
     from orchestrator.agent.runtime.spec.cdi import find_edits
@@ -286,7 +286,7 @@ def agent(
         cdi_folders=tuple(folder.absolute() for folder in cdi_folders),
         max_layer=max_layer,
         build_memory=build_memory,
-        marks=Marks(image_gc_high, image_gc_low),
+        marks=DiskThresholds(image_gc_high, image_gc_low),
         key_age=key_age,
         # The default of the default is left out: containers then need no record of it.
         logging=LogConfig() if logging == LogConfig(logdrivers.LOCAL) else logging,

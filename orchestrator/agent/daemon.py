@@ -20,67 +20,62 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from orchestrator.agent import (
-    buildorders,
-    containerfiles,
-    describe,
-    imageorders,
-    metrics,
-)
-from orchestrator.agent.balancing import KernelBalance
-from orchestrator.agent.buildnetwork import ID, BuildNetwork
 from orchestrator.agent.builds.build_cgroup import BuildGroups
 from orchestrator.agent.builds.builder import Builder
 from orchestrator.agent.builds.sandbox import Sandboxes
-from orchestrator.agent.certificate import Certificate
-from orchestrator.agent.channels import Channels, serve_blobs
-from orchestrator.agent.copies import Copies
-from orchestrator.agent.dialer import Dialer
-from orchestrator.agent.diskusage import DiskUsage
-from orchestrator.agent.encryption import Encryption
-from orchestrator.agent.endpoints import Endpoints
-from orchestrator.agent.flows import Flows
-from orchestrator.agent.history import History
-from orchestrator.agent.hooks import Hooks
-from orchestrator.agent.imagepressure import ImagePressure, disk_of
+from orchestrator.agent.diagnostics.path_mtu import PathMtus
+from orchestrator.agent.diagnostics.peer_tests import PeerTests
+from orchestrator.agent.diagnostics.support_facts import SupportFacts
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_gc import ImageGarbageCollector, disk_of
+from orchestrator.agent.images.pulls import ImagePuller
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer.registry import Registry
-from orchestrator.agent.imagesource import ClusterImages
-from orchestrator.agent.isolation import watch_isolation
-from orchestrator.agent.keptlogs import KeptLogs
-from orchestrator.agent.leaving import leave
-from orchestrator.agent.logdrivers.drivers import LogDrivers
-from orchestrator.agent.names import NameServerProcess
-from orchestrator.agent.netplugins.foreign import ForeignNetworks
-from orchestrator.agent.network.helper import NetworkError
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.networks import Networks, exposure_of
-from orchestrator.agent.parts import Parts
-from orchestrator.agent.pathmtu import PathMtus
-from orchestrator.agent.peerprobes import PeerProbes
-from orchestrator.agent.probes import Probes
-from orchestrator.agent.reporter import Reporter
-from orchestrator.agent.revoked import KeptRevocations
+from orchestrator.agent.logs.log_drivers import LogDrivers
+from orchestrator.agent.logs.retained_logs import RetainedLogs
+from orchestrator.agent.netplugins.composite import ThirdPartyNetworks
+from orchestrator.agent.network.build_network import BUILD_NETWORK, BuildNetwork
+from orchestrator.agent.network.encryption import Encryption
+from orchestrator.agent.network.endpoint_table import EndpointTable
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.agent.network.load_balancer import KernelLoadBalancer
+from orchestrator.agent.network.name_server import NameServerProcess
+from orchestrator.agent.network.node_network import NodeNetwork
+from orchestrator.agent.network.reconciler import NetworkReconciler, exposure_of
+from orchestrator.agent.network.spoofing import SpoofingMonitor
 from orchestrator.agent.runtime.engine.crun import CrunRuntime
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.resources.cgroups import Cgroups, detect
-from orchestrator.agent.session import Node, Session
-from orchestrator.agent.sessions import Sessions
+from orchestrator.agent.session import node_description
+from orchestrator.agent.session.channels import Channels, serve_blobs
+from orchestrator.agent.session.credentials import NodeCertificate, RevocationStore
+from orchestrator.agent.session.leaving import leave
+from orchestrator.agent.session.session import Dialer, Node, Session
 from orchestrator.agent.settings import AgentFailure, Settings
-from orchestrator.agent.sourcewatch import SourceWatch
 from orchestrator.agent.statedb import StateDb, StateDbError
-from orchestrator.agent.supportfacts import SupportFacts
-from orchestrator.agent.taskfiles import FileError, TaskFiles
-from orchestrator.agent.tasklogs import TaskLogs
-from orchestrator.agent.taskvolumes import TaskVolumes
-from orchestrator.agent.tunnels import Tunnels
-from orchestrator.agent.usage import Usage
-from orchestrator.agent.volumeorders import ORDERS, VolumeOrders
-from orchestrator.agent.volumes.listing import VolumeListing
-from orchestrator.agent.volumes.plugins import Plugins
-from orchestrator.agent.volumes.store import VolumeStore
-from orchestrator.agent.worker import Worker
+from orchestrator.agent.streams import container_export, image_requests
+from orchestrator.agent.streams.container_copy import ContainerCopies
+from orchestrator.agent.streams.exec_attach import ExecAttach
+from orchestrator.agent.streams.log_streams import LogStreams
+from orchestrator.agent.streams.tunnels import Tunnels
+from orchestrator.agent.tasks.backends import Backends
+from orchestrator.agent.tasks.lifecycle_hooks import Hooks
+from orchestrator.agent.tasks.probes import Probes
+from orchestrator.agent.tasks.secret_files import FileError, SecretFiles
+from orchestrator.agent.tasks.status_reporter import StatusReporter
+from orchestrator.agent.tasks.worker import Worker, watch_connection
+from orchestrator.agent.telemetry import agent_metrics
+from orchestrator.agent.telemetry.disk_usage import DiskUsage
+from orchestrator.agent.telemetry.network_flows import NetworkFlows
+from orchestrator.agent.telemetry.resource_usage import ResourceUsage, UsageHistory
+from orchestrator.agent.volumes.plugin_driver import VolumePlugins
+from orchestrator.agent.volumes.task_volumes import TaskVolumes
+from orchestrator.agent.volumes.volume_requests import (
+    VOLUME_REQUESTS,
+    VolumeListing,
+    VolumeRequests,
+)
+from orchestrator.agent.volumes.volume_store import VolumeStore
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity.certificates import TlsFiles
 from orchestrator.identity.revocation import Revocations
@@ -172,10 +167,10 @@ async def run(settings: Settings) -> None:
                 )
             )
             revocations = Revocations()
-            kept_revocations = KeptRevocations(db, revocations, time.time)
+            kept_revocations = RevocationStore(db, revocations, time.time)
             server, blob_port = await serve_blobs(settings, store, revocations)
             stack.push_async_callback(server.stop, None)
-            task_files = TaskFiles.in_memory(settings.run_dir / "documents")
+            task_files = SecretFiles.in_memory(settings.run_dir / "documents")
         except (
             CannotTrace,
             StateDbError,
@@ -192,9 +187,9 @@ async def run(settings: Settings) -> None:
             wake.set()
             endpoints.look_again(names)
 
-        reporter = Reporter(observed, names.look_at)
-        balance = KernelBalance(network)
-        endpoints = Endpoints(
+        reporter = StatusReporter(observed, names.look_at)
+        balance = KernelLoadBalancer(network)
+        endpoints = EndpointTable(
             db,
             (balance, names),
             wake.set,
@@ -205,14 +200,14 @@ async def run(settings: Settings) -> None:
             await encryption.look()
         except NetworkError as error:
             raise AgentFailure(str(error)) from error
-        foreign = ForeignNetworks(data / "network-plugins", socket.gethostname(), network)
-        networks = Networks(
+        foreign = ThirdPartyNetworks(data / "network-plugins", socket.gethostname(), network)
+        networks = NetworkReconciler(
             foreign.with_own,
             identity.address,
             encryption=encryption,
             held=lambda: worker.holders() | build_network.attached,
             running=lambda word: worker.running(word),
-            unordered=(ID,),
+            unordered=(BUILD_NETWORK,),
             exposure=lambda nodes: exposure_of(
                 nodes,
                 managers=db.managers() or identity.managers,
@@ -223,7 +218,7 @@ async def run(settings: Settings) -> None:
             ),
         )
 
-        forgers = SourceWatch(network.forgeries, networks.applied, time.monotonic)
+        forgers = SpoofingMonitor(network.forgeries, networks.applied, time.monotonic)
 
         def expose(access: Sequence[str]) -> None:
             db.put_container_access(access)
@@ -233,10 +228,10 @@ async def run(settings: Settings) -> None:
             network,
             settings.run_dir / "netns",
             identity.address,
-            taken=lambda: (*describe.routes(), *networks.subnets()),
+            taken=lambda: (*node_description.routes(), *networks.subnets()),
         )
         paths = PathMtus(identity.address, networks.peers, networks.plain, wake.set)
-        kept = KeptLogs(data / "logs")
+        kept = RetainedLogs(data / "logs")
         log_drivers = stack.enter_context(
             LogDrivers(
                 data / "log-drivers",
@@ -249,11 +244,11 @@ async def run(settings: Settings) -> None:
         volumes = VolumeStore(
             data / "volumes",
             lambda: nodes.Node(id=identity.node_id, description=description),
-            Plugins(),
+            VolumePlugins(),
         )
         listing = stack.enter_context(VolumeListing(volumes))
         registry = Registry(settings.run_dir)
-        images = ClusterImages(
+        images = ImagePuller(
             store,
             channels.node,
             f"{identity.address}:{blob_port}",
@@ -261,7 +256,7 @@ async def run(settings: Settings) -> None:
             registry,
             lambda: dialer.channel,
         )
-        parts = Parts(
+        parts = Backends(
             runtime=runtime,
             images=images,
             network=networks,
@@ -276,20 +271,22 @@ async def run(settings: Settings) -> None:
             tracer=traces,
         )
         worker = Worker(parts, db, reporter)
-        flows = stack.enter_context(Flows(worker.runners, settings.run_dir / "bytes-counted"))
-        sessions = await stack.enter_async_context(
-            Sessions(worker.runners, runtime.access, runtime.wait)
+        flows = stack.enter_context(
+            NetworkFlows(worker.runners, settings.run_dir / "bytes-counted")
         )
-        copies = Copies(worker.runners, runtime.access, partial(_layers, images))
-        usage = Usage(worker.runners, runtime.access)
-        image_orders = imageorders.ImageOrders(
+        sessions = await stack.enter_async_context(
+            ExecAttach(worker.runners, runtime.access, runtime.wait)
+        )
+        copies = ContainerCopies(worker.runners, runtime.access, partial(_layers, images))
+        usage = ResourceUsage(worker.runners, runtime.access)
+        image_orders = image_requests.ImageRequests(
             store=store,
             images=images,
             registry=registry,
             runners=worker.runners,
             scratch=data / "image-work",
         )
-        files = containerfiles.ContainerFiles(
+        files = container_export.ContainerExports(
             store=store, runners=worker.runners, roots=runtime, scratch=data / "container-files"
         )
         await files.recover()
@@ -302,12 +299,12 @@ async def run(settings: Settings) -> None:
             await stack.enter_async_context(Sandboxes(build_network)),
             BuildGroups(Cgroups(detect(), settings.cgroup_parent), settings.build_memory),
         )
-        builds = buildorders.BuildOrders(builder, uploads)
-        history = History(worker.runners, runtime.access)
+        builds = image_requests.BuildRequests(builder, uploads)
+        history = UsageHistory(worker.runners, runtime.access)
         disk_usage = DiskUsage(
             store=store, builder=builder, runners=worker.runners, roots=runtime, data=data
         )
-        pressure = ImagePressure(
+        pressure = ImageGarbageCollector(
             store,
             settings.marks,
             image_orders.needed,
@@ -315,13 +312,13 @@ async def run(settings: Settings) -> None:
             disk=partial(disk_of, data / "images"),
             spare=partial(builder.prune, everything=True),
         )
-        peer_probes = PeerProbes(identity.address, network, networks, paths)
+        peer_probes = PeerTests(identity.address, network, networks, paths)
         tunnels = Tunnels(
             runners=worker.runners,
             images=store,
             scratch=uploads,
             handlers={
-                "logs": TaskLogs(
+                "logs": LogStreams(
                     worker.runners,
                     lambda task_id: (runtime.log_path(task_id), kept.path(task_id)),
                     config=runtime.logging,
@@ -333,10 +330,10 @@ async def run(settings: Settings) -> None:
                 "top": usage.top,
                 "stats": usage.stats,
             }
-            | dict.fromkeys(ORDERS, VolumeOrders(volumes, listing).serve)
-            | dict.fromkeys(imageorders.ORDERS, image_orders.serve)
-            | dict.fromkeys(containerfiles.ORDERS, files.serve)
-            | dict.fromkeys(buildorders.ORDERS, builds.serve)
+            | dict.fromkeys(VOLUME_REQUESTS, VolumeRequests(volumes, listing).serve)
+            | dict.fromkeys(image_requests.IMAGE_REQUESTS, image_orders.serve)
+            | dict.fromkeys(container_export.EXPORT_REQUESTS, files.serve)
+            | dict.fromkeys(image_requests.BUILD_REQUESTS, builds.serve)
             | {
                 "disk_usage": disk_usage.serve,
                 "history": history.serve,
@@ -345,11 +342,11 @@ async def run(settings: Settings) -> None:
                 "support": SupportFacts(worker.runners, peer_probes.drifts).serve,
             },
         )
-        program = await describe.runtime_version(settings.runtime)
-        shown = metrics.Shown(
+        program = await node_description.runtime_version(settings.runtime)
+        shown = agent_metrics.Shown(
             runners=worker.runners,
             access=runtime.access,
-            holdings=partial(metrics.holdings, store, volumes, networks, endpoints),
+            holdings=partial(agent_metrics.holdings, store, volumes, networks, endpoints),
             connected=lambda: bool(dialer.connected_to),
             runtime=program,
             dropped=lambda: forgers.dropped,
@@ -357,11 +354,11 @@ async def run(settings: Settings) -> None:
         )
         try:
             metrics_port = await stack.enter_async_context(
-                metrics.serving(settings, shown, db.scrape_digest, revocations)
+                agent_metrics.serving(settings, shown, db.scrape_digest, revocations)
             )
         except CannotListen as error:
             raise AgentFailure(f"{error}; --metrics-port 0 takes any free port") from error
-        description = describe.describe(
+        description = node_description.describe(
             address=identity.address,
             blob_port=blob_port,
             metrics_port=metrics_port,
@@ -374,8 +371,8 @@ async def run(settings: Settings) -> None:
         def node() -> Node:
             here = replace(
                 description,
-                routes=describe.routes(),
-                features=(*description.features, *describe.registry_features()),
+                routes=node_description.routes(),
+                features=(*description.features, *node_description.registry_features()),
                 network_features=(*encryption.features, CHAINS),
             )
             return Node(
@@ -410,7 +407,7 @@ async def run(settings: Settings) -> None:
             rng=rng,
             serial=lambda: certificate.serial,
         )
-        certificate = Certificate(TlsFiles.of(data, "node").pair, lambda: dialer.channel)
+        certificate = NodeCertificate(TlsFiles.of(data, "node").pair, lambda: dialer.channel)
         log.info(
             "agent started",
             extra={"node": identity.node_id, "address": identity.address, "blob_port": blob_port},
@@ -424,7 +421,7 @@ async def run(settings: Settings) -> None:
             group.create_task(paths.run(), name="path MTUs")
             group.create_task(endpoints.run(), name="endpoints")
             group.create_task(
-                watch_isolation(
+                watch_connection(
                     lambda: bool(dialer.connected_to), worker.runners.values, time.monotonic
                 ),
                 name="isolation",
@@ -446,7 +443,7 @@ async def _dial(dialer: Dialer, leave: Callable[[str], Coroutine[None, None, Non
     await leave(await dialer.run())
 
 
-async def _layers(images: ClusterImages, task: Task) -> Sequence[Path]:
+async def _layers(images: ImagePuller, task: Task) -> Sequence[Path]:
     """The layers of a task's image, the lowest first."""
     return (await images.prepare(task.spec.container.image, task.image_digest, ())).layers
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.agent.imagepressure import Marks
+from orchestrator.agent.images.image_gc import DiskThresholds
 from orchestrator.identity.host_identity import NodeIdentity
 from orchestrator.model.specs import LogConfig, Resources
 
@@ -36,7 +36,7 @@ class Settings:
     """Bytes that an image's layer may unpack to."""
     build_memory: int
     """Bytes of memory of a build that names no limit; 0: no limit."""
-    marks: Marks
+    marks: DiskThresholds
     """How full the disk of the images may become before some are removed."""
     key_age: float
     """Seconds after which the node replaces its key for encrypted networks; 0: never by itself."""

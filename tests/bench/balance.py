@@ -19,8 +19,8 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.network.values import Attachment, Interface, NetworkConfig, Peer
+from orchestrator.agent.network.network_types import Attachment, Interface, NetworkConfig, Peer
+from orchestrator.agent.network.node_network import NodeNetwork
 from orchestrator.cni.balancing.endpointtable import (
     Endpoint,
     Network,

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.network.values import NetworkConfig, Peer
+from orchestrator.agent.network.network_types import NetworkConfig, Peer
+from orchestrator.agent.network.node_network import NodeNetwork
 from orchestrator.cni.plugin.installer import install
 from tests.bench.cluster import BenchError
 from tests.bench.processes import Process, memory, run_number

@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.agent.endpoints import Change
-from orchestrator.agent.names import NameServerProcess
+from orchestrator.agent.network.endpoint_table import Change
+from orchestrator.agent.network.name_server import NameServerProcess
 from orchestrator.pb import dispatch_pb2
 from tests.bench.cluster import BenchError
 from tests.bench.processes import run_number

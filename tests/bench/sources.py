@@ -16,8 +16,8 @@ from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.network.values import Attachment, NetworkConfig
+from orchestrator.agent.network.network_types import Attachment, NetworkConfig
+from orchestrator.agent.network.node_network import NodeNetwork
 from tests.bench import balance, packets, throughput
 from tests.bench.cluster import Cluster, Control
 from tests.bench.tables import Table, at_least, at_most, median, seconds, spread

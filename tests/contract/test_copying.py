@@ -18,7 +18,7 @@ from crunkit import running
 from runtimehost import CrunWorld, private, remove_leftovers
 
 from orchestrator import copying
-from orchestrator.agent.copies import Copies
+from orchestrator.agent.streams.container_copy import ContainerCopies
 from orchestrator.daemon import bareprogram
 from orchestrator.pb import dispatch_pb2, interact_pb2
 
@@ -29,7 +29,7 @@ def program(
     words: dict[str, object], data: bytes = b"", fds: tuple[int, ...] = ()
 ) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [*bareprogram.command("orchestrator.agent.copier"), json.dumps(words)],
+        [*bareprogram.command("orchestrator.agent.streams.copy_program"), json.dumps(words)],
         input=data,
         capture_output=True,
         pass_fds=fds,
@@ -192,7 +192,7 @@ async def test_an_upload_keeps_attributes_or_says_that_it_cannot(
         container = replace(container, spec=replace(container.spec, container=spec))
         pid = await running(runtime, world, container)
         runners = {"c": SimpleNamespace()}
-        copies = Copies(runners, runtime.access, None)  # type: ignore[arg-type]
+        copies = ContainerCopies(runners, runtime.access, None)  # type: ignore[arg-type]
         upload = Upload(tar.getvalue())
         words = interact_pb2.CopyTo(container="c", path="/tmp", top="bin", folder=True)
         await copies.copy_to(upload, dispatch_pb2.OpenTunnel(copy_to=words), group)

@@ -18,10 +18,10 @@ import pytest
 from imageregistry import layout_of, registry_in
 from managerhost import Running, manager_in
 
+from orchestrator.agent.images.pulls import ImagePuller
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer.peers import BlobService
 from orchestrator.agent.images.transfer.registry import Registry
-from orchestrator.agent.imagesource import ClusterImages
 from orchestrator.identity.certificates import KeyPair
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import NodeDescription
@@ -46,7 +46,7 @@ class LightNode:
     """All of a node that has to do with images: its store, its blob port and its session."""
 
     store: ImageStore
-    images: ClusterImages
+    images: ImagePuller
     channel: grpc.aio.Channel
 
 
@@ -88,7 +88,7 @@ async def light_node(running: Running, folder: Path, number: int) -> AsyncIterat
 
         reporting = asyncio.create_task(report())
         stack.callback(reporting.cancel)
-        images = ClusterImages(
+        images = ImagePuller(
             store,
             grpc.aio.insecure_channel,
             f"{address}:{port}",

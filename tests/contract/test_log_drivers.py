@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from runtimehost import CrunWorld, private
 
-from orchestrator.agent.logdrivers.drivers import LogDrivers
-from orchestrator.agent.logdrivers.journald import SOCKET
+from orchestrator.agent.logs.journald import SOCKET
+from orchestrator.agent.logs.log_drivers import LogDrivers
 from orchestrator.agent.runtime.engine.crun import CrunRuntime
 from orchestrator.linux.mounts import mount
 from orchestrator.model.specs import ContainerSpec, LogConfig, TaskSpec

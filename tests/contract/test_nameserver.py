@@ -18,9 +18,9 @@ import dns.message
 import dns.rcode
 import pytest
 
-from orchestrator.agent.endpoints import Change
-from orchestrator.agent.names import Client, NameServerProcess, _Link, document
-from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.network.endpoint_table import Change
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.agent.network.name_server import DnsClient, NameServerProcess, _Link, document
 from orchestrator.nameserver import listeners, upstream
 from orchestrator.nameserver import listeners as server_module
 from orchestrator.nameserver.feed import parse
@@ -433,7 +433,7 @@ async def test_a_server_that_hangs_is_ended_and_replaced(
         await process.follow(whole(), whole)
         (pid,) = pids(tmp_path)
         freeze(pid)
-        monkeypatch.setattr("orchestrator.agent.names.ANSWER_SECONDS", 0.2)
+        monkeypatch.setattr("orchestrator.agent.network.name_server.ANSWER_SECONDS", 0.2)
         with pytest.raises(NetworkError, match=r"within 0.2 s"):
             await process.follow(Change(1, 1, ()), whole)
         monkeypatch.undo()
@@ -453,7 +453,7 @@ async def test_a_server_of_another_version_is_replaced(
         "server.__version__ = '99'\n"
         "server.main()\n"
     )
-    monkeypatch.setattr("orchestrator.agent.names.__version__", "99")
+    monkeypatch.setattr("orchestrator.agent.network.name_server.__version__", "99")
     async with NameServerProcess(
         tmp_path, lambda: None, command=(sys.executable, str(stub))
     ) as newer:
@@ -475,16 +475,16 @@ async def test_clients_that_come_one_by_one_are_told_once_each(
         return await ask(link, order)
 
     monkeypatch.setattr(_Link, "ask", heard)
-    there: dict[str, Client] = {}
+    there: dict[str, DnsClient] = {}
     looked: list[str] = []
 
-    def client(task_id: str) -> Client | None:
+    def client(task_id: str) -> DnsClient | None:
         looked.append(task_id)
         return there.get(task_id)
 
     every: list[int] = []
 
-    def clients() -> dict[str, Client]:
+    def clients() -> dict[str, DnsClient]:
         every.append(len(there))
         return there
 
@@ -494,7 +494,7 @@ async def test_clients_that_come_one_by_one_are_told_once_each(
         await process.follow(first, lambda: first)
         for number in range(30):
             addresses = {"net-a": (f"10.1.0.{number}",), "net-b": (f"10.2.0.{number}",)}
-            there[f"t{number}"] = Client(addresses, ())
+            there[f"t{number}"] = DnsClient(addresses, ())
             for _ in range(6):  # states that a start passes
                 process.look_at(f"t{number}")
                 await process.follow(Change(1, 1, ()), whole)

@@ -22,17 +22,15 @@ import grpc
 import pytest
 from managerhost import Running, manager_again, manager_beside, manager_in
 
-from orchestrator.agent.certificate import Certificate
-from orchestrator.agent.channels import Channels, serve_blobs
-from orchestrator.agent.dialer import Dialer
-from orchestrator.agent.endpoints import Endpoints
-from orchestrator.agent.imagepressure import Marks
+from orchestrator.agent.images.image_gc import DiskThresholds
 from orchestrator.agent.images.store import ImageStore
-from orchestrator.agent.reporter import Reporter
-from orchestrator.agent.revoked import KeptRevocations
-from orchestrator.agent.session import Node, Session
+from orchestrator.agent.network.endpoint_table import EndpointTable
+from orchestrator.agent.session.channels import Channels, serve_blobs
+from orchestrator.agent.session.credentials import NodeCertificate, RevocationStore
+from orchestrator.agent.session.session import Dialer, Node, Session
 from orchestrator.agent.settings import Settings
 from orchestrator.agent.statedb import StateDb
+from orchestrator.agent.tasks.status_reporter import StatusReporter
 from orchestrator.cli.app.contexts import Context, dump_context
 from orchestrator.identity import ca
 from orchestrator.identity.bootstrap import new_admin, store_node
@@ -109,7 +107,7 @@ async def blob_server(folder: Path, joined: Joined) -> AsyncIterator[tuple[str, 
         generic={},
         max_layer=0,
         build_memory=0,
-        marks=Marks(),
+        marks=DiskThresholds(),
         key_age=0.0,
         blob_port=0,
         metrics_port=0,
@@ -121,7 +119,7 @@ async def blob_server(folder: Path, joined: Joined) -> AsyncIterator[tuple[str, 
 
     with StateDb(folder / "state.db") as db:
         revocations = Revocations()
-        kept = KeptRevocations(db, revocations, lambda: dt.datetime.now(dt.UTC).timestamp())
+        kept = RevocationStore(db, revocations, lambda: dt.datetime.now(dt.UTC).timestamp())
         server, port = await serve_blobs(settings, cast(ImageStore, OneBlob()), revocations)
         wake = asyncio.Event()
 
@@ -141,8 +139,8 @@ async def blob_server(folder: Path, joined: Joined) -> AsyncIterator[tuple[str, 
                     list,
                 ),
                 worker=cast(Any, IdleWorker()),
-                endpoints=Endpoints(db, (), wake.set, identity.node_id),
-                reporter=Reporter(wake.set),
+                endpoints=EndpointTable(db, (), wake.set, identity.node_id),
+                reporter=StatusReporter(wake.set),
                 wake=wake,
                 open_tunnel=nothing,
                 remove_images=nothing,
@@ -150,7 +148,7 @@ async def blob_server(folder: Path, joined: Joined) -> AsyncIterator[tuple[str, 
                 revoked=kept.take,
             ),
             rng=random.Random(0),
-            serial=lambda: Certificate(TlsFiles.of(folder, "node").pair, lambda: None).serial,
+            serial=lambda: NodeCertificate(TlsFiles.of(folder, "node").pair, lambda: None).serial,
         )
         DIALING[folder.name] = dialing = asyncio.create_task(dialer.run())
         try:

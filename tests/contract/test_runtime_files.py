@@ -11,7 +11,7 @@ from runtimehost import CrunWorld, private
 
 from orchestrator.agent.runtime.engine.crun import CrunRuntime
 from orchestrator.agent.runtime.interface import Container, Mount, RuntimeFailure
-from orchestrator.agent.taskfiles import TaskFiles, mount_memory
+from orchestrator.agent.tasks.secret_files import SecretFiles, mount_memory
 from orchestrator.pb import documents_pb2
 
 pytestmark = pytest.mark.root
@@ -30,17 +30,19 @@ def file(payload: str) -> documents_pb2.AssignedFile:
     )
 
 
-def files_in(folder: Path) -> TaskFiles:
+def files_in(folder: Path) -> SecretFiles:
     mount_memory(folder)
     mount_memory(folder)
-    files = TaskFiles(folder)
+    files = SecretFiles(folder)
     for number in (1, 2):
         data = f"version {number}\n".encode()
         files.take(documents_pb2.Payload(key=f"c.{number}", data=data))
     return files
 
 
-async def begun(runtime: CrunRuntime, files: TaskFiles, container: Container) -> tuple[Mount, ...]:
+async def begun(
+    runtime: CrunRuntime, files: SecretFiles, container: Container
+) -> tuple[Mount, ...]:
     await runtime.reserve("a", container.spec)
     mounts = files.place("a", [file("c.1")], runtime.users("a"))
     await runtime.create(replace(container, mounts=mounts))

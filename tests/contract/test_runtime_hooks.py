@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from runtimehost import CrunWorld, private, remove_leftovers
 
-from orchestrator.agent.hooks import Hooks
-from orchestrator.agent.parts import ContainerEnding
 from orchestrator.agent.runtime.engine.crun import CrunRuntime
 from orchestrator.agent.runtime.io import execs
 from orchestrator.agent.runtime.io.execs import ExecSpec
+from orchestrator.agent.tasks.backends import ContainerEnding
+from orchestrator.agent.tasks.lifecycle_hooks import Hooks
 from orchestrator.model.hooks import Hook
 
 pytestmark = pytest.mark.root

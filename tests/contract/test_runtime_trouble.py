@@ -18,9 +18,9 @@ import pytest
 from crunkit import cmdline, running
 from runtimehost import CrunWorld, private, remove_leftovers
 
-from orchestrator.agent.probes import Probes
 from orchestrator.agent.runtime.engine.crun import CrunRuntime
 from orchestrator.agent.runtime.interface import Exit
+from orchestrator.agent.tasks.probes import Probes
 from orchestrator.linux import spawn
 from orchestrator.linux.mounts import mount, unmount
 from orchestrator.linux.processes import identify

@@ -29,9 +29,8 @@ from typing import Any, cast
 import grpc
 
 from orchestrator import __version__
-from orchestrator.agent.dialer import Dialer
-from orchestrator.agent.reporter import Reporter
-from orchestrator.agent.session import Node, Session, SessionEnded
+from orchestrator.agent.session.session import Dialer, Node, Session, SessionEnded
+from orchestrator.agent.tasks.status_reporter import StatusReporter
 from orchestrator.daemon.process import take_precedence
 from orchestrator.identity.join import Joined, join
 from orchestrator.identity.tls import MANAGER_NAME, channel_options
@@ -99,7 +98,9 @@ class _Task:
 class SimulatedWorker:
     """Obeys assignments: each state is reported as an agent does, and takes its time."""
 
-    def __init__(self, reporter: Reporter, seconds: float, started: Callable[[], None]) -> None:
+    def __init__(
+        self, reporter: StatusReporter, seconds: float, started: Callable[[], None]
+    ) -> None:
         """`seconds` is how long a container takes to start; `started` is called at the first."""
         self._reporter = reporter
         self._seconds = seconds
@@ -305,7 +306,7 @@ class SimulatedAgent:
             blob_port=7430,
             features=(FEATURE, STOP_AFTER, NETWORK_CHANGES),
         )
-        reporter = Reporter(self._wake.set)
+        reporter = StatusReporter(self._wake.set)
         self.worker = SimulatedWorker(reporter, seconds, self._started)
         node = Node(lambda: self._description, f"boot-{number}", self._images)
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 import simchecks
 from simcluster import MIB, STOPPING, Agent, SimCluster
 
-from orchestrator.agent.lifecycle import (
+from orchestrator.agent.runtime.interface import Exit, Started
+from orchestrator.agent.tasks.lifecycle import (
     Observed,
     Step,
     fail,
@@ -23,7 +24,6 @@ from orchestrator.agent.lifecycle import (
     next_step,
     settle,
 )
-from orchestrator.agent.runtime.interface import Exit, Started
 from orchestrator.manager.errors import RequestError
 from orchestrator.manager.leader.agent_reports import Hello, Reports, report_changes
 from orchestrator.manager.operations.workloads import container_lifecycle

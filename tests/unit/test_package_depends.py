@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from orchestrator.agent.check import PROGRAMS
+from orchestrator.agent.diagnostics.system_check import PROGRAMS
 
 REPOSITORY = Path(__file__).parents[2]
 BUILD = REPOSITORY / "scripts" / "deb"

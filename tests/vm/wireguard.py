@@ -24,10 +24,13 @@ from netkit import network, reaches, show  # noqa: E402
 from nsfixtures import hosts, netns_folder  # noqa: E402
 from nshosts import NsHost, within  # noqa: E402
 
-from orchestrator.agent.network.helper import NetworkError  # noqa: E402
-from orchestrator.agent.network.node import NodeNetwork  # noqa: E402
-from orchestrator.agent.network.tunnels import TunnelHost, Tunnels  # noqa: E402
-from orchestrator.agent.network.values import Attachment, Peer  # noqa: E402
+from orchestrator.agent.network.helper_process import NetworkError  # noqa: E402
+from orchestrator.agent.network.network_types import Attachment, Peer  # noqa: E402
+from orchestrator.agent.network.node_network import (  # noqa: E402
+    NodeNetwork,
+    TunnelHost,
+    Tunnels,
+)
 from orchestrator.cni.firewall.tunnelguard import PREFIX  # noqa: E402
 from orchestrator.cni.overlay import tunnelkeys  # noqa: E402
 

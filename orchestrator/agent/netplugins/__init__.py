@@ -1,17 +1,17 @@
-"""Networks that others make: chains of CNI plugins, and plugins of Docker's network protocol.
+"""Networks of third-party plugins: chains of CNI plugins, and Docker's network drivers.
 
-To the rest of the agent they are networks as ours are: `AllNetworks` (`mixed`) has the same methods
-as `network.NodeNetwork`, and hands each call to whoever makes the network it is about. The
-container's namespace is always ours: the warm helper makes and removes it, others connect it.
+To the rest of the agent they look like Orc's own: `CompositeNetwork` (`composite`) has the methods
+of `network.node_network.NodeNetwork` and passes each call to the implementation of the network that
+it is about. The network helper always makes and removes a container's namespace; a plugin connects
+it.
 
-**What is on record comes first.** That a container is to be connected is written down (`records`)
-before a plugin hears of it, and stays until the plugin has said that nothing is left. So what a
-kill or a power loss left half made is found again, and given back with what the plugin had answered
-(CNI's `prevResult`), also when the network is no longer known.
+**Records come first.** An attachment is recorded (`attachment_records`) before a plugin is called,
+and until the plugin has released everything. So what a kill or a power loss left half made is found
+and released, with the plugin's result (CNI's `prevResult`), also after the network was removed.
 
-**A plugin is a stranger.** Its time is bounded, its answer is looked at, and its error becomes one
-line that begins with its name. One that does not take back what it gave holds up neither the
-container's end nor this node's other networks: it is asked again, with growing pauses.
+**Plugins are not trusted.** Calls have time limits, results are checked, and an error becomes one
+line that begins with the plugin's name. A plugin that fails to release an attachment delays neither
+the container's end nor other networks: the call is repeated with backoff.
 
-A program that an agent started and that outlives it is waited for: it has inherited a lock.
+An agent waits for a plugin that an earlier agent started: it has inherited a lock.
 """

@@ -1,16 +1,15 @@
-"""The agent's side of the network: what a node is told, handed to the warm helper.
+"""Networks of this node: kept as ordered, containers attached, the endpoint table followed.
 
-The agent decides nothing about addresses and touches no interface. It passes on the network's
-configuration whenever that changes and every now and then (`NodeNetwork.apply` is level-triggered,
-so calling it too often costs milliseconds and calling it late mends what broke), and asks for an
-attachment when a container starts and its end when it stops. All of it is done by
-`orchestrator.cni.helper`, a child process that enters namespaces so that this process, which runs
-an event loop and gRPC's threads, never has to.
+The agent decides nothing about addresses and touches no interface. `reconciler` keeps the networks
+that a manager orders in force and attaches containers. It does so by `node_network`, whose requests
+go to `orchestrator.cni.helper`: a child process that enters namespaces, so that this process, which
+runs an event loop and gRPC's threads, never has to. The endpoint table (`endpoint_table`) is
+followed by the kernel's load balancer (`load_balancer`) and by the name server (`name_server`).
 
-Every call is idempotent, so whoever is unsure whether one happened (a crash, a timeout, a helper
-that was killed) makes it again: an attachment keeps its address, a detachment of what is gone
-succeeds. After a restart of the agent, `collect` with the containers that are still wanted removes
-whatever else is left: addresses, namespaces, interfaces, published ports.
+Every request is idempotent: after a crash, a timeout or a killed helper it is sent again. An
+attachment keeps its address, and detaching what is gone succeeds. After a restart of the agent,
+`collect` with the containers that are still wanted removes all other addresses, namespaces,
+interfaces and published ports.
 
     async with NodeNetwork(state_dir, run_dir) as network:
         await network.apply(config)
@@ -19,5 +18,6 @@ whatever else is left: addresses, namespaces, interfaces, published ports.
         ...  # run the container in attachment.netns
         await network.detach(container_id)
 
-Errors are `NetworkError`, whose text is for the user.
+Errors are `NetworkError`, whose text is for the user. Networks of third-party plugins are in
+`netplugins`.
 """

@@ -1,9 +1,5 @@
-"""Docker's plugin API, of whatever kind the plugin is: found, reached, asked, and not trusted.
+"""Docker's plugin API, for volume and network plugins: discovery, HTTP calls, retries.
 
-- `discovery`: sockets and `.spec` and `.json` files, and which plugins behind them answer.
-- `calls`: one call, its time and its error; and trying again while a plugin is away.
-- `http`: as much of HTTP as that takes.
-
-What plugins of volumes are asked stands in `volumes.pluginapi`, of networks in
-`netplugins.driverapi`.
+What volume plugins are asked is in `volumes.plugin_driver`, network plugins in
+`netplugins.remote_driver`.
 """

@@ -1,30 +1,29 @@
 """Volumes of this node: data that outlives the containers that use it.
 
-The manager decides which node has a volume, and sends it along with the task that mounts it. Here
-it is made when it is first needed, filled from the image's folder, mounted for as long as anybody
-uses it, and removed when the manager orders so. What the parts are:
+The manager decides which node has a volume, and sends it with the task that mounts it. Here it is
+created on first use, filled from the image's folder, mounted as long as a container uses it, and
+removed on the manager's order:
 
-- `plan`: from a task, its image and whom it has volumes from, to the list of what to mount; pure.
-- `records`: what is on disk of volumes and of who uses them. A volume is a folder with
-  `volume.json`, never half-made (it is renamed into place); a use is a file, written before
-  anything is mounted and removed after it is unmounted, so that no mount is forgotten by a kill at
-  any point.
-- `local`: the driver that every node has: a folder, a mount of whatever mount(8) takes (`type`,
-  `device`, `o`), or with `size` a file system of its own, which is a hard limit.
-- `copyup`: the filling. A mark in the record says that it is under way, so what a kill left half
-  done is begun anew; the image's layers are read, never the container's root, so that owners are
-  those that the image has.
-- `subpaths`: a folder of a volume, mounted where no link that a container makes can lead it out.
-- `plugins`, `pluginapi`: Docker's volume plugin protocol, over `agent.plugins`.
-- `store`: all of it together.
+- `mount_plan`: from a task, its image and `volumes_from`, to the list of mounts; pure.
+- `volume_records`: volumes and their users on disk. A volume is a folder with `volume.json`, never
+  half-made (it is renamed into place); a use is a file, written before anything is mounted and
+  removed after it is unmounted, so that no mount is forgotten by a kill at any point.
+- `local_driver`: the driver that every node has: a folder, a mount of whatever mount(8) takes
+  (`type`, `device`, `o`), or with `size` a file system of its own, which is a hard limit.
+- `copyup`: fills a volume. A mark in the record says that it is under way, so an interrupted copy
+  is restarted; it reads the image's layers, never the container's root, so that owners are the
+  image's.
+- `bind_mounts`: folders of the node, tmpfs, and folders of a volume, mounted where no symbolic link
+  of a container can lead out of it.
+- `plugin_driver`: Docker's volume plugin protocol, over `agent.plugins`.
+- `volume_store`: all of these together. `task_volumes`: the volumes of one task.
 
 **Owners.** Files of a volume are stored with the ids that the container sees. A container with a
 user namespace has its volumes mounted through the namespace's map, so that a file of user 1000
 stays one of user 1000 whatever host ids its next user gets.
 
-**Plugins are not trusted to behave.** Each call has its time and its size: who answers nothing for
-five seconds is hung and counts as silent until it answers; answers are checked; a
-path of theirs is looked at by a child process, since one look at a dead FUSE mount hangs for good.
-A mount that may have been made is on record, so it is given back when the plugin answers again,
-and a container's end never waits for that.
+**Plugins are not trusted.** Calls have limits of time and size. A plugin that answers nothing for
+five seconds counts as hung until it answers. Answers are checked. A child process looks at paths of
+a plugin, since a look at a dead FUSE mount never returns. A mount that may exist is recorded, so it
+is unmounted when the plugin answers again; a container's end never waits for that.
 """

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.isolation.rootfs import mount_layers
-from orchestrator.agent.volumes.errors import VolumeError
+from orchestrator.agent.volumes.volume_errors import VolumeError
 from orchestrator.daemon import bareprogram
 from orchestrator.linux import spawn
 from orchestrator.linux.mounts import is_mounted, unmount
 from orchestrator.linux.openat import open_in_root
 
-_FILLER = bareprogram.command("orchestrator.agent.volumes.filler", "-X", "utf8")
+_FILLER = bareprogram.command("orchestrator.agent.volumes.copyup_program", "-X", "utf8")
 LOOK_TIMEOUT = 5.0
 """Seconds that a look at a volume may take."""
 

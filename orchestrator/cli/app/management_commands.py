@@ -237,7 +237,13 @@ def image() -> None:
         ),
         (
             "On a host itself",
-            (Lazy("check", "orchestrator.agent.check:check", "Whether this host can be a node"),),
+            (
+                Lazy(
+                    "check",
+                    "orchestrator.agent.diagnostics.system_check:check",
+                    "Whether this host can be a node",
+                ),
+            ),
         ),
     ),
     epilog=example("orc system df", "orc system prune"),

@@ -8,17 +8,17 @@ import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.agent.health import Answer
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
-from orchestrator.agent.keptlogs import KeptLogs
-from orchestrator.agent.logdrivers.drivers import LogDrivers
-from orchestrator.agent.network.helper import NetworkError
-from orchestrator.agent.networks import Connected
-from orchestrator.agent.parts import ContainerEnding, Parts
-from orchestrator.agent.reporter import Reporter
+from orchestrator.agent.logs.log_drivers import LogDrivers
+from orchestrator.agent.logs.retained_logs import RetainedLogs
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.agent.network.reconciler import Connected
 from orchestrator.agent.runtime.interface import Container, Exit, Mount, RuntimeFailure, Started
-from orchestrator.agent.taskfiles import TaskFiles
+from orchestrator.agent.tasks.backends import Backends, ContainerEnding
+from orchestrator.agent.tasks.health_checks import ProbeResult
+from orchestrator.agent.tasks.secret_files import SecretFiles
+from orchestrator.agent.tasks.status_reporter import StatusReporter
 from orchestrator.model.convert import to_proto
 from orchestrator.model.hooks import Hook
 from orchestrator.model.limits import Limits, limits_of
@@ -286,12 +286,12 @@ class FakeProbes:
     """Answers that a test has laid out; each probe takes the next, the last one stays."""
 
     def __init__(self) -> None:
-        self.answers: list[Answer] = [Answer(True)]
+        self.answers: list[ProbeResult] = [ProbeResult(True)]
         self.asked: list[str] = []
 
     async def probe(
         self, container_id: str, check: HealthCheck, addresses: Mapping[str, str]
-    ) -> Answer:
+    ) -> ProbeResult:
         self.asked.append(container_id)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
@@ -340,16 +340,16 @@ class Host:
         self.boot_id = "boot-1"
         self.tracer: Tracer = OFF
 
-    def parts(self) -> Parts:
-        return Parts(
+    def parts(self) -> Backends:
+        return Backends(
             runtime=self.runtime,
             images=self.images,
             network=self.network,
             volumes=self.volumes,
-            files=TaskFiles(self.files),
+            files=SecretFiles(self.files),
             probes=self.probes,
             hooks=self.hooks,
-            logs=KeptLogs(self.folder / "logs"),
+            logs=RetainedLogs(self.folder / "logs"),
             log_drivers=LogDrivers(self.folder / "log-drivers", self.folder / "json-logs"),
             boot_id=self.boot_id,
             hostname="host",
@@ -370,7 +370,7 @@ class Reports:
     """A reporter that a test reads: every status that could have been sent, in order."""
 
     def __init__(self) -> None:
-        self.reporter = Reporter(lambda: None)
+        self.reporter = StatusReporter(lambda: None)
         self.seen: dict[str, list[TaskStatus]] = {}
         put = self.reporter.put
 

@@ -114,10 +114,10 @@ class Death:
 
 def _agent(folder: Path, arguments: list[str]) -> None:
     from orchestrator.agent.command import agent
-    from orchestrator.agent.network.helper import HelperProcess
+    from orchestrator.agent.network.helper_process import HelperProcess
     from orchestrator.agent.runtime.isolation import rootfs, userns
     from orchestrator.agent.statedb import StateDb
-    from orchestrator.agent.worker import Worker
+    from orchestrator.agent.tasks.worker import Worker
     from orchestrator.linux import processes
 
     death = Death(folder)

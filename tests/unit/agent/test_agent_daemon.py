@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.agent import daemon
 from orchestrator.agent.daemon import main
-from orchestrator.agent.imagepressure import Marks
+from orchestrator.agent.images.image_gc import DiskThresholds
 from orchestrator.agent.settings import AgentFailure, Settings
 from orchestrator.agent.statedb import StateDb
 from orchestrator.identity import ca
@@ -47,7 +47,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
         offered=Resources(),
         max_layer=1 << 30,
         build_memory=0,
-        marks=Marks(),
+        marks=DiskThresholds(),
         generic={},
         key_age=0.0,
         blob_port=0,

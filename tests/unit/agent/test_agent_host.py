@@ -11,20 +11,20 @@ import pytest
 from click.testing import CliRunner
 
 from orchestrator import __version__
-from orchestrator.agent import describe
 from orchestrator.agent.command import agent
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
+from orchestrator.agent.images.pulls import ImagePuller
 from orchestrator.agent.images.staging import IncomingBlob
-from orchestrator.agent.imagesource import ClusterImages
-from orchestrator.agent.keptlogs import KeptLogs
+from orchestrator.agent.logs.retained_logs import RetainedLogs
+from orchestrator.agent.session import node_description
 from orchestrator.model.specs import Resources
 
 DIGEST = "sha256:" + "1" * 64
 
 
 def test_a_host_is_described_by_what_it_has() -> None:
-    found = describe.describe(
+    found = node_description.describe(
         address="10.0.0.1",
         blob_port=7423,
         metrics_port=7424,
@@ -42,7 +42,7 @@ def test_a_host_is_described_by_what_it_has() -> None:
 
 
 def test_a_host_may_offer_less() -> None:
-    found = describe.describe(
+    found = node_description.describe(
         address="",
         blob_port=0,
         metrics_port=0,
@@ -73,9 +73,9 @@ def test_its_routes_are_told_but_for_what_is_its_own_business(
         f"{0:032x} 00 {0:032x} 00 {none} eth0\n"
         f"{1:032x} 80 {0:032x} 00 {none} lo\n"
     )
-    monkeypatch.setattr(describe, "_ROUTES", routes)
-    monkeypatch.setattr(describe, "_ROUTES6", routes6)
-    assert describe.routes() == ("10.5.0.0/16", "192.0.2.0/24", "fd00::/64")
+    monkeypatch.setattr(node_description, "_ROUTES", routes)
+    monkeypatch.setattr(node_description, "_ROUTES6", routes6)
+    assert node_description.routes() == ("10.5.0.0/16", "192.0.2.0/24", "fd00::/64")
 
 
 @pytest.mark.parametrize(
@@ -87,15 +87,15 @@ def test_its_routes_are_told_but_for_what_is_its_own_business(
     ],
 )
 def test_the_systems_name(text: str, name: str) -> None:
-    assert describe.os_name(text) == name
+    assert node_description.os_name(text) == name
 
 
 async def test_the_runtimes_version(tmp_path: Path) -> None:
-    assert (await describe.runtime_version("crun")).startswith("crun 1.")
+    assert (await node_description.runtime_version("crun")).startswith("crun 1.")
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\n")
     silent.chmod(0o755)
-    assert await describe.runtime_version(str(silent)) == "silent"
+    assert await node_description.runtime_version(str(silent)) == "silent"
 
 
 def test_the_log_of_an_ended_task_is_kept_with_its_older_parts(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_the_log_of_an_ended_task_is_kept_with_its_older_parts(tmp_path: Path) -
     live.parent.mkdir(parents=True)
     for name, text in (("log", "new"), ("log.1", "old"), ("log.tmp", "no log")):
         (live.parent / name).write_text(text)
-    kept = KeptLogs(tmp_path / "logs")
+    kept = RetainedLogs(tmp_path / "logs")
     kept.keep("t1", live)
     kept.keep("t1", live)
     found = kept.path("t1")
@@ -134,12 +134,12 @@ class FakeStore:
         return LocalImage(digest, (), ImageConfig())
 
 
-def images(store: FakeStore) -> ClusterImages:
+def images(store: FakeStore) -> ImagePuller:
     def dial(address: str) -> Any:
         store.tried = address
         raise ImageError(f"asked {address}")
 
-    return ClusterImages(store, dial, "10.0.0.1:7423", random.Random(1))  # type: ignore[arg-type]
+    return ImagePuller(store, dial, "10.0.0.1:7423", random.Random(1))  # type: ignore[arg-type]
 
 
 async def test_an_image_that_is_here_is_not_fetched() -> None:

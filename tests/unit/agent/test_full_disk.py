@@ -14,7 +14,7 @@ from volumekit import private
 from orchestrator.agent import statedb as statedb_module
 from orchestrator.agent.runtime.interface import Exit
 from orchestrator.agent.statedb import StateDb
-from orchestrator.agent.worker import Worker
+from orchestrator.agent.tasks.worker import Worker
 from orchestrator.daemon.background import background
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2

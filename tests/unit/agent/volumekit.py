@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
-from orchestrator.agent.volumes.plan import Holder
-from orchestrator.agent.volumes.plugins import Plugins
-from orchestrator.agent.volumes.store import VolumeStore
+from orchestrator.agent.volumes.mount_plan import Holder
+from orchestrator.agent.volumes.plugin_driver import VolumePlugins
+from orchestrator.agent.volumes.volume_store import VolumeStore
 from orchestrator.linux.mounts import unshare_mounts
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.nodes import Node, NodeDescription
@@ -26,7 +26,7 @@ def volume_store(
     folder: Path, sockets: Sequence[Path] = (), specs: Sequence[Path] = ()
 ) -> VolumeStore:
     """A store as an agent makes it at its start."""
-    return VolumeStore(folder, lambda: NODE, Plugins(sockets, specs))
+    return VolumeStore(folder, lambda: NODE, VolumePlugins(sockets, specs))
 
 
 def holder(

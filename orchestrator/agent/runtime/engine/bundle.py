@@ -12,19 +12,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.agent.loopdisk import (
-    DiskError,
-    ensure_disk,
-    ensure_unmounted_disk,
-    is_disk,
-    mount_point,
-)
 from orchestrator.agent.runtime.engine import conmon
 from orchestrator.agent.runtime.interface import Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.isolation.idranges import IdRange
 from orchestrator.agent.runtime.isolation.rootfs import ensure_unmounted
 from orchestrator.agent.runtime.resources.cgroups import Cgroups
 from orchestrator.linux.atomicfile import write_file
+from orchestrator.linux.loopdisk import (
+    DiskError,
+    ensure_disk,
+    ensure_unmounted_disk,
+    is_disk,
+    mount_point,
+)
 from orchestrator.linux.processes import ProcessIdentity
 from orchestrator.linux.threads import KeyedThreads
 from orchestrator.linux.trees import remove_tree

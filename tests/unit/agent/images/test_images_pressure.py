@@ -12,8 +12,14 @@ from pathlib import Path
 import pytest
 from imagekit import Layout, entry, small_disk, tar
 
-from orchestrator.agent.imagepressure import YOUNG, Disk, ImagePressure, Marks, disk_of
 from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_gc import (
+    YOUNG,
+    Disk,
+    DiskThresholds,
+    ImageGarbageCollector,
+    disk_of,
+)
 from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 from orchestrator.agent.images.store import ImageStore
 
@@ -59,10 +65,12 @@ def under(
     store: ImageStore,
     folder: Path,
     needed: set[str],
-    marks: Marks,
+    marks: DiskThresholds,
     spare: Callable[[], Awaitable[int]] = _nothing,
-) -> ImagePressure:
-    return ImagePressure(store, marks, lambda: needed, time.time, partial(disk_of, folder), spare)
+) -> ImageGarbageCollector:
+    return ImageGarbageCollector(
+        store, marks, lambda: needed, time.time, partial(disk_of, folder), spare
+    )
 
 
 async def test_the_least_recently_used_go_until_the_low_mark_and_never_what_is_needed(
@@ -78,12 +86,12 @@ async def test_the_least_recently_used_go_until_the_low_mark_and_never_what_is_n
         for digest, hours in ((made, 9), (runs, 8), (older, 2), (oldest, 3)):
             used_ago(store, digest, hours * 3600)
         full = disk_of(disk).percent
-        pressure = under(store, disk, {runs}, Marks(high=int(full), low=int(full) - 8))
+        pressure = under(store, disk, {runs}, DiskThresholds(high=int(full), low=int(full) - 8))
         assert await pressure.relieve() == (oldest,)
         assert disk_of(disk).percent <= full - 8
         # Nothing more while it is below the high mark.
         assert await pressure.relieve() == ()
-        pressure = under(store, disk, {runs}, Marks(high=20, low=1))
+        pressure = under(store, disk, {runs}, DiskThresholds(high=20, low=1))
         assert await pressure.relieve() == (older,)
         assert {i.id for i in store.inventory()} == {made, runs, young}
         assert "image removed" in caplog.text
@@ -96,7 +104,7 @@ async def test_the_least_recently_used_go_until_the_low_mark_and_never_what_is_n
         # Where an image began is still known after a restart.
         used_ago(store, made, 9 * 3600)
         used_ago(store, young, YOUNG + 60)
-        assert await under(store, disk, set(), Marks(20, 1)).relieve() == (young,)
+        assert await under(store, disk, set(), DiskThresholds(20, 1)).relieve() == (young,)
         assert {i.id for i in store.inventory()} == {made, runs}
 
 
@@ -118,7 +126,7 @@ async def test_what_builds_have_left_goes_first_and_once(disk: Path, layout: Lay
         await store.ensure(digest, fetch_of(layout))
         used_ago(store, digest, 3600)
         full = int(disk_of(disk).percent)
-        pressure = under(store, disk, {digest}, Marks(full, full), spare)
+        pressure = under(store, disk, {digest}, DiskThresholds(full, full), spare)
         assert await pressure.relieve() == ()
         assert await pressure.relieve() == ()
         assert disk_of(disk).percent < full
@@ -128,7 +136,7 @@ async def test_what_builds_have_left_goes_first_and_once(disk: Path, layout: Lay
         assert emptied == 2
         assert [each.id for each in store.inventory()] == [digest]
         # Over it again, with nothing left to free, it is asked once.
-        pressure = under(store, disk, {digest}, Marks(1, 1), spare)
+        pressure = under(store, disk, {digest}, DiskThresholds(1, 1), spare)
         assert await pressure.relieve() == ()
         assert await pressure.relieve() == ()
         assert emptied == 3
@@ -140,9 +148,9 @@ async def test_what_a_container_has_needed_until_now_is_not_old(disk: Path, layo
         for digest, hours in ((served, 9), (idle, 1)):
             await store.ensure(digest, fetch_of(layout))
             used_ago(store, digest, hours * 3600)
-        assert await under(store, disk, {served}, Marks(99, 98)).relieve() == ()
+        assert await under(store, disk, {served}, DiskThresholds(99, 98)).relieve() == ()
         # Its container has ended a moment ago.
-        assert await under(store, disk, set(), Marks(2, 1)).relieve() == (idle,)
+        assert await under(store, disk, set(), DiskThresholds(2, 1)).relieve() == (idle,)
 
 
 def test_percents_are_those_of_df() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 from nshosts import NsHost
 
-from orchestrator.agent.netplugins.chains import Chains
-from orchestrator.agent.netplugins.program import Programs
-from orchestrator.agent.netplugins.records import Records
-from orchestrator.agent.network.values import Interface, NetworkConfig
+from orchestrator.agent.netplugins.attachment_records import AttachmentRecords
+from orchestrator.agent.netplugins.cni_chains import Chains
+from orchestrator.agent.netplugins.cni_program import Programs
+from orchestrator.agent.network.network_types import Interface, NetworkConfig
 from orchestrator.cni.netlink import namespaces
 
 DEBIAN = Path("/usr/lib/cni")
@@ -51,7 +51,7 @@ class Bench:
 
     def chains(self) -> Chains:
         """An agent's networks, as a new agent finds them."""
-        return Chains(Records(self.state), Programs("node1", [self.plugins]))
+        return Chains(AttachmentRecords(self.state), Programs("node1", [self.plugins]))
 
     def container(self, name: str) -> str:
         """A new namespace; its path."""

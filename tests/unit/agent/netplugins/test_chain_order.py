@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from chainkit import Bench, config, eth, until
 
-from orchestrator.agent.netplugins import chains as chains_module
-from orchestrator.agent.network.helper import NetworkError
+from orchestrator.agent.netplugins import cni_chains as chains_module
+from orchestrator.agent.network.helper_process import NetworkError
 
 pytestmark = pytest.mark.root
 
@@ -355,9 +355,11 @@ class _running:
 
 
 if __name__ == "__main__":
-    from orchestrator.agent.netplugins.program import Programs
-    from orchestrator.agent.netplugins.records import Records
+    from orchestrator.agent.netplugins.attachment_records import AttachmentRecords
+    from orchestrator.agent.netplugins.cni_program import Programs
 
     state, plugins, conflist, place = sys.argv[1:]
-    agent_chains = chains_module.Chains(Records(Path(state)), Programs("node1", [Path(plugins)]))
+    agent_chains = chains_module.Chains(
+        AttachmentRecords(Path(state)), Programs("node1", [Path(plugins)])
+    )
     asyncio.run(agent_chains.attach(config(conflist), "c1", eth(), place))

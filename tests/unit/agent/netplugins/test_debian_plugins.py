@@ -9,8 +9,8 @@ import pytest
 from chainkit import Bench, config, eth, shell, shown
 from nshosts import reach, wait_for
 
-from orchestrator.agent.network.helper import NetworkError
-from orchestrator.agent.network.values import PortMapping
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.agent.network.network_types import PortMapping
 from orchestrator.cni.netlink import namespaces
 
 pytestmark = pytest.mark.root

@@ -19,14 +19,14 @@ from chainkit import eth, shown, until
 from forging import datagram, ear, say, wire
 from nshosts import NsHost, reach
 
-from orchestrator.agent.netplugins.driverapi import NetworkPlugin
-from orchestrator.agent.netplugins.pluginnetworks import PluginNetworks
-from orchestrator.agent.netplugins.records import Records
-from orchestrator.agent.network.helper import NetworkError
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.network.values import Exposure, NetworkConfig, PortMapping
-from orchestrator.agent.plugins import calls as plugincalls
-from orchestrator.agent.plugins.discovery import PluginSet
+from orchestrator.agent.netplugins.attachment_records import AttachmentRecords
+from orchestrator.agent.netplugins.remote_driver import NetworkPlugin
+from orchestrator.agent.netplugins.remote_networks import RemoteNetworks
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.agent.network.network_types import Exposure, NetworkConfig, PortMapping
+from orchestrator.agent.network.node_network import NodeNetwork
+from orchestrator.agent.plugins import plugin_client as plugincalls
+from orchestrator.agent.plugins.plugin_discovery import PluginSet
 from orchestrator.cni.netlink import namespaces
 
 pytestmark = pytest.mark.root
@@ -42,10 +42,10 @@ class Node:
     helper: NodeNetwork
     folder: Path
 
-    def networks(self) -> PluginNetworks:
+    def networks(self) -> RemoteNetworks:
         """As an agent makes them at its start."""
         plugins = PluginSet(NetworkPlugin.activate, "network plugin", [self.folder / "run"], [])
-        return PluginNetworks(Records(self.folder / "state"), plugins, self.helper)
+        return RemoteNetworks(AttachmentRecords(self.folder / "state"), plugins, self.helper)
 
     @asynccontextmanager
     async def plugin(self, *kinds: str) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -124,7 +124,7 @@ NETWORK = NetworkConfig(
 
 
 @asynccontextmanager
-async def running(networks: PluginNetworks) -> AsyncIterator[None]:
+async def running(networks: RemoteNetworks) -> AsyncIterator[None]:
     task = asyncio.create_task(networks.run())
     try:
         await until(lambda: networks.scopes)

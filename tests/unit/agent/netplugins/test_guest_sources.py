@@ -23,9 +23,9 @@ from forging import (
     wire,
 )
 
-from orchestrator.agent.netplugins.chains import Chains
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.network.values import Attachment, Exposure, NetworkConfig
+from orchestrator.agent.netplugins.cni_chains import Chains
+from orchestrator.agent.network.network_types import Attachment, Exposure, NetworkConfig
+from orchestrator.agent.network.node_network import NodeNetwork
 
 pytestmark = pytest.mark.root
 

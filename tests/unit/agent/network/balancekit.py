@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nshosts import within
 
-from orchestrator.agent.network.values import Attachment
+from orchestrator.agent.network.network_types import Attachment
 from orchestrator.cni.balancing.endpointtable import Endpoint
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM

@@ -14,7 +14,7 @@ from nsfixtures import host, hosts, netns_folder
 from nshosts import NsHost
 from webkit import web
 
-from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.node_network import NodeNetwork
 
 __all__ = ["host", "hosts", "netns_folder", "nodes", "web"]
 

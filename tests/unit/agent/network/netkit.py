@@ -17,8 +17,8 @@ from typing import Any
 from forging import datagram
 from nshosts import NsHost, within
 
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.network.values import NetworkConfig, Peer
+from orchestrator.agent.network.network_types import NetworkConfig, Peer
+from orchestrator.agent.network.node_network import NodeNetwork
 from orchestrator.cni.peers import vtep_mac
 
 LEARNED = {"REACHABLE", "STALE", "DELAY", "PROBE", "INCOMPLETE", "FAILED"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from nshosts import NsHost
 
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.network.values import Interface, NetworkConfig, Peer, PortMapping
+from orchestrator.agent.network.network_types import Interface, NetworkConfig, Peer, PortMapping
+from orchestrator.agent.network.node_network import NodeNetwork
 
 NET = "net1"
 

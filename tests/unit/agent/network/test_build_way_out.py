@@ -10,9 +10,9 @@ import pytest
 from nodekit import node
 from nshosts import NsHost, reach
 
-from orchestrator.agent.buildnetwork import ID, BuildNetwork
 from orchestrator.agent.builds.sandbox import HOST, NONE, Sandboxes
-from orchestrator.agent.network.node import NodeNetwork
+from orchestrator.agent.network.build_network import BUILD_NETWORK, BuildNetwork
+from orchestrator.agent.network.node_network import NodeNetwork
 
 pytestmark = pytest.mark.root
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.root
 async def network(hosts: list[NsHost]) -> AsyncIterator[NodeNetwork]:
     async with node(hosts[1]) as network:
         yield network
-        await network.remove(ID)
+        await network.remove(BUILD_NETWORK)
         await network.collect([])
 
 

@@ -8,7 +8,7 @@ import pytest
 from netkit import Node, connects, listening, reaches
 from nshosts import NsHost
 
-from orchestrator.agent.network.values import Exposure, Interface, PortMapping
+from orchestrator.agent.network.network_types import Exposure, Interface, PortMapping
 
 pytestmark = pytest.mark.root
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from netkit import Node, network
 
-from orchestrator.agent.network.helper import NetworkError
-from orchestrator.agent.network.values import Interface
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.agent.network.network_types import Interface
 
 pytestmark = pytest.mark.root
 

@@ -6,7 +6,7 @@ import pytest
 from netkit import BEYOND, Node, claim, forged, misses, reaches, shell
 from nshosts import NsHost
 
-from orchestrator.agent.network.values import Interface, PortMapping
+from orchestrator.agent.network.network_types import Interface, PortMapping
 
 pytestmark = pytest.mark.root
 

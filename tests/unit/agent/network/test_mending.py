@@ -8,7 +8,7 @@ import pytest
 from netkit import BEYOND, Node, misses, monitored, reaches, shell, show
 from nshosts import NsHost, wait_for
 
-from orchestrator.agent.network.values import Attachment, Interface, Peer
+from orchestrator.agent.network.network_types import Attachment, Interface, Peer
 
 pytestmark = pytest.mark.root
 

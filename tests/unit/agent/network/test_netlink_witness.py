@@ -11,8 +11,8 @@ import pytest
 from nshosts import NsHost, within
 from pyroute2 import IPRoute
 
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.network.values import NetworkConfig, Peer
+from orchestrator.agent.network.network_types import NetworkConfig, Peer
+from orchestrator.agent.network.node_network import NodeNetwork
 
 pytestmark = pytest.mark.root
 

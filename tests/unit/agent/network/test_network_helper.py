@@ -14,9 +14,9 @@ import pytest
 from nodekit import NET, cables, config, node, published
 from nshosts import NsHost
 
-from orchestrator.agent.network.helper import NetworkError
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.network.values import Peer, PortMapping
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.agent.network.network_types import Peer, PortMapping
+from orchestrator.agent.network.node_network import NodeNetwork
 from orchestrator.cni.errors import Code
 from orchestrator.cni.netlink import links, namespaces
 from orchestrator.cni.netlink.netlinksocket import NetlinkError, text
@@ -108,7 +108,7 @@ async def test_before_the_first_configuration(host: NsHost) -> None:
 
 
 def test_the_agent_stays_free_of_netlink() -> None:
-    code = "import sys, orchestrator.agent.network.node; print(*sys.modules)"
+    code = "import sys, orchestrator.agent.network.node_network; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     ours = {name for name in loaded.split() if name.startswith("orchestrator.cni")}
     # The endpoint table's types are shared, and pure.

@@ -14,9 +14,9 @@ import pytest
 from nodekit import NET, cables, config, node, published, subnet
 from nshosts import NsHost, reach, socket_in, wait_for
 
-from orchestrator.agent.network.helper import NetworkError
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.network.values import Peer, PortMapping
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.agent.network.network_types import Peer, PortMapping
+from orchestrator.agent.network.node_network import NodeNetwork
 from orchestrator.cni.errors import Code
 from orchestrator.cni.netlink import namespaces
 

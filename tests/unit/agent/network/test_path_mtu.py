@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from netkit import Node, network, shell
 from nshosts import NsHost, socket_in, within
 
-from orchestrator.agent.echo import Echo, ladder, path_mtu
-from orchestrator.agent.network.values import NetworkConfig
-from orchestrator.agent.pathmtu import Known, PathMtus, after
-from orchestrator.agent.tunnelecho import TunnelEcho
+from orchestrator.agent.diagnostics.echo import Echo, ladder, path_mtu
+from orchestrator.agent.diagnostics.path_mtu import Known, PathMtus, after
+from orchestrator.agent.diagnostics.vxlan_echo import VxlanEcho
+from orchestrator.agent.network.network_types import NetworkConfig
 
 ROUNDS = [
     # (found in each round, what is known at last)
@@ -61,7 +61,7 @@ def test_a_ladder_stands_between_what_fits_and_what_does_not(fits: int, span: in
 @contextmanager
 def echo_of(host: NsHost, config: NetworkConfig | None = None) -> Iterator[Echo]:
     """An echo of a host, whose sockets are opened in its namespace; through a network's tunnel."""
-    echo = Echo(host.address) if config is None else TunnelEcho(config)
+    echo = Echo(host.address) if config is None else VxlanEcho(config)
     within(host.netns, echo.__enter__)
     try:
         yield echo

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from netkit import Node, misses, reaches, show
 
-from orchestrator.agent.network.helper import NetworkError
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.network.values import Attachment, Interface, NetworkConfig
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.agent.network.network_types import Attachment, Interface, NetworkConfig
+from orchestrator.agent.network.node_network import NodeNetwork
 from orchestrator.cni.netlink import namespaces
 
 pytestmark = pytest.mark.root

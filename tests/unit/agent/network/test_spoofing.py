@@ -25,7 +25,7 @@ from forging import (
 from netkit import BEYOND, Node, reaches, shell, show
 from nshosts import NsHost
 
-from orchestrator.agent.network.values import Attachment, Forgery, Interface
+from orchestrator.agent.network.network_types import Attachment, Forgery, Interface
 
 pytestmark = pytest.mark.root
 

@@ -15,7 +15,7 @@ from forging import ear, packet, say, wire
 from netkit import Node, connects, forged, forged_frame, listening
 from nshosts import NsHost
 
-from orchestrator.agent.network.values import Exposure, Peer
+from orchestrator.agent.network.network_types import Exposure, Peer
 from orchestrator.cni.netlink import namespaces
 
 pytestmark = pytest.mark.root

@@ -13,8 +13,8 @@ import pytest
 from balancekit import TCP, UDP
 from nshosts import NsHost
 
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.network.values import Attachment, NetworkConfig, Peer
+from orchestrator.agent.network.network_types import Attachment, NetworkConfig, Peer
+from orchestrator.agent.network.node_network import NodeNetwork
 from orchestrator.cni.balancing.endpointtable import (
     Endpoint,
     Network,

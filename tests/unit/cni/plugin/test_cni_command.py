@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 from nshosts import NsHost, reach, wait_for
 
-from orchestrator.agent.network.node import NodeNetwork
-from orchestrator.agent.network.values import NetworkConfig
+from orchestrator.agent.network.network_types import NetworkConfig
+from orchestrator.agent.network.node_network import NodeNetwork
 from orchestrator.cni.netlink import namespaces
 from orchestrator.cni.plugin.installer import install
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from builders import node, service, task, task_spec
 
-from orchestrator.agent.session import changed_network
+from orchestrator.agent.session.session import changed_network
 from orchestrator.manager.dispatch.network_assignments import (
     NetworkAssignments,
     SentNetworks,

@@ -1,0 +1,327 @@
+"""Where an image comes from: this node's store, else other nodes, else its registry.
+
+Which of the latter two, a manager says, for it knows who has what and whose turn it is. While a
+node has to wait for its turn, the manager says why. A node that reaches no manager, or hears
+nothing of one for too long, asks the nodes that its assignment named, and then the registry with
+whatever credentials it has itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from orchestrator.agent.images.errors import ImageError, NoSpace
+from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
+from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
+from orchestrator.agent.images.store import ImageStore
+from orchestrator.agent.images.transfer.peers import ChannelFactory, fetch_from
+from orchestrator.agent.images.transfer.registry import LayerProgress, Registry
+from orchestrator.daemon.background import background
+from orchestrator.model.names import parse_image
+from orchestrator.pb import images_pb2, images_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+_LOCATE_WITHIN = 10.0
+"""Seconds in which a manager says what it has under a name."""
+SILENCE = 30.0
+"""Seconds without a word of a manager after which a node pulls an image on its own."""
+_RETRY = 1.0
+"""Seconds between attempts to ask a manager while there is none."""
+_REPORT = 5.0
+"""Seconds between reports of a pull's progress."""
+
+Tell = Callable[[str], None]
+"""Is told why the node has to wait for an image; empty: it does not wait any more."""
+
+
+_RESTARTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""How a call ends when its manager does."""
+
+
+def _unseen(digest: str, done: int, total: int) -> None:
+    """Nobody looks at the progress."""
+
+
+def _untold(reason: str) -> None:
+    """Nobody asks why it takes long."""
+
+
+class Received:
+    """What has come of one pull."""
+
+    def __init__(self) -> None:
+        self._ended = 0
+        self._coming: list[IncomingBlob] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._ended + sum(blob.received for blob in self._coming)
+
+    @property
+    def coming(self) -> bool:
+        """Whether a blob is on its way; else one is unpacked, say."""
+        return bool(self._coming)
+
+    def counting(self, fetch: FetchBlob) -> FetchBlob:
+        """The same fetcher, counted here."""
+
+        async def counted(blob: IncomingBlob) -> None:
+            self._coming.append(blob)
+            try:
+                await fetch(blob)
+            finally:
+                self._coming.remove(blob)
+                self._ended += blob.received
+
+        return counted
+
+
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    """A manager's grant."""
+
+    stub: images_pb2_grpc.SourcesStub
+    call: grpc.aio.UnaryStreamCall[images_pb2.AcquireRequest, images_pb2.Grant]
+    """The turn lasts as long as this."""
+    grant: images_pb2.Grant
+
+
+class ImagePuller:
+    """Makes images ready to run, wherever in the cluster or at which registry they are."""
+
+    def __init__(
+        self,
+        store: ImageStore,
+        dial: ChannelFactory,
+        own_address: str,
+        rng: random.Random,
+        registry: Registry | None = None,
+        manager: Callable[[], grpc.aio.Channel | None] = lambda: None,
+        *,
+        silence: float = SILENCE,
+        report: float = _REPORT,
+    ) -> None:
+        """`dial` opens a channel to another node's blob port; `own_address` is this node's
+        HOST:PORT, which is not asked; `manager` is the channel of the session, if there is one.
+        `silence` and `report` are in seconds."""
+        self._store = store
+        self._dial = dial
+        self._own_address = own_address
+        self._rng = rng
+        self._registry = registry
+        self._manager = manager
+        self._silence = silence
+        self._report_every = report
+
+    async def prepare(
+        self, name: str, digest: str, sources: Sequence[str], tell: Tell = _untold
+    ) -> LocalImage:
+        """See `parts.Images`."""
+        local = self._store.resolve(digest or name)
+        if local is not None:
+            return await self._store.ensure(local, self._from_nodes(sources))
+        failures: dict[str, ImageError] = {}
+        """What nodes had to say that could not give it, by their HOST:PORT."""
+        while True:
+            received = Received()
+            waits = self._granted(name, digest, sources, list(failures), tell, received)
+            async with waits as grant:
+                try:
+                    return await self.pull(name, digest, grant, received=received)
+                except NoSpace:
+                    raise
+                except ImageError as error:
+                    fresh = [node for node in grant.nodes if node not in failures]
+                    if grant.registry or not fresh or self._manager() is None:
+                        raise _with(error, failures) from error
+                    failures.update(dict.fromkeys(fresh, error))
+                    log.warning("another source is asked: %s", error, extra={"image": name})
+
+    async def config(self, digest: str) -> ImageConfig | None:
+        """See `parts.Images`."""
+        return await self._store.config(digest)
+
+    async def pull(
+        self,
+        name: str,
+        digest: str,
+        grant: images_pb2.Grant,
+        progress: LayerProgress = _unseen,
+        rename: bool = False,
+        received: Received | None = None,
+    ) -> LocalImage:
+        """Get an image from where `grant` says: its nodes, else the registry. What comes from the
+        registry gets its name; with `rename`, also what comes from nodes. Raises ImageError."""
+        received = received or Received()
+        nodes = [source for source in grant.nodes if source != self._own_address]
+        missing: ImageError | None = None
+        if nodes and digest:
+            try:
+                fetch = received.counting(self._from_nodes(nodes))
+                if not rename:
+                    return await self._store.ensure(digest, fetch)
+                return await self._store.ensure(digest, fetch, name)
+            except ImageError as error:
+                missing = error
+        if not grant.registry or self._registry is None:
+            raise missing or ImageError(f"no node that is up has the image {name}")
+        try:
+            digest = digest or await self._registry.resolve(name, grant.auth)
+            async with self._registry.source(
+                name, digest, grant.auth, progress, self._store.blob_path
+            ) as fetch:
+                fetch = received.counting(fetch)
+                return await self._store.ensure(digest, fetch, name.partition("@")[0])
+        except ImageError as error:
+            raise ImageError(f"no node that is up has the image {name}, and {error}") from error
+
+    async def base(self, name: str, fresh: bool, progress: Callable[[str], None]) -> str:
+        """The digest of the image that a build means by `name`, and that image is here then.
+
+        The cluster's own is taken, else the registry's; with `fresh`, the registry is asked first.
+        Raises ImageError.
+        """
+
+        def tell(reason: str) -> None:
+            if reason:
+                progress(f"{name}: {reason}")
+
+        known = await self._located(name)
+        digest = name.partition("@")[2] or known.digest
+        if digest and not fresh:
+            if self._store.resolve(digest) is None:
+                progress(f"{name}: getting it from another node")
+            return (await self.prepare(name, digest, (), tell)).digest
+        if self._registry is None:
+            raise ImageError(f"no node that is up has the image {name}")
+        progress(f"{name}: asking its registry")
+        try:
+            newest = await self._registry.resolve(name, known.auth)
+            return (await self.prepare(name, newest, (), tell)).digest
+        except ImageError as error:
+            if not digest:
+                raise ImageError(f"no node has the image {name}, and {error}") from error
+            progress(f"{error}: the cluster's own {name} is taken")
+            return (await self.prepare(name, digest, (), tell)).digest
+
+    async def _located(self, name: str) -> images_pb2.LocateReply:
+        """What a manager knows of a name; what this node knows, where none can be asked."""
+        here = images_pb2.LocateReply(digest=self._store.resolve(name) or "")
+        if (channel := self._manager()) is None:
+            return here
+        try:
+            stub = images_pb2_grpc.SourcesStub(channel)
+            request = images_pb2.LocateRequest(name=str(parse_image(name)))
+            known = await stub.Locate(request, timeout=_LOCATE_WITHIN)
+        except grpc.aio.AioRpcError as error:
+            log.info("no manager says what %s is: %s", name, error.details())
+            return here
+        found: images_pb2.LocateReply = known
+        if not found.digest:
+            found.digest = here.digest
+        return found
+
+    def _from_nodes(self, sources: Sequence[str]) -> FetchBlob:
+        others = [source for source in sources if source != self._own_address]
+        return fetch_from(others, self._dial, self._rng)
+
+    @asynccontextmanager
+    async def _granted(
+        self,
+        name: str,
+        digest: str,
+        sources: Sequence[str],
+        failed: Sequence[str],
+        tell: Tell,
+        received: Received,
+    ) -> AsyncIterator[images_pb2.Grant]:
+        """Where to get an image from, for the length of the block: a manager's word, else what
+        can be known without one; not from nodes that have failed. The manager hears how much has
+        been `received`."""
+        request = images_pb2.AcquireRequest(name=name, digest=digest, failed=failed, reports=True)
+        granted = await self._asked(request, tell)
+        if granted is None:
+            yield images_pb2.Grant(nodes=sources, registry=self._registry is not None)
+            return
+        try:
+            async with background(self._report(granted.stub, request, received)):
+                yield granted.grant
+        finally:
+            granted.call.cancel()
+
+    async def _asked(self, request: images_pb2.AcquireRequest, tell: Tell) -> _Granted | None:
+        """A manager's grant, which lasts as long as its call; None where there is no manager, or
+        none has said anything for too long."""
+        now = asyncio.get_running_loop().time
+        channel = self._manager() if self._registry is not None else None
+        deadline, told = now() + self._silence, False
+        granted: _Granted | None = None
+        while channel is not None and granted is None:
+            stub = images_pb2_grpc.SourcesStub(channel)
+            call = stub.Acquire(request)
+            try:
+                while granted is None:
+                    async with asyncio.timeout_at(deadline):
+                        answer = await call.read()
+                    if not isinstance(answer, images_pb2.Grant):
+                        break
+                    deadline = now() + self._silence
+                    if answer.waiting:
+                        tell(answer.waiting)
+                        told = True
+                    else:
+                        granted = _Granted(stub, call, answer)
+            except TimeoutError:
+                log.warning("no manager says where to get an image", extra={"image": request.name})
+            except grpc.aio.AioRpcError as error:
+                log.info("no manager says where %s is: %s", request.name, error.details())
+                if error.code() not in _RESTARTED:
+                    break
+            finally:
+                if granted is None:
+                    call.cancel()
+            # A manager that is restarted, or another one, is there in a moment.
+            channel = None
+            while granted is None and channel is None and now() + _RETRY < deadline:
+                await asyncio.sleep(_RETRY)
+                channel = self._manager()
+        if told:
+            tell("")
+        return granted
+
+    async def _report(
+        self,
+        stub: images_pb2_grpc.SourcesStub,
+        request: images_pb2.AcquireRequest,
+        received: Received,
+    ) -> None:
+        """Tell the manager of a pull that goes on. One that stands still loses its turn."""
+        before = 0
+        while True:
+            await asyncio.sleep(self._report_every)
+            if received.coming and received.size == before:
+                continue
+            before = received.size
+            progress = images_pb2.PullProgress(
+                name=request.name, digest=request.digest, received=before
+            )
+            try:
+                await stub.Progress(progress, timeout=self._report_every)
+            except grpc.aio.AioRpcError as error:
+                log.debug("no manager hears of a pull: %s", error.details())
+
+
+def _with(error: ImageError, failures: Mapping[str, ImageError]) -> ImageError:
+    """The last error, and before it what the first node said that has the image."""
+    first = next(iter(failures.values()), None)
+    return error if first is None else ImageError(f"{first}; {error}")

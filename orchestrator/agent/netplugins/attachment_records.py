@@ -1,0 +1,247 @@
+"""Attachments that plugins were asked to make on this node and have not released yet.
+
+One file per network and per attachment, written before a plugin is called: what plugins keep
+themselves, such as leased addresses, survives a power loss, too. A release that fails is repeated
+with backoff, and given up when the container's namespace is gone, since some plugins fail forever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.linux.atomicfile import write_file
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AttachmentRecord:
+    """A container in a network."""
+
+    network: str
+    """Id."""
+    container: str
+    ifname: str
+    netns: str
+    """Path of the container's namespace."""
+    stamp: int = 0
+    """Which namespace that was; see `namespace_stamp`."""
+    body: Mapping[str, Any] = field(default_factory=dict)
+    """What the driver keeps."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is found by."""
+        return self.network, self.container
+
+
+def namespace_stamp(netns: str) -> int:
+    """A number that tells a namespace from one that was at the same path before; 0: there is
+    none."""
+    try:
+        return os.stat(netns).st_ino
+    except OSError:
+        return 0
+
+
+class AttachmentRecords:
+    """The records of one kind of network, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._networks, self._attachments = folder / "networks", folder / "attachments"
+        self._locks = folder / "locks"
+        for each in (self._networks, self._attachments, self._locks):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.networks: dict[str, Mapping[str, Any]] = dict(_read_all(self._networks))
+        """Network id → what the driver keeps of it."""
+        self._known: dict[tuple[str, str], AttachmentRecord] = {}
+        for _, raw in _read_all(self._attachments):
+            with suppress(TypeError):
+                record = AttachmentRecord(**raw)
+                self._known[record.key] = record
+
+    def get(self, network: str, container: str) -> AttachmentRecord | None:
+        """The record of a container in a network."""
+        return self._known.get((network, container))
+
+    def of_container(self, container: str) -> list[AttachmentRecord]:
+        """A container's, the one that was written first before the others."""
+        return [record for record in self._known.values() if record.container == container]
+
+    def of_network(self, network: str) -> list[AttachmentRecord]:
+        """Those of a network."""
+        return [record for record in self._known.values() if record.network == network]
+
+    def all(self) -> list[AttachmentRecord]:
+        """All of them."""
+        return list(self._known.values())
+
+    def put(self, record: AttachmentRecord) -> None:
+        """Write one down, in place of what is known of the same. Raises NetworkError."""
+        _write(self._attachments / _file(*record.key), asdict(record))
+        self._known[record.key] = record
+
+    def drop(self, record: AttachmentRecord) -> None:
+        """Forget one. Raises NetworkError."""
+        _unlink(self._attachments / _file(*record.key))
+        self._known.pop(record.key, None)
+
+    def checks(self, network: str) -> bool:
+        """Whether source addresses are checked in a network."""
+        return bool(self.networks.get(network, {}).get("source_check", True))
+
+    def allowed(self, network: str) -> tuple[str, ...]:
+        """The subnets of which containers may have source addresses besides their own."""
+        return tuple(self.networks.get(network, {}).get("allowed_sources", ()))
+
+    def put_network(self, network: str, body: Mapping[str, Any]) -> None:
+        """Write down what the driver keeps of a network. Raises NetworkError."""
+        if self.networks.get(network) != body:
+            _write(self._networks / f"{network}.json", body)
+            self.networks[network] = body
+
+    def drop_network(self, network: str) -> None:
+        """Forget a network. Raises NetworkError."""
+        _unlink(self._networks / f"{network}.json")
+        self.networks.pop(network, None)
+
+    @contextmanager
+    def lock(self, container: str) -> Iterator[int | None]:
+        """The lock of a container, as a descriptor that programs inherit and so hold on to; None:
+        one that an earlier agent started still has it. Raises NetworkError."""
+        try:
+            lock = os.open(self._locks / container, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unwritable(self._locks / container, error) from error
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+            else:
+                try:
+                    yield lock
+                finally:
+                    if not self.of_container(container):
+                        _unlink(self._locks / container)
+        finally:
+            os.close(lock)
+
+
+def _file(network: str, container: str) -> str:
+    return f"{network}.{container}.json"
+
+
+def _read_all(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name without suffix → document, the oldest file first."""
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
+        try:
+            raw = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            log.error("%s cannot be read, and is passed over: %s", path, error)
+            continue
+        if isinstance(raw, dict):
+            yield path.stem, raw
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    try:
+        write_file(path, json.dumps(document))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> NetworkError:
+    return NetworkError(f"{path} cannot be written: {error.strerror}")
+
+
+RETRY_FIRST, RETRY_MOST = 1.0, 300.0
+"""Seconds between two attempts."""
+
+AttachmentKey = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Retry:
+    due: float = 0.0
+    """Loop time of the next attempt."""
+    pause: float = RETRY_FIRST
+
+
+class ReleaseRetries:
+    """The records of which the containers are gone, until what they tell of is gone as well."""
+
+    def __init__(self, records: AttachmentRecords) -> None:
+        self._records = records
+        self._retries: dict[AttachmentKey, _Retry] = {}
+        self.news = asyncio.Event()
+        """Set when there are others."""
+
+    def __contains__(self, key: AttachmentKey) -> bool:
+        return key in self._retries
+
+    def note(self, key: AttachmentKey) -> None:
+        """What is of this record is to be given back now."""
+        self._retries[key] = _Retry()
+        self.news.set()
+
+    def forget(self, key: AttachmentKey) -> None:
+        """It is done, or somebody has it again."""
+        self._retries.pop(key, None)
+
+    def due(self) -> list[AttachmentKey]:
+        """Those whose time has come."""
+        now = asyncio.get_running_loop().time()
+        return [key for key, retry in self._retries.items() if retry.due <= now]
+
+    def failed(self, key: AttachmentKey, error: NetworkError) -> None:
+        """An attempt has failed: another will be made, or none any more."""
+        record = self._records.get(*key)
+        earlier = self._retries.get(key, _Retry())
+        network, container = key
+        if record is not None and self._hopeless(record, earlier):
+            log.error(
+                "given up; what it holds of network %s in a plugin's books is left there: %s",
+                network,
+                error,
+                extra={"task": container},
+            )
+            self._records.drop(record)
+            self.forget(key)
+            return
+        if not earlier.due:
+            log.error(
+                "it is not taken off network %s yet: %s", network, error, extra={"task": container}
+            )
+        due = asyncio.get_running_loop().time() + earlier.pause
+        self._retries[key] = _Retry(due, min(2 * earlier.pause, RETRY_MOST))
+        self.news.set()
+
+    async def wait(self, period: float) -> None:
+        """Until one is due or there are others, at most for so many seconds."""
+        due = [retry.due for retry in self._retries.values()]
+        try:
+            async with asyncio.timeout_at(min((asyncio.get_running_loop().time() + period, *due))):
+                await self.news.wait()
+        except TimeoutError:
+            pass
+
+    def _hopeless(self, record: AttachmentRecord, retry: _Retry) -> bool:
+        return retry.pause >= RETRY_MOST and not namespace_stamp(record.netns)

@@ -1,0 +1,429 @@
+"""Networks of CNI plugins: a CNI runtime whose state survives kills and reboots.
+
+ADD runs through the chain with each plugin's result as the next one's `prevResult`; the last result
+is recorded and passed to CHECK and DEL. If a plugin of a chain fails, the whole chain is undone.
+Source: CNI specification 1.1, sections 2 to 4, and CONVENTIONS.md for `runtimeConfig`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.agent.netplugins.attachment_records import (
+    AttachmentRecord,
+    AttachmentRecords,
+    ReleaseRetries,
+    namespace_stamp,
+)
+from orchestrator.agent.netplugins.cni_program import TRY_AGAIN, Call, Programs
+from orchestrator.agent.netplugins.plugin_results import (
+    Place,
+    attachment_of,
+    given,
+    guest_of,
+    places_of,
+)
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.agent.network.network_types import Attachment, Guest, Interface, NetworkConfig
+from orchestrator.model.formats.conflist import Conflist, bandwidth, parse_conflist
+
+
+def asked_of(interface: Interface) -> dict[str, Any]:
+    """What a container asks for, by capability."""
+    return {
+        "portMappings": [
+            {
+                "hostPort": port.host_port,
+                "containerPort": port.container_port,
+                "protocol": port.protocol,
+                **({"hostIP": port.host_ip} if port.host_ip else {}),
+            }
+            for port in interface.ports
+        ],
+        "ips": [address for address in (interface.ip, interface.ip6) if address],
+        "mac": interface.mac,
+        "aliases": list(interface.aliases),
+        "bandwidth": bandwidth(interface.options),
+    }
+
+
+def configs(chain: Conflist, record: AttachmentRecord) -> list[dict[str, Any]]:
+    """The configuration that each plugin gets, but for `prevResult`."""
+    found = []
+    for plugin in chain.plugins:
+        config = {**plugin.config, "name": chain.name, "cniVersion": record.body["version"]}
+        asked = record.body["asked"]
+        told = {key: asked[key] for key in plugin.capabilities & asked.keys() if asked[key]}
+        if told:
+            config["runtimeConfig"] = told
+        found.append(config)
+    return found
+
+
+def call_of(command: str, record: AttachmentRecord) -> Call:
+    """A call about a container."""
+    return Call(command, record.container, record.netns, record.ifname)
+
+
+def same(known: AttachmentRecord, wanted: AttachmentRecord) -> bool:
+    """Whether what is on record is what is wanted, in the very namespace."""
+    return (
+        bool(known.body.get("result"))
+        and (known.ifname, known.stamp) == (wanted.ifname, wanted.stamp)
+        and all(known.body.get(key) == value for key, value in wanted.body.items())
+    )
+
+
+def before(version: str, other: str) -> bool:
+    """Whether a version is older than another."""
+    return numbers(version) < numbers(other)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Of a version, to be compared."""
+    return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
+
+
+log = logging.getLogger(__name__)
+
+ADD_SECONDS = 60.0
+"""For each plugin of a chain; some wait for their daemon."""
+DEL_SECONDS = 12.0
+"""For a whole chain: the agent gives up a release after 20."""
+ASK_SECONDS = 10.0
+"""CHECK, STATUS, GC and VERSION."""
+PATIENCE = 30.0
+"""Seconds for which a plugin that says "try again later" is tried again."""
+_LOOK_PERIOD = 5.0
+_LOCK_PERIOD = 0.05
+
+_CHECKS, _COLLECTS = "0.4.0", "1.1.0"
+"""Versions from which on there is CHECK, and STATUS and GC."""
+
+
+class Chains:
+    """The CNI networks of this node."""
+
+    def __init__(self, records: AttachmentRecords, programs: Programs) -> None:
+        self._records = records
+        self._programs = programs
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """One operation a container at a time, as the specification has it."""
+        self._overdue = ReleaseRetries(records)
+        self._leaving: set[str] = set()
+        """Networks that this node is to have no more."""
+        self._uncollected = False
+        self.changed = asyncio.Event()
+        """Set when there are other programs than before."""
+        self.names: tuple[str, ...] = programs.names()
+
+    # -- what `mixed.Driver` asks for --------------------------------------------------------------
+
+    async def apply(self, config: NetworkConfig) -> None:
+        """Know a network. Raises NetworkError for a plugin that this node has not."""
+        chain = parse_conflist(config.conflist)
+        self._leaving.discard(config.id)
+        kept = {
+            "name": config.name,
+            "conflist": config.conflist,
+            "source_check": config.source_check,
+            "allowed_sources": list(config.allowed_sources),
+        }
+        self._records.put_network(config.id, kept)
+        for name in chain.programs:
+            self._programs.find(name)
+
+    async def attach(
+        self, config: NetworkConfig, container: str, interface: Interface, netns: str
+    ) -> Attachment:
+        """Connect a container. Again, it is looked whether it still is (`_check`)."""
+        wanted = AttachmentRecord(
+            config.id,
+            container,
+            interface.ifname,
+            netns,
+            namespace_stamp(netns),
+            {"conflist": config.conflist, "asked": asked_of(interface)},
+        )
+        async with self._turn(container) as lock:
+            known = self._records.get(*wanted.key)
+            if known is not None:
+                if same(known, wanted):
+                    await self._check(known, lock)
+                    return attachment_of(known, known.body["result"])
+                await self._delete(known, lock)
+            version = await self._version(parse_conflist(config.conflist))
+            record = replace(wanted, body={**wanted.body, "version": version})
+            self._records.put(record)
+            self._overdue.forget(record.key)
+            try:
+                result = await self._add(record, lock)
+                attachment = attachment_of(record, result)
+            except NetworkError:
+                await self._try_to_delete(record, lock)
+                raise
+            self._records.put(replace(record, body={**record.body, "result": result}))
+            return attachment
+
+    async def disconnect(self, network: str, container: str) -> None:
+        """Take a container off a network; what cannot be taken back now is later."""
+        if (record := self._records.get(network, container)) is not None:
+            async with self._turn(container) as lock:
+                await self._try_to_delete(record, lock)
+
+    async def detach(self, container: str) -> None:
+        """Take a container off all networks, while its namespace is still there."""
+        for record in reversed(self._records.of_container(container)):
+            await self.disconnect(*record.key)
+        self._turns.pop(container, None)
+
+    def collect(self, valid: Collection[str]) -> None:
+        """Give back what others than these containers have, and have what remains looked at;
+        `run` does it."""
+        for record in self._records.all():
+            if record.container not in valid:
+                self._overdue.note(record.key)
+        self._uncollected = True
+        self._overdue.news.set()
+
+    def interfaces(self, container: str) -> dict[str, str]:
+        """Network → interface of a container."""
+        return {each.network: each.ifname for each in self._records.of_container(container)}
+
+    def knows(self, network: str) -> bool:
+        """Whether a network is on record."""
+        return network in self._records.networks
+
+    def unused(self) -> list[str]:
+        """Networks that no container is on."""
+        networks = self._records.networks.keys() - self._leaving
+        return [id for id in sorted(networks) if not self._records.of_network(id)]
+
+    async def remove(self, network: str) -> None:
+        """Forget a network that no container is on, and let its plugins forget; `run` does it."""
+        if network in self._records.networks:
+            self._leaving.add(network)
+            self._overdue.news.set()
+
+    # -- what goes on by itself --------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Clear what earlier agents left, and see which programs there are, until cancelled."""
+        while True:
+            self._overdue.news.clear()
+            for key in self._overdue.due():
+                await self._clear(key)
+            for network in sorted(self._leaving):
+                known = self._records.networks[network]
+                await self._collect_garbage(known, [])
+                # It may have been ordered again meanwhile.
+                if network in self._leaving:
+                    self._leaving.discard(network)
+                    self._records.drop_network(network)
+            if self._uncollected:
+                self._uncollected = False
+                await self._look_after_kill()
+            names = await asyncio.to_thread(self._programs.names)
+            if names != self.names:
+                self.names = names
+                self.changed.set()
+            await self._overdue.wait(_LOOK_PERIOD)
+
+    def places(self) -> dict[str, Place]:
+        """Network id → where this node can answer names in it: by the gateways of its containers
+        that are its own addresses."""
+        return places_of(
+            (record.network, each.gateway, str(each.address.network))
+            for record in self._records.all()
+            if (result := record.body.get("result"))
+            for each in given(result, record.ifname)
+        )
+
+    def addresses(self) -> frozenset[str]:
+        """The addresses of all containers on these networks, without prefix length."""
+        return frozenset(
+            str(each.address.ip)
+            for record in self._records.all()
+            if (result := record.body.get("result"))
+            for each in given(result, record.ifname)
+        )
+
+    def checked(self) -> list[Guest]:
+        """The interfaces of containers whose source addresses are checked."""
+        return [
+            guest_of(record, result, self._records.allowed(record.network))
+            for record in self._records.all()
+            if (result := record.body.get("result")) and self._records.checks(record.network)
+        ]
+
+    async def _clear(self, key: tuple[str, str]) -> None:
+        """Try to give back what is nobody's."""
+        try:
+            async with self._turn(key[1]) as lock:
+                # Its container may have been connected anew meanwhile.
+                record = self._records.get(*key)
+                if record is not None and key in self._overdue:
+                    await self._delete(record, lock)
+        except NetworkError as error:
+            self._overdue.failed(key, error)
+        if self._records.get(*key) is None:
+            self._overdue.forget(key)
+
+    async def _look_after_kill(self) -> None:
+        """Once an agent: have plugins forget what nobody has, and see whether what is connected
+        still is."""
+        for id, known in list(self._records.networks.items()):
+            await self._collect_garbage(known, self._records.of_network(id))
+        for record in self._records.all():
+            try:
+                async with self._turn(record.container) as lock:
+                    now = self._records.get(*record.key)
+                    if now is not None and now.body.get("result") and now.key not in self._overdue:
+                        await self._check(now, lock)
+            except NetworkError as error:
+                log.warning("it cannot be checked: %s", error, extra={"task": record.container})
+
+    # -- the verbs ---------------------------------------------------------------------------------
+
+    async def _add(self, record: AttachmentRecord, lock: int) -> Mapping[str, Any]:
+        chain = parse_conflist(record.body["conflist"])
+        await self._status(chain, record.body["version"])
+        loop = asyncio.get_running_loop()
+        give_up, pause = loop.time() + PATIENCE, 0.25
+        while True:
+            try:
+                return await self._add_once(chain, record, lock)
+            except NetworkError as error:
+                if error.code != TRY_AGAIN or loop.time() + pause > give_up:
+                    raise
+                log.info("it is tried again: %s", error, extra={"task": record.container})
+            await asyncio.sleep(pause)
+            pause *= 2
+
+    async def _add_once(
+        self, chain: Conflist, record: AttachmentRecord, lock: int
+    ) -> Mapping[str, Any]:
+        result: Mapping[str, Any] | None = None
+        for index, config in enumerate(configs(chain, record)):
+            if result is not None:
+                config["prevResult"] = result
+            call = call_of("ADD", record)
+            result = await self._programs.call(
+                chain.plugins[index].type, call, config, ADD_SECONDS, lock
+            )
+        assert result is not None  # a chain has a plugin
+        return result
+
+    async def _check(self, record: AttachmentRecord, lock: int) -> None:
+        """Have it in the log if a container is not connected as it was (CHECK). It is left as it
+        is: it may run, and some plugins find fault with what they themselves have made."""
+        chain, version = parse_conflist(record.body["conflist"]), record.body["version"]
+        if not chain.checks or before(version, _CHECKS):
+            return
+        try:
+            for plugin, config in zip(chain.plugins, configs(chain, record), strict=True):
+                config["prevResult"] = record.body["result"]
+                await self._programs.call(
+                    plugin.type, call_of("CHECK", record), config, ASK_SECONDS, lock
+                )
+        except NetworkError as error:
+            log.warning(
+                "it may not be connected as it was: %s", error, extra={"task": record.container}
+            )
+
+    async def _delete(self, record: AttachmentRecord, lock: int) -> None:
+        """DEL of all plugins, in reverse, whatever some of them say; then forget. Raises the first
+        of their errors."""
+        chain = parse_conflist(record.body["conflist"])
+        loop = asyncio.get_running_loop()
+        end = loop.time() + DEL_SECONDS
+        failure: NetworkError | None = None
+        told = configs(chain, record)
+        for plugin, config in reversed(list(zip(chain.plugins, told, strict=True))):
+            if result := record.body.get("result"):
+                config["prevResult"] = result
+            left = max(end - loop.time(), 1.0)
+            try:
+                await self._programs.call(plugin.type, call_of("DEL", record), config, left, lock)
+            except NetworkError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        self._records.drop(record)
+        self._overdue.forget(record.key)
+
+    async def _try_to_delete(self, record: AttachmentRecord, lock: int) -> None:
+        """DEL; if that fails it is done later."""
+        try:
+            await self._delete(record, lock)
+        except NetworkError as error:
+            self._overdue.failed(record.key, error)
+
+    async def _status(self, chain: Conflist, version: str) -> None:
+        """Raise NetworkError if a plugin says that it cannot connect anything now."""
+        if before(version, _COLLECTS):
+            return
+        for plugin in chain.plugins:
+            config = {**plugin.config, "name": chain.name, "cniVersion": version}
+            await self._programs.call(plugin.type, Call("STATUS"), config, ASK_SECONDS)
+
+    async def _collect_garbage(
+        self, network: Mapping[str, Any], valid: list[AttachmentRecord]
+    ) -> None:
+        """GC: whatever else than these attachments the plugins know of, they forget."""
+        chain = parse_conflist(network["conflist"])
+        if not chain.collects or before(chain.versions[0], _COLLECTS):
+            return
+        attachments = [{"containerID": each.container, "ifname": each.ifname} for each in valid]
+        try:
+            if before(version := await self._version(chain), _COLLECTS):
+                return
+            for plugin in chain.plugins:
+                config = {
+                    **plugin.config,
+                    "name": chain.name,
+                    "cniVersion": version,
+                    "cni.dev/valid-attachments": attachments,
+                }
+                await self._programs.call(plugin.type, Call("GC"), config, ASK_SECONDS)
+        except NetworkError as error:
+            log.warning("network %s: %s", network["name"], error)
+
+    async def _version(self, chain: Conflist) -> str:
+        """The newest version that the list has and all its plugins speak. Raises NetworkError."""
+        spoken = list(chain.versions)
+        for plugin in chain.plugins:
+            speaks = await self._programs.speaks(plugin.type, spoken[0], ASK_SECONDS)
+            if not (left := [each for each in spoken if each in speaks]):
+                known = ", ".join(sorted(speaks, key=numbers)) or "none that it tells"
+                raise NetworkError(
+                    f"CNI plugin {plugin.type} of this node speaks versions {known}, and the "
+                    f"conflist has {', '.join(chain.versions)}: set cniVersion to one of them"
+                )
+            spoken = left
+        return spoken[0]
+
+    @asynccontextmanager
+    async def _turn(self, container: str) -> AsyncIterator[int]:
+        """This operation of a container alone; what an earlier agent's program does is waited
+        for."""
+        async with self._turns[container]:
+            loop = asyncio.get_running_loop()
+            give_up = loop.time() + ADD_SECONDS
+            while True:
+                with self._records.lock(container) as lock:
+                    if lock is not None:
+                        yield lock
+                        return
+                if loop.time() > give_up:
+                    raise NetworkError(
+                        "a CNI plugin that was called before the agent was started again has not "
+                        "ended yet"
+                    )
+                await asyncio.sleep(_LOCK_PERIOD)

@@ -1,0 +1,201 @@
+"""All networks of this node, Orc's and those of third-party plugins, behind one interface."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.agent.netplugins.attachment_records import AttachmentRecords
+from orchestrator.agent.netplugins.cni_chains import Chains
+from orchestrator.agent.netplugins.cni_program import Programs
+from orchestrator.agent.netplugins.plugin_results import Place
+from orchestrator.agent.netplugins.remote_driver import NetworkPlugin
+from orchestrator.agent.netplugins.remote_networks import RemoteNetworks
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.agent.network.network_types import (
+    Attachment,
+    Exposure,
+    Guest,
+    Interface,
+    NetworkConfig,
+)
+from orchestrator.agent.network.node_network import NodeNetwork
+from orchestrator.agent.network.reconciler import NodeNetworking
+from orchestrator.agent.plugins.plugin_discovery import PluginSet
+from orchestrator.model.networks import CNI
+from orchestrator.model.nodes import NodeDescription
+
+
+class Driver(Protocol):
+    """Makes the networks of one kind. What it cannot give back at once it gives back later."""
+
+    async def apply(self, config: NetworkConfig) -> None:
+        """Have a network. Raises NetworkError."""
+        ...
+
+    async def attach(
+        self, config: NetworkConfig, container: str, interface: Interface, netns: str
+    ) -> Attachment:
+        """Connect a container, whose namespace is there; again, as it is connected. If it fails,
+        nothing of it remains. Raises NetworkError."""
+        ...
+
+    async def disconnect(self, network: str, container: str) -> None:
+        """Take a container off a network, if it is on it. Raises NetworkError."""
+        ...
+
+    async def detach(self, container: str) -> None:
+        """Take it off all networks of this kind. Raises NetworkError."""
+        ...
+
+    def collect(self, valid: Collection[str]) -> None:
+        """Give back, some time, what other containers have."""
+        ...
+
+    def interfaces(self, container: str) -> Mapping[str, str]:
+        """Network → interface of a container."""
+        ...
+
+    def unused(self) -> Collection[str]:
+        """Networks that this node has and that no container is on."""
+        ...
+
+    async def remove(self, network: str) -> None:
+        """Remove a network from this node, some time, if it is one of this kind."""
+        ...
+
+    def places(self) -> Mapping[str, Place]:
+        """Network → where this node can answer names in it."""
+        ...
+
+
+class CompositeNetwork:
+    """As `network.NodeNetwork`, of networks of all kinds."""
+
+    def __init__(self, own: NodeNetworking, chains: Driver, plugins: Driver) -> None:
+        """`chains` makes the networks of driver `cni`, `plugins` those of any other that is not
+        ours."""
+        self._own = own
+        self._drivers = (chains, plugins)
+        self._foreign: dict[str, NetworkConfig] = {}
+
+    async def apply(self, config: NetworkConfig) -> None:
+        """Have a network as configured."""
+        if not config.driver:
+            await self._own.apply(config)
+            return
+        self._foreign[config.id] = config
+        await self._driver(config).apply(config)
+
+    async def expose(self, exposure: Exposure) -> None:
+        """Close to containers of our networks what is to be closed."""
+        await self._own.expose(exposure)
+
+    async def attach(self, network: str, container_id: str, interface: Interface) -> Attachment:
+        """Connect a container to a network that was applied."""
+        config = self._foreign.get(network)
+        if config is None:
+            return await self._own.attach(network, container_id, interface)
+        netns = await self._own.namespace(container_id)
+        try:
+            return await self._driver(config).attach(config, container_id, interface, netns)
+        except NetworkError as error:
+            raise NetworkError(
+                f"network {config.name}: {error}", error.code, error.details
+            ) from error
+
+    async def disconnect(self, network: str, container_id: str) -> None:
+        """Disconnect a container from one network."""
+        for driver in self._drivers:
+            await driver.disconnect(network, container_id)
+        await self._own.disconnect(network, container_id)
+
+    async def detach(self, container_id: str) -> None:
+        """Disconnect a container from all, and remove its namespace."""
+        for driver in self._drivers:
+            await driver.detach(container_id)
+        await self._own.detach(container_id)
+
+    async def collect(self, valid: Collection[str]) -> None:
+        """Remove what belongs to other containers than these."""
+        for driver in self._drivers:
+            driver.collect(valid)
+        await self._own.collect(valid)
+
+    async def namespace(self, container_id: str) -> str:
+        """The path of a container's namespace, which is made if there is none."""
+        return await self._own.namespace(container_id)
+
+    async def interfaces(self, container_id: str) -> dict[str, str]:
+        """Network → the container's interface in it."""
+        found = dict(await self._own.interfaces(container_id))
+        for driver in self._drivers:
+            found.update(driver.interfaces(container_id))
+        return found
+
+    async def unused(self) -> list[str]:
+        """The networks of this node that no container is on."""
+        others = [network for driver in self._drivers for network in driver.unused()]
+        return [*await self._own.unused(), *others]
+
+    async def remove(self, network: str) -> None:
+        """Remove a network that no container is on."""
+        self._foreign.pop(network, None)
+        for driver in self._drivers:
+            await driver.remove(network)
+        await self._own.remove(network)
+
+    def places(self) -> dict[str, Place]:
+        """Network → where this node can answer names in those that others make."""
+        return {network: at for each in self._drivers for network, at in each.places().items()}
+
+    def _driver(self, config: NetworkConfig) -> Driver:
+        return self._drivers[0 if config.driver == CNI else -1]
+
+
+class ThirdPartyNetworks:
+    """The networks of this node that others make."""
+
+    def __init__(self, folder: Path, hostname: str, own: NodeNetwork) -> None:
+        """`folder` outlives a reboot; `own` makes ours, and containers' namespaces."""
+        self._chains = Chains(AttachmentRecords(folder / "cni"), Programs(hostname))
+        plugins = PluginSet(NetworkPlugin.activate, "network plugin")
+        self._plugged = RemoteNetworks(AttachmentRecords(folder / "docker"), plugins, own)
+        self.with_own = CompositeNetwork(own, self._chains, self._plugged)
+        """Together with ours."""
+
+    def addresses(self) -> frozenset[str]:
+        """The addresses of containers on networks that others make."""
+        return self._chains.addresses() | self._plugged.addresses()
+
+    def checked(self) -> list[Guest]:
+        """The interfaces of containers on these networks whose source addresses are checked."""
+        return [*self._chains.checked(), *self._plugged.checked()]
+
+    def described(self, node: NodeDescription) -> NodeDescription:
+        """The node's description with what its networks can be had by."""
+        return replace(
+            node,
+            cni_plugins=self._chains.names,
+            network_drivers=self._plugged.scopes,
+            ipam_drivers=self._plugged.ipam,
+        )
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """Do what is to be done by itself until cancelled; `changed` is called when `described` has
+        changed."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._chains.run(), name="CNI networks")
+            group.create_task(self._plugged.run(), name="networks of plugins")
+            for event in (self._chains.changed, self._plugged.changed):
+                group.create_task(_tell(event, changed), name="network plugins")
+
+
+async def _tell(event: asyncio.Event, changed: Callable[[], None]) -> None:
+    while True:
+        await event.wait()
+        event.clear()
+        changed()

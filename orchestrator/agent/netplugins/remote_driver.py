@@ -1,0 +1,240 @@
+"""Docker's remote network driver and IPAM protocols: their calls, and the addresses they give.
+
+Addresses come from the node's own part of the network, from an IPAM plugin, or from the network's
+plugin itself (`null`). Source: moby's `daemon/libnetwork/docs/remote.md` and `ipam.md`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from typing import Any, Self
+
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.agent.network.network_types import Interface, NetworkConfig
+from orchestrator.agent.plugins import plugin_client
+from orchestrator.agent.plugins.plugin_client import Address, ask, patiently, work
+from orchestrator.model.networks import GLOBAL, LOCAL
+
+log = logging.getLogger(__name__)
+
+END_SECONDS = 5.0
+"""For each call that gives something back: a container's end waits for them."""
+
+GENERIC = "com.docker.network.generic"
+INTERNAL, IPV6 = "com.docker.network.internal", "com.docker.network.enable_ipv6"
+GATEWAY = "com.docker.network.gateway"
+REQUEST_KIND = "RequestAddressType"
+MAC = "com.docker.network.endpoint.macaddress"
+PORT_MAP = "com.docker.network.portmap"
+EXPOSED = "com.docker.network.endpoint.exposedports"
+
+_PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+
+
+class NetworkPlugin:
+    """A plugin that drives networks, gives out addresses, or both."""
+
+    def __init__(
+        self,
+        name: str,
+        address: Address,
+        *,
+        scope: str,
+        gives: bool,
+        mac: bool,
+    ) -> None:
+        self.name = name
+        self.scope = scope
+        """How far its networks reach, `local` or `global`; empty: it drives none."""
+        self.gives = gives
+        """It gives out addresses."""
+        self.wants_mac = mac
+        """It wants to know for which hardware address."""
+        self._address = address
+
+    @classmethod
+    async def activate(cls, name: str, address: Address, implements: list[str]) -> Self | None:
+        """One that implements this; None when it has nothing to do with networks. Raises
+        PluginError."""
+        scope, gives, mac = "", "IpamDriver" in implements, False
+        if "NetworkDriver" in implements:
+            told = await ask(address, "/NetworkDriver.GetCapabilities", {}, _driver(name))
+            word = str(told.get("ConnectivityScope") or told.get("Scope")).lower()
+            scope = GLOBAL if word == GLOBAL else LOCAL
+        if gives:
+            with suppress(plugin_client.UnknownCall):  # it may be left out
+                told = await ask(address, "/IpamDriver.GetCapabilities", {}, _ipam(name))
+                mac = bool(told.get("RequiresMACAddress"))
+        return cls(name, address, scope=scope, gives=gives, mac=mac) if scope or gives else None
+
+    async def drive(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """`/NetworkDriver.<method>`; one that does not answer is asked again for a while. Raises
+        NetworkError."""
+        return await self._ask(f"/NetworkDriver.{method}", body, _driver(self.name))
+
+    async def give(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """`/IpamDriver.<method>`, likewise."""
+        return await self._ask(f"/IpamDriver.{method}", body, _ipam(self.name))
+
+    async def take_back(self, path: str, body: Mapping[str, Any]) -> None:
+        """A call that gives something back, once and soon. What the plugin itself says against it
+        is no error: then it has none of it. Raises NetworkError while it does not answer."""
+        try:
+            await ask(self._address, path, body, _driver(self.name), END_SECONDS)
+        except plugin_client.PluginUnavailable as error:
+            raise NetworkError(f"{_driver(self.name)} does not answer: {error}") from error
+        except plugin_client.PluginError as error:
+            log.info("%s", error)
+
+    async def may(self, method: str, body: Mapping[str, Any]) -> None:
+        """`/NetworkDriver.<method>` of a plugin that knows it. Raises NetworkError."""
+        with of_networks(), suppress(plugin_client.UnknownCall):
+            await ask(self._address, f"/NetworkDriver.{method}", body, _driver(self.name))
+
+    async def _ask(self, path: str, body: Mapping[str, Any], what: str) -> dict[str, Any]:
+        with of_networks():
+            try:
+                return await patiently(lambda: work(self._address, path, body, what))
+            except plugin_client.PluginUnavailable as error:
+                raise plugin_client.PluginUnavailable(f"{what} does not answer: {error}") from error
+
+
+@contextmanager
+def of_networks() -> Iterator[None]:
+    """Errors of a plugin's within are errors with networks."""
+    try:
+        yield
+    except plugin_client.PluginError as error:
+        raise NetworkError(str(error)) from error
+
+
+def endpoint_options(interface: Interface) -> dict[str, Any]:
+    """The options of an endpoint: its published ports, and what the user says to the driver."""
+    ports = [(_PROTOCOLS[port.protocol], port) for port in interface.ports]
+    options: dict[str, Any] = dict(interface.options)
+    if ports:
+        options[PORT_MAP] = [
+            {
+                "Proto": protocol,
+                "IP": "",
+                "Port": port.container_port,
+                "HostIP": port.host_ip,
+                "HostPort": port.host_port,
+                "HostPortEnd": port.host_port,
+            }
+            for protocol, port in ports
+        ]
+        options[EXPOSED] = [
+            {"Proto": protocol, "Port": port.container_port} for protocol, port in ports
+        ]
+    return options
+
+
+def _driver(name: str) -> str:
+    return f"network plugin {name}"
+
+
+def _ipam(name: str) -> str:
+    return f"ipam plugin {name}"
+
+
+NOWHERE = "0.0.0.0/0"
+"""The pool of a network whose addresses only its plugin knows."""
+
+
+async def request_pool(plugin: NetworkPlugin, config: NetworkConfig) -> dict[str, str]:
+    """A pool of an IPAM plugin: its `id`, `pool` and `gateway`, with prefix lengths."""
+    spaces = await plugin.give("GetDefaultAddressSpaces", {})
+    space = str(spaces.get("LocalDefaultAddressSpace", ""))
+    body = {
+        "AddressSpace": space,
+        "Pool": config.cluster_cidr,
+        "SubPool": "",
+        "Options": dict(config.ipam_options),
+        "V6": False,
+    }
+    answer = await plugin.give("RequestPool", body)
+    pool = {"space": space, "id": str(answer.get("PoolID", "")), "pool": str(answer.get("Pool"))}
+    try:
+        IPv4Network(pool["pool"], strict=False)
+    except ValueError:
+        raise NetworkError(
+            f"ipam plugin {plugin.name} answered with a pool that is none: {pool['pool']}"
+        ) from None
+    data = answer.get("Data")
+    told = data.get(GATEWAY, "") if isinstance(data, dict) else ""
+    gateway = str(told or "")
+    if not gateway:
+        answer = await plugin.give(
+            "RequestAddress",
+            {"PoolID": pool["id"], "Address": config.gateway, "Options": {REQUEST_KIND: GATEWAY}},
+        )
+        gateway = str(answer.get("Address", ""))
+        pool["given"] = gateway
+    return pool | {"gateway": gateway}
+
+
+async def request_address(
+    plugin: NetworkPlugin, pool: Mapping[str, str], interface: Interface
+) -> str:
+    """An address of an IPAM plugin, with its prefix length."""
+    body = {
+        "PoolID": pool["id"],
+        "Address": interface.ip,
+        "Options": {MAC: interface.mac} if plugin.wants_mac else {},
+    }
+    return str((await plugin.give("RequestAddress", body)).get("Address", ""))
+
+
+def data_of(config: NetworkConfig, pool: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """What a network's plugin is told of its addresses."""
+    found = {"IPv4Data": [_data(pool.get("space", ""), pool["pool"], pool["gateway"])]}
+    found["IPv6Data"] = []
+    if config.subnet6 and config.cluster_cidr6:
+        gateway = with_length(str(IPv6Network(config.subnet6)[1]), config.cluster_cidr6)
+        found["IPv6Data"].append(_data("", config.cluster_cidr6, gateway))
+    return found
+
+
+def _data(space: str, pool: str, gateway: str) -> dict[str, Any]:
+    return {"AddressSpace": space, "Pool": pool, "Gateway": gateway, "AuxAddresses": {}}
+
+
+def own_pool(config: NetworkConfig) -> dict[str, str]:
+    """The pool of a network of which each node gives out a part; a node's gateway is of its own
+    part, so that nodes on one wire do not take each other's."""
+    return {
+        "pool": config.cluster_cidr,
+        "gateway": with_length(config.own_address, config.cluster_cidr),
+    }
+
+
+def free_address(config: NetworkConfig, taken: Collection[str], last: str) -> str:
+    """An address of the node's part that nobody has: the one after the last given, so that one that
+    has come back is not given again at once. Raises NetworkError."""
+    part = IPv4Network(config.subnet)
+    used = {*taken, config.own_address}
+    first, count = int(part.network_address) + 1, part.num_addresses - 2
+    begin = int(IPv4Address(last)) - first + 1 if last and IPv4Address(last) in part else 0
+    for step in range(count):
+        address = str(IPv4Address(first + (begin + step) % count))
+        if address not in used:
+            return address
+    raise NetworkError(f"all addresses of {part} are in use")
+
+
+def twin(config: NetworkConfig, address: str) -> str:
+    """The IPv6 address at the place that an IPv4 address has in the node's part; empty where the
+    network has no IPv6, or the address is not of that part."""
+    if not config.subnet6 or ip_address(address) not in IPv4Network(config.subnet):
+        return ""
+    place = int(IPv4Address(address)) - int(IPv4Network(config.subnet)[0])
+    return str(IPv6Network(config.subnet6)[place])
+
+
+def with_length(address: str, subnet: str) -> str:
+    """An address with the prefix length of a subnet."""
+    return f"{address}/{subnet.rpartition('/')[2]}"

@@ -1,0 +1,148 @@
+"""What encrypted networks need of this node: its tunnels to the others, and keys to tell of.
+
+One key and one set of tunnels serve all encrypted networks. They are there while one is ordered.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.agent.network.network_types import NetworkConfig
+from orchestrator.agent.network.node_network import TunnelHost, TunnelKey, Tunnels
+from orchestrator.model import nodes
+from orchestrator.model.networks import ENCRYPTED
+from orchestrator.pb import dispatch_pb2
+
+log = logging.getLogger(__name__)
+
+
+class Tunnelling(Protocol):
+    """What is needed of `network.NodeNetwork`; see there."""
+
+    async def encryption(self) -> tuple[str, tuple[TunnelKey, ...]]: ...
+
+    async def tunnels(
+        self, address: str, hosts: Sequence[TunnelHost], *, rotation: int, most_age: float
+    ) -> Tunnels: ...
+
+    async def remove_tunnels(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelOrder:
+    """What an encrypted network says of tunnels: to whom they lead, and that the node's key must
+    obey this number."""
+
+    hosts: tuple[TunnelHost, ...]
+    rotation: int
+
+
+def tunnel_order(network: dispatch_pb2.AssignedNetwork) -> TunnelOrder | None:
+    """The part of an order that is about tunnels; None if the network has none."""
+    if not network.encrypted:
+        return None
+    return TunnelOrder(
+        tuple(
+            TunnelHost(
+                peer.address, tuple(TunnelKey(key.public, key.port) for key in peer.tunnel_keys)
+            )
+            for peer in network.peers
+        ),
+        network.key_rotation,
+    )
+
+
+class Encryption:
+    """Keeps the node's tunnels. `changed` is called when it has other keys than before."""
+
+    def __init__(
+        self,
+        network: Tunnelling,
+        node_address: str,
+        most_age: float,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`most_age` is in seconds: a key is replaced when it is so old (0: never)."""
+        self._network = network
+        self._node_address = node_address
+        self._most_age = most_age
+        self._changed = changed
+        self._lacks = ""
+        self._standing = False
+        """There may be tunnels."""
+        self._keys: tuple[TunnelKey, ...] = ()
+        self._tunnels = Tunnels()
+        self._failure: NetworkError | None = None
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What this node's networks can be on account of it."""
+        return () if self._lacks else (ENCRYPTED,)
+
+    @property
+    def keys(self) -> tuple[nodes.TunnelKey, ...]:
+        """The keys to be told to the other nodes, the oldest first."""
+        return tuple(nodes.TunnelKey(key.public, key.port) for key in self._keys)
+
+    @property
+    def tunnels(self) -> Tunnels:
+        """How the tunnels were at the last pass."""
+        return self._tunnels
+
+    async def look(self) -> None:
+        """Find out whether the kernel can encrypt, and which keys an earlier agent used: others
+        have tunnels to them. Raises NetworkError."""
+        self._lacks, self._keys = await self._network.encryption()
+        self._standing = bool(self._keys)
+        if self._lacks:
+            log.info("no encrypted network here: %s", self._lacks)
+
+    async def apply(self, orders: Iterable[TunnelOrder]) -> None:
+        """Have the tunnels that all encrypted networks together order. A failure is what networks
+        then meet in `through`."""
+        wanted = list(orders)
+        before = self._keys
+        try:
+            if wanted:
+                self._standing = True
+                self._tunnels = await self._network.tunnels(
+                    self._node_address,
+                    _merged(wanted),
+                    rotation=max(order.rotation for order in wanted),
+                    most_age=self._most_age,
+                )
+            elif self._standing:
+                await self._network.remove_tunnels()
+                self._standing, self._tunnels = False, Tunnels()
+            self._keys, self._failure = self._tunnels.keys, None
+        except NetworkError as error:
+            self._failure = error
+        if self._keys != before:
+            self._changed()
+
+    def through(self, config: NetworkConfig) -> NetworkConfig:
+        """An encrypted network with the peers' addresses inside the tunnels, without those to which
+        there is no tunnel yet. Raises NetworkError."""
+        if self._failure is not None:
+            raise self._failure
+        hosts = self._tunnels.hosts
+        return replace(
+            config,
+            peers=tuple(
+                replace(peer, address=hosts[peer.address])
+                for peer in config.peers
+                if peer.address in hosts
+            ),
+        )
+
+
+def _merged(orders: Sequence[TunnelOrder]) -> list[TunnelHost]:
+    """Each host once; orders of one moment say the same of it."""
+    return sorted(
+        {host.address: host for order in orders for host in order.hosts if host.keys}.values(),
+        key=lambda host: host.address,
+    )

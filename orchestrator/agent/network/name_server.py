@@ -1,0 +1,363 @@
+"""The agent's side of the name server: started if none runs, told the endpoint table.
+
+The server is a process of its own that outlives the agent, as containers do: names are answered
+while there is no agent. The next agent finds it by its socket; one that dies is replaced at once,
+and so is one of another version of Orc.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+from orchestrator import __version__
+from orchestrator.agent.netplugins.plugin_results import Place
+from orchestrator.agent.network.endpoint_table import Change
+from orchestrator.agent.network.helper_process import NetworkError
+from orchestrator.model.networks import is_ours
+from orchestrator.model.tasks import Task, TaskStatus
+from orchestrator.nameserver.feed import PROTOCOL
+from orchestrator.pb import dispatch_pb2, types_pb2
+
+log = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m", "orchestrator.nameserver")
+ANSWER_SECONDS = 10.0
+"""After that the server is taken to hang."""
+_LOOK_AGAIN = 0.02
+"""Seconds between two attempts to reach a server that was just started."""
+
+
+@dataclass(frozen=True, slots=True)
+class DnsClient:
+    """A container of this node that is on several networks, or wants servers of its own."""
+
+    addresses: Mapping[str, tuple[str, ...]]
+    """Network's name → its addresses there, in the order in which names are searched."""
+    servers: tuple[str, ...]
+    """Name servers that it wants asked what no network knows; none: the node's own."""
+
+
+def dns_client(task: Task, status: TaskStatus) -> DnsClient | None:
+    """What the name server must know of a task's container; None: no more than its network."""
+    servers = task.spec.container.dns
+    addresses = {
+        name: tuple(filter(None, (status.addresses.get(name), status.addresses6.get(name))))
+        for name in task.spec.network_names
+        if name in status.addresses or name in status.addresses6
+    }
+    return DnsClient(addresses, servers) if servers or len(addresses) > 1 else None
+
+
+class NameServerProcess:
+    """Has the node's name server follow the endpoint table; an async context manager, after which
+    the server goes on."""
+
+    name = "the name server"
+
+    def __init__(
+        self,
+        run_dir: Path,
+        lost: Callable[[], None],
+        clients: Callable[[], Mapping[str, DnsClient]] = dict,
+        client: Callable[[str], DnsClient | None] = lambda task_id: None,
+        places: Callable[[], Mapping[str, Place]] = dict,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        """`lost` is called when the server has ended, and so is to be told everything again.
+        `clients` are the containers of this node that ask for more than one network's names, by
+        task, and `client` is one of them, None for another container; see `look_at`. `places`
+        tells by network's id where names are answered in those that others make."""
+        self._path = run_dir / "names.sock"
+        self._lost = lost
+        self._clients = clients
+        self._client = client
+        self._changed: set[str] = set()
+        """Tasks to be looked at."""
+        self._places = places
+        self._told_places: Mapping[str, Place] = {}
+        self._networks: dict[str, str] = {}
+        """Name → id."""
+        self._told_of: dict[str, dict[str, Any]] = {}
+        """The clients that the server knows, by task."""
+        self._complaint = ""
+        self._command = (*command, str(self._path))
+        self._process: subprocess.Popen[bytes] | None = None
+        """If this agent started it."""
+        self._link: _Link | None = None
+        self._revision: int | None = None
+        """Of the table that the server has from this agent."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._disconnect()
+
+    def look_at(self, task_id: str) -> None:
+        """Something has changed of a task, which may have become a client or ceased to be one."""
+        self._changed.add(task_id)
+
+    async def follow(self, change: Change, whole: Callable[[], Change]) -> None:
+        """Have names answered by the table. Raises NetworkError."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                link = await self._connected()
+                places = self._places()
+                moved = places != self._told_places
+                if change.base is not None and (moved or change.base != self._revision):
+                    change = whole()
+                if change.networks is not None:
+                    self._networks = {network.name: network.id for network in change.networks}
+                clients = self._news_of_clients(
+                    all_of_them=self._revision is None or change.networks is not None
+                )
+                news = moved or change.revision != self._revision or clients
+                self._revision = None
+                told = document(change, places) | clients if news else {}
+                answer = await link.ask(told)
+        except TimeoutError:
+            self._disconnect()
+            self._kill()
+            raise NetworkError(
+                f"the name server did not answer within {ANSWER_SECONDS:g} s; it was ended"
+            ) from None
+        except (OSError, EOFError, ValueError) as error:
+            self._disconnect()
+            raise NetworkError(f"the name server does not answer: {error}") from error
+        except BaseException:
+            self._disconnect()
+            raise
+        if "revision" not in answer:
+            raise NetworkError(str(answer.get("error", "the name server has lost its table")))
+        self._revision, self._told_places = change.revision, places
+        if (complaint := answer["complaint"]) != self._complaint:
+            log.log(
+                logging.ERROR if complaint else logging.INFO,
+                complaint or "names are answered again",
+            )
+            self._complaint = complaint
+
+    def _news_of_clients(self, *, all_of_them: bool) -> dict[str, Any]:
+        """What the server is to be told of the clients, which it then knows."""
+        changed, self._changed = self._changed, set()
+        if all_of_them:
+            self._told_of = {
+                task_id: _client(client, self._networks)
+                for task_id, client in self._clients().items()
+            }
+            return {"clients": self._told_of}
+        news: dict[str, dict[str, Any] | None] = {}
+        for task_id in sorted(changed):
+            client = self._client(task_id)
+            found = _client(client, self._networks) if client is not None else None
+            if found == self._told_of.get(task_id):
+                continue
+            news[task_id] = found
+            if found is None:
+                del self._told_of[task_id]
+            else:
+                self._told_of[task_id] = found
+        return {"changed_clients": news} if news else {}
+
+    async def _connected(self) -> _Link:
+        if self._link is not None and self._link.open:
+            return self._link
+        self._link, self._revision = None, None
+        link = await self._reach()
+        while link is None or (link.version, link.protocol) != (__version__, PROTOCOL):
+            if link is not None:
+                log.info("replacing a name server of version %s", link.version)
+                with suppress(EOFError):
+                    await link.ask({"end": True})
+            await self._start()
+            link = await self._reach()
+        link.lost = self._lost
+        self._link = link
+        return link
+
+    async def _reach(self) -> _Link | None:
+        """The server that runs; None if there is none."""
+        loop = asyncio.get_running_loop()
+        try:
+            _, link = await loop.create_unix_connection(_Link, str(self._path))
+            await link.greet()
+        except (ConnectionError, FileNotFoundError, EOFError):
+            return None
+        return link
+
+    async def _start(self) -> None:
+        """Start a server; it may find another one there, and end."""
+        if self._process is not None and self._process.poll() is None:
+            await asyncio.sleep(_LOOK_AGAIN)
+            return
+        # Not asyncio's own: that would end it with the agent.
+        self._process = await asyncio.to_thread(
+            subprocess.Popen,
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
+        log.info("name server started", extra={"pid": self._process.pid})
+
+    def _kill(self) -> None:
+        """End the server that holds our socket, whoever started it."""
+        with suppress(OSError, ValueError):
+            pid = int(self._path.with_suffix(".lock").read_text())
+            if os.fsencode(self._path) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
+
+    def _disconnect(self) -> None:
+        if self._link is not None:
+            self._link.lost = lambda: None
+            self._link.close()
+        self._link, self._revision = None, None
+
+
+class _Link(asyncio.Protocol):
+    """A connection to the server: a line there, a line back."""
+
+    def __init__(self) -> None:
+        self.version = ""
+        self.protocol = 0
+        self.lost: Callable[[], None] = lambda: None
+        self._transport: Any = None
+        self._partial = bytearray()
+        self._lines: asyncio.Queue[bytes] = asyncio.Queue()
+
+    @property
+    def open(self) -> bool:
+        """Whether the server is there."""
+        return self._transport is not None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._partial += data
+        *lines, rest = self._partial.split(b"\n")
+        self._partial = bytearray(rest)
+        for line in lines:
+            self._lines.put_nowait(bytes(line))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._lines.put_nowait(b"")
+        self.lost()
+
+    async def greet(self) -> None:
+        """Read the server's greeting. Raises EOFError."""
+        greeting = await self._read()
+        self.version, self.protocol = greeting["version"], greeting.get("protocol", 1)
+
+    async def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Give an order; the answer. Raises EOFError when the server ends before it."""
+        if self._transport is None:
+            raise EOFError("it has ended")
+        self._transport.write(json.dumps(order).encode() + b"\n")
+        return await self._read()
+
+    async def _read(self) -> dict[str, Any]:
+        line = await self._lines.get()
+        if not line:
+            raise EOFError("it has ended")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+def document(change: Change, places: Mapping[str, Place] = MappingProxyType({})) -> dict[str, Any]:
+    """A change as the server reads it; see `orchestrator.nameserver.feed`."""
+    nowhere = Place((), ())
+    document: dict[str, Any] = {
+        "revision": change.revision,
+        "base": change.base,
+        "entries": list(map(_entry, change.entries)),
+        "removed": [list(key) for key in change.removed],
+    }
+    if change.networks is not None:
+        document["networks"] = [
+            {
+                "id": network.id,
+                "gateways": list(place.gateways) or _gateways(network),
+                "ranges": list(place.ranges)
+                or [r for r in (network.cluster_cidr, network.cluster_cidr6) if r],
+                "internal": network.internal,
+            }
+            for network in change.networks
+            for place in (places.get(network.id, nowhere),)
+        ]
+    return document
+
+
+def _client(client: DnsClient, networks: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "addresses": {
+            networks[name]: list(addresses)
+            for name, addresses in client.addresses.items()
+            if name in networks
+        },
+        "servers": list(client.servers),
+    }
+
+
+def _gateways(network: dispatch_pb2.AssignedNetwork) -> list[str]:
+    """This node's addresses in a network: the first of each of its slices, if no other is said."""
+    if network.driver and not is_ours(network.driver):
+        return []
+    subnets = [ip_network(each) for each in (network.subnet, network.subnet6) if each]
+    said = [ip_address(network.gateway)] if network.gateway else []
+    return [
+        str(next((one for one in said if one in each), each.network_address + 1))
+        for each in subnets
+    ]
+
+
+def _entry(entry: dispatch_pb2.ServiceEndpoints) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "network": entry.network_id,
+        "name": entry.name,
+        "vip": entry.vip,
+        "vip6": entry.vip6,
+        "container": entry.container,
+        "aliases": list(entry.aliases),
+        "ports": [
+            {
+                "protocol": "udp" if port.protocol == types_pb2.PROTOCOL_UDP else "tcp",
+                "published": port.published,
+                "target": port.target,
+            }
+            for port in entry.ports
+        ],
+        "endpoints": [
+            {
+                "task": endpoint.task_id,
+                "slot": endpoint.slot,
+                "name": endpoint.name,
+                "aliases": list(endpoint.aliases),
+                "address": endpoint.address,
+                "address6": endpoint.address6,
+                "ready": endpoint.ready,
+            }
+            for endpoint in entry.endpoints
+        ],
+    }

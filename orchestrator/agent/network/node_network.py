@@ -1,0 +1,355 @@
+"""This node's networks, as requests to the network helper: `NodeNetwork`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from orchestrator.agent.network.helper_process import (
+    COMMAND,
+    NOT_AVAILABLE,
+    HelperProcess,
+    NetworkError,
+)
+from orchestrator.agent.network.network_types import (
+    Attachment,
+    Exposure,
+    Forgery,
+    Interface,
+    NetworkConfig,
+    Underlay,
+    attachment_document,
+    attachment_of,
+    network_document,
+)
+from orchestrator.cni.balancing.endpointtable import Table, document
+
+_TRY_AGAIN_LATER = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """What the kernel tracks: `count` connections of at most `limit`.
+
+    `refused` counts those for which there was no room since the host started: each of them is a
+    client that got no answer.
+    """
+
+    count: int
+    limit: int
+    refused: int
+
+    @property
+    def full(self) -> bool:
+        """Whether new connections are refused, or soon will be."""
+        return self.limit > 0 and self.count >= self.limit * 0.95
+
+
+async def _balance(helper: HelperProcess, change: Table, whole: Callable[[], Table]) -> None:
+    """Have VIPs, published ports and policies follow the table; returns when the kernel does.
+
+    `change` may be a difference. `whole` gives the complete table, and is called when the helper
+    does not hold the one that `change` applies to, because it is new. A change of nothing (`base`
+    equal to `revision`) mends what a hand changed in the kernel. Raises `NetworkError`.
+    """
+    try:
+        await helper.request("balance", {"table": document(change)})
+    except NetworkError as error:
+        if error.code != _TRY_AGAIN_LATER or change.base is None:
+            raise
+        await helper.request("balance", {"table": document(whole())})
+
+
+async def _connections(helper: HelperProcess) -> Connections:
+    """How many connections the kernel of this node tracks. Raises `NetworkError`."""
+    found = await helper.request("connections", {})
+    return Connections(found["count"], found["limit"], found["refused"])
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelKey:
+    """A public key of a node, and the UDP port at which the node answers to it."""
+
+    public: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelHost:
+    """Another node: its `address` on the underlay and its keys, the oldest first."""
+
+    address: str
+    keys: tuple[TunnelKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelSession:
+    """What the kernel tells of a tunnel to `address`, by one of this node's `device`s.
+
+    `handshake` is the Unix time of the last one, which in use is never older than three minutes (0:
+    there was none); `received` and `sent` are bytes.
+    """
+
+    address: str
+    device: str
+    handshake: float
+    received: int
+    sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnels:
+    """This node's tunnels: its keys, the oldest first; the address inside the tunnels by which each
+    other node (by its address) is reached; what the kernel tells."""
+
+    keys: tuple[TunnelKey, ...] = ()
+    hosts: Mapping[str, str] = field(default_factory=dict)
+    sessions: tuple[TunnelSession, ...] = ()
+
+
+async def _ensure_tunnels(
+    helper: HelperProcess,
+    address: str,
+    hosts: Sequence[TunnelHost],
+    *,
+    rotation: int,
+    most_age: float,
+) -> Tunnels:
+    """Have tunnels to these nodes; see `NodeNetwork.tunnels`."""
+    wanted = {
+        "address": address,
+        "rotation": rotation,
+        "mostAge": most_age,
+        "hosts": [
+            {
+                "address": host.address,
+                "keys": [{"public": key.public, "port": key.port} for key in host.keys],
+            }
+            for host in hosts
+        ],
+    }
+    return _tunnels(await helper.request("tunnels", {"tunnels": wanted}))
+
+
+def _tunnel_keys(found: Mapping[str, Any]) -> tuple[TunnelKey, ...]:
+    """The keys in an answer of the helper's."""
+    return tuple(TunnelKey(**key) for key in found["keys"])
+
+
+def _tunnels(found: Mapping[str, Any]) -> Tunnels:
+    return Tunnels(
+        keys=_tunnel_keys(found),
+        hosts=found["hosts"],
+        sessions=tuple(TunnelSession(**session) for session in found["sessions"]),
+    )
+
+
+REQUEST_SECONDS = 30.0
+ANY_INTERFACE = Interface()
+
+
+class NodeNetwork:
+    """Connects the containers of this node; owns the helper process while its context lasts.
+
+    `state_dir` keeps networks and addresses over restarts and reboots, `run_dir` holds the
+    namespaces' files and may be emptied by a reboot. `timeout` is in seconds, a request; `command`
+    starts the helper, which serves the network namespace that it is started in. Networks are named
+    by their ids. All methods raise `NetworkError` and may be called again.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        run_dir: Path,
+        *,
+        timeout: float = REQUEST_SECONDS,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        self._helper = HelperProcess(state_dir, run_dir / "netns", timeout, command)
+        self._configs: dict[str, NetworkConfig] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._helper.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._helper.__aexit__(kind, error, trace)
+
+    @property
+    def helper_pid(self) -> int | None:
+        """The helper's process id, for metrics; None before the first request."""
+        return self._helper.pid
+
+    async def apply(self, config: NetworkConfig) -> None:
+        """Have a network as configured: bridge, tunnel, peers, rules, cables, published ports.
+
+        Level-triggered: what is missing or differs in the kernel is mended, the rest left alone.
+        Call it at every change and periodically.
+        """
+        self._configs[config.id] = config
+        await self._helper.request("apply", {"conf": network_document(config, with_peers=True)})
+
+    async def attach(
+        self, network: str, container_id: str, interface: Interface = ANY_INTERFACE
+    ) -> Attachment:
+        """Connect a container to a network; its network namespace is made if it has none yet.
+
+        Doing it again gives the same address, and has all else as it is asked for now. If it fails,
+        nothing of it remains.
+        """
+        config = self._configured(network)
+        body = {
+            "conf": attachment_document(config, interface),
+            "container": container_id,
+            "ifname": interface.ifname,
+        }
+        try:
+            result = await self._helper.request("attach", body)
+        except NetworkError as error:
+            if error.code != NOT_AVAILABLE:
+                raise
+            # Somebody removed the bridge since the last pass.
+            await self.apply(config)
+            result = await self._helper.request("attach", body)
+        return attachment_of(container_id, config, result)
+
+    async def namespace(self, container_id: str) -> str:
+        """The path of the container's network namespace, which is made if it has none yet."""
+        body = {"container": container_id}
+        return str((await self._helper.request("namespace", body))["path"])
+
+    async def interfaces(self, container_id: str) -> dict[str, str]:
+        """Network → the container's interface in it, of those that it is connected to."""
+        body = {"container": container_id}
+        found: dict[str, str] = (await self._helper.request("interfaces", body))["interfaces"]
+        return found
+
+    async def bring(self, container_id: str, interface: Mapping[str, Any]) -> None:
+        """Put an interface that somebody else has made into the container's namespace, which is
+        there; as `cni.transfer` reads it."""
+        body = {"container": container_id, "interface": interface}
+        await self._helper.request("bring", body)
+
+    async def take_back(self, container_id: str, interface: Mapping[str, Any]) -> None:
+        """Have it on this host again, under its name."""
+        body = {"container": container_id, "interface": interface}
+        await self._helper.request("take_back", body)
+
+    async def disconnect(self, network: str, container_id: str) -> None:
+        """Disconnect a container, which may go on, from one network."""
+        body = {"network": network, "container": container_id}
+        await self._helper.request("disconnect", body)
+
+    async def detach(self, container_id: str) -> None:
+        """Disconnect the container from all, remove its namespace, free addresses and ports."""
+        await self._helper.request("detach", {"container": container_id})
+
+    async def collect(self, valid: Collection[str]) -> None:
+        """Remove whatever belongs to containers that are not in `valid`, in all networks."""
+        await self._helper.request("collect", {"valid": sorted(valid)})
+
+    async def networks(self) -> list[str]:
+        """The networks that this node has: applied now or by an earlier process, not removed."""
+        found: list[str] = (await self._helper.request("networks", {}))["networks"]
+        return found
+
+    async def unused(self) -> list[str]:
+        """Of `networks` those that no container is on."""
+        found: list[str] = (await self._helper.request("networks", {}))["unused"]
+        return found
+
+    async def balance(self, change: Table, whole: Callable[[], Table]) -> None:
+        """Have VIPs, published ports and policies follow the endpoint table; see `balance`."""
+        await _balance(self._helper, change, whole)
+
+    async def expose(self, exposure: Exposure) -> None:
+        """Close to containers what is to be closed, and know the hosts of the cluster: no others
+        are heard in tunnels. Level-triggered, as `apply`."""
+        await self._helper.request("expose", {"exposure": asdict(exposure)})
+
+    async def connections(self) -> Connections:
+        """How many connections the kernel of this node tracks, and whether it has room."""
+        return await _connections(self._helper)
+
+    async def deviations(self, network: str) -> list[str]:
+        """What the next pass would mend of a network as it was applied last, in words; what would
+        end the pass raises."""
+        document = network_document(self._configured(network), with_peers=True)
+        found = await self._helper.request("deviations", {"conf": document})
+        return list(found["deviations"])
+
+    async def unbalanced(self) -> list[str]:
+        """What the next pass would mend of VIPs, published ports and policies, in words."""
+        return list((await self._helper.request("unbalanced", {}))["deviations"])
+
+    async def unexposed(self) -> list[str]:
+        """What the next pass would mend of what is closed to containers, and of source checks on
+        networks of plugins, in words."""
+        return list((await self._helper.request("unexposed", {}))["deviations"])
+
+    async def forgeries(self) -> list[Forgery]:
+        """Whose packets were dropped lately, as they had source addresses of others."""
+        found = await self._helper.request("forgeries", {})
+        return [Forgery(**each) for each in found["forgeries"]]
+
+    async def underlay(self, network: str) -> Underlay:
+        """What the network's tunnel stands on, as the kernel has it now."""
+        config = self._configured(network)
+        body = {"address": config.node_address, "vxlan": config.device}
+        found = await self._helper.request("underlay", body)
+        return Underlay(found["device"], found["mtu"], found["tunnel"])
+
+    async def encryption(self) -> tuple[str, tuple[TunnelKey, ...]]:
+        """Why this node's kernel cannot encrypt, in words, empty if it can; and the keys that it
+        answers to now, the oldest first."""
+        found = await self._helper.request("encryption", {})
+        return found["why"], _tunnel_keys(found)
+
+    async def tunnels(
+        self, address: str, hosts: Sequence[TunnelHost], *, rotation: int, most_age: float
+    ) -> Tunnels:
+        """Have tunnels from this node, which has `address` on the underlay, to others.
+
+        Level-triggered, as `apply`. The node's key is made when it is first needed and anew when
+        `rotation`, a number that grows, says so or it is `most_age` seconds old (0: never), without
+        a packet lost; see `orchestrator.cni.overlay.tunnelkeys`. While that goes on there are two.
+        """
+        return await _ensure_tunnels(
+            self._helper, address, hosts, rotation=rotation, most_age=most_age
+        )
+
+    async def remove_tunnels(self) -> None:
+        """Have none; the key is kept for when there are some again."""
+        await self._helper.request("untunnel", {})
+
+    async def check(self, network: str, container_id: str, ifname: str = "eth0") -> None:
+        """Raise `NetworkError`, with the reason, unless the container is connected as it was."""
+        document = network_document(self._configured(network))
+        body = {"conf": document, "container": container_id, "ifname": ifname}
+        await self._helper.request("check", body)
+
+    async def status(self, network: str) -> None:
+        """Raise `NetworkError`, with the reason, if the next `attach` could not work."""
+        body = {"conf": network_document(self._configured(network))}
+        await self._helper.request("status", body)
+
+    async def remove(self, network: str) -> None:
+        """Remove a network from this node, and disconnect everything in it."""
+        self._configs.pop(network, None)
+        await self._helper.request("remove", {"network": network})
+
+    def _configured(self, network: str) -> NetworkConfig:
+        config = self._configs.get(network)
+        if config is None:
+            raise NetworkError(
+                "this node has not got the network yet: it gets it from a manager", NOT_AVAILABLE
+            )
+        return config

@@ -1,0 +1,78 @@
+"""This node's certificate, renewed in time, and the certificates that it refuses as revoked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import grpc
+
+from orchestrator.agent.statedb import StateDb
+from orchestrator.identity.certificates import Issued, PairFiles
+from orchestrator.identity.renewal import NotRenewed, keep_renewed, request_elsewhere
+from orchestrator.identity.revocation import Revocations, Revoked
+from orchestrator.pb import certificates_pb2, certificates_pb2_grpc, dispatch_pb2, types_pb2
+
+_TIMEOUT = 10.0
+"""Seconds that a manager may take to sign."""
+
+
+class NodeCertificate:
+    """Keeps the certificate in `files` one that counts."""
+
+    def __init__(self, files: PairFiles, channel: Callable[[], grpc.aio.Channel | None]) -> None:
+        """`channel` leads to the manager in session, if one is."""
+        self._files = files
+        self._channel = channel
+
+    @property
+    def serial(self) -> str:
+        """Its serial number, in lower-case hexadecimal digits; empty if it cannot be read."""
+        try:
+            issued = Issued.of(self._files.read().certificate)
+        except OSError:
+            return ""
+        return issued.serial if issued else ""
+
+    async def run(self, unit: float) -> None:
+        """Renew it each time that its time has come, until cancelled; see `keep_renewed`."""
+        await keep_renewed(self._files, request_elsewhere, self._sign, unit=unit)
+
+    async def _sign(self, request: str) -> str:
+        channel = self._channel()
+        if channel is None:
+            raise NotRenewed("no manager can be reached")
+        try:
+            reply = await certificates_pb2_grpc.CertificatesStub(channel).Renew(
+                certificates_pb2.RenewRequest(csr=request), timeout=_TIMEOUT
+            )
+        except grpc.aio.AioRpcError as error:
+            raise NotRenewed(error.details() or error.code().name) from error
+        return str(reply.certificate)
+
+
+class RevocationStore:
+    """Applies what sessions tell to `revocations`, and to the state file."""
+
+    def __init__(self, db: StateDb, revocations: Revocations, now: Callable[[], float]) -> None:
+        self._db = db
+        self._revocations = revocations
+        self._now = now
+        self._known = {each.id: each for each in db.revocations().added}
+        self._apply()
+
+    def take(self, news: dispatch_pb2.RevocationList) -> None:
+        """Take a complete list, or a change of it."""
+        known: dict[str, types_pb2.Revocation] = {} if news.full else self._known
+        known |= {each.id: each for each in news.added}
+        for id in news.removed:
+            known.pop(id, None)
+        now = self._now()
+        self._known = {id: each for id, each in known.items() if each.expires_at > now}
+        self._db.put_revocations(dispatch_pb2.RevocationList(full=True, added=self._known.values()))
+        self._apply()
+
+    def _apply(self) -> None:
+        self._revocations.replace(
+            Revoked(each.serial, each.role, each.name, each.at, each.reason)
+            for each in self._known.values()
+        )

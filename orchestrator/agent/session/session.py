@@ -1,0 +1,524 @@
+"""Sessions with managers: hello, assignments, statuses, heartbeats; and the loop that dials.
+
+Everything goes over one stream that the agent opens, so a node behind NAT works. One coroutine
+writes to it: it sends the newest statuses and images as soon as it is woken, and a heartbeat when
+the period is over. Any doubt, such as a diff that does not chain or a silent manager, ends the
+session, and the next one begins with everything: all statuses and images from here, the full set
+from there.
+
+All known managers are tried in turn, in random order, with exponential backoff up to eight seconds
+and jitter, so that a thousand agents do not return in step. The newest list of managers is kept on
+disk: those that the node joined by may be long gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
+
+from orchestrator.agent.network.endpoint_table import EndpointTable
+from orchestrator.agent.statedb import StateDb
+from orchestrator.agent.tasks.status_reporter import StatusReporter
+from orchestrator.agent.tasks.worker import Worker
+from orchestrator.identity.revocation import REVOKED_SERIAL
+from orchestrator.model.convert import to_proto
+from orchestrator.model.nodes import NodeDescription, TunnelKey
+from orchestrator.model.objects import Image
+from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+ACK_LIMIT = 5.0
+"""Seconds without an acknowledgement after which reports are sent again."""
+WELCOME_WITHIN = 30.0
+"""Seconds that a manager has to say welcome once there is a connection to it."""
+LULL = 0.025
+"""Seconds that a state which a task only passes through may wait to be told."""
+_DEFAULT_PERIOD = 1.0
+"""Seconds between heartbeats where the welcome does not say."""
+
+OpenTunnel = Callable[[grpc.aio.Channel, dispatch_pb2.OpenTunnel], Coroutine[None, None, None]]
+
+
+class SessionEnded(Exception):
+    """A session is over; the text says why. Another is to be opened."""
+
+
+class Redirected(SessionEnded):
+    """The manager does not lead; `leader` is the HOST:PORT of the one that does."""
+
+    def __init__(self, leader: str) -> None:
+        super().__init__(f"the leader is {leader}")
+        self.leader = leader
+
+
+class CertificateRefused(SessionEnded):
+    """The manager does not accept this node's certificate, which was revoked; `serial` is the
+    certificate's serial number, empty where the manager does not name it."""
+
+    def __init__(self, reason: str, serial: str = "") -> None:
+        super().__init__(reason)
+        self.serial = serial
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a session tells of this node."""
+
+    describe: Callable[[], NodeDescription]
+    boot_id: str
+    images: Callable[[], Iterable[Image]]
+
+
+class Session:
+    """One session on one channel."""
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        worker: Worker,
+        endpoints: EndpointTable,
+        reporter: StatusReporter,
+        wake: asyncio.Event,
+        open_tunnel: OpenTunnel,
+        remove_images: Callable[[Sequence[str]], Coroutine[Any, Any, None]],
+        scrapable: Callable[[str], None],
+        expose: Callable[[Sequence[str]], None] = lambda access: None,
+        revoked: Callable[[dispatch_pb2.RevocationList], None] = lambda news: None,
+    ) -> None:
+        """`wake` is set by whoever has something to send. `open_tunnel` must keep its errors to
+        itself. `remove_images`: of these digests, as far as no container needs them. `scrapable`:
+        by whoever shows the token of this digest. `revoked`: takes what is new of the
+        certificates that the node refuses."""
+        self._node = node
+        self._worker = worker
+        self._endpoints = endpoints
+        self._reporter = reporter
+        self._wake = wake
+        self._open_tunnel = open_tunnel
+        self._remove_images = remove_images
+        self._scrapable = scrapable
+        self._expose = expose
+        self._revoked = revoked
+        self._images_changed = True
+        self._volume_drivers: dict[str, str] = {}
+        self._path_mtu = 0
+        self._trouble = ""
+        self._tunnel_keys: tuple[TunnelKey, ...] = ()
+        self._network_plugins = dispatch_pb2.NetworkPlugins()
+        """All four as the manager was told."""
+        self._period = _DEFAULT_PERIOD
+        self._version: int | None = None
+        """Of the assignment set as the last message left it; None before the full set."""
+        self._networks: dict[str, dispatch_pb2.AssignedNetwork] = {}
+        """By id, as the last message left them."""
+        self._table: int | None = None
+        """Revision of the endpoint table as the last message left it; None before the full one."""
+        self._followed: deque[tuple[int, int]] = deque()
+        """(revision on this node, the manager's) of tables that are yet to be acknowledged."""
+        self._progress = 0.0
+        """Loop time of the last acknowledgement or report."""
+
+    def report_images(self) -> None:
+        """Send the image inventory again."""
+        self._images_changed = True
+        self._wake.set()
+
+    async def run(
+        self,
+        channel: grpc.aio.Channel,
+        welcomed: Callable[[dispatch_pb2.Welcome], None],
+        patience: float,
+    ) -> SessionEnded:
+        """Hold the session until it ends, which is what is returned; `welcomed` is called when it
+        has begun. A manager has `patience` seconds until there is a connection to it."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                call = dispatch_pb2_grpc.DispatchStub(channel).Session()
+                welcomed(await self._greet(call, patience))
+                self._reporter.restart()
+                group.create_task(self._send(call), name="session sender")
+                while True:
+                    await self._take(await _read(call), channel, group)
+        except (SessionEnded, grpc.RpcError, TimeoutError) as error:
+            return _ended(error)
+        except BaseExceptionGroup as several:
+            expected, bugs = several.split((SessionEnded, grpc.RpcError, TimeoutError))
+            if bugs is not None or expected is None:
+                raise
+            return _ended(_leaf(expected))
+
+    async def _greet(self, call: Any, patience: float) -> dispatch_pb2.Welcome:
+        description = self._node.describe()
+        self._volume_drivers = description.volume_drivers
+        self._path_mtu = description.path_mtu
+        self._trouble = description.trouble
+        self._tunnel_keys = description.tunnel_keys
+        self._network_plugins = _network_plugins(description)
+        hello = dispatch_pb2.Hello(description=to_proto(description), boot_id=self._node.boot_id)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(patience) as limit:
+                await send(call, dispatch_pb2.AgentMessage(hello=hello))
+                # It is connected, so the manager lives. When all agents dial at once it may take
+                # its time; who dials again only makes it longer.
+                limit.reschedule(loop.time() + max(patience, WELCOME_WITHIN))
+                message = await _read(call)
+        except TimeoutError as error:
+            raise SessionEnded("no answer in time") from error
+        if message.HasField("redirect"):
+            raise _redirected(message.redirect)
+        if not message.HasField("welcome"):
+            raise SessionEnded("the manager did not say welcome first")
+        self._period = message.welcome.heartbeat_period or _DEFAULT_PERIOD
+        return message.welcome
+
+    async def _take(
+        self,
+        message: dispatch_pb2.ManagerMessage,
+        channel: grpc.aio.Channel,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        match message.WhichOneof("kind"):
+            case "assignments":
+                self._assign(message.assignments)
+            case "payload":
+                self._worker.take(message.payload)
+            case "endpoints":
+                self._take_endpoints(message.endpoints)
+            case "ack":
+                self._reporter.acknowledge(message.ack.sequence)
+                self._progress = asyncio.get_running_loop().time()
+            case "open":
+                group.create_task(self._open_tunnel(channel, message.open), name="tunnel")
+            case "remove_images":
+                images = list(message.remove_images.images)
+                group.create_task(self._remove_images(images), name="image removal")
+            case "container_access":
+                self._expose(list(message.container_access.open))
+            case "scrape":
+                self._scrapable(message.scrape.token_digest)
+            case "revocations":
+                self._revoked(message.revocations)
+            case "redirect":
+                raise _redirected(message.redirect)
+            case other:
+                log.info("ignored a message of an unknown kind", extra={"kind": other})
+
+    def _assign(self, order: dispatch_pb2.Assignments) -> None:
+        if not order.full and order.applies_to != self._version:
+            raise SessionEnded(
+                f"an assignment for set {order.applies_to} came, but this node is at"
+                f" {self._version}"
+            )
+        if order.full or order.networks:
+            self._networks = {network.id: network for network in order.networks}
+        for change in order.network_changes:
+            known = self._networks.get(change.network.id)
+            self._networks[change.network.id] = changed_network(known, change)
+        for network_id in order.removed_networks:
+            self._networks.pop(network_id, None)
+        networks = None
+        if order.full or order.networks or order.network_changes or order.removed_networks:
+            networks = [self._networks[network_id] for network_id in sorted(self._networks)]
+        self._worker.apply(order.tasks, order.removed_tasks, networks, full=order.full)
+        if networks is not None:
+            self._endpoints.order(networks)
+        self._version = order.results_in
+
+    def _take_endpoints(self, table: dispatch_pb2.EndpointTable) -> None:
+        if not table.full and table.applies_to != self._table:
+            raise SessionEnded(
+                f"a change of the endpoint table {table.applies_to} came, but this node is at"
+                f" {self._table}"
+            )
+        self._followed.append((self._endpoints.apply(table), table.revision))
+        self._table = table.revision
+        self._wake.set()
+
+    async def _send(self, call: Any) -> None:
+        loop = asyncio.get_running_loop()
+        beat = loop.time() + self._period
+        lull: float | None = None
+        while True:
+            self._wake.clear()
+            if lull is None and self._reporter.waits:
+                lull = loop.time() + LULL
+            due = self._reporter.hurries or (lull is not None and loop.time() >= lull)
+            if due and (report := self._reporter.take()) is not None:
+                lull = None
+                sequence, statuses = report
+                message = dispatch_pb2.StatusReport(sequence=sequence)
+                for task_id, status in statuses.items():
+                    message.statuses[task_id].CopyFrom(to_proto(status))
+                await send(call, dispatch_pb2.AgentMessage(statuses=message))
+                self._progress = loop.time()
+            if self._images_changed:
+                self._images_changed = False
+                images = dispatch_pb2.ImageReport(images=map(to_proto, self._node.images()))
+                await send(call, dispatch_pb2.AgentMessage(images=images))
+            await self._send_changes(call)
+            await self._send_network_plugins(call)
+            await self._acknowledge_endpoints(call)
+            try:
+                async with asyncio.timeout_at(beat if lull is None else min(beat, lull)):
+                    await self._wake.wait()
+            except TimeoutError:
+                if loop.time() < beat:
+                    continue
+                await send(call, dispatch_pb2.AgentMessage(heartbeat=dispatch_pb2.Heartbeat()))
+                # A suspended process does not make up for the beats that it missed.
+                beat = max(beat, loop.time() - self._period) + self._period
+                if loop.time() - self._progress > ACK_LIMIT:
+                    self._reporter.retry()
+
+    async def _send_changes(self, call: Any) -> None:
+        """Tell what of the description is not as it was told."""
+        description = self._node.describe()
+        scopes, path_mtu = description.volume_drivers, description.path_mtu
+        keys = description.tunnel_keys
+        if scopes != self._volume_drivers:
+            self._volume_drivers = scopes
+            drivers = dispatch_pb2.VolumeDrivers(scopes=scopes)
+            await send(call, dispatch_pb2.AgentMessage(volume_drivers=drivers))
+        if path_mtu != self._path_mtu:
+            self._path_mtu = path_mtu
+            await send(call, dispatch_pb2.AgentMessage(path_mtu=path_mtu))
+        if description.trouble != self._trouble:
+            self._trouble = description.trouble
+            await send(call, dispatch_pb2.AgentMessage(trouble=self._trouble))
+        if keys != self._tunnel_keys:
+            self._tunnel_keys = keys
+            message = dispatch_pb2.TunnelKeys(keys=map(to_proto, keys))
+            await send(call, dispatch_pb2.AgentMessage(tunnel_keys=message))
+
+    async def _send_network_plugins(self, call: Any) -> None:
+        found = _network_plugins(self._node.describe())
+        if found != self._network_plugins:
+            self._network_plugins = found
+            await send(call, dispatch_pb2.AgentMessage(network_plugins=found))
+
+    async def _acknowledge_endpoints(self, call: Any) -> None:
+        revision = 0
+        while self._followed and self._followed[0][0] <= self._endpoints.applied:
+            _, revision = self._followed.popleft()
+        if revision:
+            applied = dispatch_pb2.EndpointsApplied(revision=revision)
+            await send(call, dispatch_pb2.AgentMessage(endpoints_applied=applied))
+
+
+def _network_plugins(node: NodeDescription) -> dispatch_pb2.NetworkPlugins:
+    return dispatch_pb2.NetworkPlugins(
+        cni=node.cni_plugins, drivers=node.network_drivers, ipam=node.ipam_drivers
+    )
+
+
+def changed_network(
+    known: dispatch_pb2.AssignedNetwork | None, change: dispatch_pb2.NetworkChange
+) -> dispatch_pb2.AssignedNetwork:
+    """A network after a change of it, its peers by subnet and without this node itself."""
+    peers = {} if known is None or change.complete else {peer.subnet: peer for peer in known.peers}
+    peers.update((peer.subnet, peer) for peer in change.network.peers)
+    for subnet in (*change.gone_peers, change.network.subnet):
+        peers.pop(subnet, None)
+    network = dispatch_pb2.AssignedNetwork()
+    network.CopyFrom(change.network)
+    del network.peers[:]
+    network.peers.extend(peers[subnet] for subnet in sorted(peers))
+    return network
+
+
+async def send(call: Any, message: dispatch_pb2.AgentMessage) -> None:
+    """Write to the session's call. Raises SessionEnded with the manager's status if the call is
+    over, which the reader may not have seen yet."""
+    try:
+        await call.wait_for_connection()
+        # Not `call.write`: when a write fails because the manager has ended the call, it sets the
+        # call's status to "internal: Internal error from Core" and drops the manager's, which
+        # arrives a moment later.
+        await call._cython_call.send_serialized_message(message.SerializeToString())
+    except grpc.aio.AioRpcError as error:
+        raise _ended(error) from error
+    except cygrpc.BaseError as error:
+        raise await _closed(call) from error
+    except asyncio.CancelledError:
+        call.cancel()  # as `call.write` does
+        raise
+
+
+async def _read(call: Any) -> dispatch_pb2.ManagerMessage:
+    message = await call.read()
+    if not isinstance(message, dispatch_pb2.ManagerMessage):  # grpc.aio.EOF
+        raise await _closed(call)
+    return message
+
+
+async def _closed(call: Any) -> SessionEnded:
+    code, details = await call.code(), await call.details()
+    ended = _by_status(code, details, await call.trailing_metadata())
+    return ended or SessionEnded("the manager closed the session")
+
+
+def _redirected(redirect: dispatch_pb2.Redirect) -> SessionEnded:
+    if redirect.leader:
+        return Redirected(redirect.leader)
+    return SessionEnded("this manager does not lead and knows none that does")
+
+
+def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The most telling of several: a SessionEnded, else the first."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop()
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        else:
+            leaves.append(error)
+    return next((leaf for leaf in leaves if isinstance(leaf, SessionEnded)), leaves[-1])
+
+
+def _ended(error: BaseException) -> SessionEnded:
+    if isinstance(error, SessionEnded):
+        return error
+    if isinstance(error, grpc.aio.AioRpcError):
+        ended = _by_status(error.code(), error.details(), error.trailing_metadata())
+        return ended or SessionEnded("the session broke off")
+    return SessionEnded(f"the session broke off ({error})")
+
+
+def _by_status(code: grpc.StatusCode, details: str | None, trailing: Any) -> SessionEnded | None:
+    """What a status and its trailing metadata mean; None for OK."""
+    if code is grpc.StatusCode.OK:
+        return None
+    if code is grpc.StatusCode.UNAUTHENTICATED and details:
+        return CertificateRefused(details, str(dict(trailing or ()).get(REVOKED_SERIAL, "")))
+    words = code.name.lower().replace("_", " ")
+    return SessionEnded(f"{words}: {details}" if details else words)
+
+
+BACKOFF_FIRST, BACKOFF_MOST = 0.1, 2.0
+"""Seconds between attempts, from the first failure on. The most is short: a node that was cut off
+has old names and addresses until it has a session again."""
+BACKOFF_REFUSED = 60.0
+"""The most where the node's certificate was revoked: it will not be accepted again."""
+_REDIRECTS = 3
+"""Redirects in a row that are followed at once; from then on they count as failures."""
+
+PATIENCE_FIRST, PATIENCE_MOST = 5.0, 60.0
+"""Seconds that a manager has to say welcome, from the first failure on. A host that is too slow for
+the first would be dialled for ever."""
+
+Dial = Callable[[str], grpc.aio.Channel]
+
+
+def backoff(attempt: int, unit: float, refused: bool = False) -> float:
+    """Seconds to wait after the failure number `attempt` (1 and up) in a row: doubled and capped;
+    `unit` from 0 to 1 chooses between half of that and all of it. `refused`: the node's
+    certificate was revoked."""
+    cap = BACKOFF_REFUSED if refused else BACKOFF_MOST
+    most: float = min(BACKOFF_FIRST * 2.0 ** min(attempt - 1, 16), cap)
+    return most * (0.5 + unit / 2)
+
+
+def patience(failures: int) -> float:
+    """Seconds that the next manager has, after so many failures in a row: grows from the third."""
+    most: float = min(PATIENCE_FIRST * 2.0 ** max(0, min(failures, 16) - 2), PATIENCE_MOST)
+    return most
+
+
+class Dialer:
+    """Keeps the node in session with one manager after another."""
+
+    def __init__(
+        self,
+        *,
+        db: StateDb,
+        joined_by: Sequence[str],
+        dial: Dial,
+        new_session: Callable[[], Session],
+        rng: random.Random,
+        serial: Callable[[], str] = lambda: "",
+    ) -> None:
+        """`joined_by` are the managers (HOST:PORT) that the node knows from joining; `serial` is
+        the serial number of the node's certificate."""
+        self._db = db
+        self._joined_by = tuple(joined_by)
+        self._dial = dial
+        self._new_session = new_session
+        self._rng = rng
+        self._serial = serial
+        self._session: Session | None = None
+        self.channel: grpc.aio.Channel | None = None
+        """To the manager that has welcomed this node; None without a session."""
+        self.connected_to = ""
+        """HOST:PORT of the manager that has welcomed this node; empty without a session."""
+
+    def report_images(self) -> None:
+        """Send the image inventory, now or when there is a session."""
+        if self._session is not None:
+            self._session.report_images()
+
+    async def run(self) -> str:
+        """Dial until a manager says that the certificate which the node has was revoked, and
+        return what it said. Only a manager that has proved who it is can say so, and no other
+        failure counts: a node whose managers cannot be reached keeps its tasks."""
+        failures = redirects = 0
+        refused = False
+        queue: list[str] = []
+        said: dict[str, str] = {}
+        while True:
+            queue = queue or self._candidates()
+            address = queue.pop(0)
+            end = await self._hold(address, patience(failures))
+            if self.connected_to:
+                failures = redirects = 0
+                refused = False
+                self.connected_to = ""
+                said.clear()
+            if isinstance(end, Redirected):
+                queue.insert(0, end.leader)
+                redirects += 1
+                if redirects <= _REDIRECTS:
+                    continue
+            if isinstance(end, CertificateRefused) and end.serial and end.serial == self._serial():
+                return str(end)
+            failures += 1
+            refused = refused or isinstance(end, CertificateRefused)
+            delay = backoff(failures, self._rng.random(), refused)
+            # A manager may be away for hours: what is known of it is not said every few seconds.
+            level = logging.DEBUG if said.get(address) == str(end) else logging.WARNING
+            said[address] = str(end)
+            extra = {"manager": address, "retry_in": f"{delay:.2f}"}
+            log.log(level, "no session: %s", end, extra=extra)
+            await asyncio.sleep(delay)
+
+    async def _hold(self, address: str, within: float) -> SessionEnded:
+        def welcomed(welcome: dispatch_pb2.Welcome) -> None:
+            self.connected_to = address
+            if welcome.managers:
+                self._db.put_managers(welcome.managers)
+            log.info("session opened", extra={"manager": address})
+
+        self._session = self._new_session()
+        try:
+            async with self._dial(address) as channel:
+                self.channel = channel
+                return await self._session.run(channel, welcomed, within)
+        finally:
+            self._session = self.channel = None
+
+    def _candidates(self) -> list[str]:
+        """Every known manager once: the newest list shuffled, then what the node joined by."""
+        newest = list(self._db.managers())
+        self._rng.shuffle(newest)
+        return newest + [manager for manager in self._joined_by if manager not in newest]

@@ -1,0 +1,169 @@
+"""Files into and out of containers: the program `copier` in the container's root, fed and read
+through a tunnel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tempfile
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.agent.runtime.engine.bundle import ContainerHandle
+from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.agent.tasks.runner import TaskRunner
+from orchestrator.copying import CHUNK
+from orchestrator.daemon import bareprogram
+from orchestrator.model.tasks import Task
+from orchestrator.pb import dispatch_pb2, interact_pb2
+
+_PROGRAM = bareprogram.command("orchestrator.agent.streams.copy_program", "-X", "utf8")
+
+
+class ContainerCopies:
+    """The copies of a node."""
+
+    def __init__(
+        self,
+        runners: Mapping[str, TaskRunner],
+        access: Callable[[str], ContainerHandle],
+        layers: Callable[[Task], Awaitable[Sequence[Path]]],
+    ) -> None:
+        """`layers` finds those of a task's image, the lowest first."""
+        self._runners = runners
+        self._access = access
+        self._layers = layers
+
+    async def copy_from(
+        self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
+    ) -> dispatch_pb2.TunnelResult:
+        """Send a file or folder as a tar. Raises RuntimeFailure."""
+        request = order.copy_from
+        words = {"verb": "pack", "path": request.path, "follow": request.follow_link}
+        async with self._program(request.container, words, stdin=DEVNULL, stdout=PIPE) as process:
+            assert process.stdout is not None
+            if head := await process.stdout.readline():
+                about = interact_pb2.CopySource(**json.loads(head))
+                await call.write(dispatch_pb2.Frame(copy_source=about))
+            while data := await process.stdout.read(CHUNK):
+                await call.write(dispatch_pb2.Frame(data=data))
+        return dispatch_pb2.TunnelResult()
+
+    async def copy_to(
+        self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
+    ) -> dispatch_pb2.TunnelResult:
+        """Unpack the tar that comes. Raises RuntimeFailure."""
+        request = order.copy_to
+        owner = None
+        if request.archive:
+            access = self._access(request.container)
+            access.running()
+            owner = access.user()
+        words = {
+            "verb": "unpack",
+            "path": request.path,
+            "top": request.top,
+            "folder": request.folder,
+            "owner": owner,
+        }
+        said: list[str] = []
+        async with self._program(
+            request.container, words, stdin=PIPE, stdout=DEVNULL, said=said
+        ) as process:
+            stdin = process.stdin
+            assert stdin is not None
+            while True:
+                frame = await call.read()
+                if not isinstance(frame, dispatch_pb2.Frame):  # grpc.aio.EOF
+                    process.kill()
+                    raise RuntimeFailure("the upload broke off; what came until then is there")
+                if frame.eof:
+                    break
+                stdin.write(frame.data)
+                try:
+                    await stdin.drain()
+                except ConnectionError:
+                    # It has enough, or it failed and says why.
+                    continue
+            stdin.close()
+        for line in said:
+            await call.write(dispatch_pb2.Frame(line=line))
+        return dispatch_pb2.TunnelResult()
+
+    @asynccontextmanager
+    async def _program(
+        self,
+        task_id: str,
+        words: dict[str, Any],
+        *,
+        stdin: int,
+        stdout: int,
+        said: list[str] | None = None,
+    ) -> AsyncIterator[Process]:
+        """The program, for the duration of the block; then it must have done its work. `said` gets
+        the lines that it has for the user all the same."""
+        async with (
+            self._place(task_id) as place,
+            self._started({**place, **words}, said, stdin=stdin, stdout=stdout) as process,
+        ):
+            yield process
+
+    @asynccontextmanager
+    async def _place(self, task_id: str) -> AsyncIterator[dict[str, Any]]:
+        """Where a container's root is: its process, held by a pidfd, or in pieces to be mounted."""
+        runner = self._runners.get(task_id)
+        if runner is None:
+            raise RuntimeFailure("the container is not on this node any more")
+        access = self._access(task_id)
+        found = access.process()
+        if found is not None and (pidfd := found.open()) is not None:
+            try:
+                yield {"pid": found.pid, "pidfd": pidfd}
+            finally:
+                os.close(pidfd)
+            return
+        upper = access.bundle.upper
+        if not upper.is_dir():
+            raise RuntimeFailure("the container has ended, and nothing of it is left")
+        if runner.task.spec.container.storage_size:
+            raise RuntimeFailure("its disk is away while it is stopped; start it first")
+        layers = await self._layers(runner.task)
+        # Beside the writable layer, as the kernel wants them; they go with the copy, or with it.
+        with tempfile.TemporaryDirectory(dir=access.bundle.state) as folder:
+            places = {name: f"{folder}/{name}" for name in ("root", "work")}
+            for place in places.values():
+                os.mkdir(place)
+            yield {
+                "layers": [str(layer) for layer in layers],
+                "upper": str(upper),
+                **places,
+            }
+
+    @asynccontextmanager
+    async def _started(
+        self, words: dict[str, Any], said: list[str] | None, *, stdin: int, stdout: int
+    ) -> AsyncIterator[Process]:
+        process = await asyncio.create_subprocess_exec(
+            *_PROGRAM,
+            json.dumps(words),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=PIPE,
+            pass_fds=[words["pidfd"]] if "pidfd" in words else [],
+        )
+        try:
+            yield process
+            assert process.stderr is not None
+            lines = (await process.stderr.read()).decode(errors="replace").strip().splitlines()
+            if await process.wait():
+                raise RuntimeFailure(lines[-1] if lines else "the copy broke off")
+            if said is not None:
+                said += lines
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await asyncio.shield(process.wait())

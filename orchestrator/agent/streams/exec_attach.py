@@ -1,0 +1,262 @@
+"""Exec and attach: the agent's end of a client's streams.
+
+Three things flow beside each other, and none waits for another: output, which is read from the
+program only as fast as the client takes it; input, of which no more than a window is ever under
+way; and what must pass by input that nobody reads, a new window size or a signal.
+
+A client that breaks ends nothing: a container is detached from, and a program of `exec` runs on,
+its output read and thrown away. What an agent's end does to such a program is what a lost terminal
+does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import grpc
+
+from orchestrator.agent.runtime.engine.bundle import ContainerHandle
+from orchestrator.agent.runtime.interface import Exit, RuntimeFailure
+from orchestrator.agent.runtime.io import execs
+from orchestrator.agent.runtime.io.attach import attach
+from orchestrator.agent.runtime.io.execs import ExecProgram, ExecSpec
+from orchestrator.agent.runtime.io.programs import Program
+from orchestrator.agent.tasks.runner import TaskRunner
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import TaskStatus
+from orchestrator.pb import dispatch_pb2, interact_pb2
+
+log = logging.getLogger(__name__)
+
+WINDOW = 1 << 18
+"""Bytes of input under way to one program."""
+
+_BROKEN = (grpc.RpcError, asyncio.InvalidStateError)
+
+
+class ExecAttach:
+    """All sessions of a node; an async context manager, around whatever serves tunnels."""
+
+    def __init__(
+        self,
+        runners: Mapping[str, TaskRunner],
+        access: Callable[[str], ContainerHandle],
+        wait: Callable[[str], Awaitable[Exit]],
+    ) -> None:
+        self._runners = runners
+        self._access = access
+        self._wait = wait
+        self._group = asyncio.TaskGroup()
+        self._left: set[asyncio.Task[None]] = set()
+        """Programs whose clients have gone."""
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for task in self._left:
+            task.cancel()
+        await self._group.__aexit__(kind, error, trace)
+
+    async def exec(
+        self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
+    ) -> dispatch_pb2.TunnelResult:
+        """Run a further program in a container. Raises RuntimeFailure."""
+        request = order.exec
+        access = self._access(self._runner(request.container).id)
+        spec = ExecSpec(
+            command=tuple(request.command),
+            tty=request.tty,
+            stdin=request.stdin,
+            env=tuple(request.env),
+            user=request.user,
+            workdir=request.workdir,
+            privileged=request.privileged,
+            rows=request.size.rows,
+            columns=request.size.columns,
+        )
+        try:
+            if request.detach:
+                await execs.start_detached(access, spec)
+                await _send(call, attached=interact_pb2.Attached())
+                return dispatch_pb2.TunnelResult()
+            program = await execs.start(access, spec)
+        except RuntimeFailure as failure:
+            if not failure.exit_code:
+                raise
+            exited = interact_pb2.Exited(code=failure.exit_code, error=str(failure))
+            await _send(call, exited=exited)
+            return dispatch_pb2.TunnelResult()
+        try:
+            await _Conversation(call, program).hold(readers)
+        except BaseException:
+            self._leave(program)
+            raise
+        program.close()
+        return dispatch_pb2.TunnelResult()
+
+    async def attach(
+        self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
+    ) -> dispatch_pb2.TunnelResult:
+        """Connect to a container's own program. Raises RuntimeFailure."""
+        request = order.attach
+        runner = self._runner(request.container)
+        spec = runner.task.spec.container
+        program = await attach(
+            self._access(runner.id),
+            lambda _: end_of(runner, self._wait),
+            runner.ended,
+            stdin=spec.open_stdin and request.stdin,
+            tty=spec.tty,
+        )
+        try:
+            if request.HasField("size"):
+                program.resize(request.size.rows, request.size.columns)
+            await _Conversation(call, program).hold(readers)
+        finally:
+            program.close()
+        return dispatch_pb2.TunnelResult()
+
+    def _runner(self, task_id: str) -> TaskRunner:
+        runner = self._runners.get(task_id)
+        if runner is None or runner.task.desired_state is TaskState.REMOVE:
+            raise RuntimeFailure("the container is not on this node any more")
+        return runner
+
+    def _leave(self, program: ExecProgram) -> None:
+        task = self._group.create_task(_run_on(program))
+        self._left.add(task)
+        task.add_done_callback(self._left.discard)
+
+
+class _Ending(Protocol):
+    """What a container's runner knows of its end."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def ended(self) -> asyncio.Event: ...
+    @property
+    def status(self) -> TaskStatus: ...
+
+
+async def end_of(runner: _Ending, wait: Callable[[str], Awaitable[Exit]]) -> Exit:
+    """How a container ended. One that goes with its end (`--rm`) may be gone before it is asked:
+    then what was reported of it holds. Raises RuntimeFailure where nothing is known."""
+    try:
+        return await wait(runner.id)
+    except RuntimeFailure:
+        if not runner.ended.is_set():
+            raise
+        status = runner.status
+        return Exit(status.exit_code, status.oom_killed, status.finished_at, status.message)
+
+
+async def _run_on(program: ExecProgram) -> None:
+    try:
+        await program.drain()
+    except OSError as error:
+        log.warning("the output of a program left by its client cannot be read: %s", error)
+    finally:
+        program.close()
+
+
+class _Conversation:
+    """One client and one program."""
+
+    def __init__(self, call: Any, program: Program) -> None:
+        self._call = call
+        self._program = program
+        self._sending = asyncio.Lock()
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        """Bytes that wait."""
+        self._ended = False
+        self._news = asyncio.Event()
+        self._taken = 0
+
+    async def hold(self, readers: asyncio.TaskGroup) -> None:
+        """Until the program has ended and all it said is sent. What the client sends is read on
+        in `readers`, until it has seen the end and closes."""
+        program = self._program
+        await self._send(
+            attached=interact_pb2.Attached(
+                tty=program.tty, stdin=program.stdin, stdin_window=WINDOW
+            )
+        )
+        readers.create_task(self._take())
+        feeder = readers.create_task(self._feed())
+        try:
+            while (output := await program.read()) is not None:
+                stderr, data = output
+                await self._send(**{"stderr" if stderr else "stdout": data})
+            code = await program.wait()
+            # Not in the middle of a word to the client: a write that is cancelled ends the call.
+            async with self._sending:
+                feeder.cancel()
+        finally:
+            feeder.cancel()
+            # It must have let go of the descriptors before they are closed.
+            await asyncio.wait((feeder,))
+        await self._send(exited=interact_pb2.Exited(code=code))
+
+    async def _send(self, **message: Any) -> None:
+        async with self._sending:
+            await _send(self._call, **message)
+
+    async def _take(self) -> None:
+        try:
+            while isinstance(frame := await self._call.read(), dispatch_pb2.Frame):
+                message = frame.session_input
+                match message.WhichOneof("kind"):
+                    case "stdin":
+                        self._waiting.append(message.stdin)
+                        self._size += len(message.stdin)
+                        if self._size > WINDOW:
+                            log.warning("a client sent more input than it may")
+                            self._call.cancel()
+                            return
+                    case "eof":
+                        self._ended = True
+                    case "resize":
+                        self._program.resize(message.resize.rows, message.resize.columns)
+                    case "signal":
+                        await self._program.signal(message.signal)
+                self._news.set()
+        except _BROKEN:
+            return
+
+    async def _feed(self) -> None:
+        told = 0
+        try:
+            while True:
+                while self._waiting:
+                    data = self._waiting.popleft()
+                    await self._program.write(data)
+                    self._size -= len(data)
+                    self._taken += len(data)
+                    if self._taken - told >= WINDOW // 4:
+                        told = self._taken
+                        await self._send(stdin_taken=told)
+                if self._ended:
+                    await self._program.end_input()
+                    return
+                self._news.clear()
+                await self._news.wait()
+        except _BROKEN:
+            return
+
+
+async def _send(call: Any, **message: Any) -> None:
+    await call.write(dispatch_pb2.Frame(session_output=interact_pb2.SessionOutput(**message)))

@@ -1,0 +1,199 @@
+"""Volume drivers of Docker's volume plugin protocol. Answers are checked, never trusted.
+
+Source: Docker's "Docker volume plugins" (`/VolumeDriver.*`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from orchestrator.agent.plugins import plugin_client
+from orchestrator.agent.plugins.plugin_client import Address, ask, listener, patiently, work
+from orchestrator.agent.plugins.plugin_discovery import SOCKET_FOLDERS, SPEC_FOLDERS, PluginSet
+from orchestrator.agent.volumes.mountpoints import mount_at, mounts, resolved
+from orchestrator.agent.volumes.volume_errors import (
+    VolumeError,
+    VolumePluginUnavailable,
+    of_volumes,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PluginVolume:
+    """A volume as its plugin lists it."""
+
+    name: str
+    mountpoint: str = ""
+
+
+class VolumePlugin:
+    """One volume plugin."""
+
+    def __init__(self, name: str, address: Address, scope: str) -> None:
+        self.name = name
+        self.scope = scope
+        """`local` or `global`."""
+        self._address = address
+
+    @classmethod
+    async def activate(cls, name: str, address: Address, implements: list[str]) -> Self | None:
+        """One that implements this; None when it is something else than a volume plugin. Raises
+        PluginError."""
+        if "VolumeDriver" not in implements:
+            return None
+        try:
+            answer = await ask(address, "/VolumeDriver.Capabilities", {}, _named(name))
+        except plugin_client.PluginUnavailable:
+            raise
+        except plugin_client.PluginError:
+            # Optional: those that are older do not know the call.
+            return cls(name, address, "local")
+        capabilities = answer.get("Capabilities")
+        scope = capabilities.get("Scope") if isinstance(capabilities, dict) else None
+        return cls(name, address, "global" if str(scope).lower() == "global" else "local")
+
+    async def create(self, volume: str, options: Mapping[str, str]) -> None:
+        """Make a volume; the same again is no error of a well-made plugin. Raises VolumeError."""
+        await self._patiently("Create", {"Name": volume, "Opts": dict(options)})
+
+    async def remove(self, volume: str) -> None:
+        """Remove a volume and its data. Raises VolumeError."""
+        await self._patiently("Remove", {"Name": volume})
+
+    async def mount(self, volume: str, user: str) -> Path:
+        """Mount a volume for a container; where. Raises VolumeError."""
+        answer = await self._patiently("Mount", {"Name": volume, "ID": user})
+        path = self._path(volume, answer.get("Mountpoint"))
+        await self._check_seen(volume, path)
+        return path
+
+    async def _check_seen(self, volume: str, path: Path) -> None:
+        """Raise VolumeError if the plugin has something mounted at `path` that this agent does not
+        see, since its mount namespace is another: containers would write to the folder beneath.
+
+        One that just keeps folders mounts nothing, and one on the network cannot be looked at.
+        """
+        with of_volumes():
+            process = await listener(self._address)
+        place = resolved(path)
+        try:
+            theirs = mount_at(place, mounts(process)) if process else None
+        except OSError:
+            return  # it has ended since
+        if theirs is None:
+            return
+        ours = mount_at(place, mounts())
+        if ours is None or ours.device != theirs.device:
+            raise VolumeError(
+                f"volume driver {self.name} has mounted {volume} at {path} in a mount namespace of "
+                "its own, which containers do not see; run the plugin in the host's, or share the "
+                "folder with it (rshared)"
+            )
+
+    async def unmount(self, volume: str, user: str) -> None:
+        """Take a container's mount back. Raises VolumeError."""
+        await self._once("/VolumeDriver.Unmount", {"Name": volume, "ID": user})
+
+    async def path(self, volume: str) -> Path | None:
+        """Where a volume is mounted; None when it is not. Raises VolumeError."""
+        answer = await self._once("/VolumeDriver.Path", {"Name": volume})
+        mountpoint = answer.get("Mountpoint")
+        return self._path(volume, mountpoint) if mountpoint else None
+
+    async def get(self, volume: str) -> PluginVolume | None:
+        """A volume; None when the plugin has none of that name. Raises PluginAway."""
+        try:
+            answer = await self._once("/VolumeDriver.Get", {"Name": volume})
+        except VolumePluginUnavailable:
+            raise
+        except VolumeError:
+            return None
+        return _volume(answer.get("Volume"))
+
+    async def list(self) -> list[PluginVolume]:
+        """All volumes that it has. Raises VolumeError."""
+        answer = await self._once("/VolumeDriver.List", {})
+        found = answer.get("Volumes") or []
+        if not isinstance(found, list):
+            raise VolumePluginUnavailable("its list of volumes is none")
+        return [volume for each in found if (volume := _volume(each)) is not None]
+
+    def _path(self, volume: str, mountpoint: object) -> Path:
+        if not isinstance(mountpoint, str) or not os.path.isabs(mountpoint) or "\0" in mountpoint:
+            raise VolumeError(
+                f"volume driver {self.name} says that {volume} is mounted at {mountpoint!r}, "
+                "which is no absolute path"
+            )
+        return Path(mountpoint)
+
+    async def _patiently(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A call that may take long, and is tried again while the plugin cannot be reached or hangs
+        up."""
+        path = f"/VolumeDriver.{method}"
+        with of_volumes():
+            try:
+                return await patiently(lambda: work(self._address, path, body, _named(self.name)))
+            except plugin_client.PluginUnavailable as error:
+                raise VolumePluginUnavailable(
+                    f"{_named(self.name)} does not answer: {error}"
+                ) from error
+
+    async def _once(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises PluginAway, or VolumeError with what the plugin itself says."""
+        with of_volumes():
+            try:
+                return await ask(self._address, path, body, _named(self.name))
+            except plugin_client.PluginUnavailable as error:
+                raise plugin_client.PluginUnavailable(
+                    f"{_named(self.name)} does not answer: {error}"
+                ) from error
+
+
+def _named(name: str) -> str:
+    return f"volume driver {name}"
+
+
+def _volume(found: object) -> PluginVolume | None:
+    if not isinstance(found, dict) or not isinstance(found.get("Name"), str) or not found["Name"]:
+        return None
+    mountpoint = found.get("Mountpoint")
+    return PluginVolume(found["Name"], mountpoint if isinstance(mountpoint, str) else "")
+
+
+class VolumePlugins(PluginSet[VolumePlugin]):
+    """Those that speak Docker's volume plugin protocol; what is raised are VolumeErrors."""
+
+    def __init__(
+        self, sockets: Sequence[Path] = SOCKET_FOLDERS, specs: Sequence[Path] = SPEC_FOLDERS
+    ) -> None:
+        super().__init__(VolumePlugin.activate, "volume driver", sockets, specs)
+
+    @property
+    def scopes(self) -> Mapping[str, str]:
+        """Name → `local` or `global` of those that have answered, and whose file is there."""
+        return {name: plugin.scope for name, plugin in self.all().items()}
+
+    async def named(self, name: str) -> VolumePlugin:
+        """The plugin of this name. Raises VolumeError."""
+        with of_volumes():
+            return await self.get(name)
+
+    async def awaited(self, name: str) -> VolumePlugin:
+        """The same; one that does not answer is waited for. Raises VolumeError."""
+        with of_volumes():
+            return await self.patiently(name)
+
+    @contextmanager
+    def judged(self, name: str) -> Iterator[None]:
+        """Calls of a plugin within: one that does not answer them counts as silent from then on, so
+        that it costs the next caller less."""
+        try:
+            yield
+        except VolumePluginUnavailable as error:
+            self.doubt(name, str(error))
+            raise

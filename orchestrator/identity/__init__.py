@@ -1,4 +1,4 @@
-"""Who is who: the cluster's certificate authority, join tokens, and what a role may do.
+"""Identity: the cluster's certificate authority, join tokens, and what a role may do.
 
 Every connection is mutual TLS 1.3. A certificate's subject says who its holder is: the common
 name is an id, the organisation a role (`manager`, `worker`, `admin`), the organisational unit
@@ -15,7 +15,8 @@ gRPC's Python API cannot set a lowest TLS version. All keys here are ECDSA, so t
 leaves gRPC only a TLS 1.2 cipher suite that needs an RSA key: a TLS 1.2 handshake finds no suite
 in common and fails, and TLS 1.3, whose suites are set apart, is all that is left.
 
-Files: `ca` (make, sign), `token`, `tls` (credentials, the peer of a call), `roles` (the guard of
-every server), `files` (the identity folder, keys 0600), `join` (the host's side), `commands`
-(`orc cluster init` and `join`).
+Files: `ca` (make, sign), `certificates` (a certificate and its key), `join_tokens`, `tls`
+(credentials, the peer of a call), `roles` (the guard of every server), `revocation`, `renewal`,
+`host_identity` (the identity folder, keys 0600), `join` (the host's side), `bootstrap` (the first
+steps of a cluster and of a host).
 """

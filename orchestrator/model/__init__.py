@@ -1,14 +1,24 @@
-"""What things are: specs, objects, task states and the rules of a valid spec.
+"""What things are: specs, objects, task states, and their validation and formats.
 
-*Spec* is a user's intent: the system never edits it. *Status* is what was observed.
+A *spec* is a user's intent: the system never edits it. A *status* is what was observed.
 *desired_state* is the manager's order to an agent. All objects are frozen slotted dataclasses, so
 a snapshot is a cheap copy of references and a pure function cannot change what it was given.
 
-Files: `specs` (what users declare; `jobs` and others are parts of it), `objects` (what the store
-keeps), `states` (the task's life as a table), `validate` (pure checks with the user's words),
-`convert` (protobuf at the edges), `units` (sizes, shares, durations as users write them), `names`
-(image names, near misses).
+    specs       what users declare: service, task, container
+    services, tasks, nodes, networks, documents, objects, access
+                what the store keeps
+    states      the task's life as a table
+    constraints, affinities, placement, jobs, dependencies, hooks, mounts
+                parts of specs
+    convert     dataclass ⇄ protobuf: the only place where the two meet (`extensible`: its base)
+    validation/ what a valid spec is, in the user's words
+    formats/    texts that users and other tools write: schedules, templates, Dockerfiles, …
+    units, names
+                sizes, shares, durations; image and object names, near misses
 
 Units everywhere: memory and sizes in bytes, CPU in shares (1024 a core), durations in float
 seconds, points in time in float seconds since the epoch (UTC).
+
+Not here: anything that does I/O, and whether a spec fits the cluster as it is
+(`manager.planning`).
 """

@@ -16,7 +16,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from orchestrator.model.extensible import Extensible
-from orchestrator.model.formats.signals import signal_number
+from orchestrator.model.signals import signal_number
 
 SECRETS_FOLDER = "/run/secrets"
 """Where a container finds a secret whose reference has no absolute target."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from orchestrator.agent.images.image_spec import LocalImage
-from orchestrator.model.formats import signals
+from orchestrator.model import signals
 from orchestrator.model.specs import LogConfig, TaskSpec
 
 

@@ -19,7 +19,7 @@ import click
 from orchestrator.cli.app.command_groups import CliError
 from orchestrator.cli.container import terminal
 from orchestrator.cli.rpc.client import Client
-from orchestrator.model.formats.signals import signal_number
+from orchestrator.model.signals import signal_number
 from orchestrator.pb import interact_pb2
 
 _CHUNK = 1 << 16

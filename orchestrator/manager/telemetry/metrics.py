@@ -22,9 +22,9 @@ from orchestrator import __version__
 from orchestrator.identity.tls import Identity
 from orchestrator.manager.audit.trail import AuditTrail
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.reconcile.convergence import desired_tasks
+from orchestrator.manager.planning.reconcile.convergence import desired_tasks, running_tasks
 from orchestrator.manager.planning.reports.claims import Claim
-from orchestrator.manager.planning.scheduling.capacity import node_usage, running_tasks
+from orchestrator.manager.planning.scheduling.capacity import node_usage
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.telemetry.event_log import EventLog

@@ -36,11 +36,11 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import unique_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.formats.signals import signal_number
 from orchestrator.model.limits import limits_of
 from orchestrator.model.names import check_container_name
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image
+from orchestrator.model.signals import signal_number
 from orchestrator.model.specs import Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus

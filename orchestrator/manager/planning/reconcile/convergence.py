@@ -14,12 +14,12 @@ from orchestrator.manager.planning.reconcile.restarts import (
     given_up,
     stable_at,
 )
-from orchestrator.manager.planning.scheduling.capacity import running_tasks
 from orchestrator.manager.planning.slots import Slot, ended, is_current, slots_of
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.nodes import NodeState
+from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import FailureAction, ServiceMode
+from orchestrator.model.states import TaskState
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +151,18 @@ def _arrived(service: Service, slot: Slot) -> bool:
     if task is None:
         return is_current(service, slot.newest) and finished(service, slot)
     return is_current(service, task) and task.status.works
+
+
+def running_tasks(view: ClusterView, service_id: str) -> int:
+    """How many tasks of the service do their work, on a node that is not down, and are not being
+    stopped."""
+    return sum(
+        task.status.works
+        and task.desired_state <= TaskState.RUNNING
+        and not _is_down(view.nodes.get(task.node_id))
+        for task in view.tasks_of_service(service_id).values()
+    )
+
+
+def _is_down(node: Node | None) -> bool:
+    return node is not None and node.state is NodeState.DOWN

@@ -8,7 +8,7 @@ from dataclasses import replace
 from builders import World, service
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_new_versions import DB, REFERENCE, able, naming, web
+from test_document_versions import DB, REFERENCE, able, naming, web
 
 from orchestrator.manager.planning.reconcile.document_versions import (
     newest_versions,

@@ -8,9 +8,14 @@ from typing import Any, NamedTuple
 import pytest
 from builders import ANY, MIB, NONE, NOW, ON_FAILURE, World, node, service, task, task_spec
 
-from orchestrator.manager.planning.reconcile.convergence import Progress, Watch, progress
+from orchestrator.manager.planning.reconcile.convergence import (
+    Progress,
+    Watch,
+    progress,
+    running_tasks,
+)
 from orchestrator.manager.planning.reconcile.spec_history import with_spec
-from orchestrator.manager.planning.scheduling.capacity import NodeUsage, node_usage, running_tasks
+from orchestrator.manager.planning.scheduling.capacity import NodeUsage, node_usage
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.services import UpdateState
 from orchestrator.model.specs import (

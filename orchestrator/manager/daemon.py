@@ -24,13 +24,10 @@ from orchestrator.identity.join_tokens import new_secret
 from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.tls import join_credentials, server_credentials
-from orchestrator.manager.api import ControlApi
-from orchestrator.manager.api.images import ImagesApi
+from orchestrator.manager.api import add_control_services
 from orchestrator.manager.api.tracing_interceptor import TracingInterceptor
 from orchestrator.manager.audit.audit_interceptor import AuditInterceptor
 from orchestrator.manager.audit.trail import FILE_BYTES, FILES, AuditTrail
-from orchestrator.manager.diagnostics.network_doctor import NetworkDoctorOperations
-from orchestrator.manager.diagnostics.support_bundle import SupportBundleOperations
 from orchestrator.manager.dispatch import dispatcher
 from orchestrator.manager.dispatch.dispatcher import Dispatcher
 from orchestrator.manager.dispatch.image_sources import ImageSources
@@ -40,19 +37,9 @@ from orchestrator.manager.event_loop import LivenessClock, freezing_survivors
 from orchestrator.manager.leader.agent_reports import ReportBuffer
 from orchestrator.manager.leader.election import Election, LeadershipLost
 from orchestrator.manager.leader.planning_loop import PlanningLoop
-from orchestrator.manager.operations.administration.audit_queries import AuditOperations
-from orchestrator.manager.operations.administration.certificate_admin import CertificateOperations
-from orchestrator.manager.operations.administration.web_sessions import WebSessionOperations
 from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.manager.operations.resources.deferred_removal import DeferredRemoval
-from orchestrator.manager.operations.resources.disk_usage import DiskUsageOperations
-from orchestrator.manager.operations.resources.documents import DocumentOperations
-from orchestrator.manager.operations.resources.network_policies import NetworkPolicyOperations
-from orchestrator.manager.operations.resources.networks import NetworkOperations, create_network
-from orchestrator.manager.operations.resources.volumes import VolumeOperations
-from orchestrator.manager.operations.workloads.container_streams import ContainerStreamOperations
-from orchestrator.manager.operations.workloads.containers import ContainerOperations
-from orchestrator.manager.operations.workloads.jobs import JobOperations
+from orchestrator.manager.operations.resources.networks import create_network
 from orchestrator.manager.planning.networking.addresses import AddressRefused, NewNetwork, complete
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import Quarantined
@@ -83,23 +70,9 @@ from orchestrator.model.networks import BRIDGE
 from orchestrator.model.objects import Cluster, Network
 from orchestrator.model.specs import BRIDGE_NETWORK, DEFAULT_NETWORK
 from orchestrator.pb import (
-    access_pb2_grpc,
-    audit_pb2_grpc,
     certificates_pb2_grpc,
-    containers_pb2_grpc,
-    control_pb2_grpc,
-    dashboard_pb2_grpc,
-    doctor_pb2_grpc,
-    documents_pb2_grpc,
     identity_pb2_grpc,
     images_pb2_grpc,
-    interact_pb2_grpc,
-    jobs_pb2_grpc,
-    networks_pb2_grpc,
-    policies_pb2_grpc,
-    support_pb2_grpc,
-    system_pb2_grpc,
-    volumes_pb2_grpc,
 )
 from orchestrator.tracing.configuration import tracer
 from orchestrator.tracing.spans import OFF, Tracer, current
@@ -377,7 +350,6 @@ class Manager:
             cache=self.cache,
             dispatcher=self._dispatcher,
             tunnels=self._tunnels,
-            inbox=self.inbox,
             events=self._events,
             vault=self._vault,
             identity=self._identity,
@@ -399,32 +371,14 @@ class Manager:
         if self._tracer.on:
             guards.append(TracingInterceptor(self._tracer))
         server = grpc.aio.server(interceptors=guards, options=_SERVER_OPTIONS)
-        control_pb2_grpc.add_ControlServicer_to_server(ControlApi(context), server)
-        containers_pb2_grpc.add_ContainersServicer_to_server(ContainerOperations(context), server)
-        images_pb2_grpc.add_ImagesServicer_to_server(ImagesApi(context), server)
+        add_control_services(server, context, self._audit, folder)
         sources = ImageSources(self.cache, context.vault, self._tunnels.pulls)
         images_pb2_grpc.add_SourcesServicer_to_server(sources, server)
-        networks_pb2_grpc.add_NetworksServicer_to_server(NetworkOperations(context), server)
-        jobs_pb2_grpc.add_JobsServicer_to_server(JobOperations(context), server)
-        policies_pb2_grpc.add_PoliciesServicer_to_server(NetworkPolicyOperations(context), server)
-        doctor_pb2_grpc.add_DoctorServicer_to_server(NetworkDoctorOperations(context), server)
-        dashboard_pb2_grpc.add_DashboardServicer_to_server(
-            WebSessionOperations(context, folder), server
-        )
-        volumes_pb2_grpc.add_VolumesServicer_to_server(VolumeOperations(context), server)
-        documents_pb2_grpc.add_DocumentsServicer_to_server(DocumentOperations(context), server)
-        system_pb2_grpc.add_SystemServicer_to_server(DiskUsageOperations(context), server)
-        support_pb2_grpc.add_SupportServicer_to_server(
-            SupportBundleOperations(context, folder), server
-        )
-        interact_pb2_grpc.add_InteractServicer_to_server(ContainerStreamOperations(context), server)
         dispatcher.serve(self._dispatcher, server)
         joining = JoinService(
             self._kv, self.cache, self._authority, self._managers, time.time, new_id
         )
         identity_pb2_grpc.add_JoinServicer_to_server(joining, server)
-        audit_pb2_grpc.add_AuditServicer_to_server(AuditOperations(context, self._audit), server)
-        access_pb2_grpc.add_AccessServicer_to_server(CertificateOperations(context), server)
         certificates = CertificateRenewal(self._authority, self._kv, self.cache)
         certificates_pb2_grpc.add_CertificatesServicer_to_server(certificates, server)
         for port, credentials in (

@@ -1,44 +1,56 @@
-"""A request that cannot be honoured, with the one line that its user sees."""
+"""Errors of requests: a kind, and one line for the user."""
 
 from __future__ import annotations
 
-import grpc
+from enum import Enum
+
+
+class ErrorKind(Enum):
+    """Why a request failed, in the terms of gRPC's status codes, whatever the front end."""
+
+    NOT_FOUND = "not found"
+    INVALID_ARGUMENT = "invalid argument"
+    ALREADY_EXISTS = "already exists"
+    FAILED_PRECONDITION = "failed precondition"
+    ABORTED = "aborted"
+    UNAVAILABLE = "unavailable"
 
 
 class RequestError(Exception):
-    """Raised by the API's code; becomes the gRPC status of the call, its text the details."""
+    """A request that cannot be fulfilled. Front ends map `kind` to their own status codes and show
+    `text` to the user."""
 
-    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+    def __init__(self, kind: ErrorKind, text: str) -> None:
         super().__init__(text)
-        self.code = code
+        self.kind = kind
         self.text = text
 
 
 def not_found(text: str) -> RequestError:
-    """Something that does not exist."""
-    return RequestError(grpc.StatusCode.NOT_FOUND, text)
+    """The object does not exist."""
+    return RequestError(ErrorKind.NOT_FOUND, text)
 
 
 def invalid_argument(text: str) -> RequestError:
-    """Something that makes no sense as given."""
-    return RequestError(grpc.StatusCode.INVALID_ARGUMENT, text)
+    """The request is invalid whatever the state of the cluster."""
+    return RequestError(ErrorKind.INVALID_ARGUMENT, text)
 
 
 def already_exists(text: str) -> RequestError:
-    """A name that somebody else has."""
-    return RequestError(grpc.StatusCode.ALREADY_EXISTS, text)
+    """The name or address is in use."""
+    return RequestError(ErrorKind.ALREADY_EXISTS, text)
 
 
 def failed_precondition(text: str) -> RequestError:
-    """Something that cannot be done as things are now."""
-    return RequestError(grpc.StatusCode.FAILED_PRECONDITION, text)
+    """The current state of the cluster does not allow it."""
+    return RequestError(ErrorKind.FAILED_PRECONDITION, text)
 
 
 def aborted(text: str) -> RequestError:
-    """Somebody else changed it meanwhile."""
-    return RequestError(grpc.StatusCode.ABORTED, text)
+    """The object was modified concurrently."""
+    return RequestError(ErrorKind.ABORTED, text)
 
 
 def unavailable(text: str) -> RequestError:
-    """Something is not there right now; the same request may work later."""
-    return RequestError(grpc.StatusCode.UNAVAILABLE, text)
+    """Something needed is unavailable at the moment; the same request may succeed later."""
+    return RequestError(ErrorKind.UNAVAILABLE, text)

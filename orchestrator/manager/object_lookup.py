@@ -21,7 +21,7 @@ T = TypeVar("T")
 def _resolve(
     kind: str, word: str, by_id: Mapping[str, T], by_name: Iterable[tuple[str, T]], listing: str
 ) -> T:
-    """Exact id, else exact name, else unique id prefix. Raises Refusal with a near miss."""
+    """Exact id, else exact name, else unique id prefix. Raises RequestError with a near miss."""
     if not word:
         raise invalid_argument(f"say which {kind}; see '{listing}'")
     if word in by_id:

@@ -80,7 +80,6 @@ async def crowd(folder: Path) -> AsyncIterator[Crowd]:
         cache=cache,
         dispatcher=nobody,
         tunnels=nobody,
-        inbox=nobody,
         events=EventLog(cache, time.time),
         vault=Vault(b"k" * 32),
         identity=identity,

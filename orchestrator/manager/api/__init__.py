@@ -1,31 +1,75 @@
-"""The control API: what `orc` asks of a manager.
+"""The gRPC front end: what `orc` calls on a manager.
 
-One class a noun, each with the calls of `control.proto` for it; `ControlApi` is all of them. Any
-manager serves it: reads come from the cache, writes are guarded transactions, and a write is
-answered once this manager's own cache has it, so that whoever wrote reads it back. Calls that
-need a node (logs, images) go through the leader, which has the agents' sessions.
+One handler class per gRPC service, grouped in modules as `operations` is. A handler passes the
+decoded message, and where it matters the caller, to an operation and maps its errors to a status
+(`grpc_status`). Interceptors do the rest of each call: `audit.audit_interceptor` records it,
+`identity.roles` authorises it, `tracing_interceptor` gives it a span. Logic belongs in
+`operations`, so that other front ends share it.
 
-Errors are `Refusal`s: a gRPC status with one line for the user as its details.
+Services that agents call are with their logic: `dispatch` (sessions, image sources) and `security`
+(join, certificate renewal).
 """
 
 from __future__ import annotations
 
-from orchestrator.manager.operations.administration.cluster_settings import ClusterOperations
-from orchestrator.manager.operations.administration.nodes import NodeOperations
-from orchestrator.manager.operations.dry_run import DryRunOperations
-from orchestrator.manager.operations.images.building import ImageBuildOperations
-from orchestrator.manager.operations.workloads.services import ServiceOperations
-from orchestrator.manager.operations.workloads.task_logs import LogOperations
-from orchestrator.pb import control_pb2_grpc
+from pathlib import Path
+
+import grpc
+
+from orchestrator.manager.api.administration import (
+    AccessApi,
+    AuditApi,
+    DashboardApi,
+    DoctorApi,
+    SupportApi,
+)
+from orchestrator.manager.api.control import ControlApi
+from orchestrator.manager.api.images import ImagesApi
+from orchestrator.manager.api.resources import (
+    DocumentsApi,
+    NetworksApi,
+    PoliciesApi,
+    SystemApi,
+    VolumesApi,
+)
+from orchestrator.manager.api.workloads import ContainersApi, InteractApi, JobsApi
+from orchestrator.manager.audit.trail import AuditTrail
+from orchestrator.manager.operations.context import ManagerContext
+from orchestrator.pb import (
+    access_pb2_grpc,
+    audit_pb2_grpc,
+    containers_pb2_grpc,
+    control_pb2_grpc,
+    dashboard_pb2_grpc,
+    doctor_pb2_grpc,
+    documents_pb2_grpc,
+    images_pb2_grpc,
+    interact_pb2_grpc,
+    jobs_pb2_grpc,
+    networks_pb2_grpc,
+    policies_pb2_grpc,
+    support_pb2_grpc,
+    system_pb2_grpc,
+    volumes_pb2_grpc,
+)
 
 
-class ControlApi(
-    ClusterOperations,
-    NodeOperations,
-    ServiceOperations,
-    DryRunOperations,
-    ImageBuildOperations,
-    LogOperations,
-    control_pb2_grpc.ControlServicer,  # type: ignore[misc]
-):
-    """Every call of the control API."""
+def add_control_services(
+    server: grpc.aio.Server, ctx: ManagerContext, trail: AuditTrail, data_dir: Path
+) -> None:
+    """Add every service that users call to a server."""
+    access_pb2_grpc.add_AccessServicer_to_server(AccessApi(ctx), server)
+    audit_pb2_grpc.add_AuditServicer_to_server(AuditApi(ctx, trail), server)
+    containers_pb2_grpc.add_ContainersServicer_to_server(ContainersApi(ctx), server)
+    control_pb2_grpc.add_ControlServicer_to_server(ControlApi(ctx), server)
+    dashboard_pb2_grpc.add_DashboardServicer_to_server(DashboardApi(ctx, data_dir), server)
+    doctor_pb2_grpc.add_DoctorServicer_to_server(DoctorApi(ctx), server)
+    documents_pb2_grpc.add_DocumentsServicer_to_server(DocumentsApi(ctx), server)
+    images_pb2_grpc.add_ImagesServicer_to_server(ImagesApi(ctx), server)
+    interact_pb2_grpc.add_InteractServicer_to_server(InteractApi(ctx), server)
+    jobs_pb2_grpc.add_JobsServicer_to_server(JobsApi(ctx), server)
+    networks_pb2_grpc.add_NetworksServicer_to_server(NetworksApi(ctx), server)
+    policies_pb2_grpc.add_PoliciesServicer_to_server(PoliciesApi(ctx), server)
+    support_pb2_grpc.add_SupportServicer_to_server(SupportApi(ctx, data_dir), server)
+    system_pb2_grpc.add_SystemServicer_to_server(SystemApi(ctx), server)
+    volumes_pb2_grpc.add_VolumesServicer_to_server(VolumesApi(ctx), server)

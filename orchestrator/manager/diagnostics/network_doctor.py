@@ -29,12 +29,12 @@ from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
 from orchestrator.manager.dispatch.tunnels import Tunnel
 from orchestrator.manager.errors import RequestError
 from orchestrator.manager.object_lookup import find_network
-from orchestrator.manager.operations.context import ManagerContext, Operations, mapping_errors
+from orchestrator.manager.operations.context import ManagerContext, Operations
 from orchestrator.model.networks import MTU, OVERLAY
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Network
 from orchestrator.model.specs import DEFAULT_NETWORK
-from orchestrator.pb import dispatch_pb2, doctor_pb2, doctor_pb2_grpc
+from orchestrator.pb import dispatch_pb2, doctor_pb2
 
 MOST_PARTNERS = 31
 """Other nodes that each node tests: up to 32 nodes, all of them."""
@@ -87,13 +87,15 @@ class _TestedNode:
         return dispatch_pb2.Frame()
 
 
-class NetworkDoctorOperations(Operations, doctor_pb2_grpc.DoctorServicer):  # type: ignore[misc]
+class NetworkDoctorOperations(Operations):
     """`orc network doctor`."""
 
-    @mapping_errors
-    async def Diagnose(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        network = find_network(self.api.view, request.network or DEFAULT_NETWORK)
-        diagnosis = _Diagnosis(self.api, network, alone=bool(request.network))
+    async def diagnose(
+        self, request: doctor_pb2.DiagnoseRequest
+    ) -> AsyncIterator[doctor_pb2.DiagnoseReply]:
+        """Have nodes test their paths to each other; stream progress, then the diagnosis."""
+        network = find_network(self.ctx.view, request.network or DEFAULT_NETWORK)
+        diagnosis = _Diagnosis(self.ctx, network, alone=bool(request.network))
         async for line in diagnosis.run():
             yield doctor_pb2.DiagnoseReply(progress=line)
         yield doctor_pb2.DiagnoseReply(diagnosis=diagnosis.reply())
@@ -102,13 +104,13 @@ class NetworkDoctorOperations(Operations, doctor_pb2_grpc.DoctorServicer):  # ty
 class _Diagnosis:
     """One run."""
 
-    def __init__(self, api: ManagerContext, network: Network, *, alone: bool) -> None:
+    def __init__(self, ctx: ManagerContext, network: Network, *, alone: bool) -> None:
         """`alone`: only this network is asked for."""
-        self._api = api
+        self._ctx = ctx
         self._network = network
         self._alone = alone
         self._token = os.urandom(TOKEN_BYTES)
-        view = api.view
+        view = ctx.view
         self._nodes = sorted(view.nodes.values(), key=lambda node: node.description.hostname)
         if alone:
             orders = NetworkAssignments()
@@ -138,7 +140,7 @@ class _Diagnosis:
             await asyncio.gather(*map(self._finish, self._patients.values()))
 
     async def _open(self, stack: AsyncExitStack) -> None:
-        api = self._api
+        ctx = self._ctx
         order = dispatch_pb2.OpenTunnel(
             diagnosis=doctor_pb2.DiagnosisOrder(
                 network_id=self._network.id,
@@ -151,8 +153,8 @@ class _Diagnosis:
                 continue
             try:
                 tunnel = await stack.enter_async_context(
-                    api.tunnels.open(
-                        node.id, node.description.hostname, order, api.dispatcher.deliver
+                    ctx.tunnels.open(
+                        node.id, node.description.hostname, order, ctx.dispatcher.deliver
                     )
                 )
             except RequestError as refusal:
@@ -181,7 +183,7 @@ class _Diagnosis:
         )
 
     async def _send(self, patient: _TestedNode, others: Collection[str]) -> None:
-        view = self._api.view
+        view = self._ctx.view
         targets = []
         for id in others:
             node = view.nodes.get(id)
@@ -226,7 +228,7 @@ class _Diagnosis:
         network, nodes, paths = self._network, self._facts(), self._paths()
         others = [
             _network_facts(each)
-            for each in self._api.view.networks.values()
+            for each in self._ctx.view.networks.values()
             if each.driver == OVERLAY and each.id != network.id and not self._alone
         ]
         findings = diagnose(_network_facts(network), nodes, paths, others)
@@ -271,7 +273,7 @@ class _Diagnosis:
 
     def _dropped(self, told: Iterable[Any]) -> Iterator[DroppedPackets]:
         """By the names that users know."""
-        view = self._api.view
+        view = self._ctx.view
         for each in told:
             network, task = view.networks.get(each.network), view.tasks.get(each.container)
             if self._alone and each.network != self._network.id:

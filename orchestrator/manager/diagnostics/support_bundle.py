@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.manager.errors import RequestError
-from orchestrator.manager.operations.context import ManagerContext, Operations, mapping_errors
+from orchestrator.manager.operations.context import ManagerContext, Operations
 from orchestrator.manager.operations.node_requests import send_request
 from orchestrator.model.nodes import Node
-from orchestrator.pb import dispatch_pb2, support_pb2, support_pb2_grpc
+from orchestrator.pb import dispatch_pb2, support_pb2
 from orchestrator.supportbundle import hostfacts
 from orchestrator.supportbundle.hostfacts import document, packed
 
@@ -20,25 +20,27 @@ PATIENCE = 30.0
 _ETCD_LOGS = ("etcd.log", "etcd.err")
 
 
-class SupportBundleOperations(Operations, support_pb2_grpc.SupportServicer):  # type: ignore[misc]
+class SupportBundleOperations(Operations):
     """`orc support-bundle`."""
 
-    def __init__(self, api: ManagerContext, data_dir: Path) -> None:
+    def __init__(self, ctx: ManagerContext, data_dir: Path) -> None:
         """`data_dir` has the logs of the store's member that this manager runs, if it does."""
-        super().__init__(api)
+        super().__init__(ctx)
         self._data = data_dir
 
-    @mapping_errors
-    async def Collect(self, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def collect(
+        self, request: support_pb2.CollectRequest
+    ) -> AsyncIterator[support_pb2.SupportPart]:
+        """Stream facts and logs of this manager and, if requested, of all nodes."""
         size = request.log_bytes or hostfacts.LOG_BYTES
         facts = await asyncio.to_thread(self._own, size)
         yield support_pb2.SupportPart(
-            host=f"manager-{self.api.identity.address}", facts=packed([*facts, self._state()])
+            host=f"manager-{self.ctx.identity.address}", facts=packed([*facts, self._state()])
         )
         if not request.nodes:
             return
         order = dispatch_pb2.OpenTunnel(support=support_pb2.SupportOrder(log_bytes=size))
-        asked = [self._ask(node, order) for node in self.api.view.nodes.values()]
+        asked = [self._ask(node, order) for node in self.ctx.view.nodes.values()]
         for answer in asyncio.as_completed(asked):
             yield await answer
 
@@ -51,15 +53,15 @@ class SupportBundleOperations(Operations, support_pb2_grpc.SupportServicer):  # 
         return [*hostfacts.host(), hostfacts.own_log("manager", size), *logs]
 
     def _state(self) -> hostfacts.Fact:
-        api = self.api
+        ctx = self.ctx
         return document(
             "manager.json",
             {
-                "address": api.identity.address,
-                "leader": api.leader(),
-                "revision": api.cache.revision,
+                "address": ctx.identity.address,
+                "leader": ctx.leader(),
+                "revision": ctx.cache.revision,
                 "objects": {
-                    name: len(getattr(api.view, name))
+                    name: len(getattr(ctx.view, name))
                     for name in ("nodes", "services", "tasks", "networks", "images", "volumes")
                 },
             },
@@ -68,12 +70,12 @@ class SupportBundleOperations(Operations, support_pb2_grpc.SupportServicer):  # 
     async def _ask(self, node: Node, order: Any) -> Any:
         hostname = node.description.hostname
         part = support_pb2.SupportPart(host=hostname)
-        if not self.api.dispatcher.nearest([node.id]):
+        if not self.ctx.dispatcher.nearest([node.id]):
             part.notice = f"node {hostname} is {node.state.name.lower()} and has no session"
             return part
         try:
             async with asyncio.timeout(PATIENCE):
-                result = (await send_request(self.api, node, order))[1]
+                result = (await send_request(self.ctx, node, order))[1]
         except TimeoutError:
             part.notice = f"node {hostname} did not answer within {PATIENCE:g} seconds"
         except RequestError as refusal:

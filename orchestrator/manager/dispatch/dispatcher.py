@@ -250,8 +250,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 self.end(change.before.id, "this node was removed from the cluster")
 
     async def deliver(self, node_id: str, message: Any) -> None:
-        """Send a `ManagerMessage` to a node. One that counts as ready and has no session, since
-        its agent or this manager has just started, is waited for. Raises Refusal when it has none
+        """Send a `ManagerMessage` to a node. One that counts as ready and has no session, since its
+        agent or this manager has just started, is waited for. Raises RequestError when it has none
         then."""
         if node_id not in self._sessions and self._ready(node_id):
             with suppress(TimeoutError):

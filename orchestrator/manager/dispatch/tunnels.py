@@ -44,7 +44,7 @@ class Tunnel:
         await self._put(self._to_agent, frame)
 
     async def frames(self) -> AsyncIterator[Any]:
-        """The agent's frames, up to the end of its side. Raises Refusal if the agent does not
+        """The agent's frames, up to the end of its side. Raises RequestError if the agent does not
         dial back, or vanishes before its last word."""
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
@@ -118,8 +118,8 @@ class Tunnels:
         pulls: frozenset[str] = frozenset(),
     ) -> AsyncIterator[Tunnel]:
         """Order a tunnel of `node_id`. `order` is an `OpenTunnel` without its id; `deliver` hands a
-        `ManagerMessage` to the node's session and raises Refusal when it has none. `pulls` are the
-        images, by their full names, that the node may pull for it with the cluster's
+        `ManagerMessage` to the node's session and raises RequestError when it has none. `pulls` are
+        the images, by their full names, that the node may pull for it with the cluster's
         credentials."""
         identifier = self._new_id()
         tunnel = Tunnel(node_id, node_name, pulls)

@@ -1,19 +1,19 @@
-"""`orc plan`: a change that is only thought through.
+"""Dry runs (`orc plan`): which steps a change would lead to.
 
-The change is made by the very call that would make it, with all its checks, on a store that takes
-down what would be written and writes nothing; what that leads to is the planner's to say.
+The change goes through the operation that would make it, with all its checks, on a store that
+records what would be written and writes nothing. The planner then simulates the consequences.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.operations.administration.nodes import NodeOperations
-from orchestrator.manager.operations.context import ManagerContext, Operations, mapping_errors
+from orchestrator.manager.operations.context import ManagerContext, Operations
 from orchestrator.manager.operations.resources.documents import DocumentOperations
 from orchestrator.manager.operations.resources.networks import NetworkOperations
 from orchestrator.manager.operations.workloads.containers import ContainerOperations
@@ -34,24 +34,24 @@ from orchestrator.pb import control_pb2
 class DryRunOperations(Operations):
     """`orc plan …`."""
 
-    @mapping_errors
-    async def Plan(self, request: Any, context: Any) -> Any:
-        api = self.api
-        before = api.view
-        pretended = _DryRun(api)
+    async def plan(self, request: control_pb2.PlanRequest) -> control_pb2.PlanReply:
+        """Simulate changes and return the steps that they would lead to; writes nothing."""
+        ctx = self.ctx
+        before = ctx.view
+        dry_run = _DryRun(ctx)
         for change in request.changes:
-            await pretended.make(change, context)
-            # Nothing in it waits, and there may be many.
+            await dry_run.apply(change)
+            # Nothing in it waits, and there may be many changes.
             await asyncio.sleep(0)
         if request.check_only:
             return control_pb2.PlanReply()
-        return await offload(_reply, before, pretended.changes, api.now(), api.new_id)
+        return await offload(_reply, before, dry_run.changes, ctx.now(), ctx.new_id)
 
 
 def _reply(
     before: ClusterView, changes: Sequence[Change], now: float, new_id: Callable[[], str]
 ) -> Any:
-    """What the changes lead to."""
+    """The steps that the changes lead to."""
     names = {node.id: node.description.hostname or node.id for node in before.nodes.values()}
     return control_pb2.PlanReply(
         steps=[
@@ -69,22 +69,27 @@ def _reply(
 
 
 class _DryRun:
-    """The API on a store that takes down what it is told."""
+    """The operations, on a store that records what would be written."""
 
-    def __init__(self, api: ManagerContext) -> None:
-        self._cache = _DryRunCache(api.view, api.cache.revision)
-        self._kv = _DryRunKv(api.kv, self._cache)
-        pretending = replace(api, kv=cast(Kv, self._kv), cache=cast(Cache, self._cache))
-        self._services, jobs = ServiceOperations(pretending), JobOperations(pretending)
-        documents = DocumentOperations(pretending)
-        self._calls: dict[str, Operations] = {
-            "update_node": NodeOperations(pretending),
-            "create_container": ContainerOperations(pretending),
-            "start_job": jobs,
-            "stop_job": jobs,
-            "create_network": NetworkOperations(pretending),
-            "create_document": documents,
-            "update_document": documents,
+    def __init__(self, ctx: ManagerContext) -> None:
+        self._cache = _DryRunCache(ctx.view, ctx.cache.revision)
+        self._kv = _DryRunKv(ctx.kv, self._cache)
+        simulated = replace(ctx, kv=cast(Kv, self._kv), cache=cast(Cache, self._cache))
+        services, jobs = ServiceOperations(simulated), JobOperations(simulated)
+        documents = DocumentOperations(simulated)
+        self._operations: dict[str, Callable[[Any], Awaitable[Any]]] = {
+            "create_service": services.create_service,
+            "update_service": services.update_service,
+            "remove_service": services.remove_service,
+            "rollback_service": services.rollback_service,
+            "promote_service": services.promote_service,
+            "update_node": NodeOperations(simulated).update_node,
+            "start_job": jobs.start_job,
+            "stop_job": jobs.stop_job,
+            "create_network": NetworkOperations(simulated).create_network,
+            "create_document": documents.create_document,
+            "update_document": documents.update_document,
+            "create_container": ContainerOperations(simulated).create_container,
         }
 
     @property
@@ -92,16 +97,12 @@ class _DryRun:
         """What would have been written."""
         return self._kv.changes
 
-    async def make(self, change: Any, context: Any) -> None:
-        """Make a PlannedChange. Raises what the call raises."""
+    async def apply(self, change: control_pb2.PlannedChange) -> None:
+        """Simulate a change. Raises what the operation raises."""
         kind = change.WhichOneof("change")
-        request = getattr(change, kind)
-        method = "".join(map(str.capitalize, kind.split("_")))
-        calls = self._calls.get(kind, self._services)
-        # Without the decorator, that turns refusals into the end of the call: there is one already.
-        await getattr(type(calls), method).__wrapped__(calls, request, context)
+        await self._operations[kind](getattr(change, kind))
         if kind == "create_network":
-            # Which fixed addresses services can have depends on what nodes have of the network.
+            # Which fixed addresses services can have depends on the nodes' slices of the network.
             view = self._cache.view
             self._cache.view = view.evolve(await offload(allocate_slices, view))
 

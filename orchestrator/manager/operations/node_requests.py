@@ -65,30 +65,30 @@ def image_name_changes(view: ClusterView, node_id: str, image: Image) -> Iterato
 
 
 def parse_image_name(text: str) -> ImageName:
-    """An image's name. Raises Refusal."""
+    """An image's name. Raises RequestError."""
     try:
         return parse_image(text)
     except ValueError as error:
         raise invalid_argument(str(error)) from None
 
 
-def choose_node(api: ManagerContext, word: str = "", platform: str = "") -> Node:
+def choose_node(ctx: ManagerContext, word: str = "", platform: str = "") -> Node:
     """The node asked for, else the connected one with the fewest tasks; of a platform, where one
-    is asked for. Raises Refusal."""
+    is asked for. Raises RequestError."""
     wanted = _architecture(platform)
     if word:
-        node = find_node(api.view, word)
+        node = find_node(ctx.view, word)
         if wanted and architecture(node.description.arch) != wanted:
             raise failed_precondition(f"node {word} is {_platform(node)}, not {platform}")
         return node
-    ready = ready_nodes(api)
+    ready = ready_nodes(ctx)
     if not ready:
         raise failed_precondition("no node is ready to take an image; see 'orc node ls'")
     fitting = [n for n in ready if wanted in ("", architecture(n.description.arch))]
     if not fitting:
         there = ", ".join(sorted({_platform(node) for node in ready}))
         raise failed_precondition(f"no node that is ready is {platform}; there is {there}")
-    return min(fitting, key=lambda n: (len(api.view.tasks_of_node(n.id)), n.description.hostname))
+    return min(fitting, key=lambda n: (len(ctx.view.tasks_of_node(n.id)), n.description.hostname))
 
 
 def _architecture(platform: str) -> str:
@@ -102,21 +102,21 @@ def _platform(node: Node) -> str:
     return f"linux/{architecture(node.description.arch)}"
 
 
-def ready_nodes(api: ManagerContext) -> list[Node]:
+def ready_nodes(ctx: ManagerContext) -> list[Node]:
     """All nodes that take work now, by name."""
     ready = (
         node.id
-        for node in api.view.nodes.values()
+        for node in ctx.view.nodes.values()
         if node.state is NodeState.READY and node.availability is Availability.ACTIVE
     )
-    near = [api.view.nodes[node_id] for node_id in api.dispatcher.nearest(ready)]
+    near = [ctx.view.nodes[node_id] for node_id in ctx.dispatcher.nearest(ready)]
     return sorted(near, key=lambda node: node.description.hostname)
 
 
-def node_with_image(api: ManagerContext, image: Image) -> Node:
-    """A connected node that has the image. Raises Refusal."""
-    for node_id in api.dispatcher.nearest(image.nodes):
-        if (node := api.view.nodes.get(node_id)) is not None:
+def node_with_image(ctx: ManagerContext, image: Image) -> Node:
+    """A connected node that has the image. Raises RequestError."""
+    for node_id in ctx.dispatcher.nearest(image.nodes):
+        if (node := ctx.view.nodes.get(node_id)) is not None:
             return node
     name = next(iter(image.names or image.reported_names), image.id)
     raise failed_precondition(
@@ -124,13 +124,13 @@ def node_with_image(api: ManagerContext, image: Image) -> Node:
     )
 
 
-async def stream_replies(api: ManagerContext, node: Node, order: Any) -> AsyncGenerator[Any, None]:
+async def stream_replies(ctx: ManagerContext, node: Node, order: Any) -> AsyncGenerator[Any, None]:
     """Give an order that needs no upload; the frames of its answer, the result at last.
 
-    Raises Refusal with the node's words when it failed.
+    Raises RequestError with the node's words when it failed.
     """
-    async with api.tunnels.open(
-        node.id, node.description.hostname, order, api.dispatcher.deliver
+    async with ctx.tunnels.open(
+        node.id, node.description.hostname, order, ctx.dispatcher.deliver
     ) as tunnel:
         async for frame in tunnel.frames():
             if frame.WhichOneof("kind") == "result" and frame.result.error:
@@ -138,11 +138,11 @@ async def stream_replies(api: ManagerContext, node: Node, order: Any) -> AsyncGe
             yield frame
 
 
-async def send_request(api: ManagerContext, node: Node, order: Any) -> tuple[list[str], Any]:
-    """Give an order and wait for its end: its lines and its result. Raises Refusal."""
+async def send_request(ctx: ManagerContext, node: Node, order: Any) -> tuple[list[str], Any]:
+    """Give an order and wait for its end: its lines and its result. Raises RequestError."""
     lines: list[str] = []
     result = None
-    async for frame in stream_replies(api, node, order):
+    async for frame in stream_replies(ctx, node, order):
         if frame.WhichOneof("kind") == "line":
             lines.append(frame.line)
         elif frame.WhichOneof("kind") == "result":
@@ -151,7 +151,7 @@ async def send_request(api: ManagerContext, node: Node, order: Any) -> tuple[lis
 
 
 async def register_image(
-    api: ManagerContext,
+    ctx: ManagerContext,
     node: Node,
     result: Any,
     names: Iterable[str] | None,
@@ -160,8 +160,8 @@ async def register_image(
     """The image of a result once it and its names are in the cluster's table.
 
     `names` are those that the user gave it; None: those of an archive, which the node read.
-    `digests`: those that it may have, where they are known. Raises Refusal with the node's words
-    when it failed, and for an image that was not asked for.
+    `digests`: those that it may have, where they are known. Raises RequestError with the node's
+    words when it failed, and for an image that was not asked for.
     """
     if result.error:
         raise failed_precondition(result.error)
@@ -174,19 +174,19 @@ async def register_image(
     named = image.names if names is None else names
     given = tuple(sorted({str(parse_image_name(name)) for name in named if name}))
     image = replace(image, names=given, reported_names=(), condemned=())
-    return await assign_image_names(api.kv, api.cache, node.id, image)
+    return await assign_image_names(ctx.kv, ctx.cache, node.id, image)
 
 
 async def send_to_all(
-    api: ManagerContext, nodes: list[Node], order: dispatch_pb2.OpenTunnel
+    ctx: ManagerContext, nodes: list[Node], order: dispatch_pb2.OpenTunnel
 ) -> list[str]:
     """Give an order to several nodes at once; a line for each that could not do it."""
 
     async def one(node: Node) -> str:
-        if not api.dispatcher.nearest([node.id]):
+        if not ctx.dispatcher.nearest([node.id]):
             return f"node {node.description.hostname} is away"
         try:
-            await send_request(api, node, order)
+            await send_request(ctx, node, order)
         except Exception as error:
             return f"node {node.description.hostname}: {error}"
         return ""

@@ -56,8 +56,8 @@ def with_effective_port_modes(view: ClusterView, spec: TaskSpec) -> TaskSpec:
 
 
 def check_ports(view: ClusterView, spec: TaskSpec, owner_id: str) -> None:
-    """Raise Refusal, which names the owner, if a port of the spec is somebody else's. `owner_id` is
-    of the service or standalone container that is to have it."""
+    """Raise RequestError, which names the owner, if a port of the spec is somebody else's.
+    `owner_id` is of the service or standalone container that is to have it."""
     wanted = {_port_key(port): port for port in spec.ports if port.published}
     if not wanted:
         return
@@ -97,9 +97,9 @@ FIRST_DYNAMIC_PORT, LAST_DYNAMIC_PORT = 32768, 60999
 
 
 def with_assigned_ports(view: ClusterView, spec: TaskSpec, id: str) -> TaskSpec:
-    """The spec with a port of the node for each that has none: one that no task of the cluster
-    has, so that the container fits on any node. The search begins at a place made from the
-    container's `id`, so that two that are made at a time do not get the same. Raises Refusal."""
+    """The spec with a port of the node for each that has none: one that no task of the cluster has,
+    so that the container fits on any node. The search begins at a place made from the container's
+    `id`, so that two that are made at a time do not get the same. Raises RequestError."""
     if all(port.published for port in spec.ports):
         return spec
     specs = [task.spec for task in view.tasks.values()]

@@ -41,7 +41,7 @@ from orchestrator.model.specs import (
 def resolve_networks(
     view: ClusterView, spec: ServiceSpec, before: ServiceSpec | None = None, *, name: str = ""
 ) -> list[Network]:
-    """The networks that the spec names. Raises Refusal unless it may be on them, and have the
+    """The networks that the spec names. Raises RequestError unless it may be on them, and have the
     addresses that it fixes.
 
     `name` is of a standalone container, of which `spec` has only the task. `before` is what it
@@ -78,8 +78,8 @@ def resolve_networks(
 def _check_network_options(
     network: Network, attachment: NetworkAttachment, ports: Sequence[PortSpec]
 ) -> None:
-    """Raise Refusal for what a container asks of a network and its driver cannot do; `ports` are
-    those that are published in it."""
+    """Raise RequestError for what a container asks of a network and its driver cannot do; `ports`
+    are those that are published in it."""
     if is_ours(network.driver) and attachment.options:
         raise invalid_argument(
             f"network '{network.name}' is of driver {network.driver}, which has no driver-opt"
@@ -101,7 +101,8 @@ def _existing_network(view: ClusterView, name: str) -> Network:
 
 
 def resolve_documents(view: ClusterView, spec: ContainerSpec) -> list[Document]:
-    """The secrets and configs that the container names. Raises Refusal unless it may have them."""
+    """The secrets and configs that the container names. Raises RequestError unless it may have
+    them."""
     found: dict[str, Document] = {}
     for kind, reference in references(spec):
         document = view.document_by_name(kind, reference.source)
@@ -124,8 +125,8 @@ def unknown_document(view: ClusterView, kind: DocumentKind, word: str) -> Reques
 
 
 def resolve_dependencies(view: ClusterView, spec: ServiceSpec) -> list[Service]:
-    """The services that the spec waits for, and those that they wait for in turn. Raises Refusal
-    if one is not there, can never come so far, or waits for this one."""
+    """The services that the spec waits for, and those that they wait for in turn. Raises
+    RequestError if one is not there, can never come so far, or waits for this one."""
     live = {item.spec.name: item for item in view.services.values() if not item.removed}
     for each in spec.depends_on:
         other = live.get(each.service)
@@ -150,7 +151,7 @@ def resolve_dependencies(view: ClusterView, spec: ServiceSpec) -> list[Service]:
 
 
 def check_no_dependents(view: ClusterView, service: Service) -> None:
-    """Raise Refusal if a service that stays cannot do without this one."""
+    """Raise RequestError if a service that stays cannot do without this one."""
     users = sorted(
         other.spec.name
         for other in view.services.values()

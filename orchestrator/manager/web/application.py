@@ -31,16 +31,16 @@ from orchestrator.web.scrape import MetricsApp, digest, may_read, refuse, respon
 
 @asynccontextmanager
 async def serve_web(
-    api: ManagerContext,
+    ctx: ManagerContext,
     folder: Path,
     registry: CollectorRegistry,
     state: Callable[[], ManagerState],
 ) -> AsyncIterator[None]:
     """Serve while the body runs. `folder` has the manager's certificate; the cluster's metrics are
     added to `registry`. Raises CannotListen."""
-    app = ManagerWebApp(api, registry, state)
-    files, port = TlsFiles.of(folder, "manager"), api.identity.port + WEB_PORT
-    async with app.following(), listening(app, api.identity.address, port, files):
+    app = ManagerWebApp(ctx, registry, state)
+    files, port = TlsFiles.of(folder, "manager"), ctx.identity.port + WEB_PORT
+    async with app.following(), listening(app, ctx.identity.address, port, files):
         yield
 
 
@@ -48,21 +48,21 @@ class ManagerWebApp:
     """An ASGI application."""
 
     def __init__(
-        self, api: ManagerContext, registry: CollectorRegistry, state: Callable[[], ManagerState]
+        self, ctx: ManagerContext, registry: CollectorRegistry, state: Callable[[], ManagerState]
     ) -> None:
-        self._api = api
+        self._ctx = ctx
         self._state = state
         self._scraped = state()
         """The manager's own state as of the newest scrape: collectors run in a thread."""
-        registry.register(ClusterCollector(lambda: api.view, lambda: self._scraped, api.now))
+        registry.register(ClusterCollector(lambda: ctx.view, lambda: self._scraped, ctx.now))
         self._metrics = MetricsApp(
             registry,
-            api.identity.cluster_id,
+            ctx.identity.cluster_id,
             self._digest,
-            revocations=api.revocations,
+            revocations=ctx.revocations,
             render=self._render,
         )
-        self._dashboard = Dashboard(api, WebSessions(api))
+        self._dashboard = Dashboard(ctx, WebSessions(ctx))
         self.following = self._dashboard.broadcast.following
 
     async def _render(self, registry: CollectorRegistry) -> bytes:
@@ -70,7 +70,7 @@ class ManagerWebApp:
         return await offload(generate_latest, registry)
 
     def _digest(self) -> str:
-        cluster = self._api.view.cluster
+        cluster = self._ctx.view.cluster
         return digest(cluster.scrape_token) if cluster and cluster.scrape_token else ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,15 +83,15 @@ class ManagerWebApp:
                 await self._dashboard(scope, receive, send)
 
     async def _discovery(self, scope: Scope, send: Send) -> None:
-        api = self._api
+        ctx = self._ctx
         job = parse_qs(scope["query_string"].decode("latin-1")).get("job", [""])[0]
-        if not may_read(scope, api.identity.cluster_id, self._digest(), api.revocations):
+        if not may_read(scope, ctx.identity.cluster_id, self._digest(), ctx.revocations):
             await refuse(send)
         elif job and job not in JOBS:
             said = f"there is no job '{job}'; say {', '.join(JOBS[:-1])} or {JOBS[-1]}\n"
             await respond(send, 400, said.encode())
         else:
-            body = await offload(_targets, api.view, web_address(api.identity), job)
+            body = await offload(_targets, ctx.view, web_address(ctx.identity), job)
             await respond(send, 200, body, "application/json")
 
 

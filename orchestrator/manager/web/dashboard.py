@@ -13,18 +13,17 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from orchestrator.daemon.background import background
-from orchestrator.manager.errors import RequestError
+from orchestrator.manager.errors import ErrorKind, RequestError
 from orchestrator.manager.operations.administration.web_sessions import Session, WebSessions
-from orchestrator.manager.operations.context import ManagerContext
+from orchestrator.manager.operations.context import ManagerContext, request_error
 from orchestrator.manager.operations.node_requests import send_request
 from orchestrator.manager.operations.workloads.task_logs import LogOperations
-from orchestrator.manager.store.kv import Conflict, StoreError
+from orchestrator.manager.store.kv import StoreError
 from orchestrator.manager.web import dashboard_actions
 from orchestrator.manager.web.dashboard_audit import AuditedRequest, client_address
 from orchestrator.manager.web.live_updates import LiveUpdates, message
 from orchestrator.manager.web.traffic_graph import Traffic
 from orchestrator.model.access import SESSION_LIFE
-from orchestrator.model.validation.service_specs import InvalidSpec
 from orchestrator.pb import control_pb2, dispatch_pb2, system_pb2
 from orchestrator.web.asgi import Receive, Scope, Send
 from orchestrator.web.scrape import header
@@ -62,10 +61,10 @@ _GUARDS = (
 class Dashboard:
     """Serves the page and what it asks for."""
 
-    def __init__(self, api: ManagerContext, sessions: WebSessions) -> None:
-        self._api = api
+    def __init__(self, ctx: ManagerContext, sessions: WebSessions) -> None:
+        self._ctx = ctx
         self._sessions = sessions
-        self.broadcast = LiveUpdates(api)
+        self.broadcast = LiveUpdates(ctx)
         """To be followed for as long as the page is served."""
         self._files = _files()
         self._calls: dict[tuple[str, str], Callable[..., Awaitable[None]]] = {
@@ -105,26 +104,26 @@ class Dashboard:
         try:
             cookie = await self._sessions.log_in(ticket, client_address(scope))
         except StoreError as error:
-            await _say(send, 503, f"the cluster's store is away: {error}")
+            await _say(send, 503, f"etcd is unavailable: {error}")
             return
         session = self._sessions.session(cookie) if cookie else None
         if cookie is None or session is None:
             said = "this address was good for five minutes and one log-in; run 'orc dashboard'"
             await _say(send, 401, said)
             return
-        AuditedRequest(self._api, session, scope, "Page.login").record("OK")
+        AuditedRequest(self._ctx, session, scope, "Page.login").record("OK")
         await _tell(send, {"role": session.role}, _cookie(cookie, SESSION_LIFE))
 
     async def _log_out(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
         await self._sessions.end(session.id)
-        AuditedRequest(self._api, session, scope, "Page.logout").record("OK")
+        AuditedRequest(self._ctx, session, scope, "Page.logout").record("OK")
         await _tell(send, {}, _cookie("", 0))
 
     async def _who(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
         await _tell(send, {"role": session.role, "until": session.until})
 
     async def _act(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
-        audited = AuditedRequest(self._api, session, scope)
+        audited = AuditedRequest(self._ctx, session, scope)
         if session.role != "admin":
             audited.record("PERMISSION_DENIED")
             await _say(send, 403, "this log-in may look, and change nothing")
@@ -136,20 +135,16 @@ class Dashboard:
         order = await _json(receive) or {}
         audited.order(order)
         try:
-            await dashboard_actions.act(self._api, order)
-        except (RequestError, InvalidSpec) as error:
-            audited.record(
-                error.code.name if isinstance(error, RequestError) else "INVALID_ARGUMENT"
-            )
-            await _say(send, 409, str(error))
-        except Conflict:
-            audited.record("ABORTED")
-            await _say(send, 409, "somebody else changed it meanwhile; try again")
-        except StoreError as error:
-            audited.record("UNAVAILABLE")
-            await _say(send, 503, f"the cluster's store is away: {error}")
-        except BaseException as error:
-            audited.record("UNKNOWN" if isinstance(error, Exception) else "CANCELLED")
+            await dashboard_actions.act(self._ctx, order)
+        except Exception as error:
+            refused = request_error(error)
+            audited.record(refused.kind.name if refused else "UNKNOWN")
+            if refused is None:
+                raise
+            status = 503 if refused.kind is ErrorKind.UNAVAILABLE else 409
+            await _say(send, status, refused.text)
+        except BaseException:
+            audited.record("CANCELLED")
             raise
         else:
             audited.record("OK")
@@ -178,7 +173,7 @@ class Dashboard:
 
     async def _traffic(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
         """Who talks to whom; nodes are asked for as long as this is."""
-        traffic = Traffic(self._api)
+        traffic = Traffic(self._ctx)
 
         async def told() -> AsyncIterator[bytes]:
             async for picture in traffic.pictures():
@@ -194,7 +189,7 @@ class Dashboard:
     async def _history(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
         """The last hour of a task (`?task=`) or a node (`?node=`), as its node remembers it."""
         query = parse_qs(scope["query_string"].decode("latin-1"))
-        view, task_id = self._api.view, query.get("task", [""])[0]
+        view, task_id = self._ctx.view, query.get("task", [""])[0]
         task = view.tasks.get(task_id)
         node = view.nodes.get(task.node_id if task else query.get("node", [""])[0])
         if node is None or (task_id and task is None):
@@ -203,7 +198,7 @@ class Dashboard:
         order = dispatch_pb2.OpenTunnel(history=system_pb2.HistoryOrder(task_id=task_id))
         try:
             async with asyncio.timeout(_PATIENCE):
-                _, result = await send_request(self._api, node, order)
+                _, result = await send_request(self._ctx, node, order)
         except (RequestError, TimeoutError):
             await _say(send, 503, f"node {node.description.hostname} does not answer")
             return
@@ -212,9 +207,7 @@ class Dashboard:
 
     async def _lines(self, word: str) -> AsyncIterator[bytes]:
         request = control_pb2.LogsRequest(service=word, follow=True, tail=_LAST_LINES)
-        async with aclosing(
-            LogOperations.Logs.__wrapped__(LogOperations(self._api), request, None)
-        ) as found:
+        async with aclosing(LogOperations(self._ctx).logs(request)) as found:
             try:
                 async for batch in found:
                     yield message(

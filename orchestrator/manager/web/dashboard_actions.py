@@ -1,8 +1,7 @@
-"""The few things that the page may do, each by the call that the command line makes."""
+"""What the web page may change, by the same operations as the command line."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -21,40 +20,39 @@ from orchestrator.pb import control_pb2
 MOST_REPLICAS = 10_000
 
 
-async def act(api: ManagerContext, order: Mapping[str, Any]) -> None:
-    """Do what is ordered: `{"do": …, "to": id, "replicas": …}`. Raises Refusal, InvalidSpec,
-    StoreError."""
+async def act(ctx: ManagerContext, order: Mapping[str, Any]) -> None:
+    """Carry out `{"do": …, "to": id, "replicas": …}`. Raises what operations raise."""
     name, target = str(order.get("do")), order.get("to")
     action = _ACTIONS.get(name)
     if action is None or not isinstance(target, str) or not target:
         raise invalid_argument("the page may scale, restart, roll back, drain and activate")
-    with api.tracer.span(f"page {name}", kind="server"):
-        await action(api, target, order)
+    with ctx.tracer.span(f"page {name}", kind="server"):
+        await action(ctx, target, order)
 
 
-async def _scale(api: ManagerContext, target: str, order: Mapping[str, Any]) -> None:
+async def _scale(ctx: ManagerContext, target: str, order: Mapping[str, Any]) -> None:
     replicas = order.get("replicas")
     if not isinstance(replicas, int) or not 0 <= replicas <= MOST_REPLICAS:
         raise invalid_argument(f"give a number of replicas from 0 to {MOST_REPLICAS}")
-    service = find_service(api.view, target)
+    service = find_service(ctx.view, target)
     if service.spec.mode is not ServiceMode.REPLICATED:
         raise invalid_argument(
             f"service '{service.spec.name}' is not replicated, so it has no such number"
         )
-    await _update(api, target, lambda spec: replace(spec, replicas=replicas))
+    await _update(ctx, target, lambda spec: replace(spec, replicas=replicas))
 
 
-async def _restart(api: ManagerContext, target: str, order: Mapping[str, Any]) -> None:
+async def _restart(ctx: ManagerContext, target: str, order: Mapping[str, Any]) -> None:
     await _update(
-        api, target, lambda spec: replace(spec, task=replace(spec.task, force=spec.task.force + 1))
+        ctx, target, lambda spec: replace(spec, task=replace(spec.task, force=spec.task.force + 1))
     )
 
 
 async def _update(
-    api: ManagerContext, target: str, change: Callable[[ServiceSpec], ServiceSpec]
+    ctx: ManagerContext, target: str, change: Callable[[ServiceSpec], ServiceSpec]
 ) -> None:
     while True:
-        read, service = api.cache.revision, find_service(api.view, target)
+        read, service = ctx.cache.revision, find_service(ctx.view, target)
         request = control_pb2.UpdateServiceRequest(
             service=service.id,
             spec=to_proto(change(service.spec)),
@@ -63,32 +61,27 @@ async def _update(
             no_resolve_image=True,
         )
         try:
-            await _call(ServiceOperations.UpdateService, ServiceOperations(api), request)
+            await ServiceOperations(ctx).update_service(request)
         except Conflict:
-            # Somebody changed something else of it meanwhile; what is ordered is the same.
-            await api.cache.wait_for(read + 1)
+            # Another field was modified concurrently; the requested change is the same.
+            await ctx.cache.wait_for(read + 1)
         else:
             return
 
 
-async def _roll_back(api: ManagerContext, target: str, order: Mapping[str, Any]) -> None:
+async def _roll_back(ctx: ManagerContext, target: str, order: Mapping[str, Any]) -> None:
     request = control_pb2.RollbackServiceRequest(service=target)
-    await _call(ServiceOperations.RollbackService, ServiceOperations(api), request)
+    await ServiceOperations(ctx).rollback_service(request)
 
 
 def _available(availability: Availability) -> Callable[..., Awaitable[None]]:
-    async def update(api: ManagerContext, target: str, order: Mapping[str, Any]) -> None:
+    async def update(ctx: ManagerContext, target: str, order: Mapping[str, Any]) -> None:
         request = control_pb2.UpdateNodeRequest(
             node=target, availability=cast(Any, availability.value)
         )
-        await _call(NodeOperations.UpdateNode, NodeOperations(api), request)
+        await NodeOperations(ctx).update_node(request)
 
     return update
-
-
-async def _call(method: Any, calls: object, request: Any) -> None:
-    """Make a call of the API and let its refusal out as it is."""
-    await inspect.unwrap(method)(calls, request, None)
 
 
 KINDS = {
@@ -98,7 +91,7 @@ KINDS = {
     "drain": "node",
     "activate": "node",
 }
-"""Action → what it is done to."""
+"""Action → kind of its subject."""
 
 _ACTIONS: dict[str, Callable[..., Awaitable[None]]] = {
     "scale": _scale,

@@ -26,9 +26,9 @@ class AuditedRequest:
     """One request of the page that changes something."""
 
     def __init__(
-        self, api: ManagerContext, session: Session, scope: Scope, method: str = "Page.act"
+        self, ctx: ManagerContext, session: Session, scope: Scope, method: str = "Page.act"
     ) -> None:
-        self._api = api
+        self._ctx = ctx
         self._session = session
         self._address = client_address(scope)
         self._began, self._clock = time.time(), time.monotonic()
@@ -43,11 +43,11 @@ class AuditedRequest:
         # JSON can hold halves of characters, which no other text can.
         word = str(order.get("to", ""))[:MOST_CHARACTERS].encode(errors="replace").decode()
         if word:
-            self._name, self._id = subject_of(self._api.view, self._kind, word)
+            self._name, self._id = subject_of(self._ctx.view, self._kind, word)
 
     def record(self, result: str) -> None:
         """Record it with its result, a gRPC status."""
-        self._api.record(
+        self._ctx.record(
             AuditEntry(
                 at=self._began,
                 user=self._session.user,
@@ -62,6 +62,6 @@ class AuditedRequest:
                 result=result,
                 seconds=round(time.monotonic() - self._clock, 6),
                 request=secrets.token_hex(8),
-                manager=self._api.identity.manager_id,
+                manager=self._ctx.identity.manager_id,
             )
         )

@@ -70,8 +70,8 @@ class Viewer:
 class LiveUpdates:
     """Follows the store for all that look; where nobody does, it costs nothing to speak of."""
 
-    def __init__(self, api: ManagerContext) -> None:
-        self._api = api
+    def __init__(self, ctx: ManagerContext) -> None:
+        self._ctx = ctx
         self._viewers: set[Viewer] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._told = 0.0
@@ -82,8 +82,8 @@ class LiveUpdates:
     async def following(self) -> AsyncIterator[None]:
         """Tell viewers of what changes for as long as this lasts."""
         async with (
-            self._api.cache.subscribe() as self._feed,
-            self._api.events.follow(self._due) as self._happened,
+            self._ctx.cache.subscribe() as self._feed,
+            self._ctx.events.follow(self._due) as self._happened,
         ):
             self._feed.on_change = self._due
             try:
@@ -109,9 +109,9 @@ class LiveUpdates:
         # The others hear now of what is new: it is in this one's whole.
         self._tell()
         viewer.behind = False
-        api = self._api
-        past = api.events.since(0.0)[-PAST_EVENTS:]
-        return await offload(_whole, api.view, api.leader(), past)
+        ctx = self._ctx
+        past = ctx.events.since(0.0)[-PAST_EVENTS:]
+        return await offload(_whole, ctx.view, ctx.leader(), past)
 
     def _due(self) -> None:
         if self._timer is None:
@@ -128,7 +128,7 @@ class LiveUpdates:
         if not self._viewers:
             return
         text = b""
-        if news := cluster_snapshot.snapshot_changes(self._api.view, changes):
+        if news := cluster_snapshot.snapshot_changes(self._ctx.view, changes):
             text += message("changed", news)
         if events:
             text += message("happened", [_event(each) for each in events])

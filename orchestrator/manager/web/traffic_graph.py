@@ -45,8 +45,8 @@ class _Edge:
 class Traffic:
     """What one browser is told of who talks, for as long as it looks."""
 
-    def __init__(self, api: ManagerContext) -> None:
-        self._api = api
+    def __init__(self, ctx: ManagerContext) -> None:
+        self._ctx = ctx
         self._told: dict[str, flows_pb2.NodeFlows] = {}
         self._asked: set[str] = set()
 
@@ -54,7 +54,7 @@ class Traffic:
         """Have all nodes tell, those too that come later, until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
-                for node in self._api.view.nodes.values():
+                for node in self._ctx.view.nodes.values():
                     ready = node.state is NodeState.READY
                     if ready and node.id not in self._asked and self._connected(node):
                         self._asked.add(node.id)
@@ -64,17 +64,17 @@ class Traffic:
     async def pictures(self) -> AsyncIterator[dict[str, Any]]:
         """What is known, every few seconds, and soon once it begins to be."""
         while True:
-            yield await offload(traffic_graph, self._api.view, dict(self._told))
+            yield await offload(traffic_graph, self._ctx.view, dict(self._told))
             complete = self._told and all(told.seconds for told in self._told.values())
             await asyncio.sleep(PERIOD if complete else PERIOD / 4)
 
     def _connected(self, node: Node) -> bool:
-        return self._api.dispatcher.connected(node.id)
+        return self._ctx.dispatcher.connected(node.id)
 
     async def _follow(self, node: Node) -> None:
         order = dispatch_pb2.OpenTunnel(flows=flows_pb2.FlowsOrder(period=PERIOD))
         try:
-            async for frame in stream_replies(self._api, node, order):
+            async for frame in stream_replies(self._ctx, node, order):
                 if frame.WhichOneof("kind") == "flows":
                     self._told[node.id] = frame.flows
         except RequestError:

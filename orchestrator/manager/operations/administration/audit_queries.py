@@ -10,19 +10,19 @@ from typing import Any
 from orchestrator.manager.audit.audit_files import Record
 from orchestrator.manager.audit.trail import FILTERS, AuditTrail, EntryFilter, FollowerLagging
 from orchestrator.manager.errors import invalid_argument, unavailable
-from orchestrator.manager.operations.context import ManagerContext, Operations, mapping_errors
-from orchestrator.pb import audit_pb2, audit_pb2_grpc
+from orchestrator.manager.operations.context import ManagerContext, Operations
+from orchestrator.pb import audit_pb2
 
 
-class AuditOperations(Operations, audit_pb2_grpc.AuditServicer):  # type: ignore[misc]
+class AuditOperations(Operations):
     """`orc audit`."""
 
-    def __init__(self, api: ManagerContext, trail: AuditTrail) -> None:
-        super().__init__(api)
+    def __init__(self, ctx: ManagerContext, trail: AuditTrail) -> None:
+        super().__init__(ctx)
         self._trail = trail
 
-    @mapping_errors
-    async def Entries(self, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def entries(self, request: audit_pb2.AuditRequest) -> AsyncIterator[audit_pb2.AuditReply]:
+        """Stream entries of the audit trail, past and, with `follow`, new ones."""
         filters: dict[str, list[str]] = {}
         for each in request.filters:
             if each.key not in FILTERS:
@@ -38,7 +38,7 @@ class AuditOperations(Operations, audit_pb2_grpc.AuditServicer):  # type: ignore
             async for chunk in self._trail.entries(kept, request.tail):
                 yield _reply(chunk)
             while request.follow:
-                remains = request.until - self.api.now() if request.until else None
+                remains = request.until - self.ctx.now() if request.until else None
                 try:
                     async with asyncio.timeout(remains):
                         fresh = await follower.next()

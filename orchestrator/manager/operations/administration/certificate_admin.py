@@ -6,7 +6,6 @@ import asyncio
 import math
 from typing import Any
 
-from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.errors import (
     RequestError,
     failed_precondition,
@@ -15,7 +14,7 @@ from orchestrator.manager.errors import (
 )
 from orchestrator.manager.object_lookup import find_node
 from orchestrator.manager.operations.administration.web_sessions import WebSessions
-from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.context import Caller, Operations
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.certificates import (
@@ -30,29 +29,34 @@ from orchestrator.manager.security.certificates import (
 from orchestrator.model.access import Certificate, Revocation
 from orchestrator.model.convert import to_proto
 from orchestrator.model.names import near_miss
-from orchestrator.pb import access_pb2, access_pb2_grpc
+from orchestrator.pb import access_pb2
 
 _LISTING = "orc cluster certificates"
 _SHORTEST = 4
 """Digits of a serial number or fingerprint that name a certificate, at least."""
 
 
-class CertificateOperations(Operations, access_pb2_grpc.AccessServicer):  # type: ignore[misc]
+class CertificateOperations(Operations):
     """`orc cluster certificates|revoke`."""
 
-    @mapping_errors
-    async def ListCertificates(self, request: Any, context: Any) -> Any:
-        api, caller = self.api, peer_identity(context)
+    async def list_certificates(
+        self, request: access_pb2.ListCertificatesRequest, caller: Caller
+    ) -> access_pb2.ListCertificatesReply:
+        """List issued certificates with their revocations. Records the caller's own."""
+        ctx, identity = self.ctx, caller.identity
         own = ""
-        if caller is not None and caller.certificate is not None:
-            own = caller.certificate.serial
-            if own not in api.view.certificates:
+        if identity.certificate is not None:
+            own = identity.certificate.serial
+            if own not in ctx.view.certificates:
                 # Used for the first time, so it is about to be recorded.
                 made = record(
-                    caller.certificate, role=caller.role, name=caller.id, address=context.peer()
+                    identity.certificate,
+                    role=identity.role,
+                    name=identity.id,
+                    address=caller.peer,
                 )
-                await write_record(api.kv, api.cache, Change(None, made))
-        view = api.view
+                await write_record(ctx.kv, ctx.cache, Change(None, made))
+        view = ctx.view
         rows = []
         for each in sorted(view.certificates.values(), key=_order):
             found = revocation_for(view.revocations, each)
@@ -67,25 +71,26 @@ class CertificateOperations(Operations, access_pb2_grpc.AccessServicer):  # type
             )
         return access_pb2.ListCertificatesReply(certificates=rows)
 
-    @mapping_errors
-    async def Revoke(self, request: Any, context: Any) -> Any:
-        api, caller = self.api, peer_identity(context)
-        assert caller is not None, "the guard lets nobody in without one"
+    async def revoke(
+        self, request: access_pb2.RevokeRequest, caller: Caller
+    ) -> access_pb2.RevokeReply:
+        """Revoke certificates of a node, manager or admin, or end a session of the web page."""
+        ctx, identity = self.ctx, caller.identity
         if request.kind == "session":
             return await self._end_session(request.name)
         affected: list[Certificate] = []
 
         def revoked(view: ClusterView) -> list[Change]:
-            made = self._revocation(view, request, caller.id)
+            made = self._revocation(view, request, identity.id)
             affected[:] = [
                 each
                 for each in view.certificates.values()
                 if revocation_for({made.id: made}, each) is made
             ]
-            issued = caller.certificate
+            issued = identity.certificate
             if not request.force and (
                 issued is None
-                or as_revoked(made).covers(caller.role, caller.id, issued.serial, issued.at)
+                or as_revoked(made).covers(identity.role, identity.id, issued.serial, issued.at)
             ):
                 raise failed_precondition(
                     "that is the certificate of your own context; make another one first with "
@@ -93,19 +98,19 @@ class CertificateOperations(Operations, access_pb2_grpc.AccessServicer):  # type
                 )
             return [Change(view.revocations.get(made.id), made)]
 
-        [change] = await commit_serialized(api.kv, api.cache, revoked)
+        [change] = await commit_serialized(ctx.kv, ctx.cache, revoked)
         made = change.after
         assert isinstance(made, Revocation)
         if not made.serial:
             # Certificates know whole seconds. One that is issued once this call has returned is not
             # meant.
-            await asyncio.sleep(min(1.0, max(0.0, math.floor(made.at) + 1 - api.now())))
+            await asyncio.sleep(min(1.0, max(0.0, math.floor(made.at) + 1 - ctx.now())))
         return access_pb2.RevokeReply(
             revocation=to_proto(made), certificates=[to_proto(each) for each in affected]
         )
 
     async def _end_session(self, word: str) -> Any:
-        view, now = self.api.view, self.api.now()
+        view, now = self.ctx.view, self.ctx.now()
         found = [
             each
             for each in view.page_sessions.values()
@@ -117,11 +122,11 @@ class CertificateOperations(Operations, access_pb2_grpc.AccessServicer):  # type
             raise invalid_argument(
                 f"'{word}' begins the ids of {len(found)} sessions; use more of it"
             )
-        await WebSessions(self.api).end(found[0].id)
+        await WebSessions(self.ctx).end(found[0].id)
         return access_pb2.RevokeReply()
 
     def _revocation(self, view: ClusterView, request: Any, by: str) -> Revocation:
-        name, now = request.name, self.api.now()
+        name, now = request.name, self.ctx.now()
         if not name:
             raise invalid_argument(f"say whose certificates are revoked; see '{_LISTING}'")
         match request.kind:
@@ -151,7 +156,7 @@ class CertificateOperations(Operations, access_pb2_grpc.AccessServicer):  # type
         return revocation_of(view, role=role, name=holder, now=now, reason=request.reason, by=by)
 
     def _check_manager(self, name: str) -> None:
-        if name == self.api.identity.manager_id:
+        if name == self.ctx.identity.manager_id:
             raise failed_precondition(
                 f"manager {name} serves this cluster, and has the CA's key: it could issue itself "
                 "another certificate; move the cluster to another host, and revoke this one then"

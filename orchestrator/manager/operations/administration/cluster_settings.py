@@ -8,7 +8,7 @@ from typing import Any, cast
 from orchestrator import __version__
 from orchestrator.identity.join_tokens import JoinToken, new_secret
 from orchestrator.manager.errors import invalid_argument, unavailable
-from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.unplannable import quarantined_services
 from orchestrator.manager.planning.view import ClusterView
@@ -28,18 +28,18 @@ class ClusterOperations(Operations):
     """`orc cluster info|update|token`, `orc network ls`."""
 
     def _cluster(self) -> Cluster:
-        cluster = self.api.view.cluster
+        cluster = self.ctx.view.cluster
         if cluster is None:
             raise unavailable("the manager has not read its store yet; try again in a moment")
         return cluster
 
     def _token(self, secret: str) -> str:
-        return str(JoinToken(self.api.ca_digest, secret))
+        return str(JoinToken(self.ctx.ca_digest, secret))
 
-    @mapping_errors
-    async def GetCluster(self, request: Any, context: Any) -> Any:
-        cluster, view, identity = self._cluster(), self.api.view, self.api.identity
-        leader = self.api.leader()
+    async def get_cluster(self, request: control_pb2.GetClusterRequest) -> control_pb2.ClusterInfo:
+        """Describe the cluster: managers, settings, totals, join tokens."""
+        cluster, view, identity = self._cluster(), self.ctx.view, self.ctx.identity
+        leader = self.ctx.leader()
         return control_pb2.ClusterInfo(
             id=cluster.id,
             created_at=cluster.created_at,
@@ -69,8 +69,10 @@ class ClusterOperations(Operations):
             undecodable=_undecodable(view),
         )
 
-    @mapping_errors
-    async def UpdateCluster(self, request: Any, context: Any) -> Any:
+    async def update_cluster(
+        self, request: control_pb2.UpdateClusterRequest
+    ) -> control_pb2.ClusterInfo:
+        """Change settings of the cluster."""
         cluster = self._cluster()
         after = cluster
         if request.HasField("strategy"):
@@ -84,12 +86,12 @@ class ClusterOperations(Operations):
                 raise invalid_argument(str(error)) from None
             after = replace(after, container_access=access)
         if after != cluster:
-            revision = await commit(self.api.kv, [Change(cluster, after)])
-            await self.api.cache.wait_for(revision)
-        return await type(self).GetCluster.__wrapped__(self, request, context)
+            revision = await commit(self.ctx.kv, [Change(cluster, after)])
+            await self.ctx.cache.wait_for(revision)
+        return await self.get_cluster(control_pb2.GetClusterRequest())
 
-    @mapping_errors
-    async def RotateToken(self, request: Any, context: Any) -> Any:
+    async def rotate_token(self, request: control_pb2.RotateTokenRequest) -> control_pb2.TokenReply:
+        """Replace a join or scrape token; the old one is no longer valid."""
         cluster, secret = self._cluster(), new_secret()
         match request.role:
             case "worker":
@@ -102,14 +104,16 @@ class ClusterOperations(Operations):
                 raise invalid_argument(
                     f"there is no token for the role '{other}'; say worker, manager or scrape"
                 )
-        revision = await commit(self.api.kv, [Change(cluster, after)])
-        await self.api.cache.wait_for(revision)
+        revision = await commit(self.ctx.kv, [Change(cluster, after)])
+        await self.ctx.cache.wait_for(revision)
         join = request.role != "scrape"
         return control_pb2.TokenReply(token=self._token(secret) if join else secret)
 
-    @mapping_errors
-    async def ListNetworks(self, request: Any, context: Any) -> Any:
-        networks = sorted(self.api.view.networks.values(), key=lambda n: n.name)
+    async def list_networks(
+        self, request: control_pb2.ListNetworksRequest
+    ) -> control_pb2.ListNetworksReply:
+        """List networks by name."""
+        networks = sorted(self.ctx.view.networks.values(), key=lambda n: n.name)
         return control_pb2.ListNetworksReply(networks=[to_proto(n) for n in networks])
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.errors import failed_precondition, invalid_argument, not_found
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.object_lookup import find_node
-from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.context import Caller, Operations
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reports.claims import false_node_address
 from orchestrator.manager.planning.scheduling.capacity import node_usage
@@ -23,29 +22,29 @@ from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import Availability, Node, NodeState
 from orchestrator.model.validation.host_access import ALLOWANCES, allowed, parse_allowances
 from orchestrator.model.validation.service_specs import MAX_REPLICAS, check_labels
-from orchestrator.pb import control_pb2
+from orchestrator.pb import control_pb2, types_pb2
 
 
 class NodeOperations(Operations):
     """`orc node ls|inspect|update|rm`."""
 
-    @mapping_errors
-    async def ListNodes(self, request: Any, context: Any) -> Any:
-        return await offload(_list, self.api.view)
+    async def list_nodes(self, request: control_pb2.ListNodesRequest) -> control_pb2.ListNodesReply:
+        """List nodes with their reserved resources."""
+        return await offload(_list, self.ctx.view)
 
-    @mapping_errors
-    async def UpdateNode(self, request: Any, context: Any) -> Any:
-        cache = self.api.cache
+    async def update_node(self, request: control_pb2.UpdateNodeRequest) -> types_pb2.Node:
+        """Change a node's availability, labels, address, allowances, or rotate its key."""
+        cache = self.ctx.cache
         while True:
             read = cache.revision
             node = find_node(cache.view, request.node)
-            after = _updated(node, request, self.api.now())
+            after = _updated(node, request, self.ctx.now())
             if request.address:
                 after = _moved(cache.view, after, request.address)
             if after == node:
                 return to_proto(node)
             try:
-                revision = await commit(self.api.kv, [Change(node, after)])
+                revision = await commit(self.ctx.kv, [Change(node, after)])
             except Conflict:
                 # The leader wrote the node's health meanwhile, which this does not touch.
                 await cache.wait_for(read + 1)
@@ -53,9 +52,10 @@ class NodeOperations(Operations):
                 await cache.wait_for(revision)
                 return to_proto(replace(after, revision=revision))
 
-    @mapping_errors
-    async def RemoveNode(self, request: Any, context: Any) -> Any:
-        caller = peer_identity(context)
+    async def remove_node(
+        self, request: control_pb2.RemoveNodeRequest, caller: Caller
+    ) -> control_pb2.RemoveNodeReply:
+        """Remove a node from the cluster and revoke its certificates."""
 
         def removed(view: ClusterView) -> list[Change]:
             node = find_node(view, request.node)
@@ -69,14 +69,14 @@ class NodeOperations(Operations):
                 view,
                 role="worker",
                 name=node.id,
-                now=self.api.now(),
+                now=self.ctx.now(),
                 reason="the node was removed from the cluster",
-                by=caller.id if caller else "",
+                by=caller.identity.id,
             )
             before = view.revocations.get(revocation.id)
             return [Change(node, None), Change(before, revocation)]
 
-        await commit_serialized(self.api.kv, self.api.cache, removed)
+        await commit_serialized(self.ctx.kv, self.ctx.cache, removed)
         return control_pb2.RemoveNodeReply()
 
 
@@ -99,7 +99,7 @@ def _list(view: ClusterView) -> Any:
 
 
 def _moved(view: ClusterView, node: Node, address: str) -> Node:
-    """The node with the address that its operator gives it. Raises Refusal."""
+    """The node with the address that its operator gives it. Raises RequestError."""
     if reason := false_node_address(view, node, address, address):
         raise failed_precondition(
             f"node {node.description.hostname} cannot have {address}: {reason}"

@@ -15,11 +15,10 @@ import ssl
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from orchestrator.identity.certificates import Issued, TlsFiles
-from orchestrator.identity.tls import Identity, peer_identity
-from orchestrator.manager.operations.context import ManagerContext, Operations, mapping_errors
+from orchestrator.identity.tls import Identity
+from orchestrator.manager.operations.context import Caller, ManagerContext, Operations
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.security.vault import VaultError
 from orchestrator.manager.store.commit import commit
@@ -27,7 +26,7 @@ from orchestrator.manager.store.kv import Conflict, StoreError
 from orchestrator.manager.telemetry.service_discovery import web_address
 from orchestrator.model.access import IDLE, SESSION_LIFE, TICKET_LIFE, PageSession
 from orchestrator.model.convert import to_proto
-from orchestrator.pb import dashboard_pb2, dashboard_pb2_grpc
+from orchestrator.pb import dashboard_pb2
 
 PRECISION = 60.0
 """Seconds between two writes of when a session was used."""
@@ -52,8 +51,8 @@ class Session:
 class WebSessions:
     """Makes and opens tickets and cookies."""
 
-    def __init__(self, api: ManagerContext) -> None:
-        self._api = api
+    def __init__(self, ctx: ManagerContext) -> None:
+        self._ctx = ctx
 
     def ticket(self, role: str, admin: Identity) -> str:
         """Text with which somebody in this role logs in once, soon, for this admin."""
@@ -61,18 +60,18 @@ class WebSessions:
         facts = [
             secrets.token_hex(8),
             role,
-            self._api.now() + TICKET_LIFE,
+            self._ctx.now() + TICKET_LIFE,
             admin.id,
             issued.serial if issued else "",
             issued.at if issued else 0.0,
         ]
-        return self._api.vault.seal(json.dumps(facts), _TICKET)
+        return self._ctx.vault.seal(json.dumps(facts), _TICKET)
 
     async def log_in(self, ticket: str, address: str = "") -> str | None:
         """The cookie for a ticket; None where it is none (any more). Raises StoreError."""
-        api, now = self._api, self._api.now()
+        ctx, now = self._ctx, self._ctx.now()
         try:
-            id, role, until, user, serial, issued_at = json.loads(api.vault.open(ticket, _TICKET))
+            id, role, until, user, serial, issued_at = json.loads(ctx.vault.open(ticket, _TICKET))
         except (VaultError, binascii.Error, ValueError):
             return None
         if now >= until:
@@ -91,15 +90,15 @@ class WebSessions:
         if self.revoked(session):
             return None
         try:
-            await api.cache.wait_for(await commit(api.kv, [Change(None, session)]))
+            await ctx.cache.wait_for(await commit(ctx.kv, [Change(None, session)]))
         except Conflict:
             return None  # used before
-        return api.vault.seal(id, _SESSION)
+        return ctx.vault.seal(id, _SESSION)
 
     def session(self, cookie: str) -> Session | None:
         """Whose cookie it is; None where it is none (any more)."""
         try:
-            id = self._api.vault.open(cookie, _SESSION)
+            id = self._ctx.vault.open(cookie, _SESSION)
         except (VaultError, binascii.Error, ValueError):
             return None
         found = self._alive(id)
@@ -112,64 +111,68 @@ class WebSessions:
         return self._alive(session.id) is not None
 
     def _alive(self, id: str) -> PageSession | None:
-        found = self._api.view.page_sessions.get(id)
-        if found is None or found.is_over(self._api.now()) or self.revoked(found):
+        found = self._ctx.view.page_sessions.get(id)
+        if found is None or found.is_over(self._ctx.now()) or self.revoked(found):
             return None
         return found
 
     def revoked(self, session: PageSession) -> bool:
         """Whether the certificate of the admin who opened it was revoked."""
         issued = Issued(session.certificate, "", session.issued_at, 0.0)
-        admin = Identity(session.user, "admin", self._api.identity.cluster_id, issued)
-        return self._api.revocations.of(admin) is not None
+        admin = Identity(session.user, "admin", self._ctx.identity.cluster_id, issued)
+        return self._ctx.revocations.of(admin) is not None
 
     async def used(self, session: Session) -> None:
         """The page is open; noted now and then."""
-        stored, now = self._alive(session.id), self._api.now()
+        stored, now = self._alive(session.id), self._ctx.now()
         if stored is not None and now - stored.used_at >= PRECISION:
             with suppress(StoreError):  # it is noted with the next use
-                await commit(self._api.kv, [Change(stored, replace(stored, used_at=now))])
+                await commit(self._ctx.kv, [Change(stored, replace(stored, used_at=now))])
 
     async def end(self, id: str) -> None:
         """End a session that is there. Raises StoreError."""
-        while (stored := self._api.view.page_sessions.get(id)) and not stored.ended_at:
-            read = self._api.cache.revision
-            after = replace(stored, ended_at=self._api.now())
+        while (stored := self._ctx.view.page_sessions.get(id)) and not stored.ended_at:
+            read = self._ctx.cache.revision
+            after = replace(stored, ended_at=self._ctx.now())
             try:
-                revision = await commit(self._api.kv, [Change(stored, after)])
+                revision = await commit(self._ctx.kv, [Change(stored, after)])
             except Conflict:
-                await self._api.cache.wait_for(read + 1)  # it was used at the same time
+                await self._ctx.cache.wait_for(read + 1)  # it was used at the same time
             else:
-                await self._api.cache.wait_for(revision)
+                await self._ctx.cache.wait_for(revision)
 
 
-class WebSessionOperations(Operations, dashboard_pb2_grpc.DashboardServicer):  # type: ignore[misc]
+class WebSessionOperations(Operations):
     """`orc dashboard`, `orc cluster sessions`."""
 
-    def __init__(self, api: ManagerContext, folder: Path) -> None:
+    def __init__(self, ctx: ManagerContext, folder: Path) -> None:
         """`folder` has the certificate that the page has."""
-        super().__init__(api)
-        self._sessions = WebSessions(api)
+        super().__init__(ctx)
+        self._sessions = WebSessions(ctx)
         self._pair = TlsFiles.of(folder, "manager").pair
 
-    @mapping_errors
-    async def OpenDashboard(self, request: Any, context: Any) -> Any:
-        caller = peer_identity(context)
-        assert caller is not None, "the guard lets nobody in without one"
+    async def open_dashboard(
+        self, request: dashboard_pb2.OpenDashboardRequest, caller: Caller
+    ) -> dashboard_pb2.OpenDashboardReply:
+        """Issue a ticket for the web page to the calling admin."""
         der = ssl.PEM_cert_to_DER_cert(self._pair.read().certificate)
         return dashboard_pb2.OpenDashboardReply(
-            address=web_address(self.api.identity),
-            ticket=self._sessions.ticket("viewer" if request.read_only else "admin", caller),
+            address=web_address(self.ctx.identity),
+            ticket=self._sessions.ticket(
+                "viewer" if request.read_only else "admin", caller.identity
+            ),
             valid_for=TICKET_LIFE,
             fingerprint=hashlib.sha256(der).digest().hex(":").upper(),
         )
 
-    @mapping_errors
-    async def ListSessions(self, request: Any, context: Any) -> Any:
-        now = self.api.now()
+    async def list_sessions(
+        self, request: dashboard_pb2.ListSessionsRequest
+    ) -> dashboard_pb2.ListSessionsReply:
+        """List open sessions of the web page."""
+        now = self.ctx.now()
         alive = [
             each
-            for each in self.api.view.page_sessions.values()
+            for each in self.ctx.view.page_sessions.values()
             if not each.is_over(now) and not self._sessions.revoked(each)
         ]
         alive.sort(key=lambda each: (each.created_at, each.id))

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.manager.dispatch.tunnels import Tunnel
 from orchestrator.manager.errors import failed_precondition, invalid_argument
 from orchestrator.manager.object_lookup import find_container, find_image_by_word
-from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.operations.node_requests import (
     choose_node,
     node_with_image,
@@ -23,21 +23,22 @@ from orchestrator.model.convert import to_proto
 from orchestrator.model.names import parse_image
 from orchestrator.model.nodes import Node
 from orchestrator.model.tasks import Task
-from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
+from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2, types_pb2
 
 
 class ImageArchiveOperations(Operations):
     """Images and containers as files."""
 
-    @mapping_errors
-    async def Save(self, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def save(
+        self, request: images_pb2.SaveImageRequest
+    ) -> AsyncIterator[images_pb2.FileData]:
         """One archive of images that may be on different nodes, each of which adds its own."""
         if not request.images:
             raise invalid_argument("say which image to save")
-        api = self.api
+        ctx = self.ctx
         names: dict[str, list[str]] = {}
         for word in request.images:
-            image = find_image_by_word(api.view, word, reported=True)
+            image = find_image_by_word(ctx.view, word, reported=True)
             named = names.setdefault(image.id, [])
             known = {*image.names, *image.reported_names}
             if (name := _full(word)) in known and name not in named:
@@ -51,31 +52,33 @@ class ImageArchiveOperations(Operations):
         before = b""
         for node_id, order in orders.items():
             order.before = before
-            node = api.view.nodes[node_id]
-            async for frame in stream_replies(api, node, dispatch_pb2.OpenTunnel(save=order)):
+            node = ctx.view.nodes[node_id]
+            async for frame in stream_replies(ctx, node, dispatch_pb2.OpenTunnel(save=order)):
                 if frame.data:
                     yield images_pb2.FileData(data=frame.data)
                 elif frame.WhichOneof("kind") == "result":
                     before = frame.result.saved
 
     def _spread(self, digests: list[str]) -> dict[str, str]:
-        """For each image a connected node that has it, few nodes in all. Raises Refusal."""
-        api = self.api
-        images = [api.view.images[digest] for digest in digests]
-        holders = {image.id: set(api.dispatcher.nearest(image.nodes)) for image in images}
+        """For each image a connected node that has it, few nodes in all. Raises RequestError."""
+        ctx = self.ctx
+        images = [ctx.view.images[digest] for digest in digests]
+        holders = {image.id: set(ctx.dispatcher.nearest(image.nodes)) for image in images}
         found: dict[str, str] = {}
         while left := [image for image in images if image.id not in found]:
             counts = Counter(id for image in left for id in sorted(holders[image.id]))
             best = counts.most_common(1)[0][0] if counts else ""
             for image in left:
                 if not holders[image.id]:
-                    node_with_image(api, image)  # says why
+                    node_with_image(ctx, image)  # says why
                 if best in holders[image.id]:
                     found[image.id] = best
         return found
 
-    @mapping_errors
-    async def Import(self, request: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def import_image(
+        self, request: AsyncIterator[images_pb2.ImportImageUpload]
+    ) -> AsyncIterator[control_pb2.ImageProgress]:
+        """Make an image of a file system archive."""
         uploads = aiter(request)
         first = await anext(uploads, None)
         if first is None or first.WhichOneof("part") != "header":
@@ -83,52 +86,52 @@ class ImageArchiveOperations(Operations):
         header = first.header
         if header.name:
             header.name = str(parse_image_name(header.name))
-        node = choose_node(self.api, header.node)
+        node = choose_node(self.ctx, header.node)
         order = dispatch_pb2.OpenTunnel(import_image=images_pb2.ImportOrder(header=header))
-        async with self.api.tunnels.open(
-            node.id, node.description.hostname, order, self.api.dispatcher.deliver
+        async with self.ctx.tunnels.open(
+            node.id, node.description.hostname, order, self.ctx.dispatcher.deliver
         ) as tunnel:
             sender = asyncio.ensure_future(_send(uploads, tunnel))
             try:
                 async for frame in tunnel.frames():
                     if frame.WhichOneof("kind") == "result":
-                        image = await register_image(self.api, node, frame.result, (header.name,))
+                        image = await register_image(self.ctx, node, frame.result, (header.name,))
                         yield control_pb2.ImageProgress(image=to_proto(image))
             finally:
                 sender.cancel()
 
-    @mapping_errors
-    async def Commit(self, request: Any, context: Any) -> Any:
+    async def commit_container(self, request: images_pb2.CommitRequest) -> types_pb2.Image:
+        """Make an image of a container's changes."""
         task, node = self._container(request.container)
         if request.name:
             request.name = str(parse_image_name(request.name))
         order = self._order(task, images_pb2.ContainerFilesOrder.COMMIT)
         order.container_files.commit.CopyFrom(request)
-        _, result = await send_request(self.api, node, order)
-        return to_proto(await register_image(self.api, node, result, (request.name,)))
+        _, result = await send_request(self.ctx, node, order)
+        return to_proto(await register_image(self.ctx, node, result, (request.name,)))
 
-    @mapping_errors
-    async def Diff(self, request: Any, context: Any) -> Any:
+    async def diff(self, request: images_pb2.DiffRequest) -> images_pb2.DiffReply:
+        """List the files that a container has changed."""
         task, node = self._container(request.container)
         order = self._order(task, images_pb2.ContainerFilesOrder.DIFF)
-        lines, _ = await send_request(self.api, node, order)
+        lines, _ = await send_request(self.ctx, node, order)
         parts = (line.partition(" ") for line in lines)
         return images_pb2.DiffReply(
             changes=[images_pb2.PathChange(kind=kind, path=path) for kind, _, path in parts]
         )
 
-    @mapping_errors
-    async def Export(self, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def export(self, request: images_pb2.ExportRequest) -> AsyncIterator[images_pb2.FileData]:
+        """Stream a container's file system as an archive."""
         task, node = self._container(request.container)
         order = self._order(task, images_pb2.ContainerFilesOrder.EXPORT)
-        async for frame in stream_replies(self.api, node, order):
+        async for frame in stream_replies(self.ctx, node, order):
             if frame.data:
                 yield images_pb2.FileData(data=frame.data)
 
     def _container(self, word: str) -> tuple[Task, Node]:
-        """The one container meant, and its node. Raises Refusal."""
-        task = find_container(self.api.view, word)
-        node = self.api.view.nodes.get(task.node_id)
+        """The one container meant, and its node. Raises RequestError."""
+        task = find_container(self.ctx.view, word)
+        node = self.ctx.view.nodes.get(task.node_id)
         if node is None:
             raise failed_precondition(f"container '{word}' is on no node yet")
         return task, node

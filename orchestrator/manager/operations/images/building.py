@@ -13,7 +13,7 @@ from orchestrator.manager.dispatch.tunnels import Tunnel
 from orchestrator.manager.errors import RequestError, invalid_argument
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.object_lookup import find_node
-from orchestrator.manager.operations.context import Operations, hostnames, mapping_errors
+from orchestrator.manager.operations.context import Operations, hostnames
 from orchestrator.manager.operations.node_requests import (
     choose_node,
     parse_image_name,
@@ -32,22 +32,23 @@ from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
 class BuildCacheOperations(Operations):
     """`orc builder`."""
 
-    @mapping_errors
-    async def BuildCaches(self, request: Any, context: Any) -> Any:
+    async def build_caches(
+        self, request: images_pb2.BuildCachesRequest
+    ) -> images_pb2.BuildCachesReply:
         """List, or prune and list, the caches of one node or of all."""
-        api = self.api
-        nodes = [find_node(api.view, request.node)] if request.node else api.view.nodes.values()
+        ctx = self.ctx
+        nodes = [find_node(ctx.view, request.node)] if request.node else ctx.view.nodes.values()
         cache = images_pb2.BuildCacheOrder(prune=request.prune, all=request.all)
         order = dispatch_pb2.OpenTunnel(build_cache=cache)
         reply = images_pb2.BuildCachesReply()
 
         async def one(node: Node) -> None:
             hostname = node.description.hostname
-            if not api.dispatcher.nearest([node.id]):
+            if not ctx.dispatcher.nearest([node.id]):
                 reply.notices.append(f"node {hostname} is away")
                 return
             try:
-                _, result = await send_request(api, node, order)
+                _, result = await send_request(ctx, node, order)
             except RequestError as refused:
                 reply.notices.append(f"node {hostname}: {refused.text}")
             else:
@@ -72,17 +73,23 @@ def base_images(header: Any, node: Node) -> frozenset[str]:
 class ImageBuildOperations(Operations):
     """`orc images`, `orc load`, `orc build`."""
 
-    @mapping_errors
-    async def ListImages(self, request: Any, context: Any) -> Any:
-        return await offload(_list, self.api.view)
+    async def list_images(
+        self, request: control_pb2.ListImagesRequest
+    ) -> control_pb2.ListImagesReply:
+        """List images, newest first."""
+        return await offload(_list, self.ctx.view)
 
-    @mapping_errors
-    async def LoadImage(self, request: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def load_image(
+        self, request: AsyncIterator[control_pb2.ImageUpload]
+    ) -> AsyncIterator[control_pb2.ImageProgress]:
+        """Load an image archive on a node."""
         async for progress in self._on_a_node(request, "load"):
             yield progress
 
-    @mapping_errors
-    async def BuildImage(self, request: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def build_image(
+        self, request: AsyncIterator[control_pb2.ImageUpload]
+    ) -> AsyncIterator[control_pb2.ImageProgress]:
+        """Build an image on a node from an uploaded context."""
         async for progress in self._on_a_node(request, "build"):
             yield progress
 
@@ -99,13 +106,13 @@ class ImageBuildOperations(Operations):
         names: tuple[str, ...] | None = (header.name, *header.more_names)
         if work == "load" and not header.name:
             names = None  # the archive has them
-        node = choose_node(self.api, header.node, header.platform)
+        node = choose_node(self.ctx, header.node, header.platform)
         pulls = base_images(header, node) if work == "build" else frozenset()
         header.ClearField("dockerfile_inside")
         order = dispatch_pb2.OpenTunnel(**{work: header})
         async with (
-            self.api.tunnels.open(
-                node.id, node.description.hostname, order, self.api.dispatcher.deliver, pulls
+            self.ctx.tunnels.open(
+                node.id, node.description.hostname, order, self.ctx.dispatcher.deliver, pulls
             ) as tunnel,
             background(_send(uploads, tunnel)),
         ):
@@ -116,7 +123,7 @@ class ImageBuildOperations(Operations):
                     case "result":
                         for each in (frame.result.image, *frame.result.more_images):
                             part = dispatch_pb2.TunnelResult(error=frame.result.error, image=each)
-                            image = await register_image(self.api, node, part, names)
+                            image = await register_image(self.ctx, node, part, names)
                             yield control_pb2.ImageProgress(image=to_proto(image))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.manager.errors import failed_precondition
 from orchestrator.manager.object_lookup import find_image_by_word, images_of, matches_prune_filters
-from orchestrator.manager.operations.context import Operations, hostnames, mapping_errors
+from orchestrator.manager.operations.context import Operations, hostnames
 from orchestrator.manager.operations.images.registry_client import manifests_of
 from orchestrator.manager.operations.node_requests import (
     node_with_image,
@@ -29,7 +29,7 @@ from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image
 from orchestrator.model.specs import ContainerSpec
 from orchestrator.model.states import is_terminal
-from orchestrator.pb import dispatch_pb2, images_pb2
+from orchestrator.pb import dispatch_pb2, images_pb2, types_pb2
 
 
 def users(view: ClusterView, image: Image) -> list[str]:
@@ -59,37 +59,37 @@ def users(view: ClusterView, image: Image) -> list[str]:
 class ImageCatalogOperations(Operations):
     """Names, removal, and what an image is."""
 
-    @mapping_errors
-    async def Tag(self, request: Any, context: Any) -> Any:
-        api = self.api
+    async def tag(self, request: images_pb2.TagImageRequest) -> types_pb2.Image:
+        """Give an image another name, on all its nodes."""
+        ctx = self.ctx
         image = await self._named(request.image)
         name = str(parse_image_name(request.name))
         after = replace(image, names=tuple(sorted({*image.names, name})), condemned=())
         changes = [
             Change(other, replace(other, names=tuple(n for n in other.names if n != name)))
-            for other in api.view.images.values()
+            for other in ctx.view.images.values()
             if name in other.names and other.id != image.id
         ]
         if after != image:
             changes.append(Change(image, after))
         if changes:
-            await api.cache.wait_for(await commit(api.kv, changes))
+            await ctx.cache.wait_for(await commit(ctx.kv, changes))
         order = images_pb2.TagOrder(image=image.id, name=name)
-        await send_to_all(api, self._nodes(image), dispatch_pb2.OpenTunnel(tag=order))
+        await send_to_all(ctx, self._nodes(image), dispatch_pb2.OpenTunnel(tag=order))
         return to_proto(after)
 
     async def _named(self, word: str) -> Image:
         """The image that is to get a name. Of the digest of an index, a node shows the index: that
-        it has an image of it, it could merely say. Raises Refusal."""
-        image = find_image_by_word(self.api.view, word)
+        it has an image of it, it could merely say. Raises RequestError."""
+        image = find_image_by_word(self.ctx.view, word)
         index = word.partition("@")[2]
         if not index or index == image.id:
             return image
-        for each in images_of(self.api.view, index):
-            node = node_with_image(self.api, each)
+        for each in images_of(self.ctx.view, index):
+            node = node_with_image(self.ctx, each)
             order = images_pb2.ReadOrder(image=index)
             async with aclosing(
-                stream_replies(self.api, node, dispatch_pb2.OpenTunnel(read_image=order))
+                stream_replies(self.ctx, node, dispatch_pb2.OpenTunnel(read_image=order))
             ) as answer:
                 first = await anext(answer, None)
             shown = first.line if first is not None else ""
@@ -99,9 +99,11 @@ class ImageCatalogOperations(Operations):
             f"no node shows an image of {index}; pull '{word}', or use an image id"
         )
 
-    @mapping_errors
-    async def Remove(self, request: Any, context: Any) -> Any:
-        view = self.api.view
+    async def remove_image(
+        self, request: images_pb2.RemoveImageRequest
+    ) -> images_pb2.RemoveImageReply:
+        """Remove a name of an image, or the image from all its nodes."""
+        view = self.ctx.view
         image = find_image_by_word(view, request.image, reported=True)
         name = request.image
         if name not in image.names:
@@ -123,69 +125,73 @@ class ImageCatalogOperations(Operations):
         if needed:
             for each in dict.fromkeys((*image.names, *image.reported_names)):
                 await self._untag(image, each, reply)
-                image = self.api.view.images[image.id]
+                image = self.ctx.view.images[image.id]
             reply.notices.append(f"the image stays while it is used by {needed[0]}")
             return reply
         await self._delete(image, reply)
         return reply
 
     async def _untag(self, image: Image, name: str, reply: Any) -> None:
-        api = self.api
+        ctx = self.ctx
         after = replace(
             image,
             names=tuple(n for n in image.names if n != name),
             reported_names=tuple(n for n in image.reported_names if n != name),
         )
-        await api.cache.wait_for(await commit(api.kv, [Change(image, after)]))
+        await ctx.cache.wait_for(await commit(ctx.kv, [Change(image, after)]))
         order = images_pb2.RemoveOrder(image=image.id, name=name)
-        await send_to_all(api, self._nodes(image), dispatch_pb2.OpenTunnel(remove_image=order))
+        await send_to_all(ctx, self._nodes(image), dispatch_pb2.OpenTunnel(remove_image=order))
         reply.untagged.append(name)
 
     async def _delete(self, image: Image, reply: Any) -> None:
         """Remove it from every node that can be reached, and take its names first."""
-        api = self.api
+        ctx = self.ctx
         nodes = self._nodes(image)
-        away = [node for node in nodes if not api.dispatcher.connected(node.id)]
+        away = [node for node in nodes if not ctx.dispatcher.connected(node.id)]
         condemned = tuple(sorted(node.id for node in away))
         after = replace(image, names=(), reported_names=(), condemned=condemned)
         if after != image:
-            await api.cache.wait_for(await commit(api.kv, [Change(image, after)]))
+            await ctx.cache.wait_for(await commit(ctx.kv, [Change(image, after)]))
         order = images_pb2.RemoveOrder(image=image.id)
         there = [node for node in nodes if node not in away]
         notices = [
             f"node {node.description.hostname} is away and removes its copy when it is back"
             for node in away
         ]
-        notices += await send_to_all(api, there, dispatch_pb2.OpenTunnel(remove_image=order))
+        notices += await send_to_all(ctx, there, dispatch_pb2.OpenTunnel(remove_image=order))
         reply.untagged.extend(image.names or image.reported_names)
         reply.notices.extend(notices)
         reply.freed += image.size * max(0, len(image.nodes) - len(notices))
         if len(notices) < len(image.nodes):
             reply.deleted.append(image.id)
         if not notices:
-            async with api.cache.subscribe() as feed:
-                while image.id in api.view.images:
+            async with ctx.cache.subscribe() as feed:
+                while image.id in ctx.view.images:
                     await feed.next()
 
-    @mapping_errors
-    async def Prune(self, request: Any, context: Any) -> Any:
+    async def prune_images(
+        self, request: images_pb2.PruneImagesRequest
+    ) -> images_pb2.RemoveImageReply:
+        """Remove images that nothing uses."""
         reply = images_pb2.RemoveImageReply()
-        for image in sorted(self.api.view.images.values(), key=lambda image: image.id):
-            named = image.names or _unclaimed(self.api.view, image)
-            if (named and not request.all) or users(self.api.view, image):
+        for image in sorted(self.ctx.view.images.values(), key=lambda image: image.id):
+            named = image.names or _unclaimed(self.ctx.view, image)
+            if (named and not request.all) or users(self.ctx.view, image):
                 continue
             if not matches_prune_filters(image.labels, image.created_at, request):
                 continue
             await self._delete(image, reply)
         return reply
 
-    @mapping_errors
-    async def Inspect(self, request: Any, context: Any) -> Any:
-        api = self.api
-        image = find_image_by_word(api.view, request.image, reported=True)
+    async def inspect_image(
+        self, request: images_pb2.InspectImageRequest
+    ) -> images_pb2.InspectImageReply:
+        """Return an image's manifest and config, verified against its digest."""
+        ctx = self.ctx
+        image = find_image_by_word(ctx.view, request.image, reported=True)
         order = images_pb2.ReadOrder(image=image.id)
-        node = node_with_image(api, image)
-        lines, _ = await send_request(api, node, dispatch_pb2.OpenTunnel(read_image=order))
+        node = node_with_image(ctx, image)
+        lines, _ = await send_request(ctx, node, dispatch_pb2.OpenTunnel(read_image=order))
         manifest, config = lines
         if _digest(manifest) != image.id or _digest(config) != _config_of(manifest):
             raise failed_precondition(
@@ -193,11 +199,11 @@ class ImageCatalogOperations(Operations):
                 f"image {image.id}; check that host"
             )
         return images_pb2.InspectImageReply(
-            image=to_proto(image), manifest=manifest, config=config, hostnames=hostnames(api.view)
+            image=to_proto(image), manifest=manifest, config=config, hostnames=hostnames(ctx.view)
         )
 
     def _nodes(self, image: Image) -> list[Node]:
-        nodes = self.api.view.nodes
+        nodes = self.ctx.view.nodes
         return [nodes[id] for id in image.nodes if id in nodes]
 
 

@@ -17,7 +17,7 @@ WITHIN = 3.0
 
 
 async def resolve_digest(
-    api: ManagerContext,
+    ctx: ManagerContext,
     container: ContainerSpec,
     *,
     ask_registry: bool = True,
@@ -28,36 +28,36 @@ async def resolve_digest(
     request to the registry. With `ask_registry` off, or where the registry denies access and nodes
     have credentials of their own, the empty text for what the cluster lacks: each node then looks
     it up. Without `newest`, the registry is not asked again for what a name stood for before, as
-    long as a node has that. Raises Refusal in one line when it is nowhere.
+    long as a node has that. Raises RequestError in one line when it is nowhere.
     """
     if container.rootfs:
         return ""
     name = parse_image(container.image)
-    with api.tracer.span("resolve image", image=str(name)):
-        return await _resolved(api, name, ask_registry, newest)
+    with ctx.tracer.span("resolve image", image=str(name)):
+        return await _resolved(ctx, name, ask_registry, newest)
 
 
-async def _resolved(api: ManagerContext, name: ImageName, ask_registry: bool, newest: bool) -> str:
+async def _resolved(ctx: ManagerContext, name: ImageName, ask_registry: bool, newest: bool) -> str:
     try:
-        image = find_image(api.view, name.digest or str(name))
+        image = find_image(ctx.view, name.digest or str(name))
         return name.digest or image.id
     except RequestError:
         if not ask_registry:
             return name.digest
-    known = "" if newest else _resolved_before(api.view, name)
-    if known and images_of(api.view, known):
+    known = "" if newest else _resolved_before(ctx.view, name)
+    if known and images_of(ctx.view, known):
         return known
-    auth = auth_for(api.view, api.vault, str(name))
+    auth = auth_for(ctx.view, ctx.vault, str(name))
     try:
-        return (await api.registries.resolve(str(name), auth, WITHIN)).digest
+        return (await ctx.registries.resolve(str(name), auth, WITHIN)).digest
     except ImageError as error:
-        if isinstance(error, AccessDenied) and not auth and _nodes_may(api.view):
+        if isinstance(error, AccessDenied) and not auth and _nodes_may(ctx.view):
             return name.digest  # each node looks it up, with its own credentials
         silent = isinstance(error, (Unreachable, TooMany))
-        if silent and (known := _resolved_before(api.view, name)):
+        if silent and (known := _resolved_before(ctx.view, name)):
             return known
         raise not_found(
-            f"no image '{name}' in this cluster, and {error}; {image_hint(api.view, name)}"
+            f"no image '{name}' in this cluster, and {error}; {image_hint(ctx.view, name)}"
         ) from None
 
 

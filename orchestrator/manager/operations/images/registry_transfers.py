@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.manager.errors import failed_precondition, invalid_argument, not_found
 from orchestrator.manager.object_lookup import find_image
-from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.operations.images.registry_client import ResolvedImage
 from orchestrator.manager.operations.node_requests import (
     choose_node,
@@ -38,16 +38,18 @@ from orchestrator.registries.registry_errors import ImageError
 class RegistryOperations(Operations):
     """Images from and to registries, and what is shown to them."""
 
-    @mapping_errors
-    async def Pull(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        api = self.api
+    async def pull(
+        self, request: images_pb2.PullImageRequest
+    ) -> AsyncIterator[control_pb2.ImageProgress]:
+        """Pull an image from a registry to nodes."""
+        ctx = self.ctx
         name = str(parse_image_name(request.name))
-        nodes = ready_nodes(api) if request.all_nodes else [choose_node(api, request.node)]
+        nodes = ready_nodes(ctx) if request.all_nodes else [choose_node(ctx, request.node)]
         if not nodes:
             raise failed_precondition("no node is ready to pull an image; see 'orc node ls'")
-        auth = given_auth(name, request.login) or auth_for(api.view, api.vault, name)
+        auth = given_auth(name, request.login) or auth_for(ctx.view, ctx.vault, name)
         try:
-            resolved = await api.registries.resolve(name, auth)
+            resolved = await ctx.registries.resolve(name, auth)
         except ImageError as error:
             raise failed_precondition(str(error)) from None
         digest = resolved.digest
@@ -69,10 +71,11 @@ class RegistryOperations(Operations):
             ):
                 yield control_pb2.ImageProgress(line=await done)
         yield control_pb2.ImageProgress(line=f"digest: {digest}")
-        yield image
+        if image is not None:
+            yield image
 
     async def _pulled(self, node: Node, order: Any, resolved: ResolvedImage) -> AsyncIterator[Any]:
-        async for frame in stream_replies(self.api, node, dispatch_pb2.OpenTunnel(pull=order)):
+        async for frame in stream_replies(self.ctx, node, dispatch_pb2.OpenTunnel(pull=order)):
             match frame.WhichOneof("kind"):
                 case "layer":
                     yield control_pb2.ImageProgress(layer=frame.layer)
@@ -80,7 +83,7 @@ class RegistryOperations(Operations):
                     yield control_pb2.ImageProgress(line=frame.line)
                 case "result":
                     image: Image = await register_image(
-                        self.api, node, frame.result, (_tagged(order.name),), resolved.manifests
+                        self.ctx, node, frame.result, (_tagged(order.name),), resolved.manifests
                     )
                     yield control_pb2.ImageProgress(image=to_proto(image))
 
@@ -91,22 +94,24 @@ class RegistryOperations(Operations):
 
     def _sources(self, digest: str) -> list[str]:
         found = []
-        for image in self.api.view.images.values():
+        for image in self.ctx.view.images.values():
             if digest == image.id or digest in image.indexes:
-                for node_id in self.api.dispatcher.nearest(image.nodes):
-                    about = self.api.view.nodes[node_id].description
+                for node_id in self.ctx.dispatcher.nearest(image.nodes):
+                    about = self.ctx.view.nodes[node_id].description
                     found.append(f"{about.address}:{about.blob_port}")
         return sorted(set(found))
 
-    @mapping_errors
-    async def Push(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        api = self.api
+    async def push(
+        self, request: images_pb2.PushImageRequest
+    ) -> AsyncIterator[control_pb2.ImageProgress]:
+        """Push an image from a node to its registry, and verify the digest there."""
+        ctx = self.ctx
         name = str(parse_image_name(request.name))
-        image = find_image(api.view, name)
-        node = node_with_image(api, image)
-        auth = given_auth(name, request.login) or auth_for(api.view, api.vault, name)
+        image = find_image(ctx.view, name)
+        node = node_with_image(ctx, image)
+        auth = given_auth(name, request.login) or auth_for(ctx.view, ctx.vault, name)
         order = images_pb2.PushOrder(image=image.id, name=name, auth=auth)
-        async for frame in stream_replies(api, node, dispatch_pb2.OpenTunnel(push=order)):
+        async for frame in stream_replies(ctx, node, dispatch_pb2.OpenTunnel(push=order)):
             match frame.WhichOneof("kind"):
                 case "layer":
                     yield control_pb2.ImageProgress(layer=frame.layer)
@@ -118,9 +123,9 @@ class RegistryOperations(Operations):
 
     async def _unproved(self, name: str, image: Image, auth: bytes) -> str:
         """Why this manager cannot tell whether a node pushed what it was to; empty if it did.
-        Raises Refusal if the registry has something else."""
+        Raises RequestError if the registry has something else."""
         try:
-            resolved = await self.api.registries.resolve(name, auth)
+            resolved = await self.ctx.registries.resolve(name, auth)
         except ImageError as error:
             return f"not verified at the registry by this manager: {error}"
         if image.id not in resolved.manifests:
@@ -130,33 +135,33 @@ class RegistryOperations(Operations):
             )
         return ""
 
-    @mapping_errors
-    async def Login(self, request: Any, context: Any) -> Any:
-        api = self.api
+    async def login(self, request: images_pb2.LoginRequest) -> images_pb2.LoginReply:
+        """Check credentials at a registry and store them sealed."""
+        ctx = self.ctx
         registry = self._registry(request.registry)
         if not request.username or ":" in request.username:
             raise invalid_argument("a user name is needed, without ':' in it; give it with -u")
         try:
-            await api.registries.login(registry, request.username, request.password)
+            await ctx.registries.login(registry, request.username, request.password)
         except ImageError as error:
             raise failed_precondition(str(error)) from None
-        before = api.view.credentials.get(registry)
+        before = ctx.view.credentials.get(registry)
         after = replace(
-            before or Credential(id=registry, created_at=api.now()),
+            before or Credential(id=registry, created_at=ctx.now()),
             username=request.username,
-            sealed=api.vault.seal(request.password, purpose(registry)),
+            sealed=ctx.vault.seal(request.password, purpose(registry)),
         )
-        await api.cache.wait_for(await commit(api.kv, [Change(before, after)]))
+        await ctx.cache.wait_for(await commit(ctx.kv, [Change(before, after)]))
         return images_pb2.LoginReply(registry=registry)
 
-    @mapping_errors
-    async def Logout(self, request: Any, context: Any) -> Any:
-        api = self.api
+    async def logout(self, request: images_pb2.LogoutRequest) -> images_pb2.LogoutReply:
+        """Forget the credentials of a registry."""
+        ctx = self.ctx
         registry = self._registry(request.registry)
-        before = api.view.credentials.get(registry)
+        before = ctx.view.credentials.get(registry)
         if before is None:
             raise not_found(f"this cluster is not logged in to {registry}")
-        await api.cache.wait_for(await commit(api.kv, [Change(before, None)]))
+        await ctx.cache.wait_for(await commit(ctx.kv, [Change(before, None)]))
         return images_pb2.LogoutReply(registry=registry)
 
     def _registry(self, text: str) -> str:

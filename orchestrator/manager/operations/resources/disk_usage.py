@@ -6,20 +6,20 @@ import asyncio
 from typing import Any
 
 from orchestrator.manager.errors import RequestError
-from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.operations.node_requests import send_request
 from orchestrator.model.nodes import Node, NodeState
-from orchestrator.pb import dispatch_pb2, system_pb2, system_pb2_grpc
+from orchestrator.pb import dispatch_pb2, system_pb2
 
 COUNT_TIMEOUT = 20.0
 """Seconds that a node gets to count what its disk holds."""
 
 
-class DiskUsageOperations(Operations, system_pb2_grpc.SystemServicer):  # type: ignore[misc]
+class DiskUsageOperations(Operations):
     """`orc system df`, `orc ps -s`."""
 
-    @mapping_errors
-    async def DiskUsage(self, request: Any, context: Any) -> Any:
+    async def disk_usage(self, request: system_pb2.DiskUsageRequest) -> system_pb2.DiskUsageReply:
+        """Report disk usage of images, containers, volumes and build caches on each node."""
         order = dispatch_pb2.OpenTunnel(
             disk_usage=system_pb2.DiskUsageOrder(containers_only=request.containers_only)
         )
@@ -36,7 +36,7 @@ class DiskUsageOperations(Operations, system_pb2_grpc.SystemServicer):  # type: 
         return reply
 
     def _nodes(self) -> list[Node]:
-        return sorted(self.api.view.nodes.values(), key=lambda node: node.description.hostname)
+        return sorted(self.ctx.view.nodes.values(), key=lambda node: node.description.hostname)
 
     async def _ask(self, node: Node, order: Any) -> Any:
         """A node's TunnelResult, or the line that says why there is none."""
@@ -45,7 +45,7 @@ class DiskUsageOperations(Operations, system_pb2_grpc.SystemServicer):  # type: 
             return f"node {hostname} is {node.state.name.lower()}; what it has is not shown"
         try:
             async with asyncio.timeout(COUNT_TIMEOUT):
-                return (await send_request(self.api, node, order))[1]
+                return (await send_request(self.ctx, node, order))[1]
         except TimeoutError:
             return f"node {hostname} did not answer within {COUNT_TIMEOUT:g} seconds"
         except RequestError as refusal:

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.manager.errors import already_exists, failed_precondition, invalid_argument
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.object_lookup import find_document
-from orchestrator.manager.operations.context import ManagerContext, Operations, mapping_errors
+from orchestrator.manager.operations.context import ManagerContext, Operations
 from orchestrator.manager.operations.references import in_use_error
 from orchestrator.manager.planning.consumers import not_stopping
 from orchestrator.manager.planning.plan import Change
@@ -33,21 +33,23 @@ from orchestrator.model.documents import (
     check_document_name,
 )
 from orchestrator.model.formats.document_templates import check_template
-from orchestrator.pb import documents_pb2, documents_pb2_grpc
+from orchestrator.pb import documents_pb2, types_pb2
 
 
-class DocumentOperations(Operations, documents_pb2_grpc.DocumentsServicer):  # type: ignore[misc]
+class DocumentOperations(Operations):
     """`orc secret …` and `orc config …`."""
 
-    def __init__(self, api: ManagerContext) -> None:
-        super().__init__(api)
-        self._store = DocumentStore(api.kv, api.vault)
+    def __init__(self, ctx: ManagerContext) -> None:
+        super().__init__(ctx)
+        self._store = DocumentStore(ctx.kv, ctx.vault)
 
-    @mapping_errors
-    async def CreateDocument(self, request: Any, context: Any) -> Any:
-        api, kind, now = self.api, DocumentKind(request.kind), self.api.now()
+    async def create_document(
+        self, request: documents_pb2.CreateDocumentRequest
+    ) -> types_pb2.Document:
+        """Create a secret or config."""
+        ctx, kind, now = self.ctx, DocumentKind(request.kind), self.ctx.now()
         document = Document(
-            id=api.new_id(),
+            id=ctx.new_id(),
             kind=kind,
             name=request.name,
             created_at=now,
@@ -59,33 +61,37 @@ class DocumentOperations(Operations, documents_pb2_grpc.DocumentsServicer):  # t
         _check(document, request.data)
         key = unique_key(document)
         assert key is not None  # it has a name
-        if api.view.document_by_name(kind, document.name) is not None:
+        if ctx.view.document_by_name(kind, document.name) is not None:
             raise _taken(document)
         try:
             revision = await commit(
-                api.kv,
+                ctx.kv,
                 [Change(None, document)],
                 guards=[Guard(key, mod_revision=0)],
                 ops=[Put(key, document.id.encode()), self._store.write(document, request.data)],
             )
         except Conflict:
             raise _taken(document) from None
-        await api.cache.wait_for(revision)
+        await ctx.cache.wait_for(revision)
         return to_proto(replace(document, revision=revision))
 
-    @mapping_errors
-    async def ListDocuments(self, request: Any, context: Any) -> Any:
+    async def list_documents(
+        self, request: documents_pb2.ListDocumentsRequest
+    ) -> documents_pb2.ListDocumentsReply:
+        """List secrets or configs; configs with their data if requested."""
         kind = DocumentKind(request.kind)
-        found, reply = await offload(_list, self.api.view, kind, request.document)
+        found, reply = await offload(_list, self.ctx.view, kind, request.document)
         if request.with_data and kind is DocumentKind.CONFIG:
             for document, row in zip(found, reply.documents, strict=True):
                 row.data = await self._read(document)
         return reply
 
-    @mapping_errors
-    async def UpdateDocument(self, request: Any, context: Any) -> Any:
-        api, kind = self.api, DocumentKind(request.kind)
-        before = find_document(api.view, kind, request.document)
+    async def update_document(
+        self, request: documents_pb2.UpdateDocumentRequest
+    ) -> documents_pb2.UpdateDocumentReply:
+        """Change labels or add a version of a secret or config."""
+        ctx, kind = self.ctx, DocumentKind(request.kind)
+        before = find_document(ctx.view, kind, request.document)
         if before.removing:
             raise failed_precondition(f"{kind.word} '{before.name}' is being removed")
         labels = {**before.labels, **request.label_add}
@@ -100,9 +106,9 @@ class DocumentOperations(Operations, documents_pb2_grpc.DocumentsServicer):  # t
             return documents_pb2.UpdateDocumentReply(document=to_proto(before), changed=bool(ops))
         if after == before:
             return documents_pb2.UpdateDocumentReply(document=to_proto(before))
-        revision = await commit(api.kv, [Change(before, after)], ops=ops)
-        await api.cache.wait_for(revision)
-        told = update_effects(api.view, after) if ops else {}
+        revision = await commit(ctx.kv, [Change(before, after)], ops=ops)
+        await ctx.cache.wait_for(revision)
+        told = update_effects(ctx.view, after) if ops else {}
         return documents_pb2.UpdateDocumentReply(
             document=to_proto(replace(after, revision=revision)),
             changed=bool(ops),
@@ -111,27 +117,28 @@ class DocumentOperations(Operations, documents_pb2_grpc.DocumentsServicer):  # t
             left=told.get(OnUpdate.NONE, ()),
         )
 
-    @mapping_errors
-    async def RemoveDocument(self, request: Any, context: Any) -> Any:
+    async def remove_document(
+        self, request: documents_pb2.RemoveDocumentRequest
+    ) -> documents_pb2.RemoveDocumentReply:
         """Mark it, so that it takes no new user, check that it has none, and delete it. With
         `when_unused`, tasks of removed services may still use it, and `Tombstones` deletes it."""
-        api, kind = self.api, DocumentKind(request.kind)
-        document = find_document(api.view, kind, request.document)
+        ctx, kind = self.ctx, DocumentKind(request.kind)
+        document = find_document(ctx.view, kind, request.document)
         when_unused = request.when_unused
-        _check_unused(document, document_consumers(api.view, document), when_unused)
+        _check_unused(document, document_consumers(ctx.view, document), when_unused)
         marked = replace(document, removing=True, remove_when_unused=when_unused)
-        revision = await commit(api.kv, [Change(document, marked)])
-        await api.cache.wait_for(revision)
+        revision = await commit(ctx.kv, [Change(document, marked)])
+        await ctx.cache.wait_for(revision)
         marked = replace(marked, revision=revision)
         try:
-            _check_unused(document, document_consumers(api.view, document), when_unused)
+            _check_unused(document, document_consumers(ctx.view, document), when_unused)
         except BaseException:
             after = replace(marked, removing=False, remove_when_unused=False)
-            await commit(api.kv, [Change(marked, after)])
+            await commit(ctx.kv, [Change(marked, after)])
             raise
         if not when_unused:
-            revision = await commit(api.kv, [Change(marked, None)], ops=deleted_data(marked))
-            await api.cache.wait_for(revision)
+            revision = await commit(ctx.kv, [Change(marked, None)], ops=deleted_data(marked))
+            await ctx.cache.wait_for(revision)
         return documents_pb2.RemoveDocumentReply(id=document.id)
 
     def _next(self, document: Document, data: bytes) -> tuple[Document, list[Op]]:
@@ -139,13 +146,13 @@ class DocumentOperations(Operations, documents_pb2_grpc.DocumentsServicer):  # t
         the newest and those that somebody has."""
         version = document.version + 1
         kept = (*document.kept, version)
-        used = versions_in_use(self.api.view, document.id)
+        used = versions_in_use(self.ctx.view, document.id)
         gone = [each for each in kept[:-KEPT_VERSIONS] if each not in used]
         after = replace(
             document,
             version=version,
             kept=tuple(each for each in kept if each not in gone),
-            updated_at=self.api.now(),
+            updated_at=self.ctx.now(),
         )
         forget = [Delete(sealed_key(document.id, each)) for each in gone]
         return after, [self._store.write(after, data), *forget]
@@ -188,7 +195,8 @@ def _check(document: Document, data: bytes) -> None:
 
 
 def _check_unused(document: Document, found: Sequence[str], when_unused: bool) -> None:
-    """Raise Refusal if something uses it; with `when_unused`, what is stopping does not count."""
+    """Raise RequestError if something uses it; with `when_unused`, what is stopping does not
+    count."""
     if not_stopping(found) if when_unused else found:
         word, name = document.kind.word, document.name
         detach = {"service": f"orc service update --{word}-rm {name} {{}}"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from orchestrator.manager.errors import (
     already_exists,
@@ -13,7 +12,7 @@ from orchestrator.manager.errors import (
     not_found,
 )
 from orchestrator.manager.object_lookup import find_network
-from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
@@ -22,19 +21,19 @@ from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import OVERLAY, is_ours
 from orchestrator.model.objects import Network, NetworkPolicy
-from orchestrator.pb import policies_pb2_grpc
+from orchestrator.pb import policies_pb2, types_pb2
 
 
-class NetworkPolicyOperations(Operations, policies_pb2_grpc.PoliciesServicer):  # type: ignore[misc]
+class NetworkPolicyOperations(Operations):
     """`orc network policy …`."""
 
-    @mapping_errors
-    async def AddPolicy(self, request: Any, context: Any) -> Any:
-        api = self.api
+    async def add_policy(self, request: policies_pb2.AddPolicyRequest) -> types_pb2.NetworkPolicy:
+        """Add a policy to a network: which sources may connect to a destination."""
+        ctx = self.ctx
         policy: NetworkPolicy = replace(
-            from_proto(request.policy, strict=True), id=api.new_id(), created_at=api.now()
+            from_proto(request.policy, strict=True), id=ctx.new_id(), created_at=ctx.now()
         )
-        _check(api.view, policy)
+        _check(ctx.view, policy)
 
         def add(network: Network) -> Network:
             if not is_ours(network.driver):
@@ -53,8 +52,10 @@ class NetworkPolicyOperations(Operations, policies_pb2_grpc.PoliciesServicer):  
         await self._edit(request.network, add)
         return to_proto(policy)
 
-    @mapping_errors
-    async def RemovePolicy(self, request: Any, context: Any) -> Any:
+    async def remove_policy(
+        self, request: policies_pb2.RemovePolicyRequest
+    ) -> types_pb2.NetworkPolicy:
+        """Remove a policy from a network."""
         removed: list[NetworkPolicy] = []
 
         def remove(network: Network) -> Network:
@@ -67,22 +68,22 @@ class NetworkPolicyOperations(Operations, policies_pb2_grpc.PoliciesServicer):  
 
     async def _edit(self, word: str, edit: Callable[[Network], Network]) -> None:
         """Write a change of a network; anew while nodes that come and go change it, too."""
-        api = self.api
+        ctx = self.ctx
         while True:
-            read = api.cache.revision
-            network = find_network(api.view, word)
+            read = ctx.cache.revision
+            network = find_network(ctx.view, word)
             try:
-                revision = await commit(api.kv, [Change(network, edit(network))])
+                revision = await commit(ctx.kv, [Change(network, edit(network))])
             except Conflict:
-                await api.cache.wait_for(read + 1)
+                await ctx.cache.wait_for(read + 1)
             else:
-                await api.cache.wait_for(revision)
+                await ctx.cache.wait_for(revision)
                 return
 
 
 def _check(view: ClusterView, policy: NetworkPolicy) -> None:
-    """Raise Refusal for a name that nobody has, since a policy that names nobody protects nobody,
-    and for a port that there is not."""
+    """Raise RequestError for a name that nobody has, since a policy that names nobody protects
+    nobody, and for a port that there is not."""
     known = {each.spec.name for each in view.services.values() if not each.removed}
     known |= {task.name for task in view.tasks_of_service("").values()}
     for name in (policy.destination, *policy.sources):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from orchestrator.manager.errors import (
     RequestError,
@@ -16,7 +15,7 @@ from orchestrator.manager.errors import (
     unavailable,
 )
 from orchestrator.manager.object_lookup import find_container, find_network, matches_prune_filters
-from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.operations.references import in_use_error, resolve_networks
 from orchestrator.manager.planning.consumers import network_consumers, not_stopping
 from orchestrator.manager.planning.networking.addresses import AddressRefused, NewNetwork, complete
@@ -47,7 +46,7 @@ from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 from orchestrator.model.validation.host_access import UNCHECKED_SOURCES, allows, refusal
-from orchestrator.pb import networks_pb2, networks_pb2_grpc
+from orchestrator.pb import networks_pb2, types_pb2
 
 
 async def create_network(kv: Kv, cache: Cache, choose: Callable[[ClusterView], Network]) -> Network:
@@ -79,17 +78,17 @@ SETTLE_TIMEOUT = 10.0
 """Seconds that a node has to connect or disconnect a container that runs."""
 
 
-class NetworkOperations(Operations, networks_pb2_grpc.NetworksServicer):  # type: ignore[misc]
+class NetworkOperations(Operations):
     """`orc network …`."""
 
-    @mapping_errors
-    async def CreateNetwork(self, request: Any, context: Any) -> Any:
-        api = self.api
+    async def create_network(self, request: networks_pb2.CreateNetworkRequest) -> types_pb2.Network:
+        """Create a network with free subnets, or the given ones."""
+        ctx = self.ctx
         wanted = NewNetwork(
             Network(
-                id=api.new_id(),
+                id=ctx.new_id(),
                 name=request.name,
-                created_at=api.now(),
+                created_at=ctx.now(),
                 driver=request.driver or OVERLAY,
                 internal=request.internal,
                 attachable=request.attachable,
@@ -106,20 +105,24 @@ class NetworkOperations(Operations, networks_pb2_grpc.NetworksServicer):  # type
             request.ipv6,
         )
         try:
-            made = await create_network(api.kv, api.cache, lambda view: _completed(view, wanted))
+            made = await create_network(ctx.kv, ctx.cache, lambda view: _completed(view, wanted))
         except Conflict:
             raise _name_taken(request.name) from None
         return to_proto(made)
 
-    @mapping_errors
-    async def RemoveNetwork(self, request: Any, context: Any) -> Any:
-        network = find_network(self.api.view, request.network)
+    async def remove_network(
+        self, request: networks_pb2.RemoveNetworkRequest
+    ) -> networks_pb2.RemoveNetworkReply:
+        """Remove a network that nothing uses."""
+        network = find_network(self.ctx.view, request.network)
         await self._remove(network, when_unused=request.when_unused)
         return networks_pb2.RemoveNetworkReply(id=network.id, name=network.name)
 
-    @mapping_errors
-    async def PruneNetworks(self, request: Any, context: Any) -> Any:
-        view = self.api.view
+    async def prune_networks(
+        self, request: networks_pb2.PruneNetworksRequest
+    ) -> networks_pb2.PruneNetworksReply:
+        """Remove networks that nothing uses."""
+        view = self.ctx.view
         reply = networks_pb2.PruneNetworksReply()
         for network in sorted(view.networks.values(), key=lambda each: each.name):
             unwanted = network.name not in BUILT_IN and matches_prune_filters(
@@ -135,8 +138,8 @@ class NetworkOperations(Operations, networks_pb2_grpc.NetworksServicer):  # type
                 reply.names.append(network.name)
         return reply
 
-    @mapping_errors
-    async def ConnectNetwork(self, request: Any, context: Any) -> Any:
+    async def connect_network(self, request: networks_pb2.ConnectNetworkRequest) -> types_pb2.Task:
+        """Connect a standalone container to a network; return once its node has done it."""
         attachment = from_proto(request.attachment, strict=True)
 
         def edit(task: Task) -> tuple[Task, list[Network]]:
@@ -154,15 +157,18 @@ class NetworkOperations(Operations, networks_pb2_grpc.NetworksServicer):  # type
                 raise invalid_argument(str(error)) from None
             before = ServiceSpec(task=task.spec)
             wanted = ServiceSpec(task=spec)
-            _check_allowed(self.api.view, task, name)
-            networks = resolve_networks(self.api.view, wanted, before, name=task.name)
+            _check_allowed(self.ctx.view, task, name)
+            networks = resolve_networks(self.ctx.view, wanted, before, name=task.name)
             return replace(task, spec=spec), networks
 
         task = await self._edit(request.container, edit)
         return to_proto(await self._settled(task))
 
-    @mapping_errors
-    async def DisconnectNetwork(self, request: Any, context: Any) -> Any:
+    async def disconnect_network(
+        self, request: networks_pb2.DisconnectNetworkRequest
+    ) -> types_pb2.Task:
+        """Disconnect a standalone container from a network."""
+
         def edit(task: Task) -> tuple[Task, list[Network]]:
             if request.network not in task.spec.network_names:
                 if request.force:
@@ -182,7 +188,7 @@ class NetworkOperations(Operations, networks_pb2_grpc.NetworksServicer):  # type
 
     async def _edit(self, word: str, edit: Callable[[Task], tuple[Task, list[Network]]]) -> Task:
         """Change a container of its own; anew for as long as others change it meanwhile."""
-        cache = self.api.cache
+        cache = self.ctx.cache
         while True:
             read = cache.revision
             task = find_container(cache.view, word)
@@ -196,7 +202,7 @@ class NetworkOperations(Operations, networks_pb2_grpc.NetworksServicer):  # type
             if after == task:
                 return task
             try:
-                revision = await commit(self.api.kv, [Change(task, after)], networks)
+                revision = await commit(self.ctx.kv, [Change(task, after)], networks)
             except Conflict:
                 await cache.wait_for(read + 1)
             else:
@@ -206,9 +212,9 @@ class NetworkOperations(Operations, networks_pb2_grpc.NetworksServicer):  # type
     async def _settled(self, task: Task) -> Task:
         """The container, once its node has it on the networks that it is to be on."""
         try:
-            async with asyncio.timeout(SETTLE_TIMEOUT), self.api.cache.subscribe() as feed:
+            async with asyncio.timeout(SETTLE_TIMEOUT), self.ctx.cache.subscribe() as feed:
                 while True:
-                    known = self.api.view.tasks.get(task.id)
+                    known = self.ctx.view.tasks.get(task.id)
                     if known is None or known.status.state is not TaskState.RUNNING:
                         return known or task
                     if is_connected(known.spec.attachments, known.slot, known.status):
@@ -219,7 +225,7 @@ class NetworkOperations(Operations, networks_pb2_grpc.NetworksServicer):  # type
                         )
                     await feed.next()
         except TimeoutError:
-            node = self.api.view.nodes.get(task.node_id)
+            node = self.ctx.view.nodes.get(task.node_id)
             hostname = node.description.hostname if node else task.node_id
             raise unavailable(
                 f"node {hostname} has not done it within {SETTLE_TIMEOUT:g} seconds; it will when "
@@ -229,7 +235,7 @@ class NetworkOperations(Operations, networks_pb2_grpc.NetworksServicer):  # type
     async def _remove(self, network: Network, *, when_unused: bool = False) -> None:
         """Mark it, so that it takes no new user, check that it has none, and delete it. With
         `when_unused`, tasks of removed services may still use it, and `Tombstones` deletes it."""
-        api = self.api
+        ctx = self.ctx
         if network.name in BUILT_IN:
             raise failed_precondition(f"network '{network.name}' is part of every cluster")
         # Before anything is written, where that shows it already.
@@ -244,18 +250,18 @@ class NetworkOperations(Operations, networks_pb2_grpc.NetworksServicer):  # type
             return
         while True:
             try:
-                revision = await commit(api.kv, [Change(marked, None)])
+                revision = await commit(ctx.kv, [Change(marked, None)])
             except Conflict:
                 # Nodes that come and go change it, too.
                 marked = await self._mark(marked)
             else:
-                await api.cache.wait_for(revision)
+                await ctx.cache.wait_for(revision)
                 return
 
     def _check_unused(self, network: Network, when_unused: bool) -> None:
-        """Raise Refusal if something uses it; with `when_unused`, what is stopping does not
+        """Raise RequestError if something uses it; with `when_unused`, what is stopping does not
         count."""
-        found = network_consumers(self.api.view, network)
+        found = network_consumers(self.ctx.view, network)
         if not_stopping(found) if when_unused else found:
             detach = {
                 "service": f"orc service update --network-rm {network.name} {{}}",
@@ -266,24 +272,25 @@ class NetworkOperations(Operations, networks_pb2_grpc.NetworksServicer):  # type
     async def _mark(
         self, network: Network, *, removing: bool = True, when_unused: bool = False
     ) -> Network:
-        """The network as it is now, marked or not. Raises Refusal when it is gone."""
-        api = self.api
+        """The network as it is now, marked or not. Raises RequestError when it is gone."""
+        ctx = self.ctx
         while True:
-            read = api.cache.revision
-            now = find_network(api.view, network.id)
+            read = ctx.cache.revision
+            now = find_network(ctx.view, network.id)
             after = replace(now, removing=removing, remove_when_unused=when_unused)
             if after == now:
                 return now
             try:
-                revision = await commit(api.kv, [Change(now, after)])
+                revision = await commit(ctx.kv, [Change(now, after)])
             except Conflict:
-                await api.cache.wait_for(read + 1)
+                await ctx.cache.wait_for(read + 1)
             else:
-                await api.cache.wait_for(revision)
+                await ctx.cache.wait_for(revision)
 
 
 def _check_allowed(view: ClusterView, task: Task, name: str) -> None:
-    """Raise Refusal if the container's node does not allow its containers to be on a network."""
+    """Raise RequestError if the container's node does not allow its containers to be on a
+    network."""
     network, node = view.network_by_name(name), view.nodes.get(task.node_id)
     if network is None or node is None or not takes_foreign_sources(network.options):
         return
@@ -292,7 +299,7 @@ def _check_allowed(view: ClusterView, task: Task, name: str) -> None:
 
 
 def _completed(view: ClusterView, wanted: NewNetwork) -> Network:
-    """The network to be, checked. Raises Refusal."""
+    """The network to be, checked. Raises RequestError."""
     try:
         check_network_name(wanted.network.name)
         if view.network_by_name(wanted.network.name) is not None:

@@ -15,7 +15,7 @@ from orchestrator.manager.errors import (
     not_found,
 )
 from orchestrator.manager.object_lookup import find_node, matches_prune_filters
-from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.operations.references import in_use_error
 from orchestrator.manager.planning.consumers import consumer, in_order
 from orchestrator.manager.planning.plan import Change
@@ -29,7 +29,7 @@ from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Volume, VolumeScope
 from orchestrator.model.tasks import Task
 from orchestrator.model.validation.mount_specs import check_driver_options
-from orchestrator.pb import dispatch_pb2, volumes_pb2, volumes_pb2_grpc
+from orchestrator.pb import dispatch_pb2, types_pb2, volumes_pb2
 
 LIST_TIMEOUT = 1.0
 """Seconds that a listing waits for the nodes; who has not answered by then is named."""
@@ -47,15 +47,15 @@ class _Seen:
     notices: list[str] = field(default_factory=list)
 
 
-class VolumeOperations(Operations, volumes_pb2_grpc.VolumesServicer):  # type: ignore[misc]
+class VolumeOperations(Operations):
     """`orc volume …`."""
 
-    @mapping_errors
-    async def CreateVolume(self, request: Any, context: Any) -> Any:
-        api = self.api
+    async def create_volume(self, request: volumes_pb2.CreateVolumeRequest) -> types_pb2.Volume:
+        """Declare a volume; creating an identical one again is no error."""
+        ctx = self.ctx
         volume = Volume(
-            id=request.name or api.new_id(),
-            created_at=api.now(),
+            id=request.name or ctx.new_id(),
+            created_at=ctx.now(),
             driver=request.driver or LOCAL_DRIVER,
             options=dict(request.options),
             labels=dict(request.labels),
@@ -65,22 +65,24 @@ class VolumeOperations(Operations, volumes_pb2_grpc.VolumesServicer):  # type: i
             check_driver_options(volume.driver, volume.options)
         except ValueError as error:
             raise invalid_argument(str(error)) from None
-        node = find_node(api.view, request.node) if request.node else None
-        if (known := api.view.volumes.get(volume.name)) is not None:
+        node = find_node(ctx.view, request.node) if request.node else None
+        if (known := ctx.view.volumes.get(volume.name)) is not None:
             return to_proto(_same(known, volume, node))
         node, volume = self._settle(volume, node)
         if node is not None:
             order = dispatch_pb2.OpenTunnel(create_volume=to_proto(volume))
             await self._ask(node, order, CREATE_TIMEOUT)
         try:
-            revision = await commit(api.kv, [Change(None, volume)])
+            revision = await commit(ctx.kv, [Change(None, volume)])
         except Conflict:
             raise already_exists(f"somebody else made volume '{volume.name}' just now") from None
-        await api.cache.wait_for(revision)
+        await ctx.cache.wait_for(revision)
         return to_proto(replace(volume, revision=revision))
 
-    @mapping_errors
-    async def ListVolumes(self, request: Any, context: Any) -> Any:
+    async def list_volumes(
+        self, request: volumes_pb2.ListVolumesRequest
+    ) -> volumes_pb2.ListVolumesReply:
+        """List declared volumes and those that nodes report."""
         seen = await self._look(request.name)
         rows = self._rows(seen)
         if request.name:
@@ -89,13 +91,17 @@ class VolumeOperations(Operations, volumes_pb2_grpc.VolumesServicer):  # type: i
                 raise self._unknown(request.name)
         return volumes_pb2.ListVolumesReply(volumes=rows, notices=seen.notices)
 
-    @mapping_errors
-    async def RemoveVolume(self, request: Any, context: Any) -> Any:
+    async def remove_volume(
+        self, request: volumes_pb2.RemoveVolumeRequest
+    ) -> volumes_pb2.RemoveVolumeReply:
+        """Remove a volume and its data from all nodes."""
         await self._remove(request.name, request.node, request.force)
         return volumes_pb2.RemoveVolumeReply(name=request.name)
 
-    @mapping_errors
-    async def PruneVolumes(self, request: Any, context: Any) -> Any:
+    async def prune_volumes(
+        self, request: volumes_pb2.PruneVolumesRequest
+    ) -> volumes_pb2.PruneVolumesReply:
+        """Remove volumes that nothing uses, with their data."""
         seen = await self._look("")
         reply = volumes_pb2.PruneVolumesReply(notices=seen.notices)
         for row in self._rows(seen):
@@ -119,7 +125,7 @@ class VolumeOperations(Operations, volumes_pb2_grpc.VolumesServicer):  # type: i
         """
         able = [
             one
-            for one in sorted(self.api.view.nodes.values(), key=lambda n: n.description.hostname)
+            for one in sorted(self.ctx.view.nodes.values(), key=lambda n: n.description.hostname)
             if one.state is NodeState.READY
             and (volume.driver == LOCAL_DRIVER or volume.driver in one.description.volume_drivers)
         ]
@@ -139,33 +145,33 @@ class VolumeOperations(Operations, volumes_pb2_grpc.VolumesServicer):  # type: i
 
     async def _remove(self, name: str, hostname: str, force: bool) -> None:
         """Mark it, so that nobody new may have it; look who has it; remove data; forget it."""
-        api = self.api
-        volume = api.view.volumes.get(name)
+        ctx = self.ctx
+        volume = ctx.view.volumes.get(name)
         if volume is None:
             await self._remove_undeclared(name, hostname, force)
             return
         self._check_unused(name)
         marked = replace(volume, removing=True)
         try:
-            revision = await commit(api.kv, [Change(volume, marked)])
+            revision = await commit(ctx.kv, [Change(volume, marked)])
         except Conflict:
             raise failed_precondition(f"volume '{name}' is being changed; try again") from None
-        await api.cache.wait_for(revision)
+        await ctx.cache.wait_for(revision)
         marked = replace(marked, revision=revision)
         try:
             self._check_unused(name)
             await self._remove_data(volume, force)
         except BaseException:
-            await commit(api.kv, [Change(marked, replace(marked, removing=False))])
+            await commit(ctx.kv, [Change(marked, replace(marked, removing=False))])
             raise
-        await api.cache.wait_for(await commit(api.kv, [Change(marked, None)]))
+        await ctx.cache.wait_for(await commit(ctx.kv, [Change(marked, None)]))
 
     def _check_unused(self, name: str) -> None:
-        if tasks := volume_consumers(self.api.view).get(name):
+        if tasks := volume_consumers(self.ctx.view).get(name):
             raise self._in_use(name, tasks)
 
     def _in_use(self, name: str, tasks: Iterable[Task]) -> RequestError:
-        found = {consumer(self.api.view, task) for task in tasks}
+        found = {consumer(self.ctx.view, task) for task in tasks}
         return in_use_error(f"volume '{name}'", in_order(found))
 
     async def _remove_data(self, volume: Volume, force: bool) -> None:
@@ -187,7 +193,7 @@ class VolumeOperations(Operations, volumes_pb2_grpc.VolumesServicer):  # type: i
 
     def _home(self, volume: Volume) -> Node | None:
         """The node that can remove the volume's data."""
-        view = self.api.view
+        view = self.ctx.view
         if volume.scope is VolumeScope.LOCAL:
             return view.nodes.get(volume.node_id)
         able = (
@@ -195,7 +201,7 @@ class VolumeOperations(Operations, volumes_pb2_grpc.VolumesServicer):  # type: i
             for node in view.nodes.values()
             if volume.driver in node.description.volume_drivers
         )
-        first = min(self.api.dispatcher.nearest(able), default="")
+        first = min(self.ctx.dispatcher.nearest(able), default="")
         return view.nodes.get(first)
 
     async def _remove_undeclared(self, name: str, hostname: str, force: bool) -> None:
@@ -224,7 +230,7 @@ class VolumeOperations(Operations, volumes_pb2_grpc.VolumesServicer):  # type: i
     async def _look(self, name: str) -> _Seen:
         """Ask the nodes that can have it (all, for no name), at the same time."""
         seen = _Seen()
-        view = self.api.view
+        view = self.ctx.view
         volume = view.volumes.get(name)
         nodes = sorted(view.nodes.values(), key=lambda node: node.description.hostname)
         if volume is not None and volume.node_id:
@@ -252,12 +258,12 @@ class VolumeOperations(Operations, volumes_pb2_grpc.VolumesServicer):  # type: i
             return refusal.text
 
     async def _ask(self, node: Node, order: Any, timeout: float) -> Any:
-        """The TunnelResult of an order to a node. Raises Refusal."""
-        api, hostname = self.api, node.description.hostname
+        """The TunnelResult of an order to a node. Raises RequestError."""
+        ctx, hostname = self.ctx, node.description.hostname
         try:
             async with (
                 asyncio.timeout(timeout),
-                api.tunnels.open(node.id, hostname, order, api.dispatcher.deliver) as tunnel,
+                ctx.tunnels.open(node.id, hostname, order, ctx.dispatcher.deliver) as tunnel,
             ):
                 async for frame in tunnel.frames():
                     if frame.WhichOneof("kind") == "result":
@@ -269,7 +275,7 @@ class VolumeOperations(Operations, volumes_pb2_grpc.VolumesServicer):  # type: i
         raise failed_precondition(f"node {hostname} did not answer within {timeout:g} s")
 
     def _rows(self, seen: _Seen) -> list[Any]:
-        view = self.api.view
+        view = self.ctx.view
         used = volume_consumers(view)
         rows = []
         for volume in view.volumes.values():
@@ -306,11 +312,11 @@ class VolumeOperations(Operations, volumes_pb2_grpc.VolumesServicer):  # type: i
         return rows
 
     def _tasks(self, ids: Iterable[str]) -> list[Task]:
-        tasks = self.api.view.tasks
+        tasks = self.ctx.view.tasks
         return [tasks.get(id) or Task(id=id, service_name=id) for id in ids]
 
     def _unknown(self, name: str) -> RequestError:
-        guess = near_miss(name, self.api.view.volumes)
+        guess = near_miss(name, self.ctx.view.volumes)
         hint = f"did you mean '{guess}'?" if guess else "see 'orc volume ls'"
         return not_found(f"no volume '{name}'; {hint}")
 

@@ -15,13 +15,13 @@ from orchestrator.daemon.background import background
 from orchestrator.manager.dispatch.tunnels import Tunnel
 from orchestrator.manager.errors import RequestError, failed_precondition, invalid_argument
 from orchestrator.manager.object_lookup import find_container
-from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Task
 from orchestrator.model.validation.host_access import PRIVILEGED, allows, refusal
-from orchestrator.pb import dispatch_pb2, interact_pb2, interact_pb2_grpc
+from orchestrator.pb import dispatch_pb2, interact_pb2
 
 _END_TOLD = 5.0
 """Seconds that a client waits for its container's node to report what the client saw."""
@@ -33,11 +33,13 @@ _PICTURES = 64
 """Nodes' figures that wait for a slow client."""
 
 
-class ContainerStreamOperations(Operations, interact_pb2_grpc.InteractServicer):  # type: ignore[misc]
+class ContainerStreamOperations(Operations):
     """`orc exec`, `attach`, `cp`, `top`, `stats`."""
 
-    @mapping_errors
-    async def Session(self, request: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def session(
+        self, request: AsyncIterator[interact_pb2.SessionInput]
+    ) -> AsyncIterator[interact_pb2.SessionOutput]:
+        """Run a program in a container, or attach to it; relay input and output."""
         messages = aiter(request)
         first = await anext(messages, None)
         kind = first.WhichOneof("kind") if first is not None else ""
@@ -46,7 +48,7 @@ class ContainerStreamOperations(Operations, interact_pb2_grpc.InteractServicer):
         wanted = getattr(first, kind)
         if kind == "exec" and not wanted.command:
             raise invalid_argument("say what to run in the container")
-        task = find_container(self.api.view, wanted.container)
+        task = find_container(self.ctx.view, wanted.container)
         if kind == "exec" and wanted.privileged:
             self._check_privileged(task)
         wanted.container = task.id
@@ -62,8 +64,8 @@ class ContainerStreamOperations(Operations, interact_pb2_grpc.InteractServicer):
                         raise failed_precondition(frame.result.error)
 
     def _check_privileged(self, task: Task) -> None:
-        """Raises Refusal unless the task's node allows privileged programs."""
-        node = self.api.view.nodes.get(task.node_id)
+        """Raises RequestError unless the task's node allows privileged programs."""
+        node = self.ctx.view.nodes.get(task.node_id)
         if node is not None and not allows(node, PRIVILEGED):
             raise failed_precondition(refusal(PRIVILEGED, node.description.hostname))
 
@@ -71,8 +73,8 @@ class ContainerStreamOperations(Operations, interact_pb2_grpc.InteractServicer):
         """Until the store knows of the end of a container's run, or its node has not told for a
         while: whoever was told of it may start the container again at once."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_END_TOLD), self.api.cache.subscribe() as feed:
-                while (known := self.api.view.tasks.get(task.id)) is not None:
+            async with asyncio.timeout(_END_TOLD), self.ctx.cache.subscribe() as feed:
+                while (known := self.ctx.view.tasks.get(task.id)) is not None:
                     status = known.status
                     if status.run > task.run:
                         return
@@ -80,15 +82,17 @@ class ContainerStreamOperations(Operations, interact_pb2_grpc.InteractServicer):
                         return
                     await feed.next()
 
-    @mapping_errors
-    async def Copy(self, request: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def copy(
+        self, request: AsyncIterator[interact_pb2.CopyInput]
+    ) -> AsyncIterator[interact_pb2.CopyOutput]:
+        """Copy files into or out of a container."""
         messages = aiter(request)
         first = await anext(messages, None)
         kind = first.WhichOneof("kind") if first is not None else ""
         if kind not in ("copy_from", "copy_to"):
             raise invalid_argument("a copy begins with what to copy, or where to")
         wanted = getattr(first, kind)
-        task = find_container(self.api.view, wanted.container)
+        task = find_container(self.ctx.view, wanted.container)
         wanted.container = task.id
         order = dispatch_pb2.OpenTunnel(**{kind: wanted})
         async with self._tunnel(task, order) as tunnel, background(_upload(messages, tunnel)):
@@ -105,9 +109,9 @@ class ContainerStreamOperations(Operations, interact_pb2_grpc.InteractServicer):
                     case "result":
                         yield interact_pb2.CopyOutput(done=True)
 
-    @mapping_errors
-    async def Top(self, request: Any, context: Any) -> Any:
-        task = find_container(self.api.view, request.container)
+    async def top(self, request: interact_pb2.TopRequest) -> interact_pb2.TopReply:
+        """List a container's processes."""
+        task = find_container(self.ctx.view, request.container)
         request.container = task.id
         reply = interact_pb2.TopReply()
         async with self._tunnel(task, dispatch_pb2.OpenTunnel(top=request)) as tunnel:
@@ -119,8 +123,10 @@ class ContainerStreamOperations(Operations, interact_pb2_grpc.InteractServicer):
                         raise failed_precondition(frame.result.error)
         return reply
 
-    @mapping_errors
-    async def Stats(self, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def stats(
+        self, request: interact_pb2.StatsRequest
+    ) -> AsyncIterator[interact_pb2.NodeStats]:
+        """Stream resource usage of containers, per node."""
         rows: asyncio.Queue[Any] = asyncio.Queue(_PICTURES)
         if request.containers:
             work = self._collect_some(self._stats_orders(request.containers), rows)
@@ -133,12 +139,12 @@ class ContainerStreamOperations(Operations, interact_pb2_grpc.InteractServicer):
                 yield await rows.get()
 
     def _ready_nodes(self) -> list[str]:
-        nodes = self.api.view.nodes.values()
+        nodes = self.ctx.view.nodes.values()
         return [node.id for node in nodes if node.state is NodeState.READY]
 
     def _stats_orders(self, containers: Sequence[str]) -> dict[str, Any]:
         """What to ask of each node that has some of the containers."""
-        view = self.api.view
+        view = self.ctx.view
         orders: dict[str, Any] = {}
         for word in containers:
             task = find_container(view, word)
@@ -157,7 +163,7 @@ class ContainerStreamOperations(Operations, interact_pb2_grpc.InteractServicer):
         """The figures of all nodes, also of those that become ready later."""
         asked: set[str] = set()
         order = interact_pb2.StatsRequest()
-        async with asyncio.TaskGroup() as group, self.api.cache.subscribe() as feed:
+        async with asyncio.TaskGroup() as group, self.ctx.cache.subscribe() as feed:
             while True:
                 for node_id in set(self._ready_nodes()) - asked:
                     asked.add(node_id)
@@ -168,14 +174,14 @@ class ContainerStreamOperations(Operations, interact_pb2_grpc.InteractServicer):
         self, node_id: str, order: Any, nodes: Callable[[], int], rows: asyncio.Queue[Any]
     ) -> None:
         """A node's figures, also when it has been away. `nodes`: how many are asked in all."""
-        node = self.api.view.nodes.get(node_id)
+        node = self.ctx.view.nodes.get(node_id)
         name = node.description.hostname if node else node_id
-        deliver = self.api.dispatcher.deliver
+        deliver = self.ctx.dispatcher.deliver
         told = ""
         while True:
             wanted = dispatch_pb2.OpenTunnel(stats=order)
             try:
-                async with self.api.tunnels.open(node_id, name, wanted, deliver) as tunnel:
+                async with self.ctx.tunnels.open(node_id, name, wanted, deliver) as tunnel:
                     async for frame in tunnel.frames():
                         if frame.WhichOneof("kind") == "stats":
                             frame.stats.node, frame.stats.nodes = name, nodes()
@@ -188,17 +194,17 @@ class ContainerStreamOperations(Operations, interact_pb2_grpc.InteractServicer):
                 told = notice
                 await rows.put(interact_pb2.NodeStats(node=name, nodes=nodes(), notice=notice))
             await asyncio.sleep(_AGAIN)
-            await self.api.dispatcher.session_of(node_id)
+            await self.ctx.dispatcher.session_of(node_id)
 
     @asynccontextmanager
     async def _tunnel(self, task: Task, order: Any) -> AsyncIterator[Tunnel]:
         """A tunnel to the node of a task."""
         if not task.node_id:
-            raise failed_precondition(_unplaced(self.api.view, task))
-        node = self.api.view.nodes.get(task.node_id)
+            raise failed_precondition(_unplaced(self.ctx.view, task))
+        node = self.ctx.view.nodes.get(task.node_id)
         name = node.description.hostname if node else task.node_id
-        deliver = self.api.dispatcher.deliver
-        async with self.api.tunnels.open(task.node_id, name, order, deliver) as tunnel:
+        deliver = self.ctx.dispatcher.deliver
+        async with self.ctx.tunnels.open(task.node_id, name, order, deliver) as tunnel:
             yield tunnel
 
 

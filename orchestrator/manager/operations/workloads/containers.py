@@ -18,7 +18,7 @@ from orchestrator.manager.errors import (
 )
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.object_lookup import container_by_name, find_container, find_node
-from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.operations.images.digest_resolution import resolve_digest
 from orchestrator.manager.operations.published_ports import (
     PortClaim,
@@ -51,7 +51,7 @@ from orchestrator.model.validation.service_specs import (
     validate_task,
 )
 from orchestrator.model.validation.shared_namespaces import namespace_container, not_shared
-from orchestrator.pb import containers_pb2, containers_pb2_grpc, dispatch_pb2
+from orchestrator.pb import containers_pb2, dispatch_pb2, types_pb2
 from orchestrator.tracing.spans import current
 
 _ADJECTIVES_TEXT = """
@@ -87,13 +87,15 @@ def generate_container_name(id: str, taken: Callable[[str], bool]) -> str:
 _LIVE = (TaskState.STARTING, TaskState.RUNNING)
 
 
-class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  # type: ignore[misc]
+class ContainerOperations(Operations):
     """`orc run|create|start|stop|restart|kill|pause|unpause|rm|rename|ps|wait|events`."""
 
-    @mapping_errors
-    async def CreateContainer(self, request: Any, context: Any) -> Any:
-        api, view = self.api, self.api.view
-        id = api.new_id()
+    async def create_container(
+        self, request: containers_pb2.CreateContainerRequest
+    ) -> types_pb2.Task:
+        """Create a standalone container, and have it run if `start` is set."""
+        ctx, view = self.ctx, self.ctx.view
+        id = ctx.new_id()
         spec = with_effective_port_modes(
             view, with_assigned_ports(view, from_proto(request.spec, strict=True), id)
         )
@@ -117,12 +119,12 @@ class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  
         resolve_networks(view, wanted, name=name)
         resolve_documents(view, spec.container)
         check_ports(view, spec, id)
-        now = api.now()
+        now = ctx.now()
         task = Task(
             id=id,
             created_at=now,
             spec=spec,
-            image_digest=await resolve_digest(api, spec.container, newest=False),
+            image_digest=await resolve_digest(ctx, spec.container, newest=False),
             desired_state=TaskState.RUNNING if request.start else TaskState.READY,
             status=TaskStatus(TaskState.PENDING, at=now, run=1),
             container_name=name,
@@ -135,54 +137,61 @@ class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  
         key = unique_key(task)
         assert key is not None  # it has a name
         while True:
-            read = api.cache.revision
-            documents = resolve_documents(api.view, spec.container)
-            task = replace(task, documents=newest_versions(api.view, spec.container))
-            turn = await claim_ports(api.kv, api.cache, spec, id)
+            read = ctx.cache.revision
+            documents = resolve_documents(ctx.view, spec.container)
+            task = replace(task, documents=newest_versions(ctx.view, spec.container))
+            turn = await claim_ports(ctx.kv, ctx.cache, spec, id)
             try:
                 revision = await commit(
-                    api.kv,
+                    ctx.kv,
                     [Change(None, task)],
-                    [*resolve_networks(api.view, wanted, name=name), *documents],
+                    [*resolve_networks(ctx.view, wanted, name=name), *documents],
                     guards=[Guard(key, mod_revision=0), *turn.guards],
                     ops=[Put(key, id.encode()), *turn.ops],
                 )
             except Conflict as conflict:
                 if key in conflict.keys:
                     raise _name_taken(view, name) from None
-                await api.cache.wait_for(read + 1)
+                await ctx.cache.wait_for(read + 1)
             else:
-                await api.cache.wait_for(revision)
+                await ctx.cache.wait_for(revision)
                 return to_proto(replace(task, revision=revision))
 
-    @mapping_errors
-    async def StartContainer(self, request: Any, context: Any) -> Any:
+    async def start_container(self, request: containers_pb2.ContainerRequest) -> types_pb2.Task:
+        """Run a container that does not run."""
         return to_proto(await self._order(request.container, container_lifecycle.start, ports=True))
 
-    @mapping_errors
-    async def PrepareContainer(self, request: Any, context: Any) -> Any:
+    async def prepare_container(self, request: containers_pb2.ContainerRequest) -> types_pb2.Task:
+        """Prepare a container's next run, so that `start_container` only needs to start it."""
         return to_proto(
             await self._order(request.container, container_lifecycle.prepare, ports=True)
         )
 
-    @mapping_errors
-    async def StopContainer(self, request: Any, context: Any) -> Any:
+    async def stop_container(self, request: containers_pb2.StopContainerRequest) -> types_pb2.Task:
+        """Stop a container and keep it stopped."""
         return to_proto(await self._ending(request, container_lifecycle.stop))
 
-    @mapping_errors
-    async def RestartContainer(self, request: Any, context: Any) -> Any:
+    async def restart_container(
+        self, request: containers_pb2.StopContainerRequest
+    ) -> types_pb2.Task:
+        """Stop a container, if it runs, and run it again."""
         return to_proto(await self._ending(request, container_lifecycle.restart))
 
-    @mapping_errors
-    async def RemoveContainer(self, request: Any, context: Any) -> Any:
+    async def remove_container(
+        self, request: containers_pb2.RemoveContainerRequest
+    ) -> types_pb2.Task:
+        """Remove a container and its files."""
+
         def edit(task: Task) -> Task:
-            return container_lifecycle.remove(self.api.view, task, request.force, request.volumes)
+            return container_lifecycle.remove(self.ctx.view, task, request.force, request.volumes)
 
         return to_proto(await self._order(request.container, edit))
 
-    @mapping_errors
-    async def RenameContainer(self, request: Any, context: Any) -> Any:
-        api = self.api
+    async def rename_container(
+        self, request: containers_pb2.RenameContainerRequest
+    ) -> types_pb2.Task:
+        """Rename a standalone container."""
+        ctx = self.ctx
         _check_name(request.name)
 
         def edit(task: Task) -> Task:
@@ -193,8 +202,8 @@ class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  
             return replace(task, container_name=request.name)
 
         while True:
-            read = api.cache.revision
-            task = find_container(api.view, request.container)
+            read = ctx.cache.revision
+            task = find_container(ctx.view, request.container)
             after = edit(task)
             old, new = unique_key(task), unique_key(after)
             assert old is not None
@@ -203,29 +212,31 @@ class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  
                 return to_proto(task)
             try:
                 revision = await commit(
-                    api.kv,
+                    ctx.kv,
                     [Change(task, after)],
                     guards=[Guard(new, mod_revision=0)],
                     ops=[Put(new, task.id.encode()), Delete(old)],
                 )
             except Conflict as conflict:
                 if new in conflict.keys:
-                    raise _name_taken(api.view, request.name) from None
-                await api.cache.wait_for(read + 1)
+                    raise _name_taken(ctx.view, request.name) from None
+                await ctx.cache.wait_for(read + 1)
             else:
-                await api.cache.wait_for(revision)
+                await ctx.cache.wait_for(revision)
                 return to_proto(replace(after, revision=revision))
 
-    @mapping_errors
-    async def UpdateContainer(self, request: Any, context: Any) -> Any:
+    async def update_container(
+        self, request: containers_pb2.UpdateContainerRequest
+    ) -> types_pb2.Task:
+        """Change resources and restart policy of a container, in place."""
         enforced: Task | None = None
         try:
             while True:
-                read = self.api.cache.revision
-                task = find_container(self.api.view, enforced.id if enforced else request.container)
+                read = self.ctx.cache.revision
+                task = find_container(self.ctx.view, enforced.id if enforced else request.container)
                 spec = _updated(task.spec, request)
                 validate_task(spec)
-                after = container_lifecycle.update(self.api.view, task, spec)
+                after = container_lifecycle.update(self.ctx.view, task, spec)
                 if after == task:
                     return to_proto(task)
                 # The node goes first: what its kernel refuses must not become the desired state.
@@ -234,11 +245,11 @@ class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  
                     await self._resize(task, spec)
                     enforced = task
                 try:
-                    revision = await commit(self.api.kv, [Change(task, after)])
+                    revision = await commit(self.ctx.kv, [Change(task, after)])
                 except Conflict:
-                    await self.api.cache.wait_for(read + 1)
+                    await self.ctx.cache.wait_for(read + 1)
                 else:
-                    await self.api.cache.wait_for(revision)
+                    await self.ctx.cache.wait_for(revision)
                     return to_proto(replace(after, revision=revision))
         except Exception:
             # If the new limits were stored after all, the next assignment sets them again.
@@ -251,8 +262,8 @@ class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  
         """Have the node enforce the limits of `spec` on a running container."""
         await self._act(task, dispatch_pb2.ContainerOrder.RESIZE, spec=to_proto(spec))
 
-    @mapping_errors
-    async def KillContainer(self, request: Any, context: Any) -> Any:
+    async def kill_container(self, request: containers_pb2.KillContainerRequest) -> types_pb2.Task:
+        """Send a signal to a running container."""
         if request.signal and not known_signal(request.signal):
             raise invalid_argument(
                 f"signal {request.signal!r} is unknown; write such as SIGTERM or SIGINT"
@@ -272,24 +283,28 @@ class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  
         await self._act(task, dispatch_pb2.ContainerOrder.SIGNAL, signal=number)
         return to_proto(task)
 
-    @mapping_errors
-    async def PauseContainer(self, request: Any, context: Any) -> Any:
+    async def pause_container(self, request: containers_pb2.ContainerRequest) -> types_pb2.Task:
+        """Freeze a container's processes; return once its node reports it."""
         return await self._freeze(request.container, True)
 
-    @mapping_errors
-    async def UnpauseContainer(self, request: Any, context: Any) -> Any:
+    async def unpause_container(self, request: containers_pb2.ContainerRequest) -> types_pb2.Task:
+        """Thaw a container's processes; return once its node reports it."""
         return await self._freeze(request.container, False)
 
-    @mapping_errors
-    async def ListContainers(self, request: Any, context: Any) -> Any:
-        return await offload(_list, self.api.view, request)
+    async def list_containers(
+        self, request: containers_pb2.ListContainersRequest
+    ) -> containers_pb2.ListContainersReply:
+        """List all containers, or those that are named."""
+        return await offload(_list, self.ctx.view, request)
 
-    @mapping_errors
-    async def WatchContainer(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        cache, wake = self.api.cache, asyncio.Event()
+    async def watch_container(
+        self, request: containers_pb2.ContainerRequest
+    ) -> AsyncIterator[containers_pb2.ContainerRow]:
+        """Stream a container's states until it is removed; no state is left out."""
+        cache, wake = self.ctx.cache, asyncio.Event()
         async with cache.subscribe() as feed:
             word = request.container
-            if word not in cache.view.tasks and (gone := self.api.events.removed(word)):
+            if word not in cache.view.tasks and (gone := self.ctx.events.removed(word)):
                 # It may have failed and gone by itself before its caller came to watch it.
                 yield _row(cache.view, gone, removed=True)
                 return
@@ -319,16 +334,18 @@ class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  
                 wake.clear()
                 await wake.wait()
 
-    @mapping_errors
-    async def Events(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        events, wake = self.api.events, asyncio.Event()
+    async def events(
+        self, request: containers_pb2.EventsRequest
+    ) -> AsyncIterator[containers_pb2.Event]:
+        """Stream events of the cluster, past and future."""
+        events, wake = self.ctx.events, asyncio.Event()
         async with events.follow(wake.set) as queue:
             past = events.since(request.since) if request.since else []
             for event in past:
                 if not request.until or event.at <= request.until:
                     yield _event(event)
             try:
-                left = request.until - self.api.now() if request.until else None
+                left = request.until - self.ctx.now() if request.until else None
                 async with asyncio.timeout(left if left is None else max(0.0, left)):
                     while True:
                         while queue:
@@ -349,7 +366,7 @@ class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  
     async def _order(self, word: str, edit: Callable[[Task], Task], *, ports: bool = False) -> Task:
         """Write an order; anew for as long as the leader writes what its node reports. With `ports`
         it takes the container's, and is refused when they have become somebody else's."""
-        cache = self.api.cache
+        cache = self.ctx.cache
         while True:
             read = cache.revision
             task = find_container(cache.view, word)
@@ -361,10 +378,10 @@ class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  
                 after = replace(after, trace=current())
             turn = PortClaim()
             if ports:
-                turn = await claim_ports(self.api.kv, cache, task.spec, task.id)
+                turn = await claim_ports(self.ctx.kv, cache, task.spec, task.id)
             try:
                 revision = await commit(
-                    self.api.kv, [Change(task, after)], guards=turn.guards, ops=turn.ops
+                    self.ctx.kv, [Change(task, after)], guards=turn.guards, ops=turn.ops
                 )
             except Conflict:
                 await cache.wait_for(read + 1)
@@ -373,20 +390,20 @@ class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  
                 return replace(after, revision=revision)
 
     def _live(self, word: str) -> Task:
-        task = find_container(self.api.view, word)
+        task = find_container(self.ctx.view, word)
         if task.status.state not in _LIVE:
             raise failed_precondition(f"container '{task.name}' is not running")
         return task
 
     async def _act(self, task: Task, action: Any, **details: Any) -> None:
-        """Have the container's node do something to it at once. Raises Refusal."""
-        node = self.api.view.nodes.get(task.node_id)
+        """Have the container's node do something to it at once. Raises RequestError."""
+        node = self.ctx.view.nodes.get(task.node_id)
         hostname = node.description.hostname if node else task.node_id
         order = dispatch_pb2.OpenTunnel(
             container=dispatch_pb2.ContainerOrder(task_id=task.id, action=action, **details)
         )
-        async with self.api.tunnels.open(
-            task.node_id, hostname, order, self.api.dispatcher.deliver
+        async with self.ctx.tunnels.open(
+            task.node_id, hostname, order, self.ctx.dispatcher.deliver
         ) as tunnel:
             async for frame in tunnel.frames():
                 if frame.WhichOneof("kind") == "result" and frame.result.error:
@@ -398,10 +415,10 @@ class ContainerOperations(Operations, containers_pb2_grpc.ContainersServicer):  
             word = "is paused already" if paused else "is not paused"
             raise failed_precondition(f"container '{task.name}' {word}")
         actions = dispatch_pb2.ContainerOrder
-        async with self.api.cache.subscribe() as feed:
+        async with self.ctx.cache.subscribe() as feed:
             await self._act(task, actions.PAUSE if paused else actions.UNPAUSE)
             while True:
-                known = self.api.view.tasks.get(task.id)
+                known = self.ctx.view.tasks.get(task.id)
                 if known is None or known.status.paused is paused:
                     return to_proto(known or task)
                 if known.status.state not in _LIVE:

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.manager.errors import failed_precondition
 from orchestrator.manager.object_lookup import find_job
-from orchestrator.manager.operations.context import Operations, mapping_errors
+from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reconcile import job_runs
 from orchestrator.manager.store.commit import commit
@@ -16,19 +16,19 @@ from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
 from orchestrator.model.jobs import Overlap
 from orchestrator.model.services import Service
-from orchestrator.pb import jobs_pb2_grpc
+from orchestrator.pb import jobs_pb2, types_pb2
 from orchestrator.tracing.spans import current
 
 
-class JobOperations(Operations, jobs_pb2_grpc.JobsServicer):  # type: ignore[misc]
+class JobOperations(Operations):
     """`orc job …`, as far as it is about runs."""
 
-    @mapping_errors
-    async def StartJob(self, request: Any, context: Any) -> Any:
+    async def start_job(self, request: jobs_pb2.StartJobRequest) -> types_pb2.Service:
+        """Begin a run of a job."""
         return await self._changed(request.job, self._started)
 
-    @mapping_errors
-    async def StopJob(self, request: Any, context: Any) -> Any:
+    async def stop_job(self, request: jobs_pb2.StopJobRequest) -> types_pb2.Service:
+        """Stop a job's active runs."""
         return await self._changed(request.job, self._stopped)
 
     def _started(self, job: Service) -> Service:
@@ -39,7 +39,7 @@ class JobOperations(Operations, jobs_pb2_grpc.JobsServicer):  # type: ignore[mis
                 f"run {under_way[0].number} of job '{name}' is still under way; wait for it, or "
                 f"stop it with 'orc job stop {name}'"
             )
-        now = self.api.now()
+        now = self.ctx.now()
         if overlap is Overlap.REPLACE:
             job = job_runs.stop_runs(job, now, "another run has taken its place")
         return job_runs.begin_run(job, now)
@@ -47,19 +47,19 @@ class JobOperations(Operations, jobs_pb2_grpc.JobsServicer):  # type: ignore[mis
     def _stopped(self, job: Service) -> Service:
         if not job_runs.active_runs(job):
             raise failed_precondition(f"no run of job '{job.spec.name}' is under way")
-        return job_runs.stop_runs(job, self.api.now(), "stopped by its user")
+        return job_runs.stop_runs(job, self.ctx.now(), "stopped by its user")
 
     async def _changed(self, word: str, change: Callable[[Service], Service]) -> Any:
         """Change a job, anew if the planner was faster, and answer with it."""
-        api = self.api
+        ctx = self.ctx
         while True:
-            read = api.cache.revision
-            before = find_job(api.view, word)
+            read = ctx.cache.revision
+            before = find_job(ctx.view, word)
             after = replace(change(before), trace=current())
             try:
-                revision = await commit(api.kv, [Change(before, after)])
+                revision = await commit(ctx.kv, [Change(before, after)])
             except Conflict:
-                await api.cache.wait_for(read + 1)
+                await ctx.cache.wait_for(read + 1)
             else:
-                await api.cache.wait_for(revision)
-                return to_proto(api.view.services.get(before.id, after))
+                await ctx.cache.wait_for(revision)
+                return to_proto(ctx.view.services.get(before.id, after))

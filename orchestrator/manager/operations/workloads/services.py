@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.manager.errors import aborted, already_exists, invalid_argument
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.object_lookup import find_node, find_service
-from orchestrator.manager.operations.context import Operations, hostnames, mapping_errors
+from orchestrator.manager.operations.context import Operations, hostnames
 from orchestrator.manager.operations.images.digest_resolution import resolve_digest
 from orchestrator.manager.operations.published_ports import (
     PortClaim,
@@ -45,7 +45,7 @@ from orchestrator.model.spec_diff import told
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.tasks import Task
 from orchestrator.model.validation.service_specs import validate_service, validate_tasks_of_service
-from orchestrator.pb import control_pb2
+from orchestrator.pb import control_pb2, types_pb2
 from orchestrator.tracing.spans import current
 
 PROGRESS_INTERVAL = 0.02
@@ -56,47 +56,47 @@ tells of many changes, not of one."""
 class ServiceOperations(Operations):
     """`orc service …`."""
 
-    @mapping_errors
-    async def CreateService(self, request: Any, context: Any) -> Any:
-        api = self.api
-        spec = _with_effective_port_modes(api.view, from_proto(request.spec, strict=True))
+    async def create_service(self, request: control_pb2.CreateServiceRequest) -> types_pb2.Service:
+        """Create a service. The image's tag is resolved to a digest once for all replicas."""
+        ctx = self.ctx
+        spec = _with_effective_port_modes(ctx.view, from_proto(request.spec, strict=True))
         validate_service(spec)
         validate_tasks_of_service(spec.task.container)
         name = spec.name
-        if (there := api.view.service_by_name(name)) is not None and not there.removed:
+        if (there := ctx.view.service_by_name(name)) is not None and not there.removed:
             raise already_exists(
                 f"there is a service '{name}' already; choose another name, "
                 f"or change it with 'orc service update {name}'"
             )
-        resolve_networks(api.view, spec)
-        resolve_dependencies(api.view, spec)
-        resolve_documents(api.view, spec.task.container)
-        check_ports(api.view, spec.task, "")
-        now = api.now()
+        resolve_networks(ctx.view, spec)
+        resolve_dependencies(ctx.view, spec)
+        resolve_documents(ctx.view, spec.task.container)
+        check_ports(ctx.view, spec.task, "")
+        now = ctx.now()
         service = Service(
-            id=api.new_id(),
+            id=ctx.new_id(),
             created_at=now,
             updated_at=now,
             spec=spec,
             image_digest=await resolve_digest(
-                api, spec.task.container, ask_registry=not request.no_resolve_image
+                ctx, spec.task.container, ask_registry=not request.no_resolve_image
             ),
         )
         service = replace(job_runs.with_first_run(service), trace=current())
         key = name_key(Service, name)
         while True:
-            read = api.cache.revision
-            documents = resolve_documents(api.view, spec.task.container)
-            service = replace(service, documents=newest_versions(api.view, spec.task.container))
-            born = _with_vips(api.view, service)
-            turn = await claim_ports(api.kv, api.cache, spec.task, service.id)
+            read = ctx.cache.revision
+            documents = resolve_documents(ctx.view, spec.task.container)
+            service = replace(service, documents=newest_versions(ctx.view, spec.task.container))
+            born = _with_vips(ctx.view, service)
+            turn = await claim_ports(ctx.kv, ctx.cache, spec.task, service.id)
             try:
                 revision = await commit(
-                    api.kv,
+                    ctx.kv,
                     [Change(None, born)],
                     [
-                        *resolve_networks(api.view, spec),
-                        *resolve_dependencies(api.view, spec),
+                        *resolve_networks(ctx.view, spec),
+                        *resolve_dependencies(ctx.view, spec),
                         *documents,
                     ],
                     guards=[Guard(key, mod_revision=0), *turn.guards],
@@ -108,18 +108,18 @@ class ServiceOperations(Operations):
                         f"there is a service '{name}' already, maybe in other letter case; "
                         "choose another name"
                     ) from None
-                await api.cache.wait_for(read + 1)
+                await ctx.cache.wait_for(read + 1)
             else:
-                await api.cache.wait_for(revision)
+                await ctx.cache.wait_for(revision)
                 return to_proto(replace(born, revision=revision))
 
-    @mapping_errors
-    async def UpdateService(self, request: Any, context: Any) -> Any:
-        api = self.api
-        service = find_service(api.view, request.service)
+    async def update_service(self, request: control_pb2.UpdateServiceRequest) -> types_pb2.Service:
+        """Replace a service's spec; fails if it was modified since the `base` of the request."""
+        ctx = self.ctx
+        service = find_service(ctx.view, request.service)
         if request.revision and request.revision != service.revision:
             _check_base(request, service)
-        spec = _with_effective_port_modes(api.view, from_proto(request.spec, strict=True))
+        spec = _with_effective_port_modes(ctx.view, from_proto(request.spec, strict=True))
         if spec.name != service.spec.name:
             raise invalid_argument(
                 "a service cannot be renamed; create another and remove this one"
@@ -129,33 +129,35 @@ class ServiceOperations(Operations):
         validate_service(spec)
         validate_tasks_of_service(spec.task.container)
         read = self._read(spec, service)
-        check_ports(api.view, spec.task, service.id)
+        check_ports(ctx.view, spec.task, service.id)
         digest = service.image_digest
         image_named = (
             request.resolve_image or spec.task.container.image != service.spec.task.container.image
         )
         if image_named or spec.task.force != service.spec.task.force:
             digest = await resolve_digest(
-                api, spec.task.container, ask_registry=not request.no_resolve_image
+                ctx, spec.task.container, ask_registry=not request.no_resolve_image
             )
-        documents = newest_versions(api.view, spec.task.container)
+        documents = newest_versions(ctx.view, spec.task.container)
         return await self._written(
-            service, lambda now: with_spec(now, spec, digest, api.now(), documents), read
+            service, lambda now: with_spec(now, spec, digest, ctx.now(), documents), read
         )
 
     def _read(self, spec: ServiceSpec, service: Service) -> list[Object]:
         """What a new spec of a service builds on, which must not change until it is written.
-        Raises Refusal if that cannot be."""
-        view = self.api.view
+        Raises RequestError if that cannot be."""
+        view = self.ctx.view
         read: list[Object] = [*resolve_networks(view, spec, service.spec)]
         read += resolve_documents(view, spec.task.container)
         if spec.depends_on != service.spec.depends_on:
             read += resolve_dependencies(view, spec)
         return read
 
-    @mapping_errors
-    async def RollbackService(self, request: Any, context: Any) -> Any:
-        service = find_service(self.api.view, request.service)
+    async def rollback_service(
+        self, request: control_pb2.RollbackServiceRequest
+    ) -> types_pb2.Service:
+        """Return a service to an earlier version of its spec."""
+        service = find_service(self.ctx.view, request.service)
         name = service.spec.name
         versions = [past.version for past in service.history]
         if not versions:
@@ -170,18 +172,20 @@ class ServiceOperations(Operations):
             )
         past = service.history[versions.index(version)]
         read = self._read(past.spec, service)
-        check_ports(self.api.view, past.spec.task, service.id)
-        documents = versions_for_rollback(self.api.view, past.spec.task.container, past.documents)
+        check_ports(self.ctx.view, past.spec.task, service.id)
+        documents = versions_for_rollback(self.ctx.view, past.spec.task.container, past.documents)
         words = f"back to version {version}"
         return await self._written(
             service,
-            lambda now: rolled_back(now, past, self.api.now(), words, documents=documents),
+            lambda now: rolled_back(now, past, self.ctx.now(), words, documents=documents),
             read,
         )
 
-    @mapping_errors
-    async def PromoteService(self, request: Any, context: Any) -> Any:
-        service = find_service(self.api.view, request.service)
+    async def promote_service(
+        self, request: control_pb2.PromoteServiceRequest
+    ) -> types_pb2.Service:
+        """Continue a rolling update that waits at its canaries."""
+        service = find_service(self.ctx.view, request.service)
         goes_on = {
             UpdateState.CANARY: UpdateState.UPDATING,
             UpdateState.UPDATING: UpdateState.UPDATING,
@@ -198,15 +202,15 @@ class ServiceOperations(Operations):
         self, service: Service, change: Callable[[Service], Service], requires: Iterable[Object]
     ) -> Any:
         """Write a changed service, and answer with it."""
-        api = self.api
+        ctx = self.ctx
         while True:
             after, turn = replace(change(service), trace=current()), PortClaim()
             ports = after.spec.task.ports
             if ports != service.spec.task.ports:
-                turn = await claim_ports(api.kv, api.cache, after.spec.task, service.id)
+                turn = await claim_ports(ctx.kv, ctx.cache, after.spec.task, service.id)
             try:
                 revision = await commit(
-                    api.kv,
+                    ctx.kv,
                     [Change(service, after)],
                     requires,
                     guards=turn.guards,
@@ -216,7 +220,7 @@ class ServiceOperations(Operations):
                 if conflict.keys != (PORT_TURN,):
                     service = await self._as_it_is(service, conflict)
             else:
-                await api.cache.wait_for(revision)
+                await ctx.cache.wait_for(revision)
                 return to_proto(replace(after, revision=revision))
 
     async def _as_it_is(self, service: Service, conflict: Conflict) -> Service:
@@ -232,7 +236,7 @@ class ServiceOperations(Operations):
         service was removed."""
         if object_key(service) not in conflict.keys:
             raise conflict
-        cache = self.api.cache
+        cache = self.ctx.cache
         while (now := cache.view.services.get(service.id)) is not None:
             if now.revision != service.revision:
                 break
@@ -241,40 +245,46 @@ class ServiceOperations(Operations):
             raise conflict
         return now
 
-    @mapping_errors
-    async def RemoveService(self, request: Any, context: Any) -> Any:
-        api = self.api
-        service = find_service(api.view, request.service)
+    async def remove_service(
+        self, request: control_pb2.RemoveServiceRequest
+    ) -> control_pb2.RemoveServiceReply:
+        """Remove a service; the planner stops its tasks."""
+        ctx = self.ctx
+        service = find_service(ctx.view, request.service)
         name = Delete(name_key(Service, service.spec.name))
         while True:
-            check_no_dependents(api.view, service)
-            after = replace(service, removed=True, updated_at=api.now())
+            check_no_dependents(ctx.view, service)
+            after = replace(service, removed=True, updated_at=ctx.now())
             try:
-                revision = await commit(api.kv, [Change(service, after)], ops=[name])
+                revision = await commit(ctx.kv, [Change(service, after)], ops=[name])
             except Conflict as conflict:
                 service = await self._newer(service, conflict)
             else:
                 break
-        await api.cache.wait_for(revision)
+        await ctx.cache.wait_for(revision)
         return control_pb2.RemoveServiceReply(id=service.id)
 
-    @mapping_errors
-    async def ListServices(self, request: Any, context: Any) -> Any:
-        return await offload(_service_list, self.api.view, request)
+    async def list_services(
+        self, request: control_pb2.ListServicesRequest
+    ) -> control_pb2.ListServicesReply:
+        """List services with their numbers of running and desired tasks."""
+        return await offload(_service_list, self.ctx.view, request)
 
-    @mapping_errors
-    async def ListTasks(self, request: Any, context: Any) -> Any:
-        return await offload(_task_list, self.api.view, request)
+    async def list_tasks(self, request: control_pb2.ListTasksRequest) -> control_pb2.ListTasksReply:
+        """List tasks, optionally of one service or one node."""
+        return await offload(_task_list, self.ctx.view, request)
 
-    @mapping_errors
-    async def WatchService(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        service_id = find_service(self.api.view, request.service).id
-        since = request.since or self.api.cache.revision
+    async def watch_service(
+        self, request: control_pb2.WatchServiceRequest
+    ) -> AsyncIterator[control_pb2.ServiceProgress]:
+        """Stream a service's progress until it is removed."""
+        service_id = find_service(self.ctx.view, request.service).id
+        since = request.since or self.ctx.cache.revision
         monitor = request.monitor if request.HasField("monitor") else None
         sent: dict[str, tuple[Task, Any]] = {}
-        async with self.api.cache.subscribe() as feed:
+        async with self.ctx.cache.subscribe() as feed:
             while True:
-                watch = Watch(self.api.now(), since, monitor, request.since)
+                watch = Watch(self.ctx.now(), since, monitor, request.since)
                 picture = await offload(self._picture, service_id, watch, sent)
                 yield picture
                 if picture.removed:
@@ -288,7 +298,7 @@ class ServiceOperations(Operations):
     def _picture(self, service_id: str, watch: Watch, sent: dict[str, tuple[Task, Any]]) -> Any:
         """The service now. `sent` keeps each task's message for as long as the task is the same:
         most of them are, from one picture to the next."""
-        view = self.api.view
+        view = self.ctx.view
         service = view.services.get(service_id)
         if service is None:
             return control_pb2.ServiceProgress(removed=True)
@@ -362,7 +372,7 @@ def _with_vips(view: ClusterView, service: Service) -> Service:
 
 
 def _check_base(request: Any, service: Service) -> None:
-    """Raise Refusal if somebody else has changed the spec that an update was made from."""
+    """Raise RequestError if somebody else has changed the spec that an update was made from."""
     base = from_proto(request.base) if request.HasField("base") else None
     if base == service.spec:
         return  # only how it goes has changed

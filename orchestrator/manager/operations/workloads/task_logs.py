@@ -7,14 +7,14 @@ the lines of tasks that it has later, and those of a node that is back, each onc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import Any
 
 from orchestrator.daemon.background import background
 from orchestrator.manager.errors import RequestError, failed_precondition
 from orchestrator.manager.object_lookup import find_log_source
-from orchestrator.manager.operations.context import ManagerContext, Operations, mapping_errors
+from orchestrator.manager.operations.context import ManagerContext, Operations
 from orchestrator.model.formats.log_options import NONE, unreadable
 from orchestrator.model.log_position import LogPosition
 from orchestrator.model.services import Service
@@ -31,13 +31,15 @@ _RETRY = 0.5
 class LogOperations(Operations):
     """Logs."""
 
-    @mapping_errors
-    async def Logs(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        service, tasks = find_log_source(self.api.view, request.service, request.of_job)
+    async def logs(
+        self, request: control_pb2.LogsRequest
+    ) -> AsyncGenerator[control_pb2.LogBatch, None]:
+        """Stream the log lines of a service, job or container."""
+        service, tasks = find_log_source(self.ctx.view, request.service, request.of_job)
         if tasks and all(each.spec.container.logging.driver == NONE for each in tasks):
             name = service.spec.name if service is not None else tasks[0].name
             raise failed_precondition(unreadable(name))
-        stream = _LogStream(self.api, request)
+        stream = _LogStream(self.ctx, request)
         async with background(stream.pump(service, tasks)):
             while (batch := await stream.batches.get()) is not None:
                 yield batch
@@ -46,10 +48,10 @@ class LogOperations(Operations):
 class _LogStream:
     """The logs that one client asked for."""
 
-    def __init__(self, api: ManagerContext, request: Any) -> None:
+    def __init__(self, ctx: ManagerContext, request: Any) -> None:
         self.batches: asyncio.Queue[Any | None] = asyncio.Queue(_BUFFER)
         """What the client gets; None at the end."""
-        self._api = api
+        self._ctx = ctx
         self._request = request
         self._noted: set[tuple[str, str]] = set()
         """Node and text of what the client was told, until lines of that node come."""
@@ -68,9 +70,9 @@ class _LogStream:
         self, service_id: str, known: set[str], group: asyncio.TaskGroup
     ) -> None:
         """Follow what the service runs from now on, for as long as there is such a service."""
-        async with self._api.cache.subscribe() as feed:
-            while service_id in self._api.view.services:
-                for task in self._api.view.tasks_of_service(service_id).values():
+        async with self._ctx.cache.subscribe() as feed:
+            while service_id in self._ctx.view.services:
+                for task in self._ctx.view.tasks_of_service(service_id).values():
                     if task.node_id and task.id not in known:
                         known.add(task.id)
                         group.create_task(self._send(task, -1))
@@ -80,7 +82,7 @@ class _LogStream:
         """All of one task, over the breaks of its node's connection when it is followed."""
         if not await self._given(task):
             return
-        node = self._api.view.nodes.get(task.node_id)
+        node = self._ctx.view.nodes.get(task.node_id)
         name = node.description.hostname if node else task.node_id
         place = LogPosition(self._request.since, tail)
         while True:
@@ -92,17 +94,17 @@ class _LogStream:
                 await self._note(task, name, f"{refusal.text} (its lines {missing})")
             if not self._request.follow:
                 return
-            while not self._api.dispatcher.connected(task.node_id):
-                if task.id not in self._api.view.tasks:
+            while not self._ctx.dispatcher.connected(task.node_id):
+                if task.id not in self._ctx.view.tasks:
                     return
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_RETRY):
-                        await self._api.dispatcher.session_of(task.node_id)
+                        await self._ctx.dispatcher.session_of(task.node_id)
 
     async def _given(self, task: Task) -> bool:
         """Whether the task's node has it; one that is followed is waited for."""
-        async with self._api.cache.subscribe() as feed:
-            while (newest := self._api.view.tasks.get(task.id)) is not None:
+        async with self._ctx.cache.subscribe() as feed:
+            while (newest := self._ctx.view.tasks.get(task.id)) is not None:
                 if newest.status.state >= TaskState.ACCEPTED or newest.run > 1:
                     return True
                 if not self._request.follow:
@@ -111,7 +113,7 @@ class _LogStream:
         return False
 
     async def _receive(self, task: Task, name: str, place: LogPosition) -> None:
-        """One stream from the node. Raises Refusal when it breaks."""
+        """One stream from the node. Raises RequestError when it breaks."""
         order = dispatch_pb2.LogsOrder(
             task_id=task.id,
             follow=self._request.follow,
@@ -120,8 +122,8 @@ class _LogStream:
             until=self._request.until,
         )
         place.begin()
-        async with self._api.tunnels.open(
-            task.node_id, name, dispatch_pb2.OpenTunnel(logs=order), self._api.dispatcher.deliver
+        async with self._ctx.tunnels.open(
+            task.node_id, name, dispatch_pb2.OpenTunnel(logs=order), self._ctx.dispatcher.deliver
         ) as tunnel:
             async for frame in tunnel.frames():
                 match frame.WhichOneof("kind"):

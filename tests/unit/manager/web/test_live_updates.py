@@ -24,7 +24,7 @@ NODE = Node(id="n1", state=NodeState.READY, description=NodeDescription(hostname
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """What is needed of `ApiContext`."""
+    """What is needed of `ManagerContext`."""
 
     cache: Cache
     events: EventLog

@@ -1,0 +1,61 @@
+"""From the errors of operations to gRPC status codes, with one line for the user as the details."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from orchestrator.identity.tls import peer_identity
+from orchestrator.manager.operations.context import Caller, request_error
+
+log = logging.getLogger(__name__)
+
+ServicerContext = grpc.aio.ServicerContext[Any, Any]
+
+
+def caller_of(context: ServicerContext) -> Caller:
+    """The caller, by the certificate that the TLS handshake verified."""
+    identity = peer_identity(context)
+    assert identity is not None, "the role guard admits no call without a certificate"
+    return Caller(identity, context.peer())
+
+
+def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """A handler that answers with one message: abort the call with the status of its error."""
+
+    @functools.wraps(method)
+    async def handler(self: Any, request: Any, context: ServicerContext) -> Any:
+        try:
+            return await method(self, request, context)
+        except Exception as error:
+            await _abort(context, error)
+
+    return handler
+
+
+def streaming(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    """A handler that answers with a stream: abort the call with the status of its error."""
+
+    @functools.wraps(method)
+    async def handler(self: Any, request: Any, context: ServicerContext) -> AsyncIterator[Any]:
+        try:
+            async for reply in method(self, request, context):
+                yield reply
+        except Exception as error:
+            await _abort(context, error)
+
+    return handler
+
+
+async def _abort(context: ServicerContext, error: Exception) -> None:
+    refused = request_error(error)
+    if refused is not None:
+        await context.abort(grpc.StatusCode[refused.kind.name], refused.text)
+    log.exception("a call failed", exc_info=error)
+    await context.abort(
+        grpc.StatusCode.INTERNAL, f"internal error of the manager: {error!r}; see its log"
+    )

@@ -8,7 +8,8 @@ import struct
 import threading
 from pathlib import Path
 
-from orchestrator.linux.mounts import mount, unmount
+from orchestrator.linux.libc import mount
+from orchestrator.linux.mounts import unmount
 
 
 class DeadFileSystem:

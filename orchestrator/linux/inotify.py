@@ -1,14 +1,15 @@
-"""What the kernel tells of changes to files (inotify(7)), through libc."""
+"""Notifications of changes to files (inotify(7))."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import struct
 from pathlib import Path
 from typing import Self
+
+from orchestrator.linux import libc
 
 MODIFIED = 0x2
 CLOSED_UNWRITTEN = 0x10
@@ -20,7 +21,6 @@ _ONCE = 0x80000000
 
 _MOST_READ = 1 << 16
 _EVENT = struct.Struct("iIII")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Inotify:
@@ -29,9 +29,9 @@ class Inotify:
 
     def __init__(self, path: Path, events: int) -> None:
         """Raises OSError."""
-        self.fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self.fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            _checked(_libc.inotify_add_watch(self.fd, os.fsencode(path), events))
+            libc.inotify_add_watch(self.fd, path, events)
         except OSError:
             os.close(self.fd)
             raise
@@ -54,7 +54,7 @@ class Watches:
 
     def __init__(self) -> None:
         """Raises OSError."""
-        self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         self._waiting: dict[int, asyncio.Event] = {}
 
     def __enter__(self) -> Self:
@@ -67,7 +67,7 @@ class Watches:
 
     def once(self, path: Path, events: int) -> asyncio.Event:
         """What is set by the next change. Raises OSError when `path` is gone."""
-        watch = _checked(_libc.inotify_add_watch(self._fd, os.fsencode(path), events | _ONCE))
+        watch = libc.inotify_add_watch(self._fd, path, events | _ONCE)
         return self._waiting.setdefault(watch, asyncio.Event())
 
     def _take(self) -> None:
@@ -86,10 +86,3 @@ class Watches:
                 self._waiting.clear()
             elif (waiting := self._waiting.pop(watch, None)) is not None:
                 waiting.set()
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), "inotify")
-    return result

@@ -1,19 +1,25 @@
-"""Reading files inside a container's root: links in an image must never lead out of it."""
+"""Opening files and folders in a tree whose content is not trusted (openat2(2)).
+
+Whoever may write to the tree may replace a folder by a symbolic link at any moment, so a path is
+resolved once, by a call that never leaves the tree.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import stat
 
+from orchestrator.linux import libc
+
 _SYS_OPENAT2 = 437
 """The same number on every architecture since Linux 5.6."""
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_BENEATH = 0x08
 _RESOLVE_IN_ROOT = 0x10
-_ATTEMPTS = 8
+_ATTEMPTS = 128
+"""Attempts while renames on this node disturb the lookup (EAGAIN, see openat2(2))."""
 _LARGEST = 4 << 20
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _OpenHow(ctypes.Structure):
@@ -24,27 +30,38 @@ class _OpenHow(ctypes.Structure):
     )
 
 
+def _openat2(folder: int, path: str, flags: int, resolve: int) -> int:
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    arguments = folder, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return libc.syscall(_SYS_OPENAT2, *arguments, what=path)
+        except BlockingIOError:
+            continue
+    return libc.syscall(_SYS_OPENAT2, *arguments, what=path)
+
+
 def open_in_root(root_fd: int, path: str) -> int:
-    """Open a file for reading as if `root_fd` were `/` (openat2(2)). Raises OSError."""
-    how = _OpenHow(os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0, _RESOLVE_IN_ROOT)
-    for _ in range(_ATTEMPTS):
-        fd: int = _libc.syscall(
-            _SYS_OPENAT2, root_fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)
-        )
-        if fd >= 0:
-            return fd
-        code = ctypes.get_errno()
-        # Something was renamed on the host meanwhile, and the kernel is not sure.
-        if code != errno.EAGAIN:
-            break
-    raise OSError(code, os.strerror(code), path)
+    """Open a file for reading as if `root_fd` were `/`. Raises OSError."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+    return _openat2(root_fd, path, flags, _RESOLVE_IN_ROOT)
+
+
+def open_beneath(root_fd: int, path: str) -> int:
+    """A descriptor (O_PATH) of the folder at `path` below the folder `root_fd`.
+
+    Links are followed as long as they stay below it. Raises OSError; EXDEV for a path that leads
+    out, ENOENT or ENOTDIR when there is no such folder.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY
+    return _openat2(root_fd, path, flags, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
 
 
 def read_in_root(
     root_fd: int, path: str, limit: int = _LARGEST, *, executable: bool = False
 ) -> bytes | None:
-    """The first `limit` bytes of a regular file; None when it is not there, not a file, or not to
-    be executed where that is asked for."""
+    """The first `limit` bytes of a regular file below `root_fd`; None when it is missing, not a
+    regular file, or, with `executable`, not executable."""
     try:
         fd = open_in_root(root_fd, path)
     except OSError:

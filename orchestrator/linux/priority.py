@@ -5,8 +5,9 @@ Sources: sched(7), ioprio_set(2).
 
 from __future__ import annotations
 
-import ctypes
 import os
+
+from orchestrator.linux import libc
 
 _IOPRIO_GET = {"x86_64": 252, "aarch64": 31, "riscv64": 31, "armv7l": 315, "i686": 290}
 """System call numbers; the C library has no wrapper."""
@@ -24,8 +25,9 @@ def has_usual_io(pid: int = 0) -> bool:
     number = _IOPRIO_GET.get(os.uname().machine)
     if number is None:
         return True
-    found = int(ctypes.CDLL(None, use_errno=True).syscall(number, _PROCESS, pid))
-    if found < 0:
+    try:
+        found = libc.syscall(number, _PROCESS, pid)
+    except OSError:
         return True
     kind, level = found >> _CLASS_SHIFT, found & ((1 << _CLASS_SHIFT) - 1)
     return kind == _NONE or (kind == _BEST_EFFORT and level == _USUAL_LEVEL)

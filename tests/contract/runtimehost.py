@@ -32,7 +32,8 @@ from orchestrator.agent.runtime.io import logfiles
 from orchestrator.agent.runtime.isolation.mountns import enter_private_mounts
 from orchestrator.agent.runtime.resources import limits
 from orchestrator.agent.runtime.resources.cgroups import CgroupMode, Cgroups, detect
-from orchestrator.linux.mounts import mount, unshare_mounts
+from orchestrator.linux.libc import mount
+from orchestrator.linux.mounts import unshare_mounts
 from orchestrator.model.specs import ContainerSpec, Resources, TaskSpec
 
 BUSYBOX = Path("/bin/busybox")

@@ -16,7 +16,7 @@ from runtimehost import CrunWorld, private
 from orchestrator.agent.logs.journald import SOCKET
 from orchestrator.agent.logs.log_drivers import LogDrivers
 from orchestrator.agent.runtime.engine.crun import CrunRuntime
-from orchestrator.linux.mounts import mount
+from orchestrator.linux.libc import mount
 from orchestrator.model.specs import ContainerSpec, LogConfig, TaskSpec
 from orchestrator.model.tasks import Task
 

@@ -22,7 +22,8 @@ from orchestrator.agent.runtime.engine.crun import CrunRuntime
 from orchestrator.agent.runtime.interface import Exit
 from orchestrator.agent.tasks.probes import Probes
 from orchestrator.linux import spawn
-from orchestrator.linux.mounts import mount, unmount
+from orchestrator.linux.libc import mount
+from orchestrator.linux.mounts import unmount
 from orchestrator.linux.processes import identify
 from orchestrator.model.specs import HealthCheck
 from tests.deadfuse import DeadFileSystem, FrozenServer

@@ -22,7 +22,8 @@ from runtimehost import CrunWorld, private, remove_leftovers
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.io import execs, logfiles
 from orchestrator.agent.runtime.spec import apparmor
-from orchestrator.linux.mounts import mount, unmount
+from orchestrator.linux.libc import mount
+from orchestrator.linux.mounts import unmount
 
 SECURITYFS = Path("/sys/kernel/security")
 ENFORCED = f"{apparmor.DEFAULT} (enforce)"

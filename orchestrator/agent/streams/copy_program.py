@@ -20,17 +20,13 @@ import sys
 from typing import Any
 
 from orchestrator.copying import CannotCopy, Owner, pack, source, target, unpack, words
+from orchestrator.linux import libc
 from orchestrator.linux.confine import (
     change_root,
     end_imports,
     limit_memory,
-    mount_overlay,
-    unshare_mounts,
 )
-from orchestrator.linux.mounts import check, libc
-
-_CLONE_NEWNS = 0x00020000
-_CLONE_NEWUSER = 0x10000000
+from orchestrator.linux.mounts import mount_overlay, unshare_mounts
 
 
 def _enter(order: dict[str, Any]) -> None:
@@ -38,7 +34,7 @@ def _enter(order: dict[str, Any]) -> None:
     if "pidfd" in order:
         _join(order["pidfd"], order["pid"])
     else:
-        unshare_mounts()
+        unshare_mounts(receive=False)
         mount_overlay(order["layers"], order["root"], order["upper"], order["work"])
         change_root(order["root"])
     os.umask(0)
@@ -52,7 +48,7 @@ def _join(process: int, pid: int) -> None:
         raise CannotCopy("the container has ended meanwhile; try again")
     own_users = users != os.stat("/proc/self/ns/user").st_ino
     end_imports()
-    check(libc.setns(process, _CLONE_NEWNS | (_CLONE_NEWUSER if own_users else 0)), "")
+    libc.setns(process, libc.CLONE_NEWNS | (libc.CLONE_NEWUSER if own_users else 0), "")
     os.close(process)
     if own_users:
         os.setgid(0)

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from orchestrator.agent.runtime.interface import Mount
 from orchestrator.linux.atomicfile import write_file
-from orchestrator.linux.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, is_mounted, mount
+from orchestrator.linux.libc import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
+from orchestrator.linux.mounts import is_mounted
 from orchestrator.pb import documents_pb2
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.isolation.idranges import FIRST, IdRange
-from orchestrator.agent.runtime.isolation.rootfs import idmapped
 from orchestrator.agent.runtime.isolation.userns import NamespaceMaker
+from orchestrator.linux.mounts import idmapped
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 

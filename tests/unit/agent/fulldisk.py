@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from orchestrator.linux.mounts import mount
+from orchestrator.linux.libc import mount
 
 
 class Disk:

@@ -32,10 +32,8 @@ from orchestrator.linux.confine import (
     READ_ONLY,
     confine,
     limit_memory,
-    mount_overlay,
-    unshare_mounts,
 )
-from orchestrator.linux.mounts import detached
+from orchestrator.linux.mounts import detached, mount_overlay, unshare_mounts
 
 HOST_IDS = range(0)
 """Of a container that has the host's users."""
@@ -244,7 +242,7 @@ def _read(order: dict[str, Any]) -> None:
         case "root":
             root, layers = order["root"], order["layers"]
             if layers:
-                unshare_mounts()
+                unshare_mounts(receive=False)
                 mount_overlay(layers, root)
             confine({"root": detached(root, READ_ONLY)})
             write_root(Path("/root"), output, ids)

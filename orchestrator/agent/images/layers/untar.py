@@ -21,7 +21,6 @@ Layer rules: OCI image-spec, layer.md. Overlay's marks: kernel, filesystems/over
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import hashlib
@@ -41,6 +40,7 @@ from orchestrator.agent.images.layers.layercontent import (
     content,
     write_all,
 )
+from orchestrator.linux import libc
 from orchestrator.linux.confine import limit_memory
 from orchestrator.linux.trees import remove_tree
 
@@ -425,10 +425,12 @@ def _unpack(folder: str, pipe: int, layer: bool, entries: int) -> None:
 
 
 def _flush(folder: int) -> None:
-    library = ctypes.CDLL(None, use_errno=True)
-    if library.syncfs(folder):
-        error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        raise BadLayer(NO_SPACE) if disk_is_full(error) else error
+    try:
+        libc.syncfs(folder)
+    except OSError as error:
+        if disk_is_full(error):
+            raise BadLayer(NO_SPACE) from error
+        raise
 
 
 def main(argv: list[str]) -> int:

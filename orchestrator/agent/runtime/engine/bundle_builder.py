@@ -18,10 +18,9 @@ from orchestrator.agent.runtime.isolation.idranges import SIZE, IdRanges
 from orchestrator.agent.runtime.isolation.rootfs import (
     Owners,
     ensure_unmounted,
-    idmapped,
     masked,
     mount_host_root,
-    mount_overlay,
+    mount_image_root,
 )
 from orchestrator.agent.runtime.isolation.userns import NamespaceMaker, keep, owner
 from orchestrator.agent.runtime.resources.cgroups import Cgroups
@@ -39,12 +38,13 @@ from orchestrator.agent.runtime.spec.seccomp import (
 )
 from orchestrator.daemon import bareprogram
 from orchestrator.linux import spawn
+from orchestrator.linux.mounts import idmapped
 from orchestrator.linux.processes import ProcessIdentity
 from orchestrator.model.formats.cdi_names import is_cdi
 from orchestrator.model.specs import ContainerSpec, TaskSpec
 from orchestrator.model.validation.shared_namespaces import shared_kinds
 
-_SHM_MOUNT = bareprogram.command("orchestrator.agent.runtime.isolation.shmmount")
+_MOUNT_SHM = (*bareprogram.command("orchestrator.agent.runtime.isolation.container_mounts"), "shm")
 
 
 class BundleBuilder:
@@ -183,7 +183,7 @@ class BundleBuilder:
                 mount_host_root(bundle.root, self._hidden)
             else:
                 layers = container.image.layers
-                mount_overlay(
+                mount_image_root(
                     *(layers, bundle.upper, bundle.work, bundle.root, owners),
                     maps=bundle.maps,
                     keep=container.keep,
@@ -331,7 +331,7 @@ async def _share_memory(neighbour: ProcessIdentity, bundle: Bundle, stack: Async
     stack.callback(os.close, process)
     bundle.shm.mkdir(exist_ok=True)
     stack.callback(ensure_unmounted, bundle.shm)
-    argv = [*_SHM_MOUNT, str(process), str(bundle.shm)]
+    argv = [*_MOUNT_SHM, str(process), str(bundle.shm)]
     status, stderr = await spawn.run(argv, pass_fds=(process,))
     if status != 0:
         raise RuntimeFailure(f"the /dev/shm of the other container is not there ({stderr.strip()})")

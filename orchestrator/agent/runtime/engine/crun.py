@@ -50,7 +50,10 @@ MONITOR_DIED = "the container's monitor died"
 OUT_OF_MEMORY = "it used more memory than its limit, and the kernel killed it"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_FILE_MOUNTS = bareprogram.command("orchestrator.agent.runtime.isolation.filemounts")
+_REPLACE_FILES = (
+    *bareprogram.command("orchestrator.agent.runtime.isolation.container_mounts"),
+    "replace",
+)
 _CREATE_TIMEOUT = 60.0
 """Seconds after which a `create` is given up: a disk that hangs must not hold the agent."""
 _BACKSTOP = 10
@@ -352,7 +355,7 @@ class CrunRuntime:
         if process is None:
             raise RuntimeFailure("the container is not running any more; see 'orc ps -a'")
         try:
-            argv = [*_FILE_MOUNTS, str(process)]
+            argv = [*_REPLACE_FILES, str(process)]
             for source, target in files:
                 argv += [str(source), target]
             status, stderr = await spawn.run(argv, pass_fds=(process,))

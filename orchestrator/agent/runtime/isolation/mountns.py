@@ -6,7 +6,8 @@ import os
 
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.resources.cgroups import CgroupMode, detect
-from orchestrator.linux.mounts import enter_mounts, mount, unmount, unshare_mounts
+from orchestrator.linux import libc
+from orchestrator.linux.mounts import unmount, unshare_mounts
 
 
 def enter_private_mounts(conmon_pid: int | None) -> bool:
@@ -31,7 +32,7 @@ def enter_private_mounts(conmon_pid: int | None) -> bool:
         unmount(hierarchy.unified)
         # crun takes the bare folder for a cgroup tree and makes folders in it. Where those are
         # made must go with the namespace, and not lie forever under the host's own mount.
-        mount("none", hierarchy.unified, "tmpfs", 0, "mode=755,size=4m")
+        libc.mount("none", hierarchy.unified, "tmpfs", 0, "mode=755,size=4m")
     except OSError as error:
         raise RuntimeFailure(
             f"the agent cannot make a mount namespace ({error.strerror}); it must run as root"
@@ -46,7 +47,7 @@ def _join(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     try:
-        enter_mounts(fd)
+        libc.setns(fd, libc.CLONE_NEWNS)
     finally:
         os.close(fd)
     return True

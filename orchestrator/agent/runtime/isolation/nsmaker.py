@@ -12,21 +12,12 @@ closes.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWNET = 0x40000000
+from orchestrator.linux import libc
+
 SIZE = 65_536
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int) -> None:
-    if result != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
 
 
 def _write(path: str, text: str) -> None:
@@ -40,10 +31,10 @@ def _write(path: str, text: str) -> None:
 def _child(ready: int, done: int, joined: int) -> None:
     try:
         if joined >= 0:
-            _check(_libc.setns(joined, CLONE_NEWUSER))
-            _check(_libc.unshare(CLONE_NEWNET))
+            libc.setns(joined, libc.CLONE_NEWUSER)
+            libc.unshare(libc.CLONE_NEWNET)
         else:
-            _check(_libc.unshare(CLONE_NEWUSER | CLONE_NEWNET))
+            libc.unshare(libc.CLONE_NEWUSER | libc.CLONE_NEWNET)
         os.write(ready, b"k")
         os.read(done, 1)
     except OSError as error:

@@ -22,38 +22,8 @@ from pathlib import Path
 
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.isolation.idranges import IdRange
-from orchestrator.linux.mounts import (
-    IDMAP,
-    MS_RDONLY,
-    NODEV,
-    RDONLY,
-    attach,
-    check,
-    detached,
-    libc,
-    mount,
-    unmount,
-)
-
-_PR_SET_SECUREBITS, _PR_GET_SECUREBITS = 28, 27
-_SECBIT_NO_SETUID_FIXUP = 1 << 2
-
-
-def idmapped(path: Path, userns: int, *, read_only: bool = False) -> int:
-    """A descriptor of a detached mount of `path`, and none below it, in which a user namespace's
-    ids are those on disk; `read_only`: nothing is written through it. Raises OSError; EINVAL where
-    the file system cannot do it."""
-    return detached(path, IDMAP | (RDONLY if read_only else 0), userns=userns)
-
-
-def mount_read_only(path: Path, target: Path) -> None:
-    """Mount the file system at `path`, and none below it, at `target`: read-only, without devices,
-    and apart from what happens to the first. Raises OSError."""
-    found = detached(path, RDONLY | NODEV)
-    try:
-        attach(found, target)
-    finally:
-        os.close(found)
+from orchestrator.linux import libc
+from orchestrator.linux.mounts import attach, idmapped, mount_read_only, unmount
 
 
 @contextmanager
@@ -63,8 +33,8 @@ def as_root_of(ids: IdRange) -> Iterator[None]:
     The host's root has no id in a mount that is mapped to a container's, and so can make nothing
     there. Overlay's own work is done as whoever mounted it.
     """
-    bits = check(libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0), "securebits")
-    check(libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0), "securebits")
+    bits = libc.prctl(libc.PR_GET_SECUREBITS)
+    libc.prctl(libc.PR_SET_SECUREBITS, bits | libc.SECBIT_NO_SETUID_FIXUP)
     try:
         user = libc.setfsuid(ids.first)
         group = libc.setfsgid(ids.first)
@@ -74,7 +44,7 @@ def as_root_of(ids: IdRange) -> Iterator[None]:
             libc.setfsuid(user)
             libc.setfsgid(group)
     finally:
-        check(libc.prctl(_PR_SET_SECUREBITS, bits, 0, 0, 0), "securebits")
+        libc.prctl(libc.PR_SET_SECUREBITS, bits)
 
 
 MOUNT_DATA_LIMIT = 4095
@@ -92,7 +62,7 @@ class Owners:
     """A descriptor of a user namespace with this range."""
 
 
-def mount_overlay(
+def mount_image_root(
     layers: Sequence[Path],
     upper: Path,
     work: Path,
@@ -133,7 +103,7 @@ def mount_overlay(
         if len(os.fsencode(data)) > MOUNT_DATA_LIMIT:
             raise RuntimeFailure(f"the image has too many layers ({len(layers)})")
         try:
-            mount("overlay", target, "overlay", 0, data)
+            libc.mount("overlay", target, "overlay", 0, data)
         except OSError as error:
             raise RuntimeFailure(_explain(error)) from error
 
@@ -149,7 +119,7 @@ def mount_layers(layers: Sequence[Path], target: Path) -> None:
     with ExitStack() as opened:
         lower = _plain(layers) or _through_descriptors(layers, opened)
         try:
-            mount("overlay", target, "overlay", MS_RDONLY, f"lowerdir={lower}")
+            libc.mount("overlay", target, "overlay", libc.MS_RDONLY, f"lowerdir={lower}")
         except OSError as error:
             raise RuntimeFailure(_explain(error)) from error
 

@@ -19,8 +19,7 @@ from typing import Self
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.isolation.idranges import IdRange
 from orchestrator.daemon import bareprogram
-from orchestrator.linux import spawn
-from orchestrator.linux.mounts import MS_BIND, mount
+from orchestrator.linux import libc, spawn
 
 _NS_GET_USERNS = 0xB701
 """ioctl_nsfs(2): the user namespace that owns a namespace."""
@@ -125,4 +124,4 @@ def keep(namespace: int, path: Path) -> None:
     """Make a namespace outlive its processes, as `ip netns` does. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o444)
-    mount(f"/proc/self/fd/{namespace}", path, "", MS_BIND, "")
+    libc.mount(f"/proc/self/fd/{namespace}", path, flags=libc.MS_BIND)

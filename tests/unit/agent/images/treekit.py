@@ -16,7 +16,7 @@ from imagekit import Layout
 from storekit import no_fetch
 
 from orchestrator.agent.images.store import ImageStore
-from orchestrator.agent.runtime.isolation.rootfs import mount_layers, mount_overlay
+from orchestrator.agent.runtime.isolation.rootfs import mount_image_root, mount_layers
 from orchestrator.linux.mounts import unmount, unshare_mounts
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ def container_tree(layers: Sequence[Path], folder: Path) -> Tree:
     upper, work, root, maps = places
 
     def look() -> Tree:
-        mount_overlay(layers, upper, work, root, maps=maps)
+        mount_image_root(layers, upper, work, root, maps=maps)
         found = tree(root)
         unmount(root)
         return found

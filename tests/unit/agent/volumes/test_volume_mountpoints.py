@@ -9,7 +9,8 @@ from volumekit import private
 
 from orchestrator.agent.volumes import mountpoints
 from orchestrator.agent.volumes.mountpoints import Mounted, mount_at, mount_of, parse
-from orchestrator.linux.mounts import mount, unmount
+from orchestrator.linux.libc import mount
+from orchestrator.linux.mounts import unmount
 from tests.deadfuse import DeadFileSystem
 
 TABLE = r"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
